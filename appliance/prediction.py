@@ -1,0 +1,180 @@
+"""The record of one prediction, the moves its status may make, and the events that change it.
+
+Pure: no clock is read and nothing is stored here. ``Prediction`` is frozen; every change makes a new
+record. Only ``appliance.engine`` asks for changes, and only ``appliance.store`` keeps them.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+import msgspec
+
+#: Crockford's alphabet without i, l, o, u, as in the ids that Replicate hands out (replicate-api 3.1).
+_CROCKFORD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
+ID_LENGTH: Final = 26
+
+
+class Status(StrEnum):
+    """Where a prediction stands; the values are the strings stored and served."""
+
+    STARTING = "starting"  # accepted and committed: queued, or its model is being loaded
+    PROCESSING = "processing"  # handed to an engine host
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # `error` says why
+    CANCELED = "canceled"  # by the caller, or by a deadline while running
+    ABORTED = "aborted"  # a deadline passed before it started (only with Cancel-After)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether no further move is possible."""
+        return self in TERMINAL
+
+
+TERMINAL: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.ABORTED})
+
+#: status -> the statuses it may move to. `processing -> starting` is a re-queue after a lost host.
+MOVES: Final[dict[Status, frozenset[Status]]] = {
+    Status.STARTING: frozenset(
+        {Status.PROCESSING, Status.FAILED, Status.CANCELED, Status.ABORTED}
+    ),
+    Status.PROCESSING: frozenset(
+        {Status.STARTING, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}
+    ),
+    **{status: frozenset() for status in TERMINAL},
+}
+
+
+class Log(msgspec.Struct, frozen=True, tag="log"):
+    """Text the model wrote to its output streams; newline-separated, may be part of a line."""
+
+    text: str
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """Output of the model.
+
+    With ``append`` the values are further items of an iterator output (a few tokens travel together);
+    without it ``values`` holds exactly one item, the whole output.
+    """
+
+    values: list[Any]
+    append: bool = True
+
+
+class Metric(msgspec.Struct, frozen=True, tag="metric"):
+    """A number or text measured about this prediction; a later value of the same name replaces it."""
+
+    name: str
+    value: Any
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The last event of a run; exactly one is sent. ``error`` is set only with ``failed``."""
+
+    status: Literal["succeeded", "failed", "canceled"]
+    error: str | None = None
+
+
+Event = Log | Output | Metric | Done
+
+
+class Emitted(msgspec.Struct, frozen=True, array_like=True):
+    """One event on its way from an engine host to the engine.
+
+    ``n`` counts the events of one attempt from 1 without gaps, so a re-attached engine can tell which
+    it has already applied.
+    """
+
+    id: str
+    attempt: int
+    n: int
+    event: Event
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One run of one prediction, as handed to an engine host: the input is validated and complete."""
+
+    id: str
+    attempt: int
+    input: dict[str, Any]
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """One request and all that is known of it. Times are Unix seconds, UTC."""
+
+    id: str
+    model: str  # owner/name as configured, also when the caller used an alias
+    version: str  # 64 hex digits
+    owner: str  # account that made it
+    input: dict[str, Any]  # exactly the keys the caller gave, verbatim
+    status: Status = Status.STARTING
+    output: Any = None
+    logs: str = ""
+    error: str | None = None
+    metrics: dict[str, Any] = {}
+    source: str = "api"
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    deadline: float | None = None  # from Cancel-After
+    stream_token: str  # unguessable part of urls.stream
+    attempt: int = 0  # runs begun so far; 1 while the first is under way
+    n: int = 0  # last event of this attempt that is applied
+    data_removed: bool = False
+
+    def evolve(self, **changes: Any) -> Prediction:
+        """A copy with ``changes`` applied."""
+        return msgspec.structs.replace(self, **changes)
+
+    def move(self, status: Status, **changes: Any) -> Prediction:
+        """A copy in ``status``.
+
+        Raises:
+            ValueError: the move is not in ``MOVES``.
+        """
+        if status not in MOVES[self.status]:
+            raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
+        return self.evolve(status=status, **changes)
+
+    def started(self, now: float) -> Prediction:
+        """Claimed for a run: processing, next attempt, nothing applied yet."""
+        return self.move(
+            Status.PROCESSING, started_at=now, attempt=self.attempt + 1, n=0, output=None, logs="", metrics={}
+        )
+
+    def finished(self, status: Status, now: float, error: str | None = None) -> Prediction:
+        """Terminal at ``now``; output, logs and metrics so far are kept."""
+        metrics = dict(self.metrics)
+        if self.started_at is not None:
+            metrics.setdefault("predict_time", round(now - self.started_at, 6))
+        metrics["total_time"] = round(now - self.created_at, 6)
+        return self.move(status, completed_at=now, error=error, metrics=metrics)
+
+    def apply(self, event: Log | Output | Metric, n: int) -> Prediction:
+        """The record after event number ``n``; a number already applied changes nothing."""
+        if n <= self.n:
+            return self
+        match event:
+            case Log(text):
+                return self.evolve(logs=self.logs + text, n=n)
+            case Output(values, append=True):
+                before = self.output if isinstance(self.output, list) else []
+                return self.evolve(output=[*before, *values], n=n)
+            case Output(values):
+                return self.evolve(output=values[0], n=n)
+            case Metric(name, value):
+                return self.evolve(metrics={**self.metrics, name: value}, n=n)
+
+
+def new_id() -> str:
+    """A fresh id: 26 characters, 128 bits and more of randomness."""
+    return base64.b32encode(secrets.token_bytes(17))[:ID_LENGTH].translate(_CROCKFORD).decode()
+
+
+def new_stream_token() -> str:
+    """A fresh capability for a stream URL: 256 bits, safe in a path."""
+    return secrets.token_hex(32)

@@ -1,0 +1,423 @@
+"""Which prediction runs, which model is loaded where, and which makes room: pure decisions.
+
+The engine tells the scheduler what happened (``queued``, ``finished``, ``loaded``, ...) and asks ``decide``
+what to do next; nothing here does I/O, reads a clock or awaits. Memory is kept in bytes per device in a
+ledger of our own: a reservation is made when a load is decided and let go only when the unload is confirmed.
+Times are seconds on any one monotonic clock, passed in by the caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from appliance.errors import NeverFits
+
+#: A model that was just loaded is not evicted for this long, so that two models do not chase each other.
+MIN_RESIDENCY: Final = 10.0  # seconds
+#: How long a model waits for others to fall idle before a busy one is drained for it.
+PATIENCE: Final = 20.0  # seconds
+#: After a failed load the next one waits this long, doubling up to the second number.
+BACKOFF: Final = (10.0, 300.0)  # seconds
+
+
+class Residency(StrEnum):
+    """Where a model's weights are."""
+
+    COLD = "cold"  # not loaded
+    LOADING = "loading"  # reserved, an engine host is starting
+    READY = "ready"  # takes predictions
+    DRAINING = "draining"  # finishes what runs, takes nothing new, then unloads
+    UNLOADING = "unloading"  # its host is being stopped; memory is still reserved
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """One device and the bytes it has for models."""
+
+    device: str
+    memory: int
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model asks of the machine."""
+
+    model: str
+    concurrency: int  # predictions at a time
+    memory: int | None = None  # bytes on each of its devices; exclusive with share
+    share: float | None = None  # of each of its devices, over 0 up to 1
+    devices: int = 1  # how many devices hold it together
+    pin: bool = False  # loaded at start and never evicted
+    preload: bool = False  # loaded at start
+    idle_unload_after: float | None = None  # seconds
+
+    def bytes_on(self, capacity: Capacity) -> int:
+        """Bytes this model takes of that device."""
+        return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Run this prediction now; a slot of its model is taken until ``finished``."""
+
+    id: str
+    model: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Load this model; ``memory`` bytes are reserved on each of ``devices``."""
+
+    model: str
+    devices: tuple[str, ...]
+    memory: int
+
+
+class Unload(msgspec.Struct, frozen=True):
+    """Stop this model's host; nothing runs on it."""
+
+    model: str
+    reason: str
+
+
+Decision = Start | Load | Unload
+
+
+class _Model:
+    """Everything known of one model; only the scheduler writes it."""
+
+    def __init__(self, demand: Demand) -> None:
+        self.demand = demand
+        self.state = Residency.COLD
+        self.queue: deque[str] = deque()
+        self.running: set[str] = set()
+        self.devices: tuple[str, ...] = ()
+        self.reserved = 0  # bytes on each of its devices
+        self.wanted = demand.pin or demand.preload  # load it although nothing is queued
+        self.waiting_since: float | None = None
+        self.ready_since = 0.0
+        self.last_used = 0.0
+        self.failures = 0
+        self.blocked_until = 0.0
+        self.drain_reason = ""
+
+    @property
+    def idle(self) -> bool:
+        return not self.queue and not self.running
+
+    def evictable(self, now: float) -> bool:
+        return (
+            self.state is Residency.READY
+            and not self.demand.pin
+            and now - self.ready_since >= MIN_RESIDENCY
+        )
+
+    def wants_load(self, now: float) -> bool:
+        return (
+            self.state is Residency.COLD and (bool(self.queue) or self.wanted) and now >= self.blocked_until
+        )
+
+
+class Scheduler:
+    """The queues, the residency of every model and the ledger of every device."""
+
+    def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
+        """At least one device; model names are unique."""
+        self._capacities = {capacity.device: capacity for capacity in capacities}
+        self._models = {demand.model: _Model(demand) for demand in demands}
+        self._queued: dict[str, str] = {}  # prediction id -> model
+
+    # -- facts -------------------------------------------------------------------------------------------
+
+    def check_fits(self, model: str) -> None:
+        """Raise ``NeverFits`` with the numbers if no choice of devices could ever hold the model."""
+        demand = self._models[model].demand
+        roomy = [c for c in self._capacities.values() if demand.bytes_on(c) <= c.memory]
+        if len(roomy) >= demand.devices:
+            return
+        sizes = ", ".join(f"{c.device} has {c.memory:,}" for c in self._capacities.values())
+        needs = f"{demand.memory:,} bytes" if demand.memory is not None else f"a share of {demand.share}"
+        raise NeverFits(
+            f"model {model} needs {needs} on {demand.devices} device(s), but {sizes} bytes; "
+            "lower its memory in models.yaml or choose a smaller model"
+        )
+
+    def queued(self, id: str, model: str, now: float, *, front: bool = False) -> None:
+        """A prediction waits for its model; ``front`` is for one that already had its turn."""
+        entry = self._models[model]
+        if front:
+            entry.queue.appendleft(id)
+        else:
+            entry.queue.append(id)
+        self._queued[id] = model
+        if entry.waiting_since is None:
+            entry.waiting_since = now
+
+    def withdrawn(self, id: str) -> bool:
+        """A waiting prediction is no longer wanted; False if it was not waiting."""
+        model = self._queued.pop(id, None)
+        if model is None:
+            return False
+        self._models[model].queue.remove(id)
+        return True
+
+    def finished(self, id: str, model: str, now: float) -> None:
+        """A started prediction let go of its slot."""
+        entry = self._models[model]
+        entry.running.discard(id)
+        entry.last_used = now
+
+    def loaded(self, model: str, now: float) -> None:
+        """The load that was decided is done."""
+        entry = self._models[model]
+        entry.state = Residency.READY
+        entry.ready_since = entry.last_used = now
+        entry.failures = 0
+        entry.wanted = entry.demand.pin
+
+    def load_failed(self, model: str, now: float) -> list[str]:
+        """The load that was decided failed; returns the ids that were waiting, now forgotten."""
+        entry = self._models[model]
+        entry.failures += 1
+        entry.blocked_until = now + min(BACKOFF[0] * 2 ** (entry.failures - 1), BACKOFF[1])
+        entry.wanted = entry.demand.pin
+        ids = list(entry.queue)
+        entry.queue.clear()
+        for id in ids:
+            del self._queued[id]
+        self._release(entry)
+        return ids
+
+    def unloaded(self, model: str) -> None:
+        """The unload that was decided is confirmed: the memory is free."""
+        self._release(self._models[model])
+
+    def lost(self, model: str) -> None:
+        """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
+        entry = self._models[model]
+        entry.running.clear()
+        entry.wanted = entry.wanted or entry.demand.pin
+        self._release(entry)
+
+    def adopted(self, model: str, devices: tuple[str, ...], memory: int, now: float) -> None:
+        """A host of an earlier gateway is still there."""
+        entry = self._models[model]
+        entry.state = Residency.READY
+        entry.devices = devices
+        entry.reserved = memory
+        entry.ready_since = entry.last_used = now
+        entry.wanted = False
+
+    def resumed(self, id: str, model: str) -> None:
+        """A prediction still runs on an adopted host: it holds a slot."""
+        self._models[model].running.add(id)
+
+    def stopping(self, model: str) -> None:
+        """The host is being killed: nothing may start there, its memory is still taken."""
+        self._models[model].state = Residency.UNLOADING
+
+    def wanted(self, model: str) -> None:
+        """Load it when there is room, although nothing waits for it."""
+        entry = self._models[model]
+        entry.wanted = entry.state not in {Residency.READY, Residency.LOADING}
+        entry.blocked_until = 0.0
+
+    def unwanted(self, model: str, reason: str) -> None:
+        """Unload it once what runs on it is done; later predictions load it again."""
+        entry = self._models[model]
+        entry.wanted = False
+        if entry.state is Residency.READY:
+            entry.state = Residency.DRAINING
+            entry.drain_reason = reason
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def residency(self, model: str) -> Residency:
+        """Where the model is now."""
+        return self._models[model].state
+
+    def depth(self, model: str | None = None) -> int:
+        """How many predictions wait, for one model or for all."""
+        return len(self._queued) if model is None else len(self._models[model].queue)
+
+    def running(self, model: str) -> frozenset[str]:
+        """The ids that hold a slot of this model."""
+        return frozenset(self._models[model].running)
+
+    def devices(self, model: str) -> tuple[str, ...]:
+        """The devices that hold, or are reserved for, this model."""
+        return self._models[model].devices
+
+    def reserved(self, device: str) -> dict[str, int]:
+        """Bytes by model on one device."""
+        return {
+            name: entry.reserved for name, entry in self._models.items() if device in entry.devices
+        }
+
+    def free(self, device: str) -> int:
+        """Bytes of the device that no model has reserved."""
+        return self._capacities[device].memory - sum(self.reserved(device).values())
+
+    def next_wakeup(self, now: float) -> float | None:
+        """When ``decide`` may have something new to say although nothing happens; None for never."""
+        times = []
+        for entry in self._models.values():
+            limit = entry.demand.idle_unload_after
+            if entry.state is Residency.READY and entry.idle and limit is not None and not entry.demand.pin:
+                times.append(entry.last_used + limit)
+            if entry.state is Residency.COLD and (entry.queue or entry.wanted):
+                times.append(max(entry.blocked_until, now + 1.0))
+        return min(times, default=None)
+
+    # -- decisions ---------------------------------------------------------------------------------------
+
+    def decide(self, now: float) -> list[Decision]:
+        """What to do now. The scheduler takes it as done, so carry out every decision, in order."""
+        decisions: list[Decision] = []
+        for name, entry in self._models.items():
+            decisions += self._starts(name, entry)
+        decisions += self._idle_unloads(now)
+        decisions += self._placements(now)
+        for name, entry in self._models.items():
+            if entry.state is Residency.DRAINING and not entry.running:
+                decisions.append(self._unload(name, entry.drain_reason))
+        return decisions
+
+    def _starts(self, name: str, entry: _Model) -> list[Decision]:
+        starts: list[Decision] = []
+        if entry.state is not Residency.READY:
+            return starts
+        while entry.queue and len(entry.running) < entry.demand.concurrency:
+            id = entry.queue.popleft()
+            del self._queued[id]
+            entry.running.add(id)
+            starts.append(Start(id, name))
+        if not entry.queue:
+            entry.waiting_since = None
+        return starts
+
+    def _idle_unloads(self, now: float) -> list[Decision]:
+        due = []
+        for name, entry in self._models.items():
+            limit = entry.demand.idle_unload_after
+            if (
+                entry.state is Residency.READY
+                and entry.idle
+                and not entry.demand.pin
+                and limit is not None
+                and now >= entry.last_used + limit
+            ):
+                due.append(self._unload(name, f"idle for {limit:g} s"))
+        return due
+
+    def _placements(self, now: float) -> list[Decision]:
+        """Load what waits, longest wait first; the others may use only what the earlier ones leave."""
+        decisions: list[Decision] = []
+        waiting = [(name, entry) for name, entry in self._models.items() if entry.wants_load(now)]
+        waiting.sort(key=lambda item: item[1].waiting_since if item[1].waiting_since is not None else now)
+        promised: dict[str, int] = dict.fromkeys(self._capacities, 0)
+        for name, entry in waiting:
+            plan = self._plan(entry, now, promised)
+            if plan is None:
+                continue
+            devices, victims = plan
+            if all(self._open(device, entry, promised) for device in devices):
+                decisions.append(self._load(name, devices))
+                continue
+            for device in devices:
+                promised[device] += entry.demand.bytes_on(self._capacities[device])
+            decisions += [self._unload(victim, f"makes room for {name}") for victim in victims]
+        return decisions
+
+    def _plan(
+        self, entry: _Model, now: float, promised: dict[str, int]
+    ) -> tuple[tuple[str, ...], list[str]] | None:
+        """The devices with the fewest evictions and whom to evict; None while there is no way."""
+        options = []
+        for device, capacity in self._capacities.items():
+            need = entry.demand.bytes_on(capacity)
+            victims = self._victims(device, need + promised[device] - self.free(device), entry, now)
+            if need <= capacity.memory and victims is not None:
+                options.append((len(victims), -self.free(device), device, victims))
+        if len(options) < entry.demand.devices:
+            return None
+        chosen = sorted(options)[: entry.demand.devices]
+        evicted = sorted({victim for _, _, _, victims in chosen for victim in victims})
+        return tuple(sorted(device for _, _, device, _ in chosen)), evicted
+
+    def _victims(self, device: str, missing: int, waiter: _Model, now: float) -> list[str] | None:
+        """Models to unload for ``missing`` bytes, least recently used first; None if that is not possible.
+
+        Bytes that are on their way back already count, without naming a victim. When the waiter has lost
+        its patience a busy model is told to drain, which frees its bytes later.
+        """
+        if missing <= 0:
+            return []
+        here = [(name, entry) for name, entry in self._models.items() if device in entry.devices]
+        coming = sum(
+            entry.reserved
+            for _, entry in here
+            if entry.state in {Residency.UNLOADING, Residency.DRAINING}
+        )
+        missing -= coming
+        victims = []
+        evictable = [
+            (entry.last_used, name, entry) for name, entry in here if entry.idle and entry.evictable(now)
+        ]
+        for _, name, entry in sorted(evictable, key=lambda item: item[:2]):
+            if missing <= 0:
+                break
+            victims.append(name)
+            missing -= entry.reserved
+        if missing > 0:
+            self._drain(device, missing, waiter, now)
+            return None
+        return victims
+
+    def _drain(self, device: str, missing: int, waiter: _Model, now: float) -> None:
+        since = waiter.waiting_since
+        if since is None or now - since < PATIENCE:
+            return
+        busy = [
+            (entry.last_used, name, entry)
+            for name, entry in self._models.items()
+            if device in entry.devices and entry.evictable(now)
+        ]
+        if sum(entry.reserved for _, _, entry in busy) < missing:
+            return
+        for _, _, entry in sorted(busy, key=lambda item: item[:2]):
+            if missing <= 0:
+                return
+            entry.state = Residency.DRAINING
+            entry.drain_reason = f"makes room for {waiter.demand.model}, which waited {now - since:.0f} s"
+            if entry.queue:
+                entry.waiting_since = now
+            missing -= entry.reserved
+
+    def _open(self, device: str, waiter: _Model, promised: dict[str, int]) -> bool:
+        """Whether the waiter may load there now: the bytes are free, and nothing else loads or unloads.
+
+        Two at a time would mis-measure each other's memory.
+        """
+        need = waiter.demand.bytes_on(self._capacities[device]) + promised[device]
+        return self.free(device) >= need and not any(
+            device in entry.devices and entry.state in {Residency.LOADING, Residency.UNLOADING}
+            for entry in self._models.values()
+        )
+
+    def _load(self, name: str, devices: tuple[str, ...]) -> Load:
+        entry = self._models[name]
+        entry.state = Residency.LOADING
+        entry.devices = devices
+        entry.reserved = max(entry.demand.bytes_on(self._capacities[device]) for device in devices)
+        return Load(name, devices, entry.reserved)
+
+    def _unload(self, name: str, reason: str) -> Unload:
+        self._models[name].state = Residency.UNLOADING
+        return Unload(name, reason)
+
+    def _release(self, entry: _Model) -> None:
+        entry.state = Residency.COLD
+        entry.devices = ()
+        entry.reserved = 0
