@@ -1,0 +1,152 @@
+"""Logging: one line a record, with the prediction and the model it is about, and no secrets.
+
+A traceback follows its record on lines that begin with four spaces; as JSON it is a field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from appliance.errors import ConfigError
+
+Format = Literal["human", "json"]
+
+#: Picks the format where the caller does not: `human` or `json`.
+FORMAT_VARIABLE: Final = "APPLIANCE_LOG_FORMAT"
+
+#: The admin token, masked wherever it turns up.
+_TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"
+
+_MASK: Final = "***"
+
+# Credentials of HTTP requests, and tokens with Replicate's prefix. "Token" is also a common word here, so
+# what follows it must look like one, with a digit.
+_CREDENTIALS: Final = re.compile(
+    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_)[\w\-.~+/=]{8,})", re.IGNORECASE
+)
+
+_prediction: ContextVar[str | None] = ContextVar("prediction", default=None)
+_model: ContextVar[str | None] = ContextVar("model", default=None)
+
+
+def configure(file: Path | None = None, *, format: Format | None = None, level: int = logging.INFO) -> None:
+    """Send every logger's records to ``file``, appending, or to stderr; a second call replaces the first.
+
+    ``format`` falls back to ``APPLIANCE_LOG_FORMAT``, then to ``human``.
+
+    Raises:
+        ConfigError: the variable holds something else.
+    """
+    chosen = format or os.environ.get(FORMAT_VARIABLE) or "human"
+    if chosen not in ("human", "json"):
+        raise ConfigError(f'{chosen!r} is no log format: use "human" or "json"', key=FORMAT_VARIABLE)
+    handler = logging.StreamHandler() if file is None else logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(JsonFormatter() if chosen == "json" else HumanFormatter())
+    handler.addFilter(add_context)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(True)
+
+
+@contextlib.contextmanager
+def bind(*, prediction: str | None = None, model: str | None = None) -> Iterator[None]:
+    """Name what the records of this task are about, until the block ends; None leaves a name as it was.
+
+    Tasks started inside inherit it.
+    """
+    tokens = _prediction.set(prediction or _prediction.get()), _model.set(model or _model.get())
+    try:
+        yield
+    finally:
+        _prediction.reset(tokens[0])
+        _model.reset(tokens[1])
+
+
+def add_context(record: logging.LogRecord) -> bool:
+    """Filter: put the bound names on the record, unless it was logged with names of its own (``extra``)."""
+    for name, bound in (("prediction", _prediction), ("model", _model)):
+        if getattr(record, name, None) is None:
+            setattr(record, name, bound.get())
+    return True
+
+
+class Formatter(logging.Formatter):
+    """Gathers the fields of a record and masks credentials in each, before escaping could hide them."""
+
+    def __init__(self) -> None:
+        """Remembers the admin token of the environment, so that it is known in any guise."""
+        super().__init__()
+        self._secret = os.environ.get(_TOKEN_VARIABLE) or None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line without its end."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "prediction": getattr(record, "prediction", None),
+            "model": getattr(record, "model", None),
+            "message": record.getMessage(),
+            "exception": _traceback(record),
+        }
+        return self.lay_out(
+            {name: self._mask(str(value)) for name, value in fields.items() if value is not None}
+        )
+
+    def _mask(self, text: str) -> str:
+        if self._secret is not None:
+            text = text.replace(self._secret, _MASK)
+        return _CREDENTIALS.sub(lambda match: f"{match['kind']}{_MASK}", text)
+
+    def lay_out(self, fields: dict[str, str]) -> str:
+        """The line made of ``fields``; what is unknown (prediction, model, exception) is not among them."""
+        raise NotImplementedError
+
+
+class HumanFormatter(Formatter):
+    """``2025-01-31T12:00:00.123Z INFO appliance.engine [id owner/name] message``."""
+
+    def lay_out(self, fields: dict[str, str]) -> str:
+        """Line breaks inside the message are escaped, so that no text can pose as a record."""
+        subject = " ".join(fields[name] for name in ("prediction", "model") if name in fields)
+        message = f"[{subject}] {fields['message']}" if subject else fields["message"]
+        line = f"{fields['time']} {fields['level']} {fields['logger']} {_one_line(message)}"
+        return line + "".join(f"\n    {_one_line(row)}" for row in fields.get("exception", "").splitlines())
+
+
+class JsonFormatter(Formatter):
+    """A JSON object a line, with the fields that are known."""
+
+    def lay_out(self, fields: dict[str, str]) -> str:
+        """Text that is not Unicode (lone surrogates) is written with escapes."""
+        unicode = {key: value.encode("utf-8", "backslashreplace").decode() for key, value in fields.items()}
+        return msgspec.json.encode(unicode).decode()
+
+
+def _traceback(record: logging.LogRecord) -> str | None:
+    if not record.exc_info:
+        return None
+    return "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+
+
+def _one_line(text: str) -> str:
+    """``text`` with control characters and lone surrogates escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )

@@ -1,0 +1,175 @@
+"""What the engine, the API and the CLI may ask of a store, whichever database is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from appliance.prediction import Log, Metric, Output, Prediction, Status
+from appliance.token import Token
+
+#: What may be appended: ``Done`` is not, it becomes a status with ``finish``.
+Progress = Log | Output | Metric
+
+# Named here because the method ``list`` hides the builtin inside a store's class body.
+Predictions = list[Prediction]
+Tokens = list[Token]
+
+
+class Cursor(NamedTuple):
+    """A place in a list sorted by ``(created_at, id)``, and the direction to read on from it.
+
+    The record at the place itself is not part of the page. Forwards means older, ``backwards`` newer.
+    """
+
+    created_at: float
+    id: str
+    backwards: bool = False
+
+
+class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that some model has or had. ``created_at`` is when it was first seen, Unix seconds."""
+
+    id: str  # 64 hex digits
+    model: str  # owner/name; several models may share a version id
+    created_at: float
+    document: dict[str, Any]  # the OpenAPI document, as served
+
+
+Versions = list[VersionRow]
+
+
+class Store(Protocol):
+    """Predictions, versions, tokens and counters; accepted means committed.
+
+    Writes return a future at once. They take effect in the order of the calls, awaited or not: a ``finish``
+    called after an ``append`` commits with it or later, never before. The future is done after the commit;
+    cancelling it does not take the write back. Await it or let it be (asyncio logs the error of one that was
+    let be); it is no coroutine, so ``create_task`` does not take it. A write that fails fails alone, with
+    ``StoreError`` (a value that cannot be stored, an id that exists, a full disk) or its subclass
+    ``StatusConflict``. What is handed over must not be changed afterwards.
+
+    All methods belong to the event loop that called ``open``.
+    """
+
+    async def open(self) -> None:
+        """Make the database ready, creating or upgrading it.
+
+        Raises:
+            StoreError: it is damaged, newer than this code, or cannot be reached; the text names it.
+        """
+
+    async def own(self, patience: float = 0.0) -> None:
+        """Become the one process that may run predictions from this database, until ``close`` or death.
+
+        Waits up to ``patience`` seconds for another owner to go. Reading and token writes need no ownership.
+
+        Raises:
+            StoreError: another process owns it; the text names its pid.
+        """
+
+    async def close(self) -> None:
+        """Commit what was queued, then let go of the database. Later calls raise StoreError."""
+
+    def create(self, prediction: Prediction) -> asyncio.Future[None]:
+        """Store a new prediction, and count it for its model.
+
+        Raises:
+            ValueError: its status is not ``starting``.
+        """
+        ...
+
+    def claim(self, prediction: Prediction) -> asyncio.Future[None]:
+        """Move ``starting -> processing``; ``prediction.attempt`` must be one more than the stored one.
+
+        Raises:
+            ValueError: its status is not ``processing``.
+        """
+        ...
+
+    def requeue(self, prediction: Prediction) -> asyncio.Future[None]:
+        """Move ``processing -> starting`` and drop the events of the attempt.
+
+        Raises:
+            ValueError: its status is not ``starting``.
+        """
+        ...
+
+    def finish(self, prediction: Prediction) -> asyncio.Future[None]:
+        """Write the whole terminal record, once, and delete its events in the same transaction.
+
+        Refused with StatusConflict when the stored prediction is terminal, or ``MOVES`` does not lead from
+        its status to this one. Attempts are not compared: a cancel may be decided before a queued ``claim``.
+
+        Raises:
+            ValueError: its status is not terminal.
+        """
+        ...
+
+    def append(self, id: str, attempt: int, events: Sequence[tuple[int, Progress]]) -> asyncio.Future[None]:
+        """Keep numbered events of a running attempt; a number stored before is left as it is.
+
+        Refused with StatusConflict when that attempt of the prediction is not ``processing``.
+        """
+        ...
+
+    async def get(self, id: str) -> Prediction | None:
+        """The prediction, with the events of its current attempt applied."""
+
+    async def by_stream_token(self, token: str) -> Prediction | None:
+        """The prediction whose stream URL carries ``token``, as from ``get``."""
+
+    async def list(
+        self,
+        owner: str,
+        *,
+        cursor: Cursor | None = None,
+        limit: int = 100,
+        model: str | None = None,
+        status: Status | None = None,
+        created_after: float | None = None,
+        created_before: float | None = None,
+    ) -> Predictions:
+        """A page of the owner's predictions, always newest first by ``(created_at, id)``.
+
+        Running ones are as last written by ``claim``, without their events. ``created_after`` is inclusive,
+        ``created_before`` exclusive, both Unix seconds.
+        """
+        ...
+
+    async def unfinished(self) -> Predictions:
+        """Every prediction that is not terminal, oldest first, as from ``get``."""
+        ...
+
+    async def run_counts(self) -> dict[str, int]:
+        """How many predictions each model has been asked for, ever."""
+        ...
+
+    def record_version(self, row: VersionRow) -> asyncio.Future[VersionRow]:
+        """Store a version, or only its document if it is known. The result has the first ``created_at``."""
+        ...
+
+    async def versions(self, model: str) -> Versions:
+        """All versions the model ever had, newest first."""
+        ...
+
+    async def version(self, id: str, model: str | None = None) -> VersionRow | None:
+        """One version of ``model``, or of whichever model had it first."""
+
+    def add_token(self, token: Token) -> asyncio.Future[None]:
+        """Store a token; its secret is not part of it."""
+        ...
+
+    async def find_token(self, digest: str) -> Token | None:
+        """The token with this digest; None also when it is revoked."""
+
+    async def list_tokens(self) -> Tokens:
+        """Every token, revoked ones too, oldest first."""
+        ...
+
+    def revoke_token(self, id: str) -> asyncio.Future[Token | None]:
+        """Revoke a token now and return it; None when there is none. A second time changes nothing."""
+        ...

@@ -1,0 +1,114 @@
+"""Opening the SQLite file: connections, steps of the schema, and sentences for what SQLite refuses."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final, Literal
+
+from appliance.errors import StoreError
+from appliance.store.queries import STEPS
+
+Durability = Literal["full", "normal"]
+
+#: How long a statement waits for another process's write, e.g. `appliance token create`.
+BUSY_TIMEOUT: Final = 5.0  # seconds
+
+_REMEDIES: Final = {
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or move it and its -wal and -shm files"
+    " away to start empty (`sqlite3 FILE .recover` may save its contents)",
+    sqlite3.SQLITE_NOTADB: "the file is not a database: restore a backup, or move it and its -wal and -shm"
+    " files away to start empty",
+    sqlite3.SQLITE_FULL: "the disk is full: free some space",
+    sqlite3.SQLITE_BUSY: "another process has been writing for too long: try again",
+    sqlite3.SQLITE_READONLY: "it cannot be written: check the owner of the data folder",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check the owner of the data folder, and the limit of open"
+    " files",
+}
+
+
+def store_error(error: sqlite3.Error, path: Path) -> StoreError:
+    """What ``error`` means, and what to do about it, in the words of the tree."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part; absent on misuse
+    remedy = _REMEDIES.get(code)
+    return StoreError(f"{path}: {remedy} ({error})" if remedy else f"{path}: {error}")
+
+
+def connect(path: Path, durability: Durability) -> sqlite3.Connection:
+    """A connection that writes. It may be used by one thread at a time; transactions are begun by hand.
+
+    Raises:
+        StoreError: the file cannot be opened, is no database, or lies where WAL does not work.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # SQLite gives its -wal and -shm files the mode of the database: inputs and outputs are private.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        raise StoreError(f"{path}: cannot open the database: {exc.strerror}") from exc
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute(f"PRAGMA synchronous = {durability}")
+        # After a burst the WAL file is cut back to this many bytes; without it it keeps its largest size.
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+    except sqlite3.Error as exc:
+        connection.close()
+        raise store_error(exc, path) from exc
+    if mode != "wal":
+        connection.close()
+        raise StoreError(f"{path}: no WAL database can lie here: put the data folder on a local disk")
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write. The database must exist; the one thread using it may change."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def upgrade(connection: sqlite3.Connection, path: Path) -> None:
+    """Run the steps of the schema that the database has not had, all of them or none.
+
+    Raises:
+        StoreError: the database comes from a newer appliance, or a step failed.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")  # two processes may open a new database at once
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found > len(STEPS):
+            raise StoreError(
+                f"{path}: written by a newer appliance (format {found}, this one knows {len(STEPS)}):"
+                " upgrade the appliance, or use another data folder"
+            )
+        for step in STEPS[found:]:
+            for statement in statements(step):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(STEPS)}")
+        connection.execute("COMMIT")
+    except sqlite3.Error as exc:
+        raise store_error(exc, path) from exc
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def statements(script: str) -> list[str]:
+    """The statements of an SQL script, each beginning on a line of its own.
+
+    ``executescript`` will not do: it would commit the transaction around it.
+    """
+    found: list[str] = []
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            found.append(statement)
+            statement = ""
+    return found

@@ -1,0 +1,66 @@
+"""The lock that makes one process the owner of a database."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+from appliance.errors import StoreError
+
+_POLL: Final = 0.05  # seconds between looks at a lock that another process holds
+
+
+class OwnerLock:
+    """A lock file beside the database. The kernel frees it when its process dies, however it dies."""
+
+    def __init__(self, database: Path) -> None:
+        """Nothing is taken yet."""
+        self._path = database.with_name(f"{database.name}.lock")
+        self._descriptor: int | None = None
+
+    async def take(self, patience: float) -> None:
+        """Take the lock, trying for ``patience`` seconds; no matter if this object holds it already.
+
+        Raises:
+            StoreError: another process holds it, or the file cannot be written.
+        """
+        if self._descriptor is not None:
+            return
+        try:
+            # Not inherited by child processes, so an engine host never outlives its gateway as the owner.
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise StoreError(f"{self._path}: cannot open the lock file: {exc.strerror}") from exc
+        try:
+            await self._lock(descriptor, patience)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:  # also when the waiting task is cancelled
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    async def _lock(self, descriptor: int, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as exc:
+                if loop.time() >= give_up:
+                    holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+                    raise StoreError(
+                        f"{self._path}: the data folder is in use by another appliance (pid {holder}):"
+                        " stop that one, or set another data folder"
+                    ) from exc
+            await asyncio.sleep(_POLL)
+
+    def release(self) -> None:
+        """Give the lock back, if held. The file stays: removing it could take it from under a new owner."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,128 @@
+-- Every statement of the store. A name line starts a query, the comment after it says what it does.
+
+-- query: insert_prediction
+-- A new prediction without its input; refused when the id or the stream token exists.
+INSERT INTO predictions (
+    id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
+    attempt, n, data_removed, error, logs, output, metrics
+) VALUES (
+    :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
+    :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics
+);
+
+-- query: insert_input
+-- The input of the prediction inserted last.
+INSERT INTO inputs (prediction, body) VALUES (:prediction, :body);
+
+-- query: move_prediction
+-- Everything about a prediction that can change, written only if its status is one of two and its attempt the
+-- expected one (NULL: any); no row moves otherwise. The events are deleted by the trigger events_are_folded.
+UPDATE predictions SET
+    status = :status, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, n = :n,
+    data_removed = :data_removed, error = :error, logs = :logs, output = :output, metrics = :metrics
+WHERE id = :id AND status IN (:from_status, :or_from_status) AND attempt = coalesce(:from_attempt, attempt);
+
+-- query: standing
+-- Status and attempt of one prediction, to word a conflict.
+SELECT status, attempt FROM predictions WHERE id = :id;
+
+-- query: running
+-- The number of a prediction if this attempt of it is under way: only then are events taken.
+SELECT number FROM predictions WHERE id = :id AND attempt = :attempt AND status = 'processing';
+
+-- query: insert_event
+-- One event; a number that is there already is the same event sent again after a re-attachment.
+INSERT INTO events (prediction, attempt, n, body) VALUES (:prediction, :attempt, :n, :body)
+ON CONFLICT DO NOTHING;
+
+-- query: prediction_by_id
+-- One prediction with its input.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE p.id = :id;
+
+-- query: prediction_by_stream_token
+-- The prediction whose urls.stream carries this token.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE p.stream_token = :stream_token;
+
+-- query: unfinished_predictions
+-- All that are neither finished nor given up, oldest first.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE p.status IN ('starting', 'processing')
+ORDER BY p.created_at, p.id;
+
+-- query: events_of_attempt
+-- The stored events of one attempt in their order.
+SELECT e.n, e.body
+FROM predictions AS p JOIN events AS e ON e.prediction = p.number
+WHERE p.id = :id AND e.attempt = :attempt
+ORDER BY e.n;
+
+-- query: predictions_older
+-- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE p.owner = :owner AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
+    AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
+ORDER BY p.created_at DESC, p.id DESC
+LIMIT :limit;
+
+-- query: predictions_newer
+-- The page of predictions just above a place, oldest first.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE p.owner = :owner AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
+    AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
+ORDER BY p.created_at, p.id
+LIMIT :limit;
+
+-- query: run_counts
+-- How many predictions were made with each model.
+SELECT model, count FROM run_counts;
+
+-- query: record_version
+-- A version and its document; one seen before keeps the time it was first seen.
+INSERT INTO versions (id, model, created_at, document) VALUES (:id, :model, :created_at, :document)
+ON CONFLICT (id, model) DO UPDATE SET document = excluded.document;
+
+-- query: version
+-- One version, of the named model or (NULL) of the model that had it first.
+SELECT id, model, created_at, document FROM versions
+WHERE id = :id AND (:model IS NULL OR model = :model)
+ORDER BY created_at LIMIT 1;
+
+-- query: versions_of_model
+-- All versions of a model, newest first.
+SELECT id, model, created_at, document FROM versions
+WHERE model = :model
+ORDER BY created_at DESC, id DESC;
+
+-- query: insert_token
+-- A new token; refused when its id or digest exists.
+INSERT INTO tokens (id, name, owner, digest, created_at, revoked_at)
+VALUES (:id, :name, :owner, :digest, :created_at, :revoked_at);
+
+-- query: token_by_digest
+-- The token with this digest, unless it is revoked.
+SELECT id, name, owner, digest, created_at, revoked_at FROM tokens
+WHERE digest = :digest AND revoked_at IS NULL;
+
+-- query: token_by_id
+-- One token, revoked or not.
+SELECT id, name, owner, digest, created_at, revoked_at FROM tokens WHERE id = :id;
+
+-- query: all_tokens
+-- Every token, oldest first.
+SELECT id, name, owner, digest, created_at, revoked_at FROM tokens ORDER BY created_at, id;
+
+-- query: revoke_token
+-- Revoke a token; one revoked before keeps its time.
+UPDATE tokens SET revoked_at = :revoked_at WHERE id = :id AND revoked_at IS NULL;

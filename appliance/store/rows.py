@@ -1,0 +1,127 @@
+"""Records to and from database rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from appliance.errors import StoreError
+from appliance.prediction import Prediction, Status
+from appliance.store.base import Progress, VersionRow
+from appliance.token import Token
+
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+
+def pack(value: Any) -> bytes | str:
+    """``value`` as msgpack, or as JSON text if it has an integer that msgpack cannot hold.
+
+    Both keep what clients and models really send: NUL characters, infinities, NaN, integers of any size that
+    Python will print.
+
+    Raises:
+        StoreError: the value holds text that is not Unicode (lone surrogates), nests too deep, or has an
+            object that is no data.
+    """
+    try:
+        try:
+            return msgspec.msgpack.encode(value)
+        except OverflowError:
+            return json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as exc:  # UnicodeEncodeError is a ValueError
+        raise StoreError(f"a value cannot be stored: {exc}") from exc
+
+
+def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
+    """What ``pack`` was given, as ``type``; tuples have become lists.
+
+    Raises:
+        StoreError: the bytes are not what ``pack`` writes.
+    """
+    try:
+        if isinstance(body, str):
+            return msgspec.convert(json.loads(body), type)
+        return msgspec.msgpack.decode(body, type=type)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise StoreError(f"a stored value cannot be read: {exc}") from exc
+
+
+def prediction_columns(prediction: Prediction) -> dict[str, Any]:
+    """Every column of ``predictions`` but the input."""
+    return {
+        "id": prediction.id,
+        "model": prediction.model,
+        "version": prediction.version,
+        "owner": prediction.owner,
+        "status": prediction.status.value,
+        "source": prediction.source,
+        "created_at": prediction.created_at,
+        "started_at": prediction.started_at,
+        "completed_at": prediction.completed_at,
+        "deadline": prediction.deadline,
+        "stream_token": prediction.stream_token,
+        "attempt": prediction.attempt,
+        "n": prediction.n,
+        "data_removed": prediction.data_removed,
+        "error": prediction.error,
+        "logs": prediction.logs,
+        "output": None if prediction.output is None else pack(prediction.output),
+        "metrics": pack(prediction.metrics) if prediction.metrics else None,
+    }
+
+
+def prediction(row: Row) -> Prediction:
+    """A row of ``prediction_by_id`` and its like; the order is that of the query."""
+    (
+        id, model, version, owner, status, source, created_at, started_at, completed_at, deadline,
+        stream_token, attempt, n, data_removed, error, logs, output, metrics, input,
+    ) = row  # fmt: skip
+    return Prediction(
+        id=id,
+        model=model,
+        version=version,
+        owner=owner,
+        input=unpack(input),
+        status=Status(status),
+        output=None if output is None else unpack(output),
+        logs=logs,
+        error=error,
+        metrics={} if metrics is None else unpack(metrics),
+        source=source,
+        created_at=created_at,
+        started_at=started_at,
+        completed_at=completed_at,
+        deadline=deadline,
+        stream_token=stream_token,
+        attempt=attempt,
+        n=n,
+        data_removed=bool(data_removed),
+    )
+
+
+def fold(record: Prediction, events: Iterable[Row]) -> Prediction:
+    """``record`` with the rows of ``events_of_attempt`` applied."""
+    for n, body in events:
+        record = record.apply(unpack(body, Progress), n)
+    return record
+
+
+def version(row: Row) -> VersionRow:
+    """A row of ``versions``."""
+    id, model, created_at, document = row
+    return VersionRow(id=id, model=model, created_at=created_at, document=unpack(document))
+
+
+def token(row: Row) -> Token:
+    """A row of ``tokens``."""
+    id, name, owner, digest, created_at, revoked_at = row
+    return Token(id=id, name=name, owner=owner, digest=digest, created_at=created_at, revoked_at=revoked_at)
+
+
+def token_columns(token: Token) -> dict[str, Any]:
+    """Every column of ``tokens``."""
+    return msgspec.structs.asdict(token)

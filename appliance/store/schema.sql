@@ -1,0 +1,89 @@
+-- The tables, in numbered steps. A database remembers in PRAGMA user_version how many it has had.
+-- A step that has been released is never edited: append the next number instead.
+
+-- step: 1
+-- Predictions and their events, versions, tokens, counters.
+
+-- Mutable state of each prediction. SQLite rewrites a whole row when it changes, so the input, which never
+-- changes and may be megabytes, lies apart. Blobs are msgpack; text in output or metrics is JSON, used only for
+-- integers that msgpack cannot hold. NULL in output and metrics stands for None and {}.
+CREATE TABLE predictions (
+    number       INTEGER PRIMARY KEY,
+    id           TEXT NOT NULL UNIQUE,
+    model        TEXT NOT NULL,
+    version      TEXT NOT NULL,
+    owner        TEXT NOT NULL,
+    status       TEXT NOT NULL,
+    source       TEXT NOT NULL,
+    created_at   REAL NOT NULL,
+    started_at   REAL,
+    completed_at REAL,
+    deadline     REAL,
+    stream_token TEXT NOT NULL UNIQUE,
+    attempt      INTEGER NOT NULL,
+    n            INTEGER NOT NULL,
+    data_removed INTEGER NOT NULL,
+    error        TEXT,
+    logs         TEXT NOT NULL,
+    output       BLOB,
+    metrics      BLOB
+);
+
+-- The list, newest first. Model and status are in it so that their filters need not visit the rows.
+CREATE INDEX predictions_by_time ON predictions (owner, created_at, id, model, status);
+
+-- The few that are not finished; recovery must not scan a year of history.
+CREATE INDEX predictions_unfinished ON predictions (created_at, id) WHERE status IN ('starting', 'processing');
+
+CREATE TABLE inputs (
+    prediction INTEGER PRIMARY KEY REFERENCES predictions (number),
+    body       BLOB NOT NULL
+);
+
+-- Events of running attempts that the prediction's row does not hold yet.
+CREATE TABLE events (
+    prediction INTEGER NOT NULL REFERENCES predictions (number),
+    attempt    INTEGER NOT NULL,
+    n          INTEGER NOT NULL,
+    body       BLOB NOT NULL,
+    PRIMARY KEY (prediction, attempt, n)
+) WITHOUT ROWID;
+
+-- Leaving `processing` writes the whole record, so its events go in the same statement.
+CREATE TRIGGER events_are_folded AFTER UPDATE OF status ON predictions
+WHEN OLD.status = 'processing'
+BEGIN
+    DELETE FROM events WHERE prediction = OLD.number;
+END;
+
+-- How often each model was asked. A counter of its own, so that it survives the removal of records.
+CREATE TABLE run_counts (
+    model TEXT PRIMARY KEY,
+    count INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TRIGGER runs_are_counted AFTER INSERT ON predictions
+BEGIN
+    INSERT INTO run_counts (model, count) VALUES (NEW.model, 1)
+    ON CONFLICT (model) DO UPDATE SET count = count + 1;
+END;
+
+-- Two models may be served in the same version (same weights and options), so the id alone is not unique.
+CREATE TABLE versions (
+    id         TEXT NOT NULL,
+    model      TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    document   BLOB NOT NULL,
+    PRIMARY KEY (id, model)
+) WITHOUT ROWID;
+
+CREATE INDEX versions_by_model ON versions (model, created_at, id);
+
+CREATE TABLE tokens (
+    id         TEXT PRIMARY KEY,
+    name       TEXT NOT NULL,
+    owner      TEXT NOT NULL,
+    digest     BLOB NOT NULL UNIQUE,
+    created_at REAL NOT NULL,
+    revoked_at REAL
+) WITHOUT ROWID;

@@ -1,0 +1,185 @@
+"""Log records: one line each, their subject on them, no credentials in them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance import logs
+from appliance.errors import ConfigError
+
+SECRET = "an admin \"secret\\'"  # holds what JSON escapes
+
+_log = logging.getLogger("appliance.test")
+
+
+@pytest.fixture(autouse=True)
+def root_logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leaves the root logger as it was."""
+    monkeypatch.delenv(logs.FORMAT_VARIABLE, raising=False)
+    monkeypatch.delenv("APPLIANCE_TOKEN", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # configure closes what it finds, and these are pytest's
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "appliance.log"
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_human_line_has_time_level_logger_and_message(file: Path) -> None:
+    logs.configure(file)
+    _log.info("model %s is ready", "a/b")
+    (line,) = lines(file)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO appliance\.test model a/b is ready", line
+    )
+
+
+def test_without_a_file_records_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+    _log.info("hello")
+    assert capsys.readouterr().err.endswith("hello\n")
+
+
+def test_a_record_is_one_line_whatever_its_message(file: Path) -> None:
+    logs.configure(file)
+    _log.info("first\nsecond\r\x1b[31m\u2028\ud800")
+    (line,) = lines(file)
+    assert line.endswith(r"first\nsecond\r\x1b[31m\u2028\ud800")
+
+
+def test_a_json_line_is_an_object(file: Path) -> None:
+    logs.configure(file, format="json")
+    with logs.bind(prediction="p1", model="a/b"):
+        _log.warning("two\nlines \ud800")
+    (line,) = lines(file)
+    record = json.loads(line)
+    assert record.pop("time").endswith("Z")
+    assert record == {
+        "level": "WARNING",
+        "logger": "appliance.test",
+        "prediction": "p1",
+        "model": "a/b",
+        "message": "two\nlines \\ud800",
+    }
+
+
+def test_a_traceback_follows_indented_or_is_a_field(file: Path) -> None:
+    formats: tuple[logs.Format, ...] = ("human", "json")
+    for format in formats:
+        logs.configure(file, format=format)
+        try:
+            raise ValueError("what\nwent wrong")
+        except ValueError:
+            _log.exception("it failed")
+    *human, as_json = lines(file)
+    assert human[0].endswith("it failed")
+    assert all(line.startswith("    ") for line in human[1:])
+    assert human[-2:] == ["    ValueError: what", "    went wrong"]
+    assert json.loads(as_json)["exception"].endswith("ValueError: what\nwent wrong")
+
+
+def test_the_environment_picks_the_format_unless_the_caller_does(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    logs.configure(file)
+    _log.info("one")
+    logs.configure(file, format="human")
+    _log.info("two")
+    first, second = lines(file)
+    assert json.loads(first)["message"] == "one"
+    assert second.endswith(" two")
+
+
+def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "xml")
+    with pytest.raises(ConfigError, match="'xml' is no log format"):
+        logs.configure()
+
+
+async def test_bound_names_belong_to_their_task(file: Path) -> None:
+    logs.configure(file)
+
+    async def work(name: str) -> None:
+        with logs.bind(prediction=name):
+            await asyncio.sleep(0)
+            _log.info("from %s", name)
+
+    with logs.bind(model="a/b"):
+        await asyncio.gather(work("p1"), work("p2"))
+        _log.info("inner")
+    _log.info("outer")
+    endings = [line.split("appliance.test ")[1] for line in lines(file)]
+    assert endings == ["[p1 a/b] from p1", "[p2 a/b] from p2", "[a/b] inner", "outer"]
+
+
+def test_names_given_with_a_record_win(file: Path) -> None:
+    logs.configure(file)
+    with logs.bind(prediction="bound"):
+        _log.info("x", extra={"prediction": "given"})
+    assert lines(file)[0].endswith("[given] x")
+
+
+@pytest.mark.parametrize("format", ["human", "json"])
+def test_credentials_are_masked_everywhere(
+    file: Path, format: logs.Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPLIANCE_TOKEN", SECRET)
+    logs.configure(file, format=format)
+    _log.info("headers %r", {"authorization": "Bearer abcdefgh12345678"})
+    _log.info("Authorization: Token abcdefgh12345678")
+    _log.info("made r8_abcdefgh12345678", extra={"model": SECRET})
+    try:
+        raise ValueError(f"refused abc: {SECRET}, bearer abcdefgh12345678")
+    except ValueError:
+        _log.exception("failed")
+    text = file.read_text()
+    assert "12345678" not in text
+    assert "an admin" not in text
+    for kept in ("Bearer ***", "Token ***", "r8_***", "refused abc: ***, bearer ***"):
+        assert kept in text
+
+
+@pytest.mark.parametrize("text", ["output_token_count 141", "token throughput fell", "the bearer of news"])
+def test_ordinary_words_stay(file: Path, text: str) -> None:
+    logs.configure(file)
+    _log.info(text)
+    assert lines(file)[0].endswith(text)
+
+
+def test_configuring_again_replaces_the_file_and_levels_hold(tmp_path: Path) -> None:
+    logs.configure(tmp_path / "one")
+    logs.configure(tmp_path / "two", level=logging.WARNING)
+    _log.info("quiet")
+    _log.warning("loud")
+    assert lines(tmp_path / "one") == []
+    assert len(lines(tmp_path / "two")) == 1
+
+
+def test_warnings_are_records_too(file: Path) -> None:
+    logs.configure(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)  # catch_warnings has put the plain hook back
+        warnings.warn("old call", DeprecationWarning, stacklevel=1)
+    assert "DeprecationWarning: old call" in lines(file)[0]
