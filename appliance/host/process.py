@@ -1,0 +1,265 @@
+"""The life of an engine host: load the model, run predictions, end with the replica.
+
+One task a prediction, on one event loop. The process leads a process group, which is killed as a whole:
+whoever starts hosts sees to that when the host exits, and the host itself when its replica is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, NoReturn, TextIO, cast
+
+import msgspec
+import uvloop
+
+from appliance import frames, leftovers
+from appliance.errors import LoadFailed, PredictionFailed
+from appliance.frames import Cancel, Down, Failed, Ready, Run, Stop
+from appliance.host import capture
+from appliance.host.outgoing import EventStream, Outgoing
+from appliance.prediction import Done, Job, Log, Metric
+from appliance.runners import runner_class
+from appliance.runners.base import LoadSpec, Runner
+
+_log = logging.getLogger(__name__)
+
+_THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+def environment(spec: LoadSpec) -> dict[str, str]:
+    """The variables a host needs in its environment: its threads and the devices it may see.
+
+    Libraries that are already imported in the zygote have read some of them by then; a runner sets threads
+    through its library as well.
+    """
+    indexes = [name.removeprefix("cuda:") for name in spec.device.split(",") if name.startswith("cuda:")]
+    return {
+        **{name: str(spec.threads) for name in _THREAD_VARIABLES},
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which devices are discovered
+        "CUDA_VISIBLE_DEVICES": ",".join(indexes),
+    }
+
+
+class Host(asyncio.Protocol):
+    """The host's end of the socket to its replica, and the predictions that run."""
+
+    def __init__(self, spec: LoadSpec, log_file: TextIO, orphaned: Callable[[], object]) -> None:
+        """``orphaned`` is called when the replica is gone."""
+        self._spec = spec
+        self._log_file = log_file
+        self._orphaned = orphaned
+        self._reader: frames.Reader[Down] = frames.Reader(msgspec.msgpack.Decoder(Down))
+        self._runner: Runner | None = None
+        self._waiting: deque[Job] = deque()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._transport: asyncio.Transport
+        self._outgoing: Outgoing
+        self._closing = False
+        self.stopped = asyncio.Event()  # the replica asks for the end
+        self._closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Part of ``asyncio.Protocol``."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        self._outgoing = Outgoing(self._transport.write)
+
+    def data_received(self, data: bytes) -> None:
+        """Part of ``asyncio.Protocol``."""
+        for message in self._reader.feed(data):
+            match message:
+                case Run(jobs):
+                    self._waiting.extend(jobs)
+                    self._fill()
+                case Cancel(ids):
+                    self._cancel(ids)
+                case Stop():
+                    self.stopped.set()
+
+    def pause_writing(self) -> None:
+        """Part of ``asyncio.Protocol``."""
+        self._outgoing.pause()
+
+    def resume_writing(self) -> None:
+        """Part of ``asyncio.Protocol``."""
+        self._outgoing.resume()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Part of ``asyncio.Protocol``."""
+        self._closed.set()
+        if not self._closing:
+            self._orphaned()
+
+    def ready(self, runner: Runner, message: Ready) -> None:
+        """The model is loaded: predictions may come."""
+        self._runner = runner
+        self._transport.write(frames.encode(message))
+        self._fill()
+
+    async def close(self, last: Failed | None = None) -> None:
+        """Send ``last`` and let go of the socket."""
+        self._closing = True
+        if last is not None:
+            self._transport.write(frames.encode(last))
+        self._transport.close()
+        await self._closed.wait()
+
+    def _fill(self) -> None:
+        """Begin what waits, as far as the model takes more at a time."""
+        runner = self._runner
+        if runner is None:
+            return
+        while self._waiting and len(self._running) < self._spec.concurrency:
+            job = self._waiting.popleft()
+            stream = EventStream(job, self._outgoing)
+            task = asyncio.get_running_loop().create_task(_predict(runner, job, stream, self._log_file))
+            self._running[job.id] = task
+            task.add_done_callback(partial(self._ended, job.id, stream))
+
+    def _ended(self, id: str, stream: EventStream, task: asyncio.Task[None]) -> None:
+        del self._running[id]
+        if not stream.done:
+            if task.cancelled():  # before its first step
+                stream.emit(Done("canceled"))
+            else:
+                stream.emit(Done("failed", f"the engine host could not send the end: {task.exception()!r}"))
+        self._fill()
+
+    def _cancel(self, ids: list[str]) -> None:
+        for id in ids:
+            task = self._running.get(id)
+            if task is not None:
+                task.cancel()
+        canceled = [job for job in self._waiting if job.id in ids]
+        for job in canceled:
+            self._waiting.remove(job)
+            EventStream(job, self._outgoing).emit(Done("canceled"))
+
+
+async def _predict(runner: Runner, job: Job, stream: EventStream, log_file: TextIO) -> None:
+    """Run one prediction to its ``Done``."""
+    log = capture.PredictionLog(lambda text: stream.emit(Log(text)), log_file)
+    capture.assign(log)
+    started = time.perf_counter()
+    try:
+        events = runner.run(job)
+        try:
+            async for event in events:
+                stream.emit(event)
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+    except asyncio.CancelledError:
+        done = Done("canceled")
+    except PredictionFailed as error:
+        done = Done("failed", error.detail)
+    except Exception as error:  # noqa: BLE001  # a model's code raises what it likes; its prediction fails
+        log.write(traceback.format_exc())
+        done = Done("failed", str(error) or type(error).__name__)
+    else:
+        done = Done("succeeded")
+    log.close()
+    stream.emit(Metric("predict_time", round(time.perf_counter() - started, 6)))
+    stream.emit(done)
+
+
+async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
+    """Be a host until the replica says stop; returns the exit code."""
+    started = time.perf_counter()
+    host = Host(spec, log_file, _end_with_group)
+    await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=sock)
+    setup = asyncio.create_task(_set_up(spec))
+    stop = asyncio.create_task(host.stopped.wait())
+    await asyncio.wait({setup, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not setup.done():  # unloaded while it loads; children die with the group
+        await host.close()
+        return 0
+    try:
+        runner = setup.result()
+    except LoadFailed as error:
+        await host.close(Failed(error.detail))
+        return 1
+    except Exception as error:  # noqa: BLE001  # a model's code raises what it likes while it loads
+        traceback.print_exc()
+        await host.close(Failed(f"{type(error).__name__}: {error}"))
+        return 1
+    seconds = round(time.perf_counter() - started, 3)
+    _log.info("%s is ready after %.3f s", spec.model, seconds)
+    host.ready(runner, Ready(_memory(), seconds))
+    await stop
+    await runner.close()
+    await host.close()
+    return 0
+
+
+async def _set_up(spec: LoadSpec) -> Runner:
+    runner = runner_class(spec.kind)(spec)
+    await runner.setup()
+    return runner
+
+
+def _memory() -> int:
+    """Main memory of this process group, in bytes; pages shared with others are counted in part."""
+    group, total = os.getpgrp(), 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(folder.name)) != group:
+                continue
+            rollup = (folder / "smaps_rollup").read_text()
+        except (ProcessLookupError, FileNotFoundError, PermissionError):  # gone meanwhile, or not ours
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def _end_with_group() -> NoReturn:
+    """The replica is gone, and nobody will ask for this host's results: end, with all children."""
+    print("the runner replica is gone; the engine host ends", file=sys.stderr, flush=True)
+    os.killpg(0, signal.SIGKILL)
+    raise AssertionError("a process outlived SIGKILL")
+
+
+def run(sock: socket.socket, spec: LoadSpec, marks: Path) -> NoReturn:
+    """Be the engine host of ``spec`` in this process, which must lead its process group; never returns.
+
+    ``sock`` is connected to the runner replica; descriptors 1 and 2 are the log file; ``marks`` is the folder
+    where running hosts are noted.
+    """
+    code = 1
+    try:
+        leftovers.write(marks, spec.model)
+        log_file = capture.install()
+        faulthandler.enable(log_file)
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        gc.enable()
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        code = loop.run_until_complete(_serve(sock, spec, log_file))
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001  # the last frame of the process: below it is the zygote's code
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

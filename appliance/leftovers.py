@@ -1,0 +1,101 @@
+"""Marks of running engine hosts, so that what a crashed appliance leaves behind can be found and ended.
+
+A mark is the file ``<run_dir>/hosts/<pid>``. It holds the process's start time and the boot it belongs to: a
+process id alone may long be someone else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What identifies one engine host beside its process id."""
+
+    start: int  # clock ticks since boot, as in /proc/<pid>/stat
+    boot: str
+    model: str
+
+
+class _Process(NamedTuple):
+    state: str
+    group: int
+    session: int
+    start: int  # clock ticks since boot
+
+
+def folder(run_dir: Path) -> Path:
+    """Where the marks of an appliance are."""
+    return run_dir / "hosts"
+
+
+def write(marks: Path, model: str) -> None:
+    """Mark the calling process as an engine host of ``model``."""
+    own = _look(os.getpid())
+    if own is None:
+        raise RuntimeError("a process does not find itself in /proc")
+    marks.mkdir(parents=True, exist_ok=True)
+    mark = Mark(own.start, _boot(), model)
+    (marks / str(os.getpid())).write_bytes(msgspec.json.encode(mark))
+
+
+def remove(marks: Path, pid: int) -> None:
+    """The host is gone, its mark can go; nothing happens if it has none."""
+    (marks / str(pid)).unlink(missing_ok=True)
+
+
+def reclaim(run_dir: Path | str) -> list[int]:
+    """Kill the engine hosts of an earlier run, with all of their process groups, and remove their marks.
+
+    A group whose leader is gone is ended too. Returns the process ids of the hosts that still ran.
+    """
+    marks = folder(Path(run_dir))
+    killed = []
+    for path in sorted(marks.glob("[0-9]*")):
+        pid = int(path.name)
+        try:
+            mark = msgspec.json.decode(path.read_bytes(), type=Mark)
+        except msgspec.DecodeError:  # the machine died while it was written: so did the host
+            path.unlink()
+            continue
+        if mark.boot == _boot() and _runs(pid, mark):
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(pid, signal.SIGKILL)
+            killed.append(pid)
+        path.unlink()
+    return killed
+
+
+def _runs(pid: int, mark: Mark) -> bool:
+    """Whether anything of the marked host's process group is alive."""
+    leader = _look(pid)
+    if leader is not None and leader.start != mark.start:
+        return False  # the process id has a new owner, so the old group is empty
+    members = (_look(int(path.name)) for path in Path("/proc").glob("[0-9]*"))
+    return any(
+        member.group == pid and member.session == pid and member.start >= mark.start and member.state != "Z"
+        for member in members
+        if member is not None
+    )
+
+
+def _look(pid: int) -> _Process | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name, in parentheses, may hold anything; after it come state (field 3), ppid, group, session, ...
+    fields = text.rpartition(")")[2].split()
+    return _Process(fields[0], int(fields[2]), int(fields[3]), int(fields[19]))
+
+
+def _boot() -> str:
+    return _BOOT.read_text().strip()

@@ -1,0 +1,247 @@
+"""The runner replica without Ray: one engine host at a time, jobs down to it, events up from it.
+
+It outlives gateways: what a prediction has emitted is held until the gateway acknowledges the prediction, so
+that the next gateway can subscribe and miss nothing. It never imports a heavy library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from appliance import leftovers
+from appliance.errors import HostLost, LoadFailed
+from appliance.frames import Cancel, Events, Failed, Ready, Run, Up
+from appliance.hostprocess import HostProcess
+from appliance.outbox import Outbox
+from appliance.prediction import Emitted, Job
+from appliance.runners.base import LoadSpec
+
+CLOSE_GRACE: Final = 0.5  # seconds a host gets to close its runner before its group is killed
+
+
+class LoadReport(msgspec.Struct, frozen=True):
+    """How a model was loaded."""
+
+    memory: int  # bytes of main memory of the host and its children, shared pages counted in part
+    seconds: float  # from the start of ``setup``; the time to start the process is not in it
+    pid: int
+    forked: bool  # by the zygote; otherwise it had to import everything itself
+
+
+class ReplicaStats(msgspec.Struct, frozen=True):
+    """What a replica holds."""
+
+    incarnation: str  # random; another one means that the replica was restarted and knows nothing
+    spec: LoadSpec | None  # what is loaded, or was until its host died
+    running: list[str]  # prediction ids
+    held: list[str]  # all that are not acknowledged, running ones among them
+    host: int | None  # process id of the host that is ready
+
+
+class _Subscriber:
+    """The one reader of ``Replica.events``."""
+
+    def __init__(self, first: list[Emitted]) -> None:
+        self.batch = first
+        self.wake = asyncio.Event()
+        self.ended = False
+        self.error: str | None = None
+        if first:
+            self.wake.set()
+
+    def offer(self, events: list[Emitted]) -> None:
+        self.batch.extend(events)
+        self.wake.set()
+
+    def end(self, error: str | None = None) -> None:
+        self.ended, self.error = True, error
+        self.wake.set()
+
+
+class _Loaded:
+    """A host and what it was started with."""
+
+    def __init__(self, spec: LoadSpec, host: HostProcess, report: LoadReport) -> None:
+        self.spec = spec
+        self.host = host
+        self.report = report
+        self.lost: str | None = None  # how the host died
+
+
+class Replica:
+    """Loads one model at a time and relays between its host and the gateway. Lives on one event loop."""
+
+    def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
+        """``name`` is for people; hosts are marked and logged below ``run_dir``. Nothing runs yet."""
+        self.name = name
+        self.incarnation = secrets.token_hex(8)
+        self._zygote_socket = zygote_socket
+        self._run_dir = Path(run_dir)
+        self._outbox = Outbox()
+        self._loaded: _Loaded | None = None
+        self._loading: tuple[LoadSpec, asyncio.Task[_Loaded]] | None = None
+        self._subscriber: _Subscriber | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def load(self, spec: LoadSpec) -> LoadReport:
+        """Make ``spec`` ready, in place of what was loaded; nothing happens if it is already.
+
+        Whoever calls with the same ``spec`` while it loads waits for the same load, and a caller that goes
+        away does not stop it: ``unload`` does.
+
+        Raises:
+            LoadFailed: the model cannot be loaded, or was unloaded meanwhile.
+            HostLost: the host died while it loaded.
+        """
+        if self._loaded is not None and self._loaded.spec == spec and self._loaded.lost is None:
+            return self._loaded.report
+        while self._loading is None or self._loading[0] != spec:
+            await self.unload()
+            if self._loading is None:  # otherwise another caller was faster, and is the next to be ended
+                self._loading = spec, asyncio.get_running_loop().create_task(self._start(spec))
+        task = self._loading[1]
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise LoadFailed(f"{spec.model} was unloaded while it was loading")
+        return task.result().report
+
+    async def unload(self) -> None:
+        """End the host, if there is one; returns once its memory is free. What ran there is forgotten."""
+        if self._loading is not None:
+            task = self._loading[1]
+            task.cancel()
+            await asyncio.wait({task})
+        loaded, self._loaded = self._loaded, None
+        self._outbox.forget_running()
+        if self._subscriber is not None:
+            self._subscriber.end()
+        if loaded is not None:
+            await loaded.host.kill(grace=CLOSE_GRACE)
+
+    async def exchange(self, jobs: list[Job], cancels: list[str], acknowledged: list[str]) -> None:
+        """Take what the gateway has for this model. A job that is known already is ignored.
+
+        Raises:
+            HostLost: there are jobs and no host to run them.
+        """
+        self._outbox.acknowledge(acknowledged)
+        loaded = self._loaded
+        if loaded is None or loaded.lost is not None:
+            if jobs:
+                raise HostLost((loaded and loaded.lost) or f"no model is loaded in {self.name}")
+            return
+        fresh = self._outbox.admit(jobs)
+        if fresh:
+            loaded.host.send(Run(fresh))
+        if cancels:
+            loaded.host.send(Cancel(cancels))
+
+    async def events(self) -> AsyncIterator[list[Emitted]]:
+        """Everything unacknowledged, then what happens, in batches; ends when the model is unloaded.
+
+        There is one subscriber at a time: a new one ends the one before.
+
+        Raises:
+            HostLost: the host died; the message says how, and ends with the last lines of its log.
+        """
+        if self._subscriber is not None:
+            self._subscriber.end()
+        subscriber = self._subscriber = _Subscriber(self._outbox.events())
+        if self._loaded is None:
+            subscriber.end()
+        elif self._loaded.lost is not None:
+            subscriber.end(self._loaded.lost)
+        try:
+            while True:
+                await subscriber.wake.wait()
+                subscriber.wake.clear()
+                batch, subscriber.batch = subscriber.batch, []
+                if batch:
+                    yield batch
+                if subscriber.ended and not subscriber.batch:
+                    break
+        finally:
+            if self._subscriber is subscriber:
+                self._subscriber = None
+        if subscriber.error is not None:
+            raise HostLost(subscriber.error)
+
+    async def stats(self) -> ReplicaStats:
+        """What is loaded and held."""
+        loaded = self._loaded
+        return ReplicaStats(
+            incarnation=self.incarnation,
+            spec=None if loaded is None else loaded.spec,
+            running=self._outbox.running,
+            held=self._outbox.ids,
+            host=None if loaded is None or loaded.lost is not None else loaded.host.pid,
+        )
+
+    async def _start(self, spec: LoadSpec) -> _Loaded:
+        """Start a host and wait until it is ready."""
+        answer: asyncio.Future[Ready | Failed] = asyncio.get_running_loop().create_future()
+
+        def receive(message: Up) -> None:
+            if isinstance(message, Events):
+                if self._loaded is loaded:
+                    self._relay(message.events)
+            elif not answer.done():
+                answer.set_result(message)
+
+        loaded: _Loaded | None = None
+        host: HostProcess | None = None
+        log = self._run_dir / "logs" / f"{spec.model.replace('/', '--')}.log"
+        try:
+            host = await HostProcess.start(
+                self._zygote_socket, spec, log=log, marks=leftovers.folder(self._run_dir), receive=receive
+            )
+            ready = await self._first_answer(spec, host, answer)
+            report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked)
+            loaded = self._loaded = _Loaded(spec, host, report)
+            self._watch = asyncio.get_running_loop().create_task(self._follow(loaded))
+            return loaded
+        finally:
+            if loaded is None and host is not None:
+                await host.kill()
+            self._loading = None
+
+    async def _first_answer(
+        self, spec: LoadSpec, host: HostProcess, answer: asyncio.Future[Ready | Failed]
+    ) -> Ready:
+        end = asyncio.ensure_future(host.wait())
+        first: set[asyncio.Future[Any]] = {answer, end}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise HostLost(_with_log(f"the engine host of {spec.model} {end.result()} while it loaded", host))
+        end.cancel()
+        message = answer.result()
+        if isinstance(message, Failed):
+            raise LoadFailed(_with_log(message.error, host))
+        return message
+
+    async def _follow(self, loaded: _Loaded) -> None:
+        """Say so when the host dies."""
+        end = await loaded.host.wait()
+        if self._loaded is not loaded:  # it was unloaded: nobody wants to know
+            return
+        loaded.lost = _with_log(f"the engine host of {loaded.spec.model} {end}", loaded.host)
+        if self._subscriber is not None:
+            self._subscriber.end(loaded.lost)
+
+    def _relay(self, events: list[Emitted]) -> None:
+        kept = self._outbox.record(events, time.monotonic())
+        if kept and self._subscriber is not None:
+            self._subscriber.offer(kept)
+
+
+def _with_log(sentence: str, host: HostProcess) -> str:
+    """``sentence``, and below it what the host logged last."""
+    tail = host.log_tail()
+    return f"{sentence}\nThe last lines of its log:\n{tail}" if tail else sentence

@@ -1,0 +1,30 @@
+"""Model kinds: one module a kind. Importing any of them is cheap; heavy libraries load in ``setup``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final, cast
+
+from appliance.runners.base import Runner
+
+#: kind -> where its runner is; imported only when asked for.
+RUNNERS: Final[dict[str, str]] = {
+    "echo": "appliance.runners.echo:EchoRunner",
+    "vllm": "appliance.runners.vllm:VllmRunner",
+}
+
+#: kind -> modules that the zygote imports, so that its hosts start with them.
+PRELOADS: Final[dict[str, tuple[str, ...]]] = {
+    "echo": (),
+    "vllm": ("vllm", "transformers"),
+}
+
+
+def runner_class(kind: str) -> type[Runner]:
+    """The runner of a model kind.
+
+    Raises:
+        KeyError: there is no such kind; the config has refused it long before.
+    """
+    module, _, name = RUNNERS[kind].partition(":")
+    return cast("type[Runner]", getattr(importlib.import_module(module), name))

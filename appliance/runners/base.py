@@ -1,0 +1,80 @@
+"""What a model kind must provide, and what it is given.
+
+A runner lives in an engine host, one process a loaded model. It is made by ``Runner(spec)``, made ready by
+``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until the process is killed.
+``describe`` is called in the gateway, so a runner's module must import nothing heavy at its top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from appliance.prediction import Job, Log, Metric, Output
+
+
+class Interface(msgspec.Struct, frozen=True):
+    """Inputs and output of a model, as JSON Schema in the form of replicate-api section 7.1.
+
+    ``input`` is the whole ``Input`` object schema (properties carry ``x-order``), ``output`` the ``Output``
+    schema, ``components`` the further named schemas (enumerations) that ``input`` refers to. ``aliases`` maps
+    other names callers use for an input to the name it has here.
+    """
+
+    input: dict[str, Any]
+    output: dict[str, Any]
+    components: dict[str, Any] = {}
+    aliases: dict[str, str] = {}
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the output grows item by item."""
+        return self.output.get("x-cog-array-type") == "iterator"
+
+
+class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an engine host needs to load one model; travels as JSON or msgpack."""
+
+    model: str  # owner/name
+    version: str  # 64 hex digits; part of the identity of what is loaded
+    kind: str
+    options: dict[str, Any]  # the kind's own options, checked and with defaults filled in
+    weights: str | None  # absolute path of the folder or file with the weights
+    device: str  # "cpu", or "cuda:0,cuda:1" when several are used together
+    placement: tuple[str, ...] = ()  # the same by the names of the ledger, logical devices included
+    memory: int  # bytes reserved for this host on each of its devices
+    threads: int  # CPU threads it may compute with
+    concurrency: int  # predictions it may run at a time
+    cache: str  # absolute path of a folder for compile caches; kept between runs
+
+
+class Runner(Protocol):
+    """One loaded model. All methods run on the engine host's event loop."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, spec: LoadSpec) -> None:
+        """Keep ``spec``; do nothing that can fail or take long."""
+
+    async def setup(self) -> None:
+        """Load the model.
+
+        Raises:
+            LoadFailed: the weights cannot be used; the message says why and what to do.
+        """
+
+    def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
+        """Run one prediction; returning means success.
+
+        Cancellation arrives as ``asyncio.CancelledError`` and must free what the prediction holds before it
+        is raised on.
+
+        Raises:
+            PredictionFailed: the text is what the caller reads as ``error``.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of child processes before the host exits; the host is killed if this takes long."""

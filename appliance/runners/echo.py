@@ -1,0 +1,160 @@
+"""The echo runner: says back its text, and misbehaves on demand. For tests and for measuring overhead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar, Final
+
+from appliance.errors import PredictionFailed
+from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners.base import Interface, LoadSpec
+
+_PIECES: Final = re.compile(r"\S+\s*|\s+")
+_MEBIBYTE: Final = 1024 * 1024
+
+_INPUTS: Final[dict[str, dict[str, Any]]] = {
+    "text": {"type": "string", "default": "hello", "description": "Text to say back"},
+    "repeat": {"type": "integer", "default": 1, "minimum": 1, "description": "How many times to say it"},
+    "delay": {"type": "number", "default": 0, "minimum": 0, "description": "Seconds before the first output"},
+    "chunk_delay": {
+        "type": "number",
+        "default": 0,
+        "minimum": 0,
+        "description": "Seconds between streamed words",
+    },
+    "print": {"type": "string", "description": "Text to print, which ends in the logs"},
+    "progress": {
+        "type": "integer",
+        "default": 0,
+        "minimum": 0,
+        "maximum": 10_000,
+        "description": "Steps of a progress bar to draw in the logs",
+    },
+    "after": {
+        "type": "integer",
+        "default": 0,
+        "minimum": 0,
+        "description": "Streamed words to send before any of the faults below",
+    },
+    "fail": {"type": "string", "description": "Fail with this error"},
+    "crash": {"type": "boolean", "default": False, "description": "Kill the engine host with SIGKILL"},
+    "exit_code": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 255,
+        "description": "End the engine host with this exit code",
+    },
+    "hang": {
+        "type": "number",
+        "default": 0,
+        "minimum": 0,
+        "description": "Seconds to block the whole engine host, which then does not even answer a cancel",
+    },
+    "ignore_cancel": {
+        "type": "number",
+        "default": 0,
+        "minimum": 0,
+        "description": "Seconds to go on after a cancel",
+    },
+    "memory": {
+        "type": "integer",
+        "default": 0,
+        "minimum": 0,
+        "description": "MiB of main memory to hold while it runs",
+    },
+}
+
+
+class EchoRunner:
+    """Options: ``startup_delay`` seconds in ``setup``; ``stream``, whether output comes word by word."""
+
+    kind: ClassVar[str] = "echo"
+
+    def __init__(self, spec: LoadSpec) -> None:
+        """See ``Runner``."""
+        self._startup_delay = float(spec.options.get("startup_delay", 0.0))
+        self._stream = bool(spec.options.get("stream", False))
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        """Inputs and output of an echo model with these options."""
+        properties = {
+            name: {**schema, "title": name.replace("_", " ").title(), "x-order": order}
+            for order, (name, schema) in enumerate(_INPUTS.items())
+        }
+        output: dict[str, Any] = {"type": "string", "title": "Output"}
+        if options.get("stream", False):
+            output = {
+                "type": "array",
+                "title": "Output",
+                "items": {"type": "string"},
+                "x-cog-array-type": "iterator",
+                "x-cog-array-display": "concatenate",
+            }
+        return Interface(input={"type": "object", "title": "Input", "properties": properties}, output=output)
+
+    async def setup(self) -> None:
+        """See ``Runner``."""
+        await asyncio.sleep(self._startup_delay)
+
+    async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
+        """See ``Runner``."""
+        defaults: dict[str, Any] = {name: schema.get("default") for name, schema in _INPUTS.items()}
+        asked = defaults | job.input
+        held = bytearray(asked["memory"] * _MEBIBYTE)
+        held[::4096] = b"\1" * len(held[::4096])  # memory that is not written to is not used
+        try:
+            async for output in self._outputs(asked):
+                yield output
+        except asyncio.CancelledError:
+            if asked["ignore_cancel"]:
+                await asyncio.sleep(asked["ignore_cancel"])
+            raise
+
+    async def close(self) -> None:
+        """See ``Runner``; there is nothing to let go of."""
+
+    async def _outputs(self, asked: dict[str, Any]) -> AsyncIterator[Output]:
+        if asked["print"] is not None:
+            print(asked["print"])
+        for step in range(1, asked["progress"] + 1):
+            _draw(step, asked["progress"])
+            await asyncio.sleep(0)
+        if asked["delay"]:
+            await asyncio.sleep(asked["delay"])
+        text = asked["text"] * asked["repeat"]
+        pieces = _PIECES.findall(text) if self._stream else []
+        for number, piece in enumerate(pieces):
+            if number:
+                await asyncio.sleep(asked["chunk_delay"])
+            if number == asked["after"]:
+                _misbehave(asked)
+            yield Output([piece])
+        if asked["after"] >= len(pieces):
+            _misbehave(asked)
+        if not self._stream:
+            yield Output([text], append=False)
+
+
+def _draw(step: int, steps: int) -> None:
+    """A progress bar as tqdm draws it."""
+    share = step / steps
+    bar = "#" * int(10 * share)
+    sys.stderr.write(f"\r{100 * share:3.0f}%|{bar:<10}| {step}/{steps}" + ("\n" if step == steps else ""))
+
+
+def _misbehave(asked: dict[str, Any]) -> None:
+    if asked["hang"]:
+        time.sleep(asked["hang"])
+    if asked["crash"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if asked["exit_code"] is not None:
+        os._exit(asked["exit_code"])
+    if asked["fail"] is not None:
+        raise PredictionFailed(asked["fail"])

@@ -1,0 +1,68 @@
+"""Model kinds for tests of engine hosts. Preloading this module in a zygote makes them known to its hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import ClassVar
+
+from appliance.errors import LoadFailed
+from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners import RUNNERS
+from appliance.runners.base import LoadSpec
+
+
+class FamilyRunner:
+    """Has a child process; its id is in ``<cache>/child``, and ``<cache>/closed`` says that it was closed."""
+
+    kind: ClassVar[str] = "family"
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._folder = Path(spec.cache)
+
+    async def setup(self) -> None:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        (self._folder / "child").write_text(str(child.pid))
+
+    async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
+        await asyncio.sleep(1000)
+        yield Output([])
+
+    async def close(self) -> None:
+        (self._folder / "closed").touch()
+
+
+class RefusingRunner(FamilyRunner):
+    """Cannot be loaded, for a reason."""
+
+    kind: ClassVar[str] = "refusing"
+
+    async def setup(self) -> None:
+        print("looking for weights")
+        raise LoadFailed("there are no weights at /nowhere; pull them first")
+
+
+class BrokenRunner(FamilyRunner):
+    """Cannot be loaded, because of a bug."""
+
+    kind: ClassVar[str] = "broken"
+
+    async def setup(self) -> None:
+        raise ZeroDivisionError("division by zero")
+
+
+class SlowRunner(FamilyRunner):
+    """Takes for ever to load."""
+
+    kind: ClassVar[str] = "slow"
+
+    async def setup(self) -> None:
+        await super().setup()
+        await asyncio.sleep(1000)
+
+
+for runner in (FamilyRunner, RefusingRunner, BrokenRunner, SlowRunner):
+    RUNNERS[runner.kind] = f"{__name__}:{runner.__name__}"

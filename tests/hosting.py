@@ -1,0 +1,155 @@
+"""A zygote and replicas of its hosts, for integration tests."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from appliance.errors import HostLost
+from appliance.prediction import Done, Emitted, Event, Job, Log, Metric, Output
+from appliance.replica import Replica
+from appliance.runners.base import LoadSpec
+from tests.running import ROOT, wait_for
+
+
+class Zygote:
+    """A zygote process with the kinds of ``tests.host_kinds``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.socket = run_dir / "zygote.sock"
+        self.log = run_dir / "zygote.log"
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "appliance.zygote", "--socket", str(self.socket)]
+            self.process = subprocess.Popen(
+                [*command, "--preload", "tests.host_kinds,no_such_module"],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self.socket.exists, 20, "the zygote's socket")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(20)
+
+
+def spec(cache: Path, kind: str = "echo", *, concurrency: int = 4, **options: Any) -> LoadSpec:
+    """What to load; ``cache`` is also where the kinds of ``tests.host_kinds`` leave notes."""
+    return LoadSpec(
+        model=f"test/{kind}",
+        version="0" * 64,
+        kind=kind,
+        options=options,
+        weights=None,
+        device="cpu",
+        memory=1,
+        threads=1,
+        concurrency=concurrency,
+        cache=str(cache),
+    )
+
+
+class Caller:
+    """Plays the gateway to one replica: sends jobs and collects what comes back."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.events: dict[str, list[Event]] = {}
+        self.order: list[str] = []  # ids as they ended
+        self.lost: str | None = None
+        self._changed = asyncio.Condition()
+        self._task = asyncio.get_running_loop().create_task(self._read())
+
+    async def start(self, id: str, **input: Any) -> None:
+        """Send a job."""
+        await self.replica.exchange([Job(id, 1, input)], [], [])
+
+    async def cancel(self, id: str) -> None:
+        """Cancel one."""
+        await self.replica.exchange([], [id], [])
+
+    async def done(self, id: str) -> Done:
+        """How a prediction ended."""
+        await self._until(lambda: id in self.order)
+        end = self.events[id][-1]
+        assert isinstance(end, Done)
+        return end
+
+    async def begun(self, id: str) -> None:
+        """Return once the prediction has sent anything."""
+        await self._until(lambda: id in self.events)
+
+    async def run(self, id: str, **input: Any) -> Done:
+        """Send a job and wait for its end."""
+        await self.start(id, **input)
+        return await self.done(id)
+
+    async def over(self) -> str | None:
+        """Wait for the end of the events; how the host was lost, or None."""
+        async with asyncio.timeout(30):
+            await self._task
+        return self.lost
+
+    def output(self, id: str) -> list[Any]:
+        """All items of a prediction's output."""
+        return [value for event in self.events[id] if isinstance(event, Output) for value in event.values]
+
+    def logs(self, id: str) -> str:
+        """All a prediction has logged."""
+        return "".join(event.text for event in self.events[id] if isinstance(event, Log))
+
+    def metrics(self, id: str) -> dict[str, Any]:
+        """A prediction's measurements."""
+        return {event.name: event.value for event in self.events[id] if isinstance(event, Metric)}
+
+    async def _until(self, condition: Any) -> None:
+        async with asyncio.timeout(30), self._changed:
+            await self._changed.wait_for(lambda: condition() or self.lost)
+        assert condition(), self.lost
+
+    async def _read(self) -> None:
+        try:
+            async for batch in self.replica.events():
+                async with self._changed:
+                    for emitted in batch:
+                        self._take(emitted)
+                    self._changed.notify_all()
+        except HostLost as error:
+            async with self._changed:
+                self.lost = error.detail
+                self._changed.notify_all()
+
+    def _take(self, emitted: Emitted) -> None:
+        events = self.events.setdefault(emitted.id, [])
+        events.append(emitted.event)
+        assert emitted.n == len(events), "numbers have no gaps"
+        if isinstance(emitted.event, Done):
+            self.order.append(emitted.id)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is alive; a zombie is not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def until_gone(*pids: int) -> None:
+    """Wait until none of these processes is alive."""
+    async with asyncio.timeout(20):
+        while any(runs(pid) for pid in pids):
+            await asyncio.sleep(0.02)

@@ -1,0 +1,222 @@
+"""Engine hosts as real processes, forked and spawned, behind a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import HostLost, LoadFailed
+from appliance.prediction import Done
+from appliance.replica import Replica
+from tests.hosting import Caller, Zygote, runs, spec, until_gone
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    with Zygote(tmp_path_factory.mktemp("run")) as running:
+        yield running
+
+
+@pytest.fixture
+async def replica(zygote: Zygote) -> AsyncIterator[Replica]:
+    replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
+    yield replica
+    await replica.unload()
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+async def test_forked_or_spawned_it_is_the_same(zygote: Zygote, tmp_path: Path, reachable: bool) -> None:
+    socket = zygote.socket if reachable else tmp_path / "none.sock"
+    replica = Replica("runner-0", str(socket), str(tmp_path))
+    report = await replica.load(spec(tmp_path))
+    assert report.forked is reachable
+    assert report.memory > 1 << 20
+    assert (tmp_path / "hosts" / str(report.pid)).exists()
+    assert os.getpgid(report.pid) == report.pid
+    caller = Caller(replica)
+    assert await caller.run("a", text="hi", print="seen") == Done("succeeded")
+    assert (caller.output("a"), caller.logs("a")) == (["hi"], "seen\n")
+    assert caller.metrics("a")["predict_time"] >= 0
+    await replica.unload()
+    assert await caller.over() is None
+    assert not runs(report.pid)
+    assert list((tmp_path / "hosts").iterdir()) == []
+
+
+async def test_a_prediction_ends_in_one_of_three_ways(replica: Replica, tmp_path: Path) -> None:
+    await replica.load(spec(tmp_path, stream=True))
+    caller = Caller(replica)
+    assert await caller.run("ok", text="one two") == Done("succeeded")
+    assert await caller.run("no", fail="out of ideas") == Done("failed", "out of ideas")
+    await caller.start("long", text="one two", chunk_delay=1000)
+    await caller.begun("long")
+    await caller.cancel("long")
+    assert await caller.done("long") == Done("canceled")
+    assert caller.output("long") == ["one "]
+
+
+async def test_an_unexpected_exception_fails_the_prediction_and_is_logged_in_it(
+    replica: Replica, tmp_path: Path
+) -> None:
+    await replica.load(spec(tmp_path))
+    caller = Caller(replica)
+    done = await caller.run("a", repeat="not a number")
+    assert done.status == "failed"
+    assert done.error == "can't multiply sequence by non-int of type 'str'"
+    assert "Traceback" in caller.logs("a")
+    assert "echo.py" in caller.logs("a")
+    assert await caller.run("b") == Done("succeeded")
+
+
+async def test_no_more_run_at_a_time_than_the_model_takes(replica: Replica, tmp_path: Path) -> None:
+    await replica.load(spec(tmp_path, concurrency=2, stream=True))
+    caller = Caller(replica)
+    for id in ("a", "b"):
+        await caller.start(id, text="x y", chunk_delay=1000)
+    await caller.start("c")
+    await caller.start("d")
+    await caller.begun("b")
+    await caller.cancel("c")
+    assert await caller.done("c") == Done("canceled")
+    assert "d" not in caller.events
+    await caller.cancel("a")
+    assert await caller.done("d") == Done("succeeded")
+
+
+async def test_a_job_and_its_cancel_in_one_message(replica: Replica, tmp_path: Path) -> None:
+    await replica.load(spec(tmp_path))
+    caller = Caller(replica)
+    await caller.start("a", delay=1000)
+    await caller.cancel("a")
+    assert await caller.done("a") == Done("canceled")
+    assert await caller.run("b") == Done("succeeded")
+
+
+async def test_progress_and_prints_of_concurrent_predictions_stay_apart(
+    replica: Replica, tmp_path: Path
+) -> None:
+    await replica.load(spec(tmp_path))
+    caller = Caller(replica)
+    for id in ("a", "b"):
+        await caller.start(id, print=f"this is {id}", progress=3)
+    for id in ("a", "b"):
+        await caller.done(id)
+        assert caller.logs(id).splitlines() == [
+            f"this is {id}",
+            " 33%|###       | 1/3",
+            " 67%|######    | 2/3",
+            "100%|##########| 3/3",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("input", "how"),
+    [({"crash": True}, "was killed by signal 9 (SIGKILL)"), ({"exit_code": 3}, "exited with code 3")],
+)
+async def test_how_a_host_died_is_said(
+    replica: Replica, tmp_path: Path, input: dict[str, object], how: str
+) -> None:
+    await replica.load(spec(tmp_path))
+    caller = Caller(replica)
+    await caller.run("before", text="kept")
+    await caller.start("a", **input)
+    lost = await caller.over()
+    assert lost is not None
+    assert lost.splitlines()[0] == f"the engine host of test/echo {how}"
+    assert "is ready after" in lost
+    assert caller.output("before") == ["kept"]
+    await replica.load(spec(tmp_path))
+    assert await Caller(replica).run("b") == Done("succeeded")
+
+
+async def test_a_segmentation_fault_leaves_its_traceback(replica: Replica, tmp_path: Path) -> None:
+    report = await replica.load(spec(tmp_path))
+    caller = Caller(replica)
+    os.kill(report.pid, signal.SIGSEGV)
+    lost = await caller.over()
+    assert lost is not None
+    assert "was killed by signal 11 (SIGSEGV)" in lost
+    assert "Fatal Python error: Segmentation fault" in lost
+
+
+async def test_a_host_that_is_stuck_can_be_unloaded(replica: Replica, tmp_path: Path) -> None:
+    report = await replica.load(spec(tmp_path, stream=True))
+    caller = Caller(replica)
+    await caller.start("a", text="x y", after=1, chunk_delay=0.01, hang=1000)
+    await caller.begun("a")
+    await asyncio.sleep(0.1)
+    await caller.cancel("a")
+    await replica.unload()
+    assert await caller.over() is None
+    assert caller.output("a") == ["x "]
+    assert not runs(report.pid)
+
+
+async def test_much_output_arrives_whole_and_in_order(replica: Replica, tmp_path: Path) -> None:
+    await replica.load(spec(tmp_path, stream=True))
+    caller = Caller(replica)
+    await caller.start("wide", text="x" * 3_000_000)
+    await caller.start("long", text="word ", repeat=30_000)
+    assert await caller.done("wide") == Done("succeeded")
+    assert await caller.done("long") == Done("succeeded")
+    assert caller.output("wide") == ["x" * 3_000_000]
+    assert caller.output("long") == ["word "] * 30_000
+
+
+async def test_a_model_that_says_why_it_cannot_load(replica: Replica, tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed) as caught:
+        await replica.load(spec(tmp_path, "refusing"))
+    assert caught.value.detail.splitlines()[0] == "there are no weights at /nowhere; pull them first"
+    assert "looking for weights" in caught.value.detail
+
+
+async def test_a_model_that_breaks_while_it_loads(replica: Replica, tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed) as caught:
+        await replica.load(spec(tmp_path, "broken"))
+    assert caught.value.detail.splitlines()[0] == "ZeroDivisionError: division by zero"
+    assert "host_kinds.py" in caught.value.detail
+
+
+async def test_a_host_killed_while_it_loads(replica: Replica, zygote: Zygote, tmp_path: Path) -> None:
+    loading = asyncio.create_task(replica.load(spec(tmp_path, "slow")))
+    child = await _child(tmp_path)
+    (mark,) = (zygote.run_dir / "hosts").iterdir()
+    os.kill(int(mark.name), signal.SIGKILL)
+    with pytest.raises(HostLost, match=r"killed by signal 9 .* while it loaded"):
+        await loading
+    await until_gone(child)
+
+
+async def test_a_load_can_be_stopped(replica: Replica, zygote: Zygote, tmp_path: Path) -> None:
+    loading = asyncio.create_task(replica.load(spec(tmp_path, "slow")))
+    child = await _child(tmp_path)
+    await replica.unload()
+    with pytest.raises(LoadFailed, match="unloaded while it was loading"):
+        await loading
+    await until_gone(child)
+    assert list((zygote.run_dir / "hosts").iterdir()) == []
+
+
+async def test_unloading_closes_the_runner_and_ends_its_children(replica: Replica, tmp_path: Path) -> None:
+    await replica.load(spec(tmp_path, "family"))
+    child = await _child(tmp_path)
+    assert runs(child)
+    await replica.unload()
+    assert (tmp_path / "closed").exists()
+    await until_gone(child)
+
+
+async def _child(folder: Path) -> int:
+    """The process id that a runner of ``tests.host_kinds`` has noted."""
+    note = folder / "child"
+    async with asyncio.timeout(20):
+        while not (note.exists() and note.read_text()):
+            await asyncio.sleep(0.02)
+    return int(note.read_text())

@@ -1,0 +1,239 @@
+"""The zygote, and what becomes of hosts when any of the processes around them is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from appliance import leftovers
+from appliance.prediction import Done
+from appliance.replica import Replica
+from tests.hosting import Caller, Zygote, runs, spec, until_gone
+from tests.running import ROOT, wait_for
+
+pytestmark = pytest.mark.integration
+
+REPLICA = """
+import asyncio, sys
+from pathlib import Path
+from appliance.replica import Replica
+from tests.hosting import spec
+
+async def main(socket, run_dir, kind):
+    replica = Replica("runner-0", socket, run_dir)
+    report = await replica.load(spec(Path(run_dir), kind))
+    print(report.pid, flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def zygote(tmp_path: Path) -> Iterator[Zygote]:
+    with Zygote(tmp_path) as running:
+        yield running
+
+
+class ReplicaProcess:
+    """A replica in a process of its own, with one model loaded."""
+
+    def __init__(self, zygote: Zygote, kind: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", REPLICA, str(zygote.socket), str(zygote.run_dir), kind],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.host = int(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def child_of(folder: Path) -> int:
+    note = folder / "child"
+    return int(wait_for(lambda: note.exists() and note.read_text(), 20, "the runner's child"))
+
+
+async def test_it_tells_what_it_could_not_import_and_has_no_threads(zygote: Zygote) -> None:
+    wait_for(lambda: "imported tests.host_kinds" in zygote.log.read_text(), 20, "the imports")
+    wait_for(lambda: "cannot import no_such_module" in zygote.log.read_text(), 20, "the other import")
+    assert len(list(Path(f"/proc/{zygote.process.pid}/task").iterdir())) == 1
+
+
+async def test_a_killed_replica_takes_its_host_along(zygote: Zygote, tmp_path: Path) -> None:
+    replica = ReplicaProcess(zygote, "family")
+    child = child_of(tmp_path)
+    assert runs(replica.host)
+    replica.kill()
+    await until_gone(replica.host, child)
+    wait_for(lambda: list((tmp_path / "hosts").iterdir()) == [], 20, "the mark to go")
+
+
+async def test_a_killed_replica_takes_along_even_a_host_that_is_stuck(zygote: Zygote, tmp_path: Path) -> None:
+    replica = ReplicaProcess(zygote, "echo")
+    os.kill(replica.host, signal.SIGSTOP)
+    replica.kill()
+    await until_gone(replica.host)
+
+
+async def test_a_dead_host_leaves_no_children(zygote: Zygote, tmp_path: Path) -> None:
+    replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
+    report = await replica.load(spec(tmp_path, "family"))
+    caller = Caller(replica)
+    child = child_of(tmp_path)
+    os.kill(report.pid, signal.SIGKILL)
+    lost = await caller.over()
+    assert lost is not None
+    assert "killed by signal 9" in lost
+    await until_gone(child)
+
+
+async def test_a_host_outlives_its_zygote_and_still_ends_with_its_replica(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
+    report = await replica.load(spec(tmp_path, "echo"))
+    other = ReplicaProcess(zygote, "family")
+    child = child_of(tmp_path)
+    zygote.process.kill()
+    zygote.process.wait()
+    caller = Caller(replica)
+    assert await caller.run("a") == Done("succeeded")
+    other.kill()
+    await until_gone(other.host, child)
+    await caller.start("b", crash=True)
+    lost = await caller.over()
+    assert lost is not None
+    assert "how is not known" in lost
+    await until_gone(report.pid)
+    again = await replica.load(spec(tmp_path, "echo"))
+    assert not again.forked
+    assert await Caller(replica).run("c") == Done("succeeded")
+    await replica.unload()
+
+
+async def test_sigterm_ends_it_with_all_hosts(zygote: Zygote, tmp_path: Path) -> None:
+    replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
+    report = await replica.load(spec(tmp_path, "family"))
+    caller = Caller(replica)
+    child = child_of(tmp_path)
+    zygote.process.terminate()
+    assert zygote.process.wait(20) == 0
+    await until_gone(report.pid, child)
+    assert await caller.over() is not None
+    assert list((tmp_path / "hosts").iterdir()) == []
+
+
+async def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); input()"
+    command = [sys.executable, "-m", "appliance.zygote", "--socket", str(tmp_path / "z.sock")]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, *command],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    wait_for((tmp_path / "z.sock").exists, 20, "the zygote's socket")
+    parent.kill()
+    parent.communicate()
+    await until_gone(pid)
+
+
+async def test_a_second_zygote_takes_the_place_of_the_first(zygote: Zygote, tmp_path: Path) -> None:
+    zygote.process.kill()
+    zygote.process.wait()
+    with Zygote(tmp_path):
+        replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
+        deadline = asyncio.timeout(20)
+        async with deadline:
+            while not (await replica.load(spec(tmp_path))).forked:  # the old socket's file may still be seen
+                await replica.unload()
+        await replica.unload()
+
+
+async def test_nonsense_is_refused_and_harms_nobody(zygote: Zygote, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(zygote.socket))
+        client.sendall(b"\0\0\0\1\xc1")
+        assert client.recv(1) == b""
+    replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
+    assert (await replica.load(spec(tmp_path))).forked
+    await replica.unload()
+
+
+HOST_LIKE = """
+import subprocess, sys, time
+from pathlib import Path
+from appliance import leftovers
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+leftovers.write(Path(sys.argv[1]), "test/model")
+print(child.pid, flush=True)
+if sys.argv[2] == "stay":
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("leader", ["stay", "go"])
+async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOST_LIKE, str(leftovers.folder(tmp_path)), leader],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    if leader == "go":
+        process.wait()
+    assert runs(child)
+    assert leftovers.reclaim(tmp_path) == [process.pid]
+    process.communicate()
+    await until_gone(process.pid, child)
+    assert leftovers.reclaim(tmp_path) == []
+
+
+async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOST_LIKE, str(leftovers.folder(tmp_path)), "stay"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    path = leftovers.folder(tmp_path) / str(process.pid)
+    mark = msgspec.json.decode(path.read_bytes(), type=leftovers.Mark)
+    others = (
+        msgspec.structs.replace(mark, start=mark.start - 1),
+        msgspec.structs.replace(mark, boot="another boot"),
+    )
+    for other in others:
+        path.write_bytes(msgspec.json.encode(other))
+        assert leftovers.reclaim(tmp_path) == []
+        assert not path.exists()
+    path.write_bytes(b"{")  # the machine went down while it was written
+    assert leftovers.reclaim(tmp_path) == []
+    assert runs(process.pid)
+    assert runs(child)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

@@ -1,0 +1,81 @@
+"""What a prediction prints is its own; the rest goes to the log file."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+import threading
+
+import pytest
+
+from appliance.host import capture
+from appliance.host.capture import CapturingStream, PredictionLog
+
+
+class LogFile(io.StringIO):
+    """Stands for the text stream over descriptor 1."""
+
+    buffer = io.BytesIO()
+
+
+async def pieces(*writes: str) -> str:
+    got: list[str] = []
+    log = PredictionLog(got.append, io.StringIO())
+    for text in writes:
+        log.write(text)
+    return "".join(got)
+
+
+async def test_tasks_keep_their_output_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = LogFile()
+    monkeypatch.setattr(sys, "stdout", CapturingStream(written))
+    got: dict[str, list[str]] = {"a": [], "b": []}
+
+    async def predict(name: str) -> None:
+        log = PredictionLog(got[name].append, written)
+        capture.assign(log)
+        print("begins", name)
+        await asyncio.sleep(0)
+        await asyncio.to_thread(print, "thread of", name)
+        log.close()
+        print("late", name)
+
+    await asyncio.gather(asyncio.create_task(predict("a")), asyncio.create_task(predict("b")))
+    print("outside")
+    for name in "ab":
+        assert "".join(got[name]) == f"begins {name}\nthread of {name}\n"
+    assert sorted(written.getvalue().splitlines()) == ["late a", "late b", "outside"]
+
+
+@pytest.mark.parametrize(
+    ("writes", "text"),
+    [
+        (("a\n", "b"), "a\nb"),
+        (("\r 50%", "\r100%", "\n", "next\n"), " 50%\n100%\nnext\n"),
+        (("working\n", "\r1/2", "\r2/2\n"), "working\n1/2\n2/2\n"),
+        (("a\r\nb\r\n",), "a\nb\n"),
+        (("a\r", "\nb"), "a\nb"),
+        (("a\r", "b"), "a\nb"),
+        (("1\r2\r3",), "1\n2\n3"),
+        (("a\r",), "a"),
+        (("", "\udcff"), "?"),
+    ],
+)
+async def test_carriage_returns_become_lines(writes: tuple[str, ...], text: str) -> None:
+    assert await pieces(*writes) == text
+
+
+async def test_a_closed_log_passes_text_on() -> None:
+    got: list[str] = []
+    late = io.StringIO()
+    log = PredictionLog(got.append, late)
+    await asyncio.to_thread(log.write, "in time ")
+    thread = threading.Thread(target=log.write, args=("too late",))
+    thread.start()
+    thread.join()
+    log.close()
+    await asyncio.sleep(0)
+    log.write(", after the end")
+    assert got == ["in time "]
+    assert late.getvalue() == "too late, after the end"
