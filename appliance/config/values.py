@@ -1,0 +1,127 @@
+"""The kinds of values that models.yaml holds: sizes, durations, names, addresses and paths."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+_UNITS: Final = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "TiB": 1024 * GIB,
+}
+_SIZE: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})")
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+_DURATION: Final = re.compile(
+    rf"(?=.)(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?(?:({_NUMBER})ms)?"
+)
+_DURATION_UNITS: Final = (86400.0, 3600.0, 60.0, 1.0, 0.001)  # seconds, in the order of the groups above
+_PART: Final = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
+_NAME: Final = re.compile(rf"{_PART}/{_PART}")
+_DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
+_ADDRESS: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
+
+
+def bytes_of(value: object) -> int:
+    """The bytes meant by a whole number or by text such as ``12GiB`` or ``500MB``; at least 1."""
+    size: int | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = int(float(match[1]) * _UNITS[match[2]])
+    if size is None or size < 1:
+        raise PydanticCustomError(
+            "size", 'should be a number of bytes over 0 or a size such as "12GiB" or "500MB"'
+        )
+    return size
+
+
+def seconds_of(value: object) -> float:
+    """The seconds meant by a number or by text such as ``30s``, ``5m`` or ``1h30m``; at least 0."""
+    seconds: float | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        seconds = sum(
+            float(number) * unit
+            for number, unit in zip(match.groups(), _DURATION_UNITS, strict=True)
+            if number
+        )
+    if seconds is None or not 0 <= seconds < float("inf"):
+        raise PydanticCustomError(
+            "duration", 'should be a number of seconds or a duration such as "30s", "5m" or "1h30m"'
+        )
+    return seconds
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise PydanticCustomError(
+            "name", 'should be "owner/name", each of lowercase letters, digits and inner "-", "_" or "."'
+        )
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise PydanticCustomError(
+            "name", 'should be of lowercase letters, digits and inner "-", "_", "." or ":", such as "gpu:0"'
+        )
+    return value
+
+
+def _address(value: str) -> str:
+    if not _ADDRESS.fullmatch(value):
+        raise PydanticCustomError("address", 'should be an address that begins with "http://" or "https://"')
+    return value.rstrip("/")
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    """A relative path counts from the folder of the config file."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise PydanticCustomError("path", "should be a path")
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:  # ~user where there is no such user
+        raise PydanticCustomError("path", "begins with the home folder of an unknown user") from error
+    folder: Path = (info.context or {}).get("folder", Path.cwd())
+    return folder / path
+
+
+def _pattern(pattern: re.Pattern[str]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$"})
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(bytes_of),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^{_SIZE.pattern}$"}]}
+    ),
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(seconds_of),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
+    ),
+]
+ModelName = Annotated[str, AfterValidator(_name), _pattern(_NAME)]
+DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
+Address = Annotated[str, AfterValidator(_address), _pattern(_ADDRESS)]
+FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]

@@ -1,0 +1,186 @@
+"""The devices that models are placed on, and what the appliance may use of this machine.
+
+NVIDIA GPUs are found through NVML. Their names carry NVML's number, which counts in PCI bus order: a process
+that is given some of them by number needs CUDA_DEVICE_ORDER=PCI_BUS_ID beside CUDA_VISIBLE_DEVICES. Whether
+the configured models fit is for the scheduler to say, which keeps the ledger (`Scheduler.check_fits`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from appliance.config import HardwareConfig
+from appliance.errors import ApplianceError
+
+#: Of the main memory, what models may have by default; the rest is for the system and the appliance itself.
+CPU_SHARE: Final = 0.8
+
+_PROC: Final = Path("/proc")
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One place for models, with its own memory."""
+
+    name: str  # "cpu", "cuda:0", or a declared name
+    kind: Literal["cpu", "cuda"]
+    memory: int  # bytes that models may reserve
+    label: str  # for people: "NVIDIA H100 80GB HBM3", "AMD EPYC 7B13, 2 threads"
+    logical: bool = False  # declared in the config: main memory under another name
+
+
+def discover(config: HardwareConfig) -> tuple[Device, ...]:
+    """The declared logical devices; else the GPUs that may be used; else the one device ``cpu``.
+
+    Raises:
+        ApplianceError: there is an NVIDIA driver, but it does not work.
+    """
+    if config.devices != "auto":
+        return tuple(
+            Device(
+                name=device.name,
+                kind="cpu",
+                memory=device.memory,
+                label=f"{_cpu_label()}, logical device",
+                logical=True,
+            )
+            for device in config.devices
+        )
+    gpus = _gpus()
+    if gpus:
+        return gpus
+    memory = config.host_memory or int(host_memory() * CPU_SHARE)
+    label = f"{_cpu_label()}, {cpu_threads()} threads"
+    return (Device(name="cpu", kind="cpu", memory=memory, label=label),)
+
+
+# -- GPUs ------------------------------------------------------------------------------------------------
+
+
+def _gpus() -> tuple[Device, ...]:
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves; none where there is no driver."""
+    try:
+        import pynvml  # type: ignore[import-not-found,unused-ignore]  # not installed on CPU machines
+    except ModuleNotFoundError:  # installed with the extra `gpu` only
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return ()
+    except pynvml.NVMLError as error:
+        raise ApplianceError(
+            f"the NVIDIA driver does not answer ({error}); see whether nvidia-smi works, "
+            "or declare hardware.devices to run without GPUs"
+        ) from error
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        return tuple(
+            Device(
+                name=f"cuda:{index}",
+                kind="cuda",
+                memory=int(pynvml.nvmlDeviceGetMemoryInfo(handles[index]).total),
+                label=_text(pynvml.nvmlDeviceGetName(handles[index])),
+            )
+            for index in visible(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        )
+    except pynvml.NVMLError as error:
+        raise ApplianceError(f"a GPU does not answer ({error}); see whether nvidia-smi works") from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible(uuids: Sequence[str], variable: str | None) -> tuple[int, ...]:
+    """Which of the GPUs with these UUIDs CUDA_VISIBLE_DEVICES allows, by position.
+
+    As CUDA reads it: numbers or beginnings of UUIDs; the first entry that means no GPU ends the list.
+    """
+    if variable is None:
+        return tuple(range(len(uuids)))
+    chosen: list[int] = []
+    for entry in (part.strip() for part in variable.split(",")):
+        if entry.isdecimal():
+            matches = [int(entry)] if int(entry) < len(uuids) else []
+        else:
+            matches = [index for index, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        if len(matches) != 1:
+            break
+        chosen += [index for index in matches if index not in chosen]
+    return tuple(chosen)
+
+
+def _text(value: Any) -> str:
+    """Older releases of pynvml answer with bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+# -- main memory and CPU ---------------------------------------------------------------------------------
+
+
+def host_memory(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+    """Bytes of main memory this process may use: the machine's, or less where a cgroup (v1, v2) limits it."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder in _cgroup_folders("memory", cgroups, proc):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            words = _words(folder / name)
+            # Without a limit v2 says "max", and v1 a number larger than any memory.
+            limits += [int(word) for word in words if word.isdecimal()]
+    return min(limits)
+
+
+def cpu_threads(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+    """CPU threads this process may keep busy: those it may run on, or less where a cgroup limits its time."""
+    allowed = len(os.sched_getaffinity(0))
+    for folder in _cgroup_folders("cpu", cgroups, proc):
+        words = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        if len(words) == 2 and all(word.isdecimal() for word in words):
+            allowed = min(allowed, math.ceil(int(words[0]) / int(words[1])))
+    return max(1, allowed)
+
+
+def _cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]:
+    """The folders that may limit this process: its group's and every one above, in v2 and in v1's hierarchy.
+
+    In a container the path of the group may be the host's and missing here; the group is then mounted at the
+    root, which is among the folders.
+    """
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:  # a kernel without cgroups limits nothing
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = cgroups / controllers if controllers else cgroups
+        if controllers and not root.is_dir():
+            root = cgroups / controller  # "cpu,cpuacct" is also mounted under each name
+        path = Path(group.lstrip("/"))
+        for folder in (path, *path.parents):
+            yield root / folder
+
+
+def _words(file: Path) -> list[str]:
+    """What the file holds; nothing where this kind of cgroup has no such file."""
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
+
+
+def _cpu_label() -> str:
+    try:
+        lines = (_PROC / "cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, os.uname().machine)

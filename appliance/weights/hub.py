@@ -1,0 +1,56 @@
+"""Weights of a Hugging Face hub repository, through huggingface_hub, which resumes and verifies by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from appliance.config import HubSource
+from appliance.errors import WeightsError
+
+#: What runners read: safetensors, configs, tokenizers, custom model code, licences; not the same weights once
+#: more in other formats.
+_PATTERNS: Final = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+)
+_IGNORED: Final = ("original/*", "onnx/*", "openvino/*")
+
+
+def snapshot(source: HubSource, folder: Path) -> None:
+    """Fetch the repository at its revision into ``folder``; what is there already is not fetched again.
+
+    The user's HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count. Written against huggingface_hub 2.4; no hub was
+    within reach where this was written, so only the call and the translation of errors are tested.
+
+    Raises:
+        WeightsError: the hub, the repository, the revision or the weights in it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [source.file, "LICENSE*", "NOTICE*"] if source.file else list(_PATTERNS)
+    try:
+        snapshot_download(
+            source.hub,
+            revision=source.revision,
+            local_dir=folder,
+            allow_patterns=patterns,
+            ignore_patterns=None if source.file else list(_IGNORED),
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise WeightsError(
+            f"{source.hub} at {source.revision} cannot be fetched from the hub: {str(error).splitlines()[0]}"
+        ) from error
+    wanted = source.file or "*.safetensors"
+    if not any(folder.rglob(wanted)):
+        raise WeightsError(f"{source.hub} at {source.revision} has no {wanted}")

@@ -1,0 +1,106 @@
+"""Where each model's weights are, whether they are there, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from appliance.config import FolderSource, HubSource, ModelConfig, PypiSource, Source
+from appliance.errors import WeightsError
+from appliance.weights.fingerprint import fingerprint
+
+#: What weight files are called; configs, tokenizers and licences weigh nothing.
+_WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
+
+
+def root(home: Path) -> Path:
+    """The folder under the data folder ``home`` that holds everything about weights."""
+    return home / "weights"
+
+
+def source_of(model: ModelConfig) -> Source:
+    """The model's source.
+
+    Raises:
+        WeightsError: it has none, being of a kind without weights.
+    """
+    if model.source is None:
+        raise WeightsError(f"model {model.name} has no weights to fetch: it has no source")
+    return model.source
+
+
+def folder(home: Path, model: ModelConfig) -> Path:
+    """Where the model's weights are, or will be once they are pulled.
+
+    A local folder stays where it is. Everything else has a folder named after its content's identity, so that
+    a changed source never finds the weights of the one before.
+    """
+    source = source_of(model)
+    if isinstance(source, FolderSource) and not is_gguf(source):
+        return source.path
+    kind = {FolderSource: "local", HubSource: "hub", PypiSource: "pypi"}[type(source)]
+    name = PurePosixPath(_member(source)).name
+    name = f"{name[: -len('.gguf')]}-transformers" if is_gguf(source) else name
+    return root(home) / kind / f"{digest(source)}-{name}"
+
+
+def present(home: Path, model: ModelConfig) -> bool:
+    """Whether the weights can be used without pulling; a pulled folder exists only when it is whole."""
+    return folder(home, model).exists()
+
+
+def revision(model: ModelConfig) -> str:
+    """Text that stays the same as long as the weights do; part of the model's version.
+
+    It names content, not places: a local folder counts by its fingerprint, ``missing`` where there is none.
+    """
+    match model.source:
+        case None:
+            return "none"
+        case FolderSource():
+            return f"folder:{identity(model.source)}"
+        case HubSource():
+            return f"hub:{identity(model.source)}"
+        case PypiSource():
+            return f"wheel:{identity(model.source)}"
+
+
+def size(path: Path) -> int:
+    """Bytes of the weight files in a folder, or of the one file ``path``; 0 where nothing is there yet."""
+    if path.is_file():
+        return path.stat().st_size
+    files = (file for file in path.rglob("*") if file.suffix in _WEIGHTS and file.is_file())
+    return sum(file.stat().st_size for file in files)
+
+
+def identity(source: Source) -> str:
+    """What tells this source's content from any other's."""
+    match source:
+        case FolderSource():
+            return fingerprint(source.path)
+        case HubSource():
+            return f"{source.hub}@{source.revision}" + (f"/{source.file}" if source.file else "")
+        case PypiSource():
+            return f"{source.sha256}/{source.path}"
+
+
+def digest(source: Source) -> str:
+    """16 hex digits of ``identity``, for names of files and folders."""
+    return hashlib.sha256(identity(source).encode()).hexdigest()[:16]
+
+
+def is_gguf(source: Source) -> bool:
+    """Whether it is one GGUF file, which is converted after it is fetched."""
+    return _member(source).lower().endswith(".gguf")
+
+
+def _member(source: Source) -> str:
+    """The path that the source names, inside of wherever it is."""
+    match source:
+        case FolderSource():
+            return source.path.name
+        case HubSource():
+            return source.file or source.hub
+        case PypiSource():
+            return source.path.rstrip("/")

