@@ -1,0 +1,186 @@
+"""The gateway: builds every part from the config, in the one place that knows them all, and listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from appliance import catalogue, logs, weights
+from appliance.api import create_api
+from appliance.api.services import Services
+from appliance.catalogue import Catalogue
+from appliance.cluster.base import Cluster
+from appliance.cluster.ray import RayCluster
+from appliance.config import Config, ModelConfig
+from appliance.engine import Engine
+from appliance.hardware import Device, cpu_threads
+from appliance.scheduler import Capacity, Demand, Scheduler
+from appliance.store import SQLiteStore, Store, VersionRow
+
+_log = logging.getLogger(__name__)
+
+OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the driver hands to the gateway. Paths are absolute."""
+
+    config: Config
+    home: Path
+    host: str
+    port: int
+    devices: tuple[Device, ...]
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.home / "appliance.db"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and marks of running processes; nothing in it outlives them."""
+        return self.home / "run"
+
+    @property
+    def zygote_socket(self) -> Path:
+        """Where engine hosts are forked."""
+        return self.run_dir / "zygote.sock"
+
+    @property
+    def log_file(self) -> Path:
+        """Where the gateway writes its log."""
+        return self.home / "logs" / "appliance.log"
+
+
+def demand(model: ModelConfig, home: Path) -> Demand:
+    """What the scheduler must find room for, for one configured model."""
+    share, memory, devices = None, None, 1
+    if model.memory is not None:
+        memory = model.memory
+    elif model.gpu is not None:
+        share = min(1.0, model.gpu)
+        devices = max(1, int(model.gpu))
+    else:
+        memory = model.options.footprint(weights.size(weights.folder(home, model)) if model.source else 0)
+    return Demand(
+        model=model.name,
+        concurrency=model.options.predictions_at_once,
+        memory=memory,
+        share=share,
+        devices=devices,
+        pin=model.pin,
+        preload=model.preload,
+        idle_unload_after=model.idle_unload_after,
+    )
+
+
+def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
+    """The scheduler over these devices for every configured model."""
+    return Scheduler(
+        [Capacity(device.name, device.memory) for device in devices],
+        [demand(model, home) for model in config.models],
+    )
+
+
+async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
+    """Everything the API needs, wired but not started."""
+    config, home = settings.config, settings.home
+    now = time.time()
+    entries = []
+    for entry in catalogue.build(config, now).entries:
+        row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
+        first_seen = (await store.record_version(row)).created_at
+        entries.append(msgspec.structs.replace(entry, created_at=first_seen))
+    models = Catalogue(entries)
+    engine = Engine(
+        limits=config.limits,
+        catalogue=models,
+        store=store,
+        cluster=cluster,
+        scheduler=build_scheduler(config, home, settings.devices),
+        home=home,
+        threads=config.hardware.threads or cpu_threads(),
+        kinds={device.name: device.kind for device in settings.devices},
+    )
+    return Services(
+        config=config,
+        catalogue=models,
+        store=store,
+        engine=engine,
+        devices=settings.devices,
+        started_at=now,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that a successor may bind beside, so that a restart refuses no connection."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind((host, port))
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+class Gateway:
+    """The running gateway of one process."""
+
+    def __init__(self, services: Services, server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+        """Made by ``start_gateway``."""
+        self._services = services
+        self._server = server
+        self._serving = serving
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new work and let running predictions finish; returns how many did not.
+
+        What did not finish stays stored and is taken up at the next start.
+        """
+        unfinished = await self._services.engine.drain(seconds)
+        await self._services.engine.close()
+        await self._services.store.close()
+        self._server.should_exit = True
+        return unfinished
+
+    def check(self) -> None:
+        """Raise if the listener is gone."""
+        if self._serving.done() and not self._server.should_exit:
+            raise RuntimeError("the gateway's listener stopped")
+
+
+async def start_gateway(settings: Settings) -> Gateway:
+    """Build and start everything on the running loop; returns once requests are answered."""
+    logs.configure(settings.log_file)
+    store = SQLiteStore(settings.database)
+    await store.open()
+    await store.own(OWN_PATIENCE)
+    cluster = RayCluster(settings.zygote_socket, settings.run_dir)
+    services = await build_services(settings, store, cluster)
+    await services.engine.start()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_api(services),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http="httptools",
+            timeout_keep_alive=75,
+            server_header=False,
+            date_header=False,
+        )
+    )
+    listener = listen(settings.host, settings.port)
+    serving = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    _log.info("listening on %s:%d", settings.host, settings.port)
+    return Gateway(services, server, serving)

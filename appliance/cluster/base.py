@@ -1,0 +1,60 @@
+"""What the engine needs of the place where models run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from appliance.prediction import Emitted, Job
+from appliance.runners.base import LoadSpec
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """A model that was loaded before this gateway began, and the predictions its replica still holds."""
+
+    spec: LoadSpec
+    held: frozenset[str]
+
+
+class Cluster(Protocol):
+    """Loads models and carries jobs to them and events back.
+
+    ``submit``, ``cancel`` and ``acknowledge`` only queue: what waits for one model travels together. What
+    goes wrong with the replica or its host is reported in one place, by ``events``.
+    """
+
+    async def adopt(self) -> list[Adopted]:
+        """What an earlier gateway left loaded; called once, before anything else."""
+
+    async def load(self, spec: LoadSpec) -> None:
+        """Make the model ready.
+
+        Raises:
+            LoadFailed: the model cannot be loaded; the message says why.
+            HostLost: the replica or the host died meanwhile; trying again may help.
+        """
+
+    async def unload(self, model: str) -> None:
+        """Stop the model's host; returns once its memory is free. Nothing happens if it is not loaded."""
+
+    def submit(self, model: str, job: Job) -> None:
+        """Hand a job to a loaded model."""
+
+    def cancel(self, model: str, id: str) -> None:
+        """Ask the model to stop a prediction; ``Done`` still arrives, if the prediction was there."""
+
+    def acknowledge(self, model: str, id: str) -> None:
+        """The prediction is stored as finished; its events need not be kept any longer."""
+
+    def events(self, model: str) -> AsyncIterator[list[Emitted]]:
+        """Everything unacknowledged, then what happens; ends when the model is unloaded.
+
+        Raises:
+            HostLost: the replica or the host died; the message says how.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; loaded models stay."""

@@ -1,0 +1,109 @@
+"""Models in this very process, without replicas, hosts or Ray: what unit tests run the engine on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from appliance.cluster.base import Adopted
+from appliance.errors import HostLost, PredictionFailed
+from appliance.prediction import Done, Emitted, Event, Job
+from appliance.runners import runner_class
+from appliance.runners.base import LoadSpec, Runner
+
+
+class _Loaded:
+    def __init__(self, spec: LoadSpec, runner: Runner) -> None:
+        self.spec = spec
+        self.runner = runner
+        self.events: asyncio.Queue[list[Emitted] | HostLost | None] = asyncio.Queue()
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+
+class LocalCluster:
+    """``Cluster`` on the running loop. ``lose`` plays the death of a host."""
+
+    def __init__(self) -> None:
+        """Nothing is loaded."""
+        self._loaded: dict[str, _Loaded] = {}
+        self.acknowledged: list[str] = []
+
+    async def adopt(self) -> list[Adopted]:
+        """Nothing outlives a process."""
+        return []
+
+    async def load(self, spec: LoadSpec) -> None:
+        """See ``Cluster.load``."""
+        runner = runner_class(spec.kind)(spec)
+        await runner.setup()
+        self._loaded[spec.model] = _Loaded(spec, runner)
+
+    async def unload(self, model: str) -> None:
+        """See ``Cluster.unload``."""
+        loaded = self._loaded.pop(model, None)
+        if loaded is None:
+            return
+        for task in loaded.tasks.values():
+            task.cancel()
+        await asyncio.gather(*loaded.tasks.values(), return_exceptions=True)
+        await loaded.runner.close()
+        loaded.events.put_nowait(None)
+
+    def submit(self, model: str, job: Job) -> None:
+        """See ``Cluster.submit``."""
+        loaded = self._loaded[model]
+        loaded.tasks[job.id] = asyncio.get_running_loop().create_task(self._run(loaded, job))
+
+    def cancel(self, model: str, id: str) -> None:
+        """See ``Cluster.cancel``."""
+        task = self._loaded[model].tasks.get(id)
+        if task is not None:
+            task.cancel()
+
+    def acknowledge(self, model: str, id: str) -> None:
+        """See ``Cluster.acknowledge``."""
+        self.acknowledged.append(id)
+
+    async def events(self, model: str) -> AsyncIterator[list[Emitted]]:
+        """See ``Cluster.events``."""
+        queue = self._loaded[model].events
+        while (batch := await queue.get()) is not None:
+            if isinstance(batch, HostLost):
+                raise batch
+            yield batch
+
+    async def close(self) -> None:
+        """See ``Cluster.close``; here nothing can stay."""
+        for model in list(self._loaded):
+            await self.unload(model)
+
+    def lose(self, model: str, reason: str) -> None:
+        """The host of ``model`` dies now: its predictions stop without a word."""
+        loaded = self._loaded.pop(model)
+        for task in loaded.tasks.values():
+            task.cancel()
+        loaded.events.put_nowait(HostLost(reason))
+
+    async def _run(self, loaded: _Loaded, job: Job) -> None:
+        n = 0
+
+        def emit(event: Event) -> None:
+            nonlocal n
+            n += 1
+            loaded.events.put_nowait([Emitted(job.id, job.attempt, n, event)])
+
+        try:
+            async for event in loaded.runner.run(job):
+                emit(event)
+        except asyncio.CancelledError:
+            if loaded.spec.model in self._loaded:
+                emit(Done("canceled"))
+            raise
+        except PredictionFailed as error:
+            emit(Done("failed", error.detail))
+        else:
+            emit(Done("succeeded"))
+        finally:
+            loaded.tasks.pop(job.id, None)
+
+

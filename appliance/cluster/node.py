@@ -1,0 +1,137 @@
+"""This machine's Ray and Serve, as the driver starts and stops them, and the gateway's deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatus
+
+from appliance.errors import ApplianceError
+
+GATEWAY: Final = "gateway"
+#: Jobs and events travel in messages, files by path: the smallest store that Ray accepts comfortably.
+OBJECT_STORE: Final = 128 * 1024 * 1024
+START_TIMEOUT: Final = 120.0  # seconds for the gateway to come up
+
+S = TypeVar("S")
+
+
+class RunningGateway(Protocol):
+    """What the deployment needs of the gateway it holds."""
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new work, let running work finish; returns how much did not."""
+
+    def check(self) -> None:
+        """Raise if the gateway can no longer serve; Serve then replaces it."""
+
+
+class GatewayReplica(Generic[S]):
+    """The Serve deployment around the gateway: Serve places, watches and restarts it."""
+
+    async def __init__(self, factory: Callable[[S], Awaitable[RunningGateway]], settings: S) -> None:
+        """Start the gateway on this replica's loop."""
+        self._gateway = await factory(settings)
+
+    async def drain(self, seconds: float) -> int:
+        """See ``RunningGateway.drain``."""
+        return await self._gateway.drain(seconds)
+
+    def check_health(self) -> None:
+        """Called by Serve every second."""
+        self._gateway.check()
+
+
+class RayNode:
+    """Ray and Serve on this machine, from ``start`` to ``stop``. Lives on the driver's loop."""
+
+    def __init__(self, temp: Path) -> None:
+        """``temp`` is Ray's own folder; its sockets lie in it, so the path must be short."""
+        self._temp = temp
+
+    async def start(self) -> None:
+        """Start Ray, without its dashboard, and Serve, without its proxy."""
+        shutil.rmtree(self._temp, ignore_errors=True)
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(self._temp),
+        )
+        await asyncio.to_thread(serve.start, proxy_location="Disabled")
+
+    async def run_gateway(
+        self,
+        factory: Callable[[S], Awaitable[RunningGateway]],
+        settings: S,
+        answers: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """Deploy the gateway and return once it ``answers``.
+
+        Raises:
+            ApplianceError: it could not start; the message is its own error.
+        """
+        deployment = serve.deployment(
+            GatewayReplica,
+            name=GATEWAY,
+            num_replicas=1,
+            max_ongoing_requests=1000,
+            max_constructor_retry_count=1,
+            health_check_period_s=1.0,
+            health_check_timeout_s=30.0,
+            graceful_shutdown_wait_loop_s=0.05,
+            graceful_shutdown_timeout_s=5.0,
+            ray_actor_options={"num_cpus": 0},
+        )
+        await asyncio.to_thread(
+            serve.run_many,
+            [serve.RunTarget(deployment.bind(factory, settings), name=GATEWAY, route_prefix=None)],
+            wait_for_applications_running=False,
+            wait_for_ingress_deployment_creation=False,
+        )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not await answers():
+            application = (await asyncio.to_thread(serve.status)).applications.get(GATEWAY)
+            if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
+                raise ApplianceError(f"the gateway could not start: {_reason(application)}")
+            if time.monotonic() > deadline:
+                raise ApplianceError(f"the gateway did not answer within {START_TIMEOUT:g} s")
+            await asyncio.sleep(0.1)
+
+    async def drain_gateway(self, seconds: float) -> int | None:
+        """Ask the gateway to drain; None if it is not there to be asked."""
+        try:
+            handle = serve.get_app_handle(GATEWAY).options(_by_reference=False)
+            async with asyncio.timeout(seconds + 5.0):
+                return int(await handle.drain.remote(seconds))
+        except (RayError, TimeoutError, serve.exceptions.RayServeException):
+            return None
+
+    async def stop(self) -> None:
+        """Stop everything that Ray started."""
+        try:
+            async with asyncio.timeout(20.0):
+                await serve.shutdown_async()
+        except TimeoutError:
+            logging.getLogger(__name__).warning("Serve did not stop in time; Ray is stopped all the same")
+        ray.shutdown()
+        shutil.rmtree(self._temp, ignore_errors=True)
+
+
+def _reason(application: Any) -> str:
+    """The most telling line of Serve's report, which holds a whole traceback."""
+    messages = [deployment.message for deployment in application.deployments.values()]
+    text = "\n".join(message for message in [*messages, application.message] if message)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line or "errors." in line]
+    return (errors or lines or ["no reason given"])[-1]

@@ -1,0 +1,302 @@
+"""The driver behind ``appliance serve``: checks, pulls, starts everything, waits, and takes it down again.
+
+Run as ``python -m appliance.driver`` in the environment that ``appliance serve`` prepares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Final
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from appliance import config as configuration
+from appliance import hardware, logs, token, weights
+from appliance.app import Settings, start_gateway
+from appliance.cluster.node import RayNode
+from appliance.config import Config
+from appliance.errors import ApplianceError, ConfigError, WeightsError
+from appliance.runners import PRELOADS
+from appliance.store import SQLiteStore
+from appliance.token import Token
+from appliance.zygote import reclaim
+
+_log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"
+ZYGOTE_RESTART: Final = 1.0  # seconds between the death of a zygote and the next
+
+
+class Zygote:
+    """The zygote process, started again whenever it ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing runs before ``start``."""
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it and watch it; it imports while everything else starts."""
+        await self._spawn()
+        self._watch = asyncio.get_running_loop().create_task(self._keep())
+
+    async def stop(self) -> None:
+        """End it and every engine host it forked."""
+        if self._watch is not None:
+            self._watch.cancel()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), 5.0)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _spawn(self) -> None:
+        settings = self._settings
+        kinds = {model.kind for model in settings.config.models}
+        preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in PRELOADS[kind]))
+        log = (settings.home / "logs" / "zygote.log").open("ab")
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "appliance.zygote",
+            "--socket",
+            str(settings.zygote_socket),
+            "--preload",
+            preload,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
+        )
+        log.close()
+
+    async def _keep(self) -> None:
+        while True:
+            if self._process is None:
+                return
+            code = await self._process.wait()
+            _log.error("the zygote ended with %s; it is started again", code)
+            await asyncio.sleep(ZYGOTE_RESTART)
+            await self._spawn()
+
+
+def take_lock(home: Path) -> IO[str]:
+    """Hold the data folder for this driver until the returned file is closed.
+
+    Raises:
+        ApplianceError: another driver holds it; names its pid.
+    """
+    file = (home / "run" / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise ApplianceError(
+            f"another appliance (pid {file.read().strip() or '?'}) already uses {home}; "
+            "stop it, or give this one its own --home"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ``ApplianceError`` if nothing could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ApplianceError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port or APPLIANCE_PORT"
+            ) from error
+
+
+async def first_token(database: Path, owner: str) -> str | None:
+    """Make sure that some token exists; returns a secret that has not been shown yet, or None.
+
+    A secret in ``APPLIANCE_TOKEN`` becomes a token if it is none yet, and is not shown.
+    """
+    store = SQLiteStore(database)
+    await store.open()
+    try:
+        given = os.environ.get(TOKEN_VARIABLE)
+        if given is not None:
+            if await store.find_token(token.digest(given)) is None:
+                await store.add_token(_token("environment", owner, given))
+            return None
+        if any(known.revoked_at is None for known in await store.list_tokens()):
+            return None
+        secret = token.new_token()
+        await store.add_token(_token("first", owner, secret))
+        return secret
+    finally:
+        await store.close()
+
+
+def _token(name: str, owner: str, secret: str) -> Token:
+    return Token(
+        id=token.new_id(), name=name, owner=owner, digest=token.digest(secret), created_at=time.time()
+    )
+
+
+def pull_missing(config: Config, home: Path, console: Console) -> None:
+    """Fetch weights that are not there; a model whose weights cannot be had is said, the others serve."""
+    missing = [model for model in config.models if model.source and not weights.present(home, model)]
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        for model in missing:
+            try:
+                weights.pull(home, model, progress)
+            except WeightsError as error:
+                console.print(f"[yellow]{model.name} cannot be served yet: {error.detail}[/]")
+
+
+def banner(settings: Settings, secret: str | None) -> str:
+    """What a user needs to make the first call."""
+    url = settings.config.server.public_url or f"http://{settings.host}:{settings.port}"
+    if secret is not None:
+        shown = f"{secret}   (shown this once; `appliance token create` makes more)"
+    elif TOKEN_VARIABLE in os.environ:
+        shown = f"the one in {TOKEN_VARIABLE}"
+    else:
+        shown = "the one shown at the first start; `appliance token create` makes another"
+    names = ", ".join(model.name for model in settings.config.models)
+    example = next((m for m in settings.config.models if m.kind != "echo"), settings.config.models[0])
+    called = example.aliases[0] if example.aliases else example.name
+    return "\n".join(
+        (
+            f"appliance is ready at {url}",
+            f"token:  {shown}",
+            f"models: {names}",
+            "",
+            f"  export REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN={secret or '<token>'}",
+            "  python -c 'import replicate",
+            f'print(*replicate.run("{called}", input={{"prompt": "Hello!"}}), sep="")\'',
+        )
+    )
+
+
+async def follow_log(path: Path, out: IO[str]) -> None:
+    """Copy what is appended to ``path`` from now on."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            text = file.read()
+            if text:
+                out.write(text)
+                out.flush()
+            await asyncio.sleep(0.2)
+
+
+async def run(settings: Settings, console: Console) -> int:
+    """Start, wait for a signal, drain, stop. Returns the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    secret = await first_token(settings.database, settings.config.server.account)
+    zygote = Zygote(settings)
+    node = RayNode(_ray_folder(settings.home))
+    await zygote.start()
+    tail = loop.create_task(follow_log(settings.log_file, sys.stderr))
+    try:
+        await node.start()
+        await node.run_gateway(start_gateway, settings, lambda: _answers(settings))
+        console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
+        await stop.wait()
+        console.print("draining; running predictions get up to "
+                      f"{settings.config.server.drain_timeout:g} s", highlight=False)
+        left = await node.drain_gateway(settings.config.server.drain_timeout)
+        if left:
+            console.print(f"{left} predictions are taken up at the next start")
+    finally:
+        tail.cancel()
+        await node.stop()
+        await zygote.stop()
+        reclaim(settings.run_dir)
+    return 0
+
+
+async def _answers(settings: Settings) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        try:
+            reply = await client.get(f"http://{host}:{settings.port}/healthz", timeout=2.0)
+        except httpx.HTTPError:
+            return False
+    return reply.status_code == httpx.codes.OK
+
+
+def _ray_folder(home: Path) -> Path:
+    """A short path of our own: Ray's sockets lie deep below it, and paths of sockets end at 107 bytes."""
+    mark = hashlib.sha256(str(home).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"appliance-{os.getuid()}-{mark}"
+
+
+def main() -> int:
+    """The command line of ``python -m appliance.driver``; people use ``appliance serve``."""
+    parser = argparse.ArgumentParser(prog="python -m appliance.driver")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--no-pull", action="store_true")
+    arguments = parser.parse_args()
+    console = Console(stderr=False)
+    try:
+        return _serve(arguments, console)
+    except ConfigError as error:
+        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False)
+        return 2
+    except ApplianceError as error:
+        Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False)
+        return 1
+
+
+def _serve(arguments: argparse.Namespace, console: Console) -> int:
+    config = configuration.load(arguments.config)
+    home = (arguments.home or configuration.home(config)).absolute()
+    for folder in (home, home / "run", home / "logs", home / "weights", home / "cache"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings = Settings(
+        config=config,
+        home=home,
+        host=arguments.host or config.server.host,
+        port=arguments.port or config.server.port,
+        devices=hardware.discover(config.hardware),
+    )
+    settings.log_file.touch(mode=0o600)
+    logs.configure(settings.log_file)
+    with take_lock(home):
+        check_port(settings.host, settings.port)
+        killed = reclaim(settings.run_dir)
+        if killed:
+            console.print(f"stopped {len(killed)} engine hosts left by a crashed run")
+        if not arguments.no_pull:
+            pull_missing(config, home, console)
+        return asyncio.run(run(settings, console))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The doors of the engine: every prediction enters through ``submit`` and is read through the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from appliance import schema
+from appliance.catalogue import Catalogue, Entry
+from appliance.cluster.base import Adopted, Cluster
+from appliance.config import LimitsConfig
+from appliance.engine.live import follow, items
+from appliance.engine.loads import Loads
+from appliance.engine.loop import INTERRUPTED, Loop
+from appliance.errors import NotFound, RequestError, ShuttingDown, StoreError, Throttled
+from appliance.prediction import Prediction, Status, new_id, new_stream_token
+from appliance.scheduler import Residency, Scheduler
+from appliance.store import Cursor, Store
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One per gateway; used on its event loop only."""
+
+    def __init__(
+        self,
+        *,
+        limits: LimitsConfig,
+        catalogue: Catalogue,
+        store: Store,
+        cluster: Cluster,
+        scheduler: Scheduler,
+        home: Path,
+        threads: int,
+        kinds: dict[str, str],
+    ) -> None:
+        """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda."""
+        self._limits = limits
+        self._catalogue = catalogue
+        self._store = store
+        self._cluster = cluster
+        self._scheduler = scheduler
+        self._kinds = kinds
+        self._loads = Loads(cluster, scheduler, limits, home=home, threads=threads, kinds=kinds)
+        self._loop = Loop(
+            limits=limits,
+            catalogue=catalogue,
+            store=store,
+            cluster=cluster,
+            scheduler=scheduler,
+            loads=self._loads,
+        )
+
+    async def start(self) -> None:
+        """Take up what an earlier gateway left, then begin to decide."""
+        held = await self._adopt(await self._cluster.adopt())
+        for prediction in await self._store.unfinished():
+            self._recover(prediction, held)
+        for model in held:
+            self._loop.spawn(self._loop.consume(model))
+        self._loop.start()
+
+    async def submit(
+        self,
+        entry: Entry,
+        input: Any,
+        *,
+        owner: str,
+        deadline: float | None = None,
+        source: str = "api",
+    ) -> Prediction:
+        """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
+
+        Raises:
+            InvalidInput: names every wrong field.
+            NeverFits: no device could hold the model.
+            Throttled: too many predictions wait.
+            ShuttingDown: the appliance is draining.
+        """
+        validated = schema.validate(entry.interface, input)
+        if self._loop.draining:
+            raise ShuttingDown
+        self._scheduler.check_fits(entry.name)
+        self._check_queue(entry.name)
+        prediction = Prediction(
+            id=new_id(),
+            model=entry.name,
+            version=entry.version,
+            owner=owner,
+            input=input,
+            created_at=time.time(),
+            deadline=deadline,
+            source=source,
+            stream_token=new_stream_token(),
+        )
+        # Writes keep their order, so the claim may be queued before the creation is committed; nobody
+        # knows the id until this returns.
+        created = self._store.create(prediction)
+        live = self._loop.admit(prediction, entry, validated)
+        self._loop.decide()
+        try:
+            await created
+        except StoreError:
+            self._loop.forget(live)
+            raise
+        return prediction
+
+    async def get(self, id: str, owner: str) -> Prediction:
+        """The record as it is now.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        live = self._loop.live.get(id)
+        prediction = live.prediction if live is not None else await self._store.get(id)
+        if prediction is None or prediction.owner != owner:
+            raise NotFound
+        return prediction
+
+    async def list(
+        self, owner: str, *, cursor: Cursor | None = None, limit: int = 100
+    ) -> Sequence[Prediction]:
+        """One page, newest first, with running predictions as they are now."""
+        stored = await self._store.list(owner, cursor=cursor, limit=limit)
+        return [
+            self._loop.live[prediction.id].prediction if prediction.id in self._loop.live else prediction
+            for prediction in stored
+        ]
+
+    async def cancel(self, id: str, owner: str) -> Prediction:
+        """Cancel it if it is not finished; returns the record either way.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        prediction = await self.get(id, owner)
+        live = self._loop.live.get(id)
+        if live is None:
+            return prediction
+        if not live.ending:
+            self._loop.end(live, Status.CANCELED)
+        await live.ended()
+        return live.prediction
+
+    async def wait(self, id: str, seconds: float) -> Prediction | None:
+        """The record once it is terminal, or as it is after ``seconds``; None if it is not known here."""
+        live = self._loop.live.get(id)
+        if live is None:
+            return await self._store.get(id)
+        try:
+            async with asyncio.timeout(seconds):
+                await live.ended()
+        except TimeoutError:
+            pass
+        return live.prediction
+
+    async def follow(
+        self, prediction: Prediction, after: int = 0
+    ) -> AsyncIterator[tuple[int, Any] | Prediction]:
+        """Output items with an index over ``after`` (from 1), each once; then the terminal record."""
+        live = self._loop.live.get(prediction.id)
+        if live is not None:
+            async for item in follow(live, after):
+                yield item
+            return
+        stored = await self._store.get(prediction.id)
+        if stored is None:
+            raise NotFound
+        for index, value in enumerate(items(stored, iterates=isinstance(stored.output, list)), 1):
+            if index > after:
+                yield index, value
+        yield stored
+
+    async def load(self, entry: Entry) -> None:
+        """Load the model when there is room; returns when it is ready.
+
+        Raises:
+            LoadFailed: it could not be loaded.
+        """
+        self._scheduler.check_fits(entry.name)
+        if self._scheduler.residency(entry.name) is not Residency.READY:
+            ready = asyncio.ensure_future(self._loads.ready(entry.name))
+            self._scheduler.wanted(entry.name)
+            self._loop.decide()
+            await ready
+
+    async def unload(self, entry: Entry) -> None:
+        """Unload the model once what runs on it is done; returns at once."""
+        self._scheduler.unwanted(entry.name, "asked for")
+        self._loop.decide()
+
+    def status(self) -> dict[str, Any]:
+        """Models and devices as they are now, for people and for `/admin/status`."""
+        scheduler = self._scheduler
+        return {
+            "draining": self._loop.draining,
+            "queued": scheduler.depth(),
+            "models": [
+                {
+                    "name": entry.name,
+                    "kind": entry.model.kind,
+                    "state": scheduler.residency(entry.name).value,
+                    "queued": scheduler.depth(entry.name),
+                    "running": len(scheduler.running(entry.name)),
+                    "devices": list(scheduler.devices(entry.name)),
+                }
+                for entry in self._catalogue.entries
+            ],
+            "devices": [
+                {
+                    "name": device,
+                    "reserved": scheduler.reserved(device),
+                    "free": scheduler.free(device),
+                }
+                for device in self._kinds
+            ],
+        }
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new work and let what runs finish for ``seconds``; returns how many were still running.
+
+        What still waits or runs stays stored and is taken up at the next start.
+        """
+        self._loop.draining = True
+        running = [live.ended() for live in self._loop.live.values() if live.claimed]
+        if not running:
+            return 0
+        tasks = [asyncio.ensure_future(wait) for wait in running]
+        _, unfinished = await asyncio.wait(tasks, timeout=seconds)
+        for task in unfinished:
+            task.cancel()
+        return len(unfinished)
+
+    async def _adopt(self, found: Sequence[Adopted]) -> dict[str, frozenset[str]]:
+        """Keep the loaded models that are still configured as they are; returns the ids each holds."""
+        held: dict[str, frozenset[str]] = {}
+        for adopted in found:
+            spec = adopted.spec
+            entry = next((e for e in self._catalogue.entries if e.name == spec.model), None)
+            if entry is None or entry.version != spec.version:
+                await self._cluster.unload(spec.model)
+                continue
+            self._scheduler.adopted(spec.model, spec.placement, spec.memory, time.monotonic())
+            held[spec.model] = adopted.held
+            _log.info("model %s is still loaded, with %d predictions", spec.model, len(adopted.held))
+        return held
+
+    def _recover(self, prediction: Prediction, held: dict[str, frozenset[str]]) -> None:
+        """Queue again, attach again, or end what an earlier gateway accepted."""
+        try:
+            entry = self._catalogue.by_version(prediction.version)
+            validated = schema.validate(entry.interface, prediction.input)
+        except RequestError:
+            reason = f"version {prediction.version} of {prediction.model} is no longer served here"
+            record = prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
+            self._loop.spawn(self._loop.write_end(record))
+            return
+        waiting = prediction.status is Status.STARTING
+        live = self._loop.admit(prediction, entry, validated, queue=waiting)
+        if waiting:
+            return
+        live.claimed = True
+        if prediction.id in held.get(entry.name, ()):
+            self._scheduler.resumed(prediction.id, entry.name)
+            self._loop.limit_run(live)
+        else:
+            self._loop.retry_or_fail(live, "the appliance was stopped while it ran")
+
+    def _check_queue(self, model: str) -> None:
+        limits = self._limits
+        for depth, limit, subject in (
+            (self._scheduler.depth(model), limits.queue_per_model, f"model {model}"),
+            (self._scheduler.depth(), limits.queue, "the appliance"),
+        ):
+            if depth >= limit:
+                raise Throttled(
+                    f"Request was throttled. {depth} predictions already wait for {subject}.", retry_after=5
+                )
+
+    async def close(self) -> None:
+        """Stop deciding and write what is not written yet."""
+        await self._loop.close()

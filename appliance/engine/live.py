@@ -1,0 +1,97 @@
+"""One prediction that is not finished, with what only its running process needs to know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from appliance.catalogue import Entry
+from appliance.prediction import Event, Prediction
+
+
+class Live:
+    """A prediction under way. Only the engine writes; anyone may read ``prediction`` and wait for changes."""
+
+    def __init__(self, prediction: Prediction, entry: Entry, input: dict[str, Any]) -> None:
+        """``input`` is the validated input, with every default filled in."""
+        self.prediction = prediction
+        self.entry = entry
+        self.input = input
+        self.claimed = False  # a claim is on its way to the store, or was made
+        self.ending = False  # a terminal record is on its way to the store
+        self.timers: list[asyncio.TimerHandle] = []
+        self.unsaved: list[tuple[int, Event]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._enders: set[asyncio.Future[None]] = set()
+
+    @property
+    def id(self) -> str:
+        """The prediction's id."""
+        return self.prediction.id
+
+    def show(self, prediction: Prediction) -> None:
+        """Replace the record and wake everyone who waits for that."""
+        self.prediction = prediction
+        _wake(self._waiters)
+        if prediction.status.terminal:
+            _wake(self._enders)
+
+    def stop_timers(self) -> None:
+        """No deadline applies any more."""
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+
+    async def changed(self) -> None:
+        """Return at the next ``show``."""
+        await _wait_in(self._waiters)
+
+    async def ended(self) -> None:
+        """Return once the terminal record is committed."""
+        if not self.prediction.status.terminal:
+            await _wait_in(self._enders)
+
+
+async def _wait_in(waiters: set[asyncio.Future[None]]) -> None:
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiters.add(waiter)
+    try:
+        await waiter
+    finally:
+        waiters.discard(waiter)
+
+
+def _wake(waiters: set[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()
+
+
+def items(prediction: Prediction, *, iterates: bool) -> list[Any]:
+    """The output as a stream sees it: the items of an iterator, else the whole output once it is final."""
+    if iterates:
+        return prediction.output if isinstance(prediction.output, list) else []
+    final = prediction.status.terminal and prediction.output is not None
+    return [prediction.output] if final else []
+
+
+async def follow(
+    live: Live, after: int
+) -> AsyncIterator[tuple[int, Any] | Prediction]:
+    """Items with an index over ``after``, each once, as they come; then the terminal record."""
+    position = after
+    while True:
+        current = live.prediction
+        present = items(current, iterates=live.entry.interface.iterates)
+        for index in range(position, len(present)):
+            yield index + 1, present[index]
+        position = max(position, len(present))
+        if current.status.terminal:
+            yield current
+            return
+        if live.prediction is current:
+            await live.changed()
+
+

@@ -1,0 +1,128 @@
+"""Carrying out the scheduler's loads, and telling whoever waits for one how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from appliance import weights
+from appliance.catalogue import Entry
+from appliance.cluster.base import Cluster
+from appliance.config import LimitsConfig
+from appliance.errors import HostLost, LoadFailed
+from appliance.runners.base import LoadSpec
+from appliance.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 3  # loads in a row that lose their host before what waits fails
+
+
+class Failure(NamedTuple):
+    """A load that is given up: why, and the predictions that waited for it."""
+
+    reason: str
+    waiting: list[str]
+
+
+class Loads:
+    """Loads one model at a time per device, as the scheduler says; owns no prediction."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        scheduler: Scheduler,
+        limits: LimitsConfig,
+        *,
+        home: Path,
+        threads: int,
+        kinds: dict[str, str],
+    ) -> None:
+        """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda."""
+        self._cluster = cluster
+        self._scheduler = scheduler
+        self._limits = limits
+        self._home = home
+        self._threads = threads
+        self._kinds = kinds
+        self._lost: dict[str, int] = {}
+        self._ready: dict[str, asyncio.Future[None]] = {}
+
+    async def ready(self, name: str) -> None:
+        """Return when the model's next load is done.
+
+        Raises:
+            LoadFailed: it was given up.
+        """
+        future = self._ready.get(name)
+        if future is None:
+            future = self._ready[name] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(future)
+
+    async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Failure | None:
+        """Load ``entry`` and tell the scheduler how it went; None if it is ready or will be tried again."""
+        name = entry.name
+        started = time.monotonic()
+        _log.info("model %s is loaded on %s with %d bytes", name, ",".join(devices), memory)
+        try:
+            async with asyncio.timeout(self._limits.load_timeout):
+                await self._cluster.load(self._spec(entry, devices, memory))
+        except TimeoutError:
+            await self._cluster.unload(name)
+            return self._failed(name, f"model {name} was not ready after {self._limits.load_timeout:g} s")
+        except LoadFailed as error:
+            return self._failed(name, error.detail)
+        except HostLost as error:
+            return self._host_lost(name, error.detail)
+        _log.info("model %s is ready after %.1f s", name, time.monotonic() - started)
+        self._lost.pop(name, None)
+        self._scheduler.loaded(name, time.monotonic())
+        self._settle(name, None)
+        return None
+
+    def _spec(self, entry: Entry, devices: tuple[str, ...], memory: int) -> LoadSpec:
+        model = entry.model
+        # A logical device is the CPU under another name.
+        device = ",".join(devices) if self._kinds[devices[0]] == "cuda" else "cpu"
+        return LoadSpec(
+            model=entry.name,
+            version=entry.version,
+            kind=model.kind,
+            options=model.options.model_dump(mode="json"),
+            weights=None if model.source is None else str(weights.folder(self._home, model)),
+            device=device,
+            placement=devices,
+            memory=memory,
+            threads=model.threads or self._threads,
+            concurrency=model.options.predictions_at_once,
+            cache=str(self._home / "cache" / model.kind),
+        )
+
+    def _failed(self, name: str, reason: str) -> Failure:
+        _log.error("model %s failed to load: %s", name, reason)
+        self._lost.pop(name, None)
+        waiting = self._scheduler.load_failed(name, time.monotonic())
+        self._settle(name, LoadFailed(reason))
+        return Failure(reason, waiting)
+
+    def _host_lost(self, name: str, reason: str) -> Failure | None:
+        """A host that dies while it loads may have been killed from outside: try again, but not for ever."""
+        self._lost[name] = self._lost.get(name, 0) + 1
+        if self._lost[name] >= ATTEMPTS:
+            return self._failed(name, reason)
+        _log.warning("model %s: %s; it is loaded again", name, reason)
+        self._scheduler.lost(name)
+        return None
+
+    def _settle(self, name: str, error: LoadFailed | None) -> None:
+        future = self._ready.pop(name, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # whoever asked may have gone: then nobody needs to hear of it

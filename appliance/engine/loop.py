@@ -1,0 +1,324 @@
+"""The loop: carries out the scheduler's decisions and makes every change of a status.
+
+Facts come in (a request, a batch of events, a lost host, a timer), the scheduler is asked what to do, and the
+decisions are carried out as tasks. No method awaits between reading a prediction's state and changing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from appliance.catalogue import Catalogue, Entry
+from appliance.cluster.base import Cluster
+from appliance.config import LimitsConfig
+from appliance.engine.live import Live
+from appliance.engine.loads import Loads
+from appliance.errors import HostLost, StatusConflict, StoreError
+from appliance.prediction import Done, Emitted, Job, Prediction, Status
+from appliance.scheduler import Load, Residency, Scheduler, Start, Unload
+from appliance.store import Store
+
+_log = logging.getLogger(__name__)
+
+RETRY_STORE: Final = 1.0  # seconds before a refused write is tried again
+SAVE_INTERVAL: Final = 0.25  # seconds between writes of a running prediction's events
+INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
+
+
+class Loop:
+    """Owns every prediction that is not finished."""
+
+    def __init__(
+        self,
+        *,
+        limits: LimitsConfig,
+        catalogue: Catalogue,
+        store: Store,
+        cluster: Cluster,
+        scheduler: Scheduler,
+        loads: Loads,
+    ) -> None:
+        """Nothing happens before ``start``."""
+        self._limits = limits
+        self._catalogue = catalogue
+        self._store = store
+        self._cluster = cluster
+        self._scheduler = scheduler
+        self._loads = loads
+        self.live: dict[str, Live] = {}
+        self.draining = False
+        self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._wakeup: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to decide and to save."""
+        self.spawn(self._save_forever())
+        self.decide()
+
+    async def close(self) -> None:
+        """Stop deciding and write what is not written yet."""
+        self.draining = True
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        for live in self.live.values():
+            live.stop_timers()
+        for timer in self._leaving.values():
+            timer.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._save()
+
+    def admit(
+        self, prediction: Prediction, entry: Entry, validated: dict[str, Any], *, queue: bool = True
+    ) -> Live:
+        """Make a prediction known here; with ``queue`` it waits for its model from now on."""
+        live = Live(prediction, entry, validated)
+        self.live[prediction.id] = live
+        if prediction.deadline is not None:
+            delay = max(0.0, prediction.deadline - time.time())
+            live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
+        if queue:
+            self._scheduler.queued(prediction.id, entry.name, time.monotonic())
+        return live
+
+    def forget(self, live: Live) -> None:
+        """The prediction could not be stored: it never was."""
+        live.ending = True
+        live.stop_timers()
+        self.live.pop(live.id, None)
+        self._scheduler.withdrawn(live.id)
+
+    def decide(self) -> None:
+        """Ask the scheduler and carry out what it says; while draining nothing new begins."""
+        if self.draining:
+            return
+        now = time.monotonic()
+        for decision in self._scheduler.decide(now):
+            match decision:
+                case Start(id):
+                    self.spawn(self._run(self.live[id]))
+                case Load(model, devices, memory):
+                    self.spawn(self._load(self._catalogue.resolve(model), devices, memory))
+                case Unload(model, reason):
+                    _log.info("model %s is unloaded: %s", model, reason)
+                    self.spawn(self._unload(model))
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+        at = self._scheduler.next_wakeup(now)
+        if at is not None:
+            self._wakeup = asyncio.get_running_loop().call_later(max(0.0, at - now), self.decide)
+
+    async def _run(self, live: Live) -> None:
+        """Claim the prediction, then hand it to its model."""
+        model = live.entry.name
+        live.claimed = True
+        claimed = live.prediction.started(time.time())
+        try:
+            await self._store.claim(claimed)
+        except StatusConflict:
+            if not live.ending:
+                _log.exception("prediction %s was not claimed: it is no longer starting", live.id)
+            self.live.pop(live.id, None)
+            self._free(live.id, model)
+            return
+        except StoreError as error:
+            _log.error("prediction %s could not be claimed, it waits: %s", live.id, error)
+            await asyncio.sleep(RETRY_STORE)
+            self._scheduler.finished(live.id, model, time.monotonic())
+            await self._requeue(live)
+            return
+        if live.ending:  # canceled meanwhile: its end is written behind the claim
+            self._free(live.id, model)
+            return
+        live.show(claimed)
+        if live.id not in self._scheduler.running(model):
+            self.retry_or_fail(live, "its engine host died before it began")
+            return
+        self.limit_run(live)
+        self._cluster.submit(model, Job(live.id, claimed.attempt, live.input))
+
+    def limit_run(self, live: Live) -> None:
+        """Start the clock of ``limits.run_timeout``."""
+        live.timers.append(
+            asyncio.get_running_loop().call_later(self._limits.run_timeout, self._timed_out, live)
+        )
+
+    async def _load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> None:
+        failure = await self._loads.load(entry, devices, memory)
+        if failure is not None:
+            for id in failure.waiting:
+                self.end(self.live[id], Status.FAILED, failure.reason)
+        elif self._scheduler.residency(entry.name) is Residency.READY:
+            self.spawn(self.consume(entry.name))
+        self.decide()
+
+    async def _unload(self, model: str) -> None:
+        await self._cluster.unload(model)
+        self._scheduler.unloaded(model)
+        self.decide()
+
+    async def consume(self, model: str) -> None:
+        """Apply the model's events until it is unloaded or lost."""
+        try:
+            async for batch in self._cluster.events(model):
+                for emitted in batch:
+                    self._apply(model, emitted)
+                self.decide()
+        except HostLost as error:
+            self._host_lost(model, error.detail)
+
+    def _apply(self, model: str, emitted: Emitted) -> None:
+        live = self.live.get(emitted.id)
+        event = emitted.event
+        if live is not None and live.prediction.attempt != emitted.attempt:
+            return
+        if isinstance(event, Done):
+            self._left(model, emitted)
+            if live is None:
+                self._cluster.acknowledge(model, emitted.id)
+        if live is None or live.ending:
+            return
+        if isinstance(event, Done):
+            self.end(live, Status(event.status), event.error)
+            return
+        if emitted.n > live.prediction.n:
+            live.unsaved.append((emitted.n, event))
+            live.show(live.prediction.apply(event, emitted.n))
+
+    def _left(self, model: str, emitted: Emitted) -> None:
+        """The host has let go of a prediction: its slot is free."""
+        timer = self._leaving.pop((emitted.id, emitted.attempt), None)
+        if timer is not None:
+            timer.cancel()
+        self._scheduler.finished(emitted.id, model, time.monotonic())
+
+    def _free(self, id: str, model: str) -> None:
+        self._scheduler.finished(id, model, time.monotonic())
+        self.decide()
+
+    def end(self, live: Live, status: Status, error: str | None = None) -> None:
+        """Begin the one terminal move of a prediction: stored first, then shown."""
+        live.ending = True
+        live.stop_timers()
+        model, id = live.entry.name, live.id
+        if not self._scheduler.withdrawn(id) and id in self._scheduler.running(model):
+            if live.prediction.status is Status.PROCESSING:
+                self._stop_in_host(model, id, live.prediction.attempt)
+        live.unsaved.clear()
+        self.spawn(self._finish(live, live.prediction.finished(status, time.time(), error)))
+
+    def _stop_in_host(self, model: str, id: str, attempt: int) -> None:
+        self._cluster.cancel(model, id)
+        self._leaving[id, attempt] = asyncio.get_running_loop().call_later(
+            self._limits.cancel_grace, self._stuck, model, id, attempt
+        )
+
+    async def _finish(self, live: Live, record: Prediction) -> None:
+        stored = await self.write_end(record)
+        self.live.pop(live.id, None)
+        live.show(stored)
+        self._cluster.acknowledge(live.entry.name, live.id)
+
+    async def write_end(self, record: Prediction) -> Prediction:
+        """Store a terminal record, however long that takes; returns what is stored."""
+        while True:
+            try:
+                await self._store.finish(record)
+                return record
+            except StatusConflict:
+                _log.exception("prediction %s was finished by someone else", record.id)
+                return await self._store.get(record.id) or record
+            except StoreError as error:  # a full disk, say: the end is kept and written when it can be
+                _log.error("the end of prediction %s could not be stored: %s", record.id, error)
+                await asyncio.sleep(RETRY_STORE)
+
+    def _deadline(self, live: Live) -> None:
+        if not live.ending:
+            waiting = live.prediction.status is Status.STARTING and not live.claimed
+            self.end(live, Status.ABORTED if waiting else Status.CANCELED)
+            self.decide()
+
+    def _timed_out(self, live: Live) -> None:
+        if not live.ending:
+            limit = self._limits.run_timeout
+            self.end(live, Status.FAILED, f"Prediction ran longer than limits.run_timeout ({limit:g} s)")
+
+    def _stuck(self, model: str, id: str, attempt: int) -> None:
+        """A host did not let go of a canceled prediction in time: it is killed, its other work runs again."""
+        self._leaving.pop((id, attempt), None)
+        _log.error("model %s did not stop prediction %s in time; its host is killed", model, id)
+        self.spawn(self._kill(model))
+
+    async def _kill(self, model: str) -> None:
+        self._scheduler.stopping(model)
+        await self._cluster.unload(model)
+        self._host_lost(model, "its engine host did not respond to a cancel and was stopped")
+
+    def _host_lost(self, model: str, reason: str) -> None:
+        running = self._scheduler.running(model)
+        _log.error("model %s lost its host with %d predictions: %s", model, len(running), reason)
+        for key in [key for key in self._leaving if key[0] in running]:
+            self._leaving.pop(key).cancel()
+        self._scheduler.lost(model)
+        for live in [self.live[id] for id in running if id in self.live]:
+            if live.prediction.status is Status.PROCESSING and not live.ending:
+                self.retry_or_fail(live, reason)
+        self.decide()
+
+    def retry_or_fail(self, live: Live, reason: str) -> None:
+        """Run it again if nobody can have seen output of the lost run, else fail it with what it has."""
+        prediction = live.prediction
+        if prediction.status is Status.PROCESSING and prediction.output is not None:
+            self.end(live, Status.FAILED, f"{INTERRUPTED}: {reason}")
+        elif prediction.attempt >= self._limits.attempts:
+            self.end(live, Status.FAILED, f"{INTERRUPTED}: {reason} (attempt {prediction.attempt})")
+        else:
+            self.spawn(self._requeue(live))
+
+    async def _requeue(self, live: Live) -> None:
+        live.stop_timers()
+        live.unsaved.clear()
+        record = live.prediction
+        if record.status is Status.PROCESSING:
+            record = record.move(Status.STARTING, started_at=None)
+            await self._store.requeue(record)
+        if live.ending:
+            return
+        live.claimed = False
+        live.show(record)
+        if record.deadline is not None:
+            delay = max(0.0, record.deadline - time.time())
+            live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
+        self._scheduler.queued(live.id, live.entry.name, time.monotonic(), front=True)
+        self.decide()
+
+    async def _save_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_INTERVAL)
+            self._save()
+
+    def _save(self) -> None:
+        """Queue what running predictions have gained; a later ``finish`` is written after it."""
+        for live in self.live.values():
+            if live.unsaved and not live.ending:
+                self._store.append(live.id, live.prediction.attempt, live.unsaved)
+                live.unsaved = []
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run ``work`` beside the loop; what goes wrong in it is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task of the engine failed", exc_info=error)

@@ -1,0 +1,147 @@
+"""The official Python client, 1.0.x, changed in nothing but the environment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+import replicate
+from replicate.exceptions import ModelError, ReplicateError
+
+from tests.e2e.conftest import LANGUAGE_MODEL
+from tests.running import TOKEN, Appliance
+
+pytestmark = pytest.mark.e2e
+
+POEM = """
+import replicate
+output = replicate.run(
+    "meta/meta-llama-3-70b-instruct",
+    input={"prompt": "Write a poem about a robot learning to feel."},
+)
+for item in output:
+    print(item, end="")
+"""
+
+
+@pytest.fixture
+def official(appliance: Appliance) -> replicate.Client:
+    return replicate.Client(api_token=TOKEN, base_url=appliance.url)
+
+
+def test_the_poem(appliance: Appliance) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", POEM],
+        env=appliance.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.split()) > 30
+    assert "robot" in ran.stdout.lower() or "feel" in ran.stdout.lower()
+
+
+def test_the_answer_means_something(official: replicate.Client) -> None:
+    output = official.run(
+        LANGUAGE_MODEL, input={"prompt": "What is the capital of France?", "temperature": 0}
+    )
+    assert "Paris" in "".join(output)
+
+
+def test_stream_brings_many_events(official: replicate.Client) -> None:
+    arrivals = []
+    for event in official.stream(
+        LANGUAGE_MODEL, input={"prompt": "Count from one to twenty.", "max_tokens": 60, "temperature": 0}
+    ):
+        arrivals.append((time.monotonic(), event.event.value, str(event)))
+    assert [name for _, name, _ in arrivals][-1] == "done"
+    outputs = [at for at, name, _ in arrivals if name == "output"]
+    assert len(outputs) > 5
+    assert outputs[-1] > outputs[0]
+
+
+def test_run_by_version_iterates(official: replicate.Client) -> None:
+    version = official.models.get(LANGUAGE_MODEL).latest_version
+    assert version is not None
+    output = official.run(
+        f"{LANGUAGE_MODEL}:{version.id}", input={"prompt": "Say hello.", "max_tokens": 8}
+    )
+    assert not isinstance(output, list)  # an iterator: the schema says so
+    assert "".join(output)
+
+
+def test_create_and_wait(official: replicate.Client) -> None:
+    prediction = official.predictions.create(
+        model="appliance/echo", input={"text": "hello", "delay": 1.0}
+    )
+    assert prediction.status == "starting"
+    prediction.wait()
+    assert (prediction.status, prediction.output) == ("succeeded", "hello")
+    assert prediction.metrics is not None
+    assert prediction.metrics["predict_time"] >= 1.0
+
+
+def test_cancel(official: replicate.Client) -> None:
+    prediction = official.predictions.create(
+        model="test/stream", input={"text": "word ", "repeat": 500, "chunk_delay": 0.05}
+    )
+    while not prediction.output:
+        time.sleep(0.1)
+        prediction.reload()
+    prediction.cancel()
+    prediction.reload()
+    assert prediction.status == "canceled"
+    assert prediction.completed_at is not None
+    assert prediction.output
+
+
+def test_progress_is_read_from_the_logs(official: replicate.Client) -> None:
+    prediction = official.predictions.create(model="appliance/echo", input={"progress": 4})
+    prediction.wait()
+    assert prediction.progress is not None
+    assert (prediction.progress.current, prediction.progress.total) == (4, 4)
+
+
+def test_a_failed_model_raises_with_its_error(official: replicate.Client) -> None:
+    with pytest.raises(ModelError, match="out of ideas"):
+        official.run("appliance/echo", input={"fail": "out of ideas"})
+
+
+def test_a_bad_input_is_refused_by_name(official: replicate.Client) -> None:
+    with pytest.raises(ReplicateError) as caught:
+        official.run(LANGUAGE_MODEL, input={"prompt": "x", "max_tokens": "many"})
+    assert caught.value.status == 422
+    assert "input.max_tokens: Invalid type. Expected: integer, given: string" in str(caught.value.detail)
+
+
+def test_a_wrong_token_is_refused(appliance: Appliance) -> None:
+    stranger = replicate.Client(api_token="wrong", base_url=appliance.url)
+    with pytest.raises(ReplicateError) as caught:
+        stranger.accounts.current()
+    assert caught.value.status == 401
+    assert caught.value.detail == "You did not pass a valid authentication token"
+
+
+def test_catalogue_account_and_hardware(official: replicate.Client) -> None:
+    names = {f"{model.owner}/{model.name}" for model in official.models.list()}
+    assert {LANGUAGE_MODEL, "appliance/echo"} <= names
+    versions = official.models.get(LANGUAGE_MODEL).versions.list()
+    assert len(versions.results) == 1
+    assert official.accounts.current().username
+    assert {hardware.sku for hardware in official.hardware.list()} >= {"cpu"}
+
+
+def test_a_base_url_that_ends_in_v1_works_too(appliance: Appliance) -> None:
+    client = replicate.Client(api_token=TOKEN, base_url=f"{appliance.url}/v1")
+    assert client.run("appliance/echo", input={"text": "twice"}) == "twice"
+
+
+def test_predictions_are_listed_newest_first(official: replicate.Client) -> None:
+    first = official.predictions.create(model="appliance/echo", input={"text": "first"})
+    second = official.predictions.create(model="appliance/echo", input={"text": "second"})
+    ids = [prediction.id for prediction in official.predictions.list().results]
+    assert ids.index(second.id) < ids.index(first.id)

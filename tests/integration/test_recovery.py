@@ -1,0 +1,172 @@
+"""What `kill -9` does to a running appliance: nothing accepted is lost, and the next prediction works."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.running import Appliance, wait_for
+
+pytestmark = pytest.mark.integration
+
+CONFIG = """
+models:
+  - name: test/echo
+    kind: echo
+    memory: 64MiB
+  - name: test/stream
+    kind: echo
+    memory: 64MiB
+    options:
+      stream: true
+"""
+TERMINAL = {"succeeded", "failed", "canceled", "aborted"}
+
+
+@pytest.fixture(scope="module")
+def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    home = tmp_path_factory.mktemp("home")
+    config = home / "models.yaml"
+    config.write_text(CONFIG)
+    running = Appliance(home, config)
+    running.start()
+    yield running
+    running.stop()
+    assert running.processes() == []
+
+
+def create(client: httpx.Client, model: str = "test/echo", **input: Any) -> str:
+    reply = client.post("/v1/predictions", json={"version": model, "input": input})
+    assert reply.status_code == 201, reply.text
+    return str(reply.json()["id"])
+
+
+def ended(client: httpx.Client, id: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = client.get(f"/v1/predictions/{id}").json()
+        except httpx.TransportError:  # the gateway is being replaced
+            return None
+        return record if record.get("status") in TERMINAL else None
+
+    return wait_for(look, 60, f"prediction {id} to end")
+
+
+def processing(client: httpx.Client, id: str) -> None:
+    wait_for(lambda: client.get(f"/v1/predictions/{id}").json()["status"] == "processing", 30, "a start")
+
+
+def works(client: httpx.Client) -> None:
+    record = ended(client, create(client, text="still here"))
+    assert (record["status"], record["output"]) == ("succeeded", "still here")
+
+
+def test_a_killed_engine_host_costs_no_prediction(appliance: Appliance) -> None:
+    with appliance.client() as client:
+        works(client)
+        ids = [create(client, text=f"text {number}", delay=3.0) for number in range(8)]
+        processing(client, ids[0])
+        for pid in appliance.hosts():
+            os.kill(pid, signal.SIGKILL)
+        records = [ended(client, id) for id in ids]
+        assert [record["status"] for record in records] == ["succeeded"] * 8
+        assert [record["output"] for record in records] == [f"text {number}" for number in range(8)]
+        works(client)
+
+
+def test_output_that_was_seen_is_kept_and_the_reason_is_true(appliance: Appliance) -> None:
+    with appliance.client() as client:
+        id = create(client, "test/stream", text="word", repeat=200, chunk_delay=0.1)
+        wait_for(lambda: client.get(f"/v1/predictions/{id}").json().get("output"), 30, "output")
+        for pid in appliance.hosts():
+            os.kill(pid, signal.SIGKILL)
+        record = ended(client, id)
+        assert record["status"] == "failed"
+        assert "Prediction interrupted; please retry (code: PA)" in record["error"]
+        assert "signal 9" in record["error"]
+        assert record["output"]
+        works(client)
+
+
+def test_a_prediction_that_kills_its_host_every_time_fails_in_the_end(appliance: Appliance) -> None:
+    with appliance.client() as client:
+        record = ended(client, create(client, crash=True))
+        assert record["status"] == "failed"
+        assert "signal 9" in record["error"]
+        works(client)
+
+
+def test_a_killed_runner_replica_costs_no_prediction(appliance: Appliance) -> None:
+    with appliance.client() as client:
+        works(client)
+        ids = [create(client, text=f"text {number}", delay=3.0) for number in range(4)]
+        processing(client, ids[0])
+        hosts = appliance.hosts()
+        for process in appliance.named("ServeReplica:runner-"):
+            process.kill()
+        assert [ended(client, id)["status"] for id in ids] == ["succeeded"] * 4
+        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in hosts), 30, "the orphaned hosts to end")
+        works(client)
+
+
+def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: Appliance) -> None:
+    with appliance.client() as client:
+        works(client)
+        ids = [create(client, text=f"text {number}", delay=6.0) for number in range(4)]
+        streamed = create(client, "test/stream", text="word ", repeat=60, chunk_delay=0.1)
+        for id in (ids[0], streamed):
+            processing(client, id)
+        hosts = sorted(appliance.hosts())
+        gateway = appliance.gateway()
+        gateway.kill()
+        gateway.wait(10)
+        wait_for(appliance.answers, 60, "the next gateway")
+    with appliance.client() as client:
+        assert [ended(client, id)["status"] for id in ids] == ["succeeded"] * 4
+        record = ended(client, streamed)
+        assert "".join(record["output"]) == "word " * 60
+        assert sorted(appliance.hosts()) == hosts
+        works(client)
+
+
+def test_a_killed_appliance_takes_up_what_it_accepted(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(CONFIG)
+    running = Appliance(tmp_path / "home", config)
+    running.start()
+    with running.client() as client:
+        works(client)
+        ids = [create(client, text=f"text {number}", delay=2.0) for number in range(70)]
+        processing(client, ids[0])
+        running.kill()
+    running.start()
+    with running.client() as client:
+        assert {ended(client, id)["status"] for id in ids} == {"succeeded"}
+        works(client)
+    assert running.stop() == 0
+    assert running.processes() == []
+
+
+def test_a_stopped_appliance_finishes_what_runs(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(CONFIG)
+    running = Appliance(tmp_path / "home", config)
+    running.start()
+    with running.client() as client:
+        works(client)
+        id = create(client, text="last words", delay=2.0)
+        processing(client, id)
+        assert running.stop() == 0
+    assert running.processes() == []
+    running.start()
+    with running.client() as client:
+        record = client.get(f"/v1/predictions/{id}").json()
+        assert (record["status"], record["output"]) == ("succeeded", "last words")
+    running.stop()

@@ -1,0 +1,144 @@
+"""An appliance started by its real command, for integration and end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "test token with spaces"
+WEIGHTS = Path(os.environ.get("APPLIANCE_TEST_WEIGHTS", "/var/tmp/appliance-test-weights"))
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Appliance:
+    """One `appliance serve` with its own home, config and port."""
+
+    def __init__(self, home: Path, config: Path, *, port: int | None = None) -> None:
+        self.home = home
+        self.config = config
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[str] | None = None
+        self.output = home / "output.txt"
+        home.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user of this appliance would export."""
+        return {
+            **os.environ,
+            "APPLIANCE_HOME": str(self.home),
+            "APPLIANCE_TOKEN": TOKEN,
+            "APPLIANCE_URL": self.url,
+            "REPLICATE_API_TOKEN": TOKEN,
+            "REPLICATE_BASE_URL": self.url,
+        }
+
+    def start(self, seconds: float = 120.0) -> None:
+        """Start it and return once it answers."""
+        command = [str(Path(sys.executable).parent / "appliance"), "serve"]
+        with self.output.open("a") as output:
+            self.process = subprocess.Popen(
+                [*command, "--config", str(self.config), "--port", str(self.port)],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        process = self.process
+        wait_for(lambda: process.poll() is not None or self.answers(), seconds, "the appliance to answer")
+        assert process.poll() is None, self.output.read_text()
+
+    def answers(self) -> bool:
+        """Whether its health route does."""
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=2, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def stop(self, seconds: float = 60.0) -> int:
+        """Stop it as systemd would; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """`kill -9` of every process that belongs to it."""
+        for process in self.processes():
+            process.kill()
+        assert self.process is not None
+        self.process.wait(10)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs with this appliance's home in its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get("APPLIANCE_HOME") == str(self.home):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+    def named(self, part: str) -> list[psutil.Process]:
+        """Those of ``processes`` with ``part`` in their command line."""
+        found = []
+        for process in self.processes():
+            try:
+                if part in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def gateway(self) -> psutil.Process:
+        """The process that listens."""
+        (process,) = self.named("ServeReplica:gateway")
+        return process
+
+    def hosts(self) -> list[int]:
+        """Process ids of the engine hosts."""
+        return [int(mark.name) for mark in (self.home / "run" / "hosts").iterdir() if mark.name.isdigit()]
+
+    def client(self) -> httpx.Client:
+        """A signed-in HTTP client."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of ``condition``; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+
+
+def link_weights(home: Path) -> None:
+    """Let ``home`` use the weights that earlier test runs have fetched."""
+    (WEIGHTS / "weights").mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "weights").exists():
+        (home / "weights").symlink_to(WEIGHTS / "weights")
