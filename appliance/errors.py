@@ -14,7 +14,8 @@
     |   `-- Throttled              429  a queue or rate limit is reached; says when to retry
     |-- ShuttingDown               503  the appliance is draining and takes no new work
     |-- StoreError                 the database refused; the request can be retried
-    |   `-- StatusConflict         a guarded status update found another status
+    |   |-- StatusConflict         a guarded status update found another status
+    |   `-- Unstorable             a value that no database could take; trying again is useless
     |-- WeightsError               weights are missing, damaged or unreachable
     |-- LoadFailed                 an engine host could not make its model ready
     |   `-- NeverFits              the model needs more memory than any device has
@@ -209,6 +210,10 @@ class StoreError(ApplianceError):
 
 class StatusConflict(StoreError):
     """A guarded status update found the prediction in another status."""
+
+
+class Unstorable(StoreError):
+    """A value cannot be stored: text that is not Unicode, an integer over 64 bits, nesting too deep."""
 
 
 class WeightsError(ApplianceError):

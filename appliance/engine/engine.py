@@ -16,7 +16,7 @@ from appliance.config import LimitsConfig
 from appliance.engine.live import follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
-from appliance.errors import NotFound, RequestError, ShuttingDown, StoreError, Throttled
+from appliance.errors import InvalidVersion, NotFound, RequestError, ShuttingDown, StoreError, Throttled
 from appliance.prediction import Prediction, Status, new_id, new_stream_token
 from appliance.scheduler import Residency, Scheduler
 from appliance.store import Cursor, Store
@@ -171,10 +171,17 @@ class Engine:
         stored = await self._store.get(prediction.id)
         if stored is None:
             raise NotFound
-        for index, value in enumerate(items(stored, iterates=isinstance(stored.output, list)), 1):
+        for index, value in enumerate(items(stored, iterates=self._iterates(stored)), 1):
             if index > after:
                 yield index, value
         yield stored
+
+    def _iterates(self, stored: Prediction) -> bool:
+        """Whether its output came item by item; of a version that is gone, a list is taken for a yes."""
+        try:
+            return self._catalogue.by_version(stored.version).interface.iterates
+        except InvalidVersion:
+            return isinstance(stored.output, list)
 
     async def load(self, entry: Entry) -> None:
         """Load the model when there is room; returns when it is ready.

@@ -17,7 +17,7 @@ from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.engine.live import Live
 from appliance.engine.loads import Loads
-from appliance.errors import HostLost, StatusConflict, StoreError
+from appliance.errors import HostLost, StatusConflict, StoreError, Unstorable
 from appliance.prediction import Done, Emitted, Job, Prediction, Status
 from appliance.scheduler import Load, Residency, Scheduler, Start, Unload
 from appliance.store import Store
@@ -236,6 +236,10 @@ class Loop:
             except StatusConflict:
                 _log.exception("prediction %s was finished by someone else", record.id)
                 return await self._store.get(record.id) or record
+            except Unstorable as error:
+                reason = f"the output of model {record.model} cannot be stored: {error}"
+                _log.error("prediction %s fails: %s", record.id, reason)
+                record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
             except StoreError as error:  # a full disk, say: the end is kept and written when it can be
                 _log.error("the end of prediction %s could not be stored: %s", record.id, error)
                 await asyncio.sleep(RETRY_STORE)
@@ -289,7 +293,7 @@ class Loop:
         record = live.prediction
         if record.status is Status.PROCESSING:
             record = record.move(Status.STARTING, started_at=None)
-            await self._store.requeue(record)
+            await self._write_requeue(record)
         if live.ending:
             return
         live.claimed = False
@@ -299,6 +303,16 @@ class Loop:
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
         self._scheduler.queued(live.id, live.entry.name, time.monotonic(), front=True)
         self.decide()
+
+    async def _write_requeue(self, record: Prediction) -> None:
+        while True:
+            try:
+                return await self._store.requeue(record)
+            except StatusConflict:  # its end is on its way to the store, or there
+                return None
+            except StoreError as error:
+                _log.error("prediction %s could not be queued again, it waits: %s", record.id, error)
+                await asyncio.sleep(RETRY_STORE)
 
     async def _save_forever(self) -> None:
         while True:

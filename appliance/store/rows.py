@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from appliance.errors import StoreError
+from appliance.errors import StoreError, Unstorable
 from appliance.prediction import Prediction, Status
 from appliance.store.base import Progress, VersionRow
 from appliance.token import Token
@@ -24,7 +24,7 @@ def pack(value: Any) -> bytes | str:
     Python will print.
 
     Raises:
-        StoreError: the value holds text that is not Unicode (lone surrogates), nests too deep, or has an
+        Unstorable: the value holds text that is not Unicode (lone surrogates), nests too deep, or has an
             object that is no data.
     """
     try:
@@ -33,7 +33,7 @@ def pack(value: Any) -> bytes | str:
         except OverflowError:
             return json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as exc:  # UnicodeEncodeError is a ValueError
-        raise StoreError(f"a value cannot be stored: {exc}") from exc
+        raise Unstorable(f"a value cannot be stored: {exc}") from exc
 
 
 def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
