@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import uvicorn
@@ -14,6 +15,7 @@ import uvicorn
 from appliance import catalogue, logs, weights
 from appliance.api import create_api
 from appliance.api.services import Services
+from appliance.auth import Auth
 from appliance.catalogue import Catalogue
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
@@ -58,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "logs" / "appliance.log"
 
 
-def demand(model: ModelConfig, home: Path) -> Demand:
+def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Demand:
     """What the scheduler must find room for, for one configured model."""
     share, memory, devices = None, None, 1
     if model.memory is not None:
@@ -67,7 +69,8 @@ def demand(model: ModelConfig, home: Path) -> Demand:
         share = min(1.0, model.gpu)
         devices = max(1, int(model.gpu))
     else:
-        memory = model.options.footprint(weights.size(weights.folder(home, model)) if model.source else 0)
+        size = weights.size(weights.folder(home, model)) if model.source else 0
+        memory = model.options.footprint(size, kind)
     return Demand(
         model=model.name,
         concurrency=model.options.predictions_at_once,
@@ -84,7 +87,7 @@ def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> 
     """The scheduler over these devices for every configured model."""
     return Scheduler(
         [Capacity(device.name, device.memory) for device in devices],
-        [demand(model, home) for model in config.models],
+        [demand(model, home, devices[0].kind) for model in config.models],
     )
 
 
@@ -113,6 +116,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         catalogue=models,
         store=store,
         engine=engine,
+        auth=Auth(store),
         devices=settings.devices,
         started_at=now,
     )

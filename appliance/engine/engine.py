@@ -13,7 +13,7 @@ from appliance import schema
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
-from appliance.engine.live import follow, items
+from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
 from appliance.errors import InvalidVersion, NotFound, RequestError, ShuttingDown, StoreError, Throttled
@@ -123,10 +123,18 @@ class Engine:
         return prediction
 
     async def list(
-        self, owner: str, *, cursor: Cursor | None = None, limit: int = 100
+        self,
+        owner: str,
+        *,
+        cursor: Cursor | None = None,
+        limit: int = 100,
+        created_after: float | None = None,
+        created_before: float | None = None,
     ) -> Sequence[Prediction]:
-        """One page, newest first, with running predictions as they are now."""
-        stored = await self._store.list(owner, cursor=cursor, limit=limit)
+        """One page, newest first, with running predictions as they are now; see ``Store.list``."""
+        stored = await self._store.list(
+            owner, cursor=cursor, limit=limit, created_after=created_after, created_before=created_before
+        )
         return [
             self._loop.live[prediction.id].prediction if prediction.id in self._loop.live else prediction
             for prediction in stored
@@ -160,21 +168,32 @@ class Engine:
         return live.prediction
 
     async def follow(
-        self, prediction: Prediction, after: int = 0
-    ) -> AsyncIterator[tuple[int, Any] | Prediction]:
-        """Output items with an index over ``after`` (from 1), each once; then the terminal record."""
+        self, prediction: Prediction, after: int = 0, *, idle: float = 10.0
+    ) -> AsyncIterator[Seen]:
+        """Output items with a number over ``after`` (from 1), each once; then the terminal record.
+
+        What is there comes in one list; None says that nothing came for ``idle`` seconds.
+        """
         live = self._loop.live.get(prediction.id)
         if live is not None:
-            async for item in follow(live, after):
-                yield item
+            async for seen in follow(live, after, idle):
+                yield seen
             return
         stored = await self._store.get(prediction.id)
         if stored is None:
             raise NotFound
-        for index, value in enumerate(items(stored, iterates=self._iterates(stored)), 1):
-            if index > after:
-                yield index, value
+        present = items(stored, iterates=self._iterates(stored))[after:]
+        if present:
+            yield list(enumerate(present, after + 1))
         yield stored
+
+    def item_count(self, prediction: Prediction) -> int:
+        """How many items a follower of this terminal prediction has seen."""
+        return len(items(prediction, iterates=self._iterates(prediction)))
+
+    def residency(self, entry: Entry) -> Residency:
+        """Where the model is now."""
+        return self._scheduler.residency(entry.name)
 
     def _iterates(self, stored: Prediction) -> bool:
         """Whether its output came item by item; of a version that is gone, a list is taken for a yes."""

@@ -43,9 +43,14 @@ class Live:
             timer.cancel()
         self.timers.clear()
 
-    async def changed(self) -> None:
-        """Return at the next ``show``."""
-        await _wait_in(self._waiters)
+    async def changed(self, seconds: float) -> bool:
+        """Return at the next ``show``, or False when there is none for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await _wait_in(self._waiters)
+        except TimeoutError:
+            return False
+        return True
 
     async def ended(self) -> None:
         """Return once the terminal record is committed."""
@@ -77,21 +82,22 @@ def items(prediction: Prediction, *, iterates: bool) -> list[Any]:
     return [prediction.output] if final else []
 
 
-async def follow(
-    live: Live, after: int
-) -> AsyncIterator[tuple[int, Any] | Prediction]:
-    """Items with an index over ``after``, each once, as they come; then the terminal record."""
+#: What a follower sees: new items with their numbers from 1, None when nothing came for a while, and last of
+#: all the terminal record.
+Seen = list[tuple[int, Any]] | Prediction | None
+
+
+async def follow(live: Live, after: int, idle: float) -> AsyncIterator[Seen]:
+    """Items with a number over ``after``, each once, as they come; None after every ``idle`` seconds without."""
     position = after
     while True:
         current = live.prediction
         present = items(current, iterates=live.entry.interface.iterates)
-        for index in range(position, len(present)):
-            yield index + 1, present[index]
-        position = max(position, len(present))
+        if len(present) > position:
+            yield list(enumerate(present[position:], position + 1))
+            position = len(present)
         if current.status.terminal:
             yield current
             return
-        if live.prediction is current:
-            await live.changed()
-
-
+        if live.prediction is current and not await live.changed(idle):
+            yield None

@@ -167,11 +167,19 @@ async def test_a_canceled_run_keeps_its_output_and_frees_its_slot(bench: Bench) 
     assert after.status is Status.SUCCEEDED
 
 
+async def everything(bench: Bench, prediction: Prediction, after: int = 0) -> list[Any]:
+    """Each item with its number, then the record."""
+    found: list[Any] = []
+    async for seen in bench.engine.follow(prediction, after):
+        found += seen if isinstance(seen, list) else [seen]
+    return found
+
+
 async def test_followers_see_each_item_once_in_order_whenever_they_come(bench: Bench) -> None:
     prediction = await bench.submit(bench.stream, text="a b c ", repeat=5, chunk_delay=0.01)
 
     async def read(after: int) -> list[Any]:
-        return [item async for item in bench.engine.follow(prediction, after)]
+        return await everything(bench, prediction, after)
 
     early, resumed = await asyncio.gather(read(0), read(3))
     late = await read(0)
@@ -186,7 +194,7 @@ async def test_followers_see_each_item_once_in_order_whenever_they_come(bench: B
 
 async def test_a_whole_output_is_followed_as_one_item(bench: Bench) -> None:
     prediction = await bench.submit(text="all", delay=0.05)
-    seen = [item async for item in bench.engine.follow(prediction)]
+    seen = await everything(bench, prediction)
     assert seen[0] == (1, "all")
     assert len(seen) == 2
 
@@ -253,6 +261,7 @@ async def test_a_version_that_is_gone_fails_and_says_so(bench: Bench) -> None:
     await bench.until(prediction, Status.PROCESSING)
     bench.echo = entry(concurrency=2, stream=True)
     await bench.restart()
+    await bench.until(prediction, Status.FAILED)
     record = await bench.ended(prediction)
     assert record.status is Status.FAILED
     assert prediction.version in (record.error or "")

@@ -1,0 +1,57 @@
+"""The account behind a token, and the hardware of this machine."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance.api import answers
+from appliance.api.services import Services
+from appliance.hardware import Device
+
+
+class Account:
+    """The routes about who calls and what there is."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/v1/account", self.get, methods=["GET"]),
+            Route("/v1/hardware", self.hardware, methods=["GET"]),
+        ]
+
+    async def get(self, request: Request) -> Response:
+        """``GET /account``; also the sign-in check of some clients."""
+        caller = await self._services.auth.caller(request.headers.get("authorization"))
+        server = self._services.config.server
+        named = server.account_name if caller.owner == server.account else None
+        return answers.json(
+            {
+                "type": "organization",
+                "username": caller.owner,
+                "name": named or caller.owner,
+                "github_url": "",
+                "avatar_url": "",
+            }
+        )
+
+    async def hardware(self, request: Request) -> Response:
+        """``GET /hardware``: a bare array, each kind of device once."""
+        await self._services.auth.caller(request.headers.get("authorization"))
+        kinds = {sku(device): device.label for device in self._services.devices}
+        return answers.json([{"name": name, "sku": key} for key, name in kinds.items()])
+
+
+def sku(device: Device) -> str:
+    """The name of a kind of device: ``cpu``, ``gpu-h200``, or that of a declared logical device."""
+    if device.kind == "cpu":
+        return device.name
+    words = re.sub(r"(?i)^nvidia\s+(geforce\s+|tesla\s+)?", "", device.label).lower()
+    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", words).strip("-")

@@ -1,0 +1,67 @@
+"""The appliance itself: health, what is loaded, loading and unloading."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance import __version__
+from appliance.api import answers
+from appliance.api.services import Services
+from appliance.catalogue import Entry
+
+
+class Admin:
+    """Routes that Replicate has not."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/healthz", self.health, methods=["GET"]),
+            Route("/admin/status", self.status, methods=["GET"]),
+            Route("/admin/models/{owner}/{name}/load", self.load, methods=["POST"]),
+            Route("/admin/models/{owner}/{name}/unload", self.unload, methods=["POST"]),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """``GET /healthz``: the gateway is alive. Needs no token and tells nothing else."""
+        return answers.json({"status": "ok"})
+
+    async def status(self, request: Request) -> Response:
+        """``GET /admin/status``: devices and models as they are now."""
+        await self._services.auth.caller(request.headers.get("authorization"))
+        status = self._services.engine.status()
+        known = {device.name: msgspec.to_builtins(device) for device in self._services.devices}
+        devices = [{**known[device["name"]], **device} for device in status["devices"]]
+        return answers.json(
+            {
+                "version": __version__,
+                "uptime": round(time.time() - self._services.started_at, 3),
+                **status,
+                "devices": devices,
+            }
+        )
+
+    async def load(self, request: Request) -> Response:
+        """``POST /admin/models/{owner}/{name}/load``: answered once the model is ready."""
+        entry = await self._entry(request)
+        await self._services.engine.load(entry)
+        return answers.json({"name": entry.name, "state": self._services.engine.residency(entry).value})
+
+    async def unload(self, request: Request) -> Response:
+        """``POST /admin/models/{owner}/{name}/unload``: done once what runs there is over."""
+        entry = await self._entry(request)
+        await self._services.engine.unload(entry)
+        return answers.json({"name": entry.name, "state": self._services.engine.residency(entry).value}, 202)
+
+    async def _entry(self, request: Request) -> Entry:
+        await self._services.auth.caller(request.headers.get("authorization"))
+        return self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params))

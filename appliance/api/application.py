@@ -1,0 +1,116 @@
+"""The ASGI application: paths made uniform, CORS, routing, and the one place where errors become answers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.api import answers
+from appliance.api.account import Account
+from appliance.api.admin import Admin
+from appliance.api.models import Models
+from appliance.api.predictions import Predictions
+from appliance.api.services import Services
+from appliance.api.streams import Streams
+from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
+
+_log = logging.getLogger(__name__)
+
+_CORS: Final = {
+    "access-control-allow-credentials": "true",
+    "access-control-expose-headers": "location, preference-applied, retry-after, "
+    "ratelimit-limit, ratelimit-remaining, ratelimit-reset",
+}
+_PREFLIGHT: Final = {
+    "access-control-allow-methods": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, QUERY",
+    "access-control-max-age": "86400",
+}
+_ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, last-event-id"
+
+
+def create_api(services: Services) -> ASGIApp:
+    """The application over ``services``."""
+    resources = (Predictions, Streams, Models, Account, Admin)
+    routes = [route for resource in resources for route in resource(services).routes()]
+    return Application(Router(routes, redirect_slashes=False, default=_not_found))
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound
+
+
+class Application:
+    """Everything around the routes."""
+
+    def __init__(self, router: ASGIApp) -> None:
+        """``router`` may raise any error of the tree."""
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI; only HTTP is spoken."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"the appliance does not speak {scope['type']}")
+        headers = Headers(scope=scope)
+        asker = headers.get("origin")
+        if asker is not None:
+            send = _with_cors(send, asker)
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                wished = headers.get("access-control-request-headers", _ALLOWED_HEADERS)
+                allowed = {**_PREFLIGHT, "access-control-allow-headers": wished}
+                await Response(status_code=204, headers=allowed)(scope, receive, send)
+                return
+        # "app" makes Starlette's routes raise their 405 instead of answering it in plain text.
+        inner = {**scope, "app": self, "path": _uniform(scope["path"])}
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._router(inner, receive, watched)
+        except Exception as error:
+            if started:  # a stream broke in the middle: all that is left is to close it
+                raise
+            answer = answers.error(_translated(error, scope), post=scope["method"] == "POST")
+            await answer(scope, receive, send)
+
+
+def _uniform(path: str) -> str:
+    """One spelling of each path: clients ask below /v1 and /v1/v1, with and without a slash at the end."""
+    if path.startswith("/v1/v1/"):
+        path = path.removeprefix("/v1")
+    return path.rstrip("/") or "/"
+
+
+def _translated(error: Exception, scope: Scope) -> ApplianceError:
+    match error:
+        case ApplianceError():
+            if error.status >= 500:
+                _log.error("%s %s: %s", scope["method"], scope["path"], error)
+            return error
+        case HTTPException(status_code=405):
+            return MethodNotAllowed(f'Method "{scope["method"]}" not allowed.')
+        case HTTPException(status_code=404):
+            return NotFound()
+    _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+    return ApplianceError("The appliance failed to answer this request; its log says why.")
+
+
+def _with_cors(send: Send, asker: str) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.update(_CORS)
+            headers["access-control-allow-origin"] = asker
+            headers.add_vary_header("Origin")
+        await send(message)
+
+    return with_headers

@@ -1,0 +1,156 @@
+"""What every route reads from a request: the caller, the origin, the body, the headers with a meaning."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from appliance import schema
+from appliance.api.services import Services
+from appliance.errors import BodyTooLarge, FieldProblem, InvalidInput, MalformedBody
+
+#: The longest wait that may be asked for, and what a bare ``Prefer: wait`` means, in seconds.
+LONGEST_WAIT: Final = 60
+#: Answered so much before the wait is over: a client whose own timeout is the wait sends its POST again.
+EARLY: Final = 1.0
+SHORTEST_DEADLINE: Final = 5  # seconds
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
+_WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})\"?\s*)?")
+_DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
+
+# Accepted with any value and without effect: clients send them although they are long gone (section 0, rule 13).
+_IGNORED: Final = frozenset({"stream", "webhook_completed"})
+_WEBHOOKS: Final = frozenset({"webhook", "webhook_events_filter"})
+
+
+class Wait(NamedTuple):
+    """An honoured ``Prefer: wait``."""
+
+    seconds: int
+    applied: str  # what ``Preference-Applied`` says
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the answer must leave."""
+        return max(self.seconds - EARLY, 0.5)
+
+
+def origin(request: Request, services: Services) -> str:
+    """Scheme and host that this client reaches us by, without a slash at the end."""
+    if services.config.server.public_url is not None:
+        return services.config.server.public_url.rstrip("/")
+    host = request.headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        server = request.scope.get("server") or (services.config.server.host, services.config.server.port)
+        host = f"{server[0]}:{server[1]}"
+    return f"{request.scope['scheme']}://{host}"
+
+
+async def body(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object in the request, whatever its content type says; ``limit`` is in bytes.
+
+    Raises:
+        BodyTooLarge: it is over the limit; no more of it than that was read.
+        MalformedBody: it is no JSON, or not an object.
+    """
+    received = bytearray()
+    if int(request.headers.get("content-length", "0") or 0) > limit:
+        raise _too_large(limit)
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect as error:
+        raise MalformedBody("the connection closed before the body was complete") from error
+    try:
+        value = msgspec.json.decode(bytes(received))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"The request body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise MalformedBody(f"The request body must be a JSON object, not {schema.type_name(value)}")
+    return value
+
+
+def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Refuse a body with keys that are missing or unknown.
+
+    Raises:
+        InvalidInput: names each.
+    """
+    problems = [
+        FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
+    ]
+    for key, value in given.items():
+        if key in required or key in optional or key in _IGNORED:
+            continue
+        if key in _WEBHOOKS:
+            if key == "webhook" and value is not None:
+                problems.append(
+                    FieldProblem(
+                        "unsupported",
+                        key,
+                        "Webhooks are not sent by this version of the appliance: leave the key out, and poll, "
+                        "stream or wait for the prediction",
+                    )
+                )
+            continue
+        problems.append(
+            FieldProblem("additional_property_not_allowed", "", f"Additional property {key} is not allowed")
+        )
+    if problems:
+        raise InvalidInput(problems)
+
+
+def text(given: dict[str, Any], key: str) -> str:
+    """The string under ``key``, which ``check_keys`` has found.
+
+    Raises:
+        InvalidInput: it is not a string.
+    """
+    value = given[key]
+    if not isinstance(value, str):
+        description = f"Invalid type. Expected: string, given: {schema.type_name(value)}"
+        raise InvalidInput([FieldProblem("invalid_type", key, description)])
+    return value
+
+
+def wait(request: Request) -> Wait | None:
+    """The wait that the ``Prefer`` headers ask for; what cannot be read is not a wish."""
+    for header in request.headers.getlist("prefer"):
+        for preference in re.split("[,;]", header):
+            match = _WAIT.fullmatch(preference)
+            if match is None:
+                continue
+            if match[1] is None:
+                return Wait(LONGEST_WAIT, "wait")
+            seconds = min(max(int(match[1]), 1), LONGEST_WAIT)
+            return Wait(seconds, f"wait={seconds}")
+    return None
+
+
+def deadline(request: Request) -> float | None:
+    """When ``Cancel-After`` ends the prediction, in Unix seconds.
+
+    Raises:
+        InvalidInput: it cannot be read, or is under five seconds.
+    """
+    header = request.headers.get("cancel-after")
+    if header is None:
+        return None
+    match = _DEADLINE.fullmatch(header.strip())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total < SHORTEST_DEADLINE:
+        described = f"Must be a duration of at least {SHORTEST_DEADLINE} seconds, such as 30s, 5m or 1h30m45s"
+        raise InvalidInput([FieldProblem("format", "Cancel-After", described)])
+    return time.time() + total
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is over the limit of {limit:,} bytes (limits.body in models.yaml)")

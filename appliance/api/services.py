@@ -1,0 +1,24 @@
+"""What the routes work with."""
+
+from __future__ import annotations
+
+import msgspec
+
+from appliance.auth import Auth
+from appliance.catalogue import Catalogue
+from appliance.config import Config
+from appliance.engine import Engine
+from appliance.hardware import Device
+from appliance.store import Store
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Every part of a running gateway that a route may need."""
+
+    config: Config
+    catalogue: Catalogue
+    store: Store
+    engine: Engine
+    auth: Auth
+    devices: tuple[Device, ...]
+    started_at: float  # Unix seconds

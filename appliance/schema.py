@@ -1,0 +1,261 @@
+"""Inputs checked against a model's interface, and the OpenAPI document that publishes it. Pure.
+
+What is refused, in which words, and what passes is replicate-api section 1.4: strings are never taken for
+numbers, unknown keys inside ``input`` are dropped, ``null`` for an optional key is the same as no key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from appliance.errors import FieldProblem, InvalidInput
+
+if TYPE_CHECKING:
+    from appliance.runners.base import Interface
+
+#: On a string property: a list of strings is accepted as well, and handed on as it is.
+LIST_TOO: Final = "x-appliance-list"
+_REF: Final = "#/components/schemas/"
+
+
+def validate(interface: Interface, input: Any) -> dict[str, Any]:
+    """The whole input a runner gets: aliases resolved, unknown keys dropped, defaults filled in.
+
+    Raises:
+        InvalidInput: one row for every key that is missing or wrong, by the name the caller used.
+    """
+    if not isinstance(input, dict):
+        raise InvalidInput([_wrong_type("input", "object", input)])
+    given = {key: (key, value) for key, value in input.items()}
+    for alias, name in interface.aliases.items():
+        if input.get(alias) is not None and input.get(name) is None:
+            given[name] = alias, input[alias]
+    required = set(interface.input.get("required", ()))
+    validated: dict[str, Any] = {}
+    problems: list[FieldProblem] = []
+    for name, declared in interface.input["properties"].items():
+        schema = _resolved(declared, interface.components)
+        spelled, value = given.get(name, (name, None))
+        if name not in given or (value is None and name not in required):
+            if name in required:
+                problems.append(FieldProblem("required", "input", f"{name} is required"))
+            elif "default" in schema:
+                validated[name] = schema["default"]
+            continue
+        found = list(_problems(value, schema, f"input.{spelled}"))
+        problems += found
+        if not found:
+            validated[name] = _as_declared(value, schema)
+    if problems:
+        raise InvalidInput(problems)
+    return validated
+
+
+def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    """A property with the component that it refers to merged in, as Cog writes choices."""
+    references = [part["$ref"] for part in schema.get("allOf", ()) if "$ref" in part]
+    for reference in references:
+        schema = {**components[reference.removeprefix(_REF)], **schema}
+    return schema
+
+
+def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
+    """JSON knows one kind of number: 4.0 is an integer, and 4 is a number."""
+    match schema.get("type"):
+        case "integer":
+            return int(value)
+        case "number":
+            return float(value)
+    return value
+
+
+def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+    kind = schema.get("type")
+    if kind == "string" and schema.get(LIST_TOO) and isinstance(value, list):
+        schema, kind = {"type": "array", "items": {"type": "string"}}, "array"
+    if kind is not None and not _is(value, kind):
+        yield _wrong_type(field, kind, value)
+        return
+    if "enum" in schema and value not in schema["enum"]:
+        choices = ", ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in schema["enum"])
+        name = field.rpartition(".")[2]
+        yield FieldProblem("enum", field, f"{name} must be one of the following: {choices}")
+    match value:
+        case str():
+            yield from _text_problems(value, schema, field)
+        case list():
+            for index, item in enumerate(value):
+                yield from _problems(item, schema.get("items", {}), f"{field}.{index}")
+        case int() | float() if not isinstance(value, bool):
+            yield from _number_problems(value, schema, field)
+
+
+def _number_problems(value: float, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+    if "minimum" in schema and value < schema["minimum"]:
+        yield FieldProblem("number_gte", field, f"Must be greater than or equal to {schema['minimum']:g}")
+    if "maximum" in schema and value > schema["maximum"]:
+        yield FieldProblem("number_lte", field, f"Must be less than or equal to {schema['maximum']:g}")
+
+
+def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+    shortest, longest, pattern = (schema.get(key) for key in ("minLength", "maxLength", "pattern"))
+    if shortest is not None and len(value) < shortest:
+        yield FieldProblem("string_gte", field, f"String length must be greater than or equal to {shortest}")
+    if longest is not None and len(value) > longest:
+        yield FieldProblem("string_lte", field, f"String length must be less than or equal to {longest}")
+    if pattern is not None and re.search(pattern, value) is None:
+        yield FieldProblem("pattern", field, f"Does not match pattern '{pattern}'")
+    if schema.get("format") == "uri" and not _is_uri(value):
+        yield FieldProblem("format", field, "Does not match format 'uri'")
+
+
+def _is_uri(value: str) -> bool:
+    try:
+        return bool(urlsplit(value).scheme)
+    except ValueError:  # a bracket that opens no IPv6 address, say
+        return False
+
+
+def _is(value: Any, kind: str) -> bool:
+    match kind:
+        case "integer":
+            return (isinstance(value, int) and not isinstance(value, bool)) or (
+                isinstance(value, float) and value.is_integer()
+            )
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+        case "boolean":
+            return isinstance(value, bool)
+        case "array":
+            return isinstance(value, list)
+        case "object":
+            return isinstance(value, dict)
+    raise ValueError(f"a model's interface declares the unknown type {kind!r}")
+
+
+def type_name(value: Any) -> str:
+    """What JSON Schema calls the type of a JSON value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"
+
+
+def _wrong_type(field: str, expected: str, value: Any) -> FieldProblem:
+    description = f"Invalid type. Expected: {expected}, given: {type_name(value)}"
+    return FieldProblem("invalid_type", field, description)
+
+
+# -- the published document --------------------------------------------------------------------------------
+
+
+def document(interface: Interface) -> dict[str, Any]:
+    """The version's whole OpenAPI document, in the form that Cog writes (replicate-api section 7)."""
+    output = {"title": "Output", **interface.output}
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": "0.1.0"},
+        "paths": {
+            "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {"200": {}})},
+            "/predictions": {
+                "post": {
+                    **_operation(
+                        "Predict",
+                        "predict_predictions_post",
+                        {"200": _ref("PredictionResponse"), "422": _ref("HTTPValidationError")},
+                    ),
+                    "description": "Run a single prediction on the model",
+                    "requestBody": {"content": {"application/json": {"schema": _ref("PredictionRequest")}}},
+                }
+            },
+        },
+        "components": {
+            "schemas": {"Input": interface.input, "Output": output, **interface.components, **_service()}
+        },
+    }
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF + name}
+
+
+def _operation(summary: str, identifier: str, answers: dict[str, Any]) -> dict[str, Any]:
+    names = {"200": "Successful Response", "422": "Validation Error"}
+    return {
+        "summary": summary,
+        "operationId": identifier,
+        "responses": {
+            code: {"description": names[code], "content": {"application/json": {"schema": schema}}}
+            for code, schema in answers.items()
+        },
+    }
+
+
+def _field(title: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "title": title, **more}
+
+
+def _object(title: str, properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "title": title, "properties": properties, **more}
+
+
+def _service() -> dict[str, Any]:
+    """The components that are the same for every model."""
+    times = {
+        name: _field(name.replace("_", " ").title(), format="date-time")
+        for name in ("created_at", "started_at", "completed_at")
+    }
+    statuses = ["starting", "processing", "succeeded", "canceled", "failed"]
+    return {
+        "Status": _field("Status", enum=statuses, description="An enumeration."),
+        "PredictionRequest": _object(
+            "PredictionRequest",
+            {"id": _field("Id"), "input": _ref("Input"), "created_at": times["created_at"]},
+        ),
+        "PredictionResponse": _object(
+            "PredictionResponse",
+            {
+                "id": _field("Id"),
+                "input": _ref("Input"),
+                "output": _ref("Output"),
+                "logs": _field("Logs", default=""),
+                "error": _field("Error"),
+                "status": _ref("Status"),
+                "metrics": {"type": "object", "title": "Metrics"},
+                "version": _field("Version"),
+                **times,
+            },
+        ),
+        "HTTPValidationError": _object(
+            "HTTPValidationError",
+            {"detail": {"type": "array", "title": "Detail", "items": _ref("ValidationError")}},
+        ),
+        "ValidationError": _object(
+            "ValidationError",
+            {
+                "loc": {
+                    "type": "array",
+                    "title": "Location",
+                    "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+                },
+                "msg": _field("Message"),
+                "type": _field("Error Type"),
+            },
+            required=["loc", "msg", "type"],
+        ),
+    }
