@@ -1,0 +1,58 @@
+"""The command `appliance` and what all of its commands share."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from appliance import __version__
+from appliance.cli import local, remote, serving, tokens
+from appliance.errors import ApplianceError, ConfigError
+
+_EPILOGUE = (
+    "Exit codes: 0 done, 1 it failed and said why, 2 the command line or models.yaml is wrong. "
+    "APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) is the token, APPLIANCE_URL the address of a running appliance, "
+    "APPLIANCE_HOME the data folder, APPLIANCE_PORT the port."
+)
+
+app = typer.Typer(
+    name="appliance",
+    help="Serve open-weights models on Replicate's HTTP API from one machine and one models.yaml.",
+    epilog=_EPILOGUE,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What every command accepts."""
+
+
+for _group in (serving, local, remote, tokens):
+    _group.register(app)
+
+
+def main() -> None:
+    """Run the command line; errors of the appliance are one line on stderr, never a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        print(f"appliance: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ApplianceError as error:
+        print(f"appliance: {error.detail}", file=sys.stderr)
+        sys.exit(1)

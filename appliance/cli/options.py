@@ -1,0 +1,69 @@
+"""Options that several commands share, and what they mean when they are not given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from appliance.errors import ConfigError
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+
+#: The file that is shipped lies beside the package, in a checkout.
+_SHIPPED: Final = Path(__file__).parents[2] / "models.yaml"
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="The config file. Default: ./models.yaml, else the shipped one."),
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Data folder. Default: APPLIANCE_HOME, else server.data in the config file."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def config_path(given: Path | None) -> Path:
+    """The config file that is meant.
+
+    Raises:
+        ConfigError: none is given, and there is none where one is looked for.
+    """
+    for candidate in (given,) if given is not None else (Path("models.yaml"), _SHIPPED):
+        if candidate.is_file():
+            return candidate.absolute()
+    raise ConfigError(
+        f"there is no config file {given or 'models.yaml'}; name one with --config", file=str(given or Path())
+    )
+
+
+def load_config(given: Path | None) -> Config:
+    """The checked config."""
+    from appliance import config  # noqa: PLC0415 - pydantic takes a while, and --help must not
+
+    return config.load(config_path(given))
+
+
+def home_folder(given: Path | None, config: Config) -> Path:
+    """The absolute data folder."""
+    from appliance import config as configuration  # noqa: PLC0415 - as above
+
+    return given.expanduser().absolute() if given is not None else configuration.home(config)
+
+
+def port(given: int | None, config: Config) -> int:
+    """The port that ``given``, APPLIANCE_PORT or the config names.
+
+    Raises:
+        ConfigError: APPLIANCE_PORT is no port.
+    """
+    text = os.environ.get("APPLIANCE_PORT")
+    if given is not None or not text:
+        return given or config.server.port
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ConfigError(f"APPLIANCE_PORT is {text!r}; it should be a port, 1 to 65535")
+    return int(text)

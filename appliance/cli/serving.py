@@ -1,0 +1,75 @@
+"""`appliance serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config, port
+
+#: What must be in the environment before Ray, vLLM and glibc are loaded; a value of the user's own wins.
+ENVIRONMENT: Final = {
+    # Nothing is reported to anyone.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # Calls to replicas go over gRPC on the gateway's own loop: half the time of actor calls on a loop of Serve's.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # Ray must not hide GPUs from replicas that ask it for none: the ledger gives them out.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Ray kills processes when memory is short; engine hosts are the appliance's to kill.
+    "RAY_memory_usage_threshold": "0.97",
+    # Weights are fetched before serving; while serving nothing asks a hub for anything.
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # NVML and CUDA then count GPUs in the same order.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    # Threaded programs hold much less memory with a few arenas than with eight a core.
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(serve)
+
+
+def serve(
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. Default: server.host, which is loopback.")
+    ] = None,
+    port_given: Annotated[
+        int | None,
+        typer.Option("--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."),
+    ] = None,
+    pull: Annotated[bool, typer.Option(help="Fetch weights that are missing first.")] = True,
+) -> None:
+    """Start the appliance and run it until Ctrl-C or SIGTERM.
+
+    Prints the address, the token (at the first start) and a snippet to call it with. With APPLIANCE_TOKEN in
+    the environment that is a valid token.
+    """
+    checked = load_config(config)  # what is wrong with it is said before anything starts
+    path: Path = config_path(config)
+    command = [sys.executable, "-m", "appliance.driver", "--config", str(path)]
+    command += ["--home", str(home_folder(home, checked)), "--port", str(port(port_given, checked))]
+    if host is not None:
+        command += ["--host", host]
+    if not pull:
+        command.append("--no-pull")
+    environment = {**ENVIRONMENT, **os.environ}
+    # Without bytecode every start compiles its imports anew, which takes longer than loading a model.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.stdout.flush()
+    os.execve(sys.executable, command, environment)
