@@ -71,7 +71,8 @@ class Zygote:
     async def _spawn(self) -> None:
         settings = self._settings
         kinds = {model.kind for model in settings.config.models}
-        preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in PRELOADS[kind]))
+        modules = PRELOADS[settings.devices[0].kind]
+        preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in modules[kind]))
         log = (settings.home / "logs" / "zygote.log").open("ab")
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -13,10 +13,12 @@ RUNNERS: Final[dict[str, str]] = {
     "vllm": "appliance.runners.vllm:VllmRunner",
 }
 
-#: kind -> modules that the zygote imports, so that its hosts start with them.
-PRELOADS: Final[dict[str, tuple[str, ...]]] = {
-    "echo": (),
-    "vllm": ("vllm", "transformers"),
+_VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
+
+#: kind of device -> kind of model -> modules that the zygote imports, so that its hosts start with them.
+PRELOADS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "cpu": {"echo": (), "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")},
+    "cuda": {"echo": (), "vllm": _VLLM},
 }
 
 

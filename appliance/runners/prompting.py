@@ -1,96 +1,75 @@
-"""The inputs of language models on Replicate, and what they mean. Pure: no tokenizer, no engine."""
+"""What a language model is asked: its inputs, the text of its prompt and how it samples. Pure.
+
+Names, defaults and wording are those of the Llama models on Replicate (replicate-api section 9.1).
+"""
 
 from __future__ import annotations
 
-import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from string import Formatter
 from typing import Any, Final
+
+import msgspec
 
 from appliance.errors import PredictionFailed
 from appliance.runners.base import Interface
 
-#: What other models and clients call an input (replicate-api section 9.1).
-ALIASES: Final = {
-    "max_new_tokens": "max_tokens",  # Llama 2; LiteLLM, for nearly every model
-    "max_length": "max_tokens",  # LlamaIndex
-    "max_completion_tokens": "max_tokens",
+#: What other model families and client libraries call an input. LiteLLM sends max_new_tokens, LlamaIndex
+#: max_length, whatever the model.
+ALIASES: Final[dict[str, str]] = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
     "min_new_tokens": "min_tokens",
     "stop": "stop_sequences",
 }
-_PLACES: Final = frozenset({"prompt", "system_prompt"})
+
+_SEED_BITS: Final = 2**63 - 1  # what a torch generator takes
+_FIELDS: Final = ("prompt", "system_prompt")
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What a prediction gets that does not say it itself; taken from the model's options."""
+
+    system_prompt: str = "You are a helpful assistant."
+    max_tokens: int = 512
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 50
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Defaults:
+        """Those of a model's options; keys that are missing keep the values above."""
+        known = cls.__struct_fields__
+        return cls(**{name: value for name, value in options.items() if name in known})
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One prediction's input with everything filled in. Lengths are in tokens."""
+
+    prompt: str
+    system_prompt: str
+    prompt_template: str | None
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    presence_penalty: float
+    frequency_penalty: float
+    stop: tuple[str, ...]
+    seed: int | None
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
-    """Inputs and output of a language model; ``options`` are those of ``VllmOptions`` and give the defaults."""
-    properties: dict[str, dict[str, Any]] = {
-        "prompt": {"type": "string", "description": "Text given to the model"},
-        "system_prompt": {
-            "type": "string",
-            "default": options["system_prompt"],
-            "description": "Instructions that come before the prompt; left out where the model knows none",
-        },
-        "max_tokens": {
-            "type": "integer",
-            "default": options["max_tokens"],
-            "minimum": 1,
-            "description": "Longest output, in tokens",
-        },
-        "min_tokens": {
-            "type": "integer",
-            "default": 0,
-            "minimum": -1,
-            "description": "Shortest output, in tokens; -1 and 0 mean any",
-        },
-        "temperature": {
-            "type": "number",
-            "default": options["temperature"],
-            "minimum": 0,
-            "maximum": 5,
-            "description": "How freely tokens are chosen; 0 always takes the likeliest",
-        },
-        "top_p": {
-            "type": "number",
-            "default": options["top_p"],
-            "minimum": 0,
-            "maximum": 1,
-            "description": "Choose among the likeliest tokens whose probabilities add up to this",
-        },
-        "top_k": {
-            "type": "integer",
-            "default": options["top_k"],
-            "minimum": 0,
-            "description": "Choose among this many of the likeliest tokens; 0 is off",
-        },
-        "presence_penalty": {
-            "type": "number",
-            "default": options["presence_penalty"],
-            "minimum": -2,
-            "maximum": 2,
-            "description": "Over 0 favours tokens that are not in the output yet",
-        },
-        "frequency_penalty": {
-            "type": "number",
-            "default": options["frequency_penalty"],
-            "minimum": -2,
-            "maximum": 2,
-            "description": "Over 0 holds back tokens the more often they are in the output",
-        },
-        "stop_sequences": {
-            "type": "string",
-            "x-appliance-list": True,
-            "description": "Texts that end the output, separated by commas, or as a list; they are not part of it",
-        },
-        "prompt_template": {
-            "type": "string",
-            "description": "What the model reads, with {prompt} and perhaps {system_prompt} in it; "
-            "by default the model's own chat template",
-        },
-        "seed": {"type": "integer", "description": "The same seed gives the same output"},
+    """Inputs and output of a language model with these options."""
+    ordered = {
+        name: {**schema, "title": name.replace("_", " ").title(), "x-order": order}
+        for order, (name, schema) in enumerate(_inputs(Defaults.of(options)).items())
     }
-    for order, (name, schema) in enumerate(properties.items()):
-        schema |= {"title": name.replace("_", " ").title(), "x-order": order}
     return Interface(
-        input={"type": "object", "title": "Input", "required": ["prompt"], "properties": properties},
+        input={"type": "object", "title": "Input", "required": ["prompt"], "properties": ordered},
         output={
             "type": "array",
             "title": "Output",
@@ -98,65 +77,186 @@ def interface(options: Mapping[str, Any]) -> Interface:
             "x-cog-array-type": "iterator",
             "x-cog-array-display": "concatenate",
         },
-        aliases=ALIASES,
+        aliases=dict(ALIASES),
     )
 
 
-def fill_template(template: str, prompt: str, system_prompt: str) -> str:
-    """``template`` with the prompts in it.
-
-    Only the two names themselves are places: a template is a caller's text, and Python's own formatting would
-    let it reach into objects.
+def request(asked: Mapping[str, Any], defaults: Defaults) -> Request:
+    """The request that a validated input means.
 
     Raises:
-        PredictionFailed: the template has no ``{prompt}``, or is no template.
+        PredictionFailed: values that are each valid contradict each other.
     """
-    filled: list[str] = []
-    places = set()
-    try:
-        for text, name, form, conversion in string.Formatter().parse(template):
-            filled.append(text)
-            if name is None:
-                continue
-            if name not in _PLACES or form or conversion:
-                raise PredictionFailed(
-                    f"E1004 PromptTemplateError: prompt_template has {{{name}}}; it may have {{prompt}} and "
-                    "{system_prompt}, and a brace is written twice"
-                )
-            places.add(name)
-            filled.append(prompt if name == "prompt" else system_prompt)
-    except ValueError as error:
-        raise PredictionFailed(f"E1004 PromptTemplateError: prompt_template: {error}") from error
-    if "prompt" not in places:
+
+    def given(name: str) -> Any:
+        value = asked.get(name)
+        return getattr(defaults, name) if value is None else value
+
+    max_tokens, min_tokens = int(given("max_tokens")), int(asked.get("min_tokens") or 0)
+    seed = asked.get("seed")
+    if min_tokens > max_tokens:
         raise PredictionFailed(
-            "E1003 BadPromptTemplate: prompt_template must contain {prompt}, where the prompt goes"
+            f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower it or raise max_tokens"
         )
-    return "".join(filled)
+    return Request(
+        prompt=asked.get("prompt") or "",
+        system_prompt=given("system_prompt"),
+        prompt_template=asked.get("prompt_template"),
+        max_tokens=max_tokens,
+        min_tokens=max(min_tokens, 0),
+        temperature=float(given("temperature")),
+        top_p=float(given("top_p")),
+        top_k=int(given("top_k")),
+        presence_penalty=float(given("presence_penalty")),
+        frequency_penalty=float(given("frequency_penalty")),
+        stop=stop_strings(asked.get("stop_sequences")),
+        seed=None if seed is None else seed & _SEED_BITS,
+    )
+
+
+def stop_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    r"""The stop sequences that an input means: a list as it is, a text cut at its commas.
+
+    Spaces count, so that ``\n, User:`` stops at `` User:``. Empty ones stop nothing and are left out.
+    """
+    if value is None:
+        return ()
+    pieces = value.split(",") if isinstance(value, str) else value
+    return tuple(dict.fromkeys(piece for piece in pieces if piece))
 
 
 def messages(prompt: str, system_prompt: str) -> list[dict[str, str]]:
-    """The conversation a chat template is given."""
+    """The conversation that a chat template turns into text; an empty system prompt is no message."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": prompt}]
 
 
-def stops(given: str | list[str] | None) -> list[str]:
-    """The texts that end the output; blanks around them count, empty ones do not."""
-    parts = given.split(",") if isinstance(given, str) else given or []
-    return [part for part in parts if part]
-
-
-def lengths(asked: Mapping[str, Any], prompt_tokens: int, context: int) -> tuple[int, int]:
-    """The longest and the shortest output that fit behind the prompt, in tokens.
+def fill(template: str, prompt: str, system_prompt: str) -> str:
+    """``template`` with its fields ``{prompt}`` and ``{system_prompt}`` replaced; an empty one is the prompt.
 
     Raises:
-        PredictionFailed: the prompt leaves no room for a token.
+        PredictionFailed: E1003, it has no ``{prompt}``; E1004, it is no format string with these fields only.
     """
-    room = context - prompt_tokens
-    if room < 1:
+    if not template:
+        return prompt
+    pieces = list(_pieces(template))
+    if all(field != "prompt" for _, field in pieces):
         raise PredictionFailed(
-            f"E1002 PromptTooLong: the prompt has {prompt_tokens} tokens with its template; this model reads "
-            f"{context} tokens, output included"
+            "E1003 BadPromptTemplate: You have submitted a prompt template that doesn't include '{prompt}'. "
+            "Your prompt would not be used."
         )
-    longest = min(asked["max_tokens"], room)
-    return longest, max(0, min(asked["min_tokens"], longest))
+    values = {"prompt": prompt, "system_prompt": system_prompt}
+    return "".join(text + (values[field] if field else "") for text, field in pieces)
+
+
+def _pieces(template: str) -> Iterator[tuple[str, str | None]]:
+    """Literal text, and the field that follows it. ``str.format`` is not used: it reads attributes."""
+    try:
+        for text, field, spec, conversion in Formatter().parse(template):
+            if field is not None and (field not in _FIELDS or spec or conversion):
+                shown = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                raise _bad_template(f"it has {{{shown}}}")
+            yield text, field
+    except ValueError as error:
+        raise _bad_template(str(error)) from error
+
+
+def _bad_template(why: str) -> PredictionFailed:
+    return PredictionFailed(
+        "E1004 PromptTemplateError: Prompt template must be a valid Python format string with the fields "
+        f"{{prompt}} and {{system_prompt}} only, and with other braces doubled: {why}."
+    )
+
+
+def room(prompt_tokens: int, longest: int) -> int:
+    """How many tokens of output fit after the prompt.
+
+    ``longest`` is the model's context: prompt and output together.
+
+    Raises:
+        PredictionFailed: E1002, not a single one does.
+    """
+    if prompt_tokens >= longest:
+        raise PredictionFailed(
+            f"E1002 PromptTooLong: Prompt length exceeds maximum input length. The prompt has {prompt_tokens} "
+            f"tokens; this model takes at most {longest - 1}, so that one token of output fits."
+        )
+    return longest - prompt_tokens
+
+
+def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
+    """The schemas of the inputs, in their order; title and order are added later."""
+    return {
+        "prompt": {"type": "string", "description": "Prompt to send to the model."},
+        "system_prompt": {
+            "type": "string",
+            "default": defaults.system_prompt,
+            "description": "System prompt to send to the model. It guides how the model answers. Models "
+            "without a chat template ignore it, unless prompt_template says where it goes.",
+        },
+        "max_tokens": {
+            "type": "integer",
+            "default": defaults.max_tokens,
+            "minimum": 1,
+            "description": "The maximum number of tokens the model should generate as output. It is lowered "
+            "to what fits into the model's context after the prompt.",
+        },
+        "min_tokens": {
+            "type": "integer",
+            "default": 0,
+            "minimum": -1,  # what Llama 2 callers send for "none"
+            "description": "The minimum number of tokens the model should generate as output.",
+        },
+        "temperature": {
+            "type": "number",
+            "default": defaults.temperature,
+            "minimum": 0,
+            "maximum": 5,
+            "description": "The value used to modulate the next token probabilities; 0 always takes the "
+            "likeliest token.",
+        },
+        "top_p": {
+            "type": "number",
+            "default": defaults.top_p,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "A probability threshold for generating the output. If < 1.0, only keep the top "
+            "tokens with cumulative probability >= top_p (nucleus filtering). 0 takes the likeliest token.",
+        },
+        "top_k": {
+            "type": "integer",
+            "default": defaults.top_k,
+            "minimum": -1,
+            "description": "The number of highest probability tokens to consider for generating the output. "
+            "If > 0, only keep the top k tokens with highest probability (top-k filtering). 0 or -1 is off.",
+        },
+        "presence_penalty": {
+            "type": "number",
+            "default": defaults.presence_penalty,
+            "minimum": -2,
+            "maximum": 2,
+            "description": "Presence penalty: above 0, tokens that were in the output already get unlikelier.",
+        },
+        "frequency_penalty": {
+            "type": "number",
+            "default": defaults.frequency_penalty,
+            "minimum": -2,
+            "maximum": 2,
+            "description": "Frequency penalty: above 0, tokens get unlikelier the more often they were in the "
+            "output.",
+        },
+        "stop_sequences": {
+            "type": "string",
+            "x-appliance-list": True,
+            "description": "A comma-separated list of sequences to stop generation at. For example, "
+            "'<end>,<stop>' will stop generation at the first instance of '<end>' or '<stop>'. A list of "
+            "strings is taken as well.",
+        },
+        "prompt_template": {
+            "type": "string",
+            "description": "A template to format the prompt with: a Python format string that must contain "
+            "{prompt} and may contain {system_prompt}. If not provided, the chat template of the model is "
+            "used; an empty one sends the prompt as it is.",
+        },
+        "seed": {"type": "integer", "description": "Random seed. Leave blank to randomize the seed."},
+    }

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ class VllmRunner:
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
-        from vllm.inputs import TokensPrompt  # noqa: PLC0415 - heavy: only inside a host
+        from vllm.inputs.engine import tokens_input  # noqa: PLC0415 - heavy: only inside a host
 
         began = time.monotonic()
         asked = job.input
@@ -90,7 +91,7 @@ class VllmRunner:
         first: float | None = None
         count = 0
         stream = self._engine.generate(
-            TokensPrompt(prompt_token_ids=tokens), sampling, f"{job.id}-{job.attempt}"
+            tokens_input(tokens), sampling, f"{job.id}-{job.attempt}"
         )
         # Closing the generator is what takes the request out of the engine, on a cancel too.
         async with contextlib.aclosing(stream) as parts:
@@ -157,6 +158,7 @@ class VllmRunner:
             "trust_remote_code": options["trust_remote_code"],
             "generation_config": "vllm",  # every sampling parameter comes from the interface
             "disable_log_stats": True,
+            "seed": secrets.randbelow(2**31),  # what gives no seed is not the same after every load
         }
         if self._on_gpu:
             devices = self._spec.device.split(",")

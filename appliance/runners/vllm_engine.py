@@ -1,0 +1,229 @@
+"""vLLM's engine for one loaded model: how it is started, and what it says when it cannot be.
+
+All that depends on vLLM's inner workings is here, written for version 0.32. The engine core, which computes,
+is a process of its own, so that computing never blocks the host's event loop; it is forked, so that nothing
+is imported a second time. The GPU settings have not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import LoadFailed
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from appliance.runners.base import LoadSpec
+
+_log = logging.getLogger(__name__)
+
+_CAUSE_LENGTH: Final = 600  # characters of a foreign error's text that are shown
+
+#: Where a forked engine core writes why it could not start; set only while one is being started.
+_cause_descriptor: int | None = None
+
+
+def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
+    """Load the model. Blocks for as long as that takes; must be called where a loop runs.
+
+    Raises:
+        LoadFailed: the weights or the options do not fit vLLM or the device.
+    """
+    _set_environment(spec)
+    import torch
+
+    torch.set_num_threads(spec.threads)  # the forked engine core inherits it
+    with _cause_of_failure() as cause:
+        try:
+            return _start(spec, weights)
+        except LoadFailed:
+            raise
+        except Exception as error:
+            _log.exception("vLLM could not start")
+            raise LoadFailed(
+                f"vLLM cannot load {spec.model} from {weights}: {cause() or _describe(error)}"
+            ) from error
+
+
+def core_process(engine: AsyncLLM) -> BaseProcess:
+    """The process that computes."""
+    client: Any = engine.engine_core
+    process: BaseProcess = client.resources.engine_manager.processes[0]
+    return process
+
+
+def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core import EngineCoreProc
+
+    on_cpu = spec.device == "cpu"
+    if on_cpu:
+        _import_model(weights)
+        _repair_compiled_models()
+    config = _arguments(spec, weights).create_engine_config()
+    # For a CPU, making a config chooses spawn, which would import everything again. vLLM goes back to spawn
+    # by itself where a fork is not possible.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    core: Any = EngineCoreProc
+    original, core.run_engine_core = core.run_engine_core, run_engine_core
+    try:
+        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    finally:
+        core.run_engine_core = original
+
+
+def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    options = spec.options
+    on_cpu = spec.device == "cpu"
+    devices = 1 if on_cpu else len(spec.device.split(","))
+    eager = options["enforce_eager"]
+    arguments: dict[str, Any] = {
+        "model": str(weights),
+        "served_model_name": [spec.model],
+        "dtype": _dtype(options["dtype"], on_cpu=on_cpu),
+        "max_model_len": options["max_model_len"],
+        "max_num_seqs": options["max_num_seqs"],
+        "kv_cache_memory_bytes": options["kv_cache"],
+        "enforce_eager": on_cpu if eager is None else eager,
+        "tensor_parallel_size": devices,
+        "distributed_executor_backend": "uni" if devices == 1 else "mp",
+        "trust_remote_code": options["trust_remote_code"],
+        "enable_prefix_caching": True,
+        "seed": secrets.randbits(31),  # else every start would give the same "random" answers
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "shutdown_timeout": 0,
+    }
+    if not on_cpu:
+        arguments["gpu_memory_utilization"] = _share(spec.memory)
+    return AsyncEngineArgs(**arguments)
+
+
+def _dtype(asked: str, *, on_cpu: bool) -> str:
+    """The number format to compute in. Without instructions for it, bfloat16 is slower than float32."""
+    if asked != "auto" or not on_cpu:
+        return asked
+    import torch
+
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def _share(memory: int) -> float:
+    """``memory`` bytes as a fraction of a device's whole memory. vLLM refuses to start if less is free."""
+    from vllm.platforms import current_platform
+
+    total = current_platform.get_device_total_memory()
+    return min(memory / total, 1.0)
+
+
+def _set_environment(spec: LoadSpec) -> None:
+    """The variables that vLLM and what it uses read while they start."""
+    cache = Path(spec.cache)
+    os.environ.update(
+        HF_HUB_OFFLINE="1",
+        TRANSFORMERS_OFFLINE="1",
+        VLLM_NO_USAGE_STATS="1",
+        DO_NOT_TRACK="1",
+        VLLM_CACHE_ROOT=str(cache / "vllm"),
+        TORCHINDUCTOR_CACHE_DIR=str(cache / "inductor"),
+        TRITON_CACHE_DIR=str(cache / "triton"),
+        # Not bound to cores: vLLM would bind every engine on this machine to the same ones.
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+    )
+    if spec.device == "cpu":
+        # Keeps the worker inside the engine core on a CPU, instead of in a third process.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # it read its variable when the zygote imported it
+
+
+def _import_model(weights: Path) -> None:
+    """Make the model's class known to vLLM by importing it here.
+
+    vLLM would start a Python process that imports everything, only to look at the class: to keep CUDA out of
+    this process, which does not matter on a CPU.
+    """
+    from vllm import ModelRegistry
+
+    for architecture in architectures(weights):
+        known = ModelRegistry.models.get(architecture)
+        if known is not None:
+            ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def architectures(weights: Path) -> list[str]:
+    """The architectures that a folder of weights names.
+
+    Raises:
+        LoadFailed: it is no transformers folder.
+    """
+    file = weights / "config.json"
+    try:
+        names = json.loads(file.read_bytes())["architectures"]
+    except FileNotFoundError as error:
+        raise LoadFailed(
+            f"{weights} holds no config.json; the source of a vllm model must be a transformers folder, or a "
+            "GGUF file"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadFailed(f"{file} cannot be used: {_describe(error)}") from error
+    return [str(name) for name in names or []]
+
+
+def _repair_compiled_models() -> None:
+    """Let vLLM find on a CPU the compiled models that it has kept from earlier starts.
+
+    It saves them, but fails to load them, because it asks the function in them to finish loading, which only
+    functions for a GPU know how to do; then it compiles again, for half a minute and more.
+    """
+    import torch
+
+    compiler: Any = torch.compiler
+    load = compiler.load_compiled_function
+    if getattr(load, "repaired", False):
+        return
+
+    def load_compiled_function(*arguments: Any, **keywords: Any) -> Any:
+        loaded = load(*arguments, **keywords)
+        compiled = loaded._artifacts.compiled_fn
+        if not hasattr(compiled, "finalize_loading"):
+            compiled.finalize_loading = lambda _config: None
+        return loaded
+
+    load_compiled_function.repaired = True  # type: ignore[attr-defined]  # a mark on a function
+    compiler.load_compiled_function = load_compiled_function
+
+
+def run_engine_core(*arguments: Any, **keywords: Any) -> None:
+    """What the engine core's process runs: vLLM's own function, which does not tell why it failed."""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    config: VllmConfig = keywords["vllm_config"]
+    _log.info("the engine core of %s starts", config.model_config.model)
+    try:
+        _original(EngineCoreProc)(*arguments, **keywords)
+    except Exception as error:
+        if _cause_descriptor is not None:
+            os.write(_cause_descriptor, _describe(error).encode())
+        raise
+
+
+@contextlib.contextmanager
+def _cause_of_failure() -> Any:
+    """Hear from a forked engine core why it failed."""
