@@ -7,22 +7,21 @@ import logging
 import socket
 import time
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import uvicorn
 
-from appliance import catalogue, logs, weights
+from appliance import catalogue, logs
 from appliance.api import create_api
 from appliance.api.services import Services
 from appliance.auth import Auth
 from appliance.catalogue import Catalogue
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
-from appliance.config import Config, ModelConfig
+from appliance.config import Config
 from appliance.engine import Engine
 from appliance.hardware import Device, cpu_threads
-from appliance.scheduler import Capacity, Demand, Scheduler
+from appliance.placement import build_scheduler
 from appliance.store import SQLiteStore, Store, VersionRow
 
 _log = logging.getLogger(__name__)
@@ -58,37 +57,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def log_file(self) -> Path:
         """Where the gateway writes its log."""
         return self.home / "logs" / "appliance.log"
-
-
-def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Demand:
-    """What the scheduler must find room for, for one configured model."""
-    share, memory, devices = None, None, 1
-    if model.memory is not None:
-        memory = model.memory
-    elif model.gpu is not None:
-        share = min(1.0, model.gpu)
-        devices = max(1, int(model.gpu))
-    else:
-        size = weights.size(weights.folder(home, model)) if model.source else 0
-        memory = model.options.footprint(size, kind)
-    return Demand(
-        model=model.name,
-        concurrency=model.options.predictions_at_once,
-        memory=memory,
-        share=share,
-        devices=devices,
-        pin=model.pin,
-        preload=model.preload,
-        idle_unload_after=model.idle_unload_after,
-    )
-
-
-def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
-    """The scheduler over these devices for every configured model."""
-    return Scheduler(
-        [Capacity(device.name, device.memory) for device in devices],
-        [demand(model, home, devices[0].kind) for model in config.models],
-    )
 
 
 async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:

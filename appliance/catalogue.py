@@ -54,9 +54,7 @@ class Catalogue:
     def __init__(self, entries: Iterable[Entry]) -> None:
         """Names and aliases are unique; the config has checked that."""
         self.entries = tuple(entries)
-        self._names = {
-            name: entry for entry in self.entries for name in (entry.name, *entry.model.aliases)
-        }
+        self._names = {name: entry for entry in self.entries for name in (entry.name, *entry.model.aliases)}
         self._versions = {entry.version: entry for entry in reversed(self.entries)}
 
     def resolve(self, name: str) -> Entry:
@@ -110,6 +108,4 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> Entry:
 
 def build(config: Config, now: float) -> Catalogue:
     """The catalogue of a checked config, every version first seen ``now``."""
-    return Catalogue(
-        describe(model, weights.revision(model), now) for model in config.models
-    )
+    return Catalogue(describe(model, weights.revision(model), now) for model in config.models)

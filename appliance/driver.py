@@ -226,8 +226,10 @@ async def run(settings: Settings, console: Console) -> int:
         await node.run_gateway(start_gateway, settings, lambda: _answers(settings))
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
         await stop.wait()
-        console.print("draining; running predictions get up to "
-                      f"{settings.config.server.drain_timeout:g} s", highlight=False)
+        console.print(
+            f"draining; running predictions get up to {settings.config.server.drain_timeout:g} s",
+            highlight=False,
+        )
         left = await node.drain_gateway(settings.config.server.drain_timeout)
         if left:
             console.print(f"{left} predictions are taken up at the next start")

@@ -175,8 +175,7 @@ class InvalidVersion(RequestError):
     def __init__(self) -> None:
         """The message is the contract's exact sentence."""
         super().__init__(
-            "The specified version does not exist "
-            "(or perhaps you don't have permission to use it?)"
+            "The specified version does not exist (or perhaps you don't have permission to use it?)"
         )
 
 

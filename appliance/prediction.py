@@ -38,12 +38,8 @@ TERMINAL: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, S
 
 #: status -> the statuses it may move to. `processing -> starting` is a re-queue after a lost host.
 MOVES: Final[dict[Status, frozenset[Status]]] = {
-    Status.STARTING: frozenset(
-        {Status.PROCESSING, Status.FAILED, Status.CANCELED, Status.ABORTED}
-    ),
-    Status.PROCESSING: frozenset(
-        {Status.STARTING, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}
-    ),
+    Status.STARTING: frozenset({Status.PROCESSING, Status.FAILED, Status.CANCELED, Status.ABORTED}),
+    Status.PROCESSING: frozenset({Status.STARTING, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}),
     **{status: frozenset() for status in TERMINAL},
 }
 

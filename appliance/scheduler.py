@@ -108,9 +108,7 @@ class _Model:
 
     def evictable(self, now: float) -> bool:
         return (
-            self.state is Residency.READY
-            and not self.demand.pin
-            and now - self.ready_since >= MIN_RESIDENCY
+            self.state is Residency.READY and not self.demand.pin and now - self.ready_since >= MIN_RESIDENCY
         )
 
     def wants_load(self, now: float) -> bool:
@@ -251,9 +249,7 @@ class Scheduler:
 
     def reserved(self, device: str) -> dict[str, int]:
         """Bytes by model on one device."""
-        return {
-            name: entry.reserved for name, entry in self._models.items() if device in entry.devices
-        }
+        return {name: entry.reserved for name, entry in self._models.items() if device in entry.devices}
 
     def free(self, device: str) -> int:
         """Bytes of the device that no model has reserved."""
@@ -356,9 +352,7 @@ class Scheduler:
             return []
         here = [(name, entry) for name, entry in self._models.items() if device in entry.devices]
         coming = sum(
-            entry.reserved
-            for _, entry in here
-            if entry.state in {Residency.UNLOADING, Residency.DRAINING}
+            entry.reserved for _, entry in here if entry.state in {Residency.UNLOADING, Residency.DRAINING}
         )
         missing -= coming
         victims = []

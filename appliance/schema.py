@@ -80,7 +80,9 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
         yield _wrong_type(field, kind, value)
         return
     if "enum" in schema and value not in schema["enum"]:
-        choices = ", ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in schema["enum"])
+        choices = ", ".join(
+            f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in schema["enum"]
+        )
         name = field.rpartition(".")[2]
         yield FieldProblem("enum", field, f"{name} must be one of the following: {choices}")
     match value:

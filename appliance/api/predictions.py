@@ -114,9 +114,7 @@ class Predictions:
     async def _create(self, request: Request, caller: Token, entry: Entry, input: Any) -> Response:
         wait = requests.wait(request)
         engine = self._services.engine
-        record = await engine.submit(
-            entry, input, owner=caller.owner, deadline=requests.deadline(request)
-        )
+        record = await engine.submit(entry, input, owner=caller.owner, deadline=requests.deadline(request))
         base = self._base(request)
         headers = {"Location": f"{base}/v1/predictions/{record.id}"}
         if wait is None:
@@ -144,7 +142,9 @@ def _instant(request: Request, key: str) -> float | None:
         return None
     try:
         # A "+" that was not escaped arrives as a space.
-        instant = datetime.fromisoformat(text.strip().replace(" +", "+").replace(" ", "+" if "T" in text else " "))
+        instant = datetime.fromisoformat(
+            text.strip().replace(" +", "+").replace(" ", "+" if "T" in text else " ")
+        )
         return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
         raise InvalidInput([FieldProblem("format", key, "Does not match format 'date-time'")]) from error

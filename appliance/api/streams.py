@@ -21,7 +21,8 @@ _HEADERS: Final = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "
 
 class Streams:
     """The one route about streams. Its address carries 256 random bits, and that is all it asks for:
-    two official clients send no token to it."""
+    two official clients send no token to it.
+    """
 
     def __init__(self, services: Services) -> None:
         """``services`` is what it works with."""

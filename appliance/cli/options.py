@@ -43,14 +43,14 @@ def config_path(given: Path | None) -> Path:
 
 def load_config(given: Path | None) -> Config:
     """The checked config."""
-    from appliance import config  # noqa: PLC0415 - pydantic takes a while, and --help must not
+    from appliance import config
 
     return config.load(config_path(given))
 
 
 def home_folder(given: Path | None, config: Config) -> Path:
     """The absolute data folder."""
-    from appliance import config as configuration  # noqa: PLC0415 - as above
+    from appliance import config as configuration
 
     return given.expanduser().absolute() if given is not None else configuration.home(config)
 

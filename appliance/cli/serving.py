@@ -51,7 +51,9 @@ def serve(
     ] = None,
     port_given: Annotated[
         int | None,
-        typer.Option("--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."),
+        typer.Option(
+            "--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."
+        ),
     ] = None,
     pull: Annotated[bool, typer.Option(help="Fetch weights that are missing first.")] = True,
 ) -> None:

@@ -105,5 +105,3 @@ class LocalCluster:
             emit(Done("succeeded"))
         finally:
             loaded.tasks.pop(job.id, None)
-
-

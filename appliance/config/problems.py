@@ -88,7 +88,7 @@ def _place(loc: Place) -> Place:
     return tuple(part for part in loc if part not in _SOURCES)
 
 
-def _section(loc: Place) -> type[Section] | None:  # noqa: PLR0911 - one answer for each shape of path
+def _section(loc: Place) -> type[Section] | None:
     """The section in which the last part of ``loc`` is a key; None if that is not one of ours."""
     match loc:
         case ("models", int(), str(), "source", str(source), str()):
@@ -112,7 +112,7 @@ def _options(kind: str) -> type[Section]:
     return type(MODELS[kind].model_fields["options"].default)
 
 
-def _message(detail: ErrorDetails) -> str:  # noqa: PLR0911 - one answer for each type of error
+def _message(detail: ErrorDetails) -> str:
     loc, given = detail["loc"], detail["input"]
     match detail["type"]:
         case "extra_forbidden":

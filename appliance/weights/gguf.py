@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     _end_with_parent()
     file, folder = map(Path, arguments)
     for step in convert(file, folder):
-        print(step, flush=True)  # noqa: T201 - the lines are what the parent process reads
+        print(step, flush=True)
     return 0
 
 

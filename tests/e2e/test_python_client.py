@@ -67,17 +67,13 @@ def test_stream_brings_many_events(official: replicate.Client) -> None:
 def test_run_by_version_iterates(official: replicate.Client) -> None:
     version = official.models.get(LANGUAGE_MODEL).latest_version
     assert version is not None
-    output = official.run(
-        f"{LANGUAGE_MODEL}:{version.id}", input={"prompt": "Say hello.", "max_tokens": 8}
-    )
+    output = official.run(f"{LANGUAGE_MODEL}:{version.id}", input={"prompt": "Say hello.", "max_tokens": 8})
     assert not isinstance(output, list)  # an iterator: the schema says so
     assert "".join(output)
 
 
 def test_create_and_wait(official: replicate.Client) -> None:
-    prediction = official.predictions.create(
-        model="appliance/echo", input={"text": "hello", "delay": 1.0}
-    )
+    prediction = official.predictions.create(model="appliance/echo", input={"text": "hello", "delay": 1.0})
     assert prediction.status == "starting"
     prediction.wait()
     assert (prediction.status, prediction.output) == ("succeeded", "hello")

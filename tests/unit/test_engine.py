@@ -43,7 +43,9 @@ class Bench:
         sizes = {"test/echo": MIB, "test/stream": MIB, "test/big": 100 * MIB}
         demands = [
             Demand(
-                model=entry.name, concurrency=entry.model.options.predictions_at_once, memory=sizes[entry.name]
+                model=entry.name,
+                concurrency=entry.model.options.predictions_at_once,
+                memory=sizes[entry.name],
             )
             for entry in entries
         ]

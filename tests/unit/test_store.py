@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from appliance.token import Token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from appliance.prediction import (
     new_stream_token,
 )
 from appliance.store import Cursor, Progress, SQLiteStore, VersionRow
+from appliance.token import Token
 
 
 def make(**changes: Any) -> Prediction:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from appliance.token import Token
 
 from appliance.errors import StoreError
 from appliance.prediction import Prediction, new_id, new_stream_token
@@ -21,6 +20,7 @@ from appliance.store import SQLiteStore, VersionRow
 from appliance.store.database import connect, upgrade
 from appliance.store.queries import QUERIES, STEPS
 from appliance.store.writer import Writer
+from appliance.token import Token
 
 KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0)
 

@@ -1,0 +1,130 @@
+"""The HTTP client behind the commands that talk to a running appliance."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from appliance.errors import ApplianceError
+
+
+class Event(NamedTuple):
+    """One server-sent event."""
+
+    name: str
+    data: str
+
+
+class Client:
+    """Calls one appliance with one token; every failure is an ``ApplianceError`` that says what to do."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        """``url`` may end in /v1, as some clients of Replicate want it."""
+        self.url = url.rstrip("/").removesuffix("/v1")
+        if token is None:
+            raise ApplianceError(
+                "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the one that was printed at the "
+                "first start, or make one with `appliance token create`"
+            )
+        headers = {"Authorization": f"Bearer {token}"}
+        # No timeout: a cold start of a large model takes its time, and Ctrl-C is always there.
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=None, trust_env=False)
+
+    def get(self, path: str) -> Any:
+        """The JSON at ``path``."""
+        return self._call("GET", path)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """The JSON that answers ``body``."""
+        return self._call("POST", path, body)
+
+    def stream(self, url: str) -> Iterator[Event]:
+        """The server-sent events at ``url`` up to ``done``."""
+        with self._translated(), self._http.stream("GET", url) as reply:
+            if reply.status_code != httpx.codes.OK:
+                reply.read()
+                raise _refused(reply)
+            name, data = "", []
+            for line in reply.iter_lines():
+                field, _, value = line.partition(": ")
+                if not line:
+                    if name:
+                        yield Event(name, "\n".join(data))
+                    name, data = "", []
+                elif field == "event":
+                    name = value
+                elif field.rstrip(":") == "data":
+                    data.append(value)
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        with self._translated():
+            reply = self._http.request(method, path, json=body)
+        if reply.is_error:
+            raise _refused(reply)
+        return reply.json()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise ApplianceError(
+                f"nothing answers at {self.url}: start it with `appliance serve`, or set APPLIANCE_URL"
+            ) from error
+        except httpx.HTTPError as error:
+            raise ApplianceError(f"{self.url} broke off: {error or type(error).__name__}") from error
+
+
+def connect(url: str | None, default: str) -> Client:
+    """A client for ``url``, else the environment's address, else ``default``."""
+    address = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL") or default
+    return Client(address, os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN"))
+
+
+def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
+    """A ``key=value`` of the command line as the model's schema wants it; ``@file`` is the file's content.
+
+    Raises:
+        ApplianceError: it is no ``key=value``, or the file cannot be read.
+    """
+    key, equals, text = given.partition("=")
+    if not equals or not key:
+        raise ApplianceError(f"-i {given}: it should be key=value, or key=@file")
+    declared = properties.get(key, {})
+    if text.startswith("@"):
+        return key, _file(Path(text[1:]).expanduser(), key, as_uri=declared.get("format") == "uri")
+    if declared.get("type", "string") == "string" and declared:
+        return key, text
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:  # the server says what it should be
+        return key, text
+
+
+def _file(path: Path, key: str, *, as_uri: bool) -> str:
+    try:
+        content = path.read_bytes()
+        if not as_uri:
+            return content.decode()
+    except OSError as error:
+        raise ApplianceError(f"-i {key}=@{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ApplianceError(f"-i {key}=@{path}: the file is not text, which this input takes") from error
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _refused(reply: httpx.Response) -> ApplianceError:
+    try:
+        detail = str(reply.json()["detail"]).strip()
+    except (ValueError, KeyError, TypeError):
+        detail = reply.text[:200]
+    return ApplianceError(f"{detail} (HTTP {reply.status_code})")

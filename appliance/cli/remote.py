@@ -1,0 +1,170 @@
+"""Commands that talk to a running appliance: models, run, predictions, status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli.local import size
+from appliance.cli.options import ConfigOption, JsonOption, load_config, port
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.cli.client import Client
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of the appliance. Default: APPLIANCE_URL, REPLICATE_BASE_URL, else models.yaml."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command()(models)
+    app.command()(predictions)
+    app.command()(status)
+
+
+def _connect(url: str | None, config: ConfigOption = None) -> Client:
+    from appliance.cli.client import connect
+
+    if url is not None:
+        return connect(url, url)
+    checked = load_config(config)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(checked.server.host, checked.server.host)  # noqa: S104
+    return connect(None, f"http://{host}:{port(None, checked)}")
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="owner/name, owner/name:version, a version id or an alias.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", help="key=value, or key=@file for a file's content. May be repeated."),
+    ] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a model and print its output as it comes. Ctrl-C cancels the prediction.
+
+    Example: appliance run meta/meta-llama-3-8b-instruct -i prompt="Hello!" -i max_tokens=50
+    """
+    client = _connect(url)
+    properties = _properties(client, model)
+    from appliance.cli.client import parse_input
+
+    body = {"version": model, "input": dict(parse_input(given, properties) for given in inputs or [])}
+    created = client.post("/v1/predictions", body)
+    try:
+        if not as_json:
+            _print_stream(client, created)
+        final = _ended(client, created)
+    except KeyboardInterrupt:
+        client.post(f"/v1/predictions/{created['id']}/cancel")
+        typer.echo("\ncanceled", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    if as_json:
+        typer.echo(json.dumps(final, indent=2))
+    if final["status"] != "succeeded":
+        raise ApplianceError(
+            f"prediction {final['id']} {final['status']}: {final.get('error') or ''}".rstrip(": ")
+        )
+
+
+def _properties(client: Client, model: str) -> dict[str, Any]:
+    """The inputs the model declares; none where only a version id is given, and values are then guessed."""
+    if "/" not in model:
+        return {}
+    name = model.partition(":")[0]
+    version = client.get(f"/v1/models/{name}")["latest_version"]
+    found: dict[str, Any] = version["openapi_schema"]["components"]["schemas"]["Input"]["properties"]
+    return found
+
+
+def _print_stream(client: Client, created: dict[str, Any]) -> None:
+    for event in client.stream(created["urls"]["stream"]):
+        if event.name == "output":
+            sys.stdout.write(event.data)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _ended(client: Client, created: dict[str, Any]) -> dict[str, Any]:
+    """The finished record; its stream ends with it, whatever there was to print."""
+    for event in client.stream(created["urls"]["stream"]):
+        if event.name == "done":
+            break
+    found: dict[str, Any] = client.get(f"/v1/predictions/{created['id']}")
+    return found
+
+
+def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """List the models, what they are and how often they were run."""
+    found = _connect(url).get("/v1/models")["results"]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for model in found:
+        typer.echo(
+            f"{model['owner']}/{model['name']}  {model['run_count']} runs  {model['description'] or ''}"
+        )
+
+
+def predictions(
+    id: Annotated[str | None, typer.Argument(help="Show this one whole. Default: list the newest.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the one that is named.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many to list.")] = 20,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List predictions, show one, or cancel one."""
+    client = _connect(url)
+    if id is not None:
+        path = f"/v1/predictions/{id}"
+        typer.echo(json.dumps(client.post(f"{path}/cancel") if cancel else client.get(path), indent=2))
+        return
+    if cancel:
+        raise ApplianceError("name the prediction to cancel: appliance predictions ID --cancel")
+    found = client.get("/v1/predictions")["results"][:limit]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for record in found:
+        seconds = record.get("metrics", {}).get("total_time")
+        took = f"{seconds:.2f} s" if seconds is not None else ""
+        typer.echo(
+            f"{record['id']}  {record['status']:10} {record['created_at'][:19]}  {took:>9}  {record['model']}"
+        )
+
+
+def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Show devices and models of a running appliance: what is loaded, what runs, what waits."""
+    found = _connect(url).get("/admin/status")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    devices = Table("device", "memory", "free", "held by", box=None)
+    for device in found["devices"]:
+        held = ", ".join(f"{model} {size(count)}" for model, count in device["reserved"].items())
+        devices.add_row(device["name"], size(device["memory"]), size(device["free"]), held or "-")
+    known = Table("model", "state", "running", "waiting", "on", box=None)
+    for model in found["models"]:
+        where = ", ".join(model["devices"]) or "-"
+        known.add_row(model["name"], model["state"], str(model["running"]), str(model["queued"]), where)
+    console = Console()
+    console.print(
+        f"version {found['version']}, up {found['uptime']:.0f} s"
+        + (", draining" if found["draining"] else "")
+    )
+    console.print(devices)
+    console.print()
+    console.print(known)

@@ -1,0 +1,103 @@
+"""`appliance token`: create, list and revoke API tokens, with or without a running appliance."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from appliance import token
+from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.store import SQLiteStore
+    from appliance.token import Token
+
+T = TypeVar("T")
+
+group = typer.Typer(no_args_is_help=True, help="Create, list and revoke API tokens.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(group, name="token")
+
+
+@group.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for; only people read it.")] = "token",
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token and print its secret, which cannot be shown again. It works at once."""
+    owner = load_config(config).server.account
+    secret = token.new_token()
+    made = token.Token(
+        id=token.new_id(), name=name, owner=owner, digest=token.digest(secret), created_at=time.time()
+    )
+    _in_store(config, home, lambda store: store.add_token(made))
+    if as_json:
+        typer.echo(json.dumps({**_shown(made), "token": secret}))
+    else:
+        typer.echo(secret)
+        typer.echo(f"token {made.id} ({name}) of account {owner}; it is not shown again", err=True)
+
+
+@group.command(name="list")
+def list_tokens(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List every token, without its secret."""
+    found = _in_store(config, home, lambda store: store.list_tokens())
+    if as_json:
+        typer.echo(json.dumps([_shown(known) for known in found], indent=2))
+        return
+    for known in found:
+        state = "revoked" if known.revoked_at is not None else "valid"
+        created = datetime.fromtimestamp(known.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+        typer.echo(f"{known.id}  {state:8} {created}  {known.owner}  {known.name}")
+
+
+@group.command()
+def revoke(
+    id: Annotated[str, typer.Argument(help="The token's id, from `appliance token list`.")],
+    config: ConfigOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Revoke a token; a running appliance refuses it within a second."""
+    revoked = _in_store(config, home, lambda store: store.revoke_token(id))
+    if revoked is None:
+        raise ApplianceError(f"there is no token {id}; `appliance token list` shows them")
+    typer.echo(f"token {id} ({revoked.name}) is revoked")
+
+
+def _in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore], Awaitable[T]]) -> T:
+    from appliance.store import SQLiteStore
+
+    folder = home_folder(home, load_config(config))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def run() -> T:
+        store = SQLiteStore(folder / "appliance.db")
+        await store.open()
+        try:
+            return await act(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def _shown(known: Token) -> dict[str, object]:
+    return {
+        "id": known.id,
+        "name": known.name,
+        "owner": known.owner,
+        "created_at": known.created_at,
+        "revoked_at": known.revoked_at,
+    }

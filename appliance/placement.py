@@ -1,0 +1,42 @@
+"""What each configured model asks of the machine, as the scheduler wants to know it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from appliance import weights
+from appliance.config import Config, ModelConfig
+from appliance.hardware import Device
+from appliance.scheduler import Capacity, Demand, Scheduler
+
+
+def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Demand:
+    """What the scheduler must find room for, for one configured model."""
+    share, memory, devices = None, None, 1
+    if model.memory is not None:
+        memory = model.memory
+    elif model.gpu is not None:
+        share = min(1.0, model.gpu)
+        devices = max(1, int(model.gpu))
+    else:
+        size = weights.size(weights.folder(home, model)) if model.source else 0
+        memory = model.options.footprint(size, kind)
+    return Demand(
+        model=model.name,
+        concurrency=model.options.predictions_at_once,
+        memory=memory,
+        share=share,
+        devices=devices,
+        pin=model.pin,
+        preload=model.preload,
+        idle_unload_after=model.idle_unload_after,
+    )
+
+
+def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
+    """The scheduler over these devices for every configured model."""
+    return Scheduler(
+        [Capacity(device.name, device.memory) for device in devices],
+        [demand(model, home, devices[0].kind) for model in config.models],
+    )
