@@ -45,7 +45,7 @@ def examine(config: Config, home: Path, port: int) -> list[Finding]:
         folder(home),
         listening(config.server.host, port),
         open_files(),
-        shared_memory(Path("/dev/shm")),
+        shared_memory(Path("/dev/shm")),  # noqa: S108 - not to put files there
         *pulled(config, home),
     ]
 
@@ -105,7 +105,7 @@ def listening(host: str, port: int) -> Finding:
         try:
             probe.bind((host, port))
         except OSError as error:
-            fix = "stop what listens there (perhaps a running appliance), or choose another: --port, APPLIANCE_PORT"
+            fix = "stop what listens there (perhaps an appliance), or choose another: --port, APPLIANCE_PORT"
             return Finding("port", "warning", f"{host}:{port}: {error.strerror}", fix)
     return Finding("port", "ok", f"{host}:{port} is free")
 

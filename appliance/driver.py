@@ -36,7 +36,7 @@ from appliance.zygote import reclaim
 
 _log = logging.getLogger(__name__)
 
-TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"
+TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 ZYGOTE_RESTART: Final = 1.0  # seconds between the death of a zygote and the next
 
 
@@ -129,7 +129,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ApplianceError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port or APPLIANCE_PORT"
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another port: --port, APPLIANCE_PORT"
             ) from error
 
 
@@ -242,7 +242,7 @@ async def run(settings: Settings, console: Console) -> int:
 
 
 async def _answers(settings: Settings) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound
     async with httpx.AsyncClient(trust_env=False) as client:
         try:
             reply = await client.get(f"http://{host}:{settings.port}/healthz", timeout=2.0)

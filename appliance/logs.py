@@ -26,7 +26,7 @@ Format = Literal["human", "json"]
 FORMAT_VARIABLE: Final = "APPLIANCE_LOG_FORMAT"
 
 #: The admin token, masked wherever it turns up.
-_TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"
+_TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 
 _MASK: Final = "***"
 

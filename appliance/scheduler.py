@@ -294,7 +294,7 @@ class Scheduler:
         return starts
 
     def _idle_unloads(self, now: float) -> list[Decision]:
-        due = []
+        due: list[Decision] = []
         for name, entry in self._models.items():
             limit = entry.demand.idle_unload_after
             if (

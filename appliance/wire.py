@@ -31,7 +31,7 @@ def timestamp(seconds: float) -> str:
 def prediction(record: Prediction, base: str) -> dict[str, Any]:
     """The record as ``GET`` shows it.
 
-    Output that is not there yet is left out: a client that polls takes null for an answer (section 0, rule 6).
+    Output that is not there yet is left out: a client that polls takes null for an answer (rule 6).
     """
     address = f"{base}/v1/predictions/{record.id}"
     shown: dict[str, Any] = {
@@ -142,7 +142,7 @@ def outputs(record: Prediction, items: Iterable[tuple[int, Any]]) -> bytes:
 
 
 def ending(record: Prediction, number: int, after: int = 0) -> bytes:
-    """The last events of a terminal prediction whose output has ``number`` items, those over ``after`` only."""
+    """The last events of a terminal prediction with ``number`` items of output, those over ``after``."""
     events = []
     match record.status:
         case Status.FAILED:

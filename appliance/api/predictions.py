@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -121,7 +120,8 @@ class Predictions:
             return answers.json(wire.accepted(record, base), 201, headers)
         headers["Preference-Applied"] = wait.applied
         # Whoever hangs up meanwhile leaves the prediction running: only a cancel ends one.
-        record = await asyncio.shield(engine.wait(record.id, wait.patience)) or record
+        waited = await engine.wait(record.id, wait.patience)
+        record = record if waited is None else waited
         status = 201 if record.status.terminal else 202
         return answers.json(wire.accepted(record, base), status, headers)
 

@@ -23,7 +23,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
 
-# Accepted with any value and without effect: clients send them although they are long gone (section 0, rule 13).
+# Accepted with any value and without effect: clients send them although they are long gone (rule 13).
 _IGNORED: Final = frozenset({"stream", "webhook_completed"})
 _WEBHOOKS: Final = frozenset({"webhook", "webhook_events_filter"})
 
@@ -95,8 +95,8 @@ def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tu
                     FieldProblem(
                         "unsupported",
                         key,
-                        "Webhooks are not sent by this version of the appliance: leave the key out, and poll, "
-                        "stream or wait for the prediction",
+                        "Webhooks are not sent by this version of the appliance: leave the key out, and "
+                        "poll, stream or wait for the prediction",
                     )
                 )
             continue

@@ -31,12 +31,12 @@ class Client:
         self.url = url.rstrip("/").removesuffix("/v1")
         if token is None:
             raise ApplianceError(
-                "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the one that was printed at the "
-                "first start, or make one with `appliance token create`"
+                "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the one printed "
+                "at the first start, or make one with `appliance token create`"
             )
         headers = {"Authorization": f"Bearer {token}"}
         # No timeout: a cold start of a large model takes its time, and Ctrl-C is always there.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=None, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=None, trust_env=False)  # noqa: S113 - as said
 
     def get(self, path: str) -> Any:
         """The JSON at ``path``."""
@@ -52,7 +52,8 @@ class Client:
             if reply.status_code != httpx.codes.OK:
                 reply.read()
                 raise _refused(reply)
-            name, data = "", []
+            name = ""
+            data: list[str] = []
             for line in reply.iter_lines():
                 field, _, value = line.partition(": ")
                 if not line:
@@ -80,7 +81,7 @@ class Client:
                 f"nothing answers at {self.url}: start it with `appliance serve`, or set APPLIANCE_URL"
             ) from error
         except httpx.HTTPError as error:
-            raise ApplianceError(f"{self.url} broke off: {error or type(error).__name__}") from error
+            raise ApplianceError(f"{self.url} broke off: {str(error) or type(error).__name__}") from error
 
 
 def connect(url: str | None, default: str) -> Client:

@@ -141,9 +141,8 @@ def _chosen(config: Config, names: list[str]) -> list[ModelConfig]:
     by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
     unknown = [name for name in names if name not in by_name]
     if unknown:
-        raise ConfigError(
-            f"models.yaml has no model {unknown[0]}; it has {', '.join(model.name for model in config.models)}"
-        )
+        known = ", ".join(model.name for model in config.models)
+        raise ConfigError(f"models.yaml has no model {unknown[0]}; it has {known}")
     chosen = [by_name[name] for name in names] or list(config.models)
     return [model for model in dict.fromkeys(chosen) if model.source is not None]
 

@@ -38,7 +38,9 @@ class RunningGateway(Protocol):
 class GatewayReplica(Generic[S]):
     """The Serve deployment around the gateway: Serve places, watches and restarts it."""
 
-    async def __init__(self, factory: Callable[[S], Awaitable[RunningGateway]], settings: S) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, factory: Callable[[S], Awaitable[RunningGateway]], settings: S
+    ) -> None:
         """Start the gateway on this replica's loop."""
         self._gateway = await factory(settings)
 

@@ -207,8 +207,10 @@ def _at_odds(model: EchoModel | VllmModel) -> Iterator[tuple[str, str]]:
     if options.max_model_len is not None and options.max_tokens >= options.max_model_len:
         yield (
             "options.max_tokens",
-            f"{options.max_tokens} leaves no room for a prompt: it should be below "
-            f"max_model_len ({options.max_model_len})",
+            (
+                f"{options.max_tokens} leaves no room for a prompt: it should be below "
+                f"max_model_len ({options.max_model_len})"
+            ),
         )
     if model.memory is not None and options.kv_cache >= model.memory:
         yield (

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from appliance.catalogue import Entry
-from appliance.prediction import Event, Prediction
+from appliance.prediction import Log, Metric, Output, Prediction
 
 
 class Live:
@@ -21,7 +21,7 @@ class Live:
         self.claimed = False  # a claim is on its way to the store, or was made
         self.ending = False  # a terminal record is on its way to the store
         self.timers: list[asyncio.TimerHandle] = []
-        self.unsaved: list[tuple[int, Event]] = []
+        self.unsaved: list[tuple[int, Log | Output | Metric]] = []
         self._waiters: set[asyncio.Future[None]] = set()
         self._enders: set[asyncio.Future[None]] = set()
 
@@ -88,7 +88,7 @@ Seen = list[tuple[int, Any]] | Prediction | None
 
 
 async def follow(live: Live, after: int, idle: float) -> AsyncIterator[Seen]:
-    """Items with a number over ``after``, each once, as they come; None after every ``idle`` seconds without."""
+    """Items with a number over ``after``, each once, as they come; None after ``idle`` seconds without."""
     position = after
     while True:
         current = live.prediction

@@ -209,9 +209,9 @@ class Loop:
         live.ending = True
         live.stop_timers()
         model, id = live.entry.name, live.id
-        if not self._scheduler.withdrawn(id) and id in self._scheduler.running(model):
-            if live.prediction.status is Status.PROCESSING:
-                self._stop_in_host(model, id, live.prediction.attempt)
+        runs = not self._scheduler.withdrawn(id) and id in self._scheduler.running(model)
+        if runs and live.prediction.status is Status.PROCESSING:
+            self._stop_in_host(model, id, live.prediction.attempt)
         live.unsaved.clear()
         self.spawn(self._finish(live, live.prediction.finished(status, time.time(), error)))
 

@@ -2,12 +2,12 @@
 
 A runner lives in an engine host, one process a loaded model. It is made by ``Runner(spec)``, made ready by
 ``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until the process is killed.
-``describe`` is called in the gateway, so a runner's module must import nothing heavy at its top.
+``interface`` is called in the gateway, so a runner's module must import nothing heavy at its top.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -54,6 +54,11 @@ class Runner(Protocol):
     """One loaded model. All methods run on the engine host's event loop."""
 
     kind: ClassVar[str]
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        """Inputs and output of a model with these options, all of them filled in. Called in the gateway."""
+        ...
 
     def __init__(self, spec: LoadSpec) -> None:
         """Keep ``spec``; do nothing that can fail or take long."""

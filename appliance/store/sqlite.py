@@ -98,7 +98,7 @@ class SQLiteStore(Store):
             await self._writer.close()  # last, so that SQLite folds the WAL into the file and removes it
         self._lock.release()
 
-    # Predictions: writes
+    # -- writing predictions
 
     def create(self, prediction: Prediction) -> asyncio.Future[None]:
         """See ``Store.create``."""
@@ -166,7 +166,7 @@ class SQLiteStore(Store):
 
         return self._write(action)
 
-    # Predictions: reads
+    # -- reading predictions
 
     async def get(self, id: str) -> Prediction | None:
         """See ``Store.get``."""

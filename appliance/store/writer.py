@@ -81,7 +81,7 @@ class Writer:
                 batch.append(write)
             self._loop.call_soon_threadsafe(_resolve, self._commit(batch))
             if write is None:
-                break
+                break  # type: ignore[unreachable]  # mypy keeps the narrowing of the while
         self._connection.close()
 
     def _commit(self, batch: list[_Write]) -> list[_Outcome]:

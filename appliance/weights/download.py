@@ -59,7 +59,7 @@ def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> N
             attempt = attempt + 1 if _length(file) == before else 1
             if attempt > ATTEMPTS:
                 raise WeightsError(
-                    f"{_name(url)} cannot be fetched: {error or type(error).__name__}; "
+                    f"{_name(url)} cannot be fetched: {str(error) or type(error).__name__}; "
                     f"{_length(file):,} bytes are kept, the next try goes on from there"
                 ) from error
             time.sleep(_PAUSE * 2 ** (attempt - 1))

@@ -1,4 +1,4 @@
-"""The official JavaScript client, installed from npm by scripts/install-clients, changed in nothing but its base URL."""
+"""The official JavaScript client, which scripts/install-clients fetches; only its base URL is changed."""
 
 from __future__ import annotations
 

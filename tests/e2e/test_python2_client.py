@@ -62,7 +62,8 @@ def test_stream(appliance: Appliance) -> None:
     pieces = beta(
         appliance,
         """
-stream = replicate.stream(model, input={"prompt": "Count from one to ten.", "temperature": 0, "max_tokens": 60})
+asked = {"prompt": "Count from one to ten.", "temperature": 0, "max_tokens": 60}
+stream = replicate.stream(model, input=asked)
 print(json.dumps([str(piece) for piece in stream]))
 """,
     )

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-import replicate
+from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 
 from tests.e2e.conftest import LANGUAGE_MODEL
@@ -27,8 +27,8 @@ for item in output:
 
 
 @pytest.fixture
-def official(appliance: Appliance) -> replicate.Client:
-    return replicate.Client(api_token=TOKEN, base_url=appliance.url)
+def official(appliance: Appliance) -> Client:
+    return Client(api_token=TOKEN, base_url=appliance.url)
 
 
 def test_the_poem(appliance: Appliance) -> None:
@@ -45,14 +45,14 @@ def test_the_poem(appliance: Appliance) -> None:
     assert "robot" in ran.stdout.lower() or "feel" in ran.stdout.lower()
 
 
-def test_the_answer_means_something(official: replicate.Client) -> None:
+def test_the_answer_means_something(official: Client) -> None:
     output = official.run(
         LANGUAGE_MODEL, input={"prompt": "What is the capital of France?", "temperature": 0}
     )
     assert "Paris" in "".join(output)
 
 
-def test_stream_brings_many_events(official: replicate.Client) -> None:
+def test_stream_brings_many_events(official: Client) -> None:
     arrivals = []
     for event in official.stream(
         LANGUAGE_MODEL, input={"prompt": "Count from one to twenty.", "max_tokens": 60, "temperature": 0}
@@ -64,7 +64,7 @@ def test_stream_brings_many_events(official: replicate.Client) -> None:
     assert outputs[-1] > outputs[0]
 
 
-def test_run_by_version_iterates(official: replicate.Client) -> None:
+def test_run_by_version_iterates(official: Client) -> None:
     version = official.models.get(LANGUAGE_MODEL).latest_version
     assert version is not None
     output = official.run(f"{LANGUAGE_MODEL}:{version.id}", input={"prompt": "Say hello.", "max_tokens": 8})
@@ -72,7 +72,7 @@ def test_run_by_version_iterates(official: replicate.Client) -> None:
     assert "".join(output)
 
 
-def test_create_and_wait(official: replicate.Client) -> None:
+def test_create_and_wait(official: Client) -> None:
     prediction = official.predictions.create(model="appliance/echo", input={"text": "hello", "delay": 1.0})
     assert prediction.status == "starting"
     prediction.wait()
@@ -81,7 +81,7 @@ def test_create_and_wait(official: replicate.Client) -> None:
     assert prediction.metrics["predict_time"] >= 1.0
 
 
-def test_cancel(official: replicate.Client) -> None:
+def test_cancel(official: Client) -> None:
     prediction = official.predictions.create(
         model="test/stream", input={"text": "word ", "repeat": 500, "chunk_delay": 0.05}
     )
@@ -95,19 +95,19 @@ def test_cancel(official: replicate.Client) -> None:
     assert prediction.output
 
 
-def test_progress_is_read_from_the_logs(official: replicate.Client) -> None:
+def test_progress_is_read_from_the_logs(official: Client) -> None:
     prediction = official.predictions.create(model="appliance/echo", input={"progress": 4})
     prediction.wait()
     assert prediction.progress is not None
     assert (prediction.progress.current, prediction.progress.total) == (4, 4)
 
 
-def test_a_failed_model_raises_with_its_error(official: replicate.Client) -> None:
+def test_a_failed_model_raises_with_its_error(official: Client) -> None:
     with pytest.raises(ModelError, match="out of ideas"):
         official.run("appliance/echo", input={"fail": "out of ideas"})
 
 
-def test_a_bad_input_is_refused_by_name(official: replicate.Client) -> None:
+def test_a_bad_input_is_refused_by_name(official: Client) -> None:
     with pytest.raises(ReplicateError) as caught:
         official.run(LANGUAGE_MODEL, input={"prompt": "x", "max_tokens": "many"})
     assert caught.value.status == 422
@@ -115,14 +115,14 @@ def test_a_bad_input_is_refused_by_name(official: replicate.Client) -> None:
 
 
 def test_a_wrong_token_is_refused(appliance: Appliance) -> None:
-    stranger = replicate.Client(api_token="wrong", base_url=appliance.url)
+    stranger = Client(api_token="wrong", base_url=appliance.url)
     with pytest.raises(ReplicateError) as caught:
         stranger.accounts.current()
     assert caught.value.status == 401
     assert caught.value.detail == "You did not pass a valid authentication token"
 
 
-def test_catalogue_account_and_hardware(official: replicate.Client) -> None:
+def test_catalogue_account_and_hardware(official: Client) -> None:
     names = {f"{model.owner}/{model.name}" for model in official.models.list()}
     assert {LANGUAGE_MODEL, "appliance/echo"} <= names
     versions = official.models.get(LANGUAGE_MODEL).versions.list()
@@ -132,11 +132,11 @@ def test_catalogue_account_and_hardware(official: replicate.Client) -> None:
 
 
 def test_a_base_url_that_ends_in_v1_works_too(appliance: Appliance) -> None:
-    client = replicate.Client(api_token=TOKEN, base_url=f"{appliance.url}/v1")
+    client = Client(api_token=TOKEN, base_url=f"{appliance.url}/v1")
     assert client.run("appliance/echo", input={"text": "twice"}) == "twice"
 
 
-def test_predictions_are_listed_newest_first(official: replicate.Client) -> None:
+def test_predictions_are_listed_newest_first(official: Client) -> None:
     first = official.predictions.create(model="appliance/echo", input={"text": "first"})
     second = official.predictions.create(model="appliance/echo", input={"text": "second"})
     ids = [prediction.id for prediction in official.predictions.list().results]

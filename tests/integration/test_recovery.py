@@ -56,7 +56,8 @@ def ended(client: httpx.Client, id: str) -> dict[str, Any]:
             return None
         return record if record.get("status") in TERMINAL else None
 
-    return wait_for(look, 60, f"prediction {id} to end")
+    found: dict[str, Any] = wait_for(look, 60, f"prediction {id} to end")
+    return found
 
 
 def processing(client: httpx.Client, id: str) -> None:
