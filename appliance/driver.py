@@ -129,7 +129,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ApplianceError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another port: --port, APPLIANCE_PORT"
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another: --port, APPLIANCE_PORT"
             ) from error
 
 

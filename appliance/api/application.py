@@ -22,6 +22,9 @@ from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
 
 _log = logging.getLogger(__name__)
 
+#: What answers, in the order in which routes are tried.
+RESOURCES: Final = (Predictions, Streams, Models, Account, Admin)
+
 _CORS: Final = {
     "access-control-allow-credentials": "true",
     "access-control-expose-headers": "location, preference-applied, retry-after, "
@@ -36,8 +39,7 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, la
 
 def create_api(services: Services) -> ASGIApp:
     """The application over ``services``."""
-    resources = (Predictions, Streams, Models, Account, Admin)
-    routes = [route for resource in resources for route in resource(services).routes()]
+    routes = [route for resource in RESOURCES for route in resource(services).routes()]
     return Application(Router(routes, redirect_slashes=False, default=_not_found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 from replicate.client import Client
@@ -27,8 +28,10 @@ for item in output:
 
 
 @pytest.fixture
-def official(appliance: Appliance) -> Client:
-    return Client(api_token=TOKEN, base_url=appliance.url)
+def official(appliance: Appliance) -> Iterator[Client]:
+    client = Client(api_token=TOKEN, base_url=appliance.url)
+    yield client
+    client._client.close()  # it has no way to say this, and tests fail on sockets that are left open
 
 
 def test_the_poem(appliance: Appliance) -> None:

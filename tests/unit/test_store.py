@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.errors import StatusConflict, StoreError
+from appliance.errors import StatusConflict, StoreError, Unstorable
 from appliance.prediction import (
     MOVES,
     Done,
@@ -352,7 +352,7 @@ async def test_a_failing_write_fails_alone(store: SQLiteStore) -> None:
         return_exceptions=True,
     )
     kinds = [type(outcome) for outcome in outcomes]
-    assert kinds == [type(None), StoreError, StoreError, StoreError, StatusConflict, type(None)]
+    assert kinds == [type(None), StoreError, Unstorable, Unstorable, StatusConflict, type(None)]
     assert await store.get(first.id) == first
     assert await store.get(last.id) == last
     assert await store.run_counts() == {"acme/hello": 2}

@@ -1,0 +1,536 @@
+"""The routes, on a real engine and store in this process: what clients send, and what they get."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance import token
+from appliance.api import create_api
+from appliance.api.services import Services
+from appliance.auth import Auth
+from appliance.catalogue import Catalogue
+from appliance.config import Config
+from appliance.hardware import Device
+from appliance.token import Token
+from tests.engines import MIB, Bench
+
+SECRET = "a secret with spaces"
+CONFIG = Config.model_validate(
+    {
+        "server": {"account": "me", "account_name": "My Company"},
+        "limits": {"body": "64KiB"},
+        "models": [{"name": "test/echo", "kind": "echo"}],
+    }
+)
+
+
+class Api(httpx.AsyncClient):
+    """A signed-in client of the routes."""
+
+    def __init__(self, services: Services, secret: str | None = SECRET) -> None:
+        self.services = services
+        super().__init__(
+            transport=httpx.ASGITransport(create_api(services)),
+            base_url="http://models.example.org:8000",
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+        )
+
+    async def create(self, headers: dict[str, str] | None = None, **input: Any) -> dict[str, Any]:
+        reply = await self.post("/v1/models/test/echo/predictions", json={"input": input}, headers=headers)
+        assert reply.status_code in {201, 202}, reply.text
+        record: dict[str, Any] = reply.json()
+        return record
+
+    async def ended(self, record: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + 5
+        while True:
+            found: dict[str, Any] = (await self.get(f"/v1/predictions/{record['id']}")).json()
+            if found["status"] not in {"starting", "processing"}:
+                return found
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.005)
+
+    async def until_output(self, record: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + 5
+        while not (found := (await self.get(f"/v1/predictions/{record['id']}")).json()).get("output"):
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.005)
+        return dict(found)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = await Bench(tmp_path).start()
+    yield bench
+    await bench.stop()
+    await bench.cluster.close()
+
+
+@pytest.fixture
+async def api(bench: Bench) -> AsyncIterator[Api]:
+    for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
+        await bench.store.add_token(
+            Token(id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0)
+        )
+    for entry in (bench.echo, bench.stream, bench.big):
+        await bench.store.record_version(entry_row(entry))
+    services = Services(
+        config=CONFIG,
+        catalogue=Catalogue([bench.echo, bench.stream, bench.big]),
+        store=bench.store,
+        engine=bench.engine,
+        auth=Auth(bench.store),
+        devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
+        started_at=time.time(),
+    )
+    async with Api(services) as client:
+        yield client
+
+
+def entry_row(entry: Any) -> Any:
+    from appliance.store import VersionRow
+
+    return VersionRow(id=entry.version, model=entry.name, created_at=1.0, document=entry.document)
+
+
+def events(text: str) -> list[tuple[str, str, str]]:
+    """Every event of a stream as (name, id, data); comments are left out."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
+        if lines:
+            fields = [line.partition(": ")[::2] for line in lines]
+            data = "\n".join(value for key, value in fields if key.rstrip(":") == "data")
+            found.append((dict(fields)["event"], dict(fields)["id"], data))
+    return found
+
+
+# -- who may call -------------------------------------------------------------------------------------------
+
+GUARDED = (
+    ("GET", "/v1/account"),
+    ("GET", "/v1/hardware"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/test/echo"),
+    ("GET", "/v1/models/test/echo/versions"),
+    ("GET", "/v1/models/test/echo/versions/x"),
+    ("GET", "/v1/predictions"),
+    ("POST", "/v1/predictions"),
+    ("POST", "/v1/models/test/echo/predictions"),
+    ("GET", "/v1/predictions/x"),
+    ("POST", "/v1/predictions/x/cancel"),
+    ("GET", "/admin/status"),
+    ("POST", "/admin/models/test/echo/load"),
+    ("POST", "/admin/models/test/echo/unload"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+async def test_nothing_is_answered_without_a_token(api: Api, method: str, path: str) -> None:
+    async with Api(api.services, None) as stranger, Api(api.services, "wrong") as impostor:
+        without, wrong = await stranger.request(method, path), await impostor.request(method, path)
+    assert (without.status_code, without.json()) == (
+        401,
+        {"title": "Unauthenticated", "detail": "You did not pass an authentication token", "status": 401},
+    )
+    assert wrong.json()["detail"] == "You did not pass a valid authentication token"
+
+
+async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
+    from appliance.api.application import RESOURCES
+
+    open_to_all = {"/healthz", "/v1/streams/{token}"}
+    routes = {route.path for resource in RESOURCES for route in resource(api.services).routes()} - open_to_all
+    assert len({path for _, path in GUARDED}) >= len(routes) - 1  # one more for the version id's route
+
+
+async def test_health_needs_no_token(api: Api) -> None:
+    async with Api(api.services, None) as stranger:
+        assert (await stranger.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/account", "/v1/account/", "/v1/v1/account", "/v1/v1/account/"])
+async def test_every_spelling_of_a_path_is_the_same(api: Api, path: str) -> None:
+    reply = await api.get(path, headers={"Authorization": f"Token {SECRET}"})
+    assert reply.status_code == 200
+    assert reply.json()["username"] == "me"
+    assert reply.json()["name"] == "My Company"
+
+
+async def test_what_is_not_there_is_404_in_json_and_a_wrong_method_405(api: Api) -> None:
+    for path in ("/nothing", "/v1/predictions/x", "/v1/models/no/model", "/v1/streams/x"):
+        reply = await api.get(path)
+        assert reply.status_code == 404, path
+        assert reply.json() == {"detail": "The requested resource could not be found.", "status": 404}
+        assert reply.headers["content-type"] == "application/problem+json"
+    reply = await api.delete("/v1/account")
+    assert (reply.status_code, reply.json()["detail"]) == (405, 'Method "DELETE" not allowed.')
+
+
+async def test_browsers_of_other_sites_may_ask(api: Api) -> None:
+    site = {"Origin": "https://site.example"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "prefer,x-stainless-os"}
+    reply = await api.options("/v1/predictions", headers={**site, **asked})
+    assert reply.status_code == 204
+    assert reply.headers["access-control-allow-origin"] == "https://site.example"
+    assert "prefer" in reply.headers["access-control-allow-headers"]
+    assert "QUERY" in reply.headers["access-control-allow-methods"]
+    answer = await api.get("/v1/account", headers=site)
+    assert answer.headers["access-control-allow-origin"] == "https://site.example"
+    assert "origin" in answer.headers["vary"].lower()
+
+
+# -- creating -----------------------------------------------------------------------------------------------
+
+
+async def test_a_prediction_is_created_then_found_finished(api: Api) -> None:
+    reply = await api.post("/v1/predictions", json={"version": "test/echo", "input": {"text": "hey"}})
+    created = reply.json()
+    base = "http://models.example.org:8000/v1/predictions/"
+    assert (reply.status_code, created["status"], created["output"]) == (201, "starting", None)
+    assert created["urls"]["get"] == base + created["id"] == reply.headers["location"]
+    found = await api.ended(created)
+    assert (found["status"], found["output"], found["input"]) == ("succeeded", "hey", {"text": "hey"})
+    assert found["metrics"]["total_time"] > 0
+
+
+async def test_every_way_to_name_a_model(api: Api, bench: Bench) -> None:
+    version = bench.echo.version
+    for spec in (version, "test/echo", f"test/echo:{version}"):
+        reply = await api.post("/v1/predictions", json={"version": spec, "input": {}})
+        assert reply.json()["version"] == version, spec
+    litellm = await api.post(f"/v1/models/{version}/predictions", json={"version": version, "input": {}})
+    assert litellm.json()["model"] == "test/echo"
+
+
+@pytest.mark.parametrize("spec", ["test/echo:latest", "no/model", "x", "0" * 64, "", ":"])
+async def test_a_version_that_is_not_there_is_refused_as_on_replicate(api: Api, spec: str) -> None:
+    reply = await api.post("/v1/predictions", json={"version": spec, "input": {}})
+    assert reply.status_code == 422
+    assert reply.json()["title"] == "Invalid version or not permitted"
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        ({"input": {}}, [("required", "", "version is required")]),
+        ({"version": "test/echo"}, [("required", "", "input is required")]),
+        ({"version": "test/echo", "input": None}, [("required", "", "input is required")]),
+        (
+            {"version": "test/echo", "input": {}, "model": "x"},
+            [("additional_property_not_allowed", "", "Additional property model is not allowed")],
+        ),
+        (
+            {"version": 1, "input": {}},
+            [("invalid_type", "version", "Invalid type. Expected: string, given: integer")],
+        ),
+        (
+            {"version": "test/echo", "input": []},
+            [("invalid_type", "input", "Invalid type. Expected: object, given: array")],
+        ),
+        (
+            {"version": "test/echo", "input": {"repeat": 0, "text": 1}},
+            [
+                ("invalid_type", "input.text", "Invalid type. Expected: string, given: integer"),
+                ("number_gte", "input.repeat", "Must be greater than or equal to 1"),
+            ],
+        ),
+    ],
+)
+async def test_each_wrong_field_is_named(api: Api, body: Any, rows: list[Any]) -> None:
+    reply = await api.post("/v1/predictions", json=body)
+    assert reply.status_code == 422
+    found = reply.json()
+    assert found["title"] == "Input validation failed"
+    assert [(row["type"], row["field"], row["description"]) for row in found["invalid_fields"]] == rows
+    assert (await api.get("/v1/predictions")).json()["results"] == []
+
+
+async def test_a_webhook_is_refused_not_forgotten(api: Api) -> None:
+    body = {"version": "test/echo", "input": {}, "webhook": "https://example.org/hook"}
+    reply = await api.post("/v1/predictions", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["invalid_fields"][0]["field"] == "webhook"
+    harmless = {**body, "webhook": None, "webhook_completed": "x", "stream": True, "webhook_events_filter": []}
+    assert (await api.post("/v1/predictions", json=harmless)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"nul", b"\xff\xfe{}", b'{"version": "\\ud800"}', b"[" * 20_000, b"{}x"],
+)
+async def test_a_body_that_is_no_json_object_is_refused(api: Api, body: bytes) -> None:
+    reply = await api.post("/v1/predictions", content=body)
+    assert reply.status_code == 400, reply.text
+    assert isinstance(reply.json()["detail"], str)
+
+
+async def test_strange_values_pass_unharmed(api: Api) -> None:
+    strange = {"text": "nul \0 and \u2028 and \U0001f600", "huge": 2**80, "nested": [[[{}]]], "": 1}
+    assert (await api.ended(await api.create(**strange)))["input"] == strange
+
+
+async def test_a_body_over_the_limit_is_413_however_it_is_sent(api: Api) -> None:
+    large = json.dumps({"version": "test/echo", "input": {"text": "x" * 70_000}}).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(large), 1000):
+            yield large[start : start + 1000]
+
+    for content in (large, pieces()):
+        reply = await api.post("/v1/predictions", content=content)
+        assert reply.status_code == 413
+        assert "limits.body" in reply.json()["detail"]
+
+
+async def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(api: Api) -> None:
+    reply = await api.post("/v1/models/test/big/predictions", json={"input": {}})
+    assert reply.status_code == 503
+    assert "104,857,600" in reply.json()["detail"]
+    assert reply.headers["x-should-retry"] == "false"
+
+
+async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, queue_per_model=1).start()
+    try:
+        await bench.store.add_token(
+            Token(id="t", name="t", owner="me", digest=token.digest(SECRET), created_at=0)
+        )
+        services = Services(
+            config=CONFIG,
+            catalogue=Catalogue([bench.echo]),
+            store=bench.store,
+            engine=bench.engine,
+            auth=Auth(bench.store),
+            devices=(),
+            started_at=0,
+        )
+        async with Api(services) as api:
+            for _ in range(2):  # the model runs two at a time
+                created = await api.create(delay=30)
+                while (await api.get(f"/v1/predictions/{created['id']}")).json()["status"] == "starting":
+                    await asyncio.sleep(0.005)
+            await api.create(delay=30)
+            reply = await api.post("/v1/models/test/echo/predictions", json={"input": {}})
+        assert reply.status_code == 429
+        assert reply.json()["retry_after"] == int(reply.headers["retry-after"]) > 0
+    finally:
+        await bench.stop()
+        await bench.cluster.close()
+
+
+# -- waiting, deadlines, cancelling -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [
+        ("wait", "wait"),
+        ("wait=5", "wait=5"),
+        ("WAIT=300", "wait=60"),
+        ("respond-async, wait=7", "wait=7"),
+        ("wait=0", "wait=1"),
+    ],
+)
+async def test_a_wait_is_answered_with_the_finished_prediction(api: Api, prefer: str, applied: str) -> None:
+    reply = await api.post(
+        "/v1/models/test/echo/predictions", json={"input": {"text": "x"}}, headers={"Prefer": prefer}
+    )
+    assert (reply.status_code, reply.json()["status"], reply.json()["output"]) == (201, "succeeded", "x")
+    assert reply.headers["preference-applied"] == applied
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "wait=x", "waiting", ""])
+async def test_what_is_no_wait_is_not_waited_for(api: Api, prefer: str) -> None:
+    record = await api.create({"Prefer": prefer}, delay=30)
+    assert record["status"] == "starting"
+
+
+async def test_a_wait_that_is_over_is_answered_as_starting_although_it_runs(api: Api) -> None:
+    reply = await api.post(
+        "/v1/models/test/stream/predictions",
+        json={"input": {"text": "a b c", "chunk_delay": 30}},
+        headers={"Prefer": "wait=1"},
+    )
+    assert (reply.status_code, reply.json()["status"], reply.json()["output"]) == (202, "starting", None)
+    assert (await api.until_output(reply.json()))["status"] == "processing"
+
+
+async def test_a_deadline_is_shown_and_kept_to(api: Api) -> None:
+    record = await api.create({"Cancel-After": "1h30m45s"}, text="x")
+    created = (await api.ended(record))["created_at"]
+    assert record["deadline"] > created
+    for wrong in ("4s", "4", "soon", "-5s", "5x", "", "1.5m"):
+        reply = await api.post(
+            "/v1/models/test/echo/predictions", json={"input": {}}, headers={"Cancel-After": wrong}
+        )
+        assert reply.status_code == 422, wrong
+        assert reply.json()["invalid_fields"][0]["field"] == "Cancel-After"
+
+
+async def test_cancel_keeps_what_there_is_and_can_be_repeated(api: Api) -> None:
+    body = {"input": {"text": "a b c", "chunk_delay": 30}}
+    record = (await api.post("/v1/models/test/stream/predictions", json=body)).json()
+    await api.until_output(record)
+    canceled = await api.post(f"/v1/predictions/{record['id']}/cancel")
+    assert (canceled.status_code, canceled.json()["status"], canceled.json()["output"]) == (
+        200,
+        "canceled",
+        ["a "],
+    )
+    assert canceled.json()["completed_at"]
+    assert (await api.post(f"/v1/predictions/{record['id']}/cancel")).json() == canceled.json()
+
+
+async def test_what_belongs_to_another_account_is_not_there(api: Api) -> None:
+    record = await api.create(text="mine")
+    async with Api(api.services, "other") as stranger:
+        assert (await stranger.get(f"/v1/predictions/{record['id']}")).status_code == 404
+        assert (await stranger.post(f"/v1/predictions/{record['id']}/cancel")).status_code == 404
+        assert (await stranger.get("/v1/predictions")).json()["results"] == []
+        assert (await stranger.get("/v1/account")).json()["name"] == "you"
+
+
+# -- streams ------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_needs_no_token_and_says_everything_however_late(api: Api) -> None:
+    body = {"input": {"text": "a b\nc ", "chunk_delay": 0.01}}
+    record = (await api.post("/v1/models/test/stream/predictions", json=body)).json()
+    async with Api(api.services, None) as reader:
+        reply = await reader.get(record["urls"]["stream"])
+        late = await reader.get(record["urls"]["stream"])
+    assert reply.headers["content-type"].partition(";")[0] == "text/event-stream"
+    assert "no-store" in reply.headers["cache-control"]
+    found = events(reply.text)
+    assert "".join(data for name, _, data in found if name == "output") == "a b\nc "
+    assert (found[-1][0], found[-1][2]) == ("done", "{}")
+    assert len({id for _, id, _ in found}) == len(found)
+    assert events(late.text) == found
+
+
+async def test_a_reader_that_comes_back_goes_on_where_it_was(api: Api) -> None:
+    body = {"input": {"text": "a b c d "}}
+    record = (await api.post("/v1/models/test/stream/predictions", json=body)).json()
+    everything = events((await api.get(record["urls"]["stream"])).text)
+    for position, (_, id, _) in enumerate(everything):
+        rest = await api.get(record["urls"]["stream"], headers={"Last-Event-ID": id})
+        assert events(rest.text) == everything[position + 1 :]
+
+
+async def test_a_stream_tells_of_failure_and_cancellation(api: Api) -> None:
+    failed = await api.create(fail="it broke")
+    assert events((await api.get(failed["urls"]["stream"])).text)[-2:] == [
+        ("error", events((await api.get(failed["urls"]["stream"])).text)[-2][1], '{"detail":"it broke"}'),
+        ("done", events((await api.get(failed["urls"]["stream"])).text)[-1][1], '{"reason":"error"}'),
+    ]
+    canceled = await api.create(delay=30)
+    await api.post(f"/v1/predictions/{canceled['id']}/cancel")
+    assert events((await api.get(canceled["urls"]["stream"])).text)[-1][2] == '{"reason":"canceled"}'
+
+
+# -- lists, models, the machine -----------------------------------------------------------------------------
+
+
+async def test_a_list_is_paged_both_ways(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.api.predictions.PAGE", 2)
+    made = [(await api.create(text=str(number)))["id"] for number in range(5)]
+    pages, address = [], "/v1/predictions"
+    while address:
+        page = (await api.get(address)).json()
+        pages.append(page)
+        address = page["next"]
+    assert [[record["id"] for record in page["results"]] for page in pages] == [
+        made[4:2:-1],
+        made[2:0:-1],
+        made[:1],
+    ]
+    assert pages[0]["previous"] is None
+    assert pages[0]["next"].startswith("http://models.example.org:8000/v1/predictions?cursor=")
+    back = (await api.get(pages[2]["previous"])).json()
+    assert [record["id"] for record in back["results"]] == made[2:0:-1]
+    assert (await api.get(back["next"])).json()["results"] == pages[2]["results"]
+
+
+async def test_a_list_is_filtered_by_time(api: Api) -> None:
+    first = await api.create(text="1")
+    second = await api.create(text="2")
+    after = (await api.get("/v1/predictions", params={"created_after": second["created_at"]})).json()
+    before = (await api.get("/v1/predictions", params={"created_before": second["created_at"]})).json()
+    assert [record["id"] for record in after["results"]] == [second["id"]]
+    assert [record["id"] for record in before["results"]] == [first["id"]]
+    wrong = await api.get("/v1/predictions", params={"created_after": "yesterday"})
+    assert (wrong.status_code, wrong.json()["invalid_fields"][0]["field"]) == (422, "created_after")
+
+
+@pytest.mark.parametrize("cursor", ["x", "%00", "AAAA", "é"])
+async def test_a_cursor_that_is_none_of_ours_is_404(api: Api, cursor: str) -> None:
+    reply = await api.get("/v1/predictions", params={"cursor": cursor})
+    assert (reply.status_code, reply.json()["detail"]) == (404, "Invalid cursor")
+
+
+async def test_models_are_listed_with_versions_that_have_their_schema(api: Api, bench: Bench) -> None:
+    await api.ended(await api.create(text="x"))
+    listed = (await api.get("/v1/models")).json()
+    assert (listed["next"], listed["previous"]) == (None, None)
+    model = (await api.get("/v1/models/test/echo")).json()
+    assert model in listed["results"]
+    assert (model["owner"], model["name"], model["run_count"]) == ("test", "echo", 1)
+    assert model["latest_version"]["id"] == bench.echo.version
+    inputs = model["latest_version"]["openapi_schema"]["components"]["schemas"]["Input"]["properties"]
+    assert inputs["text"]["x-order"] == 0
+    versions = (await api.get("/v1/models/test/echo/versions")).json()["results"]
+    one = (await api.get(f"/v1/models/test/echo/versions/{bench.echo.version}")).json()
+    assert versions == [one]
+    assert [int(part) for part in one["cog_version"].split(".")] >= [0, 3, 9]
+    assert (await api.get(f"/v1/models/test/stream/versions/{bench.echo.version}")).status_code == 404
+
+
+async def test_hardware_and_status_name_the_devices(api: Api) -> None:
+    assert (await api.get("/v1/hardware")).json() == [{"name": "A CPU", "sku": "cpu"}]
+    await api.ended(await api.create(text="x"))
+    status = (await api.get("/admin/status")).json()
+    assert status["devices"][0]["reserved"] == {"test/echo": MIB}
+    assert {model["name"]: model["state"] for model in status["models"]} == {
+        "test/echo": "ready",
+        "test/stream": "cold",
+        "test/big": "cold",
+    }
+
+
+async def test_models_are_loaded_and_unloaded_by_hand(api: Api) -> None:
+    loaded = await api.post("/admin/models/test/echo/load")
+    assert (loaded.status_code, loaded.json()) == (200, {"name": "test/echo", "state": "ready"})
+    unloaded = await api.post("/admin/models/test/echo/unload")
+    assert unloaded.status_code == 202
+    deadline = time.monotonic() + 5
+    while (await api.get("/admin/status")).json()["models"][0]["state"] != "cold":
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_an_error_of_our_own_is_500_without_a_traceback(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.services.engine, "submit", lambda *_, **__: 1 / 0)
+    reply = await api.post("/v1/models/test/echo/predictions", json={"input": {}})
+    assert (reply.status_code, reply.json()["title"]) == (500, "Internal server error")
+    assert reply.headers["x-should-retry"] == "false"
+    assert "Zero" not in reply.text
+
+
+async def test_links_follow_the_public_address_where_there_is_one(api: Api) -> None:
+    from msgspec import structs
+
+    config = Config.model_validate(
+        {"server": {"public_url": "https://public.example/"}, "models": [{"name": "a/b", "kind": "echo"}]}
+    )
+    async with Api(structs.replace(api.services, config=config)) as public:
+        record = await public.create(text="x")
+    assert record["urls"]["get"].startswith("https://public.example/v1/predictions/")

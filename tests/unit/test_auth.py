@@ -1,0 +1,60 @@
+"""Who is let in, and how long a revoked token works."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance import auth, token
+from appliance.auth import Auth
+from appliance.errors import Unauthenticated
+from appliance.token import Token
+
+
+class Tokens:
+    """Tokens in memory, which count how often they are asked for."""
+
+    def __init__(self, *secrets: str) -> None:
+        self.known = {
+            token.digest(secret): Token(
+                id=secret, name="n", owner="me", digest=token.digest(secret), created_at=0
+            )
+            for secret in secrets
+        }
+        self.asked = 0
+
+    async def find_token(self, digest: str) -> Token | None:
+        self.asked += 1
+        return self.known.get(digest)
+
+
+@pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])
+async def test_both_schemes_are_let_in(header: str) -> None:
+    assert (await Auth(Tokens("my secret")).caller(header)).id == "my secret"
+
+
+@pytest.mark.parametrize(
+    ("header", "detail"),
+    [
+        (None, "You did not pass an authentication token"),
+        ("Basic abc", "You did not pass an authentication token"),
+        ("Bearer other", "You did not pass a valid authentication token"),
+    ],
+)
+async def test_refusals_are_worded_as_on_replicate(header: str | None, detail: str) -> None:
+    with pytest.raises(Unauthenticated) as caught:
+        await Auth(Tokens("mine")).caller(header)
+    assert caught.value.body() == {"title": "Unauthenticated", "detail": detail, "status": 401}
+
+
+async def test_a_revoked_token_is_soon_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
+    tokens = Tokens("mine")
+    checked = Auth(tokens)
+    for _ in range(3):
+        await checked.caller("Bearer mine")
+    assert tokens.asked == 1
+    tokens.known.clear()
+    now += auth.MEMORY
+    with pytest.raises(Unauthenticated):
+        await checked.caller("Bearer mine")

@@ -1,0 +1,153 @@
+"""What a model's interface lets pass, what it refuses and in which words, and the document it publishes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from appliance import schema
+from appliance.errors import InvalidInput
+from appliance.runners import RUNNERS, runner_class
+from appliance.runners.base import Interface
+
+INTERFACE = Interface(
+    input={
+        "type": "object",
+        "title": "Input",
+        "required": ["prompt"],
+        "properties": {
+            "prompt": {"type": "string", "x-order": 0},
+            "steps": {"type": "integer", "default": 4, "minimum": 1, "maximum": 4, "x-order": 1},
+            "scale": {"type": "number", "default": 0.5, "minimum": 0, "maximum": 2.5, "x-order": 2},
+            "format": {"allOf": [{"$ref": "#/components/schemas/format"}], "default": "jpg", "x-order": 3},
+            "image": {"type": "string", "format": "uri", "x-order": 4},
+            "images": {"type": "array", "items": {"type": "string", "format": "uri"}, "x-order": 5},
+            "name": {"type": "string", "minLength": 2, "maxLength": 3, "pattern": "^a", "x-order": 6},
+            "fast": {"type": "boolean", "default": False, "x-order": 7},
+            "stops": {"type": "string", "x-appliance-list": True, "x-order": 8},
+            "extra": {"type": "object", "x-order": 9},
+            "anything": {"x-order": 10},
+        },
+    },
+    output={"type": "string"},
+    components={"format": {"type": "string", "title": "format", "enum": ["jpg", "png"]}},
+    aliases={"num_steps": "steps"},
+)
+DEFAULTS = {"steps": 4, "scale": 0.5, "format": "jpg", "fast": False}
+
+
+def validated(**given: Any) -> dict[str, Any]:
+    return schema.validate(INTERFACE, {"prompt": "p", **given})
+
+
+def refused(given: Any) -> list[tuple[str, str, str]]:
+    with pytest.raises(InvalidInput) as caught:
+        schema.validate(INTERFACE, given)
+    return [tuple(problem) for problem in caught.value.problems]
+
+
+def test_defaults_are_filled_in_and_unknown_keys_dropped() -> None:
+    assert validated(stream=True, seed=1) == {"prompt": "p", **DEFAULTS}
+
+
+def test_null_for_an_optional_key_is_no_key() -> None:
+    assert validated(steps=None, image=None) == {"prompt": "p", **DEFAULTS}
+
+
+def test_numbers_become_what_is_declared() -> None:
+    found = validated(steps=3.0, scale=1)
+    assert (found["steps"], type(found["steps"])) == (3, int)
+    assert (found["scale"], type(found["scale"])) == (1.0, float)
+
+
+def test_an_alias_counts_unless_the_name_itself_is_given() -> None:
+    assert validated(num_steps=2)["steps"] == 2
+    assert validated(num_steps=2, steps=3)["steps"] == 3
+    assert validated(num_steps=2, steps=None)["steps"] == 2
+
+
+def test_a_string_marked_so_may_be_a_list() -> None:
+    assert validated(stops=["a", "b"])["stops"] == ["a", "b"]
+    assert validated(stops="a,b")["stops"] == "a,b"
+    assert refused({"prompt": "p", "stops": ["a", 1]}) == [
+        ("invalid_type", "input.stops.1", "Invalid type. Expected: string, given: integer")
+    ]
+
+
+def test_other_types_pass_as_they_are() -> None:
+    given = {"extra": {"a": [1]}, "anything": [None], "images": ["data:,x"], "fast": True}
+    assert validated(**given).items() >= given.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "row"),
+    [
+        ({}, ("required", "input", "prompt is required")),
+        ({"prompt": None}, ("invalid_type", "input.prompt", "Invalid type. Expected: string, given: null")),
+        ({"prompt": 1}, ("invalid_type", "input.prompt", "Invalid type. Expected: string, given: integer")),
+        ({"steps": "3"}, ("invalid_type", "input.steps", "Invalid type. Expected: integer, given: string")),
+        ({"steps": 2.5}, ("invalid_type", "input.steps", "Invalid type. Expected: integer, given: number")),
+        ({"steps": True}, ("invalid_type", "input.steps", "Invalid type. Expected: integer, given: boolean")),
+        ({"scale": []}, ("invalid_type", "input.scale", "Invalid type. Expected: number, given: array")),
+        ({"extra": "x"}, ("invalid_type", "input.extra", "Invalid type. Expected: object, given: string")),
+        ({"fast": 1}, ("invalid_type", "input.fast", "Invalid type. Expected: boolean, given: integer")),
+        ({"images": {}}, ("invalid_type", "input.images", "Invalid type. Expected: array, given: object")),
+        ({"steps": 0}, ("number_gte", "input.steps", "Must be greater than or equal to 1")),
+        ({"steps": 5}, ("number_lte", "input.steps", "Must be less than or equal to 4")),
+        ({"scale": 3}, ("number_lte", "input.scale", "Must be less than or equal to 2.5")),
+        ({"format": "gif"}, ("enum", "input.format", 'format must be one of the following: "jpg", "png"')),
+        ({"name": "a"}, ("string_gte", "input.name", "String length must be greater than or equal to 2")),
+        ({"name": "abcd"}, ("string_lte", "input.name", "String length must be less than or equal to 3")),
+        ({"name": "ba"}, ("pattern", "input.name", "Does not match pattern '^a'")),
+        ({"image": "x"}, ("format", "input.image", "Does not match format 'uri'")),
+        ({"image": "http://["}, ("format", "input.image", "Does not match format 'uri'")),
+        ({"images": ["x"]}, ("format", "input.images.0", "Does not match format 'uri'")),
+        ({"num_steps": 9}, ("number_lte", "input.num_steps", "Must be less than or equal to 4")),
+    ],
+)
+def test_refusals_are_worded_as_on_replicate(given: dict[str, Any], row: tuple[str, str, str]) -> None:
+    complete = given if "prompt" in given or not given else {"prompt": "p", **given}
+    assert refused(complete) == [row]
+
+
+@pytest.mark.parametrize(("given", "name"), [(None, "null"), ([], "array"), ("x", "string"), (1.5, "number")])
+def test_an_input_that_is_no_object_is_refused(given: Any, name: str) -> None:
+    assert refused(given) == [("invalid_type", "input", f"Invalid type. Expected: object, given: {name}")]
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        schema.validate(INTERFACE, {"steps": 5})
+    body = caught.value.body()
+    assert body["detail"] == "- input: prompt is required\n- input.steps: Must be less than or equal to 4\n"
+    assert [row["type"] for row in body["invalid_fields"]] == ["required", "number_lte"]
+    assert body["status"] == 422
+
+
+OPTIONS = {
+    "echo": {"stream": True},
+    "vllm": {
+        "system_prompt": "Be brief.", "max_tokens": 8, "temperature": 0.6, "top_p": 0.9, "top_k": 50,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_model_len": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_the_document_of_every_kind_is_whole(kind: str) -> None:
+    interface = runner_class(kind).interface(OPTIONS[kind])
+    document = schema.document(interface)
+    schemas = document["components"]["schemas"]
+    references = [part.partition('"')[0] for part in json.dumps(document).split('"$ref": "')[1:]]
+    assert references
+    assert {reference.removeprefix("#/components/schemas/") for reference in references} <= schemas.keys()
+    assert {"/predictions", "/health-check"} == document["paths"].keys()
+    properties = schemas["Input"]["properties"]
+    assert sorted(part["x-order"] for part in properties.values()) == list(range(len(properties)))
+    assert all(part["title"] and part["description"] for part in properties.values())
+    assert schemas["Output"]["title"] == "Output"
+    for name, part in properties.items():  # what is declared as a default is itself valid
+        if "default" in part:
+            assert schema.validate(interface, {"prompt": "p", name: part["default"]})[name] == part["default"]
