@@ -132,6 +132,7 @@ class Gateway:
 async def start_gateway(settings: Settings) -> Gateway:
     """Build and start everything on the running loop; returns once requests are answered."""
     logs.configure(settings.log_file)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     store = SQLiteStore(settings.database)
     await store.open()
     await store.own(OWN_PATIENCE)

@@ -214,8 +214,7 @@ async def run(settings: Settings, console: Console) -> int:
     """Start, wait for a signal, drain, stop. Returns the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    _end_on_signals(stop)
     secret = await first_token(settings.database, settings.config.server.account)
     zygote = Zygote(settings)
     node = RayNode(_ray_folder(settings.home))
@@ -223,6 +222,7 @@ async def run(settings: Settings, console: Console) -> int:
     tail = loop.create_task(follow_log(settings.log_file, sys.stderr))
     try:
         await node.start()
+        _end_on_signals(stop)  # Ray has put handlers of its own in their place
         await node.run_gateway(start_gateway, settings, lambda: _answers(settings))
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
         await stop.wait()
@@ -239,6 +239,11 @@ async def run(settings: Settings, console: Console) -> int:
         await zygote.stop()
         reclaim(settings.run_dir)
     return 0
+
+
+def _end_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 async def _answers(settings: Settings) -> bool:
@@ -291,6 +296,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     )
     settings.log_file.touch(mode=0o600)
     logs.configure(settings.log_file)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
     with take_lock(home):
         check_port(settings.host, settings.port)
         killed = reclaim(settings.run_dir)

@@ -84,7 +84,7 @@ def test_a_killed_engine_host_costs_no_prediction(appliance: Appliance) -> None:
 
 def test_output_that_was_seen_is_kept_and_the_reason_is_true(appliance: Appliance) -> None:
     with appliance.client() as client:
-        id = create(client, "test/stream", text="word", repeat=200, chunk_delay=0.1)
+        id = create(client, "test/stream", text="word ", repeat=200, chunk_delay=0.1)
         wait_for(lambda: client.get(f"/v1/predictions/{id}").json().get("output"), 30, "output")
         for pid in appliance.hosts():
             os.kill(pid, signal.SIGKILL)
