@@ -1,0 +1,49 @@
+"""What is loaded into which process: the gateway, the replica and `--help` stay light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "vllm", "safetensors", "numpy")
+
+
+def loaded(statement: str) -> set[str]:
+    """The top-level modules a fresh interpreter holds after ``statement``."""
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import appliance.api, appliance.engine, appliance.store, appliance.placement, appliance.doctor",
+        "import appliance.replica, appliance.zygote, appliance.host",
+        "from appliance.runners import RUNNERS, runner_class\nfor kind in RUNNERS: runner_class(kind)",
+    ],
+    ids=["gateway", "replica", "runners"],
+)
+def test_no_process_but_the_host_imports_torch(statement: str) -> None:
+    assert not loaded(statement) & set(HEAVY)
+
+
+def test_what_ray_starts_imports_no_torch() -> None:
+    found = loaded("import appliance.app, appliance.driver, appliance.cluster.ray")
+    assert "ray" in found
+    assert not found & {"torch", "transformers", "vllm", "safetensors"}
+
+
+def test_help_is_light() -> None:
+    statement = "import appliance.cli.application as a\nfrom typer.testing import CliRunner\nCliRunner().invoke(a.app, ['--help'])"
+    assert not loaded(statement) & {"ray", "pydantic", "httpx", "starlette", *HEAVY}
