@@ -12,9 +12,10 @@ from appliance.cli import local, remote, serving, tokens
 from appliance.errors import ApplianceError, ConfigError
 
 _EPILOGUE = (
-    "Exit codes: 0 done, 1 it failed and said why, 2 the command line or models.yaml is wrong. "
-    "APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) is the token, APPLIANCE_URL the address of a running one, "
-    "APPLIANCE_HOME the data folder, APPLIANCE_PORT the port."
+    "Exit codes: 0 done, 1 it failed and said why, 2 the command line or models.yaml is wrong, "
+    "130 it was stopped by Ctrl-C. "
+    "Environment: APPLIANCE_TOKEN or REPLICATE_API_TOKEN, the token; APPLIANCE_URL or REPLICATE_BASE_URL, "
+    "the address of a running appliance; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
 )
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, NotFound
 
 
 class Event(NamedTuple):
@@ -34,9 +34,17 @@ class Client:
                 "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the one printed "
                 "at the first start, or make one with `appliance token create`"
             )
-        headers = {"Authorization": f"Bearer {token}"}
+        if not token.isprintable():  # httpx would show the header that it refuses
+            raise ApplianceError("the token in the environment has a line break in it; set it anew")
+        try:
+            address = httpx.URL(self.url)
+        except httpx.InvalidURL:
+            address = httpx.URL()
+        if address.scheme not in {"http", "https"} or not address.host:
+            raise ApplianceError(f"{url!r} is no address; it should be like http://127.0.0.1:8000")
+        self._authorization = httpx.Headers({b"Authorization": f"Bearer {token}".encode()})
         # No timeout: a cold start of a large model takes its time, and Ctrl-C is always there.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=None, trust_env=False)  # noqa: S113 - as said
+        self._http = httpx.Client(base_url=address, timeout=None, trust_env=False)  # noqa: S113 - as said
 
     def get(self, path: str) -> Any:
         """The JSON at ``path``."""
@@ -47,30 +55,35 @@ class Client:
         return self._call("POST", path, body)
 
     def stream(self, url: str) -> Iterator[Event]:
-        """The server-sent events at ``url`` up to ``done``."""
+        """The server-sent events at ``url``, which needs no token, until the server ends them."""
         with self._translated(), self._http.stream("GET", url) as reply:
             if reply.status_code != httpx.codes.OK:
                 reply.read()
                 raise _refused(reply)
             name = ""
             data: list[str] = []
-            for line in reply.iter_lines():
-                field, _, value = line.partition(": ")
+            for line in _lines(reply):
+                field, _, value = line.partition(":")
                 if not line:
                     if name:
                         yield Event(name, "\n".join(data))
                     name, data = "", []
                 elif field == "event":
-                    name = value
-                elif field.rstrip(":") == "data":
-                    data.append(value)
+                    name = value.removeprefix(" ")
+                elif field == "data":
+                    data.append(value.removeprefix(" "))
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         with self._translated():
-            reply = self._http.request(method, path, json=body)
-        if reply.is_error:
+            reply = self._http.request(method, path, json=body, headers=self._authorization)
+        if not reply.is_success:
             raise _refused(reply)
-        return reply.json()
+        try:
+            return reply.json()
+        except ValueError as error:
+            raise ApplianceError(
+                f"what answers at {self.url} is no appliance; correct --url or APPLIANCE_URL"
+            ) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -84,10 +97,9 @@ class Client:
             raise ApplianceError(f"{self.url} broke off: {str(error) or type(error).__name__}") from error
 
 
-def connect(url: str | None, default: str) -> Client:
-    """A client for ``url``, else the environment's address, else ``default``."""
-    address = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL") or default
-    return Client(address, os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN"))
+def connect(url: str) -> Client:
+    """A client for ``url``, with the token of the environment."""
+    return Client(url, os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN"))
 
 
 def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
@@ -102,12 +114,43 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
     declared = properties.get(key, {})
     if text.startswith("@"):
         return key, _file(Path(text[1:]).expanduser(), key, as_uri=declared.get("format") == "uri")
-    if declared.get("type", "string") == "string" and declared:
+    as_list = bool(declared.get("x-appliance-list")) and text.startswith("[")
+    if declared.get("type") == "string" and not as_list:
         return key, text
     try:
         return key, json.loads(text)
     except json.JSONDecodeError:  # the server says what it should be
         return key, text
+
+
+def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
+    """The properties of a version's input, by name, with the choices that Cog keeps apart merged in."""
+    schemas = document["components"]["schemas"]
+    return {
+        name: {
+            **{
+                key: value
+                for part in declared.get("allOf", ())
+                for key, value in _named(schemas, part).items()
+            },
+            **declared,
+        }
+        for name, declared in schemas["Input"]["properties"].items()
+    }
+
+
+def _named(schemas: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schemas.get(part.get("$ref", "").rpartition("/")[2], part)
+    return found
+
+
+def _lines(reply: httpx.Response) -> Iterator[str]:
+    """Lines that end in LF alone: ``Response.iter_lines`` also breaks at characters that a model may say."""
+    rest = b""
+    for chunk in reply.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
 
 
 def _file(path: Path, key: str, *, as_uri: bool) -> str:
@@ -124,8 +167,14 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
 
 
 def _refused(reply: httpx.Response) -> ApplianceError:
+    if reply.status_code == httpx.codes.UNAUTHORIZED:
+        return ApplianceError(
+            "the appliance does not know this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
+            "or make one with `appliance token create`"
+        )
     try:
         detail = str(reply.json()["detail"]).strip()
     except (ValueError, KeyError, TypeError):
         detail = reply.text[:200]
-    return ApplianceError(f"{detail} (HTTP {reply.status_code})")
+    message = f"{detail} (HTTP {reply.status_code})"
+    return NotFound(message) if reply.status_code == httpx.codes.NOT_FOUND else ApplianceError(message)

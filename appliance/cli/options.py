@@ -64,6 +64,6 @@ def port(given: int | None, config: Config) -> int:
     text = os.environ.get("APPLIANCE_PORT")
     if given is not None or not text:
         return given or config.server.port
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 65535:
         raise ConfigError(f"APPLIANCE_PORT is {text!r}; it should be a port, 1 to 65535")
     return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from appliance.cli.local import size
-from appliance.cli.options import ConfigOption, JsonOption, load_config, port
-from appliance.errors import ApplianceError
+from appliance.cli.options import JsonOption, load_config, port
+from appliance.errors import ApplianceError, NotFound
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client
@@ -32,14 +33,16 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
 
 
-def _connect(url: str | None, config: ConfigOption = None) -> Client:
+def _connect(url: str | None) -> Client:
     from appliance.cli.client import connect
 
-    if url is not None:
-        return connect(url, url)
-    checked = load_config(config)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(checked.server.host, checked.server.host)  # noqa: S104
-    return connect(None, f"http://{host}:{port(None, checked)}")
+    known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
+    if known:
+        return connect(known)
+    config = load_config(None)
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - such a server is reached on this machine
+    host = everywhere.get(config.server.host, config.server.host)
+    return connect(f"http://{f'[{host}]' if ':' in host else host}:{port(None, config)}")
 
 
 def run(
@@ -55,53 +58,41 @@ def run(
 
     Example: appliance run meta/meta-llama-3-8b-instruct -i prompt="Hello!" -i max_tokens=50
     """
-    client = _connect(url)
-    properties = _properties(client, model)
     from appliance.cli.client import parse_input
 
+    client = _connect(url)
+    properties = _properties(client, model)
     body = {"version": model, "input": dict(parse_input(given, properties) for given in inputs or [])}
     created = client.post("/v1/predictions", body)
     try:
-        if not as_json:
-            _print_stream(client, created)
-        final = _ended(client, created)
+        for event in client.stream(created["urls"]["stream"]):
+            if event.name == "output" and not as_json:
+                sys.stdout.write(event.data)
+                sys.stdout.flush()
     except KeyboardInterrupt:
         client.post(f"/v1/predictions/{created['id']}/cancel")
-        typer.echo("\ncanceled", err=True)
+        typer.echo(f"\nprediction {created['id']} is canceled", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
-    if as_json:
-        typer.echo(json.dumps(final, indent=2))
+    final = client.get(f"/v1/predictions/{created['id']}")
+    typer.echo(json.dumps(final, indent=2) if as_json else "")
     if final["status"] != "succeeded":
-        raise ApplianceError(
-            f"prediction {final['id']} {final['status']}: {final.get('error') or ''}".rstrip(": ")
-        )
+        reason = f": {final['error']}" if final.get("error") else ""
+        raise ApplianceError(f"prediction {final['id']} {final['status']}{reason}")
 
 
 def _properties(client: Client, model: str) -> dict[str, Any]:
     """The inputs the model declares; none where only a version id is given, and values are then guessed."""
+    from appliance.cli.client import declared_inputs
+
     if "/" not in model:
         return {}
-    name = model.partition(":")[0]
-    version = client.get(f"/v1/models/{name}")["latest_version"]
-    found: dict[str, Any] = version["openapi_schema"]["components"]["schemas"]["Input"]["properties"]
-    return found
-
-
-def _print_stream(client: Client, created: dict[str, Any]) -> None:
-    for event in client.stream(created["urls"]["stream"]):
-        if event.name == "output":
-            sys.stdout.write(event.data)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-
-
-def _ended(client: Client, created: dict[str, Any]) -> dict[str, Any]:
-    """The finished record; its stream ends with it, whatever there was to print."""
-    for event in client.stream(created["urls"]["stream"]):
-        if event.name == "done":
-            break
-    found: dict[str, Any] = client.get(f"/v1/predictions/{created['id']}")
-    return found
+    name, _, id = model.partition(":")
+    path = f"/v1/models/{name}"
+    try:
+        version = client.get(f"{path}/versions/{id}") if id else client.get(path)["latest_version"]
+    except NotFound as error:
+        raise ApplianceError(f"there is no model {model}; `appliance models` lists them") from error
+    return declared_inputs(version["openapi_schema"])
 
 
 def models(url: UrlOption = None, as_json: JsonOption = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,6 +18,8 @@ ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    # Ray's ports are open on every interface, and who may speak to them may run code: they ask for a secret.
+    "RAY_AUTH_MODE": "token",
     # Calls to replicas go over gRPC on the gateway's own loop, in half the time of actor calls elsewhere.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -24,12 +27,12 @@ ENVIRONMENT: Final = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    # Ray must not hide GPUs from replicas that ask it for none: the ledger gives them out.
+    # Replicas ask Ray for no GPU and must see none, or one could take memory that the ledger gives away.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # Ray kills processes when memory is short; engine hosts are the appliance's to kill.
     "RAY_memory_usage_threshold": "0.97",
-    # Weights are fetched before serving; while serving nothing asks a hub for anything.
-    "HF_HUB_OFFLINE": "1",
+    # The tokenizers' threads would not survive the fork of an engine host. HF_HUB_OFFLINE is for the hosts to
+    # set: the driver still has weights to fetch.
     "TOKENIZERS_PARALLELISM": "false",
     # NVML and CUDA then count GPUs in the same order.
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -70,7 +73,8 @@ def serve(
         command += ["--host", host]
     if not pull:
         command.append("--no-pull")
-    environment = {**ENVIRONMENT, **os.environ}
+    # A secret of this run: the one that Ray would make by itself lies in a file that others may read.
+    environment = {**ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32), **os.environ}
     # Without bytecode every start compiles its imports anew, which takes longer than loading a model.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.stdout.flush()

@@ -80,7 +80,10 @@ def _in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore
     from appliance.store import SQLiteStore
 
     folder = home_folder(home, load_config(config))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ApplianceError(f"the data folder {folder} cannot be made: {error.strerror}") from error
 
     async def run() -> T:
         store = SQLiteStore(folder / "appliance.db")

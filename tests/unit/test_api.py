@@ -274,7 +274,7 @@ async def test_a_body_that_is_no_json_object_is_refused(api: Api, body: bytes) -
 
 
 async def test_strange_values_pass_unharmed(api: Api) -> None:
-    strange = {"text": "nul \0 and \u2028 and \U0001f600", "huge": 2**80, "nested": [[[{}]]], "": 1}
+    strange: dict[str, Any] = {"text": "nul \0 and \u2028 and \U0001f600", "huge": 2**80, "nested": [[[{}]]], "": 1}
     assert (await api.ended(await api.create(**strange)))["input"] == strange
 
 

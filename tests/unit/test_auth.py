@@ -48,7 +48,7 @@ async def test_refusals_are_worded_as_on_replicate(header: str | None, detail: s
 
 async def test_a_revoked_token_is_soon_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
+    monkeypatch.setattr("appliance.auth.time.monotonic", lambda: now)
     tokens = Tokens("mine")
     checked = Auth(tokens)
     for _ in range(3):

@@ -45,7 +45,7 @@ def validated(**given: Any) -> dict[str, Any]:
 def refused(given: Any) -> list[tuple[str, str, str]]:
     with pytest.raises(InvalidInput) as caught:
         schema.validate(INTERFACE, given)
-    return [tuple(problem) for problem in caught.value.problems]
+    return [(one.type, one.field, one.description) for one in caught.value.problems]
 
 
 def test_defaults_are_filled_in_and_unknown_keys_dropped() -> None:
@@ -126,7 +126,7 @@ def test_every_problem_is_named_at_once() -> None:
     assert body["status"] == 422
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "echo": {"stream": True},
     "vllm": {
         "system_prompt": "Be brief.", "max_tokens": 8, "temperature": 0.6, "top_p": 0.9, "top_k": 50,

@@ -1,0 +1,131 @@
+"""The commands, run as a user runs them, against a running appliance."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import LANGUAGE_MODEL
+from tests.running import ROOT, Appliance, wait_for
+
+pytestmark = pytest.mark.e2e
+
+COMMAND = str(Path(sys.executable).parent / "appliance")
+
+
+def appliance_command(appliance: Appliance, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *arguments],
+        cwd=ROOT,
+        env=appliance.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_run_prints_the_output(appliance: Appliance) -> None:
+    ran = appliance_command(
+        appliance, "run", LANGUAGE_MODEL, "-i", "prompt=What is the capital of France?", "-i", "temperature=0"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Paris" in ran.stdout
+
+
+def test_run_prints_tokens_as_they_come(appliance: Appliance) -> None:
+    command = [COMMAND, "run", "test/stream", "-i", "text=one two three", "-i", "chunk_delay=0.5"]
+    with subprocess.Popen(command, env=appliance.environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 100) == b"one "
+        assert process.poll() is None
+        assert process.stdout.read() == b"two three\n"
+    assert process.returncode == 0
+
+
+def test_run_tells_why_a_prediction_failed(appliance: Appliance) -> None:
+    ran = appliance_command(appliance, "run", "appliance/echo", "-i", "fail=the moon is full")
+    assert ran.returncode == 1
+    assert "the moon is full" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_run_names_every_wrong_input(appliance: Appliance) -> None:
+    ran = appliance_command(appliance, "run", "appliance/echo", "-i", "repeat=0", "-i", "delay=long")
+    assert ran.returncode == 1
+    assert "input.repeat" in ran.stderr
+    assert "input.delay" in ran.stderr
+
+
+def test_ctrl_c_cancels_the_prediction(appliance: Appliance, client: httpx.Client) -> None:
+    command = [COMMAND, "run", "test/stream", "-i", "text=one two", "-i", "chunk_delay=60"]
+    process = subprocess.Popen(
+        command, env=appliance.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert os.read(process.stdout.fileno(), 100) == b"one "
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    id = said.split()[1]
+    ended = wait_for(
+        lambda: (record := client.get(f"/v1/predictions/{id}").json())["completed_at"] and record,
+        30,
+        "the cancelled prediction to end",
+    )
+    assert ended["status"] == "canceled"
+    assert ended["output"] == ["one "]
+
+
+def test_a_revoked_token_is_refused(appliance: Appliance) -> None:
+    made = json.loads(appliance_command(appliance, "token", "create", "short-lived", "--json").stdout)
+    headers = {"Authorization": f"Bearer {made['token']}"}
+    asked = httpx.get(f"{appliance.url}/v1/account", headers=headers, trust_env=False)
+    assert asked.status_code == 200
+    assert appliance_command(appliance, "token", "revoke", made["id"]).returncode == 0
+    deadline = time.monotonic() + 10
+    while asked.status_code == 200 and time.monotonic() < deadline:
+        asked = httpx.get(f"{appliance.url}/v1/account", headers=headers, trust_env=False)
+    assert asked.status_code == 401
+
+
+def test_status_models_and_predictions(appliance: Appliance) -> None:
+    ran = json.loads(appliance_command(appliance, "run", "appliance/echo", "--json").stdout)
+    status = json.loads(appliance_command(appliance, "status", "--json").stdout)
+    assert "appliance/echo" in {model["name"] for model in status["models"] if model["state"] == "ready"}
+    assert "appliance/echo" in appliance_command(appliance, "status").stdout
+    assert LANGUAGE_MODEL in appliance_command(appliance, "models").stdout
+    assert ran["id"] in appliance_command(appliance, "predictions").stdout
+    assert json.loads(appliance_command(appliance, "predictions", ran["id"]).stdout) == ran
+
+
+def test_a_second_serve_says_who_has_the_data_folder(appliance: Appliance) -> None:
+    ran = appliance_command(appliance, "serve", "--config", str(appliance.config), "--port", "1")
+    assert ran.returncode == 1
+    assert appliance.process is not None
+    assert f"pid {appliance.process.pid}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_doctor_sees_the_running_appliance(appliance: Appliance) -> None:
+    environment = {**appliance.environment, "APPLIANCE_PORT": str(appliance.port)}
+    ran = subprocess.run(
+        [COMMAND, "doctor", "--config", str(appliance.config), "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = {finding["subject"]: finding for finding in json.loads(ran.stdout)}
+    assert appliance.process is not None
+    assert f"process {appliance.process.pid}" in found["other runs"]["found"]
+    assert str(appliance.gateway().pid) in found["port"]["found"]
+    assert found["weights"]["state"] == "ok"
