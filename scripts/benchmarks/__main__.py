@@ -1,0 +1,60 @@
+"""The command line of scripts/bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from scripts.benchmarks import cold_start, llm, memory, overhead
+
+MODES: Final = {"cold-start": cold_start, "llm": llm, "overhead": overhead, "memory": memory}
+
+
+def main() -> int:
+    """Run what is asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures the appliance next to other servers on this machine and prints ratios. "
+        "Times of one machine mean nothing on another, and little on a busy one: compare within a run.",
+        epilog="cold-start: first token of an unloaded model, against starting vLLM's own server. "
+        "llm: tokens/s and time to first token, warm, against vLLM's own server. "
+        "overhead: sync predictions/s of a one-line model, against LitServe, BentoML and Cog. "
+        "memory: what the idle appliance holds. Without a mode: all of them.",
+    )
+    parser.add_argument("mode", nargs="?", choices=list(MODES), help="what to measure (default: everything)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write numbers and ratios here")
+    arguments = parser.parse_args()
+    console = Console()
+    report: dict[str, Any] = {
+        "machine": {"processor": _processor(), "threads": _threads(), "python": sys.version.split()[0]},
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    for name in [arguments.mode] if arguments.mode else list(MODES):
+        console.rule(name)
+        report[name] = MODES[name].measure(console)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _threads() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

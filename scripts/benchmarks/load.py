@@ -1,0 +1,107 @@
+"""Load on an HTTP server from a process of its own: the same few lines for every server.
+
+Run as ``python -m scripts.benchmarks.load`` with a plan on stdin; prints what it measured as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+import uvloop
+
+from tests.running import ROOT
+
+#: Cog's server refuses what comes before the slot of the last prediction is free again.
+_BUSY: Final = 409
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One POST, sent again and again over kept connections."""
+
+    url: str
+    body: str
+    headers: dict[str, str]
+    clients: int
+    seconds: float
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What came of a plan."""
+
+    rate: float  # answers a second
+    p50: float  # seconds
+    p99: float  # seconds
+
+
+def measure(plan: Plan) -> Measured:
+    """Carry out a plan in another process."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "scripts.benchmarks.load"],
+        input=msgspec.json.encode(plan),
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        check=True,
+    )
+    return msgspec.json.decode(ran.stdout, type=Measured)
+
+
+async def _client(plan: Plan, request: bytes, until: float, times: list[float]) -> None:
+    address = urlsplit(plan.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    while (began := time.perf_counter()) < until:
+        while await _post(plan, request, reader, writer) == _BUSY:
+            pass  # the answer that counts is the one with the prediction
+        times.append(time.perf_counter() - began)
+    writer.close()
+
+
+async def _post(
+    plan: Plan, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> int:
+    """The status of one answer, which is read to its end."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    status = int(head[9:12])
+    lowered = head.lower()
+    at = lowered.find(b"content-length:")
+    if status not in {200, 201, _BUSY} or at < 0:
+        raise SystemExit(f"{plan.url} answered {head.decode(errors='replace')}")
+    await reader.readexactly(int(lowered[at + 15 : lowered.index(b"\r\n", at)]))
+    return status
+
+
+async def _run(plan: Plan) -> Measured:
+    address = urlsplit(plan.url)
+    headers = {"Host": address.netloc, "Content-Type": "application/json", **plan.headers}
+    body = plan.body.encode()
+    lines = [f"POST {address.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+    warm: list[float] = []
+    await asyncio.gather(
+        *(_client(plan, request, time.perf_counter() + 1, warm) for _ in range(plan.clients))
+    )
+    times: list[float] = []
+    began = time.perf_counter()
+    await asyncio.gather(*(_client(plan, request, began + plan.seconds, times) for _ in range(plan.clients)))
+    took = time.perf_counter() - began
+    times.sort()
+    return Measured(
+        len(times) / took, times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]
+    )
+
+
+def main() -> None:
+    """Read a plan, carry it out, print the result."""
+    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    print(json.dumps(msgspec.to_builtins(uvloop.run(_run(plan)))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What the idle appliance holds of main memory, by role; shared pages count in part (PSS)."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from scripts.benchmarks import servers
+from scripts.benchmarks.cold_start import first_token
+from tests.running import Appliance
+
+SETTLE: Final = 5.0  # seconds
+_MIB: Final = 1024**2
+#: A part of the command line -> what the process is; the first that fits counts.
+_ROLES: Final = (
+    ("VLLM::", "engine host"),
+    ("ServeReplica:gateway", "gateway"),
+    ("ServeReplica:runner", "runner replicas"),
+    ("ServeController", "Serve controller"),
+    ("appliance.driver", "driver"),
+    ("appliance.zygote", "zygote and engine hosts"),
+    ("ray", "Ray"),
+)
+
+
+def measure(console: Console) -> dict[str, Any]:
+    """With no model loaded, and with the default language model."""
+    with servers.appliance(shipped=True) as running:
+        time.sleep(SETTLE)
+        idle = by_role(running)
+        first_token(running)
+        time.sleep(SETTLE)
+        loaded = by_role(running)
+    table = Table("process", "no model", "default model", title="main memory, MiB")
+    for role in dict.fromkeys([*idle, *loaded]):
+        table.add_row(role, f"{idle.get(role, 0) / _MIB:.0f}", f"{loaded.get(role, 0) / _MIB:.0f}")
+    table.add_section()
+    table.add_row("all", f"{sum(idle.values()) / _MIB:.0f}", f"{sum(loaded.values()) / _MIB:.0f}")
+    console.print(table)
+    return {"idle": {**idle, "all": sum(idle.values())}, "loaded": {**loaded, "all": sum(loaded.values())}}
+
+
+def by_role(running: Appliance) -> dict[str, int]:
+    """Bytes by role, over every process of the appliance."""
+    found: dict[str, int] = {}
+    for process in running.processes():
+        try:
+            command = " ".join(process.cmdline())
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except (psutil.Error, OSError):  # it has just ended
+            continue
+        role = next((role for part, role in _ROLES if part in command), "others")
+        match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+        found[role] = found.get(role, 0) + (int(match[1]) * 1024 if match else 0)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
