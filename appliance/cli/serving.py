@@ -38,6 +38,8 @@ ENVIRONMENT: Final = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     # Threaded programs hold much less memory with a few arenas than with eight a core.
     "MALLOC_ARENA_MAX": "2",
+    # Processes that rename themselves keep their environment, which tells whose they are.
+    "SPT_NOENV": "1",
 }
 
 

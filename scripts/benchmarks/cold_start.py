@@ -83,14 +83,20 @@ def _unload(running: Appliance) -> None:
 
 def _stock(folder: Any) -> float:
     """Seconds from starting vLLM's server to its first token."""
-    body = {"model": "model", "prompt": _PROMPT["prompt"], "max_tokens": 8, "temperature": 0, "stream": True}
+    body = {
+        "model": "model",
+        "messages": [{"role": "user", "content": _PROMPT["prompt"]}],
+        "temperature": 0,
+        "max_tokens": 8,
+        "stream": True,
+    }
     began = time.perf_counter()
     with servers.vllm_starting(folder, servers.BENCH / "vllm.log") as stock:
         servers.wait_until_healthy(stock.url, "/health", stock.pid)
-        with httpx.stream(
-            "POST", f"{stock.url}/v1/completions", json=body, timeout=600, trust_env=False
-        ) as reply:
+        address = f"{stock.url}/v1/chat/completions"
+        with httpx.stream("POST", address, json=body, timeout=600, trust_env=False) as reply:
             for line in reply.iter_lines():
-                if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]:
+                parts = json.loads(line[6:])["choices"] if line.startswith("data: {") else []
+                if parts and parts[0]["delta"].get("content"):
                     return time.perf_counter() - began
     raise RuntimeError("vLLM's stream ended without output")
