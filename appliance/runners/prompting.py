@@ -24,6 +24,7 @@ ALIASES: Final[dict[str, str]] = {
 }
 
 _SEED_BITS: Final = 2**63 - 1  # what a torch generator takes
+_LARGEST_INTEGER: Final = 2**53 - 1  # beyond it JSON readers in other languages round
 _FIELDS: Final = ("prompt", "system_prompt")
 
 
@@ -178,8 +179,8 @@ def room(prompt_tokens: int, longest: int) -> int:
     """
     if prompt_tokens >= longest:
         raise PredictionFailed(
-            f"E1002 PromptTooLong: Prompt length exceeds maximum input length. The prompt has {prompt_tokens} "
-            f"tokens; this model takes at most {longest - 1}, so that one token of output fits."
+            "E1002 PromptTooLong: Prompt length exceeds maximum input length. The prompt has "
+            f"{prompt_tokens} tokens; this model takes at most {longest - 1}, so that one of output fits."
         )
     return longest - prompt_tokens
 
@@ -235,15 +236,15 @@ def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
             "default": defaults.presence_penalty,
             "minimum": -2,
             "maximum": 2,
-            "description": "Presence penalty: above 0, tokens that were in the output already get unlikelier.",
+            "description": "Presence penalty: above 0, tokens that were in the output before get unlikelier.",
         },
         "frequency_penalty": {
             "type": "number",
             "default": defaults.frequency_penalty,
             "minimum": -2,
             "maximum": 2,
-            "description": "Frequency penalty: above 0, tokens get unlikelier the more often they were in the "
-            "output.",
+            "description": "Frequency penalty: above 0, tokens get unlikelier the more often they were in "
+            "the output.",
         },
         "stop_sequences": {
             "type": "string",
@@ -258,5 +259,10 @@ def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
             "{prompt} and may contain {system_prompt}. If not provided, the chat template of the model is "
             "used; an empty one sends the prompt as it is.",
         },
-        "seed": {"type": "integer", "description": "Random seed. Leave blank to randomize the seed."},
+        "seed": {
+            "type": "integer",
+            "minimum": -_LARGEST_INTEGER,
+            "maximum": _LARGEST_INTEGER,
+            "description": "Random seed. Leave blank to randomize the seed.",
+        },
     }

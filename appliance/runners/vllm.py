@@ -1,8 +1,7 @@
-"""Language models on vLLM's asynchronous engine.
+"""Language models, served by vLLM: many predictions computed together, output token by token.
 
-The host is forked from a zygote that has imported vLLM, and the engine's own process is forked from the host,
-so nothing is imported twice. Written against vLLM 0.32, the same version on CPU and GPU. What has not run on
-a GPU: everything here that asks for ``cuda``.
+A model whose tokenizer has no chat template, as base models have none, gets its prompt as it is; so does a
+prediction with an empty ``prompt_template``. On a CPU everything here has run; on a GPU nothing has yet.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
@@ -23,33 +22,29 @@ from appliance.runners import prompting
 from appliance.runners.base import Interface, LoadSpec
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.sampling_params import SamplingParams
+    from vllm import CompletionOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _log = logging.getLogger(__name__)
 
-WATCH: Final = 1.0  # seconds between looks at the engine's health
-_DEAD: Final = 70  # exit code of a host whose engine died: EX_SOFTWARE
-_SEEDS: Final = 2**63  # torch takes no larger ones
+_LONG_TEXT: Final = 20_000  # characters; tokenizing more than these takes milliseconds, and has a thread
+_SHUTDOWN_SECONDS: Final = 3.0
 
 
 class VllmRunner:
-    """One AsyncLLM; options are those of ``config.VllmOptions``."""
+    """Options: those of ``config.VllmOptions``, all of them filled in."""
 
     kind: ClassVar[str] = "vllm"
 
     def __init__(self, spec: LoadSpec) -> None:
         """See ``Runner``."""
         self._spec = spec
-        self._options = spec.options
-        self._on_gpu = spec.device.startswith("cuda")
+        self._defaults = prompting.Defaults.of(spec.options)
         self._engine: AsyncLLM
         self._tokenizer: Any
-        self._chat: bool
-        self._context: int
-        self._watch: asyncio.Task[None] | None = None
+        self._chat_template: str | None = None
+        self._system_in_prompt = False  # the chat template knows no system role
+        self._longest = 0  # prompt and output together, in tokens
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -57,187 +52,180 @@ class VllmRunner:
         return prompting.interface(options)
 
     async def setup(self) -> None:
-        """See ``Runner``. The loop stands still while the engine loads; there is nothing else for it to do."""
-        if self._spec.weights is None or not Path(self._spec.weights, "config.json").is_file():
-            raise LoadFailed(
-                f"model {self._spec.model}: there are no weights at {self._spec.weights}; run: appliance pull"
-            )
-        self._prepare()
-        from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415 - heavy: only inside a host
+        """See ``Runner``. The loop stands still while vLLM loads; nothing else runs in a host before that."""
+        from appliance.runners import vllm_engine
 
-        started = time.monotonic()
-        try:
-            config = self._config()
-            # vLLM sets this to spawn while it makes the config for a CPU. Nothing has started a thread pool or
-            # touched CUDA in this process, so its fork is safe, and saves the engine importing vLLM again.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-            self._engine = AsyncLLM.from_vllm_config(config)
-        except Exception as error:  # vLLM raises whatever its many parts raise
-            raise LoadFailed(f"model {self._spec.model}: {_reason(error)}") from error
-        self._context = int(config.model_config.max_model_len)
-        self._tokenizer = self._engine.get_tokenizer()
-        self._chat = bool(self._options["chat_template"] or getattr(self._tokenizer, "chat_template", None))
-        self._watch = asyncio.get_running_loop().create_task(self._end_with_the_engine())
-        _log.info("vLLM was ready %.1f s after its configuration began", time.monotonic() - started)
+        spec = self._spec
+        if spec.weights is None or not Path(spec.weights).is_dir():
+            raise LoadFailed(
+                f"model {spec.model}: there are no weights at {spec.weights}; run: appliance pull"
+            )
+        self._engine = vllm_engine.start(spec, Path(spec.weights))
+        process = vllm_engine.core_process(self._engine)
+        asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
+        self._longest = self._engine.model_config.max_model_len
+        self._prepare_prompts()
+        await self._engine.get_supported_tasks()  # asks the core once; every prediction needs it
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
-        from vllm.inputs.engine import tokens_input  # noqa: PLC0415 - heavy: only inside a host
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-        began = time.monotonic()
-        asked = job.input
-        tokens = self._tokens(asked)
-        sampling = self._sampling(asked, len(tokens))
-        first: float | None = None
-        count = 0
-        stream = self._engine.generate(
-            tokens_input(tokens), sampling, f"{job.id}-{job.attempt}"
-        )
-        # Closing the generator is what takes the request out of the engine, on a cancel too.
-        async with contextlib.aclosing(stream) as parts:
-            try:
-                async for part in parts:
-                    completion = part.outputs[0]
-                    count += len(completion.token_ids)
-                    if first is None and count:
-                        first = time.monotonic() - began
-                    if completion.text:
-                        yield Output([completion.text])
-            except ValueError as error:  # a request that the engine refuses
-                raise PredictionFailed(str(error)) from error
-        seconds = time.monotonic() - began
-        for name, value in (
-            ("input_token_count", len(tokens)),
-            ("output_token_count", count),
-            ("time_to_first_token", round(first if first is not None else seconds, 6)),
-            ("tokens_per_second", round(count / seconds, 3)),
-        ):
-            yield Metric(name, value)
-        yield Log(f"Generated {count} tokens from a prompt of {len(tokens)} in {seconds:.2f} s\n")
+        progress = _Progress()
+        request = prompting.request(job.input, self._defaults)
+        tokens = await self._tokens(request)
+        room = prompting.room(len(tokens), self._longest)
+        yield Metric("input_token_count", len(tokens))
+        if room < job.input.get("max_tokens", 0):
+            yield Log(f"max_tokens is lowered from {request.max_tokens} to {room}: no more fits\n")
+        try:
+            outputs = self._engine.generate(
+                tokens_input(tokens), _sampling(request, room), f"{job.id}-{job.attempt}"
+            )
+            async with contextlib.aclosing(outputs):  # closing it early frees its slot in the engine
+                async for output in outputs:
+                    for event in progress.take(output.outputs[0]):
+                        yield event
+        except VLLMClientError as error:
+            raise PredictionFailed(str(error)) from error
+        except EngineDeadError:  # seen here before `add_reader` saw it
+            self._core_died()
+        for last in progress.end():
+            yield last
 
     async def close(self) -> None:
         """See ``Runner``."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._engine.shutdown()
+        from appliance.runners import vllm_engine
 
-    # -- the engine ----------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        """Set what vLLM reads from the environment and from torch when it starts."""
-        os.environ.update(
-            {
-                "VLLM_CACHE_ROOT": self._spec.cache,
-                "VLLM_NO_USAGE_STATS": "1",
-                "HF_HUB_OFFLINE": "1",
-                # Left to itself every engine binds its threads to the same cores (engine-facts B3).
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                # One process for scheduler and model: AsyncLLM has its own process for both in any case.
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            }
-        )
-        import torch  # noqa: PLC0415 - heavy: only inside a host
-
-        # libgomp has read OMP_NUM_THREADS in the zygote; the engine's process inherits what is set here.
-        torch.set_num_threads(self._spec.threads)
-
-    def _config(self) -> VllmConfig:
-        from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415 - heavy: only inside a host
-
-        options = self._options
-        eager = options["enforce_eager"]
-        arguments: dict[str, Any] = {
-            "model": self._spec.weights,
-            "served_model_name": [self._spec.model],
-            "dtype": self._dtype(),
-            "max_model_len": options["max_model_len"],
-            "max_num_seqs": options["max_num_seqs"],
-            # Bytes that are said need not be found out by a profiling run.
-            "kv_cache_memory_bytes": options["kv_cache"],
-            "enforce_eager": (not self._on_gpu) if eager is None else eager,
-            "trust_remote_code": options["trust_remote_code"],
-            "generation_config": "vllm",  # every sampling parameter comes from the interface
-            "disable_log_stats": True,
-            "seed": secrets.randbelow(2**31),  # what gives no seed is not the same after every load
-        }
-        if self._on_gpu:
-            devices = self._spec.device.split(",")
-            arguments["tensor_parallel_size"] = len(devices)
-            arguments["gpu_memory_utilization"] = self._share(devices[0])
+        process = vllm_engine.core_process(self._engine)
+        asyncio.get_running_loop().remove_reader(process.sentinel)
+        if "," in self._spec.device:  # its workers have shared memory to give back
+            self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)
         else:
-            arguments["distributed_executor_backend"] = "uni"
-        args: AsyncEngineArgs = AsyncEngineArgs(**arguments)
-        return args.create_engine_config()
+            process.kill()  # the system takes everything back at once; vLLM would take a second
 
-    def _dtype(self) -> str:
-        """The number format; on a CPU float32, unless it multiplies bfloat16 in hardware."""
-        if self._options["dtype"] != "auto" or self._on_gpu:
-            return str(self._options["dtype"])
-        import torch  # noqa: PLC0415 - heavy: only inside a host
+    def _prepare_prompts(self) -> None:
+        """Find out how this model wants a conversation written down.
 
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "auto" if fast else "float32"
-
-    def _share(self, device: str) -> float:
-        """The reserved bytes as vLLM wants them: a fraction of the device's memory. Asked of NVML, because
-        asking CUDA would make this process one that cannot be forked."""
-        import pynvml  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - on GPU machines only
-
-        pynvml.nvmlInit()
+        Raises:
+            LoadFailed: the chat template cannot be used.
+        """
+        tokenizer: Any = self._engine.get_tokenizer()
+        if tokenizer is None:
+            raise LoadFailed(f"{self._spec.weights} holds no tokenizer; add tokenizer.json to the weights")
+        self._tokenizer = tokenizer
+        self._chat_template = self._spec.options["chat_template"] or getattr(tokenizer, "chat_template", None)
+        if self._chat_template is None:
+            _log.info("there is no chat template: prompts are used as they are, system prompts are not")
+            return
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.removeprefix("cuda:")))
-            total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-        finally:
-            pynvml.nvmlShutdown()
-        return min(1.0, self._spec.memory / total)
+            self._conversation("Hello", "Be brief.")
+        except Exception as with_system:  # noqa: BLE001  # templates raise what they like
+            try:
+                self._conversation("Hello", "")
+            except Exception as error:  # the same
+                raise LoadFailed(
+                    f"the chat template of {self._spec.model} cannot be used: {error}; correct it, or set "
+                    "chat_template in its options"
+                ) from error
+            self._system_in_prompt = True
+            _log.info("system prompts go before the prompt, as the chat template says: %s", with_system)
 
-    async def _end_with_the_engine(self) -> None:
-        """An engine that died takes every prediction with it: end the host, so that it is replaced."""
-        while not self._engine.errored:
-            await asyncio.sleep(WATCH)
-        _log.critical("vLLM's engine died: %s", self._engine.dead_error)
-        logging.shutdown()
-        os._exit(_DEAD)
+    def _conversation(self, prompt: str, system_prompt: str) -> str:
+        if self._system_in_prompt and system_prompt:
+            prompt, system_prompt = f"{system_prompt}\n\n{prompt}", ""
+        text = self._tokenizer.apply_chat_template(
+            prompting.messages(prompt, system_prompt),
+            chat_template=self._chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return str(text)
 
-    # -- one prediction ------------------------------------------------------------------------------------
+    async def _tokens(self, request: prompting.Request) -> list[int]:
+        """The prompt as the model reads it.
 
-    def _tokens(self, asked: Mapping[str, Any]) -> list[int]:
-        template, prompt, system = asked.get("prompt_template"), asked["prompt"], asked["system_prompt"]
-        if template is not None:
-            return list(self._tokenizer.encode(prompting.fill_template(template, prompt, system)))
-        if not self._chat:  # a base model, which continues what it reads
-            return list(self._tokenizer.encode(prompt))
-        try:
-            text = self._tokenizer.apply_chat_template(
-                prompting.messages(prompt, system),
-                chat_template=self._options["chat_template"],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as error:  # templates are Jinja programs and raise what they like
-            raise PredictionFailed(f"E1004 PromptTemplateError: the model's chat template: {error}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        Raises:
+            PredictionFailed: E1003 or E1004, the prompt template is wrong; or nothing is left to read.
+        """
+        if len(request.prompt) + len(request.system_prompt) < _LONG_TEXT:
+            tokens = self._encode(request)
+        else:
+            tokens = await asyncio.to_thread(self._encode, request)
+        if not tokens:
+            raise PredictionFailed("the prompt is empty; write one")
+        return tokens
 
-    def _sampling(self, asked: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: PLC0415 - heavy
+    def _encode(self, request: prompting.Request) -> list[int]:
+        template = request.prompt_template
+        tokenizer = self._tokenizer
+        if template is None and self._chat_template is not None:
+            text, special = self._conversation(request.prompt, request.system_prompt), False
+        else:
+            text = prompting.fill(template or "", request.prompt, request.system_prompt)
+            begin = getattr(tokenizer, "bos_token", None)
+            special = not (begin and text.startswith(begin))  # a template may have written it already
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=special)
+        return tokens
 
-        longest, shortest = prompting.lengths(asked, prompt_tokens, self._context)
-        seed = asked.get("seed")
-        return SamplingParams(
-            temperature=asked["temperature"],
-            top_p=max(asked["top_p"], 1e-6),  # vLLM refuses 0, which leaves only the likeliest token
-            top_k=asked["top_k"],
-            presence_penalty=asked["presence_penalty"],
-            frequency_penalty=asked["frequency_penalty"],
-            max_tokens=longest,
-            min_tokens=shortest,
-            stop=prompting.stops(asked.get("stop_sequences")),
-            seed=None if seed is None else seed % _SEEDS,
-            output_kind=RequestOutputKind.DELTA,
+    def _core_died(self) -> NoReturn:
+        print(
+            "the process that computes has ended; the engine host ends with it", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # there is nothing left to serve, and the replica says what the log says
+
+
+class _Progress:
+    """What one prediction has generated so far, as events."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._tokens = 0
+        self._reason: str | None = None
+
+    def take(self, new: CompletionOutput) -> Iterator[Metric | Output]:
+        """The events of the engine's next output, which holds only what is new."""
+        if not self._tokens and new.token_ids:
+            yield Metric("time_to_first_token", round(time.perf_counter() - self._started, 6))
+        self._tokens += len(new.token_ids)
+        self._reason = new.finish_reason
+        if new.text:
+            yield Output([new.text])
+
+    def end(self) -> Iterator[Log | Metric]:
+        """The last events.
+
+        Raises:
+            PredictionFailed: the engine broke off.
+        """
+        if self._reason == "error":
+            raise PredictionFailed("the engine broke this prediction off; the log of its model says why")
+        seconds = time.perf_counter() - self._started
+        speed = self._tokens / seconds
+        yield Metric("output_token_count", self._tokens)
+        yield Metric("tokens_per_second", round(speed, 6))
+        yield Log(
+            f"Generated {self._tokens} tokens in {seconds:.3f} seconds, {speed:.1f} tokens per second\n"
         )
 
 
-def _reason(error: BaseException) -> str:
-    """The most telling line of an error of vLLM's, which may hold whole tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _sampling(request: prompting.Request, room: int) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    greedy = request.temperature == 0 or request.top_p == 0
+    max_tokens = min(request.max_tokens, room)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min(request.min_tokens, max_tokens),
+        temperature=0.0 if greedy else request.temperature,
+        top_p=1.0 if greedy else request.top_p,
+        top_k=max(request.top_k, 0),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        stop=list(request.stop),
+        seed=request.seed,
+        output_kind=RequestOutputKind.DELTA,  # and joined while nobody takes them
+    )

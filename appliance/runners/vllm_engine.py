@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,18 +20,20 @@ from appliance.errors import LoadFailed
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from appliance.runners.base import LoadSpec
 
-_log = logging.getLogger(__name__)
-
 _CAUSE_LENGTH: Final = 600  # characters of a foreign error's text that are shown
 
-#: Where a forked engine core writes why it could not start; set only while one is being started.
-_cause_descriptor: int | None = None
+#: Words in vLLM's errors -> what to change in models.yaml.
+_HINTS: Final = (
+    ("KV cache", "give the model a larger kv_cache or a smaller max_model_len in its options"),
+    ("trust_remote_code", "set trust_remote_code in its options, if you trust the source"),
+    ("Free memory on device", "free the device of other programs, or lower the model's memory"),
+    ("out of memory", "raise the model's memory, or lower its kv_cache or max_num_seqs"),
+)
 
 
 def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
@@ -45,15 +46,14 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     import torch
 
     torch.set_num_threads(spec.threads)  # the forked engine core inherits it
-    with _cause_of_failure() as cause:
+    with _told_why() as reason:
         try:
             return _start(spec, weights)
         except LoadFailed:
             raise
-        except Exception as error:
-            _log.exception("vLLM could not start")
+        except Exception as error:  # vLLM, transformers and pydantic share no base class
             raise LoadFailed(
-                f"vLLM cannot load {spec.model} from {weights}: {cause() or _describe(error)}"
+                f"vLLM cannot load {spec.model} from {weights}: {reason() or _describe(error)}"
             ) from error
 
 
@@ -66,22 +66,15 @@ def core_process(engine: AsyncLLM) -> BaseProcess:
 
 def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.core import EngineCoreProc
 
-    on_cpu = spec.device == "cpu"
-    if on_cpu:
+    if spec.device == "cpu":
         _import_model(weights)
         _repair_compiled_models()
     config = _arguments(spec, weights).create_engine_config()
     # For a CPU, making a config chooses spawn, which would import everything again. vLLM goes back to spawn
     # by itself where a fork is not possible.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-    core: Any = EngineCoreProc
-    original, core.run_engine_core = core.run_engine_core, run_engine_core
-    try:
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    finally:
-        core.run_engine_core = original
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
 
 
 def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
@@ -90,7 +83,7 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
     options = spec.options
     on_cpu = spec.device == "cpu"
     devices = 1 if on_cpu else len(spec.device.split(","))
-    eager = options["enforce_eager"]
+    eager = on_cpu if options["enforce_eager"] is None else options["enforce_eager"]
     arguments: dict[str, Any] = {
         "model": str(weights),
         "served_model_name": [spec.model],
@@ -98,16 +91,18 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "max_model_len": options["max_model_len"],
         "max_num_seqs": options["max_num_seqs"],
         "kv_cache_memory_bytes": options["kv_cache"],
-        "enforce_eager": on_cpu if eager is None else eager,
+        "enforce_eager": eager,
         "tensor_parallel_size": devices,
         "distributed_executor_backend": "uni" if devices == 1 else "mp",
         "trust_remote_code": options["trust_remote_code"],
-        "enable_prefix_caching": True,
+        "generation_config": "vllm",  # every sampling parameter comes from the interface
         "seed": secrets.randbits(31),  # else every start would give the same "random" answers
         "disable_log_stats": True,
         "enable_log_requests": False,
         "shutdown_timeout": 0,
     }
+    if on_cpu and eager:
+        arguments["ir_op_priority"] = _normalise_in_one_step()
     if not on_cpu:
         arguments["gpu_memory_utilization"] = _share(spec.memory)
     return AsyncEngineArgs(**arguments)
@@ -119,7 +114,9 @@ def _dtype(asked: str, *, on_cpu: bool) -> str:
         return asked
     import torch
 
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    probe: Any = torch.cpu
+    # vLLM itself asks these two; torch has no public ones
+    has_bfloat16 = probe._is_avx512_bf16_supported() or probe._is_amx_tile_supported()  # noqa: SLF001 - see above
     return "bfloat16" if has_bfloat16 else "float32"
 
 
@@ -127,7 +124,7 @@ def _share(memory: int) -> float:
     """``memory`` bytes as a fraction of a device's whole memory. vLLM refuses to start if less is free."""
     from vllm.platforms import current_platform
 
-    total = current_platform.get_device_total_memory()
+    total: int = current_platform.get_device_total_memory()  # asked of NVML: CUDA would forbid the fork
     return min(memory / total, 1.0)
 
 
@@ -186,6 +183,49 @@ def architectures(weights: Path) -> list[str]:
     return [str(name) for name in names or []]
 
 
+def _normalise_in_one_step() -> dict[str, list[str]]:
+    """Have a CPU compute RMS norms with the kernels that vLLM brings for it, but uses on GPUs only.
+
+    Left alone it takes eight operations for each where nothing is compiled. Returns what vLLM is to prefer.
+    """
+    import torch
+    from vllm import ir
+    from vllm.platforms import current_platform
+
+    current_platform.import_ir_kernels()
+    kernels = torch.ops._C  # noqa: SLF001 - the name under which vLLM registers them
+
+    def rms_norm(x: Any, weight: Any, epsilon: float, variance_size: int | None = None) -> Any:
+        output = torch.empty_like(x)
+        kernels.rms_norm(output, x, weight, epsilon)
+        return output
+
+    def rms_norm_fits(x: Any, weight: Any, epsilon: float, variance_size: int | None = None) -> bool:
+        plain = variance_size is None and weight is not None and weight.dtype == x.dtype
+        return bool(plain and x.is_contiguous())
+
+    def fused_add_rms_norm(
+        x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: int | None = None
+    ) -> Any:
+        kernels.fused_add_rms_norm(x, x_residual, weight, epsilon)
+        return x, x_residual
+
+    def fused_add_rms_norm_fits(
+        x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: int | None = None
+    ) -> bool:
+        return bool(x_residual.is_contiguous() and rms_norm_fits(x, weight, epsilon, variance_size))
+
+    name = "appliance_cpu"
+    operators: tuple[tuple[Any, Any, Any, dict[str, Any]], ...] = (
+        (ir.ops.rms_norm, rms_norm, rms_norm_fits, {}),
+        (ir.ops.fused_add_rms_norm, fused_add_rms_norm, fused_add_rms_norm_fits, {"inplace": True}),
+    )
+    for operator, function, fits, more in operators:
+        function.__annotations__ = dict(operator.impls["native"].impl_fn.__annotations__)
+        operator.register_impl(name, supports_args=fits, **more)(function)
+    return {operator.name: [name] for operator, *_ in operators}
+
+
 def _repair_compiled_models() -> None:
     """Let vLLM find on a CPU the compiled models that it has kept from earlier starts.
 
@@ -201,7 +241,7 @@ def _repair_compiled_models() -> None:
 
     def load_compiled_function(*arguments: Any, **keywords: Any) -> Any:
         loaded = load(*arguments, **keywords)
-        compiled = loaded._artifacts.compiled_fn
+        compiled = loaded._artifacts.compiled_fn  # noqa: SLF001 - what vLLM itself looks at
         if not hasattr(compiled, "finalize_loading"):
             compiled.finalize_loading = lambda _config: None
         return loaded
@@ -210,20 +250,45 @@ def _repair_compiled_models() -> None:
     compiler.load_compiled_function = load_compiled_function
 
 
-def run_engine_core(*arguments: Any, **keywords: Any) -> None:
-    """What the engine core's process runs: vLLM's own function, which does not tell why it failed."""
+@contextlib.contextmanager
+def _told_why() -> Iterator[Callable[[], str]]:
+    """Hear from a forked engine core why it could not start; vLLM itself only says that it could not.
+
+    Yields what gives the reason, empty if none was told: the core was killed, or spawned instead of forked.
+    """
     from vllm.v1.engine.core import EngineCoreProc
 
-    config: VllmConfig = keywords["vllm_config"]
-    _log.info("the engine core of %s starts", config.model_config.model)
+    core: Any = EngineCoreProc
+    original = core.__init__
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    def initialise(self: Any, *arguments: Any, **keywords: Any) -> None:
+        try:
+            original(self, *arguments, **keywords)
+        except Exception as error:
+            os.write(writing, _describe(error).encode())
+            raise
+
+    def reason() -> str:
+        try:
+            return os.read(reading, 4 * _CAUSE_LENGTH).decode()
+        except BlockingIOError:
+            return ""
+
+    core.__init__ = initialise
     try:
-        _original(EngineCoreProc)(*arguments, **keywords)
-    except Exception as error:
-        if _cause_descriptor is not None:
-            os.write(_cause_descriptor, _describe(error).encode())
-        raise
+        yield reason
+    finally:
+        core.__init__ = original
+        os.close(reading)
+        os.close(writing)
 
 
-@contextlib.contextmanager
-def _cause_of_failure() -> Any:
-    """Hear from a forked engine core why it failed."""
+def _describe(error: Exception) -> str:
+    """What a foreign error says, on one line that is not too long, and what to do where that is known."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > _CAUSE_LENGTH:
+        text = text[:_CAUSE_LENGTH] + " ..."
+    hints = [hint for words, hint in _HINTS if words in text]
+    return "; ".join([text.rstrip("."), *hints])

@@ -12,8 +12,8 @@ from appliance.errors import PredictionFailed
 from appliance.runners import prompting
 from appliance.runners.prompting import Defaults, fill, messages, request, room, stop_strings
 
-plain = st.text(st.characters(exclude_characters="{}", exclude_categories=("Cs",)))
-anything = st.text(st.characters(exclude_categories=("Cs",)))
+plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
+anything = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,247 @@
+"""A real engine host with the real SmolLM2 of the shipped models.yaml, forked from a zygote."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+import pytest_asyncio
+
+from appliance import config, weights
+from appliance.errors import LoadFailed
+from appliance.prediction import Done
+from appliance.replica import Replica
+from appliance.runners import PRELOADS
+from appliance.runners.base import LoadSpec
+from tests.hosting import Caller, Zygote, runs, spec, until_gone
+from tests.running import ROOT, WEIGHTS, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+LONGEST = 512  # tokens; short, so that a prompt that is too long is quickly made
+CAPITAL = {"prompt": "What is the capital of France?", "temperature": 0, "max_tokens": 24}
+
+
+class WarmZygote(Zygote):
+    """A zygote as `appliance serve` starts it for language models."""
+
+    def __enter__(self) -> WarmZygote:
+        command = [sys.executable, "-m", "appliance.zygote", "--socket", str(self.socket)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--preload", ",".join(PRELOADS["cpu"]["vllm"])],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self.socket.exists, 20, "the zygote's socket")
+        return self
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """The folder of weights; fetched once for all test runs."""
+    model = next(model for model in config.load(ROOT / "models.yaml").models if model.kind == "vllm")
+    return weights.pull(WEIGHTS, model)
+
+
+def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
+    """What to load: SmolLM2 with a small cache."""
+    filled = config.VllmOptions(max_model_len=LONGEST, kv_cache=64 << 20, max_num_seqs=4, **options)
+    return msgspec.structs.replace(
+        spec(cache, "vllm", concurrency=4),
+        options=filled.model_dump(),
+        weights=str(folder),
+        memory=1 << 30,
+        threads=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    with WarmZygote(tmp_path_factory.mktemp("run")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def caller(
+    zygote: Zygote, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Caller]:
+    """One loaded model for all tests that leave it running."""
+    replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
+    report = await replica.load(load_spec(smollm2, tmp_path_factory.mktemp("cache")))
+    assert report.forked
+    yield Caller(replica)
+    await replica.unload()
+
+
+async def text(caller: Caller, id: str, **input: Any) -> str:
+    """The output of a prediction that succeeds."""
+    done = await caller.run(id, **input)
+    assert done == Done("succeeded"), caller.logs(id)
+    return "".join(caller.output(id))
+
+
+async def test_it_knows_the_capital_of_france(caller: Caller) -> None:
+    answer = await text(caller, "capital", **CAPITAL)
+    assert "Paris" in answer
+    assert len(caller.output("capital")) > 1, "the answer comes in pieces"
+
+
+async def test_what_was_measured(caller: Caller) -> None:
+    await text(caller, "measured", **{**CAPITAL, "max_tokens": 3})
+    metrics = caller.metrics("measured")
+    assert metrics["output_token_count"] == 3
+    assert 20 < metrics["input_token_count"] < 60
+    assert 0 < metrics["time_to_first_token"] < metrics["predict_time"]
+    assert metrics["tokens_per_second"] >= 3 / metrics["predict_time"]
+    kinds = {name: type(value) for name, value in metrics.items()}
+    assert kinds["input_token_count"] is kinds["output_token_count"] is int
+    assert kinds["time_to_first_token"] is kinds["tokens_per_second"] is float
+    assert "Generated 3 tokens" in caller.logs("measured")
+
+
+@pytest.mark.parametrize("stop", ["nothing like this, Paris", ["of France", "zzz"]])
+async def test_a_stop_sequence_ends_the_answer_and_is_not_part_of_it(
+    caller: Caller, stop: str | list[str]
+) -> None:
+    id = f"stop {stop}"
+    answer = await text(caller, id, **CAPITAL, stop_sequences=stop)
+    assert answer == ("The capital of France is" if isinstance(stop, str) else "The capital ")
+
+
+async def test_the_same_seed_gives_the_same_text(caller: Caller) -> None:
+    story = {"prompt": "Tell me a story.", "temperature": 1.5, "top_k": 0, "top_p": 1, "max_tokens": 16}
+    first = await text(caller, "seed 1", **story, seed=7)
+    again = await text(caller, "seed 2", **story, seed=7)
+    other = await text(caller, "seed 3", **story, seed=-8)
+    assert first == again != other
+
+
+async def test_without_a_seed_the_text_differs(caller: Caller) -> None:
+    story = {"prompt": "Tell me a story.", "temperature": 2, "top_k": 0, "top_p": 1, "max_tokens": 16}
+    assert await text(caller, "free 1", **story) != await text(caller, "free 2", **story)
+
+
+async def test_the_least_and_the_most_tokens(caller: Caller) -> None:
+    await text(caller, "least", **{**CAPITAL, "min_tokens": 20, "max_tokens": 20})
+    assert caller.metrics("least")["output_token_count"] == 20
+    await text(caller, "most", prompt="Count.", temperature=0, min_tokens=10_000, max_tokens=10_000)
+    metrics = caller.metrics("most")
+    assert metrics["input_token_count"] + metrics["output_token_count"] == LONGEST
+    assert "max_tokens is lowered from 10000 to" in caller.logs("most")
+
+
+async def test_the_templates(caller: Caller) -> None:
+    await text(caller, "raw", prompt="one two three", prompt_template="", max_tokens=1)
+    assert caller.metrics("raw")["input_token_count"] == 3
+    await text(
+        caller, "own", prompt="three", system_prompt="one", prompt_template="{system_prompt} two {prompt}",
+        max_tokens=1,
+    )  # fmt: skip
+    assert caller.metrics("own")["input_token_count"] == 3
+    await text(caller, "no system", prompt="Hi", system_prompt="", max_tokens=1)
+    await text(caller, "system", prompt="Hi", system_prompt="one two three", max_tokens=1)
+    assert (
+        caller.metrics("system")["input_token_count"] - caller.metrics("no system")["input_token_count"]
+    ) != 0
+
+
+@pytest.mark.parametrize(
+    ("input", "error"),
+    [
+        ({"prompt": "word " * 30_000}, r"E1002 PromptTooLong: .* at most 511,"),
+        ({"prompt": "Hi", "prompt_template": "only text"}, "E1003 BadPromptTemplate: "),
+        ({"prompt": "Hi", "prompt_template": "{prompt} {other}"}, "E1004 PromptTemplateError: "),
+        ({"prompt": "", "prompt_template": ""}, "the prompt is empty"),
+        ({"prompt": "Hi", "min_tokens": 9, "max_tokens": 8}, r"min_tokens \(9\) is over max_tokens \(8\)"),
+    ],
+)
+async def test_what_cannot_be_answered_says_why(caller: Caller, input: dict[str, Any], error: str) -> None:
+    id = f"refused {error}"
+    done = await caller.run(id, **input)
+    assert done.status == "failed"
+    assert done.error is not None
+    with pytest.raises(AssertionError, match=error):
+        raise AssertionError(done.error)
+    assert "Traceback" not in caller.logs(id)
+
+
+async def test_a_cancelled_prediction_frees_its_slot(caller: Caller) -> None:
+    endless = {"prompt": "Count.", "temperature": 0, "min_tokens": 10_000, "max_tokens": 10_000}
+    for number in range(4):
+        await caller.start(f"endless {number}", **endless)
+    for number in range(4):
+        await caller.begun(f"endless {number}")
+        await caller.cancel(f"endless {number}")
+    for number in range(4):
+        assert await caller.done(f"endless {number}") == Done("canceled")
+        assert len("".join(caller.output(f"endless {number}"))) < 2000
+    assert "Paris" in await text(caller, "after", **CAPITAL)
+
+
+async def test_predictions_are_computed_together(caller: Caller) -> None:
+    ids = ("batch left", "batch right")
+    for id in ids:
+        await caller.start(id, prompt="Count.", temperature=0, min_tokens=10_000, max_tokens=10_000)
+    async with asyncio.timeout(30):
+        while not all(id in caller.events and "".join(caller.output(id)) for id in ids):
+            await asyncio.sleep(0.02)
+    assert not set(ids) & set(caller.order), "the first one was over before the second one began"
+    for id in ids:
+        await caller.cancel(id)
+        assert await caller.done(id) == Done("canceled")
+
+
+async def test_the_host_ends_when_what_computes_is_killed(
+    zygote: Zygote, smollm2: Path, tmp_path: Path
+) -> None:
+    replica = Replica("runner-1", str(zygote.socket), str(zygote.run_dir))
+    report = await replica.load(load_spec(smollm2, tmp_path))
+    caller = Caller(replica)
+    await caller.start("a", prompt="Count.", min_tokens=10_000, max_tokens=10_000)
+    await caller.begun("a")
+    (core,) = psutil.Process(report.pid).children()
+    os.kill(core.pid, signal.SIGKILL)
+    lost = await caller.over()
+    assert lost is not None
+    assert "the process that computes has ended" in lost
+    assert "a" not in caller.order
+    await until_gone(report.pid)
+    assert not runs(core.pid)
+    await replica.load(load_spec(smollm2, tmp_path))
+    assert "Paris" in await text(Caller(replica), "b", **CAPITAL)
+    await replica.unload()
+
+
+async def test_weights_that_cannot_be_used_say_why(zygote: Zygote, smollm2: Path, tmp_path: Path) -> None:
+    async def refusal(folder: Path, **options: Any) -> str:
+        replica = Replica("runner-2", str(zygote.socket), str(zygote.run_dir))
+        with pytest.raises(LoadFailed) as caught:
+            await replica.load(load_spec(folder, tmp_path, **options))
+        await replica.unload()
+        return caught.value.detail.splitlines()[0]
+
+    assert "holds no config.json" in await refusal(tmp_path)
+    assert "there are no weights at" in await refusal(tmp_path / "none")
+    assert "the chat template of test/vllm cannot be used" in await refusal(
+        smollm2, chat_template="{{ messages[7].content }}"
+    )
+    folder = tmp_path / "weights"
+    shutil.copytree(smollm2, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "Cannot find any model weights" in await refusal(folder)
+    described = folder / "config.json"
+    described.write_text(described.read_text().replace("LlamaForCausalLM", "NoSuchForCausalLM"))
+    assert "NoSuchForCausalLM" in await refusal(folder)
