@@ -76,7 +76,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         cluster=cluster,
         scheduler=build_scheduler(config, home, settings.devices),
         home=home,
-        threads=config.hardware.threads or cpu_threads(),
+        threads=config.hardware.threads or max(1, cpu_threads() - 1),
         kinds={device.name: device.kind for device in settings.devices},
     )
     return Services(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from appliance.errors import FieldProblem, InvalidInput
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 #: On a string property: a list of strings is accepted as well, and handed on as it is.
 LIST_TOO: Final = "x-appliance-list"
 _REF: Final = "#/components/schemas/"
+_MOST: Final = 2**63 - 1  # what a number without bounds of its own may be: models get 64 bits
 
 
 def validate(interface: Interface, input: Any) -> dict[str, Any]:
@@ -29,10 +32,7 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
     """
     if not isinstance(input, dict):
         raise InvalidInput([_wrong_type("input", "object", input)])
-    given = {key: (key, value) for key, value in input.items()}
-    for alias, name in interface.aliases.items():
-        if input.get(alias) is not None and input.get(name) is None:
-            given[name] = alias, input[alias]
+    given = _by_name(interface, input)
     required = set(interface.input.get("required", ()))
     validated: dict[str, Any] = {}
     problems: list[FieldProblem] = []
@@ -51,7 +51,20 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
             validated[name] = _as_declared(value, schema)
     if problems:
         raise InvalidInput(problems)
+    try:
+        msgspec.msgpack.encode(validated)  # how it travels to the model
+    except OverflowError as error:  # inside of an object or a list
+        raise InvalidInput([FieldProblem("number_lte", "input", "Integers must fit in 64 bits")]) from error
     return validated
+
+
+def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Each value with the name the caller gave it, by the name it has here."""
+    given = {key: (key, value) for key, value in input.items()}
+    for alias, name in interface.aliases.items():
+        if input.get(alias) is not None and input.get(name) is None:
+            given[name] = alias, input[alias]
+    return given
 
 
 def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
@@ -96,10 +109,15 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
 
 
 def _number_problems(value: float, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
-    if "minimum" in schema and value < schema["minimum"]:
-        yield FieldProblem("number_gte", field, f"Must be greater than or equal to {schema['minimum']:g}")
-    if "maximum" in schema and value > schema["maximum"]:
-        yield FieldProblem("number_lte", field, f"Must be less than or equal to {schema['maximum']:g}")
+    smallest, largest = schema.get("minimum", -_MOST), schema.get("maximum", _MOST)
+    if value < smallest:
+        yield FieldProblem("number_gte", field, f"Must be greater than or equal to {_shown(smallest)}")
+    if value > largest:
+        yield FieldProblem("number_lte", field, f"Must be less than or equal to {_shown(largest)}")
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:

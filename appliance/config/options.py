@@ -63,8 +63,9 @@ class VllmOptions(Options):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Number format to compute in. auto: the one of the weights on a GPU; on a CPU float32, "
-        "which is faster there with several predictions at a time.",
+        description="Number format to compute in. auto: the one of the weights on a GPU; on a CPU bfloat16 "
+        "where the processor multiplies it, else float32. In float32 an answer hardly depends on what else "
+        "is computed at the same time.",
     )
     max_model_len: int | None = Field(
         default=None,

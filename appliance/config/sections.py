@@ -103,7 +103,8 @@ class HardwareConfig(Section):
         default=None,
         ge=1,
         le=4096,
-        description="CPU threads a model may compute with. Default: as many as the appliance may use.",
+        description="CPU threads a model may compute with. Default: all that the appliance may use but one, "
+        "which keeps requests moving.",
     )
     host_memory: Bytes | None = Field(
         default=None,

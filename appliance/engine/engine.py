@@ -93,7 +93,7 @@ class Engine:
             version=entry.version,
             owner=owner,
             input=input,
-            created_at=time.time(),
+            created_at=round(time.time(), 6),  # as precise as it is shown, so that callers can filter by it
             deadline=deadline,
             source=source,
             stream_token=new_stream_token(),

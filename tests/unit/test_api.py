@@ -177,7 +177,10 @@ async def test_what_is_not_there_is_404_in_json_and_a_wrong_method_405(api: Api)
 
 async def test_browsers_of_other_sites_may_ask(api: Api) -> None:
     site = {"Origin": "https://site.example"}
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "prefer,x-stainless-os"}
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "prefer,x-stainless-os",
+    }
     reply = await api.options("/v1/predictions", headers={**site, **asked})
     assert reply.status_code == 204
     assert reply.headers["access-control-allow-origin"] == "https://site.example"
@@ -259,7 +262,13 @@ async def test_a_webhook_is_refused_not_forgotten(api: Api) -> None:
     reply = await api.post("/v1/predictions", json=body)
     assert reply.status_code == 422
     assert reply.json()["invalid_fields"][0]["field"] == "webhook"
-    harmless = {**body, "webhook": None, "webhook_completed": "x", "stream": True, "webhook_events_filter": []}
+    harmless = {
+        **body,
+        "webhook": None,
+        "webhook_completed": "x",
+        "stream": True,
+        "webhook_events_filter": [],
+    }
     assert (await api.post("/v1/predictions", json=harmless)).status_code == 201
 
 
@@ -274,7 +283,12 @@ async def test_a_body_that_is_no_json_object_is_refused(api: Api, body: bytes) -
 
 
 async def test_strange_values_pass_unharmed(api: Api) -> None:
-    strange: dict[str, Any] = {"text": "nul \0 and \u2028 and \U0001f600", "huge": 2**80, "nested": [[[{}]]], "": 1}
+    strange: dict[str, Any] = {
+        "text": "nul \0 and \u2028 and \U0001f600",
+        "huge": 2**80,
+        "nested": [[[{}]]],
+        "": 1,
+    }
     assert (await api.ended(await api.create(**strange)))["input"] == strange
 
 
@@ -517,7 +531,9 @@ async def test_models_are_loaded_and_unloaded_by_hand(api: Api) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_an_error_of_our_own_is_500_without_a_traceback(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_of_our_own_is_500_without_a_traceback(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api.services.engine, "submit", lambda *_, **__: 1 / 0)
     reply = await api.post("/v1/models/test/echo/predictions", json={"input": {}})
     assert (reply.status_code, reply.json()["title"]) == (500, "Internal server error")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "appliance"
 
-#: Lowest first. A module may import from lower layers, from its own package, and from what the next table says.
+#: Lowest first. A module may import from lower layers, from its own package, and as the next table says.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "prediction", "token"),
