@@ -185,6 +185,7 @@ def banner(settings: Settings, secret: str | None) -> str:
     names = ", ".join(model.name for model in settings.config.models)
     example = next((m for m in settings.config.models if m.kind != "echo"), settings.config.models[0])
     called = example.aliases[0] if example.aliases else example.name
+    asked = "text" if example.kind == "echo" else "prompt"
     return "\n".join(
         (
             f"appliance is ready at {url}",
@@ -193,7 +194,7 @@ def banner(settings: Settings, secret: str | None) -> str:
             "",
             f"  export REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN={secret or '<token>'}",
             "  python -c 'import replicate",
-            f'print(*replicate.run("{called}", input={{"prompt": "Hello!"}}), sep="")\'',
+            f'print(*replicate.run("{called}", input={{"{asked}": "Hello!"}}), sep="")\'',
         )
     )
 
