@@ -19,7 +19,7 @@ from scripts.benchmarks.cold_start import MODEL
 from tests.running import TOKEN
 
 STREAMS: Final = (1, 4, 16)
-ROUNDS: Final = 3
+ROUNDS: Final = 5
 TOKENS: Final = 64
 THROUGHPUT_TARGET: Final = 0.97
 FIRST_TOKEN_TARGET: Final = 1.1
