@@ -1,0 +1,84 @@
+"""Models that do not fit together, on logical devices: real placements, loads and evictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.running import Appliance, wait_for
+
+pytestmark = pytest.mark.integration
+
+CONFIG = """
+hardware:
+  devices:
+    - {name: left, memory: 100MiB}
+    - {name: right, memory: 100MiB}
+models:
+  - {name: test/pinned, kind: echo, memory: 80MiB, pin: true}
+  - {name: test/first, kind: echo, gpu: 0.8}
+  - {name: test/second, kind: echo, memory: 80MiB}
+  - {name: test/brief, kind: echo, memory: 1MiB, idle_unload_after: 1s}
+  - {name: test/slow, kind: echo, memory: 1MiB, options: {startup_delay: 2s}}
+"""
+
+
+@pytest.fixture(scope="module")
+def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    home = tmp_path_factory.mktemp("home")
+    config = home / "models.yaml"
+    config.write_text(CONFIG)
+    running = Appliance(home, config)
+    running.start()
+    yield running
+    running.stop()
+    assert running.processes() == []
+
+
+@pytest.fixture
+def client(appliance: Appliance) -> Iterator[httpx.Client]:
+    with appliance.client() as signed_in:
+        yield signed_in
+
+
+def said(client: httpx.Client, model: str, text: str) -> str:
+    body = {"input": {"text": text}}
+    reply = client.post(f"/v1/models/{model}/predictions", json=body, headers={"Prefer": "wait"})
+    assert reply.status_code == 201, reply.text
+    return str(reply.json()["output"])
+
+
+def model(client: httpx.Client, name: str) -> dict[str, Any]:
+    models = client.get("/admin/status").json()["models"]
+    return next(found for found in models if found["name"] == name)
+
+
+def test_a_pinned_model_is_loaded_at_start(client: httpx.Client) -> None:
+    wait_for(lambda: model(client, "test/pinned")["state"] == "ready", 30, "the pinned model")
+
+
+def test_two_models_that_need_one_place_take_turns(client: httpx.Client) -> None:
+    (kept,) = model(client, "test/pinned")["devices"]
+    for round_ in range(2):
+        for name in ("test/first", "test/second"):
+            assert said(client, name, f"{name} {round_}") == f"{name} {round_}"
+            assert model(client, name)["devices"] == [{"left": "right", "right": "left"}[kept]]
+    assert model(client, "test/first")["state"] == "cold"
+    assert model(client, "test/pinned")["state"] == "ready"
+
+
+def test_what_is_idle_is_unloaded(client: httpx.Client) -> None:
+    assert said(client, "test/brief", "hello") == "hello"
+    wait_for(lambda: model(client, "test/brief")["state"] == "cold", 30, "the idle model to be unloaded")
+
+
+def test_all_who_wait_for_a_model_share_one_load(appliance: Appliance, client: httpx.Client) -> None:
+    with ThreadPoolExecutor(5) as pool:
+        texts = list(pool.map(lambda text: said(client, "test/slow", text), "abcde"))
+    assert texts == list("abcde")
+    log = (appliance.home / "logs" / "appliance.log").read_text()
+    assert log.count("model test/slow is loaded on") == 1
