@@ -19,10 +19,12 @@ from appliance.catalogue import Catalogue
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
 from appliance.config import Config
+from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.hardware import Device, cpu_threads
 from appliance.placement import build_scheduler
 from appliance.store import SQLiteStore, Store, VersionRow
+from appliance.webhooks import Webhooks
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         first_seen = (await store.record_version(row)).created_at
         entries.append(msgspec.structs.replace(entry, created_at=first_seen))
     models = Catalogue(entries)
+    egress = Egress(config.egress.allow)
+    webhooks = Webhooks(store, egress)
     engine = Engine(
         limits=config.limits,
         catalogue=models,
@@ -78,6 +82,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         kinds={device.name: device.kind for device in settings.devices},
+        observe=webhooks.observe,
     )
     return Services(
         config=config,
@@ -85,6 +90,8 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         store=store,
         engine=engine,
         auth=Auth(store),
+        egress=egress,
+        webhooks=webhooks,
         devices=settings.devices,
         started_at=now,
     )
@@ -119,6 +126,7 @@ class Gateway:
         """
         unfinished = await self._services.engine.drain(seconds)
         await self._services.engine.close()
+        await self._services.webhooks.close()
         await self._services.store.close()
         self._server.should_exit = True
         return unfinished
@@ -138,6 +146,7 @@ async def start_gateway(settings: Settings) -> Gateway:
     await store.own(OWN_PATIENCE)
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
+    await services.webhooks.start()
     await services.engine.start()
     server = uvicorn.Server(
         uvicorn.Config(

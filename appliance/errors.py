@@ -11,6 +11,7 @@
     |   |-- BodyTooLarge           413  the body is over the configured limit
     |   |-- InvalidInput           422  one or more fields are wrong; names each
     |   |-- InvalidVersion         422  the version does not exist
+    |   |-- AddressRefused         422  the address may not be reached on a caller's behalf
     |   `-- Throttled              429  a queue or rate limit is reached; says when to retry
     |-- ShuttingDown               503  the appliance is draining and takes no new work
     |-- StoreError                 the database refused; the request can be retried
@@ -177,6 +178,13 @@ class InvalidVersion(RequestError):
         super().__init__(
             "The specified version does not exist (or perhaps you don't have permission to use it?)"
         )
+
+
+class AddressRefused(RequestError):
+    """An address may not be reached on a caller's behalf."""
+
+    status = 422
+    title = "Address not permitted"
 
 
 class Throttled(RequestError):

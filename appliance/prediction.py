@@ -36,6 +36,8 @@ class Status(StrEnum):
 
 TERMINAL: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.ABORTED})
 
+WEBHOOK_EVENTS: Final = ("start", "output", "logs", "completed")
+
 #: status -> the statuses it may move to. `processing -> starting` is a re-queue after a lost host.
 MOVES: Final[dict[Status, frozenset[Status]]] = {
     Status.STARTING: frozenset({Status.PROCESSING, Status.FAILED, Status.CANCELED, Status.ABORTED}),
@@ -99,6 +101,14 @@ class Job(msgspec.Struct, frozen=True):
     input: dict[str, Any]
 
 
+class Webhook(msgspec.Struct, frozen=True):
+    """Where events of a prediction are sent."""
+
+    url: str
+    events: tuple[str, ...]  # of WEBHOOK_EVENTS
+    origin: str  # of the request that asked for it; addresses in what is sent begin with it
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """One request and all that is known of it. Times are Unix seconds, UTC."""
 
@@ -121,6 +131,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0  # runs begun so far; 1 while the first is under way
     n: int = 0  # last event of this attempt that is applied
     data_removed: bool = False
+    webhook: Webhook | None = None
 
     def evolve(self, **changes: Any) -> Prediction:
         """A copy with ``changes`` applied."""

@@ -60,6 +60,9 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
         shown["completed_at"] = timestamp(record.completed_at)
     if record.metrics:
         shown["metrics"] = record.metrics
+    if record.webhook is not None:
+        shown["webhook"] = record.webhook.url
+        shown["webhook_events_filter"] = list(record.webhook.events)
     if record.deadline is not None:
         shown["deadline"] = timestamp(record.deadline)
     return shown

@@ -33,6 +33,7 @@ class Bench:
         self.stream = entry("test/stream", stream=True)
         self.big = entry("test/big")
         self.cluster = LocalCluster()
+        self.observed: list[Prediction] = []
 
     async def start(self) -> Bench:
         entries = [self.echo, self.stream, self.big]
@@ -57,6 +58,7 @@ class Bench:
             home=self.folder,
             threads=1,
             kinds={"cpu": "cpu"},
+            observe=self.observed.append,
         )
         await self.engine.start()
         return self

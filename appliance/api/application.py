@@ -18,12 +18,13 @@ from appliance.api.models import Models
 from appliance.api.predictions import Predictions
 from appliance.api.services import Services
 from appliance.api.streams import Streams
+from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
 
 _log = logging.getLogger(__name__)
 
 #: What answers, in the order in which routes are tried.
-RESOURCES: Final = (Predictions, Streams, Models, Account, Admin)
+RESOURCES: Final = (Predictions, Streams, Models, Account, WebhookKeys, Admin)
 
 _CORS: Final = {
     "access-control-allow-credentials": "true",

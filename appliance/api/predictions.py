@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance import wire
-from appliance.api import answers, paging, requests
+from appliance.api import answers, paging, requests, webhooks
 from appliance.api.services import Services
 from appliance.catalogue import Entry
 from appliance.errors import FieldProblem, InvalidInput
@@ -47,7 +47,7 @@ class Predictions:
         given = await self._body(request)
         requests.check_keys(given, required=("version", "input"))
         entry = self._services.catalogue.by_spec(requests.text(given, "version"))
-        return await self._create(request, caller, entry, given["input"])
+        return await self._create(request, caller, entry, given)
 
     async def create_for_model(self, request: Request) -> Response:
         """``POST /models/{owner}/{name}/predictions``."""
@@ -55,7 +55,7 @@ class Predictions:
         entry = self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params))
         given = await self._body(request)
         requests.check_keys(given, required=("input",))
-        return await self._create(request, caller, entry, given["input"])
+        return await self._create(request, caller, entry, given)
 
     async def create_for_version(self, request: Request) -> Response:
         """``POST /models/{version id}/predictions``, which LiteLLM makes of ``owner/name:version``."""
@@ -64,7 +64,7 @@ class Predictions:
         entry = self._services.catalogue.by_spec(version if _VERSION.fullmatch(version) else "")
         given = await self._body(request)
         requests.check_keys(given, required=("input",), optional=("version",))
-        return await self._create(request, caller, entry, given["input"])
+        return await self._create(request, caller, entry, given)
 
     async def get(self, request: Request) -> Response:
         """``GET /predictions/{id}``."""
@@ -110,11 +110,17 @@ class Predictions:
             )
         )
 
-    async def _create(self, request: Request, caller: Token, entry: Entry, input: Any) -> Response:
+    async def _create(self, request: Request, caller: Token, entry: Entry, given: dict[str, Any]) -> Response:
         wait = requests.wait(request)
         engine = self._services.engine
-        record = await engine.submit(entry, input, owner=caller.owner, deadline=requests.deadline(request))
         base = self._base(request)
+        record = await engine.submit(
+            entry,
+            given["input"],
+            owner=caller.owner,
+            deadline=requests.deadline(request),
+            webhook=webhooks.webhook(given, base, self._services),
+        )
         headers = {"Location": f"{base}/v1/predictions/{record.id}"}
         if wait is None:
             return answers.json(wire.accepted(record, base), 201, headers)

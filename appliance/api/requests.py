@@ -23,9 +23,9 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
 
-# Accepted with any value and without effect: clients send them although they are long gone (rule 13).
-_IGNORED: Final = frozenset({"stream", "webhook_completed"})
-_WEBHOOKS: Final = frozenset({"webhook", "webhook_events_filter"})
+# The first two are without effect: clients send them although they are long gone (rule 13). The others are
+# checked by `webhooks.webhook`.
+_PASSED: Final = frozenset({"stream", "webhook_completed", "webhook", "webhook_events_filter"})
 
 
 class Wait(NamedTuple):
@@ -86,19 +86,8 @@ def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tu
     problems = [
         FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
     ]
-    for key, value in given.items():
-        if key in required or key in optional or key in _IGNORED:
-            continue
-        if key in _WEBHOOKS:
-            if key == "webhook" and value is not None:
-                problems.append(
-                    FieldProblem(
-                        "unsupported",
-                        key,
-                        "Webhooks are not sent by this version of the appliance: leave the key out, and "
-                        "poll, stream or wait for the prediction",
-                    )
-                )
+    for key in given:
+        if key in required or key in optional or key in _PASSED:
             continue
         problems.append(
             FieldProblem("additional_property_not_allowed", "", f"Additional property {key} is not allowed")

@@ -7,9 +7,11 @@ import msgspec
 from appliance.auth import Auth
 from appliance.catalogue import Catalogue
 from appliance.config import Config
+from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.hardware import Device
 from appliance.store import Store
+from appliance.webhooks import Webhooks
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,5 +22,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     engine: Engine
     auth: Auth
+    egress: Egress
+    webhooks: Webhooks
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds

@@ -42,7 +42,7 @@ def create(
     made = token.Token(
         id=token.new_id(), name=name, owner=owner, digest=token.digest(secret), created_at=time.time()
     )
-    _in_store(config, home, lambda store: store.add_token(made))
+    in_store(config, home, lambda store: store.add_token(made))
     if as_json:
         typer.echo(json.dumps({**_shown(made), "token": secret}))
     else:
@@ -53,7 +53,7 @@ def create(
 @group.command(name="list")
 def list_tokens(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List every token, without its secret."""
-    found = _in_store(config, home, lambda store: store.list_tokens())
+    found = in_store(config, home, lambda store: store.list_tokens())
     if as_json:
         typer.echo(json.dumps([_shown(known) for known in found], indent=2))
         return
@@ -70,13 +70,14 @@ def revoke(
     home: HomeOption = None,
 ) -> None:
     """Revoke a token; a running appliance refuses it within a second."""
-    revoked = _in_store(config, home, lambda store: store.revoke_token(id))
+    revoked = in_store(config, home, lambda store: store.revoke_token(id))
     if revoked is None:
         raise ApplianceError(f"there is no token {id}; `appliance token list` shows them")
     typer.echo(f"token {id} ({revoked.name}) is revoked")
 
 
-def _in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore], Awaitable[T]]) -> T:
+def in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore], Awaitable[T]]) -> T:
+    """What ``act`` gives on the database of the data folder, which a running appliance may be using."""
     from appliance.store import SQLiteStore
 
     folder = home_folder(home, load_config(config))

@@ -20,13 +20,21 @@ from appliance.config.models import (
 )
 from appliance.config.options import EchoOptions, Options, VllmOptions
 from appliance.config.problems import Problem, disagreements, refusal, translate
-from appliance.config.sections import Config, DeviceConfig, HardwareConfig, LimitsConfig, ServerConfig
+from appliance.config.sections import (
+    Config,
+    DeviceConfig,
+    EgressConfig,
+    HardwareConfig,
+    LimitsConfig,
+    ServerConfig,
+)
 
 __all__ = [
     "Config",
     "DeviceConfig",
     "EchoModel",
     "EchoOptions",
+    "EgressConfig",
     "FolderSource",
     "HardwareConfig",
     "HubSource",

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from appliance.config.models import EchoModel, VllmModel
 from appliance.config.section import Section, size, subsection
-from appliance.config.values import Address, Bytes, DeviceName, FilePath, Seconds
+from appliance.config.values import Address, Bytes, DeviceName, FilePath, NetworkName, Seconds
 
 
 class ServerConfig(Section):
@@ -74,6 +74,16 @@ class LimitsConfig(Section):
     )
 
 
+class EgressConfig(Section):
+    """What may be reached because a caller asks for it."""
+
+    allow: tuple[NetworkName, ...] = Field(
+        default=(),
+        strict=False,
+        description="Networks that webhooks may reach although they are private, link-local or loopback.",
+    )
+
+
 class DeviceConfig(Section):
     """A logical device: a part of main memory on which models are placed as if it were a GPU."""
 
@@ -118,6 +128,7 @@ class Config(Section):
 
     server: ServerConfig = subsection(ServerConfig(), "Address, account, data folder.")
     limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
+    egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
     models: tuple[Annotated[EchoModel | VllmModel, Discriminator("kind")], ...] = Field(
         strict=False, min_length=1, description="The models that can be called."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -103,6 +104,15 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return folder / path
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise PydanticCustomError(
+            "network", 'should be a network such as "10.0.0.0/8", "127.0.0.1/32" or "fd00::/8"'
+        ) from error
+
+
 def _pattern(pattern: re.Pattern[str]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$"})
 
@@ -123,5 +133,6 @@ Seconds = Annotated[
 ]
 ModelName = Annotated[str, AfterValidator(_name), _pattern(_NAME)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
+NetworkName = Annotated[str, AfterValidator(_network)]
 Address = Annotated[str, AfterValidator(_address), _pattern(_ADDRESS)]
 FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]

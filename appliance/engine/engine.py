@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
 from appliance.errors import InvalidVersion, NotFound, RequestError, ShuttingDown, StoreError, Throttled
-from appliance.prediction import Prediction, Status, new_id, new_stream_token
+from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.scheduler import Residency, Scheduler
 from appliance.store import Cursor, Store
 
@@ -38,8 +38,12 @@ class Engine:
         home: Path,
         threads: int,
         kinds: dict[str, str],
+        observe: Callable[[Prediction], None],
     ) -> None:
-        """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda."""
+        """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda.
+
+        ``observe`` is told of every change of a prediction, after its status is stored.
+        """
         self._limits = limits
         self._catalogue = catalogue
         self._store = store
@@ -54,6 +58,7 @@ class Engine:
             cluster=cluster,
             scheduler=scheduler,
             loads=self._loads,
+            observe=observe,
         )
 
     async def start(self) -> None:
@@ -73,6 +78,7 @@ class Engine:
         owner: str,
         deadline: float | None = None,
         source: str = "api",
+        webhook: Webhook | None = None,
     ) -> Prediction:
         """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
 
@@ -96,6 +102,7 @@ class Engine:
             created_at=round(time.time(), 6),  # as precise as it is shown, so that callers can filter by it
             deadline=deadline,
             source=source,
+            webhook=webhook,
             stream_token=new_stream_token(),
         )
         # Writes keep their order, so the claim may be queued before the creation is committed; nobody
@@ -284,7 +291,7 @@ class Engine:
         except RequestError:
             reason = f"version {prediction.version} of {prediction.model} is no longer served here"
             record = prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
-            self._loop.spawn(self._loop.write_end(record))
+            self._loop.spawn(self._loop.end_unserved(record))
             return
         waiting = prediction.status is Status.STARTING
         live = self._loop.admit(prediction, entry, validated, queue=waiting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from appliance.catalogue import Catalogue, Entry
@@ -41,6 +41,7 @@ class Loop:
         cluster: Cluster,
         scheduler: Scheduler,
         loads: Loads,
+        observe: Callable[[Prediction], None],
     ) -> None:
         """Nothing happens before ``start``."""
         self._limits = limits
@@ -49,6 +50,7 @@ class Loop:
         self._cluster = cluster
         self._scheduler = scheduler
         self._loads = loads
+        self._observe = observe
         self.live: dict[str, Live] = {}
         self.draining = False
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
@@ -138,7 +140,7 @@ class Loop:
         if live.ending:  # canceled meanwhile: its end is written behind the claim
             self._free(live.id, model)
             return
-        live.show(claimed)
+        self._show(live, claimed)
         if live.id not in self._scheduler.running(model):
             self.retry_or_fail(live, "its engine host died before it began")
             return
@@ -191,7 +193,11 @@ class Loop:
             return
         if emitted.n > live.prediction.n:
             live.unsaved.append((emitted.n, event))
-            live.show(live.prediction.apply(event, emitted.n))
+            self._show(live, live.prediction.apply(event, emitted.n))
+
+    def _show(self, live: Live, record: Prediction) -> None:
+        live.show(record)
+        self._observe(record)
 
     def _left(self, model: str, emitted: Emitted) -> None:
         """The host has let go of a prediction: its slot is free."""
@@ -224,8 +230,12 @@ class Loop:
     async def _finish(self, live: Live, record: Prediction) -> None:
         stored = await self.write_end(record)
         self.live.pop(live.id, None)
-        live.show(stored)
+        self._show(live, stored)
         self._cluster.acknowledge(live.entry.name, live.id)
+
+    async def end_unserved(self, record: Prediction) -> None:
+        """Store the end of a prediction that is not live here, because its version is not served any more."""
+        self._observe(await self.write_end(record))
 
     async def write_end(self, record: Prediction) -> Prediction:
         """Store a terminal record, however long that takes; returns what is stored."""
@@ -297,7 +307,7 @@ class Loop:
         if live.ending:
             return
         live.claimed = False
-        live.show(record)
+        self._show(live, record)
         if record.deadline is not None:
             delay = max(0.0, record.deadline - time.time())
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))

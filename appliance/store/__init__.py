@@ -1,6 +1,6 @@
 """Where predictions, versions and tokens are kept; the only package with SQL in it."""
 
-from appliance.store.base import Cursor, Progress, Store, VersionRow
+from appliance.store.base import Cursor, Delivery, Progress, Store, VersionRow
 from appliance.store.sqlite import SQLiteStore
 
-__all__ = ["Cursor", "Progress", "SQLiteStore", "Store", "VersionRow"]
+__all__ = ["Cursor", "Delivery", "Progress", "SQLiteStore", "Store", "VersionRow"]

@@ -17,6 +17,7 @@ Progress = Log | Output | Metric
 # Named here because the method ``list`` hides the builtin inside a store's class body.
 Predictions = list[Prediction]
 Tokens = list[Token]
+Keys = list[str]
 
 
 class Cursor(NamedTuple):
@@ -40,6 +41,18 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Versions = list[VersionRow]
+
+
+class Delivery(NamedTuple):
+    """The last webhook of a finished prediction, which is still to be delivered."""
+
+    id: str  # of the message, the same at every attempt
+    prediction: str
+    attempts: int  # that have failed
+    due_at: float  # Unix seconds
+
+
+Deliveries = list[Delivery]
 
 
 class Store(Protocol):
@@ -100,6 +113,8 @@ class Store(Protocol):
 
     def finish(self, prediction: Prediction) -> asyncio.Future[None]:
         """Write the whole terminal record, once, and delete its events in the same transaction.
+
+        A webhook that wants to hear of the end is due from the same transaction on.
 
         Refused with StatusConflict when the stored prediction is terminal, or ``MOVES`` does not lead from
         its status to this one. Attempts are not compared: a cancel may be decided before a queued ``claim``.
@@ -172,4 +187,27 @@ class Store(Protocol):
 
     def revoke_token(self, id: str) -> asyncio.Future[Token | None]:
         """Revoke a token now and return it; None when there is none. A second time changes nothing."""
+        ...
+
+    async def due_deliveries(self, now: float, limit: int) -> Deliveries:
+        """What is due at ``now``, longest due first."""
+        ...
+
+    async def next_delivery(self) -> float | None:
+        """When something is due next, Unix seconds; None when nothing is."""
+
+    def postpone_delivery(self, id: str, attempts: int, due_at: float) -> asyncio.Future[None]:
+        """A delivery has failed ``attempts`` times and is due again at ``due_at``."""
+        ...
+
+    def end_delivery(self, id: str) -> asyncio.Future[None]:
+        """It is delivered, or given up."""
+        ...
+
+    async def webhook_keys(self, now: float) -> Keys:
+        """The keys that sign webhooks, newest first; several while one replaces another."""
+        ...
+
+    def add_webhook_key(self, key: str, now: float, keep: float) -> asyncio.Future[None]:
+        """Sign with ``key`` from now on; the others expire after ``keep`` seconds."""
         ...

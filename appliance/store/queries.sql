@@ -4,10 +4,10 @@
 -- A new prediction without its input; refused when the id or the stream token exists.
 INSERT INTO predictions (
     id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
-    attempt, n, data_removed, error, logs, output, metrics
+    attempt, n, data_removed, error, logs, output, metrics, webhook
 ) VALUES (
     :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
-    :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics
+    :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook
 );
 
 -- query: insert_input
@@ -38,21 +38,21 @@ ON CONFLICT DO NOTHING;
 -- query: prediction_by_id
 -- One prediction with its input.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.id = :id;
 
 -- query: prediction_by_stream_token
 -- The prediction whose urls.stream carries this token.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
 -- query: unfinished_predictions
 -- All that are neither finished nor given up, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
 ORDER BY p.created_at, p.id;
@@ -67,7 +67,7 @@ ORDER BY e.n;
 -- query: predictions_older
 -- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
@@ -77,7 +77,7 @@ LIMIT :limit;
 -- query: predictions_newer
 -- The page of predictions just above a place, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
@@ -126,3 +126,39 @@ SELECT id, name, owner, digest, created_at, revoked_at FROM tokens ORDER BY crea
 -- query: revoke_token
 -- Revoke a token; one revoked before keeps its time.
 UPDATE tokens SET revoked_at = :revoked_at WHERE id = :id AND revoked_at IS NULL;
+
+-- query: insert_delivery
+-- What is to be delivered of a prediction that is finished.
+INSERT INTO deliveries (id, prediction, attempts, due_at) VALUES (:id, :prediction, 0, :due_at);
+
+-- query: due_deliveries
+-- What is due, longest due first.
+SELECT id, prediction, attempts, due_at FROM deliveries WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
+
+-- query: next_delivery
+-- When something is due next.
+SELECT min(due_at) FROM deliveries;
+
+-- query: postpone_delivery
+-- A delivery that has failed is due again later.
+UPDATE deliveries SET attempts = :attempts, due_at = :due_at WHERE id = :id;
+
+-- query: delete_delivery
+-- It is delivered, or given up.
+DELETE FROM deliveries WHERE id = :id;
+
+-- query: webhook_keys
+-- The keys that are valid, newest first.
+SELECT key FROM webhook_keys WHERE expires_at IS NULL OR expires_at > :now ORDER BY created_at DESC;
+
+-- query: insert_webhook_key
+-- A new key.
+INSERT INTO webhook_keys (key, created_at) VALUES (:key, :now);
+
+-- query: expire_webhook_keys
+-- The other keys are not used for ever.
+UPDATE webhook_keys SET expires_at = :expires_at WHERE key <> :key AND expires_at IS NULL;
+
+-- query: delete_webhook_keys
+-- Keys that have expired are of no use to anyone.
+DELETE FROM webhook_keys WHERE expires_at <= :now;

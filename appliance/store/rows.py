@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from appliance.errors import StoreError, Unstorable
-from appliance.prediction import Prediction, Status
-from appliance.store.base import Progress, VersionRow
+from appliance.prediction import Prediction, Status, Webhook
+from appliance.store.base import Delivery, Progress, VersionRow
 from appliance.token import Token
 
 Row = tuple[Any, ...]
@@ -71,6 +71,7 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
         "logs": prediction.logs,
         "output": None if prediction.output is None else pack(prediction.output),
         "metrics": pack(prediction.metrics) if prediction.metrics else None,
+        "webhook": None if prediction.webhook is None else pack(prediction.webhook),
     }
 
 
@@ -78,7 +79,8 @@ def prediction(row: Row) -> Prediction:
     """A row of ``prediction_by_id`` and its like; the order is that of the query."""
     (
         id, model, version, owner, status, source, created_at, started_at, completed_at, deadline,
-        stream_token, attempt, n, data_removed, error, logs, output, metrics, input,
+        stream_token, attempt, n, data_removed, error, logs, output, metrics, webhook,
+        input,
     ) = row  # fmt: skip
     return Prediction(
         id=id,
@@ -100,6 +102,7 @@ def prediction(row: Row) -> Prediction:
         attempt=attempt,
         n=n,
         data_removed=bool(data_removed),
+        webhook=None if webhook is None else unpack(webhook, Webhook),
     )
 
 
@@ -120,6 +123,12 @@ def token(row: Row) -> Token:
     """A row of ``tokens``."""
     id, name, owner, digest, created_at, revoked_at = row
     return Token(id=id, name=name, owner=owner, digest=digest, created_at=created_at, revoked_at=revoked_at)
+
+
+def delivery(row: Row) -> Delivery:
+    """A row of ``due_deliveries``."""
+    id, prediction, attempts, due_at = row
+    return Delivery(id, prediction, attempts, due_at)
 
 
 def token_columns(token: Token) -> dict[str, Any]:

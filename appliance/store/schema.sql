@@ -87,3 +87,27 @@ CREATE TABLE tokens (
     created_at REAL NOT NULL,
     revoked_at REAL
 ) WITHOUT ROWID;
+
+-- step: 2
+-- Webhooks.
+
+-- Where a prediction's events are sent, as msgpack; it never changes.
+ALTER TABLE predictions ADD COLUMN webhook BLOB;
+
+-- The last event of a prediction, from the moment it is finished until it is delivered or given up. The body is
+-- made of the prediction when it is sent: a finished one does not change.
+CREATE TABLE deliveries (
+    id         TEXT PRIMARY KEY,
+    prediction TEXT NOT NULL,
+    attempts   INTEGER NOT NULL,
+    due_at     REAL NOT NULL
+) WITHOUT ROWID;
+
+CREATE INDEX deliveries_by_time ON deliveries (due_at);
+
+-- The keys that sign what is sent; an older one is used beside the newest until it expires.
+CREATE TABLE webhook_keys (
+    key        TEXT PRIMARY KEY,
+    created_at REAL NOT NULL,
+    expires_at REAL
+) WITHOUT ROWID;

@@ -14,9 +14,19 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from appliance.errors import StatusConflict, StoreError
-from appliance.prediction import MOVES, Done, Prediction, Status
+from appliance.prediction import MOVES, Done, Prediction, Status, new_id
 from appliance.store import rows
-from appliance.store.base import Cursor, Predictions, Progress, Store, Tokens, VersionRow, Versions
+from appliance.store.base import (
+    Cursor,
+    Deliveries,
+    Keys,
+    Predictions,
+    Progress,
+    Store,
+    Tokens,
+    VersionRow,
+    Versions,
+)
 from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
 from appliance.store.owner import OwnerLock
 from appliance.store.queries import QUERIES
@@ -146,6 +156,10 @@ class SQLiteStore(Store):
             }
             if connection.execute(QUERIES["move_prediction"], columns).rowcount != 1:
                 raise _conflict(connection, prediction.id, f"become {prediction.status}")
+            webhook = prediction.webhook
+            if prediction.status.terminal and webhook is not None and "completed" in webhook.events:
+                due = {"id": f"msg_{new_id()}", "prediction": prediction.id, "due_at": time.time()}
+                connection.execute(QUERIES["insert_delivery"], due)
 
         return self._write(action)
 
@@ -293,7 +307,52 @@ class SQLiteStore(Store):
 
         return self._write(action)
 
+    # -- webhooks
+
+    async def due_deliveries(self, now: float, limit: int) -> Deliveries:
+        """See ``Store.due_deliveries``."""
+        query, parameters = QUERIES["due_deliveries"], {"now": now, "limit": limit}
+        return await self._read(
+            lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
+        )
+
+    async def next_delivery(self) -> float | None:
+        """See ``Store.next_delivery``."""
+        row = self._row("next_delivery", {})
+        return None if row is None else row[0]
+
+    def postpone_delivery(self, id: str, attempts: int, due_at: float) -> asyncio.Future[None]:
+        """See ``Store.postpone_delivery``."""
+        return self._change("postpone_delivery", {"id": id, "attempts": attempts, "due_at": due_at})
+
+    def end_delivery(self, id: str) -> asyncio.Future[None]:
+        """See ``Store.end_delivery``."""
+        return self._change("delete_delivery", {"id": id})
+
+    async def webhook_keys(self, now: float) -> Keys:
+        """See ``Store.webhook_keys``."""
+        query = QUERIES["webhook_keys"]
+        return await self._read(
+            lambda connection: [row[0] for row in connection.execute(query, {"now": now})]
+        )
+
+    def add_webhook_key(self, key: str, now: float, keep: float) -> asyncio.Future[None]:
+        """See ``Store.add_webhook_key``."""
+
+        def action(connection: sqlite3.Connection) -> None:
+            connection.execute(QUERIES["delete_webhook_keys"], {"now": now})
+            connection.execute(QUERIES["expire_webhook_keys"], {"key": key, "expires_at": now + keep})
+            connection.execute(QUERIES["insert_webhook_key"], {"key": key, "now": now})
+
+        return self._write(action)
+
     # Ways to the database
+
+    def _change(self, query: str, parameters: Parameters) -> asyncio.Future[None]:
+        def action(connection: sqlite3.Connection) -> None:
+            connection.execute(QUERIES[query], parameters)
+
+        return self._write(action)
 
     def _write(self, action: Action[T]) -> asyncio.Future[T]:
         if self._writer is None:

@@ -18,8 +18,11 @@ from appliance.api.services import Services
 from appliance.auth import Auth
 from appliance.catalogue import Catalogue
 from appliance.config import Config
+from appliance.egress import Egress
 from appliance.hardware import Device
+from appliance.prediction import Webhook
 from appliance.token import Token
+from appliance.webhooks import Webhooks
 from tests.engines import MIB, Bench
 
 SECRET = "a secret with spaces"
@@ -88,11 +91,14 @@ async def api(bench: Bench) -> AsyncIterator[Api]:
         store=bench.store,
         engine=bench.engine,
         auth=Auth(bench.store),
+        egress=(egress := Egress(())),
+        webhooks=(webhooks := Webhooks(bench.store, egress)),
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
         started_at=time.time(),
     )
     async with Api(services) as client:
         yield client
+    await webhooks.close()
 
 
 def entry_row(entry: Any) -> Any:
@@ -127,6 +133,7 @@ GUARDED = (
     ("POST", "/v1/models/test/echo/predictions"),
     ("GET", "/v1/predictions/x"),
     ("POST", "/v1/predictions/x/cancel"),
+    ("GET", "/v1/webhooks/default/secret"),
     ("GET", "/admin/status"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
@@ -257,19 +264,67 @@ async def test_each_wrong_field_is_named(api: Api, body: Any, rows: list[Any]) -
     assert (await api.get("/v1/predictions")).json()["results"] == []
 
 
-async def test_a_webhook_is_refused_not_forgotten(api: Api) -> None:
-    body = {"version": "test/echo", "input": {}, "webhook": "https://example.org/hook"}
-    reply = await api.post("/v1/predictions", json=body)
+@pytest.mark.parametrize(
+    ("webhook", "kind"),
+    [
+        ("ftp://example.org/x", "format"),
+        ("example.org", "format"),
+        ("", "format"),
+        ("http://", "format"),
+        ("http://[", "format"),
+        (7, "invalid_type"),
+        ("http://127.0.0.1/x", "address"),
+        ("http://[::1]:80/x", "address"),
+        ("https://localhost/x", "address"),
+        ("http://169.254.169.254/latest", "address"),
+        ("http://10.1.2.3/x", "address"),
+        ("http://[::ffff:192.168.0.1]/", "address"),
+    ],
+)
+async def test_a_webhook_that_cannot_be_is_refused(api: Api, webhook: Any, kind: str) -> None:
+    reply = await api.post("/v1/predictions", json={"version": "test/echo", "input": {}, "webhook": webhook})
     assert reply.status_code == 422
-    assert reply.json()["invalid_fields"][0]["field"] == "webhook"
-    harmless = {
-        **body,
+    assert [(row["type"], row["field"]) for row in reply.json()["invalid_fields"]] == [(kind, "webhook")]
+
+
+async def test_a_webhook_event_that_is_none_is_refused(api: Api) -> None:
+    body = {"version": "test/echo", "input": {}, "webhook": "https://example.org/x"}
+    reply = await api.post("/v1/predictions", json={**body, "webhook_events_filter": ["start", "end", 1]})
+    rows = reply.json()["invalid_fields"]
+    assert [row["field"] for row in rows] == ["webhook_events_filter.1", "webhook_events_filter.2"]
+    reply = await api.post("/v1/predictions", json={**body, "webhook_events_filter": "start"})
+    assert reply.json()["invalid_fields"][0]["type"] == "invalid_type"
+
+
+async def test_a_webhook_is_shown_with_the_prediction(api: Api) -> None:
+    body = {"version": "test/echo", "input": {}, "webhook": "https://example.org/hook"}
+    record = (await api.post("/v1/predictions", json={**body, "webhook_events_filter": ["start"]})).json()
+    assert record["webhook"] == "https://example.org/hook"
+    assert record["webhook_events_filter"] == ["start"]
+    stored = await api.services.store.get(record["id"])
+    assert stored is not None
+    assert stored.webhook == Webhook("https://example.org/hook", ("start",), "http://models.example.org:8000")
+
+
+async def test_keys_without_effect_pass(api: Api) -> None:
+    harmless: dict[str, Any] = {
         "webhook": None,
         "webhook_completed": "x",
         "stream": True,
         "webhook_events_filter": [],
     }
-    assert (await api.post("/v1/predictions", json=harmless)).status_code == 201
+    reply = await api.post("/v1/predictions", json={"version": "test/echo", "input": {}, **harmless})
+    assert reply.status_code == 201
+    assert "webhook" not in reply.json()
+
+
+async def test_the_key_of_webhooks_is_one_that_clients_can_read(api: Api) -> None:
+    await api.services.webhooks.start()
+    (await api.get("/v1/webhooks/default/secret")).raise_for_status()
+    key = (await api.get("/v1/webhooks/default/secret")).json()["key"]
+    assert key.startswith("whsec_")
+    assert len(key.split("_")) == 2
+    assert len(key) == len("whsec_") + 32
 
 
 @pytest.mark.parametrize(
@@ -324,6 +379,8 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) ->
             store=bench.store,
             engine=bench.engine,
             auth=Auth(bench.store),
+            egress=(egress := Egress(())),
+            webhooks=Webhooks(bench.store, egress),
             devices=(),
             started_at=0,
         )

@@ -90,6 +90,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
     documented = {
         "ServerConfig": set(everything["server"]),
         "LimitsConfig": set(everything["limits"]),
+        "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above
         "VllmModel": set(language_model) | {key for place in sources for key in place},

@@ -283,6 +283,9 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
     connection.close()
     whole_tables = {
         "run_counts": ["SCAN run_counts"],
+        "webhook_keys": ["SCAN webhook_keys", "USE TEMP B-TREE FOR ORDER BY"],  # there are one or two
+        "expire_webhook_keys": ["SCAN webhook_keys"],
+        "delete_webhook_keys": ["SCAN webhook_keys"],
         "all_tokens": ["SCAN tokens", "USE TEMP B-TREE FOR ORDER BY"],
     }
     slow = [step for step in plan if step.startswith(("SCAN", "USE TEMP")) and "USING INDEX" not in step]

@@ -1,0 +1,205 @@
+"""Webhooks: events of predictions, signed and sent to whoever asked for them (replicate-api section 5).
+
+The last event of a prediction is in the store from the same transaction on as its end, and stays there
+until it is delivered or given up, so neither a restart nor a receiver that is away loses it. Earlier events
+are sent once: what they say is in the last one too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from appliance import __version__, wire
+from appliance.egress import Egress
+from appliance.errors import AddressRefused
+from appliance.prediction import Prediction, Status, new_id
+from appliance.store import Delivery, Store
+
+_log = logging.getLogger(__name__)
+
+#: Seconds before each further attempt at the last event; the last one is about a minute after the first.
+RETRIES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+THROTTLE: Final = 0.5  # seconds between events about output or logs of one prediction
+TIMEOUT: Final = 10.0  # seconds for one attempt
+AT_ONCE: Final = 32  # requests
+_PREFIX: Final = "whsec_"
+_KEY_BYTES: Final = 24
+
+
+def new_key() -> str:
+    """A fresh key. Standard base64 without an underscore in it: two official clients split at those."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
+
+
+def signature(key: str, id: str, timestamp: int, body: bytes) -> str:
+    """``v1,<base64>``: HMAC-SHA256 over exactly what is sent."""
+    secret = base64.b64decode(key.removeprefix(_PREFIX))
+    signed = b".".join((id.encode(), str(timestamp).encode(), body))
+    return "v1," + base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
+
+
+def headers(keys: Sequence[str], id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """What is sent with ``body``; signed with every valid key, so that keys can be replaced without a gap."""
+    return {
+        "content-type": "application/json",
+        "user-agent": f"appliance/{__version__}",
+        "webhook-id": id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signature(key, id, timestamp, body) for key in keys),
+    }
+
+
+class _Watched:
+    """A prediction under way whose events someone wants."""
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+        self.output: Any = None
+        self.logs = ""
+        self.latest: Prediction | None = None  # to be sent when the timer ends
+        self.sent_at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Webhooks:
+    """Sends events; lives on the gateway's loop."""
+
+    def __init__(self, store: Store, egress: Egress) -> None:
+        """Nothing is sent before ``start``."""
+        self._store = store
+        self._client = egress.client(TIMEOUT)
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._watched: dict[str, _Watched] = {}
+        self._under_way: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+
+    async def start(self) -> None:
+        """Make sure of a key, and go on with what is still to be delivered."""
+        now = time.time()
+        if not await self._store.webhook_keys(now):
+            await self._store.add_webhook_key(new_key(), now, 0.0)
+        self._spawn(self._deliver_for_ever())
+
+    async def close(self) -> None:
+        """Stop sending; what is still to be delivered stays stored."""
+        for watched in self._watched.values():
+            if watched.timer is not None:
+                watched.timer.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    def observe(self, record: Prediction) -> None:
+        """A prediction has become ``record``, which is stored as far as its status goes."""
+        webhook = record.webhook
+        if webhook is None:
+            return
+        if record.status.terminal:
+            watched = self._watched.pop(record.id, None)
+            if watched is not None and watched.timer is not None:
+                watched.timer.cancel()
+            self._wake.set()
+        elif record.status is Status.PROCESSING:
+            watched = self._watched.get(record.id)
+            if watched is None or watched.attempt != record.attempt:
+                self._watched[record.id] = _Watched(record.attempt)
+                if "start" in webhook.events:
+                    self._spawn(self._send_once(record))
+                return
+            self._look(watched, record, webhook.events)
+
+    def _look(self, watched: _Watched, record: Prediction, events: Sequence[str]) -> None:
+        new = ("output" in events and record.output is not watched.output) or (
+            "logs" in events and record.logs != watched.logs
+        )
+        watched.output, watched.logs = record.output, record.logs
+        if not new:
+            return
+        watched.latest = record
+        if watched.timer is None:
+            loop = asyncio.get_running_loop()
+            delay = max(0.0, watched.sent_at + THROTTLE - loop.time())
+            watched.timer = loop.call_later(delay, self._send_latest, watched)
+
+    def _send_latest(self, watched: _Watched) -> None:
+        watched.timer = None
+        watched.sent_at = asyncio.get_running_loop().time()
+        if watched.latest is not None:
+            self._spawn(self._send_once(watched.latest))
+            watched.latest = None
+
+    async def _send_once(self, record: Prediction) -> None:
+        problem = await self._post(record, f"msg_{new_id()}")
+        if problem is not None:
+            _log.info("a webhook of prediction %s was not taken: %s", record.id, problem)
+
+    async def _deliver_for_ever(self) -> None:
+        while True:
+            self._wake.clear()
+            due = await self._store.due_deliveries(time.time(), AT_ONCE)
+            for delivery in due:
+                if delivery.id not in self._under_way:
+                    self._under_way.add(delivery.id)
+                    self._spawn(self._deliver(delivery))
+            at = await self._store.next_delivery()
+            # What is under way is still due: its end wakes the loop, and so does every new delivery.
+            patience = None if at is None else max(THROTTLE, at - time.time())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), patience)
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        try:
+            record = await self._store.get(delivery.prediction)
+            problem = None if record is None else await self._post(record, delivery.id)
+            if problem is None:
+                await self._store.end_delivery(delivery.id)
+            elif delivery.attempts >= len(RETRIES):
+                _log.warning("the webhook of prediction %s is given up: %s", delivery.prediction, problem)
+                await self._store.end_delivery(delivery.id)
+            else:
+                due_at = time.time() + RETRIES[delivery.attempts]
+                await self._store.postpone_delivery(delivery.id, delivery.attempts + 1, due_at)
+        finally:
+            self._under_way.discard(delivery.id)
+            self._wake.set()
+
+    async def _post(self, record: Prediction, id: str) -> str | None:
+        """Send one event; the reason if it was not taken. Its text goes to the log, never to a caller."""
+        if record.webhook is None:
+            return None
+        body = msgspec.json.encode(wire.prediction(record, record.webhook.origin))
+        async with self._room:
+            now = time.time()
+            signed = headers(await self._store.webhook_keys(now), id, int(now), body)
+            try:
+                async with self._client.stream(
+                    "POST", record.webhook.url, content=body, headers=signed
+                ) as reply:
+                    return None if reply.is_success else f"HTTP {reply.status_code}"
+            except (httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
+                return str(error) or type(error).__name__
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task of the webhooks failed", exc_info=error)
