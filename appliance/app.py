@@ -23,6 +23,7 @@ from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.hardware import Device, cpu_threads
 from appliance.placement import build_scheduler
+from appliance.ratelimit import RateLimits
 from appliance.store import SQLiteStore, Store, VersionRow
 from appliance.webhooks import Webhooks
 
@@ -90,6 +91,9 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         store=store,
         engine=engine,
         auth=Auth(store),
+        rate_limits=RateLimits(
+            requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
+        ),
         egress=egress,
         webhooks=webhooks,
         devices=settings.devices,

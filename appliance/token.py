@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -12,6 +13,14 @@ import msgspec
 PREFIX: Final = "apl_"
 _SECRET_LENGTH: Final = 40
 _SCHEMES: Final = re.compile(r"(?i)(?:bearer|token)[ \t]+(.*)", re.DOTALL)
+
+
+class Scope(StrEnum):
+    """What a token may do; each may do what the ones before it may."""
+
+    READ = "read"  # look at everything of its account
+    RUN = "run"  # create and cancel predictions
+    ADMIN = "admin"  # load and unload models
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +32,12 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     digest: str  # of the secret, which itself is nowhere
     created_at: float
     revoked_at: float | None = None
+    scope: Scope = Scope.ADMIN
+
+    def may(self, needed: Scope) -> bool:
+        """Whether its scope covers ``needed``."""
+        ranks = list(Scope)
+        return ranks.index(self.scope) >= ranks.index(needed)
 
 
 def new_token() -> str:

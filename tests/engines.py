@@ -46,7 +46,7 @@ class Bench:
             )
             for entry in entries
         ]
-        self.store = SQLiteStore(self.folder / "appliance.db")
+        self.store = SQLiteStore(self.folder / "appliance.db", durability="normal")
         await self.store.open()
         await self.store.own()
         self.engine = Engine(

@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.api import answers
+from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.hardware import Device
+from appliance.token import Scope
 
 
 class Account:
@@ -29,7 +30,7 @@ class Account:
 
     async def get(self, request: Request) -> Response:
         """``GET /account``; also the sign-in check of some clients."""
-        caller = await self._services.auth.caller(request.headers.get("authorization"))
+        caller = await requests.caller(request, self._services, Scope.READ)
         server = self._services.config.server
         named = server.account_name if caller.owner == server.account else None
         return answers.json(
@@ -44,7 +45,7 @@ class Account:
 
     async def hardware(self, request: Request) -> Response:
         """``GET /hardware``: a bare array, each kind of device once."""
-        await self._services.auth.caller(request.headers.get("authorization"))
+        await requests.caller(request, self._services, Scope.READ)
         kinds = {sku(device): device.label for device in self._services.devices}
         return answers.json([{"name": name, "sku": key} for key, name in kinds.items()])
 

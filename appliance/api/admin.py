@@ -10,9 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance import __version__
-from appliance.api import answers
+from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.catalogue import Entry
+from appliance.token import Scope
 
 
 class Admin:
@@ -37,7 +38,7 @@ class Admin:
 
     async def status(self, request: Request) -> Response:
         """``GET /admin/status``: devices and models as they are now."""
-        await self._services.auth.caller(request.headers.get("authorization"))
+        await requests.caller(request, self._services, Scope.READ)
         status = self._services.engine.status()
         known = {device.name: msgspec.to_builtins(device) for device in self._services.devices}
         devices = [{**known[device["name"]], **device} for device in status["devices"]]
@@ -63,5 +64,5 @@ class Admin:
         return answers.json({"name": entry.name, "state": self._services.engine.residency(entry).value}, 202)
 
     async def _entry(self, request: Request) -> Entry:
-        await self._services.auth.caller(request.headers.get("authorization"))
+        await requests.caller(request, self._services, Scope.ADMIN)
         return self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params))

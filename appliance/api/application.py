@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api import answers
+from appliance.api import answers, requests
 from appliance.api.account import Account
 from appliance.api.admin import Admin
 from appliance.api.models import Models
@@ -20,6 +20,7 @@ from appliance.api.services import Services
 from appliance.api.streams import Streams
 from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
+from appliance.ratelimit import Standing
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class Application:
 
         async def watched(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                _tell_standing(message, inner.get(requests.STANDING))
             await send(message)
 
         try:
@@ -83,7 +86,7 @@ class Application:
             if started:  # a stream broke in the middle: all that is left is to close it
                 raise
             answer = answers.error(_translated(error, scope), post=scope["method"] == "POST")
-            await answer(scope, receive, send)
+            await answer(scope, receive, watched)
 
 
 def _uniform(path: str) -> str:
@@ -105,6 +108,14 @@ def _translated(error: Exception, scope: Scope) -> ApplianceError:
             return NotFound()
     _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
     return ApplianceError("The appliance failed to answer this request; its log says why.")
+
+
+def _tell_standing(message: Message, standing: Standing | None) -> None:
+    if standing is not None:
+        headers = MutableHeaders(scope=message)
+        headers["ratelimit-limit"] = str(standing.limit)
+        headers["ratelimit-remaining"] = str(standing.remaining)
+        headers["ratelimit-reset"] = str(standing.reset)
 
 
 def _with_cors(send: Send, asker: str) -> Send:

@@ -13,6 +13,7 @@ from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.catalogue import Entry
 from appliance.errors import NotFound
+from appliance.token import Scope
 
 
 class Models:
@@ -34,7 +35,7 @@ class Models:
 
     async def list(self, request: Request) -> Response:
         """``GET /models``: the public ones, newest version first, on one page."""
-        await self._services.auth.caller(request.headers.get("authorization"))
+        await requests.caller(request, self._services, Scope.READ)
         counts = await self._services.store.run_counts()
         public = [entry for entry in self._services.catalogue.entries if entry.model.visibility == "public"]
         public.sort(key=lambda entry: entry.created_at, reverse=True)
@@ -62,7 +63,7 @@ class Models:
         return answers.json(wire.version(row.id, row.created_at, row.document))
 
     async def _entry(self, request: Request) -> Entry:
-        await self._services.auth.caller(request.headers.get("authorization"))
+        await requests.caller(request, self._services, Scope.READ)
         return self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params))
 
     def _shown(self, entry: Entry, counts: dict[str, int], request: Request) -> dict[str, Any]:

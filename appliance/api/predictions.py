@@ -17,7 +17,7 @@ from appliance.catalogue import Entry
 from appliance.errors import FieldProblem, InvalidInput
 from appliance.prediction import Prediction
 from appliance.store import Cursor
-from appliance.token import Token
+from appliance.token import Scope, Token
 
 PAGE: Final = 100
 _VERSION: Final = re.compile(r"[0-9a-f]{64}")
@@ -43,7 +43,7 @@ class Predictions:
 
     async def create(self, request: Request) -> Response:
         """``POST /predictions``: ``version`` is a version id, ``owner/name`` or ``owner/name:version``."""
-        caller = await self._caller(request)
+        caller = await requests.caller(request, self._services, Scope.RUN, creates=True)
         given = await self._body(request)
         requests.check_keys(given, required=("version", "input"))
         entry = self._services.catalogue.by_spec(requests.text(given, "version"))
@@ -51,7 +51,7 @@ class Predictions:
 
     async def create_for_model(self, request: Request) -> Response:
         """``POST /models/{owner}/{name}/predictions``."""
-        caller = await self._caller(request)
+        caller = await requests.caller(request, self._services, Scope.RUN, creates=True)
         entry = self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params))
         given = await self._body(request)
         requests.check_keys(given, required=("input",))
@@ -59,7 +59,7 @@ class Predictions:
 
     async def create_for_version(self, request: Request) -> Response:
         """``POST /models/{version id}/predictions``, which LiteLLM makes of ``owner/name:version``."""
-        caller = await self._caller(request)
+        caller = await requests.caller(request, self._services, Scope.RUN, creates=True)
         version = request.path_params["version"]
         entry = self._services.catalogue.by_spec(version if _VERSION.fullmatch(version) else "")
         given = await self._body(request)
@@ -68,19 +68,19 @@ class Predictions:
 
     async def get(self, request: Request) -> Response:
         """``GET /predictions/{id}``."""
-        caller = await self._caller(request)
+        caller = await requests.caller(request, self._services, Scope.READ)
         record = await self._services.engine.get(request.path_params["id"], caller.owner)
         return answers.json(wire.prediction(record, self._base(request)))
 
     async def cancel(self, request: Request) -> Response:
         """``POST /predictions/{id}/cancel``; one that is over is answered as it is."""
-        caller = await self._caller(request)
+        caller = await requests.caller(request, self._services, Scope.RUN)
         record = await self._services.engine.cancel(request.path_params["id"], caller.owner)
         return answers.json(wire.prediction(record, self._base(request)))
 
     async def list(self, request: Request) -> Response:
         """``GET /predictions``: newest first, a hundred at a time."""
-        caller = await self._caller(request)
+        caller = await requests.caller(request, self._services, Scope.READ)
         base = self._base(request)
         given = request.query_params.get("cursor")
         cursor = paging.decode(given) if given else None
@@ -130,9 +130,6 @@ class Predictions:
         record = record if waited is None else waited
         status = 201 if record.status.terminal else 202
         return answers.json(wire.accepted(record, base), status, headers)
-
-    async def _caller(self, request: Request) -> Token:
-        return await self._services.auth.caller(request.headers.get("authorization"))
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return await requests.body(request, self._services.config.limits.body)

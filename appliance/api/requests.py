@@ -11,13 +11,23 @@ from starlette.requests import ClientDisconnect, Request
 
 from appliance import schema
 from appliance.api.services import Services
-from appliance.errors import BodyTooLarge, FieldProblem, InvalidInput, MalformedBody
+from appliance.errors import (
+    BodyTooLarge,
+    FieldProblem,
+    InvalidInput,
+    MalformedBody,
+    PermissionDenied,
+    Throttled,
+)
+from appliance.token import Scope, Token
 
 #: The longest wait that may be asked for, and what a bare ``Prefer: wait`` means, in seconds.
 LONGEST_WAIT: Final = 60
 #: Answered so much before the wait is over: a client whose own timeout is the wait sends its POST again.
 EARLY: Final = 1.0
 SHORTEST_DEADLINE: Final = 5  # seconds
+#: Where in an ASGI scope the caller's ``Standing`` is, for the headers of the answer.
+STANDING: Final = "appliance.standing"
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})\"?\s*)?")
@@ -38,6 +48,28 @@ class Wait(NamedTuple):
     def patience(self) -> float:
         """Seconds after which the answer must leave."""
         return max(self.seconds - EARLY, 0.5)
+
+
+async def caller(request: Request, services: Services, needed: Scope, *, creates: bool = False) -> Token:
+    """Who makes this request, which is counted; ``creates`` says that it makes a prediction.
+
+    Raises:
+        Unauthenticated: no valid token.
+        PermissionDenied: the token may not do this.
+        Throttled: it has made too many requests.
+    """
+    token = await services.auth.caller(request.headers.get("authorization"))
+    if not token.may(needed):
+        raise PermissionDenied(f'This token has the scope "{token.scope}"; this needs "{needed}".')
+    standing = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())
+    if standing is not None:
+        request.scope[STANDING] = standing
+        if standing.retry_after:
+            raise Throttled(
+                f"Request was throttled. Your rate limit resets in ~{standing.reset}s.",
+                retry_after=standing.retry_after,
+            )
+    return token
 
 
 def origin(request: Request, services: Services) -> str:

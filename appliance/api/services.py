@@ -10,6 +10,7 @@ from appliance.config import Config
 from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.hardware import Device
+from appliance.ratelimit import RateLimits
 from appliance.store import Store
 from appliance.webhooks import Webhooks
 
@@ -22,6 +23,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     engine: Engine
     auth: Auth
+    rate_limits: RateLimits
     egress: Egress
     webhooks: Webhooks
     devices: tuple[Device, ...]

@@ -11,10 +11,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance import schema
-from appliance.api import answers
+from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.errors import AddressRefused, FieldProblem, InvalidInput
 from appliance.prediction import WEBHOOK_EVENTS, Webhook
+from appliance.token import Scope
 
 
 class WebhookKeys:
@@ -30,7 +31,7 @@ class WebhookKeys:
 
     async def get(self, request: Request) -> Response:
         """``GET /webhooks/default/secret``: the newest key."""
-        await self._services.auth.caller(request.headers.get("authorization"))
+        await requests.caller(request, self._services, Scope.RUN)
         newest, *_ = await self._services.store.webhook_keys(time.time())
         return answers.json({"key": newest})
 

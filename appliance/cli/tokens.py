@@ -32,22 +32,35 @@ def register(app: typer.Typer) -> None:
 @group.command()
 def create(
     name: Annotated[str, typer.Argument(help="What it is for; only people read it.")] = "token",
+    scope: Annotated[
+        token.Scope, typer.Option(help="What it may do; each may do what the ones before it may.")
+    ] = token.Scope.RUN,
+    owner: Annotated[
+        str | None, typer.Option(help="Account whose predictions it makes and sees. Default: server.account.")
+    ] = None,
     config: ConfigOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token and print its secret, which cannot be shown again. It works at once."""
-    owner = load_config(config).server.account
+    owner = owner or load_config(config).server.account
     secret = token.new_token()
     made = token.Token(
-        id=token.new_id(), name=name, owner=owner, digest=token.digest(secret), created_at=time.time()
+        id=token.new_id(),
+        name=name,
+        owner=owner,
+        digest=token.digest(secret),
+        created_at=time.time(),
+        scope=scope,
     )
     in_store(config, home, lambda store: store.add_token(made))
     if as_json:
         typer.echo(json.dumps({**_shown(made), "token": secret}))
     else:
         typer.echo(secret)
-        typer.echo(f"token {made.id} ({name}) of account {owner}; it is not shown again", err=True)
+        typer.echo(
+            f"token {made.id} ({name}) of account {owner} may {scope}; it is not shown again", err=True
+        )
 
 
 @group.command(name="list")
@@ -60,7 +73,7 @@ def list_tokens(config: ConfigOption = None, home: HomeOption = None, as_json: J
     for known in found:
         state = "revoked" if known.revoked_at is not None else "valid"
         created = datetime.fromtimestamp(known.created_at, UTC).strftime("%Y-%m-%d %H:%M")
-        typer.echo(f"{known.id}  {state:8} {created}  {known.owner}  {known.name}")
+        typer.echo(f"{known.id}  {state:8} {known.scope:6} {created}  {known.owner}  {known.name}")
 
 
 @group.command()
@@ -102,6 +115,7 @@ def _shown(known: Token) -> dict[str, object]:
         "id": known.id,
         "name": known.name,
         "owner": known.owner,
+        "scope": known.scope.value,
         "created_at": known.created_at,
         "revoked_at": known.revoked_at,
     }

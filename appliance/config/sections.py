@@ -56,6 +56,15 @@ class LimitsConfig(Section):
         default=1000, ge=1, description="Predictions that may wait for one model; more are answered with 429."
     )
     queue: int = Field(default=5000, ge=1, description="Predictions that may wait in all.")
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of one token that do not create a prediction; more are answered with 429. "
+        "As many may come at once. Default: no limit.",
+    )
+    predictions_per_minute: int | None = Field(
+        default=None, ge=1, description="Predictions that one token may create, likewise. Default: no limit."
+    )
     attempts: int = Field(
         default=2,
         ge=1,

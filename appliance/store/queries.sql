@@ -107,21 +107,21 @@ ORDER BY created_at DESC, id DESC;
 
 -- query: insert_token
 -- A new token; refused when its id or digest exists.
-INSERT INTO tokens (id, name, owner, digest, created_at, revoked_at)
-VALUES (:id, :name, :owner, :digest, :created_at, :revoked_at);
+INSERT INTO tokens (id, name, owner, digest, created_at, revoked_at, scope)
+VALUES (:id, :name, :owner, :digest, :created_at, :revoked_at, :scope);
 
 -- query: token_by_digest
 -- The token with this digest, unless it is revoked.
-SELECT id, name, owner, digest, created_at, revoked_at FROM tokens
+SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens
 WHERE digest = :digest AND revoked_at IS NULL;
 
 -- query: token_by_id
 -- One token, revoked or not.
-SELECT id, name, owner, digest, created_at, revoked_at FROM tokens WHERE id = :id;
+SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens WHERE id = :id;
 
 -- query: all_tokens
 -- Every token, oldest first.
-SELECT id, name, owner, digest, created_at, revoked_at FROM tokens ORDER BY created_at, id;
+SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens ORDER BY created_at, id;
 
 -- query: revoke_token
 -- Revoke a token; one revoked before keeps its time.

@@ -11,7 +11,7 @@ import msgspec
 from appliance.errors import StoreError, Unstorable
 from appliance.prediction import Prediction, Status, Webhook
 from appliance.store.base import Delivery, Progress, VersionRow
-from appliance.token import Token
+from appliance.token import Scope, Token
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
@@ -121,8 +121,16 @@ def version(row: Row) -> VersionRow:
 
 def token(row: Row) -> Token:
     """A row of ``tokens``."""
-    id, name, owner, digest, created_at, revoked_at = row
-    return Token(id=id, name=name, owner=owner, digest=digest, created_at=created_at, revoked_at=revoked_at)
+    id, name, owner, digest, created_at, revoked_at, scope = row
+    return Token(
+        id=id,
+        name=name,
+        owner=owner,
+        digest=digest,
+        created_at=created_at,
+        revoked_at=revoked_at,
+        scope=Scope(scope),
+    )
 
 
 def delivery(row: Row) -> Delivery:
@@ -133,4 +141,4 @@ def delivery(row: Row) -> Delivery:
 
 def token_columns(token: Token) -> dict[str, Any]:
     """Every column of ``tokens``."""
-    return msgspec.structs.asdict(token)
+    return msgspec.structs.asdict(token) | {"scope": token.scope.value}

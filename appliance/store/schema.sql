@@ -111,3 +111,7 @@ CREATE TABLE webhook_keys (
     created_at REAL NOT NULL,
     expires_at REAL
 ) WITHOUT ROWID;
+
+-- step: 3
+-- What tokens may do. Those of before could do everything.
+ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'admin';

@@ -21,7 +21,8 @@ from appliance.config import Config
 from appliance.egress import Egress
 from appliance.hardware import Device
 from appliance.prediction import Webhook
-from appliance.token import Token
+from appliance.ratelimit import RateLimits
+from appliance.token import Scope, Token
 from appliance.webhooks import Webhooks
 from tests.engines import MIB, Bench
 
@@ -91,6 +92,7 @@ async def api(bench: Bench) -> AsyncIterator[Api]:
         store=bench.store,
         engine=bench.engine,
         auth=Auth(bench.store),
+        rate_limits=RateLimits(requests=None, predictions=None),
         egress=(egress := Egress(())),
         webhooks=(webhooks := Webhooks(bench.store, egress)),
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
@@ -157,6 +159,68 @@ async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
     open_to_all = {"/healthz", "/v1/streams/{token}"}
     routes = {route.path for resource in RESOURCES for route in resource(api.services).routes()} - open_to_all
     assert len({path for _, path in GUARDED}) >= len(routes) - 1  # one more for the version id's route
+
+
+@pytest.mark.parametrize(
+    ("scope", "refused"),
+    [
+        (Scope.READ, {"run", "admin"}),
+        (Scope.RUN, {"admin"}),
+        (Scope.ADMIN, set()),
+    ],
+)
+async def test_a_token_may_do_what_its_scope_says(
+    api: Api, bench: Bench, scope: Scope, refused: set[str]
+) -> None:
+    await bench.store.add_token(
+        Token(id="x", name="x", owner="me", digest=token.digest("x"), created_at=0, scope=scope)
+    )
+    mine = await api.create(text="x", delay=30)
+    needs = {
+        "read": [
+            ("GET", "/v1/predictions"),
+            ("GET", f"/v1/predictions/{mine['id']}"),
+            ("GET", "/admin/status"),
+        ],
+        "run": [
+            ("POST", "/v1/models/test/echo/predictions"),
+            ("POST", f"/v1/predictions/{mine['id']}/cancel"),
+            ("GET", "/v1/webhooks/default/secret"),
+        ],
+        "admin": [("POST", "/admin/models/test/echo/unload")],
+    }
+    await api.services.webhooks.start()
+    async with Api(api.services, "x") as client:
+        for needed, requests in needs.items():
+            for method, path in requests:
+                reply = await client.request(method, path, json={"input": {}} if method == "POST" else None)
+                assert (reply.status_code == 403) is (needed in refused), (needed, path, reply.text)
+                if needed in refused:
+                    assert reply.json()["title"] == "Permission denied"
+                    assert needed in reply.json()["detail"]
+
+
+async def test_a_token_over_its_rate_is_told_when_to_come_back(api: Api) -> None:
+    from msgspec import structs
+
+    limited = structs.replace(api.services, rate_limits=RateLimits(requests=60, predictions=2))
+    async with Api(limited) as client:
+        first = await client.get("/v1/account")
+        assert [first.headers[f"ratelimit-{part}"] for part in ("limit", "remaining", "reset")] == [
+            "60",
+            "59",
+            "1",
+        ]
+        for _ in range(2):
+            await client.create(text="x")
+        for _ in range(6):  # as the JavaScript client does within milliseconds
+            reply = await client.post("/v1/models/test/echo/predictions", json={"input": {}})
+            assert reply.status_code == 429
+            assert reply.json()["retry_after"] == int(reply.headers["retry-after"]) == 30
+            assert reply.headers["ratelimit-remaining"] == "0"
+        assert (await client.get("/v1/account")).status_code == 200
+    async with Api(limited, "other") as another:
+        assert (await another.create(text="x"))["status"] == "starting"
 
 
 async def test_health_needs_no_token(api: Api) -> None:
@@ -379,6 +443,7 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) ->
             store=bench.store,
             engine=bench.engine,
             auth=Auth(bench.store),
+            rate_limits=RateLimits(requests=None, predictions=None),
             egress=(egress := Egress(())),
             webhooks=Webhooks(bench.store, egress),
             devices=(),

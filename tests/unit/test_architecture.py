@@ -15,7 +15,7 @@ PACKAGE = ROOT / "appliance"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "prediction", "token"),
-    ("schema", "scheduler", "wire"),
+    ("schema", "scheduler", "wire", "ratelimit"),
     (
         "store",
         "auth",
