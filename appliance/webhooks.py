@@ -79,7 +79,8 @@ class Webhooks:
     def __init__(self, store: Store, egress: Egress) -> None:
         """Nothing is sent before ``start``."""
         self._store = store
-        self._client = egress.client(TIMEOUT)
+        self._egress = egress
+        self._client: httpx.AsyncClient | None = None
         self._room = asyncio.Semaphore(AT_ONCE)
         self._watched: dict[str, _Watched] = {}
         self._under_way: set[str] = set()
@@ -88,6 +89,7 @@ class Webhooks:
 
     async def start(self) -> None:
         """Make sure of a key, and go on with what is still to be delivered."""
+        self._client = self._egress.client(TIMEOUT)
         now = time.time()
         if not await self._store.webhook_keys(now):
             await self._store.add_webhook_key(new_key(), now, 0.0)
@@ -102,7 +104,8 @@ class Webhooks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     def observe(self, record: Prediction) -> None:
         """A prediction has become ``record``, which is stored as far as its status goes."""
@@ -182,6 +185,7 @@ class Webhooks:
         """Send one event; the reason if it was not taken. Its text goes to the log, never to a caller."""
         if record.webhook is None:
             return None
+        assert self._client is not None, "nothing is sent before start"
         body = msgspec.json.encode(wire.prediction(record, record.webhook.origin))
         async with self._room:
             now = time.time()
