@@ -71,7 +71,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
         first_seen = (await store.record_version(row)).created_at
         entries.append(msgspec.structs.replace(entry, created_at=first_seen))
-    models = Catalogue(entries)
+    models = Catalogue(entries, config.collections)
     egress = Egress(config.egress.allow)
     webhooks = Webhooks(store, egress)
     engine = Engine(

@@ -4,6 +4,7 @@
     |-- ConfigError                models.yaml cannot be used as it stands
     |-- RequestError               the caller's request cannot be carried out
     |   |-- MalformedBody          400  the body is not JSON, or not a JSON object
+    |   |-- MalformedQuery         400  a query parameter is missing
     |   |-- Unauthenticated        401  no token, or not one of ours
     |   |-- PermissionDenied       403  the token may not do this
     |   |-- NotFound               404  no such resource, or not the caller's
@@ -85,6 +86,10 @@ class MalformedBody(RequestError):
     """The request body is not a JSON object."""
 
     title = "Malformed request"
+
+
+class MalformedQuery(RequestError):
+    """A query parameter is missing."""
 
 
 class Unauthenticated(RequestError):

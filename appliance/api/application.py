@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from appliance.api import answers, requests
 from appliance.api.account import Account
 from appliance.api.admin import Admin
+from appliance.api.collections import Collections
 from appliance.api.models import Models
 from appliance.api.predictions import Predictions
 from appliance.api.services import Services
@@ -25,7 +26,7 @@ from appliance.ratelimit import Standing
 _log = logging.getLogger(__name__)
 
 #: What answers, in the order in which routes are tried.
-RESOURCES: Final = (Predictions, Streams, Models, Account, WebhookKeys, Admin)
+RESOURCES: Final = (Predictions, Streams, Models, Collections, Account, WebhookKeys, Admin)
 
 _CORS: Final = {
     "access-control-allow-credentials": "true",

@@ -83,6 +83,24 @@ def origin(request: Request, services: Services) -> str:
     return f"{request.scope['scheme']}://{host}"
 
 
+async def text_body(request: Request, limit: int) -> str:
+    """The text in the request, or in the JSON string that it is.
+
+    Raises:
+        BodyTooLarge: it is over the limit.
+        MalformedBody: it is no text.
+    """
+    received = await _received(request, limit)
+    try:
+        text = received.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBody("The request body is not text in UTF-8") from error
+    try:
+        return msgspec.json.decode(received, type=str)
+    except msgspec.DecodeError:
+        return text
+
+
 async def body(request: Request, limit: int) -> dict[str, Any]:
     """The JSON object in the request, whatever its content type says; ``limit`` is in bytes.
 
@@ -90,6 +108,17 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
         BodyTooLarge: it is over the limit; no more of it than that was read.
         MalformedBody: it is no JSON, or not an object.
     """
+    received = await _received(request, limit)
+    try:
+        value = msgspec.json.decode(received)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"The request body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise MalformedBody(f"The request body must be a JSON object, not {schema.type_name(value)}")
+    return value
+
+
+async def _received(request: Request, limit: int) -> bytes:
     received = bytearray()
     if int(request.headers.get("content-length", "0") or 0) > limit:
         raise _too_large(limit)
@@ -100,13 +129,7 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
                 raise _too_large(limit)
     except ClientDisconnect as error:
         raise MalformedBody("the connection closed before the body was complete") from error
-    try:
-        value = msgspec.json.decode(bytes(received))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedBody(f"The request body is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedBody(f"The request body must be a JSON object, not {schema.type_name(value)}")
-    return value
+    return bytes(received)
 
 
 def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:

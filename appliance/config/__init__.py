@@ -21,6 +21,7 @@ from appliance.config.models import (
 from appliance.config.options import EchoOptions, Options, VllmOptions
 from appliance.config.problems import Problem, disagreements, refusal, translate
 from appliance.config.sections import (
+    CollectionConfig,
     Config,
     DeviceConfig,
     EgressConfig,
@@ -30,6 +31,7 @@ from appliance.config.sections import (
 )
 
 __all__ = [
+    "CollectionConfig",
     "Config",
     "DeviceConfig",
     "EchoModel",

@@ -114,6 +114,10 @@ class ModelConfig(Section):
         "Default: it stays until another model needs the room.",
     )
     description: str = Field(default="", description="What the API and the UI say about it.")
+    readme: FilePath | None = Field(
+        default=None,
+        description="Markdown file that tells more. A relative path counts from the config file.",
+    )
     visibility: Literal["public", "private"] = Field(
         default="public", description="What the API says; every token may call every model."
     )

@@ -163,6 +163,7 @@ def disagreements(config: Config) -> Iterator[Problem]:
     """What no single value shows: names used twice, sizes that no declared device has, keys at odds."""
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
+    yield from _collections(config)
     for index, model in enumerate(config.models):
         for key, message in (*_at_odds(model), *_impossible(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
@@ -184,6 +185,21 @@ def _duplicates(config: Config) -> Iterator[Problem]:
             owners.setdefault(alias, model.name)
 
 
+def _collections(config: Config) -> Iterator[Problem]:
+    names = {model.name for model in config.models}
+    slugs: set[str] = set()
+    for index, collection in enumerate(config.collections):
+        if collection.slug in slugs:
+            yield Problem(("collections", index, "slug"), "another collection has this slug")
+        slugs.add(collection.slug)
+        for position, name in enumerate(collection.models):
+            if name not in names:
+                yield Problem(
+                    ("collections", index, "models", position),
+                    f"no model is called {name!r}{_nearest(name, names)}",
+                )
+
+
 def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
     if hardware.devices == "auto":
         return
@@ -199,6 +215,8 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
 def _at_odds(model: EchoModel | VllmModel) -> Iterator[tuple[str, str]]:
     if model.gpu is not None and model.memory is not None:
         yield "memory", "gpu and memory exclude each other: remove one of them"
+    if model.readme is not None and not model.readme.is_file():
+        yield "readme", f"there is no file {model.readme}"
     if model.pin and model.idle_unload_after is not None:
         yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
     if not isinstance(model, VllmModel):

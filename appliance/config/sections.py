@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from appliance.config.models import EchoModel, VllmModel
 from appliance.config.section import Section, size, subsection
-from appliance.config.values import Address, Bytes, DeviceName, FilePath, NetworkName, Seconds
+from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
 
 class ServerConfig(Section):
@@ -93,6 +93,18 @@ class EgressConfig(Section):
     )
 
 
+class CollectionConfig(Section):
+    """A list of models under a heading."""
+
+    slug: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", description="Its name in addresses, unique."
+    )
+    name: str = Field(min_length=1, description="Its name for people.")
+    description: str = Field(description="What is in it, in a sentence.")
+    full_description: str | None = Field(default=None, description="The same at length, in Markdown.")
+    models: tuple[ModelName, ...] = Field(strict=False, description="Names of models in this file, in order.")
+
+
 class DeviceConfig(Section):
     """A logical device: a part of main memory on which models are placed as if it were a GPU."""
 
@@ -139,6 +151,9 @@ class Config(Section):
     limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
+    collections: tuple[CollectionConfig, ...] = Field(
+        default=(), strict=False, description="Lists of models under a heading."
+    )
     models: tuple[Annotated[EchoModel | VllmModel, Discriminator("kind")], ...] = Field(
         strict=False, min_length=1, description="The models that can be called."
     )

@@ -106,3 +106,14 @@ def test_cancel(appliance: Appliance) -> None:
         """,
     )
     assert record["status"] == "canceled"
+
+
+def test_search(appliance: Appliance) -> None:
+    names = node(
+        appliance,
+        """
+        const found = await replicate.models.search("smollm2");
+        console.log(JSON.stringify(found.results.map(({ owner, name }) => `${owner}/${name}`)));
+        """,
+    )
+    assert names == [LANGUAGE_MODEL]

@@ -153,3 +153,8 @@ def test_predictions_are_listed_newest_first(official: Client) -> None:
     second = official.predictions.create(model="appliance/echo", input={"text": "second"})
     ids = [prediction.id for prediction in official.predictions.list().results]
     assert ids.index(second.id) < ids.index(first.id)
+
+
+def test_models_are_searched_and_collections_listed(official: Client) -> None:
+    assert LANGUAGE_MODEL in {f"{model.owner}/{model.name}" for model in official.models.search("smollm2")}
+    assert official.collections.list().results == []

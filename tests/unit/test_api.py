@@ -17,7 +17,7 @@ from appliance.api import create_api
 from appliance.api.services import Services
 from appliance.auth import Auth
 from appliance.catalogue import Catalogue
-from appliance.config import Config
+from appliance.config import CollectionConfig, Config, ModelConfig
 from appliance.egress import Egress
 from appliance.hardware import Device
 from appliance.prediction import Webhook
@@ -128,11 +128,18 @@ GUARDED = (
     ("GET", "/v1/hardware"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/test/echo"),
+    ("QUERY", "/v1/models"),
+    ("GET", "/v1/models/test/echo/readme"),
+    ("GET", "/v1/models/test/echo/examples"),
+    ("GET", "/v1/collections"),
+    ("GET", "/v1/collections/x"),
+    ("GET", "/v1/search"),
     ("GET", "/v1/models/test/echo/versions"),
     ("GET", "/v1/models/test/echo/versions/x"),
     ("GET", "/v1/predictions"),
     ("POST", "/v1/predictions"),
     ("POST", "/v1/models/test/echo/predictions"),
+    ("POST", "/v1/models/0000/predictions"),
     ("GET", "/v1/predictions/x"),
     ("POST", "/v1/predictions/x/cancel"),
     ("GET", "/v1/webhooks/default/secret"),
@@ -157,8 +164,13 @@ async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
     from appliance.api.application import RESOURCES
 
     open_to_all = {"/healthz", "/v1/streams/{token}"}
-    routes = {route.path for resource in RESOURCES for route in resource(api.services).routes()} - open_to_all
-    assert len({path for _, path in GUARDED}) >= len(routes) - 1  # one more for the version id's route
+    for route in (route for resource in RESOURCES for route in resource(api.services).routes()):
+        covered = [
+            path
+            for method, path in GUARDED
+            if method in (route.methods or ()) and route.path_regex.match(path)
+        ]
+        assert covered or route.path in open_to_all, route.path
 
 
 @pytest.mark.parametrize(
@@ -628,6 +640,94 @@ async def test_models_are_listed_with_versions_that_have_their_schema(api: Api, 
     assert versions == [one]
     assert [int(part) for part in one["cog_version"].split(".")] >= [0, 3, 9]
     assert (await api.get(f"/v1/models/test/stream/versions/{bench.echo.version}")).status_code == 404
+
+
+def catalogue() -> Catalogue:
+    from msgspec import structs
+
+    from appliance.catalogue import describe
+
+    def made(name: str, created_at: float, readme: str | None = None, **more: Any) -> Any:
+        model = ModelConfig.model_validate({"name": name, "kind": "echo", **more})
+        return structs.replace(describe(model, "none", created_at), readme=readme)
+
+    entries = [
+        made("acme/parrot", 1.0, "# Parrot\n\nRepeats *everything*.", description="Says it back"),
+        made("acme/llama", 2.0, aliases=["meta/llama-3"], description="Writes like a parrot"),
+        made("acme/secret", 3.0, visibility="private", description="A parrot nobody sees"),
+    ]
+    collection = CollectionConfig(
+        slug="birds", name="Birds", description="All that fly", models=("acme/parrot",)
+    )
+    return Catalogue(entries, [collection])
+
+
+@pytest.fixture
+async def shop(api: Api) -> AsyncIterator[Api]:
+    from msgspec import structs
+
+    async with Api(structs.replace(api.services, catalogue=catalogue())) as client:
+        yield client
+
+
+async def test_lists_show_public_models_in_the_order_that_is_asked_for(shop: Api) -> None:
+    def names(reply: httpx.Response) -> list[str]:
+        return [model["name"] for model in reply.json()["results"]]
+
+    assert names(await shop.get("/v1/models")) == ["llama", "parrot"]
+    for key in ("model_created_at", "latest_version_created_at"):
+        reply = await shop.get("/v1/models", params={"sort_by": key, "sort_direction": "asc"})
+        assert names(reply) == ["parrot", "llama"]
+    for key in ("sort_by", "sort_direction"):
+        reply = await shop.get("/v1/models", params={key: "beauty"})
+        assert (reply.status_code, reply.json()["invalid_fields"][0]["field"]) == (422, key)
+    assert (await shop.get("/v1/models/acme/secret")).json()["visibility"] == "private"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("parrot", "text/plain"),
+        ('"parrot"', "text/plain"),
+        ('"parrot"', "application/json"),
+        (" Parrot ", ""),
+    ],
+)
+async def test_every_way_in_which_clients_ask_for_models(shop: Api, content: str, kind: str) -> None:
+    reply = await shop.request("QUERY", "/v1/models", content=content, headers={"Content-Type": kind})
+    assert reply.status_code == 200
+    assert [model["name"] for model in reply.json()["results"]] == ["parrot", "llama"]
+
+
+async def test_a_search_finds_models_and_collections(shop: Api) -> None:
+    found = (await shop.get("/v1/search", params={"query": "llama-3 parrot"})).json()
+    assert [one["model"]["name"] for one in found["models"]] == ["llama"]
+    assert 0 < found["models"][0]["metadata"]["score"] < 1
+    assert (found["query"], found["collections"], found["pages"]) == ("llama-3 parrot", [], [])
+    found = (await shop.get("/v1/search", params={"query": "birds"})).json()
+    assert (found["models"], found["collections"][0]["models"]) == ([], ["acme/parrot"])
+    assert len((await shop.get("/v1/search", params={"query": "parrot", "limit": 1})).json()["models"]) == 1
+    without = await shop.get("/v1/search")
+    assert (without.status_code, without.json()["detail"]) == (400, 'Query parameter "query" is required')
+    for limit in ("0", "51", "x", "-1", "1.5"):
+        assert (await shop.get("/v1/search", params={"query": "x", "limit": limit})).status_code == 422
+
+
+async def test_collections_hold_whole_models(shop: Api) -> None:
+    listed = (await shop.get("/v1/collections")).json()["results"]
+    assert listed == [{"name": "Birds", "slug": "birds", "description": "All that fly"}]
+    one = (await shop.get("/v1/collections/birds")).json()
+    assert one["full_description"] is None
+    assert one["models"] == [(await shop.get("/v1/models/acme/parrot")).json()]
+    assert (await shop.get("/v1/collections/fish")).status_code == 404
+
+
+async def test_a_readme_is_markdown_or_404(shop: Api) -> None:
+    reply = await shop.get("/v1/models/acme/parrot/readme")
+    assert reply.headers["content-type"].startswith("text/plain")
+    assert reply.text == "# Parrot\n\nRepeats *everything*."
+    assert (await shop.get("/v1/models/acme/llama/readme")).status_code == 404
+    assert (await shop.get("/v1/models/acme/llama/examples")).json()["results"] == []
 
 
 async def test_hardware_and_status_name_the_devices(api: Api) -> None:

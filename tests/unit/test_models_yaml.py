@@ -59,6 +59,7 @@ def test_it_loads_with_the_default_models() -> None:
 def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
+    (tmp_path / "large-language-model.md").write_text("# A model")
     config = load(file)
     assert [model.kind for model in config.models] == ["vllm", "echo", "vllm", "echo"]
     assert config.server.public_url == "https://models.example.org"
@@ -90,6 +91,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
     documented = {
         "ServerConfig": set(everything["server"]),
         "LimitsConfig": set(everything["limits"]),
+        "CollectionConfig": set(everything["collections"][0]),
         "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above

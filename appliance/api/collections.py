@@ -1,0 +1,98 @@
+"""Collections of models, and the search over both."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance import wire
+from appliance.api import answers, models, requests
+from appliance.api.services import Services
+from appliance.config import CollectionConfig
+from appliance.errors import FieldProblem, InvalidInput, MalformedQuery, NotFound
+from appliance.token import Scope
+
+DEFAULT_LIMIT: Final = 20
+MOST: Final = 50
+
+
+class Collections:
+    """The routes about collections, and ``/search``."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/v1/collections", self.list, methods=["GET"]),
+            Route("/v1/collections/{slug}", self.get, methods=["GET"]),
+            Route("/v1/search", self.search, methods=["GET"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """``GET /collections``: those of models.yaml, in its order."""
+        await requests.caller(request, self._services, Scope.READ)
+        return answers.json(wire.page([_brief(one) for one in self._services.catalogue.collections.values()]))
+
+    async def get(self, request: Request) -> Response:
+        """``GET /collections/{slug}``: with its models whole."""
+        await requests.caller(request, self._services, Scope.READ)
+        found = self._services.catalogue.collections.get(request.path_params["slug"])
+        if found is None:
+            raise NotFound
+        counts = await self._services.store.run_counts()
+        entries = [self._services.catalogue.resolve(name) for name in found.models]
+        shown = [models.shown(entry, counts, request, self._services) for entry in entries]
+        return answers.json({**_brief(found), "full_description": found.full_description, "models": shown})
+
+    async def search(self, request: Request) -> Response:
+        """``GET /search?query=&limit=``: models and collections, best first."""
+        await requests.caller(request, self._services, Scope.READ)
+        query = request.query_params.get("query")
+        if not query:
+            raise MalformedQuery('Query parameter "query" is required')
+        limit = _limit(request)
+        counts = await self._services.store.run_counts()
+        found = [
+            {
+                "model": models.shown(entry, counts, request, self._services),
+                "metadata": {
+                    "generated_description": entry.model.description,
+                    "tags": [entry.model.kind],
+                    "score": round(score, 3),
+                },
+            }
+            for entry, score in self._services.catalogue.search(query)[:limit]
+        ]
+        words = query.lower().split()
+        collections = [
+            {**_brief(one), "models": list(one.models)}
+            for one in self._services.catalogue.collections.values()
+            if all(word in f"{one.slug} {one.name} {one.description}".lower() for word in words)
+        ]
+        return answers.json(
+            {"query": query, "models": found, "collections": collections[:limit], "pages": []}
+        )
+
+
+def _brief(collection: CollectionConfig) -> dict[str, Any]:
+    return {"name": collection.name, "slug": collection.slug, "description": collection.description}
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidInput(
+            [FieldProblem("invalid_type", "limit", "Invalid type. Expected: integer, given: string")]
+        )
+    number = int(text)
+    if number < 1:
+        raise InvalidInput([FieldProblem("number_gte", "limit", "Must be greater than or equal to 1")])
+    if number > MOST:
+        raise InvalidInput([FieldProblem("number_lte", "limit", f"Must be less than or equal to {MOST}")])
+    return number
