@@ -24,6 +24,7 @@ from appliance.engine import Engine
 from appliance.hardware import Device, cpu_threads
 from appliance.placement import build_scheduler
 from appliance.ratelimit import RateLimits
+from appliance.retention import Retention
 from appliance.store import SQLiteStore, Store, VersionRow
 from appliance.webhooks import Webhooks
 
@@ -96,6 +97,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         ),
         egress=egress,
         webhooks=webhooks,
+        retention=Retention(store, config.retention.predictions),
         devices=settings.devices,
         started_at=now,
     )
@@ -131,6 +133,7 @@ class Gateway:
         unfinished = await self._services.engine.drain(seconds)
         await self._services.engine.close()
         await self._services.webhooks.close()
+        await self._services.retention.close()
         await self._services.store.close()
         self._server.should_exit = True
         return unfinished
@@ -151,6 +154,7 @@ async def start_gateway(settings: Settings) -> Gateway:
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
     await services.webhooks.start()
+    services.retention.start()
     await services.engine.start()
     server = uvicorn.Server(
         uvicorn.Config(

@@ -11,6 +11,7 @@ from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.hardware import Device
 from appliance.ratelimit import RateLimits
+from appliance.retention import Retention
 from appliance.store import Store
 from appliance.webhooks import Webhooks
 
@@ -26,5 +27,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     rate_limits: RateLimits
     egress: Egress
     webhooks: Webhooks
+    retention: Retention
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds

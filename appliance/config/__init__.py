@@ -27,6 +27,7 @@ from appliance.config.sections import (
     EgressConfig,
     HardwareConfig,
     LimitsConfig,
+    RetentionConfig,
     ServerConfig,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "Options",
     "PypiSource",
+    "RetentionConfig",
     "ServerConfig",
     "Source",
     "VllmModel",

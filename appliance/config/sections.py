@@ -93,6 +93,16 @@ class EgressConfig(Section):
     )
 
 
+class RetentionConfig(Section):
+    """How long data is kept."""
+
+    predictions: Annotated[Seconds, Field(gt=0)] | None = Field(
+        default=None,
+        description="Input, output and logs of a prediction are removed so long after its end; that it was, "
+        "how it ended and its metrics stay. Default: never.",
+    )
+
+
 class CollectionConfig(Section):
     """A list of models under a heading."""
 
@@ -149,6 +159,7 @@ class Config(Section):
 
     server: ServerConfig = subsection(ServerConfig(), "Address, account, data folder.")
     limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
+    retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
     collections: tuple[CollectionConfig, ...] = Field(

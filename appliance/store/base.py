@@ -189,6 +189,13 @@ class Store(Protocol):
         """Revoke a token now and return it; None when there is none. A second time changes nothing."""
         ...
 
+    def remove_data(self, before: float, limit: int) -> asyncio.Future[int]:
+        """Remove input, output and logs of up to ``limit`` predictions that ended before then (Unix seconds).
+
+        Gives their number. Their space is given back to the disk.
+        """
+        ...
+
     async def due_deliveries(self, now: float, limit: int) -> Deliveries:
         """What is due at ``now``, longest due first."""
         ...

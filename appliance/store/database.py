@@ -49,6 +49,8 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
         raise StoreError(f"{path}: cannot open the database: {exc.strerror}") from exc
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
+        # Counts for a new file only. What is removed can then be given back to the disk bit by bit.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute(f"PRAGMA synchronous = {durability}")
         # After a burst the WAL file is cut back to this many bytes; without it it keeps its largest size.
@@ -97,6 +99,14 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def shrink(connection: sqlite3.Connection, pages: int) -> None:
+    """Give up to so many empty pages back to the disk; nothing where the file was made without that."""
+    (empty,) = connection.execute("PRAGMA freelist_count").fetchone()
+    for _ in range(min(empty, pages)):
+        # One at a time: the module takes a statement without columns for done after its first step.
+        connection.execute("PRAGMA incremental_vacuum(1)")
 
 
 def statements(script: str) -> list[str]:

@@ -162,3 +162,17 @@ UPDATE webhook_keys SET expires_at = :expires_at WHERE key <> :key AND expires_a
 -- query: delete_webhook_keys
 -- Keys that have expired are of no use to anyone.
 DELETE FROM webhook_keys WHERE expires_at <= :now;
+
+-- query: predictions_with_data
+-- Some of the predictions that ended long enough ago and still hold data.
+SELECT number FROM predictions
+WHERE completed_at IS NOT NULL AND data_removed = 0 AND completed_at < :before
+ORDER BY completed_at LIMIT :limit;
+
+-- query: remove_data
+-- What a prediction was given, gave and wrote goes; that it was, how it ended and what it cost stays.
+UPDATE predictions SET output = NULL, logs = '', data_removed = 1 WHERE number = :number;
+
+-- query: empty_input
+-- The input of a prediction whose data is removed.
+UPDATE inputs SET body = :body WHERE prediction = :number;

@@ -115,3 +115,9 @@ CREATE TABLE webhook_keys (
 -- step: 3
 -- What tokens may do. Those of before could do everything.
 ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'admin';
+
+-- step: 4
+-- Retention.
+
+-- What may have its data removed, oldest end first.
+CREATE INDEX predictions_with_data ON predictions (completed_at) WHERE completed_at IS NOT NULL AND data_removed = 0;

@@ -27,7 +27,7 @@ from appliance.store.base import (
     VersionRow,
     Versions,
 )
-from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
+from appliance.store.database import Durability, connect, connect_reader, shrink, store_error, upgrade
 from appliance.store.owner import OwnerLock
 from appliance.store.queries import QUERIES
 from appliance.store.writer import Action, Writer
@@ -36,6 +36,8 @@ from appliance.token import Token
 T = TypeVar("T")
 Parameters = dict[str, Any]
 
+_EMPTY: Final = rows.pack({})
+_VACUUM_PAGES: Final = 2000  # given back to the disk at a time, 8 MB
 _READERS: Final = 2  # threads, each with a connection of its own
 
 #: status -> the statuses it may be reached from; all have two at most
@@ -304,6 +306,22 @@ class SQLiteStore(Store):
             connection.execute(QUERIES["revoke_token"], {"id": id, "revoked_at": now})
             row = connection.execute(QUERIES["token_by_id"], {"id": id}).fetchone()
             return None if row is None else rows.token(row)
+
+        return self._write(action)
+
+    # -- retention
+
+    def remove_data(self, before: float, limit: int) -> asyncio.Future[int]:
+        """See ``Store.remove_data``."""
+
+        def action(connection: sqlite3.Connection) -> int:
+            found = connection.execute(QUERIES["predictions_with_data"], {"before": before, "limit": limit})
+            numbers = [{"number": number, "body": _EMPTY} for (number,) in found.fetchall()]
+            connection.executemany(QUERIES["remove_data"], numbers)
+            connection.executemany(QUERIES["empty_input"], numbers)
+            if numbers:
+                shrink(connection, _VACUUM_PAGES)
+            return len(numbers)
 
         return self._write(action)
 

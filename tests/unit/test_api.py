@@ -22,6 +22,7 @@ from appliance.egress import Egress
 from appliance.hardware import Device
 from appliance.prediction import Webhook
 from appliance.ratelimit import RateLimits
+from appliance.retention import Retention
 from appliance.token import Scope, Token
 from appliance.webhooks import Webhooks
 from tests.engines import MIB, Bench
@@ -95,6 +96,7 @@ async def api(bench: Bench) -> AsyncIterator[Api]:
         rate_limits=RateLimits(requests=None, predictions=None),
         egress=(egress := Egress(())),
         webhooks=(webhooks := Webhooks(bench.store, egress)),
+        retention=Retention(bench.store, None),
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
         started_at=time.time(),
     )
@@ -458,6 +460,7 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) ->
             rate_limits=RateLimits(requests=None, predictions=None),
             egress=(egress := Egress(())),
             webhooks=Webhooks(bench.store, egress),
+            retention=Retention(bench.store, None),
             devices=(),
             started_at=0,
         )

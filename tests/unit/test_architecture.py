@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "leftovers",
         "outbox",
     ),
-    ("runners", "webhooks"),
+    ("runners", "webhooks", "retention"),
     ("catalogue", "placement", "host"),
     ("zygote", "hostprocess"),
     ("replica",),

@@ -92,6 +92,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "ServerConfig": set(everything["server"]),
         "LimitsConfig": set(everything["limits"]),
         "CollectionConfig": set(everything["collections"][0]),
+        "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above

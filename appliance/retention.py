@@ -1,0 +1,51 @@
+"""Retention: what predictions were given and gave is removed after a while; the records themselves stay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Final
+
+from appliance.errors import StoreError
+from appliance.store import Store
+
+_log = logging.getLogger(__name__)
+
+BATCH: Final = 200  # predictions in one transaction, so that others need not wait for long
+_SHORTEST, _LONGEST = 1.0, 60.0  # seconds between looks
+
+
+class Retention:
+    """Removes data that is old enough; lives on the gateway's loop."""
+
+    def __init__(self, store: Store, keep: float | None) -> None:
+        """``keep`` is for how many seconds after their end predictions keep their data; None is for ever."""
+        self._store = store
+        self._keep = keep
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, if anything is ever to be removed."""
+        if self._keep is not None:
+            self._task = asyncio.get_running_loop().create_task(self._run(self._keep))
+
+    async def close(self) -> None:
+        """Stop; what is begun is finished."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self, keep: float) -> None:
+        while True:
+            try:
+                removed = await self._store.remove_data(time.time() - keep, BATCH)
+            except StoreError as error:
+                _log.error("old data could not be removed, it is tried again: %s", error)
+                removed = 0
+            if removed:
+                _log.info("removed the data of %d predictions", removed)
+            if removed < BATCH:
+                await asyncio.sleep(min(max(keep / 10, _SHORTEST), _LONGEST))
