@@ -20,7 +20,13 @@ _MEBIBYTE: Final = 1024 * 1024
 
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "text": {"type": "string", "default": "hello", "description": "Text to say back"},
-    "repeat": {"type": "integer", "default": 1, "minimum": 1, "description": "How many times to say it"},
+    "repeat": {
+        "type": "integer",
+        "default": 1,
+        "minimum": 1,
+        "maximum": 1_000_000,
+        "description": "How many times to say it",
+    },
     "delay": {"type": "number", "default": 0, "minimum": 0, "description": "Seconds before the first output"},
     "chunk_delay": {
         "type": "number",
@@ -66,6 +72,7 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
         "type": "integer",
         "default": 0,
         "minimum": 0,
+        "maximum": 65_536,
         "description": "MiB of main memory to hold while it runs",
     },
 }
