@@ -156,6 +156,7 @@ async def start_gateway(settings: Settings) -> Gateway:
     await services.webhooks.start()
     services.retention.start()
     await services.engine.start()
+    tls = settings.config.server.tls
     server = uvicorn.Server(
         uvicorn.Config(
             create_api(services),
@@ -164,6 +165,8 @@ async def start_gateway(settings: Settings) -> Gateway:
             lifespan="off",
             http="httptools",
             timeout_keep_alive=75,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
             server_header=False,
             date_header=False,
         )

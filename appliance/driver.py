@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -133,6 +134,20 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def check_tls(config: Config) -> None:
+    """Raise ``ConfigError`` if HTTPS cannot be spoken with what the config names."""
+    tls = config.server.tls
+    if tls is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{tls.certificate} and {tls.key} cannot be used: {error}; both must be PEM, and belong together",
+            key="server.tls",
+        ) from error
+
+
 async def first_token(database: Path, owner: str) -> str | None:
     """Make sure that some token exists; returns a secret that has not been shown yet, or None.
 
@@ -175,7 +190,7 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
 
 def banner(settings: Settings, secret: str | None) -> str:
     """What a user needs to make the first call."""
-    url = settings.config.server.public_url or f"http://{settings.host}:{settings.port}"
+    url = settings.config.server.public_url or f"{_scheme(settings)}://{settings.host}:{settings.port}"
     if secret is not None:
         shown = f"{secret}   (shown this once; `appliance token create` makes more)"
     elif TOKEN_VARIABLE in os.environ:
@@ -242,6 +257,10 @@ async def run(settings: Settings, console: Console) -> int:
     return 0
 
 
+def _scheme(settings: Settings) -> str:
+    return "http" if settings.config.server.tls is None else "https"
+
+
 def _end_on_signals(stop: asyncio.Event) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -249,9 +268,11 @@ def _end_on_signals(stop: asyncio.Event) -> None:
 
 async def _answers(settings: Settings) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound
-    async with httpx.AsyncClient(trust_env=False) as client:
+    # This process knows whom it has started there: the certificate is for others.
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - as said
         try:
-            reply = await client.get(f"http://{host}:{settings.port}/healthz", timeout=2.0)
+            address = f"{_scheme(settings)}://{host}:{settings.port}/healthz"
+            reply = await client.get(address, timeout=2.0)
         except httpx.HTTPError:
             return False
     return reply.status_code == httpx.codes.OK
@@ -300,6 +321,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
     with take_lock(home):
         check_port(settings.host, settings.port)
+        check_tls(config)
         killed = reclaim(settings.run_dir)
         if killed:
             console.print(f"stopped {len(killed)} engine hosts left by a crashed run")

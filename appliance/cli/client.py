@@ -6,6 +6,7 @@ import base64
 import json
 import mimetypes
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ class Event(NamedTuple):
 class Client:
     """Calls one appliance with one token; every failure is an ``ApplianceError`` that says what to do."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        """``url`` may end in /v1, as some clients of Replicate want it."""
+    def __init__(self, url: str, token: str | None, certificate: Path | None = None) -> None:
+        """``url`` may end in /v1, as some clients of Replicate want it; ``certificate`` is trusted too."""
         self.url = url.rstrip("/").removesuffix("/v1")
         if token is None:
             raise ApplianceError(
@@ -44,7 +45,8 @@ class Client:
             raise ApplianceError(f"{url!r} is no address; it should be like http://127.0.0.1:8000")
         self._authorization = httpx.Headers({b"Authorization": f"Bearer {token}".encode()})
         # No timeout: a cold start of a large model takes its time, and Ctrl-C is always there.
-        self._http = httpx.Client(base_url=address, timeout=None, trust_env=False)  # noqa: S113 - as said
+        trust = _trust(address, certificate)
+        self._http = httpx.Client(base_url=address, timeout=None, trust_env=False, verify=trust)  # noqa: S113 - as said
 
     def get(self, path: str) -> Any:
         """The JSON at ``path``."""
@@ -97,9 +99,24 @@ class Client:
             raise ApplianceError(f"{self.url} broke off: {str(error) or type(error).__name__}") from error
 
 
-def connect(url: str) -> Client:
-    """A client for ``url``, with the token of the environment."""
-    return Client(url, os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN"))
+def _trust(address: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
+    """Whom to believe: the system's authorities, those in SSL_CERT_FILE, and ``certificate``."""
+    if address.scheme != "https":
+        return False  # never asked, and a context takes its time
+    context = ssl.create_default_context()
+    try:
+        for file in (certificate, os.environ.get("SSL_CERT_FILE")):
+            if file:
+                context.load_verify_locations(file)
+    except (OSError, ssl.SSLError) as error:
+        raise ApplianceError(f"the certificate {file} cannot be used: {error}") from error
+    return context
+
+
+def connect(url: str, certificate: Path | None = None) -> Client:
+    """A client for ``url``, with the token of the environment; ``certificate`` is trusted too."""
+    token = os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN")
+    return Client(url, token, certificate)
 
 
 def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:

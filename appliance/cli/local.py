@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(check)
     app.command()(pull)
     app.command()(schema)
+    app.command()(certificate)
     app.command()(doctor)
 
 
@@ -145,6 +146,26 @@ def _chosen(config: Config, names: list[str]) -> list[ModelConfig]:
         raise ConfigError(f"models.yaml has no model {unknown[0]}; it has {known}")
     chosen = [by_name[name] for name in names] or list(config.models)
     return [model for model in dict.fromkeys(chosen) if model.source is not None]
+
+
+def certificate(
+    folder: Annotated[Path, typer.Argument(help="Where to put certificate.pem and key.pem.")] = Path(),
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name", help="Name or address that clients use; loopback is always in it. May be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Make a certificate of your own, for trying HTTPS: server.tls in models.yaml takes the two files.
+
+    Clients must be told to trust it: SSL_CERT_FILE for Python, NODE_EXTRA_CA_CERTS for Node.js.
+    """
+    from appliance import certificate as certificates
+
+    made, key = certificates.write(folder, names or [])
+    typer.echo(f"tls: {{certificate: {made}, key: {key}}}")
+    typer.echo(f"clients trust it with SSL_CERT_FILE={made} or NODE_EXTRA_CA_CERTS={made}", err=True)
 
 
 def schema() -> None:

@@ -42,7 +42,11 @@ def _connect(url: str | None) -> Client:
     config = load_config(None)
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - such a server is reached on this machine
     host = everywhere.get(config.server.host, config.server.host)
-    return connect(f"http://{f'[{host}]' if ':' in host else host}:{port(None, config)}")
+    tls = config.server.tls
+    address = (
+        f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port(None, config)}"
+    )
+    return connect(address, None if tls is None else tls.certificate)
 
 
 def run(

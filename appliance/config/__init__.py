@@ -29,6 +29,7 @@ from appliance.config.sections import (
     LimitsConfig,
     RetentionConfig,
     ServerConfig,
+    TlsConfig,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "RetentionConfig",
     "ServerConfig",
     "Source",
+    "TlsConfig",
     "VllmModel",
     "VllmOptions",
     "home",

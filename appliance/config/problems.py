@@ -164,6 +164,13 @@ def disagreements(config: Config) -> Iterator[Problem]:
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
     yield from _collections(config)
+    if config.server.tls is not None:
+        for key in ("certificate", "key"):
+            file = getattr(config.server.tls, key)
+            if not file.is_file():
+                yield Problem(
+                    ("server", "tls", key), f"there is no file {file}; `appliance certificate` makes both"
+                )
     for index, model in enumerate(config.models):
         for key, message in (*_at_odds(model), *_impossible(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)

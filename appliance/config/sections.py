@@ -11,6 +11,16 @@ from appliance.config.section import Section, size, subsection
 from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
 
+class TlsConfig(Section):
+    """What HTTPS is spoken with."""
+
+    certificate: FilePath = Field(
+        description="PEM file with the certificate, and those between it and its root. A relative path "
+        "counts from the config file."
+    )
+    key: FilePath = Field(description="PEM file with its private key, without a passphrase.")
+
+
 class ServerConfig(Section):
     """Where the appliance listens, what it calls itself, where it keeps its data."""
 
@@ -24,6 +34,11 @@ class ServerConfig(Section):
         ge=1,
         le=65535,
         description="Port to listen on. Overridden by APPLIANCE_PORT and --port.",
+    )
+    tls: TlsConfig | None = Field(
+        default=None,
+        description="Speak HTTPS. Official clients make file objects of outputs at https addresses only. "
+        "Default: plain HTTP.",
     )
     public_url: Address | None = Field(
         default=None,

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "store",
         "auth",
+        "certificate",
         "egress",
         "logs",
         "weights",

@@ -59,7 +59,8 @@ def test_it_loads_with_the_default_models() -> None:
 def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(uncommented())
-    (tmp_path / "large-language-model.md").write_text("# A model")
+    for name in ("large-language-model.md", "certificate.pem", "key.pem"):
+        (tmp_path / name).touch()
     config = load(file)
     assert [model.kind for model in config.models] == ["vllm", "echo", "vllm", "echo"]
     assert config.server.public_url == "https://models.example.org"
@@ -90,6 +91,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
     keys = [sorted(place["source"]) for place in sources if "source" in place]
     documented = {
         "ServerConfig": set(everything["server"]),
+        "TlsConfig": set(everything["server"]["tls"]),
         "LimitsConfig": set(everything["limits"]),
         "CollectionConfig": set(everything["collections"][0]),
         "RetentionConfig": set(everything["retention"]),
