@@ -30,6 +30,7 @@ from appliance.app import Settings, start_gateway
 from appliance.cluster.node import RayNode
 from appliance.config import Config
 from appliance.errors import ApplianceError, ConfigError, WeightsError
+from appliance.leftovers import kill_marked
 from appliance.runners import PRELOADS
 from appliance.store import SQLiteStore
 from appliance.token import Token
@@ -38,6 +39,8 @@ from appliance.zygote import reclaim
 _log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
+#: Says in the environment of every process of an appliance whose it is.
+HOME_MARK: Final = "APPLIANCE_SERVES"
 ZYGOTE_RESTART: Final = 1.0  # seconds between the death of a zygote and the next
 
 
@@ -320,11 +323,12 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     logs.configure(settings.log_file)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
     with take_lock(home):
+        killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
+        if killed:
+            console.print(f"stopped {len(killed)} processes left by a crashed run")
         check_port(settings.host, settings.port)
         check_tls(config)
-        killed = reclaim(settings.run_dir)
-        if killed:
-            console.print(f"stopped {len(killed)} engine hosts left by a crashed run")
+        os.environ[HOME_MARK] = str(home)  # in every process that is started from here on
         if not arguments.no_pull:
             pull_missing(config, home, console)
         return asyncio.run(run(settings, console))

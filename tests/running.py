@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -84,7 +85,8 @@ class Appliance:
     def kill(self) -> None:
         """`kill -9` of every process that belongs to it."""
         for process in self.processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
+                process.kill()
         assert self.process is not None
         self.process.wait(10)
 

@@ -171,3 +171,24 @@ def test_a_stopped_appliance_finishes_what_runs(tmp_path: Path) -> None:
         record = client.get(f"/v1/predictions/{id}").json()
         assert (record["status"], record["output"]) == ("succeeded", "last words")
     running.stop()
+
+
+def test_a_killed_driver_leaves_nothing_that_outlives_the_next_start(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(CONFIG)
+    running = Appliance(tmp_path / "home", config)
+    running.start()
+    with running.client() as client:
+        works(client)
+    before = {process.pid for process in running.processes()}
+    assert running.process is not None
+    running.process.kill()
+    running.process.wait(10)
+    running.start()  # at once: the old gateway may still answer
+    wait_for(lambda: not before & {process.pid for process in running.processes()}, 30, "the old ones to end")
+    wait_for(running.answers, 60, "the new gateway")
+    with running.client() as client:
+        works(client)
+    assert not before & {process.pid for process in running.processes()}
+    assert running.stop() == 0
+    assert running.processes() == []
