@@ -41,17 +41,15 @@ def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOpt
 
 def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     from appliance import hardware, placement, weights
+    from appliance.scheduler import Capacity
 
     devices = hardware.discover(config.hardware)
     scheduler = placement.build_scheduler(config, home, devices)
     models = []
     for model in config.models:
         wanted = placement.demand(model, home, devices[0].kind)
-        fits_on = [
-            device.name
-            for device in devices
-            if (wanted.memory or int((wanted.share or 1) * device.memory)) <= device.memory
-        ]
+        sizes = [Capacity(device.name, device.memory) for device in devices]
+        fits_on = [size.device for size in sizes if wanted.bytes_on(size) <= size.memory]
         try:
             scheduler.check_fits(model.name)
             problem = None
