@@ -21,11 +21,14 @@ from appliance.cluster.ray import RayCluster
 from appliance.config import Config
 from appliance.egress import Egress
 from appliance.engine import Engine
+from appliance.files import Files
 from appliance.hardware import Device, cpu_threads
+from appliance.inputs import Inputs
 from appliance.placement import build_scheduler
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
 from appliance.store import SQLiteStore, Store, VersionRow
+from appliance.training import Trainings
 from appliance.webhooks import Webhooks
 
 _log = logging.getLogger(__name__)
@@ -67,14 +70,11 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     """Everything the API needs, wired but not started."""
     config, home = settings.config, settings.home
     now = time.time()
-    entries = []
-    for entry in catalogue.build(config, now).entries:
-        row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
-        first_seen = (await store.record_version(row)).created_at
-        entries.append(msgspec.structs.replace(entry, created_at=first_seen))
-    models = Catalogue(entries, config.collections)
+    models = await build_catalogue(config, store, now)
     egress = Egress(config.egress.allow)
     webhooks = Webhooks(store, egress)
+    files = Files(store.files, home / "files", config.files)
+    trainings = Trainings(models, store, files)
     engine = Engine(
         limits=config.limits,
         catalogue=models,
@@ -84,7 +84,10 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         kinds={device.name: device.kind for device in settings.devices},
+        files=files,
+        inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         observe=webhooks.observe,
+        conclude=trainings.conclude,
     )
     return Services(
         config=config,
@@ -97,10 +100,31 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         ),
         egress=egress,
         webhooks=webhooks,
-        retention=Retention(store, config.retention.predictions),
+        retention=Retention(store, files, config.retention.predictions),
+        files=files,
+        trainings=trainings,
         devices=settings.devices,
         started_at=now,
     )
+
+
+async def build_catalogue(config: Config, store: Store, now: float) -> Catalogue:
+    """The models of the config, with when each was first seen, and those made through the API."""
+    built = catalogue.build(config, now)
+    entries, seen = [], {}
+    for entry in built.entries:
+        row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
+        first_seen = (await store.record_version(row)).created_at
+        entries.append(msgspec.structs.replace(entry, created_at=first_seen))
+        seen[entry.name] = min(version.created_at for version in await store.versions(entry.name))
+    cards = [msgspec.structs.replace(card, created_at=seen[card.name]) for card in built.cards.values()]
+    models = Catalogue(cards, entries, config.collections)
+    for model in await store.registry.models():
+        if model.name in models.cards:
+            _log.warning("models.yaml now has %s: the model made through the API is hidden", model.name)
+        else:
+            models.put(model)
+    return models
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -134,6 +158,7 @@ class Gateway:
         await self._services.engine.close()
         await self._services.webhooks.close()
         await self._services.retention.close()
+        await self._services.files.close()
         await self._services.store.close()
         self._server.should_exit = True
         return unfinished
@@ -153,9 +178,12 @@ async def start_gateway(settings: Settings) -> Gateway:
     await store.own(OWN_PATIENCE)
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
+    await services.files.start()
+    await services.trainings.load()
     await services.webhooks.start()
     services.retention.start()
     await services.engine.start()
+    await services.residency()
     tls = settings.config.server.tls
     server = uvicorn.Server(
         uvicorn.Config(

@@ -1,4 +1,8 @@
-"""The models that can be called: names, aliases, versions and interfaces."""
+"""The models that can be called: names, aliases, versions and interfaces.
+
+Those of models.yaml are there from the start; others are made through the API and get versions from
+trainings.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,56 @@ import msgspec
 from appliance import schema, weights
 from appliance.config import CollectionConfig, Config, ModelConfig
 from appliance.errors import InvalidVersion, NotFound
-from appliance.runners import runner_class
+from appliance.model import Adapter, Model
+from appliance.runners import TRAINERS, runner_class
 from appliance.runners.base import Interface
 
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One model in the one version that is served now."""
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of a model."""
 
-    model: ModelConfig
+    name: str  # owner/name
+    visibility: str = "public"
+    kind: str | None = None  # of models.yaml; None for a model that was made through the API
+    aliases: tuple[str, ...] = ()
+    created_at: float = 0.0  # Unix seconds
+    description: str = ""
+    readme: str | None = None  # Markdown
+    github_url: str | None = None
+    paper_url: str | None = None
+    license_url: str | None = None
+    weights_url: str | None = None
+    cover_image_url: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The account that it belongs to."""
+        return self.name.partition("/")[0]
+
+    def visible(self, account: str | None) -> bool:
+        """Whether ``account`` may know of it; None is the appliance itself.
+
+        What models.yaml has is for everyone who has a token, private or not.
+        """
+        return self.kind is not None or self.visibility == "public" or account in {None, self.owner}
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One version that can be run now."""
+
+    name: str  # owner/name of the model it is a version of
     version: str  # 64 hex digits
+    model: ModelConfig  # what runs it
+    kind: str  # of runner
+    runs_on: str  # what is loaded for it; several entries may share that
     interface: Interface
     document: dict[str, Any]  # the version's whole openapi_schema
     created_at: float  # when this version was first seen, Unix seconds
-    readme: str | None = None  # Markdown
-
-    @property
-    def name(self) -> str:
-        """``owner/name``."""
-        return self.model.name
+    adapter: str | None = None  # absolute path of trained weights over those of `model`
+    files_in: bool = False
+    files_out: bool = False
 
 
 def version_of(model: ModelConfig, revision: str) -> str:
@@ -40,103 +74,247 @@ def version_of(model: ModelConfig, revision: str) -> str:
     The name counts too, so that two models never share an id; memory, residency and descriptions do not, so
     that changing them keeps the version.
     """
-    facts = {
-        "model": model.name,
-        "kind": model.kind,
-        "weights": revision,
-        "options": model.options.model_dump(mode="json", exclude=set(model.options.RESOURCES)),
-    }
+    return _digest(
+        {
+            "model": model.name,
+            "kind": model.kind,
+            "weights": revision,
+            "options": model.options.model_dump(mode="json", exclude=set(model.options.RESOURCES)),
+        }
+    )
+
+
+def version_of_adapter(model: str, base_version: str, sha256: str) -> str:
+    """The id of a version of ``model`` that has these trained weights over another version."""
+    return _digest({"model": model, "base": base_version, "adapter": sha256})
+
+
+def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
 
 
 class Catalogue:
-    """Every configured model, found by name, alias or version."""
+    """Every model, found by name, alias or version. Changed on the gateway's loop only."""
 
-    def __init__(self, entries: Iterable[Entry], collections: Iterable[CollectionConfig] = ()) -> None:
+    def __init__(
+        self, cards: Iterable[Card], entries: Iterable[Entry], collections: Iterable[CollectionConfig] = ()
+    ) -> None:
         """Names and aliases are unique; the config has checked that, and that collections name models."""
-        self.entries = tuple(entries)
+        self.cards = {card.name: card for card in cards}
+        self.entries = tuple(entries)  # of models.yaml, in its order
         self.collections = {collection.slug: collection for collection in collections}
-        self._names = {name: entry for entry in self.entries for name in (entry.name, *entry.model.aliases)}
-        self._versions = {entry.version: entry for entry in reversed(self.entries)}
+        self._names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
+        self._served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # newest last
+        self._versions: dict[str, Entry] = {}
+        self._hosted = {entry.runs_on: entry for entry in self.entries}
+        self._trainers: dict[str, Entry] = {}  # by the version that they begin with
+        for entry in self.entries:
+            self.add_version(entry)
+            trainer = _trainer(entry)
+            if trainer is not None:
+                self._trainers[entry.version] = trainer
+                self._hosted[trainer.runs_on] = trainer
 
-    @property
-    def public(self) -> list[Entry]:
+    # -- what is made and removed
+
+    def put(self, model: Model) -> Card:
+        """A model was made through the API, or is described anew."""
+        card = self.cards[model.name] = Card(
+            name=model.name,
+            visibility=model.visibility,
+            created_at=model.created_at,
+            description=model.description or "",
+            readme=model.readme,
+            github_url=model.github_url,
+            paper_url=model.paper_url,
+            license_url=model.license_url,
+            weights_url=model.weights_url,
+            cover_image_url=model.cover_image_url,
+        )
+        self._names[model.name] = model.name
+        self._served.setdefault(model.name, [])
+        return card
+
+    def remove(self, name: str) -> None:
+        """A model without versions is no more."""
+        del self.cards[name], self._names[name], self._served[name]
+
+    def add_version(self, entry: Entry) -> None:
+        """A version can be run from now on, and is the newest of its model."""
+        self._served[entry.name].append(entry)
+        self._versions.setdefault(entry.version, entry)
+
+    def remove_version(self, entry: Entry) -> None:
+        """A version cannot be run any more."""
+        self._served[entry.name].remove(entry)
+        if self._versions.get(entry.version) == entry:
+            del self._versions[entry.version]
+
+    # -- what is found
+
+    def public(self) -> list[Card]:
         """The models that lists and searches show, newest version first."""
-        shown = [entry for entry in self.entries if entry.model.visibility == "public"]
-        return sorted(shown, key=lambda entry: entry.created_at, reverse=True)
+        shown = [card for card in self.cards.values() if card.visibility == "public"]
+        return sorted(shown, key=lambda card: self._newest(card.name), reverse=True)
 
-    def search(self, query: str) -> list[tuple[Entry, float]]:
+    def _newest(self, name: str) -> float:
+        latest = self.latest(name)
+        return self.cards[name].created_at if latest is None else latest.created_at
+
+    def search(self, query: str) -> list[tuple[Card, float]]:
         """The public models that ``query`` may mean, best first, with a score over 0 up to 1.
 
         A model is found when every word of the query is somewhere in what is said of it; a word in its name
         or an alias counts more than one in its description, and that more than one in its readme.
         """
         words = query.lower().split()
-        found = [(entry, _score(entry, words)) for entry in self.public]
+        found = [(card, _score(card, words)) for card in self.public()]
         return sorted((pair for pair in found if pair[1] > 0), key=lambda pair: pair[1], reverse=True)
 
-    def resolve(self, name: str) -> Entry:
+    def card(self, name: str, account: str | None = None) -> Card:
         """The model called ``owner/name``, or standing in for it.
 
         Raises:
-            NotFound: no model has this name or alias.
+            NotFound: no model has this name or alias, or ``account`` may not know of it.
         """
-        entry = self._names.get(name)
+        card = self.cards.get(self._names.get(name, ""))
+        if card is None or not card.visible(account):
+            raise NotFound
+        return card
+
+    def latest(self, name: str) -> Entry | None:
+        """The newest version of a model that can be run."""
+        served = self._served[name]
+        return served[-1] if served else None
+
+    def served(self, name: str) -> Sequence[Entry]:
+        """All versions of a model that can be run, newest last."""
+        return self._served[name]
+
+    def resolve(self, name: str, account: str | None = None) -> Entry:
+        """The newest version of the model called ``owner/name``, or standing in for it.
+
+        Raises:
+            NotFound: there is no such model, or it has no version yet.
+        """
+        entry = self.latest(self.card(name, account).name)
         if entry is None:
             raise NotFound
         return entry
 
-    def by_version(self, version: str) -> Entry:
+    def by_version(self, version: str, account: str | None = None) -> Entry:
         """The model served as this version id.
 
         Raises:
-            InvalidVersion: no model is.
+            InvalidVersion: no model is, or ``account`` may not know of it.
         """
         entry = self._versions.get(version)
-        if entry is None:
+        if entry is None or not self.cards[entry.name].visible(account):
             raise InvalidVersion
         return entry
 
-    def by_spec(self, spec: str) -> Entry:
+    def by_spec(self, spec: str, account: str | None = None) -> Entry:
         """The model meant by ``owner/name``, ``owner/name:version`` or a version id.
 
         Raises:
             InvalidVersion: nothing is meant by it; ``:latest`` is refused as on Replicate.
         """
         if _HEX64.fullmatch(spec):
-            return self.by_version(spec)
+            return self.by_version(spec, account)
         name, colon, version = spec.partition(":")
-        entry = self._names.get(name)
-        if entry is None or (colon and version != entry.version):
-            raise InvalidVersion
-        return entry
+        try:
+            card = self.card(name, account)
+        except NotFound as error:
+            raise InvalidVersion from error
+        for entry in reversed(self._served[card.name]):
+            if not colon or entry.version == version:
+                return entry
+        raise InvalidVersion
+
+    def adapted(self, entry: Entry) -> set[str]:
+        """The trained versions that run on what is loaded for ``entry``."""
+        return {other.version for other in self._versions.values() if other.runs_on == entry.runs_on}
+
+    def hosted(self, key: str) -> Entry:
+        """What is loaded under ``runs_on``, for any of those that share it."""
+        return self._hosted[key]
+
+    def hosts(self, key: str, version: str) -> bool:
+        """Whether ``key`` is still loaded in this version."""
+        entry = self._hosted.get(key)
+        return entry is not None and entry.version == version
+
+    def trainer(self, version: str) -> Entry | None:
+        """What trains new versions that begin with this one; None if it cannot be trained."""
+        return self._trainers.get(version)
 
 
-def _score(entry: Entry, words: Sequence[str]) -> float:
+def _score(card: Card, words: Sequence[str]) -> float:
     weighed = (
-        (1.0, " ".join((entry.name, *entry.model.aliases))),
-        (0.6, entry.model.description),
-        (0.3, entry.readme or ""),
+        (1.0, " ".join((card.name, *card.aliases))),
+        (0.6, card.description),
+        (0.3, card.readme or ""),
     )
     texts = [(weight, text.lower()) for weight, text in weighed]
     best = [max((weight for weight, text in texts if word in text), default=0.0) for word in words]
     return sum(best) / len(best) if best and all(best) else 0.0
 
 
-def describe(model: ModelConfig, revision: str, created_at: float) -> Entry:
-    """The entry of one configured model whose weights are at ``revision``."""
+def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card, Entry]:
+    """One configured model, and the version of it whose weights are at ``revision``."""
+    card = Card(
+        name=model.name,
+        visibility=model.visibility,
+        kind=model.kind,
+        aliases=model.aliases,
+        created_at=created_at,
+        description=model.description,
+        readme=None if model.readme is None else model.readme.read_text(encoding="utf-8"),
+        github_url=model.github_url,
+        paper_url=model.paper_url,
+        license_url=model.license_url,
+        cover_image_url=model.cover_image_url,
+    )
     interface = runner_class(model.kind).interface(model.options.model_dump(mode="json"))
-    return Entry(
-        model=model,
+    entry = Entry(
+        name=model.name,
         version=version_of(model, revision),
+        model=model,
+        kind=model.kind,
+        runs_on=model.name,
         interface=interface,
         document=schema.document(interface),
         created_at=created_at,
-        readme=None if model.readme is None else model.readme.read_text(encoding="utf-8"),
+        files_in=bool(interface.file_inputs),
+        files_out=interface.makes_files,
+    )
+    return card, entry
+
+
+def _trainer(entry: Entry) -> Entry | None:
+    """What trains versions that begin with ``entry``."""
+    kind = TRAINERS.get(entry.kind)
+    if kind is None or not entry.model.options.trainable:
+        return None
+    interface = runner_class(kind).interface(entry.model.options.model_dump(mode="json"))
+    return msgspec.structs.replace(
+        entry,
+        kind=kind,
+        runs_on=entry.model.training_key,
+        interface=interface,
+        files_in=bool(interface.file_inputs),
+        files_out=True,
+    )
+
+
+def trained(base: Entry, adapter: Adapter, folder: str) -> Entry:
+    """The version that a training made of ``base``; its weights are in ``folder``, an absolute path."""
+    return msgspec.structs.replace(
+        base, name=adapter.model, version=adapter.version, created_at=adapter.created_at, adapter=folder
     )
 
 
 def build(config: Config, now: float) -> Catalogue:
     """The catalogue of a checked config, every version first seen ``now``."""
-    entries = (describe(model, weights.revision(model), now) for model in config.models)
-    return Catalogue(entries, config.collections)
+    described = [describe(model, weights.revision(model), now) for model in config.models]
+    return Catalogue([card for card, _ in described], [entry for _, entry in described], config.collections)

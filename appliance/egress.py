@@ -23,6 +23,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _TUNNELS: Final = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32"))
 
 
+_PORTS: Final = {"http": 80, "https": 443}
+
+
 class Egress:
     """Decides which addresses may be reached, and makes clients that keep to it."""
 
@@ -57,10 +60,17 @@ class Egress:
             return
         self._refuse_unless(url.host, [address])
 
-    def client(self, timeout: float) -> httpx.AsyncClient:
-        """A client that follows no redirect, uses no proxy and reaches permitted addresses only."""
+    def client(self, timeout: float, *, redirects: int = 0) -> httpx.AsyncClient:
+        """A client that uses no proxy and reaches permitted addresses only, also where it is redirected to.
+
+        ``timeout`` is in seconds, for connecting and between two pieces.
+        """
         return httpx.AsyncClient(
-            transport=_Guarded(self), timeout=timeout, follow_redirects=False, trust_env=False
+            transport=_Guarded(self),
+            timeout=timeout,
+            follow_redirects=redirects > 0,
+            max_redirects=redirects,
+            trust_env=False,
         )
 
     async def resolve(self, host: str, port: int) -> str:
@@ -96,7 +106,9 @@ class _Guarded(httpx.AsyncBaseTransport):
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        port = request.url.port or {"http": 80, "https": 443}[request.url.scheme]
+        port = request.url.port or _PORTS.get(request.url.scheme)
+        if port is None:
+            raise httpx.UnsupportedProtocol(f"{request.url.scheme or 'no scheme'} is neither http nor https")
         address = await self._egress.resolve(request.url.host, port)
         checked = httpx.Request(
             request.method,

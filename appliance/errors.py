@@ -5,11 +5,15 @@
     |-- RequestError               the caller's request cannot be carried out
     |   |-- MalformedBody          400  the body is not JSON, or not a JSON object
     |   |-- MalformedQuery         400  a query parameter is missing
+    |   |-- BadRequest             400  what is asked for is not possible as things stand
     |   |-- Unauthenticated        401  no token, or not one of ours
     |   |-- PermissionDenied       403  the token may not do this
     |   |-- NotFound               404  no such resource, or not the caller's
+    |   |   `-- DestinationNotFound     the same, of a training's destination
     |   |-- MethodNotAllowed       405  the route exists, the method does not
     |   |-- BodyTooLarge           413  the body is over the configured limit
+    |   |-- FileTooLarge           413  the uploaded file is over the configured limit
+    |   |-- NoRoom                 413  all uploads together would be over the configured limit
     |   |-- InvalidInput           422  one or more fields are wrong; names each
     |   |-- InvalidVersion         422  the version does not exist
     |   |-- AddressRefused         422  the address may not be reached on a caller's behalf
@@ -92,6 +96,12 @@ class MalformedQuery(RequestError):
     """A query parameter is missing."""
 
 
+class BadRequest(RequestError):
+    """What is asked for is not possible as things stand; the text says why."""
+
+    title = "Bad request"
+
+
 class Unauthenticated(RequestError):
     """No token, or not one of ours."""
 
@@ -124,6 +134,14 @@ class NotFound(RequestError):
         super().__init__(message)
 
 
+class DestinationNotFound(NotFound):
+    """A training's destination does not exist."""
+
+    def __init__(self) -> None:
+        """The message is the contract's exact sentence."""
+        super().__init__("The specified training destination does not exist")
+
+
 class MethodNotAllowed(RequestError):
     """The route exists but does not take this method."""
 
@@ -136,6 +154,24 @@ class BodyTooLarge(RequestError):
 
     status = 413
     title = "Request too large"
+
+
+class FileTooLarge(RequestError):
+    """The uploaded file is over the configured limit."""
+
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        """``limit`` is in bytes; the wording is the contract's."""
+        size = f"{limit // 10**6}MB" if limit % 10**6 == 0 else f"{limit:,} bytes"
+        super().__init__(f"Files must be less than {size} in size")
+
+
+class NoRoom(RequestError):
+    """All uploads together would be over the configured limit."""
+
+    status = 413
+    title = "No room for the file"
 
 
 class FieldProblem(NamedTuple):

@@ -12,11 +12,12 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from appliance import file
 from appliance.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
 
 _LENGTH: Final = struct.Struct(">I")
-_encoder: Final = msgspec.msgpack.Encoder()
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 T = TypeVar("T")
 
 

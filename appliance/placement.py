@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from appliance import weights
 from appliance.config import Config, ModelConfig
 from appliance.hardware import Device
 from appliance.scheduler import Capacity, Demand, Scheduler
+
+TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
 
 
 def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Demand:
@@ -34,9 +36,23 @@ def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Dema
     )
 
 
+def training_demand(model: ModelConfig, home: Path) -> Demand:
+    """What training new versions of the model takes, while it is done."""
+    size = weights.size(weights.folder(home, model)) if model.source else 0
+    return Demand(
+        model=model.training_key,
+        concurrency=1,
+        memory=model.options.training_footprint(size),
+        idle_unload_after=TRAINER_IDLE,
+    )
+
+
 def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
     """The scheduler over these devices for every configured model."""
     return Scheduler(
         [Capacity(device.name, device.memory) for device in devices],
-        [demand(model, home, devices[0].kind) for model in config.models],
+        [
+            *(demand(model, home, devices[0].kind) for model in config.models),
+            *(training_demand(model, home) for model in config.models if model.options.trainable),
+        ],
     )

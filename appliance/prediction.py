@@ -16,6 +16,7 @@ import msgspec
 #: Crockford's alphabet without i, l, o, u, as in the ids that Replicate hands out (replicate-api 3.1).
 _CROCKFORD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
 ID_LENGTH: Final = 26
+FILE_STREAM: Final = "files-"  # begins the tokens of streams of files
 
 
 class Status(StrEnum):
@@ -98,7 +99,10 @@ class Job(msgspec.Struct, frozen=True):
 
     id: str
     attempt: int
-    input: dict[str, Any]
+    input: dict[str, Any]  # files are absolute paths on this machine
+    folder: str = ""  # absolute path for files that the run makes; created when the first one is
+    adapter: str | None = None  # absolute path of the folder with the weights that a training made
+    inline: int = -1  # files of up to so many bytes are put into the output as data: URLs
 
 
 class Webhook(msgspec.Struct, frozen=True):
@@ -132,6 +136,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0  # last event of this attempt that is applied
     data_removed: bool = False
     webhook: Webhook | None = None
+    deployment: str | None = None  # owner/name, if it was made through one
+    destination: str | None = None  # of a training: the model that gets the new version
 
     def evolve(self, **changes: Any) -> Prediction:
         """A copy with ``changes`` applied."""
@@ -182,6 +188,9 @@ def new_id() -> str:
     return base64.b32encode(secrets.token_bytes(17))[:ID_LENGTH].translate(_CROCKFORD).decode()
 
 
-def new_stream_token() -> str:
-    """A fresh capability for a stream URL: 256 bits, safe in a path."""
-    return secrets.token_hex(32)
+def new_stream_token(*, files: bool = False) -> str:
+    """A fresh capability for a stream URL: 256 bits, safe in a path.
+
+    With ``files`` it is one for a stream of files, which has another address: a client looks at that.
+    """
+    return (FILE_STREAM if files else "") + secrets.token_hex(32)

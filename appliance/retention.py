@@ -9,6 +9,7 @@ import time
 from typing import Final
 
 from appliance.errors import StoreError
+from appliance.files import Files
 from appliance.store import Store
 
 _log = logging.getLogger(__name__)
@@ -20,9 +21,10 @@ _SHORTEST, _LONGEST = 1.0, 60.0  # seconds between looks
 class Retention:
     """Removes data that is old enough; lives on the gateway's loop."""
 
-    def __init__(self, store: Store, keep: float | None) -> None:
+    def __init__(self, store: Store, files: Files, keep: float | None) -> None:
         """``keep`` is for how many seconds after their end predictions keep their data; None is for ever."""
         self._store = store
+        self._files = files
         self._keep = keep
         self._task: asyncio.Task[None] | None = None
 
@@ -42,10 +44,11 @@ class Retention:
         while True:
             try:
                 removed = await self._store.remove_data(time.time() - keep, BATCH)
+                await self._files.remove_outputs(removed)
             except StoreError as error:
                 _log.error("old data could not be removed, it is tried again: %s", error)
-                removed = 0
+                removed = []
             if removed:
-                _log.info("removed the data of %d predictions", removed)
-            if removed < BATCH:
+                _log.info("removed the data of %d predictions", len(removed))
+            if len(removed) < BATCH:
                 await asyncio.sleep(min(max(keep / 10, _SHORTEST), _LONGEST))

@@ -98,18 +98,21 @@ class _Model:
         self.waiting_since: float | None = None
         self.ready_since = 0.0
         self.last_used = 0.0
+        self.kept = False  # as if it was pinned
         self.failures = 0
         self.blocked_until = 0.0
         self.drain_reason = ""
+
+    @property
+    def pinned(self) -> bool:
+        return self.demand.pin or self.kept
 
     @property
     def idle(self) -> bool:
         return not self.queue and not self.running
 
     def evictable(self, now: float) -> bool:
-        return (
-            self.state is Residency.READY and not self.demand.pin and now - self.ready_since >= MIN_RESIDENCY
-        )
+        return self.state is Residency.READY and not self.pinned and now - self.ready_since >= MIN_RESIDENCY
 
     def wants_load(self, now: float) -> bool:
         return (
@@ -172,14 +175,14 @@ class Scheduler:
         entry.state = Residency.READY
         entry.ready_since = entry.last_used = now
         entry.failures = 0
-        entry.wanted = entry.demand.pin
+        entry.wanted = entry.pinned
 
     def load_failed(self, model: str, now: float) -> list[str]:
         """The load that was decided failed; returns the ids that were waiting, now forgotten."""
         entry = self._models[model]
         entry.failures += 1
         entry.blocked_until = now + min(BACKOFF[0] * 2 ** (entry.failures - 1), BACKOFF[1])
-        entry.wanted = entry.demand.pin
+        entry.wanted = entry.pinned
         ids = list(entry.queue)
         entry.queue.clear()
         for id in ids:
@@ -195,7 +198,7 @@ class Scheduler:
         """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
         entry = self._models[model]
         entry.running.clear()
-        entry.wanted = entry.wanted or entry.demand.pin
+        entry.wanted = entry.wanted or entry.pinned
         self._release(entry)
 
     def adopted(self, model: str, devices: tuple[str, ...], memory: int, now: float) -> None:
@@ -214,6 +217,13 @@ class Scheduler:
     def stopping(self, model: str) -> None:
         """The host is being killed: nothing may start there, its memory is still taken."""
         self._models[model].state = Residency.UNLOADING
+
+    def keep(self, model: str, loaded: bool) -> None:
+        """Whether something beside the config wants it loaded at all times."""
+        entry = self._models[model]
+        entry.kept = loaded
+        if loaded and entry.state is Residency.COLD:
+            entry.wanted = True
 
     def wanted(self, model: str) -> None:
         """Load it when there is room, although nothing waits for it."""
@@ -260,7 +270,7 @@ class Scheduler:
         times = []
         for entry in self._models.values():
             limit = entry.demand.idle_unload_after
-            if entry.state is Residency.READY and entry.idle and limit is not None and not entry.demand.pin:
+            if entry.state is Residency.READY and entry.idle and limit is not None and not entry.pinned:
                 times.append(entry.last_used + limit)
             if entry.state is Residency.COLD and (entry.queue or entry.wanted):
                 times.append(max(entry.blocked_until, now + 1.0))
@@ -300,7 +310,7 @@ class Scheduler:
             if (
                 entry.state is Residency.READY
                 and entry.idle
-                and not entry.demand.pin
+                and not entry.pinned
                 and limit is not None
                 and now >= entry.last_used + limit
             ):

@@ -7,7 +7,7 @@ numbers, unknown keys inside ``input`` are dropped, ``null`` for an optional key
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: On a string property: a list of strings is accepted as well, and handed on as it is.
 LIST_TOO: Final = "x-appliance-list"
 _REF: Final = "#/components/schemas/"
+_SCHEMES: Final = ("http", "https", "data")  # what files are fetched from; `inputs` knows how
 _MOST: Final = 2**63 - 1  # what a number without bounds of its own may be: models get 64 bits
 
 
@@ -56,6 +57,28 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
     except OverflowError as error:  # inside of an object or a list
         raise InvalidInput([FieldProblem("number_lte", "input", "Integers must fit in 64 bits")]) from error
     return validated
+
+
+def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:
+    """Refuse a request's body that does not fit; ``null`` for an optional key is the same as no key.
+
+    Raises:
+        InvalidInput: one row for every key that is missing, unknown or wrong.
+    """
+    problems = [
+        FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
+    ]
+    for key, value in given.items():
+        if key not in properties:
+            problems.append(
+                FieldProblem(
+                    "additional_property_not_allowed", "", f"Additional property {key} is not allowed"
+                )
+            )
+        elif value is not None:
+            problems += _problems(value, properties[key], key)
+    if problems:
+        raise InvalidInput(problems)
 
 
 def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -134,7 +157,7 @@ def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[F
 
 def _is_uri(value: str) -> bool:
     try:
-        return bool(urlsplit(value).scheme)
+        return urlsplit(value).scheme in _SCHEMES
     except ValueError:  # a bracket that opens no IPv6 address, say
         return False
 

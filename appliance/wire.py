@@ -12,13 +12,17 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.config import ModelConfig
-from appliance.prediction import Prediction, Status
+from appliance.deployment import Release
+from appliance.file import File, OutputFile, refuse
+from appliance.prediction import FILE_STREAM, Prediction, Status
 
 #: The Cog whose schema dialect versions are written in; clients read it to tell iterators from lists.
 COG_VERSION: Final = "0.23.1"
 #: A comment, which keeps a silent stream open: one client gives up after 30 s without a byte.
 HEARTBEAT: Final = b": hi\n\n"
+
+#: What clients are told of a file that never expires: they want a time.
+FOR_EVER: Final = 253402300799.0  # the end of the year 9999
 
 _BREAK: Final = re.compile(r"\r\n?|\n")
 
@@ -26,6 +30,29 @@ _BREAK: Final = re.compile(r"\r\n?|\n")
 def timestamp(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC with six digits, which every client parses."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def encode(value: Any, base: str = "") -> bytes:
+    """``value`` as JSON, with an absolute address for every file in it."""
+    return msgspec.json.encode(
+        value, enc_hook=lambda part: base + part.address if isinstance(part, OutputFile) else refuse(part)
+    )
+
+
+def file(row: File, base: str) -> dict[str, Any]:
+    """An upload, as JSON that holds what every client looks for."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "content_type": row.content_type,
+        "size": row.size,
+        "etag": row.md5,
+        "checksums": {"sha256": row.sha256, "md5": row.md5},
+        "metadata": row.metadata,
+        "created_at": timestamp(row.created_at),
+        "expires_at": timestamp(FOR_EVER if row.expires_at is None else row.expires_at),
+        "urls": {"get": f"{base}/v1/files/{row.id}"},
+    }
 
 
 def prediction(record: Prediction, base: str) -> dict[str, Any]:
@@ -48,7 +75,7 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
         "urls": {
             "get": address,
             "cancel": f"{address}/cancel",
-            "stream": f"{base}/v1/streams/{record.stream_token}",
+            "stream": f"{base}{_stream_path(record.stream_token)}",
             "web": f"{base}/p/{record.id}",
         },
     }
@@ -63,9 +90,16 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
     if record.webhook is not None:
         shown["webhook"] = record.webhook.url
         shown["webhook_events_filter"] = list(record.webhook.events)
+    if record.deployment is not None:
+        shown["deployment"] = record.deployment
     if record.deadline is not None:
         shown["deadline"] = timestamp(record.deadline)
     return shown
+
+
+def _stream_path(token: str) -> str:
+    """The JavaScript client makes file objects of what comes from an address that begins so."""
+    return f"/v1/files/stream/{token}" if token.startswith(FILE_STREAM) else f"/v1/streams/{token}"
 
 
 def accepted(record: Prediction, base: str) -> dict[str, Any]:
@@ -91,23 +125,42 @@ def version(id: str, created_at: float, document: dict[str, Any]) -> dict[str, A
     }
 
 
-def model(configured: ModelConfig, latest: dict[str, Any], run_count: int, base: str) -> dict[str, Any]:
-    """A model with its newest version."""
-    owner, name = configured.name.split("/")
+def training(record: Prediction, base: str) -> dict[str, Any]:
+    """A training as ``GET`` shows it."""
+    address = f"{base}/v1/trainings/{record.id}"
+    shown = prediction(record, base)
+    urls = {"get": address, "cancel": f"{address}/cancel", "web": shown["urls"]["web"]}
+    return {**shown, "urls": urls, "destination": record.destination}
+
+
+def release(record: Release, account: dict[str, Any]) -> dict[str, Any]:
+    """A deployment in its newest release; ``account`` made that."""
     return {
-        "url": f"{base}/{configured.name}",
-        "owner": owner,
-        "name": name,
-        "description": configured.description or None,
-        "visibility": configured.visibility,
-        "is_official": False,
-        "github_url": configured.github_url,
-        "paper_url": configured.paper_url,
-        "license_url": configured.license_url,
-        "cover_image_url": configured.cover_image_url,
-        "run_count": run_count,
-        "default_example": None,
-        "latest_version": latest,
+        "owner": record.owner,
+        "name": record.name,
+        "current_release": {
+            "number": record.number,
+            "model": record.model,
+            "version": record.version,
+            "created_at": timestamp(record.created_at),
+            "created_by": account,
+            "configuration": {
+                "hardware": record.hardware,
+                "min_instances": record.min_instances,
+                "max_instances": record.max_instances,
+            },
+        },
+    }
+
+
+def account(username: str, name: str | None) -> dict[str, Any]:
+    """An account; one client insists on a name, others on addresses."""
+    return {
+        "type": "organization",
+        "username": username,
+        "name": name or username,
+        "github_url": "",
+        "avatar_url": "",
     }
 
 
@@ -136,12 +189,9 @@ def event(name: str, id: str, data: str) -> bytes:
     return f"event: {name}\nid: {id}\n{lines}\n".encode(errors="replace")
 
 
-def outputs(record: Prediction, items: Iterable[tuple[int, Any]]) -> bytes:
+def outputs(record: Prediction, items: Iterable[tuple[int, Any]], base: str) -> bytes:
     """Output items, with their numbers from 1, as events."""
-    return b"".join(
-        event("output", event_id(record, number), value if isinstance(value, str) else _json(value))
-        for number, value in items
-    )
+    return b"".join(event("output", event_id(record, number), _item(value, base)) for number, value in items)
 
 
 def ending(record: Prediction, number: int, after: int = 0) -> bytes:
@@ -160,6 +210,15 @@ def ending(record: Prediction, number: int, after: int = 0) -> bytes:
         for position, (name, data) in enumerate(events, number + 1)
         if position > after
     )
+
+
+def _item(value: Any, base: str) -> str:
+    match value:
+        case str():
+            return value
+        case OutputFile():
+            return base + value.address
+    return encode(value, base).decode()
 
 
 def _json(value: Any) -> str:

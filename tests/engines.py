@@ -7,20 +7,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.catalogue import Catalogue, Entry, describe
+from appliance.catalogue import Card, Catalogue, Entry, describe
 from appliance.cluster.local import LocalCluster
-from appliance.config import LimitsConfig, ModelConfig
+from appliance.config import FilesConfig, LimitsConfig, ModelConfig
+from appliance.egress import Egress
 from appliance.engine import Engine
+from appliance.files import Files
+from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status
 from appliance.scheduler import Capacity, Demand, Scheduler
 from appliance.store import SQLiteStore
+from appliance.training import Trainings
 
 MIB = 1024**2
 
 
-def entry(name: str = "test/echo", **options: Any) -> Entry:
+def described(name: str = "test/echo", **options: Any) -> tuple[Card, Entry]:
     model = ModelConfig.model_validate({"name": name, "kind": "echo", "memory": MIB, "options": options})
     return describe(model, "none", 0.0)
+
+
+def entry(name: str = "test/echo", **options: Any) -> Entry:
+    return described(name, **options)[1]
+
+
+def catalogue_of(*entries: Entry) -> Catalogue:
+    return Catalogue([describe(entry.model, "none", 0.0)[0] for entry in entries], entries)
 
 
 class Bench:
@@ -32,12 +44,15 @@ class Bench:
         self.echo = entry(concurrency=2)
         self.stream = entry("test/stream", stream=True)
         self.big = entry("test/big")
+        self.files_model = entry("test/files", files=True)
+        self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
+        self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
 
     async def start(self) -> Bench:
-        entries = [self.echo, self.stream, self.big]
-        sizes = {"test/echo": MIB, "test/stream": MIB, "test/big": 100 * MIB}
+        entries = [self.echo, self.stream, self.big, self.files_model]
+        sizes = {"test/echo": MIB, "test/stream": MIB, "test/big": 100 * MIB, "test/files": MIB}
         demands = [
             Demand(
                 model=entry.name,
@@ -49,22 +64,31 @@ class Bench:
         self.store = SQLiteStore(self.folder / "appliance.db", durability="normal")
         await self.store.open()
         await self.store.own()
+        self.catalogue = catalogue_of(*entries)
+        self.files = Files(self.store.files, self.folder / "files", self.files_config)
+        await self.files.start()
+        self.trainings = Trainings(self.catalogue, self.store, self.files)
+        self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
         self.engine = Engine(
             limits=self.limits,
-            catalogue=Catalogue(entries),
+            catalogue=self.catalogue,
             store=self.store,
             cluster=self.cluster,
             scheduler=Scheduler([Capacity("cpu", 10 * MIB)], demands),
             home=self.folder,
             threads=1,
             kinds={"cpu": "cpu"},
+            files=self.files,
+            inputs=self.inputs,
             observe=self.observed.append,
+            conclude=self.trainings.conclude,
         )
         await self.engine.start()
         return self
 
     async def stop(self) -> None:
         await self.engine.close()
+        await self.files.close()
         await self.store.close()
 
     async def restart(self) -> None:

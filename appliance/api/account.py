@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from appliance import wire
 from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.hardware import Device
@@ -31,23 +32,20 @@ class Account:
     async def get(self, request: Request) -> Response:
         """``GET /account``; also the sign-in check of some clients."""
         caller = await requests.caller(request, self._services, Scope.READ)
-        server = self._services.config.server
-        named = server.account_name if caller.owner == server.account else None
-        return answers.json(
-            {
-                "type": "organization",
-                "username": caller.owner,
-                "name": named or caller.owner,
-                "github_url": "",
-                "avatar_url": "",
-            }
-        )
+        named = account_name(caller.owner, self._services)
+        return answers.json(wire.account(caller.owner, named))
 
     async def hardware(self, request: Request) -> Response:
         """``GET /hardware``: a bare array, each kind of device once."""
         await requests.caller(request, self._services, Scope.READ)
         kinds = {sku(device): device.label for device in self._services.devices}
         return answers.json([{"name": name, "sku": key} for key, name in kinds.items()])
+
+
+def account_name(username: str, services: Services) -> str | None:
+    """What people call an account, if models.yaml says it."""
+    server = services.config.server
+    return server.account_name if username == server.account else None
 
 
 def sku(device: Device) -> str:

@@ -8,12 +8,15 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from appliance import wire
 from appliance.errors import ApplianceError, Throttled, Unauthenticated
 
 
-def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """``value`` as JSON."""
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
+def json(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, base: str = ""
+) -> Response:
+    """``value`` as JSON; ``base`` is the origin of files in it."""
+    return Response(wire.encode(value, base), status, headers, "application/json")
 
 
 def error(problem: ApplianceError, *, post: bool) -> Response:

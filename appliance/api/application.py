@@ -15,10 +15,14 @@ from appliance.api import answers, requests
 from appliance.api.account import Account
 from appliance.api.admin import Admin
 from appliance.api.collections import Collections
+from appliance.api.deployments import Deployments
+from appliance.api.files import Files
 from appliance.api.models import Models
 from appliance.api.predictions import Predictions
 from appliance.api.services import Services
 from appliance.api.streams import Streams
+from appliance.api.trainings import Trainings
+from appliance.api.versions import Versions
 from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
 from appliance.ratelimit import Standing
@@ -26,7 +30,19 @@ from appliance.ratelimit import Standing
 _log = logging.getLogger(__name__)
 
 #: What answers, in the order in which routes are tried.
-RESOURCES: Final = (Predictions, Streams, Models, Collections, Account, WebhookKeys, Admin)
+RESOURCES: Final = (
+    Predictions,
+    Streams,
+    Deployments,
+    Trainings,
+    Files,
+    Models,
+    Versions,
+    Collections,
+    Account,
+    WebhookKeys,
+    Admin,
+)
 
 _CORS: Final = {
     "access-control-allow-credentials": "true",

@@ -1,20 +1,39 @@
-"""Models and their versions: list and get."""
+"""Models: list, search, get; and those that are made through the API: create, update, delete."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from appliance import wire
+from appliance import schema, wire
 from appliance.api import answers, requests
 from appliance.api.services import Services
-from appliance.catalogue import Entry
-from appliance.errors import FieldProblem, InvalidInput, NotFound
-from appliance.token import Scope
+from appliance.catalogue import Card
+from appliance.errors import BadRequest, FieldProblem, InvalidInput, NotFound, PermissionDenied
+from appliance.model import Model
+from appliance.prediction import Prediction
+from appliance.token import Scope, Token
+
+_TEXT: Final = {"type": "string", "maxLength": 1_000_000}
+_ADDRESS: Final = {"type": "string", "format": "uri", "maxLength": 2000}
+_ADDRESSES: Final = dict.fromkeys(("github_url", "paper_url", "license_url"), _ADDRESS)
+_PART: Final = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100}
+_NEW: Final[dict[str, dict[str, Any]]] = {
+    "owner": _PART,
+    "name": _PART,
+    "visibility": {"type": "string", "enum": ["public", "private"]},
+    "hardware": {"type": "string", "minLength": 1, "maxLength": 100},
+    "description": _TEXT,
+    "cover_image_url": _ADDRESS,
+    **_ADDRESSES,
+}
+_CHANGES: Final = {"description": _TEXT, "readme": _TEXT, "weights_url": _ADDRESS, **_ADDRESSES}
 
 
 class Models:
@@ -30,20 +49,22 @@ class Models:
         return [
             Route("/v1/models", self.list, methods=["GET"]),
             Route("/v1/models", self.query, methods=["QUERY"]),
+            Route("/v1/models", self.create, methods=["POST"]),
             Route(model, self.get, methods=["GET"]),
+            Route(model, self.update, methods=["PATCH"]),
+            Route(model, self.delete, methods=["DELETE"]),
             Route(f"{model}/readme", self.readme, methods=["GET"]),
             Route(f"{model}/examples", self.examples, methods=["GET"]),
-            Route(f"{model}/versions", self.versions, methods=["GET"]),
-            Route(f"{model}/versions/{{id}}", self.version, methods=["GET"]),
         ]
 
     async def list(self, request: Request) -> Response:
         """``GET /models``: the public ones on one page, newest version first unless asked otherwise."""
         await requests.caller(request, self._services, Scope.READ)
-        # A model is as old as its version: what is served comes from one file, which knows no other time.
-        _one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
-        ascending = _one_of(request, "sort_direction", ("asc", "desc")) == "asc"
-        public = self._services.catalogue.public
+        by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
+        ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"
+        public = self._services.catalogue.public()
+        if by == "model_created_at":
+            public = sorted(public, key=lambda card: card.created_at, reverse=True)
         return await self._page(public[::-1] if ascending else public, request)
 
     async def query(self, request: Request) -> Response:
@@ -53,64 +74,158 @@ class Models:
         """
         await requests.caller(request, self._services, Scope.READ)
         text = await requests.text_body(request, self._services.config.limits.body)
-        return await self._page([entry for entry, _ in self._services.catalogue.search(text)], request)
+        return await self._page([card for card, _ in self._services.catalogue.search(text)], request)
 
-    async def readme(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/readme``: Markdown."""
-        entry = await self._entry(request)
-        if entry.readme is None:
-            raise NotFound
-        return PlainTextResponse(entry.readme)
-
-    async def examples(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/examples``: an empty page; the appliance keeps none."""
-        await self._entry(request)
-        return answers.json(wire.page([]))
+    async def create(self, request: Request) -> Response:
+        """``POST /models``: a model without a version yet; trainings make those."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        given = await requests.body(request, self._services.config.limits.body)
+        schema.check(given, _NEW, ("owner", "name", "visibility", "hardware"))
+        if given["owner"] != caller.owner:
+            raise PermissionDenied(
+                f'This token is of the account "{caller.owner}"; it cannot make models of "{given["owner"]}".'
+            )
+        owner, short = given.pop("owner"), given.pop("name")
+        name = f"{owner}/{short}"
+        try:
+            self._services.catalogue.card(name)
+        except NotFound:
+            pass
+        else:
+            raise InvalidInput([FieldProblem("unique", "name", f"A model named {name} exists already")])
+        model = Model(name=name, created_at=round(time.time(), 6), **given)
+        # In the catalogue first, so that a second request for the same name is refused while this is stored.
+        card = self._services.catalogue.put(model)
+        try:
+            await self._services.store.registry.add_model(model)
+        except BaseException:
+            self._services.catalogue.remove(name)
+            raise
+        return answers.json(await self._shown(card, request), 201)
 
     async def get(self, request: Request) -> Response:
         """``GET /models/{owner}/{name}``."""
-        entry = await self._entry(request)
-        return answers.json(shown(entry, await self._services.store.run_counts(), request, self._services))
+        return answers.json(
+            await self._shown(await self._card(request), request),
+            base=requests.origin(request, self._services),
+        )
 
-    async def versions(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/versions``: every version it ever had, newest first."""
-        entry = await self._entry(request)
-        rows = await self._services.store.versions(entry.name)
-        # The one that is served comes first, also when an older state of models.yaml has come back.
-        rows = sorted(rows, key=lambda row: row.id != entry.version)
-        return answers.json(wire.page([wire.version(row.id, row.created_at, row.document) for row in rows]))
+    async def update(self, request: Request) -> Response:
+        """``PATCH /models/{owner}/{name}``: what is said of it."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        card = self._own(request, caller)
+        given = await requests.body(request, self._services.config.limits.body)
+        schema.check(given, _CHANGES)
+        model = msgspec.structs.replace(await self._stored(card.name), **given)
+        await self._services.store.registry.update_model(model)
+        return answers.json(await self._shown(self._services.catalogue.put(model), request))
 
-    async def version(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/versions/{id}``."""
-        entry = await self._entry(request)
-        row = await self._services.store.version(request.path_params["id"], entry.name)
-        if row is None:
+    async def delete(self, request: Request) -> Response:
+        """``DELETE /models/{owner}/{name}``: one's own, private, without versions."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        card = self._own(request, caller)
+        if card.visibility != "private":
+            raise BadRequest(f"Model {card.name} is public; only private models can be deleted.")
+        if await self._services.store.versions(card.name):
+            raise BadRequest(f"Model {card.name} has versions; delete them first.")
+        await self._services.store.registry.remove_model(card.name)
+        self._services.catalogue.remove(card.name)
+        return Response(status_code=204)
+
+    async def readme(self, request: Request) -> Response:
+        """``GET /models/{owner}/{name}/readme``: Markdown."""
+        card = await self._card(request)
+        if card.readme is None:
             raise NotFound
-        return answers.json(wire.version(row.id, row.created_at, row.document))
+        return PlainTextResponse(card.readme)
 
-    async def _page(self, entries: Sequence[Entry], request: Request) -> Response:
-        counts = await self._services.store.run_counts()
-        return answers.json(wire.page([shown(entry, counts, request, self._services) for entry in entries]))
+    async def examples(self, request: Request) -> Response:
+        """``GET /models/{owner}/{name}/examples``: predictions that were chosen to show what it can do."""
+        card = await self._card(request)
+        base = requests.origin(request, self._services)
+        chosen = (await self._services.store.registry.examples()).get(card.name, [])
+        found = [await self._services.store.get(id) for id in chosen]
+        return answers.json(
+            wire.page([wire.prediction(record, base) for record in found if record is not None]), base=base
+        )
 
-    async def _entry(self, request: Request) -> Entry:
-        await requests.caller(request, self._services, Scope.READ)
-        return self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params))
+    async def _page(self, cards: Sequence[Card], request: Request) -> Response:
+        listing = await Listing.of(self._services)
+        base = requests.origin(request, self._services)
+        return answers.json(wire.page([listing.shown(card, base) for card in cards]), base=base)
+
+    async def _shown(self, card: Card, request: Request) -> dict[str, Any]:
+        return (await Listing.of(self._services)).shown(card, requests.origin(request, self._services))
+
+    async def _card(self, request: Request) -> Card:
+        caller = await requests.caller(request, self._services, Scope.READ)
+        return self._services.catalogue.card("{owner}/{name}".format(**request.path_params), caller.owner)
+
+    def _own(self, request: Request, caller: Token) -> Card:
+        return own(
+            self._services.catalogue.card("{owner}/{name}".format(**request.path_params), caller.owner),
+            caller,
+        )
+
+    async def _stored(self, name: str) -> Model:
+        for model in await self._services.store.registry.models():
+            if model.name == name:
+                return model
+        raise NotFound
 
 
-def shown(entry: Entry, counts: dict[str, int], request: Request, services: Services) -> dict[str, Any]:
-    """A model as every list shows it; ``counts`` is how often each model was run."""
-    latest = wire.version(entry.version, entry.created_at, entry.document)
-    return wire.model(entry.model, latest, counts.get(entry.name, 0), requests.origin(request, services))
-
-
-def _one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
-    """A query parameter that knows few values.
+def own(card: Card, caller: Token) -> Card:
+    """``card``, which ``caller`` may change.
 
     Raises:
-        InvalidInput: it has another.
+        PermissionDenied: it is another account's.
+        BadRequest: it is in models.yaml.
     """
-    value = request.query_params.get(key)
-    if value is None or value in choices:
-        return value
-    described = ", ".join(f'"{choice}"' for choice in choices)
-    raise InvalidInput([FieldProblem("enum", key, f"{key} must be one of the following: {described}")])
+    if card.kind is not None:
+        raise BadRequest(f"Model {card.name} is defined in models.yaml on the server; change it there.")
+    if card.owner != caller.owner:
+        raise PermissionDenied(f'Model {card.name} is of the account "{card.owner}".')
+    return card
+
+
+class Listing:
+    """What lists show beside a model's card: how often it ran, its newest version, its first example."""
+
+    def __init__(self, services: Services, counts: dict[str, int], examples: dict[str, Prediction]) -> None:
+        """Made by ``of``."""
+        self._catalogue = services.catalogue
+        self._counts = counts
+        self._examples = examples
+
+    @classmethod
+    async def of(cls, services: Services) -> Listing:
+        """As everything is now."""
+        chosen = await services.store.registry.examples()
+        found = {model: await services.store.get(ids[0]) for model, ids in chosen.items()}
+        examples = {model: record for model, record in found.items() if record is not None}
+        return cls(services, await services.store.run_counts(), examples)
+
+    def shown(self, card: Card, base: str) -> dict[str, Any]:
+        """A model as every list shows it."""
+        latest = self._catalogue.latest(card.name)
+        example = self._examples.get(card.name)
+        owner, name = card.name.split("/")
+        return {
+            "url": f"{base}/{card.name}",
+            "owner": owner,
+            "name": name,
+            "description": card.description or None,
+            "visibility": card.visibility,
+            "is_official": False,
+            "created_at": wire.timestamp(card.created_at),
+            "github_url": card.github_url,
+            "paper_url": card.paper_url,
+            "license_url": card.license_url,
+            "weights_url": card.weights_url,
+            "cover_image_url": card.cover_image_url,
+            "run_count": self._counts.get(card.name, 0),
+            "default_example": None if example is None else wire.prediction(example, base),
+            "latest_version": None
+            if latest is None
+            else wire.version(latest.version, latest.created_at, latest.document),
+        }

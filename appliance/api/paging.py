@@ -1,16 +1,26 @@
-"""Cursors: a place in a list, as text that clients hand back unread."""
+"""Pages of lists, and cursors: a place in a list, as text that clients hand back unread."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import struct
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from starlette.requests import Request
+from starlette.responses import Response
 
-from appliance.errors import NotFound
+from appliance import wire
+from appliance.api import answers, requests
+from appliance.api.services import Services
+from appliance.errors import FieldProblem, InvalidInput, NotFound
+from appliance.prediction import Prediction
 from appliance.store import Cursor
+
+PAGE: Final = 100
 
 
 def encode(cursor: Cursor) -> str:
@@ -37,3 +47,63 @@ def address(request: Request, base: str, cursor: Cursor) -> str:
     """The address of the page at ``cursor``: this request's, with its other parameters kept."""
     parameters = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
     return f"{base}{request.url.path}?{urlencode([*parameters, ('cursor', encode(cursor))])}"
+
+
+async def of_predictions(
+    request: Request,
+    services: Services,
+    owner: str,
+    shown: Callable[[Prediction, str], dict[str, Any]],
+    *,
+    training: bool = False,
+) -> Response:
+    """The page of an owner's predictions, or trainings, that the request asks for; newest first.
+
+    Raises:
+        NotFound: the cursor is none of ours.
+        InvalidInput: another parameter is wrong.
+    """
+    base = requests.origin(request, services)
+    given = request.query_params.get("cursor")
+    cursor = decode(given) if given else None
+    backwards = cursor is not None and cursor.backwards
+    found = [
+        *await services.engine.list(
+            owner,
+            cursor=cursor,
+            limit=PAGE + 1,
+            source=requests.one_of(request, "source", ("api", "web")),
+            training=training,
+            created_after=_instant(request, "created_after"),
+            created_before=_instant(request, "created_before"),
+        )
+    ]
+    more = len(found) > PAGE
+    page = found[-PAGE:] if backwards else found[:PAGE]
+    older = more or backwards
+    newer = more if backwards else cursor is not None
+
+    def link(record: Prediction, *, back: bool) -> str:
+        return address(request, base, Cursor(record.created_at, record.id, back))
+
+    body = wire.page(
+        [shown(record, base) for record in page],
+        next=link(page[-1], back=False) if page and older else None,
+        previous=link(page[0], back=True) if page and newer else None,
+    )
+    return answers.json(body, base=base)
+
+
+def _instant(request: Request, key: str) -> float | None:
+    """A query parameter that is a time in ISO 8601, in Unix seconds; without an offset it is UTC."""
+    text = request.query_params.get(key)
+    if not text:
+        return None
+    try:
+        # A "+" that was not escaped arrives as a space.
+        instant = datetime.fromisoformat(
+            text.strip().replace(" +", "+").replace(" ", "+" if "T" in text else " ")
+        )
+        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput([FieldProblem("format", key, "Does not match format 'date-time'")]) from error

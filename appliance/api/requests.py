@@ -118,9 +118,15 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
     return value
 
 
+def content_length(request: Request) -> int:
+    """How many bytes the body says it has; 0 if it does not say."""
+    given = request.headers.get("content-length", "")
+    return int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
+
+
 async def _received(request: Request, limit: int) -> bytes:
     received = bytearray()
-    if int(request.headers.get("content-length", "0") or 0) > limit:
+    if content_length(request) > limit:
         raise _too_large(limit)
     try:
         async for chunk in request.stream():
@@ -162,6 +168,19 @@ def text(given: dict[str, Any], key: str) -> str:
         description = f"Invalid type. Expected: string, given: {schema.type_name(value)}"
         raise InvalidInput([FieldProblem("invalid_type", key, description)])
     return value
+
+
+def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
+    """A query parameter that knows few values.
+
+    Raises:
+        InvalidInput: it has another.
+    """
+    value = request.query_params.get(key)
+    if value is None or value in choices:
+        return value
+    described = ", ".join(f'"{choice}"' for choice in choices)
+    raise InvalidInput([FieldProblem("enum", key, f"{key} must be one of the following: {described}")])
 
 
 def wait(request: Request) -> Wait | None:

@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance import wire
+from appliance.api import requests
 from appliance.api.services import Services
 from appliance.errors import NotFound
 from appliance.prediction import Prediction
@@ -30,7 +31,10 @@ class Streams:
 
     def routes(self) -> list[Route]:
         """What this resource answers."""
-        return [Route("/v1/streams/{token}", self.get, methods=["GET"])]
+        return [
+            Route("/v1/streams/{token}", self.get, methods=["GET"]),
+            Route("/v1/files/stream/{token}", self.get, methods=["GET"]),
+        ]
 
     async def get(self, request: Request) -> Response:
         """``GET /streams/{token}``: from the beginning, or from behind ``Last-Event-ID``."""
@@ -38,9 +42,10 @@ class Streams:
         if record is None:
             raise NotFound
         after = wire.event_number(request.headers.get("last-event-id"))
-        return StreamingResponse(self._events(record, after), 200, _HEADERS, "text/event-stream")
+        events = self._events(record, after, requests.origin(request, self._services))
+        return StreamingResponse(events, 200, _HEADERS, "text/event-stream")
 
-    async def _events(self, record: Prediction, after: int) -> AsyncIterator[bytes]:
+    async def _events(self, record: Prediction, after: int, base: str) -> AsyncIterator[bytes]:
         yield wire.HEARTBEAT  # proxies pass on the headers once there is a body
         async for seen in self._services.engine.follow(record, after, idle=IDLE):
             if seen is None:
@@ -48,4 +53,4 @@ class Streams:
             elif isinstance(seen, Prediction):
                 yield wire.ending(seen, self._services.engine.item_count(seen), after)
             else:
-                yield wire.outputs(record, seen)
+                yield wire.outputs(record, seen, base)

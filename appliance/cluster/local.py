@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from appliance.cluster.base import Adopted
 from appliance.errors import HostLost, PredictionFailed
-from appliance.prediction import Done, Emitted, Event, Job
+from appliance.host import produced
+from appliance.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner
 
@@ -94,6 +95,8 @@ class LocalCluster:
 
         try:
             async for event in loaded.runner.run(job):
+                if isinstance(event, Output) and produced.has_files(event):
+                    event = await produced.taken(job, event)  # noqa: PLW2901 - the same event
                 emit(event)
         except asyncio.CancelledError:
             if loaded.spec.model in self._loaded:

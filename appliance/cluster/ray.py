@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from appliance import file
 from appliance.cluster.base import Adopted
 from appliance.errors import HostLost, LoadFailed
 from appliance.prediction import Emitted, Job
@@ -50,7 +51,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 _exchange_decoder = msgspec.msgpack.Decoder(Exchange)
-_events_decoder = msgspec.msgpack.Decoder(list[Emitted])
+_events_decoder = msgspec.msgpack.Decoder(list[Emitted], ext_hook=file.unpack)
 _outcome_decoder = msgspec.msgpack.Decoder(Outcome)
 _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 

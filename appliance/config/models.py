@@ -126,6 +126,11 @@ class ModelConfig(Section):
     paper_url: Address | None = Field(default=None, description="Its paper.")
     cover_image_url: Address | None = Field(default=None, description="A picture for the UI.")
 
+    @property
+    def training_key(self) -> str:
+        """What is loaded to train new versions of it; no model is called so."""
+        return f"{self.name}:training"
+
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_kind(cls, value: Any, handler: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:

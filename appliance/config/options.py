@@ -25,6 +25,15 @@ class Options(Section):
         """How many predictions one engine host may run at a time."""
         return 1
 
+    @property
+    def trainable(self) -> bool:
+        """Whether new versions of the model can be trained."""
+        return False
+
+    def training_footprint(self, weights: int) -> int:
+        """Bytes to reserve on a device for training; ``weights`` is the size of the weight files."""
+        raise NotImplementedError
+
     def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """Bytes to reserve on a ``device`` of that kind, where neither `gpu` nor `memory` says it.
 
@@ -45,6 +54,7 @@ class EchoOptions(Options):
     stream: bool = Field(
         default=False, description="Whether the output is a stream of words instead of one text."
     )
+    files: bool = Field(default=False, description="Whether the output is files instead of text.")
 
     @property
     def predictions_at_once(self) -> int:

@@ -104,7 +104,28 @@ class EgressConfig(Section):
     allow: tuple[NetworkName, ...] = Field(
         default=(),
         strict=False,
-        description="Networks that webhooks may reach although they are private, link-local or loopback.",
+        description="Networks that webhooks and inputs may reach although they are private or loopback.",
+    )
+
+
+class FilesConfig(Section):
+    """What callers upload, what models make, and what models are given."""
+
+    max_upload: Bytes = size("100MB", "Largest upload.")
+    quota: Bytes = size("20GiB", "What all uploads may take together; more are refused.")
+    keep: Annotated[Seconds, Field(gt=0)] | None = Field(
+        default=86400.0,
+        description="How long an upload is kept; null keeps it until it is deleted.",
+    )
+    outputs: Literal["url", "data"] = Field(
+        default="url",
+        description="How outputs name their files: by addresses that nobody can guess, or by data: URLs, "
+        "which hold the file itself. Over plain HTTP official clients make file objects of the latter only.",
+    )
+    max_data: Bytes = size("10MiB", "With data: a larger file has an address all the same.")
+    max_input: Bytes = size("1GiB", "Largest file that is fetched for an input.")
+    input_timeout: Annotated[Seconds, Field(gt=0)] = Field(
+        default=300.0, description="How long the files of one prediction's input may take to arrive."
     )
 
 
@@ -113,8 +134,8 @@ class RetentionConfig(Section):
 
     predictions: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None,
-        description="Input, output and logs of a prediction are removed so long after its end; that it was, "
-        "how it ended and its metrics stay. Default: never.",
+        description="Input, output, logs and files of a prediction are removed so long after its end; "
+        "that it was, how it ended and its metrics stay. Default: never.",
     )
 
 
@@ -175,6 +196,7 @@ class Config(Section):
     server: ServerConfig = subsection(ServerConfig(), "Address, account, data folder.")
     limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
     retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
+    files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
     collections: tuple[CollectionConfig, ...] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
 from appliance.errors import InvalidVersion, NotFound, RequestError, ShuttingDown, StoreError, Throttled
+from appliance.files import Files
+from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.scheduler import Residency, Scheduler
 from appliance.store import Cursor, Store
@@ -38,11 +40,15 @@ class Engine:
         home: Path,
         threads: int,
         kinds: dict[str, str],
+        files: Files,
+        inputs: Inputs,
         observe: Callable[[Prediction], None],
+        conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda.
 
-        ``observe`` is told of every change of a prediction, after its status is stored.
+        ``observe`` is told of every change of a prediction, after its status is stored; ``conclude`` makes a
+        version of what a training has made, before its end is stored.
         """
         self._limits = limits
         self._catalogue = catalogue
@@ -58,7 +64,10 @@ class Engine:
             cluster=cluster,
             scheduler=scheduler,
             loads=self._loads,
+            files=files,
+            inputs=inputs,
             observe=observe,
+            conclude=conclude,
         )
 
     async def start(self) -> None:
@@ -77,10 +86,13 @@ class Engine:
         *,
         owner: str,
         deadline: float | None = None,
-        source: str = "api",
         webhook: Webhook | None = None,
+        deployment: str | None = None,
+        destination: str | None = None,
     ) -> Prediction:
         """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
+
+        With ``destination`` it is a training, and ``entry`` a trainer.
 
         Raises:
             InvalidInput: names every wrong field.
@@ -91,8 +103,8 @@ class Engine:
         validated = schema.validate(entry.interface, input)
         if self._loop.draining:
             raise ShuttingDown
-        self._scheduler.check_fits(entry.name)
-        self._check_queue(entry.name)
+        self._scheduler.check_fits(entry.runs_on)
+        self._check_queue(entry.runs_on)
         prediction = Prediction(
             id=new_id(),
             model=entry.name,
@@ -101,9 +113,10 @@ class Engine:
             input=input,
             created_at=round(time.time(), 6),  # as precise as it is shown, so that callers can filter by it
             deadline=deadline,
-            source=source,
             webhook=webhook,
-            stream_token=new_stream_token(),
+            stream_token=new_stream_token(files=entry.files_out),
+            deployment=deployment,
+            destination=destination,
         )
         # Writes keep their order, so the claim may be queued before the creation is committed; nobody
         # knows the id until this returns.
@@ -135,12 +148,20 @@ class Engine:
         *,
         cursor: Cursor | None = None,
         limit: int = 100,
+        source: str | None = None,
+        training: bool = False,
         created_after: float | None = None,
         created_before: float | None = None,
     ) -> Sequence[Prediction]:
         """One page, newest first, with running predictions as they are now; see ``Store.list``."""
         stored = await self._store.list(
-            owner, cursor=cursor, limit=limit, created_after=created_after, created_before=created_before
+            owner,
+            cursor=cursor,
+            limit=limit,
+            source=source,
+            training=training,
+            created_after=created_after,
+            created_before=created_before,
         )
         return [
             self._loop.live[prediction.id].prediction if prediction.id in self._loop.live else prediction
@@ -200,12 +221,21 @@ class Engine:
 
     def residency(self, entry: Entry) -> Residency:
         """Where the model is now."""
-        return self._scheduler.residency(entry.name)
+        return self._scheduler.residency(entry.runs_on)
+
+    def uses(self, version: str) -> bool:
+        """Whether predictions of this version are under way."""
+        return any(live.prediction.version == version for live in self._loop.live.values())
+
+    def keep(self, runs_on: str, *, loaded: bool) -> None:
+        """Whether deployments want this model loaded at all times; models.yaml may want it all the same."""
+        self._scheduler.keep(runs_on, loaded)
+        self._loop.decide()
 
     def _iterates(self, stored: Prediction) -> bool:
         """Whether its output came item by item; of a version that is gone, a list is taken for a yes."""
         try:
-            return self._catalogue.by_version(stored.version).interface.iterates
+            return self._served(stored).interface.iterates
         except InvalidVersion:
             return isinstance(stored.output, list)
 
@@ -215,16 +245,16 @@ class Engine:
         Raises:
             LoadFailed: it could not be loaded.
         """
-        self._scheduler.check_fits(entry.name)
-        if self._scheduler.residency(entry.name) is not Residency.READY:
-            ready = asyncio.ensure_future(self._loads.ready(entry.name))
-            self._scheduler.wanted(entry.name)
+        self._scheduler.check_fits(entry.runs_on)
+        if self._scheduler.residency(entry.runs_on) is not Residency.READY:
+            ready = asyncio.ensure_future(self._loads.ready(entry.runs_on))
+            self._scheduler.wanted(entry.runs_on)
             self._loop.decide()
             await ready
 
     async def unload(self, entry: Entry) -> None:
         """Unload the model once what runs on it is done; returns at once."""
-        self._scheduler.unwanted(entry.name, "asked for")
+        self._scheduler.unwanted(entry.runs_on, "asked for")
         self._loop.decide()
 
     def status(self) -> dict[str, Any]:
@@ -237,7 +267,7 @@ class Engine:
                 {
                     "name": entry.name,
                     "kind": entry.model.kind,
-                    "state": scheduler.residency(entry.name).value,
+                    "state": scheduler.residency(entry.runs_on).value,
                     "queued": scheduler.depth(entry.name),
                     "running": len(scheduler.running(entry.name)),
                     "devices": list(scheduler.devices(entry.name)),
@@ -274,8 +304,7 @@ class Engine:
         held: dict[str, frozenset[str]] = {}
         for adopted in found:
             spec = adopted.spec
-            entry = next((e for e in self._catalogue.entries if e.name == spec.model), None)
-            if entry is None or entry.version != spec.version:
+            if not self._catalogue.hosts(spec.model, spec.version):
                 await self._cluster.unload(spec.model)
                 continue
             self._scheduler.adopted(spec.model, spec.placement, spec.memory, time.monotonic())
@@ -286,7 +315,7 @@ class Engine:
     def _recover(self, prediction: Prediction, held: dict[str, frozenset[str]]) -> None:
         """Queue again, attach again, or end what an earlier gateway accepted."""
         try:
-            entry = self._catalogue.by_version(prediction.version)
+            entry = self._served(prediction)
             validated = schema.validate(entry.interface, prediction.input)
         except RequestError:
             reason = f"version {prediction.version} of {prediction.model} is no longer served here"
@@ -298,11 +327,25 @@ class Engine:
         if waiting:
             return
         live.claimed = True
-        if prediction.id in held.get(entry.name, ()):
-            self._scheduler.resumed(prediction.id, entry.name)
+        if prediction.id in held.get(entry.runs_on, ()):
+            live.submitted = True
+            self._scheduler.resumed(prediction.id, entry.runs_on)
             self._loop.limit_run(live)
         else:
             self._loop.retry_or_fail(live, "the appliance was stopped while it ran")
+
+    def _served(self, prediction: Prediction) -> Entry:
+        """What runs it.
+
+        Raises:
+            InvalidVersion: nothing does any more.
+        """
+        if prediction.destination is None:
+            return self._catalogue.by_version(prediction.version)
+        trainer = self._catalogue.trainer(prediction.version)
+        if trainer is None:
+            raise InvalidVersion
+        return trainer
 
     def _check_queue(self, model: str) -> None:
         limits = self._limits

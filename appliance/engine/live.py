@@ -20,6 +20,8 @@ class Live:
         self.input = input
         self.claimed = False  # a claim is on its way to the store, or was made
         self.ending = False  # a terminal record is on its way to the store
+        self.submitted = False  # this attempt was handed to a host
+        self.fetched: asyncio.Task[dict[str, Any]] | None = None  # the input, its files fetched
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: list[tuple[int, Log | Output | Metric]] = []
         self._waiters: set[asyncio.Future[None]] = set()
@@ -29,6 +31,10 @@ class Live:
     def id(self) -> str:
         """The prediction's id."""
         return self.prediction.id
+
+    def runs(self, claimed: Prediction) -> bool:
+        """Whether the attempt that began with this record goes on: it may have ended, or lost its host."""
+        return not self.ending and self.prediction is claimed
 
     def show(self, prediction: Prediction) -> None:
         """Replace the record and wake everyone who waits for that."""

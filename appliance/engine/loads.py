@@ -64,7 +64,7 @@ class Loads:
 
     async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Failure | None:
         """Load ``entry`` and tell the scheduler how it went; None if it is ready or will be tried again."""
-        name = entry.name
+        name = entry.runs_on
         started = time.monotonic()
         _log.info("model %s is loaded on %s with %d bytes", name, ",".join(devices), memory)
         try:
@@ -88,17 +88,17 @@ class Loads:
         # A logical device is the CPU under another name.
         device = ",".join(devices) if self._kinds[devices[0]] == "cuda" else "cpu"
         return LoadSpec(
-            model=entry.name,
+            model=entry.runs_on,
             version=entry.version,
-            kind=model.kind,
+            kind=entry.kind,
             options=model.options.model_dump(mode="json"),
             weights=None if model.source is None else str(weights.folder(self._home, model)),
             device=device,
             placement=devices,
             memory=memory,
             threads=model.threads or self._threads,
-            concurrency=model.options.predictions_at_once,
-            cache=str(self._home / "cache" / model.kind),
+            concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
+            cache=str(self._home / "cache" / entry.kind),
         )
 
     def _failed(self, name: str, reason: str) -> Failure:

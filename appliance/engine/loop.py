@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from appliance.catalogue import Catalogue, Entry
@@ -17,8 +17,10 @@ from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.engine.live import Live
 from appliance.engine.loads import Loads
-from appliance.errors import HostLost, StatusConflict, StoreError, Unstorable
-from appliance.prediction import Done, Emitted, Job, Prediction, Status
+from appliance.errors import HostLost, PredictionFailed, StatusConflict, StoreError, Unstorable
+from appliance.files import Files
+from appliance.inputs import Inputs
+from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.scheduler import Load, Residency, Scheduler, Start, Unload
 from appliance.store import Store
 
@@ -41,7 +43,10 @@ class Loop:
         cluster: Cluster,
         scheduler: Scheduler,
         loads: Loads,
+        files: Files,
+        inputs: Inputs,
         observe: Callable[[Prediction], None],
+        conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """Nothing happens before ``start``."""
         self._limits = limits
@@ -50,7 +55,10 @@ class Loop:
         self._cluster = cluster
         self._scheduler = scheduler
         self._loads = loads
+        self._files = files
+        self._inputs = inputs
         self._observe = observe
+        self._conclude = conclude
         self.live: dict[str, Live] = {}
         self.draining = False
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
@@ -87,8 +95,16 @@ class Loop:
             delay = max(0.0, prediction.deadline - time.time())
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
         if queue:
-            self._scheduler.queued(prediction.id, entry.name, time.monotonic())
+            self._fetch(live)
+            self._scheduler.queued(prediction.id, entry.runs_on, time.monotonic())
         return live
+
+    def _fetch(self, live: Live) -> None:
+        """Begin to fetch the files of the input, while it waits for its model."""
+        if live.fetched is None and live.entry.files_in:
+            live.fetched = asyncio.get_running_loop().create_task(
+                self._inputs.fetch(live.prediction, live.entry.interface, live.input)
+            )
 
     def forget(self, live: Live) -> None:
         """The prediction could not be stored: it never was."""
@@ -96,6 +112,12 @@ class Loop:
         live.stop_timers()
         self.live.pop(live.id, None)
         self._scheduler.withdrawn(live.id)
+        self._drop_inputs(live)
+
+    def _drop_inputs(self, live: Live) -> None:
+        if live.fetched is not None:
+            live.fetched.cancel()
+            self.spawn(self._inputs.discard(live.id))
 
     def decide(self) -> None:
         """Ask the scheduler and carry out what it says; while draining nothing new begins."""
@@ -107,7 +129,7 @@ class Loop:
                 case Start(id):
                     self.spawn(self._run(self.live[id]))
                 case Load(model, devices, memory):
-                    self.spawn(self._load(self._catalogue.resolve(model), devices, memory))
+                    self.spawn(self._load(self._catalogue.hosted(model), devices, memory))
                 case Unload(model, reason):
                     _log.info("model %s is unloaded: %s", model, reason)
                     self.spawn(self._unload(model))
@@ -120,7 +142,7 @@ class Loop:
 
     async def _run(self, live: Live) -> None:
         """Claim the prediction, then hand it to its model."""
-        model = live.entry.name
+        model = live.entry.runs_on
         live.claimed = True
         claimed = live.prediction.started(time.time())
         try:
@@ -145,7 +167,48 @@ class Loop:
             self.retry_or_fail(live, "its engine host died before it began")
             return
         self.limit_run(live)
-        self._cluster.submit(model, Job(live.id, claimed.attempt, live.input))
+        try:
+            input = await self._fetched(live)
+        except PredictionFailed as error:
+            if not live.ending:
+                self.end(live, Status.FAILED, error.detail)
+                self.decide()
+            return
+        if not live.runs(claimed):
+            return
+        live.submitted = True
+        self._cluster.submit(
+            model,
+            Job(
+                live.id,
+                claimed.attempt,
+                input,
+                folder=self._files.outputs(live.id, claimed.attempt),
+                adapter=live.entry.adapter,
+                inline=self._files.inline,
+            ),
+        )
+
+    async def _fetched(self, live: Live) -> dict[str, Any]:
+        """The input as its model gets it.
+
+        Raises:
+            PredictionFailed: a file of it cannot be had, or its end has stopped that.
+        """
+        self._fetch(live)
+        if live.fetched is None:
+            return live.input
+        try:
+            return await asyncio.shield(live.fetched)
+        except asyncio.CancelledError as error:
+            if live.fetched.cancelled():
+                raise PredictionFailed("the prediction ended while its input was fetched") from error
+            raise
+        except PredictionFailed:
+            raise
+        except Exception as error:  # whatever it is, the prediction must not wait for ever
+            _log.exception("the input of prediction %s was not fetched", live.id)
+            raise PredictionFailed(f"the input files could not be fetched: {error}") from error
 
     def limit_run(self, live: Live) -> None:
         """Start the clock of ``limits.run_timeout``."""
@@ -158,8 +221,8 @@ class Loop:
         if failure is not None:
             for id in failure.waiting:
                 self.end(self.live[id], Status.FAILED, failure.reason)
-        elif self._scheduler.residency(entry.name) is Residency.READY:
-            self.spawn(self.consume(entry.name))
+        elif self._scheduler.residency(entry.runs_on) is Residency.READY:
+            self.spawn(self.consume(entry.runs_on))
         self.decide()
 
     async def _unload(self, model: str) -> None:
@@ -192,6 +255,8 @@ class Loop:
             self.end(live, Status(event.status), event.error)
             return
         if emitted.n > live.prediction.n:
+            if isinstance(event, Output) and live.entry.files_out:
+                event = Output(self._files.register(live.prediction, event.values), append=event.append)
             live.unsaved.append((emitted.n, event))
             self._show(live, live.prediction.apply(event, emitted.n))
 
@@ -214,10 +279,12 @@ class Loop:
         """Begin the one terminal move of a prediction: stored first, then shown."""
         live.ending = True
         live.stop_timers()
-        model, id = live.entry.name, live.id
+        model, id = live.entry.runs_on, live.id
         runs = not self._scheduler.withdrawn(id) and id in self._scheduler.running(model)
-        if runs and live.prediction.status is Status.PROCESSING:
+        if runs and live.submitted:
             self._stop_in_host(model, id, live.prediction.attempt)
+        elif runs and live.prediction.status is Status.PROCESSING:
+            self._scheduler.finished(id, model, time.monotonic())
         live.unsaved.clear()
         self.spawn(self._finish(live, live.prediction.finished(status, time.time(), error)))
 
@@ -228,10 +295,22 @@ class Loop:
         )
 
     async def _finish(self, live: Live, record: Prediction) -> None:
+        if record.destination is not None and record.status is Status.SUCCEEDED:
+            record = await self._concluded(record)
         stored = await self.write_end(record)
         self.live.pop(live.id, None)
         self._show(live, stored)
-        self._cluster.acknowledge(live.entry.name, live.id)
+        self._drop_inputs(live)
+        self._cluster.acknowledge(live.entry.runs_on, live.id)
+
+    async def _concluded(self, record: Prediction) -> Prediction:
+        try:
+            return await self._conclude(record)
+        except (PredictionFailed, OSError) as error:
+            reason = error.detail if isinstance(error, PredictionFailed) else str(error)
+            return record.evolve(
+                status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
+            )
 
     async def end_unserved(self, record: Prediction) -> None:
         """Store the end of a prediction that is not live here, because its version is not served any more."""
@@ -300,6 +379,7 @@ class Loop:
     async def _requeue(self, live: Live) -> None:
         live.stop_timers()
         live.unsaved.clear()
+        live.submitted = False
         record = live.prediction
         if record.status is Status.PROCESSING:
             record = record.move(Status.STARTING, started_at=None)
@@ -311,7 +391,7 @@ class Loop:
         if record.deadline is not None:
             delay = max(0.0, record.deadline - time.time())
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
-        self._scheduler.queued(live.id, live.entry.name, time.monotonic(), front=True)
+        self._scheduler.queued(live.id, live.entry.runs_on, time.monotonic(), front=True)
         self.decide()
 
     async def _write_requeue(self, record: Prediction) -> None:

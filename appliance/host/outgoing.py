@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from appliance import file
 from appliance.errors import PredictionFailed
 from appliance.frames import Events, encode
 from appliance.prediction import Done, Emitted, Event, Job, Log, Output
@@ -21,7 +22,7 @@ from appliance.prediction import Done, Emitted, Event, Job, Log, Output
 INTERVAL: Final = 0.010  # seconds between frames that nobody waits for
 FRAME_BYTES: Final = 64 * 1024  # more than this leaves at once
 
-_encoder: Final = msgspec.msgpack.Encoder()
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 
 
 class Outgoing:

@@ -28,9 +28,9 @@ import uvloop
 from appliance import frames, leftovers
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.frames import Cancel, Down, Failed, Ready, Run, Stop
-from appliance.host import capture
+from appliance.host import capture, produced
 from appliance.host.outgoing import EventStream, Outgoing
-from appliance.prediction import Done, Job, Log, Metric
+from appliance.prediction import Done, Job, Log, Metric, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner
 
@@ -163,6 +163,8 @@ async def _predict(runner: Runner, job: Job, stream: EventStream, log_file: Text
         events = runner.run(job)
         try:
             async for event in events:
+                if isinstance(event, Output) and produced.has_files(event):
+                    event = await produced.taken(job, event)  # noqa: PLW2901 - the same event
                 stream.emit(event)
         finally:
             if isinstance(events, AsyncGenerator):

@@ -13,6 +13,9 @@ RUNNERS: Final[dict[str, str]] = {
     "vllm": "appliance.runners.vllm:VllmRunner",
 }
 
+#: kind -> the kind of runner that trains new versions of its models
+TRAINERS: Final[dict[str, str]] = {}
+
 _VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
 
 #: kind of device -> kind of model -> modules that the zygote imports, so that its hosts start with them.

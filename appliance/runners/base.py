@@ -33,6 +33,36 @@ class Interface(msgspec.Struct, frozen=True):
         """Whether the output grows item by item."""
         return self.output.get("x-cog-array-type") == "iterator"
 
+    @property
+    def file_inputs(self) -> list[str]:
+        """Names of the inputs that are files or lists of files."""
+        return [name for name, schema in self.input["properties"].items() if _is_file(schema)]
+
+    @property
+    def makes_files(self) -> bool:
+        """Whether files may be in the output."""
+        return _may_be_file(self.output)
+
+
+def _is_file(schema: dict[str, Any]) -> bool:
+    if schema.get("type") == "array":
+        return _is_file(schema.get("items", {}))
+    return schema.get("type") == "string" and schema.get("format") == "uri"
+
+
+def _may_be_file(schema: dict[str, Any]) -> bool:
+    """Objects say so for each property, if they have any."""
+    match schema.get("type"):
+        case "string":
+            return schema.get("format") == "uri"
+        case "array":
+            return _may_be_file(schema.get("items", {}))
+        case "object" if "properties" in schema:
+            return any(_may_be_file(part) for part in schema["properties"].values())
+        case "integer" | "number" | "boolean":
+            return False
+    return True
+
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine host needs to load one model; travels as JSON or msgpack."""

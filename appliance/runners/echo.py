@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from appliance.errors import PredictionFailed
@@ -68,6 +70,12 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
         "minimum": 0,
         "description": "Seconds to go on after a cancel",
     },
+    "file": {"type": "string", "format": "uri", "description": "File to give back, if it gives files"},
+    "files": {
+        "type": "array",
+        "items": {"type": "string", "format": "uri"},
+        "description": "Further files to give back",
+    },
     "memory": {
         "type": "integer",
         "default": 0,
@@ -79,7 +87,9 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
 
 
 class EchoRunner:
-    """Options: ``startup_delay`` seconds in ``setup``; ``stream``, whether output comes word by word."""
+    """Options: ``startup_delay`` seconds in ``setup``; ``stream``, whether output comes piece by piece;
+    ``files``, whether it is files.
+    """
 
     kind: ClassVar[str] = "echo"
 
@@ -87,6 +97,7 @@ class EchoRunner:
         """See ``Runner``."""
         self._startup_delay = float(spec.options.get("startup_delay", 0.0))
         self._stream = bool(spec.options.get("stream", False))
+        self._files = bool(spec.options.get("files", False))
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -96,7 +107,12 @@ class EchoRunner:
             for order, (name, schema) in enumerate(_INPUTS.items())
         }
         output: dict[str, Any] = {"type": "string", "title": "Output"}
-        if options.get("stream", False):
+        if options.get("files", False):
+            file = {"type": "string", "format": "uri"}
+            output = {"type": "array", "title": "Output", "items": file}
+            if options.get("stream", False):
+                output["x-cog-array-type"] = "iterator"
+        elif options.get("stream", False):
             output = {
                 "type": "array",
                 "title": "Output",
@@ -117,7 +133,9 @@ class EchoRunner:
         held = bytearray(asked["memory"] * _MEBIBYTE)
         held[::4096] = b"\1" * len(held[::4096])  # memory that is not written to is not used
         try:
-            async for output in self._outputs(asked):
+            await self._prepare(asked)
+            folder = Path(job.folder)
+            async for output in self._files_of(asked, folder) if self._files else self._outputs(asked):
                 yield output
         except asyncio.CancelledError:
             if asked["ignore_cancel"]:
@@ -127,7 +145,7 @@ class EchoRunner:
     async def close(self) -> None:
         """See ``Runner``; there is nothing to let go of."""
 
-    async def _outputs(self, asked: dict[str, Any]) -> AsyncIterator[Output]:
+    async def _prepare(self, asked: dict[str, Any]) -> None:
         if asked["print"] is not None:
             print(asked["print"])
         for step in range(1, asked["progress"] + 1):
@@ -135,6 +153,8 @@ class EchoRunner:
             await asyncio.sleep(0)
         if asked["delay"]:
             await asyncio.sleep(asked["delay"])
+
+    async def _outputs(self, asked: dict[str, Any]) -> AsyncIterator[Output]:
         text = asked["text"] * asked["repeat"]
         pieces = _PIECES.findall(text) if self._stream else []
         for number, piece in enumerate(pieces):
@@ -147,6 +167,28 @@ class EchoRunner:
             _misbehave(asked)
         if not self._stream:
             yield Output([text], append=False)
+
+    async def _files_of(self, asked: dict[str, Any], folder: Path) -> AsyncIterator[Output]:
+        """The files it was given, or one with its text."""
+        paths = [Path(path) for path in (asked["file"], *(asked["files"] or ())) if path is not None]
+        folder.mkdir(parents=True, exist_ok=True)
+        made = [
+            Path(shutil.copy(path, folder / f"{number}-{path.name}")) for number, path in enumerate(paths)
+        ]
+        if not made:
+            made = [folder / f"{number}.txt" for number in range(asked["repeat"])]
+            for path in made:
+                path.write_text(asked["text"])
+        for number, path in enumerate(made):
+            if number == asked["after"]:
+                _misbehave(asked)
+            if self._stream:
+                await asyncio.sleep(asked["chunk_delay"])
+                yield Output([path])
+        if asked["after"] >= len(made):
+            _misbehave(asked)
+        if not self._stream:
+            yield Output([made], append=False)
 
 
 def _draw(step: int, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Where predictions, versions and tokens are kept; the only package with SQL in it."""
+"""Where predictions, versions, files, tokens and the rest are kept; the only package with SQL in it."""
 
 from appliance.store.base import Cursor, Delivery, Progress, Store, VersionRow
 from appliance.store.sqlite import SQLiteStore

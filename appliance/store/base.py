@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 from appliance.prediction import Log, Metric, Output, Prediction, Status
 from appliance.token import Token
+
+if TYPE_CHECKING:
+    from appliance.store.files import FileTable
+    from appliance.store.registry import Registry
 
 #: What may be appended: ``Done`` is not, it becomes a status with ``finish``.
 Progress = Log | Output | Metric
@@ -18,6 +22,7 @@ Progress = Log | Output | Metric
 Predictions = list[Prediction]
 Tokens = list[Token]
 Keys = list[str]
+Ids = list[str]
 
 
 class Cursor(NamedTuple):
@@ -67,6 +72,9 @@ class Store(Protocol):
 
     All methods belong to the event loop that called ``open``.
     """
+
+    files: FileTable
+    registry: Registry
 
     async def open(self) -> None:
         """Make the database ready, creating or upgrading it.
@@ -145,10 +153,12 @@ class Store(Protocol):
         limit: int = 100,
         model: str | None = None,
         status: Status | None = None,
+        source: str | None = None,
+        training: bool = False,
         created_after: float | None = None,
         created_before: float | None = None,
     ) -> Predictions:
-        """A page of the owner's predictions, always newest first by ``(created_at, id)``.
+        """A page of the owner's predictions, or trainings, always newest first by ``(created_at, id)``.
 
         Running ones are as last written by ``claim``, without their events. ``created_after`` is inclusive,
         ``created_before`` exclusive, both Unix seconds.
@@ -189,11 +199,16 @@ class Store(Protocol):
         """Revoke a token now and return it; None when there is none. A second time changes nothing."""
         ...
 
-    def remove_data(self, before: float, limit: int) -> asyncio.Future[int]:
+    def remove_data(self, before: float, limit: int) -> asyncio.Future[Ids]:
         """Remove input, output and logs of up to ``limit`` predictions that ended before then (Unix seconds).
 
-        Gives their number. Their space is given back to the disk.
+        Examples keep theirs. Gives the ids; what is known of their files is gone too, so the bytes of those
+        can be removed. The space in the database is given back to the disk.
         """
+        ...
+
+    def remove_version(self, id: str, model: str) -> asyncio.Future[Ids]:
+        """Remove a version with its predictions; gives their ids."""
         ...
 
     async def due_deliveries(self, now: float, limit: int) -> Deliveries:

@@ -4,10 +4,11 @@
 -- A new prediction without its input; refused when the id or the stream token exists.
 INSERT INTO predictions (
     id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
-    attempt, n, data_removed, error, logs, output, metrics, webhook
+    attempt, n, data_removed, error, logs, output, metrics, webhook, deployment, destination
 ) VALUES (
     :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
-    :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook
+    :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook, :deployment,
+    :destination
 );
 
 -- query: insert_input
@@ -38,21 +39,24 @@ ON CONFLICT DO NOTHING;
 -- query: prediction_by_id
 -- One prediction with its input.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.id = :id;
 
 -- query: prediction_by_stream_token
 -- The prediction whose urls.stream carries this token.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
 -- query: unfinished_predictions
 -- All that are neither finished nor given up, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
 ORDER BY p.created_at, p.id;
@@ -67,20 +71,26 @@ ORDER BY e.n;
 -- query: predictions_older
 -- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
-WHERE p.owner = :owner AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
+WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
+    AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
+    AND (:source IS NULL OR p.source = :source)
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
 -- query: predictions_newer
 -- The page of predictions just above a place, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook, i.body
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
-WHERE p.owner = :owner AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
+WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
+    AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
+    AND (:source IS NULL OR p.source = :source)
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 
@@ -165,8 +175,9 @@ DELETE FROM webhook_keys WHERE expires_at <= :now;
 
 -- query: predictions_with_data
 -- Some of the predictions that ended long enough ago and still hold data.
-SELECT number FROM predictions
+SELECT number, id FROM predictions
 WHERE completed_at IS NOT NULL AND data_removed = 0 AND completed_at < :before
+    AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = predictions.id)
 ORDER BY completed_at LIMIT :limit;
 
 -- query: remove_data
@@ -176,3 +187,126 @@ UPDATE predictions SET output = NULL, logs = '', data_removed = 1 WHERE number =
 -- query: empty_input
 -- The input of a prediction whose data is removed.
 UPDATE inputs SET body = :body WHERE prediction = :number;
+
+-- query: predictions_of_version
+-- Every prediction of one version of one model.
+SELECT number, id FROM predictions WHERE version = :id AND model = :model;
+
+-- query: delete_prediction
+-- A prediction whose data was removed goes altogether; its input is deleted by the trigger inputs_follow.
+DELETE FROM predictions WHERE number = :number;
+
+-- query: delete_version
+-- A version is no more.
+DELETE FROM versions WHERE id = :id AND model = :model;
+
+-- query: insert_file
+-- An upload, or a file that a prediction made; one that is known already is the same one told again.
+INSERT INTO files (
+    id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path
+) VALUES (
+    :id, :owner, :name, :content_type, :size, :sha256, :md5, :metadata, :created_at, :expires_at, :prediction, :path
+) ON CONFLICT DO NOTHING;
+
+-- query: file
+-- One file.
+SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
+WHERE id = :id;
+
+-- query: uploads
+-- A page of an owner's uploads below a place, newest first.
+SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
+WHERE owner = :owner AND prediction IS NULL AND (created_at, id) < (:place_created_at, :place_id)
+ORDER BY created_at DESC, id DESC LIMIT :limit;
+
+-- query: expired_uploads
+-- Uploads whose time is over.
+SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
+WHERE expires_at <= :now LIMIT :limit;
+
+-- query: uploaded_bytes
+-- What all uploads take.
+SELECT coalesce(sum(size), 0) FROM files WHERE prediction IS NULL;
+
+-- query: file_paths
+-- Where every file is.
+SELECT path FROM files;
+
+-- query: delete_file
+-- A file is no more.
+DELETE FROM files WHERE id = :id;
+
+-- query: delete_files_of_prediction
+-- The files that a prediction made are no more.
+DELETE FROM files WHERE prediction = :id;
+
+-- query: insert_model
+-- A model that was made through the API; refused when its name exists.
+INSERT INTO models (name, created_at, body) VALUES (:name, :created_at, :body);
+
+-- query: update_model
+-- The same model with other words about it.
+UPDATE models SET body = :body WHERE name = :name;
+
+-- query: delete_model
+-- A model is no more.
+DELETE FROM models WHERE name = :name;
+
+-- query: all_models
+-- Every model that was made through the API.
+SELECT body FROM models ORDER BY created_at, name;
+
+-- query: insert_adapter
+-- A version that a training made.
+INSERT OR REPLACE INTO adapters (version, model, body) VALUES (:version, :model, :body);
+
+-- query: all_adapters
+-- Every version that a training made, oldest first.
+SELECT body FROM adapters ORDER BY rowid;
+
+-- query: delete_adapter
+-- A version that a training made is no more.
+DELETE FROM adapters WHERE version = :id AND model = :model;
+
+-- query: insert_release
+-- A release of a deployment; its first one makes the deployment. Refused when the number exists.
+INSERT INTO releases (owner, name, number, body) VALUES (:owner, :name, :number, :body);
+
+-- query: deployments
+-- The newest release of every deployment, or of one owner's, newest first.
+SELECT body FROM releases AS r
+WHERE (:owner IS NULL OR owner = :owner)
+    AND number = (SELECT max(number) FROM releases WHERE owner = r.owner AND name = r.name)
+ORDER BY rowid DESC;
+
+-- query: deployment
+-- The newest release of one deployment.
+SELECT body FROM releases WHERE owner = :owner AND name = :name ORDER BY number DESC LIMIT 1;
+
+-- query: delete_deployment
+-- A deployment is no more, with all its releases.
+DELETE FROM releases WHERE owner = :owner AND name = :name;
+
+-- query: last_use_of_deployment
+-- When a deployment was last asked for something.
+SELECT max(created_at) FROM predictions WHERE deployment = :deployment;
+
+-- query: insert_example
+-- A prediction shows what its model can do.
+INSERT OR IGNORE INTO examples (prediction, model) VALUES (:prediction, :model);
+
+-- query: delete_example
+-- It does not any more.
+DELETE FROM examples WHERE prediction = :prediction AND model = :model;
+
+-- query: all_examples
+-- The predictions that show what models can do, oldest choice first.
+SELECT model, prediction FROM examples ORDER BY rowid;
+
+-- query: secret
+-- A key that this appliance made for itself.
+SELECT value FROM secrets WHERE name = :name;
+
+-- query: insert_secret
+-- The same, made once.
+INSERT OR IGNORE INTO secrets (name, value) VALUES (:name, :value);

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from appliance import file
 from appliance.errors import StoreError, Unstorable
 from appliance.prediction import Prediction, Status, Webhook
 from appliance.store.base import Delivery, Progress, VersionRow
@@ -29,9 +30,9 @@ def pack(value: Any) -> bytes | str:
     """
     try:
         try:
-            return msgspec.msgpack.encode(value)
+            return msgspec.msgpack.encode(value, enc_hook=file.pack)
         except OverflowError:
-            return json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+            return json.dumps(msgspec.to_builtins(value, enc_hook=file.refuse), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as exc:  # UnicodeEncodeError is a ValueError
         raise Unstorable(f"a value cannot be stored: {exc}") from exc
 
@@ -45,7 +46,7 @@ def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
     try:
         if isinstance(body, str):
             return msgspec.convert(json.loads(body), type)
-        return msgspec.msgpack.decode(body, type=type)
+        return msgspec.msgpack.decode(body, type=type, ext_hook=file.unpack)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise StoreError(f"a stored value cannot be read: {exc}") from exc
 
@@ -72,6 +73,8 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
         "output": None if prediction.output is None else pack(prediction.output),
         "metrics": pack(prediction.metrics) if prediction.metrics else None,
         "webhook": None if prediction.webhook is None else pack(prediction.webhook),
+        "deployment": prediction.deployment,
+        "destination": prediction.destination,
     }
 
 
@@ -80,7 +83,7 @@ def prediction(row: Row) -> Prediction:
     (
         id, model, version, owner, status, source, created_at, started_at, completed_at, deadline,
         stream_token, attempt, n, data_removed, error, logs, output, metrics, webhook,
-        input,
+        deployment, destination, input,
     ) = row  # fmt: skip
     return Prediction(
         id=id,
@@ -103,6 +106,8 @@ def prediction(row: Row) -> Prediction:
         n=n,
         data_removed=bool(data_removed),
         webhook=None if webhook is None else unpack(webhook, Webhook),
+        deployment=deployment,
+        destination=destination,
     )
 
 

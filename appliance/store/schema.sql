@@ -121,3 +121,77 @@ ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'admin';
 
 -- What may have its data removed, oldest end first.
 CREATE INDEX predictions_with_data ON predictions (completed_at) WHERE completed_at IS NOT NULL AND data_removed = 0;
+
+-- step: 5
+-- Files, deployments, trainings, and what is made through the API.
+
+-- The deployment that a prediction was made through, and, of a training, the model that gets its result.
+ALTER TABLE predictions ADD COLUMN deployment TEXT;
+ALTER TABLE predictions ADD COLUMN destination TEXT;
+
+-- Lists are of predictions or of trainings, never of both.
+DROP INDEX predictions_by_time;
+CREATE INDEX predictions_by_time
+ON predictions (owner, (destination IS NOT NULL), created_at, id, model, status);
+CREATE INDEX predictions_by_version ON predictions (version);
+CREATE INDEX predictions_by_deployment ON predictions (deployment, created_at) WHERE deployment IS NOT NULL;
+
+CREATE TRIGGER inputs_follow BEFORE DELETE ON predictions
+BEGIN
+    DELETE FROM inputs WHERE prediction = OLD.number;
+    DELETE FROM events WHERE prediction = OLD.number;
+END;
+
+-- Uploads (prediction is NULL) and files that predictions made. The bytes are on the disk: `path` is relative to
+-- the folder of files. The id of an output is part of its address, and as long as a secret.
+CREATE TABLE files (
+    id           TEXT PRIMARY KEY,
+    owner        TEXT NOT NULL,
+    name         TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    size         INTEGER NOT NULL,
+    sha256       TEXT NOT NULL,
+    md5          TEXT NOT NULL,
+    metadata     BLOB NOT NULL,
+    created_at   REAL NOT NULL,
+    expires_at   REAL,
+    prediction   TEXT,
+    path         TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE INDEX files_by_time ON files (owner, created_at, id) WHERE prediction IS NULL;
+CREATE INDEX files_by_prediction ON files (prediction) WHERE prediction IS NOT NULL;
+CREATE INDEX files_by_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
+
+-- The bodies are msgpack.
+CREATE TABLE models (
+    name       TEXT PRIMARY KEY,
+    created_at REAL NOT NULL,
+    body       BLOB NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE adapters (
+    version TEXT NOT NULL,
+    model   TEXT NOT NULL,
+    body    BLOB NOT NULL,
+    PRIMARY KEY (version, model)
+);
+
+CREATE TABLE releases (
+    owner  TEXT NOT NULL,
+    name   TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    body   BLOB NOT NULL,
+    PRIMARY KEY (owner, name, number)
+);
+
+CREATE TABLE examples (
+    prediction TEXT PRIMARY KEY,
+    model      TEXT NOT NULL
+);
+
+-- Keys that the appliance made for itself.
+CREATE TABLE secrets (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;

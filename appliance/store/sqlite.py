@@ -1,17 +1,14 @@
-"""The store in one SQLite file: WAL, one writer thread, a few read-only connections."""
+"""The store in one SQLite file: predictions, versions, tokens and webhooks."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from appliance.errors import StatusConflict, StoreError
 from appliance.prediction import MOVES, Done, Prediction, Status, new_id
@@ -19,6 +16,7 @@ from appliance.store import rows
 from appliance.store.base import (
     Cursor,
     Deliveries,
+    Ids,
     Keys,
     Predictions,
     Progress,
@@ -27,18 +25,15 @@ from appliance.store.base import (
     VersionRow,
     Versions,
 )
-from appliance.store.database import Durability, connect, connect_reader, shrink, store_error, upgrade
-from appliance.store.owner import OwnerLock
+from appliance.store.connections import Connections, Parameters
+from appliance.store.database import Durability, shrink
+from appliance.store.files import FileTable
 from appliance.store.queries import QUERIES
-from appliance.store.writer import Action, Writer
+from appliance.store.registry import Registry
 from appliance.token import Token
-
-T = TypeVar("T")
-Parameters = dict[str, Any]
 
 _EMPTY: Final = rows.pack({})
 _VACUUM_PAGES: Final = 2000  # given back to the disk at a time, 8 MB
-_READERS: Final = 2  # threads, each with a connection of its own
 
 #: status -> the statuses it may be reached from; all have two at most
 _SOURCES: Final = {
@@ -46,7 +41,7 @@ _SOURCES: Final = {
 }
 
 
-class SQLiteStore(Store):
+class SQLiteStore(Connections, Store):
     """A ``Store`` in the file ``path``; its folder is made if need be.
 
     A committed write survives the death of the process at either ``durability``. ``full`` also waits for the
@@ -59,56 +54,9 @@ class SQLiteStore(Store):
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:
         """Touches nothing; ``open`` does."""
-        self._path = path
-        self._durability: Durability = durability
-        self._lock = OwnerLock(path)
-        self._writer: Writer | None = None
-        self._inline: sqlite3.Connection | None = None
-        self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
-        self._threads: ThreadPoolExecutor | None = None
-
-    # Opening and closing
-
-    async def open(self) -> None:
-        """See ``Store.open``."""
-        writing = await asyncio.to_thread(self._prepare)
-        self._threads = ThreadPoolExecutor(_READERS, "store-reader")
-        self._writer = Writer(writing, self._path)
-
-    def _prepare(self) -> sqlite3.Connection:
-        with contextlib.ExitStack() as opened:  # closes again what was opened, if the rest fails
-            try:
-                writing = opened.enter_context(contextlib.closing(connect(self._path, self._durability)))
-                upgrade(writing, self._path)
-                inline, *readers = (
-                    opened.enter_context(contextlib.closing(connect_reader(self._path)))
-                    for _ in range(1 + _READERS)
-                )
-            except sqlite3.Error as exc:
-                raise store_error(exc, self._path) from exc
-            opened.pop_all()
-        self._inline = inline
-        for reader in readers:
-            self._readers.put(reader)
-        return writing
-
-    async def own(self, patience: float = 0.0) -> None:
-        """See ``Store.own``."""
-        await self._lock.take(patience)
-
-    async def close(self) -> None:
-        """See ``Store.close``."""
-        threads, self._threads = self._threads, None
-        if threads is not None:
-            await asyncio.to_thread(threads.shutdown)
-        while not self._readers.empty():
-            self._readers.get_nowait().close()
-        inline, self._inline = self._inline, None
-        if inline is not None:
-            inline.close()
-        if self._writer is not None:
-            await self._writer.close()  # last, so that SQLite folds the WAL into the file and removes it
-        self._lock.release()
+        super().__init__(path, durability=durability)
+        self.files = FileTable(self)
+        self.registry = Registry(self)
 
     # -- writing predictions
 
@@ -126,7 +74,7 @@ class SQLiteStore(Store):
                 raise StoreError(f"prediction {prediction.id} exists already ({exc})") from exc
             connection.execute(QUERIES["insert_input"], {"prediction": number, "body": body})
 
-        return self._write(action)
+        return self.write(action)
 
     def claim(self, prediction: Prediction) -> asyncio.Future[None]:
         """See ``Store.claim``."""
@@ -163,7 +111,7 @@ class SQLiteStore(Store):
                 due = {"id": f"msg_{new_id()}", "prediction": prediction.id, "due_at": time.time()}
                 connection.execute(QUERIES["insert_delivery"], due)
 
-        return self._write(action)
+        return self.write(action)
 
     def append(self, id: str, attempt: int, events: Sequence[tuple[int, Progress]]) -> asyncio.Future[None]:
         """See ``Store.append``."""
@@ -180,7 +128,7 @@ class SQLiteStore(Store):
                 [{"prediction": found[0], "attempt": attempt, "n": n, "body": body} for n, body in bodies],
             )
 
-        return self._write(action)
+        return self.write(action)
 
     # -- reading predictions
 
@@ -200,6 +148,8 @@ class SQLiteStore(Store):
         limit: int = 100,
         model: str | None = None,
         status: Status | None = None,
+        source: str | None = None,
+        training: bool = False,
         created_after: float | None = None,
         created_before: float | None = None,
     ) -> Predictions:
@@ -219,6 +169,8 @@ class SQLiteStore(Store):
             "place_id": place[1],
             "model": model,
             "status": status,
+            "source": source,
+            "training": training,
             "created_after": after,
             "created_before": before,
             "limit": limit,
@@ -228,7 +180,7 @@ class SQLiteStore(Store):
             page = [rows.prediction(row) for row in connection.execute(query, parameters)]
             return page[::-1] if backwards else page
 
-        return await self._read(action)
+        return await self.read(action)
 
     async def unfinished(self) -> Predictions:
         """See ``Store.unfinished``."""
@@ -237,11 +189,11 @@ class SQLiteStore(Store):
             found = connection.execute(QUERIES["unfinished_predictions"]).fetchall()
             return [_folded(connection, rows.prediction(row)) for row in found]
 
-        return await self._read(action)
+        return await self.read(action)
 
     async def run_counts(self) -> dict[str, int]:
         """See ``Store.run_counts``."""
-        return await self._read(lambda connection: dict(connection.execute(QUERIES["run_counts"])))
+        return await self.read(lambda connection: dict(connection.execute(QUERIES["run_counts"])))
 
     # Versions
 
@@ -258,7 +210,7 @@ class SQLiteStore(Store):
             connection.execute(QUERIES["record_version"], columns)
             return rows.version(connection.execute(QUERIES["version"], columns).fetchone())
 
-        return self._write(action)
+        return self.write(action)
 
     async def versions(self, model: str) -> Versions:
         """See ``Store.versions``."""
@@ -267,11 +219,11 @@ class SQLiteStore(Store):
             found = connection.execute(QUERIES["versions_of_model"], {"model": model})
             return [rows.version(row) for row in found]
 
-        return await self._read(action)
+        return await self.read(action)
 
     async def version(self, id: str, model: str | None = None) -> VersionRow | None:
         """See ``Store.version``."""
-        row = self._row("version", {"id": id, "model": model})
+        row = self.row("version", {"id": id, "model": model})
         return None if row is None else rows.version(row)
 
     # Tokens
@@ -285,16 +237,16 @@ class SQLiteStore(Store):
             except sqlite3.IntegrityError as exc:
                 raise StoreError(f"token {token.id} exists already ({exc})") from exc
 
-        return self._write(action)
+        return self.write(action)
 
     async def find_token(self, digest: str) -> Token | None:
         """See ``Store.find_token``."""
-        row = self._row("token_by_digest", {"digest": digest})
+        row = self.row("token_by_digest", {"digest": digest})
         return None if row is None else rows.token(row)
 
     async def list_tokens(self) -> Tokens:
         """See ``Store.list_tokens``."""
-        return await self._read(
+        return await self.read(
             lambda connection: [rows.token(row) for row in connection.execute(QUERIES["all_tokens"])]
         )
 
@@ -307,52 +259,59 @@ class SQLiteStore(Store):
             row = connection.execute(QUERIES["token_by_id"], {"id": id}).fetchone()
             return None if row is None else rows.token(row)
 
-        return self._write(action)
+        return self.write(action)
 
     # -- retention
 
-    def remove_data(self, before: float, limit: int) -> asyncio.Future[int]:
+    def remove_data(self, before: float, limit: int) -> asyncio.Future[Ids]:
         """See ``Store.remove_data``."""
 
-        def action(connection: sqlite3.Connection) -> int:
+        def action(connection: sqlite3.Connection) -> Ids:
             found = connection.execute(QUERIES["predictions_with_data"], {"before": before, "limit": limit})
-            numbers = [{"number": number, "body": _EMPTY} for (number,) in found.fetchall()]
-            connection.executemany(QUERIES["remove_data"], numbers)
-            connection.executemany(QUERIES["empty_input"], numbers)
-            if numbers:
-                shrink(connection, _VACUUM_PAGES)
-            return len(numbers)
+            return _empty(connection, found.fetchall())
 
-        return self._write(action)
+        return self.write(action)
+
+    def remove_version(self, id: str, model: str) -> asyncio.Future[Ids]:
+        """See ``Store.remove_version``."""
+
+        def action(connection: sqlite3.Connection) -> Ids:
+            names = {"id": id, "model": model}
+            found = connection.execute(QUERIES["predictions_of_version"], names).fetchall()
+            removed = _empty(connection, found)
+            connection.executemany(QUERIES["delete_prediction"], [{"number": number} for number, _ in found])
+            for query in ("delete_version", "delete_adapter"):
+                connection.execute(QUERIES[query], names)
+            return removed
+
+        return self.write(action)
 
     # -- webhooks
 
     async def due_deliveries(self, now: float, limit: int) -> Deliveries:
         """See ``Store.due_deliveries``."""
         query, parameters = QUERIES["due_deliveries"], {"now": now, "limit": limit}
-        return await self._read(
+        return await self.read(
             lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
         )
 
     async def next_delivery(self) -> float | None:
         """See ``Store.next_delivery``."""
-        row = self._row("next_delivery", {})
+        row = self.row("next_delivery", {})
         return None if row is None else row[0]
 
     def postpone_delivery(self, id: str, attempts: int, due_at: float) -> asyncio.Future[None]:
         """See ``Store.postpone_delivery``."""
-        return self._change("postpone_delivery", {"id": id, "attempts": attempts, "due_at": due_at})
+        return self.change("postpone_delivery", {"id": id, "attempts": attempts, "due_at": due_at})
 
     def end_delivery(self, id: str) -> asyncio.Future[None]:
         """See ``Store.end_delivery``."""
-        return self._change("delete_delivery", {"id": id})
+        return self.change("delete_delivery", {"id": id})
 
     async def webhook_keys(self, now: float) -> Keys:
         """See ``Store.webhook_keys``."""
         query = QUERIES["webhook_keys"]
-        return await self._read(
-            lambda connection: [row[0] for row in connection.execute(query, {"now": now})]
-        )
+        return await self.read(lambda connection: [row[0] for row in connection.execute(query, {"now": now})])
 
     def add_webhook_key(self, key: str, now: float, keep: float) -> asyncio.Future[None]:
         """See ``Store.add_webhook_key``."""
@@ -362,33 +321,10 @@ class SQLiteStore(Store):
             connection.execute(QUERIES["expire_webhook_keys"], {"key": key, "expires_at": now + keep})
             connection.execute(QUERIES["insert_webhook_key"], {"key": key, "now": now})
 
-        return self._write(action)
-
-    # Ways to the database
-
-    def _change(self, query: str, parameters: Parameters) -> asyncio.Future[None]:
-        def action(connection: sqlite3.Connection) -> None:
-            connection.execute(QUERIES[query], parameters)
-
-        return self._write(action)
-
-    def _write(self, action: Action[T]) -> asyncio.Future[T]:
-        if self._writer is None:
-            raise StoreError(f"{self._path}: the store is not open")
-        return self._writer.put(action)
-
-    def _row(self, query: str, parameters: Parameters) -> rows.Row | None:
-        """One row, read on the event loop; only for queries that an index answers."""
-        if self._inline is None:
-            raise StoreError(f"{self._path}: the store is not open")
-        try:
-            row: rows.Row | None = self._inline.execute(QUERIES[query], parameters).fetchone()
-        except sqlite3.Error as exc:
-            raise store_error(exc, self._path) from exc
-        return row
+        return self.write(action)
 
     async def _prediction(self, query: str, parameters: Parameters) -> Prediction | None:
-        row = self._row(query, parameters)
+        row = self.row(query, parameters)
         if row is None:
             return None
         record = rows.prediction(row)
@@ -400,25 +336,17 @@ class SQLiteStore(Store):
             found = connection.execute(QUERIES[query], parameters).fetchone()
             return _folded(connection, rows.prediction(found))
 
-        return await self._read(action)
+        return await self.read(action)
 
-    async def _read(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``action`` in a reader thread; its queries all see the same state of the database."""
 
-        def read() -> T:
-            connection = self._readers.get()
-            try:
-                connection.execute("BEGIN")
-                return action(connection)
-            except sqlite3.Error as exc:
-                raise store_error(exc, self._path) from exc
-            finally:
-                connection.rollback()
-                self._readers.put(connection)
-
-        if self._threads is None:
-            raise StoreError(f"{self._path}: the store is not open")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:
+    """Remove the data of predictions, and all that is known of their files; gives their ids."""
+    emptied = [{"number": number, "id": id, "body": _EMPTY} for number, id in found]
+    for query in ("remove_data", "empty_input", "delete_files_of_prediction"):
+        connection.executemany(QUERIES[query], emptied)
+    if emptied:
+        shrink(connection, _VACUUM_PAGES)
+    return [id for _, id in found]
 
 
 def _folded(connection: sqlite3.Connection, record: Prediction) -> Prediction:

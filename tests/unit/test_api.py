@@ -13,102 +13,13 @@ import httpx
 import pytest
 
 from appliance import token
-from appliance.api import create_api
-from appliance.api.services import Services
-from appliance.auth import Auth
 from appliance.catalogue import Catalogue
 from appliance.config import CollectionConfig, Config, ModelConfig
-from appliance.egress import Egress
-from appliance.hardware import Device
 from appliance.prediction import Webhook
 from appliance.ratelimit import RateLimits
-from appliance.retention import Retention
 from appliance.token import Scope, Token
-from appliance.webhooks import Webhooks
+from tests.apis import SECRET, Api, services_of
 from tests.engines import MIB, Bench
-
-SECRET = "a secret with spaces"
-CONFIG = Config.model_validate(
-    {
-        "server": {"account": "me", "account_name": "My Company"},
-        "limits": {"body": "64KiB"},
-        "models": [{"name": "test/echo", "kind": "echo"}],
-    }
-)
-
-
-class Api(httpx.AsyncClient):
-    """A signed-in client of the routes."""
-
-    def __init__(self, services: Services, secret: str | None = SECRET) -> None:
-        self.services = services
-        super().__init__(
-            transport=httpx.ASGITransport(create_api(services)),
-            base_url="http://models.example.org:8000",
-            headers={"Authorization": f"Bearer {secret}"} if secret else {},
-        )
-
-    async def create(self, headers: dict[str, str] | None = None, **input: Any) -> dict[str, Any]:
-        reply = await self.post("/v1/models/test/echo/predictions", json={"input": input}, headers=headers)
-        assert reply.status_code in {201, 202}, reply.text
-        record: dict[str, Any] = reply.json()
-        return record
-
-    async def ended(self, record: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + 5
-        while True:
-            found: dict[str, Any] = (await self.get(f"/v1/predictions/{record['id']}")).json()
-            if found["status"] not in {"starting", "processing"}:
-                return found
-            assert time.monotonic() < deadline, found
-            await asyncio.sleep(0.005)
-
-    async def until_output(self, record: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + 5
-        while not (found := (await self.get(f"/v1/predictions/{record['id']}")).json()).get("output"):
-            assert time.monotonic() < deadline, found
-            await asyncio.sleep(0.005)
-        return dict(found)
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = await Bench(tmp_path).start()
-    yield bench
-    await bench.stop()
-    await bench.cluster.close()
-
-
-@pytest.fixture
-async def api(bench: Bench) -> AsyncIterator[Api]:
-    for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
-        await bench.store.add_token(
-            Token(id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0)
-        )
-    for entry in (bench.echo, bench.stream, bench.big):
-        await bench.store.record_version(entry_row(entry))
-    services = Services(
-        config=CONFIG,
-        catalogue=Catalogue([bench.echo, bench.stream, bench.big]),
-        store=bench.store,
-        engine=bench.engine,
-        auth=Auth(bench.store),
-        rate_limits=RateLimits(requests=None, predictions=None),
-        egress=(egress := Egress(())),
-        webhooks=(webhooks := Webhooks(bench.store, egress)),
-        retention=Retention(bench.store, None),
-        devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
-        started_at=time.time(),
-    )
-    async with Api(services) as client:
-        yield client
-    await webhooks.close()
-
-
-def entry_row(entry: Any) -> Any:
-    from appliance.store import VersionRow
-
-    return VersionRow(id=entry.version, model=entry.name, created_at=1.0, document=entry.document)
 
 
 def events(text: str) -> list[tuple[str, str, str]]:
@@ -135,7 +46,6 @@ GUARDED = (
     ("GET", "/v1/models/test/echo/examples"),
     ("GET", "/v1/collections"),
     ("GET", "/v1/collections/x"),
-    ("GET", "/v1/search"),
     ("GET", "/v1/models/test/echo/versions"),
     ("GET", "/v1/models/test/echo/versions/x"),
     ("GET", "/v1/predictions"),
@@ -145,6 +55,24 @@ GUARDED = (
     ("GET", "/v1/predictions/x"),
     ("POST", "/v1/predictions/x/cancel"),
     ("GET", "/v1/webhooks/default/secret"),
+    ("POST", "/v1/models"),
+    ("PATCH", "/v1/models/test/echo"),
+    ("DELETE", "/v1/models/test/echo"),
+    ("DELETE", "/v1/models/test/echo/versions/x"),
+    ("POST", "/v1/models/test/echo/versions/x/trainings"),
+    ("GET", "/v1/trainings"),
+    ("GET", "/v1/trainings/x"),
+    ("POST", "/v1/trainings/x/cancel"),
+    ("GET", "/v1/deployments"),
+    ("POST", "/v1/deployments"),
+    ("GET", "/v1/deployments/me/x"),
+    ("PATCH", "/v1/deployments/me/x"),
+    ("DELETE", "/v1/deployments/me/x"),
+    ("POST", "/v1/deployments/me/x/predictions"),
+    ("GET", "/v1/files"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files/x"),
+    ("DELETE", "/v1/files/x"),
     ("GET", "/admin/status"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
@@ -165,7 +93,14 @@ async def test_nothing_is_answered_without_a_token(api: Api, method: str, path: 
 async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
     from appliance.api.application import RESOURCES
 
-    open_to_all = {"/healthz", "/v1/streams/{token}"}
+    open_to_all = {
+        "/healthz",
+        "/v1/search",
+        "/v1/streams/{token}",
+        "/v1/files/stream/{token}",
+        "/v1/files/{id}/download",
+        "/outputs/{id}/{name}",
+    }
     for route in (route for resource in RESOURCES for route in resource(api.services).routes()):
         covered = [
             path
@@ -200,6 +135,10 @@ async def test_a_token_may_do_what_its_scope_says(
             ("POST", "/v1/models/test/echo/predictions"),
             ("POST", f"/v1/predictions/{mine['id']}/cancel"),
             ("GET", "/v1/webhooks/default/secret"),
+            ("POST", "/v1/models"),
+            ("POST", "/v1/deployments"),
+            ("POST", "/v1/files"),
+            ("DELETE", "/v1/files/x"),
         ],
         "admin": [("POST", "/admin/models/test/echo/unload")],
     }
@@ -451,19 +390,7 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) ->
         await bench.store.add_token(
             Token(id="t", name="t", owner="me", digest=token.digest(SECRET), created_at=0)
         )
-        services = Services(
-            config=CONFIG,
-            catalogue=Catalogue([bench.echo]),
-            store=bench.store,
-            engine=bench.engine,
-            auth=Auth(bench.store),
-            rate_limits=RateLimits(requests=None, predictions=None),
-            egress=(egress := Egress(())),
-            webhooks=Webhooks(bench.store, egress),
-            retention=Retention(bench.store, None),
-            devices=(),
-            started_at=0,
-        )
+        services = services_of(bench)
         async with Api(services) as api:
             for _ in range(2):  # the model runs two at a time
                 created = await api.create(delay=30)
@@ -592,7 +519,7 @@ async def test_a_stream_tells_of_failure_and_cancellation(api: Api) -> None:
 
 
 async def test_a_list_is_paged_both_ways(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.api.predictions.PAGE", 2)
+    monkeypatch.setattr("appliance.api.paging.PAGE", 2)
     made = [(await api.create(text=str(number)))["id"] for number in range(5)]
     pages, address = [], "/v1/predictions"
     while address:
@@ -652,9 +579,10 @@ def catalogue() -> Catalogue:
 
     def made(name: str, created_at: float, readme: str | None = None, **more: Any) -> Any:
         model = ModelConfig.model_validate({"name": name, "kind": "echo", **more})
-        return structs.replace(describe(model, "none", created_at), readme=readme)
+        card, entry = describe(model, "none", created_at)
+        return structs.replace(card, readme=readme), entry
 
-    entries = [
+    both = [
         made("acme/parrot", 1.0, "# Parrot\n\nRepeats *everything*.", description="Says it back"),
         made("acme/llama", 2.0, aliases=["meta/llama-3"], description="Writes like a parrot"),
         made("acme/secret", 3.0, visibility="private", description="A parrot nobody sees"),
@@ -662,7 +590,7 @@ def catalogue() -> Catalogue:
     collection = CollectionConfig(
         slug="birds", name="Birds", description="All that fly", models=("acme/parrot",)
     )
-    return Catalogue(entries, [collection])
+    return Catalogue([card for card, _ in both], [entry for _, entry in both], [collection])
 
 
 @pytest.fixture
@@ -742,6 +670,7 @@ async def test_hardware_and_status_name_the_devices(api: Api) -> None:
         "test/echo": "ready",
         "test/stream": "cold",
         "test/big": "cold",
+        "test/files": "cold",
     }
 
 

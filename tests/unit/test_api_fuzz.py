@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 
 from appliance import token
 from appliance.api import create_api
-from appliance.api.services import Services
-from appliance.auth import Auth
-from appliance.catalogue import Catalogue
 from appliance.config import Config
-from appliance.egress import Egress
-from appliance.ratelimit import RateLimits
-from appliance.retention import Retention
 from appliance.token import Token
-from appliance.webhooks import Webhooks
+from tests.apis import services_of
 from tests.engines import Bench
 
 CONFIG = Config.model_validate({"models": [{"name": "test/echo", "kind": "echo"}]})
@@ -103,22 +97,9 @@ class Fuzzed:
             await bench.store.add_token(
                 Token(id=name, name=name, owner=name, digest=token.digest(name), created_at=0)
             )
-        egress = Egress(())
-        self.webhooks = Webhooks(bench.store, egress)
+        services = services_of(bench)
+        self.webhooks = services.webhooks
         await self.webhooks.start()
-        services = Services(
-            config=CONFIG,
-            catalogue=Catalogue([bench.echo, bench.stream, bench.big]),
-            store=bench.store,
-            engine=bench.engine,
-            auth=Auth(bench.store),
-            rate_limits=RateLimits(requests=None, predictions=None),
-            egress=egress,
-            webhooks=self.webhooks,
-            retention=Retention(bench.store, None),
-            devices=(),
-            started_at=0.0,
-        )
         transport = httpx.ASGITransport(create_api(services))
         return httpx.AsyncClient(
             transport=transport, base_url="http://test", headers={"Authorization": "Bearer known"}

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "appliance"
 #: Lowest first. A module may import from lower layers, from its own package, and as the next table says.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "prediction", "token"),
+    ("config", "prediction", "token", "file", "model", "deployment"),
     ("schema", "scheduler", "wire", "ratelimit"),
     (
         "store",
@@ -29,9 +29,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "leftovers",
         "outbox",
     ),
-    ("runners", "webhooks", "retention"),
-    ("catalogue", "placement", "host"),
-    ("zygote", "hostprocess"),
+    ("runners", "webhooks", "files"),
+    ("catalogue", "placement", "host", "inputs", "retention"),
+    ("zygote", "hostprocess", "training"),
     ("replica",),
     ("cluster",),
     ("engine",),
@@ -55,6 +55,8 @@ PLACES = {
     "transformers": ("runners", "weights.gguf"),
     "typer": ("cli",),
     "starlette": ("api",),
+    "python_multipart": ("api",),
+    "peft": ("runners",),
     "uvicorn": ("app",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))

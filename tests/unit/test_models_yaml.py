@@ -13,6 +13,7 @@ import yaml
 from appliance.config import (
     EchoModel,
     EchoOptions,
+    FilesConfig,
     HardwareConfig,
     LimitsConfig,
     ModelConfig,
@@ -94,6 +95,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "TlsConfig": set(everything["server"]["tls"]),
         "LimitsConfig": set(everything["limits"]),
         "CollectionConfig": set(everything["collections"][0]),
+        "FilesConfig": set(everything["files"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
@@ -115,6 +117,7 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
     shown: list[tuple[type[Section], dict[str, Any]]] = [
         (ServerConfig, everything["server"]),
         (LimitsConfig, everything["limits"]),
+        (FilesConfig, everything["files"]),
         (HardwareConfig, everything["hardware"]),
         (VllmOptions, language_model["options"]),
         (EchoOptions, echo["options"]),

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance import retention, wire
+from appliance.config import FilesConfig
+from appliance.files import Files
 from appliance.prediction import Prediction, Status
 from appliance.retention import Retention
 from appliance.store import SQLiteStore
@@ -26,6 +28,10 @@ def prediction(id: str, created_at: float) -> Prediction:
     )
 
 
+def files_of(store: SQLiteStore, folder: Path) -> Files:
+    return Files(store.files, folder / "files", FilesConfig())
+
+
 async def ended(store: SQLiteStore, id: str, at: float, text: str = "answer") -> Prediction:
     started = prediction(id, at).started(at)
     record = started.evolve(output=[text], logs="log").finished(Status.FAILED, at, "it broke")
@@ -40,8 +46,8 @@ async def test_data_goes_and_the_record_stays(tmp_path: Path) -> None:
     await store.open()
     old, young = await ended(store, "old", 100.0), await ended(store, "young", 200.0)
     await store.create(prediction("waiting", 50.0))
-    assert await store.remove_data(150.0, 10) == 1
-    assert await store.remove_data(150.0, 10) == 0
+    assert await store.remove_data(150.0, 10) == ["old"]
+    assert await store.remove_data(150.0, 10) == []
     found = await store.get("old")
     assert found == old.evolve(input={}, output=None, logs="", data_removed=True)
     assert found is not None
@@ -66,7 +72,7 @@ async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
     await store.close()
     full = file.stat().st_size
     await store.open()
-    assert await store.remove_data(150.0, 100) == 20
+    assert len(await store.remove_data(150.0, 100)) == 20
     await store.close()
     assert file.stat().st_size < full / 2
 
@@ -77,7 +83,7 @@ async def test_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     await store.open()
     for number in range(5):
         await ended(store, f"p{number}", 100.0)
-    removing = Retention(store, 60.0)
+    removing = Retention(store, files_of(store, tmp_path), 60.0)
     removing.start()
     deadline = time.monotonic() + 5
     while not all(record.data_removed for record in await store.list("me")):
@@ -91,7 +97,7 @@ async def test_without_a_time_nothing_is_ever_removed(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "db", durability="normal")
     await store.open()
     await ended(store, "old", 100.0)
-    keeping = Retention(store, None)
+    keeping = Retention(store, files_of(store, tmp_path), None)
     keeping.start()
     await asyncio.sleep(0.02)
     await keeping.close()

@@ -96,7 +96,7 @@ def test_text_survives_an_event(text: str, lines: str) -> None:
 
 
 def test_items_are_numbered_and_what_is_no_text_is_json() -> None:
-    sent = wire.outputs(record(), [(3, "a"), (4, {"b": [1]})]).decode()
+    sent = wire.outputs(record(), [(3, "a"), (4, {"b": [1]})], "http://x").decode()
     assert sent == (
         'event: output\nid: 1700000000:3\ndata: a\n\nevent: output\nid: 1700000000:4\ndata: {"b":[1]}\n\n'
     )

@@ -1,0 +1,110 @@
+"""Forms with a file in them, taken apart while they arrive: the file is never in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from appliance.errors import MalformedBody
+
+_HEADERS: Final = 16 * 1024  # bytes of one part's headers
+
+
+class Part(NamedTuple):
+    """A part begins."""
+
+    name: str  # of the field
+    filename: str | None
+    content_type: str | None
+
+
+class Piece(NamedTuple):
+    """Further bytes of the part that began last."""
+
+    data: bytes
+
+
+class _Collector:
+    """What the parser's callbacks have said since it was last asked."""
+
+    def __init__(self) -> None:
+        self.found: list[Part | Piece] = []
+        self.complete = False
+        self._headers: dict[str, str] = {}
+        self._name = b""
+        self._value = b""
+
+    def begin(self) -> None:
+        self._headers, self._name, self._value = {}, b"", b""
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header_end(self) -> None:
+        self._headers[self._name.decode("latin-1").lower()] = self._value.decode(errors="replace")
+        self._name, self._value = b"", b""
+        if sum(map(len, self._headers.values())) > _HEADERS:
+            raise MalformedBody("the headers of a part of the form are too long")
+
+    def headers_finished(self) -> None:
+        disposition = self._headers.get("content-disposition", "")
+        _, options = parse_options_header(disposition.encode())
+        name, filename = options.get(b"name"), options.get(b"filename")
+        self.found.append(
+            Part(
+                "" if name is None else name.decode(errors="replace"),
+                None if filename is None else filename.decode(errors="replace"),
+                self._headers.get("content-type"),
+            )
+        )
+
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        self.found.append(Piece(data[start:end]))
+
+    def end(self) -> None:
+        self.complete = True
+
+
+async def parts(request: Request) -> AsyncIterator[Part | Piece]:
+    """Everything in a ``multipart/form-data`` request, in order.
+
+    Raises:
+        MalformedBody: it is no such form, or breaks off.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type", "").encode())
+    boundary = options.get(b"boundary")
+    if kind.lower() != b"multipart/form-data" or not boundary:
+        raise MalformedBody("The request body must be multipart/form-data with a boundary")
+    collector = _Collector()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": collector.begin,
+                "on_header_field": collector.header_name,
+                "on_header_value": collector.header_value,
+                "on_header_end": collector.header_end,
+                "on_headers_finished": collector.headers_finished,
+                "on_part_data": collector.part_data,
+                "on_end": collector.end,
+            },
+        )
+        async for chunk in request.stream():
+            parser.write(chunk)
+            for found in collector.found:
+                yield found
+            collector.found.clear()
+    except FormParserError as error:
+        raise MalformedBody(f"The form cannot be read: {error}") from error
+    except ClientDisconnect as error:
+        raise MalformedBody("the connection closed before the body was complete") from error
+    if not collector.complete:
+        raise MalformedBody("The form breaks off before its last boundary")

@@ -1,0 +1,38 @@
+"""Models and versions that are made while the appliance runs, beside those of models.yaml."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that was made through the API. ``created_at`` is in Unix seconds."""
+
+    name: str  # owner/name
+    visibility: str  # public or private
+    hardware: str
+    created_at: float
+    description: str | None = None
+    readme: str | None = None  # Markdown
+    github_url: str | None = None
+    paper_url: str | None = None
+    license_url: str | None = None
+    weights_url: str | None = None
+    cover_image_url: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+        return self.name.partition("/")[0]
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that a training made: an adapter over the version it began with."""
+
+    version: str  # 64 hex digits
+    model: str  # the destination
+    base_model: str  # of models.yaml
+    base_version: str
+    training: str
+    created_at: float
+    path: str  # folder, relative to the folder of files

@@ -1,0 +1,81 @@
+"""What is known of files: uploads, and what predictions made. Their bytes are elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from appliance.file import File
+from appliance.store import rows
+from appliance.store.base import Cursor
+from appliance.store.connections import Connections
+from appliance.store.queries import QUERIES
+
+Files = list[File]
+
+
+class FileTable:
+    """Part of a ``Store``; writes keep its promises."""
+
+    def __init__(self, connections: Connections) -> None:
+        """``connections`` is the store that this is part of."""
+        self._connections = connections
+
+    def add(self, file: File) -> asyncio.Future[None]:
+        """Keep what is known of a file; nothing happens if its id is known."""
+        columns = msgspec.structs.asdict(file) | {"metadata": rows.pack(file.metadata)}
+        return self._connections.change("insert_file", columns)
+
+    async def get(self, id: str) -> File | None:
+        """One file."""
+        row = self._connections.row("file", {"id": id})
+        return None if row is None else _file(row)
+
+    async def uploads(self, owner: str, *, cursor: Cursor | None = None, limit: int = 100) -> Files:
+        """A page of an owner's uploads, newest first; only forwards."""
+        place = (math.inf, "") if cursor is None else (cursor.created_at, cursor.id)
+        return await self._list(
+            "uploads", {"owner": owner, "place_created_at": place[0], "place_id": place[1], "limit": limit}
+        )
+
+    async def expired(self, now: float, limit: int) -> Files:
+        """Uploads whose time is over."""
+        return await self._list("expired_uploads", {"now": now, "limit": limit})
+
+    async def uploaded_bytes(self) -> int:
+        """What all uploads take."""
+        return await self._connections.read(
+            lambda connection: int(connection.execute(QUERIES["uploaded_bytes"]).fetchone()[0])
+        )
+
+    async def paths(self) -> set[str]:
+        """Where every file is."""
+        return await self._connections.read(
+            lambda connection: {row[0] for row in connection.execute(QUERIES["file_paths"])}
+        )
+
+    def remove(self, id: str) -> asyncio.Future[None]:
+        """Forget a file."""
+        return self._connections.change("delete_file", {"id": id})
+
+    async def secret(self, name: str, fresh: str) -> str:
+        """A key of the appliance's own: the one that is stored, else ``fresh``, which is stored."""
+        await self._connections.change("insert_secret", {"name": name, "value": fresh})
+        row = self._connections.row("secret", {"name": name})
+        assert row is not None, "it was inserted"
+        return str(row[0])
+
+    async def _list(self, query: str, parameters: dict[str, Any]) -> Files:
+        def action(connection: sqlite3.Connection) -> Files:
+            return [_file(row) for row in connection.execute(QUERIES[query], parameters)]
+
+        return await self._connections.read(action)
+
+
+def _file(row: rows.Row) -> File:
+    named = dict(zip(File.__struct_fields__, row, strict=True))
+    return File(**{**named, "metadata": rows.unpack(named["metadata"])})

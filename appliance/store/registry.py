@@ -1,0 +1,112 @@
+"""What is made through the API beside predictions: models, trained versions, deployments, examples."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import Any, TypeVar
+
+from appliance.deployment import Release
+from appliance.errors import StoreError
+from appliance.model import Adapter, Model
+from appliance.store import rows
+from appliance.store.connections import Connections
+from appliance.store.queries import QUERIES
+
+T = TypeVar("T")
+
+
+class Registry:
+    """Part of a ``Store``; writes keep its promises."""
+
+    def __init__(self, connections: Connections) -> None:
+        """``connections`` is the store that this is part of."""
+        self._connections = connections
+
+    async def models(self) -> list[Model]:
+        """Every model, oldest first."""
+        return await self._bodies("all_models", {}, Model)
+
+    def add_model(self, model: Model) -> asyncio.Future[None]:
+        """Store a new model; StoreError if its name exists."""
+        columns = {"name": model.name, "created_at": model.created_at, "body": rows.pack(model)}
+        return self._insert("insert_model", columns, f"model {model.name}")
+
+    def update_model(self, model: Model) -> asyncio.Future[None]:
+        """Replace what is said of a model."""
+        return self._connections.change("update_model", {"name": model.name, "body": rows.pack(model)})
+
+    def remove_model(self, name: str) -> asyncio.Future[None]:
+        """Forget a model, which has no versions."""
+        return self._connections.change("delete_model", {"name": name})
+
+    async def adapters(self) -> list[Adapter]:
+        """Every trained version, oldest first."""
+        return await self._bodies("all_adapters", {}, Adapter)
+
+    def add_adapter(self, adapter: Adapter) -> asyncio.Future[None]:
+        """Store a trained version; the same one again replaces it."""
+        columns = {"version": adapter.version, "model": adapter.model, "body": rows.pack(adapter)}
+        return self._connections.change("insert_adapter", columns)
+
+    async def deployments(self, owner: str | None = None) -> list[Release]:
+        """The newest release of every deployment, newest first."""
+        return await self._bodies("deployments", {"owner": owner}, Release)
+
+    async def deployment(self, owner: str, name: str) -> Release | None:
+        """The newest release of one deployment."""
+        row = self._connections.row("deployment", {"owner": owner, "name": name})
+        return None if row is None else rows.unpack(row[0], Release)
+
+    def add_release(self, release: Release) -> asyncio.Future[None]:
+        """Store a release; StoreError if its number exists. Number 1 makes the deployment."""
+        columns = {
+            "owner": release.owner,
+            "name": release.name,
+            "number": release.number,
+            "body": rows.pack(release),
+        }
+        return self._insert("insert_release", columns, f"release {release.number} of {release.deployment}")
+
+    def remove_deployment(self, owner: str, name: str) -> asyncio.Future[None]:
+        """Forget a deployment with its releases."""
+        return self._connections.change("delete_deployment", {"owner": owner, "name": name})
+
+    async def last_use(self, deployment: str) -> float | None:
+        """When the last prediction was made through it, Unix seconds."""
+        row = self._connections.row("last_use_of_deployment", {"deployment": deployment})
+        return None if row is None else row[0]
+
+    async def examples(self) -> dict[str, list[str]]:
+        """Ids of the predictions that show what a model can do, by model."""
+
+        def action(connection: sqlite3.Connection) -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for model, prediction in connection.execute(QUERIES["all_examples"]):
+                found.setdefault(model, []).append(prediction)
+            return found
+
+        return await self._connections.read(action)
+
+    def add_example(self, model: str, prediction: str) -> asyncio.Future[None]:
+        """Let a prediction show what its model can do; its data is kept from then on."""
+        return self._connections.change("insert_example", {"model": model, "prediction": prediction})
+
+    def remove_example(self, model: str, prediction: str) -> asyncio.Future[None]:
+        """It does not any more."""
+        return self._connections.change("delete_example", {"model": model, "prediction": prediction})
+
+    def _insert(self, query: str, columns: dict[str, Any], what: str) -> asyncio.Future[None]:
+        def action(connection: sqlite3.Connection) -> None:
+            try:
+                connection.execute(QUERIES[query], columns)
+            except sqlite3.IntegrityError as exc:
+                raise StoreError(f"{what} exists already ({exc})") from exc
+
+        return self._connections.write(action)
+
+    async def _bodies(self, query: str, parameters: dict[str, Any], type: type[T]) -> list[T]:
+        def action(connection: sqlite3.Connection) -> list[T]:
+            return [rows.unpack(body, type) for (body,) in connection.execute(QUERIES[query], parameters)]
+
+        return await self._connections.read(action)

@@ -1,0 +1,83 @@
+"""The routes on an engine without Ray, and a client of them, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+
+from appliance.api import create_api
+from appliance.api.services import Services
+from appliance.auth import Auth
+from appliance.config import Config
+from appliance.egress import Egress
+from appliance.hardware import Device
+from appliance.ratelimit import RateLimits
+from appliance.retention import Retention
+from appliance.webhooks import Webhooks
+from tests.engines import MIB, Bench
+
+SECRET = "a secret with spaces"
+CONFIG = Config.model_validate(
+    {
+        "server": {"account": "me", "account_name": "My Company"},
+        "limits": {"body": "64KiB"},
+        "models": [{"name": "test/echo", "kind": "echo"}],
+    }
+)
+
+
+def services_of(bench: Bench, config: Config = CONFIG) -> Services:
+    """Everything the routes need, over ``bench``."""
+    egress = Egress(())
+    return Services(
+        config=config,
+        catalogue=bench.catalogue,
+        store=bench.store,
+        engine=bench.engine,
+        auth=Auth(bench.store),
+        rate_limits=RateLimits(requests=None, predictions=None),
+        egress=egress,
+        webhooks=Webhooks(bench.store, egress),
+        retention=Retention(bench.store, bench.files, None),
+        files=bench.files,
+        trainings=bench.trainings,
+        devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
+        started_at=time.time(),
+    )
+
+
+class Api(httpx.AsyncClient):
+    """A signed-in client of the routes."""
+
+    def __init__(self, services: Services, secret: str | None = SECRET) -> None:
+        self.services = services
+        super().__init__(
+            transport=httpx.ASGITransport(create_api(services)),
+            base_url="http://models.example.org:8000",
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+        )
+
+    async def create(self, headers: dict[str, str] | None = None, **input: Any) -> dict[str, Any]:
+        reply = await self.post("/v1/models/test/echo/predictions", json={"input": input}, headers=headers)
+        assert reply.status_code in {201, 202}, reply.text
+        record: dict[str, Any] = reply.json()
+        return record
+
+    async def ended(self, record: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + 5
+        while True:
+            found: dict[str, Any] = (await self.get(f"/v1/predictions/{record['id']}")).json()
+            if found["status"] not in {"starting", "processing"}:
+                return found
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.005)
+
+    async def until_output(self, record: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + 5
+        while not (found := (await self.get(f"/v1/predictions/{record['id']}")).json()).get("output"):
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.005)
+        return dict(found)

@@ -1,0 +1,38 @@
+"""An engine without Ray, and the routes over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from appliance import token
+from appliance.store import VersionRow
+from appliance.token import Token
+from tests.apis import SECRET, Api, services_of
+from tests.engines import Bench
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = await Bench(tmp_path).start()
+    yield bench
+    await bench.stop()
+    await bench.cluster.close()
+
+
+@pytest.fixture
+async def api(bench: Bench) -> AsyncIterator[Api]:
+    for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
+        await bench.store.add_token(
+            Token(id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0)
+        )
+    for entry in bench.catalogue.entries:
+        await bench.store.record_version(
+            VersionRow(id=entry.version, model=entry.name, created_at=1.0, document=entry.document)
+        )
+    services = services_of(bench)
+    async with Api(services) as client:
+        yield client
+    await services.webhooks.close()
