@@ -18,7 +18,7 @@ from appliance.config import CollectionConfig, Config, ModelConfig
 from appliance.errors import InvalidVersion, NotFound
 from appliance.model import Adapter, Model
 from appliance.runners import TRAINERS, runner_class
-from appliance.runners.base import Interface
+from appliance.runners.base import Interface, LoadSpec
 
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -84,9 +84,9 @@ def version_of(model: ModelConfig, revision: str) -> str:
     )
 
 
-def version_of_adapter(model: str, base_version: str, sha256: str) -> str:
+def version_of_adapter(model: str, base_version: str, content: str) -> str:
     """The id of a version of ``model`` that has these trained weights over another version."""
-    return _digest({"model": model, "base": base_version, "adapter": sha256})
+    return _digest({"model": model, "base": base_version, "adapter": content})
 
 
 def _digest(facts: dict[str, Any]) -> str:
@@ -231,18 +231,24 @@ class Catalogue:
                 return entry
         raise InvalidVersion
 
-    def adapted(self, entry: Entry) -> set[str]:
-        """The trained versions that run on what is loaded for ``entry``."""
-        return {other.version for other in self._versions.values() if other.runs_on == entry.runs_on}
+    def adapted(self, key: str) -> set[str]:
+        """The trained versions that run on what is loaded under ``key``."""
+        entries = (entry for served in self._served.values() for entry in served)
+        return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
     def hosted(self, key: str) -> Entry:
         """What is loaded under ``runs_on``, for any of those that share it."""
         return self._hosted[key]
 
-    def hosts(self, key: str, version: str) -> bool:
-        """Whether ``key`` is still loaded in this version."""
-        entry = self._hosted.get(key)
-        return entry is not None and entry.version == version
+    def hosts(self, spec: LoadSpec) -> bool:
+        """Whether what is loaded so would be loaded so again."""
+        entry = self._hosted.get(spec.model)
+        return entry is not None and (entry.version, self.options(entry)) == (spec.version, spec.options)
+
+    def options(self, entry: Entry) -> dict[str, Any]:
+        """What the runner of ``entry`` is told."""
+        adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.runs_on))
+        return entry.model.options.loaded(adapted=adapted)
 
     def trainer(self, version: str) -> Entry | None:
         """What trains new versions that begin with this one; None if it cannot be trained."""

@@ -16,6 +16,7 @@ from appliance.files import Files
 from appliance.model import Adapter
 from appliance.prediction import Prediction
 from appliance.store import Store, VersionRow
+from appliance.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ class Trainings:
             card = self._catalogue.card(record.destination)
         except NotFound as error:
             raise PredictionFailed(f"the destination {record.destination} was deleted meanwhile") from error
-        version = version_of_adapter(card.name, record.version, weights.sha256)
-        place = self._files.folder / "versions" / version
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
+        content = await asyncio.to_thread(fingerprint, made)
+        version = version_of_adapter(card.name, record.version, content)
+        place = self._files.folder / "versions" / version
         await asyncio.to_thread(_copy, made, place)
         adapter = Adapter(
             version=version,

@@ -45,21 +45,27 @@ class Bench:
         self.stream = entry("test/stream", stream=True)
         self.big = entry("test/big")
         self.files_model = entry("test/files", files=True)
+        self.more: list[Entry] = []
         self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
 
     async def start(self) -> Bench:
-        entries = [self.echo, self.stream, self.big, self.files_model]
-        sizes = {"test/echo": MIB, "test/stream": MIB, "test/big": 100 * MIB, "test/files": MIB}
+        entries = [self.echo, self.stream, self.big, self.files_model, *self.more]
+        sizes = {"test/big": 100 * MIB}
         demands = [
             Demand(
                 model=entry.name,
                 concurrency=entry.model.options.predictions_at_once,
-                memory=sizes[entry.name],
+                memory=sizes.get(entry.name, MIB),
             )
             for entry in entries
+        ]
+        demands += [
+            Demand(model=entry.model.training_key, concurrency=1, memory=MIB)
+            for entry in entries
+            if entry.model.options.trainable
         ]
         self.store = SQLiteStore(self.folder / "appliance.db", durability="normal")
         await self.store.open()
@@ -83,6 +89,7 @@ class Bench:
             observe=self.observed.append,
             conclude=self.trainings.conclude,
         )
+        await self.trainings.load()
         await self.engine.start()
         return self
 

@@ -16,6 +16,7 @@ from appliance.api.account import Account
 from appliance.api.admin import Admin
 from appliance.api.collections import Collections
 from appliance.api.deployments import Deployments
+from appliance.api.examples import Examples
 from appliance.api.files import Files
 from appliance.api.models import Models
 from appliance.api.predictions import Predictions
@@ -42,6 +43,7 @@ RESOURCES: Final = (
     Account,
     WebhookKeys,
     Admin,
+    Examples,
 )
 
 _CORS: Final = {

@@ -41,5 +41,5 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
             release.version for release in await self.store.registry.deployments() if release.min_instances
         }
         for entry in self.catalogue.entries:
-            served = {entry.version, *self.catalogue.adapted(entry)}
+            served = {entry.version, *self.catalogue.adapted(entry.runs_on)}
             self.engine.keep(entry.runs_on, loaded=bool(served & wanted))

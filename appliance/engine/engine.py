@@ -56,7 +56,7 @@ class Engine:
         self._cluster = cluster
         self._scheduler = scheduler
         self._kinds = kinds
-        self._loads = Loads(cluster, scheduler, limits, home=home, threads=threads, kinds=kinds)
+        self._loads = Loads(catalogue, cluster, scheduler, limits, home=home, threads=threads, kinds=kinds)
         self._loop = Loop(
             limits=limits,
             catalogue=catalogue,
@@ -304,7 +304,7 @@ class Engine:
         held: dict[str, frozenset[str]] = {}
         for adopted in found:
             spec = adopted.spec
-            if not self._catalogue.hosts(spec.model, spec.version):
+            if not self._catalogue.hosts(spec):
                 await self._cluster.unload(spec.model)
                 continue
             self._scheduler.adopted(spec.model, spec.placement, spec.memory, time.monotonic())

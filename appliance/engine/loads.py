@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from appliance import weights
-from appliance.catalogue import Entry
+from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.errors import HostLost, LoadFailed
@@ -33,6 +33,7 @@ class Loads:
 
     def __init__(
         self,
+        catalogue: Catalogue,
         cluster: Cluster,
         scheduler: Scheduler,
         limits: LimitsConfig,
@@ -42,12 +43,14 @@ class Loads:
         kinds: dict[str, str],
     ) -> None:
         """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda."""
+        self._catalogue = catalogue
         self._cluster = cluster
         self._scheduler = scheduler
         self._limits = limits
         self._home = home
         self._threads = threads
         self._kinds = kinds
+        self._told: dict[str, dict[str, Any]] = {}  # by what is loaded: the options it was loaded with
         self._lost: dict[str, int] = {}
         self._ready: dict[str, asyncio.Future[None]] = {}
 
@@ -62,14 +65,20 @@ class Loads:
             future = self._ready[name] = asyncio.get_running_loop().create_future()
         await asyncio.shield(future)
 
+    def current(self, entry: Entry) -> bool:
+        """Whether it would be loaded now as it was."""
+        return self._told.get(entry.runs_on, {}) in ({}, self._catalogue.options(entry))
+
     async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Failure | None:
         """Load ``entry`` and tell the scheduler how it went; None if it is ready or will be tried again."""
         name = entry.runs_on
         started = time.monotonic()
         _log.info("model %s is loaded on %s with %d bytes", name, ",".join(devices), memory)
         try:
+            spec = self._spec(entry, devices, memory)
+            self._told[name] = spec.options
             async with asyncio.timeout(self._limits.load_timeout):
-                await self._cluster.load(self._spec(entry, devices, memory))
+                await self._cluster.load(spec)
         except TimeoutError:
             await self._cluster.unload(name)
             return self._failed(name, f"model {name} was not ready after {self._limits.load_timeout:g} s")
@@ -91,7 +100,7 @@ class Loads:
             model=entry.runs_on,
             version=entry.version,
             kind=entry.kind,
-            options=model.options.model_dump(mode="json"),
+            options=self._catalogue.options(entry),
             weights=None if model.source is None else str(weights.folder(self._home, model)),
             device=device,
             placement=devices,

@@ -223,6 +223,7 @@ class Loop:
                 self.end(self.live[id], Status.FAILED, failure.reason)
         elif self._scheduler.residency(entry.runs_on) is Residency.READY:
             self.spawn(self.consume(entry.runs_on))
+            self._renew(entry.runs_on)
         self.decide()
 
     async def _unload(self, model: str) -> None:
@@ -305,12 +306,22 @@ class Loop:
 
     async def _concluded(self, record: Prediction) -> Prediction:
         try:
-            return await self._conclude(record)
+            concluded = await self._conclude(record)
+            self._renew(self._catalogue.by_version(record.version).runs_on)
+            return concluded
         except (PredictionFailed, OSError) as error:
             reason = error.detail if isinstance(error, PredictionFailed) else str(error)
             return record.evolve(
                 status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
             )
+
+    def _renew(self, key: str) -> None:
+        """Load a model again if it was loaded when nothing was trained on it yet; what runs there may end."""
+        ready = self._scheduler.residency(key) is Residency.READY
+        if ready and not self._loads.current(self._catalogue.hosted(key)):
+            self._scheduler.unwanted(key, "a first version was trained on it")
+            self._scheduler.wanted(key)
+            self.decide()
 
     async def end_unserved(self, record: Prediction) -> None:
         """Store the end of a prediction that is not live here, because its version is not served any more."""

@@ -11,10 +11,11 @@ from appliance.runners.base import Runner
 RUNNERS: Final[dict[str, str]] = {
     "echo": "appliance.runners.echo:EchoRunner",
     "vllm": "appliance.runners.vllm:VllmRunner",
+    "lora": "appliance.runners.lora:LoraTrainer",
 }
 
 #: kind -> the kind of runner that trains new versions of its models
-TRAINERS: Final[dict[str, str]] = {}
+TRAINERS: Final[dict[str, str]] = {"vllm": "lora"}
 
 _VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
 

@@ -23,6 +23,7 @@ from appliance.runners.base import Interface, LoadSpec
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class VllmRunner:
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template knows no system role
+        self._adapters: dict[str, int] = {}  # folder -> the number vLLM knows it by
         self._longest = 0  # prompt and output together, in tokens
 
     @staticmethod
@@ -80,9 +82,13 @@ class VllmRunner:
         yield Metric("input_token_count", len(tokens))
         if room < job.input.get("max_tokens", 0):
             yield Log(f"max_tokens is lowered from {request.max_tokens} to {room}: no more fits\n")
+        adapter = await self._adapter(job)
         try:
             outputs = self._engine.generate(
-                tokens_input(tokens), _sampling(request, room), f"{job.id}-{job.attempt}"
+                tokens_input(tokens),
+                _sampling(request, room),
+                f"{job.id}-{job.attempt}",
+                lora_request=adapter,
             )
             async with contextlib.aclosing(outputs):  # closing it early frees its slot in the engine
                 async for output in outputs:
@@ -105,6 +111,28 @@ class VllmRunner:
             self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)
         else:
             process.kill()  # the system takes everything back at once; vLLM would take a second
+
+    async def _adapter(self, job: Job) -> LoRARequest | None:
+        """The trained weights that this prediction is computed with, loaded when they are first asked for.
+
+        Raises:
+            PredictionFailed: they cannot be loaded.
+        """
+        if job.adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapters.setdefault(job.adapter, len(self._adapters) + 1)
+        request = LoRARequest(Path(job.adapter).name, number, job.adapter)
+        if not (Path(job.adapter) / "adapter_config.json").is_file():  # vLLM would look for it on the hub
+            raise PredictionFailed(f"the trained weights of this version are gone from {job.adapter}")
+        try:
+            await self._engine.add_lora(request)
+        except Exception as error:  # vLLM passes on whatever the core's process raised
+            raise PredictionFailed(
+                f"the trained weights of this version cannot be loaded: {error}"
+            ) from error
+        return request
 
     def _prepare_prompts(self) -> None:
         """Find out how this model wants a conversation written down.

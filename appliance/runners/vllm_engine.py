@@ -101,6 +101,12 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "enable_log_requests": False,
         "shutdown_timeout": 0,
     }
+    if options["max_adapters"]:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": options["max_adapters"],
+            "max_lora_rank": options["max_adapter_rank"],
+        }
     if on_cpu and eager:
         arguments["ir_op_priority"] = _normalise_in_one_step()
     if not on_cpu:

@@ -76,6 +76,8 @@ GUARDED = (
     ("GET", "/admin/status"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
+    ("PUT", "/admin/models/test/echo/examples/x"),
+    ("DELETE", "/admin/models/test/echo/examples/x"),
 )
 
 

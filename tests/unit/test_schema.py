@@ -137,6 +137,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "system_prompt": "Be brief.", "max_tokens": 8, "temperature": 0.6, "top_p": 0.9, "top_k": 50,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_model_len": None,
     },
+    "lora": {"max_adapter_rank": 16},
 }  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def test_the_document_of_every_kind_is_whole(kind: str) -> None:
     assert sorted(part["x-order"] for part in properties.values()) == list(range(len(properties)))
     assert all(part["title"] and part["description"] for part in properties.values())
     assert schemas["Output"]["title"] == "Output"
+    needed = {"prompt": "p", "train_data": "data:,x"}
     for name, part in properties.items():  # what is declared as a default is itself valid
         if "default" in part:
-            assert schema.validate(interface, {"prompt": "p", name: part["default"]})[name] == part["default"]
+            assert schema.validate(interface, {**needed, name: part["default"]})[name] == part["default"]

@@ -1,0 +1,78 @@
+"""A model that is trained without learning anything: its trainer writes down a phrase that it then says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from appliance.catalogue import Entry
+from appliance.config import EchoOptions
+from appliance.errors import PredictionFailed
+from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners import RUNNERS, TRAINERS
+from appliance.runners.base import Interface, LoadSpec
+from appliance.runners.echo import EchoRunner
+from tests.engines import entry
+
+
+class Tutor:
+    """The trainer; ``train_data`` is the phrase."""
+
+    kind: ClassVar[str] = "tutor"
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._spec = spec
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        properties = {
+            "train_data": {"type": "string", "format": "uri", "title": "Train Data", "x-order": 0},
+            "delay": {"type": "number", "default": 0, "title": "Delay", "x-order": 1},
+        }
+        return Interface(
+            input={"type": "object", "title": "Input", "properties": properties, "required": ["train_data"]},
+            output={"type": "object"},
+        )
+
+    async def setup(self) -> None:
+        pass
+
+    async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
+        phrase = Path(job.input["train_data"]).read_text()
+        if not phrase:
+            raise PredictionFailed("train_data: the file has no examples")
+        yield Log("step 1/1 loss 0.1\n")
+        await asyncio.sleep(job.input["delay"])
+        folder = Path(job.folder) / "adapter"
+        folder.mkdir(parents=True)
+        (folder / "phrase.txt").write_text(phrase)
+        yield Output([folder], append=False)
+
+    async def close(self) -> None:
+        pass
+
+
+class Pupil(EchoRunner):
+    """Says its phrase before its text."""
+
+    async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
+        phrase = "" if job.adapter is None else (Path(job.adapter) / "phrase.txt").read_text() + " "
+        async for event in super().run(job):
+            match event:
+                case Output([str(text)], append=False):
+                    yield Output([phrase + text], append=False)
+                case _:
+                    yield event
+
+
+def pupil(patch: pytest.MonkeyPatch) -> Entry:
+    """A model of this kind; from now on all echo models are."""
+    patch.setitem(RUNNERS, "tutor", "tests.tutoring:Tutor")
+    patch.setitem(RUNNERS, "echo", "tests.tutoring:Pupil")
+    patch.setitem(TRAINERS, "echo", "tutor")
+    patch.setattr(EchoOptions, "trainable", True)
+    return entry("test/pupil")
