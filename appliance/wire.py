@@ -153,14 +153,14 @@ def release(record: Release, account: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def account(username: str, name: str | None) -> dict[str, Any]:
-    """An account; one client insists on a name, others on addresses."""
+def account(username: str, name: str | None, base: str) -> dict[str, Any]:
+    """An account; one client insists on a name, others on addresses, of which it has one only."""
     return {
         "type": "organization",
         "username": username,
         "name": name or username,
-        "github_url": "",
-        "avatar_url": "",
+        "github_url": f"{base}/{username}",
+        "avatar_url": f"{base}/{username}",
     }
 
 

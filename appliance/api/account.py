@@ -33,7 +33,7 @@ class Account:
         """``GET /account``; also the sign-in check of some clients."""
         caller = await requests.caller(request, self._services, Scope.READ)
         named = account_name(caller.owner, self._services)
-        return answers.json(wire.account(caller.owner, named))
+        return answers.json(wire.account(caller.owner, named, requests.origin(request, self._services)))
 
     async def hardware(self, request: Request) -> Response:
         """``GET /hardware``: a bare array, each kind of device once."""

@@ -20,6 +20,7 @@ from appliance.api.examples import Examples
 from appliance.api.files import Files
 from appliance.api.models import Models
 from appliance.api.predictions import Predictions
+from appliance.api.reference import Reference
 from appliance.api.services import Services
 from appliance.api.streams import Streams
 from appliance.api.trainings import Trainings
@@ -44,6 +45,7 @@ RESOURCES: Final = (
     WebhookKeys,
     Admin,
     Examples,
+    Reference,
 )
 
 _CORS: Final = {

@@ -57,7 +57,7 @@ class Deployments:
         """``GET /deployments``: the account's, newest release first."""
         caller = await requests.caller(request, self._services, Scope.READ)
         found = await self._registry.deployments(caller.owner)
-        return answers.json(wire.page([self._shown(release) for release in found]))
+        return answers.json(wire.page([self._shown(release, request) for release in found]))
 
     async def create(self, request: Request) -> Response:
         """``POST /deployments``: its first release."""
@@ -74,11 +74,11 @@ class Deployments:
             created_by=caller.owner,
             **_whole(given),
         )
-        return await self._released(release)
+        return await self._released(release, request)
 
     async def get(self, request: Request) -> Response:
         """``GET /deployments/{owner}/{name}``."""
-        return answers.json(self._shown(await self._release(request, Scope.READ)))
+        return answers.json(self._shown(await self._release(request, Scope.READ), request))
 
     async def update(self, request: Request) -> Response:
         """``PATCH /deployments/{owner}/{name}``: a further release, unless nothing changes."""
@@ -89,9 +89,10 @@ class Deployments:
             current, **_whole({key: value for key, value in given.items() if value is not None})
         )
         if wished == current:
-            return answers.json(self._shown(current))
+            return answers.json(self._shown(current, request))
         return await self._released(
-            msgspec.structs.replace(wished, number=current.number + 1, created_at=round(time.time(), 6))
+            msgspec.structs.replace(wished, number=current.number + 1, created_at=round(time.time(), 6)),
+            request,
         )
 
     async def delete(self, request: Request) -> Response:
@@ -121,7 +122,7 @@ class Deployments:
             request, caller, self._entry(release), given, deployment=release.deployment
         )
 
-    async def _released(self, release: Release) -> Response:
+    async def _released(self, release: Release, request: Request) -> Response:
         """Store ``release`` and let it count.
 
         Raises:
@@ -134,7 +135,7 @@ class Deployments:
         self._entry(release)
         await self._registry.add_release(release)
         await self._services.residency()
-        return answers.json(self._shown(release))
+        return answers.json(self._shown(release, request))
 
     def _entry(self, release: Release) -> Entry:
         return self._services.catalogue.by_spec(f"{release.model}:{release.version}", release.owner)
@@ -146,9 +147,12 @@ class Deployments:
             raise NotFound
         return release
 
-    def _shown(self, release: Release) -> dict[str, Any]:
+    def _shown(self, release: Release, request: Request) -> dict[str, Any]:
         by = release.created_by
-        return wire.release(release, wire.account(by, account_name(by, self._services)))
+        return wire.release(
+            release,
+            wire.account(by, account_name(by, self._services), requests.origin(request, self._services)),
+        )
 
 
 def _whole(given: dict[str, Any]) -> dict[str, Any]:
