@@ -196,6 +196,7 @@ async def start_gateway(settings: Settings) -> Gateway:
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
             server_header=False,
+            proxy_headers=False,  # `requests.origin` decides whom to believe
             date_header=False,
         )
     )

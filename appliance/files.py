@@ -39,6 +39,11 @@ def signature(secret: str, owner: str, id: str, expiry: int) -> str:
     return base64.b64encode(hmac.new(secret.encode(), text, hashlib.sha256).digest()).decode()
 
 
+async def signing_secret(table: FileTable) -> str:
+    """The key of ``signature``, made when it is first asked for."""
+    return await table.secret(_SECRET, secrets.token_urlsafe(32))
+
+
 class Incoming:
     """An upload on its way to the disk; made by ``Files.incoming``."""
 
@@ -92,7 +97,7 @@ class Files:
         """Make the folders, remove what a crash has left, and begin to remove what is too old."""
         for name in ("uploads", "outputs", "versions"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._secret = await self.table.secret(_SECRET, secrets.token_urlsafe(32))
+        self._secret = await signing_secret(self.table)
         await asyncio.to_thread(self._sweep, await self.table.paths())
         self._task = asyncio.get_running_loop().create_task(self._expire_for_ever())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 from typing import Any, Final, NamedTuple
@@ -77,10 +78,25 @@ def origin(request: Request, services: Services) -> str:
     if services.config.server.public_url is not None:
         return services.config.server.public_url.rstrip("/")
     host = request.headers.get("host", "")
+    scheme = request.scope["scheme"]
+    if services.config.server.trusted_proxies and _from_proxy(request, services):
+        host = request.headers.get("x-forwarded-host", host).split(",")[0].strip()
+        forwarded = request.headers.get("x-forwarded-proto", "").split(",")[0].strip()
+        scheme = forwarded if forwarded in {"http", "https"} else scheme
     if not _HOST.fullmatch(host):
         server = request.scope.get("server") or (services.config.server.host, services.config.server.port)
         host = f"{server[0]}:{server[1]}"
-    return f"{request.scope['scheme']}://{host}"
+    return f"{scheme}://{host}"
+
+
+def _from_proxy(request: Request, services: Services) -> bool:
+    """Whether the request came through a proxy that is believed."""
+    try:
+        address = ipaddress.ip_address(request.client.host if request.client is not None else "")
+    except ValueError:
+        return False
+    networks = map(ipaddress.ip_network, services.config.server.trusted_proxies)
+    return any(address in network for network in networks if network.version == address.version)
 
 
 async def text_body(request: Request, limit: int) -> str:

@@ -56,6 +56,13 @@ class Client:
         """The JSON that answers ``body``."""
         return self._call("POST", path, body)
 
+    def call(self, method: str, path: str) -> None:
+        """Have something done that is answered with nothing."""
+        with self._translated():
+            reply = self._http.request(method, path, headers=self._authorization)
+        if not reply.is_success:
+            raise _refused(reply)
+
     def stream(self, url: str) -> Iterator[Event]:
         """The server-sent events at ``url``, which needs no token, until the server ends them."""
         with self._translated(), self._http.stream("GET", url) as reply:

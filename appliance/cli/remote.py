@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command()(models)
     app.command()(predictions)
+    app.command()(example)
     app.command()(status)
 
 
@@ -136,6 +137,16 @@ def predictions(
         typer.echo(
             f"{record['id']}  {record['status']:10} {record['created_at'][:19]}  {took:>9}  {record['model']}"
         )
+
+
+def example(
+    model: Annotated[str, typer.Argument(help="owner/name of the model.")],
+    id: Annotated[str, typer.Argument(help="A prediction of it that succeeded.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Show it no longer.")] = False,
+    url: UrlOption = None,
+) -> None:
+    """Let a prediction show what its model can do: whoever sees the model sees it, and its data is kept."""
+    _connect(url).call("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
 
 
 def status(url: UrlOption = None, as_json: JsonOption = False) -> None:

@@ -45,6 +45,11 @@ class ServerConfig(Section):
         description="Address under which clients reach it, for the links in its answers. "
         "Default: the one that each client used.",
     )
+    trusted_proxies: tuple[NetworkName, ...] = Field(
+        default=(),
+        strict=False,
+        description="Networks of reverse proxies whose X-Forwarded-Proto and X-Forwarded-Host are believed.",
+    )
     account: str = Field(
         default="appliance",
         pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$",

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from replicate.client import Client
 
+from tests.e2e.clients import LANGUAGE_MODEL, client_of
+from tests.e2e.contract import Contract
+from tests.e2e.rows import LEFT_OUT, ROWS, named
+from tests.receiver import Receiver, receiving
 from tests.running import ROOT, Appliance, link_weights
 
-LANGUAGE_MODEL = "appliance/smollm2-135m-instruct"
+__all__ = ["LANGUAGE_MODEL"]
+
+COMMAND = str(ROOT / ".venv" / "bin" / "appliance")
 ECHO_MODELS: list[dict[str, Any]] = [
     {"name": "test/stream", "kind": "echo", "memory": "64MiB", "options": {"stream": True}},
     {"name": "test/one-at-a-time", "kind": "echo", "memory": "64MiB", "options": {"concurrency": 1}},
+    {"name": "test/files", "kind": "echo", "memory": "64MiB", "options": {"files": True}},
+    {
+        "name": "test/file-stream",
+        "kind": "echo",
+        "memory": "64MiB",
+        "options": {"files": True, "stream": True},
+    },
+    {"name": "test/too-big", "kind": "echo", "memory": "100TiB"},
 ]
 
 
@@ -23,7 +43,14 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     home = tmp_path_factory.mktemp("home")
     link_weights(home)
     shipped = yaml.safe_load((ROOT / "models.yaml").read_text())
+    (home / "readme.md").write_text("# Streams\n\nWord by word.\n")
     shipped["models"] += ECHO_MODELS
+    shipped["models"][-5]["readme"] = str(home / "readme.md")
+    shipped["egress"] = {"allow": ["127.0.0.0/8"]}
+    shipped["limits"] = {"requests_per_minute": 3000, "predictions_per_minute": 600}
+    shipped["collections"] = [
+        {"slug": "talkers", "name": "Talkers", "description": "All that talk", "models": [LANGUAGE_MODEL]}
+    ]
     config = home / "models.yaml"
     config.write_text(yaml.safe_dump(shipped))
     running = Appliance(home, config)
@@ -37,3 +64,119 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 def client(appliance: Appliance) -> Iterator[httpx.Client]:
     with appliance.client() as signed_in:
         yield signed_in
+
+
+@pytest.fixture
+def stranger(appliance: Appliance) -> Iterator[httpx.Client]:
+    """A client without a token."""
+    with httpx.Client(base_url=appliance.url, timeout=90, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def contract(appliance: Appliance) -> Contract:
+    return Contract(httpx.get(f"{appliance.url}/openapi.json", trust_env=False).json())
+
+
+@pytest.fixture
+def api(appliance: Appliance, contract: Contract) -> Iterator[httpx.Client]:
+    """A signed-in client whose every answer is held against the documents."""
+    with appliance.client() as signed_in:
+        signed_in.event_hooks["response"].append(contract.check)
+        yield signed_in
+
+
+@pytest.fixture
+def official(appliance: Appliance) -> Iterator[Client]:
+    with client_of(appliance.url) as client:
+        yield client
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def new_token(appliance: Appliance) -> Callable[..., str]:
+    """Makes tokens by the command."""
+
+    def make(*arguments: str) -> str:
+        return command(appliance, "token", "create", *arguments).splitlines()[0]
+
+    return make
+
+
+def command(appliance: Appliance, *arguments: str) -> str:
+    """What a command prints."""
+    ran = subprocess.run(
+        [COMMAND, *arguments],
+        cwd=appliance.home,
+        env={**appliance.environment, "APPLIANCE_PORT": str(appliance.port)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+class Background:
+    """Something that takes a minute, begun before the other tests and looked at after them."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._result: Any = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except Exception as error:  # noqa: BLE001 - raised again where the result is asked for
+            self._error = error
+
+    def result(self) -> Any:
+        self._thread.join(150)
+        assert not self._thread.is_alive()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slow(request: pytest.FixtureRequest, appliance: Appliance) -> dict[str, Background]:
+    """What tests marked ``last`` look at; nothing where there are none."""
+    from tests.e2e import waits
+
+    wanted = any(item.get_closest_marker("last") for item in request.session.items)
+    return {name: Background(partial(work, appliance)) for name, work in waits.ALL.items() if wanted}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks back on the other tests comes after them."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many rows of the checklist were held."""
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
+    held = {row for id in passed for row in named(id.rpartition("::")[2])}
+    if len(held) > 10:  # not when a single file was run
+        terminalreporter.section("conformance")
+        terminalreporter.write_line(f"{len(held)} of {len(ROWS)} rows of the contract held by a passed test")
+        for row, reason in LEFT_OUT.items():
+            terminalreporter.write_line(f"left out: {row}: {reason}")
+        missing = [row for row in ROWS if row not in held and row not in LEFT_OUT]
+        if missing:
+            terminalreporter.write_line(f"not held: {', '.join(missing)}")
+
+
+def example_file(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    """A JSONL file."""
+    file = folder / "data.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return file

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from typing import Any
-
 import pytest
 
-from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import ROOT, TOKEN, Appliance
+from tests.e2e.clients import LANGUAGE_MODEL, node
+from tests.running import Appliance
 
 pytestmark = pytest.mark.e2e
-
-CLIENT = ROOT / ".clients" / "js"
-
-
-def node(appliance: Appliance, script: str) -> Any:
-    """What ``script`` prints as JSON; ``replicate`` is a client of the appliance in it."""
-    prelude = (
-        'import Replicate from "replicate";\n'
-        f"const replicate = new Replicate({{ auth: {json.dumps(TOKEN)}, baseUrl: '{appliance.url}/v1' }});\n"
-        f"const model = {json.dumps(LANGUAGE_MODEL)};\n"
-    )
-    ran = subprocess.run(
-        ["node", "--input-type=module", "--eval", prelude + script],
-        cwd=CLIENT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
 
 
 def test_run(appliance: Appliance) -> None:

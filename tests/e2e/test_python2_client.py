@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from typing import Any
-
 import pytest
 
-from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import ROOT, TOKEN, Appliance
+from tests.e2e.clients import beta
+from tests.running import Appliance
 
 pytestmark = pytest.mark.e2e
-
-PYTHON = ROOT / ".clients" / "python2" / "bin" / "python"
-
-
-def beta(appliance: Appliance, script: str, *, url: str | None = None) -> Any:
-    """What ``script`` prints as JSON; its client knows the appliance from the environment only."""
-    ran = subprocess.run(
-        [str(PYTHON), "-c", f"import json, replicate\nmodel = {LANGUAGE_MODEL!r}\n{script}"],
-        env={
-            **os.environ,
-            "REPLICATE_API_TOKEN": TOKEN,
-            "REPLICATE_BASE_URL": url or f"{appliance.url}/v1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
 
 
 def test_use(appliance: Appliance) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 
-from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import TOKEN, Appliance
+from tests.e2e.clients import LANGUAGE_MODEL, client_of
+from tests.running import Appliance
 
 pytestmark = pytest.mark.e2e
 
@@ -26,22 +24,6 @@ output = replicate.run(
 for item in output:
     print(item, end="")
 """
-
-
-@contextmanager
-def client_of(url: str, secret: str = TOKEN) -> Iterator[Client]:
-    """A client that closes its connections, which the client itself has no way to say."""
-    client = Client(api_token=secret, base_url=url)
-    try:
-        yield client
-    finally:
-        client._client.close()
-
-
-@pytest.fixture
-def official(appliance: Appliance) -> Iterator[Client]:
-    with client_of(appliance.url) as client:
-        yield client
 
 
 def test_the_poem(appliance: Appliance) -> None:
@@ -157,4 +139,4 @@ def test_predictions_are_listed_newest_first(official: Client) -> None:
 
 def test_models_are_searched_and_collections_listed(official: Client) -> None:
     assert LANGUAGE_MODEL in {f"{model.owner}/{model.name}" for model in official.models.search("smollm2")}
-    assert official.collections.list().results == []
+    assert [found.slug for found in official.collections.list().results] == ["talkers"]

@@ -375,7 +375,10 @@ def test_footprints_hold_weights_cache_and_process() -> None:
     options = VllmOptions(kv_cache=1000, max_adapters=0)
     assert options.footprint(500, "cuda") == 500 + 1000 + 1024**3
     assert options.footprint(500, "cpu") == 2 * 500 + 1000 + 1024**3  # float32 there
-    assert VllmOptions(kv_cache=1000, dtype="bfloat16").footprint(500, "cpu") == 500 + 1000 + 1024**3
+    assert (
+        VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(500, "cpu")
+        == 500 + 1000 + 1024**3
+    )
     assert EchoOptions().footprint(0) == 64 * 1024**2
 
 

@@ -1,0 +1,56 @@
+"""`appliance file`: addresses at which uploads can be downloaded, with or without a running appliance."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlencode
+
+import typer
+
+from appliance.cli.options import ConfigOption, HomeOption, load_config, port
+from appliance.cli.tokens import in_store
+from appliance.errors import NotFound
+
+if TYPE_CHECKING:
+    from appliance.store import SQLiteStore
+
+group = typer.Typer(no_args_is_help=True, help="Make addresses at which uploads can be downloaded.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(group, name="file")
+
+
+@group.callback()
+def _group() -> None:
+    """Without it typer would take the one command for the group."""
+
+
+@group.command()
+def link(
+    id: Annotated[str, typer.Argument(help="The upload, as GET /v1/files lists it.")],
+    hours: Annotated[float, typer.Option(min=0, help="For how long the address is valid.")] = 1.0,
+    config: ConfigOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Print an address at which anyone can download the file until its time is over; it needs no token."""
+    from appliance import files
+
+    async def signed(store: SQLiteStore) -> str:
+        file = await store.files.get(id)
+        if file is None or file.prediction is not None:
+            raise NotFound(f"there is no upload {id}")
+        secret = await files.signing_secret(store.files)
+        expiry = int(time.time() + 3600 * hours)
+        signature = files.signature(secret, file.owner, file.id, expiry)
+        asked = urlencode({"owner": file.owner, "expiry": expiry, "signature": signature})
+        return f"/v1/files/{file.id}/download?{asked}"
+
+    loaded = load_config(config)
+    tls = loaded.server.tls is not None
+    base = loaded.server.public_url or (
+        f"{'https' if tls else 'http'}://{loaded.server.host}:{port(None, loaded)}"
+    )
+    typer.echo(base + in_store(config, home, signed))

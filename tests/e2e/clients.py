@@ -1,0 +1,75 @@
+"""The real clients, each in its own environment; nothing but address and token is told to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from replicate.client import Client
+
+from tests.running import ROOT, TOKEN, Appliance
+
+LANGUAGE_MODEL = "appliance/smollm2-135m-instruct"
+_CLIENTS = ROOT / ".clients"
+
+
+@contextmanager
+def client_of(url: str, secret: str = TOKEN) -> Iterator[Client]:
+    """Python 1.0: a client that closes its connections, which the client itself has no way to say."""
+    client = Client(api_token=secret, base_url=url)
+    try:
+        yield client
+    finally:
+        client._client.close()
+
+
+def node(appliance: Appliance, script: str, *, secret: str = TOKEN, **environment: str) -> Any:
+    """JavaScript: what ``script`` prints as JSON; ``replicate`` is a client of the appliance in it."""
+    prelude = (
+        'import Replicate from "replicate";\n'
+        f"const auth = {json.dumps(secret)}, baseUrl = '{appliance.url}/v1';\n"
+        "const replicate = new Replicate({ auth, baseUrl });\n"
+        f"const model = {json.dumps(LANGUAGE_MODEL)};\n"
+    )
+    command = ["node", "--input-type=module", "--eval", prelude + script]
+    return _printed(command, environment, cwd=str(_CLIENTS / "js"))
+
+
+def beta(appliance: Appliance, script: str, *, url: str | None = None, **environment: str) -> Any:
+    """Python 2.0 beta: what ``script`` prints as JSON; it knows the appliance from the environment."""
+    told = {"REPLICATE_API_TOKEN": TOKEN, "REPLICATE_BASE_URL": url or f"{appliance.url}/v1"}
+    prelude = f"import json, replicate\nmodel = {LANGUAGE_MODEL!r}\n"
+    return _printed([_python("python2"), "-c", prelude + script], told | environment)
+
+
+def framework(appliance: Appliance, script: str) -> Any:
+    """LangChain, LlamaIndex, LiteLLM: what ``script`` prints as JSON in its last line."""
+    told = {
+        "REPLICATE_API_TOKEN": TOKEN,
+        "REPLICATE_BASE_URL": appliance.url,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "1",
+    }
+    prelude = f"import json\nmodel = {LANGUAGE_MODEL!r}\nurl = {appliance.url!r}\n"
+    return _printed([_python("frameworks"), "-W", "ignore", "-c", prelude + script], told)
+
+
+def _python(name: str) -> str:
+    return str(_CLIENTS / name / "bin" / "python")
+
+
+def _printed(command: list[str], environment: dict[str, str], cwd: str | None = None) -> Any:
+    ran = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return json.loads(ran.stdout.strip().splitlines()[-1])
