@@ -185,7 +185,7 @@ class Webhooks:
         if record.webhook is None:
             return None
         assert self._client is not None, "nothing is sent before start"
-        body = wire.encode(wire.prediction(record, record.webhook.origin), record.webhook.origin)
+        body = wire.encode(wire.whichever(record, record.webhook.origin), record.webhook.origin)
         async with self._room:
             now = time.time()
             signed = headers(await self._store.webhook_keys(now), id, int(now), body)

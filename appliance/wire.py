@@ -126,11 +126,18 @@ def version(id: str, created_at: float, document: dict[str, Any]) -> dict[str, A
 
 
 def training(record: Prediction, base: str) -> dict[str, Any]:
-    """A training as ``GET`` shows it."""
+    """A training as ``GET`` shows it: its output is an object, or is not there."""
     address = f"{base}/v1/trainings/{record.id}"
     shown = prediction(record, base)
+    if not isinstance(record.output, dict):  # the bare weights, of which no version is made yet or ever
+        shown.pop("output", None)
     urls = {"get": address, "cancel": f"{address}/cancel", "web": shown["urls"]["web"]}
     return {**shown, "urls": urls, "destination": record.destination}
+
+
+def whichever(record: Prediction, base: str) -> dict[str, Any]:
+    """A prediction or a training as ``GET`` shows it."""
+    return (prediction if record.destination is None else training)(record, base)
 
 
 def release(record: Release, account: dict[str, Any]) -> dict[str, Any]:

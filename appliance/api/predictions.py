@@ -81,8 +81,7 @@ class Predictions:
 
     def _shown(self, record: Prediction, request: Request) -> dict[str, Any]:
         """A training too, whose address in the answer to its creation was once one of these (2.7)."""
-        shown = wire.prediction if record.destination is None else wire.training
-        return shown(record, self._base(request))
+        return wire.whichever(record, self._base(request))
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return await requests.body(request, self._services.config.limits.body)

@@ -210,9 +210,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
         {
             **_PREDICTION_MORE,
             "destination": said(_TEXT, "The model that gets the new version"),
-            "output": nullable(
-                thing({}, {"version": said(_TEXT, "owner/name:version"), "weights": _ADDRESS})
-            ),
+            "output": thing({}, {"version": said(_TEXT, "owner/name:version"), "weights": _ADDRESS}),
         },
     ),
     "TrainingCreation": thing(

@@ -52,7 +52,7 @@ class Trainings:
             destination=destination,
         )
         headers = {"Location": f"{origin}/v1/trainings/{record.id}"}
-        return answers.json({**wire.training(record, origin), "output": None}, 201, headers)
+        return answers.json(wire.training(record, origin), 201, headers)
 
     async def get(self, request: Request) -> Response:
         """``GET /trainings/{id}``."""

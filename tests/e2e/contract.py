@@ -86,6 +86,7 @@ def _with_output(body: Any) -> Any:
     """Output that is not there yet is left out on purpose (rule 6), though the document requires it."""
     if isinstance(body, dict) and "results" in body:
         return {**body, "results": [_with_output(one) for one in body["results"]]}
-    if isinstance(body, dict) and body.get("status") in {"starting", "processing"}:
+    under_way = isinstance(body, dict) and body.get("status") in {"starting", "processing"}
+    if under_way and "destination" not in body:  # of a training it is not required
         return {"output": None, **body}
     return body

@@ -47,9 +47,10 @@ def test_s1_s6_javascript_streams(appliance: Appliance) -> None:
     found = node(
         appliance,
         """
-        const created = await replicate.predictions.create({ model: "test/stream", input: { text: "a b c " } });
+        const input = { text: "a b c " };
+        const created = await replicate.predictions.create({ model: "test/stream", input });
         const events = [];
-        for await (const { event, data } of replicate.stream("test/stream", { input: { text: "a b c " } })) {
+        for await (const { event, data } of replicate.stream("test/stream", { input })) {
           events.push([event, data]);
         }
         console.log(JSON.stringify([typeof created.urls.stream, events]));
@@ -175,7 +176,8 @@ def test_s20_by_a_version_and_its_schema(api: httpx.Client, appliance: Appliance
         const schema = await replicate.models.versions.get("test", "stream", "{version}");
         const key = Object.keys(schema.openapi_schema.components.schemas.Input.properties)[0];
         let text = "";
-        for await (const {{ event, data }} of replicate.stream("test/stream:{version}", {{ input: {{ [key]: "a b " }} }})) {{
+        const input = {{ [key]: "a b " }};
+        for await (const {{ event, data }} of replicate.stream("test/stream:{version}", {{ input }})) {{
           if (event === "output") text += data;
         }}
         console.log(JSON.stringify(text));

@@ -159,10 +159,16 @@ def test_a11_the_vercel_sdk_shows_the_detail(appliance: Appliance) -> None:
 def test_a13_python_waits_as_long_as_it_is_told(appliance: Appliance, new_token: Callable[..., str]) -> None:
     secret = new_token("limited")
     exhaust(appliance, secret, "GET", "/v1/account")
+    waited = []
     with client_of(appliance.url, secret) as client:
-        began = time.monotonic()
-        assert client.accounts.current().username == "appliance"
-    assert time.monotonic() - began >= 1
+        for _ in range(200):  # fifty a second come back meanwhile
+            began = time.monotonic()
+            assert client.accounts.current().username == "appliance"
+            waited.append(time.monotonic() - began)
+            if waited[-1] >= 1:
+                return
+            exhaust(appliance, secret, "GET", "/v1/account")
+    raise AssertionError(f"never waited: {waited}")
 
 
 def test_a14_a16_a17_a18_a_creation_over_the_limit(
@@ -186,7 +192,8 @@ def test_a14_a16_a17_a18_a_creation_over_the_limit(
     status = node(
         appliance,
         """
-        const all = Array.from({ length: 40 }, () => replicate.predictions.create({ model: "appliance/echo", input: {} }));
+        const create = () => replicate.predictions.create({ model: "appliance/echo", input: {} });
+        const all = Array.from({ length: 40 }, create);
         const refused = (await Promise.allSettled(all)).filter(({ status }) => status === "rejected");
         console.log(JSON.stringify(refused[0].reason.response.status));
         """,
