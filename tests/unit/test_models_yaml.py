@@ -125,7 +125,7 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
     for section, values in shown:
         read = section.model_validate(values)
         fields = section.model_fields.items()
-        defaults = {name: field.default for name, field in fields if field.default is not None}
+        defaults = {name: field.default for name, field in fields if field.default not in (None, ())}
         assert {name: getattr(read, name) for name in defaults} == defaults
     model = ModelConfig.model_validate(language_model)
     for name in ("aliases", "preload", "pin", "description", "visibility"):
