@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from appliance.config import yamlsource
 from appliance.config.models import (
+    CogModel,
     EchoModel,
     FolderSource,
     HubSource,
@@ -18,9 +19,10 @@ from appliance.config.models import (
     Source,
     VllmModel,
 )
-from appliance.config.options import EchoOptions, Options, VllmOptions
+from appliance.config.options import BuiltCogOptions, CogOptions, EchoOptions, Options, VllmOptions
 from appliance.config.problems import Problem, disagreements, refusal, translate
 from appliance.config.sections import (
+    CodeConfig,
     CollectionConfig,
     Config,
     DeviceConfig,
@@ -34,6 +36,10 @@ from appliance.config.sections import (
 )
 
 __all__ = [
+    "BuiltCogOptions",
+    "CodeConfig",
+    "CogModel",
+    "CogOptions",
     "CollectionConfig",
     "Config",
     "DeviceConfig",

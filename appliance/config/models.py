@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.config.options import EchoOptions, Options, VllmOptions
+from appliance.config.options import CogOptions, EchoOptions, Options, VllmOptions
 from appliance.config.section import Section, subsection
 from appliance.config.values import Address, Bytes, FilePath, ModelName, Seconds
 
@@ -152,6 +152,14 @@ class EchoModel(ModelConfig):
     options: EchoOptions = subsection(EchoOptions(), "Options of this kind.")
 
 
+class CogModel(ModelConfig):
+    """A Cog project."""
+
+    kind: Literal["cog"] = Field(description="A Cog project, run by Cog's own runtime.")
+    source: FolderSource = Field(description="The project's folder, with cog.yaml in it.")
+    options: CogOptions = subsection(CogOptions(), "Options of this kind.")
+
+
 class VllmModel(ModelConfig):
     """A language model served by vLLM."""
 
@@ -161,4 +169,4 @@ class VllmModel(ModelConfig):
 
 
 #: kind -> the class of its models
-MODELS: Final[dict[str, type[ModelConfig]]] = {"echo": EchoModel, "vllm": VllmModel}
+MODELS: Final[dict[str, type[ModelConfig]]] = {"echo": EchoModel, "vllm": VllmModel, "cog": CogModel}

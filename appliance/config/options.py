@@ -12,6 +12,7 @@ from appliance.config.values import GIB, MIB, Bytes, Seconds
 #: What an engine host takes besides weights and KV cache: the process with its libraries, and working memory.
 _ECHO_HOST: Final = 64 * MIB
 _VLLM_HOST: Final = GIB
+_COG_HOST: Final = GIB
 
 
 class Options(Section):
@@ -68,6 +69,36 @@ class EchoOptions(Options):
     def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``; an echo model has no weights."""
         return weights + _ECHO_HOST
+
+
+class CogOptions(Options):
+    """Options of a Cog project."""
+
+    RESOURCES = frozenset({"concurrency"})
+
+    concurrency: int | None = Field(
+        default=None, ge=1, le=1000, description="Predictions at a time. Default: what the project says."
+    )
+    environment: dict[str, str] = Field(
+        default={}, description="Further environment variables of the project's process."
+    )
+
+    @property
+    def predictions_at_once(self) -> int:
+        """See ``Options``."""
+        return self.concurrency or 1
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``. What a project holds is its own business: `memory` should say it."""
+        return weights + _COG_HOST
+
+
+class BuiltCogOptions(CogOptions):
+    """The same with what was found out when the project was built; never in the file."""
+
+    RESOURCES = frozenset({"concurrency", "build"})
+
+    build: str  # absolute path
 
 
 class VllmOptions(Options):

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from appliance.config.models import (
     MODELS,
-    EchoModel,
+    CogModel,
     FolderSource,
     HubSource,
     ModelConfig,
@@ -172,6 +172,9 @@ def disagreements(config: Config) -> Iterator[Problem]:
                     ("server", "tls", key), f"there is no file {file}; `appliance certificate` makes both"
                 )
     for index, model in enumerate(config.models):
+        if isinstance(model, CogModel) and not config.code.cog:
+            reason = "Cog projects are code, and none is run here: set cog to true under code to permit it"
+            yield Problem(("models", index, "kind"), reason)
         for key, message in (*_at_odds(model), *_impossible(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
 
@@ -219,7 +222,7 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
         seen.add(device.name)
 
 
-def _at_odds(model: EchoModel | VllmModel) -> Iterator[tuple[str, str]]:
+def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.gpu is not None and model.memory is not None:
         yield "memory", "gpu and memory exclude each other: remove one of them"
     if model.readme is not None and not model.readme.is_file():
@@ -244,7 +247,7 @@ def _at_odds(model: EchoModel | VllmModel) -> Iterator[tuple[str, str]]:
         )
 
 
-def _impossible(model: EchoModel | VllmModel, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
+def _impossible(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
     """Against declared devices only: those of the machine are not known here; the scheduler checks them."""
     if hardware.devices == "auto":
         return

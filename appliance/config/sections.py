@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from appliance.config.models import EchoModel, VllmModel
+from appliance.config.models import CogModel, EchoModel, VllmModel
 from appliance.config.section import Section, size, subsection
 from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
@@ -100,6 +100,15 @@ class LimitsConfig(Section):
     cancel_grace: Annotated[Seconds, Field(gt=0)] = Field(
         default=10.0,
         description="An engine host that does not confirm a cancellation within this time is killed.",
+    )
+
+
+class CodeConfig(Section):
+    """Whose code is run."""
+
+    cog: bool = Field(
+        default=False,
+        description="Whether Cog projects may be built and run, with the rights of the appliance.",
     )
 
 
@@ -202,12 +211,13 @@ class Config(Section):
     limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
     retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
     files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
+    code: CodeConfig = subsection(CodeConfig(), "Whose code is run.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
     collections: tuple[CollectionConfig, ...] = Field(
         default=(), strict=False, description="Lists of models under a heading."
     )
-    models: tuple[Annotated[EchoModel | VllmModel, Discriminator("kind")], ...] = Field(
+    models: tuple[Annotated[EchoModel | VllmModel | CogModel, Discriminator("kind")], ...] = Field(
         strict=False, min_length=1, description="The models that can be called."
     )
 

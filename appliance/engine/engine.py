@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from appliance import schema
 from appliance.catalogue import Catalogue, Entry
@@ -24,6 +24,15 @@ from appliance.scheduler import Residency, Scheduler
 from appliance.store import Cursor, Store
 
 _log = logging.getLogger(__name__)
+
+
+#: What is stored and shown in place of a secret input.
+HIDDEN: Final = "**********"
+
+
+def _without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
+    hidden = dict.fromkeys((name for name in entry.interface.secret_inputs if name in input), HIDDEN)
+    return {**input, **hidden} if hidden else input
 
 
 class Engine:
@@ -110,7 +119,7 @@ class Engine:
             model=entry.name,
             version=entry.version,
             owner=owner,
-            input=input,
+            input=_without_secrets(entry, input),
             created_at=round(time.time(), 6),  # as precise as it is shown, so that callers can filter by it
             deadline=deadline,
             webhook=webhook,
@@ -319,6 +328,11 @@ class Engine:
             validated = schema.validate(entry.interface, prediction.input)
         except RequestError:
             reason = f"version {prediction.version} of {prediction.model} is no longer served here"
+            record = prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
+            self._loop.spawn(self._loop.end_unserved(record))
+            return
+        if any(prediction.input.get(name) == HIDDEN for name in entry.interface.secret_inputs):
+            reason = "its secret input was kept in memory only, and the appliance was stopped"
             record = prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
             self._loop.spawn(self._loop.end_unserved(record))
             return

@@ -11,6 +11,7 @@ from appliance.runners.base import Runner
 RUNNERS: Final[dict[str, str]] = {
     "echo": "appliance.runners.echo:EchoRunner",
     "vllm": "appliance.runners.vllm:VllmRunner",
+    "cog": "appliance.runners.cog:CogRunner",
     "lora": "appliance.runners.lora:LoraTrainer",
 }
 
@@ -21,8 +22,12 @@ _VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine
 
 #: kind of device -> kind of model -> modules that the zygote imports, so that its hosts start with them.
 PRELOADS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "cpu": {"echo": (), "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")},
-    "cuda": {"echo": (), "vllm": _VLLM},
+    "cpu": {
+        "echo": (),
+        "cog": (),
+        "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
+    },
+    "cuda": {"echo": (), "cog": (), "vllm": _VLLM},
 }
 
 

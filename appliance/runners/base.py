@@ -39,6 +39,11 @@ class Interface(msgspec.Struct, frozen=True):
         return [name for name, schema in self.input["properties"].items() if _is_file(schema)]
 
     @property
+    def secret_inputs(self) -> list[str]:
+        """Names of the inputs that nobody but the model may read."""
+        return [name for name, schema in self.input["properties"].items() if schema.get("x-cog-secret")]
+
+    @property
     def makes_files(self) -> bool:
         """Whether files may be in the output."""
         return _may_be_file(self.output)

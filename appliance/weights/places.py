@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from appliance.config import FolderSource, HubSource, ModelConfig, PypiSource, Source
+from appliance.config import CogModel, FolderSource, HubSource, ModelConfig, PypiSource, Source
 from appliance.errors import WeightsError
+from appliance.weights import project
 from appliance.weights.fingerprint import fingerprint
 
 #: What weight files are called; configs, tokenizers and licences weigh nothing.
@@ -37,6 +38,8 @@ def folder(home: Path, model: ModelConfig) -> Path:
     a changed source never finds the weights of the one before.
     """
     source = source_of(model)
+    if isinstance(model, CogModel):
+        return project.folder(home, model)
     if isinstance(source, FolderSource) and not is_gguf(source):
         return source.path
     kind = {FolderSource: "local", HubSource: "hub", PypiSource: "pypi"}[type(source)]

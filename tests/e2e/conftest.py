@@ -23,6 +23,7 @@ from tests.running import ROOT, Appliance, link_weights
 
 __all__ = ["LANGUAGE_MODEL"]
 
+PROJECTS = ROOT / "tests" / "projects"
 COMMAND = str(ROOT / ".venv" / "bin" / "appliance")
 ECHO_MODELS: list[dict[str, Any]] = [
     {"name": "test/stream", "kind": "echo", "memory": "64MiB", "options": {"stream": True}},
@@ -36,6 +37,18 @@ ECHO_MODELS: list[dict[str, Any]] = [
     },
     {"name": "test/too-big", "kind": "echo", "memory": "100TiB"},
 ]
+COG_MODELS: list[dict[str, Any]] = [
+    {"name": f"cog/{name}", "kind": "cog", "memory": "256MiB", "source": {"path": str(PROJECTS / name)}}
+    for name in ("everything", "concurrent", "broken", "fragile")
+] + [
+    {
+        "name": "cog/odd",
+        "kind": "cog",
+        "memory": "256MiB",
+        "source": {"path": str(PROJECTS / "odd")},
+        "options": {"environment": {"COG_WEIGHTS": "/srv/fine-tuned.tar"}},
+    }
+]
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +59,12 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     (home / "readme.md").write_text("# Streams\n\nWord by word.\n")
     shipped["models"] += ECHO_MODELS
     shipped["models"][-5]["readme"] = str(home / "readme.md")
+    shipped["models"] += COG_MODELS
+    shipped["code"] = {"cog": True}
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}
-    shipped["limits"] = {"requests_per_minute": 3000, "predictions_per_minute": 600}
+    shipped["limits"] = {
+        "requests_per_minute": 3000, "predictions_per_minute": 600, "cancel_grace": "3s",
+    }  # fmt: skip
     shipped["collections"] = [
         {"slug": "talkers", "name": "Talkers", "description": "All that talk", "models": [LANGUAGE_MODEL]}
     ]

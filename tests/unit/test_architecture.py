@@ -58,6 +58,7 @@ PLACES = {
     "python_multipart": ("api",),
     "peft": ("runners",),
     "uvicorn": ("app",),
+    "cog": ("weights.describe_cog",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -63,7 +63,7 @@ def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     for name in ("large-language-model.md", "certificate.pem", "key.pem"):
         (tmp_path / name).touch()
     config = load(file)
-    assert [model.kind for model in config.models] == ["vllm", "echo", "vllm", "echo"]
+    assert [model.kind for model in config.models] == ["vllm", "echo", "vllm", "cog", "echo"]
     assert config.server.public_url == "https://models.example.org"
 
 
@@ -87,7 +87,7 @@ def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None
 
 def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> None:
     definitions = json_schema()["$defs"]
-    language_model, echo = everything["models"][2:]
+    language_model, cog, echo = everything["models"][2:]
     sources = [language_model, *everything["alternatives"]]
     keys = [sorted(place["source"]) for place in sources if "source" in place]
     documented = {
@@ -96,12 +96,15 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "LimitsConfig": set(everything["limits"]),
         "CollectionConfig": set(everything["collections"][0]),
         "FilesConfig": set(everything["files"]),
+        "CodeConfig": set(everything["code"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above
         "VllmModel": set(language_model) | {key for place in sources for key in place},
         "EchoModel": set(language_model) | {key for place in sources for key in place},
+        "CogModel": set(language_model) | {key for place in sources for key in place},
+        "CogOptions": set(cog["options"]),
         "VllmOptions": set(language_model["options"]),
         "EchoOptions": set(echo["options"]),
         "FolderSource": set(keys[0]),
@@ -113,7 +116,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
 
 
 def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> None:
-    language_model, echo = everything["models"][2:]
+    language_model, _, echo = everything["models"][2:]
     shown: list[tuple[type[Section], dict[str, Any]]] = [
         (ServerConfig, everything["server"]),
         (LimitsConfig, everything["limits"]),

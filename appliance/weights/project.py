@@ -1,0 +1,211 @@
+"""From a Cog project to something that can be run: a copy, an environment of its own, a description.
+
+All of it lies in one folder that is named after the project's content, and exists only when it is whole. The
+project itself is never written to.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from appliance.config import BuiltCogOptions, CogModel, Config, ModelConfig
+from appliance.errors import WeightsError
+from appliance.weights.fingerprint import fingerprint
+
+_log = logging.getLogger(__name__)
+
+#: The version of the ``cog`` package, whose runtime answers; part of a build's identity.
+COG: Final = "0.23.1"
+DESCRIPTION: Final = "build.json"
+PROJECT: Final = "project"
+_SHIMS: Final = "cog_shims"
+_ENVIRONMENT: Final = "venv"
+_LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
+_TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
+_TAIL: Final = 2000  # characters of what a command said that are passed on
+
+
+def folder(home: Path, model: ModelConfig) -> Path:
+    """Where the project is built, or will be."""
+    assert isinstance(model, CogModel), "only a Cog model is a project"
+    return home / "cog" / f"{fingerprint(model.source.path)}-{COG}"
+
+
+def python(build: Path) -> Path:
+    """The project's own Python."""
+    return build / _ENVIRONMENT / "bin" / "python"
+
+
+def described(build: Path) -> dict[str, Any]:
+    """What was found out when it was built.
+
+    Raises:
+        WeightsError: it is not built.
+    """
+    try:
+        found: dict[str, Any] = json.loads((build / DESCRIPTION).read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{build} is not built; run: appliance pull") from error
+    return found
+
+
+def completed(config: Config, home: Path) -> Config:
+    """``config`` with what Cog projects say themselves filled into their options.
+
+    One that could not be built is left out: what it takes and gives is not known.
+    """
+    models: list[ModelConfig] = []
+    for model in config.models:
+        if isinstance(model, CogModel):
+            build = folder(home, model)
+            try:
+                found = described(build)
+            except WeightsError as error:
+                _log.error("model %s is not served: %s", model.name, error)
+                continue
+            told = model.options.model_dump() | {"build": str(build)}
+            told["concurrency"] = model.options.concurrency or found["concurrency"]
+            options = BuiltCogOptions.model_validate(told)
+            models.append(model.model_copy(update={"options": options}))
+        else:
+            models.append(model)
+    return config.model_copy(update={"models": tuple(models)})
+
+
+def build(home: Path, model: CogModel) -> Path:
+    """Make the project runnable; does nothing if it is.
+
+    Raises:
+        WeightsError: it cannot be; the text is what the tool said.
+    """
+    target = folder(home, model)
+    if target.exists():
+        return target
+    project = model.source.path
+    settings = _settings(model.name, project)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        shutil.copytree(project, unfinished / PROJECT, ignore=_LEFT_OUT)
+        _install(model.name, settings, unfinished)
+        description = _describe(model.name, settings, unfinished)
+        _publish(description, unfinished)
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return target
+
+
+def _settings(name: str, project: Path) -> dict[str, Any]:
+    """``cog.yaml``.
+
+    Raises:
+        WeightsError: there is none, or it says nothing about what to run.
+    """
+    file = project / "cog.yaml"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"model {name}: {project} is no Cog project: it has no cog.yaml") from error
+    except yaml.YAMLError as error:
+        raise WeightsError(f"model {name}: {file} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):
+        raise WeightsError(f'model {name}: {file} needs the key run (or predict), such as "run.py:Runner"')
+    return found
+
+
+def _install(name: str, settings: dict[str, Any], build: Path) -> None:
+    """Make the environment with the project's requirements and Cog's runtime."""
+    wanted = settings.get("build") or {}
+    version = str(wanted.get("python_version") or f"{sys.version_info.major}.{sys.version_info.minor}")
+    uv = [sys.executable, "-m", "uv"]
+    environment = build / _ENVIRONMENT
+    _run(name, [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)], build)
+    requirements = [f"cog=={COG}", *map(str, wanted.get("python_packages") or ())]
+    if wanted.get("python_requirements"):
+        requirements += ["--requirement", str(build / PROJECT / wanted["python_requirements"])]
+    install = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python(build))]
+    _run(name, [*install, *requirements], build)
+    (packages,) = (environment / "lib").glob("python*/site-packages")
+    shutil.copy(Path(__file__).with_name(f"{_SHIMS}.py"), packages / f"{_SHIMS}.py")
+    (packages / f"{_SHIMS}.pth").write_text(f"import {_SHIMS}\n")
+    _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()])
+
+
+def _tell_missing(name: str, packages: list[str]) -> None:
+    """Say which of the system packages that the project names are not installed; it may do without."""
+    asked = shutil.which("dpkg-query")
+    for package in packages if asked is not None else ():
+        known = subprocess.run([str(asked), "--status", package], capture_output=True, check=False)
+        if known.returncode != 0:
+            _log.warning("model %s wants the system package %s, which is not installed", name, package)
+
+
+def _describe(name: str, settings: dict[str, Any], build: Path) -> dict[str, Any]:
+    """Ask the project what it takes and gives: this runs its code."""
+    handler = settings.get("run", settings.get("predict"))
+    script = Path(__file__).with_name("describe_cog.py")
+    said = _run(name, [str(python(build)), str(script), str(handler)], build / PROJECT)
+    description: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    limits = settings.get("concurrency") or {}
+    environment = [str(each).partition("=")[::2] for each in settings.get("environment") or ()]
+    packages = [str(each) for each in (settings.get("build") or {}).get("system_packages") or ()]
+    return {
+        **description,
+        "handler": handler,
+        "concurrency": int(limits.get("max", description["concurrency"])),
+        "environment": dict(environment),
+        "system_packages": packages,
+    }
+
+
+def _publish(description: dict[str, Any], build: Path) -> None:
+    """Write the description for us, and the schema where Cog's runtime looks for it."""
+    interface = description["interface"]
+    document = {
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": "0.1.0"},
+        # Without this mark the runtime does not stream, and streaming is how the runner hears of everything.
+        "paths": {"/predictions": {"post": {"x-cog-streaming": True}}},
+        "components": {
+            "schemas": {
+                "Input": interface["input"],
+                "Output": interface["output"],
+                **interface["components"],
+            }
+        },
+    }
+    place = build / PROJECT / ".cog" / "openapi_schema.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps(document))
+    (build / DESCRIPTION).write_text(json.dumps(description))
+
+
+def _run(name: str, command: list[str], cwd: Path) -> str:
+    """What a command prints.
+
+    Raises:
+        WeightsError: it failed, with the end of what it said.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    try:
+        ran = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WeightsError(f"model {name}: {command[0]} did not end within {_TIMEOUT:g} s") from error
+    if ran.returncode != 0:
+        said = (ran.stderr or ran.stdout).strip()[-_TAIL:]
+        raise WeightsError(f"model {name}: its Cog project cannot be built: {said}")
+    return ran.stdout
