@@ -183,8 +183,8 @@ async def start_gateway(settings: Settings) -> Gateway:
     await services.trainings.load()
     await services.webhooks.start()
     services.retention.start()
-    await services.engine.start()
     await services.residency()
+    await services.engine.start()
     tls = settings.config.server.tls
     server = uvicorn.Server(
         uvicorn.Config(

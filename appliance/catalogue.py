@@ -236,6 +236,10 @@ class Catalogue:
         entries = (entry for served in self._served.values() for entry in served)
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
+    def host(self, entry: Entry) -> None:
+        """Something more can be loaded, under the ``runs_on`` of ``entry``."""
+        self._hosted[entry.runs_on] = entry
+
     def hosted(self, key: str) -> Entry:
         """What is loaded under ``runs_on``, for any of those that share it."""
         return self._hosted[key]
@@ -247,8 +251,9 @@ class Catalogue:
 
     def options(self, entry: Entry) -> dict[str, Any]:
         """What the runner of ``entry`` is told."""
-        adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.runs_on))
-        return entry.model.options.loaded(adapted=adapted)
+        adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.model.name))
+        apart = entry.adapter if entry.runs_on != entry.model.name else None
+        return entry.model.options.loaded(adapted=adapted, weights=apart)
 
     def trainer(self, version: str) -> Entry | None:
         """What trains new versions that begin with this one; None if it cannot be trained."""
@@ -313,10 +318,19 @@ def _trainer(entry: Entry) -> Entry | None:
     )
 
 
-def trained(base: Entry, adapter: Adapter, folder: str) -> Entry:
-    """The version that a training made of ``base``; its weights are in ``folder``, an absolute path."""
+def trained(base: Entry, adapter: Adapter, place: str) -> Entry:
+    """The version that a training made of ``base``; its weights are at ``place``, an absolute path.
+
+    An adapter runs on what is loaded for its base; a Cog project is loaded once for each of its weights.
+    """
+    apart = base.kind == "cog"
     return msgspec.structs.replace(
-        base, name=adapter.model, version=adapter.version, created_at=adapter.created_at, adapter=folder
+        base,
+        name=adapter.model,
+        version=adapter.version,
+        created_at=adapter.created_at,
+        adapter=place,
+        runs_on=f"{base.runs_on}@{adapter.version[:16]}" if apart else base.runs_on,
     )
 
 

@@ -129,6 +129,14 @@ class Scheduler:
         self._models = {demand.model: _Model(demand) for demand in demands}
         self._queued: dict[str, str] = {}  # prediction id -> model
 
+    def knows(self, model: str) -> bool:
+        """Whether it was told of this model."""
+        return model in self._models
+
+    def add(self, demand: Demand) -> None:
+        """One more model; nothing happens if it is known."""
+        self._models.setdefault(demand.model, _Model(demand))
+
     # -- facts -------------------------------------------------------------------------------------------
 
     def check_fits(self, model: str) -> None:
@@ -218,7 +226,7 @@ class Scheduler:
         """The host is being killed: nothing may start there, its memory is still taken."""
         self._models[model].state = Residency.UNLOADING
 
-    def keep(self, model: str, loaded: bool) -> None:
+    def keep(self, model: str, *, loaded: bool) -> None:
         """Whether something beside the config wants it loaded at all times."""
         entry = self._models[model]
         entry.kept = loaded
@@ -240,6 +248,16 @@ class Scheduler:
             entry.drain_reason = reason
 
     # -- questions ---------------------------------------------------------------------------------------
+
+    def demand(self, model: str) -> Demand:
+        """What the model asks of the machine."""
+        return self._models[model].demand
+
+    def has_room(self, model: str) -> bool:
+        """Whether it could be loaded now without another one making room."""
+        demand = self._models[model].demand
+        roomy = [c for c in self._capacities.values() if self.free(c.device) >= demand.bytes_on(c)]
+        return len(roomy) >= demand.devices
 
     def residency(self, model: str) -> Residency:
         """Where the model is now."""

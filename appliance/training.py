@@ -20,7 +20,7 @@ from appliance.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
 
-#: The folder that a trainer leaves its weights in, and which its output is an archive of.
+#: The folder that a trainer may leave its weights in; its output is an archive of it. Else it is the weights.
 ADAPTER: Final = "adapter"
 
 
@@ -52,6 +52,8 @@ class Trainings:
         except NotFound as error:
             raise PredictionFailed(f"the destination {record.destination} was deleted meanwhile") from error
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
+        if not made.is_dir():
+            made = self._files.folder / weights.path
         content = await asyncio.to_thread(fingerprint, made)
         version = version_of_adapter(card.name, record.version, content)
         place = self._files.folder / "versions" / version
@@ -63,7 +65,7 @@ class Trainings:
             base_version=record.version,
             training=record.id,
             created_at=round(time.time(), 6),
-            path=f"versions/{version}",
+            path=f"versions/{version}" if made.is_dir() else f"versions/{version}/{made.name}",
         )
         document = self._catalogue.by_version(record.version).document
         await self._store.registry.add_adapter(adapter)
@@ -102,5 +104,9 @@ def _copy(made: Path, place: Path) -> None:
         return
     unfinished = place.with_name(f".{place.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(made, unfinished)
+    if made.is_dir():
+        shutil.copytree(made, unfinished)
+    else:
+        unfinished.mkdir()
+        shutil.copy(made, unfinished)
     unfinished.rename(place)

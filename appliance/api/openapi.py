@@ -22,6 +22,7 @@ _REASONS: Final = {
     404: "There is no such thing, or it is not yours",
     413: "Too large",
     422: "Something in the request is wrong; invalid_fields says what",
+    500: "The appliance failed; its log says why",
     429: "Too many requests, or too many predictions wait",
     503: "The model needs more memory than there is, or the appliance is stopping",
 }
@@ -95,7 +96,7 @@ OPERATIONS: Final = (
     Operation("get", "/files/{id}", "files.get", "What is known of an upload", {200: "File"}, refusals=_READ),
     Operation("delete", "/files/{id}", "files.delete", "Delete an upload", {204: None}, refusals=_READ),
     Operation("get", "/files/{id}/download", "files.download", "An upload's bytes, with a signature",
-              {200: "application/octet-stream"}, None, (), ("owner", "expiry", "signature"), (404,)),
+              {200: "*/*"}, None, (), ("owner", "expiry", "signature"), (404,)),
     Operation("get", "/hardware", "hardware.list", "The kinds of devices of this machine",
               {200: "Hardware"}, refusals=_READ),
     Operation("get", "/models", "models.list", "Public models", {200: "ModelPage"}, None,
@@ -132,7 +133,7 @@ OPERATIONS: Final = (
     Operation("post", "/predictions/{id}/cancel", "predictions.cancel", "Cancel a prediction",
               {200: "Prediction"}, refusals=_READ),
     Operation("get", "/search", "search", "Models and collections", {200: "SearchResults"}, None, ("limit",),
-              ("query",), (400, 401, 403, 422, 429)),
+              ("query",), (400, 401, 403, 422, 429, 500)),
     Operation("get", "/trainings", "trainings.list", "Your trainings, newest first", {200: "TrainingPage"},
               None, _LISTS),
     Operation("get", "/trainings/{id}", "trainings.get", "A training", {200: "Training"}, refusals=_READ),
@@ -216,11 +217,22 @@ def _answer(status: int, shape: str | None, operation: Operation) -> dict[str, A
     if "/" in shape:
         return {"description": text, "content": {shape: {"schema": _TEXT}}}
     schema = {"type": "array", "items": ref(shape)} if shape == "Hardware" else ref(shape)
-    return {"description": text, "content": {_JSON: {"schema": schema}}}
+    described: dict[str, Any] = {"description": text, "content": {_JSON: {"schema": schema}}}
+    if operation.answers is _MADE:
+        described["headers"] = {
+            **_header("Location", "Address of the prediction"),
+            **_header("Preference-Applied", "The wait that was honoured"),
+        }
+    return described
 
 
 def _refusal(status: int) -> dict[str, Any]:
     shape = ref(_SHAPES.get(status, "Problem"))
     if status == 422:  # a version that does not exist has no field
         shape = {"anyOf": [shape, ref("Problem")]}
-    return {"description": _REASONS[status], "content": {_PROBLEM: {"schema": shape}}}
+    described = {"description": _REASONS[status], "content": {_PROBLEM: {"schema": shape}}}
+    return {**described, "headers": _header("Retry-After", "Seconds")} if status == 429 else described
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {name: {"schema": _TEXT, "description": description}}

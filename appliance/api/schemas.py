@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from appliance.prediction import WEBHOOK_EVENTS, Status
+
 Schema = dict[str, Any]
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -11,8 +13,7 @@ _TIME: Final[Schema] = {"type": "string", "format": "date-time"}
 _ADDRESS: Final[Schema] = {"type": "string", "format": "uri"}
 _NUMBER: Final[Schema] = {"type": "integer"}
 _ANY_OBJECT: Final[Schema] = {"type": "object"}
-STATUSES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "aborted")
-EVENTS: Final = ("start", "output", "logs", "completed")
+_STATUSES: Final = tuple(status.value for status in Status)
 
 
 def ref(name: str) -> Schema:
@@ -77,7 +78,7 @@ _PREDICTION: Final[dict[str, Schema]] = {
     "input": said(_ANY_OBJECT, "Exactly what the caller gave"),
     "logs": _TEXT,
     "error": said(nullable({"type": "string", "minLength": 1}), "Why it failed; null unless it did"),
-    "status": one_of(*STATUSES),
+    "status": one_of(*_STATUSES),
     "created_at": _TIME,
     "data_removed": said({"type": "boolean"}, "Whether input, output and logs were removed"),
     "source": one_of("api", "web"),
@@ -97,11 +98,11 @@ _PREDICTION_MORE: Final[dict[str, Schema]] = {
         },
     ),
     "webhook": _ADDRESS,
-    "webhook_events_filter": several(one_of(*EVENTS)),
+    "webhook_events_filter": several(one_of(*WEBHOOK_EVENTS)),
 }
 _WEBHOOK: Final[dict[str, Schema]] = {
     "webhook": said(_ADDRESS, "Where events are posted, signed"),
-    "webhook_events_filter": said(several(one_of(*EVENTS)), "Which events; all when absent"),
+    "webhook_events_filter": said(several(one_of(*WEBHOOK_EVENTS)), "Which events; all when absent"),
 }
 _INPUT: Final[dict[str, Schema]] = {
     "input": said(_ANY_OBJECT, "The model's inputs; files are http, https or data URLs")

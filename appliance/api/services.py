@@ -36,10 +36,15 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float  # Unix seconds
 
     async def residency(self) -> None:
-        """Keep loaded what the deployments want loaded, and only that."""
-        wanted = {
-            release.version for release in await self.store.registry.deployments() if release.min_instances
-        }
+        """Give every model the instances that the deployments of its versions ask for.
+
+        Versions that were trained on a model run on its instances. As many are kept loaded, and used, as the
+        most demanding of its deployments says.
+        """
+        releases = await self.store.registry.deployments()
         for entry in self.catalogue.entries:
             served = {entry.version, *self.catalogue.adapted(entry.runs_on)}
-            self.engine.keep(entry.runs_on, loaded=bool(served & wanted))
+            asked = [release for release in releases if release.version in served]
+            low = max((release.min_instances for release in asked), default=0)
+            high = max((release.max_instances for release in asked), default=1)
+            self.engine.scale(entry, low, max(high, 1))

@@ -66,6 +66,8 @@ class Versions:
         for entry in list(services.catalogue.served(card.name)):
             if entry.version == version:
                 services.catalogue.remove_version(entry)
+                if entry.runs_on != entry.model.name:  # it was loaded for this version alone
+                    await services.engine.unload(entry)
         removed = await services.store.remove_version(version, card.name)
         await services.files.remove_outputs(removed)
         await services.trainings.remove(version)

@@ -31,8 +31,12 @@ class Options(Section):
         """Whether new versions of the model can be trained."""
         return False
 
-    def loaded(self, *, adapted: bool) -> dict[str, Any]:
-        """What a runner is told; ``adapted`` says whether there are trained versions of the model."""
+    def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
+        """What a runner is told.
+
+        ``adapted`` says whether trained versions run on what is loaded, ``weights`` is the file of the one
+        trained version that is loaded.
+        """
         return self.model_dump(mode="json")
 
     def training_footprint(self, weights: int) -> int:
@@ -96,9 +100,26 @@ class CogOptions(Options):
 class BuiltCogOptions(CogOptions):
     """The same with what was found out when the project was built; never in the file."""
 
-    RESOURCES = frozenset({"concurrency", "build"})
+    RESOURCES = frozenset({"concurrency", "build", "trains"})
 
     build: str  # absolute path
+    trains: bool  # whether it has a train()
+
+    @property
+    def trainable(self) -> bool:
+        """See ``Options``."""
+        return self.trains
+
+    def training_footprint(self, weights: int) -> int:
+        """See ``Options``; nobody knows."""
+        return self.footprint(weights)
+
+    def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
+        """See ``Options``. A project gets trained weights by a variable of its environment."""
+        told = super().loaded(adapted=adapted, weights=weights)
+        if weights is not None:
+            told["environment"] = {**told["environment"], "COG_WEIGHTS": weights}
+        return told
 
 
 class VllmOptions(Options):
@@ -180,9 +201,9 @@ class VllmOptions(Options):
         """See ``Options``."""
         return self.max_adapters > 0
 
-    def loaded(self, *, adapted: bool) -> dict[str, Any]:
+    def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         """See ``Options``. An engine that is ready for adapters computes a sixth slower on a CPU."""
-        told = super().loaded(adapted=adapted)
+        told = super().loaded(adapted=adapted, weights=weights)
         return told if adapted else {**told, "max_adapters": 0}
 
     def training_footprint(self, weights: int) -> int:

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from appliance import schema
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
+from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
@@ -66,6 +69,8 @@ class Engine:
         self._scheduler = scheduler
         self._kinds = kinds
         self._loads = Loads(catalogue, cluster, scheduler, limits, home=home, threads=threads, kinds=kinds)
+        self._instances = Instances(catalogue, scheduler)
+        self._started = False
         self._loop = Loop(
             limits=limits,
             catalogue=catalogue,
@@ -86,6 +91,7 @@ class Engine:
             self._recover(prediction, held)
         for model in held:
             self._loop.spawn(self._loop.consume(model))
+        self._started = True
         self._loop.start()
 
     async def submit(
@@ -112,7 +118,9 @@ class Engine:
         validated = schema.validate(entry.interface, input)
         if self._loop.draining:
             raise ShuttingDown
+        self._place(entry)
         self._scheduler.check_fits(entry.runs_on)
+        entry = self._instances.choose(entry)
         self._check_queue(entry.runs_on)
         prediction = Prediction(
             id=new_id(),
@@ -236,10 +244,14 @@ class Engine:
         """Whether predictions of this version are under way."""
         return any(live.prediction.version == version for live in self._loop.live.values())
 
-    def keep(self, runs_on: str, *, loaded: bool) -> None:
-        """Whether deployments want this model loaded at all times; models.yaml may want it all the same."""
-        self._scheduler.keep(runs_on, loaded)
-        self._loop.decide()
+    def scale(self, entry: Entry, low: int, high: int) -> None:
+        """Keep ``low`` instances of what ``entry`` runs on loaded at all times, and use up to ``high``.
+
+        models.yaml may want the first one loaded all the same.
+        """
+        self._instances.scale(entry.runs_on, low, high)
+        if self._started:
+            self._loop.decide()
 
     def _iterates(self, stored: Prediction) -> bool:
         """Whether its output came item by item; of a version that is gone, a list is taken for a yes."""
@@ -263,7 +275,9 @@ class Engine:
 
     async def unload(self, entry: Entry) -> None:
         """Unload the model once what runs on it is done; returns at once."""
-        self._scheduler.unwanted(entry.runs_on, "asked for")
+        for key in self._instances.keys(entry.runs_on):
+            if self._scheduler.knows(key):
+                self._scheduler.unwanted(key, "asked for")
         self._loop.decide()
 
     def status(self) -> dict[str, Any]:
@@ -277,9 +291,15 @@ class Engine:
                     "name": entry.name,
                     "kind": entry.model.kind,
                     "state": scheduler.residency(entry.runs_on).value,
-                    "queued": scheduler.depth(entry.name),
-                    "running": len(scheduler.running(entry.name)),
+                    "queued": sum(map(scheduler.depth, self._instances.keys(entry.runs_on))),
+                    "running": sum(
+                        len(scheduler.running(key)) for key in self._instances.keys(entry.runs_on)
+                    ),
                     "devices": list(scheduler.devices(entry.name)),
+                    "instances": sum(
+                        scheduler.residency(key) is not Residency.COLD
+                        for key in self._instances.keys(entry.runs_on)
+                    ),
                 }
                 for entry in self._catalogue.entries
             ],
@@ -325,6 +345,8 @@ class Engine:
         """Queue again, attach again, or end what an earlier gateway accepted."""
         try:
             entry = self._served(prediction)
+            self._place(entry)
+            entry = self._on_its_instance(entry, prediction.id, held)
             validated = schema.validate(entry.interface, prediction.input)
         except RequestError:
             reason = f"version {prediction.version} of {prediction.model} is no longer served here"
@@ -347,6 +369,20 @@ class Engine:
             self._loop.limit_run(live)
         else:
             self._loop.retry_or_fail(live, "the appliance was stopped while it ran")
+
+    def _place(self, entry: Entry) -> None:
+        """Let the scheduler know of a version that is loaded apart from its base: it takes as much."""
+        if not self._scheduler.knows(entry.runs_on):
+            self._catalogue.host(entry)
+            base = self._scheduler.demand(entry.model.name)
+            self._scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))
+
+    def _on_its_instance(self, entry: Entry, id: str, held: dict[str, frozenset[str]]) -> Entry:
+        """``entry`` on the instance that still holds this prediction, or on one that has time for it."""
+        for key in self._instances.keys(entry.runs_on):
+            if id in held.get(key, ()):
+                return msgspec.structs.replace(entry, runs_on=key)
+        return self._instances.choose(entry)
 
     def _served(self, prediction: Prediction) -> Entry:
         """What runs it.

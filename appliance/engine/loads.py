@@ -65,6 +65,11 @@ class Loads:
             future = self._ready[name] = asyncio.get_running_loop().create_future()
         await asyncio.shield(future)
 
+    @property
+    def loaded(self) -> list[str]:
+        """What was loaded since this gateway began, and may be still."""
+        return list(self._told)
+
     def current(self, entry: Entry) -> bool:
         """Whether it would be loaded now as it was."""
         return self._told.get(entry.runs_on, {}) in ({}, self._catalogue.options(entry))

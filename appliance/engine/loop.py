@@ -307,7 +307,9 @@ class Loop:
     async def _concluded(self, record: Prediction) -> Prediction:
         try:
             concluded = await self._conclude(record)
-            self._renew(self._catalogue.by_version(record.version).runs_on)
+            base = self._catalogue.by_version(record.version).runs_on
+            for key in [key for key in self._loads.loaded if key.partition("#")[0] == base]:
+                self._renew(key)
             return concluded
         except (PredictionFailed, OSError) as error:
             reason = error.detail if isinstance(error, PredictionFailed) else str(error)

@@ -12,11 +12,12 @@ RUNNERS: Final[dict[str, str]] = {
     "echo": "appliance.runners.echo:EchoRunner",
     "vllm": "appliance.runners.vllm:VllmRunner",
     "cog": "appliance.runners.cog:CogRunner",
+    "cog-train": "appliance.runners.cog:CogTrainer",
     "lora": "appliance.runners.lora:LoraTrainer",
 }
 
 #: kind -> the kind of runner that trains new versions of its models
-TRAINERS: Final[dict[str, str]] = {"vllm": "lora"}
+TRAINERS: Final[dict[str, str]] = {"vllm": "lora", "cog": "cog-train"}
 
 _VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
 

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK: Final = 0.05  # seconds between looks at a runtime that is starting
 _WATCH: Final = 2.0  # seconds between looks at one that runs
-_PREFIXES: Final = re.compile(r"^(?:Prediction failed: |Generator iteration error: )+")
+_PREFIXES: Final = re.compile(r"^(?:Prediction failed: |Training failed: |Generator iteration error: )+")
 _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)): (?=.)", re.DOTALL)
 _DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.-]+)*),")
 _SETTLE: Final = 0.005  # seconds in which the last raw output of a prediction arrives
@@ -47,6 +47,8 @@ class CogRunner:
     """Options: those of ``config.CogOptions``, with the folder that the project was built in."""
 
     kind: ClassVar[str] = "cog"
+    mode: ClassVar[str] = "predict"  # of the runtime
+    folder: ClassVar[str] = "project"  # in the build
 
     def __init__(self, spec: LoadSpec) -> None:
         """See ``Runner``."""
@@ -78,7 +80,7 @@ class CogRunner:
             # The runtime starts its worker as "python".
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "PORT": str(port),
-            "COG_PREDICT_TYPE_STUB": description["handler"],
+            **self._handlers(description),
             "COG_MAX_CONCURRENCY": str(self._spec.concurrency),
             "COG_LOG_LEVEL": "warn",
             "PYTHONUNBUFFERED": "1",
@@ -87,8 +89,8 @@ class CogRunner:
         self._files.start()
         self._process = await asyncio.create_subprocess_exec(
             str(programs / "python"),
-            *("-m", "cog.server.http", "--host", "127.0.0.1"),
-            cwd=self._build / "project",
+            *("-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", self.mode),
+            cwd=self._build / self.folder,
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -134,6 +136,14 @@ class CogRunner:
         if not over:
             self._died("it broke off in the middle of a prediction")
 
+    def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
+        """What of the project the runtime is to load."""
+        return {"COG_PREDICT_TYPE_STUB": description["handler"]}
+
+    def _final(self, output: Any) -> Any:
+        """What the project has returned, as it is handed on."""
+        return output
+
     async def close(self) -> None:
         """See ``Runner``."""
         for task in (self._watch, self._reading):
@@ -156,7 +166,7 @@ class CogRunner:
                         yield Metric(metric, value)
                 if data["status"] == "succeeded" and not self._interface.iterates:
                     output = await asyncio.to_thread(_with_files, data.get("output"), job)
-                    yield Output([output], append=False)
+                    yield Output([self._final(output)], append=False)
                 self._judge(data)
 
     def _judge(self, data: dict[str, Any]) -> None:
@@ -259,6 +269,32 @@ def _said_by_the_project(line: str) -> str | None:
         return str(told["fields"]["message"]) if told["target"] == "coglet::user" else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+class CogTrainer(CogRunner):
+    """The same project's ``train()``; what it returns is, or has, the weights of a new version."""
+
+    kind: ClassVar[str] = "cog-train"
+    mode: ClassVar[str] = "train"
+    folder: ClassVar[str] = "training"
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        """What the project said of its ``train()`` when it was built."""
+        description = json.loads((Path(options["build"]) / "build.json").read_bytes())
+        return msgspec.convert(description["training"]["interface"], Interface)
+
+    def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
+        return {
+            **super()._handlers(description),
+            "COG_TRAIN_TYPE_STUB": description["training"]["handler"],
+        }
+
+    def _final(self, output: Any) -> Any:
+        weights = output.get("weights") if isinstance(output, dict) else output
+        if not isinstance(weights, Path):
+            raise PredictionFailed("train() must return a file, or an object with a file called weights")
+        return weights
 
 
 async def _events(reply: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:

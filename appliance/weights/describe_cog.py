@@ -1,6 +1,6 @@
 """Run by the Python of a Cog project's own environment, in its folder: prints what it takes and gives.
 
-Nothing of the appliance is imported here. Arguments: the handler, such as ``predict.py:Predictor``.
+Nothing of the appliance is imported here. Arguments: a handler, such as ``predict.py:Predictor``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+
+HANDLERS = ("run", "predict", "train")
 
 
 def main(handler: str) -> dict[str, Any]:
@@ -23,7 +25,8 @@ def main(handler: str) -> dict[str, Any]:
 
     found = _inspector.create_predictor(module, name)
     loaded = getattr(sys.modules[module], name)
-    method = next((getattr(loaded, each) for each in ("run", "predict") if hasattr(loaded, each)), loaded)
+    methods = [getattr(loaded, each) for each in HANDLERS if hasattr(loaded, each)]
+    method = methods[0] if methods else loaded
     optional = defaults_of_none(Path(file), name)
     properties: dict[str, Any] = {}
     components: dict[str, Any] = {}
@@ -92,7 +95,7 @@ def defaults_of_none(file: Path, name: str) -> set[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:
-            methods = [part for part in node.body if getattr(part, "name", "") in {"run", "predict"}]
+            methods = [part for part in node.body if getattr(part, "name", "") in HANDLERS]
             return {found for method in methods for found in _nones(method)}
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
             return set(_nones(node))

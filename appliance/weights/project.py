@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 COG: Final = "0.23.1"
 DESCRIPTION: Final = "build.json"
 PROJECT: Final = "project"
+TRAINING: Final = "training"
 _SHIMS: Final = "cog_shims"
 _ENVIRONMENT: Final = "venv"
 _LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
@@ -72,7 +73,7 @@ def completed(config: Config, home: Path) -> Config:
             except WeightsError as error:
                 _log.error("model %s is not served: %s", model.name, error)
                 continue
-            told = model.options.model_dump() | {"build": str(build)}
+            told = model.options.model_dump() | {"build": str(build), "trains": "training" in found}
             told["concurrency"] = model.options.concurrency or found["concurrency"]
             options = BuiltCogOptions.model_validate(told)
             models.append(model.model_copy(update={"options": options}))
@@ -154,10 +155,11 @@ def _tell_missing(name: str, packages: list[str]) -> None:
 
 def _describe(name: str, settings: dict[str, Any], build: Path) -> dict[str, Any]:
     """Ask the project what it takes and gives: this runs its code."""
-    handler = settings.get("run", settings.get("predict"))
-    script = Path(__file__).with_name("describe_cog.py")
-    said = _run(name, [str(python(build)), str(script), str(handler)], build / PROJECT)
-    description: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    handler = str(settings.get("run", settings.get("predict")))
+    description = _asked(name, handler, build)
+    if isinstance(settings.get("train"), str):
+        training = _asked(name, settings["train"], build)
+        description["training"] = {"handler": settings["train"], "interface": training["interface"]}
     limits = settings.get("concurrency") or {}
     environment = [str(each).partition("=")[::2] for each in settings.get("environment") or ()]
     packages = [str(each) for each in (settings.get("build") or {}).get("system_packages") or ()]
@@ -170,9 +172,27 @@ def _describe(name: str, settings: dict[str, Any], build: Path) -> dict[str, Any
     }
 
 
+def _asked(name: str, handler: str, build: Path) -> dict[str, Any]:
+    script = Path(__file__).with_name("describe_cog.py")
+    said = _run(name, [str(python(build)), str(script), handler], build / PROJECT)
+    found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    return found
+
+
 def _publish(description: dict[str, Any], build: Path) -> None:
-    """Write the description for us, and the schema where Cog's runtime looks for it."""
-    interface = description["interface"]
+    """Write the description for us, and the schema where Cog's runtime looks for it.
+
+    A runtime that trains takes its input from the same place as one that predicts, so it gets a folder with
+    another schema.
+    """
+    if "training" in description:
+        shutil.copytree(build / PROJECT, build / TRAINING, copy_function=os.link)
+        _publish_schema(description["training"]["interface"], build / TRAINING)
+    _publish_schema(description["interface"], build / PROJECT)
+    (build / DESCRIPTION).write_text(json.dumps(description))
+
+
+def _publish_schema(interface: dict[str, Any], project: Path) -> None:
     document = {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
@@ -186,10 +206,9 @@ def _publish(description: dict[str, Any], build: Path) -> None:
             }
         },
     }
-    place = build / PROJECT / ".cog" / "openapi_schema.json"
+    place = project / ".cog" / "openapi_schema.json"
     place.parent.mkdir()
     place.write_text(json.dumps(document))
-    (build / DESCRIPTION).write_text(json.dumps(description))
 
 
 def _run(name: str, command: list[str], cwd: Path) -> str:

@@ -35,11 +35,12 @@ ECHO_MODELS: list[dict[str, Any]] = [
         "memory": "64MiB",
         "options": {"files": True, "stream": True},
     },
+    {"name": "test/scaled", "kind": "echo", "memory": "64MiB", "options": {"concurrency": 1}},
     {"name": "test/too-big", "kind": "echo", "memory": "100TiB"},
 ]
 COG_MODELS: list[dict[str, Any]] = [
     {"name": f"cog/{name}", "kind": "cog", "memory": "256MiB", "source": {"path": str(PROJECTS / name)}}
-    for name in ("everything", "concurrent", "broken", "fragile")
+    for name in ("everything", "concurrent", "broken", "fragile", "pupil")
 ] + [
     {
         "name": "cog/odd",
@@ -58,7 +59,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     shipped = yaml.safe_load((ROOT / "models.yaml").read_text())
     (home / "readme.md").write_text("# Streams\n\nWord by word.\n")
     shipped["models"] += ECHO_MODELS
-    shipped["models"][-5]["readme"] = str(home / "readme.md")
+    shipped["models"][-len(ECHO_MODELS)]["readme"] = str(home / "readme.md")
     shipped["models"] += COG_MODELS
     shipped["code"] = {"cog": True}
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}

@@ -65,6 +65,13 @@ def trained(appliance: Appliance, tmp_path_factory: pytest.TempPathFactory) -> I
         yield Trained(created, record, [one.record for one in receiver.received])
 
 
+def concluded(api: httpx.Client, id: str) -> dict[str, Any]:
+    """A training that is over."""
+    wait_for(lambda: "completed_at" in api.get(f"/v1/trainings/{id}").json(), 60, "the end")
+    found: dict[str, Any] = api.get(f"/v1/trainings/{id}").json()
+    return found
+
+
 def loss(record: dict[str, Any], step: int) -> float:
     found = re.findall(r"step \d+/\d+ loss ([\d.]+)", record["logs"])
     return float(found[step])
@@ -175,6 +182,27 @@ def test_m19_a_version_is_deleted(api: httpx.Client, official: Client, trained: 
     assert api.delete(f"/v1/models/appliance/trained/versions/{newest}").status_code == 202
 
 
+def test_t4_t5_a_cog_project_is_trained(api: httpx.Client) -> None:
+    model = {"owner": "appliance", "name": "parrot", "visibility": "private", "hardware": "cpu"}
+    assert api.post("/v1/models", json=model).status_code == 201
+    version = version_of(api, "cog/pupil")
+    learnt = []
+    for phrase in ("polly", "cracker"):
+        body = {"destination": "appliance/parrot", "input": {"phrase": f"data:text/plain,{phrase}"}}
+        record = api.post(f"/v1/models/cog/pupil/versions/{version}/trainings", json=body).json()
+        record = concluded(api, record["id"])
+        assert record["status"] == "succeeded", record
+        assert "step 2/2" in record["logs"]
+        assert httpx.get(record["output"]["weights"], trust_env=False).text == phrase
+        learnt.append(record["output"]["version"].partition(":")[2])
+    assert version_of(api, "appliance/parrot") == learnt[1]
+    answers = [ended(api, create(api, each))["output"] for each in (version, *learnt, "appliance/parrot")]
+    assert answers == ["hello: nothing", "hello: polly", "hello: cracker", "hello: cracker"]
+    unknown = {"destination": "appliance/parrot", "input": {"steps": 1}}
+    refused = api.post(f"/v1/models/cog/pupil/versions/{version}/trainings", json=unknown)
+    assert refused.json()["invalid_fields"][0]["description"] == "phrase is required"
+
+
 # -- deployments --------------------------------------------------------------------------------------------
 
 
@@ -253,6 +281,24 @@ def test_d5_d6_kept_loaded_and_not_deleted_meanwhile(api: httpx.Client) -> None:
     refused = api.delete("/v1/deployments/appliance/resident")
     assert 400 <= refused.status_code < 500
     assert refused.json()["detail"]
+
+
+def test_demand_is_met_with_instances_up_to_the_most(api: httpx.Client) -> None:
+    version = version_of(api, "test/scaled")
+    made = deployment(api, "scaled", model="test/scaled", version=version, max_instances=3)
+    assert made.is_success
+    body = {"input": {"text": "done", "delay": 12}}
+    path = "/v1/deployments/appliance/scaled/predictions"
+    records = [api.post(path, json=body).json() for _ in range(4)]
+
+    def running() -> int:
+        found = [api.get(record["urls"]["get"]).json() for record in records]
+        return sum(record["status"] == "processing" for record in found)
+
+    wait_for(lambda: running() == 3, 11, "three at once")
+    models = api.get("/admin/status").json()["models"]
+    assert [model["instances"] for model in models if model["name"] == "test/scaled"] == [3]
+    assert [ended(api, record)["output"] for record in records] == ["done"] * 4
 
 
 def test_an_update_fails_no_prediction(api: httpx.Client, appliance: Appliance) -> None:

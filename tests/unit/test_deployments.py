@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.apis import Api
+from tests.apis import Api, services_of
 from tests.engines import Bench
 
 
@@ -140,11 +140,78 @@ async def test_deployments_of_others_are_not_there(api: Api, bench: Bench) -> No
             assert reply.status_code == 404, (method, path)
 
 
+async def instances(api: Api, model: str = "test/echo") -> int:
+    models = (await api.get("/admin/status")).json()["models"]
+    return next(int(found["instances"]) for found in models if found["name"] == model)
+
+
+async def processing(api: Api, records: list[dict[str, Any]]) -> int:
+    found = [(await api.get(f"/v1/predictions/{record['id']}")).json() for record in records]
+    return sum(record["status"] == "processing" for record in found)
+
+
+async def test_demand_is_met_with_instances_up_to_the_most(api: Api, bench: Bench) -> None:
+    await deployed(api, bench, max_instances=3)
+    body = {"input": {"delay": 30}}
+    records = []
+    for number in range(7):  # two at a time on each
+        records.append((await api.post("/v1/deployments/me/my-app/predictions", json=body)).json())
+        deadline = time.monotonic() + 5
+        while await processing(api, records) < min(number + 1, 6):
+            assert time.monotonic() < deadline, number
+            await asyncio.sleep(0.005)
+    assert await instances(api) == 3
+    await asyncio.sleep(0.05)
+    assert await processing(api, records) == 6
+    await api.post(f"/v1/predictions/{records[0]['id']}/cancel")
+    await asyncio.sleep(0.05)
+    assert await processing(api, records[1:]) >= 5
+    for record in records:
+        await api.post(f"/v1/predictions/{record['id']}/cancel")
+
+
+async def test_one_instance_is_all_without_a_deployment(api: Api) -> None:
+    records = [await api.create(delay=30) for _ in range(4)]
+    deadline = time.monotonic() + 5
+    while await processing(api, records) < 2:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+    assert (await processing(api, records), await instances(api)) == (2, 1)
+    for record in records:
+        await api.post(f"/v1/predictions/{record['id']}/cancel")
+
+
+async def test_as_many_are_kept_as_it_says_and_go_when_it_does_not(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.engine.instances.IDLE", 0.05)
+    await deployed(api, bench, min_instances=3, max_instances=3)
+
+    async def become(count: int) -> None:
+        deadline = time.monotonic() + 5
+        while await instances(api) != count:
+            assert time.monotonic() < deadline, await instances(api)
+            await asyncio.sleep(0.005)
+
+    await become(3)
+    await api.patch("/v1/deployments/me/my-app", json={"min_instances": 0, "max_instances": 1})
+    await become(1)
+    assert (await api.ended(await api.create(text="x")))["output"] == "x"
+
+
+async def test_what_ran_on_any_instance_is_taken_up_again(api: Api, bench: Bench) -> None:
+    await deployed(api, bench, max_instances=2)
+    for _ in range(4):
+        await api.create(delay=0.3)
+    await bench.restart()
+    async with Api(services_of(bench)) as again:
+        records = (await again.get("/v1/predictions")).json()["results"]
+        assert [(await again.ended(record))["status"] for record in records] == ["succeeded"] * 4
+
+
 async def test_they_outlive_a_restart(api: Api, bench: Bench) -> None:
     made = await deployed(api, bench, min_instances=1)
     await bench.restart()
-    from tests.apis import services_of
-
     services = services_of(bench)
     await services.residency()
     async with Api(services) as again:

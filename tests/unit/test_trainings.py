@@ -224,7 +224,7 @@ async def test_an_accepted_training_survives_a_restart(school: School) -> None:
 async def test_the_first_version_has_its_model_loaded_again(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded(_: Any, *, adapted: bool) -> dict[str, Any]:
+    def loaded(_: Any, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         return {"stream": False, "adapted": adapted}
 
     monkeypatch.setattr("appliance.config.EchoOptions.loaded", loaded)

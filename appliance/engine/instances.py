@@ -1,0 +1,75 @@
+"""Several instances of one model: how many there may be, and which of them a prediction goes to.
+
+Each instance is loaded under a key of its own, ``owner/name`` for the first and ``owner/name#2`` and so on
+for the others, so the scheduler places, evicts and counts them like any model.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from appliance.catalogue import Catalogue, Entry
+from appliance.scheduler import Residency, Scheduler
+
+#: Seconds without a prediction after which an instance beside the first gives its memory back.
+IDLE: Final = 60.0
+
+
+def key_of(runs_on: str, number: int) -> str:
+    """What instance ``number``, from 1, is loaded under."""
+    return runs_on if number == 1 else f"{runs_on}#{number}"
+
+
+class Instances:
+    """Owned by the engine."""
+
+    def __init__(self, catalogue: Catalogue, scheduler: Scheduler) -> None:
+        """Every model has one instance until ``scale`` says otherwise."""
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._allowed: dict[str, int] = {}
+        self._known: dict[str, int] = {}
+
+    def keys(self, runs_on: str) -> list[str]:
+        """Every instance that there ever was, used now or not."""
+        return [key_of(runs_on, number) for number in range(1, self._known.get(runs_on, 1) + 1)]
+
+    def scale(self, runs_on: str, low: int, high: int) -> None:
+        """Keep ``low`` instances loaded at all times, and use up to ``high``, at least one."""
+        self._allowed[runs_on] = max(1, high)
+        demand = self._scheduler.demand(runs_on)
+        for number in range(2, high + 1):
+            key = key_of(runs_on, number)
+            self._catalogue.host(msgspec.structs.replace(self._catalogue.hosted(runs_on), runs_on=key))
+            self._scheduler.add(
+                msgspec.structs.replace(demand, model=key, pin=False, preload=False, idle_unload_after=IDLE)
+            )
+        self._known[runs_on] = max(self._known.get(runs_on, 1), high)
+        for number, key in enumerate(self.keys(runs_on), 1):
+            self._scheduler.keep(key, loaded=number <= low)
+
+    def choose(self, entry: Entry) -> Entry:
+        """``entry`` on the instance that will have time for it soonest."""
+        count = self._allowed.get(entry.runs_on, 1)
+        keys = self.keys(entry.runs_on)[:count]
+        best = min(keys, key=self._burden)
+        return entry if best == entry.runs_on else msgspec.structs.replace(entry, runs_on=best)
+
+    def _burden(self, key: str) -> tuple[int, float]:
+        """The less, the better: free slots, then one that loads, then one that can be loaded, then queues."""
+        scheduler = self._scheduler
+        room = scheduler.demand(key).concurrency
+        taken = len(scheduler.running(key)) + scheduler.depth(key)
+        match scheduler.residency(key):
+            case Residency.READY if taken < room:
+                return 0, taken
+            case Residency.LOADING if taken < room:
+                return 1, taken
+            case Residency.COLD if taken < room and scheduler.has_room(key):
+                return 2, taken
+            case Residency.READY | Residency.LOADING:
+                return 3, taken / room
+        # It waits for its turn to load, or for others to make room.
+        return 4, taken / room
