@@ -101,7 +101,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         ),
         egress=egress,
         webhooks=webhooks,
-        retention=Retention(store, files, config.retention.predictions),
+        retention=Retention(store, files, config.retention.predictions, config.retention.outputs),
         files=files,
         trainings=trainings,
         devices=settings.devices,

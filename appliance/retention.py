@@ -16,22 +16,27 @@ _log = logging.getLogger(__name__)
 
 BATCH: Final = 200  # predictions in one transaction, so that others need not wait for long
 _SHORTEST, _LONGEST = 1.0, 60.0  # seconds between looks
+_OFTEN: Final = 5.0  # the same where a disk may fill
 
 
 class Retention:
     """Removes data that is old enough; lives on the gateway's loop."""
 
-    def __init__(self, store: Store, files: Files, keep: float | None) -> None:
-        """``keep`` is for how many seconds after their end predictions keep their data; None is for ever."""
+    def __init__(self, store: Store, files: Files, keep: float | None, outputs: int | None = None) -> None:
+        """``keep`` is for how many seconds after their end predictions keep their data; None is for ever.
+
+        ``outputs`` is what the files of all of them may take together, in bytes; None is no limit.
+        """
         self._store = store
         self._files = files
         self._keep = keep
+        self._outputs = outputs
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin, if anything is ever to be removed."""
-        if self._keep is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run(self._keep))
+        if self._keep is not None or self._outputs is not None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
         """Stop; what is begun is finished."""
@@ -40,10 +45,13 @@ class Retention:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _run(self, keep: float) -> None:
+    async def _run(self) -> None:
+        pause = _LONGEST if self._keep is None else min(max(self._keep / 10, _SHORTEST), _LONGEST)
+        if self._outputs is not None:
+            pause = min(pause, _OFTEN)
         while True:
             try:
-                removed = await self._store.remove_data(time.time() - keep, BATCH)
+                removed = await self._remove()
                 await self._files.remove_outputs(removed)
             except StoreError as error:
                 _log.error("old data could not be removed, it is tried again: %s", error)
@@ -51,4 +59,12 @@ class Retention:
             if removed:
                 _log.info("removed the data of %d predictions", len(removed))
             if len(removed) < BATCH:
-                await asyncio.sleep(min(max(keep / 10, _SHORTEST), _LONGEST))
+                await asyncio.sleep(pause)
+
+    async def _remove(self) -> list[str]:
+        removed = []
+        if self._keep is not None:
+            removed += await self._store.remove_data(time.time() - self._keep, BATCH)
+        if self._outputs is not None:
+            removed += await self._store.remove_files_over(self._outputs, BATCH)
+        return removed

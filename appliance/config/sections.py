@@ -151,6 +151,11 @@ class RetentionConfig(Section):
         description="Input, output, logs and files of a prediction are removed so long after its end; "
         "that it was, how it ended and its metrics stay. Default: never.",
     )
+    outputs: Bytes | None = Field(
+        default=None,
+        description="What the files of all outputs may take together: over it, those of the oldest "
+        "predictions are removed as above, before their time. Default: no limit.",
+    )
 
 
 class CollectionConfig(Section):

@@ -53,6 +53,8 @@ class Instances:
     def choose(self, entry: Entry) -> Entry:
         """``entry`` on the instance that will have time for it soonest."""
         count = self._allowed.get(entry.runs_on, 1)
+        if count == 1:
+            return entry
         keys = self.keys(entry.runs_on)[:count]
         best = min(keys, key=self._burden)
         return entry if best == entry.runs_on else msgspec.structs.replace(entry, runs_on=best)

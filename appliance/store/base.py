@@ -207,6 +207,13 @@ class Store(Protocol):
         """
         ...
 
+    def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[Ids]:
+        """Remove data of the oldest predictions until the files of all outputs are within ``limit`` bytes.
+
+        Of up to ``batch`` of them; otherwise as ``remove_data``.
+        """
+        ...
+
     def remove_version(self, id: str, model: str) -> asyncio.Future[Ids]:
         """Remove a version with its predictions; gives their ids."""
         ...

@@ -180,6 +180,17 @@ WHERE completed_at IS NOT NULL AND data_removed = 0 AND completed_at < :before
     AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = predictions.id)
 ORDER BY completed_at LIMIT :limit;
 
+-- query: oldest_with_files
+-- The predictions that made files and ended first, with what those take.
+SELECT p.number, p.id, sum(f.size) FROM files AS f JOIN predictions AS p ON p.id = f.prediction
+WHERE f.prediction IS NOT NULL AND p.completed_at IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = p.id)
+GROUP BY p.number ORDER BY p.completed_at LIMIT :limit;
+
+-- query: output_bytes
+-- What all files that predictions made take.
+SELECT coalesce(sum(size), 0) FROM files WHERE prediction IS NOT NULL;
+
 -- query: remove_data
 -- What a prediction was given, gave and wrote goes; that it was, how it ended and what it cost stays.
 UPDATE predictions SET output = NULL, logs = '', data_removed = 1 WHERE number = :number;

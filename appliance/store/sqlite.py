@@ -272,6 +272,24 @@ class SQLiteStore(Connections, Store):
 
         return self.write(action)
 
+    def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[Ids]:
+        """See ``Store.remove_files_over``."""
+
+        def action(connection: sqlite3.Connection) -> Ids:
+            (taken,) = connection.execute(QUERIES["output_bytes"]).fetchone()
+            oldest = (
+                connection.execute(QUERIES["oldest_with_files"], {"limit": batch}) if taken > limit else ()
+            )
+            removed: list[tuple[int, str]] = []
+            for number, id, size in oldest:
+                if taken <= limit:
+                    break
+                removed.append((number, id))
+                taken -= size
+            return _empty(connection, removed)
+
+        return self.write(action)
+
     def remove_version(self, id: str, model: str) -> asyncio.Future[Ids]:
         """See ``Store.remove_version``."""
 

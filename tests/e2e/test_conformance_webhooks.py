@@ -18,6 +18,7 @@ from tests.e2e.conftest import command
 from tests.e2e.test_conformance_predictions import create, ended
 from tests.receiver import Received, Receiver
 from tests.running import Appliance, wait_for
+from tests.vectors import SIGNATURES
 
 pytestmark = pytest.mark.e2e
 
@@ -95,22 +96,7 @@ def test_w5_the_official_validators(
 
 
 def test_w6_the_vectors_of_the_contract() -> None:
-    for key, id, at, body, expected in (
-        (
-            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1614265330,
-            b'{"test": 2432232314}',
-            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
-        ),
-        (
-            "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
-            "wh_01J9ZQ0000000000000000TEST",
-            1700000000,
-            b'{"id":"ufawqhfynnddngldkgtslldrkq","status":"succeeded"}',
-            "v1,R8ThrCMguqikk0u6RBdJ3J4c3gZnZMBmmdIiCFS5Hlc=",
-        ),
-    ):
+    for key, id, at, body, expected in SIGNATURES:
         assert signature(key, id, at, body) == expected
 
 

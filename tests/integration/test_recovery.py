@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,6 @@ models:
       stream: true
 """
 TERMINAL = {"succeeded", "failed", "canceled", "aborted"}
-
-
-@pytest.fixture(scope="module")
-def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    home = tmp_path_factory.mktemp("home")
-    config = home / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(home, config)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
 
 
 def create(client: httpx.Client, model: str = "test/echo", **input: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,24 +24,6 @@ models:
   - {name: test/brief, kind: echo, memory: 1MiB, idle_unload_after: 1s}
   - {name: test/slow, kind: echo, memory: 1MiB, options: {startup_delay: 2s}}
 """
-
-
-@pytest.fixture(scope="module")
-def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    home = tmp_path_factory.mktemp("home")
-    config = home / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(home, config)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
-
-
-@pytest.fixture
-def client(appliance: Appliance) -> Iterator[httpx.Client]:
-    with appliance.client() as signed_in:
-        yield signed_in
 
 
 def said(client: httpx.Client, model: str, text: str) -> str:

@@ -27,24 +27,6 @@ models:
 """
 
 
-@pytest.fixture(scope="module")
-def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    home = tmp_path_factory.mktemp("home")
-    config = home / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(home, config)
-    running.start()
-    yield running
-    running.stop()
-    assert running.processes() == []
-
-
-@pytest.fixture
-def client(appliance: Appliance) -> Iterator[httpx.Client]:
-    with appliance.client() as signed_in:
-        yield signed_in
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with receiving() as started:

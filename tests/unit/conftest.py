@@ -1,4 +1,4 @@
-"""An engine without Ray, and the routes over it."""
+"""A store, an engine without Ray, and the routes over it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from pathlib import Path
 import pytest
 
 from appliance import token
-from appliance.store import VersionRow
+from appliance.store import SQLiteStore, VersionRow
 from appliance.token import Token
 from tests.apis import SECRET, Api, services_of
 from tests.engines import Bench
+from tests.stores import opened
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "appliance.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    store = await opened(path)
+    yield store
+    await store.close()
 
 
 @pytest.fixture

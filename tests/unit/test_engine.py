@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ import pytest
 from appliance.errors import InvalidInput, NeverFits, NotFound, ShuttingDown, Throttled
 from appliance.prediction import Prediction, Status
 from tests.engines import Bench, entry
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = await Bench(tmp_path).start()
-    yield bench
-    await bench.stop()
-    await bench.cluster.close()
 
 
 async def test_a_prediction_is_accepted_then_run_then_stored(bench: Bench) -> None:

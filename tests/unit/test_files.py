@@ -355,6 +355,18 @@ async def test_files_go_with_the_data_of_their_prediction(api: Api, bench: Bench
     assert list((bench.folder / "files" / "outputs").iterdir()) == []
 
 
+async def test_the_oldest_files_go_when_all_take_too_much(api: Api, bench: Bench) -> None:
+    records = [await run(api, text="x" * 1000) for _ in range(5)]
+    await bench.store.registry.add_example("test/files", records[0]["id"])
+    removed = await bench.store.remove_files_over(3500, 10)
+    assert removed == [records[1]["id"], records[2]["id"]]  # the example stays
+    assert await bench.store.remove_files_over(3500, 10) == []
+    found = (await api.get(f"/v1/predictions/{records[1]['id']}")).json()
+    assert (found["data_removed"], found["output"]) == (True, None)
+    assert (await api.get(records[3]["output"][0])).status_code == 200
+    assert await bench.store.remove_files_over(0, 1) == [records[3]["id"]]
+
+
 async def test_the_next_start_removes_what_a_crash_left(bench: Bench, tmp_path: Path) -> None:
     for place in ("uploads/orphan", "outputs/lost/1/file.txt"):
         path = bench.folder / "files" / place

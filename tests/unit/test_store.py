@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import math
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from appliance.prediction import (
 )
 from appliance.store import Cursor, Progress, SQLiteStore, VersionRow
 from appliance.token import Token
+from tests.stores import opened
 
 
 def make(**changes: Any) -> Prediction:
@@ -48,24 +48,6 @@ def token(name: str, **changes: Any) -> Token:
     """A token whose digest is made of its name."""
     fields = {"id": name, "name": name, "owner": "me", "digest": name * 4, "created_at": 1.0}
     return Token(**{**fields, **changes})
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "appliance.db"
-
-
-async def opened(path: Path) -> SQLiteStore:
-    store = SQLiteStore(path, durability="normal")
-    await store.open()
-    return store
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
-    store = await opened(path)
-    yield store
-    await store.close()
 
 
 async def in_status(store: SQLiteStore, status: Status) -> Prediction:

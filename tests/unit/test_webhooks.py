@@ -14,27 +14,10 @@ from appliance.egress import Egress
 from appliance.prediction import WEBHOOK_EVENTS, Prediction, Status, Webhook
 from appliance.store import SQLiteStore
 from appliance.webhooks import Webhooks
+from tests.vectors import SIGNATURES
 
 
-@pytest.mark.parametrize(
-    ("key", "id", "timestamp", "body", "expected"),
-    [
-        (
-            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1614265330,
-            b'{"test": 2432232314}',
-            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
-        ),
-        (
-            "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
-            "wh_01J9ZQ0000000000000000TEST",
-            1700000000,
-            b'{"id":"ufawqhfynnddngldkgtslldrkq","status":"succeeded"}',
-            "v1,R8ThrCMguqikk0u6RBdJ3J4c3gZnZMBmmdIiCFS5Hlc=",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("key", "id", "timestamp", "body", "expected"), SIGNATURES)
 def test_signatures_are_those_of_the_contract(
     key: str, id: str, timestamp: int, body: bytes, expected: str
 ) -> None:

@@ -1,0 +1,30 @@
+"""The appliance that a module's ``CONFIG`` describes, started by its command once for the module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.running import Appliance
+
+
+@pytest.fixture(scope="module")
+def appliance(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Appliance]:
+    home = tmp_path_factory.mktemp("home")
+    config = home / "models.yaml"
+    config.write_text(request.module.CONFIG)
+    running = Appliance(home, config)
+    running.start()
+    yield running
+    running.stop()
+    assert running.processes() == []
+
+
+@pytest.fixture
+def client(appliance: Appliance) -> Iterator[httpx.Client]:
+    with appliance.client() as signed_in:
+        yield signed_in
