@@ -110,6 +110,17 @@ def kill_marked(variable: str, value: str) -> list[int]:
     have started them: the lock on the data folder says so.
     """
     mark = f"{variable}={value}".encode()
+    killed: list[int] = []
+    while found := [pid for pid in _marked(mark) if pid not in killed]:  # one may start another meanwhile
+        killed += found
+        patience = time.monotonic() + _PATIENCE
+        while time.monotonic() < patience and any(_alive(pid) for pid in found):
+            time.sleep(0.02)
+    return killed
+
+
+def _marked(mark: bytes) -> list[int]:
+    """Kill every other process with ``mark`` in its environment, and name those."""
     killed = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
@@ -120,15 +131,17 @@ def kill_marked(variable: str, value: str) -> list[int]:
                 killed.append(int(entry.name))
         except OSError:  # it has ended, or is another user's
             continue
-    patience = time.monotonic() + _PATIENCE
-    while time.monotonic() < patience and any(_alive(pid) for pid in killed):
-        time.sleep(0.02)
     return killed
 
 
 def _alive(pid: int) -> bool:
-    """Whether there is such a process, and it is more than an entry that nobody has reaped yet."""
+    """Whether there is such a process, and it is more than an entry that nobody has reaped yet.
+
+    While threads of it are still ending it looks like that too, but holds its sockets.
+    """
+    process = Path("/proc") / str(pid)
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        ended = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return not ended or sum(1 for _ in (process / "task").iterdir()) > 1
     except OSError:
         return False
