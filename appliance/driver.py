@@ -39,6 +39,8 @@ from appliance.zygote import reclaim
 _log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
+#: kind -> the input that a first try gives; the kinds that look best in one come first
+_ASKED: Final = {"vllm": "prompt", "embeddings": "texts", "echo": "text"}
 #: Says in the environment of every process of an appliance whose it is.
 HOME_MARK: Final = "APPLIANCE_SERVES"
 ZYGOTE_RESTART: Final = 1.0  # seconds between the death of a zygote and the next
@@ -201,9 +203,10 @@ def banner(settings: Settings, secret: str | None) -> str:
     else:
         shown = "the one shown at the first start; `appliance token create` makes another"
     names = ", ".join(model.name for model in settings.config.models)
-    example = next((m for m in settings.config.models if m.kind != "echo"), settings.config.models[0])
+    models = settings.config.models
+    example = min(models, key=lambda model: list(_ASKED).index(model.kind) if model.kind in _ASKED else 9)
     called = example.aliases[0] if example.aliases else example.name
-    asked = "text" if example.kind == "echo" else "prompt"
+    asked = _ASKED.get(example.kind, "prompt")
     return "\n".join(
         (
             f"appliance is ready at {url}",

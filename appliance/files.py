@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -65,10 +66,15 @@ class Incoming:
 
     async def close(self) -> tuple[str, str]:
         """Everything is there; gives the SHA-256 and the MD5."""
-        await asyncio.to_thread(self._flush)
+        await asyncio.to_thread(self._finish)
+        return self._sha256.hexdigest(), self._md5.hexdigest()
+
+    def _finish(self) -> None:
+        self._flush()
+        self._file.flush()
+        os.fsync(self._file.fileno())  # the row that follows survives a power cut, and so must they
         self._file.close()
         self.path.chmod(0o444)  # inputs of models are links to it
-        return self._sha256.hexdigest(), self._md5.hexdigest()
 
     def discard(self) -> None:
         """It is not wanted after all."""

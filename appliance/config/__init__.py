@@ -12,6 +12,7 @@ from appliance.config import yamlsource
 from appliance.config.models import (
     CogModel,
     EchoModel,
+    EmbeddingsModel,
     FolderSource,
     HubSource,
     ModelConfig,
@@ -19,7 +20,14 @@ from appliance.config.models import (
     Source,
     VllmModel,
 )
-from appliance.config.options import BuiltCogOptions, CogOptions, EchoOptions, Options, VllmOptions
+from appliance.config.options import (
+    BuiltCogOptions,
+    CogOptions,
+    EchoOptions,
+    EmbeddingsOptions,
+    Options,
+    VllmOptions,
+)
 from appliance.config.problems import Problem, disagreements, refusal, translate
 from appliance.config.sections import (
     CodeConfig,
@@ -46,6 +54,8 @@ __all__ = [
     "EchoModel",
     "EchoOptions",
     "EgressConfig",
+    "EmbeddingsModel",
+    "EmbeddingsOptions",
     "FilesConfig",
     "FolderSource",
     "HardwareConfig",

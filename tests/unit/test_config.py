@@ -441,5 +441,5 @@ def test_the_schema_agrees_with_the_loader(document: dict[str, Any], valid: bool
 
 def test_a_model_class_is_known_for_every_kind() -> None:
     kinds = json_schema()["properties"]["models"]["items"]["discriminator"]["mapping"]
-    assert set(kinds) == {"echo", "vllm", "cog"}
+    assert set(kinds) == {"echo", "vllm", "embeddings", "cog"}
     assert VllmModel.model_fields["source"].is_required()

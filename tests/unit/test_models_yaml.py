@@ -13,6 +13,7 @@ import yaml
 from appliance.config import (
     EchoModel,
     EchoOptions,
+    EmbeddingsOptions,
     FilesConfig,
     HardwareConfig,
     LimitsConfig,
@@ -49,6 +50,7 @@ def test_it_loads_with_the_default_models() -> None:
     config = load(SHIPPED)
     assert [(model.name, model.kind) for model in config.models] == [
         ("appliance/smollm2-135m-instruct", "vllm"),
+        ("appliance/all-minilm-l6-v2", "embeddings"),
         ("appliance/echo", "echo"),
     ]
     assert "meta/meta-llama-3-70b-instruct" in config.models[0].aliases
@@ -63,7 +65,15 @@ def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     for name in ("large-language-model.md", "certificate.pem", "key.pem"):
         (tmp_path / name).touch()
     config = load(file)
-    assert [model.kind for model in config.models] == ["vllm", "echo", "vllm", "cog", "echo"]
+    assert [model.kind for model in config.models] == [
+        "vllm",
+        "embeddings",
+        "echo",
+        "vllm",
+        "embeddings",
+        "cog",
+        "echo",
+    ]
     assert config.server.public_url == "https://models.example.org"
 
 
@@ -74,7 +84,7 @@ def test_it_agrees_with_the_schema(everything: dict[str, Any]) -> None:
 
 
 def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None:
-    base = everything["models"][2]
+    base = everything["models"][3]
     shown = everything["alternatives"]
     assert [sorted(alternative) for alternative in shown] == [["source"], ["source"], ["memory"]]
     for alternative in shown:
@@ -87,7 +97,7 @@ def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None
 
 def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> None:
     definitions = json_schema()["$defs"]
-    language_model, cog, echo = everything["models"][2:]
+    language_model, embeddings, cog, echo = everything["models"][3:]
     sources = [language_model, *everything["alternatives"]]
     keys = [sorted(place["source"]) for place in sources if "source" in place]
     documented = {
@@ -105,6 +115,8 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "EchoModel": set(language_model) | {key for place in sources for key in place},
         "CogModel": set(language_model) | {key for place in sources for key in place},
         "CogOptions": set(cog["options"]),
+        "EmbeddingsModel": set(language_model) | {key for place in sources for key in place},
+        "EmbeddingsOptions": set(embeddings["options"]),
         "VllmOptions": set(language_model["options"]),
         "EchoOptions": set(echo["options"]),
         "FolderSource": set(keys[0]),
@@ -116,13 +128,14 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
 
 
 def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> None:
-    language_model, _, echo = everything["models"][2:]
+    language_model, embeddings, _, echo = everything["models"][3:]
     shown: list[tuple[type[Section], dict[str, Any]]] = [
         (ServerConfig, everything["server"]),
         (LimitsConfig, everything["limits"]),
         (FilesConfig, everything["files"]),
         (HardwareConfig, everything["hardware"]),
         (VllmOptions, language_model["options"]),
+        (EmbeddingsOptions, embeddings["options"]),
         (EchoOptions, echo["options"]),
     ]
     for section, values in shown:

@@ -138,6 +138,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_model_len": None,
     },
     "lora": {"max_adapter_rank": 16},
+    "embeddings": {"max_batch": 64},
 }  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def test_the_document_of_every_kind_is_whole(kind: str) -> None:
     assert sorted(part["x-order"] for part in properties.values()) == list(range(len(properties)))
     assert all(part["title"] and part["description"] for part in properties.values())
     assert schemas["Output"]["title"] == "Output"
-    needed = {"prompt": "p", "train_data": "data:,x"}
+    needed = {"prompt": "p", "train_data": "data:,x", "texts": "x"}
     for name, part in properties.items():  # what is declared as a default is itself valid
         if "default" in part:
             assert schema.validate(interface, {**needed, name: part["default"]})[name] == part["default"]
