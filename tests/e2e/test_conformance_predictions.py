@@ -205,35 +205,6 @@ print(json.dumps(list(ask(text="a b c d ", chunk_delay=0.3))))
     assert len(pieces) > 1
 
 
-def test_p22_p23_c1_l2_langchain_and_llama_index(appliance: Appliance) -> None:
-    told = framework(
-        appliance,
-        """
-from langchain_community.llms import Replicate
-from llama_index.llms.replicate import Replicate as Llama
-version = __import__("replicate").models.get(model).latest_version.id
-chain = Replicate(model=f"{model}:{version}", model_kwargs={"temperature": 0, "max_tokens": 40})
-question = "What is the capital of France?"
-told = {"chain": chain.invoke(question), "streamed": [str(part) for part in chain.stream(question)]}
-stopped = chain.invoke("Count from one to ten.", stop=["2", "two"])
-llama = Llama(model=f"{model}:{version}", temperature=0.01, additional_kwargs={"max_length": 40})
-told |= {"stopped": stopped, "complete": llama.complete(question).text}
-told["parts"] = [part.delta for part in llama.stream_complete(question)]
-from llama_index.core.llms import ChatMessage
-told["chat"] = llama.chat([ChatMessage(role="user", content=question)]).message.content
-print(json.dumps(told))
-""",
-    )
-    assert "Paris" in told["chain"]
-    assert "Paris" in "".join(told["streamed"])
-    assert len(told["streamed"]) > 1
-    assert "three" not in told["stopped"].lower()
-    assert "3" not in told["stopped"]
-    assert "Paris" in told["complete"]
-    assert "Paris" in "".join(told["parts"])
-    assert told["chat"]
-
-
 def test_p24_p25_p26_l1_litellm(api: httpx.Client, appliance: Appliance) -> None:
     version = version_of(api, LANGUAGE_MODEL)
     api.post(
