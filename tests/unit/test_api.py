@@ -710,3 +710,30 @@ async def test_links_follow_the_public_address_where_there_is_one(api: Api) -> N
     async with Api(structs.replace(api.services, config=config)) as public:
         record = await public.create(text="x")
     assert record["urls"]["get"].startswith("https://public.example/v1/predictions/")
+
+
+# -- behind a proxy -----------------------------------------------------------------------------------------
+
+FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "models.example.com, inner"}
+
+
+@pytest.mark.parametrize(
+    ("trusted", "headers", "origin"),
+    [
+        (["127.0.0.0/8"], FORWARDED, "https://models.example.com"),
+        (["127.0.0.0/8"], {"X-Forwarded-Proto": "gopher"}, "http://models.example.org:8000"),
+        (["127.0.0.0/8"], {"X-Forwarded-Host": "a b"}, "http://models.example.org:8000"),
+        (["10.0.0.0/8"], FORWARDED, "http://models.example.org:8000"),
+        (["::1/128"], FORWARDED, "http://models.example.org:8000"),
+        ([], FORWARDED, "http://models.example.org:8000"),
+    ],
+)
+async def test_links_begin_with_what_a_trusted_proxy_says(
+    bench: Bench, api: Api, trusted: list[str], headers: dict[str, str], origin: str
+) -> None:
+    server = {"account": "me", "trusted_proxies": trusted}
+    config = Config.model_validate({"server": server, "models": [{"name": "a/b", "kind": "echo"}]})
+    async with Api(services_of(bench, config)) as client:
+        body = {"version": "test/echo", "input": {}}
+        reply = await client.post("/v1/predictions", json=body, headers=headers)
+    assert reply.json()["urls"]["get"].rpartition("/v1/")[0] == origin
