@@ -116,6 +116,7 @@ async def build_catalogue(config: Config, store: Store, now: float) -> Catalogue
     for entry in built.entries:
         row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
         first_seen = (await store.record_version(row)).created_at
+        await store.forget_versions(entry.name, entry.version)
         entries.append(msgspec.structs.replace(entry, created_at=first_seen))
         seen[entry.name] = min(version.created_at for version in await store.versions(entry.name))
     cards = [msgspec.structs.replace(card, created_at=seen[card.name]) for card in built.cards.values()]

@@ -177,6 +177,10 @@ class Store(Protocol):
         """Store a version, or only its document if it is known. The result has the first ``created_at``."""
         ...
 
+    def forget_versions(self, model: str, served: str) -> asyncio.Future[None]:
+        """Forget the versions of ``model`` that are neither ``served`` nor named by any prediction."""
+        ...
+
     async def versions(self, model: str) -> Versions:
         """All versions the model ever had, newest first."""
         ...

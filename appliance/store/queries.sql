@@ -115,6 +115,12 @@ SELECT id, model, created_at, document FROM versions
 WHERE model = :model
 ORDER BY created_at DESC, id DESC;
 
+-- query: forget_versions
+-- Versions of a model that are neither served nor named by any prediction.
+DELETE FROM versions
+WHERE model = :model AND id <> :served
+    AND NOT EXISTS (SELECT 1 FROM predictions AS p WHERE p.version = versions.id AND p.model = :model);
+
 -- query: insert_token
 -- A new token; refused when its id or digest exists.
 INSERT INTO tokens (id, name, owner, digest, created_at, revoked_at, scope)

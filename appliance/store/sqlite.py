@@ -212,6 +212,10 @@ class SQLiteStore(Connections, Store):
 
         return self.write(action)
 
+    def forget_versions(self, model: str, served: str) -> asyncio.Future[None]:
+        """See ``Store.forget_versions``."""
+        return self.change("forget_versions", {"model": model, "served": served})
+
     async def versions(self, model: str) -> Versions:
         """See ``Store.versions``."""
 

@@ -465,3 +465,15 @@ async def test_tokens(store: SQLiteStore) -> None:
     assert await store.revoke_token("unknown") is None
     with pytest.raises(StoreError, match="token first exists already"):
         await store.add_token(first)
+
+
+async def test_versions_stay_while_something_refers_to_them(store: SQLiteStore) -> None:
+    for number in range(3):
+        await store.record_version(
+            VersionRow(id=str(number) * 64, model="acme/hello", created_at=number, document={})
+        )
+    await store.record_version(VersionRow(id="0" * 64, model="acme/other", created_at=1.0, document={}))
+    await store.create(make(version="1" * 64))
+    await store.forget_versions("acme/hello", "2" * 64)
+    assert [row.id[0] for row in await store.versions("acme/hello")] == ["2", "1"]
+    assert [row.id[0] for row in await store.versions("acme/other")] == ["0"]
