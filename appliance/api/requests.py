@@ -31,7 +31,7 @@ SHORTEST_DEADLINE: Final = 5  # seconds
 STANDING: Final = "appliance.standing"
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
-_WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})\"?\s*)?")
+_WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
 
 # The first two are without effect: clients send them although they are long gone (rule 13). The others are

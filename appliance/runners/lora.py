@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -181,12 +182,13 @@ class LoraTrainer:
         tokens = sum(len(example.tokens) for example in examples)
         yield Log(f"Read {len(examples)} examples with {tokens} tokens\n")
         steps = settings.steps(len(examples))
-        training = await asyncio.to_thread(Training, self._model, settings, steps)
-        yield Log(f"Training {training.parameters:,} parameters for {steps} steps\n")
+        training = Training(settings)
         losses: list[float] = []
         started = time.perf_counter()
         try:
-            for step, batches in enumerate(_steps(examples, settings, steps), 1):
+            await _uninterrupted(training.begin, self._model, steps)
+            yield Log(f"Training {training.parameters:,} parameters for {steps} steps\n")
+            for step, batches in zip(range(1, steps + 1), _steps(examples, settings), strict=False):
                 losses.append(await _uninterrupted(training.step, batches))
                 yield Log(f"step {step}/{steps} loss {losses[-1]:.4f}\n{_bar(step, steps)}\n")
             folder = Path(job.folder) / ADAPTER
@@ -204,17 +206,23 @@ class LoraTrainer:
         """See ``Runner``; everything goes with the process."""
 
     def _load(self, weights: str) -> None:
+        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+        import huggingface_hub.constants
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote may have imported it long ago
         torch.set_num_threads(self._spec.threads)
         on_cpu = self._spec.device == "cpu"
-        self._tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True)
+        trusted = self._spec.options["trust_remote_code"]
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            weights, local_files_only=True, trust_remote_code=trusted
+        )
         model = AutoModelForCausalLM.from_pretrained(
             weights,
             local_files_only=True,
             dtype=torch.float32 if on_cpu else torch.bfloat16,
-            trust_remote_code=self._spec.options["trust_remote_code"],
+            trust_remote_code=trusted,
         )
         # The host sees only its own devices, so a GPU is the first one here.
         self._model = model.to("cpu" if on_cpu else "cuda:0")
@@ -245,26 +253,47 @@ class LoraTrainer:
                 )
             )
 
-        tokens: list[int] = []
-        labels: list[int] = []
-        end = Segment(getattr(self._tokenizer, "eos_token", None) or "", learnt=True)
         parts = segments(example, rendered if template is not None else None)
-        for part in [*parts, *([] if example.messages and template is not None else [end])]:
+        tokens: list[int] = []
+        if not example.messages or template is None:  # else the template writes both ends
+            tokens = self._beginning(parts[0].text)
+            parts.append(Segment(getattr(self._tokenizer, "eos_token", None) or "", learnt=True))
+        labels = [_IGNORED] * len(tokens)
+        for part in parts:
             ids = self._tokenizer.encode(part.text, add_special_tokens=False)
             tokens += ids
             labels += ids if part.learnt else [_IGNORED] * len(ids)
         return Encoded(tokens[:longest], labels[:longest])
 
+    def _beginning(self, text: str) -> list[int]:
+        """What the tokenizer puts before a text by itself, as it does where vLLM reads a prompt."""
+        begin = getattr(self._tokenizer, "bos_token", None)
+        if not begin or text.startswith(begin):
+            return []
+        first: list[int] = self._tokenizer.encode("")[:1]
+        return first if first == [self._tokenizer.bos_token_id] else []
+
 
 class Training:
     """One run: a fresh adapter on the base model, and its optimizer. Not for the event loop: it computes."""
 
-    def __init__(self, model: Any, settings: Settings, steps: int) -> None:
-        """``model`` carries the adapter until ``close``."""
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is computed before ``begin``."""
+        self._settings = settings
+        self._model: Any = None
+        self._learnt: list[Any] = []
+        self._optimizer: Any
+        self._schedule: Any
+        self.parameters = 0
+        self.tokens = 0
+
+    def begin(self, model: Any, steps: int) -> None:
+        """Put the adapter on ``model``, which carries it until ``close``."""
         import torch
         from peft import LoraConfig, get_peft_model
         from transformers import get_linear_schedule_with_warmup
 
+        settings = self._settings
         torch.manual_seed(settings.seed)
         config = LoraConfig(
             r=settings.lora_rank,
@@ -273,14 +302,12 @@ class Training:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        self._model: Any = get_peft_model(model, config)
+        self._model = get_peft_model(model, config)
         self._model.train()
-        learnt = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        self.parameters = sum(parameter.numel() for parameter in learnt)
-        self._learnt = learnt
-        self._optimizer = torch.optim.AdamW(learnt, lr=settings.learning_rate, weight_decay=0.0)
+        self._learnt = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        self.parameters = sum(parameter.numel() for parameter in self._learnt)
+        self._optimizer = torch.optim.AdamW(self._learnt, lr=settings.learning_rate, weight_decay=0.0)
         self._schedule = get_linear_schedule_with_warmup(self._optimizer, settings.warmup_steps, steps + 1)
-        self.tokens = 0
 
     def step(self, batches: list[list[Encoded]]) -> float:
         """One step over ``batches``; gives the mean loss."""
@@ -305,12 +332,14 @@ class Training:
         """Write the adapter; ``base`` is what it says it is for."""
         folder.mkdir(parents=True, exist_ok=True)
         self._model.peft_config["default"].base_model_name_or_path = base
-        self._model.save_pretrained(folder, safe_serialization=True)
+        # Left to itself it looks for the base model on the hub, to see whether its vocabulary grew.
+        self._model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # a form for people to fill in
 
     def close(self) -> None:
         """Take the adapter off."""
-        self._model.unload()
+        if self._model is not None:
+            self._model.unload()
 
     def _padded(self, batch: list[Encoded]) -> dict[str, torch.Tensor]:
         import torch
@@ -325,17 +354,14 @@ class Training:
         return {name: torch.tensor(values, device=self._model.device) for name, values in rows.items()}
 
 
-def _steps(examples: list[Encoded], settings: Settings, steps: int) -> list[list[list[Encoded]]]:
-    """The batches of every step; each epoch in an order of its own."""
+def _steps(examples: list[Encoded], settings: Settings) -> Iterator[list[list[Encoded]]]:
+    """The batches of every step, without end; each epoch in an order of its own."""
     order = random.Random(settings.seed)
-    size = settings.train_batch_size
-    found: list[list[list[Encoded]]] = []
-    while len(found) < steps:
+    size, each = settings.train_batch_size, settings.gradient_accumulation_steps
+    while True:
         shuffled = order.sample(examples, len(examples))
         batches = [shuffled[at : at + size] for at in range(0, len(shuffled), size)]
-        each = settings.gradient_accumulation_steps
-        found += [batches[at : at + each] for at in range(0, len(batches), each)]
-    return found[:steps]
+        yield from (batches[at : at + each] for at in range(0, len(batches), each))
 
 
 async def _uninterrupted(function: Any, *arguments: Any) -> Any:

@@ -121,13 +121,17 @@ class VllmRunner:
         if job.adapter is None:
             return None
         from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         number = self._adapters.setdefault(job.adapter, len(self._adapters) + 1)
-        request = LoRARequest(Path(job.adapter).name, number, job.adapter)
+        # The name is the path, since vLLM takes two adapters of one name for the same one.
+        request = LoRARequest(job.adapter, number, job.adapter)
         if not (Path(job.adapter) / "adapter_config.json").is_file():  # vLLM would look for it on the hub
             raise PredictionFailed(f"the trained weights of this version are gone from {job.adapter}")
         try:
             await self._engine.add_lora(request)
+        except EngineDeadError:
+            self._core_died()
         except Exception as error:  # vLLM passes on whatever the core's process raised
             raise PredictionFailed(
                 f"the trained weights of this version cannot be loaded: {error}"

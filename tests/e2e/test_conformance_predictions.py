@@ -217,6 +217,8 @@ def test_p24_p25_p26_l1_litellm(api: httpx.Client, appliance: Appliance) -> None
     told = framework(
         appliance,
         f"""
+import litellm
+litellm.disable_hf_tokenizer_download = True  # it would look for a hub for half a minute
 import litellm.llms.replicate.chat.transformation as replicate
 original = replicate.ReplicateConfig.get_complete_url
 def ours(*arguments, **keywords):  # the address of Replicate itself is written into LiteLLM

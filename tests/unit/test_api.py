@@ -422,6 +422,8 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) ->
         ("WAIT=300", "wait=60"),
         ("respond-async, wait=7", "wait=7"),
         ("wait=0", "wait=1"),
+        ("wait=30.5", "wait=30"),
+        ("wait=0.5", "wait=1"),
     ],
 )
 async def test_a_wait_is_answered_with_the_finished_prediction(api: Api, prefer: str, applied: str) -> None:
