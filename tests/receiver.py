@@ -46,6 +46,8 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            if len(body) < int(self.headers["content-length"]):
+                return  # the sender was killed in the middle
             one = Received(self.path, {key.lower(): value for key, value in self.headers.items()}, body)
             receiver.received.append(one)
             status = receiver.answer(one)

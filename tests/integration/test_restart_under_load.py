@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,13 @@ class Callers:
 
 
 @pytest.fixture
-def appliance(tmp_path: Path) -> Appliance:
+def appliance(tmp_path: Path) -> Iterator[Appliance]:
     config = tmp_path / "models.yaml"
     config.write_text(CONFIG)
-    return Appliance(tmp_path / "home", config)
+    running = Appliance(tmp_path / "home", config)
+    yield running
+    if running.process is not None and running.process.poll() is None:  # the test has failed
+        running.kill()
 
 
 def test_nothing_accepted_is_lost(appliance: Appliance) -> None:
