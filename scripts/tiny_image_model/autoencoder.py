@@ -1,0 +1,63 @@
+"""The autoencoder: pictures of 64 x 64 to 8 x 8 x 4 numbers and back."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+import torch
+from diffusers import AutoencoderKL
+from rich.progress import Progress
+from torch import Tensor
+
+from scripts.tiny_image_model import shapes
+
+PICTURE: Final = 64  # pixels a side
+_BATCH: Final = 32
+_STRAY: Final = 1e-5  # weight of the divergence from a normal distribution, of all 256 numbers
+
+
+def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderKL:
+    """A new autoencoder, whose ``scaling_factor`` makes its codes of variance 1."""
+    coder = AutoencoderKL(
+        block_out_channels=(8, 16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=PICTURE,
+    )
+    optimizer = torch.optim.AdamW(coder.parameters(), lr=1.5e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.5e-3, total_steps=steps, pct_start=0.08
+    )
+    task = progress.add_task("autoencoder", total=steps, loss="")
+    for step in range(steps):
+        pictures = shapes.draw([shapes.scene(chance) for _ in range(_BATCH)], PICTURE)
+        posterior = coder.encode(pictures).latent_dist
+        again = coder.decode(posterior.sample()).sample
+        off = (again - pictures).abs().mean() + (again - pictures).square().mean()
+        loss = off + _STRAY * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 25 == 0:
+            progress.update(task, completed=step, loss=f"off by {off.item():.4f}")
+            print(f"autoencoder {step} {off.item():.4f} {posterior.kl().mean().item():.1f}", flush=True)
+    progress.update(task, completed=steps)
+    sample = encode(coder, [shapes.scene(chance) for _ in range(512)])
+    coder.register_to_config(scaling_factor=float(1 / sample.std()))
+    return coder.eval()
+
+
+@torch.inference_mode()
+def encode(coder: AutoencoderKL, scenes: list[shapes.Scene]) -> Tensor:
+    """Codes of pictures, not scaled: (number, 4, 8, 8)."""
+    codes = [
+        coder.encode(shapes.draw(scenes[start : start + 64], PICTURE)).latent_dist.mean
+        for start in range(0, len(scenes), 64)
+    ]
+    return torch.cat(codes)
