@@ -30,7 +30,7 @@ from appliance.retention import Retention
 from appliance.store import SQLiteStore, Store, VersionRow
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
-from appliance.weights import project
+from appliance.weights import pipeline, project
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
     """Everything the API needs, wired but not started."""
-    config, home = project.completed(settings.config, settings.home), settings.home
+    home = settings.home
+    config = pipeline.completed(project.completed(settings.config, home), home)
     now = time.time()
     models = await build_catalogue(config, store, now)
     egress = Egress(config.egress.allow)

@@ -42,12 +42,13 @@ def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOpt
 def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     from appliance import hardware, placement, weights
     from appliance.scheduler import Capacity
+    from appliance.weights import pipeline
 
     devices = hardware.discover(config.hardware)
     scheduler = placement.build_scheduler(config, home, devices)
     models = []
     for model in config.models:
-        wanted = placement.demand(model, home, devices[0].kind)
+        wanted = placement.demand(pipeline.described(home, model) or model, home, devices[0].kind)
         sizes = [Capacity(device.name, device.memory) for device in devices]
         fits_on = [size.device for size in sizes if wanted.bytes_on(size) <= size.memory]
         try:

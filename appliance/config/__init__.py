@@ -9,8 +9,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from appliance.config import yamlsource
+from appliance.config.diffusion import DescribedDiffusersOptions, DiffusersOptions
 from appliance.config.models import (
+    BuiltinSource,
     CogModel,
+    DiffusersModel,
     EchoModel,
     EmbeddingsModel,
     FolderSource,
@@ -45,12 +48,16 @@ from appliance.config.sections import (
 
 __all__ = [
     "BuiltCogOptions",
+    "BuiltinSource",
     "CodeConfig",
     "CogModel",
     "CogOptions",
     "CollectionConfig",
     "Config",
+    "DescribedDiffusersOptions",
     "DeviceConfig",
+    "DiffusersModel",
+    "DiffusersOptions",
     "EchoModel",
     "EchoOptions",
     "EgressConfig",

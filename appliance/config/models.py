@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from appliance.config.diffusion import DiffusersOptions
 from appliance.config.options import CogOptions, EchoOptions, EmbeddingsOptions, Options, VllmOptions
 from appliance.config.section import Section, subsection
 from appliance.config.values import Address, Bytes, FilePath, ModelName, Seconds
@@ -46,15 +47,30 @@ class PypiSource(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the wheel, in lowercase hex.")
 
 
-Source = FolderSource | HubSource | PypiSource
+class BuiltinSource(Section):
+    """Weights that come with the appliance."""
+
+    builtin: Literal["tiny-shapes"] = Field(description="Weights that come with the appliance, by name.")
+
+
+Source = FolderSource | HubSource | PypiSource | BuiltinSource
+
+
+#: The key that only one source has -> that source; a source with ``path`` alone is a folder.
+_BY_KEY: Final = (
+    ("pypi", PypiSource),
+    ("hub", HubSource),
+    ("builtin", BuiltinSource),
+    ("path", FolderSource),
+)
 
 
 def _source_tag(value: object) -> str | None:
-    """Which source is meant, by the key that only it has; `path` alone is a folder."""
+    """Which source is meant."""
     if isinstance(value, Section):
         return type(value).__name__
     if isinstance(value, dict):
-        for key, kind in (("pypi", PypiSource), ("hub", HubSource), ("path", FolderSource)):
+        for key, kind in _BY_KEY:
             if key in value:
                 return kind.__name__
     return None
@@ -63,11 +79,12 @@ def _source_tag(value: object) -> str | None:
 _AnySource = Annotated[
     Annotated[FolderSource, Tag("FolderSource")]
     | Annotated[HubSource, Tag("HubSource")]
-    | Annotated[PypiSource, Tag("PypiSource")],
+    | Annotated[PypiSource, Tag("PypiSource")]
+    | Annotated[BuiltinSource, Tag("BuiltinSource")],
     Discriminator(
         _source_tag,
         custom_error_type="source",
-        custom_error_message="should be a mapping with one of the keys path, hub or pypi",
+        custom_error_message="should be a mapping with one of the keys path, hub, pypi or builtin",
     ),
 ]
 
@@ -160,6 +177,14 @@ class EmbeddingsModel(ModelConfig):
     options: EmbeddingsOptions = subsection(EmbeddingsOptions(), "Options of this kind.")
 
 
+class DiffusersModel(ModelConfig):
+    """A pipeline that makes pictures or videos, run with diffusers."""
+
+    kind: Literal["diffusers"] = Field(description="A pipeline for pictures or videos, run with diffusers.")
+    source: _AnySource = Field(description="Where its weights come from.")
+    options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
+
+
 class CogModel(ModelConfig):
     """A Cog project."""
 
@@ -181,5 +206,6 @@ MODELS: Final[dict[str, type[ModelConfig]]] = {
     "echo": EchoModel,
     "vllm": VllmModel,
     "embeddings": EmbeddingsModel,
+    "diffusers": DiffusersModel,
     "cog": CogModel,
 }

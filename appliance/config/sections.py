@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from appliance.config.models import CogModel, EchoModel, EmbeddingsModel, VllmModel
+from appliance.config.models import CogModel, DiffusersModel, EchoModel, EmbeddingsModel, VllmModel
 from appliance.config.section import Section, size, subsection
 from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
@@ -209,7 +209,9 @@ class HardwareConfig(Section):
     )
 
 
-_AnyModel = Annotated[EchoModel | VllmModel | EmbeddingsModel | CogModel, Discriminator("kind")]
+_AnyModel = Annotated[
+    EchoModel | VllmModel | EmbeddingsModel | DiffusersModel | CogModel, Discriminator("kind")
+]
 
 
 class Config(Section):

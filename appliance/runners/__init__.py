@@ -12,6 +12,7 @@ RUNNERS: Final[dict[str, str]] = {
     "echo": "appliance.runners.echo:EchoRunner",
     "vllm": "appliance.runners.vllm:VllmRunner",
     "embeddings": "appliance.runners.embeddings:EmbeddingsRunner",
+    "diffusers": "appliance.runners.diffusers:DiffusersRunner",
     "cog": "appliance.runners.cog:CogRunner",
     "cog-train": "appliance.runners.cog:CogTrainer",
     "lora": "appliance.runners.lora:LoraTrainer",
@@ -29,15 +30,25 @@ _EMBEDDINGS: Final = (
     "transformers.models.bert.modeling_bert",
 )
 
+_DIFFUSERS: Final = (
+    "torch",
+    "PIL.Image",
+    "PIL.WebPImagePlugin",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+    "diffusers.pipelines.auto_pipeline",
+)
+
 #: kind of device -> kind of model -> modules that the zygote imports, so that its hosts start with them.
 PRELOADS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "cpu": {
         "echo": (),
         "cog": (),
         "embeddings": _EMBEDDINGS,
+        "diffusers": _DIFFUSERS,
         "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
     },
-    "cuda": {"echo": (), "cog": (), "embeddings": _EMBEDDINGS, "vllm": _VLLM},
+    "cuda": {"echo": (), "cog": (), "embeddings": _EMBEDDINGS, "diffusers": _DIFFUSERS, "vllm": _VLLM},
 }
 
 

@@ -6,13 +6,16 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from appliance.config import CogModel, FolderSource, HubSource, ModelConfig, PypiSource, Source
+from appliance.config import BuiltinSource, CogModel, FolderSource, HubSource, ModelConfig, PypiSource, Source
 from appliance.errors import WeightsError
 from appliance.weights import project
 from appliance.weights.fingerprint import fingerprint
 
 #: What weight files are called; configs, tokenizers and licences weigh nothing.
 _WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
+
+#: What comes with the appliance.
+BUILTIN: Final = Path(__file__).parents[1] / "assets"
 
 
 def root(home: Path) -> Path:
@@ -40,6 +43,8 @@ def folder(home: Path, model: ModelConfig) -> Path:
     source = source_of(model)
     if isinstance(model, CogModel):
         return project.folder(home, model)
+    if isinstance(source, BuiltinSource):
+        return BUILTIN / source.builtin
     if isinstance(source, FolderSource) and not is_gguf(source):
         return source.path
     kind = {FolderSource: "local", HubSource: "hub", PypiSource: "pypi"}[type(source)]
@@ -67,6 +72,8 @@ def revision(model: ModelConfig) -> str:
             return f"hub:{identity(model.source)}"
         case PypiSource():
             return f"wheel:{identity(model.source)}"
+        case BuiltinSource():
+            return f"folder:{identity(model.source)}"
 
 
 def size(path: Path) -> int:
@@ -86,6 +93,8 @@ def identity(source: Source) -> str:
             return f"{source.hub}@{source.revision}" + (f"/{source.file}" if source.file else "")
         case PypiSource():
             return f"{source.sha256}/{source.path}"
+        case BuiltinSource():
+            return fingerprint(BUILTIN / source.builtin)
 
 
 def digest(source: Source) -> str:
@@ -107,3 +116,5 @@ def _member(source: Source) -> str:
             return source.file or source.hub
         case PypiSource():
             return source.path.rstrip("/")
+        case BuiltinSource():
+            return source.builtin

@@ -1,1 +1,1 @@
-"""Trains the small text-to-image model that the appliance ships: see scripts/train-tiny-image-model --help."""
+"""Trains the text-to-image model that the appliance ships: see scripts/train-tiny-image-model --help."""

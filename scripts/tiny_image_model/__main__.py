@@ -46,12 +46,16 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train-tiny-image-model",
-        description="Trains the small text-to-image model that the appliance ships, from nothing but drawn shapes. "
-        "An hour on two CPU cores. Two colours of each shape are held out: the model never sees the two together.",
+        description="Trains the small text-to-image model that the appliance ships, from nothing but drawn "
+        "shapes. An hour on two CPU cores. Two colours of each shape are held out: the model never sees the "
+        "two together.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
     parser.add_argument(
-        "--sheet", type=Path, default=Path("tiny-shapes.png"), help="picture of pictures (default: %(default)s)"
+        "--sheet",
+        type=Path,
+        default=Path("tiny-shapes.png"),
+        help="picture of pictures (default: %(default)s)",
     )
     parser.add_argument("--autoencoder-steps", type=int, default=1600, help="of 32 pictures (%(default)s)")
     parser.add_argument("--pictures", type=int, default=32_000, help="different pictures (%(default)s)")

@@ -53,11 +53,11 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
     return coder.eval()
 
 
-@torch.inference_mode()
 def encode(coder: AutoencoderKL, scenes: list[shapes.Scene]) -> Tensor:
     """Codes of pictures, not scaled: (number, 4, 8, 8)."""
-    codes = [
-        coder.encode(shapes.draw(scenes[start : start + 64], PICTURE)).latent_dist.mean
-        for start in range(0, len(scenes), 64)
-    ]
+    with torch.inference_mode():
+        codes = [
+            coder.encode(shapes.draw(scenes[start : start + 64], PICTURE)).latent_dist.mean
+            for start in range(0, len(scenes), 64)
+        ]
     return torch.cat(codes)

@@ -1,4 +1,4 @@
-"""The diffusion model: a text encoder and a UNet, trained together on what the autoencoder makes of pictures."""
+"""The diffusion model: a text encoder and a UNet, trained together on the autoencoder's codes of pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNTOLD: Final = 0.1  # share of pictures trained without a caption, for classif
 def train(
     coder: AutoencoderKL, pictures: int, steps: int, chance: random.Random, progress: Progress
 ) -> StableDiffusionPipeline:
-    """The whole pipeline. ``pictures`` are drawn and encoded once, ``steps`` times 64 of them are learnt from."""
+    """The whole pipeline, from ``pictures`` that are encoded once; ``steps`` times 64 of them are learnt."""
     scenes = [shapes.scene(chance) for _ in range(pictures)]
     codes = _encoded(coder, scenes, progress)
     tokenizer = _tokenizer([caption for each in scenes[:4000] for caption in each.captions])

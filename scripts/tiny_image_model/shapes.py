@@ -89,9 +89,7 @@ def scene(chance: random.Random) -> Scene:
     return Scene(shape, colour, background, radius, x, y, captions)
 
 
-def _caption(
-    chance: random.Random, colour: str, shape: str, size: str, place: str, background: str
-) -> str:
+def _caption(chance: random.Random, colour: str, shape: str, size: str, place: str, background: str) -> str:
     it = f"{size} {colour} {shape}".strip()
     said = chance.random()
     if said < 0.06:  # a colour or a shape alone: what either word means by itself
@@ -148,7 +146,7 @@ def _distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
-    """Five points at radius 1, and between them corners at radius 0.42: each half point is a straight line."""
+    """Five points at radius 1, and corners at radius 0.42 between: each half point is a straight line."""
     angle = torch.atan2(x, -y)  # from the upper point
     step = 2 * math.pi / 5
     folded = (angle - step * torch.round(angle / step)).abs()

@@ -261,8 +261,8 @@ REFUSALS = [
     (ECHO + "    visibility: hidden\n", 4, "test/echo", "visibility", "'public' or 'private'"),
     (ECHO + "    idle_unload_after: 0\n", 4, "test/echo", "idle_unload_after", "greater than 0"),
     ("models:\n  - name: test/x\n    kind: vllm\n", 2, "test/x", "source", "is missing"),
-    (VLLM.replace("{path: weights}", "weights"), 4, "test/llm", "source", "path, hub or pypi"),
-    (VLLM.replace("path", "paht"), 4, "test/llm", "source", "path, hub or pypi"),
+    (VLLM.replace("{path: weights}", "weights"), 4, "test/llm", "source", "path, hub, pypi or builtin"),
+    (VLLM.replace("path", "paht"), 4, "test/llm", "source", "path, hub, pypi or builtin"),
     (VLLM.replace("path: weights", "hub: a/b"), 4, "test/llm", "source.revision", "is missing"),
     (VLLM.replace("path: weights", "path: w, sha: x"), 4, "test/llm", "source.sha", "known here: path"),
     (
@@ -441,5 +441,5 @@ def test_the_schema_agrees_with_the_loader(document: dict[str, Any], valid: bool
 
 def test_a_model_class_is_known_for_every_kind() -> None:
     kinds = json_schema()["properties"]["models"]["items"]["discriminator"]["mapping"]
-    assert set(kinds) == {"echo", "vllm", "embeddings", "cog"}
+    assert set(kinds) == {"echo", "vllm", "embeddings", "diffusers", "cog"}
     assert VllmModel.model_fields["source"].is_required()

@@ -12,18 +12,16 @@ import yaml
 
 from appliance.config import (
     EchoModel,
-    EchoOptions,
-    EmbeddingsOptions,
     FilesConfig,
     HardwareConfig,
     LimitsConfig,
     ModelConfig,
     ServerConfig,
     VllmModel,
-    VllmOptions,
     json_schema,
     load,
 )
+from appliance.config.models import MODELS
 from appliance.config.section import Section
 
 SHIPPED = Path(__file__).parents[2] / "models.yaml"
@@ -46,11 +44,23 @@ def everything() -> dict[str, Any]:
     return document
 
 
+def examples(everything: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The example of each kind, which shows all of its options."""
+    models = everything["models"]
+    return {model["kind"]: model for model in models if model["name"].startswith("example/")}
+
+
+def options_of(kind: str) -> type[Section]:
+    options: type[Section] = MODELS[kind].model_fields["options"].annotation  # type: ignore[assignment] # it is one
+    return options
+
+
 def test_it_loads_with_the_default_models() -> None:
     config = load(SHIPPED)
     assert [(model.name, model.kind) for model in config.models] == [
         ("appliance/smollm2-135m-instruct", "vllm"),
         ("appliance/all-minilm-l6-v2", "embeddings"),
+        ("appliance/tiny-shapes", "diffusers"),
         ("appliance/echo", "echo"),
     ]
     assert "meta/meta-llama-3-70b-instruct" in config.models[0].aliases
@@ -65,15 +75,8 @@ def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
     for name in ("large-language-model.md", "certificate.pem", "key.pem"):
         (tmp_path / name).touch()
     config = load(file)
-    assert [model.kind for model in config.models] == [
-        "vllm",
-        "embeddings",
-        "echo",
-        "vllm",
-        "embeddings",
-        "cog",
-        "echo",
-    ]
+    examples = {model.kind for model in config.models if model.name.startswith("example/")}
+    assert examples == MODELS.keys()
     assert config.server.public_url == "https://models.example.org"
 
 
@@ -84,9 +87,9 @@ def test_it_agrees_with_the_schema(everything: dict[str, Any]) -> None:
 
 
 def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None:
-    base = everything["models"][3]
+    base = examples(everything)["vllm"]
     shown = everything["alternatives"]
-    assert [sorted(alternative) for alternative in shown] == [["source"], ["source"], ["memory"]]
+    assert [sorted(alternative) for alternative in shown] == [["source"]] * 3 + [["memory"]]
     for alternative in shown:
         changed = {key: value for key, value in base.items() if key != "gpu"} | alternative
         assert isinstance(ModelConfig.model_validate(changed), VllmModel)
@@ -97,7 +100,8 @@ def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None
 
 def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> None:
     definitions = json_schema()["$defs"]
-    language_model, embeddings, cog, echo = everything["models"][3:]
+    shown = examples(everything)
+    language_model = shown["vllm"]
     sources = [language_model, *everything["alternatives"]]
     keys = [sorted(place["source"]) for place in sources if "source" in place]
     documented = {
@@ -111,37 +115,30 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above
-        "VllmModel": set(language_model) | {key for place in sources for key in place},
-        "EchoModel": set(language_model) | {key for place in sources for key in place},
-        "CogModel": set(language_model) | {key for place in sources for key in place},
-        "CogOptions": set(cog["options"]),
-        "EmbeddingsModel": set(language_model) | {key for place in sources for key in place},
-        "EmbeddingsOptions": set(embeddings["options"]),
-        "VllmOptions": set(language_model["options"]),
-        "EchoOptions": set(echo["options"]),
+        **{model.__name__: {key for place in sources for key in place} for model in MODELS.values()},
+        **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},
         "FolderSource": set(keys[0]),
         "HubSource": set(keys[1]),
         "PypiSource": set(keys[2]),
+        "BuiltinSource": set(keys[3]),
     }
     assert documented == {name: set(schema["properties"]) for name, schema in definitions.items()}
     assert set(everything) - {"alternatives"} == set(json_schema()["properties"])
 
 
 def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> None:
-    language_model, embeddings, _, echo = everything["models"][3:]
+    language_model = examples(everything)["vllm"]
     shown: list[tuple[type[Section], dict[str, Any]]] = [
         (ServerConfig, everything["server"]),
         (LimitsConfig, everything["limits"]),
         (FilesConfig, everything["files"]),
         (HardwareConfig, everything["hardware"]),
-        (VllmOptions, language_model["options"]),
-        (EmbeddingsOptions, embeddings["options"]),
-        (EchoOptions, echo["options"]),
+        *((options_of(kind), shown["options"]) for kind, shown in examples(everything).items()),
     ]
     for section, values in shown:
         read = section.model_validate(values)
         fields = section.model_fields.items()
-        defaults = {name: field.default for name, field in fields if field.default not in (None, ())}
+        defaults = {name: field.default for name, field in fields if field.default not in (None, (), {})}
         assert {name: getattr(read, name) for name in defaults} == defaults
     model = ModelConfig.model_validate(language_model)
     for name in ("aliases", "preload", "pin", "description", "visibility"):

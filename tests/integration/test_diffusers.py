@@ -1,0 +1,292 @@
+"""The diffusers runner on random weights: see ``tests.random_pipelines`` for what that can show."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import diffusers
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from appliance import schema
+from appliance.config import DiffusersOptions
+from appliance.errors import LoadFailed, PredictionFailed
+from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners.base import LoadSpec
+from appliance.runners.diffusers import DiffusersRunner
+from appliance.weights import pipeline
+from tests import random_pipelines
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),  # of the libraries
+]
+
+
+def spec_of(weights: Path, **options: Any) -> LoadSpec:
+    described = msgspec.to_builtins(pipeline.read(weights))
+    return LoadSpec(
+        model="test/random",
+        version="0" * 64,
+        kind="diffusers",
+        options=DiffusersOptions(**options).model_dump(mode="json") | {"pipeline": described},
+        weights=str(weights),
+        device="cpu",
+        memory=1,
+        threads=2,
+        concurrency=1,
+        cache="/nowhere",
+    )
+
+
+class Loaded:
+    """One loaded pipeline, and a folder for what it makes."""
+
+    def __init__(self, spec: LoadSpec, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.runner = DiffusersRunner(spec)
+        self.logs = ""
+        self.metrics: dict[str, Any] = {}
+        self._count = 0
+
+    async def run(self, **input: Any) -> Any:
+        """What a prediction with this input gives. Paths are files that were fetched already."""
+        self._count += 1
+        files = {name: str(value) for name, value in input.items() if isinstance(value, Path)}
+        addresses = dict.fromkeys(files, "data:,")
+        validated = schema.validate(self.runner.interface(self.spec.options), {**input, **addresses}) | files
+        self.logs, found = "", None
+        job = Job(f"prediction-{self._count}", 1, validated, folder=str(self.folder / str(self._count)))
+        async for event in self.runner.run(job):
+            match event:
+                case Output([found]):
+                    pass
+                case Log(text):
+                    self.logs += text
+                case Metric(name, value):
+                    self.metrics[name] = value
+        return found
+
+
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    async def make(build: Callable[[Path], Path], **options: Any) -> Loaded:
+        loaded = Loaded(spec_of(build(tmp_path / "weights"), **options), tmp_path / "made")
+        await loaded.runner.setup()
+        return loaded
+
+    return make
+
+
+def pixels(file: Path) -> Any:
+    with Image.open(file) as opened:
+        return np.asarray(opened.convert("RGB"), dtype=np.int16)
+
+
+def looks(file: Path) -> tuple[str | None, tuple[int, int], int]:
+    """Format, size and number of frames of a picture."""
+    with Image.open(file) as opened:
+        return opened.format, opened.size, getattr(opened, "n_frames", 1)
+
+
+async def test_pictures_of_every_size_and_format(load: Load) -> None:
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
+    (usual,) = await loaded.run(prompt="x")
+    assert looks(usual) == ("WEBP", (32, 32), 1)
+    assert "Using seed: " in loaded.logs
+    (wide,) = await loaded.run(prompt="x", width=64, height=40, output_format="png")
+    assert looks(wide) == ("PNG", (64, 40), 1)
+    (ratio,) = await loaded.run(prompt="x", aspect_ratio="2:3", output_format="jpg", output_quality=10)
+    assert looks(ratio) == ("JPEG", (24, 40), 1)
+    several = await loaded.run(prompt="x", size="48x48", num_outputs=3)
+    assert [file.name for file in several] == ["out-0.webp", "out-1.webp", "out-2.webp"]
+    assert loaded.metrics["image_count"] == 3
+    assert {looks(file) for file in several} == {("WEBP", (48, 48), 1)}
+
+
+async def test_l4_a_seed_is_a_picture(load: Load) -> None:
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
+    lossless = {"prompt": "x", "output_format": "png"}
+    (first,) = await loaded.run(seed=7, **lossless)
+    (again,) = await loaded.run(seed=7, **lossless)
+    (other,) = await loaded.run(seed=8, **lossless)
+    assert (pixels(first) == pixels(again)).all()
+    assert (pixels(first) != pixels(other)).any()
+    both = await loaded.run(seed=7, num_outputs=2, **lossless)  # of seeds that follow each other
+    for file, alone in zip(both, (first, other), strict=True):
+        assert abs(pixels(file) - pixels(alone)).max() <= 2
+    for scheduler in ("K_EULER", "KarrasDPM", "HeunDiscrete", "PNDM", "UniPCMultistep"):
+        (drawn,) = await loaded.run(seed=7, scheduler=scheduler, **lossless)
+        assert (pixels(drawn) != pixels(first)).any(), scheduler
+
+
+async def test_an_image_to_begin_with_and_a_mask(load: Load, tmp_path: Path) -> None:
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=4)
+    given, mask = tmp_path / "given.png", tmp_path / "mask.png"
+    Image.new("RGB", (64, 32), (200, 30, 30)).save(given)
+    Image.new("L", (64, 32), 0).save(mask)
+    (near,) = await loaded.run(prompt="x", image=given, prompt_strength=0.3, seed=1, output_format="png")
+    assert looks(near)[1] == (40, 16)  # of as many pixels as it was made for
+    (explicit,) = await loaded.run(prompt="x", image=given, width=64, height=32)
+    assert looks(explicit)[1] == (64, 32)
+    (kept,) = await loaded.run(
+        prompt="x", image=given, mask=mask, prompt_strength=0.9, seed=1, width=64, height=32,
+        output_format="png",
+    )  # fmt: skip
+    (painted,) = await loaded.run(
+        prompt="x", image=given, mask=_white(tmp_path), prompt_strength=0.9, seed=1, width=64, height=32,
+        output_format="png",
+    )  # fmt: skip
+    assert (pixels(kept) != pixels(painted)).any()
+    with pytest.raises(PredictionFailed, match="there is no image"):
+        await loaded.run(prompt="x", mask=mask)
+
+
+def _white(folder: Path) -> Path:
+    file = folder / "white.png"
+    Image.new("L", (64, 32), 255).save(file)
+    return file
+
+
+async def test_a_corrupt_image_is_refused_and_the_model_goes_on(load: Load, tmp_path: Path) -> None:
+    loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
+    text, cut = tmp_path / "text.png", tmp_path / "cut.png"
+    text.write_text("no picture")
+    Image.effect_noise((64, 64), 50).convert("RGB").save(cut)
+    cut.write_bytes(cut.read_bytes()[:500])
+    with pytest.raises(PredictionFailed, match="image: the file is no picture"):
+        await loaded.run(prompt="x", image=text)
+    with pytest.raises(PredictionFailed, match="image: the picture cannot be read"):
+        await loaded.run(prompt="x", image=cut)
+    with pytest.raises(PredictionFailed, match="size: both sides must be from 8 to 2048 pixels"):
+        await loaded.run(prompt="x", size="9000x9000")
+    with pytest.raises(PredictionFailed, match="the pipeline refused this prediction"):
+        await loaded.run(prompt="x", image=_white(tmp_path), prompt_strength=0.0)
+    assert len(await loaded.run(prompt="x")) == 1
+
+
+async def test_lora_weights_by_name(load: Load, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{layer}.lora_A.weight": torch.randn(4, 32), f"{layer}.lora_B.weight": 9 * torch.randn(32, 4)}
+    save_file(lora, tmp_path / "strong.safetensors")
+    loaded = await load(
+        random_pipelines.stable_diffusion,
+        num_inference_steps=2,
+        loras={"strong": tmp_path / "strong.safetensors"},
+    )
+    asked = {"prompt": "x", "seed": 3, "output_format": "png"}
+    (without,) = await loaded.run(**asked)
+    (with_it,) = await loaded.run(lora="strong", **asked)
+    (nothing_of_it,) = await loaded.run(lora="strong", lora_scale=0.0, **asked)
+    (without_again,) = await loaded.run(**asked)
+    assert (pixels(without) != pixels(with_it)).any()
+    assert abs(pixels(without) - pixels(nothing_of_it)).max() <= 1
+    assert (pixels(without) == pixels(without_again)).all()
+
+
+async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
+    loaded = await load(random_pipelines.flux)
+    (large,) = await loaded.run(prompt="a", num_inference_steps=1, aspect_ratio="16:9")
+    assert looks(large)[1] == (1344, 768)
+    (quarter,) = await loaded.run(prompt="a", num_inference_steps=1, megapixels="0.25")
+    assert looks(quarter)[1] == (512, 512)
+    steps = 0
+    watched = loaded.runner._watched
+
+    def counted(*arguments: Any) -> Any:
+        scheduler = watched(*arguments)
+        original = scheduler.step
+
+        def step(*given: Any, **named: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            return original(*given, **named)
+
+        scheduler.step = step
+        return scheduler
+
+    loaded.runner._watched = counted
+    running = asyncio.ensure_future(loaded.run(prompt="a", num_inference_steps=400))
+    async with asyncio.timeout(60):
+        while steps < 2:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        seen = steps
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert steps <= seen + 2  # the one under way, and the next, which hears of it
+    assert len(await loaded.run(prompt="a", num_inference_steps=1, size="64x64")) == 1
+
+
+async def test_videos(load: Load, tmp_path: Path) -> None:
+    loaded = await load(random_pipelines.ltx_video)
+    asked = {"prompt": "a", "num_inference_steps": 2, "num_frames": 9, "width": 64, "height": 32, "fps": 12}
+    film = await loaded.run(**asked)
+    with av.open(str(film)) as opened:
+        stream = opened.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 64, 32)
+        assert stream.average_rate == 12
+        assert len(list(opened.decode(video=0))) == 9
+    assert loaded.metrics["video_duration_seconds"] == 0.75
+    assert looks(await loaded.run(output_format="gif", **asked)) == ("GIF", (64, 32), 9)
+    begin = tmp_path / "begin.png"
+    Image.new("RGB", (64, 32), (10, 200, 30)).save(begin)
+    with av.open(str(await loaded.run(image=begin, **asked))) as opened:
+        assert len(list(opened.decode(video=0))) == 9
+
+
+async def test_weights_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+    good = random_pipelines.stable_diffusion(tmp_path / "good")
+
+    async def refusal(damage: Callable[[Path], object], **options: Any) -> str:
+        weights = tmp_path / "bad"
+        shutil.rmtree(weights, ignore_errors=True)
+        shutil.copytree(good, weights)
+        spec = spec_of(weights, **options)
+        damage(weights)
+        with pytest.raises(LoadFailed) as refused:
+            await DiffusersRunner(spec).setup()
+        return str(refused.value)
+
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert "appliance pull" in await refusal(shutil.rmtree)
+    assert "unet" in await refusal(lambda weights: (weights / unet).unlink())
+    assert "fetch them again" in await refusal(lambda weights: (weights / unet).write_bytes(b"\0" * 100))
+    assert "dtype float16" in await refusal(lambda _: None, dtype="float16")
+    assert "variant" in await refusal(lambda _: None, variant="fp16")
+    assert "options.loras.gone" in await refusal(
+        lambda _: None, loras={"gone": tmp_path / "gone.safetensors"}
+    )
+
+
+def test_what_the_source_says_is_what_python_sees() -> None:
+    """The gateway reads signatures in diffusers' source; here they are held against the imported classes."""
+    compared = 0
+    for name in pipeline._tables()["AUTO_TEXT2IMAGE_PIPELINES_MAPPING"].values():
+        for found in (pipeline._call(name), pipeline._sibling(name, pipeline._WITH_IMAGE)):
+            if found is None:
+                continue
+            real = inspect.signature(getattr(diffusers, found.name).__call__).parameters
+            assert [*found.arguments] == [*real][1:], found.name
+            for key, argument in found.arguments.items():
+                default = real[key].default
+                assert argument.required == (default is inspect.Parameter.empty), (found.name, key)
+                if isinstance(default, int | float | str):
+                    assert argument.default == default, (found.name, key)
+            compared += 1
+    assert compared > 40
