@@ -1,0 +1,183 @@
+"""The default text-to-image model: what it draws, measured, and how clients ask for it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from replicate.client import Client
+
+from scripts.tiny_image_model import shapes
+from scripts.tiny_image_model.seen import Seen, seen
+from tests.e2e.clients import node
+from tests.e2e.test_conformance_predictions import create, ended, get
+from tests.running import ROOT, Appliance, wait_for
+
+pytestmark = pytest.mark.e2e
+
+MODEL = "appliance/tiny-shapes"
+PROGRESS = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)/(\d+)")  # what official clients look for
+
+
+def picture(client: httpx.Client, url: str) -> Image.Image:
+    reply = client.get(url)
+    assert reply.status_code == 200
+    return Image.open(io.BytesIO(reply.content))
+
+
+def drawn(api: httpx.Client, **input: Any) -> list[Image.Image]:
+    record = ended(api, create(api, MODEL, **input))
+    assert record["status"] == "succeeded", record
+    assert record["metrics"]["image_count"] == len(record["output"])
+    return [picture(api, url) for url in record["output"]]
+
+
+def shown(image: Image.Image) -> Seen:
+    found = seen(image)
+    assert found is not None
+    return found
+
+
+def test_a_red_circle_is_red_and_round(official: Client, client: httpx.Client) -> None:
+    (url,) = official.run("stability-ai/sdxl", input={"prompt": "a red circle", "seed": 1})
+    found = shown(picture(client, str(url)))
+    assert (found.colour, found.shape, found.background) == ("red", "circle", "white")
+    assert found.likeness > 0.85
+
+
+def test_pairs_that_training_never_showed_come_out_right(api: httpx.Client) -> None:
+    """At least nine of ten pictures of a colour and a shape that were held apart show both."""
+    pairs = json.loads((ROOT / "appliance" / "assets" / "tiny-shapes" / "held_out.json").read_text())
+    assert {(pair["colour"], pair["shape"]) for pair in pairs} == shapes.HELD_OUT
+    right = count = 0
+    wrong = []
+    for pair in pairs:
+        for image in drawn(api, prompt="a {colour} {shape}".format(**pair), seed=100, num_outputs=4):
+            found = seen(image)
+            count += 1
+            if found is not None and (found.colour, found.shape) == (pair["colour"], pair["shape"]):
+                right += 1
+            else:
+                wrong.append((pair["colour"], pair["shape"], found and (found.colour, found.shape)))
+    print(f"\n{right} of {count} pictures of held-out pairs are right ({right / count:.0%}); wrong: {wrong}")
+    assert right / count >= 0.9
+
+
+def test_places_sizes_and_backgrounds(api: httpx.Client) -> None:
+    (left,) = drawn(api, prompt="a small blue square on the left", seed=3)
+    (right,) = drawn(api, prompt="a small blue square on the right", seed=3)
+    assert shown(left).x < -0.2 < 0.2 < shown(right).x
+    (night,) = drawn(api, prompt="a large yellow star on a black background", seed=3)
+    assert (shown(night).colour, shown(night).shape, shown(night).background) == ("yellow", "star", "black")
+
+
+def test_l4_the_same_seed_is_the_same_file(api: httpx.Client) -> None:
+    asked = {"prompt": "a green ring", "seed": 11, "output_format": "png"}
+    first, again = (ended(api, create(api, MODEL, **asked)) for _ in range(2))
+    assert "Using seed: 11" in first["logs"]
+    assert api.get(first["output"][0]).content == api.get(again["output"][0]).content
+
+
+def test_l6_l7_sizes_and_numbers_as_the_vercel_sdk_asks(appliance: Appliance) -> None:
+    told = node(
+        appliance,
+        f"""
+        import {{ createReplicate }} from "@ai-sdk/replicate";
+        import {{ generateImage }} from "ai";
+        const provider = createReplicate({{ apiToken: auth, baseURL: baseUrl }});
+        const drawn = async (rest) => (await generateImage({{
+          model: provider.image("{MODEL}"), prompt: "an orange diamond", maxRetries: 0, seed: 5, ...rest,
+          providerOptions: {{ replicate: {{ output_format: "png", num_inference_steps: 20 }} }},
+        }})).images.map(({{ base64 }}) => base64);
+        console.log(JSON.stringify({{
+          several: await drawn({{ n: 3 }}), first: await drawn({{}}),
+          wide: await drawn({{ aspectRatio: "16:9" }}), size: await drawn({{ size: "96x64" }}),
+        }}));
+        """,
+    )
+    images = {
+        name: [Image.open(io.BytesIO(base64.b64decode(each))) for each in files]
+        for name, files in told.items()
+    }
+    assert [image.size for image in images["several"]] == [(64, 64)] * 3
+    assert [(shown(image).colour, shown(image).shape) for image in images["several"]] == [
+        ("orange", "diamond")
+    ] * 3
+    assert len({image.tobytes() for image in images["several"]}) == 3
+    difference = (
+        abs(a - b) for a, b in zip(images["several"][0].tobytes(), images["first"][0].tobytes(), strict=True)
+    )
+    assert max(difference) <= 2  # the first of several is the one of their seed
+    assert images["wide"][0].size == (88, 48)
+    assert images["size"][0].size == (96, 64)
+
+
+def test_l7_formats_and_names(api: httpx.Client) -> None:
+    for suffix, kind in (("webp", "image/webp"), ("jpg", "image/jpeg"), ("png", "image/png")):
+        record = ended(
+            api, create(api, MODEL, prompt="a red circle", output_format=suffix, num_outputs=2, go_fast=True)
+        )
+        assert [url.rpartition("/")[2] for url in record["output"]] == [f"out-0.{suffix}", f"out-1.{suffix}"]
+        assert {api.get(url).headers["content-type"] for url in record["output"]} == {kind}
+
+
+def test_l8_what_a_mask_shows_white_is_repainted(api: httpx.Client, tmp_path: Path) -> None:
+    scene = shapes.Scene("square", "blue", "white", 0.5, 0.0, 0.0, ())
+    values = (shapes.draw([scene], 64)[0].permute(1, 2, 0) + 1) * 127.5
+    Image.fromarray(values.byte().numpy()).save(tmp_path / "given.png")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))  # the left half
+    mask.save(tmp_path / "mask.png")
+    image, white = (upload(api, tmp_path / name) for name in ("given.png", "mask.png"))
+    asked = {"prompt": "a red square", "image": image, "seed": 2, "output_format": "png"}
+    (painted,) = drawn(api, **asked, mask=white, prompt_strength=1.0)
+    right = painted.convert("RGB").resize((64, 64)).getpixel((40, 32))
+    left = painted.convert("RGB").resize((64, 64)).getpixel((24, 32))
+    assert isinstance(right, tuple)
+    assert isinstance(left, tuple)
+    assert right[2] > 150 > right[0], right  # still blue
+    assert left[0] > left[2], left  # no longer
+    (kept,) = drawn(api, **asked, prompt_strength=0.2)
+    assert (shown(kept).colour, shown(kept).shape) == ("blue", "square")
+    (changed,) = drawn(api, **asked, prompt_strength=1.0)
+    assert (shown(changed).colour, shown(changed).shape) == ("red", "square")
+
+
+def upload(api: httpx.Client, file: Path) -> str:
+    reply = api.post("/v1/files", files={"content": (file.name, file.read_bytes(), "image/png")})
+    url: str = reply.json()["urls"]["get"]
+    return url
+
+
+def test_p36_progress_and_a_cancel_within_a_step(api: httpx.Client) -> None:
+    record = create(api, MODEL, prompt="a black cross", num_inference_steps=500, num_outputs=4)
+    wait_for(lambda: "%|" in get(api, record)["logs"], 60, "progress")
+    canceled = api.post(record["urls"]["cancel"]).json()
+    assert canceled["status"] == "canceled"
+    lines = re.split(r"[\r\n]+", canceled["logs"])
+    steps = [match for line in lines if (match := PROGRESS.match(line))]
+    assert steps
+    assert {match[3] for match in steps} == {"500"}
+    assert int(steps[-1][2]) < 500
+    after = ended(api, create(api, MODEL, prompt="a red circle"))
+    assert after["status"] == "succeeded"
+
+
+def test_what_is_no_picture_is_refused_and_the_model_goes_on(api: httpx.Client) -> None:
+    record = ended(api, create(api, MODEL, prompt="a red circle", image="data:image/png;base64,AAAA"))
+    assert (record["status"], record["error"]) == (
+        "failed",
+        "image: the file is no picture, or of a format that is not known here",
+    )
+    wrong = api.post("/v1/predictions", json={"version": MODEL, "input": {"num_outputs": 9}})
+    assert {row["field"] for row in wrong.json()["invalid_fields"]} == {"input", "input.num_outputs"}
+    long = ended(api, create(api, MODEL, prompt="a red circle " + "and so on " * 60))
+    assert long["status"] == "succeeded"
+    assert "truncated" in long["logs"]
