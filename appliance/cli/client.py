@@ -63,6 +63,29 @@ class Client:
         if not reply.is_success:
             raise _refused(reply)
 
+    def save(self, output: Any, folder: Path) -> list[Path]:
+        """Write every file that ``output`` names or holds into ``folder``; none there is written over."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return [self._save(url, folder) for url in _addresses(output)]
+
+    def _save(self, url: str, folder: Path) -> Path:
+        if url.startswith("data:"):
+            head, _, body = url[len("data:") :].partition(",")
+            place = _free(folder / f"output{mimetypes.guess_extension(head.partition(';')[0]) or ''}")
+            place.write_bytes(base64.b64decode(body))
+            return place
+        place = _free(folder / (Path(httpx.URL(url).path).name or "output"))
+        # What lies elsewhere is trusted as anything on the web, however this appliance is.
+        client = self._http if url.startswith(f"{self.url}/") else httpx.Client(trust_env=False)
+        with self._translated(), client.stream("GET", url) as reply:
+            if not reply.is_success:
+                reply.read()
+                raise _refused(reply)
+            with place.open("xb") as file:
+                for chunk in reply.iter_bytes():
+                    file.write(chunk)
+        return place
+
     def stream(self, url: str) -> Iterator[Event]:
         """The server-sent events at ``url``, which needs no token, until the server ends them."""
         with self._translated(), self._http.stream("GET", url) as reply:
@@ -161,6 +184,27 @@ def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
         }
         for name, declared in schemas["Input"]["properties"].items()
     }
+
+
+def _addresses(output: Any) -> Iterator[str]:
+    """Every address of a file in an output."""
+    match output:
+        case str() if output.startswith(("http://", "https://", "data:")):
+            yield output
+        case list():
+            for part in output:
+                yield from _addresses(part)
+        case dict():
+            yield from _addresses(list(output.values()))
+
+
+def _free(place: Path) -> Path:
+    """``place``, or one like it that nothing is at."""
+    number, free = 1, place
+    while free.exists():
+        number += 1
+        free = place.with_stem(f"{place.stem}-{number}")
+    return free
 
 
 def _named(schemas: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +57,10 @@ def run(
         list[str] | None,
         typer.Option("--input", "-i", help="key=value, or key=@file for a file's content. May be repeated."),
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the files of the output; their paths are printed, and not the output."),
+    ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,7 +76,7 @@ def run(
     created = client.post("/v1/predictions", body)
     try:
         for event in client.stream(created["urls"]["stream"]):
-            if event.name == "output" and not as_json:
+            if event.name == "output" and not as_json and save is None:
                 sys.stdout.write(event.data)
                 sys.stdout.flush()
     except KeyboardInterrupt:
@@ -79,7 +84,11 @@ def run(
         typer.echo(f"\nprediction {created['id']} is canceled", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
     final = client.get(f"/v1/predictions/{created['id']}")
-    typer.echo(json.dumps(final, indent=2) if as_json else "")
+    if as_json or save is None:
+        typer.echo(json.dumps(final, indent=2) if as_json else "")
+    if save is not None:
+        for path in client.save(final["output"], save):
+            typer.echo(path, err=as_json)
     if final["status"] != "succeeded":
         reason = f": {final['error']}" if final.get("error") else ""
         raise ApplianceError(f"prediction {final['id']} {final['status']}{reason}")

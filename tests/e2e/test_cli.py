@@ -51,6 +51,14 @@ def test_run_prints_tokens_as_they_come(appliance: Appliance) -> None:
     assert process.returncode == 0
 
 
+def test_run_saves_files(appliance: Appliance, tmp_path: Path) -> None:
+    asked = ("run", "test/files", "-i", "text=in a file", "-i", "repeat=2", "--save", str(tmp_path))
+    for names in (["0.txt", "1.txt"], ["0-2.txt", "1-2.txt"]):  # nothing is written over
+        ran = appliance_command(appliance, *asked)
+        assert ran.stdout.splitlines() == [str(tmp_path / name) for name in names], ran.stderr
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"in a file"}
+
+
 def test_run_tells_why_a_prediction_failed(appliance: Appliance) -> None:
     ran = appliance_command(appliance, "run", "appliance/echo", "-i", "fail=the moon is full")
     assert ran.returncode == 1
