@@ -14,12 +14,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLLTXVideo,
+    ControlNetModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -50,6 +52,18 @@ def stable_diffusion(folder: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def controlled(folder: Path) -> Path:
+    """Stable Diffusion's classes with a ControlNet, whose picture controls what is made."""
+    parts = StableDiffusionPipeline.from_pretrained(stable_diffusion(folder / "plain"), dtype=torch.float32)
+    control = ControlNetModel.from_unet(parts.unet, conditioning_embedding_out_channels=(16, 32))
+    for parameter in control.parameters():  # a new one has no say
+        torch.nn.init.normal_(parameter, std=0.3)
+    StableDiffusionControlNetPipeline(
+        **parts.components, controlnet=control, requires_safety_checker=False
+    ).save_pretrained(folder)
     return folder
 
 

@@ -215,10 +215,11 @@ class DiffusersRunner:
             given = None if image is None else Size(*image.size)
             size = drawing.size(input, self._pipeline, self._spec.options, given)
             image, mask = (_covering(each, size) if each is not None else None for each in (image, mask))
+        further = {name: _opened(name, input.get(name)) for name in drawing.further_pictures(call)}
         seed = input.get("seed")
-        return _Asked(
-            call, input, size, image, mask, random.SystemRandom().randrange(2**32) if seed is None else seed
-        )
+        if seed is None:
+            seed = random.SystemRandom().randrange(2**32)
+        return _Asked(call, {**input, **further}, size, image, mask, seed)
 
     def _compute(self, asked: _Asked, stop: threading.Event) -> _Made:
         """In a thread of its own.

@@ -53,6 +53,7 @@ _OURS: Final = frozenset(
         *("num_inference_steps", "guidance_scale", "num_images_per_prompt", "num_videos_per_prompt"),
         *("num_frames", "frame_rate", "fps", "output_type", "return_dict", "callback_steps"),
         *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", "padding_mask_crop"),
+        "ip_adapter_image",  # there is no IP adapter
     }
 )
 
@@ -256,10 +257,16 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any], components: dict[str,
 
 
 def _further(call: Call) -> dict[str, Any]:
-    """What else the pipeline takes that is a number, a text, or yes or no."""
+    """What else the pipeline takes that is a picture, a number, a text, or yes or no."""
     found: dict[str, Any] = {}
     for name, argument in call.arguments.items():
-        if argument.type is not None and name not in _OURS:
+        if argument.type == "image" and name not in _OURS:
+            found[name] = {
+                "type": "string",
+                "format": "uri",
+                "description": f"Picture: {name} of {call.name}",
+            }
+        elif argument.type is not None and name not in _OURS:
             default = {} if argument.default is None else {"default": argument.default}
             described = f"{name} of diffusers' {call.name}"
             found[name] = {"type": argument.type, **default, "description": described}
@@ -280,6 +287,13 @@ def _format(components: dict[str, Any], *, video: bool) -> dict[str, Any]:
             "description": "Quality of webp and jpg files; png files lose nothing",
         },
     }
+
+
+def further_pictures(call: Call) -> list[str]:
+    """The inputs that are pictures beside the image and the mask: to control what is made, say."""
+    return [
+        name for name, argument in call.arguments.items() if argument.type == "image" and name not in _OURS
+    ]
 
 
 def calls(pipeline: Pipeline) -> tuple[Call | None, ...]:

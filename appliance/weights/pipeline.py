@@ -39,13 +39,14 @@ _EXCHANGEABLE: Final = frozenset(
         *("DEISMultistep", "UniPCMultistep"),
     )
 )
+_PICTURES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
 _SIDE: Final = 1024  # pixels, where neither the pipeline nor the weights say it
 
 
 class Argument(msgspec.Struct, frozen=True):
     """One argument of a pipeline's ``__call__``."""
 
-    type: str | None = None  # of JSON Schema; None if it is no number, text or yes or no
+    type: str | None = None  # of JSON Schema, or "image"; None if it is nothing that a caller could give
     default: Any = None
     required: bool = False
 
@@ -202,6 +203,8 @@ def _argument(name: ast.arg, default: ast.expr | None) -> Argument:
     if not isinstance(value, int | float | str | bool):
         value = None
     words = set(re.findall(r"\w+", "" if name.annotation is None else ast.unparse(name.annotation)))
+    if words & _PICTURES:
+        return Argument("image", required=default is None)
     scalar = words - {"None", "Optional"}
     return Argument(_SCALARS.get(*scalar) if len(scalar) == 1 else None, value, required=default is None)
 

@@ -64,6 +64,14 @@ def test_inputs_are_what_the_pipeline_takes() -> None:
             assert declared["default"] in found.components[name]["enum"]
 
 
+def test_further_pictures_are_files() -> None:
+    pictures = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
+    controlled = Call("Controlled", DRAWS.arguments | pictures)
+    found = interface(msgspec.structs.replace(LARGE, call=controlled))
+    assert found.file_inputs == ["image", "mask", "control_image"]
+    assert drawing.further_pictures(controlled) == ["control_image"]
+
+
 def test_what_a_pipeline_does_not_take_is_no_input() -> None:
     plain = msgspec.structs.replace(
         LARGE, with_image=None, with_mask=None, exchangeable=False, safety_checker=False
