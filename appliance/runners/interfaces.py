@@ -1,0 +1,43 @@
+"""An interface out of a table of inputs, in the form of replicate-api section 7.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from appliance.runners.base import Interface
+
+#: The schema of a file.
+FILE: Final[dict[str, Any]] = {"type": "string", "format": "uri"}
+
+
+def interface_of(
+    inputs: Mapping[str, dict[str, Any]],
+    output: dict[str, Any],
+    *,
+    required: tuple[str, ...] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> Interface:
+    """``inputs`` are in the order in which people see them; an ``enum`` becomes a component, as in Cog."""
+    properties: dict[str, dict[str, Any]] = {}
+    components: dict[str, dict[str, Any]] = {}
+    for order, (name, schema) in enumerate(inputs.items()):
+        title = name.replace("_", " ").title()
+        if "enum" in schema:
+            choice = {key: schema[key] for key in ("type", "enum")}
+            components[name] = {**choice, "title": name, "description": "An enumeration."}
+            rest = {key: value for key, value in schema.items() if key not in choice}
+            properties[name] = {"allOf": [{"$ref": f"#/components/schemas/{name}"}], **rest, "x-order": order}
+        else:
+            properties[name] = {**schema, "title": title, "x-order": order}
+    return Interface(
+        input={
+            "type": "object",
+            "title": "Input",
+            "properties": properties,
+            **({"required": list(required)} if required else {}),
+        },
+        output={"title": "Output", **output},
+        components=components,
+        aliases=dict(aliases or {}),
+    )
