@@ -30,7 +30,7 @@ from appliance.retention import Retention
 from appliance.store import SQLiteStore, Store, VersionRow
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
-from appliance.weights import pipeline, project
+from appliance.weights import pipeline, project, voices
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
     """Everything the API needs, wired but not started."""
     home = settings.home
-    config = pipeline.completed(project.completed(settings.config, home), home)
+    completed = pipeline.completed(project.completed(settings.config, home), home)
+    config = voices.completed(completed, home)
     now = time.time()
     models = await build_catalogue(config, store, now)
     egress = Egress(config.egress.allow)

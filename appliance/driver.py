@@ -40,7 +40,13 @@ _log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 #: kind -> the input that a first try gives; the kinds that look best in one come first
-_ASKED: Final = {"vllm": "prompt", "diffusers": "prompt", "embeddings": "texts", "echo": "text"}
+_ASKED: Final = {
+    "vllm": "prompt",
+    "diffusers": "prompt",
+    "embeddings": "texts",
+    "piper": "text",
+    "echo": "text",
+}
 #: Says in the environment of every process of an appliance whose it is.
 HOME_MARK: Final = "APPLIANCE_SERVES"
 ZYGOTE_RESTART: Final = 1.0  # seconds between the death of a zygote and the next

@@ -18,6 +18,7 @@ ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     # Ray's ports are open on every interface, and who may speak to them may run code: they ask for a secret.
     "RAY_AUTH_MODE": "token",
     # Calls to replicas go over gRPC on the gateway's own loop, in half the time of actor calls elsewhere.

@@ -19,9 +19,12 @@ from appliance.config.models import (
     FolderSource,
     HubSource,
     ModelConfig,
+    PiperModel,
     PypiSource,
     Source,
+    TransformersModel,
     VllmModel,
+    WhisperModel,
 )
 from appliance.config.options import (
     BuiltCogOptions,
@@ -45,6 +48,8 @@ from appliance.config.sections import (
     ServerConfig,
     TlsConfig,
 )
+from appliance.config.speech import FoundPiperOptions, PiperOptions, WhisperOptions
+from appliance.config.tasks import TransformersOptions
 
 __all__ = [
     "BuiltCogOptions",
@@ -65,18 +70,25 @@ __all__ = [
     "EmbeddingsOptions",
     "FilesConfig",
     "FolderSource",
+    "FoundPiperOptions",
     "HardwareConfig",
     "HubSource",
     "LimitsConfig",
     "ModelConfig",
     "Options",
+    "PiperModel",
+    "PiperOptions",
     "PypiSource",
     "RetentionConfig",
     "ServerConfig",
     "Source",
     "TlsConfig",
+    "TransformersModel",
+    "TransformersOptions",
     "VllmModel",
     "VllmOptions",
+    "WhisperModel",
+    "WhisperOptions",
     "home",
     "json_schema",
     "load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 from appliance.config.diffusion import DiffusersOptions
 from appliance.config.options import CogOptions, EchoOptions, EmbeddingsOptions, Options, VllmOptions
 from appliance.config.section import Section, subsection
+from appliance.config.speech import PiperOptions, WhisperOptions
+from appliance.config.tasks import TransformersOptions
 from appliance.config.values import Address, Bytes, FilePath, ModelName, Seconds
 
 
@@ -17,7 +19,8 @@ class FolderSource(Section):
     """Weights that are on this machine already."""
 
     path: FilePath = Field(
-        description="Folder with the weights, or one GGUF file. A relative path counts from the config file."
+        description="Folder with the weights, or one GGUF or ONNX file. A relative path counts from the "
+        "config file."
     )
 
 
@@ -31,7 +34,9 @@ class HubSource(Section):
         description="Commit, tag or branch. A commit is best: a branch is fetched once and then kept.",
     )
     file: str | None = Field(
-        default=None, min_length=1, description="The one file to take, of a repository of GGUF files."
+        default=None,
+        min_length=1,
+        description="The one file to take, of a repository of GGUF files or of voices.",
     )
 
 
@@ -99,6 +104,9 @@ def _devices(value: float) -> float:
 
 class ModelConfig(Section):
     """One model. Validating this class gives the class of the model's kind."""
+
+    #: What the weight files of this kind are called in a repository of the hub.
+    WEIGHT_FILES: ClassVar[tuple[str, ...]] = ("*.safetensors",)
 
     name: ModelName = Field(description='What clients call the model: "owner/name".')
     kind: str = Field(description="What runs the model.")
@@ -185,6 +193,36 @@ class DiffusersModel(ModelConfig):
     options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
 
 
+class WhisperModel(ModelConfig):
+    """Speech to text, run with faster-whisper."""
+
+    WEIGHT_FILES = ("model.bin",)
+
+    kind: Literal["whisper"] = Field(description="Speech to text: Whisper, run with faster-whisper.")
+    source: _AnySource = Field(description="Where its weights come from: a folder in CTranslate2's form.")
+    options: WhisperOptions = subsection(WhisperOptions(), "Options of this kind.")
+
+
+class PiperModel(ModelConfig):
+    """Text to speech, run with Piper."""
+
+    WEIGHT_FILES = ("*.onnx",)
+
+    kind: Literal["piper"] = Field(description="Text to speech: Piper voices.")
+    source: _AnySource = Field(
+        description="Where its voices come from: a folder with .onnx and .onnx.json files."
+    )
+    options: PiperOptions = subsection(PiperOptions(), "Options of this kind.")
+
+
+class TransformersModel(ModelConfig):
+    """A model for one task, run with transformers."""
+
+    kind: Literal["transformers"] = Field(description="A model for one task, run with transformers.")
+    source: _AnySource = Field(description="Where its weights come from.")
+    options: TransformersOptions = Field(description="Options of this kind.")
+
+
 class CogModel(ModelConfig):
     """A Cog project."""
 
@@ -207,5 +245,8 @@ MODELS: Final[dict[str, type[ModelConfig]]] = {
     "vllm": VllmModel,
     "embeddings": EmbeddingsModel,
     "diffusers": DiffusersModel,
+    "whisper": WhisperModel,
+    "piper": PiperModel,
+    "transformers": TransformersModel,
     "cog": CogModel,
 }

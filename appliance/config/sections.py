@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from appliance.config.models import CogModel, DiffusersModel, EchoModel, EmbeddingsModel, VllmModel
+from appliance.config.models import (
+    CogModel,
+    DiffusersModel,
+    EchoModel,
+    EmbeddingsModel,
+    PiperModel,
+    TransformersModel,
+    VllmModel,
+    WhisperModel,
+)
 from appliance.config.section import Section, size, subsection
 from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
@@ -210,7 +219,15 @@ class HardwareConfig(Section):
 
 
 _AnyModel = Annotated[
-    EchoModel | VllmModel | EmbeddingsModel | DiffusersModel | CogModel, Discriminator("kind")
+    EchoModel
+    | VllmModel
+    | EmbeddingsModel
+    | DiffusersModel
+    | WhisperModel
+    | PiperModel
+    | TransformersModel
+    | CogModel,
+    Discriminator("kind"),
 ]
 
 

@@ -13,6 +13,9 @@ RUNNERS: Final[dict[str, str]] = {
     "vllm": "appliance.runners.vllm:VllmRunner",
     "embeddings": "appliance.runners.embeddings:EmbeddingsRunner",
     "diffusers": "appliance.runners.diffusers:DiffusersRunner",
+    "whisper": "appliance.runners.whisper:WhisperRunner",
+    "piper": "appliance.runners.piper:PiperRunner",
+    "transformers": "appliance.runners.transformers:TransformersRunner",
     "cog": "appliance.runners.cog:CogRunner",
     "cog-train": "appliance.runners.cog:CogTrainer",
     "lora": "appliance.runners.lora:LoraTrainer",
@@ -39,16 +42,24 @@ _DIFFUSERS: Final = (
     "diffusers.pipelines.auto_pipeline",
 )
 
+#: Not faster_whisper and piper themselves: they import onnxruntime, whose threads no fork would have.
+_WHISPER: Final = ("av", "ctranslate2", "tokenizers", "transformers.models.whisper.tokenization_whisper")
+_PIPER: Final = ("av", "numpy")
+_TRANSFORMERS: Final = ("torch", "transformers", "transformers.models.auto", "transformers.pipelines")
+_SAME: Final[dict[str, tuple[str, ...]]] = {
+    "echo": (),
+    "cog": (),
+    "embeddings": _EMBEDDINGS,
+    "diffusers": _DIFFUSERS,
+    "whisper": _WHISPER,
+    "piper": _PIPER,
+    "transformers": _TRANSFORMERS,
+}
+
 #: kind of device -> kind of model -> modules that the zygote imports, so that its hosts start with them.
 PRELOADS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "cpu": {
-        "echo": (),
-        "cog": (),
-        "embeddings": _EMBEDDINGS,
-        "diffusers": _DIFFUSERS,
-        "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
-    },
-    "cuda": {"echo": (), "cog": (), "embeddings": _EMBEDDINGS, "diffusers": _DIFFUSERS, "vllm": _VLLM},
+    "cpu": {**_SAME, "vllm": (*_VLLM, "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")},
+    "cuda": {**_SAME, "vllm": _VLLM},
 }
 
 

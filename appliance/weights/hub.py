@@ -10,10 +10,9 @@ import httpx
 from appliance.config import HubSource
 from appliance.errors import WeightsError
 
-#: What runners read: safetensors, configs, tokenizers, custom model code, licences; not the same weights once
-#: more in other formats.
+#: What runners read besides weights: configs, tokenizers, custom model code, licences; not the same weights
+#: once more in other formats.
 _PATTERNS: Final = (
-    "*.safetensors",
     "*.json",
     "*.jinja",
     "*.model",
@@ -26,8 +25,10 @@ _PATTERNS: Final = (
 _IGNORED: Final = ("original/*", "onnx/*", "openvino/*")
 
 
-def snapshot(source: HubSource, folder: Path) -> None:
+def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...] = ("*.safetensors",)) -> None:
     """Fetch the repository at its revision into ``folder``; what is there already is not fetched again.
+
+    ``weights`` says what its weight files are called.
 
     The user's HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count. Written against huggingface_hub 2.4; no hub was
     within reach where this was written, so only the call and the translation of errors are tested.
@@ -38,7 +39,9 @@ def snapshot(source: HubSource, folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [source.file, "LICENSE*", "NOTICE*"] if source.file else list(_PATTERNS)
+    patterns = [*weights, *_PATTERNS]
+    if source.file:
+        patterns = [source.file, f"{source.file}.json", "LICENSE*", "NOTICE*"]
     try:
         snapshot_download(
             source.hub,
@@ -51,6 +54,6 @@ def snapshot(source: HubSource, folder: Path) -> None:
         raise WeightsError(
             f"{source.hub} at {source.revision} cannot be fetched from the hub: {str(error).splitlines()[0]}"
         ) from error
-    wanted = source.file or "*.safetensors"
-    if not any(folder.rglob(wanted)):
-        raise WeightsError(f"{source.hub} at {source.revision} has no {wanted}")
+    wanted = (source.file,) if source.file else weights
+    if not any(any(folder.rglob(name)) for name in wanted):
+        raise WeightsError(f"{source.hub} at {source.revision} has no {' or '.join(wanted)}")

@@ -62,7 +62,7 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
         if target.exists():  # another process was faster
             return target
         work = partial / mark
-        fetched = _fetch(source, work, report)
+        fetched = _fetch(source, model.WEIGHT_FILES, work, report)
         if places.is_gguf(source):
             fetched = _converted(fetched, partial / f"{mark}-converted", report)
         target.parent.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
     return target
 
 
-def _fetch(source: Source, work: Path, report: _Report) -> Path:
+def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) -> Path:
     """The folder with what the source means, ready to be moved; for a GGUF file the folder that it is in."""
     match source:
         case FolderSource():
@@ -81,8 +81,10 @@ def _fetch(source: Source, work: Path, report: _Report) -> Path:
         case HubSource():
             folder = work / "snapshot"
             report.say("fetching from the hub")
-            hub.snapshot(source, folder)
+            hub.snapshot(source, folder, files)
             shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's notes for resuming
+            if source.file and not places.is_gguf(source):  # a voice, which has its description beside it
+                return (folder / source.file).parent
             return folder / source.file if source.file else folder
         case PypiSource():
             work.mkdir(exist_ok=True)

@@ -59,6 +59,11 @@ PLACES = {
     "peft": ("runners",),
     "uvicorn": ("app",),
     "cog": ("weights.describe_cog",),
+    "av": ("runners",),
+    "PIL": ("runners",),
+    "faster_whisper": ("runners.whisper",),
+    "piper": ("runners.piper",),
+    "onnxruntime": ("runners.piper",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -61,6 +61,8 @@ def test_it_loads_with_the_default_models() -> None:
         ("appliance/smollm2-135m-instruct", "vllm"),
         ("appliance/all-minilm-l6-v2", "embeddings"),
         ("appliance/tiny-shapes", "diffusers"),
+        ("appliance/whisper-tiny-en", "whisper"),
+        ("appliance/piper-joe", "piper"),
         ("appliance/echo", "echo"),
     ]
     assert "meta/meta-llama-3-70b-instruct" in config.models[0].aliases
@@ -138,7 +140,11 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
     for section, values in shown:
         read = section.model_validate(values)
         fields = section.model_fields.items()
-        defaults = {name: field.default for name, field in fields if field.default not in (None, (), {})}
+        defaults = {
+            name: field.default
+            for name, field in fields
+            if not field.is_required() and field.default not in (None, (), {})
+        }
         assert {name: getattr(read, name) for name in defaults} == defaults
     model = ModelConfig.model_validate(language_model)
     for name in ("aliases", "preload", "pin", "description", "visibility"):

@@ -11,6 +11,7 @@ from appliance import schema
 from appliance.errors import InvalidInput
 from appliance.runners import runner_class
 from appliance.runners.base import Interface
+from appliance.runners.tasks import TASKS
 
 INTERFACE = Interface(
     input={
@@ -139,12 +140,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "lora": {"max_adapter_rank": 16},
     "embeddings": {"max_batch": 64},
+    "whisper": {},
+    "piper": {"voices": {"alloy": "en_GB-a-medium"}, "found": ["en_GB-a-medium"]},
+    **{f"transformers {task}": {"task": task} for task in TASKS},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", OPTIONS)  # a Cog project says its own
 def test_the_document_of_every_kind_is_whole(kind: str) -> None:
-    interface = runner_class(kind).interface(OPTIONS[kind])
+    interface = runner_class(kind.partition(" ")[0]).interface(OPTIONS[kind])
     document = schema.document(interface)
     schemas = document["components"]["schemas"]
     references = [part.partition('"')[0] for part in json.dumps(document).split('"$ref": "')[1:]]
@@ -153,9 +157,11 @@ def test_the_document_of_every_kind_is_whole(kind: str) -> None:
     assert {"/predictions", "/health-check"} == document["paths"].keys()
     properties = schemas["Input"]["properties"]
     assert sorted(part["x-order"] for part in properties.values()) == list(range(len(properties)))
-    assert all(part["title"] and part["description"] for part in properties.values())
+    assert all((part.get("title") or part["allOf"]) and part["description"] for part in properties.values())
+    assert all("default" in part for part in properties.values() if "allOf" in part), "a choice has a default"
     assert schemas["Output"]["title"] == "Output"
-    needed = {"prompt": "p", "train_data": "data:,x", "texts": "x"}
+    needed = dict.fromkeys(("audio", "image", "train_data"), "data:,x")
+    needed |= dict.fromkeys(("prompt", "texts", "text", "query", "documents", "labels"), "x")
     for name, part in properties.items():  # what is declared as a default is itself valid
         if "default" in part:
             assert schema.validate(interface, {**needed, name: part["default"]})[name] == part["default"]

@@ -11,6 +11,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -478,6 +479,36 @@ def test_one_file_of_a_repository(tmp_path: Path, fake_hub: Hub) -> None:
     hub.snapshot(HubSource(hub="org/repo", revision="abc", file="x.gguf"), tmp_path)
     assert fake_hub.calls[0]["allow_patterns"][0] == "x.gguf"
     assert fake_hub.calls[0]["ignore_patterns"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("whisper", ["model.bin", "config.json", "tokenizer.json", "vocabulary.txt"]),
+        ("piper", ["en/a.onnx", "en/a.onnx.json"]),
+    ],
+)
+def test_weights_have_the_form_of_their_kind(
+    tmp_path: Path, fake_hub: Hub, kind: str, files: list[str]
+) -> None:
+    fake_hub.files = files
+    wanted = ModelConfig.model_validate(
+        {"name": "test/speech", "kind": kind, "source": {"hub": "org/repo", "revision": "abc"}}
+    )
+    folder = weights.pull(tmp_path, wanted)
+    assert all((folder / name).exists() for name in files)
+    patterns = fake_hub.calls[0]["allow_patterns"]
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in files)
+    assert "*.safetensors" not in patterns
+
+
+def test_one_voice_of_a_repository_comes_with_its_description(tmp_path: Path, fake_hub: Hub) -> None:
+    fake_hub.files = ["en/a.onnx", "en/a.onnx.json"]
+    source = {"hub": "org/voices", "revision": "abc", "file": "en/a.onnx"}
+    wanted = ModelConfig.model_validate({"name": "test/voice", "kind": "piper", "source": source})
+    folder = weights.pull(tmp_path, wanted)
+    assert sorted(file.name for file in folder.iterdir()) == ["a.onnx", "a.onnx.json"]
+    assert set(fake_hub.files) <= set(fake_hub.calls[0]["allow_patterns"])
 
 
 def test_a_repository_without_weights_is_refused(tmp_path: Path, fake_hub: Hub) -> None:

@@ -1,0 +1,73 @@
+"""The options of speech models: kinds `whisper` and `piper`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from appliance.config.options import Options
+from appliance.config.values import MIB, Seconds
+
+#: What an engine host takes besides weights: the process with its libraries, working memory.
+_WHISPER_HOST: Final = 768 * MIB
+_SECOND: Final = 128_000  # bytes of one second of sound, while it is read
+_PIPER_HOST: Final = 512 * MIB
+
+
+class WhisperOptions(Options):
+    """Options of a model that hears."""
+
+    RESOURCES = frozenset({"max_duration"})
+
+    compute_type: Literal[
+        "auto",
+        "int8",
+        "int8_float32",
+        "int8_float16",
+        "int8_bfloat16",
+        "int16",
+        "float16",
+        "bfloat16",
+        "float32",
+    ] = Field(
+        default="auto",
+        description="What is computed in. auto: int8 on a CPU, float16 on a GPU.",
+    )
+    beam_size: int = Field(
+        default=5, ge=1, le=64, description="Transcripts that are followed at a time; 1 is fastest."
+    )
+    vad_filter: bool = Field(
+        default=False, description="Leave out what is not speech before it is transcribed."
+    )
+    max_duration: Annotated[Seconds, Field(gt=0)] = Field(
+        default=7200.0,
+        description="Longest sound that is accepted; it decides about memory. Seconds, or text such as 2h.",
+    )
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
+        sound = int(self.max_duration * _SECOND)
+        return weights * (2 if self.compute_type == "float32" else 1) + sound + _WHISPER_HOST
+
+
+class PiperOptions(Options):
+    """Options of voices."""
+
+    voices: dict[str, str] = Field(
+        default={},
+        description="Further names that callers may use for voices of the weights, such as those of the "
+        "hosted models it stands in for.",
+    )
+
+    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``; it computes on the CPU, wherever it is placed."""
+        return weights + _PIPER_HOST
+
+
+class FoundPiperOptions(PiperOptions):
+    """The same with the voices that the weights hold; never in the file."""
+
+    RESOURCES = frozenset({"found"})
+
+    found: tuple[str, ...]  # the first is the default

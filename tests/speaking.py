@@ -1,0 +1,69 @@
+"""Runners of the kinds that hear, speak and see, run in this process, and how well something was heard."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from appliance import schema
+from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners.base import Interface, LoadSpec, Runner
+
+
+def load_spec(kind: str, weights: Path | None, **options: Any) -> LoadSpec:
+    """What to load on two threads of the CPU; ``options`` must be complete."""
+    return LoadSpec(
+        model=f"test/{kind}",
+        version="0" * 64,
+        kind=kind,
+        options=options,
+        weights=None if weights is None else str(weights),
+        device="cpu",
+        memory=1,
+        threads=2,
+        concurrency=1,
+        cache="",
+    )
+
+
+class Ran(NamedTuple):
+    """What came of one prediction."""
+
+    output: Any
+    logs: str
+    metrics: dict[str, Any]
+
+
+def job(interface: Interface, folder: Path, **given: Any) -> Job:
+    """A job with everything filled in; files are given as paths."""
+    files = {name: given.pop(name) for name in interface.file_inputs if name in given}
+    asked = {**given, **dict.fromkeys(files, "data:,x")}
+    complete = schema.validate(interface, asked)
+    return Job("p", 1, complete | {name: str(path) for name, path in files.items()}, folder=str(folder))
+
+
+async def run(runner: Runner, job: Job) -> Ran:
+    """Run it to its end."""
+    output: Any = None
+    logs, metrics = "", {}
+    async for event in runner.run(job):
+        match event:
+            case Output(values):
+                (output,) = values
+            case Log(text):
+                logs += text
+            case Metric(name, value):
+                metrics[name] = value
+    return Ran(output, logs, metrics)
+
+
+def word_error_rate(said: str, heard: str) -> float:
+    """Words that were put in, left out or heard wrongly, by the words that were said."""
+    words, others = (re.findall(r"[a-z0-9']+", text.lower()) for text in (said, heard))
+    row = list(range(len(others) + 1))
+    for number, word in enumerate(words, 1):
+        before, row[0] = row[0], number
+        for at, other in enumerate(others, 1):
+            before, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, before + (word != other))
+    return row[-1] / len(words)
