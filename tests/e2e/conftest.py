@@ -15,6 +15,7 @@ import pytest
 import yaml
 from replicate.client import Client
 
+from tests import tiny_models
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import LEFT_OUT, ROWS, named
@@ -61,6 +62,15 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     shipped["models"] += ECHO_MODELS
     shipped["models"][-len(ECHO_MODELS)]["readme"] = str(home / "readme.md")
     shipped["models"] += COG_MODELS
+    tiny_models.image_classification(home / "colours")
+    shipped["models"].append(
+        {
+            "name": "test/colours",
+            "kind": "transformers",
+            "source": {"path": str(home / "colours")},
+            "options": {"task": "image-classification"},
+        }
+    )
     shipped["code"] = {"cog": True}
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}
     shipped["limits"] = {

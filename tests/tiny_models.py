@@ -1,0 +1,367 @@
+"""Models of real architectures with random weights, a few kilobytes each: for shapes, schemas and errors.
+
+What they answer means nothing. Two learn something in seconds, and are for meaning: whether an image is red
+or blue, and which document holds the word of a query.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+SPECIAL: Final = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS: Final = [
+    *["the", "a", "cat", "dog", "bird", "fish", "sat", "ran", "on", "mat", "hill", "good", "bad"],
+    *["this", "example", "is", ".", ",", "red", "blue", "green", "sun", "moon", "rain"],
+]
+_SMALL: Final = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+_SIZE: Final = {"height": 32, "width": 32}
+
+
+def tokenizer(folder: Path, **more: Any) -> Any:
+    """A tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(
+        models.WordLevel({word: at for at, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=64,
+        **more,
+    )
+    made.save_pretrained(folder)
+    return made
+
+
+def _bert(folder: Path, kind: str, labels: list[str] | None = None, **more: Any) -> Any:
+    import transformers
+
+    tokenizer(folder)
+    named = {} if labels is None else {
+        "id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)},
+    }  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **(_SMALL | named | more)
+    )
+    model = getattr(transformers, kind)(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def text_classification(folder: Path) -> None:
+    _bert(folder, "BertForSequenceClassification", ["bad", "good"])
+
+
+def zero_shot_classification(folder: Path) -> None:
+    _bert(folder, "BertForSequenceClassification", ["contradiction", "neutral", "entailment"])
+
+
+def token_classification(folder: Path) -> None:
+    _bert(folder, "BertForTokenClassification", ["O", "B-ANIMAL", "I-ANIMAL"])
+
+
+def fill_mask(folder: Path) -> None:
+    _bert(folder, "BertForMaskedLM")
+
+
+def reranking(folder: Path) -> None:
+    """Learns in seconds whether the second of two texts holds the word of the first."""
+    import random
+
+    import torch
+
+    torch.manual_seed(0)
+    model = _bert(
+        folder, "BertForSequenceClassification", ["relevant"],
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    words = tokenizer(folder)
+    chance = random.Random(0)
+    subjects = WORDS[2:6]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(200):
+        queries = [chance.choice(subjects) for _ in range(64)]
+        named = [query if chance.random() < 0.5 else chance.choice(subjects) for query in queries]
+        texts = [f"{chance.choice(['the', 'a'])} {word} {chance.choice(['sat', 'ran'])}" for word in named]
+        wanted = torch.tensor([[float(a == b)] for a, b in zip(queries, named, strict=True)])
+        inputs = words(queries, texts, padding=True, return_tensors="pt")
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(**inputs).logits, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+
+
+def image_classification(folder: Path) -> None:
+    """Learns in seconds whether an image is red or blue."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    ViTImageProcessorPil(size=_SIZE).save_pretrained(folder)
+    model = ViTForImageClassification(
+        ViTConfig(
+            image_size=32,
+            patch_size=8,
+            id2label={0: "red", 1: "blue"},
+            label2id={"red": 0, "blue": 1},
+            **_SMALL,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        wanted = torch.randint(0, 2, (32,))
+        pixels = torch.rand(32, 3, 32, 32) * 0.4 - 1.0  # dark, with noise
+        pixels[torch.arange(32), wanted * 2] += 1.5
+        loss = model(pixel_values=pixels, labels=wanted).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+
+
+def object_detection(folder: Path) -> None:
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
+
+    config = YolosConfig(
+        image_size=[32, 32], patch_size=8, num_detection_tokens=5, id2label={0: "red", 1: "blue"},
+        label2id={"red": 0, "blue": 1}, **_SMALL,
+    )  # fmt: skip
+    YolosForObjectDetection(config).save_pretrained(folder)
+    YolosImageProcessorPil(size=_SIZE).save_pretrained(folder)
+
+
+def image_captioning(folder: Path) -> None:
+    """BLIP, which goes on from a beginning."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
+
+    text = {
+        **_SMALL, "vocab_size": len(SPECIAL + WORDS), "encoder_hidden_size": 16, "projection_dim": 16,
+        "max_position_embeddings": 512, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    sight = {**_SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16}
+    config = BlipConfig(text_config=text, vision_config=sight, image_text_hidden_size=16, projection_dim=16)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(size=_SIZE), tokenizer(folder)).save_pretrained(folder)
+
+
+def captioning_without_beginning(folder: Path) -> None:
+    """An image encoder and a text decoder put together, as ViT-GPT2 is."""
+    from transformers import (
+        GPT2Config,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessorPil,
+    )
+
+    tokenizer(folder)
+    encoder = ViTConfig(image_size=32, patch_size=8, **_SMALL)
+    decoder = GPT2Config(
+        vocab_size=len(SPECIAL + WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=2,
+        eos_token_id=3, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    model = VisionEncoderDecoderModel(config=config)
+    model.generation_config.decoder_start_token_id = 2
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size=_SIZE).save_pretrained(folder)
+
+
+def summarization(folder: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer(folder)
+    config = T5Config(
+        vocab_size=len(SPECIAL + WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def t5_told_what_to_do(folder: Path) -> None:
+    """The same, told what to do by a word before the text."""
+    summarization(folder)
+    config = folder / "config.json"
+    told = {"task_specific_params": {"summarization": {"prefix": "good "}}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | told))
+
+
+def translation(folder: Path) -> None:
+    """NLLB, which knows many languages."""
+    from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+
+    letters = {
+        mark: at
+        for at, mark in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"])
+    }
+    words = NllbTokenizer(vocab=letters, merges=[], src_lang="eng_Latn")
+    words.save_pretrained(folder)
+    config = M2M100Config(
+        vocab_size=len(words), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=1024,
+    )  # fmt: skip
+    M2M100ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def text_to_speech(folder: Path) -> None:
+    from transformers import VitsConfig, VitsModel, VitsTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = VitsConfig(
+        vocab_size=38, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, flow_size=16,
+        spectrogram_bins=9, upsample_initial_channel=16, upsample_rates=[4, 4], upsample_kernel_sizes=[8, 8],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], depth_separable_num_layers=1,
+        prior_encoder_num_flows=1, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
+        duration_predictor_num_flows=1, duration_predictor_flow_bins=4, duration_predictor_filter_channels=16,
+        wavenet_dilation_rate=1,
+    )  # fmt: skip
+    VitsModel(config).save_pretrained(folder)
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(
+        json.dumps({mark: at for at, mark in enumerate("_ abcdefghijklmnopqrstuvwxyz'-.,!?")})
+    )
+    VitsTokenizer(
+        str(vocabulary), phonemize=False, is_uroman=False, pad_token="_", unk_token="-"
+    ).save_pretrained(folder)
+
+
+def automatic_speech_recognition(folder: Path) -> None:
+    """wav2vec2, which spells."""
+    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = Wav2Vec2Config(
+        vocab_size=32, conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, **_SMALL
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    marks = ["<pad>", "<s>", "</s>", "<unk>", "|", *string.ascii_lowercase, "'"]
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({mark: at for at, mark in enumerate(marks)}))
+    Wav2Vec2CTCTokenizer(str(vocabulary)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+
+
+def whisper(folder: Path) -> None:
+    """Whisper as transformers has it, of two languages."""
+    from tokenizers import pre_tokenizers
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
+
+    letters = {mark: at for at, mark in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    words = WhisperTokenizer(vocab=letters, merges=[])
+    marks = (
+        "endoftext startoftranscript en de translate transcribe startoflm startofprev nospeech notimestamps"
+    )
+    words.add_special_tokens({"additional_special_tokens": [f"<|{mark}|>" for mark in marks.split()]})
+    words.add_tokens([f"<|{at * 0.02:.2f}|>" for at in range(1501)])
+    words.save_pretrained(folder)
+    ids = {mark: words.convert_tokens_to_ids(f"<|{mark}|>") for mark in marks.split()}
+    ends = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), ids["endoftext"])
+    ends["decoder_start_token_id"] = ids["startoftranscript"]
+    config = WhisperConfig(
+        vocab_size=len(words), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=64, **ends,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        **ends,
+        max_length=40,
+        lang_to_id={f"<|{code}|>": ids[code] for code in ("en", "de")},
+        task_to_id={task: ids[task] for task in ("transcribe", "translate")},
+        is_multilingual=True,
+        no_timestamps_token_id=ids["notimestamps"],
+        prev_sot_token_id=ids["startofprev"],
+        alignment_heads=[[0, 0]],
+        return_timestamps=True,
+    )
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+
+
+def captioning_by_chat(folder: Path) -> None:
+    """LLaVA, which is asked in a chat."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    words = tokenizer(folder)
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    sight = CLIPVisionConfig(
+        image_size=32, patch_size=8, projection_dim=16, **(_SMALL | {"num_hidden_layers": 2})
+    )
+    speech = LlamaConfig(
+        vocab_size=len(words),
+        max_position_embeddings=128,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+        **_SMALL,
+    )
+    config = LlavaConfig(
+        vision_config=sight.to_dict(), text_config=speech.to_dict(),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    template = (
+        "{% for message in messages %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}<image> {% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SIZE),
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    ).save_pretrained(folder)
+
+
+#: task -> what writes a model for it into a folder
+MAKERS: Final[dict[str, Callable[[Path], None]]] = {
+    "automatic-speech-recognition": automatic_speech_recognition,
+    "text-to-speech": text_to_speech,
+    "reranking": reranking,
+    "image-classification": image_classification,
+    "image-captioning": image_captioning,
+    "object-detection": object_detection,
+    "translation": translation,
+    "summarization": summarization,
+    "text-classification": text_classification,
+    "zero-shot-classification": zero_shot_classification,
+    "token-classification": token_classification,
+    "fill-mask": fill_mask,
+}
