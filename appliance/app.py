@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from appliance.placement import build_scheduler
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
 from appliance.store import SQLiteStore, Store, VersionRow
+from appliance.token import RunTokens
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
 from appliance.weights import pipeline, project
@@ -77,6 +79,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     webhooks = Webhooks(store, egress)
     files = Files(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
+    run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     engine = Engine(
         limits=config.limits,
         catalogue=models,
@@ -88,6 +91,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         kinds={device.name: device.kind for device in settings.devices},
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
+        run_tokens=run_tokens,
         observe=webhooks.observe,
         conclude=trainings.conclude,
     )
@@ -96,7 +100,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         catalogue=models,
         store=store,
         engine=engine,
-        auth=Auth(store),
+        auth=Auth(store, run_tokens, engine.running),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
         ),

@@ -67,6 +67,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     files_in: bool = False
     files_out: bool = False
 
+    @property
+    def calls_others(self) -> bool:
+        """Whether it may call other models of this appliance."""
+        return self.model.kind == "cog"
+
 
 def version_of(model: ModelConfig, revision: str) -> str:
     """The id of what ``model`` computes: kind, weights and the options that change outputs.

@@ -37,7 +37,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         catalogue=bench.catalogue,
         store=bench.store,
         engine=bench.engine,
-        auth=Auth(bench.store),
+        auth=Auth(bench.store, bench.run_tokens, bench.engine.running),
         rate_limits=RateLimits(requests=None, predictions=None),
         egress=egress,
         webhooks=Webhooks(bench.store, egress),

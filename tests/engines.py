@@ -17,6 +17,7 @@ from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status
 from appliance.scheduler import Capacity, Demand, Scheduler
 from appliance.store import SQLiteStore
+from appliance.token import RunTokens
 from appliance.training import Trainings
 
 MIB = 1024**2
@@ -53,7 +54,7 @@ class Bench:
 
     async def start(self) -> Bench:
         entries = [self.echo, self.stream, self.big, self.files_model, *self.more]
-        sizes = {"test/big": 100 * MIB}
+        sizes = {"test/big": 100 * MIB, "test/large": 10 * MIB}
         demands = [
             Demand(
                 model=entry.name,
@@ -74,6 +75,7 @@ class Bench:
         self.files = Files(self.store.files, self.folder / "files", self.files_config)
         await self.files.start()
         self.trainings = Trainings(self.catalogue, self.store, self.files)
+        self.run_tokens = RunTokens("key")
         self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
         self.engine = Engine(
             limits=self.limits,
@@ -86,6 +88,7 @@ class Bench:
             kinds={"cpu": "cpu"},
             files=self.files,
             inputs=self.inputs,
+            run_tokens=self.run_tokens,
             observe=self.observed.append,
             conclude=self.trainings.conclude,
         )

@@ -34,6 +34,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "created_after": ("query", _TIME, "Only those made then or later"),
     "created_before": ("query", _TIME, "Only those made before"),
     "source": ("query", one_of("api", "web"), "Only those made this way"),
+    "parent": ("query", _TEXT, "Only those that this prediction has asked for"),
     "sort_by": ("query", one_of("model_created_at", "latest_version_created_at"), "What the order goes by"),
     "sort_direction": ("query", one_of("asc", "desc"), "Oldest or newest first"),
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 50, "default": 20}, "How many, at most"),
@@ -41,7 +42,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "Cancel-After": ("header", _TEXT, "End it after this time, at least 5 s: 30s, 5m, 1h30m45s"),
 }
 _CREATES: Final = ("Prefer", "Cancel-After")
-_LISTS: Final = ("cursor", "created_after", "created_before", "source")
+_LISTS: Final = ("cursor", "created_after", "created_before", "source", "parent")
 _REQUIRED: Final[dict[str, tuple[Schema, str]]] = {
     "query": (_TEXT, "Words that are all found in what is said of a model"),
     "owner": (_TEXT, "Account of the file"),

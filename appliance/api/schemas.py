@@ -88,6 +88,8 @@ _PREDICTION_MORE: Final[dict[str, Schema]] = {
     "started_at": _TIME,
     "completed_at": _TIME,
     "deadline": said(_TIME, "When Cancel-After ends it"),
+    "parent": said(_TEXT, "The prediction that asked for this one while it ran"),
+    "parts": said(several(_TEXT), "The predictions that this one has asked for; in GET of one only"),
     "metrics": thing(
         {},
         {

@@ -48,6 +48,11 @@ _BEGUN: Final = 0.25
 _AHEAD: Final = 1000  # events that are read before they are wanted
 _LAST: Final = frozenset({"completed", "refused"})  # events after which nothing comes
 
+#: Names a PEM file with the authorities that anyone trusts, and the gateway's own certificate.
+CERTIFICATES: Final = "APPLIANCE_CERTIFICATES"
+#: The operator's own tokens: a project gets one for each prediction.
+_NOT_ITS_BUSINESS: Final = frozenset({"APPLIANCE_TOKEN", "REPLICATE_API_TOKEN"})
+
 #: Events of one prediction with their names, as the runtime sends them; None is the end.
 _Heard = asyncio.Queue[tuple[str, dict[str, Any]] | None]
 
@@ -83,7 +88,8 @@ class CogRunner:
         port = _free_port()
         programs = self._build / "venv" / "bin"
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS},
+            **_trust(),
             **description["environment"],
             **self._spec.options["environment"],
             # The runtime starts its worker as "python".
@@ -118,7 +124,9 @@ class CogRunner:
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
         id = f"{job.id}-{job.attempt}"
-        body = {"id": id, "input": self._addresses(job)}
+        body: dict[str, Any] = {"id": id, "input": self._addresses(job)}
+        if job.token is not None:
+            body["context"] = {"replicate_api_token": job.token}
         heard: _Heard = asyncio.Queue(_AHEAD)
         # A task of its own, which a cancellation of this one does not end: the project may have more to say.
         hearing = asyncio.get_running_loop().create_task(self._hear(body, heard))
@@ -371,6 +379,12 @@ def _written(data: str, kind: str | None, *, is_base64: bool, job: Job) -> Path:
     place = folder / f"output{f'-{number}' if number else ''}{suffix}"
     place.write_bytes(base64.b64decode(data) if is_base64 else unquote_to_bytes(data))
     return place
+
+
+def _trust() -> dict[str, str]:
+    """Has HTTP clients trust the gateway's certificate too, where it has one of its own."""
+    file = os.environ.get(CERTIFICATES)
+    return {} if file is None else {"SSL_CERT_FILE": file}
 
 
 def _free_port() -> int:

@@ -195,3 +195,9 @@ CREATE TABLE secrets (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;
+
+-- step: 6
+-- Pipelines: the prediction that asked for this one while it ran.
+ALTER TABLE predictions ADD COLUMN parent TEXT;
+
+CREATE INDEX predictions_by_parent ON predictions (parent, created_at, id) WHERE parent IS NOT NULL;

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: The version of the ``cog`` package, whose runtime answers; part of a build's identity.
 COG: Final = "0.23.1"
+#: What else makes a build another one: how it is made here.
+_FORMAT: Final = 2
 DESCRIPTION: Final = "build.json"
 PROJECT: Final = "project"
 TRAINING: Final = "training"
@@ -38,7 +40,7 @@ _TAIL: Final = 2000  # characters of what a command said that are passed on
 def folder(home: Path, model: ModelConfig) -> Path:
     """Where the project is built, or will be."""
     assert isinstance(model, CogModel), "only a Cog model is a project"
-    return home / "cog" / f"{fingerprint(model.source.path)}-{COG}"
+    return home / "cog" / f"{fingerprint(model.source.path)}-{COG}-{_FORMAT}"
 
 
 def python(build: Path) -> Path:

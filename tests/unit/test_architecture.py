@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "outbox",
     ),
     ("runners", "webhooks", "files"),
-    ("catalogue", "placement", "host", "inputs", "retention"),
+    ("catalogue", "placement", "host", "inputs", "retention", "callback"),
     ("zygote", "hostprocess", "training"),
     ("replica",),
     ("cluster",),
