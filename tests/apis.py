@@ -44,6 +44,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         retention=Retention(bench.store, bench.files, None),
         files=bench.files,
         trainings=bench.trainings,
+        pushes=bench.pushes,
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
         started_at=time.time(),
     )

@@ -15,6 +15,7 @@ from appliance.engine import Engine
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status
+from appliance.pushing import Pushes
 from appliance.scheduler import Capacity, Demand, Scheduler
 from appliance.store import SQLiteStore
 from appliance.token import RunTokens
@@ -77,12 +78,16 @@ class Bench:
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")
         self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
+        self.scheduler = Scheduler([Capacity("cpu", 10 * MIB)], demands)
+        self.pushes = Pushes(
+            self.catalogue, self.store, self.files, self.scheduler, home=self.folder, device="cpu"
+        )
         self.engine = Engine(
             limits=self.limits,
             catalogue=self.catalogue,
             store=self.store,
             cluster=self.cluster,
-            scheduler=Scheduler([Capacity("cpu", 10 * MIB)], demands),
+            scheduler=self.scheduler,
             home=self.folder,
             threads=1,
             kinds={"cpu": "cpu"},
@@ -92,12 +97,14 @@ class Bench:
             observe=self.observed.append,
             conclude=self.trainings.conclude,
         )
+        await self.pushes.load()
         await self.trainings.load()
         await self.engine.start()
         return self
 
     async def stop(self) -> None:
         await self.engine.close()
+        await self.pushes.close()
         await self.files.close()
         await self.store.close()
 

@@ -75,6 +75,8 @@ _CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
 
 OPERATIONS: Final = (
     Operation("get", "/account", "account.get", "The account of the token", {200: "Account"}, refusals=_READ),
+    Operation("get", "/builds/{id}", "builds.get", "A project on its way to be a version", {200: "Build"},
+              refusals=_READ),
     Operation("get", "/collections", "collections.list", "Collections of models", {200: "CollectionPage"},
               refusals=_READ),
     Operation("get", "/collections/{slug}", "collections.get", "A collection", {200: "CollectionDetail"},
@@ -120,6 +122,9 @@ OPERATIONS: Final = (
               {200: "text/plain"}, refusals=_READ),
     Operation("get", f"{_MODEL}/versions", "models.versions.list", "A model's versions, newest first",
               {200: "VersionPage"}, refusals=_READ),
+    Operation("post", f"{_MODEL}/versions", "models.versions.create",
+              "Make a version of the Cog project in an uploaded archive", {202: "Build"}, "VersionCreation",
+              refusals=_CHANGE),
     Operation("get", _VERSION, "models.versions.get", "A version", {200: "Version"}, refusals=_READ),
     Operation("delete", _VERSION, "models.versions.delete",
               "Delete a version of a private model, with its predictions", {202: None}, refusals=_CHANGE),

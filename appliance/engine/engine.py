@@ -330,14 +330,14 @@ class Engine:
             "queued": scheduler.depth(),
             "models": [
                 {
-                    "name": entry.name,
+                    "name": entry.runs_on,
                     "kind": entry.model.kind,
                     "state": scheduler.residency(entry.runs_on).value,
                     "queued": sum(map(scheduler.depth, self._instances.keys(entry.runs_on))),
                     "running": sum(
                         len(scheduler.running(key)) for key in self._instances.keys(entry.runs_on)
                     ),
-                    "devices": list(scheduler.devices(entry.name)),
+                    "devices": list(scheduler.devices(entry.runs_on)),
                     "instances": sum(
                         scheduler.residency(key) is not Residency.COLD
                         for key in self._instances.keys(entry.runs_on)

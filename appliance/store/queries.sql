@@ -290,6 +290,30 @@ SELECT body FROM adapters ORDER BY rowid;
 -- A version that a training made is no more.
 DELETE FROM adapters WHERE version = :id AND model = :model;
 
+-- query: put_build
+-- A project that was pushed, as far as it has come.
+INSERT OR REPLACE INTO builds (id, over, body) VALUES (:id, :over, :body);
+
+-- query: build
+-- One of them.
+SELECT body FROM builds WHERE id = :id;
+
+-- query: unfinished_builds
+-- Those that are not over.
+SELECT body FROM builds WHERE over = 0;
+
+-- query: insert_project
+-- A version that was pushed.
+INSERT OR REPLACE INTO projects (version, model, body) VALUES (:version, :model, :body);
+
+-- query: all_projects
+-- Every version that was pushed, oldest first.
+SELECT body FROM projects ORDER BY rowid;
+
+-- query: delete_project
+-- A version that was pushed is no more.
+DELETE FROM projects WHERE version = :id AND model = :model;
+
 -- query: insert_release
 -- A release of a deployment; its first one makes the deployment. Refused when the number exists.
 INSERT INTO releases (owner, name, number, body) VALUES (:owner, :name, :number, :body);

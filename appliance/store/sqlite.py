@@ -310,7 +310,7 @@ class SQLiteStore(Connections, Store):
             found = connection.execute(QUERIES["predictions_of_version"], names).fetchall()
             removed = _empty(connection, found)
             connection.executemany(QUERIES["delete_prediction"], [{"number": number} for number, _ in found])
-            for query in ("delete_version", "delete_adapter"):
+            for query in ("delete_version", "delete_adapter", "delete_project"):
                 connection.execute(QUERIES[query], names)
             return removed
 

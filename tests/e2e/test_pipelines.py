@@ -22,6 +22,11 @@ def call(api: httpx.Client, *calls: Call, **input: Any) -> dict[str, Any]:
     return create(api, "cog/caller", calls=json.dumps(calls), **input)
 
 
+def part(api: httpx.Client, id: str) -> dict[str, Any]:
+    found: dict[str, Any] = api.get(f"/v1/predictions/{id}").json()
+    return found
+
+
 def ran(api: httpx.Client, *calls: Call, **input: Any) -> dict[str, Any]:
     return ended(api, call(api, *calls, **input))
 
@@ -42,13 +47,13 @@ def test_a23_a_project_calls_other_models_as_whoever_called_it(
     assert "Paris" in "".join(words)
     assert [len(vector) for vector in vectors] == [384, 384]
     assert said == "the third"
-    parts = [get(api, {"id": id}) for id in whole["parts"]]
-    assert [part["model"] for part in parts] == [LANGUAGE_MODEL, embeddings, "appliance/echo"]
-    assert {part["parent"] for part in parts} == {whole["id"]}
+    parts = [part(api, id) for id in whole["parts"]]
+    assert [each["model"] for each in parts] == [LANGUAGE_MODEL, embeddings, "appliance/echo"]
+    assert {each["parent"] for each in parts} == {whole["id"]}
     listed = api.get("/v1/predictions", params={"parent": whole["id"]}).json()["results"]
-    assert [part["id"] for part in listed] == whole["parts"][::-1]
+    assert [each["id"] for each in listed] == whole["parts"][::-1]
     log = (appliance.home / "logs" / "appliance.log").read_text()
-    assert all(f"{part['id']} (part of {whole['id']})" in log for part in parts)
+    assert all(f"{id} (part of {whole['id']})" in log for id in whole["parts"])
 
 
 def test_the_next_prediction_of_the_same_process_has_a_token_of_its_own(
@@ -87,10 +92,10 @@ def test_a_part_that_fails_is_the_projects_business(api: httpx.Client) -> None:
 def test_cancelling_the_whole_cancels_its_parts(api: httpx.Client) -> None:
     whole = call(api, ("test/one-at-a-time", {"delay": 60}))
     wait_for(lambda: get(api, whole).get("parts"), 60, "the part")
-    part = {"id": get(api, whole)["parts"][0]}
-    wait_for(lambda: get(api, part)["status"] == "processing", 60, "the part to run")
+    asked = part(api, get(api, whole)["parts"][0])
+    wait_for(lambda: get(api, asked)["status"] == "processing", 60, "the part to run")
     assert api.post(f"/v1/predictions/{whole['id']}/cancel").json()["status"] == "canceled"
-    assert ended(api, part)["status"] == "canceled"
+    assert ended(api, asked)["status"] == "canceled"
     assert ran(api, ("test/one-at-a-time", {"text": "free again"}))["status"] == "succeeded"
 
 

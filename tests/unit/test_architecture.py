@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("runners", "webhooks", "files"),
     ("catalogue", "placement", "host", "inputs", "retention", "callback"),
-    ("zygote", "hostprocess", "training"),
+    ("zygote", "hostprocess", "training", "pushing"),
     ("replica",),
     ("cluster",),
     ("engine",),
