@@ -41,7 +41,17 @@ ECHO_MODELS: list[dict[str, Any]] = [
 ]
 COG_MODELS: list[dict[str, Any]] = [
     {"name": f"cog/{name}", "kind": "cog", "memory": "256MiB", "source": {"path": str(PROJECTS / name)}}
-    for name in ("everything", "concurrent", "broken", "fragile", "pupil", "caller")
+    for name in (
+        "everything",
+        "concurrent",
+        "broken",
+        "fragile",
+        "pupil",
+        "caller",
+        "hello",
+        "resize",
+        "words",
+    )
 ] + [
     {
         "name": "cog/odd",

@@ -78,7 +78,7 @@ def test_a_pushed_project_is_a_model_like_any_other(
     refused = api.delete(f"/v1/models/{name}/versions/{version}")
     assert refused.status_code == 400
     assert "of-pushed" in refused.json()["detail"]
-    assert official.deployments.delete(f"{deployment.owner}/of-pushed") is None
+    assert api.delete(f"/v1/deployments/{deployment.owner}/of-pushed").status_code == 204
 
     removed = api.delete(f"/v1/models/{name}/versions/{version}")
     assert removed.status_code == 202, removed.text
