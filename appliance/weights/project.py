@@ -21,8 +21,9 @@ from typing import Any, Final
 
 import yaml
 
-from appliance.config import BuiltCogOptions, CogModel, Config, FolderSource, ModelConfig
+from appliance.config import BuiltCogOptions, CogModel, Config, FolderSource, GitSource, ModelConfig
 from appliance.errors import WeightsError
+from appliance.weights import checkout
 from appliance.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,18 @@ def folder(home: Path, model: ModelConfig) -> Path:
     assert isinstance(model, CogModel), "only a Cog model is a project"
     if isinstance(model.options, BuiltCogOptions):
         return Path(model.options.build)
-    return root(home) / f"{fingerprint(model.source.path)}-{COG}-{_FORMAT}"
+    return root(home) / f"{fingerprint(_source(home, model))}-{COG}-{_FORMAT}"
+
+
+def content(build: Path) -> str:
+    """What tells the project of a build from any other."""
+    return build.name.partition("-")[0]
+
+
+def _source(home: Path, model: CogModel) -> Path:
+    """Where the project itself is; one in a repository that is not fetched is nowhere yet."""
+    source = model.source
+    return checkout.project(home, source) if isinstance(source, GitSource) else source.path
 
 
 def python(build: Path) -> Path:
@@ -107,7 +119,7 @@ def pushed(name: str, build: Path, memory: int | None) -> tuple[CogModel, str]:
     model = CogModel.model_construct(
         name=name, kind="cog", source=FolderSource(path=build / PROJECT), memory=memory
     )
-    return built(model, build), f"folder:{build.name.partition('-')[0]}"
+    return built(model, build), f"folder:{content(build)}"
 
 
 def root(home: Path) -> Path:
@@ -125,7 +137,10 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
     Raises:
         WeightsError: it cannot be; the text is what the tool said.
     """
-    project = model.source.path
+    if isinstance(model.source, GitSource):
+        say(f"fetching {model.source.git}")
+        checkout.fetch(home, model.source)
+    project = _source(home, model)
     settings = _settings(model.name, project)
     target = folder(home, model)
     if target.exists():
