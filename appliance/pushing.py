@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from appliance.catalogue import Catalogue, Entry, describe_pushed
+from appliance.config import BuiltCogOptions
 from appliance.errors import NotFound, StoreError, WeightsError
 from appliance.file import File
 from appliance.files import Files
@@ -59,6 +61,7 @@ class Pushes:
 
     async def load(self) -> None:
         """Make the versions that were pushed before known; builds that were cut off have failed."""
+        await asyncio.to_thread(project.sweep, self._home)
         for pushed in await self._store.registry.projects():
             try:
                 self._serve(pushed)
@@ -97,10 +100,9 @@ class Pushes:
 
     async def remove(self, entry: Entry) -> None:
         """A pushed version is no more: its build goes too, if no other version is of it."""
-        build = Path(entry.model.options.model_dump()["build"])
+        build = _build_of(entry)
         async with self._turn:  # one that is about to begin may count on it
-            kept = {each.model.options.model_dump().get("build") for each in self._catalogue.entries}
-            if str(build) not in kept:
+            if build is not None and build not in map(_build_of, self._catalogue.entries):
                 await asyncio.to_thread(shutil.rmtree, build, ignore_errors=True)
 
     async def close(self) -> None:
@@ -133,22 +135,25 @@ class Pushes:
         Raises:
             WeightsError: it cannot be.
         """
+        mark = f"{secrets.token_hex(8)} "  # what the project itself prints cannot be taken for the end
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance.weights.building"),
-            *(str(self._home), str(archive), build.model),
+            *(str(self._home), str(archive), build.model, mark),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=_LINE,
             start_new_session=True,
         )
-        last = ""
+        end = ""
         try:
             assert process.stdout is not None, "it was started with a pipe"
             async for line in process.stdout:
-                if last:
-                    self._say(build.id, last)
-                last = line.decode(errors="replace")
+                text = line.decode(errors="replace")
+                if text.startswith(mark):
+                    end = text.removeprefix(mark)
+                else:
+                    self._say(build.id, text)
             code = await process.wait()
         except ValueError as error:
             raise WeightsError("the build wrote a line that is too long") from error
@@ -156,12 +161,14 @@ class Pushes:
             with contextlib.suppress(ProcessLookupError):  # with all that it has started
                 os.killpg(process.pid, signal.SIGKILL)
         try:
-            told: dict[str, Any] = json.loads(last)
+            told: dict[str, Any] = json.loads(end)
             if "error" in told:
                 raise WeightsError(told["error"])
             return Path(told["build"])
         except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"the build ended with code {code}: {last.strip()}") from error
+            raise WeightsError(
+                f"the build ended with code {code} in the middle; its log says more"
+            ) from error
 
     def _say(self, id: str, line: str) -> None:
         build = self._under_way[id]
@@ -220,6 +227,12 @@ class Pushes:
             await self._store.registry.put_build(ended)
         except StoreError as problem:  # the next start says that it was cut off
             _log.error("the end of build %s could not be stored: %s", build.id, problem)
+
+
+def _build_of(entry: Entry) -> str | None:
+    """The folder of its build, if it is a project."""
+    options = entry.model.options
+    return options.build if isinstance(options, BuiltCogOptions) else None
 
 
 def _with(build: Build, **changes: Any) -> Build:

@@ -1,6 +1,7 @@
 """A process that makes a Cog project of an archive runnable: ``python -m appliance.weights.building``.
 
-What it prints is the build's log. The last line is of JSON: the folder of the build, or the error.
+What it prints is the build's log. The line that begins with the mark it was given has JSON: the folder of the
+build, or the error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from appliance.weights.archive import unpack
 
 def main(home: Path, archive: Path, name: str) -> dict[str, str]:
     """Unpack and build; ``home`` is the data folder, ``name`` the model's, for messages."""
-    folder = project.root(home) / f".pushed.{archive.name}"
+    folder = project.unpacked(home, archive.name)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         print("unpacking", flush=True)
@@ -35,4 +36,5 @@ def main(home: Path, archive: Path, name: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])), flush=True)
+    told = main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    print(sys.argv[4] + json.dumps(told), flush=True)

@@ -127,6 +127,19 @@ def root(home: Path) -> Path:
     return home / "cog"
 
 
+def unpacked(home: Path, name: str) -> Path:
+    """Where a project that was pushed lies while it is built."""
+    return root(home) / f".pushed.{name}.{os.getpid()}"
+
+
+def sweep(home: Path) -> None:
+    """Remove what builds have left whose process is no more: hidden folders that end in its number."""
+    for left in root(home).glob(".*"):
+        number = left.name.rpartition(".")[2]
+        if not (number.isdecimal() and Path("/proc", number).exists()):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _silent(_: str) -> None:
     pass
 

@@ -284,7 +284,6 @@ def test_outputs_and_schemas_are_those_of_cogs_own_server(
     ours = version["openapi_schema"]["components"]["schemas"]
     for component, schema in theirs.items():
         assert ours[component] == schema, component
-    assert list(ours["Input"]["properties"]) == list(theirs["Input"]["properties"])
 
 
 def test_a_training_gives_the_weights_that_cogs_own_server_gives(

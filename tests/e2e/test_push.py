@@ -78,14 +78,31 @@ def test_a_pushed_project_is_a_model_like_any_other(
     refused = api.delete(f"/v1/models/{name}/versions/{version}")
     assert refused.status_code == 400
     assert "of-pushed" in refused.json()["detail"]
-    assert api.delete(f"/v1/deployments/{deployment.owner}/of-pushed").status_code == 204
 
-    removed = api.delete(f"/v1/models/{name}/versions/{version}")
-    assert removed.status_code == 202, removed.text
+
+def test_a_version_is_deleted_with_its_build_unless_another_is_of_it(
+    api: httpx.Client, appliance: Appliance, project: Path
+) -> None:
+    (project / "extra.md").write_text("so that it is a third project")
+    versions = []
+    for name in ("appliance/passing", "appliance/passing-too"):
+        pushed = push(appliance, project, name, "--memory", "256MiB")
+        assert pushed.returncode == 0, pushed.stderr
+        versions.append(pushed.stdout.strip().partition(":"))
+        assert ended(api, create(api, name))["status"] == "succeeded"
+    (build,) = (
+        file.parent.parent
+        for file in (appliance.home / "cog").glob("*/project/extra.md")
+        if "third" in file.read_text()
+    )
+    for name, _, version in versions:
+        assert build.exists()
+        removed = api.delete(f"/v1/models/{name}/versions/{version}")
+        assert removed.status_code == 202, removed.text
+        assert api.get(f"/v1/models/{name}").json()["latest_version"] is None
+        assert api.post(f"/v1/models/{name}/predictions", json={"input": {}}).status_code == 404
+        assert api.delete(f"/v1/models/{name}").status_code == 204
     assert not build.exists()
-    assert api.get(f"/v1/models/{name}").json()["latest_version"] is None
-    assert api.post(f"/v1/models/{name}/predictions", json={"input": {}}).status_code == 404
-    assert api.delete(f"/v1/models/{name}").status_code == 204
 
 
 def test_a_pushed_project_can_be_trained(api: httpx.Client, appliance: Appliance, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_branch_is_kept_as_it_was_fetched(repository: Path, tmp_path: Path) ->
 def test_what_is_not_there_is_named_and_nothing_is_left(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no revision v9"):
         checkout.fetch(tmp_path, source(repository, "v9"))
-    with pytest.raises(WeightsError, match="git fetch failed: .*nowhere"):
+    with pytest.raises(WeightsError, match=r"git fetch failed: .*nowhere"):
         checkout.fetch(tmp_path, source(tmp_path / "nowhere", "main"))
     assert list((tmp_path / "weights" / "git").iterdir()) == []
     for path in ("outer", "../..", "inner/cog.yaml"):
