@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Final
 
-import msgspec
-
 from appliance.errors import NeverFits
+from appliance.scheduler.facts import Capacity, Decision, Demand, Load, Refuse, Residency, Start, Unload
+from appliance.scheduler.progress import free_at_last, hopeful
 
 #: A model that was just loaded is not evicted for this long, so that two models do not chase each other.
 MIN_RESIDENCY: Final = 10.0  # seconds
@@ -23,65 +22,6 @@ MIN_RESIDENCY: Final = 10.0  # seconds
 PATIENCE: Final = 20.0  # seconds
 #: After a failed load the next one waits this long, doubling up to the second number.
 BACKOFF: Final = (10.0, 300.0)  # seconds
-
-
-class Residency(StrEnum):
-    """Where a model's weights are."""
-
-    COLD = "cold"  # not loaded
-    LOADING = "loading"  # reserved, an engine host is starting
-    READY = "ready"  # takes predictions
-    DRAINING = "draining"  # finishes what runs, takes nothing new, then unloads
-    UNLOADING = "unloading"  # its host is being stopped; memory is still reserved
-
-
-class Capacity(msgspec.Struct, frozen=True):
-    """One device and the bytes it has for models."""
-
-    device: str
-    memory: int
-
-
-class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model asks of the machine."""
-
-    model: str
-    concurrency: int  # predictions at a time
-    memory: int | None = None  # bytes on each of its devices; exclusive with share
-    share: float | None = None  # of each of its devices, over 0 up to 1
-    devices: int = 1  # how many devices hold it together
-    pin: bool = False  # loaded at start and never evicted
-    preload: bool = False  # loaded at start
-    idle_unload_after: float | None = None  # seconds
-
-    def bytes_on(self, capacity: Capacity) -> int:
-        """Bytes this model takes of that device."""
-        return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)
-
-
-class Start(msgspec.Struct, frozen=True):
-    """Run this prediction now; a slot of its model is taken until ``finished``."""
-
-    id: str
-    model: str
-
-
-class Load(msgspec.Struct, frozen=True):
-    """Load this model; ``memory`` bytes are reserved on each of ``devices``."""
-
-    model: str
-    devices: tuple[str, ...]
-    memory: int
-
-
-class Unload(msgspec.Struct, frozen=True):
-    """Stop this model's host; nothing runs on it."""
-
-    model: str
-    reason: str
-
-
-Decision = Start | Load | Unload
 
 
 class _Model:
@@ -102,6 +42,13 @@ class _Model:
         self.failures = 0
         self.blocked_until = 0.0
         self.drain_reason = ""
+
+    def since(self, now: float) -> float:
+        return now if self.waiting_since is None else self.waiting_since
+
+    @property
+    def waiting(self) -> deque[str]:
+        return self.queue
 
     @property
     def pinned(self) -> bool:
@@ -128,6 +75,8 @@ class Scheduler:
         self._capacities = {capacity.device: capacity for capacity in capacities}
         self._models = {demand.model: _Model(demand) for demand in demands}
         self._queued: dict[str, str] = {}  # prediction id -> model
+        self._whole: dict[str, str] = {}  # unfinished part -> the prediction that it is a part of
+        self._parts: dict[str, set[str]] = {}  # the same the other way round
 
     def knows(self, model: str) -> bool:
         """Whether it was told of this model."""
@@ -152,11 +101,20 @@ class Scheduler:
             "lower its memory in models.yaml or choose a smaller model"
         )
 
-    def queued(self, id: str, model: str, now: float, *, front: bool = False) -> None:
-        """A prediction waits for its model; ``front`` is for one that already had its turn."""
+    def queued(
+        self, id: str, model: str, now: float, *, front: bool = False, whole: str | None = None
+    ) -> None:
+        """A prediction waits for its model; ``front`` is for one that already had its turn.
+
+        With ``whole`` it is a part of that prediction, which holds a slot while it waits for it: parts go
+        before the others.
+        """
         entry = self._models[model]
+        self._relate(id, whole)
         if front:
             entry.queue.appendleft(id)
+        elif whole is not None:
+            entry.queue.insert(sum(each in self._whole for each in entry.queue), id)
         else:
             entry.queue.append(id)
         self._queued[id] = model
@@ -169,13 +127,30 @@ class Scheduler:
         if model is None:
             return False
         self._models[model].queue.remove(id)
+        self._over(id)
         return True
+
+    def _relate(self, id: str, whole: str | None) -> None:
+        if whole is not None:
+            self._whole[id] = whole
+            self._parts.setdefault(whole, set()).add(id)
+
+    def _over(self, id: str) -> None:
+        """``id`` is over, or begins anew: nobody waits for it, and it waits for nobody."""
+        whole = self._whole.pop(id, None)
+        if whole is not None:
+            self._parts[whole].discard(id)
+            if not self._parts[whole]:
+                del self._parts[whole]
+        for part in self._parts.pop(id, ()):
+            del self._whole[part]
 
     def finished(self, id: str, model: str, now: float) -> None:
         """A started prediction let go of its slot."""
         entry = self._models[model]
         entry.running.discard(id)
         entry.last_used = now
+        self._over(id)
 
     def loaded(self, model: str, now: float) -> None:
         """The load that was decided is done."""
@@ -195,6 +170,7 @@ class Scheduler:
         entry.queue.clear()
         for id in ids:
             del self._queued[id]
+            self._over(id)
         self._release(entry)
         return ids
 
@@ -205,6 +181,8 @@ class Scheduler:
     def lost(self, model: str) -> None:
         """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
         entry = self._models[model]
+        for id in entry.running:
+            self._over(id)
         entry.running.clear()
         entry.wanted = entry.wanted or entry.pinned
         self._release(entry)
@@ -218,9 +196,10 @@ class Scheduler:
         entry.ready_since = entry.last_used = now
         entry.wanted = False
 
-    def resumed(self, id: str, model: str) -> None:
+    def resumed(self, id: str, model: str, whole: str | None = None) -> None:
         """A prediction still runs on an adopted host: it holds a slot."""
         self._models[model].running.add(id)
+        self._relate(id, whole)
 
     def stopping(self, model: str) -> None:
         """The host is being killed: nothing may start there, its memory is still taken."""
@@ -296,11 +275,17 @@ class Scheduler:
 
     # -- decisions ---------------------------------------------------------------------------------------
 
-    def decide(self, now: float) -> list[Decision]:
-        """What to do now. The scheduler takes it as done, so carry out every decision, in order."""
+    def decide(self, now: float, *, parts_only: bool = False) -> list[Decision]:
+        """What to do now. The scheduler takes it as done, so carry out every decision, in order.
+
+        With ``parts_only`` nothing begins but what running predictions may wait for.
+        """
         decisions: list[Decision] = []
         for name, entry in self._models.items():
-            decisions += self._starts(name, entry)
+            decisions += self._starts(name, entry, parts_only=parts_only)
+        decisions += self._refusals()
+        if parts_only:
+            return decisions + self._loads_of_parts(now)
         decisions += self._idle_unloads(now)
         decisions += self._placements(now)
         for name, entry in self._models.items():
@@ -308,11 +293,13 @@ class Scheduler:
                 decisions.append(self._unload(name, entry.drain_reason))
         return decisions
 
-    def _starts(self, name: str, entry: _Model) -> list[Decision]:
+    def _starts(self, name: str, entry: _Model, *, parts_only: bool) -> list[Decision]:
         starts: list[Decision] = []
         if entry.state is not Residency.READY:
             return starts
         while entry.queue and len(entry.running) < entry.demand.concurrency:
+            if parts_only and entry.queue[0] not in self._whole:
+                break
             id = entry.queue.popleft()
             del self._queued[id]
             entry.running.add(id)
@@ -320,6 +307,42 @@ class Scheduler:
         if not entry.queue:
             entry.waiting_since = None
         return starts
+
+    def _refusals(self) -> list[Decision]:
+        """Parts that could never begin, because what they need is held by those that wait for them.
+
+        The last of them goes first: that may be all that the others need.
+        """
+        refused: list[Decision] = []
+        while any(id in self._queued for id in self._whole):
+            hope = self._hope()
+            stuck = [id for id in self._queued if id in self._whole and id not in hope]
+            if not stuck:
+                break
+            id = stuck[-1]
+            refused.append(Refuse(id, self._why_never(self._models[self._queued[id]], hope)))
+            self.withdrawn(id)
+        return refused
+
+    def _hope(self, without: str | None = None) -> set[str]:
+        return hopeful(self._models, self._parts, list(self._capacities.values()), without=without)
+
+    def _why_never(self, entry: _Model, hope: set[str]) -> str:
+        name, demand = entry.demand.model, entry.demand
+        if entry.state in {Residency.READY, Residency.LOADING}:
+            return (
+                f"this part could never begin: model {name} runs {demand.concurrency} at a time, and those "
+                "that it runs wait for their own parts"
+            )
+        waiting = sorted(n for n, each in self._models.items() if each.devices and not each.running <= hope)
+        free = free_at_last(entry, self._models.values(), list(self._capacities.values()), hope)
+        sizes = ", ".join(f"{device} has {left:,}" for device, left in free.items())
+        needs = max(demand.bytes_on(capacity) for capacity in self._capacities.values())
+        return (
+            f"this part could never begin: model {name} needs {needs:,} bytes on {demand.devices} device(s), "
+            f"but beside {', '.join(waiting)}, which waits for its parts, {sizes} bytes; "
+            "lower their memory in models.yaml"
+        )
 
     def _idle_unloads(self, now: float) -> list[Decision]:
         due: list[Decision] = []
@@ -336,10 +359,14 @@ class Scheduler:
         return due
 
     def _placements(self, now: float) -> list[Decision]:
-        """Load what waits, longest wait first; the others may use only what the earlier ones leave."""
-        decisions: list[Decision] = []
+        """Load what waits, longest wait first; the others may use only what the earlier ones leave.
+
+        Parts go first: what waits for them holds memory. Those that fit at once take it although it may be
+        promised, since the promise may be one that their whole has to keep.
+        """
+        decisions = self._loads_of_parts(now)
         waiting = [(name, entry) for name, entry in self._models.items() if entry.wants_load(now)]
-        waiting.sort(key=lambda item: item[1].waiting_since if item[1].waiting_since is not None else now)
+        waiting.sort(key=lambda item: (not self._has_part(item[1]), item[1].since(now)))
         promised: dict[str, int] = dict.fromkeys(self._capacities, 0)
         for name, entry in waiting:
             plan = self._plan(entry, now, promised)
@@ -354,14 +381,31 @@ class Scheduler:
             decisions += [self._unload(victim, f"makes room for {name}") for victim in victims]
         return decisions
 
+    def _has_part(self, entry: _Model) -> bool:
+        return bool(entry.queue) and entry.queue[0] in self._whole
+
+    def _loads_of_parts(self, now: float) -> list[Decision]:
+        """Load what parts wait for, as far as there is room."""
+        loads: list[Decision] = []
+        for name, entry in self._models.items():
+            if self._has_part(entry) and entry.wants_load(now):
+                nothing = dict.fromkeys(self._capacities, 0)
+                roomy = sorted(device for device in self._capacities if self._open(device, entry, nothing))
+                if len(roomy) >= entry.demand.devices:
+                    loads.append(self._load(name, tuple(roomy[: entry.demand.devices])))
+        return loads
+
     def _plan(
         self, entry: _Model, now: float, promised: dict[str, int]
     ) -> tuple[tuple[str, ...], list[str]] | None:
         """The devices with the fewest evictions and whom to evict; None while there is no way."""
         options = []
+        # What runs where a part of it waits for this model does not end before this one is loaded.
+        ending = self._hope(without=entry.demand.model) if self._parts else None
         for device, capacity in self._capacities.items():
             need = entry.demand.bytes_on(capacity)
-            victims = self._victims(device, need + promised[device] - self.free(device), entry, now)
+            missing = need + promised[device] - self.free(device)
+            victims = self._victims(device, missing, entry, ending, now)
             if need <= capacity.memory and victims is not None:
                 options.append((len(victims), -self.free(device), device, victims))
         if len(options) < entry.demand.devices:
@@ -370,15 +414,23 @@ class Scheduler:
         evicted = sorted({victim for _, _, _, victims in chosen for victim in victims})
         return tuple(sorted(device for _, _, device, _ in chosen)), evicted
 
-    def _victims(self, device: str, missing: int, waiter: _Model, now: float) -> list[str] | None:
+    def _victims(
+        self, device: str, missing: int, waiter: _Model, ending: set[str] | None, now: float
+    ) -> list[str] | None:
         """Models to unload for ``missing`` bytes, least recently used first; None if that is not possible.
 
         Bytes that are on their way back already count, without naming a victim. When the waiter has lost
-        its patience a busy model is told to drain, which frees its bytes later.
+        its patience a busy model is told to drain, which frees its bytes later. ``ending`` has what ends
+        without the waiter; None for all.
         """
         if missing <= 0:
             return []
-        here = [(name, entry) for name, entry in self._models.items() if device in entry.devices]
+        here = [
+            (name, entry)
+            for name, entry in self._models.items()
+            if device in entry.devices
+            and (ending is None or entry.state is Residency.UNLOADING or entry.running <= ending)
+        ]
         coming = sum(
             entry.reserved for _, entry in here if entry.state in {Residency.UNLOADING, Residency.DRAINING}
         )
@@ -393,19 +445,15 @@ class Scheduler:
             victims.append(name)
             missing -= entry.reserved
         if missing > 0:
-            self._drain(device, missing, waiter, now)
+            self._drain(here, missing, waiter, now)
             return None
         return victims
 
-    def _drain(self, device: str, missing: int, waiter: _Model, now: float) -> None:
+    def _drain(self, here: list[tuple[str, _Model]], missing: int, waiter: _Model, now: float) -> None:
         since = waiter.waiting_since
         if since is None or now - since < PATIENCE:
             return
-        busy = [
-            (entry.last_used, name, entry)
-            for name, entry in self._models.items()
-            if device in entry.devices and entry.evictable(now)
-        ]
+        busy = [(entry.last_used, name, entry) for name, entry in here if entry.evictable(now)]
         if sum(entry.reserved for _, _, entry in busy) < missing:
             return
         for _, _, entry in sorted(busy, key=lambda item: item[:2]):
