@@ -103,6 +103,7 @@ class Job(msgspec.Struct, frozen=True):
     folder: str = ""  # absolute path for files that the run makes; created when the first one is
     adapter: str | None = None  # absolute path of the folder with the weights that a training made
     inline: int = -1  # files of up to so many bytes are put into the output as data: URLs
+    operation: str | None = None  # see `Prediction`
 
 
 class Webhook(msgspec.Struct, frozen=True):
@@ -138,6 +139,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     webhook: Webhook | None = None
     deployment: str | None = None  # owner/name, if it was made through one
     destination: str | None = None  # of a training: the model that gets the new version
+    # What is asked for, where that is not the model's own prediction: one of `runners.operations`. `input` is
+    # then a request of another API, and `output` the answer to it, or the parts of its stream.
+    operation: str | None = None
 
     def evolve(self, **changes: Any) -> Prediction:
         """A copy with ``changes`` applied."""

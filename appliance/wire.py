@@ -92,6 +92,8 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
         shown["webhook_events_filter"] = list(record.webhook.events)
     if record.deployment is not None:
         shown["deployment"] = record.deployment
+    if record.operation is not None:
+        shown["operation"] = record.operation
     if record.deadline is not None:
         shown["deadline"] = timestamp(record.deadline)
     return shown

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance import schema
-from appliance.catalogue import Catalogue, Entry
+from appliance.catalogue import Catalogue, Entry, operating
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
 from appliance.engine.instances import Instances
@@ -104,10 +104,12 @@ class Engine:
         webhook: Webhook | None = None,
         deployment: str | None = None,
         destination: str | None = None,
+        operation: str | None = None,
     ) -> Prediction:
         """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
 
-        With ``destination`` it is a training, and ``entry`` a trainer.
+        With ``destination`` it is a training, and ``entry`` a trainer. With ``operation`` the input is a
+        request of another API, an object, and ``entry`` one of a kind that answers it.
 
         Raises:
             InvalidInput: names every wrong field.
@@ -115,6 +117,8 @@ class Engine:
             Throttled: too many predictions wait.
             ShuttingDown: the appliance is draining.
         """
+        if operation is not None:
+            entry = operating(entry, input)
         validated = schema.validate(entry.interface, input)
         if self._loop.draining:
             raise ShuttingDown
@@ -134,6 +138,7 @@ class Engine:
             stream_token=new_stream_token(files=entry.files_out),
             deployment=deployment,
             destination=destination,
+            operation=operation,
         )
         # Writes keep their order, so the claim may be queued before the creation is committed; nobody
         # knows the id until this returns.
@@ -391,7 +396,8 @@ class Engine:
             InvalidVersion: nothing does any more.
         """
         if prediction.destination is None:
-            return self._catalogue.by_version(prediction.version)
+            entry = self._catalogue.by_version(prediction.version)
+            return entry if prediction.operation is None else operating(entry, prediction.input)
         trainer = self._catalogue.trainer(prediction.version)
         if trainer is None:
             raise InvalidVersion

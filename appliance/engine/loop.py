@@ -186,6 +186,7 @@ class Loop:
                 folder=self._files.outputs(live.id, claimed.attempt),
                 adapter=live.entry.adapter,
                 inline=self._files.inline,
+                operation=claimed.operation,
             ),
         )
 

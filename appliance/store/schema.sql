@@ -195,3 +195,8 @@ CREATE TABLE secrets (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;
+
+-- step: 6
+-- Predictions that were asked for in the words of another API.
+
+ALTER TABLE predictions ADD COLUMN operation TEXT;
