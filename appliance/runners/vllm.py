@@ -20,13 +20,12 @@ from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
 from appliance.runners import prompting
 from appliance.runners.base import Interface, LoadSpec
+from appliance.runners.vllm_dialects import Dialects
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
-
-    from appliance.runners.vllm_dialects import Dialects
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class VllmRunner:
 
     async def setup(self) -> None:
         """See ``Runner``. The loop stands still while vLLM loads; nothing else runs in a host before that."""
-        from appliance.runners import vllm_dialects, vllm_engine
+        from appliance.runners import vllm_engine
 
         spec = self._spec
         if spec.weights is None or not Path(spec.weights).is_dir():
@@ -71,7 +70,7 @@ class VllmRunner:
         self._longest = self._engine.model_config.max_model_len
         self._prepare_prompts()
         await self._engine.get_supported_tasks()  # asks the core once; every prediction needs it
-        self._dialects = vllm_dialects.Dialects(self._engine, spec)
+        self._dialects = Dialects(self._engine, spec)
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""

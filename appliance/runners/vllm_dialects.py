@@ -165,7 +165,7 @@ class Dialects:
                 _raise_if_canceled()
                 if not isinstance(part, str):
                     yield part.model_dump(mode="json", by_alias=True)
-                elif (data := _data(part)) is not None:
+                elif (data := payload(part)) is not None:
                     yield data
 
     def _request(self, job: Job, adapter: LoRARequest | None) -> Any:
@@ -312,9 +312,9 @@ def _is_wanted(item: dict[str, Any], job: Job) -> bool:
     return asked or bool(item.get("choices")) or "error" in item
 
 
-def _data(event: str) -> dict[str, Any] | None:
+def payload(event: str) -> dict[str, Any] | None:
     """The object in a server-sent event; None if it has none."""
-    for line in event.splitlines():
+    for line in event.split("\n"):  # models write other line ends too, which JSON does not escape
         if line.startswith("data:"):
             text = line.removeprefix("data:").strip()
             if text == "[DONE]":

@@ -381,7 +381,10 @@ async def test_weights_that_cannot_be_used_say_why(zygote: Zygote, smollm2: Path
     assert "the chat template of test/vllm cannot be used" in await refusal(
         smollm2, chat_template="{{ messages[7].content }}"
     )
-    assert "does not fit its weights" in await refusal(smollm2, reasoning_parser="deepseek_r1")
+    assert "could not locate think" in await refusal(smollm2, reasoning_parser="deepseek_r1")
+    assert "tool_parser or reasoning_parser of test/vllm does not fit" in await refusal(
+        smollm2, tool_parser="deepseek_v3"
+    )
     folder = tmp_path / "weights"
     shutil.copytree(smollm2, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     assert "Cannot find any model weights" in await refusal(folder)
