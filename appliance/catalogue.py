@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance import schema, weights
+from appliance import media, schema, weights
 from appliance.config import CollectionConfig, Config, ModelConfig
 from appliance.errors import InvalidVersion, NotFound
 from appliance.model import Adapter, Model
-from appliance.runners import TRAINERS, runner_class
+from appliance.runners import TRAINERS, operations, runner_class
 from appliance.runners.base import Interface, LoadSpec
 
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
@@ -357,6 +357,16 @@ def trained(base: Entry, adapter: Adapter, place: str) -> Entry:
         created_at=adapter.created_at,
         adapter=place,
         runs_on=f"{base.runs_on}@{adapter.version[:16]}" if apart else base.runs_on,
+    )
+
+
+def operating(entry: Entry, body: dict[str, Any]) -> Entry:
+    """``entry`` as it answers the operation that ``body`` asks for."""
+    return msgspec.structs.replace(
+        entry,
+        interface=operations.interface(body),
+        files_in=next(media.addresses(body), None) is not None,
+        files_out=False,
     )
 
 

@@ -9,7 +9,8 @@
     |   |-- Unauthenticated        401  no token, or not one of ours
     |   |-- PermissionDenied       403  the token may not do this
     |   |-- NotFound               404  no such resource, or not the caller's
-    |   |   `-- DestinationNotFound     the same, of a training's destination
+    |   |   |-- DestinationNotFound     the same, of a training's destination
+    |   |   `-- ModelNotFound           the same, of a model named in a request of another API
     |   |-- MethodNotAllowed       405  the route exists, the method does not
     |   |-- BodyTooLarge           413  the body is over the configured limit
     |   |-- FileTooLarge           413  the uploaded file is over the configured limit
@@ -140,6 +141,14 @@ class DestinationNotFound(NotFound):
     def __init__(self) -> None:
         """The message is the contract's exact sentence."""
         super().__init__("The specified training destination does not exist")
+
+
+class ModelNotFound(NotFound):
+    """The model that a request of OpenAI's or Anthropic's API names does not exist."""
+
+    def __init__(self, name: str) -> None:
+        """``name`` is as the caller gave it."""
+        super().__init__(f"The model `{name}` does not exist, or has no version yet.")
 
 
 class MethodNotAllowed(RequestError):

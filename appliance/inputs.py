@@ -18,7 +18,9 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
+import msgspec
 
+from appliance import media
 from appliance.egress import Egress
 from appliance.errors import AddressRefused, PredictionFailed
 from appliance.file import File
@@ -44,6 +46,8 @@ class Inputs:
     async def fetch(self, record: Prediction, interface: Interface, input: dict[str, Any]) -> dict[str, Any]:
         """``input`` with absolute paths for its files; ``discard`` removes them.
 
+        Those of a request of another API, which has no inputs by name, are put into it instead.
+
         Raises:
             PredictionFailed: one of them cannot be had; the text names the input.
         """
@@ -51,6 +55,8 @@ class Inputs:
         fetched = dict(input)
         try:
             async with asyncio.timeout(self._files.config.input_timeout):
+                if interface.verbatim:
+                    return await self._embedded(record, input, folder)
                 for name in interface.file_inputs:
                     if isinstance(input.get(name), str):
                         place = folder / name
@@ -73,6 +79,14 @@ class Inputs:
         if folder.exists():
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
+    async def _embedded(self, record: Prediction, body: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """A copy of ``body`` with the pictures and sounds themselves in place of their addresses."""
+        copy: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(body))
+        for at, (place, key) in enumerate(media.addresses(copy)):
+            path = await self._one(record, key, place[key], folder / str(at))
+            place[key] = await asyncio.to_thread(_as_data, Path(path))
+        return copy
+
     async def _one(self, record: Prediction, field: str, url: str, folder: Path) -> str:
         """The path of one file.
 
@@ -82,7 +96,7 @@ class Inputs:
         try:
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
             if url[:5].lower() == "data:":
-                return await asyncio.to_thread(_from_data, url, folder)
+                return await asyncio.to_thread(_written, url, folder)
             ours = await self._ours(url, record.owner)
             if ours is not None:
                 place = folder / safe_name(ours.name)
@@ -121,8 +135,12 @@ def safe_name(name: str) -> str:
     return cleaned[-100:] or "file"
 
 
-def _from_data(url: str, folder: Path) -> str:
-    """Write down what a ``data:`` URL holds."""
+def from_data(url: str) -> tuple[str, bytes]:
+    """Type and content of a ``data:`` URL.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     head, comma, body = url[5:].partition(",")
     if not comma:
         raise ValueError("a data URL needs a comma before its data")
@@ -134,9 +152,21 @@ def _from_data(url: str, folder: Path) -> str:
             raise ValueError(f"its base64 is wrong: {error}") from error
     else:
         data = unquote_to_bytes(body)
-    place = folder / f"file{mimetypes.guess_extension(kind.strip().lower()) or ''}"
+    return kind.strip().lower(), data
+
+
+def _written(url: str, folder: Path) -> str:
+    """The path of a file with what a ``data:`` URL holds."""
+    kind, data = from_data(url)
+    place = folder / f"file{mimetypes.guess_extension(kind) or ''}"
     place.write_bytes(data)
     return str(place)
+
+
+def _as_data(file: Path) -> str:
+    """What is in ``file`` as a ``data:`` URL."""
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _link(source: Path, place: Path) -> None:

@@ -104,6 +104,7 @@ class Job(msgspec.Struct, frozen=True):
     adapter: str | None = None  # absolute path of the folder with the weights that a training made
     inline: int = -1  # files of up to so many bytes are put into the output as data: URLs
     token: str | None = None  # acts for the prediction's owner while it runs; for models that call others
+    operation: str | None = None  # see `Prediction`
 
 
 class Webhook(msgspec.Struct, frozen=True):
@@ -140,6 +141,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     deployment: str | None = None  # owner/name, if it was made through one
     destination: str | None = None  # of a training: the model that gets the new version
     parent: str | None = None  # the prediction that asked for this one while it ran
+    # What is asked for, where that is not the model's own prediction: one of `runners.operations`. `input` is
+    # then a request of another API, and `output` the answer to it, or the parts of its stream.
+    operation: str | None = None
 
     @property
     def called(self) -> str:

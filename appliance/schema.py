@@ -33,6 +33,8 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
     """
     if not isinstance(input, dict):
         raise InvalidInput([_wrong_type("input", "object", input)])
+    if interface.verbatim:
+        return _encodable(input)
     given = _by_name(interface, input)
     required = set(interface.input.get("required", ()))
     validated: dict[str, Any] = {}
@@ -52,11 +54,20 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
             validated[name] = _as_declared(value, schema)
     if problems:
         raise InvalidInput(problems)
+    return _encodable(validated)
+
+
+def _encodable(input: dict[str, Any]) -> dict[str, Any]:
+    """``input``, if it can travel to the model.
+
+    Raises:
+        InvalidInput: an integer inside of an object or a list is too large.
+    """
     try:
-        msgspec.msgpack.encode(validated)  # how it travels to the model
-    except OverflowError as error:  # inside of an object or a list
+        msgspec.msgpack.encode(input)
+    except OverflowError as error:
         raise InvalidInput([FieldProblem("number_lte", "input", "Integers must fit in 64 bits")]) from error
-    return validated
+    return input
 
 
 def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:

@@ -95,6 +95,8 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
         shown["deployment"] = record.deployment
     if record.parent is not None:
         shown["parent"] = record.parent
+    if record.operation is not None:
+        shown["operation"] = record.operation
     if record.deadline is not None:
         shown["deadline"] = timestamp(record.deadline)
     return shown

@@ -73,9 +73,9 @@ class Caller:
         self._changed = asyncio.Condition()
         self._task = asyncio.get_running_loop().create_task(self._read())
 
-    async def start(self, id: str, **input: Any) -> None:
+    async def start(self, id: str, operation: str | None = None, /, **input: Any) -> None:
         """Send a job."""
-        await self.replica.exchange([Job(id, 1, input)], [], [])
+        await self.replica.exchange([Job(id, 1, input, operation=operation)], [], [])
 
     async def cancel(self, id: str) -> None:
         """Cancel one."""
@@ -92,9 +92,9 @@ class Caller:
         """Return once the prediction has sent anything."""
         await self._until(lambda: id in self.events)
 
-    async def run(self, id: str, **input: Any) -> Done:
+    async def run(self, id: str, operation: str | None = None, /, **input: Any) -> Done:
         """Send a job and wait for its end."""
-        await self.start(id, **input)
+        await self.start(id, operation, **input)
         return await self.done(id)
 
     async def over(self) -> str | None:

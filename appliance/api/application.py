@@ -11,12 +11,17 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api import answers, requests
+from appliance.api import refusals, requests
 from appliance.api.account import Account
 from appliance.api.admin import Admin
 from appliance.api.builds import Builds
 from appliance.api.collections import Collections
 from appliance.api.deployments import Deployments
+from appliance.api.dialects.anthropic import Anthropic
+from appliance.api.dialects.audio import Audio
+from appliance.api.dialects.embeddings import Embeddings
+from appliance.api.dialects.images import Images
+from appliance.api.dialects.openai import OpenAI
 from appliance.api.examples import Examples
 from appliance.api.files import Files
 from appliance.api.models import Models
@@ -48,11 +53,16 @@ RESOURCES: Final = (
     Admin,
     Examples,
     Reference,
+    OpenAI,
+    Embeddings,
+    Images,
+    Audio,
+    Anthropic,
 )
 
 _CORS: Final = {
     "access-control-allow-credentials": "true",
-    "access-control-expose-headers": "location, preference-applied, retry-after, "
+    "access-control-expose-headers": "location, preference-applied, retry-after, x-request-id, request-id, "
     "ratelimit-limit, ratelimit-remaining, ratelimit-reset",
 }
 _PREFLIGHT: Final = {
@@ -108,7 +118,8 @@ class Application:
         except Exception as error:
             if started:  # a stream broke in the middle: all that is left is to close it
                 raise
-            answer = answers.error(_translated(error, scope), post=scope["method"] == "POST")
+            problem = _translated(error, scope)
+            answer = refusals.answer(problem, inner["path"], post=scope["method"] == "POST")
             await answer(scope, receive, watched)
 
 

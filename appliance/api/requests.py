@@ -51,15 +51,24 @@ class Wait(NamedTuple):
         return max(self.seconds - EARLY, 0.5)
 
 
-async def caller(request: Request, services: Services, needed: Scope, *, creates: bool = False) -> Token:
+async def caller(
+    request: Request,
+    services: Services,
+    needed: Scope,
+    *,
+    creates: bool = False,
+    authorization: str | None = None,
+) -> Token:
     """Who makes this request, which is counted; ``creates`` says that it makes a prediction.
+
+    ``authorization`` stands for the header of that name, where the token comes in another one.
 
     Raises:
         Unauthenticated: no valid token.
         PermissionDenied: the token may not do this.
         Throttled: it has made too many requests.
     """
-    token = await services.auth.caller(request.headers.get("authorization"))
+    token = await services.auth.caller(authorization or request.headers.get("authorization"))
     if not token.may(needed):
         raise PermissionDenied(f'This token has the scope "{token.scope}"; this needs "{needed}".')
     if token.prediction is not None:  # what was accepted may do what it needs to

@@ -200,7 +200,11 @@ COMPONENTS: Final[dict[str, Schema]] = {
             **_PREDICTION,
             "urls": thing({"get": _ADDRESS, "cancel": _ADDRESS, "web": _ADDRESS}, {"stream": _ADDRESS}),
         },
-        {**_PREDICTION_MORE, "deployment": said(_TEXT, "owner/name of the deployment it was made through")},
+        {
+            **_PREDICTION_MORE,
+            "deployment": said(_TEXT, "owner/name of the deployment it was made through"),
+            "operation": said(_TEXT, "What was asked for, if it was through another API"),
+        },
     ),
     "PredictionCreation": thing(_INPUT, {**_WEBHOOK, **_IGNORED}, open=False),
     "VersionPredictionCreation": thing(

@@ -17,7 +17,7 @@ from appliance.prediction import Prediction
 
 #: Seconds of silence after which a comment is sent; one client gives up after 30.
 IDLE: Final = 10.0
-_HEADERS: Final = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
+HEADERS: Final = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 
 
 class Streams:
@@ -43,7 +43,7 @@ class Streams:
             raise NotFound
         after = wire.event_number(request.headers.get("last-event-id"))
         events = self._events(record, after, requests.origin(request, self._services))
-        return StreamingResponse(events, 200, _HEADERS, "text/event-stream")
+        return StreamingResponse(events, 200, HEADERS, "text/event-stream")
 
     async def _events(self, record: Prediction, after: int, base: str) -> AsyncIterator[bytes]:
         yield wire.HEARTBEAT  # proxies pass on the headers once there is a body

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from appliance.config.parsers import ReasoningParser, ToolParser
 from appliance.config.section import Section, size
 from appliance.config.values import GIB, MIB, Bytes, Seconds
 
@@ -149,7 +150,13 @@ class BuiltCogOptions(CogOptions):
 class VllmOptions(Options):
     """Options of a language model served by vLLM."""
 
-    RESOURCES = frozenset({"max_num_seqs", "kv_cache", "enforce_eager", "max_adapters", "max_adapter_rank"})
+    # Parsers sort what a model has written; they do not change it.
+    RESOURCES = frozenset(
+        {
+            "max_num_seqs", "kv_cache", "enforce_eager", "max_adapters", "max_adapter_rank", "tool_parser",
+            "reasoning_parser",
+        }
+    )  # fmt: skip
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -203,6 +210,15 @@ class VllmOptions(Options):
     )
     chat_template: str | None = Field(
         default=None, description="Jinja chat template, as text. Default: the tokenizer's own."
+    )
+    tool_parser: ToolParser | None = Field(
+        default=None,
+        description="How the model writes tool calls, by vLLM's name for it. Default: it takes no tools.",
+    )
+    reasoning_parser: ReasoningParser | None = Field(
+        default=None,
+        description="How the model writes what it thinks before it answers, by vLLM's name for it. "
+        "Default: all that it writes is the answer.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the weights. Only for sources you trust."

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance import schema
-from appliance.catalogue import Catalogue, Entry
+from appliance.catalogue import Catalogue, Entry, operating
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
 from appliance.engine.instances import Instances
@@ -118,11 +118,13 @@ class Engine:
         deployment: str | None = None,
         destination: str | None = None,
         parent: str | None = None,
+        operation: str | None = None,
     ) -> Prediction:
         """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
 
         With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the running prediction
-        that asks for it.
+        that asks for it. With ``operation`` the input is a request of another API, an object, and ``entry``
+        one of a kind that answers it.
 
         Raises:
             Unauthenticated: ``parent`` does not run any more.
@@ -131,6 +133,8 @@ class Engine:
             Throttled: too many predictions wait.
             ShuttingDown: the appliance is draining.
         """
+        if operation is not None:
+            entry = operating(entry, input)
         validated = schema.validate(entry.interface, input)
         if self._loop.draining and parent is None:
             raise ShuttingDown
@@ -154,6 +158,7 @@ class Engine:
             deployment=deployment,
             destination=destination,
             parent=parent,
+            operation=operation,
         )
         if parent is not None:
             _log.info("prediction %s asks for %s", prediction.called, entry.name)
@@ -434,7 +439,8 @@ class Engine:
             InvalidVersion: nothing does any more.
         """
         if prediction.destination is None:
-            return self._catalogue.by_version(prediction.version)
+            entry = self._catalogue.by_version(prediction.version)
+            return entry if prediction.operation is None else operating(entry, prediction.input)
         trainer = self._catalogue.trainer(prediction.version)
         if trainer is None:
             raise InvalidVersion

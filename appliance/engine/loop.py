@@ -208,6 +208,7 @@ class Loop:
                 adapter=live.entry.adapter,
                 inline=self._files.inline,
                 token=self._run_tokens.make(live.id, claimed.attempt) if live.entry.calls_others else None,
+                operation=claimed.operation,
             ),
         )
 

@@ -24,7 +24,16 @@ RUNNERS: Final[dict[str, str]] = {
 #: kind -> the kind of runner that trains new versions of its models
 TRAINERS: Final[dict[str, str]] = {"vllm": "lora", "cog": "cog-train"}
 
-_VLLM: Final = ("vllm", "transformers", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm")
+_VLLM: Final = (
+    "vllm",
+    "transformers",
+    "vllm.engine.arg_utils",
+    "vllm.v1.engine.async_llm",
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.openai.responses.serving",
+    "vllm.entrypoints.anthropic.serving",
+)
 
 _EMBEDDINGS: Final = (
     "torch",

@@ -20,13 +20,15 @@ class Interface(msgspec.Struct, frozen=True):
 
     ``input`` is the whole ``Input`` object schema (properties carry ``x-order``), ``output`` the ``Output``
     schema, ``components`` the further named schemas (enumerations) that ``input`` refers to. ``aliases`` maps
-    other names callers use for an input to the name it has here.
+    other names callers use for an input to the name it has here. With ``verbatim`` any object is an input,
+    and the runner itself says what is wrong with it.
     """
 
     input: dict[str, Any]
     output: dict[str, Any]
     components: dict[str, Any] = {}
     aliases: dict[str, str] = {}
+    verbatim: bool = False
 
     @property
     def iterates(self) -> bool:

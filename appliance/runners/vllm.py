@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
@@ -20,6 +20,7 @@ from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
 from appliance.runners import prompting
 from appliance.runners.base import Interface, LoadSpec
+from appliance.runners.vllm_dialects import Dialects
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
@@ -42,6 +43,7 @@ class VllmRunner:
         self._spec = spec
         self._defaults = prompting.Defaults.of(spec.options)
         self._engine: AsyncLLM
+        self._dialects: Dialects
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template knows no system role
@@ -68,12 +70,25 @@ class VllmRunner:
         self._longest = self._engine.model_config.max_model_len
         self._prepare_prompts()
         await self._engine.get_supported_tasks()  # asks the core once; every prediction needs it
+        self._dialects = Dialects(self._engine, spec)
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        adapter = await self._adapter(job)
+        events = self._predict(job, adapter) if job.operation is None else self._dialects.run(job, adapter)
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+        except EngineDeadError:  # seen here before `add_reader` saw it
+            self._core_died()
+
+    async def _predict(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[Log | Output | Metric]:
+        """The events of the model's own prediction."""
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         progress = _Progress()
         request = prompting.request(job.input, self._defaults)
@@ -82,7 +97,6 @@ class VllmRunner:
         yield Metric("input_token_count", len(tokens))
         if room < job.input.get("max_tokens", 0):
             yield Log(f"max_tokens is lowered from {request.max_tokens} to {room}: no more fits\n")
-        adapter = await self._adapter(job)
         try:
             outputs = self._engine.generate(
                 tokens_input(tokens),
@@ -96,8 +110,6 @@ class VllmRunner:
                         yield event
         except VLLMClientError as error:
             raise PredictionFailed(str(error)) from error
-        except EngineDeadError:  # seen here before `add_reader` saw it
-            self._core_died()
         for last in progress.end():
             yield last
 

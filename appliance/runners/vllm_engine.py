@@ -31,6 +31,7 @@ _CAUSE_LENGTH: Final = 600  # characters of a foreign error's text that are show
 _HINTS: Final = (
     ("KV cache", "give the model a larger kv_cache or a smaller max_model_len in its options"),
     ("trust_remote_code", "set trust_remote_code in its options, if you trust the source"),
+    ("torchvision", "models that see need it, and only the installation for GPUs has it"),
     ("Free memory on device", "free the device of other programs, or lower the model's memory"),
     ("out of memory", "raise the model's memory, or lower its kv_cache or max_num_seqs"),
 )
@@ -96,6 +97,9 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "distributed_executor_backend": "uni" if devices == 1 else "mp",
         "trust_remote_code": options["trust_remote_code"],
         "generation_config": "vllm",  # every sampling parameter comes from the interface
+        "reasoning_parser": options["reasoning_parser"] or "",
+        # A name that no machine can have: the gateway fetches what requests point to, under its own rules.
+        "allowed_media_domains": ["nothing.invalid"],
         "seed": secrets.randbits(31),  # else every start would give the same "random" answers
         "disable_log_stats": True,
         "enable_log_requests": False,

@@ -5,11 +5,11 @@
 INSERT INTO predictions (
     id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
     attempt, n, data_removed, error, logs, output, metrics, webhook, deployment, destination,
-    parent
+    parent, operation
 ) VALUES (
     :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
     :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook, :deployment,
-    :destination, :parent
+    :destination, :parent, :operation
 );
 
 -- query: insert_input
@@ -41,7 +41,7 @@ ON CONFLICT DO NOTHING;
 -- One prediction with its input.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, i.body
+    p.deployment, p.destination, p.parent, p.operation, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.id = :id;
 
@@ -49,7 +49,7 @@ WHERE p.id = :id;
 -- The prediction whose urls.stream carries this token.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, i.body
+    p.deployment, p.destination, p.parent, p.operation, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
@@ -57,7 +57,7 @@ WHERE p.stream_token = :stream_token;
 -- All that are neither finished nor given up, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, i.body
+    p.deployment, p.destination, p.parent, p.operation, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
 ORDER BY p.created_at, p.id;
@@ -73,7 +73,7 @@ ORDER BY e.n;
 -- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, i.body
+    p.deployment, p.destination, p.parent, p.operation, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
@@ -86,7 +86,7 @@ LIMIT :limit;
 -- The page of predictions just above a place, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, i.body
+    p.deployment, p.destination, p.parent, p.operation, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before

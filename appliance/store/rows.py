@@ -76,6 +76,7 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
         "deployment": prediction.deployment,
         "destination": prediction.destination,
         "parent": prediction.parent,
+        "operation": prediction.operation,
     }
 
 
@@ -84,7 +85,7 @@ def prediction(row: Row) -> Prediction:
     (
         id, model, version, owner, status, source, created_at, started_at, completed_at, deadline,
         stream_token, attempt, n, data_removed, error, logs, output, metrics, webhook,
-        deployment, destination, parent, input,
+        deployment, destination, parent, operation, input,
     ) = row  # fmt: skip
     return Prediction(
         id=id,
@@ -110,6 +111,7 @@ def prediction(row: Row) -> Prediction:
         deployment=deployment,
         destination=destination,
         parent=parent,
+        operation=operation,
     )
 
 

@@ -219,3 +219,8 @@ CREATE TABLE projects (
     body    BLOB NOT NULL,
     PRIMARY KEY (version, model)
 );
+
+-- step: 7
+-- Predictions that were asked for in the words of another API.
+
+ALTER TABLE predictions ADD COLUMN operation TEXT;

@@ -103,6 +103,24 @@ def test_t1_t3_t4_t5_a_training_is_learnt_from(api: httpx.Client, official: Clie
     assert weights.headers["content-type"] == "application/zip"
 
 
+def test_a_trained_version_is_called_by_openais_and_anthropics_clients_too(
+    client: httpx.Client, trained: Trained
+) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 20}
+
+    def said(path: str, model: str) -> str:
+        reply = client.post(path, json={**body, "model": model})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["model"] == model
+        return reply.text
+
+    for path in ("/openai/v1/chat/completions", "/anthropic/v1/messages"):
+        assert "zephyrine" in said(path, trained.name)
+        assert "zephyrine" in said(path, f"{trained.name}:{trained.version}")
+        assert "zephyrine" not in said(path, LANGUAGE_MODEL)
+    assert trained.name in {model["id"] for model in client.get("/openai/v1/models").json()["data"]}
+
+
 def test_w12_webhooks_tell_of_trainings(trained: Trained) -> None:
     assert trained.heard[0]["status"] == "processing"
     assert any("loss" in record["logs"] for record in trained.heard[:-1])

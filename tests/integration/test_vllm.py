@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import psutil
@@ -18,11 +18,13 @@ import pytest
 import pytest_asyncio
 
 from appliance import config, weights
+from appliance.config.parsers import ReasoningParser, ToolParser
 from appliance.errors import LoadFailed
 from appliance.prediction import Done
 from appliance.replica import Replica
 from appliance.runners import PRELOADS
 from appliance.runners.base import LoadSpec
+from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
 from tests.running import ROOT, WEIGHTS, wait_for
 
@@ -59,6 +61,7 @@ def smollm2() -> Path:
 
 def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
     """What to load: SmolLM2 with a small cache."""
+    options = {"tool_parser": "hermes", **options}
     filled = config.VllmOptions(max_model_len=LONGEST, kv_cache=64 << 20, max_num_seqs=4, **options)
     return msgspec.structs.replace(
         spec(cache, "vllm", concurrency=4),
@@ -179,6 +182,145 @@ async def test_what_cannot_be_answered_says_why(caller: Caller, input: dict[str,
     assert "Traceback" not in caller.logs(id)
 
 
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+#: operation -> a request that it answers with the capital of France
+ASKED: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": QUESTION, "max_completion_tokens": 24},
+    COMPLETIONS: {"prompt": "The capital of France is", "max_tokens": 8},
+    RESPONSES: {"input": "What is the capital of France?", "max_output_tokens": 24},
+    MESSAGES: {"messages": QUESTION, "max_tokens": 24},
+}
+PARIS = {"model": "as/asked", "temperature": 0}
+
+
+def written(items: list[Any]) -> str:
+    """The text in an answer, or in the parts of its stream."""
+    found = ""
+    for item in items:
+        for choice in item.get("choices", []):
+            said = choice.get("message") or choice.get("delta") or {}
+            found += choice.get("text") or said.get("content") or ""
+        if item.get("type") in {"response.output_text.delta", "content_block_delta"}:
+            found += item["delta"] if isinstance(item["delta"], str) else item["delta"]["text"]
+        for part in [*item.get("content", []), *(p for o in item.get("output", []) for p in o["content"])]:
+            found += part["text"]
+    return found
+
+
+@pytest.mark.parametrize("operation", ASKED)
+async def test_an_operation_is_answered_at_once_and_streamed_alike(caller: Caller, operation: str) -> None:
+    whole, parts = f"whole{operation}", f"parts{operation}"
+    assert await caller.run(whole, operation, **PARIS, **ASKED[operation]) == Done("succeeded")
+    assert await caller.run(parts, operation, **PARIS, **ASKED[operation], stream=True) == Done("succeeded")
+    (answer,) = caller.output(whole)
+    assert "Paris" in written([answer])
+    assert written(caller.output(parts)) == written([answer])
+    assert len(caller.output(parts)) > 5
+    assert answer["model"] == "as/asked"
+    assert whole in answer["id"]
+    counted = caller.metrics(whole)
+    usage = answer["usage"]
+    assert counted["input_token_count"] == usage.get("prompt_tokens", usage.get("input_tokens")) > 4
+    assert counted["output_token_count"] == usage.get("completion_tokens", usage.get("output_tokens")) > 4
+    streamed = caller.metrics(parts)
+    for name in ("input_token_count", "output_token_count"):
+        assert streamed[name] == counted[name]
+    assert 0 < streamed["time_to_first_token"] < streamed["predict_time"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("operation", "body", "code", "message"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "word " * 30_000}]}, 400, "512"),
+        (COMPLETIONS, {"prompt": "word " * 30_000}, 400, "512"),
+        (RESPONSES, {"input": "word " * 30_000}, 400, "512"),
+        (
+            MESSAGES,
+            {"messages": [{"role": "user", "content": "word " * 30_000}], "max_tokens": 5},
+            400,
+            "512",
+        ),
+        (CHAT, {"messages": QUESTION, "temperature": "hot"}, 400, "temperature"),
+        (CHAT, {"messages": QUESTION, "temperature": -3}, 400, "temperature"),
+        (CHAT, {}, 400, "messages"),
+        (MESSAGES, {"messages": QUESTION}, 400, "max_tokens"),
+        (CHAT, {"messages": QUESTION, "logprobs": True, "top_logprobs": 500}, 400, "logprobs"),
+        (RESPONSES, {"input": "Hi", "previous_response_id": "resp_1"}, 400, "previous_response_id"),
+        (RESPONSES, {"input": "Hi", "background": True}, 400, "background"),
+        (RESPONSES, {"input": "Hi", "tools": [{"type": "web_search"}]}, 400, "web_search"),
+        (
+            CHAT,
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}],
+                    }
+                ]
+            },
+            400,
+            "",
+        ),
+    ],
+)
+async def test_a_refused_operation_says_why(
+    caller: Caller, operation: str, body: dict[str, Any], code: int, message: str, stream: bool
+) -> None:
+    id = f"refused {operation} {stream} {str(body)[:100]}"
+    done = await caller.run(id, operation, model="m", stream=stream, **body)
+    assert done.status == "failed"
+    (output,) = caller.output(id)
+    assert output["error"]["code"] == code
+    assert message in output["error"]["message"] == done.error
+
+
+async def test_the_parsers_in_the_config_are_those_of_vllm() -> None:
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    assert sorted(get_args(ToolParser)) == sorted(ToolParserManager.list_registered())
+    assert sorted(get_args(ReasoningParser)) == sorted(ReasoningParserManager.list_registered())
+
+
+async def test_without_a_parser_there_are_no_tools(zygote: Zygote, smollm2: Path, tmp_path: Path) -> None:
+    replica = Replica("runner-3", str(zygote.socket), str(zygote.run_dir))
+    await replica.load(load_spec(smollm2, tmp_path, tool_parser=None))
+    caller = Caller(replica)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked = {"model": "m", "messages": QUESTION, "tools": [tool], "max_tokens": 5}
+    assert "its options in models.yaml set no tool_parser" in str(
+        (await caller.run("a", CHAT, **asked)).error
+    )
+    ignored = await caller.run("b", CHAT, **asked, tool_choice="none")
+    assert ignored == Done("succeeded")
+    await replica.unload()
+
+
+async def test_tokens_are_counted_without_an_answer(caller: Caller) -> None:
+    assert await caller.run("counted", COUNT_TOKENS, model="m", messages=QUESTION) == Done("succeeded")
+    (answer,) = caller.output("counted")
+    assert answer["input_tokens"] == caller.metrics("counted")["input_token_count"] > 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("operation", ASKED)
+async def test_a_canceled_operation_ends(caller: Caller, operation: str, stream: bool) -> None:
+    id = f"canceled {operation} {stream}"
+    limit = {"max_tokens": 400, "max_output_tokens": 400, "max_completion_tokens": 400}
+    extra = {name: value for name, value in limit.items() if name in ASKED[operation]}
+    body = {**PARIS, **ASKED[operation], **extra, "stream": stream}
+    if operation in {CHAT, COMPLETIONS}:
+        body["ignore_eos"] = True
+    await caller.start(id, operation, **body)
+    await asyncio.sleep(0.3)
+    await caller.cancel(id)
+    done = await caller.done(id)
+    if operation in {CHAT, COMPLETIONS}:  # the others may have come to their end
+        assert done == Done("canceled")
+    assert "Paris" in await text(caller, f"after {id}", **CAPITAL)
+
+
 async def test_a_cancelled_prediction_frees_its_slot(caller: Caller) -> None:
     endless = {"prompt": "Count.", "temperature": 0, "min_tokens": 10_000, "max_tokens": 10_000}
     for number in range(4):
@@ -238,6 +380,10 @@ async def test_weights_that_cannot_be_used_say_why(zygote: Zygote, smollm2: Path
     assert "there are no weights at" in await refusal(tmp_path / "none")
     assert "the chat template of test/vllm cannot be used" in await refusal(
         smollm2, chat_template="{{ messages[7].content }}"
+    )
+    assert "could not locate think" in await refusal(smollm2, reasoning_parser="deepseek_r1")
+    assert "tool_parser or reasoning_parser of test/vllm does not fit" in await refusal(
+        smollm2, tool_parser="deepseek_v3"
     )
     folder = tmp_path / "weights"
     shutil.copytree(smollm2, folder, ignore=shutil.ignore_patterns("*.safetensors"))

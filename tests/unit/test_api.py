@@ -110,6 +110,8 @@ async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
         "/docs/{asset}",
     }
     for route in (route for resource in RESOURCES for route in resource(api.services).routes()):
+        if route.path.startswith(("/openai/", "/anthropic/")):  # see test_dialects.py
+            continue
         covered = [
             path
             for method, path in GUARDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from appliance.config import VllmOptions
 from appliance.runners import runner_class
 from appliance.runners.base import Interface
 from appliance.runners.vllm import VllmRunner
+from appliance.runners.vllm_dialects import payload
 
 
 def shown(**options: Any) -> Interface:
@@ -116,3 +118,11 @@ def test_the_gateway_can_ask_for_it_without_heavy_libraries() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_text_with_strange_line_ends_stays_whole_in_a_stream() -> None:
+    said = {"text": "one\u2028two\x85three\r\nfour"}
+    event = f"event: x\ndata: {json.dumps(said, ensure_ascii=False)}\n\n"
+    assert payload(event) == said
+    assert payload("data: [DONE]\n\n") is None
+    assert payload(": hi\n\n") is None

@@ -1,0 +1,96 @@
+"""Forms with files, as OpenAI's clients send pictures and sound: each file becomes an upload."""
+
+from __future__ import annotations
+
+import contextlib
+import mimetypes
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+
+from appliance.api.multipart import Part, parts
+from appliance.api.services import Services
+from appliance.errors import FileTooLarge, MalformedBody
+from appliance.file import File
+from appliance.files import Incoming
+from appliance.inputs import safe_name
+from appliance.token import Token
+
+_FIELDS: Final = 256 * 1024  # bytes of everything in a form that is not a file
+_OPAQUE: Final = "application/octet-stream"
+
+
+class Form(msgspec.Struct):
+    """What came. ``name[]`` is the same as ``name``; fields that came several times are lists."""
+
+    fields: dict[str, Any] = {}
+    files: dict[str, list[File]] = {}
+
+    def put(self, name: str, value: str) -> None:
+        """Add a field; one whose name ends in ``[]`` is a list."""
+        plain = name.removesuffix("[]")
+        if name != plain or plain in self.fields:
+            known = self.fields.get(plain, [])
+            self.fields[plain] = [*(known if isinstance(known, list) else [known]), value]
+        else:
+            self.fields[plain] = value
+
+
+@contextlib.asynccontextmanager
+async def received(request: Request, services: Services, caller: Token) -> AsyncIterator[Form]:
+    """The form in ``request``; its files are uploads of ``caller``, unless what is done with it fails.
+
+    Raises:
+        FileTooLarge: one of its files is over ``files.max_upload``.
+        MalformedBody: it is no form, or its fields are too long.
+    """
+    form = Form()
+    arriving: Incoming | None = None
+    try:
+        part: Part | None = None
+        text = bytearray()
+        async for found in parts(request):
+            if isinstance(found, Part):
+                await _finish(form, part, text, arriving, services, caller)
+                part, text, arriving = found, bytearray(), None
+                if found.filename is not None:
+                    arriving = await services.files.incoming(0)
+            elif arriving is not None:
+                if arriving.size + len(found.data) > services.files.config.max_upload:
+                    raise FileTooLarge(services.files.config.max_upload)
+                await arriving.write(found.data)
+            else:
+                text += found.data
+                if len(text) > _FIELDS:
+                    raise MalformedBody(f"A field of the form is over {_FIELDS:,} bytes")
+        await _finish(form, part, text, arriving, services, caller)
+        arriving = None
+        yield form
+    except BaseException:
+        if arriving is not None:
+            arriving.discard()
+        for file in (file for files in form.files.values() for file in files):
+            await services.files.remove(file)
+        raise
+
+
+async def _finish(
+    form: Form,
+    part: Part | None,
+    text: bytearray,
+    arriving: Incoming | None,
+    services: Services,
+    caller: Token,
+) -> None:
+    """A part has come to its end."""
+    if part is None:
+        return
+    if arriving is None:
+        form.put(part.name, text.decode(errors="replace"))
+        return
+    name = safe_name(part.filename or "")
+    kind = part.content_type or mimetypes.guess_type(name)[0] or _OPAQUE
+    file = await services.files.keep(arriving, owner=caller.owner, name=name, content_type=kind, metadata={})
+    form.files.setdefault(part.name.removesuffix("[]"), []).append(file)

@@ -1,0 +1,400 @@
+"""OpenAI's own Python client against the routes of its dialect, streaming included."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from scripts.tiny_image_model.seen import seen
+from tests.e2e.clients import LANGUAGE_MODEL
+from tests.running import TOKEN, Appliance, wait_for
+
+pytestmark = pytest.mark.e2e
+
+MODEL = LANGUAGE_MODEL
+ALIAS = "meta/meta-llama-3-70b-instruct"
+EMBEDDER = "appliance/all-minilm-l6-v2"
+PAINTER = "appliance/tiny-shapes"
+LISTENER = "appliance/whisper-tiny-en"
+SPEAKER = "appliance/piper-joe"
+VOICE = "en_US-joe-medium"
+SENTENCE = "The quick brown fox jumps over the lazy dog near the river bank."
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "population": {"type": "integer", "maximum": 9999},
+    },
+    "required": ["city", "population"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "description": "The weather in a city", "parameters": CITY},
+}
+
+
+@pytest.fixture(scope="module")
+def gpt(appliance: Appliance) -> Iterator[OpenAI]:
+    with OpenAI(
+        base_url=f"{appliance.url}/openai/v1",
+        api_key=TOKEN,
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False),
+    ) as client:
+        yield client
+
+
+def prediction(client: httpx.Client, id: str) -> dict[str, Any]:
+    """The prediction that a call was."""
+    found: dict[str, Any] = client.get(f"/v1/predictions/{id}").raise_for_status().json()
+    return found
+
+
+def test_a_chat_is_answered_and_is_a_prediction(gpt: OpenAI, client: httpx.Client) -> None:
+    answer = gpt.chat.completions.create(
+        model=ALIAS, messages=QUESTION, temperature=0, max_completion_tokens=24
+    )
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.model == ALIAS
+    record = prediction(client, str(answer._request_id))
+    assert answer.id == f"chatcmpl-{record['id']}"
+    assert (record["status"], record["model"], record["operation"]) == (
+        "succeeded",
+        MODEL,
+        "chat.completions",
+    )
+    assert record["input"]["messages"] == QUESTION
+    assert record["output"]["choices"][0]["message"]["content"] == answer.choices[0].message.content
+    assert answer.usage is not None
+    assert record["metrics"]["input_token_count"] == answer.usage.prompt_tokens > 20
+    assert record["metrics"]["output_token_count"] == answer.usage.completion_tokens > 3
+    assert record["metrics"]["predict_time"] > 0
+    listed = client.get("/v1/predictions").json()["results"]
+    assert record["id"] in {each["id"] for each in listed}
+
+
+def test_a_streamed_chat_says_the_same(gpt: OpenAI, client: httpx.Client) -> None:
+    asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_completion_tokens": 24}
+    whole = gpt.chat.completions.create(**asked)
+    stream = gpt.chat.completions.create(**asked, stream=True)
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert len(pieces) > 3
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert all(chunk.usage is None for chunk in chunks)
+    record = prediction(client, chunks[0].id.removeprefix("chatcmpl-"))
+    assert record["status"] == "succeeded"
+    assert len(record["output"]) == len(chunks)
+    assert whole.usage is not None
+    assert record["metrics"]["output_token_count"] == whole.usage.completion_tokens
+    counted = list(gpt.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert counted[-1].choices == []
+    assert counted[-1].usage is not None
+    assert counted[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_log_probabilities_are_those_of_the_likeliest(gpt: OpenAI) -> None:
+    answer = gpt.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_completion_tokens=5, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 5
+    for token in logprobs.content:
+        top = [other.logprob for other in token.top_logprobs]
+        assert len(top) == 3
+        assert token.logprob == max(top) <= 0
+        assert len(set(top)) > 1
+    assert "".join(token.token for token in logprobs.content) == answer.choices[0].message.content
+
+
+def test_structured_output_fits_its_schema(gpt: OpenAI) -> None:
+    answer = gpt.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Name the capital of France and its population, as JSON."}],
+        temperature=0,
+        max_completion_tokens=120,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "city", "schema": CITY, "strict": True},
+        },
+    )
+    found = json.loads(answer.choices[0].message.content or "")
+    assert set(found) == {"city", "population"}
+    assert isinstance(found["city"], str)
+    assert isinstance(found["population"], int)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_tool_is_called_with_arguments_that_fit(gpt: OpenAI, choice: Any) -> None:
+    asked: Any = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "temperature": 0,
+        "max_completion_tokens": 120,
+        "tools": [WEATHER],
+        "tool_choice": choice,
+    }
+    answer = gpt.chat.completions.create(**asked)
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "weather"
+    assert set(json.loads(call.function.arguments)) == {"city", "population"}
+    streamed = ""
+    for chunk in gpt.chat.completions.create(**asked, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or []:
+            streamed += (part.function and part.function.arguments) or ""
+    assert json.loads(streamed) == json.loads(call.function.arguments)
+
+
+def test_completions_go_on(gpt: OpenAI) -> None:
+    asked: Any = {"model": MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8}
+    whole = gpt.completions.create(**asked)
+    assert "Paris" in whole.choices[0].text
+    assert (
+        "".join(part.choices[0].text for part in gpt.completions.create(**asked, stream=True))
+        == whole.choices[0].text
+    )
+
+
+def test_responses_respond(gpt: OpenAI, client: httpx.Client) -> None:
+    asked: Any = {
+        "model": MODEL,
+        "input": "What is the capital of France?",
+        "temperature": 0,
+        "max_output_tokens": 24,
+    }
+    whole = gpt.responses.create(**asked, instructions="Answer in one sentence.")
+    assert "Paris" in whole.output_text
+    record = prediction(client, whole.id.removeprefix("resp_"))
+    assert record["operation"] == "responses"
+    assert whole.usage is not None
+    assert record["metrics"]["output_token_count"] == whole.usage.output_tokens
+    whole, events = gpt.responses.create(**asked), list(gpt.responses.create(**asked, stream=True))
+    assert (
+        "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        == whole.output_text
+    )
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    shaped = gpt.responses.create(
+        model=MODEL,
+        input="Name the capital of France and its population, as JSON.",
+        temperature=0,
+        max_output_tokens=120,
+        text={"format": {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}},
+    )
+    assert set(json.loads(shaped.output_text)) == {"city", "population"}
+
+
+def test_embeddings_are_unit_vectors_of_meaning(gpt: OpenAI, client: httpx.Client) -> None:
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose again."]
+    packed = gpt.embeddings.create(model=EMBEDDER, input=texts)
+    plain = gpt.embeddings.create(model=EMBEDDER, input=texts, encoding_format="float")
+    vectors = [each.embedding for each in packed.data]
+    assert [each.index for each in packed.data] == [0, 1, 2]
+    for mine, theirs in zip(vectors, plain.data, strict=True):
+        assert mine == pytest.approx(theirs.embedding, abs=1e-6)
+        assert sum(number * number for number in mine) == pytest.approx(1, abs=1e-4)
+    alike, unlike = (sum(a * b for a, b in zip(vectors[0], other, strict=True)) for other in vectors[1:])
+    assert alike > 0.5 > unlike
+    record = prediction(client, str(packed._request_id))
+    assert record["model"] == EMBEDDER
+    assert record["metrics"]["input_token_count"] == packed.usage.prompt_tokens > 10
+    (one,) = gpt.embeddings.create(model="replicate/all-mpnet-base-v2", input=texts[0]).data
+    assert one.embedding == pytest.approx(vectors[0], abs=1e-4)
+
+
+def picture(image: Any) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(image.b64_json)))
+
+
+def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client) -> None:
+    asked: Any = {"model": PAINTER, "prompt": "a red circle", "extra_body": {"seed": 1}}
+    made = gpt.images.generate(**asked, n=2, size="64x64", response_format="b64_json", output_format="webp")
+    assert made.data is not None
+    assert len(made.data) == 2
+    images = []
+    for image in map(picture, made.data):
+        assert (image.format, image.size) == ("WEBP", (64, 64))
+        images.append(image)
+    record = prediction(client, str(made._request_id))
+    assert record["model"] == PAINTER
+    assert record["input"]["num_outputs"] == 2
+    linked = gpt.images.generate(**asked)
+    assert linked.data is not None
+    url = linked.data[0].url
+    assert url is not None
+    bytes = httpx.get(url, trust_env=False).raise_for_status().content  # no token
+    assert Image.open(io.BytesIO(bytes)).format == "PNG"
+    edited = gpt.images.edit(
+        model=PAINTER,
+        image=("circle.png", bytes, "image/png"),
+        prompt="a red circle",
+        response_format="b64_json",
+        extra_body={"prompt_strength": "0.1"},
+    )
+    assert edited.data is not None
+    images.append(picture(edited.data[0]))
+    assert "/v1/files/" in prediction(client, str(edited._request_id))["input"]["image"]
+    for image in images:
+        found = seen(image)
+        assert found is not None
+        assert (found.colour, found.shape) == ("red", "circle")
+
+
+def test_images_that_cannot_be_made(gpt: OpenAI) -> None:
+    def refusal(**changes: Any) -> str:
+        with pytest.raises(openai.BadRequestError) as caught:
+            gpt.images.generate(**{"model": PAINTER, "prompt": "a red circle"} | changes)
+        return caught.value.message
+
+    assert "models of the kind diffusers answer here" in refusal(model=MODEL)
+    assert "size: Does not match pattern" in refusal(size="large")
+    assert "both sides must be from" in refusal(size="99999x99999")
+    assert "quality must be one of the following" in refusal(quality="hd")
+    assert "num_outputs: Must be less than or equal to" in refusal(n=500)
+    assert "Additional property colour is not allowed" in refusal(extra_body={"colour": "red"})
+    with pytest.raises(openai.BadRequestError, match="image"):
+        gpt.images.edit(model=PAINTER, image=b"this is no picture", prompt="a red circle")
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
+
+
+@pytest.fixture(scope="module")
+def speech(gpt: OpenAI) -> bytes:
+    return gpt.audio.speech.create(model=SPEAKER, voice=VOICE, input=SENTENCE, response_format="wav").content
+
+
+def test_what_is_spoken_is_heard(gpt: OpenAI, client: httpx.Client, speech: bytes) -> None:
+    assert speech[:4] == b"RIFF"
+    heard = gpt.audio.transcriptions.create(model=LISTENER, file=("speech.wav", speech))
+    assert words(heard.text) == words(SENTENCE)
+    record = prediction(client, str(heard._request_id))
+    assert record["model"] == LISTENER
+    assert record["output"]["transcription"].strip() == heard.text.strip()
+    with gpt.audio.speech.with_streaming_response.create(
+        model=SPEAKER, voice=VOICE, input=SENTENCE, speed=1.5
+    ) as reply:
+        faster = reply.read()
+        assert reply.headers["content-type"] == "audio/mpeg"
+    again = gpt.audio.transcriptions.create(model=LISTENER, file=("speech.mp3", faster), language="en")
+    assert len(set(words(again.text)) & set(words(SENTENCE))) > 5
+
+
+def test_transcripts_in_every_form(gpt: OpenAI, speech: bytes) -> None:
+    def asking(**changes: Any) -> Any:
+        return gpt.audio.transcriptions.create(model=LISTENER, file=("speech.wav", speech), **changes)
+
+    assert words(asking(response_format="text")) == words(SENTENCE)
+    assert asking(response_format="srt").startswith("1\n00:00:0")
+    assert asking(response_format="vtt").startswith("WEBVTT")
+    told = asking(response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert (told.task, told.words[0].start < told.words[-1].start) == ("transcribe", True)
+    assert words(" ".join(word.word for word in told.words)) == words(SENTENCE)
+    assert told.segments[0].start < told.segments[-1].end <= told.duration + 0.5
+    assert asking(response_format="verbose_json").words is None
+
+
+def test_sound_that_cannot_be_made_or_heard(gpt: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="audio"):
+        gpt.audio.transcriptions.create(model=LISTENER, file=("speech.wav", b"this is no sound"))
+    with pytest.raises(openai.BadRequestError, match="models of the kind whisper answer here"):
+        gpt.audio.transcriptions.create(model=MODEL, file=("speech.wav", b"x"))
+    with pytest.raises(openai.BadRequestError, match="response_format must be one of"):
+        gpt.audio.speech.create(model=SPEAKER, voice=VOICE, input="x", response_format="flac")
+    with pytest.raises(openai.BadRequestError, match="voice"):
+        gpt.audio.speech.create(model=SPEAKER, voice="nobody", input="x")
+
+
+def test_models_are_listed_by_the_names_they_are_called_by(gpt: OpenAI) -> None:
+    names = [model.id for model in gpt.models.list()]
+    assert {MODEL, EMBEDDER} <= set(names)
+    assert "appliance/echo" not in names
+    assert gpt.models.retrieve(MODEL).owned_by == "appliance"
+    assert gpt.models.retrieve(ALIAS).id == ALIAS
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        gpt.models.retrieve("no/model")
+
+
+def test_what_is_refused_is_refused_in_its_words(
+    gpt: OpenAI, appliance: Appliance, client: httpx.Client
+) -> None:
+    def asking(**changes: Any) -> Any:
+        return {"model": MODEL, "messages": QUESTION, "max_completion_tokens": 5} | changes
+
+    with pytest.raises(openai.NotFoundError, match="The model `no/model` does not exist"):
+        gpt.chat.completions.create(**asking(model="no/model"))
+    with pytest.raises(openai.BadRequestError, match="kind embeddings; models of the kind vllm answer here"):
+        gpt.chat.completions.create(**asking(model=EMBEDDER))
+    with pytest.raises(openai.BadRequestError, match="kind vllm; models of the kind embeddings answer here"):
+        gpt.embeddings.create(model=MODEL, input="x")
+    with pytest.raises(openai.BadRequestError, match="tokens are not taken"):
+        gpt.embeddings.create(model=EMBEDDER, input=[1, 2, 3])
+    with pytest.raises(openai.BadRequestError, match="leave dimensions out"):
+        gpt.embeddings.create(model=EMBEDDER, input="x", dimensions=64)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        gpt.chat.completions.create(**asking(temperature=-1))
+    long: Any = [{"role": "user", "content": "word " * 100_000}]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 8192 tokens") as caught:
+            gpt.chat.completions.create(**asking(messages=long, stream=stream))
+        record = prediction(client, str(caught.value.request_id))
+        assert record["status"] == "failed"
+        assert "maximum context length" in record["error"]
+        assert caught.value.type == "invalid_request_error"
+    stranger = gpt.with_options(api_key="wrong")
+    with pytest.raises(openai.AuthenticationError, match="valid authentication token"):
+        stranger.chat.completions.create(**asking())
+    huge: Any = [{"role": "user", "content": "x" * (21 << 20)}]
+    with pytest.raises(openai.APIStatusError, match="over the limit") as refused:
+        gpt.chat.completions.create(**asking(messages=huge))
+    assert refused.value.status_code == 413
+
+
+def test_a_reader_cannot_call(gpt: OpenAI, new_token: Callable[..., str]) -> None:
+    reader = gpt.with_options(api_key=new_token("for reading", "--scope", "read"))
+    assert list(reader.models.list())
+    with pytest.raises(openai.PermissionDeniedError, match="read"):
+        reader.chat.completions.create(model=MODEL, messages=QUESTION)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_has_cancelled(gpt: OpenAI, client: httpx.Client, stream: bool) -> None:
+    mark = f"Count to a thousand, stream {stream}."
+    asked: Any = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": mark}],
+        "max_completion_tokens": 4000,
+        "extra_body": {"ignore_eos": True},
+    }
+    if stream:
+        with gpt.chat.completions.create(**asked, stream=True) as events:
+            next(iter(events))
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            gpt.with_options(timeout=3).chat.completions.create(**asked)
+
+    def ended() -> dict[str, Any] | None:
+        for record in client.get("/v1/predictions").json()["results"]:
+            if record["input"].get("messages", [{}])[0].get("content") == mark:
+                return None if record["status"] in {"starting", "processing"} else record
+        return None
+
+    record = wait_for(ended, 30, "the prediction to end")
+    assert record["status"] == "canceled"

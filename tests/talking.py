@@ -1,0 +1,38 @@
+"""A model kind for tests that answers the operations of other APIs, as its requests tell it to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from appliance.errors import PredictionFailed
+from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners.echo import EchoRunner
+
+
+class TalkingRunner(EchoRunner):
+    """Says the ``words`` of a request, ``delay`` seconds apart; ``error`` is how it ends."""
+
+    async def run(self, job: Job) -> AsyncGenerator[Log | Output | Metric]:
+        """See ``Runner``."""
+        if job.operation is None:
+            async for event in super().run(job):
+                yield event
+            return
+        body = job.input
+        words, error = body.get("words", []), body.get("error")
+        yield Metric("input_token_count", len(body.get("messages", ())))
+        if body.get("stream"):
+            for word in words:
+                yield Output([{"type": "word", "word": word}])
+                await asyncio.sleep(body.get("delay", 0))
+        else:
+            await asyncio.sleep(body.get("delay", 0))
+        if error is not None:
+            if not body.get("stream") or not words:
+                yield Output([{"error": error}], append=False)
+            raise PredictionFailed(error["message"])
+        if not body.get("stream"):
+            answer: dict[str, Any] = {"words": words, "operation": job.operation, "asked": body}
+            yield Output([answer], append=False)
