@@ -8,8 +8,7 @@ COUNTS = {"A": 23, "M": 24, "P": 45, "S": 22, "W": 13, "F": 24, "T": 6, "D": 6, 
 ROWS = tuple(f"{letter}{number}" for letter, count in COUNTS.items() for number in range(1, count + 1))
 
 #: Rows without a test, and why.
-LEFT_OUT = {
-}
+LEFT_OUT: dict[str, str] = {}
 
 
 def named(test: str) -> set[str]:
