@@ -193,7 +193,7 @@ class WhisperRunner:
         )
         duration = sound.size / _RATE
         yield Metric("audio_duration", round(duration, 3))
-        settings = _settings(job.input) | {
+        settings = _settings(job.input, self._model.hf_tokenizer.get_vocab_size()) | {
             "beam_size": self._spec.options["beam_size"],
             "vad_filter": self._spec.options["vad_filter"],
         }
@@ -279,8 +279,8 @@ class WhisperRunner:
         return code
 
 
-def _settings(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The input as faster-whisper calls it.
+def _settings(asked: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """The input as faster-whisper calls it; ``tokens`` is how many the model knows.
 
     Raises:
         PredictionFailed: the tokens to suppress are no numbers.
@@ -295,6 +295,8 @@ def _settings(asked: Mapping[str, Any]) -> dict[str, Any]:
         raise PredictionFailed(
             "input.suppress_tokens: this must be numbers with commas between them"
         ) from error
+    if not all(-1 <= token < tokens for token in suppressed):
+        raise PredictionFailed(f"input.suppress_tokens: tokens have numbers from 0 to {tokens - 1}, or -1")
     return {
         "temperature": attempts,
         "patience": asked.get("patience") or 1.0,

@@ -72,10 +72,11 @@ def _rewriting(loading: Loading, task: str) -> Compute:
     tokenizer = from_folder(AutoTokenizer, loading)
     special = getattr(model.config, "task_specific_params", None) or {}
     usual = special.get(task, {}).get("prefix", "")  # T5 is told what to do so
+    native = getattr(tokenizer, "src_lang", None)
 
     def compute(asked: Asked) -> Answer:
         prefix = asked.input.get("prefix")
-        more = _languages(tokenizer, asked.input) if task == "translation" else {}
+        more = _languages(tokenizer, native, asked.input) if task == "translation" else {}
         text = (usual if prefix is None else prefix) + asked.input["text"]
         fit(model, tokenizer, text)
         inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
@@ -90,14 +91,16 @@ def _rewriting(loading: Loading, task: str) -> Compute:
     return compute
 
 
-def _languages(tokenizer: Any, input: Mapping[str, Any]) -> dict[str, Any]:
+def _languages(tokenizer: Any, native: str | None, input: Mapping[str, Any]) -> dict[str, Any]:
     """Tell the tokenizer the language of the text; returns what tells the model the other one.
+
+    ``native`` is the language of texts of which none is told; models of two languages have none.
 
     Raises:
         PredictionFailed: a language is missing, unknown or not to be given.
     """
     source, target = input.get("source_language"), input.get("target_language")
-    if not hasattr(tokenizer, "src_lang"):
+    if native is None:
         if source or target:
             field = "source_language" if source else "target_language"
             raise PredictionFailed(f"input.{field}: this model translates two languages only; leave it out")
@@ -105,13 +108,13 @@ def _languages(tokenizer: Any, input: Mapping[str, Any]) -> dict[str, Any]:
     if not target:
         raise PredictionFailed("input.target_language: this model knows many languages; one must be given")
     tokens = {}
-    for field, language in (("source_language", source or tokenizer.src_lang), ("target_language", target)):
+    for field, language in (("source_language", source or native), ("target_language", target)):
         token = getattr(tokenizer, "lang_code_to_token", {}).get(language, language)
         number = tokenizer.convert_tokens_to_ids(token)
         if number in {None, tokenizer.unk_token_id} or token not in tokenizer.all_special_tokens:
             raise PredictionFailed(f"input.{field}: this model does not know the language {language!r}")
         tokens[field] = number
-    tokenizer.src_lang = source or tokenizer.src_lang
+    tokenizer.src_lang = source or native
     return {"forced_bos_token_id": tokens["target_language"]}
 
 

@@ -15,7 +15,7 @@ INTERFACE = WhisperRunner.interface({})
 
 
 def settings(**given: Any) -> dict[str, Any]:
-    return _settings(schema.validate(INTERFACE, {"audio": "data:,x", **given}))
+    return _settings(schema.validate(INTERFACE, {"audio": "data:,x", **given}), 50_000)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,9 @@ def test_tokens_that_are_never_said() -> None:
     assert settings(suppress_tokens="")["suppress_tokens"] == []
     with pytest.raises(PredictionFailed, match=r"input\.suppress_tokens"):
         settings(suppress_tokens="one")
+    for wrong in ("50000", "-2"):
+        with pytest.raises(PredictionFailed, match=r"input\.suppress_tokens: .* from 0 to 49999, or -1"):
+            settings(suppress_tokens=wrong)
 
 
 def test_long_sounds_are_cut_where_it_is_quiet() -> None:
