@@ -277,7 +277,7 @@ class Engine:
         """Unload the model once what runs on it is done; returns at once."""
         for key in self._instances.keys(entry.runs_on):
             if self._scheduler.knows(key):
-                self._scheduler.unwanted(key, "asked for")
+                self._scheduler.unwanted(key, "asked for", time.monotonic())
         self._loop.decide()
 
     def status(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_a_prediction_loads_its_cold_model_and_then_starts() -> None:
     assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 4 * GIB)]
     assert subject.decide(1.0) == []  # one load, however often it is asked
     subject.loaded("a/a", 2.0)
-    assert subject.decide(2.0) == [Start("p1", "a/a")]
+    assert subject.decide(2.0) == [Start("p1", "a/a", cold_start=2.0)]
 
 
 def test_no_more_run_than_the_model_can_take_and_the_order_is_kept() -> None:
@@ -84,7 +84,7 @@ def test_an_idle_model_makes_room_and_its_memory_counts_until_it_is_gone() -> No
     assert subject.decide(MIN_RESIDENCY) == [Unload("a/a", "makes room for b/b")]
     assert subject.decide(MIN_RESIDENCY + 1) == []
     assert subject.free("gpu0") == 4 * GIB
-    subject.unloaded("a/a")
+    subject.unloaded("a/a", 0.0)
     assert subject.decide(MIN_RESIDENCY + 2) == [Load("b/b", ("gpu0",), 6 * GIB)]
 
 
@@ -113,7 +113,7 @@ def test_a_pinned_model_is_loaded_at_once_and_never_evicted() -> None:
     subject.loaded("a/a", 0.0)
     subject.queued("p", "b/b", 1.0)
     assert subject.decide(10_000.0) == []
-    subject.lost("a/a")
+    subject.lost("a/a", 0.0)
     assert [type(decision) for decision in subject.decide(10_001.0)] == [Load]
 
 
@@ -130,7 +130,7 @@ def test_a_busy_model_is_drained_for_one_that_waited_long() -> None:
     assert subject.decide(30.0) == []  # a draining model takes nothing new
     subject.finished("running", "a/a", 31.0)
     assert [type(decision) for decision in subject.decide(31.0)] == [Unload]
-    subject.unloaded("a/a")
+    subject.unloaded("a/a", 0.0)
     assert subject.decide(32.0) == [Load("b/b", ("gpu0",), 6 * GIB)]
 
 
@@ -196,7 +196,7 @@ def test_what_waited_for_a_lost_model_waits_on_and_loads_it_again() -> None:
     subject.queued("p", "a/a", 1.0)
     subject.queued("q", "a/a", 1.0)
     subject.decide(1.0)
-    subject.lost("a/a")
+    subject.lost("a/a", 0.0)
     assert subject.running("a/a") == frozenset()
     assert subject.depth("a/a") == 1
     assert [type(decision) for decision in subject.decide(2.0)] == [Load]
@@ -207,11 +207,11 @@ def test_an_unwanted_model_finishes_first_and_is_loaded_again_on_demand() -> Non
     loaded(subject, "a/a", 0.0)
     subject.queued("p", "a/a", 1.0)
     subject.decide(1.0)
-    subject.unwanted("a/a", "asked for")
+    subject.unwanted("a/a", "asked for", 1.0)
     assert subject.decide(2.0) == []
     subject.finished("p", "a/a", 3.0)
     assert subject.decide(3.0) == [Unload("a/a", "asked for")]
-    subject.unloaded("a/a")
+    subject.unloaded("a/a", 0.0)
     subject.queued("q", "a/a", 4.0)
     assert [type(decision) for decision in subject.decide(4.0)] == [Load]
 
@@ -256,9 +256,9 @@ class World:
                 case "load":
                     self.subject.loaded(name, self.now)
                 case "lose":
-                    self.subject.lost(name)
+                    self.subject.lost(name, self.now)
                 case "unload":
-                    self.subject.unloaded(name)
+                    self.subject.unloaded(name, self.now)
 
 
 @settings(max_examples=40, deadline=None)
