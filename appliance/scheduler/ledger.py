@@ -16,6 +16,7 @@ class Ledger:
         """At least one device, each with a name of its own."""
         self.capacities = {capacity.device: capacity for capacity in capacities}
         self._here: dict[str, dict[str, Model]] = {device: {} for device in self.capacities}
+        self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
 
     def reserve(self, model: Model, devices: tuple[str, ...], memory: int) -> None:
         """``memory`` bytes of each of these devices are the model's."""
@@ -23,11 +24,13 @@ class Ledger:
         model.devices, model.reserved = devices, memory
         for device in devices:
             self._here[device][model.name] = model
+            self._free[device] -= memory
 
     def release(self, model: Model) -> None:
         """Whatever it held is free."""
         for device in model.devices:
             del self._here[device][model.name]
+            self._free[device] += model.reserved
         model.devices, model.reserved = (), 0
 
     def here(self, device: str) -> list[Model]:
@@ -36,7 +39,7 @@ class Ledger:
 
     def free(self, device: str) -> int:
         """Bytes of the device that no model has reserved."""
-        return self.capacities[device].memory - sum(model.reserved for model in self._here[device].values())
+        return self._free[device]
 
     def reserved(self, device: str) -> dict[str, int]:
         """Bytes by model on one device."""
@@ -44,7 +47,10 @@ class Ledger:
 
     def loading(self, device: str) -> Model | None:
         """What is being loaded there. Nothing may be unloaded meanwhile: engines measure the memory they find."""
-        return next((each for each in self._here[device].values() if each.state is Residency.LOADING), None)
+        for each in self._here[device].values():
+            if each.state is Residency.LOADING:
+                return each
+        return None
 
     def unloading(self, device: str) -> bool:
         """Whether something is being unloaded there."""

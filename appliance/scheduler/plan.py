@@ -93,6 +93,8 @@ def _option(
         return None
     wait = max([wait, *(policy.freed_in(victim, now) for victim in victims)])
     cost = sum(policy.regret(victim, now) for victim in victims)
+    if patient and cost > policy.gain(model, now):
+        return None
     cost += wait * policy.weight(model) * max(1, len(model.queue))
     left = ledger.free(device) - promised - need
     return _Option(cost, len(victims), wait > 0, -left, device, victims)

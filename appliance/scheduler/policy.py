@@ -10,7 +10,6 @@ spends at most half of any long time being loaded, however the predictions alter
 
 from __future__ import annotations
 
-from math import log1p
 from typing import Final
 
 from appliance.scheduler.facts import Residency
@@ -18,19 +17,19 @@ from appliance.scheduler.model import Model
 
 #: A model that was just loaded is not evicted for at least this long.
 MIN_RESIDENCY: Final = 2.0
-#: A model that waits at least this long, and as long as its load takes, has busy ones drained for it.
-PATIENCE: Final = 10.0
+#: A model that waits at least this long, and three times what its load takes, has busy ones drained for it.
+PATIENCE: Final = 15.0
 #: A drained model still takes what was queued, for as long as its load took, but no longer than this.
 LONGEST_QUANTUM: Final = 60.0
 #: After a failed load the next one waits this long, doubling up to the second number.
 BACKOFF: Final = (10.0, 300.0)
 
-_UNKNOWN_LOAD: Final = 10.0  # of a model that was never loaded
+_UNKNOWN_LOAD: Final = 5.0  # of a model that was never loaded
 _UNKNOWN_RUN: Final = 5.0  # of a model that never ran
 _UNKNOWN_GAP: Final = 600.0  # of a model that was asked once or never
 _UNLOAD: Final = 1.0
 #: Who is evicted stays away for about this long.
-_AWAY: Final = 300.0
+_AWAY: Final = 100.0
 
 
 def expected_load(model: Model) -> float:
@@ -63,7 +62,7 @@ def min_residency(model: Model) -> float:
 
 def patience(model: Model) -> float:
     """Seconds that it waits for others to fall idle before busy ones are drained for it."""
-    return max(PATIENCE, expected_load(model))
+    return max(PATIENCE, 3 * expected_load(model))
 
 
 def quantum(model: Model) -> float:
@@ -72,12 +71,12 @@ def quantum(model: Model) -> float:
 
 
 def urgency(model: Model, now: float) -> float:
-    """How much it should be the next to be loaded: its wait by what it costs, and how many share the load.
+    """How much it should be the next to be loaded: by its wait, then by how many share the load, and its cost.
 
     It grows with the wait without limit, and all else in it is bounded: nothing starves.
     """
-    wait = model.waited(now) / max(1.0, expected_load(model))
-    return weight(model) * (wait + log1p(len(model.queue)))
+    sharing = len(model.queue) / max(1.0, expected_load(model))
+    return weight(model) * (1.0 + model.waited(now)) * sharing**0.25
 
 
 def regret(model: Model, now: float) -> float:
@@ -87,6 +86,15 @@ def regret(model: Model, now: float) -> float:
     # During the load further predictions come, and wait half of it on average.
     waiting = max(1.0, len(model.queue)) + load / gap / 2
     return weight(model) * load * returns * waiting
+
+
+def gain(model: Model, now: float) -> float:
+    """Seconds that its predictions have waited, and will at least: what its being loaded may cost others.
+
+    As with skis that are rented until that has cost as much as buying them: a model that is asked all the time
+    is not evicted at once because it happens to be idle for a moment.
+    """
+    return weight(model) * max(1, len(model.queue)) * (model.waited(now) + expected_load(model))
 
 
 def freed_in(model: Model, now: float) -> float:

@@ -127,13 +127,13 @@ def drifting(seed: int, seconds: float) -> Workload:
 
 
 def bursts(seed: int, seconds: float) -> Workload:
-    """50 models on 4 GPUs; every 12 s one of them, by Zipf's law, gets 5 to 25 predictions within 3 s."""
+    """50 models on 4 GPUs; every 6 s one of them, by Zipf's law, gets 3 to 12 predictions within 3 s."""
     rng = random.Random(seed)
     models = fleet(rng, 50)
     times = []
-    for start in _poisson(rng, 1 / 12, seconds):
+    for start in _poisson(rng, 1 / 6, seconds):
         which = rng.choices(range(50), _zipf(50))[0]
-        times += [(start + rng.uniform(0, 3), which) for _ in range(rng.randint(5, 25))]
+        times += [(start + rng.uniform(0, 3), which) for _ in range(rng.randint(3, 12))]
     return Workload("bursts", tuple(models), _devices(4), _requests(rng, models, times))
 
 
