@@ -31,6 +31,7 @@ class Model:
         self.waiting_since: float | None = None  # of what is queued; anew when it is drained
         self.state_since = 0.0  # when it became what it is
         self.load_began = 0.0
+        self.ready_since = 0.0
         self.last_used = 0.0
         self.last_arrival: float | None = None
         self.gap: float | None = None  # seconds between arrivals, averaged

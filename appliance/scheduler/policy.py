@@ -34,7 +34,7 @@ _AWAY: Final = 100.0
 
 def expected_load(model: Model) -> float:
     """Seconds that its next load takes."""
-    return _UNKNOWN_LOAD if model.load_seconds is None else model.load_seconds
+    return _UNKNOWN_LOAD if model.load_seconds is None else max(0.01, model.load_seconds)
 
 
 def expected_run(model: Model) -> float:

@@ -106,7 +106,7 @@ class Scheduler:
         """The load that was decided is done."""
         entry = self._models[model]
         entry.load_seconds = entry.become(Residency.READY, now)
-        entry.last_used = now
+        entry.ready_since = entry.last_used = now
         entry.failures = 0
         entry.wanted = entry.pinned
         self._journal.add(
@@ -152,7 +152,7 @@ class Scheduler:
         entry = self._models[model]
         entry.become(Residency.READY, now)
         self._ledger.reserve(entry, devices, memory)
-        entry.last_used = now
+        entry.ready_since = entry.last_used = now
         entry.wanted = False
         self._journal.add(now, What.ADOPTED, model, devices, memory)
 
@@ -165,7 +165,7 @@ class Scheduler:
         """The host is being killed: nothing may start there, its memory is still taken."""
         entry = self._models[model]
         self._journal.add(
-            now, What.UNLOAD, model, entry.devices, entry.reserved, why=why, seconds=now - entry.state_since
+            now, What.UNLOAD, model, entry.devices, entry.reserved, why=why, seconds=now - entry.ready_since
         )
         entry.become(Residency.UNLOADING, now)
 
@@ -459,7 +459,7 @@ class Scheduler:
         )
 
     def _unload(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
-        seconds = entry.become(Residency.UNLOADING, now)
+        entry.become(Residency.UNLOADING, now)
         self._journal.add(
             now,
             What.UNLOAD,
@@ -468,7 +468,7 @@ class Scheduler:
             entry.reserved,
             why=reason,
             on_behalf_of=on_behalf_of,
-            seconds=seconds,
+            seconds=now - entry.ready_since,
         )
         return Unload(entry.name, reason)
 
