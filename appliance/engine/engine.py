@@ -15,6 +15,7 @@ from appliance import schema
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
+from appliance.engine import report
 from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
@@ -28,6 +29,9 @@ from appliance.store import Cursor, Store
 
 _log = logging.getLogger(__name__)
 
+
+#: How many of the last decisions a status shows.
+SHOWN: Final = 5
 
 #: What is stored and shown in place of a secret input.
 HIDDEN: Final = "**********"
@@ -311,7 +315,12 @@ class Engine:
                 }
                 for device in self._kinds
             ],
+            "decisions": report.decisions(scheduler, time.monotonic(), SHOWN),
         }
+
+    def residency_report(self) -> dict[str, Any]:
+        """Where every model is and why, for `/admin/residency`; see ``report.residency``."""
+        return report.residency(self._scheduler)
 
     async def drain(self, seconds: float) -> int:
         """Take no new work and let what runs finish for ``seconds``; returns how many were still running.

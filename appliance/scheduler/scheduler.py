@@ -191,6 +191,16 @@ class Scheduler:
 
     # -- questions ---------------------------------------------------------------------------------------
 
+    @property
+    def models(self) -> list[str]:
+        """Every model that it was told of."""
+        return list(self._models)
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """Bytes by device."""
+        return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
+
     def demand(self, model: str) -> Demand:
         """What the model asks of the machine."""
         return self._models[model].demand
