@@ -109,9 +109,7 @@ class Scheduler:
         entry.ready_since = entry.last_used = now
         entry.failures = 0
         entry.wanted = entry.pinned
-        self._journal.add(
-            now, What.READY, model, entry.devices, entry.reserved, seconds=entry.load_seconds
-        )
+        self._journal.add(now, What.READY, model, entry.devices, entry.reserved, seconds=entry.load_seconds)
 
     def load_failed(self, model: str, now: float, why: str = "") -> list[str]:
         """The load that was decided failed; returns the ids that were waiting, now forgotten."""
@@ -402,9 +400,7 @@ class Scheduler:
         """The devices that are cleared for a model that waited long: once chosen they stay the same."""
         chosen = None
         if entry.claim:
-            chosen = plan(
-                entry, self._ledger, promised, now, patient=False, ending=ending, among=entry.claim
-            )
+            chosen = plan(entry, self._ledger, promised, now, patient=False, ending=ending, among=entry.claim)
         if chosen is None:
             chosen = plan(entry, self._ledger, promised, now, patient=False, ending=ending)
         entry.claim = () if chosen is None else chosen.devices

@@ -118,7 +118,9 @@ class Machine:
             case Load(model, devices):
                 self._load(model, devices, now)
             case Unload(model):
-                self._must(self._state[model] is Residency.READY and not self._running[model], f"unload of {model}")
+                self._must(
+                    self._state[model] is Residency.READY and not self._running[model], f"unload of {model}"
+                )
                 self._state[model] = Residency.UNLOADING
                 self._at(now + UNLOAD, "unloaded", model)
 
@@ -149,6 +151,6 @@ class Machine:
         self._at(now + model.load_seconds, "loaded", name)
 
     @staticmethod
-    def _must(holds: bool, what: str) -> None:  # noqa: FBT001 - a condition
+    def _must(holds: bool, what: str) -> None:
         if not holds:
             raise RuntimeError(f"the policy decided what cannot be done: {what}")

@@ -172,7 +172,8 @@ class StaticGroups(_Server):
         popularity = workload.popularity()
         left = dict(workload.devices)
         worth = {
-            model.name: popularity[model.name] * model.load_seconds / model.memory for model in workload.models
+            model.name: popularity[model.name] * model.load_seconds / model.memory
+            for model in workload.models
         }
         ordered = sorted(workload.models, key=lambda model: -worth[model.name])
         self._groups: list[tuple[str, set[str]]] = []
@@ -203,7 +204,11 @@ class StaticGroups(_Server):
         while True:  # the size with the most requests for each of its slots gets one more
             room = max(left.values())
             counts = {size: sum(slot >= size for _, slot in slots) for size in sizes}
-            able = [size for size in sizes if size <= room and counts[size] < sum(m.memory <= size for m in models)]
+            able = [
+                size
+                for size in sizes
+                if size <= room and counts[size] < sum(m.memory <= size for m in models)
+            ]
             if not able:
                 break
             size = max(able, key=lambda size: share[size] / (0.5 + counts[size]))

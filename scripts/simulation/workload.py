@@ -73,18 +73,25 @@ def fleet(rng: random.Random, count: int, sizes: tuple[tuple[int, int], ...] = S
     kinds = [(LANGUAGE, PICTURES, EMBEDDINGS)[number % 3] for number in range(count)]
     rng.shuffle(gib)
     rng.shuffle(kinds)
-    return [SimulatedModel(f"m{number:02}", size * GIB, kind) for number, (size, kind) in enumerate(zip(gib, kinds, strict=True))]
+    return [
+        SimulatedModel(f"m{number:02}", size * GIB, kind)
+        for number, (size, kind) in enumerate(zip(gib, kinds, strict=True))
+    ]
 
 
 def _devices(count: int) -> dict[str, int]:
     return {f"gpu{number}": DEVICE for number in range(count)}
 
 
-def _requests(rng: random.Random, models: list[SimulatedModel], times: list[tuple[float, int]]) -> tuple[Request, ...]:
+def _requests(
+    rng: random.Random, models: list[SimulatedModel], times: list[tuple[float, int]]
+) -> tuple[Request, ...]:
     requests = []
     for number, (at, which) in enumerate(sorted(times)):
         model = models[which]
-        requests.append(Request(at, f"p{number}", model.name, model.kind.seconds * rng.lognormvariate(-0.125, 0.5)))
+        requests.append(
+            Request(at, f"p{number}", model.name, model.kind.seconds * rng.lognormvariate(-0.125, 0.5))
+        )
     return tuple(requests)
 
 
@@ -127,13 +134,13 @@ def drifting(seed: int, seconds: float) -> Workload:
 
 
 def bursts(seed: int, seconds: float) -> Workload:
-    """50 models on 4 GPUs; every 6 s one of them, by Zipf's law, gets 3 to 12 predictions within 3 s."""
+    """50 models on 4 GPUs; every 6 s one of them, all alike, gets 2 to 8 predictions within 3 s."""
     rng = random.Random(seed)
     models = fleet(rng, 50)
     times = []
     for start in _poisson(rng, 1 / 6, seconds):
-        which = rng.choices(range(50), _zipf(50))[0]
-        times += [(start + rng.uniform(0, 3), which) for _ in range(rng.randint(3, 12))]
+        which = rng.randrange(50)
+        times += [(start + rng.uniform(0, 3), which) for _ in range(rng.randint(2, 8))]
     return Workload("bursts", tuple(models), _devices(4), _requests(rng, models, times))
 
 

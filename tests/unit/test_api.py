@@ -688,7 +688,12 @@ async def test_residency_says_what_was_decided_why_and_how_long_it_took(api: Api
     warm = await api.ended(await api.create(text="x"))
     found = (await api.get("/admin/residency")).json()
     ready, load = found["decisions"]
-    assert (load["what"], load["model"], load["memory"], load["devices"]) == ("load", "test/echo", MIB, ["cpu"])
+    assert (load["what"], load["model"], load["memory"], load["devices"]) == (
+        "load",
+        "test/echo",
+        MIB,
+        ["cpu"],
+    )
     assert load["why"].startswith("1 wait for it")
     assert (ready["what"], ready["number"]) == ("ready", load["number"] + 1)
     (echo,) = [each for each in found["models"] if each["name"] == "test/echo"]

@@ -301,7 +301,13 @@ def test_status(command: Command, server: Server) -> None:
     }
     server.answer("GET", "/admin/status", found)
     shown = command("status").out
-    for part in ("draining", "1.0 GiB", "test/echo 512 MiB", "ready", "03:04:05  model test/echo is ready after 1.0 s"):
+    for part in (
+        "draining",
+        "1.0 GiB",
+        "test/echo 512 MiB",
+        "ready",
+        "03:04:05  model test/echo is ready after 1.0 s",
+    ):
         assert part in shown
     assert json.loads(command("status", "--json").out) == found
 
