@@ -12,8 +12,9 @@ from appliance.scheduler import Scheduler
 def residency(scheduler: Scheduler) -> dict[str, Any]:
     """Every device with who holds it, every model, who waits for room, and the last decisions, newest first.
 
-    ``waiting`` is in the order in which models will be loaded as things are: ``position`` 1 is next. Predictions
-    of one model keep their order, so one of them has ``queued`` less one before it. Times are seconds.
+    ``waiting`` is in the order in which models will be loaded as things are: ``position`` 1 is next.
+    Predictions of one model keep their order, so one of them has ``queued`` less one before it. Times are
+    seconds.
     """
     now = time.monotonic()
     return {

@@ -1,8 +1,9 @@
 """Which prediction runs, which model is loaded where, and which makes room: pure decisions.
 
-``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which bytes,
-``policy`` what a model's place is worth, ``plan`` where one is loaded and who makes room, ``progress`` what can
-get on where predictions wait for parts, ``journal`` what was decided, and ``scheduler`` puts them together.
+``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
+bytes, ``policy`` what a model's place is worth, ``plan`` where one is loaded and who makes room,
+``progress`` what can get on where predictions wait for parts, ``journal`` what was decided, and
+``scheduler`` puts them together.
 """
 
 from appliance.scheduler.facts import Capacity, Decision, Demand, Load, Refuse, Residency, Start, Unload

@@ -46,7 +46,10 @@ class Ledger:
         return {name: model.reserved for name, model in self._here[device].items()}
 
     def loading(self, device: str) -> Model | None:
-        """What is being loaded there. Nothing may be unloaded meanwhile: engines measure the memory they find."""
+        """What is being loaded there.
+
+        Nothing may be unloaded meanwhile: engines measure the memory that they find.
+        """
         for each in self._here[device].values():
             if each.state is Residency.LOADING:
                 return each
@@ -73,7 +76,7 @@ class Ledger:
         return min(demand.bytes_on(self.capacities[device]) for device in devices)
 
     def check_fits(self, model: Model) -> None:
-        """Raise ``NeverFits`` with the numbers if no choice of devices could ever hold it beside the pinned."""
+        """Raise ``NeverFits`` with the numbers if no devices could ever hold it beside the pinned."""
         demand = model.demand
         if model.devices:
             return

@@ -45,7 +45,8 @@ def plan(
 
     ``promised`` has bytes by device that others, who come first, wait for. A patient model takes the room of
     idle ones that have had their time; an impatient one of whoever is not pinned, once that has ended what it
-    does. ``ending`` has the predictions that end without this model being loaded; None stands for all of them.
+    does. ``ending`` has the predictions that end without this model being loaded; None stands for all of
+    them.
     """
     options = []
     for device in ledger.capacities if among is None else among:

@@ -3,9 +3,9 @@
 Times are seconds. All of it rests on what was measured: how long loads and predictions took, and how often
 predictions came.
 
-The bound on thrash: a model is evicted for another one no sooner after it became ready than its load had taken
-(and ``MIN_RESIDENCY``). So each of its loads is followed by at least as long a time in which it served, and it
-spends at most half of any long time being loaded, however the predictions alternate.
+The bound on thrash: a model is evicted for another one no sooner after it became ready than its load had
+taken (and ``MIN_RESIDENCY``). So each of its loads is followed by at least as long a time in which it
+served, and it spends at most half of any long time being loaded, however the predictions alternate.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def expected_gap(model: Model, now: float) -> float:
 
 def weight(model: Model) -> float:
     """What its priority multiplies."""
-    return float(2**model.demand.priority)
+    return 2.0**model.demand.priority
 
 
 def min_residency(model: Model) -> float:
@@ -71,12 +71,12 @@ def quantum(model: Model) -> float:
 
 
 def urgency(model: Model, now: float) -> float:
-    """How much it should be the next to be loaded: by its wait, then by how many share the load, and its cost.
+    """How much it should be the next to be loaded: by its wait, by how many share the load, and its cost.
 
     It grows with the wait without limit, and all else in it is bounded: nothing starves.
     """
     sharing = len(model.queue) / max(1.0, expected_load(model))
-    return weight(model) * (1.0 + model.waited(now)) * sharing**0.25
+    return weight(model) * (1.0 + model.waited(now)) * float(sharing**0.25)
 
 
 def regret(model: Model, now: float) -> float:
@@ -91,8 +91,8 @@ def regret(model: Model, now: float) -> float:
 def gain(model: Model, now: float) -> float:
     """Seconds that its predictions have waited, and will at least: what its being loaded may cost others.
 
-    As with skis that are rented until that has cost as much as buying them: a model that is asked all the time
-    is not evicted at once because it happens to be idle for a moment.
+    As with skis that are rented until that has cost as much as buying them: a model that is asked all the
+    time is not evicted at once because it happens to be idle for a moment.
     """
     return weight(model) * max(1, len(model.queue)) * (model.waited(now) + expected_load(model))
 

@@ -29,13 +29,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Replays workloads in simulated time against the appliance's own scheduler and against what\n"
-        "others do: the same arrivals, the same memory, several seeds. Prints how long predictions wait,\n"
+        description="Replays workloads in simulated time against the appliance's own scheduler and\n"
+        "against what others do: the same arrivals, the same memory, several seeds. Prints how long predictions wait,\n"
         "how many found their model ready, how often models were loaded and how many bytes that moved.",
         epilog=f"workloads:\n{workloads}\n\n"
         f"policies besides the appliance, each in the layout that does best on that workload:\n{rivals}\n\n"
         f"assumptions: GPUs of {DEVICE // GIB} GiB. A load takes {STARTUP:g} s and a second for each "
-        f"{BANDWIDTH // GIB} GiB, an unload {UNLOAD:g} s;\none load or unload at a time on a GPU. Sizes: {sizes}.\n"
+        f"{BANDWIDTH // GIB} GiB, an unload {UNLOAD:g} s;\n"
+        f"one load or unload at a time on a GPU. Sizes: {sizes}.\n"
         "A third each of the models runs 8 predictions at a time of 3 s, 1 of 2 s, 16 of 0.2 s (means;\n"
         "log-normal). Predictions come whether or not the earlier ones are over. Nothing fails.",
     )
@@ -118,7 +119,8 @@ def _behind(rows: list[Row]) -> list[str]:
     """Where another policy's p99 is not longer."""
     own = {row.workload: row.p99 for row in rows if row.policy == OURS}
     return [
-        f"not ahead on {row.workload}: {row.policy} has a p99 of {row.p99:.1f} s, the appliance {own[row.workload]:.1f} s"
+        f"not ahead on {row.workload}: {row.policy} has a p99 of {row.p99:.1f} s, "
+        f"the appliance {own[row.workload]:.1f} s"
         for row in rows
         if row.policy != OURS and row.p99 <= own[row.workload]
     ]

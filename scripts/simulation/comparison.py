@@ -54,15 +54,17 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def policies() -> list[tuple[str, str, Callable[[Workload], Policy]]]:
     """Every policy in every layout."""
-    rivals = [(name, layout, make) for name, layouts in RIVALS.items() for layout, make in layouts.items()]
-    return [(OURS, "", ours), *rivals]
+    found: list[tuple[str, str, Callable[[Workload], Policy]]] = [(OURS, "", ours)]
+    for name, layouts in RIVALS.items():
+        found += [(name, layout, make) for layout, make in layouts.items()]
+    return found
 
 
 def compare(
     names: Sequence[str], seeds: Sequence[int], seconds: float, progress: Callable[[], None]
 ) -> list[Row]:
     """All policies on these workloads; ``progress`` is told of every run that is done."""
-    rows = []
+    rows: list[Row] = []
     for name in names:
         worlds = [WORKLOADS[name](seed, seconds) for seed in seeds]
         best: dict[str, Row] = {}

@@ -1,8 +1,8 @@
 """What others do, in short: each policy as its system has it, without its bugs, and in its best layout.
 
-Each gets what its operator would have to know (the sizes, and for static groups the popularity of every model),
-serves a ready model at once, shares a load among all who wait, and never exceeds the memory. None of them counts
-failures, crashes or restarts.
+Each gets what its operator would have to know (the sizes, and for static groups the popularity of every
+model), serves a ready model at once, shares a load among all who wait, and never exceeds the memory. None
+of them counts failures, crashes or restarts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.scheduler import Decision, Load, Residency, Start, Unload
+from scripts.simulation.machine import Policy
 from scripts.simulation.workload import SimulatedModel, Workload
 
 
@@ -89,11 +90,11 @@ def by_size(workload: Workload) -> list[tuple[str, list[SimulatedModel]]]:
 
 
 class CountLru(_Server):
-    """Ray Serve's multiplexing: each replica, here a device, holds up to N models, and drops the least recently used.
+    """Ray Serve's multiplexing: each replica, here a device, holds N models and drops the least recent.
 
-    A request goes to a replica that has its model, else to the one with the fewest requests; a replica loads one
-    model at a time, in the order of the requests. N is what fits whichever models meet there. A dropped model's
-    requests are finished first.
+    A request goes to a replica that has its model, else to the one with the fewest requests; a replica
+    loads one model at a time, in the order of the requests. N is what fits whichever models meet there. A
+    dropped model's requests are finished first.
     """
 
     def __init__(self, workload: Workload, *, sorted_by_size: bool) -> None:
@@ -139,32 +140,37 @@ class CountLru(_Server):
             for model in self.here(device):
                 if self.state[model] is Residency.DRAINING and not self.running[model]:
                     decisions.append(self.unload(model))
-            if not line or not self.quiet(device):
-                continue
-            here = self.here(device)
-            if self.state[line[0]] is not Residency.COLD:  # it is still on its way out
-                continue
-            if len(here) < self._limit[device]:
-                model = line.popleft()
-                del self._assigned[model]
-                decisions.append(self.load(model, device))
-            elif not any(self.state[model] is Residency.DRAINING for model in here):
-                victim = min(here, key=lambda model: self.used[model])
-                if self.running[victim]:
-                    self.state[victim] = Residency.DRAINING
-                else:
-                    decisions.append(self.unload(victim))
-                if self._waiting[victim]:
-                    self._want(victim)
+            # The first may still be on its way out.
+            if line and self.quiet(device) and self.state[line[0]] is Residency.COLD:
+                decisions += self._next(device, line)
         return decisions
+
+    def _next(self, device: str, line: deque[str]) -> list[Decision]:
+        here = self.here(device)
+        if len(here) < self._limit[device]:
+            model = line.popleft()
+            del self._assigned[model]
+            return [self.load(model, device)]
+        if any(self.state[model] is Residency.DRAINING for model in here):
+            return []
+        victim = min(here, key=lambda model: self.used[model])
+        unloads: list[Decision] = []
+        if self.running[victim]:
+            self.state[victim] = Residency.DRAINING
+        else:
+            unloads.append(self.unload(victim))
+        if self._waiting[victim]:
+            self._want(victim)
+        return unloads
 
 
 class StaticGroups(_Server):
     """llama-swap's groups: of a group's models one is loaded at a time, and the group has memory of its own.
 
-    Requests of a group are served in their order; a swap waits for what runs. Groups and devices are chosen by
-    hand, and the popularity of every model is taken to be known then. With ``persistent`` the models that are
-    worth it most have groups of their own, and are never swapped, as far as half of the memory goes.
+    Requests of a group are served in their order; a swap waits for what runs. Groups and devices are chosen
+    by hand, and the popularity of every model is taken to be known then. With ``persistent`` the models
+    that are worth it most have groups of their own, and are never swapped, as far as half of the memory
+    goes.
     """
 
     def __init__(self, workload: Workload, *, persistent: bool) -> None:
@@ -193,7 +199,7 @@ class StaticGroups(_Server):
     def _share_out(
         self, models: list[SimulatedModel], left: dict[str, int], popularity: dict[str, float]
     ) -> None:
-        """Slots as large as the largest model that still needs one, while there is memory; then equal load."""
+        """Slots as large as the largest that still needs one, while there is memory; then equal load."""
         slots: list[tuple[str, int]] = []
         sizes = sorted({model.memory for model in models}, reverse=True)
         share = {size: sum(popularity[m.name] for m in models if m.memory == size) for size in sizes}
@@ -247,11 +253,11 @@ class StaticGroups(_Server):
 
 
 class KeepAlive(_Server):
-    """Ollama's timers: a model stays for so long after its last request, and goes sooner if the next one needs room.
+    """Ollama's timers: a model stays for so long after its last request, or until the next one needs room.
 
-    Requests for cold models are taken in their order, the first one blocks the others. It goes to the device with
-    the most free memory; while it fits nowhere, the idle model that was used longest ago leaves, or, if all are
-    busy, the one that was used longest ago takes nothing new.
+    Requests for cold models are taken in their order, the first one blocks the others. It goes to the
+    device with the most free memory; while it fits nowhere, the idle model that was used longest ago
+    leaves, or, if all are busy, the one that was used longest ago takes nothing new.
     """
 
     def __init__(self, workload: Workload, *, keep: float) -> None:
@@ -292,12 +298,9 @@ class KeepAlive(_Server):
         for model, waiting in self._waiting.items():
             while self.state[model] is Residency.READY and waiting and self.has_slot(model):
                 decisions.append(self.start(waiting.popleft(), model))
-        for model in self._idle():
-            if now >= self.used[model] + self._keep and self._still(model):
-                decisions.append(self.unload(model))
-        for model in list(self.place):
-            if self.state[model] is Residency.DRAINING and not self.running[model] and self._still(model):
-                decisions.append(self.unload(model))
+        over = [model for model in self._idle() if now >= self.used[model] + self._keep]
+        over += [m for m in self.place if self.state[m] is Residency.DRAINING and not self.running[m]]
+        decisions += [self.unload(model) for model in over if self._still(model)]
         while self._pending:
             model = self._pending[0]
             if self.state[model] is not Residency.COLD:
@@ -328,7 +331,7 @@ class KeepAlive(_Server):
 
 
 #: system -> its layouts; the one with the least p99 wait counts.
-RIVALS: Final[dict[str, dict[str, Callable[[Workload], _Server]]]] = {
+RIVALS: Final[dict[str, dict[str, Callable[[Workload], Policy]]]] = {
     "count LRU (Ray Serve)": {
         "any model anywhere": lambda workload: CountLru(workload, sorted_by_size=False),
         "devices by size": lambda workload: CountLru(workload, sorted_by_size=True),

@@ -1,4 +1,4 @@
-"""What is simulated: models with sizes and times, and when predictions come. All of it follows from a seed."""
+"""What is simulated: models with sizes and times, and when predictions come, all by a seed."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def bursts(seed: int, seconds: float) -> Workload:
 
 
 def alternating(seed: int, seconds: float) -> Workload:
-    """Ten models of 40 GiB on 4 GPUs, room for eight: ten clients that ask one after the other, every 4 s in all."""
+    """Ten models of 40 GiB on 4 GPUs, room for eight; ten clients ask in turn, one every 4 s."""
     rng = random.Random(seed)
     models = [SimulatedModel(f"m{number:02}", 40 * GIB, LANGUAGE) for number in range(10)]
     times = [(number * 4 + rng.uniform(0, 2), number % 10) for number in range(int(seconds / 4))]

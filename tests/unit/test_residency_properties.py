@@ -105,9 +105,9 @@ class World:
         elif what == "lose":
             self.subject.lost(model, self.now)
         else:
-            for id in self.subject.load_failed(model, self.now):
-                self.ended.add(id)
-                self.asked[model].remove(id)
+            for failed in self.subject.load_failed(model, self.now):
+                self.ended.add(failed)
+                self.asked[model].remove(failed)
 
     def carry_out(self, decision: Decision) -> None:
         match decision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def test_a_workload_follows_from_its_seed(name: str) -> None:
     make = WORKLOADS[name]
     assert make(1, 60) == make(1, 60) != make(2, 60)
     requests = make(1, 60).requests
-    assert all(0 <= before.at <= after.at for before, after in zip(requests, requests[1:], strict=False))
+    assert all(0 <= before.at <= after.at for before, after in pairwise(requests))
 
 
 @pytest.mark.parametrize(("policy", "layout", "make"), policies(), ids=str)
