@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -25,9 +26,11 @@ from appliance.files import Files
 from appliance.hardware import Device, cpu_threads
 from appliance.inputs import Inputs
 from appliance.placement import build_scheduler
+from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
 from appliance.store import SQLiteStore, Store, VersionRow
+from appliance.token import RunTokens
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
 from appliance.weights import pipeline, project
@@ -77,17 +80,21 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     webhooks = Webhooks(store, egress)
     files = Files(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
+    run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
+    scheduler = build_scheduler(config, home, settings.devices)
+    pushes = Pushes(models, store, files, scheduler, home=home, device=settings.devices[0].kind)
     engine = Engine(
         limits=config.limits,
         catalogue=models,
         store=store,
         cluster=cluster,
-        scheduler=build_scheduler(config, home, settings.devices),
+        scheduler=scheduler,
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         kinds={device.name: device.kind for device in settings.devices},
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
+        run_tokens=run_tokens,
         observe=webhooks.observe,
         conclude=trainings.conclude,
     )
@@ -96,7 +103,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         catalogue=models,
         store=store,
         engine=engine,
-        auth=Auth(store),
+        auth=Auth(store, run_tokens, engine.running),
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
         ),
@@ -105,6 +112,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         retention=Retention(store, files, config.retention.predictions, config.retention.outputs),
         files=files,
         trainings=trainings,
+        pushes=pushes,
         devices=settings.devices,
         started_at=now,
     )
@@ -161,6 +169,7 @@ class Gateway:
         await self._services.engine.close()
         await self._services.webhooks.close()
         await self._services.retention.close()
+        await self._services.pushes.close()
         await self._services.files.close()
         await self._services.store.close()
         self._server.should_exit = True
@@ -182,6 +191,7 @@ async def start_gateway(settings: Settings) -> Gateway:
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
     await services.files.start()
+    await services.pushes.load()
     await services.trainings.load()
     await services.webhooks.start()
     services.retention.start()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from appliance import token
 from appliance.errors import Unauthenticated
-from appliance.token import Token
+from appliance.prediction import Prediction
+from appliance.token import RunTokens, Scope, Token
 
 #: Seconds for which a token that was found is not looked up again: a revoked one works for so much longer.
 MEMORY: Final = 1.0
@@ -24,9 +26,13 @@ class Tokens(Protocol):
 class Auth:
     """Checks the ``Authorization`` header of requests."""
 
-    def __init__(self, tokens: Tokens) -> None:
-        """``tokens`` is asked once a second and token."""
+    def __init__(
+        self, tokens: Tokens, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
+    ) -> None:
+        """``tokens`` is asked once a second and token, ``running`` for an attempt if it runs."""
         self._tokens = tokens
+        self._run_tokens = run_tokens
+        self._running = running
         self._found: dict[str, tuple[float, Token]] = {}
 
     async def caller(self, header: str | None) -> Token:
@@ -38,6 +44,9 @@ class Auth:
         secret = token.parse(header)
         if secret is None:
             raise Unauthenticated(token_given=False)
+        made_for = self._run_tokens.read(secret)
+        if made_for is not None:
+            return self._acting(*made_for)
         # Found by its digest: what a lookup takes tells nothing about the secret itself.
         digest = token.digest(secret)
         now = time.monotonic()
@@ -52,3 +61,18 @@ class Auth:
             self._found.clear()
         self._found[digest] = now, found
         return found
+
+    def _acting(self, id: str, attempt: int) -> Token:
+        """The token of a prediction, valid as long as that runs."""
+        record = self._running(id, attempt)
+        if record is None:
+            raise Unauthenticated(token_given=True)
+        return Token(
+            id=f"run-{id}",
+            name=f"prediction {id}",
+            owner=record.owner,
+            digest="",
+            created_at=record.created_at,
+            scope=Scope.RUN,
+            prediction=id,
+        )

@@ -67,6 +67,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     files_in: bool = False
     files_out: bool = False
 
+    @property
+    def calls_others(self) -> bool:
+        """Whether it may call other models of this appliance."""
+        return self.model.kind == "cog"
+
 
 def version_of(model: ModelConfig, revision: str) -> str:
     """The id of what ``model`` computes: kind, weights and the options that change outputs.
@@ -101,7 +106,7 @@ class Catalogue:
     ) -> None:
         """Names and aliases are unique; the config has checked that, and that collections name models."""
         self.cards = {card.name: card for card in cards}
-        self.entries = tuple(entries)  # of models.yaml, in its order
+        self.entries = tuple(entries)  # what is loaded for itself: of models.yaml in its order, then pushed
         self.collections = {collection.slug: collection for collection in collections}
         self._names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
         self._served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # newest last
@@ -110,10 +115,7 @@ class Catalogue:
         self._trainers: dict[str, Entry] = {}  # by the version that they begin with
         for entry in self.entries:
             self.add_version(entry)
-            trainer = _trainer(entry)
-            if trainer is not None:
-                self._trainers[entry.version] = trainer
-                self._hosted[trainer.runs_on] = trainer
+            self._add_trainer(entry)
 
     # -- what is made and removed
 
@@ -140,13 +142,30 @@ class Catalogue:
         del self.cards[name], self._names[name], self._served[name]
 
     def add_version(self, entry: Entry) -> None:
-        """A version can be run from now on, and is the newest of its model."""
+        """A version can be run from now on; the newest of its model is the one that was made last."""
         self._served[entry.name].append(entry)
+        self._served[entry.name].sort(key=lambda each: each.created_at)
         self._versions.setdefault(entry.version, entry)
+
+    def add_pushed(self, entry: Entry) -> None:
+        """The same of a version that is loaded for itself, and may have a trainer."""
+        self.entries = (*self.entries, entry)
+        self.host(entry)
+        self.add_version(entry)
+        self._add_trainer(entry)
+
+    def _add_trainer(self, entry: Entry) -> None:
+        trainer = _trainer(entry)
+        if trainer is not None:
+            self._trainers[entry.version] = trainer
+            self.host(trainer)
 
     def remove_version(self, entry: Entry) -> None:
         """A version cannot be run any more."""
         self._served[entry.name].remove(entry)
+        if entry in self.entries:
+            self.entries = tuple(each for each in self.entries if each != entry)
+            self._trainers.pop(entry.version, None)
         if self._versions.get(entry.version) == entry:
             del self._versions[entry.version]
 
@@ -300,6 +319,13 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card
         files_out=interface.makes_files,
     )
     return card, entry
+
+
+def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> Entry:
+    """A version that was pushed. Each is loaded for itself, under a name that no model can have."""
+    _, entry = describe(model, revision, created_at)
+    key = f"{model.name}@{entry.version[:16]}"
+    return msgspec.structs.replace(entry, model=model.model_copy(update={"name": key}), runs_on=key)
 
 
 def _trainer(entry: Entry) -> Entry | None:

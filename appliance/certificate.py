@@ -68,6 +68,23 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
     return files
 
 
+def names(file: Path) -> list[str]:
+    """Every host that a PEM certificate is for.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificate(file.read_bytes()).extensions
+    try:
+        listed = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = [str(address) for address in listed.get_values_for_type(x509.IPAddress)]
+    return [*listed.get_values_for_type(x509.DNSName), *addresses]
+
+
 def _name(name: str) -> GeneralName:
     from cryptography import x509
 

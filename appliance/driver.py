@@ -24,8 +24,8 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from appliance import callback, hardware, logs, token, weights
 from appliance import config as configuration
-from appliance import hardware, logs, token, weights
 from appliance.app import Settings, start_gateway
 from appliance.cluster.node import RayNode
 from appliance.config import Config
@@ -273,7 +273,7 @@ def _end_on_signals(stop: asyncio.Event) -> None:
 
 
 async def _answers(settings: Settings) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound
+    host = callback.reachable(settings.host)
     # This process knows whom it has started there: the certificate is for others.
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - as said
         try:
@@ -332,6 +332,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         check_port(settings.host, settings.port)
         check_tls(config)
         os.environ[HOME_MARK] = str(home)  # in every process that is started from here on
+        os.environ |= callback.environment(config, settings.host, settings.port, settings.run_dir)
         if not arguments.no_pull:
             pull_missing(config, home, console)
         return asyncio.run(run(settings, console))

@@ -30,10 +30,10 @@ _TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variabl
 
 _MASK: Final = "***"
 
-# Credentials of HTTP requests, and tokens with Replicate's prefix. "Token" is also a common word here, so
-# what follows it must look like one, with a digit.
+# Credentials of HTTP requests, and tokens with our or Replicate's prefix. "Token" is also a common word here,
+# so what follows it must look like one, with a digit.
 _CREDENTIALS: Final = re.compile(
-    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_)[\w\-.~+/=]{8,})", re.IGNORECASE
+    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_)[\w\-.~+/=]{8,})", re.IGNORECASE
 )
 
 _prediction: ContextVar[str | None] = ContextVar("prediction", default=None)

@@ -36,3 +36,34 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     training: str
     created_at: float
     path: str  # folder, relative to the folder of files
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that was pushed: a Cog project, built."""
+
+    version: str  # 64 hex digits
+    model: str
+    build: str  # folder, relative to the folder of builds
+    created_at: float
+    memory: int | None = None  # bytes
+
+
+class Build(msgspec.Struct, frozen=True, kw_only=True):
+    """A pushed project on its way to be a version. Times are Unix seconds."""
+
+    id: str
+    model: str
+    owner: str
+    source: str  # id of the upload
+    created_at: float
+    memory: int | None = None  # bytes
+    status: str = "starting"  # then processing, and succeeded or failed at last
+    logs: str = ""
+    error: str | None = None
+    version: str | None = None
+    completed_at: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.completed_at is not None

@@ -103,6 +103,7 @@ class Job(msgspec.Struct, frozen=True):
     folder: str = ""  # absolute path for files that the run makes; created when the first one is
     adapter: str | None = None  # absolute path of the folder with the weights that a training made
     inline: int = -1  # files of up to so many bytes are put into the output as data: URLs
+    token: str | None = None  # acts for the prediction's owner while it runs; for models that call others
 
 
 class Webhook(msgspec.Struct, frozen=True):
@@ -138,6 +139,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     webhook: Webhook | None = None
     deployment: str | None = None  # owner/name, if it was made through one
     destination: str | None = None  # of a training: the model that gets the new version
+    parent: str | None = None  # the prediction that asked for this one while it ran
+
+    @property
+    def called(self) -> str:
+        """For logs: the id, and what it is a part of."""
+        return self.id if self.parent is None else f"{self.id} (part of {self.parent})"
 
     def evolve(self, **changes: Any) -> Prediction:
         """A copy with ``changes`` applied."""

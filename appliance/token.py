@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import re
 import secrets
 from enum import StrEnum
@@ -12,6 +14,7 @@ import msgspec
 
 PREFIX: Final = "apl_"
 _SECRET_LENGTH: Final = 40
+_RUN: Final = re.compile(r"apl_run_([0-9a-z]{26})_([0-9]{1,6})_([A-Za-z0-9_-]{43})")
 _SCHEMES: Final = re.compile(r"(?i)(?:bearer|token)[ \t]+(.*)", re.DOTALL)
 
 
@@ -33,11 +36,36 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     revoked_at: float | None = None
     scope: Scope = Scope.ADMIN
+    prediction: str | None = None  # the running prediction that it was made for; such a token is not stored
 
     def may(self, needed: Scope) -> bool:
         """Whether its scope covers ``needed``."""
         ranks = list(Scope)
         return ranks.index(self.scope) >= ranks.index(needed)
+
+
+class RunTokens:
+    """Tokens with which a running prediction acts for its owner.
+
+    They are made of the prediction's id and attempt and a key, so none is stored, and the next gateway knows
+    them again. Whether the prediction still runs is for others to say.
+    """
+
+    def __init__(self, key: str) -> None:
+        """``key`` is the appliance's own secret."""
+        self._key = key.encode()
+
+    def make(self, id: str, attempt: int) -> str:
+        """The token of one attempt of a prediction."""
+        code = hmac.digest(self._key, f"{id} {attempt}".encode(), "sha256")
+        return f"{PREFIX}run_{id}_{attempt}_{base64.urlsafe_b64encode(code).decode().rstrip('=')}"
+
+    def read(self, secret: str) -> tuple[str, int] | None:
+        """The prediction and the attempt that a token of ours was made for."""
+        match = _RUN.fullmatch(secret)
+        if match is None or not hmac.compare_digest(self.make(match[1], int(match[2])), secret):
+            return None
+        return match[1], int(match[2])
 
 
 def new_token() -> str:

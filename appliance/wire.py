@@ -14,6 +14,7 @@ import msgspec
 
 from appliance.deployment import Release
 from appliance.file import File, OutputFile, refuse
+from appliance.model import Build
 from appliance.prediction import FILE_STREAM, Prediction, Status
 
 #: The Cog whose schema dialect versions are written in; clients read it to tell iterators from lists.
@@ -92,6 +93,8 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
         shown["webhook_events_filter"] = list(record.webhook.events)
     if record.deployment is not None:
         shown["deployment"] = record.deployment
+    if record.parent is not None:
+        shown["parent"] = record.parent
     if record.deadline is not None:
         shown["deadline"] = timestamp(record.deadline)
     return shown
@@ -138,6 +141,21 @@ def training(record: Prediction, base: str) -> dict[str, Any]:
 def whichever(record: Prediction, base: str) -> dict[str, Any]:
     """A prediction or a training as ``GET`` shows it."""
     return (prediction if record.destination is None else training)(record, base)
+
+
+def build(record: Build, base: str) -> dict[str, Any]:
+    """A pushed project on its way to be a version."""
+    return {
+        "id": record.id,
+        "model": record.model,
+        "version": record.version,
+        "status": record.status,
+        "logs": record.logs,
+        "error": record.error,
+        "created_at": timestamp(record.created_at),
+        "completed_at": None if record.completed_at is None else timestamp(record.completed_at),
+        "urls": {"get": f"{base}/v1/builds/{record.id}"},
+    }
 
 
 def release(record: Release, account: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from appliance.engine import Engine
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status
+from appliance.pushing import Pushes
 from appliance.scheduler import Capacity, Demand, Scheduler
 from appliance.store import SQLiteStore
+from appliance.token import RunTokens
 from appliance.training import Trainings
 
 MIB = 1024**2
@@ -53,7 +55,7 @@ class Bench:
 
     async def start(self) -> Bench:
         entries = [self.echo, self.stream, self.big, self.files_model, *self.more]
-        sizes = {"test/big": 100 * MIB}
+        sizes = {"test/big": 100 * MIB, "test/large": 10 * MIB}
         demands = [
             Demand(
                 model=entry.name,
@@ -74,27 +76,35 @@ class Bench:
         self.files = Files(self.store.files, self.folder / "files", self.files_config)
         await self.files.start()
         self.trainings = Trainings(self.catalogue, self.store, self.files)
+        self.run_tokens = RunTokens("key")
         self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
+        self.scheduler = Scheduler([Capacity("cpu", 10 * MIB)], demands)
+        self.pushes = Pushes(
+            self.catalogue, self.store, self.files, self.scheduler, home=self.folder, device="cpu"
+        )
         self.engine = Engine(
             limits=self.limits,
             catalogue=self.catalogue,
             store=self.store,
             cluster=self.cluster,
-            scheduler=Scheduler([Capacity("cpu", 10 * MIB)], demands),
+            scheduler=self.scheduler,
             home=self.folder,
             threads=1,
             kinds={"cpu": "cpu"},
             files=self.files,
             inputs=self.inputs,
+            run_tokens=self.run_tokens,
             observe=self.observed.append,
             conclude=self.trainings.conclude,
         )
+        await self.pushes.load()
         await self.trainings.load()
         await self.engine.start()
         return self
 
     async def stop(self) -> None:
         await self.engine.close()
+        await self.pushes.close()
         await self.files.close()
         await self.store.close()
 

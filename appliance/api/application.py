@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from appliance.api import answers, requests
 from appliance.api.account import Account
 from appliance.api.admin import Admin
+from appliance.api.builds import Builds
 from appliance.api.collections import Collections
 from appliance.api.deployments import Deployments
 from appliance.api.examples import Examples
@@ -39,6 +40,7 @@ RESOURCES: Final = (
     Trainings,
     Files,
     Models,
+    Builds,
     Versions,
     Collections,
     Account,

@@ -34,6 +34,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "created_after": ("query", _TIME, "Only those made then or later"),
     "created_before": ("query", _TIME, "Only those made before"),
     "source": ("query", one_of("api", "web"), "Only those made this way"),
+    "parent": ("query", _TEXT, "Only those that this prediction has asked for"),
     "sort_by": ("query", one_of("model_created_at", "latest_version_created_at"), "What the order goes by"),
     "sort_direction": ("query", one_of("asc", "desc"), "Oldest or newest first"),
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 50, "default": 20}, "How many, at most"),
@@ -41,7 +42,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "Cancel-After": ("header", _TEXT, "End it after this time, at least 5 s: 30s, 5m, 1h30m45s"),
 }
 _CREATES: Final = ("Prefer", "Cancel-After")
-_LISTS: Final = ("cursor", "created_after", "created_before", "source")
+_LISTS: Final = ("cursor", "created_after", "created_before", "source", "parent")
 _REQUIRED: Final[dict[str, tuple[Schema, str]]] = {
     "query": (_TEXT, "Words that are all found in what is said of a model"),
     "owner": (_TEXT, "Account of the file"),
@@ -74,6 +75,8 @@ _CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
 
 OPERATIONS: Final = (
     Operation("get", "/account", "account.get", "The account of the token", {200: "Account"}, refusals=_READ),
+    Operation("get", "/builds/{id}", "builds.get", "A project on its way to be a version", {200: "Build"},
+              refusals=_READ),
     Operation("get", "/collections", "collections.list", "Collections of models", {200: "CollectionPage"},
               refusals=_READ),
     Operation("get", "/collections/{slug}", "collections.get", "A collection", {200: "CollectionDetail"},
@@ -119,6 +122,9 @@ OPERATIONS: Final = (
               {200: "text/plain"}, refusals=_READ),
     Operation("get", f"{_MODEL}/versions", "models.versions.list", "A model's versions, newest first",
               {200: "VersionPage"}, refusals=_READ),
+    Operation("post", f"{_MODEL}/versions", "models.versions.create",
+              "Make a version of the Cog project in an uploaded archive", {202: "Build"}, "VersionCreation",
+              refusals=_CHANGE),
     Operation("get", _VERSION, "models.versions.get", "A version", {200: "Version"}, refusals=_READ),
     Operation("delete", _VERSION, "models.versions.delete",
               "Delete a version of a private model, with its predictions", {202: None}, refusals=_CHANGE),

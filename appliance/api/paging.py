@@ -60,7 +60,7 @@ async def of_predictions(
     """The page of an owner's predictions, or trainings, that the request asks for; newest first.
 
     Raises:
-        NotFound: the cursor is none of ours.
+        NotFound: the cursor is none of ours, or there is no such parent.
         InvalidInput: another parameter is wrong.
     """
     base = requests.origin(request, services)
@@ -74,6 +74,7 @@ async def of_predictions(
             limit=PAGE + 1,
             source=requests.one_of(request, "source", ("api", "web")),
             training=training,
+            parent=request.query_params.get("parent"),
             created_after=_instant(request, "created_after"),
             created_before=_instant(request, "created_before"),
         )

@@ -66,22 +66,24 @@ class Predictions:
         """``GET /predictions/{id}``."""
         caller = await requests.caller(request, self._services, Scope.READ)
         record = await self._services.engine.get(request.path_params["id"], caller.owner)
-        return answers.json(self._shown(record, request), base=self._base(request))
+        return answers.json(await self._shown(record, request), base=self._base(request))
 
     async def cancel(self, request: Request) -> Response:
         """``POST /predictions/{id}/cancel``; one that is over is answered as it is."""
         caller = await requests.caller(request, self._services, Scope.RUN)
         record = await self._services.engine.cancel(request.path_params["id"], caller.owner)
-        return answers.json(self._shown(record, request), base=self._base(request))
+        return answers.json(await self._shown(record, request), base=self._base(request))
 
     async def list(self, request: Request) -> Response:
-        """``GET /predictions``: newest first, a hundred at a time."""
+        """``GET /predictions``: newest first, a hundred at a time; ``parent``: what that one asked for."""
         caller = await requests.caller(request, self._services, Scope.READ)
         return await paging.of_predictions(request, self._services, caller.owner, wire.prediction)
 
-    def _shown(self, record: Prediction, request: Request) -> dict[str, Any]:
+    async def _shown(self, record: Prediction, request: Request) -> dict[str, Any]:
         """A training too, whose address in the answer to its creation was once one of these (2.7)."""
-        return wire.whichever(record, self._base(request))
+        shown = wire.whichever(record, self._base(request))
+        parts = await self._services.engine.parts(record)
+        return {**shown, "parts": parts} if parts else shown
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return await requests.body(request, self._services.config.limits.body)
@@ -117,6 +119,7 @@ class Creation:
             deadline=requests.deadline(request),
             webhook=webhooks.webhook(given, base, self._services),
             deployment=deployment,
+            parent=caller.prediction,
         )
         headers = {"Location": f"{base}/v1/predictions/{record.id}"}
         if wait is None:

@@ -88,6 +88,8 @@ _PREDICTION_MORE: Final[dict[str, Schema]] = {
     "started_at": _TIME,
     "completed_at": _TIME,
     "deadline": said(_TIME, "When Cancel-After ends it"),
+    "parent": said(_TEXT, "The prediction that asked for this one while it ran"),
+    "parts": said(several(_TEXT), "The predictions that this one has asked for; in GET of one only"),
     "metrics": thing(
         {},
         {
@@ -239,6 +241,24 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "DeploymentCreation": thing({"name": _NAME, **_RELEASE}, open=False),
     "DeploymentUpdate": thing({}, _RELEASE, open=False),
+    "VersionCreation": thing(
+        {"source": said(_TEXT, "urls.get of an upload: a tar archive of the project, compressed or not")},
+        {"memory": said({"anyOf": [_NUMBER, _TEXT]}, "Bytes to reserve for it, or text such as 4GiB")},
+        open=False,
+    ),
+    "Build": thing(
+        {
+            "id": _TEXT,
+            "model": said(_TEXT, "owner/name"),
+            "version": said(nullable(_TEXT), "64 hex digits, once it has succeeded"),
+            "status": one_of("starting", "processing", "succeeded", "failed"),
+            "logs": _TEXT,
+            "error": nullable(_TEXT),
+            "created_at": _TIME,
+            "completed_at": nullable(_TIME),
+            "urls": thing({"get": _ADDRESS}),
+        }
+    ),
     "File": thing(
         {
             "id": _TEXT,

@@ -11,6 +11,7 @@ from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.files import Files
 from appliance.hardware import Device
+from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
 from appliance.store import Store
@@ -32,6 +33,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     retention: Retention
     files: Files
     trainings: Trainings
+    pushes: Pushes
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds
 

@@ -50,6 +50,7 @@ class Trainings:
             deadline=requests.deadline(request),
             webhook=webhooks.webhook(given, origin, self._services),
             destination=destination,
+            parent=caller.prediction,
         )
         headers = {"Location": f"{origin}/v1/trainings/{record.id}"}
         return answers.json(wire.training(record, origin), 201, headers)

@@ -58,20 +58,34 @@ class Versions:
         own(card, caller)
         if card.visibility != "private":
             raise BadRequest(f"Model {card.name} is public; only versions of private models can be deleted.")
-        for release in await services.store.registry.deployments():
-            if release.version == version:
-                raise BadRequest(f"Version {version} is used by the deployment {release.deployment}.")
-        if services.engine.uses(version):
-            raise BadRequest(f"Version {version} has predictions under way; cancel them first.")
-        for entry in list(services.catalogue.served(card.name)):
-            if entry.version == version:
-                services.catalogue.remove_version(entry)
-                if entry.runs_on != entry.model.name:  # it was loaded for this version alone
-                    await services.engine.unload(entry)
+        await self._check_unused(version)
+        gone = [entry for entry in services.catalogue.served(card.name) if entry.version == version]
+        for entry in gone:
+            services.catalogue.remove_version(entry)
+            if entry.kind == "cog":  # it was loaded for this version alone
+                await services.engine.unload(entry)
         removed = await services.store.remove_version(version, card.name)
         await services.files.remove_outputs(removed)
         await services.trainings.remove(version)
+        for entry in gone:
+            if entry.adapter is None:
+                await services.pushes.remove(entry)
         return Response(status_code=202)
+
+    async def _check_unused(self, version: str) -> None:
+        """Raise ``BadRequest`` if something needs this version."""
+        registry = self._services.store.registry
+        for release in await registry.deployments():
+            if release.version == version:
+                raise BadRequest(f"Version {version} is used by the deployment {release.deployment}.")
+        for adapter in await registry.adapters():
+            if adapter.base_version == version:
+                raise BadRequest(
+                    f"Version {adapter.version} of {adapter.model} was trained on version {version}; "
+                    "delete it first."
+                )
+        if self._services.engine.uses(version):
+            raise BadRequest(f"Version {version} has predictions under way; cancel them first.")
 
     async def _card(self, request: Request, scope: Scope) -> tuple[Card, Token]:
         caller = await requests.caller(request, self._services, scope)

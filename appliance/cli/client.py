@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import httpx
 
@@ -55,6 +55,15 @@ class Client:
     def post(self, path: str, body: Any = None) -> Any:
         """The JSON that answers ``body``."""
         return self._call("POST", path, body)
+
+    def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
+        """The JSON that describes an upload, once it is complete."""
+        with self._translated():
+            files = {"content": (name, content, kind)}
+            reply = self._http.post("/v1/files", files=files, headers=self._authorization)
+        if not reply.is_success:
+            raise _refused(reply)
+        return reply.json()
 
     def call(self, method: str, path: str) -> None:
         """Have something done that is answered with nothing."""

@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
 
 
-def _connect(url: str | None) -> Client:
+def connected(url: str | None) -> Client:
+    """A client for ``url``, or for what the environment or models.yaml says."""
     from appliance.cli.client import connect
 
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
@@ -70,7 +71,7 @@ def run(
     """
     from appliance.cli.client import parse_input
 
-    client = _connect(url)
+    client = connected(url)
     properties = _properties(client, model)
     body = {"version": model, "input": dict(parse_input(given, properties) for given in inputs or [])}
     created = client.post("/v1/predictions", body)
@@ -111,7 +112,7 @@ def _properties(client: Client, model: str) -> dict[str, Any]:
 
 def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the models, what they are and how often they were run."""
-    found = _connect(url).get("/v1/models")["results"]
+    found = connected(url).get("/v1/models")["results"]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -129,7 +130,7 @@ def predictions(
     as_json: JsonOption = False,
 ) -> None:
     """List predictions, show one, or cancel one."""
-    client = _connect(url)
+    client = connected(url)
     if id is not None:
         path = f"/v1/predictions/{id}"
         typer.echo(json.dumps(client.post(f"{path}/cancel") if cancel else client.get(path), indent=2))
@@ -155,12 +156,12 @@ def example(
     url: UrlOption = None,
 ) -> None:
     """Let a prediction show what its model can do: whoever sees the model sees it, and its data is kept."""
-    _connect(url).call("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
+    connected(url).call("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
 
 
 def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show devices and models of a running appliance: what is loaded, what runs, what waits."""
-    found = _connect(url).get("/admin/status")
+    found = connected(url).get("/admin/status")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -53,7 +53,27 @@ class BuiltinSource(Section):
     builtin: Literal["tiny-shapes"] = Field(description="Weights that come with the appliance, by name.")
 
 
-Source = FolderSource | HubSource | PypiSource | BuiltinSource
+class GitSource(Section):
+    """A Cog project in a git repository."""
+
+    git: str = Field(
+        pattern=r"^(https://|ssh://|file://|/|[\w.-]+@[\w.-]+:)\S+$",
+        description="Address of the repository, for the git command: https://, ssh:// or an absolute path.",
+    )
+    revision: str = Field(
+        pattern=r"^\w[\w./-]*$",
+        description="Commit, tag or branch. A commit is best: a branch is fetched once and then kept.",
+    )
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern=r"^[^/]",
+        description="The project's folder in it. Default: its top.",
+    )
+    submodules: bool = Field(default=False, description="Whether submodules are fetched too.")
+
+
+Source = FolderSource | HubSource | PypiSource | BuiltinSource | GitSource
 
 
 #: The key that only one source has -> that source; a source with ``path`` alone is a folder.
@@ -61,6 +81,7 @@ _BY_KEY: Final = (
     ("pypi", PypiSource),
     ("hub", HubSource),
     ("builtin", BuiltinSource),
+    ("git", GitSource),
     ("path", FolderSource),
 )
 
@@ -85,6 +106,16 @@ _AnySource = Annotated[
         _source_tag,
         custom_error_type="source",
         custom_error_message="should be a mapping with one of the keys path, hub, pypi or builtin",
+    ),
+]
+
+
+_ProjectSource = Annotated[
+    Annotated[FolderSource, Tag("FolderSource")] | Annotated[GitSource, Tag("GitSource")],
+    Discriminator(
+        _source_tag,
+        custom_error_type="source",
+        custom_error_message="should be a mapping with one of the keys path or git",
     ),
 ]
 
@@ -196,7 +227,7 @@ class CogModel(ModelConfig):
     """A Cog project."""
 
     kind: Literal["cog"] = Field(description="A Cog project, run by Cog's own runtime.")
-    source: FolderSource = Field(description="The project's folder, with cog.yaml in it.")
+    source: _ProjectSource = Field(description="The project's folder, with cog.yaml in it.")
     options: CogOptions = subsection(CogOptions(), "Options of this kind.")
 
 

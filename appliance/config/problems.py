@@ -13,6 +13,7 @@ from appliance.config.models import (
     MODELS,
     CogModel,
     FolderSource,
+    GitSource,
     HubSource,
     ModelConfig,
     PypiSource,
@@ -23,7 +24,7 @@ from appliance.config.sections import Config, DeviceConfig, HardwareConfig
 from appliance.config.yamlsource import Document, Place
 from appliance.errors import ConfigError
 
-_SOURCES = {kind.__name__: kind for kind in (FolderSource, HubSource, PypiSource)}
+_SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
 
 
 class Problem(NamedTuple):

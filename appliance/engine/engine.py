@@ -20,15 +20,26 @@ from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
-from appliance.errors import InvalidVersion, NotFound, RequestError, ShuttingDown, StoreError, Throttled
+from appliance.errors import (
+    InvalidVersion,
+    NotFound,
+    RequestError,
+    ShuttingDown,
+    StoreError,
+    Throttled,
+    Unauthenticated,
+)
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.scheduler import Residency, Scheduler
 from appliance.store import Cursor, Store
+from appliance.token import RunTokens
 
 _log = logging.getLogger(__name__)
 
+
+Ids = list[str]  # named here because the method ``list`` hides the builtin
 
 #: How many of the last decisions a status shows.
 SHOWN: Final = 5
@@ -58,6 +69,7 @@ class Engine:
         kinds: dict[str, str],
         files: Files,
         inputs: Inputs,
+        run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
@@ -84,6 +96,7 @@ class Engine:
             loads=self._loads,
             files=files,
             inputs=inputs,
+            run_tokens=run_tokens,
             observe=observe,
             conclude=conclude,
         )
@@ -108,24 +121,30 @@ class Engine:
         webhook: Webhook | None = None,
         deployment: str | None = None,
         destination: str | None = None,
+        parent: str | None = None,
     ) -> Prediction:
         """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
 
-        With ``destination`` it is a training, and ``entry`` a trainer.
+        With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the running prediction
+        that asks for it.
 
         Raises:
+            Unauthenticated: ``parent`` does not run any more.
             InvalidInput: names every wrong field.
             NeverFits: no device could hold the model.
             Throttled: too many predictions wait.
             ShuttingDown: the appliance is draining.
         """
         validated = schema.validate(entry.interface, input)
-        if self._loop.draining:
+        if self._loop.draining and parent is None:
             raise ShuttingDown
         self._place(entry)
         self._scheduler.check_fits(entry.runs_on)
         entry = self._instances.choose(entry)
-        self._check_queue(entry.runs_on)
+        if parent is None:
+            self._check_queue(entry.runs_on)
+        else:
+            self._check_parts(parent)
         prediction = Prediction(
             id=new_id(),
             model=entry.name,
@@ -138,7 +157,10 @@ class Engine:
             stream_token=new_stream_token(files=entry.files_out),
             deployment=deployment,
             destination=destination,
+            parent=parent,
         )
+        if parent is not None:
+            _log.info("prediction %s asks for %s", prediction.called, entry.name)
         # Writes keep their order, so the claim may be queued before the creation is committed; nobody
         # knows the id until this returns.
         created = self._store.create(prediction)
@@ -171,16 +193,25 @@ class Engine:
         limit: int = 100,
         source: str | None = None,
         training: bool = False,
+        parent: str | None = None,
         created_after: float | None = None,
         created_before: float | None = None,
     ) -> Sequence[Prediction]:
-        """One page, newest first, with running predictions as they are now; see ``Store.list``."""
+        """One page, newest first, with running predictions as they are now; see ``Store.list``.
+
+        Raises:
+            NotFound: there is no prediction ``parent`` of this owner's.
+        """
+        if parent is not None:  # its parts are younger: that leaves little to look through
+            since = (await self.get(parent, owner)).created_at
+            created_after = since if created_after is None else max(created_after, since)
         stored = await self._store.list(
             owner,
             cursor=cursor,
             limit=limit,
             source=source,
             training=training,
+            parent=parent,
             created_after=created_after,
             created_before=created_before,
         )
@@ -188,6 +219,10 @@ class Engine:
             self._loop.live[prediction.id].prediction if prediction.id in self._loop.live else prediction
             for prediction in stored
         ]
+
+    async def parts(self, record: Prediction) -> Ids:
+        """The ids of what a prediction has asked for while it ran, oldest first."""
+        return await self._store.parts(record.id)
 
     async def cancel(self, id: str, owner: str) -> Prediction:
         """Cancel it if it is not finished; returns the record either way.
@@ -244,6 +279,13 @@ class Engine:
         """Where the model is now."""
         return self._scheduler.residency(entry.runs_on)
 
+    def running(self, id: str, attempt: int) -> Prediction | None:
+        """The record of a prediction if this attempt of it runs now."""
+        live = self._loop.live.get(id)
+        if live is None or live.ending or live.prediction.status is not Status.PROCESSING:
+            return None
+        return live.prediction if live.prediction.attempt == attempt else None
+
     def uses(self, version: str) -> bool:
         """Whether predictions of this version are under way."""
         return any(live.prediction.version == version for live in self._loop.live.values())
@@ -292,14 +334,14 @@ class Engine:
             "queued": scheduler.depth(),
             "models": [
                 {
-                    "name": entry.name,
+                    "name": entry.runs_on,
                     "kind": entry.model.kind,
                     "state": scheduler.residency(entry.runs_on).value,
                     "queued": sum(map(scheduler.depth, self._instances.keys(entry.runs_on))),
                     "running": sum(
                         len(scheduler.running(key)) for key in self._instances.keys(entry.runs_on)
                     ),
-                    "devices": list(scheduler.devices(entry.name)),
+                    "devices": list(scheduler.devices(entry.runs_on)),
                     "instances": sum(
                         scheduler.residency(key) is not Residency.COLD
                         for key in self._instances.keys(entry.runs_on)
@@ -374,7 +416,8 @@ class Engine:
         live.claimed = True
         if prediction.id in held.get(entry.runs_on, ()):
             live.submitted = True
-            self._scheduler.resumed(prediction.id, entry.runs_on)
+            whole = prediction.parent if prediction.parent in self._loop.live else None
+            self._scheduler.resumed(prediction.id, entry.runs_on, whole)
             self._loop.limit_run(live)
         else:
             self._loop.retry_or_fail(live, "the appliance was stopped while it ran")
@@ -416,6 +459,17 @@ class Engine:
                 raise Throttled(
                     f"Request was throttled. {depth} predictions already wait for {subject}.", retry_after=5
                 )
+
+    def _check_parts(self, parent: str) -> None:
+        """A whole was accepted, so what it needs is, however many others wait; but it must not run away."""
+        whole = self._loop.live.get(parent)
+        if whole is None or whole.ending:
+            raise Unauthenticated(token_given=True)
+        if len(whole.parts) >= self._limits.queue_per_model:
+            raise Throttled(
+                f"Request was throttled. {len(whole.parts)} parts of prediction {parent} are not finished.",
+                retry_after=5,
+            )
 
     async def close(self) -> None:
         """Stop deciding and write what is not written yet."""

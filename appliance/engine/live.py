@@ -22,6 +22,7 @@ class Live:
         self.ending = False  # a terminal record is on its way to the store
         self.submitted = False  # this attempt was handed to a host
         self.fetched: asyncio.Task[dict[str, Any]] | None = None  # the input, its files fetched
+        self.parts: set[str] = set()  # ids of predictions that it asked for and that are not finished
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: list[tuple[int, Log | Output | Metric]] = []
         self._waiters: set[asyncio.Future[None]] = set()

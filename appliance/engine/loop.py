@@ -21,8 +21,9 @@ from appliance.errors import HostLost, PredictionFailed, StatusConflict, StoreEr
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.scheduler import Load, Residency, Scheduler, Start, Unload, What
+from appliance.scheduler import Load, Refuse, Residency, Scheduler, Start, Unload, What
 from appliance.store import Store
+from appliance.token import RunTokens
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Loop:
         loads: Loads,
         files: Files,
         inputs: Inputs,
+        run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
@@ -57,10 +59,12 @@ class Loop:
         self._loads = loads
         self._files = files
         self._inputs = inputs
+        self._run_tokens = run_tokens
         self._observe = observe
         self._conclude = conclude
         self.live: dict[str, Live] = {}
         self.draining = False
+        self._closed = False
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
         self._tasks: set[asyncio.Task[object]] = set()
         self._wakeup: asyncio.TimerHandle | None = None
@@ -73,7 +77,7 @@ class Loop:
 
     async def close(self) -> None:
         """Stop deciding and write what is not written yet."""
-        self.draining = True
+        self.draining = self._closed = True
         if self._wakeup is not None:
             self._wakeup.cancel()
         for live in self.live.values():
@@ -92,13 +96,22 @@ class Loop:
         """Make a prediction known here; with ``queue`` it waits for its model from now on."""
         live = Live(prediction, entry, validated)
         self.live[prediction.id] = live
+        whole = self.live.get(prediction.parent or "")
+        if whole is not None:
+            whole.parts.add(prediction.id)
         if prediction.deadline is not None:
             delay = max(0.0, prediction.deadline - time.time())
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
         if queue:
             self._fetch(live)
-            self._scheduler.queued(prediction.id, entry.runs_on, time.monotonic())
+            self._queue(live)
         return live
+
+    def _queue(self, live: Live, *, front: bool = False) -> None:
+        parent = live.prediction.parent
+        whole = parent if parent in self.live else None
+        now = time.monotonic()
+        self._scheduler.queued(live.id, live.entry.runs_on, now, front=front, whole=whole)
 
     def _fetch(self, live: Live) -> None:
         """Begin to fetch the files of the input, while it waits for its model."""
@@ -111,9 +124,15 @@ class Loop:
         """The prediction could not be stored: it never was."""
         live.ending = True
         live.stop_timers()
-        self.live.pop(live.id, None)
+        self._remove(live)
         self._scheduler.withdrawn(live.id)
         self._drop_inputs(live)
+
+    def _remove(self, live: Live) -> None:
+        self.live.pop(live.id, None)
+        whole = self.live.get(live.prediction.parent or "")
+        if whole is not None:
+            whole.parts.discard(live.id)
 
     def _drop_inputs(self, live: Live) -> None:
         if live.fetched is not None:
@@ -121,12 +140,14 @@ class Loop:
             self.spawn(self._inputs.discard(live.id))
 
     def decide(self) -> None:
-        """Ask the scheduler and carry out what it says; while draining nothing new begins."""
-        if self.draining:
+        """Ask the scheduler and carry out what it says; while draining only parts of what runs begin."""
+        if self._closed:
             return
         now = time.monotonic()
-        for decision in self._scheduler.decide(now):
+        for decision in self._scheduler.decide(now, parts_only=self.draining):
             match decision:
+                case Refuse(id, reason):
+                    self.end(self.live[id], Status.FAILED, reason)
                 case Start(id, _, cold_start):
                     self.spawn(self._run(self.live[id], cold_start))
                 case Load(model, devices, memory):
@@ -153,12 +174,12 @@ class Loop:
             await self._store.claim(claimed)
         except StatusConflict:
             if not live.ending:
-                _log.exception("prediction %s was not claimed: it is no longer starting", live.id)
-            self.live.pop(live.id, None)
+                _log.exception("prediction %s was not claimed: it is no longer starting", claimed.called)
+            self._remove(live)
             self._free(live.id, model)
             return
         except StoreError as error:
-            _log.error("prediction %s could not be claimed, it waits: %s", live.id, error)
+            _log.error("prediction %s could not be claimed, it waits: %s", claimed.called, error)
             await asyncio.sleep(RETRY_STORE)
             self._scheduler.finished(live.id, model, time.monotonic())
             await self._requeue(live)
@@ -190,6 +211,7 @@ class Loop:
                 folder=self._files.outputs(live.id, claimed.attempt),
                 adapter=live.entry.adapter,
                 inline=self._files.inline,
+                token=self._run_tokens.make(live.id, claimed.attempt) if live.entry.calls_others else None,
             ),
         )
 
@@ -211,7 +233,7 @@ class Loop:
         except PredictionFailed:
             raise
         except Exception as error:  # whatever it is, the prediction must not wait for ever
-            _log.exception("the input of prediction %s was not fetched", live.id)
+            _log.exception("the input of prediction %s was not fetched", live.prediction.called)
             raise PredictionFailed(f"the input files could not be fetched: {error}") from error
 
     def limit_run(self, live: Live) -> None:
@@ -291,7 +313,15 @@ class Loop:
         elif runs and live.prediction.status is Status.PROCESSING:
             self._scheduler.finished(id, model, time.monotonic())
         live.unsaved.clear()
+        if status is not Status.SUCCEEDED:
+            self._end_parts(live)
         self.spawn(self._finish(live, live.prediction.finished(status, time.time(), error)))
+
+    def _end_parts(self, live: Live) -> None:
+        """Nobody waits any more for what this attempt of a prediction has asked for."""
+        for part in [self.live[id] for id in live.parts]:
+            if not part.ending:
+                self.end(part, Status.CANCELED)
 
     def _stop_in_host(self, model: str, id: str, attempt: int) -> None:
         self._cluster.cancel(model, id)
@@ -303,7 +333,7 @@ class Loop:
         if record.destination is not None and record.status is Status.SUCCEEDED:
             record = await self._concluded(record)
         stored = await self.write_end(record)
-        self.live.pop(live.id, None)
+        self._remove(live)
         self._show(live, stored)
         self._drop_inputs(live)
         self._cluster.acknowledge(live.entry.runs_on, live.id)
@@ -340,14 +370,14 @@ class Loop:
                 await self._store.finish(record)
                 return record
             except StatusConflict:
-                _log.exception("prediction %s was finished by someone else", record.id)
+                _log.exception("prediction %s was finished by someone else", record.called)
                 return await self._store.get(record.id) or record
             except Unstorable as error:
                 reason = f"the output of model {record.model} cannot be stored: {error}"
-                _log.error("prediction %s fails: %s", record.id, reason)
+                _log.error("prediction %s fails: %s", record.called, reason)
                 record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
             except StoreError as error:  # a full disk, say: the end is kept and written when it can be
-                _log.error("the end of prediction %s could not be stored: %s", record.id, error)
+                _log.error("the end of prediction %s could not be stored: %s", record.called, error)
                 await asyncio.sleep(RETRY_STORE)
 
     def _deadline(self, live: Live) -> None:
@@ -398,6 +428,7 @@ class Loop:
         live.stop_timers()
         live.unsaved.clear()
         live.submitted = False
+        self._end_parts(live)
         record = live.prediction
         if record.status is Status.PROCESSING:
             record = record.move(Status.STARTING, started_at=None)
@@ -409,7 +440,7 @@ class Loop:
         if record.deadline is not None:
             delay = max(0.0, record.deadline - time.time())
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
-        self._scheduler.queued(live.id, live.entry.runs_on, time.monotonic(), front=True)
+        self._queue(live, front=True)
         self.decide()
 
     async def _write_requeue(self, record: Prediction) -> None:
@@ -419,7 +450,7 @@ class Loop:
             except StatusConflict:  # its end is on its way to the store, or there
                 return None
             except StoreError as error:
-                _log.error("prediction %s could not be queued again, it waits: %s", record.id, error)
+                _log.error("prediction %s could not be queued again, it waits: %s", record.called, error)
                 await asyncio.sleep(RETRY_STORE)
 
     async def _save_forever(self) -> None:

@@ -20,6 +20,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -41,6 +42,19 @@ _PREFIXES: Final = re.compile(r"^(?:Prediction failed: |Training failed: |Genera
 _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)): (?=.)", re.DOTALL)
 _DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.-]+)*),")
 _SETTLE: Final = 0.005  # seconds in which the last raw output of a prediction arrives
+#: A runtime that is asked to cancel what its worker is about to begin does nothing (Cog 0.23.1): it is asked
+#: when so many seconds have gone by.
+_BEGUN: Final = 0.25
+_AHEAD: Final = 1000  # events that are read before they are wanted
+_LAST: Final = frozenset({"completed", "refused"})  # events after which nothing comes
+
+#: Names a PEM file with the authorities that anyone trusts, and the gateway's own certificate.
+CERTIFICATES: Final = "APPLIANCE_CERTIFICATES"
+#: The operator's own tokens: a project gets one for each prediction.
+_NOT_ITS_BUSINESS: Final = frozenset({"APPLIANCE_TOKEN", "REPLICATE_API_TOKEN"})
+
+#: Events of one prediction with their names, as the runtime sends them; None is the end.
+_Heard = asyncio.Queue[tuple[str, dict[str, Any]] | None]
 
 
 class CogRunner:
@@ -74,7 +88,8 @@ class CogRunner:
         port = _free_port()
         programs = self._build / "venv" / "bin"
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS},
+            **_trust(),
             **description["environment"],
             **self._spec.options["environment"],
             # The runtime starts its worker as "python".
@@ -109,32 +124,49 @@ class CogRunner:
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
         id = f"{job.id}-{job.attempt}"
-        given = self._addresses(job)
-        body = {"id": id, "input": given}
-        over = False
+        body: dict[str, Any] = {"id": id, "input": self._addresses(job)}
+        if job.token is not None:
+            body["context"] = {"replicate_api_token": job.token}
+        heard: _Heard = asyncio.Queue(_AHEAD)
+        # A task of its own, which a cancellation of this one does not end: the project may have more to say.
+        hearing = asyncio.get_running_loop().create_task(self._hear(body, heard))
+        began, over = time.monotonic(), False
         self._running[id] = contextvars.copy_context()
+        try:
+            while (event := await heard.get()) is not None:
+                name, data = event
+                over = name in _LAST
+                if over and self._spec.concurrency == 1:
+                    await asyncio.sleep(_SETTLE)
+                async for translated in self._translated(job, name, data):
+                    yield translated
+        except (asyncio.CancelledError, GeneratorExit):
+            if not over:
+                del self._running[id]  # what its processes write from now on is for the host's log
+                await self._cancel(id, began, heard)
+            raise
+        finally:
+            self._running.pop(id, None)
+            self._files.forget(job.id)
+            hearing.cancel()
+
+    async def _hear(self, body: dict[str, Any], heard: _Heard) -> None:
+        """Ask the runtime for a prediction; put what it says into ``heard``, and last of all None."""
+        last = ""
         try:
             headers = {"Accept": "text/event-stream"}
             async with self._client.stream("POST", "/predictions", json=body, headers=headers) as reply:
                 if reply.status_code != httpx.codes.OK:
-                    raise PredictionFailed(_refusal(await reply.aread()))
-                async for name, data in _events(reply):
-                    over = name == "completed"
-                    if over and self._spec.concurrency == 1:
-                        await asyncio.sleep(_SETTLE)
-                    async for event in self._translated(job, name, data):
-                        yield event
-        except asyncio.CancelledError:
-            if not over:
-                await self._cancel(id)
-            raise
+                    last = "refused"
+                    await heard.put((last, {"detail": _refusal(await reply.aread())}))
+                else:
+                    async for last, data in _events(reply):
+                        await heard.put((last, data))
         except httpx.HTTPError as error:
             self._died(f"it does not answer: {error}")
-        finally:
-            del self._running[id]
-            self._files.forget(job.id)
-        if not over:
+        if last not in _LAST:
             self._died("it broke off in the middle of a prediction")
+        await heard.put(None)
 
     def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
         """What of the project the runtime is to load."""
@@ -158,6 +190,8 @@ class CogRunner:
         match name:
             case "log":
                 yield Log(data["data"])
+            case "refused":
+                raise PredictionFailed(data["detail"])
             case "output" if self._interface.iterates:
                 yield Output([await asyncio.to_thread(_with_files, data["chunk"], job)])
             case "completed":
@@ -185,13 +219,19 @@ class CogRunner:
             error = _PREFIXES.sub("", error)
             raise PredictionFailed(_CLASS.sub("", error).strip() or "the model failed without a word")
 
-    async def _cancel(self, id: str) -> None:
-        """Have the runtime stop it, and wait until it has: the slot is free only then."""
+    async def _cancel(self, id: str, began: float, heard: _Heard) -> None:
+        """Have the runtime stop it, and wait until it has: the slot is free only then.
+
+        For its caller it is over already. What the project still writes goes to the log of this host.
+        """
+        host = contextvars.Context()
+        await asyncio.sleep(began + _BEGUN - time.monotonic())
         await self._client.post(f"/predictions/{id}/cancel")
-        while True:
-            health = (await self._client.get("/health-check")).json()
-            if health["status"] != "BUSY":
-                return
+        while (event := await heard.get()) is not None:
+            name, data = event
+            if name == "log":
+                host.run(sys.stderr.write, data["data"])
+        while (await self._client.get("/health-check")).json()["status"] == "BUSY":
             await asyncio.sleep(_LOOK)
 
     def _addresses(self, job: Job) -> dict[str, Any]:
@@ -242,7 +282,7 @@ class CogRunner:
             if alone and said is not None:
                 alone[0].run(sys.stdout.write, f"{said}\n")
             else:
-                sys.stderr.write(text)
+                sys.stderr.write(text if said is None else f"{said}\n")
 
     async def _watch_for_ever(self) -> None:
         """End this host when the runtime is not well: another one is started."""
@@ -339,6 +379,12 @@ def _written(data: str, kind: str | None, *, is_base64: bool, job: Job) -> Path:
     place = folder / f"output{f'-{number}' if number else ''}{suffix}"
     place.write_bytes(base64.b64decode(data) if is_base64 else unquote_to_bytes(data))
     return place
+
+
+def _trust() -> dict[str, str]:
+    """Has HTTP clients trust the gateway's certificate too, where it has one of its own."""
+    file = os.environ.get(CERTIFICATES)
+    return {} if file is None else {"SSL_CERT_FILE": file}
 
 
 def _free_port() -> int:

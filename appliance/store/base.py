@@ -155,6 +155,7 @@ class Store(Protocol):
         status: Status | None = None,
         source: str | None = None,
         training: bool = False,
+        parent: str | None = None,
         created_after: float | None = None,
         created_before: float | None = None,
     ) -> Predictions:
@@ -163,6 +164,10 @@ class Store(Protocol):
         Running ones are as last written by ``claim``, without their events. ``created_after`` is inclusive,
         ``created_before`` exclusive, both Unix seconds.
         """
+        ...
+
+    async def parts(self, parent: str) -> Ids:
+        """The ids of what a prediction has asked for while it ran, oldest first."""
         ...
 
     async def unfinished(self) -> Predictions:

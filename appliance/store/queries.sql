@@ -4,11 +4,12 @@
 -- A new prediction without its input; refused when the id or the stream token exists.
 INSERT INTO predictions (
     id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
-    attempt, n, data_removed, error, logs, output, metrics, webhook, deployment, destination
+    attempt, n, data_removed, error, logs, output, metrics, webhook, deployment, destination,
+    parent
 ) VALUES (
     :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
     :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook, :deployment,
-    :destination
+    :destination, :parent
 );
 
 -- query: insert_input
@@ -40,7 +41,7 @@ ON CONFLICT DO NOTHING;
 -- One prediction with its input.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, i.body
+    p.deployment, p.destination, p.parent, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.id = :id;
 
@@ -48,7 +49,7 @@ WHERE p.id = :id;
 -- The prediction whose urls.stream carries this token.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, i.body
+    p.deployment, p.destination, p.parent, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
@@ -56,7 +57,7 @@ WHERE p.stream_token = :stream_token;
 -- All that are neither finished nor given up, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, i.body
+    p.deployment, p.destination, p.parent, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
 ORDER BY p.created_at, p.id;
@@ -72,12 +73,12 @@ ORDER BY e.n;
 -- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, i.body
+    p.deployment, p.destination, p.parent, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
-    AND (:source IS NULL OR p.source = :source)
+    AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
@@ -85,14 +86,18 @@ LIMIT :limit;
 -- The page of predictions just above a place, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, i.body
+    p.deployment, p.destination, p.parent, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
-    AND (:source IS NULL OR p.source = :source)
+    AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
 ORDER BY p.created_at, p.id
 LIMIT :limit;
+
+-- query: parts
+-- The ids of what a prediction has asked for, in that order.
+SELECT id FROM predictions WHERE parent = :parent ORDER BY created_at, id;
 
 -- query: run_counts
 -- How many predictions were made with each model.
@@ -284,6 +289,30 @@ SELECT body FROM adapters ORDER BY rowid;
 -- query: delete_adapter
 -- A version that a training made is no more.
 DELETE FROM adapters WHERE version = :id AND model = :model;
+
+-- query: put_build
+-- A project that was pushed, as far as it has come.
+INSERT OR REPLACE INTO builds (id, over, body) VALUES (:id, :over, :body);
+
+-- query: build
+-- One of them.
+SELECT body FROM builds WHERE id = :id;
+
+-- query: unfinished_builds
+-- Those that are not over.
+SELECT body FROM builds WHERE over = 0;
+
+-- query: insert_project
+-- A version that was pushed.
+INSERT OR REPLACE INTO projects (version, model, body) VALUES (:version, :model, :body);
+
+-- query: all_projects
+-- Every version that was pushed, oldest first.
+SELECT body FROM projects ORDER BY rowid;
+
+-- query: delete_project
+-- A version that was pushed is no more.
+DELETE FROM projects WHERE version = :id AND model = :model;
 
 -- query: insert_release
 -- A release of a deployment; its first one makes the deployment. Refused when the number exists.

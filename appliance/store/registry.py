@@ -1,4 +1,4 @@
-"""What is made through the API beside predictions: models, trained versions, deployments, examples."""
+"""What is made through the API beside predictions: models, their versions, deployments, examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from appliance.deployment import Release
 from appliance.errors import StoreError
-from appliance.model import Adapter, Model
+from appliance.model import Adapter, Build, Model, Project
 from appliance.store import rows
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
@@ -48,6 +48,29 @@ class Registry:
         """Store a trained version; the same one again replaces it."""
         columns = {"version": adapter.version, "model": adapter.model, "body": rows.pack(adapter)}
         return self._connections.change("insert_adapter", columns)
+
+    async def projects(self) -> list[Project]:
+        """Every pushed version, oldest first."""
+        return await self._bodies("all_projects", {}, Project)
+
+    def add_project(self, project: Project) -> asyncio.Future[None]:
+        """Store a pushed version; the same one again replaces it."""
+        columns = {"version": project.version, "model": project.model, "body": rows.pack(project)}
+        return self._connections.change("insert_project", columns)
+
+    def put_build(self, build: Build) -> asyncio.Future[None]:
+        """Store a build, or how far it has come."""
+        columns = {"id": build.id, "over": build.over, "body": rows.pack(build)}
+        return self._connections.change("put_build", columns)
+
+    async def build(self, id: str) -> Build | None:
+        """One build."""
+        row = self._connections.row("build", {"id": id})
+        return None if row is None else rows.unpack(row[0], Build)
+
+    async def unfinished_builds(self) -> list[Build]:
+        """Those that are not over."""
+        return await self._bodies("unfinished_builds", {}, Build)
 
     async def deployments(self, owner: str | None = None) -> list[Release]:
         """The newest release of every deployment, newest first."""

@@ -75,6 +75,7 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
         "webhook": None if prediction.webhook is None else pack(prediction.webhook),
         "deployment": prediction.deployment,
         "destination": prediction.destination,
+        "parent": prediction.parent,
     }
 
 
@@ -83,7 +84,7 @@ def prediction(row: Row) -> Prediction:
     (
         id, model, version, owner, status, source, created_at, started_at, completed_at, deadline,
         stream_token, attempt, n, data_removed, error, logs, output, metrics, webhook,
-        deployment, destination, input,
+        deployment, destination, parent, input,
     ) = row  # fmt: skip
     return Prediction(
         id=id,
@@ -108,6 +109,7 @@ def prediction(row: Row) -> Prediction:
         webhook=None if webhook is None else unpack(webhook, Webhook),
         deployment=deployment,
         destination=destination,
+        parent=parent,
     )
 
 

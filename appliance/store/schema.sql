@@ -195,3 +195,27 @@ CREATE TABLE secrets (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;
+
+-- step: 6
+-- Pipelines and projects.
+
+-- The prediction that asked for this one while it ran.
+ALTER TABLE predictions ADD COLUMN parent TEXT;
+
+CREATE INDEX predictions_by_parent ON predictions (parent, created_at, id) WHERE parent IS NOT NULL;
+
+-- Projects that were pushed: on their way, and the versions that they became. The bodies are msgpack.
+CREATE TABLE builds (
+    id   TEXT PRIMARY KEY,
+    over INTEGER NOT NULL,
+    body BLOB NOT NULL
+) WITHOUT ROWID;
+
+CREATE INDEX builds_under_way ON builds (id) WHERE over = 0;
+
+CREATE TABLE projects (
+    version TEXT NOT NULL,
+    model   TEXT NOT NULL,
+    body    BLOB NOT NULL,
+    PRIMARY KEY (version, model)
+);

@@ -150,6 +150,7 @@ class SQLiteStore(Connections, Store):
         status: Status | None = None,
         source: str | None = None,
         training: bool = False,
+        parent: str | None = None,
         created_after: float | None = None,
         created_before: float | None = None,
     ) -> Predictions:
@@ -171,6 +172,7 @@ class SQLiteStore(Connections, Store):
             "status": status,
             "source": source,
             "training": training,
+            "parent": parent,
             "created_after": after,
             "created_before": before,
             "limit": limit,
@@ -181,6 +183,12 @@ class SQLiteStore(Connections, Store):
             return page[::-1] if backwards else page
 
         return await self.read(action)
+
+    async def parts(self, parent: str) -> Ids:
+        """See ``Store.parts``."""
+        return await self.read(
+            lambda connection: [row[0] for row in connection.execute(QUERIES["parts"], {"parent": parent})]
+        )
 
     async def unfinished(self) -> Predictions:
         """See ``Store.unfinished``."""
@@ -302,7 +310,7 @@ class SQLiteStore(Connections, Store):
             found = connection.execute(QUERIES["predictions_of_version"], names).fetchall()
             removed = _empty(connection, found)
             connection.executemany(QUERIES["delete_prediction"], [{"number": number} for number, _ in found])
-            for query in ("delete_version", "delete_adapter"):
+            for query in ("delete_version", "delete_adapter", "delete_project"):
                 connection.execute(QUERIES[query], names)
             return removed
 

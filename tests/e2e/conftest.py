@@ -36,11 +36,22 @@ ECHO_MODELS: list[dict[str, Any]] = [
         "options": {"files": True, "stream": True},
     },
     {"name": "test/scaled", "kind": "echo", "memory": "64MiB", "options": {"concurrency": 1}},
+    {"name": "test/whole-machine", "kind": "echo", "gpu": 1},
     {"name": "test/too-big", "kind": "echo", "memory": "100TiB"},
 ]
 COG_MODELS: list[dict[str, Any]] = [
     {"name": f"cog/{name}", "kind": "cog", "memory": "256MiB", "source": {"path": str(PROJECTS / name)}}
-    for name in ("everything", "concurrent", "broken", "fragile", "pupil")
+    for name in (
+        "everything",
+        "concurrent",
+        "broken",
+        "fragile",
+        "pupil",
+        "caller",
+        "hello",
+        "resize",
+        "words",
+    )
 ] + [
     {
         "name": "cog/odd",

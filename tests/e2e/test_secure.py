@@ -17,6 +17,7 @@ from tests.running import ROOT, TOKEN, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 
+CALLER = ROOT / "tests" / "projects" / "caller"
 COMMAND = str(ROOT / ".venv" / "bin" / "appliance")
 
 
@@ -47,7 +48,9 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     config.write_text(
         f"server:\n  {made.stdout}"
         "retention:\n  predictions: 3s\n"
+        "code: {cog: true}\n"
         "models:\n"
+        f"  - {{name: cog/caller, kind: cog, memory: 256MiB, source: {{path: {CALLER}}}}}\n"
         "  - {name: test/echo, kind: echo, options: {stream: true}}\n"
         "  - {name: test/files, kind: echo, options: {files: true}}\n"
     )
@@ -66,6 +69,16 @@ def test_links_are_https_and_streams_work(secure: Secure) -> None:
         created = client.post("/v1/predictions", json=body, headers=signed_in).json()
         assert all(url.startswith(f"{secure.url}/") for url in created["urls"].values())
         assert "event: done" in client.get(created["urls"]["stream"]).text
+
+
+def test_a_pipeline_trusts_the_certificate_of_its_appliance(secure: Secure) -> None:
+    context = ssl.create_default_context(cafile=secure.certificate)
+    with httpx.Client(base_url=secure.url, verify=context, timeout=90, trust_env=False) as client:
+        body = {"version": "cog/caller", "input": {"calls": json.dumps([("test/echo", {"text": "a b"})])}}
+        headers = {"Authorization": f"Bearer {TOKEN}", "Prefer": "wait"}
+        record = client.post("/v1/predictions", json=body, headers=headers).json()
+    assert record["status"] == "succeeded", record
+    assert "".join(record["output"]["outputs"][0]) == "a b"
 
 
 def test_whoever_does_not_trust_it_does_not_talk_to_it(secure: Secure) -> None:

@@ -38,6 +38,8 @@ def events(text: str) -> list[tuple[str, str, str]]:
 
 GUARDED = (
     ("GET", "/v1/account"),
+    ("POST", "/v1/models/test/echo/versions"),
+    ("GET", "/v1/builds/0123"),
     ("GET", "/v1/hardware"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/test/echo"),

@@ -7,7 +7,8 @@ import pytest
 from appliance import auth, token
 from appliance.auth import Auth
 from appliance.errors import Unauthenticated
-from appliance.token import Token
+from appliance.prediction import Prediction, new_id
+from appliance.token import RunTokens, Scope, Token
 
 
 class Tokens:
@@ -27,9 +28,17 @@ class Tokens:
         return self.known.get(digest)
 
 
+RUN_TOKENS = RunTokens("key")
+
+
+def checker(tokens: Tokens, *running: Prediction) -> Auth:
+    known = {(record.id, record.attempt): record for record in running}
+    return Auth(tokens, RUN_TOKENS, lambda *attempt: known.get(attempt))
+
+
 @pytest.mark.parametrize("header", ["Bearer my secret", "token my secret"])
 async def test_both_schemes_are_let_in(header: str) -> None:
-    assert (await Auth(Tokens("my secret")).caller(header)).id == "my secret"
+    assert (await checker(Tokens("my secret")).caller(header)).id == "my secret"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,7 @@ async def test_both_schemes_are_let_in(header: str) -> None:
 )
 async def test_refusals_are_worded_as_on_replicate(header: str | None, detail: str) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        await Auth(Tokens("mine")).caller(header)
+        await checker(Tokens("mine")).caller(header)
     assert caught.value.body() == {"title": "Unauthenticated", "detail": detail, "status": 401}
 
 
@@ -50,7 +59,7 @@ async def test_a_revoked_token_is_soon_forgotten(monkeypatch: pytest.MonkeyPatch
     now = 100.0
     monkeypatch.setattr("appliance.auth.time.monotonic", lambda: now)
     tokens = Tokens("mine")
-    checked = Auth(tokens)
+    checked = checker(tokens)
     for _ in range(3):
         await checked.caller("Bearer mine")
     assert tokens.asked == 1
@@ -58,3 +67,29 @@ async def test_a_revoked_token_is_soon_forgotten(monkeypatch: pytest.MonkeyPatch
     now += auth.MEMORY
     with pytest.raises(Unauthenticated):
         await checked.caller("Bearer mine")
+
+
+async def test_the_token_of_a_prediction_acts_for_its_owner_while_it_runs() -> None:
+    record = Prediction(
+        id=new_id(),
+        model="a/b",
+        version="0" * 64,
+        owner="you",
+        input={},
+        created_at=1.0,
+        stream_token="s",
+        attempt=2,
+    )
+    secret = RUN_TOKENS.make(record.id, 2)
+    caller = await checker(Tokens(), record).caller(f"Bearer {secret}")
+    assert (caller.owner, caller.scope, caller.prediction) == ("you", Scope.RUN, record.id)
+    assert not caller.may(Scope.ADMIN)
+    for other in (
+        RUN_TOKENS.make(record.id, 1),  # of an attempt that is over
+        RunTokens("another key").make(record.id, 2),
+        secret[:-1] + ("A" if secret[-1] != "A" else "B"),
+    ):
+        with pytest.raises(Unauthenticated):
+            await checker(Tokens(), record).caller(f"Bearer {other}")
+    with pytest.raises(Unauthenticated):  # it has ended
+        await checker(Tokens()).caller(f"Bearer {secret}")

@@ -279,6 +279,7 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
         ],
         "all_models": ["SCAN models", "USE TEMP B-TREE FOR ORDER BY"],  # what people made by hand: few
         "all_adapters": ["SCAN adapters"],
+        "all_projects": ["SCAN projects"],
         "all_examples": ["SCAN examples"],
         "deployments": ["SCAN r"],
     }
