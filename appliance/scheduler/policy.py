@@ -10,6 +10,7 @@ served, and it spends at most half of any long time being loaded, however the pr
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from appliance.scheduler.facts import Residency
@@ -92,9 +93,12 @@ def gain(model: Model, now: float) -> float:
     """Seconds that its predictions have waited, and will at least: what its being loaded may cost others.
 
     As with skis that are rented until that has cost as much as buying them: a model that is asked all the
-    time is not evicted at once because it happens to be idle for a moment.
+    time is not evicted at once because it happens to be idle for a moment. What is wanted although nothing
+    waits for it, because it is pinned or someone asked for it by hand, may cost anything.
     """
-    return weight(model) * max(1, len(model.queue)) * (model.waited(now) + expected_load(model))
+    if not model.queue:
+        return inf
+    return weight(model) * len(model.queue) * (model.waited(now) + expected_load(model))
 
 
 def freed_in(model: Model, now: float) -> float:

@@ -30,8 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/simulate",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Replays workloads in simulated time against the appliance's own scheduler and\n"
-        "against what others do: the same arrivals, the same memory, several seeds. Prints how long predictions wait,\n"
-        "how many found their model ready, how often models were loaded and how many bytes that moved.",
+        "against what others do: the same arrivals, the same memory, several seeds. Prints how long\n"
+        "predictions wait, how many found their model ready, how often models were loaded and\n"
+        "how many bytes that moved.",
         epilog=f"workloads:\n{workloads}\n\n"
         f"policies besides the appliance, each in the layout that does best on that workload:\n{rivals}\n\n"
         f"assumptions: GPUs of {DEVICE // GIB} GiB. A load takes {STARTUP:g} s and a second for each "

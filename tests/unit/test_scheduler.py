@@ -389,6 +389,28 @@ def test_of_two_alike_the_one_of_lower_priority_makes_room() -> None:
     assert subject.decide(100.0) == [Unload("a/a", "makes room for c/c")]
 
 
+def hot() -> Scheduler:
+    """``hot/x`` is asked for every second until 59, and has no room for ``c/c`` beside it."""
+    subject = scheduler(model("hot/x", 6), model("c/c", 6))
+    loaded(subject, "hot/x", 5.0, took=5.0)
+    used(subject, "hot/x", *range(20, 60))
+    return subject
+
+
+def test_what_is_asked_for_all_the_time_is_not_evicted_for_one_prediction_at_once() -> None:
+    subject = hot()
+    subject.queued("p", "c/c", 59.5)
+    assert subject.decide(59.5) == []
+    used(subject, "hot/x", 60.0)
+    assert subject.decide(74.0) == [Unload("hot/x", "makes room for c/c")]
+
+
+def test_what_is_loaded_by_hand_evicts_whatever_is_idle() -> None:
+    subject = hot()
+    subject.wanted("c/c")
+    assert subject.decide(59.5) == [Unload("hot/x", "makes room for c/c")]
+
+
 def test_what_is_preloaded_may_be_evicted() -> None:
     subject = scheduler(model("a/a", 6, preload=True), model("b/b", 6))
     assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB)]
