@@ -33,6 +33,7 @@ def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Dema
         pin=model.pin,
         preload=model.preload,
         idle_unload_after=model.idle_unload_after,
+        priority=model.priority,
     )
 
 

@@ -164,10 +164,20 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
-    def started(self, now: float) -> Prediction:
-        """Claimed for a run: processing, next attempt, nothing applied yet."""
+    def started(self, now: float, cold_start: float = 0.0) -> Prediction:
+        """Claimed for a run: processing, next attempt, nothing applied yet.
+
+        ``cold_start`` is how many seconds it waited for its model to be loaded.
+        """
+        metrics = {"cold_start": round(cold_start, 6)} if cold_start > 0 else {}
         return self.move(
-            Status.PROCESSING, started_at=now, attempt=self.attempt + 1, n=0, output=None, logs="", metrics={}
+            Status.PROCESSING,
+            started_at=now,
+            attempt=self.attempt + 1,
+            n=0,
+            output=None,
+            logs="",
+            metrics=metrics,
         )
 
     def finished(self, status: Status, now: float, error: str | None = None) -> Prediction:

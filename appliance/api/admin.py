@@ -28,6 +28,7 @@ class Admin:
         return [
             Route("/healthz", self.health, methods=["GET"]),
             Route("/admin/status", self.status, methods=["GET"]),
+            Route("/admin/residency", self.residency, methods=["GET"]),
             Route("/admin/models/{owner}/{name}/load", self.load, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/unload", self.unload, methods=["POST"]),
         ]
@@ -50,6 +51,11 @@ class Admin:
                 "devices": devices,
             }
         )
+
+    async def residency(self, request: Request) -> Response:
+        """``GET /admin/residency``: who holds which memory, who waits for it, what was decided and why."""
+        await requests.caller(request, self._services, Scope.ADMIN)
+        return answers.json(self._services.engine.residency_report())
 
     async def load(self, request: Request) -> Response:
         """``POST /admin/models/{owner}/{name}/load``: answered once the model is ready."""

@@ -184,3 +184,7 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     console.print(devices)
     console.print()
     console.print(known)
+    if found.get("decisions"):
+        console.print()
+        for decision in reversed(found["decisions"]):
+            console.print(f"{decision['at'][11:19]}  {decision['text']}", highlight=False)

@@ -163,6 +163,13 @@ class ModelConfig(Section):
     preload: bool = Field(
         default=False, description="Load it at start instead of at its first prediction. It may be evicted."
     )
+    priority: int = Field(
+        default=0,
+        ge=-5,
+        le=5,
+        description="When models compete for memory, each step up doubles what it counts for its "
+        "predictions to wait, and for it to be evicted. Nothing starves.",
+    )
     pin: bool = Field(default=False, description="Load it at start and never evict it.")
     idle_unload_after: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None,

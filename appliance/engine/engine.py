@@ -15,6 +15,7 @@ from appliance import schema
 from appliance.catalogue import Catalogue, Entry, operating
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
+from appliance.engine import report
 from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
@@ -39,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 
 Ids = list[str]  # named here because the method ``list`` hides the builtin
+
+#: How many of the last decisions a status shows.
+SHOWN: Final = 5
 
 #: What is stored and shown in place of a secret input.
 HIDDEN: Final = "**********"
@@ -324,7 +328,7 @@ class Engine:
         """Unload the model once what runs on it is done; returns at once."""
         for key in self._instances.keys(entry.runs_on):
             if self._scheduler.knows(key):
-                self._scheduler.unwanted(key, "asked for")
+                self._scheduler.unwanted(key, "asked for", time.monotonic())
         self._loop.decide()
 
     def status(self) -> dict[str, Any]:
@@ -358,7 +362,12 @@ class Engine:
                 }
                 for device in self._kinds
             ],
+            "decisions": report.decisions(scheduler, time.monotonic(), SHOWN),
         }
+
+    def residency_report(self) -> dict[str, Any]:
+        """Where every model is and why, for `/admin/residency`; see ``report.residency``."""
+        return report.residency(self._scheduler)
 
     async def drain(self, seconds: float) -> int:
         """Take no new work and let what runs finish for ``seconds``; returns how many were still running.

@@ -77,8 +77,6 @@ class Loads:
     async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Failure | None:
         """Load ``entry`` and tell the scheduler how it went; None if it is ready or will be tried again."""
         name = entry.runs_on
-        started = time.monotonic()
-        _log.info("model %s is loaded on %s with %d bytes", name, ",".join(devices), memory)
         try:
             spec = self._spec(entry, devices, memory)
             self._told[name] = spec.options
@@ -91,7 +89,6 @@ class Loads:
             return self._failed(name, error.detail)
         except HostLost as error:
             return self._host_lost(name, error.detail)
-        _log.info("model %s is ready after %.1f s", name, time.monotonic() - started)
         self._lost.pop(name, None)
         self._scheduler.loaded(name, time.monotonic())
         self._settle(name, None)
@@ -116,9 +113,8 @@ class Loads:
         )
 
     def _failed(self, name: str, reason: str) -> Failure:
-        _log.error("model %s failed to load: %s", name, reason)
         self._lost.pop(name, None)
-        waiting = self._scheduler.load_failed(name, time.monotonic())
+        waiting = self._scheduler.load_failed(name, time.monotonic(), reason)
         self._settle(name, LoadFailed(reason))
         return Failure(reason, waiting)
 
@@ -128,7 +124,7 @@ class Loads:
         if self._lost[name] >= ATTEMPTS:
             return self._failed(name, reason)
         _log.warning("model %s: %s; it is loaded again", name, reason)
-        self._scheduler.lost(name)
+        self._scheduler.lost(name, time.monotonic(), reason)
         return None
 
     def _settle(self, name: str, error: LoadFailed | None) -> None:

@@ -21,7 +21,7 @@ from appliance.errors import HostLost, PredictionFailed, StatusConflict, StoreEr
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.scheduler import Load, Refuse, Residency, Scheduler, Start, Unload
+from appliance.scheduler import Load, Refuse, Residency, Scheduler, Start, Unload, What
 from appliance.store import Store
 from appliance.token import RunTokens
 
@@ -68,6 +68,7 @@ class Loop:
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
         self._tasks: set[asyncio.Task[object]] = set()
         self._wakeup: asyncio.TimerHandle | None = None
+        self._logged = 0  # the last of the scheduler's happenings that is in the log
 
     def start(self) -> None:
         """Begin to decide and to save."""
@@ -147,13 +148,16 @@ class Loop:
             match decision:
                 case Refuse(id, reason):
                     self.end(self.live[id], Status.FAILED, reason)
-                case Start(id):
-                    self.spawn(self._run(self.live[id]))
+                case Start(id, _, cold_start):
+                    self.spawn(self._run(self.live[id], cold_start))
                 case Load(model, devices, memory):
                     self.spawn(self._load(self._catalogue.hosted(model), devices, memory))
-                case Unload(model, reason):
-                    _log.info("model %s is unloaded: %s", model, reason)
+                case Unload(model):
                     self.spawn(self._unload(model))
+        for happening in self._scheduler.happenings(self._logged):
+            self._logged = happening.number
+            level = logging.ERROR if happening.what is What.FAILED else logging.INFO
+            _log.log(level, "%s", happening)
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None
@@ -161,11 +165,11 @@ class Loop:
         if at is not None:
             self._wakeup = asyncio.get_running_loop().call_later(max(0.0, at - now), self.decide)
 
-    async def _run(self, live: Live) -> None:
-        """Claim the prediction, then hand it to its model."""
+    async def _run(self, live: Live, cold_start: float) -> None:
+        """Claim the prediction, then hand it to its model; ``cold_start`` is what it waited for a load."""
         model = live.entry.runs_on
         live.claimed = True
-        claimed = live.prediction.started(time.time())
+        claimed = live.prediction.started(time.time(), cold_start)
         try:
             await self._store.claim(claimed)
         except StatusConflict:
@@ -251,7 +255,7 @@ class Loop:
 
     async def _unload(self, model: str) -> None:
         await self._cluster.unload(model)
-        self._scheduler.unloaded(model)
+        self._scheduler.unloaded(model, time.monotonic())
         self.decide()
 
     async def consume(self, model: str) -> None:
@@ -352,7 +356,7 @@ class Loop:
         """Load a model again if it was loaded when nothing was trained on it yet; what runs there may end."""
         ready = self._scheduler.residency(key) is Residency.READY
         if ready and not self._loads.current(self._catalogue.hosted(key)):
-            self._scheduler.unwanted(key, "a first version was trained on it")
+            self._scheduler.unwanted(key, "a first version was trained on it", time.monotonic())
             self._scheduler.wanted(key)
             self.decide()
 
@@ -395,7 +399,8 @@ class Loop:
         self.spawn(self._kill(model))
 
     async def _kill(self, model: str) -> None:
-        self._scheduler.stopping(model)
+        why = "it did not respond to a cancel"
+        self._scheduler.stopping(model, time.monotonic(), why)
         await self._cluster.unload(model)
         self._host_lost(model, "its engine host did not respond to a cancel and was stopped")
 
@@ -404,7 +409,7 @@ class Loop:
         _log.error("model %s lost its host with %d predictions: %s", model, len(running), reason)
         for key in [key for key in self._leaving if key[0] in running]:
             self._leaving.pop(key).cancel()
-        self._scheduler.lost(model)
+        self._scheduler.lost(model, time.monotonic(), reason)
         for live in [self.live[id] for id in running if id in self.live]:
             if live.prediction.status is Status.PROCESSING and not live.ending:
                 self.retry_or_fail(live, reason)

@@ -1,7 +1,15 @@
-"""Which prediction runs, which model is loaded where, and which makes room."""
+"""Which prediction runs, which model is loaded where, and which makes room: pure decisions.
+
+``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
+bytes, ``policy`` what a model's place is worth, ``plan`` where one is loaded and who makes room,
+``progress`` what can get on where predictions wait for parts, ``journal`` what was decided, and
+``scheduler`` puts them together.
+"""
 
 from appliance.scheduler.facts import Capacity, Decision, Demand, Load, Refuse, Residency, Start, Unload
-from appliance.scheduler.scheduler import BACKOFF, MIN_RESIDENCY, PATIENCE, Scheduler
+from appliance.scheduler.journal import Happening, What
+from appliance.scheduler.policy import BACKOFF, MIN_RESIDENCY, PATIENCE
+from appliance.scheduler.scheduler import Scheduler
 
 __all__ = [
     "BACKOFF",
@@ -10,10 +18,12 @@ __all__ = [
     "Capacity",
     "Decision",
     "Demand",
+    "Happening",
     "Load",
     "Refuse",
     "Residency",
     "Scheduler",
     "Start",
     "Unload",
+    "What",
 ]

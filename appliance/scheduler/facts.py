@@ -35,6 +35,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     pin: bool = False  # loaded at start and never evicted
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds
+    priority: int = 0  # each step doubles what its waiting, and its being evicted, count for
 
     def bytes_on(self, capacity: Capacity) -> int:
         """Bytes this model takes of that device."""
@@ -46,6 +47,7 @@ class Start(msgspec.Struct, frozen=True):
 
     id: str
     model: str
+    cold_start: float = 0.0  # seconds that it waited while its model was loaded
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -1,82 +1,52 @@
-"""Which prediction runs, which model is loaded where, and which makes room: pure decisions.
+"""The queues, the residency of every model and the ledger of every device: pure decisions.
 
 The engine tells the scheduler what happened (``queued``, ``finished``, ``loaded``, ...) and asks ``decide``
-what to do next; nothing here does I/O, reads a clock or awaits. Memory is kept in bytes per device in a
-ledger of our own: a reservation is made when a load is decided and let go only when the unload is confirmed.
-Times are seconds on any one monotonic clock, passed in by the caller.
+what to do next; nothing here does I/O, reads a clock or awaits. Times are seconds on any one monotonic clock,
+passed in by the caller.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from appliance.errors import NeverFits
+from appliance.scheduler import policy
 from appliance.scheduler.facts import Capacity, Decision, Demand, Load, Refuse, Residency, Start, Unload
+from appliance.scheduler.journal import Happening, Journal, What
+from appliance.scheduler.ledger import Ledger
+from appliance.scheduler.model import Model
+from appliance.scheduler.parts import Parts
+from appliance.scheduler.plan import Plan, plan
 from appliance.scheduler.progress import free_at_last, hopeful
 
-#: A model that was just loaded is not evicted for this long, so that two models do not chase each other.
-MIN_RESIDENCY: Final = 10.0  # seconds
-#: How long a model waits for others to fall idle before a busy one is drained for it.
-PATIENCE: Final = 20.0  # seconds
-#: After a failed load the next one waits this long, doubling up to the second number.
-BACKOFF: Final = (10.0, 300.0)  # seconds
+#: Seconds after which what waits is looked at again although nothing happened.
+WATCH: Final = 1.0
 
 
-class _Model:
-    """Everything known of one model; only the scheduler writes it."""
+class Standing(NamedTuple):
+    """How a model stands that waits to be loaded."""
 
-    def __init__(self, demand: Demand) -> None:
-        self.demand = demand
-        self.state = Residency.COLD
-        self.queue: deque[str] = deque()
-        self.running: set[str] = set()
-        self.devices: tuple[str, ...] = ()
-        self.reserved = 0  # bytes on each of its devices
-        self.wanted = demand.pin or demand.preload  # load it although nothing is queued
-        self.waiting_since: float | None = None
-        self.ready_since = 0.0
-        self.last_used = 0.0
-        self.kept = False  # as if it was pinned
-        self.failures = 0
-        self.blocked_until = 0.0
-        self.drain_reason = ""
+    model: str
+    predictions: int  # that wait for it
+    waited: float  # seconds
+    claim: tuple[str, ...]  # devices that are being cleared for it
 
-    def since(self, now: float) -> float:
-        return now if self.waiting_since is None else self.waiting_since
 
-    @property
-    def waiting(self) -> deque[str]:
-        return self.queue
-
-    @property
-    def pinned(self) -> bool:
-        return self.demand.pin or self.kept
-
-    @property
-    def idle(self) -> bool:
-        return not self.queue and not self.running
-
-    def evictable(self, now: float) -> bool:
-        return self.state is Residency.READY and not self.pinned and now - self.ready_since >= MIN_RESIDENCY
-
-    def wants_load(self, now: float) -> bool:
-        return (
-            self.state is Residency.COLD and (bool(self.queue) or self.wanted) and now >= self.blocked_until
-        )
+class _Waiting(NamedTuple):
+    model: str
+    since: float
 
 
 class Scheduler:
-    """The queues, the residency of every model and the ledger of every device."""
+    """One per engine."""
 
     def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
         """At least one device; model names are unique."""
-        self._capacities = {capacity.device: capacity for capacity in capacities}
-        self._models = {demand.model: _Model(demand) for demand in demands}
-        self._queued: dict[str, str] = {}  # prediction id -> model
-        self._whole: dict[str, str] = {}  # unfinished part -> the prediction that it is a part of
-        self._parts: dict[str, set[str]] = {}  # the same the other way round
+        self._ledger = Ledger(capacities)
+        self._models = {demand.model: Model(demand) for demand in demands}
+        self._queued: dict[str, _Waiting] = {}  # by prediction id
+        self._parts = Parts()
+        self._journal = Journal()
 
     def knows(self, model: str) -> bool:
         """Whether it was told of this model."""
@@ -84,22 +54,13 @@ class Scheduler:
 
     def add(self, demand: Demand) -> None:
         """One more model; nothing happens if it is known."""
-        self._models.setdefault(demand.model, _Model(demand))
+        self._models.setdefault(demand.model, Model(demand))
 
     # -- facts -------------------------------------------------------------------------------------------
 
     def check_fits(self, model: str) -> None:
         """Raise ``NeverFits`` with the numbers if no choice of devices could ever hold the model."""
-        demand = self._models[model].demand
-        roomy = [c for c in self._capacities.values() if demand.bytes_on(c) <= c.memory]
-        if len(roomy) >= demand.devices:
-            return
-        sizes = ", ".join(f"{c.device} has {c.memory:,}" for c in self._capacities.values())
-        needs = f"{demand.memory:,} bytes" if demand.memory is not None else f"a share of {demand.share}"
-        raise NeverFits(
-            f"model {model} needs {needs} on {demand.devices} device(s), but {sizes} bytes; "
-            "lower its memory in models.yaml or choose a smaller model"
-        )
+        self._ledger.check_fits(self._models[model])
 
     def queued(
         self, id: str, model: str, now: float, *, front: bool = False, whole: str | None = None
@@ -110,100 +71,101 @@ class Scheduler:
         before the others.
         """
         entry = self._models[model]
-        self._relate(id, whole)
+        self._parts.relate(id, whole)
         if front:
             entry.queue.appendleft(id)
-        elif whole is not None:
-            entry.queue.insert(sum(each in self._whole for each in entry.queue), id)
         else:
-            entry.queue.append(id)
-        self._queued[id] = model
+            entry.arrived(now)
+            if whole is not None:
+                entry.queue.insert(sum(each in self._parts for each in entry.queue), id)
+            else:
+                entry.queue.append(id)
+        self._queued[id] = _Waiting(model, now)
         if entry.waiting_since is None:
             entry.waiting_since = now
 
     def withdrawn(self, id: str) -> bool:
         """A waiting prediction is no longer wanted; False if it was not waiting."""
-        model = self._queued.pop(id, None)
-        if model is None:
+        waiting = self._queued.pop(id, None)
+        if waiting is None:
             return False
-        self._models[model].queue.remove(id)
-        self._over(id)
+        entry = self._models[waiting.model]
+        entry.queue.remove(id)
+        if not entry.queue:
+            entry.waiting_since = None
+            entry.claim = ()
+        self._parts.over(id)
         return True
-
-    def _relate(self, id: str, whole: str | None) -> None:
-        if whole is not None:
-            self._whole[id] = whole
-            self._parts.setdefault(whole, set()).add(id)
-
-    def _over(self, id: str) -> None:
-        """``id`` is over, or begins anew: nobody waits for it, and it waits for nobody."""
-        whole = self._whole.pop(id, None)
-        if whole is not None:
-            self._parts[whole].discard(id)
-            if not self._parts[whole]:
-                del self._parts[whole]
-        for part in self._parts.pop(id, ()):
-            del self._whole[part]
 
     def finished(self, id: str, model: str, now: float) -> None:
         """A started prediction let go of its slot."""
-        entry = self._models[model]
-        entry.running.discard(id)
-        entry.last_used = now
-        self._over(id)
+        self._models[model].ran(id, now)
+        self._parts.over(id)
 
     def loaded(self, model: str, now: float) -> None:
         """The load that was decided is done."""
         entry = self._models[model]
-        entry.state = Residency.READY
+        entry.load_seconds = entry.become(Residency.READY, now)
         entry.ready_since = entry.last_used = now
         entry.failures = 0
         entry.wanted = entry.pinned
+        self._journal.add(now, What.READY, model, entry.devices, entry.reserved, seconds=entry.load_seconds)
 
-    def load_failed(self, model: str, now: float) -> list[str]:
+    def load_failed(self, model: str, now: float, why: str = "") -> list[str]:
         """The load that was decided failed; returns the ids that were waiting, now forgotten."""
         entry = self._models[model]
         entry.failures += 1
-        entry.blocked_until = now + min(BACKOFF[0] * 2 ** (entry.failures - 1), BACKOFF[1])
+        first, longest = policy.BACKOFF
+        entry.blocked_until = now + min(first * 2 ** (entry.failures - 1), longest)
         entry.wanted = entry.pinned
         ids = list(entry.queue)
-        entry.queue.clear()
         for id in ids:
-            del self._queued[id]
-            self._over(id)
-        self._release(entry)
+            self.withdrawn(id)
+        seconds = now - entry.state_since
+        self._journal.add(now, What.FAILED, model, entry.devices, entry.reserved, why=why, seconds=seconds)
+        self._release(entry, now)
         return ids
 
-    def unloaded(self, model: str) -> None:
+    def unloaded(self, model: str, now: float) -> None:
         """The unload that was decided is confirmed: the memory is free."""
-        self._release(self._models[model])
+        entry = self._models[model]
+        self._journal.add(
+            now, What.UNLOADED, model, entry.devices, entry.reserved, seconds=now - entry.state_since
+        )
+        self._release(entry, now)
 
-    def lost(self, model: str) -> None:
+    def lost(self, model: str, now: float, why: str = "") -> None:
         """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
         entry = self._models[model]
         for id in entry.running:
-            self._over(id)
+            self._parts.over(id)
         entry.running.clear()
+        entry.began.clear()
         entry.wanted = entry.wanted or entry.pinned
-        self._release(entry)
+        self._journal.add(now, What.LOST, model, entry.devices, entry.reserved, why=why)
+        self._release(entry, now)
 
     def adopted(self, model: str, devices: tuple[str, ...], memory: int, now: float) -> None:
         """A host of an earlier gateway is still there."""
         entry = self._models[model]
-        entry.state = Residency.READY
-        entry.devices = devices
-        entry.reserved = memory
+        entry.become(Residency.READY, now)
+        self._ledger.reserve(entry, devices, memory)
         entry.ready_since = entry.last_used = now
         entry.wanted = False
+        self._journal.add(now, What.ADOPTED, model, devices, memory)
 
     def resumed(self, id: str, model: str, whole: str | None = None) -> None:
         """A prediction still runs on an adopted host: it holds a slot."""
         self._models[model].running.add(id)
-        self._relate(id, whole)
+        self._parts.relate(id, whole)
 
-    def stopping(self, model: str) -> None:
+    def stopping(self, model: str, now: float, why: str = "") -> None:
         """The host is being killed: nothing may start there, its memory is still taken."""
-        self._models[model].state = Residency.UNLOADING
+        entry = self._models[model]
+        self._journal.add(
+            now, What.UNLOAD, model, entry.devices, entry.reserved, why=why, seconds=now - entry.ready_since
+        )
+        entry.become(Residency.UNLOADING, now)
 
     def keep(self, model: str, *, loaded: bool) -> None:
         """Whether something beside the config wants it loaded at all times."""
@@ -218,15 +180,24 @@ class Scheduler:
         entry.wanted = entry.state not in {Residency.READY, Residency.LOADING}
         entry.blocked_until = 0.0
 
-    def unwanted(self, model: str, reason: str) -> None:
+    def unwanted(self, model: str, reason: str, now: float) -> None:
         """Unload it once what runs on it is done; later predictions load it again."""
         entry = self._models[model]
         entry.wanted = False
         if entry.state is Residency.READY:
-            entry.state = Residency.DRAINING
-            entry.drain_reason = reason
+            self._drain(entry, reason, now)
 
     # -- questions ---------------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that it was told of."""
+        return list(self._models)
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """Bytes by device."""
+        return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
 
     def demand(self, model: str) -> Demand:
         """What the model asks of the machine."""
@@ -235,12 +206,15 @@ class Scheduler:
     def has_room(self, model: str) -> bool:
         """Whether it could be loaded now without another one making room."""
         demand = self._models[model].demand
-        roomy = [c for c in self._capacities.values() if self.free(c.device) >= demand.bytes_on(c)]
-        return len(roomy) >= demand.devices
+        return len(self._ledger.roomy(demand)) >= demand.devices
 
     def residency(self, model: str) -> Residency:
         """Where the model is now."""
         return self._models[model].state
+
+    def load_seconds(self, model: str) -> float | None:
+        """What the model's last load took, if there was one."""
+        return self._models[model].load_seconds
 
     def depth(self, model: str | None = None) -> int:
         """How many predictions wait, for one model or for all."""
@@ -256,22 +230,43 @@ class Scheduler:
 
     def reserved(self, device: str) -> dict[str, int]:
         """Bytes by model on one device."""
-        return {name: entry.reserved for name, entry in self._models.items() if device in entry.devices}
+        return self._ledger.reserved(device)
 
     def free(self, device: str) -> int:
         """Bytes of the device that no model has reserved."""
-        return self._capacities[device].memory - sum(self.reserved(device).values())
+        return self._ledger.free(device)
+
+    def standings(self, now: float) -> list[Standing]:
+        """The models that wait to be loaded, the next one first."""
+        waiting = [each for each in self._models.values() if each.wants_load(now)]
+        return [
+            Standing(each.name, len(each.queue), each.waited(now), each.claim)
+            for each in sorted(waiting, key=lambda each: self._rank(each, now))
+        ]
+
+    def happenings(self, after: int = 0) -> list[Happening]:
+        """What was decided, and what came of it, after this number; the last of it, oldest first."""
+        return self._journal.since(after)
 
     def next_wakeup(self, now: float) -> float | None:
         """When ``decide`` may have something new to say although nothing happens; None for never."""
         times = []
+        waits = False
         for entry in self._models.values():
-            limit = entry.demand.idle_unload_after
-            if entry.state is Residency.READY and entry.idle and limit is not None and not entry.pinned:
-                times.append(entry.last_used + limit)
             if entry.state is Residency.COLD and (entry.queue or entry.wanted):
-                times.append(max(entry.blocked_until, now + 1.0))
-        return min(times, default=None)
+                waits = True
+                times.append(max(entry.blocked_until, now + WATCH))
+                if entry.queue and entry.waiting_since is not None:
+                    times.append(entry.waiting_since + policy.patience(entry))
+        for entry in self._models.values():
+            if entry.state is Residency.READY and not entry.pinned:
+                limit = entry.demand.idle_unload_after
+                if entry.idle and limit is not None and self._ledger.still(entry.devices):
+                    times.append(entry.last_used + limit)
+                if waits:
+                    times.append(entry.state_since + policy.min_residency(entry))
+        due = [at for at in times if at > now]
+        return min(due, default=None)
 
     # -- decisions ---------------------------------------------------------------------------------------
 
@@ -281,29 +276,29 @@ class Scheduler:
         With ``parts_only`` nothing begins but what running predictions may wait for.
         """
         decisions: list[Decision] = []
-        for name, entry in self._models.items():
-            decisions += self._starts(name, entry, parts_only=parts_only)
+        for entry in self._models.values():
+            decisions += self._starts(entry, now, parts_only=parts_only)
         decisions += self._refusals()
         if parts_only:
             return decisions + self._loads_of_parts(now)
-        decisions += self._idle_unloads(now)
+        decisions += self._unloads(now)
         decisions += self._placements(now)
-        for name, entry in self._models.items():
-            if entry.state is Residency.DRAINING and not entry.running:
-                decisions.append(self._unload(name, entry.drain_reason))
         return decisions
 
-    def _starts(self, name: str, entry: _Model, *, parts_only: bool) -> list[Decision]:
+    def _starts(self, entry: Model, now: float, *, parts_only: bool) -> list[Decision]:
         starts: list[Decision] = []
-        if entry.state is not Residency.READY:
+        drains = entry.state is Residency.DRAINING and now < entry.quota_until
+        if entry.state is not Residency.READY and not drains:
             return starts
         while entry.queue and len(entry.running) < entry.demand.concurrency:
-            if parts_only and entry.queue[0] not in self._whole:
+            if (parts_only and entry.queue[0] not in self._parts) or (drains and entry.quota == 0):
                 break
             id = entry.queue.popleft()
-            del self._queued[id]
+            entry.quota -= drains
+            queued_at = self._queued.pop(id).since
             entry.running.add(id)
-            starts.append(Start(id, name))
+            entry.began[id] = now
+            starts.append(Start(id, entry.name, entry.loaded_since(queued_at)))
         if not entry.queue:
             entry.waiting_since = None
         return starts
@@ -314,180 +309,175 @@ class Scheduler:
         The last of them goes first: that may be all that the others need.
         """
         refused: list[Decision] = []
-        while any(id in self._queued for id in self._whole):
+        while any(id in self._queued for id in self._parts):
             hope = self._hope()
-            stuck = [id for id in self._queued if id in self._whole and id not in hope]
+            stuck = [id for id in self._queued if id in self._parts and id not in hope]
             if not stuck:
                 break
             id = stuck[-1]
-            refused.append(Refuse(id, self._why_never(self._models[self._queued[id]], hope)))
+            refused.append(Refuse(id, self._why_never(self._models[self._queued[id].model], hope)))
             self.withdrawn(id)
         return refused
 
     def _hope(self, without: str | None = None) -> set[str]:
-        return hopeful(self._models, self._parts, list(self._capacities.values()), without=without)
+        capacities = list(self._ledger.capacities.values())
+        return hopeful(self._models, self._parts.unfinished, capacities, without=without)
 
-    def _why_never(self, entry: _Model, hope: set[str]) -> str:
-        name, demand = entry.demand.model, entry.demand
+    def _why_never(self, entry: Model, hope: set[str]) -> str:
+        name, demand = entry.name, entry.demand
         if entry.state in {Residency.READY, Residency.LOADING}:
             return (
                 f"this part could never begin: model {name} runs {demand.concurrency} at a time, and those "
                 "that it runs wait for their own parts"
             )
+        capacities = list(self._ledger.capacities.values())
         waiting = sorted(n for n, each in self._models.items() if each.devices and not each.running <= hope)
-        free = free_at_last(entry, self._models.values(), list(self._capacities.values()), hope)
+        free = free_at_last(entry, self._models.values(), capacities, hope)
         sizes = ", ".join(f"{device} has {left:,}" for device, left in free.items())
-        needs = max(demand.bytes_on(capacity) for capacity in self._capacities.values())
+        needs = max(demand.bytes_on(capacity) for capacity in capacities)
         return (
             f"this part could never begin: model {name} needs {needs:,} bytes on {demand.devices} device(s), "
             f"but beside {', '.join(waiting)}, which waits for its parts, {sizes} bytes; "
             "lower their memory in models.yaml"
         )
 
-    def _idle_unloads(self, now: float) -> list[Decision]:
+    def _unloads(self, now: float) -> list[Decision]:
+        """Those that are drained, and those that nobody wanted for long."""
         due: list[Decision] = []
-        for name, entry in self._models.items():
+        for entry in self._models.values():
+            if not entry.devices or not self._ledger.still(entry.devices):
+                continue
             limit = entry.demand.idle_unload_after
-            if (
+            if entry.state is Residency.DRAINING:
+                takes_more = entry.queue and entry.quota > 0 and now < entry.quota_until
+                if not entry.running and not takes_more:
+                    due.append(self._unload(entry, entry.drain_reason, now, entry.drained_for))
+            elif (
                 entry.state is Residency.READY
                 and entry.idle
                 and not entry.pinned
                 and limit is not None
                 and now >= entry.last_used + limit
             ):
-                due.append(self._unload(name, f"idle for {limit:g} s"))
+                due.append(self._unload(entry, f"idle for {limit:g} s", now))
         return due
 
+    def _rank(self, entry: Model, now: float) -> tuple[bool, float]:
+        return not self._has_part(entry), -policy.urgency(entry, now)
+
+    def _has_part(self, entry: Model) -> bool:
+        return bool(entry.queue) and entry.queue[0] in self._parts
+
     def _placements(self, now: float) -> list[Decision]:
-        """Load what waits, longest wait first; the others may use only what the earlier ones leave.
+        """Load what waits, the most urgent first; the others may use only what the earlier ones leave.
 
         Parts go first: what waits for them holds memory. Those that fit at once take it although it may be
         promised, since the promise may be one that their whole has to keep.
         """
         decisions = self._loads_of_parts(now)
-        waiting = [(name, entry) for name, entry in self._models.items() if entry.wants_load(now)]
-        waiting.sort(key=lambda item: (not self._has_part(item[1]), item[1].since(now)))
-        promised: dict[str, int] = dict.fromkeys(self._capacities, 0)
-        for name, entry in waiting:
-            plan = self._plan(entry, now, promised)
-            if plan is None:
+        waiting = [entry for entry in self._models.values() if entry.wants_load(now)]
+        waiting.sort(key=lambda entry: self._rank(entry, now))
+        promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
+        for entry in waiting:
+            # What runs where a part of it waits for this model does not end before this one is loaded.
+            ending = self._hope(without=entry.name) if self._parts else None
+            chosen = plan(entry, self._ledger, promised, now, patient=True, ending=ending)
+            if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
+                chosen = self._claim(entry, promised, now, ending)
+            if chosen is None:
                 continue
-            devices, victims = plan
-            if all(self._open(device, entry, promised) for device in devices):
-                decisions.append(self._load(name, devices))
+            if all(self._open(device, entry, promised) for device in chosen.devices):
+                decisions.append(self._load(entry, chosen.devices, now))
                 continue
-            for device in devices:
-                promised[device] += entry.demand.bytes_on(self._capacities[device])
-            decisions += [self._unload(victim, f"makes room for {name}") for victim in victims]
+            for device in chosen.devices:
+                promised[device] += entry.demand.bytes_on(self._ledger.capacities[device])
+            decisions += self._make_room(chosen, entry, now)
         return decisions
 
-    def _has_part(self, entry: _Model) -> bool:
-        return bool(entry.queue) and entry.queue[0] in self._whole
+    def _claim(
+        self, entry: Model, promised: dict[str, int], now: float, ending: set[str] | None
+    ) -> Plan | None:
+        """The devices that are cleared for a model that waited long: once chosen they stay the same."""
+        chosen = None
+        if entry.claim:
+            chosen = plan(entry, self._ledger, promised, now, patient=False, ending=ending, among=entry.claim)
+        if chosen is None:
+            chosen = plan(entry, self._ledger, promised, now, patient=False, ending=ending)
+        entry.claim = () if chosen is None else chosen.devices
+        return chosen
+
+    def _make_room(self, chosen: Plan, waiter: Model, now: float) -> list[Decision]:
+        """Unload the victims that are idle, and drain the others, as soon as each has had its time."""
+        unloads: list[Decision] = []
+        for victim in chosen.victims:
+            if not policy.had_its_time(victim, now):
+                continue
+            if not victim.idle:
+                reason = f"makes room for {waiter.name}, which waited {waiter.waited(now):.0f} s"
+                self._drain(victim, reason, now, waiter.name)
+            elif self._ledger.still(victim.devices):
+                unloads.append(self._unload(victim, f"makes room for {waiter.name}", now, waiter.name))
+        return unloads
 
     def _loads_of_parts(self, now: float) -> list[Decision]:
         """Load what parts wait for, as far as there is room."""
         loads: list[Decision] = []
-        for name, entry in self._models.items():
+        nothing = dict.fromkeys(self._ledger.capacities, 0)
+        for entry in self._models.values():
             if self._has_part(entry) and entry.wants_load(now):
-                nothing = dict.fromkeys(self._capacities, 0)
-                roomy = sorted(device for device in self._capacities if self._open(device, entry, nothing))
+                roomy = sorted(device for device in nothing if self._open(device, entry, nothing))
                 if len(roomy) >= entry.demand.devices:
-                    loads.append(self._load(name, tuple(roomy[: entry.demand.devices])))
+                    loads.append(self._load(entry, tuple(roomy[: entry.demand.devices]), now))
         return loads
 
-    def _plan(
-        self, entry: _Model, now: float, promised: dict[str, int]
-    ) -> tuple[tuple[str, ...], list[str]] | None:
-        """The devices with the fewest evictions and whom to evict; None while there is no way."""
-        options = []
-        # What runs where a part of it waits for this model does not end before this one is loaded.
-        ending = self._hope(without=entry.demand.model) if self._parts else None
-        for device, capacity in self._capacities.items():
-            need = entry.demand.bytes_on(capacity)
-            missing = need + promised[device] - self.free(device)
-            victims = self._victims(device, missing, entry, ending, now)
-            if need <= capacity.memory and victims is not None:
-                options.append((len(victims), -self.free(device), device, victims))
-        if len(options) < entry.demand.devices:
-            return None
-        chosen = sorted(options)[: entry.demand.devices]
-        evicted = sorted({victim for _, _, _, victims in chosen for victim in victims})
-        return tuple(sorted(device for _, _, device, _ in chosen)), evicted
-
-    def _victims(
-        self, device: str, missing: int, waiter: _Model, ending: set[str] | None, now: float
-    ) -> list[str] | None:
-        """Models to unload for ``missing`` bytes, least recently used first; None if that is not possible.
-
-        Bytes that are on their way back already count, without naming a victim. When the waiter has lost
-        its patience a busy model is told to drain, which frees its bytes later. ``ending`` has what ends
-        without the waiter; None for all.
-        """
-        if missing <= 0:
-            return []
-        here = [
-            (name, entry)
-            for name, entry in self._models.items()
-            if device in entry.devices
-            and (ending is None or entry.state is Residency.UNLOADING or entry.running <= ending)
-        ]
-        coming = sum(
-            entry.reserved for _, entry in here if entry.state in {Residency.UNLOADING, Residency.DRAINING}
-        )
-        missing -= coming
-        victims = []
-        evictable = [
-            (entry.last_used, name, entry) for name, entry in here if entry.idle and entry.evictable(now)
-        ]
-        for _, name, entry in sorted(evictable, key=lambda item: item[:2]):
-            if missing <= 0:
-                break
-            victims.append(name)
-            missing -= entry.reserved
-        if missing > 0:
-            self._drain(here, missing, waiter, now)
-            return None
-        return victims
-
-    def _drain(self, here: list[tuple[str, _Model]], missing: int, waiter: _Model, now: float) -> None:
-        since = waiter.waiting_since
-        if since is None or now - since < PATIENCE:
-            return
-        busy = [(entry.last_used, name, entry) for name, entry in here if entry.evictable(now)]
-        if sum(entry.reserved for _, _, entry in busy) < missing:
-            return
-        for _, _, entry in sorted(busy, key=lambda item: item[:2]):
-            if missing <= 0:
-                return
-            entry.state = Residency.DRAINING
-            entry.drain_reason = f"makes room for {waiter.demand.model}, which waited {now - since:.0f} s"
-            if entry.queue:
-                entry.waiting_since = now
-            missing -= entry.reserved
-
-    def _open(self, device: str, waiter: _Model, promised: dict[str, int]) -> bool:
+    def _open(self, device: str, waiter: Model, promised: dict[str, int]) -> bool:
         """Whether the waiter may load there now: the bytes are free, and nothing else loads or unloads.
 
         Two at a time would mis-measure each other's memory.
         """
-        need = waiter.demand.bytes_on(self._capacities[device]) + promised[device]
-        return self.free(device) >= need and not any(
-            device in entry.devices and entry.state in {Residency.LOADING, Residency.UNLOADING}
-            for entry in self._models.values()
+        need = waiter.demand.bytes_on(self._ledger.capacities[device]) + promised[device]
+        busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
+        return self._ledger.free(device) >= need and not busy
+
+    def _load(self, entry: Model, devices: tuple[str, ...], now: float) -> Load:
+        entry.become(Residency.LOADING, now)
+        entry.load_began = now
+        entry.claim = ()
+        memory = self._ledger.need(entry.demand, devices)
+        self._ledger.reserve(entry, devices, memory)
+        why = "pinned" if entry.pinned else "asked for"
+        if entry.queue:
+            why = f"{len(entry.queue)} wait for it, for {entry.waited(now):.1f} s"
+        self._journal.add(now, What.LOAD, entry.name, devices, memory, why=why)
+        return Load(entry.name, devices, memory)
+
+    def _drain(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> None:
+        """Let it finish what runs, and, if another model wants the room, what waits, for a bounded time."""
+        quota = 0 if on_behalf_of is None else len(entry.queue)
+        entry.quota, entry.quota_until = quota, now + policy.quantum(entry)
+        entry.drain_reason, entry.drained_for = reason, on_behalf_of
+        entry.become(Residency.DRAINING, now)
+        if entry.queue:
+            entry.waiting_since = now
+        why = f"{reason}; {len(entry.running)} run and {quota} may begin"
+        self._journal.add(
+            now, What.DRAIN, entry.name, entry.devices, entry.reserved, why=why, on_behalf_of=on_behalf_of
         )
 
-    def _load(self, name: str, devices: tuple[str, ...]) -> Load:
-        entry = self._models[name]
-        entry.state = Residency.LOADING
-        entry.devices = devices
-        entry.reserved = max(entry.demand.bytes_on(self._capacities[device]) for device in devices)
-        return Load(name, devices, entry.reserved)
+    def _unload(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
+        entry.become(Residency.UNLOADING, now)
+        self._journal.add(
+            now,
+            What.UNLOAD,
+            entry.name,
+            entry.devices,
+            entry.reserved,
+            why=reason,
+            on_behalf_of=on_behalf_of,
+            seconds=now - entry.ready_since,
+        )
+        return Unload(entry.name, reason)
 
-    def _unload(self, name: str, reason: str) -> Unload:
-        self._models[name].state = Residency.UNLOADING
-        return Unload(name, reason)
-
-    def _release(self, entry: _Model) -> None:
-        entry.state = Residency.COLD
-        entry.devices = ()
-        entry.reserved = 0
+    def _release(self, entry: Model, now: float) -> None:
+        entry.become(Residency.COLD, now)
+        self._ledger.release(entry)

@@ -76,6 +76,7 @@ GUARDED = (
     ("GET", "/v1/files/x"),
     ("DELETE", "/v1/files/x"),
     ("GET", "/admin/status"),
+    ("GET", "/admin/residency"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
     ("PUT", "/admin/models/test/echo/examples/x"),
@@ -150,7 +151,7 @@ async def test_a_token_may_do_what_its_scope_says(
             ("POST", "/v1/files"),
             ("DELETE", "/v1/files/x"),
         ],
-        "admin": [("POST", "/admin/models/test/echo/unload")],
+        "admin": [("POST", "/admin/models/test/echo/unload"), ("GET", "/admin/residency")],
     }
     await api.services.webhooks.start()
     async with Api(api.services, "x") as client:
@@ -684,6 +685,31 @@ async def test_hardware_and_status_name_the_devices(api: Api) -> None:
         "test/big": "cold",
         "test/files": "cold",
     }
+
+
+async def test_residency_says_what_was_decided_why_and_how_long_it_took(api: Api) -> None:
+    cold = await api.ended(await api.create(text="x"))
+    warm = await api.ended(await api.create(text="x"))
+    found = (await api.get("/admin/residency")).json()
+    ready, load = found["decisions"]
+    assert (load["what"], load["model"], load["memory"], load["devices"]) == (
+        "load",
+        "test/echo",
+        MIB,
+        ["cpu"],
+    )
+    assert load["why"].startswith("1 wait for it")
+    assert (ready["what"], ready["number"]) == ("ready", load["number"] + 1)
+    (echo,) = [each for each in found["models"] if each["name"] == "test/echo"]
+    assert (echo["state"], echo["load_seconds"]) == ("ready", ready["seconds"])
+    assert found["waiting"] == []
+    assert found["devices"] == [
+        {"name": "cpu", "memory": 10 * MIB, "free": 9 * MIB, "reserved": {"test/echo": MIB}}
+    ]
+    assert 0 < cold["metrics"]["cold_start"] <= cold["metrics"]["total_time"]
+    assert "cold_start" not in warm["metrics"]
+    status = (await api.get("/admin/status")).json()
+    assert [each["text"] for each in status["decisions"]] == [ready["text"], load["text"]]
 
 
 async def test_models_are_loaded_and_unloaded_by_hand(api: Api) -> None:

@@ -297,10 +297,17 @@ def test_status(command: Command, server: Server) -> None:
         "draining": True,
         "devices": [{"name": "cpu", "memory": 2**30, "free": 2**29, "reserved": {"test/echo": 2**29}}],
         "models": [{"name": "test/echo", "state": "ready", "running": 1, "queued": 2, "devices": ["cpu"]}],
+        "decisions": [{"at": "2026-01-02T03:04:05.000000Z", "text": "model test/echo is ready after 1.0 s"}],
     }
     server.answer("GET", "/admin/status", found)
     shown = command("status").out
-    for part in ("draining", "1.0 GiB", "test/echo 512 MiB", "ready"):
+    for part in (
+        "draining",
+        "1.0 GiB",
+        "test/echo 512 MiB",
+        "ready",
+        "03:04:05  model test/echo is ready after 1.0 s",
+    ):
         assert part in shown
     assert json.loads(command("status", "--json").out) == found
 

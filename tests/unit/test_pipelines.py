@@ -54,7 +54,7 @@ def test_a_part_that_fits_beside_its_whole_is_loaded_and_runs() -> None:
     subject.queued("part", "p/p", 1.0, whole="whole")
     assert subject.decide(1.0) == [Load("p/p", ("gpu0",), 4 * GIB)]
     subject.loaded("p/p", 2.0)
-    assert subject.decide(2.0) == [Start("part", "p/p")]
+    assert subject.decide(2.0) == [Start("part", "p/p", cold_start=1.0)]
 
 
 def test_a_part_that_can_never_fit_beside_its_whole_is_refused_at_once_with_the_numbers() -> None:
@@ -155,7 +155,7 @@ def test_while_all_else_is_held_back_parts_still_begin() -> None:
     assert subject.decide(1.0, parts_only=True) == [Load("p/p", ("gpu0",), 4 * GIB)]
     subject.loaded("p/p", 2.0)
     subject.queued("other", "p/p", 2.0)
-    assert subject.decide(2.0, parts_only=True) == [Start("part", "p/p")]
+    assert subject.decide(2.0, parts_only=True) == [Start("part", "p/p", cold_start=1.0)]
 
 
 class World:
@@ -225,7 +225,7 @@ class World:
             elif what == "load":
                 self.subject.loaded(about, self.now)
             else:
-                self.subject.unloaded(about)
+                self.subject.unloaded(about, self.now)
 
 
 @settings(max_examples=150, deadline=None)
@@ -251,7 +251,6 @@ def test_whatever_asks_for_whatever_all_of_it_ends(
             break
     assert len(world.ended) == len(world.on)
     assert not subject._parts
-    assert not subject._whole
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,107 @@
+"""What was decided about memory, and what came of it: the last of it, for people."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+KEPT: Final = 200  # happenings
+
+
+class What(StrEnum):
+    """The kinds of happenings."""
+
+    LOAD = "load"  # memory is reserved and the load begins
+    READY = "ready"  # it is loaded; seconds: how long that took
+    FAILED = "failed"  # it could not be loaded; seconds: until that was known
+    DRAIN = "drain"  # it takes nothing new
+    UNLOAD = "unload"  # its host is stopped; seconds: how long it was ready
+    UNLOADED = "unloaded"  # its memory is free; seconds: how long that took
+    LOST = "lost"  # its host died; its memory is free
+    ADOPTED = "adopted"  # an earlier gateway left it loaded
+
+
+class Happening(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision, or what came of one."""
+
+    number: int  # from 1, without gaps
+    at: float  # seconds on the scheduler's clock
+    what: What
+    model: str
+    devices: tuple[str, ...]
+    memory: int  # bytes on each of the devices that it concerns: reserved, or freed
+    why: str = ""
+    on_behalf_of: str | None = None  # the model that gets the room
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        where = ",".join(self.devices)
+        took = "" if self.seconds is None else f" after {self.seconds:.1f} s"
+        why = f": {self.why}" if self.why else ""
+        match self.what:
+            case What.LOAD:
+                return f"model {self.model} is loaded on {where} with {self.memory} bytes{why}"
+            case What.READY:
+                return f"model {self.model} is ready{took}"
+            case What.FAILED:
+                return f"model {self.model} failed to load{took}{why}"
+            case What.DRAIN:
+                return f"model {self.model} is drained{why}"
+            case What.UNLOAD:
+                return f"model {self.model} is unloaded{took}{why}"
+            case What.UNLOADED:
+                return f"model {self.model} has freed {self.memory} bytes on {where}{took}"
+            case What.LOST:
+                return f"model {self.model} is gone from {where}{why}"
+            case What.ADOPTED:
+                return f"model {self.model} is still loaded on {where} with {self.memory} bytes"
+
+
+class Journal:
+    """A ring of happenings."""
+
+    def __init__(self) -> None:
+        self._ring: deque[Happening] = deque(maxlen=KEPT)
+        self._count = 0
+
+    def add(
+        self,
+        at: float,
+        what: What,
+        model: str,
+        devices: tuple[str, ...],
+        memory: int,
+        *,
+        why: str = "",
+        on_behalf_of: str | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """One more; the oldest goes."""
+        self._count += 1
+        self._ring.append(
+            Happening(
+                number=self._count,
+                at=at,
+                what=what,
+                model=model,
+                devices=devices,
+                memory=memory,
+                why=why,
+                on_behalf_of=on_behalf_of,
+                seconds=seconds,
+            )
+        )
+
+    @property
+    def count(self) -> int:
+        """How many there ever were: the number of the last."""
+        return self._count
+
+    def since(self, number: int) -> list[Happening]:
+        """Those after ``number`` that are still kept, oldest first."""
+        missed = min(self._count - number, len(self._ring))
+        return [self._ring[position] for position in range(len(self._ring) - missed, len(self._ring))]

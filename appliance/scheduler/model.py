@@ -1,0 +1,102 @@
+"""What the scheduler knows of one model."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from appliance.scheduler.facts import Demand, Residency
+
+#: Weight of the newest gap, or run, in the moving averages.
+NEWEST: Final = 0.2
+
+
+def _averaged(before: float | None, value: float) -> float:
+    return value if before is None else before + NEWEST * (value - before)
+
+
+class Model:
+    """Everything known of one model; only the scheduler and its ledger write it."""
+
+    def __init__(self, demand: Demand) -> None:
+        self.demand = demand
+        self.state = Residency.COLD
+        self.queue: deque[str] = deque()
+        self.running: set[str] = set()
+        self.devices: tuple[str, ...] = ()
+        self.reserved = 0  # bytes on each of its devices
+        self.wanted = demand.pin or demand.preload  # load it although nothing is queued
+        self.kept = False  # as if it was pinned
+        self.claim: tuple[str, ...] = ()  # devices that are cleared for it, because it waited long
+        self.waiting_since: float | None = None  # of what is queued; anew when it is drained
+        self.state_since = 0.0  # when it became what it is
+        self.load_began = 0.0
+        self.ready_since = 0.0
+        self.last_used = 0.0
+        self.last_arrival: float | None = None
+        self.gap: float | None = None  # seconds between arrivals, averaged
+        self.load_seconds: float | None = None  # what its last load took
+        self.run_seconds: float | None = None  # what a prediction takes, averaged
+        self.began: dict[str, float] = {}  # of what runs
+        self.failures = 0
+        self.blocked_until = 0.0
+        self.drain_reason = ""
+        self.drained_for: str | None = None  # the model that gets the room
+        self.quota = 0  # how many of the queue it still takes while it drains
+        self.quota_until = 0.0
+
+    @property
+    def name(self) -> str:
+        """What it is loaded as."""
+        return self.demand.model
+
+    @property
+    def waiting(self) -> deque[str]:
+        """The ids that wait for it, first come first."""
+        return self.queue
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is never evicted."""
+        return self.demand.pin or self.kept
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for it or runs on it."""
+        return not self.queue and not self.running
+
+    def become(self, state: Residency, now: float) -> float:
+        """Change the state; returns how many seconds it was what it was."""
+        before = now - self.state_since
+        self.state, self.state_since = state, now
+        return before
+
+    def arrived(self, now: float) -> None:
+        """A new prediction for it."""
+        if self.last_arrival is not None:
+            self.gap = _averaged(self.gap, now - self.last_arrival)
+        self.last_arrival = now
+
+    def ran(self, id: str, now: float) -> None:
+        """What ran is over."""
+        self.running.discard(id)
+        self.last_used = now
+        began = self.began.pop(id, None)
+        if began is not None:
+            self.run_seconds = _averaged(self.run_seconds, now - began)
+
+    def wants_load(self, now: float) -> bool:
+        """Whether it should be loaded as soon as there is a place."""
+        return (
+            self.state is Residency.COLD and (bool(self.queue) or self.wanted) and now >= self.blocked_until
+        )
+
+    def waited(self, now: float) -> float:
+        """Seconds that it has waited for its turn to be loaded; what it held before does not count."""
+        return 0.0 if self.waiting_since is None else now - self.waiting_since
+
+    def loaded_since(self, queued_at: float) -> float:
+        """Seconds of its last load that fell after ``queued_at``; it is loaded."""
+        if self.load_seconds is None:
+            return 0.0
+        return max(0.0, self.load_began + self.load_seconds - max(queued_at, self.load_began))

@@ -1,0 +1,128 @@
+"""What a place on a device is worth to a model, how long it may keep it, and who is next.
+
+Times are seconds. All of it rests on what was measured: how long loads and predictions took, and how often
+predictions came.
+
+The bound on thrash: a model is evicted for another one no sooner after it became ready than its load had
+taken (and ``MIN_RESIDENCY``). So each of its loads is followed by at least as long a time in which it
+served, and it spends at most half of any long time being loaded, however the predictions alternate.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+from appliance.scheduler.facts import Residency
+from appliance.scheduler.model import Model
+
+#: A model that was just loaded is not evicted for at least this long.
+MIN_RESIDENCY: Final = 2.0
+#: A model that waits at least this long, and three times what its load takes, has busy ones drained for it.
+PATIENCE: Final = 15.0
+#: A drained model still takes what was queued, for as long as its load took, but no longer than this.
+LONGEST_QUANTUM: Final = 60.0
+#: After a failed load the next one waits this long, doubling up to the second number.
+BACKOFF: Final = (10.0, 300.0)
+
+_UNKNOWN_LOAD: Final = 5.0  # of a model that was never loaded
+_UNKNOWN_RUN: Final = 5.0  # of a model that never ran
+_UNKNOWN_GAP: Final = 600.0  # of a model that was asked once or never
+_UNLOAD: Final = 1.0
+#: Who is evicted stays away for about this long.
+_AWAY: Final = 100.0
+
+
+def expected_load(model: Model) -> float:
+    """Seconds that its next load takes."""
+    return _UNKNOWN_LOAD if model.load_seconds is None else max(0.01, model.load_seconds)
+
+
+def expected_run(model: Model) -> float:
+    """Seconds that a prediction of it takes."""
+    return _UNKNOWN_RUN if model.run_seconds is None else model.run_seconds
+
+
+def expected_gap(model: Model, now: float) -> float:
+    """Seconds until its next prediction: the average gap, or what it has already been silent for."""
+    if model.last_arrival is None:
+        return _UNKNOWN_GAP
+    gap = _UNKNOWN_GAP if model.gap is None else model.gap
+    return max(gap, now - model.last_arrival, 0.001)
+
+
+def weight(model: Model) -> float:
+    """What its priority multiplies."""
+    return 2.0**model.demand.priority
+
+
+def min_residency(model: Model) -> float:
+    """Seconds that it may stay once it is ready."""
+    return max(MIN_RESIDENCY, expected_load(model))
+
+
+def patience(model: Model) -> float:
+    """Seconds that it waits for others to fall idle before busy ones are drained for it."""
+    return max(PATIENCE, 3 * expected_load(model))
+
+
+def quantum(model: Model) -> float:
+    """Seconds in which it still takes what was queued when it is drained."""
+    return min(max(MIN_RESIDENCY, expected_load(model)), LONGEST_QUANTUM)
+
+
+def urgency(model: Model, now: float) -> float:
+    """How much it should be the next to be loaded: by its wait, by how many share the load, and its cost.
+
+    It grows with the wait without limit, and all else in it is bounded: nothing starves.
+    """
+    sharing = len(model.queue) / max(1.0, expected_load(model))
+    return weight(model) * (1.0 + model.waited(now)) * float(sharing**0.25)
+
+
+def regret(model: Model, now: float) -> float:
+    """Seconds that predictions will wait for it to be loaded again if it is evicted now."""
+    load, gap = expected_load(model), expected_gap(model, now)
+    returns = 1.0 if model.queue else _AWAY / (_AWAY + gap)
+    # During the load further predictions come, and wait half of it on average.
+    waiting = max(1.0, len(model.queue)) + load / gap / 2
+    return weight(model) * load * returns * waiting
+
+
+def gain(model: Model, now: float) -> float:
+    """Seconds that its predictions have waited, and will at least: what its being loaded may cost others.
+
+    As with skis that are rented until that has cost as much as buying them: a model that is asked all the
+    time is not evicted at once because it happens to be idle for a moment. What is wanted although nothing
+    waits for it, because it is pinned or someone asked for it by hand, may cost anything.
+    """
+    if not model.queue:
+        return inf
+    return weight(model) * len(model.queue) * (model.waited(now) + expected_load(model))
+
+
+def freed_in(model: Model, now: float) -> float:
+    """Seconds until its memory could be another's: 0 if it is idle and has had its time."""
+    held = now - model.state_since
+    match model.state:
+        case Residency.LOADING:
+            return max(0.0, expected_load(model) - held) + min_residency(model)
+        case Residency.READY:
+            rest = max(0.0, min_residency(model) - held)
+            busy = 0.0 if model.idle else expected_run(model)
+            return rest + busy + (quantum(model) if model.queue else 0.0)
+        case Residency.DRAINING:  # one that takes long is expected to take as long again
+            return max(expected_run(model) - held, held) + _UNLOAD
+        case Residency.UNLOADING:
+            return _UNLOAD
+        case Residency.COLD:
+            return 0.0
+
+
+def had_its_time(model: Model, now: float) -> bool:
+    """Whether it may be evicted as far as its residency goes."""
+    return (
+        model.state is Residency.READY
+        and not model.pinned
+        and now - model.state_since >= min_residency(model)
+    )

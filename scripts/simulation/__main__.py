@@ -1,0 +1,142 @@
+"""The command line of scripts/simulate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from scripts.simulation.comparison import OURS, Row, compare, policies
+from scripts.simulation.rivals import RIVALS
+from scripts.simulation.workload import BANDWIDTH, DEVICE, GIB, SIZES, STARTUP, UNLOAD, WORKLOADS
+
+WIDTH: Final = 120  # columns where the output goes to a file
+
+#: Upper ends of the histogram's bars, in seconds.
+BARS: Final = (0.0, 1.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, float("inf"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    sizes = ", ".join(f"{share / 20:.0%} {size} GiB" for size, share in SIZES)
+    workloads = "\n".join(f"  {name:12} {make.__doc__}" for name, make in WORKLOADS.items())
+    rivals = "\n".join(f"  {name}: {', '.join(layouts)}" for name, layouts in RIVALS.items())
+    parser = argparse.ArgumentParser(
+        prog="scripts/simulate",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Replays workloads in simulated time against the appliance's own scheduler and\n"
+        "against what others do: the same arrivals, the same memory, several seeds. Prints how long\n"
+        "predictions wait, how many found their model ready, how often models were loaded and\n"
+        "how many bytes that moved.",
+        epilog=f"workloads:\n{workloads}\n\n"
+        f"policies besides the appliance, each in the layout that does best on that workload:\n{rivals}\n\n"
+        f"assumptions: GPUs of {DEVICE // GIB} GiB. A load takes {STARTUP:g} s and a second for each "
+        f"{BANDWIDTH // GIB} GiB, an unload {UNLOAD:g} s;\n"
+        f"one load or unload at a time on a GPU. Sizes: {sizes}.\n"
+        "A third each of the models runs 8 predictions at a time of 3 s, 1 of 2 s, 16 of 0.2 s (means;\n"
+        "log-normal). Predictions come whether or not the earlier ones are over. Nothing fails.",
+    )
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="which ones (default: all)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: 5)")
+    parser.add_argument("--seconds", type=float, default=1800, help="simulated arrivals (default: 1800)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers here")
+    parser.add_argument("--histogram", action="store_true", help="also show how the waits are spread")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is asked for; returns 1 if the appliance is not ahead on p99 everywhere."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    unknown = [name for name in asked.workloads if name not in WORKLOADS]
+    if unknown:
+        parser.error(f"no workload {', '.join(unknown)}: there are {', '.join(WORKLOADS)}")
+    if asked.seeds < 1 or asked.seconds <= 0:
+        parser.error("--seeds is at least 1 and --seconds over 0")
+    names, seeds = asked.workloads or list(WORKLOADS), range(asked.seeds)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("simulating", total=len(names) * len(seeds) * len(policies()))
+        rows = compare(names, seeds, asked.seconds, lambda: progress.advance(task))
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(_table(rows))
+    if asked.histogram:
+        console.print(_histogram(rows))
+    behind = _behind(rows)
+    for line in behind:
+        console.print(line)
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(_report(rows, asked.seeds, asked.seconds, behind), indent=2) + "\n")
+    return 1 if behind else 0
+
+
+def _table(rows: list[Row]) -> Table:
+    columns = ("workload", "policy", "layout", "ready", "p50", "p99", "longest", "loads", "GiB moved")
+    table = Table(*columns, box=None, title="waits in seconds; medians of the seeds")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    last = None
+    for row in rows:
+        if last not in {None, row.workload}:
+            table.add_row()
+        table.add_row(
+            "" if row.workload == last else row.workload,
+            row.policy,
+            row.layout,
+            f"{row.hit_rate:.0%}",
+            f"{row.p50:.1f}",
+            f"{row.p99:.1f}",
+            f"{row.longest:.1f}",
+            f"{row.loads:.0f}",
+            f"{row.moved / GIB:,.0f}",
+        )
+        last = row.workload
+    return table
+
+
+def _histogram(rows: list[Row]) -> Table:
+    table = Table(
+        "workload", "policy", *(f"to {end:g} s" for end in BARS), box=None, title="share of predictions"
+    )
+    for row in rows:
+        shares, below = [], 0
+        for end in BARS:
+            count = sum(wait <= end for wait in row.waits)
+            shares.append((count - below) / max(1, len(row.waits)))
+            below = count
+        table.add_row(
+            row.workload, row.policy, *(f"{'#' * round(10 * share)} {share:.0%}" for share in shares)
+        )
+    return table
+
+
+def _behind(rows: list[Row]) -> list[str]:
+    """Where another policy's p99 is not longer."""
+    own = {row.workload: row.p99 for row in rows if row.policy == OURS}
+    return [
+        f"not ahead on {row.workload}: {row.policy} has a p99 of {row.p99:.1f} s, "
+        f"the appliance {own[row.workload]:.1f} s"
+        for row in rows
+        if row.policy != OURS and row.p99 <= own[row.workload]
+    ]
+
+
+def _report(rows: list[Row], seeds: int, seconds: float, behind: list[str]) -> dict[str, Any]:
+    return {
+        "seeds": seeds,
+        "seconds": seconds,
+        "device_bytes": DEVICE,
+        "load_seconds": {"startup": STARTUP, "bytes_a_second": BANDWIDTH},
+        "rows": [row.as_json() for row in rows],
+        "not_ahead": behind,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

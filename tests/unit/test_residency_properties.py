@@ -1,0 +1,204 @@
+"""What holds of the scheduler whatever is asked of it: random models, devices, arrivals and failures."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.scheduler import (
+    MIN_RESIDENCY,
+    Capacity,
+    Decision,
+    Demand,
+    Load,
+    Residency,
+    Scheduler,
+    Start,
+    Unload,
+    What,
+)
+
+GIB = 1024**3
+LOAD, RUN, UNLOAD = 8.0, 5.0, 2.0  # the longest of each, in seconds
+
+
+class World:
+    """A clock, and a machine that does what was decided, takes its time, and sometimes fails.
+
+    It keeps its own books, so that what it holds against the scheduler is not the scheduler's word.
+    """
+
+    def __init__(self, sizes: Sequence[int], devices: int, seed: int, *, failing: bool = False) -> None:
+        self.names = [f"m/{number}" for number in range(len(sizes))]
+        self.sizes = dict(zip(self.names, sizes, strict=True))
+        self.random = random.Random(seed)
+        self.failing = failing
+        self.subject = Scheduler(
+            [Capacity(f"gpu{number}", 10 * GIB) for number in range(devices)],
+            [
+                Demand(model=name, memory=size * GIB, concurrency=self.random.randint(1, 3))
+                for name, size in self.sizes.items()
+            ],
+        )
+        self.now = 0.0
+        self.events: list[tuple[float, str, str, str]] = []
+        self.arrivals: list[tuple[float, str, str]] = []
+        self.place: dict[str, tuple[str, ...]] = {}
+        self.busy: dict[str, str] = {}  # model -> loading | unloading
+        self.asked: dict[str, list[str]] = defaultdict(list)  # model -> ids in their order
+        self.begun: dict[str, list[str]] = defaultdict(list)
+        self.waits: dict[str, float] = {}
+        self.at: dict[str, float] = {}
+        self.ended: set[str] = set()
+        self.ready: dict[str, tuple[float, float]] = {}  # model -> when, and what its load took
+        self.loading_since: dict[str, float] = {}
+
+    def arrive(self, at: float, id: str, model: str) -> None:
+        self.arrivals.append((at, id, model))
+
+    def run(self, steps: int) -> None:
+        """Until all that was asked is over, or for so many steps."""
+        total = len(self.arrivals)
+        self.arrivals.sort()
+        for _ in range(steps):
+            self.step()
+            if len(self.ended) == total:
+                return
+            self.advance()
+
+    def step(self) -> None:
+        while self.arrivals and self.arrivals[0][0] <= self.now:
+            at, id, model = self.arrivals.pop(0)
+            self.asked[model].append(id)
+            self.at[id] = at
+            self.subject.queued(id, model, self.now)
+        for decision in self.subject.decide(self.now):
+            self.carry_out(decision)
+        self.check()
+
+    def advance(self) -> None:
+        wakeup = self.subject.next_wakeup(self.now)
+        times = [event[0] for event in self.events] + [at for at, *_ in self.arrivals[:1]]
+        self.now = max(self.now, min(times + ([wakeup] if wakeup is not None else [])))
+        due = sorted(event for event in self.events if event[0] <= self.now)
+        self.events = [event for event in self.events if event[0] > self.now]
+        for _, what, model, id in due:
+            self.happen(what, model, id)
+
+    def happen(self, what: str, model: str, id: str) -> None:
+        if what == "finish":
+            self.subject.finished(id, model, self.now)
+            self.ended.add(id)
+            return
+        del self.busy[model]
+        if what == "load":
+            self.ready[model] = self.now, self.now - self.loading_since[model]
+            self.subject.loaded(model, self.now)
+            return
+        del self.place[model]
+        if what == "unload":
+            self.subject.unloaded(model, self.now)
+        elif what == "lose":
+            self.subject.lost(model, self.now)
+        else:
+            for failed in self.subject.load_failed(model, self.now):
+                self.ended.add(failed)
+                self.asked[model].remove(failed)
+
+    def carry_out(self, decision: Decision) -> None:
+        match decision:
+            case Start(id, model):
+                assert self.subject.residency(model) in {Residency.READY, Residency.DRAINING}
+                assert model in self.place
+                assert model not in self.busy
+                self.begun[model].append(id)
+                self.waits[id] = self.now - self.at[id]
+                self.events.append((self.now + self.random.uniform(0.1, RUN), "finish", model, id))
+            case Load(model, devices):
+                assert model not in self.place, "one load of a model at a time"
+                others = [each for each, place in self.place.items() if set(devices) & set(place)]
+                assert not any(each in self.busy for each in others), "one load or unload on a device"
+                self.place[model], self.busy[model] = devices, "loading"
+                self.loading_since[model] = self.now
+                outcomes = ["load", "load", "load", "lose", "fail"] if self.failing else ["load"]
+                at = self.now + self.random.uniform(0.1, LOAD)
+                self.events.append((at, self.random.choice(outcomes), model, ""))
+            case Unload(model):
+                here = [each for each, place in self.place.items() if set(self.place[model]) & set(place)]
+                assert not any(self.busy.get(each) == "loading" for each in here)
+                assert not self.subject.running(model)
+                self.busy[model] = "unloading"
+                self.events.append((self.now + self.random.uniform(0.1, UNLOAD), "unload", model, ""))
+                since, took = self.ready[model]
+                assert self.now - since >= max(MIN_RESIDENCY, took) - 1e-6, "the bound on thrash"
+
+    def check(self) -> None:
+        for device in {device for place in self.place.values() for device in place}:
+            held = sum(self.sizes[model] for model, place in self.place.items() if device in place)
+            assert held <= 10, f"{device} is over its capacity"
+        for model, ids in self.begun.items():
+            assert ids == self.asked[model][: len(ids)], "first come, first served"
+
+
+SIZES = st.lists(st.integers(1, 10), min_size=1, max_size=6)
+ARRIVALS = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 60)), max_size=30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=SIZES, devices=st.integers(1, 3), arrivals=ARRIVALS, seed=st.integers(0, 2**32))
+def test_nothing_is_overbooked_nobody_is_overtaken_and_everything_ends(
+    sizes: list[int], devices: int, arrivals: list[tuple[int, float]], seed: int
+) -> None:
+    world = World(sizes, devices, seed, failing=True)
+    for number, (which, at) in enumerate(arrivals):
+        world.arrive(at, f"p{number}", world.names[which % len(sizes)])
+    world.run(3000)
+    assert len(world.ended) == len(arrivals)
+
+
+@settings(max_examples=15, deadline=None)
+@given(sizes=st.lists(st.integers(1, 10), min_size=2, max_size=6), seed=st.integers(0, 2**32))
+def test_no_model_waits_for_ever_while_others_are_asked_all_the_time(sizes: list[int], seed: int) -> None:
+    """More is asked of every model than it can do, so that each is always busy; then comes one for the last.
+
+    It begins once those before it have had their turns: each of them holds its place for no longer than its
+    patience to be waited for, its residency, its quantum, and what then still runs.
+    """
+    world = World(sizes, 1, seed)
+    for second in range(400):
+        for name in world.names[:-1]:
+            world.arrive(float(second), f"{name}@{second}", name)
+    world.arrive(20.0, "last", world.names[-1])
+    turn = 3 * LOAD + LOAD + LOAD + RUN + UNLOAD + LOAD
+    world.arrivals.sort()
+    while "last" not in world.waits:
+        assert world.now < 20.0 + turn * len(sizes)
+        world.step()
+        world.advance()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(3, 10), min_size=2, max_size=5),
+    arrivals=st.lists(st.tuples(st.integers(0, 4), st.floats(0, 200)), min_size=20, max_size=60),
+    seed=st.integers(0, 2**32),
+)
+def test_no_model_is_loaded_for_more_than_half_of_the_time(
+    sizes: list[int], arrivals: list[tuple[int, float]], seed: int
+) -> None:
+    world = World(sizes, 1, seed)
+    for number, (which, at) in enumerate(arrivals):
+        world.arrive(at, f"p{number}", world.names[which % len(sizes)])
+    world.run(3000)
+    happened = world.subject.happenings()
+    for name in world.names:
+        loading = ready = 0.0
+        for each in [each for each in happened if each.model == name and each.seconds is not None]:
+            loading += (each.seconds or 0.0) * (each.what is What.READY)
+            ready += (each.seconds or 0.0) * (each.what is What.UNLOAD)
+        last = max((each.seconds or 0.0 for each in happened if each.what is What.READY), default=0.0)
+        assert loading <= ready + last + 1e-6

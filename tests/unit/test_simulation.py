@@ -1,0 +1,118 @@
+"""The simulator: that the machine holds every policy to what is possible, and that the comparison is fair."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.scheduler import Decision, Load, Start
+from scripts.simulation.__main__ import main
+from scripts.simulation.comparison import OURS, compare, ours, policies, quantile
+from scripts.simulation.machine import Machine
+from scripts.simulation.workload import GIB, WORKLOADS, Workload, fleet
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_follows_from_its_seed(name: str) -> None:
+    make = WORKLOADS[name]
+    assert make(1, 60) == make(1, 60) != make(2, 60)
+    requests = make(1, 60).requests
+    assert all(0 <= before.at <= after.at for before, after in pairwise(requests))
+
+
+@pytest.mark.parametrize(("policy", "layout", "make"), policies(), ids=str)
+@pytest.mark.parametrize("name", ["bursts", "alternating"])
+def test_every_policy_serves_every_prediction(name: str, policy: str, layout: str, make: Any) -> None:
+    world = WORKLOADS[name](7, 90)
+    outcome = Machine(world, make(world)).run()
+    assert len(outcome.waits) == len(world.requests) > 10
+    assert min(outcome.waits) >= 0
+    assert outcome.loads >= len({request.model for request in world.requests})
+    assert outcome.hits <= len(world.requests) - outcome.loads / 2
+    assert Machine(world, make(world)).run() == outcome
+
+
+class Scripted:
+    """Decides what it was told, whatever happens."""
+
+    def __init__(self, *decisions: Decision) -> None:
+        self.decisions = list(decisions)
+
+    def tell(self, *_: object) -> None:
+        """Nothing is learned."""
+
+    queued = finished = loaded = unloaded = tell
+
+    def decide(self, now: float) -> list[Decision]:
+        said, self.decisions = self.decisions, []
+        return said
+
+    def next_wakeup(self, now: float) -> float | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("decisions", "complaint"),
+    [
+        ([Load("m00", ("gpu0",), 0), Load("m01", ("gpu0",), 0)], "two loads"),
+        ([Start("p0", "m00")], "not ready"),
+        ([Load("m00", ("gpu0",), 0), Load("m00", ("gpu0",), 0)], "load of m00"),
+        ([], "wait for ever"),
+    ],
+)
+def test_the_machine_does_not_do_what_cannot_be_done(decisions: list[Decision], complaint: str) -> None:
+    with pytest.raises(RuntimeError, match=complaint):
+        Machine(WORKLOADS["duel"](1, 60), Scripted(*decisions)).run()
+
+
+def test_waits_of_a_lone_prediction_are_those_of_its_load() -> None:
+    world = WORKLOADS["duel"](1, 60)
+    world = world._replace(requests=world.requests[:1])
+    outcome = Machine(world, ours(world)).run()
+    assert outcome.waits == [world.models[0].load_seconds]
+    assert (outcome.hits, outcome.loads, outcome.moved) == (0, 1, 60 * GIB)
+
+
+def test_quantiles() -> None:
+    assert quantile([], 0.99) == 0.0
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
+    assert quantile([float(number) for number in range(100)], 0.99) == 99.0
+
+
+def test_the_fleet_is_what_is_stated() -> None:
+    models = fleet(random.Random(1), 20)
+    assert (
+        sorted(model.memory // GIB for model in models) == [4] * 6 + [8] * 5 + [16] * 4 + [24] * 3 + [40] * 2
+    )
+
+
+def test_the_appliance_is_ahead_where_two_models_fight_for_one_place() -> None:
+    rows = compare(["duel"], range(2), 240, lambda: None)
+    own = next(row for row in rows if row.policy == OURS)
+    assert len(rows) == 4
+    assert all(own.p99 < row.p99 and own.moved < row.moved for row in rows if row is not own)
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    code = main(["duel", "--seeds", "1", "--seconds", "120", "--histogram", "--json", str(report)])
+    shown = capsys.readouterr().out
+    for part in ("appliance", "llama-swap", "Ollama", "Ray Serve", "p99", "to 40 s"):
+        assert part in shown
+    found = json.loads(report.read_text())
+    assert code == (1 if found["not_ahead"] else 0)
+    assert {row["policy"] for row in found["rows"]} == {name for name, _, _ in policies()}
+    with pytest.raises(SystemExit):
+        main(["no-such-workload"])
+
+
+def test_a_workload_without_requests_is_over_at_once() -> None:
+    world = Workload("empty", WORKLOADS["duel"](1, 60).models, {"gpu0": 80 * GIB}, ())
+    assert Machine(world, ours(world)).run().waits == []
