@@ -55,12 +55,18 @@ COG_MODELS: list[dict[str, Any]] = [
     )
 ] + [
     {
+        "name": "example/storyteller",
+        "kind": "cog",
+        "memory": "256MiB",
+        "source": {"path": str(ROOT / "examples" / "storyteller")},
+    },
+    {
         "name": "cog/odd",
         "kind": "cog",
         "memory": "256MiB",
         "source": {"path": str(PROJECTS / "odd")},
         "options": {"environment": {"COG_WEIGHTS": "/srv/fine-tuned.tar"}},
-    }
+    },
 ]
 
 
