@@ -19,7 +19,7 @@ import msgspec
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners import drawing
+from appliance.runners import drawing, images, threads
 from appliance.runners.base import Interface, LoadSpec
 from appliance.runners.drawing import Size
 from appliance.weights.pipeline import Call, Pipeline
@@ -110,15 +110,8 @@ class DiffusersRunner:
         yield Log(f"Using seed: {asked.seed}\n")
         if asked.size is not None:
             yield Log(f"Size: {asked.size.width} x {asked.size.height}\n")
-        stop = threading.Event()
         async with self._one_at_a_time:
-            computing = asyncio.create_task(asyncio.to_thread(self._compute, asked, stop))
-            try:
-                made = await asyncio.shield(computing)
-            except asyncio.CancelledError:
-                stop.set()  # heard at the end of the step that is being computed
-                await asyncio.wait({computing})
-                raise
+            made = await threads.interruptible(functools.partial(self._compute, asked))
         if made.held_back:
             yield Log(
                 f"The safety checker held back {made.held_back} of {asked.input['num_outputs']} pictures\n"
@@ -235,8 +228,6 @@ class DiffusersRunner:
             if checker is not None and asked.input["disable_safety_checker"]:
                 pipe.safety_checker = None
             result = pipe(**self._arguments(asked))
-        except _Canceled:
-            return _Made([], 0)
         except _FOREIGN as error:
             raise PredictionFailed(f"the pipeline refused this prediction: {_describe(error)}") from error
         finally:
@@ -314,17 +305,8 @@ def _opened(name: str, path: str | None) -> Image | None:
     """
     if path is None:
         return None
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("L" if name == "mask" else "RGB")
-    except UnidentifiedImageError as error:
-        raise PredictionFailed(
-            f"{name}: the file is no picture, or of a format that is not known here"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PredictionFailed(f"{name}: the picture cannot be read: {error}") from error
+    picture = images.read(Path(path), name)
+    return picture.convert("L") if name == "mask" else picture
 
 
 def _covering(picture: Image, size: Size) -> Image:

@@ -308,7 +308,7 @@ def chosen(pipeline: Pipeline, *, image: bool, mask: bool) -> Call:
         PredictionFailed: a mask without an image.
     """
     if mask and not image:
-        raise PredictionFailed("mask: it says what of an image is repainted, and there is no image")
+        raise PredictionFailed("input.mask: it says what of an image is repainted, and there is no image")
     if mask and "mask_image" not in pipeline.call.arguments:
         assert pipeline.with_mask is not None, "the interface has offered a mask"
         return pipeline.with_mask
@@ -337,7 +337,7 @@ def size(
         width, height = map(int, given["size"].split("x"))
         if not pipeline.multiple <= min(width, height) <= max(width, height) <= options["max_side"]:
             raise PredictionFailed(
-                f"size: both sides must be from {pipeline.multiple} to {options['max_side']} pixels"
+                f"input.size: both sides must be from {pipeline.multiple} to {options['max_side']} pixels"
             )
     elif given.get("width") or given.get("height"):
         width, height = given.get("width") or usual.width, given.get("height") or usual.height

@@ -39,7 +39,7 @@ def main() -> int:
         coder = autoencoder.train(arguments.autoencoder_steps, chance, progress)
         pipeline = diffusion.train(coder, arguments.pictures, arguments.steps, chance, progress)
     _save(pipeline, arguments.output)
-    pipeline = StableDiffusionPipeline.from_pretrained(arguments.output)  # as it will be used
+    pipeline = StableDiffusionPipeline.from_pretrained(arguments.output, dtype=torch.float32)  # as on a CPU
     _sheet(pipeline, arguments.sheet)
     print(f"The model is in {arguments.output}; look at what it draws: {arguments.sheet}")
     print(f"{_right(pipeline):.0%} of its pictures of pairs that were held out are right")

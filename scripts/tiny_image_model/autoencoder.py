@@ -14,7 +14,7 @@ from scripts.tiny_image_model import shapes
 
 PICTURE: Final = 64  # pixels a side
 _BATCH: Final = 32
-_STRAY: Final = 1e-5  # weight of the divergence from a normal distribution, of all 256 numbers
+_STRAY: Final = 1e-8  # weight of the divergence from a normal distribution, of all 256 numbers
 
 
 def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderKL:

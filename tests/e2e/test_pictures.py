@@ -174,7 +174,7 @@ def test_what_is_no_picture_is_refused_and_the_model_goes_on(api: httpx.Client) 
     record = ended(api, create(api, MODEL, prompt="a red circle", image="data:image/png;base64,AAAA"))
     assert (record["status"], record["error"]) == (
         "failed",
-        "image: the file is no picture, or of a format that is not known here",
+        "input.image: this is no image of a known format",
     )
     wrong = api.post("/v1/predictions", json={"version": MODEL, "input": {"num_outputs": 9}})
     assert {row["field"] for row in wrong.json()["invalid_fields"]} == {"input", "input.num_outputs"}

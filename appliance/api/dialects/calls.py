@@ -107,7 +107,9 @@ class Calls:
         if not streams:
             given.pop("stream", None)
         engine = self._services.engine
-        record = await engine.submit(entry, given, owner=caller.owner, operation=operation)
+        record = await engine.submit(
+            entry, given, owner=caller.owner, parent=caller.prediction, operation=operation
+        )
         told = self.told(record)
         try:
             if operations.streams(given):
@@ -123,7 +125,9 @@ class Calls:
         self, request: Request, caller: Token, entry: Entry, input: dict[str, Any]
     ) -> Prediction | Response:
         """A prediction of the model's own that has succeeded, or what its client is told instead."""
-        record = await self._services.engine.submit(entry, input, owner=caller.owner)
+        record = await self._services.engine.submit(
+            entry, input, owner=caller.owner, parent=caller.prediction
+        )
         try:
             ended = await self.ended(request, record)
         except Disconnected:
