@@ -13,6 +13,7 @@ import msgspec
 
 from appliance.errors import PredictionFailed
 from appliance.runners.base import Interface
+from appliance.runners.interfaces import FILE, interface_of
 from appliance.weights.pipeline import Argument, Call, Pipeline
 
 #: Width and height of each aspect ratio for a model made for 1024 x 1024, as FLUX models have them.
@@ -44,6 +45,17 @@ SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
     "UniPCMultistep": ("UniPCMultistepScheduler", {}),
 }
+#: What clients of other image models call an input -> its name here.
+_OTHER_NAMES: Final = {
+    "guidance": "guidance_scale",
+    "input_image": "image",
+    "mask_image": "mask",
+    "num_images": "num_outputs",
+    "steps": "num_inference_steps",
+    "strength": "prompt_strength",
+    "frame_rate": "fps",
+    "frames_per_second": "fps",
+}
 _FRAMES_PER_SECOND: Final = 16
 _LARGEST_SEED: Final = 2**53 - 1  # what every JSON reader takes for the same number
 #: Arguments that our own inputs stand for, or that no caller of an API could give a sense to.
@@ -70,51 +82,33 @@ def interface(options: Mapping[str, Any]) -> Interface:
     pipeline = msgspec.convert(options["pipeline"], Pipeline)
     video = pipeline.makes == "video"
     required: list[str] = []
-    components: dict[str, Any] = {}
-    properties: dict[str, dict[str, Any]] = {
+    inputs: dict[str, dict[str, Any]] = {
         **_words(pipeline, required),
         **_pictures(pipeline, required),
-        **_sizes(pipeline, options, components),
+        **_sizes(pipeline, options),
         **(_moving(pipeline) if video else _count(options)),
-        **_steps(pipeline, options, components),
+        **_steps(pipeline, options),
         **_further(pipeline.call),
-        **_format(components, video=video),
+        **_format(video=video),
     }
     if pipeline.safety_checker:
-        properties["disable_safety_checker"] = {
+        inputs["disable_safety_checker"] = {
             "type": "boolean",
             "default": False,
             "description": "Give back pictures that the safety checker would hold back",
         }
-    for order, (name, declared) in enumerate(properties.items()):
-        if "allOf" not in declared:
-            declared["title"] = name.replace("_", " ").title()
-        declared["x-order"] = order
-    whole = {"type": "object", "title": "Input", "properties": properties}
-    file = {"type": "string", "format": "uri"}
-    return Interface(
-        input={**whole, "required": required} if required else whole,
-        output={"title": "Output", **file} if video else {"type": "array", "title": "Output", "items": file},
-        components=components,
+    return interface_of(
+        inputs,
+        FILE if video else {"type": "array", "items": FILE},
+        required=tuple(required),
         aliases={
-            alias: name
-            for alias, name in (
-                *(("guidance", "guidance_scale"), ("input_image", "image"), ("num_images", "num_outputs")),
-                *(("steps", "num_inference_steps"), ("strength", "prompt_strength")),
-                *(("frame_rate", "fps"), ("frames_per_second", "fps"), ("mask_image", "mask")),
-            )
-            if name in properties and alias not in properties
+            alias: name for alias, name in _OTHER_NAMES.items() if name in inputs and alias not in inputs
         },
     )
 
 
-def _choice(
-    name: str, values: list[str], default: str, description: str, components: dict[str, Any]
-) -> dict[str, Any]:
-    """An input with few values, in the form that Cog gives it."""
-    components[name] = {"title": name, "type": "string", "enum": values, "description": "An enumeration."}
-    reference = {"$ref": f"#/components/schemas/{name}"}
-    return {name: {"allOf": [reference], "default": default, "description": description}}
+def _choice(values: list[str], default: str, description: str) -> dict[str, Any]:
+    return {"type": "string", "enum": values, "default": default, "description": description}
 
 
 def _words(pipeline: Pipeline, required: list[str]) -> dict[str, Any]:
@@ -130,15 +124,14 @@ def _words(pipeline: Pipeline, required: list[str]) -> dict[str, Any]:
 
 def _pictures(pipeline: Pipeline, required: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    file = {"type": "string", "format": "uri"}
     image = pipeline.call.arguments.get("image")
     if image is not None or pipeline.with_image is not None:
-        found["image"] = {**file, "description": "Picture to begin with"}
+        found["image"] = {**FILE, "description": "Picture to begin with"}
         # Classes that cannot do without say so by a default of None all the same.
         if image is not None and pipeline.with_image is None and "prompt" not in pipeline.call.arguments:
             required.append("image")
     if pipeline.with_mask is not None or "mask_image" in pipeline.call.arguments:
-        found["mask"] = {**file, "description": "What of the image is repainted: white is, black stays"}
+        found["mask"] = {**FILE, "description": "What of the image is repainted: white is, black stays"}
     if any(call is not None and "strength" in call.arguments for call in calls(pipeline)):
         found["prompt_strength"] = {
             "type": "number",
@@ -150,19 +143,15 @@ def _pictures(pipeline: Pipeline, required: list[str]) -> dict[str, Any]:
     return found
 
 
-def _sizes(pipeline: Pipeline, options: Mapping[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+def _sizes(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     if not {"width", "height"} <= pipeline.call.arguments.keys():
         return {}
     usual = own_size(pipeline, options)
     side = {"type": "integer", "minimum": pipeline.multiple, "maximum": options["max_side"]}
     default = "that of the image, or" if pipeline.makes == "images" and pipeline.with_image else ""
     return {
-        **_choice(
-            "aspect_ratio",
-            [CUSTOM, *RATIOS],
-            CUSTOM,
-            f"Shape of the output; {CUSTOM} leaves it to width and height",
-            components,
+        "aspect_ratio": _choice(
+            [CUSTOM, *RATIOS], CUSTOM, f"Shape of the output; {CUSTOM} leaves it to width and height"
         ),
         "width": {**side, "description": f"Pixels. Default: {default} {usual.width}".replace("  ", " ")},
         "height": {**side, "description": f"Pixels. Default: {default} {usual.height}".replace("  ", " ")},
@@ -171,12 +160,8 @@ def _sizes(pipeline: Pipeline, options: Mapping[str, Any], components: dict[str,
             "pattern": r"^\d{1,5}x\d{1,5}$",
             "description": "Width and height in one, such as 1024x1024; goes before the others",
         },
-        **_choice(
-            "megapixels",
-            ["1", "0.25"],
-            "1",
-            "0.25 halves both sides, where neither width and height nor size are given",
-            components,
+        "megapixels": _choice(
+            ["1", "0.25"], "1", "0.25 halves both sides, where neither width and height nor size are given"
         ),
     }
 
@@ -214,7 +199,7 @@ def _moving(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def _steps(pipeline: Pipeline, options: Mapping[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = pipeline.call.arguments
     found: dict[str, Any] = {}
     if "num_inference_steps" in arguments:
@@ -236,7 +221,7 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any], components: dict[str,
         }
     if pipeline.exchangeable:
         described = f"How noise is taken away; {OWN_SCHEDULER} is the model's own way"
-        found |= _choice("scheduler", [OWN_SCHEDULER, *SCHEDULERS], OWN_SCHEDULER, described, components)
+        found["scheduler"] = _choice([OWN_SCHEDULER, *SCHEDULERS], OWN_SCHEDULER, described)
     found["seed"] = {
         "type": "integer",
         "minimum": 0,
@@ -245,7 +230,7 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any], components: dict[str,
     }
     if options["loras"]:
         names = [NO_LORA, *options["loras"]]
-        found |= _choice("lora", names, NO_LORA, "LoRA weights to add to the model", components)
+        found["lora"] = _choice(names, NO_LORA, "LoRA weights to add to the model")
         found["lora_scale"] = {
             "type": "number",
             "default": 1.0,
@@ -273,12 +258,12 @@ def _further(call: Call) -> dict[str, Any]:
     return found
 
 
-def _format(components: dict[str, Any], *, video: bool) -> dict[str, Any]:
+def _format(*, video: bool) -> dict[str, Any]:
     described = "Format of the files"
     if video:
-        return _choice("output_format", ["mp4", "gif"], "mp4", described, components)
+        return {"output_format": _choice(["mp4", "gif"], "mp4", described)}
     return {
-        **_choice("output_format", ["webp", "jpg", "png"], "webp", described, components),
+        "output_format": _choice(["webp", "jpg", "png"], "webp", described),
         "output_quality": {
             "type": "integer",
             "default": 80,
