@@ -25,7 +25,17 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 _WIDTH = 32
 
@@ -52,6 +62,29 @@ def stable_diffusion(folder: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def checked(folder: Path) -> Path:
+    """Stable Diffusion's classes with a safety checker that holds back every picture."""
+    parts = StableDiffusionPipeline.from_pretrained(stable_diffusion(folder / "plain"), dtype=torch.float32)
+    tiny = {
+        "hidden_size": _WIDTH,
+        "intermediate_size": _WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(vision_config={**tiny, "image_size": 32, "patch_size": 16}, projection_dim=_WIDTH)
+    )
+    checker.concept_embeds_weights.data.fill_(-2.0)  # every picture is as near as that to every concept
+    StableDiffusionPipeline(
+        **{
+            **parts.components,
+            "safety_checker": checker,
+            "feature_extractor": CLIPImageProcessorPil(size=32, crop_size=32),
+        },
+    ).save_pretrained(folder)
     return folder
 
 

@@ -162,6 +162,16 @@ def _white(folder: Path) -> Path:
     return file
 
 
+async def test_the_safety_checker_holds_back_what_it_flags(load: Load) -> None:
+    loaded = await load(random_pipelines.checked, num_inference_steps=1)
+    with pytest.raises(PredictionFailed, match="NSFW content detected"):
+        await loaded.run(prompt="x", num_outputs=2)
+    assert "held back 2 of 2" in loaded.logs
+    assert len(await loaded.run(prompt="x", num_outputs=2, disable_safety_checker=True)) == 2
+    with pytest.raises(PredictionFailed, match="NSFW content detected"):  # that was for once
+        await loaded.run(prompt="x")
+
+
 async def test_a_picture_controls_what_is_made(load: Load, tmp_path: Path) -> None:
     loaded = await load(random_pipelines.controlled, num_inference_steps=2)
     files = [tmp_path / "dark.png", tmp_path / "bright.png"]
