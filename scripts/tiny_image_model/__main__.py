@@ -50,8 +50,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train-tiny-image-model",
         description="Trains the small text-to-image model that the appliance ships, from nothing but drawn "
-        "shapes. Half an hour on two CPU cores. Two colours of each shape are held out: the model never sees the "
-        "two together.",
+        "shapes. Half an hour on two CPU cores. Two colours of each shape are held out: the model never "
+        "sees the two together.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
     parser.add_argument(
