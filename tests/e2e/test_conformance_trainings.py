@@ -299,6 +299,8 @@ def test_d5_d6_kept_loaded_and_not_deleted_meanwhile(api: httpx.Client) -> None:
     refused = api.delete("/v1/deployments/appliance/resident")
     assert 400 <= refused.status_code < 500
     assert refused.json()["detail"]
+    # Or no other model could ever have the whole machine.
+    assert api.patch("/v1/deployments/appliance/resident", json={"min_instances": 0}).is_success
 
 
 def test_demand_is_met_with_instances_up_to_the_most(api: httpx.Client) -> None:

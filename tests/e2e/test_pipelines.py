@@ -103,6 +103,7 @@ def test_what_could_only_wait_for_ever_fails_at_once(api: httpx.Client) -> None:
     nested = ran(api, ("cog/caller", {}), catch=True)
     assert "1 at a time" in nested["output"]["outputs"][0]["error"]
     no_room = ran(api, ("test/whole-machine", {}), catch=True)
+    assert no_room["status"] == "succeeded", no_room
     error = no_room["output"]["outputs"][0]["error"]
     assert "test/whole-machine" in error
     assert "cog/caller" in error

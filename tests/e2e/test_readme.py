@@ -80,7 +80,7 @@ def test_commands_that_only_a_person_gives_exist() -> None:
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
-    for link in links:
+    for link in (link for link in links if not link.startswith("https://")):
         assert (ROOT / link).exists(), link
 
 
