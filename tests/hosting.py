@@ -116,7 +116,7 @@ class Caller:
         return {event.name: event.value for event in self.events[id] if isinstance(event, Metric)}
 
     async def _until(self, condition: Any) -> None:
-        async with asyncio.timeout(30), self._changed:
+        async with asyncio.timeout(120), self._changed:
             await self._changed.wait_for(lambda: condition() or self.lost)
         assert condition(), self.lost
 
