@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train-tiny-image-model",
         description="Trains the small text-to-image model that the appliance ships, from nothing but drawn "
-        "shapes. Half an hour on two CPU cores. Two colours of each shape are held out: the model never "
+        "shapes. Under an hour on two CPU cores. Two colours of each shape are held out: the model never "
         "sees the two together.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--autoencoder-steps", type=int, default=1200, help="of 32 pictures (%(default)s)")
     parser.add_argument("--pictures", type=int, default=20_000, help="different pictures (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2300, help="of 64 pictures (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3800, help="of 64 pictures (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     return parser.parse_args()

@@ -74,8 +74,14 @@ def test_places_sizes_and_backgrounds(api: httpx.Client) -> None:
     (left,) = drawn(api, prompt="a small blue square on the left", seed=3)
     (right,) = drawn(api, prompt="a small blue square on the right", seed=3)
     assert shown(left).x < -0.2 < 0.2 < shown(right).x
-    (night,) = drawn(api, prompt="a large yellow star on a black background", seed=3)
-    assert (shown(night).colour, shown(night).shape, shown(night).background) == ("yellow", "star", "black")
+    for prompt, *expected in (
+        ("a large yellow square on a black background", "yellow", "square", "black"),
+        ("a large green cross on a gray background", "green", "cross", "gray"),
+        ("a yellow ring on a pink background", "yellow", "ring", "pink"),
+    ):
+        (image,) = drawn(api, prompt=prompt, seed=3)
+        found = shown(image)
+        assert [found.colour, found.shape, found.background] == expected
 
 
 def test_l4_the_same_seed_is_the_same_file(api: httpx.Client) -> None:
