@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -85,8 +86,9 @@ class Client:
             return place
         place = _free(folder / (Path(httpx.URL(url).path).name or "output"))
         # What lies elsewhere is trusted as anything on the web, however this appliance is.
-        client = self._http if url.startswith(f"{self.url}/") else httpx.Client(trust_env=False)
-        with self._translated(), client.stream("GET", url) as reply:
+        ours = url.startswith(f"{self.url}/")
+        stream = self._http.stream if ours else partial(httpx.stream, trust_env=False)
+        with self._translated(), stream("GET", url) as reply:
             if not reply.is_success:
                 reply.read()
                 raise _refused(reply)
