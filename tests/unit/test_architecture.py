@@ -64,6 +64,9 @@ PLACES = {
     "faster_whisper": ("runners.whisper",),
     "piper": ("runners.piper",),
     "onnxruntime": ("runners.piper",),
+    "pandas": ("ui",),
+    "prometheus_client": ("metrics",),
+    "opentelemetry": ("tracing",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
