@@ -29,6 +29,7 @@ from appliance.placement import build_scheduler
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
+from appliance.storage import Storage
 from appliance.store import SQLiteStore, Store, VersionRow
 from appliance.token import RunTokens
 from appliance.training import Trainings
@@ -114,6 +115,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         files=files,
         trainings=trainings,
         pushes=pushes,
+        storage=Storage(home),
         devices=settings.devices,
         started_at=now,
     )

@@ -134,6 +134,25 @@ def host_memory(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
     return min(limits)
 
 
+def available_memory(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+    """Bytes of ``host_memory`` that could be had now: what is free, and what caches would give back."""
+    available = [host_memory(cgroups=cgroups, proc=proc)]
+    words = _words(proc / "meminfo")
+    if "MemAvailable:" in words:
+        available.append(1024 * int(words[words.index("MemAvailable:") + 1]))
+    for folder in _cgroup_folders("memory", cgroups, proc):
+        for limit, usage, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            most, used = _words(folder / limit), _words(folder / usage)
+            if most and most[0].isdecimal() and used:
+                facts = _words(folder / "memory.stat")
+                cache = int(facts[facts.index(cached) + 1]) if cached in facts else 0
+                available.append(max(0, int(most[0]) - int(used[0]) + cache))
+    return min(available)
+
+
 def cpu_threads(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
     """CPU threads this process may keep busy: those it may run on, or less where a cgroup limits its time."""
     allowed = len(os.sched_getaffinity(0))

@@ -23,7 +23,7 @@ class Scope(StrEnum):
 
     READ = "read"  # look at everything of its account
     RUN = "run"  # create and cancel predictions
-    ADMIN = "admin"  # load and unload models
+    ADMIN = "admin"  # load and unload models; see every account's predictions, tokens and settings
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):

@@ -172,10 +172,10 @@ class Webhooks:
                 await self._store.end_delivery(delivery.id)
             elif delivery.attempts >= len(RETRIES):
                 _log.warning("the webhook of prediction %s is given up: %s", delivery.prediction, problem)
-                await self._store.end_delivery(delivery.id)
+                await self._store.end_delivery(delivery.id, problem)
             else:
                 due_at = time.time() + RETRIES[delivery.attempts]
-                await self._store.postpone_delivery(delivery.id, delivery.attempts + 1, due_at)
+                await self._store.postpone_delivery(delivery.id, delivery.attempts + 1, due_at, problem)
         finally:
             self._under_way.discard(delivery.id)
             self._wake.set()

@@ -145,6 +145,32 @@ def whichever(record: Prediction, base: str) -> dict[str, Any]:
     return (prediction if record.destination is None else training)(record, base)
 
 
+def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:
+    """What a prediction's time went into until ``now`` (Unix seconds): queued, loading its model, running.
+
+    A phase under way has no end yet. Of several attempts the last is told: those before it count as queued.
+    """
+    began = None if record.status is Status.STARTING else record.started_at
+    over = record.completed_at
+    if began is None:
+        return [_phase("queued", record.created_at, over, now)]
+    cold = record.metrics.get("cold_start", 0.0)
+    load = max(record.created_at, began - cold)
+    phases = [_phase("queued", record.created_at, load, now)]
+    if cold:
+        phases.append(_phase("loading", load, began, now))
+    return [*phases, _phase("running", began, over, now)]
+
+
+def _phase(name: str, begin: float, end: float | None, now: float) -> dict[str, Any]:
+    return {
+        "phase": name,
+        "from": timestamp(begin),
+        "to": None if end is None else timestamp(end),
+        "seconds": round((now if end is None else end) - begin, 6),
+    }
+
+
 def build(record: Build, base: str) -> dict[str, Any]:
     """A pushed project on its way to be a version."""
     return {

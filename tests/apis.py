@@ -16,6 +16,7 @@ from appliance.egress import Egress
 from appliance.hardware import Device
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
+from appliance.storage import Storage
 from appliance.webhooks import Webhooks
 from tests.engines import MIB, Bench
 
@@ -45,6 +46,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         files=bench.files,
         trainings=bench.trainings,
         pushes=bench.pushes,
+        storage=Storage(bench.folder),
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
         started_at=time.time(),
     )

@@ -31,6 +31,8 @@ class Admin:
             Route("/admin/residency", self.residency, methods=["GET"]),
             Route("/admin/models/{owner}/{name}/load", self.load, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/unload", self.unload, methods=["POST"]),
+            Route("/admin/models/{owner}/{name}/pin", self.pin, methods=["POST"]),
+            Route("/admin/models/{owner}/{name}/unpin", self.unpin, methods=["POST"]),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -68,6 +70,24 @@ class Admin:
         entry = await self._entry(request)
         await self._services.engine.unload(entry)
         return answers.json({"name": entry.name, "state": self._services.engine.residency(entry).value}, 202)
+
+    async def pin(self, request: Request) -> Response:
+        """``POST /admin/models/{owner}/{name}/pin``: load it, and never evict it."""
+        return self._pinned(await self._entry(request), pinned=True)
+
+    async def unpin(self, request: Request) -> Response:
+        """``POST /admin/models/{owner}/{name}/unpin``: it may be evicted, although models.yaml pins it."""
+        return self._pinned(await self._entry(request), pinned=False)
+
+    def _pinned(self, entry: Entry, *, pinned: bool) -> Response:
+        self._services.engine.pin(entry, pinned=pinned)
+        body = {
+            "name": entry.name,
+            "state": self._services.engine.residency(entry).value,
+            "pinned": pinned,
+            "detail": "Until the appliance is started again: models.yaml is unchanged.",
+        }
+        return answers.json(body, 202)
 
     async def _entry(self, request: Request) -> Entry:
         await requests.caller(request, self._services, Scope.ADMIN)

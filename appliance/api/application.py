@@ -24,11 +24,14 @@ from appliance.api.dialects.images import Images
 from appliance.api.dialects.openai import OpenAI
 from appliance.api.examples import Examples
 from appliance.api.files import Files
+from appliance.api.history import History
 from appliance.api.models import Models
 from appliance.api.predictions import Predictions
 from appliance.api.reference import Reference
 from appliance.api.services import Services
+from appliance.api.settings import Settings
 from appliance.api.streams import Streams
+from appliance.api.tokens import Tokens
 from appliance.api.trainings import Trainings
 from appliance.api.versions import Versions
 from appliance.api.webhooks import WebhookKeys
@@ -51,6 +54,9 @@ RESOURCES: Final = (
     Account,
     WebhookKeys,
     Admin,
+    History,
+    Tokens,
+    Settings,
     Examples,
     Reference,
     OpenAI,

@@ -7,7 +7,7 @@ import binascii
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Unpack
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.errors import FieldProblem, InvalidInput, NotFound
 from appliance.prediction import Prediction
-from appliance.store import Cursor
+from appliance.store import Cursor, Filter
 
 PAGE: Final = 100
 
@@ -52,12 +52,13 @@ def address(request: Request, base: str, cursor: Cursor) -> str:
 async def of_predictions(
     request: Request,
     services: Services,
-    owner: str,
+    owner: str | None,
     shown: Callable[[Prediction, str], dict[str, Any]],
-    *,
-    training: bool = False,
+    **filters: Unpack[Filter],
 ) -> Response:
-    """The page of an owner's predictions, or trainings, that the request asks for; newest first.
+    """The page of an owner's predictions, or of everyone's, that the request asks for; newest first.
+
+    ``filters`` are beside those that every list takes from the request.
 
     Raises:
         NotFound: the cursor is none of ours, or there is no such parent.
@@ -67,18 +68,14 @@ async def of_predictions(
     given = request.query_params.get("cursor")
     cursor = decode(given) if given else None
     backwards = cursor is not None and cursor.backwards
-    found = [
-        *await services.engine.list(
-            owner,
-            cursor=cursor,
-            limit=PAGE + 1,
-            source=requests.one_of(request, "source", ("api", "web")),
-            training=training,
-            parent=request.query_params.get("parent"),
-            created_after=_instant(request, "created_after"),
-            created_before=_instant(request, "created_before"),
-        )
-    ]
+    narrowed: Filter = {
+        **filters,
+        "source": requests.one_of(request, "source", ("api", "web")),
+        "parent": request.query_params.get("parent"),
+        "created_after": _instant(request, "created_after"),
+        "created_before": _instant(request, "created_before"),
+    }
+    found = [*await services.engine.list(owner, cursor=cursor, limit=PAGE + 1, **narrowed)]
     more = len(found) > PAGE
     page = found[-PAGE:] if backwards else found[:PAGE]
     older = more or backwards

@@ -14,6 +14,7 @@ from appliance.hardware import Device
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
+from appliance.storage import Storage
 from appliance.store import Store
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
@@ -34,6 +35,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     files: Files
     trainings: Trainings
     pushes: Pushes
+    storage: Storage
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from appliance.config import yamlsource
 from appliance.config.diffusion import DescribedDiffusersOptions, DiffusersOptions
+from appliance.config.disclosed import disclosed
 from appliance.config.models import (
     BuiltinSource,
     CogModel,
@@ -91,6 +92,7 @@ __all__ = [
     "VllmOptions",
     "WhisperModel",
     "WhisperOptions",
+    "disclosed",
     "home",
     "json_schema",
     "load",

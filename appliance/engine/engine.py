@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import msgspec
 
@@ -33,7 +33,7 @@ from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.scheduler import Residency, Scheduler
-from appliance.store import Cursor, Store
+from appliance.store import Cursor, Filter, Store
 from appliance.token import RunTokens
 
 _log = logging.getLogger(__name__)
@@ -178,48 +178,36 @@ class Engine:
             raise
         return prediction
 
-    async def get(self, id: str, owner: str) -> Prediction:
-        """The record as it is now.
+    async def get(self, id: str, owner: str | None) -> Prediction:
+        """The record as it is now; with no ``owner``, whoever's it is.
 
         Raises:
             NotFound: there is none, or it is another owner's.
         """
         live = self._loop.live.get(id)
         prediction = live.prediction if live is not None else await self._store.get(id)
-        if prediction is None or prediction.owner != owner:
+        if prediction is None or owner not in {None, prediction.owner}:
             raise NotFound
         return prediction
 
     async def list(
         self,
-        owner: str,
+        owner: str | None,
         *,
         cursor: Cursor | None = None,
         limit: int = 100,
-        source: str | None = None,
-        training: bool = False,
-        parent: str | None = None,
-        created_after: float | None = None,
-        created_before: float | None = None,
+        **filters: Unpack[Filter],
     ) -> Sequence[Prediction]:
         """One page, newest first, with running predictions as they are now; see ``Store.list``.
 
         Raises:
             NotFound: there is no prediction ``parent`` of this owner's.
         """
+        parent = filters.get("parent")
         if parent is not None:  # its parts are younger: that leaves little to look through
             since = (await self.get(parent, owner)).created_at
-            created_after = since if created_after is None else max(created_after, since)
-        stored = await self._store.list(
-            owner,
-            cursor=cursor,
-            limit=limit,
-            source=source,
-            training=training,
-            parent=parent,
-            created_after=created_after,
-            created_before=created_before,
-        )
+            filters["created_after"] = max(filters.get("created_after") or since, since)
+        stored = await self._store.list(owner, cursor=cursor, limit=limit, **filters)
         return [
             self._loop.live[prediction.id].prediction if prediction.id in self._loop.live else prediction
             for prediction in stored
@@ -229,7 +217,7 @@ class Engine:
         """The ids of what a prediction has asked for while it ran, oldest first."""
         return await self._store.parts(record.id)
 
-    async def cancel(self, id: str, owner: str) -> Prediction:
+    async def cancel(self, id: str, owner: str | None) -> Prediction:
         """Cancel it if it is not finished; returns the record either way.
 
         Raises:
@@ -331,6 +319,17 @@ class Engine:
                 self._scheduler.unwanted(key, "asked for", time.monotonic())
         self._loop.decide()
 
+    def pin(self, entry: Entry, *, pinned: bool) -> None:
+        """Load the model and never evict it, or let it be evicted, whatever models.yaml says, until the end.
+
+        Raises:
+            NeverFits: it is to be pinned, and no device could hold it beside what is pinned.
+        """
+        if pinned:
+            self._scheduler.check_fits(entry.runs_on)
+        self._scheduler.pin(entry.runs_on, pinned=pinned)
+        self._loop.decide()
+
     def status(self) -> dict[str, Any]:
         """Models and devices as they are now, for people and for `/admin/status`."""
         scheduler = self._scheduler
@@ -342,6 +341,7 @@ class Engine:
                     "name": entry.runs_on,
                     "kind": entry.model.kind,
                     "state": scheduler.residency(entry.runs_on).value,
+                    "pinned": scheduler.pinned(entry.runs_on),
                     "queued": sum(map(scheduler.depth, self._instances.keys(entry.runs_on))),
                     "running": sum(
                         len(scheduler.running(key)) for key in self._instances.keys(entry.runs_on)

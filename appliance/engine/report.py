@@ -35,6 +35,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
                 "queued": scheduler.depth(model),
                 "running": len(scheduler.running(model)),
                 "load_seconds": _rounded(scheduler.load_seconds(model)),
+                "pinned": scheduler.pinned(model),
                 "priority": scheduler.demand(model).priority,
             }
             for model in scheduler.models

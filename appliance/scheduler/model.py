@@ -27,6 +27,7 @@ class Model:
         self.reserved = 0  # bytes on each of its devices
         self.wanted = demand.pin or demand.preload  # load it although nothing is queued
         self.kept = False  # as if it was pinned
+        self.by_hand: bool | None = None  # in place of `demand.pin`, if someone said so
         self.claim: tuple[str, ...] = ()  # devices that are cleared for it, because it waited long
         self.waiting_since: float | None = None  # of what is queued; anew when it is drained
         self.state_since = 0.0  # when it became what it is
@@ -58,7 +59,7 @@ class Model:
     @property
     def pinned(self) -> bool:
         """Whether it is never evicted."""
-        return self.demand.pin or self.kept
+        return self.kept or (self.demand.pin if self.by_hand is None else self.by_hand)
 
     @property
     def idle(self) -> bool:

@@ -174,6 +174,13 @@ class Scheduler:
         if loaded and entry.state is Residency.COLD:
             entry.wanted = True
 
+    def pin(self, model: str, *, pinned: bool) -> None:
+        """Someone wants it loaded at all times, or evictable, whatever its demand says."""
+        entry = self._models[model]
+        entry.by_hand = pinned
+        if entry.state is Residency.COLD:
+            entry.wanted = entry.pinned
+
     def wanted(self, model: str) -> None:
         """Load it when there is room, although nothing waits for it."""
         entry = self._models[model]
@@ -211,6 +218,10 @@ class Scheduler:
     def residency(self, model: str) -> Residency:
         """Where the model is now."""
         return self._models[model].state
+
+    def pinned(self, model: str) -> bool:
+        """Whether it is never evicted."""
+        return self._models[model].pinned
 
     def load_seconds(self, model: str) -> float | None:
         """What the model's last load took, if there was one."""

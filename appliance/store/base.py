@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import msgspec
 
@@ -36,6 +36,22 @@ class Cursor(NamedTuple):
     backwards: bool = False
 
 
+class Filter(TypedDict, total=False):
+    """Which predictions of a list are meant; what is not given, or None, is not looked at.
+
+    ``created_after`` is inclusive, ``created_before`` exclusive, both Unix seconds. Without ``training`` only
+    predictions are listed, with True only trainings, with None both.
+    """
+
+    model: str | None
+    status: Status | None
+    source: str | None
+    training: bool | None
+    parent: str | None
+    created_after: float | None
+    created_before: float | None
+
+
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     """A version that some model has or had. ``created_at`` is when it was first seen, Unix seconds."""
 
@@ -49,12 +65,14 @@ Versions = list[VersionRow]
 
 
 class Delivery(NamedTuple):
-    """The last webhook of a finished prediction, which is still to be delivered."""
+    """The last webhook of a finished prediction: still to be delivered, or over. Times are Unix seconds."""
 
     id: str  # of the message, the same at every attempt
     prediction: str
     attempts: int  # that have failed
-    due_at: float  # Unix seconds
+    due_at: float  # the next attempt, or the last one if it is over
+    problem: str | None = None  # why the last attempt failed
+    ended_at: float | None = None  # delivered, or given up if there is a problem
 
 
 Deliveries = list[Delivery]
@@ -147,22 +165,15 @@ class Store(Protocol):
 
     async def list(
         self,
-        owner: str,
+        owner: str | None,
         *,
         cursor: Cursor | None = None,
         limit: int = 100,
-        model: str | None = None,
-        status: Status | None = None,
-        source: str | None = None,
-        training: bool = False,
-        parent: str | None = None,
-        created_after: float | None = None,
-        created_before: float | None = None,
+        **filters: Unpack[Filter],
     ) -> Predictions:
-        """A page of the owner's predictions, or trainings, always newest first by ``(created_at, id)``.
+        """A page of the owner's predictions, or of everyone's, newest first by ``(created_at, id)``.
 
-        Running ones are as last written by ``claim``, without their events. ``created_after`` is inclusive,
-        ``created_before`` exclusive, both Unix seconds.
+        Running ones are as last written by ``claim``, without their events.
         """
         ...
 
@@ -234,12 +245,16 @@ class Store(Protocol):
     async def next_delivery(self) -> float | None:
         """When something is due next, Unix seconds; None when nothing is."""
 
-    def postpone_delivery(self, id: str, attempts: int, due_at: float) -> asyncio.Future[None]:
-        """A delivery has failed ``attempts`` times and is due again at ``due_at``."""
+    def postpone_delivery(self, id: str, attempts: int, due_at: float, problem: str) -> asyncio.Future[None]:
+        """A delivery has failed ``attempts`` times, at last with ``problem``; it is due at ``due_at``."""
         ...
 
-    def end_delivery(self, id: str) -> asyncio.Future[None]:
-        """It is delivered, or given up."""
+    def end_delivery(self, id: str, problem: str | None = None) -> asyncio.Future[None]:
+        """It is delivered, or given up because of ``problem``."""
+        ...
+
+    async def deliveries(self, prediction: str) -> Deliveries:
+        """What was, or is to be, delivered of a prediction."""
         ...
 
     async def webhook_keys(self, now: float) -> Keys:

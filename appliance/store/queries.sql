@@ -95,6 +95,32 @@ WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 
+-- query: all_predictions_older
+-- A page of everyone's predictions, newest first. Every column but those that are shown is in one index.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, p.parent, p.operation, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
+    AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
+    AND (:owner IS NULL OR p.owner = :owner) AND (:training IS NULL OR (p.destination IS NOT NULL) = :training)
+    AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
+ORDER BY p.created_at DESC, p.id DESC
+LIMIT :limit;
+
+-- query: all_predictions_newer
+-- The page of everyone's predictions just above a place, oldest first.
+SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
+    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
+    p.deployment, p.destination, p.parent, p.operation, i.body
+FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
+WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
+    AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
+    AND (:owner IS NULL OR p.owner = :owner) AND (:training IS NULL OR (p.destination IS NOT NULL) = :training)
+    AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
+ORDER BY p.created_at, p.id
+LIMIT :limit;
+
 -- query: parts
 -- The ids of what a prediction has asked for, in that order.
 SELECT id FROM predictions WHERE parent = :parent ORDER BY created_at, id;
@@ -154,19 +180,25 @@ INSERT INTO deliveries (id, prediction, attempts, due_at) VALUES (:id, :predicti
 
 -- query: due_deliveries
 -- What is due, longest due first.
-SELECT id, prediction, attempts, due_at FROM deliveries WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
+SELECT id, prediction, attempts, due_at, problem, ended_at FROM deliveries
+WHERE ended_at IS NULL AND due_at <= :now ORDER BY due_at LIMIT :limit;
 
 -- query: next_delivery
 -- When something is due next.
-SELECT min(due_at) FROM deliveries;
+SELECT min(due_at) FROM deliveries WHERE ended_at IS NULL;
 
 -- query: postpone_delivery
 -- A delivery that has failed is due again later.
-UPDATE deliveries SET attempts = :attempts, due_at = :due_at WHERE id = :id;
+UPDATE deliveries SET attempts = :attempts, due_at = :due_at, problem = :problem WHERE id = :id;
 
--- query: delete_delivery
--- It is delivered, or given up.
-DELETE FROM deliveries WHERE id = :id;
+-- query: end_delivery
+-- It is delivered, or given up, which leaves the problem.
+UPDATE deliveries SET ended_at = :now, problem = :problem WHERE id = :id;
+
+-- query: deliveries
+-- What was, or is to be, delivered of a prediction.
+SELECT id, prediction, attempts, due_at, problem, ended_at FROM deliveries
+WHERE prediction = :prediction ORDER BY id;
 
 -- query: webhook_keys
 -- The keys that are valid, newest first.

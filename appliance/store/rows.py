@@ -143,9 +143,9 @@ def token(row: Row) -> Token:
 
 
 def delivery(row: Row) -> Delivery:
-    """A row of ``due_deliveries``."""
-    id, prediction, attempts, due_at = row
-    return Delivery(id, prediction, attempts, due_at)
+    """A row of ``due_deliveries`` or ``deliveries``."""
+    id, prediction, attempts, due_at, problem, ended_at = row
+    return Delivery(id, prediction, attempts, due_at, problem, ended_at)
 
 
 def token_columns(token: Token) -> dict[str, Any]:

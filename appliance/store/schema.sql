@@ -224,3 +224,21 @@ CREATE TABLE projects (
 -- Predictions that were asked for in the words of another API.
 
 ALTER TABLE predictions ADD COLUMN operation TEXT;
+
+-- step: 10
+-- What operators look at.
+
+-- Everyone's predictions, newest first, with what they are filtered by.
+CREATE INDEX predictions_by_creation ON predictions (created_at, id, owner, model, status);
+
+-- A delivery that is over stays, to be shown with its prediction.
+ALTER TABLE deliveries ADD COLUMN problem TEXT;
+ALTER TABLE deliveries ADD COLUMN ended_at REAL;
+DROP INDEX deliveries_by_time;
+CREATE INDEX deliveries_by_time ON deliveries (due_at) WHERE ended_at IS NULL;
+CREATE INDEX deliveries_by_prediction ON deliveries (prediction);
+
+CREATE TRIGGER deliveries_follow BEFORE DELETE ON predictions
+BEGIN
+    DELETE FROM deliveries WHERE prediction = OLD.id;
+END;

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 from appliance.errors import StatusConflict, StoreError
 from appliance.prediction import MOVES, Done, Prediction, Status, new_id
@@ -16,6 +16,7 @@ from appliance.store import rows
 from appliance.store.base import (
     Cursor,
     Deliveries,
+    Filter,
     Ids,
     Keys,
     Predictions,
@@ -142,37 +143,34 @@ class SQLiteStore(Connections, Store):
 
     async def list(
         self,
-        owner: str,
+        owner: str | None,
         *,
         cursor: Cursor | None = None,
         limit: int = 100,
-        model: str | None = None,
-        status: Status | None = None,
-        source: str | None = None,
-        training: bool = False,
-        parent: str | None = None,
-        created_after: float | None = None,
-        created_before: float | None = None,
+        **filters: Unpack[Filter],
     ) -> Predictions:
         """See ``Store.list``."""
-        after = -math.inf if created_after is None else created_after
-        before = math.inf if created_before is None else created_before
+        training = filters.get("training", False)
+        after = _given(filters.get("created_after"), -math.inf)
+        before = _given(filters.get("created_before"), math.inf)
         # As a place, a bound narrows the range of the index; ids are never empty, so ("bound", "") is exact.
         backwards = cursor is not None and cursor.backwards
         places = [(after, "") if backwards else (before, "")]
         if cursor is not None:
             places.append((cursor.created_at, cursor.id))
         place = max(places) if backwards else min(places)
-        query = QUERIES["predictions_newer" if backwards else "predictions_older"]
+        # Each has an index that gives its order.
+        subject = "all_predictions" if owner is None or training is None else "predictions"
+        query = QUERIES[f"{subject}_{'newer' if backwards else 'older'}"]
         parameters: Parameters = {
             "owner": owner,
             "place_created_at": place[0],
             "place_id": place[1],
-            "model": model,
-            "status": status,
-            "source": source,
+            "model": filters.get("model"),
+            "status": filters.get("status"),
+            "source": filters.get("source"),
             "training": training,
-            "parent": parent,
+            "parent": filters.get("parent"),
             "created_after": after,
             "created_before": before,
             "limit": limit,
@@ -330,13 +328,21 @@ class SQLiteStore(Connections, Store):
         row = self.row("next_delivery", {})
         return None if row is None else row[0]
 
-    def postpone_delivery(self, id: str, attempts: int, due_at: float) -> asyncio.Future[None]:
+    def postpone_delivery(self, id: str, attempts: int, due_at: float, problem: str) -> asyncio.Future[None]:
         """See ``Store.postpone_delivery``."""
-        return self.change("postpone_delivery", {"id": id, "attempts": attempts, "due_at": due_at})
+        failed: Parameters = {"id": id, "attempts": attempts, "due_at": due_at, "problem": problem}
+        return self.change("postpone_delivery", failed)
 
-    def end_delivery(self, id: str) -> asyncio.Future[None]:
+    def end_delivery(self, id: str, problem: str | None = None) -> asyncio.Future[None]:
         """See ``Store.end_delivery``."""
-        return self.change("delete_delivery", {"id": id})
+        return self.change("end_delivery", {"id": id, "problem": problem, "now": time.time()})
+
+    async def deliveries(self, prediction: str) -> Deliveries:
+        """See ``Store.deliveries``."""
+        query, parameters = QUERIES["deliveries"], {"prediction": prediction}
+        return await self.read(
+            lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
+        )
 
     async def webhook_keys(self, now: float) -> Keys:
         """See ``Store.webhook_keys``."""
@@ -367,6 +373,10 @@ class SQLiteStore(Connections, Store):
             return _folded(connection, rows.prediction(found))
 
         return await self.read(action)
+
+
+def _given(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:

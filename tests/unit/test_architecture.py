@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "logs",
         "weights",
         "hardware",
+        "storage",
         "runners.base",
         "frames",
         "leftovers",

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.config import HardwareConfig
 from appliance.errors import ApplianceError
-from appliance.hardware import cpu_threads, discover, host_memory, visible
+from appliance.hardware import available_memory, cpu_threads, discover, host_memory, visible
 
 GIB = 1024**3
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -176,6 +176,18 @@ def test_without_limits_the_machine_is_what_there_is(tmp_path: Path) -> None:
     assert machine.memory == MACHINE
     assert machine.threads == len(os.sched_getaffinity(0))
     assert host_memory(cgroups=tmp_path, proc=tmp_path / "none") == MACHINE
+
+
+def test_available_is_what_the_kernel_says_and_what_a_group_has_left(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "0::/a\n")
+    (machine.proc / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:   4000 kB\n")
+    assert available_memory(cgroups=machine.cgroups, proc=machine.proc) == 4_096_000
+    machine.write("a/memory.max", "2000000\n")
+    machine.write("a/memory.current", "1500000\n")
+    machine.write("a/memory.stat", "anon 1000000\ninactive_file 400000\n")
+    assert available_memory(cgroups=machine.cgroups, proc=machine.proc) == 900_000
+    machine.write("a/memory.current", "2600000\n")
+    assert available_memory(cgroups=machine.cgroups, proc=machine.proc) == 0
 
 
 def test_cgroup_2_limits_count_up_to_the_root(tmp_path: Path) -> None:

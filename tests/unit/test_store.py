@@ -401,6 +401,10 @@ async def test_list_filters(store: SQLiteStore) -> None:
     assert await store.list("me", cursor=backwards, created_after=3.0) == [failed]
     assert await store.list("me", cursor=backwards, created_before=3.0) == [other_model]
     assert await store.list("me", cursor=backwards, model="acme/hello") == [failed]
+    assert await store.list(None) == [foreign, failed, other_model, old]
+    assert await store.list(None, created_before=4.0, cursor=backwards) == [failed, other_model]
+    assert await store.list(None, status=Status.STARTING, limit=2) == [foreign, other_model]
+    assert await store.list("you", training=None) == [foreign]
 
 
 async def test_unfinished_are_all_that_are_not_terminal_oldest_first(store: SQLiteStore) -> None:

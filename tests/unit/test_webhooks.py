@@ -120,7 +120,7 @@ async def test_the_end_is_due_from_the_same_transaction_on(tmp_path: Path) -> No
     (due,) = await store.due_deliveries(2e10, 10)
     assert (due.prediction, due.attempts) == ("told", 0)
     assert await store.next_delivery() == due.due_at
-    await store.postpone_delivery(due.id, 1, 1e10)
+    await store.postpone_delivery(due.id, 1, 1e10, "HTTP 500")
     assert await store.due_deliveries(1e9, 10) == []
     (due,) = await store.due_deliveries(2e10, 10)
     assert due.attempts == 1

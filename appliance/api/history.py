@@ -1,0 +1,137 @@
+"""Predictions and trainings as operators look at them: of every owner, with what happened to each."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance import wire
+from appliance.api import answers, paging, requests
+from appliance.api.services import Services
+from appliance.errors import InvalidVersion, PermissionDenied
+from appliance.prediction import Prediction, Status
+from appliance.store import Delivery
+from appliance.token import Scope, Token
+
+#: What a list leaves out, because it may be long.
+_LONG: Final = ("input", "output", "logs")
+
+
+class History:
+    """An administrator sees those of every owner here, any other token those of its own."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/admin/predictions", self.list, methods=["GET"]),
+            Route("/admin/predictions/{id}", self.get, methods=["GET"]),
+            Route("/admin/predictions/{id}/cancel", self.cancel, methods=["POST"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """``GET /admin/predictions``: newest first, a hundred at a time, without input, output and logs.
+
+        ``model``, ``status``, ``owner``, ``type`` (``prediction``, ``training``) and the filters of
+        ``GET /v1/predictions`` narrow the list.
+        """
+        caller = await requests.caller(request, self._services, Scope.READ)
+        status = requests.one_of(request, "status", tuple(Status))
+        type = requests.one_of(request, "type", ("prediction", "training"))
+        return await paging.of_predictions(
+            request,
+            self._services,
+            _owner(request, caller),
+            _brief,
+            model=request.query_params.get("model"),
+            status=None if status is None else Status(status),
+            training=None if type is None else type == "training",
+        )
+
+    async def get(self, request: Request) -> Response:
+        """``GET /admin/predictions/{id}``: whole, with what its time went into and what was sent of it."""
+        caller = await requests.caller(request, self._services, Scope.READ)
+        record = await self._services.engine.get(request.path_params["id"], _all_of(caller))
+        return await self._answer(record, request)
+
+    async def cancel(self, request: Request) -> Response:
+        """``POST /admin/predictions/{id}/cancel``; one that is over is answered as it is."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        record = await self._services.engine.cancel(request.path_params["id"], _all_of(caller))
+        return await self._answer(record, request)
+
+    async def _answer(self, record: Prediction, request: Request) -> Response:
+        base = requests.origin(request, self._services)
+        deliveries = await self._services.store.deliveries(record.id)
+        body = {
+            **_shown(record, base),
+            "parts": await self._services.engine.parts(record),
+            "timeline": wire.timeline(record, time.time()),
+            "model_state": self._model_state(record),
+            "deliveries": [_delivery(delivery) for delivery in deliveries],
+        }
+        return answers.json(body, base=base)
+
+    def _model_state(self, record: Prediction) -> str | None:
+        """Where the model of a prediction is; of a version that is gone, nowhere."""
+        try:
+            entry = self._services.catalogue.by_version(record.version)
+        except InvalidVersion:
+            return None
+        return self._services.engine.residency(entry).value
+
+
+def _all_of(caller: Token) -> str | None:
+    """The owner whose predictions this caller sees; None is every owner."""
+    return None if caller.may(Scope.ADMIN) else caller.owner
+
+
+def _owner(request: Request, caller: Token) -> str | None:
+    """The same, narrowed to the owner that is asked for.
+
+    Raises:
+        PermissionDenied: that is another one.
+    """
+    asked = request.query_params.get("owner")
+    if caller.may(Scope.ADMIN) or asked is None:
+        return asked if caller.may(Scope.ADMIN) else caller.owner
+    if asked != caller.owner:
+        raise PermissionDenied(
+            f'This token has the scope "{caller.scope}"; predictions of other owners need "{Scope.ADMIN}".'
+        )
+    return asked
+
+
+def _shown(record: Prediction, base: str) -> dict[str, Any]:
+    return {
+        **wire.whichever(record, base),
+        "type": "prediction" if record.destination is None else "training",
+        "owner": record.owner,
+        "attempts": record.attempt,
+    }
+
+
+def _brief(record: Prediction, base: str) -> dict[str, Any]:
+    return {key: value for key, value in _shown(record, base).items() if key not in _LONG}
+
+
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    state = "pending"
+    if delivery.ended_at is not None:
+        state = "delivered" if delivery.problem is None else "given up"
+    return {
+        "id": delivery.id,
+        "event": "completed",
+        "state": state,
+        "attempts": delivery.attempts + (delivery.ended_at is not None),
+        "due_at": wire.timestamp(delivery.due_at) if state == "pending" else None,
+        "ended_at": None if delivery.ended_at is None else wire.timestamp(delivery.ended_at),
+        "problem": delivery.problem,
+    }
