@@ -93,7 +93,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         scheduler=scheduler,
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
-        kinds={device.name: device.kind for device in settings.devices},
+        devices=settings.devices,
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,

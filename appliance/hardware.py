@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -33,6 +35,20 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     memory: int  # bytes that models may reserve
     label: str  # for people: "NVIDIA H100 80GB HBM3", "AMD EPYC 7B13, 2 threads"
     logical: bool = False  # declared in the config: main memory under another name
+
+    @property
+    def sku(self) -> str:
+        """The name of its kind in the API: ``cpu``, ``gpu-h200``, or that of a declared logical device."""
+        if self.kind == "cpu":
+            return self.name
+        words = re.sub(r"(?i)^nvidia\s+(geforce\s+|tesla\s+)?", "", self.label).lower()
+        return "gpu-" + re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
+def joint_sku(skus: Iterable[str]) -> str:
+    """What a model runs on that is placed on devices of these kinds: ``gpu-h200``, ``gpu-h200-2x``."""
+    counts = sorted(Counter(skus).items())
+    return "+".join(sku if count == 1 else f"{sku}-{count}x" for sku, count in counts)
 
 
 def discover(config: HardwareConfig) -> tuple[Device, ...]:

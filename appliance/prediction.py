@@ -144,6 +144,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     # What is asked for, where that is not the model's own prediction: one of `runners.operations`. `input` is
     # then a request of another API, and `output` the answer to it, or the parts of its stream.
     operation: str | None = None
+    token: str | None = None  # id of the token that asked for it; of a part, the one that asked for the whole
+    hardware: str | None = None  # SKU of what it last ran on
+    trace: str | None = (
+        None  # the W3C traceparent of the request that asked for it, where requests are traced
+    )
 
     @property
     def called(self) -> str:
@@ -164,10 +169,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
-    def started(self, now: float, cold_start: float = 0.0) -> Prediction:
+    def started(self, now: float, cold_start: float = 0.0, hardware: str | None = None) -> Prediction:
         """Claimed for a run: processing, next attempt, nothing applied yet.
 
-        ``cold_start`` is how many seconds it waited for its model to be loaded.
+        ``cold_start`` is how many seconds it waited for its model to be loaded, ``hardware`` the SKU of what
+        that is loaded on.
         """
         metrics = {"cold_start": round(cold_start, 6)} if cold_start > 0 else {}
         return self.move(
@@ -178,13 +184,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
             output=None,
             logs="",
             metrics=metrics,
+            hardware=hardware,
         )
 
     def finished(self, status: Status, now: float, error: str | None = None) -> Prediction:
         """Terminal at ``now``; output, logs and metrics so far are kept."""
         metrics = dict(self.metrics)
         if self.started_at is not None:
-            metrics.setdefault("predict_time", round(now - self.started_at, 6))
+            metrics.setdefault("predict_time", round(max(0.0, now - self.started_at), 6))
         metrics["total_time"] = round(now - self.created_at, 6)
         return self.move(status, completed_at=now, error=error, metrics=metrics)
 

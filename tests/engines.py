@@ -13,6 +13,7 @@ from appliance.config import FilesConfig, LimitsConfig, ModelConfig
 from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.files import Files
+from appliance.hardware import Device
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status
 from appliance.pushing import Pushes
@@ -90,7 +91,7 @@ class Bench:
             scheduler=self.scheduler,
             home=self.folder,
             threads=1,
-            kinds={"cpu": "cpu"},
+            devices=[Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU")],
             files=self.files,
             inputs=self.inputs,
             run_tokens=self.run_tokens,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,7 +9,6 @@ from starlette.routing import Route
 from appliance import wire
 from appliance.api import answers, requests
 from appliance.api.services import Services
-from appliance.hardware import Device
 from appliance.token import Scope
 
 
@@ -38,7 +35,7 @@ class Account:
     async def hardware(self, request: Request) -> Response:
         """``GET /hardware``: a bare array, each kind of device once."""
         await requests.caller(request, self._services, Scope.READ)
-        kinds = {sku(device): device.label for device in self._services.devices}
+        kinds = {device.sku: device.label for device in self._services.devices}
         return answers.json([{"name": name, "sku": key} for key, name in kinds.items()])
 
 
@@ -46,11 +43,3 @@ def account_name(username: str, services: Services) -> str | None:
     """What people call an account, if models.yaml says it."""
     server = services.config.server
     return server.account_name if username == server.account else None
-
-
-def sku(device: Device) -> str:
-    """The name of a kind of device: ``cpu``, ``gpu-h200``, or that of a declared logical device."""
-    if device.kind == "cpu":
-        return device.name
-    words = re.sub(r"(?i)^nvidia\s+(geforce\s+|tesla\s+)?", "", device.label).lower()
-    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", words).strip("-")

@@ -33,6 +33,7 @@ from appliance.api.settings import Settings
 from appliance.api.streams import Streams
 from appliance.api.tokens import Tokens
 from appliance.api.trainings import Trainings
+from appliance.api.usage import UsageReport
 from appliance.api.versions import Versions
 from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
@@ -57,6 +58,7 @@ RESOURCES: Final = (
     History,
     Tokens,
     Settings,
+    UsageReport,
     Examples,
     Reference,
     OpenAI,

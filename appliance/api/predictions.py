@@ -120,6 +120,7 @@ class Creation:
             webhook=webhooks.webhook(given, base, self._services),
             deployment=deployment,
             parent=caller.prediction,
+            token=caller.id,
         )
         headers = {"Location": f"{base}/v1/predictions/{record.id}"}
         if wait is None:

@@ -51,6 +51,7 @@ class Trainings:
             webhook=webhooks.webhook(given, origin, self._services),
             destination=destination,
             parent=caller.prediction,
+            token=caller.id,
         )
         headers = {"Location": f"{origin}/v1/trainings/{record.id}"}
         return answers.json(wire.training(record, origin), 201, headers)

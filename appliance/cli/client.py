@@ -53,6 +53,14 @@ class Client:
         """The JSON at ``path``."""
         return self._call("GET", path)
 
+    def text(self, path: str) -> str:
+        """The text at ``path``."""
+        with self._translated():
+            reply = self._http.get(path, headers=self._authorization)
+        if not reply.is_success:
+            raise _refused(reply)
+        return reply.text
+
     def post(self, path: str, body: Any = None) -> Any:
         """The JSON that answers ``body``."""
         return self._call("POST", path, body)

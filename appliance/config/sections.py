@@ -167,6 +167,19 @@ class RetentionConfig(Section):
     )
 
 
+class PricesConfig(Section):
+    """What models cost, by what they run on."""
+
+    currency: str = Field(
+        default="USD", pattern="^[A-Z]{3}$", description="ISO 4217 code of the currency of the prices."
+    )
+    per_second: dict[DeviceName, Annotated[float, Field(ge=0, le=1e6)]] = Field(
+        default={},
+        description="Price of a second of predictions, by SKU, as GET /v1/hardware names them. What runs on "
+        "others has no cost. Default: none has.",
+    )
+
+
 class CollectionConfig(Section):
     """A list of models under a heading."""
 
@@ -241,6 +254,7 @@ class Config(Section):
     code: CodeConfig = subsection(CodeConfig(), "Whose code is run.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
+    prices: PricesConfig = subsection(PricesConfig(), "What a second costs.")
     collections: tuple[CollectionConfig, ...] = Field(
         default=(), strict=False, description="Lists of models under a heading."
     )

@@ -30,6 +30,7 @@ from appliance.errors import (
     Unauthenticated,
 )
 from appliance.files import Files
+from appliance.hardware import Device
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.scheduler import Residency, Scheduler
@@ -66,14 +67,14 @@ class Engine:
         scheduler: Scheduler,
         home: Path,
         threads: int,
-        kinds: dict[str, str],
+        devices: Sequence[Device],
         files: Files,
         inputs: Inputs,
         run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
-        """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda.
+        """``home`` is the data folder, ``threads`` and ``devices`` what the machine has.
 
         ``observe`` is told of every change of a prediction, after its status is stored; ``conclude`` makes a
         version of what a training has made, before its end is stored.
@@ -83,8 +84,10 @@ class Engine:
         self._store = store
         self._cluster = cluster
         self._scheduler = scheduler
-        self._kinds = kinds
-        self._loads = Loads(catalogue, cluster, scheduler, limits, home=home, threads=threads, kinds=kinds)
+        self._devices = devices
+        self._loads = Loads(
+            catalogue, cluster, scheduler, limits, home=home, threads=threads, devices=devices
+        )
         self._instances = Instances(catalogue, scheduler)
         self._started = False
         self._loop = Loop(
@@ -123,12 +126,15 @@ class Engine:
         destination: str | None = None,
         parent: str | None = None,
         operation: str | None = None,
+        token: str | None = None,
+        trace: str | None = None,
     ) -> Prediction:
         """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
 
         With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the running prediction
         that asks for it. With ``operation`` the input is a request of another API, an object, and ``entry``
-        one of a kind that answers it.
+        one of a kind that answers it. ``token`` is the id of the token that asks, ``trace`` the
+        traceparent of its request; a part has those of its whole.
 
         Raises:
             Unauthenticated: ``parent`` does not run any more.
@@ -148,7 +154,8 @@ class Engine:
         if parent is None:
             self._check_queue(entry.runs_on)
         else:
-            self._check_parts(parent)
+            whole = self._check_parts(parent)
+            token, trace = whole.token, whole.trace
         prediction = Prediction(
             id=new_id(),
             model=entry.name,
@@ -163,6 +170,8 @@ class Engine:
             destination=destination,
             parent=parent,
             operation=operation,
+            token=token,
+            trace=trace,
         )
         if parent is not None:
             _log.info("prediction %s asks for %s", prediction.called, entry.name)
@@ -356,11 +365,11 @@ class Engine:
             ],
             "devices": [
                 {
-                    "name": device,
-                    "reserved": scheduler.reserved(device),
-                    "free": scheduler.free(device),
+                    "name": device.name,
+                    "reserved": scheduler.reserved(device.name),
+                    "free": scheduler.free(device.name),
                 }
-                for device in self._kinds
+                for device in self._devices
             ],
             "decisions": report.decisions(scheduler, time.monotonic(), SHOWN),
         }
@@ -466,7 +475,7 @@ class Engine:
                     f"Request was throttled. {depth} predictions already wait for {subject}.", retry_after=5
                 )
 
-    def _check_parts(self, parent: str) -> None:
+    def _check_parts(self, parent: str) -> Prediction:
         """A whole was accepted, so what it needs is, however many others wait; but it must not run away."""
         whole = self._loop.live.get(parent)
         if whole is None or whole.ending:
@@ -476,6 +485,7 @@ class Engine:
                 f"Request was throttled. {len(whole.parts)} parts of prediction {parent} are not finished.",
                 retry_after=5,
             )
+        return whole.prediction
 
     async def close(self) -> None:
         """Stop deciding and write what is not written yet."""

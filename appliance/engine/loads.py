@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +14,7 @@ from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.errors import HostLost, LoadFailed
+from appliance.hardware import Device, joint_sku
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Scheduler
 
@@ -40,16 +42,16 @@ class Loads:
         *,
         home: Path,
         threads: int,
-        kinds: dict[str, str],
+        devices: Sequence[Device],
     ) -> None:
-        """``home`` is the data folder, ``threads`` what the machine has, ``kinds`` device -> cpu|cuda."""
+        """``home`` is the data folder, ``threads`` and ``devices`` what the machine has."""
         self._catalogue = catalogue
         self._cluster = cluster
         self._scheduler = scheduler
         self._limits = limits
         self._home = home
         self._threads = threads
-        self._kinds = kinds
+        self._devices = {device.name: device for device in devices}
         self._told: dict[str, dict[str, Any]] = {}  # by what is loaded: the options it was loaded with
         self._lost: dict[str, int] = {}
         self._ready: dict[str, asyncio.Future[None]] = {}
@@ -94,10 +96,14 @@ class Loads:
         self._settle(name, None)
         return None
 
+    def hardware(self, name: str) -> str:
+        """The SKU of what it is loaded on."""
+        return joint_sku(self._devices[device].sku for device in self._scheduler.devices(name))
+
     def _spec(self, entry: Entry, devices: tuple[str, ...], memory: int) -> LoadSpec:
         model = entry.model
         # A logical device is the CPU under another name.
-        device = ",".join(devices) if self._kinds[devices[0]] == "cuda" else "cpu"
+        device = ",".join(devices) if self._devices[devices[0]].kind == "cuda" else "cpu"
         return LoadSpec(
             model=entry.runs_on,
             version=entry.version,

@@ -169,7 +169,7 @@ class Loop:
         """Claim the prediction, then hand it to its model; ``cold_start`` is what it waited for a load."""
         model = live.entry.runs_on
         live.claimed = True
-        claimed = live.prediction.started(time.time(), cold_start)
+        claimed = live.prediction.started(time.time(), cold_start, self._loads.hardware(model))
         try:
             await self._store.claim(claimed)
         except StatusConflict:

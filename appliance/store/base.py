@@ -14,6 +14,7 @@ from appliance.token import Token
 if TYPE_CHECKING:
     from appliance.store.files import FileTable
     from appliance.store.registry import Registry
+    from appliance.store.usage import UsageTable
 
 #: What may be appended: ``Done`` is not, it becomes a status with ``finish``.
 Progress = Log | Output | Metric
@@ -93,6 +94,7 @@ class Store(Protocol):
 
     files: FileTable
     registry: Registry
+    usage: UsageTable
 
     async def open(self) -> None:
         """Make the database ready, creating or upgrading it.
@@ -140,7 +142,8 @@ class Store(Protocol):
     def finish(self, prediction: Prediction) -> asyncio.Future[None]:
         """Write the whole terminal record, once, and delete its events in the same transaction.
 
-        A webhook that wants to hear of the end is due from the same transaction on.
+        What it took is added to the usage in the same transaction, and a webhook that wants to hear of the
+        end is due from it on.
 
         Refused with StatusConflict when the stored prediction is terminal, or ``MOVES`` does not lead from
         its status to this one. Attempts are not compared: a cancel may be decided before a queued ``claim``.

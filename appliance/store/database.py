@@ -7,7 +7,9 @@ import sqlite3
 from pathlib import Path
 from typing import Final, Literal
 
+from appliance import usage
 from appliance.errors import StoreError
+from appliance.store import rows
 from appliance.store.queries import STEPS
 
 Durability = Literal["full", "normal"]
@@ -89,6 +91,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 f"{path}: written by a newer appliance (format {found}, this one knows {len(STEPS)}):"
                 " upgrade the appliance, or use another data folder"
             )
+        _know_metrics(connection)
         for step in STEPS[found:]:
             for statement in statements(step):
                 connection.execute(statement)
@@ -99,6 +102,14 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def _know_metrics(connection: sqlite3.Connection) -> None:
+    """Let steps read stored metrics: those in seconds as microseconds, and those that count something."""
+    for name, read in (("metric_us", usage.microseconds), ("metric_count", usage.whole)):
+        connection.create_function(
+            name, 2, lambda body, metric, read=read: read(rows.metric(body, metric)), deterministic=True
+        )
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> None:

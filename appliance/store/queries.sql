@@ -5,11 +5,11 @@
 INSERT INTO predictions (
     id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
     attempt, n, data_removed, error, logs, output, metrics, webhook, deployment, destination,
-    parent, operation
+    parent, operation, token, hardware, trace
 ) VALUES (
     :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
     :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook, :deployment,
-    :destination, :parent, :operation
+    :destination, :parent, :operation, :token, :hardware, :trace
 );
 
 -- query: insert_input
@@ -21,7 +21,8 @@ INSERT INTO inputs (prediction, body) VALUES (:prediction, :body);
 -- expected one (NULL: any); no row moves otherwise. The events are deleted by the trigger events_are_folded.
 UPDATE predictions SET
     status = :status, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, n = :n,
-    data_removed = :data_removed, error = :error, logs = :logs, output = :output, metrics = :metrics
+    data_removed = :data_removed, error = :error, logs = :logs, output = :output, metrics = :metrics,
+    hardware = :hardware
 WHERE id = :id AND status IN (:from_status, :or_from_status) AND attempt = coalesce(:from_attempt, attempt);
 
 -- query: standing
@@ -41,7 +42,7 @@ ON CONFLICT DO NOTHING;
 -- One prediction with its input.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.id = :id;
 
@@ -49,7 +50,7 @@ WHERE p.id = :id;
 -- The prediction whose urls.stream carries this token.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
@@ -57,7 +58,7 @@ WHERE p.stream_token = :stream_token;
 -- All that are neither finished nor given up, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
 ORDER BY p.created_at, p.id;
@@ -73,7 +74,7 @@ ORDER BY e.n;
 -- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
@@ -86,7 +87,7 @@ LIMIT :limit;
 -- The page of predictions just above a place, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
@@ -99,7 +100,7 @@ LIMIT :limit;
 -- A page of everyone's predictions, newest first. Every column but those that are shown is in one index.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
@@ -112,7 +113,7 @@ LIMIT :limit;
 -- The page of everyone's predictions just above a place, oldest first.
 SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
     p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, i.body
+    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
@@ -388,3 +389,28 @@ SELECT value FROM secrets WHERE name = :name;
 -- query: insert_secret
 -- The same, made once.
 INSERT OR IGNORE INTO secrets (name, value) VALUES (:name, :value);
+
+-- query: add_usage
+-- One more prediction is over.
+INSERT INTO usage VALUES (
+    :day, :model, :work, :owner, :token, :hardware, :succeeded, :failed, :canceled, :aborted,
+    :predict_us, :cold_starts, :cold_start_us, :input_tokens, :output_tokens
+) ON CONFLICT DO UPDATE SET
+    succeeded = succeeded + :succeeded, failed = failed + :failed, canceled = canceled + :canceled,
+    aborted = aborted + :aborted, predict_us = predict_us + :predict_us,
+    cold_starts = cold_starts + :cold_starts, cold_start_us = cold_start_us + :cold_start_us,
+    input_tokens = input_tokens + :input_tokens, output_tokens = output_tokens + :output_tokens;
+
+-- query: usage
+-- What was used in some days, told apart by what is asked for, and by hardware.
+SELECT iif(:by_day, day, NULL), iif(:by_model, model, NULL), iif(:by_work, work, NULL), iif(:by_owner, owner, NULL),
+    iif(:by_token, token, NULL), hardware,
+    sum(succeeded), sum(failed), sum(canceled), sum(aborted), sum(predict_us), sum(cold_starts), sum(cold_start_us),
+    sum(input_tokens), sum(output_tokens)
+FROM usage
+WHERE day BETWEEN :first AND :last AND (:owner IS NULL OR owner = :owner)
+GROUP BY 1, 2, 3, 4, 5, 6;
+
+-- query: write_something
+-- The same row is written again: whether that works is all that is asked.
+INSERT OR REPLACE INTO writable (rowid, at) VALUES (1, :at);

@@ -77,6 +77,9 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
         "destination": prediction.destination,
         "parent": prediction.parent,
         "operation": prediction.operation,
+        "token": prediction.token,
+        "hardware": prediction.hardware,
+        "trace": prediction.trace,
     }
 
 
@@ -85,7 +88,7 @@ def prediction(row: Row) -> Prediction:
     (
         id, model, version, owner, status, source, created_at, started_at, completed_at, deadline,
         stream_token, attempt, n, data_removed, error, logs, output, metrics, webhook,
-        deployment, destination, parent, operation, input,
+        deployment, destination, parent, operation, token, hardware, trace, input,
     ) = row  # fmt: skip
     return Prediction(
         id=id,
@@ -112,7 +115,19 @@ def prediction(row: Row) -> Prediction:
         destination=destination,
         parent=parent,
         operation=operation,
+        token=token,
+        hardware=hardware,
+        trace=trace,
     )
+
+
+def metric(body: bytes | str | None, name: str) -> Any:
+    """One of a prediction's stored metrics; None if there is none, or they cannot be read."""
+    try:
+        metrics = None if body is None else unpack(body)
+    except StoreError:
+        return None
+    return metrics.get(name) if isinstance(metrics, dict) else None
 
 
 def fold(record: Prediction, events: Iterable[Row]) -> Prediction:

@@ -225,6 +225,52 @@ CREATE TABLE projects (
 
 ALTER TABLE predictions ADD COLUMN operation TEXT;
 
+-- step: 8
+-- Usage.
+
+-- The token that made a prediction (of a part: the one that made the whole), the SKU of what it last ran on, and
+-- the W3C trace context that it belongs to.
+ALTER TABLE predictions ADD COLUMN token TEXT;
+ALTER TABLE predictions ADD COLUMN hardware TEXT;
+ALTER TABLE predictions ADD COLUMN trace TEXT;
+
+-- What predictions took, added up in the transactions that store their ends; it outlives them. Times are
+-- microseconds, days are UTC. '' is what is not known, or not there.
+CREATE TABLE usage (
+    day           TEXT NOT NULL,
+    model         TEXT NOT NULL,
+    work          TEXT NOT NULL,
+    owner         TEXT NOT NULL,
+    token         TEXT NOT NULL,
+    hardware      TEXT NOT NULL,
+    succeeded     INTEGER NOT NULL,
+    failed        INTEGER NOT NULL,
+    canceled      INTEGER NOT NULL,
+    aborted       INTEGER NOT NULL,
+    predict_us    INTEGER NOT NULL,
+    cold_starts   INTEGER NOT NULL,
+    cold_start_us INTEGER NOT NULL,
+    input_tokens  INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (day, model, work, owner, token, hardware)
+) WITHOUT ROWID;
+
+-- Those that ended before there was this table. metric_us and metric_count are functions of ours.
+INSERT INTO usage
+SELECT strftime('%Y-%m-%d', CAST(completed_at AS INTEGER), 'unixepoch'), model,
+    iif(destination IS NULL, 'prediction', 'training'), owner, '', '',
+    sum(status = 'succeeded'), sum(status = 'failed'), sum(status = 'canceled'), sum(status = 'aborted'),
+    sum(metric_us(metrics, 'predict_time')),
+    sum(metric_us(metrics, 'cold_start') > 0), sum(metric_us(metrics, 'cold_start')),
+    sum(metric_count(metrics, 'input_token_count')), sum(metric_count(metrics, 'output_token_count'))
+FROM predictions WHERE completed_at IS NOT NULL
+GROUP BY 1, 2, 3, 4;
+
+-- What /readyz writes to see that writing works.
+CREATE TABLE writable (
+    at REAL NOT NULL
+);
+
 -- step: 10
 -- What operators look at.
 

@@ -12,7 +12,7 @@ from typing import Final, Unpack
 
 from appliance.errors import StatusConflict, StoreError
 from appliance.prediction import MOVES, Done, Prediction, Status, new_id
-from appliance.store import rows
+from appliance.store import rows, usage
 from appliance.store.base import (
     Cursor,
     Deliveries,
@@ -31,6 +31,7 @@ from appliance.store.database import Durability, shrink
 from appliance.store.files import FileTable
 from appliance.store.queries import QUERIES
 from appliance.store.registry import Registry
+from appliance.store.usage import UsageTable
 from appliance.token import Token
 
 _EMPTY: Final = rows.pack({})
@@ -58,6 +59,7 @@ class SQLiteStore(Connections, Store):
         super().__init__(path, durability=durability)
         self.files = FileTable(self)
         self.registry = Registry(self)
+        self.usage = UsageTable(self)
 
     # -- writing predictions
 
@@ -107,8 +109,11 @@ class SQLiteStore(Connections, Store):
             }
             if connection.execute(QUERIES["move_prediction"], columns).rowcount != 1:
                 raise _conflict(connection, prediction.id, f"become {prediction.status}")
+            if not prediction.status.terminal:
+                return
+            usage.add(connection, prediction)
             webhook = prediction.webhook
-            if prediction.status.terminal and webhook is not None and "completed" in webhook.events:
+            if webhook is not None and "completed" in webhook.events:
                 due = {"id": f"msg_{new_id()}", "prediction": prediction.id, "due_at": time.time()}
                 connection.execute(QUERIES["insert_delivery"], due)
 

@@ -77,6 +77,8 @@ GUARDED = (
     ("DELETE", "/v1/files/x"),
     ("GET", "/admin/status"),
     ("GET", "/admin/residency"),
+    ("GET", "/admin/usage"),
+    ("GET", "/admin/usage.csv"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
     ("POST", "/admin/models/test/echo/pin"),

@@ -312,6 +312,29 @@ def test_status(command: Command, server: Server) -> None:
     assert json.loads(command("status", "--json").out) == found
 
 
+def test_usage(command: Command, server: Server) -> None:
+    amounts = {
+        "predictions": 3, "predict_time": 1.5, "cold_start": 0.25, "input_tokens": 7, "output_tokens": 9,
+        "cost": None, "unpriced_time": 1.0,
+    }  # fmt: skip
+    rows = [
+        {"model": "a/b", "token": "t1", "token_name": "[laptop]", **amounts, "cost": 0.125},
+        {"model": "a/c", "token": "", "token_name": None, **amounts},
+    ]
+    total = {**amounts, "predictions": 6}
+    days = {"from": "2026-01-01", "to": "2026-01-31"}
+    found = {**days, "by": ["model", "token"], "currency": "EUR", "rows": rows, "total": total}
+    server.answer("GET", "/admin/usage", found)
+    lines = [line.split() for line in command("usage", "--by", "model,token").out.splitlines()]
+    assert ["a/b", "[laptop]", "3", "1.500000", "0.250000", "7", "9", "0.125000"] in lines
+    assert ["a/c", "-", "3", "1.500000", "0.250000", "7", "9", "-"] in lines
+    assert ["total", "6", "1.500000", "0.250000", "7", "9", "-"] in lines
+    assert "1.000000 s ran on hardware without a price" in " ".join(lines[-1])
+    assert json.loads(command("usage", "--json").out) == found
+    server.answers["GET", "/admin/usage.csv"] = (200, "text/csv", b"model,cost\r\n")
+    assert command("usage", "--csv").out.split() == ["model,cost"]
+
+
 # -- tokens --------------------------------------------------------------------------------------------------
 
 

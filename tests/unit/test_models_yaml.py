@@ -17,6 +17,7 @@ from appliance.config import (
     HardwareConfig,
     LimitsConfig,
     ModelConfig,
+    PricesConfig,
     ServerConfig,
     VllmModel,
     json_schema,
@@ -116,6 +117,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "CollectionConfig": set(everything["collections"][0]),
         "FilesConfig": set(everything["files"]),
         "CodeConfig": set(everything["code"]),
+        "PricesConfig": set(everything["prices"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
         "HardwareConfig": set(everything["hardware"]),
@@ -139,6 +141,7 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
         (LimitsConfig, everything["limits"]),
         (FilesConfig, everything["files"]),
         (HardwareConfig, everything["hardware"]),
+        (PricesConfig, everything["prices"]),
         *((options_of(kind), shown["options"]) for kind, shown in examples(everything).items()),
     ]
     for section, values in shown:

@@ -108,7 +108,12 @@ class Calls:
             given.pop("stream", None)
         engine = self._services.engine
         record = await engine.submit(
-            entry, given, owner=caller.owner, parent=caller.prediction, operation=operation
+            entry,
+            given,
+            owner=caller.owner,
+            parent=caller.prediction,
+            operation=operation,
+            token=caller.id,
         )
         told = self.told(record)
         try:
@@ -126,7 +131,7 @@ class Calls:
     ) -> Prediction | Response:
         """A prediction of the model's own that has succeeded, or what its client is told instead."""
         record = await self._services.engine.submit(
-            entry, input, owner=caller.owner, parent=caller.prediction
+            entry, input, owner=caller.owner, parent=caller.prediction, token=caller.id
         )
         try:
             ended = await self.ended(request, record)

@@ -1,0 +1,92 @@
+"""The command that says what was used and what it costs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from appliance.cli.options import JsonOption
+from appliance.cli.remote import UrlOption, connected
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(usage)
+
+
+def usage(
+    first: Annotated[
+        str | None, typer.Option("--from", help="First day, in UTC. Default: 30 days in all.")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last day. Default: today.")] = None,
+    by: Annotated[
+        str, typer.Option(help="What to tell apart: some of day,model,work,owner,token,hardware.")
+    ] = "model",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how long predictions ran, and what that costs at the prices in models.yaml.
+
+    Example: appliance usage --from 2026-01-01 --to 2026-01-31 --by day,model
+    """
+    asked = {"from": first, "to": last, "by": by}
+    query = urlencode({key: value for key, value in asked.items() if value is not None})
+    client = connected(url)
+    if as_csv:
+        typer.echo(client.text(f"/admin/usage.csv?{query}"), nl=False)
+        return
+    found = client.get(f"/admin/usage?{query}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    currency = found["currency"]
+    amounts = [
+        "predictions",
+        "seconds",
+        "cold start",
+        "tokens in",
+        "tokens out",
+        *([currency] if currency else []),
+    ]
+    table = Table(box=None)
+    for key in found["by"]:
+        table.add_column(key)
+    for amount in amounts:
+        table.add_column(amount, justify="right")
+    for row in found["rows"]:
+        table.add_row(*(escape(_key(row, key)) for key in found["by"]), *_amounts(row, currency))
+    if found["by"] and len(found["rows"]) > 1:
+        names = ["total", *[""] * (len(found["by"]) - 1)]
+        table.add_row(*names, *_amounts(found["total"], currency), style="bold")
+    console = Console()
+    console.print(f"{found['from']} to {found['to']}, days in UTC", highlight=False)
+    console.print(table if found["rows"] else "nothing was run")
+    if currency and found["total"]["unpriced_time"]:
+        unpriced = found["total"]["unpriced_time"]
+        console.print(f"{unpriced:.6f} s ran on hardware without a price", highlight=False)
+
+
+def _key(row: dict[str, Any], key: str) -> str:
+    if key == "token":
+        return str(row["token_name"] or row["token"] or "-")
+    return str(row[key] or "-")
+
+
+def _amounts(row: dict[str, Any], currency: str | None) -> list[str]:
+    cost = "-" if row["cost"] is None else f"{row['cost']:.6f}"
+    return [
+        str(row["predictions"]),
+        f"{row['predict_time']:.6f}",
+        f"{row['cold_start']:.6f}",
+        str(row["input_tokens"]),
+        str(row["output_tokens"]),
+        *([cost] if currency else []),
+    ]
