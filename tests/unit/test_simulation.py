@@ -25,9 +25,11 @@ def test_a_workload_follows_from_its_seed(name: str) -> None:
     assert all(0 <= before.at <= after.at for before, after in pairwise(requests))
 
 
-@pytest.mark.parametrize(("policy", "layout", "make"), policies(), ids=str)
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, id=f"{policy} {layout}".strip()) for policy, layout, make in policies()]
+)
 @pytest.mark.parametrize("name", ["bursts", "alternating"])
-def test_every_policy_serves_every_prediction(name: str, policy: str, layout: str, make: Any) -> None:
+def test_every_policy_serves_every_prediction(name: str, make: Any) -> None:
     world = WORKLOADS[name](7, 90)
     outcome = Machine(world, make(world)).run()
     assert len(outcome.waits) == len(world.requests) > 10
