@@ -22,7 +22,7 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     folder: str  # absolute path of the data folder
     total: int
     free: int
-    parts: dict[str, int]  # by the name of a folder in it; ``database`` for the database's files
+    parts: dict[str, int]  # by the name of a folder in it; ``database`` and ``others`` for files
 
 
 class Storage:
@@ -50,7 +50,8 @@ def _parts(home: Path) -> dict[str, int]:
     seen: set[tuple[int, int]] = set()
     with os.scandir(home) as entries:
         for entry in entries:
-            name = "database" if entry.name.startswith("appliance.db") else entry.name
+            name = entry.name if entry.is_dir(follow_symlinks=False) else "others"
+            name = "database" if entry.name.startswith("appliance.db") else name
             parts[name] = parts.get(name, 0) + _size(entry, seen)
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
 

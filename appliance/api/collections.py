@@ -12,7 +12,7 @@ from appliance import wire
 from appliance.api import answers, models, requests
 from appliance.api.services import Services
 from appliance.config import CollectionConfig
-from appliance.errors import FieldProblem, InvalidInput, MalformedQuery, NotFound
+from appliance.errors import MalformedQuery, NotFound
 from appliance.token import Scope
 
 DEFAULT_LIMIT: Final = 20
@@ -61,7 +61,7 @@ class Collections:
         query = request.query_params.get("query")
         if not query:
             raise MalformedQuery('Query parameter "query" is required')
-        limit = _limit(request)
+        limit = requests.limit(request, DEFAULT_LIMIT, MOST)
         listing = await models.Listing.of(self._services)
         base = requests.origin(request, self._services)
         found = [
@@ -87,17 +87,3 @@ class Collections:
 
 def _brief(collection: CollectionConfig) -> dict[str, Any]:
     return {"name": collection.name, "slug": collection.slug, "description": collection.description}
-
-
-def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise InvalidInput(
-            [FieldProblem("invalid_type", "limit", "Invalid type. Expected: integer, given: string")]
-        )
-    number = int(text)
-    if number < 1:
-        raise InvalidInput([FieldProblem("number_gte", "limit", "Must be greater than or equal to 1")])
-    if number > MOST:
-        raise InvalidInput([FieldProblem("number_lte", "limit", f"Must be less than or equal to {MOST}")])
-    return number

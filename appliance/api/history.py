@@ -37,9 +37,9 @@ class History:
         ]
 
     async def list(self, request: Request) -> Response:
-        """``GET /admin/predictions``: newest first, a hundred at a time, without input, output and logs.
+        """``GET /admin/predictions``: newest first, without input, output and logs.
 
-        ``model``, ``status``, ``owner``, ``type`` (``prediction``, ``training``) and the filters of
+        ``limit`` is how many are on a page, a hundred if it is not given; ``model``, ``status``, ``owner``, ``type`` (``prediction``, ``training``) and the filters of
         ``GET /v1/predictions`` narrow the list.
         """
         caller = await requests.caller(request, self._services, Scope.READ)
@@ -50,6 +50,7 @@ class History:
             self._services,
             _owner(request, caller),
             _brief,
+            size=requests.limit(request, paging.PAGE, paging.PAGE),
             model=request.query_params.get("model"),
             status=None if status is None else Status(status),
             training=None if type is None else type == "training",

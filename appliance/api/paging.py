@@ -54,17 +54,20 @@ async def of_predictions(
     services: Services,
     owner: str | None,
     shown: Callable[[Prediction, str], dict[str, Any]],
+    *,
+    size: int | None = None,
     **filters: Unpack[Filter],
 ) -> Response:
     """The page of an owner's predictions, or of everyone's, that the request asks for; newest first.
 
-    ``filters`` are beside those that every list takes from the request.
+    ``size`` is how many are on a page, if not ``PAGE``; ``filters`` are beside those that every list takes from the request.
 
     Raises:
         NotFound: the cursor is none of ours, or there is no such parent.
         InvalidInput: another parameter is wrong.
     """
     base = requests.origin(request, services)
+    size = size or PAGE
     given = request.query_params.get("cursor")
     cursor = decode(given) if given else None
     backwards = cursor is not None and cursor.backwards
@@ -75,9 +78,9 @@ async def of_predictions(
         "created_after": _instant(request, "created_after"),
         "created_before": _instant(request, "created_before"),
     }
-    found = [*await services.engine.list(owner, cursor=cursor, limit=PAGE + 1, **narrowed)]
-    more = len(found) > PAGE
-    page = found[-PAGE:] if backwards else found[:PAGE]
+    found = [*await services.engine.list(owner, cursor=cursor, limit=size + 1, **narrowed)]
+    more = len(found) > size
+    page = found[-size:] if backwards else found[:size]
     older = more or backwards
     newer = more if backwards else cursor is not None
 

@@ -210,6 +210,25 @@ def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
     raise InvalidInput([FieldProblem("enum", key, f"{key} must be one of the following: {described}")])
 
 
+def limit(request: Request, default: int, most: int) -> int:
+    """The query parameter ``limit``: how many are wanted, from 1 to ``most``.
+
+    Raises:
+        InvalidInput: it is no such number.
+    """
+    text = request.query_params.get("limit", str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidInput(
+            [FieldProblem("invalid_type", "limit", "Invalid type. Expected: integer, given: string")]
+        )
+    number = int(text)
+    if number < 1:
+        raise InvalidInput([FieldProblem("number_gte", "limit", "Must be greater than or equal to 1")])
+    if number > most:
+        raise InvalidInput([FieldProblem("number_lte", "limit", f"Must be less than or equal to {most}")])
+    return number
+
+
 def wait(request: Request) -> Wait | None:
     """The wait that the ``Prefer`` headers ask for; what cannot be read is not a wish."""
     for header in request.headers.getlist("prefer"):

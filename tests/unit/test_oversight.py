@@ -102,7 +102,8 @@ async def test_predictions_are_filtered_and_paged(api: Api, yours: Api, bench: B
     assert len(await ids(type="prediction")) == 5
     assert await ids(created_before=made[1]["created_at"]) == [made[0]["id"]]
     assert await ids(created_after=failing["created_at"], owner="me") == [streamed["id"]]
-    for wrong in ({"status": "lost"}, {"type": "x"}, {"created_after": "yesterday"}):
+    assert len(await ids(limit="2")) == 2
+    for wrong in ({"status": "lost"}, {"limit": "101"}, {"type": "x"}, {"created_after": "yesterday"}):
         assert (await api.get("/admin/predictions", params=wrong)).status_code == 422
 
     number = 120
