@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance import wire
+from appliance import usage, wire
 from appliance.api import answers, paging, requests
 from appliance.api.services import Services
 from appliance.errors import InvalidVersion, PermissionDenied
@@ -39,8 +39,9 @@ class History:
     async def list(self, request: Request) -> Response:
         """``GET /admin/predictions``: newest first, without input, output and logs.
 
-        ``limit`` is how many are on a page, a hundred if it is not given; ``model``, ``status``, ``owner``, ``type`` (``prediction``, ``training``) and the filters of
-        ``GET /v1/predictions`` narrow the list.
+        ``limit`` is how many are on a page, a hundred if it is not given. ``model``, ``status``, ``owner``,
+        ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
+        narrow the list.
         """
         caller = await requests.caller(request, self._services, Scope.READ)
         status = requests.one_of(request, "status", tuple(Status))
@@ -49,9 +50,10 @@ class History:
             request,
             self._services,
             _owner(request, caller),
-            _brief,
+            Shown(await self._names(caller)).brief,
             size=requests.limit(request, paging.PAGE, paging.PAGE),
             model=request.query_params.get("model"),
+            token=request.query_params.get("token"),
             status=None if status is None else Status(status),
             training=None if type is None else type == "training",
         )
@@ -60,25 +62,34 @@ class History:
         """``GET /admin/predictions/{id}``: whole, with what its time went into and what was sent of it."""
         caller = await requests.caller(request, self._services, Scope.READ)
         record = await self._services.engine.get(request.path_params["id"], _all_of(caller))
-        return await self._answer(record, request)
+        return await self._answer(record, request, caller)
 
     async def cancel(self, request: Request) -> Response:
         """``POST /admin/predictions/{id}/cancel``; one that is over is answered as it is."""
         caller = await requests.caller(request, self._services, Scope.RUN)
         record = await self._services.engine.cancel(request.path_params["id"], _all_of(caller))
-        return await self._answer(record, request)
+        return await self._answer(record, request, caller)
 
-    async def _answer(self, record: Prediction, request: Request) -> Response:
+    async def _answer(self, record: Prediction, request: Request, caller: Token) -> Response:
         base = requests.origin(request, self._services)
         deliveries = await self._services.store.deliveries(record.id)
+        prices = self._services.config.prices
+        cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
         body = {
-            **_shown(record, base),
+            **Shown(await self._names(caller)).whole(record, base),
             "parts": await self._services.engine.parts(record),
             "timeline": wire.timeline(record, time.time()),
             "model_state": self._model_state(record),
             "deliveries": [_delivery(delivery) for delivery in deliveries],
+            "cost": None if cost is None else float(cost),
+            "currency": None if cost is None else prices.currency,
         }
         return answers.json(body, base=base)
+
+    async def _names(self, caller: Token) -> dict[str, str]:
+        """What people call the tokens that this caller may know of."""
+        known = await self._services.store.list_tokens()
+        return {token.id: token.name for token in known if _all_of(caller) in {None, token.owner}}
 
     def _model_state(self, record: Prediction) -> str | None:
         """Where the model of a prediction is; of a version that is gone, nowhere."""
@@ -110,17 +121,28 @@ def _owner(request: Request, caller: Token) -> str | None:
     return asked
 
 
-def _shown(record: Prediction, base: str) -> dict[str, Any]:
-    return {
-        **wire.whichever(record, base),
-        "type": "prediction" if record.destination is None else "training",
-        "owner": record.owner,
-        "attempts": record.attempt,
-    }
+class Shown:
+    """Records as they are shown here."""
 
+    def __init__(self, names: dict[str, str]) -> None:
+        """``names`` are those of tokens, by their ids."""
+        self._names = names
 
-def _brief(record: Prediction, base: str) -> dict[str, Any]:
-    return {key: value for key, value in _shown(record, base).items() if key not in _LONG}
+    def whole(self, record: Prediction, base: str) -> dict[str, Any]:
+        """All that is known of it."""
+        return {
+            **wire.whichever(record, base),
+            "type": "prediction" if record.destination is None else "training",
+            "owner": record.owner,
+            "token": record.token,
+            "token_name": self._names.get(record.token or ""),
+            "hardware": record.hardware,
+            "attempts": record.attempt,
+        }
+
+    def brief(self, record: Prediction, base: str) -> dict[str, Any]:
+        """The same without what may be long."""
+        return {key: value for key, value in self.whole(record, base).items() if key not in _LONG}
 
 
 def _delivery(delivery: Delivery) -> dict[str, Any]:

@@ -60,7 +60,8 @@ async def of_predictions(
 ) -> Response:
     """The page of an owner's predictions, or of everyone's, that the request asks for; newest first.
 
-    ``size`` is how many are on a page, if not ``PAGE``; ``filters`` are beside those that every list takes from the request.
+    ``size`` is how many are on a page, if not ``PAGE``. ``filters`` are beside those that every list takes
+    from the request.
 
     Raises:
         NotFound: the cursor is none of ours, or there is no such parent.

@@ -49,6 +49,7 @@ class Filter(TypedDict, total=False):
     source: str | None
     training: bool | None
     parent: str | None
+    token: str | None  # its id
     created_after: float | None
     created_before: float | None
 

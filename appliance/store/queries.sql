@@ -80,6 +80,7 @@ WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
+    AND (:token IS NULL OR p.token = :token)
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
@@ -93,6 +94,7 @@ WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
+    AND (:token IS NULL OR p.token = :token)
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 
@@ -106,6 +108,7 @@ WHERE (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= 
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
     AND (:owner IS NULL OR p.owner = :owner) AND (:training IS NULL OR (p.destination IS NOT NULL) = :training)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
+    AND (:token IS NULL OR p.token = :token)
 ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
@@ -119,6 +122,7 @@ WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
     AND (:owner IS NULL OR p.owner = :owner) AND (:training IS NULL OR (p.destination IS NOT NULL) = :training)
     AND (:source IS NULL OR p.source = :source) AND (:parent IS NULL OR p.parent = :parent)
+    AND (:token IS NULL OR p.token = :token)
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 

@@ -275,7 +275,7 @@ CREATE TABLE writable (
 -- What operators look at.
 
 -- Everyone's predictions, newest first, with what they are filtered by.
-CREATE INDEX predictions_by_creation ON predictions (created_at, id, owner, model, status);
+CREATE INDEX predictions_by_creation ON predictions (created_at, id, owner, model, status, token);
 
 -- A delivery that is over stays, to be shown with its prediction.
 ALTER TABLE deliveries ADD COLUMN problem TEXT;

@@ -176,6 +176,7 @@ class SQLiteStore(Connections, Store):
             "source": filters.get("source"),
             "training": training,
             "parent": filters.get("parent"),
+            "token": filters.get("token"),
             "created_after": after,
             "created_before": before,
             "limit": limit,

@@ -79,7 +79,9 @@ async def test_an_administrator_sees_everyones_predictions_and_others_their_own(
     assert (await yours.get(f"/admin/predictions/{mine['id']}")).status_code == 404
     found = (await api.get(f"/admin/predictions/{theirs['id']}")).json()
     assert (found["input"], found["output"], found["owner"]) == ({"text": "theirs"}, "theirs", "you")
+    assert (found["token"], found["token_name"]) == ("run", "run")
     assert (await api.get(f"/v1/predictions/{theirs['id']}")).status_code == 404
+    assert (await yours.get("/admin/predictions?token=first")).json()["results"] == []
 
 
 async def test_predictions_are_filtered_and_paged(api: Api, yours: Api, bench: Bench) -> None:
@@ -100,6 +102,8 @@ async def test_predictions_are_filtered_and_paged(api: Api, yours: Api, bench: B
     assert await ids(owner="me", status="succeeded", model="test/echo") == [m["id"] for m in made[::-1]]
     assert await ids(type="training") == []
     assert len(await ids(type="prediction")) == 5
+    assert await ids(token="run") == [failing["id"]]
+    assert await ids(token="first", model="test/stream") == [streamed["id"]]
     assert await ids(created_before=made[1]["created_at"]) == [made[0]["id"]]
     assert await ids(created_after=failing["created_at"], owner="me") == [streamed["id"]]
     assert len(await ids(limit="2")) == 2
@@ -179,6 +183,20 @@ async def test_a_prediction_tells_what_was_sent_of_it(api: Api, bench: Bench) ->
     assert await bench.store.next_delivery() is None
     await bench.store.end_delivery(due.id, "HTTP 410")
     assert await deliveries() == [("given up", 2, "HTTP 410")]
+
+
+async def test_a_prediction_costs_what_its_seconds_do(api: Api) -> None:
+    prices = {"currency": "EUR", "per_second": {"cpu": 2.0}}
+    config = Config.model_validate({"prices": prices, "models": [{"name": "test/echo", "kind": "echo"}]})
+    record = await api.ended(await api.create(text="x", delay=0.01))
+    async with Api(structs.replace(api.services, config=config)) as priced:
+        found = (await priced.get(f"/admin/predictions/{record['id']}")).json()
+    assert found["hardware"] == "cpu"
+    assert (found["cost"], found["currency"]) == (
+        pytest.approx(2 * record["metrics"]["predict_time"], abs=1e-9),
+        "EUR",
+    )
+    assert (await api.get(f"/admin/predictions/{record['id']}")).json()["cost"] is None
 
 
 # -- tokens -------------------------------------------------------------------------------------------------
