@@ -2,11 +2,24 @@
 
 ``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
 bytes, ``policy`` what a model's place is worth, ``plan`` where one is loaded and who makes room,
-``progress`` what can get on where predictions wait for parts, ``journal`` what was decided, and
-``scheduler`` puts them together.
+``moves`` changes a model's residency with all that goes with it, ``progress`` says what can get on where
+predictions wait for parts, ``journal`` what was decided, and ``scheduler`` puts them together.
 """
 
-from appliance.scheduler.facts import Capacity, Decision, Demand, Load, Refuse, Residency, Start, Unload
+from appliance.scheduler.facts import (
+    Asleep,
+    Capacity,
+    Decision,
+    Demand,
+    Level,
+    Load,
+    Refuse,
+    Residency,
+    Sleep,
+    Start,
+    Unload,
+    Wake,
+)
 from appliance.scheduler.journal import Happening, What
 from appliance.scheduler.policy import BACKOFF, MIN_RESIDENCY, PATIENCE
 from appliance.scheduler.scheduler import Scheduler
@@ -15,15 +28,19 @@ __all__ = [
     "BACKOFF",
     "MIN_RESIDENCY",
     "PATIENCE",
+    "Asleep",
     "Capacity",
     "Decision",
     "Demand",
     "Happening",
+    "Level",
     "Load",
     "Refuse",
     "Residency",
     "Scheduler",
+    "Sleep",
     "Start",
     "Unload",
+    "Wake",
     "What",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
@@ -13,8 +13,18 @@ class Residency(StrEnum):
     COLD = "cold"  # not loaded
     LOADING = "loading"  # reserved, an engine host is starting
     READY = "ready"  # takes predictions
-    DRAINING = "draining"  # finishes what runs, takes nothing new, then unloads
+    DRAINING = "draining"  # finishes what runs, takes nothing new, then makes room
+    FALLING_ASLEEP = "falling asleep"  # its weights leave the device, which is still reserved
+    ASLEEP = "asleep"  # its host lives, and holds little of the device
+    WAKING = "waking"  # the device is reserved again, its weights come back
     UNLOADING = "unloading"  # its host is being stopped; memory is still reserved
+
+
+class Level(IntEnum):
+    """Where the weights of a sleeping model are."""
+
+    KEPT = 1  # in main memory
+    DROPPED = 2  # nowhere: they are read again, from the page cache if it still has them
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -22,6 +32,14 @@ class Capacity(msgspec.Struct, frozen=True):
 
     device: str
     memory: int
+    host: bool = False  # main memory beside the devices: for sleepers, and models that compute on the CPU
+
+
+class Asleep(msgspec.Struct, frozen=True):
+    """What a model that can sleep holds while it does."""
+
+    residue: int  # bytes on each of its devices, at most
+    main: int  # bytes of main memory, where its weights are kept there
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +54,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds
     priority: int = 0  # each step doubles what its waiting, and its being evicted, count for
+    asleep: Asleep | None = None  # None: it cannot sleep
+    on_host: bool = False  # it is held in main memory, beside the devices
 
     def bytes_on(self, capacity: Capacity) -> int:
         """Bytes this model takes of that device."""
@@ -65,6 +85,21 @@ class Unload(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Sleep(msgspec.Struct, frozen=True):
+    """Have this model's host give its device back, all but ``residue`` bytes; nothing runs on it."""
+
+    model: str
+    level: Level
+    residue: int
+    reason: str
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """Have this model's host take its device again, which is reserved."""
+
+    model: str
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """This waiting prediction, a part of one that runs, could never begin; it is forgotten."""
 
@@ -72,4 +107,4 @@ class Refuse(msgspec.Struct, frozen=True):
     reason: str
 
 
-Decision = Start | Load | Unload | Refuse
+Decision = Start | Load | Unload | Sleep | Wake | Refuse

@@ -18,6 +18,10 @@ class What(StrEnum):
     READY = "ready"  # it is loaded; seconds: how long that took
     FAILED = "failed"  # it could not be loaded; seconds: until that was known
     DRAIN = "drain"  # it takes nothing new
+    SLEEP = "sleep"  # its weights leave the device; seconds: how long it was ready
+    ASLEEP = "asleep"  # they have left it; seconds: how long that took; memory: what is free now
+    WAKE = "wake"  # the device is reserved again, and its weights come back
+    WOKEN = "woken"  # it is ready; seconds: how long that took
     UNLOAD = "unload"  # its host is stopped; seconds: how long it was ready
     UNLOADED = "unloaded"  # its memory is free; seconds: how long that took
     LOST = "lost"  # its host died; its memory is free
@@ -39,26 +43,29 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """One line for the log."""
-        where = ",".join(self.devices)
-        took = "" if self.seconds is None else f" after {self.seconds:.1f} s"
-        why = f": {self.why}" if self.why else ""
-        match self.what:
-            case What.LOAD:
-                return f"model {self.model} is loaded on {where} with {self.memory} bytes{why}"
-            case What.READY:
-                return f"model {self.model} is ready{took}"
-            case What.FAILED:
-                return f"model {self.model} failed to load{took}{why}"
-            case What.DRAIN:
-                return f"model {self.model} is drained{why}"
-            case What.UNLOAD:
-                return f"model {self.model} is unloaded{took}{why}"
-            case What.UNLOADED:
-                return f"model {self.model} has freed {self.memory} bytes on {where}{took}"
-            case What.LOST:
-                return f"model {self.model} is gone from {where}{why}"
-            case What.ADOPTED:
-                return f"model {self.model} is still loaded on {where} with {self.memory} bytes"
+        return _LINES[self.what].format(
+            model=self.model,
+            where=",".join(self.devices),
+            memory=self.memory,
+            after="" if self.seconds is None else f" after {self.seconds:.1f} s",
+            why=f": {self.why}" if self.why else "",
+        )
+
+
+_LINES: Final = {
+    What.LOAD: "model {model} is loaded on {where} with {memory} bytes{why}",
+    What.READY: "model {model} is ready{after}",
+    What.FAILED: "model {model} failed to load{after}{why}",
+    What.DRAIN: "model {model} is drained{why}",
+    What.SLEEP: "model {model} falls asleep{after}{why}",
+    What.ASLEEP: "model {model} is asleep and has freed {memory} bytes on {where}{after}",
+    What.WAKE: "model {model} is woken on {where} with {memory} bytes{why}",
+    What.WOKEN: "model {model} is awake{after}",
+    What.UNLOAD: "model {model} is unloaded{after}{why}",
+    What.UNLOADED: "model {model} has freed {memory} bytes on {where}{after}",
+    What.LOST: "model {model} is gone from {where}{why}",
+    What.ADOPTED: "model {model} is still loaded on {where} with {memory} bytes",
+}
 
 
 class Journal:

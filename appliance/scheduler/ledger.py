@@ -1,37 +1,84 @@
-"""Bytes by device: what there is, who holds it, and whether a device is busy loading or unloading."""
+"""Bytes by device: what there is, who holds it, and whether a device is busy loading or unloading.
+
+Main memory is a device too, where there are others beside it: models that compute on the CPU are placed
+there, and sleepers keep their weights there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from appliance.errors import NeverFits
 from appliance.scheduler.facts import Capacity, Demand, Residency
 from appliance.scheduler.model import Model
 
+_COMING: Final = frozenset({Residency.LOADING, Residency.WAKING})
+_GOING: Final = frozenset({Residency.UNLOADING, Residency.FALLING_ASLEEP})
+
 
 class Ledger:
-    """A reservation is made when a load is decided, and let go only when the unload is confirmed."""
+    """A reservation is made before anything is done, and let go only when what frees it is confirmed."""
 
     def __init__(self, capacities: Sequence[Capacity]) -> None:
-        """At least one device, each with a name of its own."""
+        """At least one device, each with a name of its own; main memory may be one beside the others."""
         self.capacities = {capacity.device: capacity for capacity in capacities}
+        self.host = next((capacity.device for capacity in capacities if capacity.host), None)
         self._here: dict[str, dict[str, Model]] = {device: {} for device in self.capacities}
         self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
 
     def reserve(self, model: Model, devices: tuple[str, ...], memory: int) -> None:
-        """``memory`` bytes of each of these devices are the model's."""
-        self.release(model)
+        """``memory`` bytes of each of these devices, in place of others, are the model's."""
+        for device in model.devices:
+            del self._here[device][model.name]
+            self._free[device] += model.reserved
         model.devices, model.reserved = devices, memory
         for device in devices:
             self._here[device][model.name] = model
             self._free[device] -= memory
 
+    def keep(self, model: Model, memory: int) -> None:
+        """``memory`` bytes of main memory are the model's, beside its devices."""
+        if self.host is None:
+            return
+        self._free[self.host] += model.main - memory
+        model.main = memory
+        if memory:
+            self._here[self.host][model.name] = model
+        elif self.host not in model.devices:
+            self._here[self.host].pop(model.name, None)
+
     def release(self, model: Model) -> None:
         """Whatever it held is free."""
-        for device in model.devices:
-            del self._here[device][model.name]
-            self._free[device] += model.reserved
-        model.devices, model.reserved = (), 0
+        self.reserve(model, (), 0)
+        self.keep(model, 0)
+
+    def held(self, model: Model, device: str) -> int:
+        """Bytes of the device that the model holds."""
+        if device in model.devices:
+            return model.reserved
+        return model.main if device == self.host else 0
+
+    def places(self, demand: Demand) -> list[str]:
+        """The devices that such a model may be placed on."""
+        return [device for device, capacity in self.capacities.items() if demand.on_host is capacity.host]
+
+    def older_sleepers(self, model: Model) -> list[Model]:
+        """Those that hold main memory and were used longer ago than the model; of these the first first."""
+        if self.host is None:
+            return []
+        older = [
+            each
+            for each in self.here(self.host)
+            if each.state is Residency.ASLEEP and each.idle and each.last_used < model.last_used
+        ]
+        return sorted(older, key=lambda each: (each.last_used, each.name))
+
+    def main_for(self, model: Model) -> int:
+        """Bytes of main memory that the model could sleep in: free ones, and those of older sleepers."""
+        if self.host is None:
+            return 0
+        return self.free(self.host) + sum(each.main for each in self.older_sleepers(model))
 
     def here(self, device: str) -> list[Model]:
         """The models that hold bytes of the device."""
@@ -43,21 +90,21 @@ class Ledger:
 
     def reserved(self, device: str) -> dict[str, int]:
         """Bytes by model on one device."""
-        return {name: model.reserved for name, model in self._here[device].items()}
+        return {name: self.held(model, device) for name, model in self._here[device].items()}
 
     def loading(self, device: str) -> Model | None:
-        """What is being loaded there.
+        """What is being loaded there, or woken.
 
-        Nothing may be unloaded meanwhile: engines measure the memory that they find.
+        Nothing may leave meanwhile: engines measure the memory that they find.
         """
         for each in self._here[device].values():
-            if each.state is Residency.LOADING:
+            if each.state in _COMING and device in each.devices:
                 return each
         return None
 
     def unloading(self, device: str) -> bool:
-        """Whether something is being unloaded there."""
-        return any(each.state is Residency.UNLOADING for each in self._here[device].values())
+        """Whether something is being unloaded there, or falls asleep."""
+        return any(each.state in _GOING and device in each.devices for each in self._here[device].values())
 
     def still(self, devices: Sequence[str]) -> bool:
         """Whether nothing is being loaded on these devices."""
@@ -67,8 +114,8 @@ class Ledger:
         """The devices that have the bytes now."""
         return [
             device
-            for device, capacity in self.capacities.items()
-            if self.free(device) >= demand.bytes_on(capacity)
+            for device in self.places(demand)
+            if self.free(device) >= demand.bytes_on(self.capacities[device])
         ]
 
     def need(self, demand: Demand, devices: Sequence[str]) -> int:
@@ -78,16 +125,16 @@ class Ledger:
     def check_fits(self, model: Model) -> None:
         """Raise ``NeverFits`` with the numbers if no devices could ever hold it beside the pinned."""
         demand = model.demand
-        if model.devices:
+        if model.devices and model.state is not Residency.ASLEEP:
             return
         left = {}
-        for device, capacity in self.capacities.items():
-            pinned = sum(each.reserved for each in self._here[device].values() if each.pinned)
-            left[device] = capacity.memory - pinned
+        for device in self.places(demand):
+            pinned = sum(self.held(each, device) for each in self._here[device].values() if each.pinned)
+            left[device] = self.capacities[device].memory - pinned
         roomy = [device for device in left if demand.bytes_on(self.capacities[device]) <= left[device]]
         if len(roomy) >= demand.devices:
             return
-        sizes = ", ".join(f"{device} has {capacity.memory:,}" for device, capacity in self.capacities.items())
+        sizes = ", ".join(f"{device} has {self.capacities[device].memory:,}" for device in left)
         needs = f"{demand.memory:,} bytes" if demand.memory is not None else f"a share of {demand.share}"
         names = sorted({each.name for device in left for each in self.here(device) if each.pinned})
         beside = f", of which {', '.join(names)} is never unloaded" if names else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from appliance.scheduler.facts import Demand, Residency
+from appliance.scheduler.facts import Demand, Level, Residency
 
 #: Weight of the newest gap, or run, in the moving averages.
 NEWEST: Final = 0.2
@@ -25,24 +25,33 @@ class Model:
         self.running: set[str] = set()
         self.devices: tuple[str, ...] = ()
         self.reserved = 0  # bytes on each of its devices
+        self.main = 0  # bytes of main memory beside them, for the weights of a sleeper
+        self.level: Level | None = None  # of its sleep, from falling asleep until it is awake
+        self.levels: frozenset[Level] = frozenset()  # that its host is able to
+        self.sleeps = True  # False once it has failed to
         self.wanted = demand.pin or demand.preload  # load it although nothing is queued
         self.kept = False  # as if it was pinned
         self.by_hand: bool | None = None  # in place of `demand.pin`, if someone said so
         self.claim: tuple[str, ...] = ()  # devices that are cleared for it, because it waited long
         self.waiting_since: float | None = None  # of what is queued; anew when it is drained
         self.state_since = 0.0  # when it became what it is
-        self.load_began = 0.0
+        self.load_began: float | None = None  # or its waking
         self.ready_since = 0.0
         self.last_used = 0.0
         self.last_arrival: float | None = None
         self.gap: float | None = None  # seconds between arrivals, averaged
         self.load_seconds: float | None = None  # what its last load took
+        self.sleep_seconds: dict[Level, float] = {}  # what falling asleep took the last time
+        self.wake_seconds: dict[Level, float] = {}  # what waking took the last time
+        self.brought_in = 0.0  # what became of it being ready took: a load, or falling asleep and waking
         self.run_seconds: float | None = None  # what a prediction takes, averaged
         self.began: dict[str, float] = {}  # of what runs
         self.failures = 0
         self.blocked_until = 0.0
         self.drain_reason = ""
         self.drained_for: str | None = None  # the model that gets the room
+        self.drained_to_sleep = False  # if it can
+        self.dismissed = ""  # why it is unloaded although it sleeps
         self.quota = 0  # how many of the queue it still takes while it drains
         self.quota_until = 0.0
 
@@ -86,18 +95,22 @@ class Model:
         if began is not None:
             self.run_seconds = _averaged(self.run_seconds, now - began)
 
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it could fall asleep instead of being unloaded."""
+        return self.demand.asleep is not None and self.sleeps and bool(self.levels)
+
     def wants_load(self, now: float) -> bool:
-        """Whether it should be loaded as soon as there is a place."""
-        return (
-            self.state is Residency.COLD and (bool(self.queue) or self.wanted) and now >= self.blocked_until
-        )
+        """Whether it should be loaded, or woken, as soon as there is a place."""
+        away = self.state in {Residency.COLD, Residency.ASLEEP} and not self.dismissed
+        return away and (bool(self.queue) or self.wanted) and now >= self.blocked_until
 
     def waited(self, now: float) -> float:
         """Seconds that it has waited for its turn to be loaded; what it held before does not count."""
         return 0.0 if self.waiting_since is None else now - self.waiting_since
 
     def loaded_since(self, queued_at: float) -> float:
-        """Seconds of its last load that fell after ``queued_at``; it is loaded."""
-        if self.load_seconds is None:
+        """Seconds of its last load, or waking, that fell after ``queued_at``; it is ready."""
+        if self.load_began is None:  # an earlier gateway loaded it
             return 0.0
-        return max(0.0, self.load_began + self.load_seconds - max(queued_at, self.load_began))
+        return max(0.0, self.ready_since - max(queued_at, self.load_began))

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from appliance.scheduler import policy
-from appliance.scheduler.facts import Residency
+from appliance.scheduler.facts import Level, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import Model
 
-_LEAVING = frozenset({Residency.DRAINING, Residency.UNLOADING})
+_LEAVING = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING})
 
 
 class Plan(NamedTuple):
@@ -18,6 +18,8 @@ class Plan(NamedTuple):
 
     devices: tuple[str, ...]
     victims: tuple[Model, ...]
+    cost: float  # seconds that predictions wait because of it, besides its own load
+    sleep: bool  # whether it is enough that those of them that can fall asleep
 
 
 class _Option(NamedTuple):
@@ -29,6 +31,7 @@ class _Option(NamedTuple):
     left: int  # negative bytes that stay free
     device: str
     victims: tuple[Model, ...]
+    sleep: bool
 
 
 def plan(
@@ -41,7 +44,7 @@ def plan(
     ending: set[str] | None = None,
     among: Iterable[str] | None = None,
 ) -> Plan | None:
-    """The best devices of ``among`` (default: all) for ``model``; None while there is no way.
+    """The best devices of ``among`` (default: all it may have) for ``model``; None while there is no way.
 
     ``promised`` has bytes by device that others, who come first, wait for. A patient model takes the room of
     idle ones that have had their time; an impatient one of whoever is not pinned, once that has ended what it
@@ -49,7 +52,7 @@ def plan(
     them.
     """
     options = []
-    for device in ledger.capacities if among is None else among:
+    for device in ledger.places(model.demand) if among is None else among:
         option = _option(model, ledger, device, promised[device], now, patient=patient, ending=ending)
         if option is not None:
             options.append(option)
@@ -60,6 +63,8 @@ def plan(
     return Plan(
         tuple(sorted(option.device for option in chosen)),
         tuple(victims[name] for name in sorted(victims)),
+        sum(option.cost for option in chosen),
+        all(option.sleep for option in chosen),
     )
 
 
@@ -74,67 +79,97 @@ def _option(
     ending: set[str] | None,
 ) -> _Option | None:
     need = model.demand.bytes_on(ledger.capacities[device])
-    here = ledger.here(device)
+    here = [each for each in ledger.here(device) if each is not model]
     if need > ledger.capacities[device].memory:
         return None
     loading = ledger.loading(device)
     wait = 0.0 if loading is None else _rest_of_load(loading, now)
-    missing = need + promised - ledger.free(device)
+    # A sleeper that is woken, or loaded elsewhere, brings what it still holds.
+    missing = need + promised - ledger.free(device) - ledger.held(model, device)
     leaving = sorted(
-        (policy.freed_in(each, now), each.reserved)
+        (policy.freed_in(each, now), _leaves(each, device, ledger))
         for each in here
-        if each.state in _LEAVING and (each.state is Residency.UNLOADING or _ends(each, ending))
+        if each.state in _LEAVING and (each.state is not Residency.DRAINING or _ends(each, ending))
     )
     for seconds, memory in leaving:
         if missing > 0:
             missing -= memory
             wait = max(wait, seconds)
-    victims = _victims(here, missing, now, patient=patient, ending=ending)
+    allowed = [each for each in here if _may_go(each, now, patient=patient) and _ends(each, ending)]
+    tiers = _tiers(allowed, ledger, now, model)
+    victims = _victims(tiers, missing, device, ledger, now)
+    sleep = victims is not None
+    if victims is None:  # what is left of sleepers may be too much
+        tiers = dict.fromkeys(tiers)
+        victims = _victims(tiers, missing, device, ledger, now)
     if victims is None:
         return None
     wait = max([wait, *(policy.freed_in(victim, now) for victim in victims)])
-    cost = sum(policy.regret(victim, now) for victim in victims)
+    cost = sum(policy.regret(victim, now, tiers[victim]) for victim in victims)
     if patient and cost > policy.gain(model, now):
         return None
     cost += wait * policy.weight(model) * max(1, len(model.queue))
-    left = ledger.free(device) - promised - need
-    return _Option(cost, len(victims), wait > 0, -left, device, victims)
+    left = ledger.free(device) + ledger.held(model, device) - promised - need
+    return _Option(cost, len(victims), wait > 0, -left, device, victims, sleep)
+
+
+def _tiers(allowed: list[Model], ledger: Ledger, now: float, waiter: Model) -> dict[Model, Level | None]:
+    """How each of them would make room: asleep, or unloaded with None."""
+    return {
+        each: policy.tier(each, now, ledger.main_for(each), waiter)
+        if each.may_sleep and each.state is not Residency.ASLEEP
+        else None
+        for each in allowed
+    }
+
+
+def _leaves(model: Model, device: str, ledger: Ledger, level: Level | None = None) -> int:
+    """Bytes of the device that are free once the model has fallen asleep, or is unloaded."""
+    held, asleep = ledger.held(model, device), model.demand.asleep
+    if device not in model.devices:  # its weights in main memory, which go with the sleeper
+        return held if model.state in {Residency.ASLEEP, Residency.UNLOADING} else 0
+    falls = model.level if model.state is Residency.FALLING_ASLEEP else level
+    return held if falls is None or asleep is None else max(0, held - asleep.residue)
 
 
 def _victims(
-    here: list[Model], missing: int, now: float, *, patient: bool, ending: set[str] | None
+    tiers: Mapping[Model, Level | None], missing: int, device: str, ledger: Ledger, now: float
 ) -> tuple[Model, ...] | None:
     """The cheapest models to evict for ``missing`` bytes; None if they are not enough."""
     if missing <= 0:
         return ()
-    allowed = [each for each in here if _may_go(each, now, patient=patient) and _ends(each, ending)]
+    price = {
+        each: policy.regret(each, now, level) + policy.freed_in(each, now) for each, level in tiers.items()
+    }
+    frees = {each: _leaves(each, device, ledger, level) for each, level in tiers.items()}
     # By what a byte of theirs is worth; of equals, the least recently used.
-    allowed.sort(key=lambda each: (_price(each, now) / max(1, each.reserved), each.last_used, each.name))
+    ordered = sorted(
+        (each for each in tiers if frees[each] > 0),
+        key=lambda each: (price[each] / frees[each], each.last_used, each.name),
+    )
     chosen: list[Model] = []
-    for each in allowed:
+    for each in ordered:
         if missing <= 0:
             break
         chosen.append(each)
-        missing -= each.reserved
+        missing -= frees[each]
     if missing > 0:
         return None
-    for each in sorted(chosen, key=lambda each: -_price(each, now)):  # without whom it is enough as well
-        if missing + each.reserved <= 0:
+    for each in sorted(chosen, key=lambda each: -price[each]):  # without whom it is enough as well
+        if missing + frees[each] <= 0:
             chosen.remove(each)
-            missing += each.reserved
+            missing += frees[each]
     return tuple(chosen)
-
-
-def _price(model: Model, now: float) -> float:
-    return policy.regret(model, now) + policy.freed_in(model, now)
 
 
 def _may_go(model: Model, now: float, *, patient: bool) -> bool:
     if model.pinned:
         return False
+    if model.state is Residency.ASLEEP:
+        return not patient or model.idle
     if patient:
         return model.idle and policy.had_its_time(model, now)
-    return model.state in {Residency.READY, Residency.LOADING}
+    return model.state in {Residency.READY, Residency.LOADING, Residency.WAKING}
 
 
 def _ends(model: Model, ending: set[str] | None) -> bool:
@@ -142,4 +177,4 @@ def _ends(model: Model, ending: set[str] | None) -> bool:
 
 
 def _rest_of_load(loading: Model, now: float) -> float:
-    return max(1.0, policy.expected_load(loading) - (now - loading.state_since))
+    return max(1.0, policy.expected_return(loading) - (now - loading.state_since))

@@ -7,9 +7,12 @@ those, they wait for each other for ever. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from appliance.scheduler.facts import Capacity, Demand, Residency
+
+#: What is loaded, or will be: what waits for it begins once it has a slot.
+RUNNING: Final = frozenset({Residency.READY, Residency.LOADING, Residency.WAKING})
 
 
 class Model(Protocol):
@@ -20,6 +23,10 @@ class Model(Protocol):
     running: set[str]
     devices: tuple[str, ...]
     reserved: int
+
+    @property
+    def name(self) -> str:
+        """What it is loaded as."""
 
     @property
     def waiting(self) -> Iterable[str]:
@@ -56,12 +63,12 @@ def hopeful(
 
 def _starts(model: Model, models: Iterable[Model], capacities: Sequence[Capacity], hope: set[str]) -> bool:
     """Whether what waits for ``model`` gets its turn once those in ``hope`` have ended."""
-    if model.state in {Residency.READY, Residency.LOADING}:
+    if model.state in RUNNING:
         return len(model.running) < model.demand.concurrency or not hope.isdisjoint(model.running)
     if model.state is Residency.DRAINING and not model.running <= hope:
         return False
     free = free_at_last(model, models, capacities, hope)
-    roomy = [c for c in capacities if model.demand.bytes_on(c) <= free[c.device]]
+    roomy = [c for c in fitting(model, capacities) if model.demand.bytes_on(c) <= free[c.device]]
     return len(roomy) >= model.demand.devices
 
 
@@ -75,3 +82,28 @@ def free_at_last(
         - sum(each.reserved for each in staying if capacity.device in each.devices)
         for capacity in capacities
     }
+
+
+def fitting(model: Model, capacities: Sequence[Capacity]) -> list[Capacity]:
+    """Those that such a model may be placed on."""
+    return [capacity for capacity in capacities if capacity.host is model.demand.on_host]
+
+
+def why_never(model: Model, models: Iterable[Model], capacities: Sequence[Capacity], hope: set[str]) -> str:
+    """Why what waits for ``model`` could never begin, for people."""
+    name, demand, models = model.name, model.demand, list(models)
+    if model.state in RUNNING:
+        return (
+            f"this part could never begin: model {name} runs {demand.concurrency} at a time, and those "
+            "that it runs wait for their own parts"
+        )
+    places = fitting(model, capacities)
+    waiting = sorted(each.name for each in models if each.devices and not each.running <= hope)
+    free = free_at_last(model, models, capacities, hope)
+    sizes = ", ".join(f"{place.device} has {free[place.device]:,}" for place in places)
+    needs = max(demand.bytes_on(place) for place in places)
+    return (
+        f"this part could never begin: model {name} needs {needs:,} bytes on {demand.devices} device(s), "
+        f"but beside {', '.join(waiting)}, which waits for its parts, {sizes} bytes; "
+        "lower their memory in models.yaml"
+    )

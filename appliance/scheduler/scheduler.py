@@ -11,13 +11,19 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from appliance.scheduler import policy
-from appliance.scheduler.facts import Capacity, Decision, Demand, Load, Refuse, Residency, Start, Unload
+from appliance.scheduler.facts import Capacity, Decision, Demand, Level, Refuse, Residency, Start
 from appliance.scheduler.journal import Happening, Journal, What
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import Model
+from appliance.scheduler.moves import Moves
 from appliance.scheduler.parts import Parts
 from appliance.scheduler.plan import Plan, plan
-from appliance.scheduler.progress import free_at_last, hopeful
+from appliance.scheduler.progress import hopeful, why_never
+
+#: Where nothing of a model is on its device, or little.
+_AWAY: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
+#: Where it is ready, or will be.
+_HERE: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
 
 #: Seconds after which what waits is looked at again although nothing happened.
 WATCH: Final = 1.0
@@ -47,6 +53,7 @@ class Scheduler:
         self._queued: dict[str, _Waiting] = {}  # by prediction id
         self._parts = Parts()
         self._journal = Journal()
+        self._moves = Moves(self._ledger, self._journal)
 
     def knows(self, model: str) -> bool:
         """Whether it was told of this model."""
@@ -102,14 +109,21 @@ class Scheduler:
         self._models[model].ran(id, now)
         self._parts.over(id)
 
-    def loaded(self, model: str, now: float) -> None:
-        """The load that was decided is done."""
-        entry = self._models[model]
-        entry.load_seconds = entry.become(Residency.READY, now)
-        entry.ready_since = entry.last_used = now
-        entry.failures = 0
-        entry.wanted = entry.pinned
-        self._journal.add(now, What.READY, model, entry.devices, entry.reserved, seconds=entry.load_seconds)
+    def loaded(self, model: str, now: float, levels: Iterable[Level] = ()) -> None:
+        """The load that was decided is done; ``levels`` are the sleeps that the host is able to."""
+        self._moves.loaded(self._models[model], frozenset(levels), now)
+
+    def asleep(self, model: str, left: int | None, now: float) -> None:
+        """It has fallen asleep as was decided, and holds ``left`` bytes of each device; None: not known."""
+        self._moves.asleep(self._models[model], left, now)
+
+    def woken(self, model: str, now: float) -> None:
+        """It was woken as was decided, and is ready."""
+        self._moves.woken(self._models[model], now)
+
+    def sleepless(self, model: str) -> None:
+        """Its host could not sleep or wake as was decided: from now on it is unloaded instead."""
+        self._models[model].sleeps = False
 
     def load_failed(self, model: str, now: float, why: str = "") -> list[str]:
         """The load that was decided failed; returns the ids that were waiting, now forgotten."""
@@ -121,18 +135,12 @@ class Scheduler:
         ids = list(entry.queue)
         for id in ids:
             self.withdrawn(id)
-        seconds = now - entry.state_since
-        self._journal.add(now, What.FAILED, model, entry.devices, entry.reserved, why=why, seconds=seconds)
-        self._release(entry, now)
+        self._moves.gone(entry, What.FAILED, now, why=why)
         return ids
 
     def unloaded(self, model: str, now: float) -> None:
         """The unload that was decided is confirmed: the memory is free."""
-        entry = self._models[model]
-        self._journal.add(
-            now, What.UNLOADED, model, entry.devices, entry.reserved, seconds=now - entry.state_since
-        )
-        self._release(entry, now)
+        self._moves.gone(self._models[model], What.UNLOADED, now)
 
     def lost(self, model: str, now: float, why: str = "") -> None:
         """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
@@ -142,17 +150,24 @@ class Scheduler:
         entry.running.clear()
         entry.began.clear()
         entry.wanted = entry.wanted or entry.pinned
-        self._journal.add(now, What.LOST, model, entry.devices, entry.reserved, why=why)
-        self._release(entry, now)
+        self._moves.gone(entry, What.LOST, now, why=why)
 
-    def adopted(self, model: str, devices: tuple[str, ...], memory: int, now: float) -> None:
-        """A host of an earlier gateway is still there."""
+    def adopted(
+        self,
+        model: str,
+        devices: tuple[str, ...],
+        memory: int,
+        now: float,
+        *,
+        levels: Iterable[Level] = (),
+        level: Level | None = None,
+    ) -> None:
+        """A host of an earlier gateway is still there; with ``level`` it sleeps."""
         entry = self._models[model]
-        entry.become(Residency.READY, now)
-        self._ledger.reserve(entry, devices, memory)
-        entry.ready_since = entry.last_used = now
-        entry.wanted = False
-        self._journal.add(now, What.ADOPTED, model, devices, memory)
+        self._moves.adopt(entry, devices, memory, frozenset(levels), now)
+        if level is not None:
+            self._moves.sleep(entry, level, "it has slept since before the gateway began", now)
+            self._moves.asleep(entry, None, now)
 
     def resumed(self, id: str, model: str, whole: str | None = None) -> None:
         """A prediction still runs on an adopted host: it holds a slot."""
@@ -161,17 +176,13 @@ class Scheduler:
 
     def stopping(self, model: str, now: float, why: str = "") -> None:
         """The host is being killed: nothing may start there, its memory is still taken."""
-        entry = self._models[model]
-        self._journal.add(
-            now, What.UNLOAD, model, entry.devices, entry.reserved, why=why, seconds=now - entry.ready_since
-        )
-        entry.become(Residency.UNLOADING, now)
+        self._moves.stop(self._models[model], why, now)
 
     def keep(self, model: str, *, loaded: bool) -> None:
         """Whether something beside the config wants it loaded at all times."""
         entry = self._models[model]
         entry.kept = loaded
-        if loaded and entry.state is Residency.COLD:
+        if loaded and entry.state in _AWAY:
             entry.wanted = True
 
     def pin(self, model: str, *, pinned: bool) -> None:
@@ -184,15 +195,18 @@ class Scheduler:
     def wanted(self, model: str) -> None:
         """Load it when there is room, although nothing waits for it."""
         entry = self._models[model]
-        entry.wanted = entry.state not in {Residency.READY, Residency.LOADING}
+        entry.wanted = entry.state not in _HERE
         entry.blocked_until = 0.0
+        entry.dismissed = ""
 
     def unwanted(self, model: str, reason: str, now: float) -> None:
         """Unload it once what runs on it is done; later predictions load it again."""
         entry = self._models[model]
         entry.wanted = False
         if entry.state is Residency.READY:
-            self._drain(entry, reason, now)
+            self._moves.drain(entry, reason, now)
+        elif entry.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
+            entry.dismissed = reason
 
     # -- questions ---------------------------------------------------------------------------------------
 
@@ -212,8 +226,10 @@ class Scheduler:
 
     def has_room(self, model: str) -> bool:
         """Whether it could be loaded now without another one making room."""
-        demand = self._models[model].demand
-        return len(self._ledger.roomy(demand)) >= demand.devices
+        entry = self._models[model]
+        if entry.state is Residency.ASLEEP:
+            return all(self._lacks(entry, device) <= self._ledger.free(device) for device in entry.devices)
+        return len(self._ledger.roomy(entry.demand)) >= entry.demand.devices
 
     def residency(self, model: str) -> Residency:
         """Where the model is now."""
@@ -230,6 +246,10 @@ class Scheduler:
     def depth(self, model: str | None = None) -> int:
         """How many predictions wait, for one model or for all."""
         return len(self._queued) if model is None else len(self._models[model].queue)
+
+    def level(self, model: str) -> Level | None:
+        """How deeply the model sleeps, if it does, or is on its way there or back."""
+        return self._models[model].level
 
     def running(self, model: str) -> frozenset[str]:
         """The ids that hold a slot of this model."""
@@ -264,18 +284,20 @@ class Scheduler:
         times = []
         waits = False
         for entry in self._models.values():
-            if entry.state is Residency.COLD and (entry.queue or entry.wanted):
+            if entry.state in {Residency.COLD, Residency.ASLEEP} and (entry.queue or entry.wanted):
                 waits = True
                 times.append(max(entry.blocked_until, now + WATCH))
                 if entry.queue and entry.waiting_since is not None:
                     times.append(entry.waiting_since + policy.patience(entry))
         for entry in self._models.values():
-            if entry.state is Residency.READY and not entry.pinned:
-                limit = entry.demand.idle_unload_after
-                if entry.idle and limit is not None and self._ledger.still(entry.devices):
-                    times.append(entry.last_used + limit)
-                if waits:
-                    times.append(entry.state_since + policy.min_residency(entry))
+            limit = entry.demand.idle_unload_after
+            may_go = entry.state in {Residency.READY, Residency.ASLEEP} and not entry.pinned
+            if may_go and entry.idle and limit is not None and self._ledger.still(entry.devices):
+                times.append(entry.last_used + limit)
+                if entry.state is Residency.READY and entry.may_sleep:
+                    times.append(entry.last_used + limit * policy.IDLE_SLEEP)
+            if waits and may_go and entry.state is Residency.READY:
+                times.append(entry.state_since + policy.min_residency(entry))
         due = [at for at in times if at > now]
         return min(due, default=None)
 
@@ -292,7 +314,7 @@ class Scheduler:
         decisions += self._refusals()
         if parts_only:
             return decisions + self._loads_of_parts(now)
-        decisions += self._unloads(now)
+        decisions += self._departures(now)
         decisions += self._placements(now)
         return decisions
 
@@ -326,7 +348,8 @@ class Scheduler:
             if not stuck:
                 break
             id = stuck[-1]
-            refused.append(Refuse(id, self._why_never(self._models[self._queued[id].model], hope)))
+            entry, capacities = self._models[self._queued[id].model], self._ledger.capacities.values()
+            refused.append(Refuse(id, why_never(entry, self._models.values(), list(capacities), hope)))
             self.withdrawn(id)
         return refused
 
@@ -334,44 +357,37 @@ class Scheduler:
         capacities = list(self._ledger.capacities.values())
         return hopeful(self._models, self._parts.unfinished, capacities, without=without)
 
-    def _why_never(self, entry: Model, hope: set[str]) -> str:
-        name, demand = entry.name, entry.demand
-        if entry.state in {Residency.READY, Residency.LOADING}:
-            return (
-                f"this part could never begin: model {name} runs {demand.concurrency} at a time, and those "
-                "that it runs wait for their own parts"
-            )
-        capacities = list(self._ledger.capacities.values())
-        waiting = sorted(n for n, each in self._models.items() if each.devices and not each.running <= hope)
-        free = free_at_last(entry, self._models.values(), capacities, hope)
-        sizes = ", ".join(f"{device} has {left:,}" for device, left in free.items())
-        needs = max(demand.bytes_on(capacity) for capacity in capacities)
-        return (
-            f"this part could never begin: model {name} needs {needs:,} bytes on {demand.devices} device(s), "
-            f"but beside {', '.join(waiting)}, which waits for its parts, {sizes} bytes; "
-            "lower their memory in models.yaml"
-        )
-
-    def _unloads(self, now: float) -> list[Decision]:
-        """Those that are drained, and those that nobody wanted for long."""
+    def _departures(self, now: float) -> list[Decision]:
+        """What is drained, what was sent away in its sleep, and what nobody wanted for long."""
         due: list[Decision] = []
         for entry in self._models.values():
             if not entry.devices or not self._ledger.still(entry.devices):
                 continue
-            limit = entry.demand.idle_unload_after
             if entry.state is Residency.DRAINING:
                 takes_more = entry.queue and entry.quota > 0 and now < entry.quota_until
                 if not entry.running and not takes_more:
-                    due.append(self._unload(entry, entry.drain_reason, now, entry.drained_for))
-            elif (
-                entry.state is Residency.READY
-                and entry.idle
-                and not entry.pinned
-                and limit is not None
-                and now >= entry.last_used + limit
-            ):
-                due.append(self._unload(entry, f"idle for {limit:g} s", now))
+                    waiter = self._models.get(entry.drained_for or "")
+                    sleep = entry.drained_to_sleep
+                    due += self._moves.give_way(entry, entry.drain_reason, now, waiter, sleep=sleep)
+            elif entry.state is Residency.ASLEEP and entry.dismissed:
+                due.append(self._moves.unload(entry, entry.dismissed, now))
+            elif entry.state in {Residency.READY, Residency.ASLEEP} and entry.idle and not entry.pinned:
+                due += self._idle(entry, now)
         return due
+
+    def _idle(self, entry: Model, now: float) -> list[Decision]:
+        limit, silent = entry.demand.idle_unload_after, now - entry.last_used
+        if limit is None:
+            return []
+        if now >= entry.last_used + limit:
+            return [self._moves.unload(entry, f"idle for {limit:g} s", now)]
+        first = limit * policy.IDLE_SLEEP
+        if entry.state is Residency.READY and entry.may_sleep and now >= entry.last_used + first:
+            room = 0 if self._ledger.host is None else self._ledger.free(self._ledger.host)
+            level = policy.tier(entry, now, room)
+            if level is not None:
+                return [self._moves.sleep(entry, level, f"idle for {silent:g} s", now)]
+        return []
 
     def _rank(self, entry: Model, now: float) -> tuple[bool, float]:
         return not self._has_part(entry), -policy.urgency(entry, now)
@@ -392,18 +408,44 @@ class Scheduler:
         for entry in waiting:
             # What runs where a part of it waits for this model does not end before this one is loaded.
             ending = self._hope(without=entry.name) if self._parts else None
-            chosen = plan(entry, self._ledger, promised, now, patient=True, ending=ending)
+            chosen = self._plan(entry, promised, now, ending, patient=True)
             if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
                 chosen = self._claim(entry, promised, now, ending)
             if chosen is None:
                 continue
+            if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
+                if self._ledger.still(entry.devices):
+                    reason = f"it is loaded on {', '.join(chosen.devices)} sooner than it could be woken"
+                    decisions.append(self._moves.unload(entry, reason, now))
+                continue
             if all(self._open(device, entry, promised) for device in chosen.devices):
-                decisions.append(self._load(entry, chosen.devices, now))
+                decisions.append(self._begin(entry, chosen.devices, now))
                 continue
             for device in chosen.devices:
-                promised[device] += entry.demand.bytes_on(self._ledger.capacities[device])
+                promised[device] += self._lacks(entry, device)
             decisions += self._make_room(chosen, entry, now)
         return decisions
+
+    def _plan(
+        self,
+        entry: Model,
+        promised: dict[str, int],
+        now: float,
+        ending: set[str] | None,
+        *,
+        patient: bool,
+        among: tuple[str, ...] | None = None,
+    ) -> Plan | None:
+        """Where it is loaded, or, if it sleeps, woken; it may be loaded elsewhere if that is sooner."""
+        there = plan(entry, self._ledger, promised, now, patient=patient, ending=ending, among=among)
+        if entry.state is not Residency.ASLEEP:
+            return there
+        here = plan(entry, self._ledger, promised, now, patient=patient, ending=ending, among=entry.devices)
+        if here is None or there is None:
+            return here or there
+        slower = policy.expected_load(entry) - policy.expected_return(entry)
+        cost = there.cost + policy.weight(entry) * max(1, len(entry.queue)) * slower
+        return there if cost < here.cost else here
 
     def _claim(
         self, entry: Model, promised: dict[str, int], now: float, ending: set[str] | None
@@ -411,24 +453,28 @@ class Scheduler:
         """The devices that are cleared for a model that waited long: once chosen they stay the same."""
         chosen = None
         if entry.claim:
-            chosen = plan(entry, self._ledger, promised, now, patient=False, ending=ending, among=entry.claim)
+            chosen = self._plan(entry, promised, now, ending, patient=False, among=entry.claim)
         if chosen is None:
-            chosen = plan(entry, self._ledger, promised, now, patient=False, ending=ending)
+            chosen = self._plan(entry, promised, now, ending, patient=False)
         entry.claim = () if chosen is None else chosen.devices
         return chosen
 
     def _make_room(self, chosen: Plan, waiter: Model, now: float) -> list[Decision]:
-        """Unload the victims that are idle, and drain the others, as soon as each has had its time."""
-        unloads: list[Decision] = []
+        """Have the victims that are idle leave, and drain the others, as soon as each has had its time."""
+        moves: list[Decision] = []
+        reason = f"makes room for {waiter.name}"
         for victim in chosen.victims:
-            if not policy.had_its_time(victim, now):
+            if victim.state is Residency.ASLEEP:
+                if self._ledger.still(victim.devices):
+                    moves.append(self._moves.unload(victim, reason, now, waiter.name))
+            elif not policy.had_its_time(victim, now):
                 continue
-            if not victim.idle:
-                reason = f"makes room for {waiter.name}, which waited {waiter.waited(now):.0f} s"
-                self._drain(victim, reason, now, waiter.name)
+            elif not victim.idle:
+                why = f"{reason}, which waited {waiter.waited(now):.0f} s"
+                self._moves.drain(victim, why, now, waiter.name, sleep=chosen.sleep)
             elif self._ledger.still(victim.devices):
-                unloads.append(self._unload(victim, f"makes room for {waiter.name}", now, waiter.name))
-        return unloads
+                moves += self._moves.give_way(victim, reason, now, waiter, sleep=chosen.sleep)
+        return moves
 
     def _loads_of_parts(self, now: float) -> list[Decision]:
         """Load what parts wait for, as far as there is room."""
@@ -436,59 +482,27 @@ class Scheduler:
         nothing = dict.fromkeys(self._ledger.capacities, 0)
         for entry in self._models.values():
             if self._has_part(entry) and entry.wants_load(now):
-                roomy = sorted(device for device in nothing if self._open(device, entry, nothing))
+                asleep = entry.state is Residency.ASLEEP
+                among = entry.devices if asleep else sorted(self._ledger.places(entry.demand))
+                roomy = [device for device in among if self._open(device, entry, nothing)]
                 if len(roomy) >= entry.demand.devices:
-                    loads.append(self._load(entry, tuple(roomy[: entry.demand.devices]), now))
+                    loads.append(self._begin(entry, tuple(roomy[: entry.demand.devices]), now))
         return loads
 
+    def _begin(self, entry: Model, devices: tuple[str, ...], now: float) -> Decision:
+        if entry.state is Residency.ASLEEP:
+            return self._moves.wake(entry, now)
+        return self._moves.load(entry, devices, now)
+
+    def _lacks(self, waiter: Model, device: str) -> int:
+        """Bytes of the device that it needs besides what it holds as a sleeper."""
+        need = waiter.demand.bytes_on(self._ledger.capacities[device])
+        return need - self._ledger.held(waiter, device)
+
     def _open(self, device: str, waiter: Model, promised: dict[str, int]) -> bool:
-        """Whether the waiter may load there now: the bytes are free, and nothing else loads or unloads.
+        """Whether the waiter may load there now: the bytes are free, and nothing else comes or goes.
 
         Two at a time would mis-measure each other's memory.
         """
-        need = waiter.demand.bytes_on(self._ledger.capacities[device]) + promised[device]
         busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
-        return self._ledger.free(device) >= need and not busy
-
-    def _load(self, entry: Model, devices: tuple[str, ...], now: float) -> Load:
-        entry.become(Residency.LOADING, now)
-        entry.load_began = now
-        entry.claim = ()
-        memory = self._ledger.need(entry.demand, devices)
-        self._ledger.reserve(entry, devices, memory)
-        why = "pinned" if entry.pinned else "asked for"
-        if entry.queue:
-            why = f"{len(entry.queue)} wait for it, for {entry.waited(now):.1f} s"
-        self._journal.add(now, What.LOAD, entry.name, devices, memory, why=why)
-        return Load(entry.name, devices, memory)
-
-    def _drain(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> None:
-        """Let it finish what runs, and, if another model wants the room, what waits, for a bounded time."""
-        quota = 0 if on_behalf_of is None else len(entry.queue)
-        entry.quota, entry.quota_until = quota, now + policy.quantum(entry)
-        entry.drain_reason, entry.drained_for = reason, on_behalf_of
-        entry.become(Residency.DRAINING, now)
-        if entry.queue:
-            entry.waiting_since = now
-        why = f"{reason}; {len(entry.running)} run and {quota} may begin"
-        self._journal.add(
-            now, What.DRAIN, entry.name, entry.devices, entry.reserved, why=why, on_behalf_of=on_behalf_of
-        )
-
-    def _unload(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
-        entry.become(Residency.UNLOADING, now)
-        self._journal.add(
-            now,
-            What.UNLOAD,
-            entry.name,
-            entry.devices,
-            entry.reserved,
-            why=reason,
-            on_behalf_of=on_behalf_of,
-            seconds=now - entry.ready_since,
-        )
-        return Unload(entry.name, reason)
-
-    def _release(self, entry: Model, now: float) -> None:
-        entry.become(Residency.COLD, now)
-        self._ledger.release(entry)
+        return self._ledger.free(device) >= self._lacks(waiter, device) + promised[device] and not busy
