@@ -78,7 +78,15 @@ class Ledger:
         """Bytes of main memory that the model could sleep in: free ones, and those of older sleepers."""
         if self.host is None:
             return 0
-        return self.free(self.host) + sum(each.main for each in self.older_sleepers(model))
+        older = sum(each.main for each in self.older_sleepers(model))
+        return self.free(self.host) + self.leaving_main() + older
+
+    def leaving_main(self) -> int:
+        """Bytes of main memory that sleepers give back, which are being unloaded."""
+        if self.host is None:
+            return 0
+        here = self._here[self.host].values()
+        return sum(each.main for each in here if each.state is Residency.UNLOADING)
 
     def here(self, device: str) -> list[Model]:
         """The models that hold bytes of the device."""

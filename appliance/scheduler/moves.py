@@ -131,10 +131,7 @@ class Moves:
 
     def _clear_main(self, entry: Model, short: int, now: float) -> list[Sleep | Unload] | None:
         """Unload older sleepers for ``short`` bytes; None if they cannot be just now."""
-        assert self._ledger.host is not None
-        coming = sum(
-            each.main for each in self._ledger.here(self._ledger.host) if each.state is Residency.UNLOADING
-        )
+        coming = self._ledger.leaving_main()
         chosen: list[Model] = []
         for each in self._ledger.older_sleepers(entry):
             if coming >= short:

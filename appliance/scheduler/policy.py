@@ -31,7 +31,7 @@ _UNKNOWN_RUN: Final = 5.0  # of a model that never ran
 _UNKNOWN_GAP: Final = 600.0  # of a model that was asked once or never
 _UNLOAD: Final = 1.0
 #: What falling asleep and waking are taken to need at first, as shares of a load.
-_UNKNOWN_SLEEP: Final = {Level.KEPT: 0.2, Level.DROPPED: 0.02}
+_UNKNOWN_SLEEP: Final = {Level.KEPT: 0.1, Level.DROPPED: 0.02}
 _UNKNOWN_WAKE: Final = {Level.KEPT: 0.1, Level.DROPPED: 0.4}
 #: What is idle falls asleep after this share of the time after which it is unloaded.
 IDLE_SLEEP: Final = 0.5
