@@ -1,9 +1,10 @@
 """Which prediction runs, which model is loaded where, and which makes room: pure decisions.
 
 ``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
-bytes, ``policy`` what a model's place is worth, ``plan`` where one is loaded and who makes room,
-``moves`` changes a model's residency with all that goes with it, ``progress`` says what can get on where
-predictions wait for parts, ``journal`` what was decided, and ``scheduler`` puts them together.
+bytes, ``policy`` what a model's place is worth, ``plan`` where one could be loaded and who would make room,
+``placements`` which of those that wait are, ``moves`` changes a model's residency with all that goes with it,
+``progress`` says what can get on where predictions wait for parts, ``journal`` what was decided, and
+``scheduler`` puts them together.
 """
 
 from appliance.scheduler.facts import (

@@ -17,7 +17,7 @@ from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import Model
 from appliance.scheduler.moves import Moves
 from appliance.scheduler.parts import Parts
-from appliance.scheduler.plan import Plan, plan
+from appliance.scheduler.placements import Placements
 from appliance.scheduler.progress import hopeful, why_never
 
 #: Where nothing of a model is on its device, or little.
@@ -54,6 +54,7 @@ class Scheduler:
         self._parts = Parts()
         self._journal = Journal()
         self._moves = Moves(self._ledger, self._journal)
+        self._placements = Placements(self._models, self._ledger, self._parts, self._moves)
 
     def knows(self, model: str) -> bool:
         """Whether it was told of this model."""
@@ -228,7 +229,9 @@ class Scheduler:
         """Whether it could be loaded now without another one making room."""
         entry = self._models[model]
         if entry.state is Residency.ASLEEP:
-            return all(self._lacks(entry, device) <= self._ledger.free(device) for device in entry.devices)
+            return all(
+                self._placements.lacks(entry, device) <= self._ledger.free(device) for device in entry.devices
+            )
         return len(self._ledger.roomy(entry.demand)) >= entry.demand.devices
 
     def residency(self, model: str) -> Residency:
@@ -272,7 +275,7 @@ class Scheduler:
         waiting = [each for each in self._models.values() if each.wants_load(now)]
         return [
             Standing(each.name, len(each.queue), each.waited(now), each.claim)
-            for each in sorted(waiting, key=lambda each: self._rank(each, now))
+            for each in sorted(waiting, key=lambda each: self._placements.rank(each, now))
         ]
 
     def happenings(self, after: int = 0) -> list[Happening]:
@@ -313,9 +316,9 @@ class Scheduler:
             decisions += self._starts(entry, now, parts_only=parts_only)
         decisions += self._refusals()
         if parts_only:
-            return decisions + self._loads_of_parts(now)
+            return decisions + self._placements.of_parts(now)
         decisions += self._departures(now)
-        decisions += self._placements(now)
+        decisions += self._placements.decide(now)
         return decisions
 
     def _starts(self, entry: Model, now: float, *, parts_only: bool) -> list[Decision]:
@@ -343,19 +346,16 @@ class Scheduler:
         """
         refused: list[Decision] = []
         while any(id in self._queued for id in self._parts):
-            hope = self._hope()
+            capacities = list(self._ledger.capacities.values())
+            hope = hopeful(self._models, self._parts.unfinished, capacities)
             stuck = [id for id in self._queued if id in self._parts and id not in hope]
             if not stuck:
                 break
             id = stuck[-1]
-            entry, capacities = self._models[self._queued[id].model], self._ledger.capacities.values()
-            refused.append(Refuse(id, why_never(entry, self._models.values(), list(capacities), hope)))
+            entry = self._models[self._queued[id].model]
+            refused.append(Refuse(id, why_never(entry, self._models.values(), capacities, hope)))
             self.withdrawn(id)
         return refused
-
-    def _hope(self, without: str | None = None) -> set[str]:
-        capacities = list(self._ledger.capacities.values())
-        return hopeful(self._models, self._parts.unfinished, capacities, without=without)
 
     def _departures(self, now: float) -> list[Decision]:
         """What is drained, what was sent away in its sleep, and what nobody wanted for long."""
@@ -388,121 +388,3 @@ class Scheduler:
             if level is not None:
                 return [self._moves.sleep(entry, level, f"idle for {silent:g} s", now)]
         return []
-
-    def _rank(self, entry: Model, now: float) -> tuple[bool, float]:
-        return not self._has_part(entry), -policy.urgency(entry, now)
-
-    def _has_part(self, entry: Model) -> bool:
-        return bool(entry.queue) and entry.queue[0] in self._parts
-
-    def _placements(self, now: float) -> list[Decision]:
-        """Load what waits, the most urgent first; the others may use only what the earlier ones leave.
-
-        Parts go first: what waits for them holds memory. Those that fit at once take it although it may be
-        promised, since the promise may be one that their whole has to keep.
-        """
-        decisions = self._loads_of_parts(now)
-        waiting = [entry for entry in self._models.values() if entry.wants_load(now)]
-        waiting.sort(key=lambda entry: self._rank(entry, now))
-        promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
-        for entry in waiting:
-            # What runs where a part of it waits for this model does not end before this one is loaded.
-            ending = self._hope(without=entry.name) if self._parts else None
-            chosen = self._plan(entry, promised, now, ending, patient=True)
-            if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
-                chosen = self._claim(entry, promised, now, ending)
-            if chosen is None:
-                continue
-            if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
-                if self._ledger.still(entry.devices):
-                    reason = f"it is loaded on {', '.join(chosen.devices)} sooner than it could be woken"
-                    decisions.append(self._moves.unload(entry, reason, now))
-                continue
-            if all(self._open(device, entry, promised) for device in chosen.devices):
-                decisions.append(self._begin(entry, chosen.devices, now))
-                continue
-            for device in chosen.devices:
-                promised[device] += self._lacks(entry, device)
-            decisions += self._make_room(chosen, entry, now)
-        return decisions
-
-    def _plan(
-        self,
-        entry: Model,
-        promised: dict[str, int],
-        now: float,
-        ending: set[str] | None,
-        *,
-        patient: bool,
-        among: tuple[str, ...] | None = None,
-    ) -> Plan | None:
-        """Where it is loaded, or, if it sleeps, woken; it may be loaded elsewhere if that is sooner."""
-        there = plan(entry, self._ledger, promised, now, patient=patient, ending=ending, among=among)
-        if entry.state is not Residency.ASLEEP:
-            return there
-        here = plan(entry, self._ledger, promised, now, patient=patient, ending=ending, among=entry.devices)
-        if here is None or there is None:
-            return here or there
-        slower = policy.expected_load(entry) - policy.expected_return(entry)
-        cost = there.cost + policy.weight(entry) * max(1, len(entry.queue)) * slower
-        return there if cost < here.cost else here
-
-    def _claim(
-        self, entry: Model, promised: dict[str, int], now: float, ending: set[str] | None
-    ) -> Plan | None:
-        """The devices that are cleared for a model that waited long: once chosen they stay the same."""
-        chosen = None
-        if entry.claim:
-            chosen = self._plan(entry, promised, now, ending, patient=False, among=entry.claim)
-        if chosen is None:
-            chosen = self._plan(entry, promised, now, ending, patient=False)
-        entry.claim = () if chosen is None else chosen.devices
-        return chosen
-
-    def _make_room(self, chosen: Plan, waiter: Model, now: float) -> list[Decision]:
-        """Have the victims that are idle leave, and drain the others, as soon as each has had its time."""
-        moves: list[Decision] = []
-        reason = f"makes room for {waiter.name}"
-        for victim in chosen.victims:
-            if victim.state is Residency.ASLEEP:
-                if self._ledger.still(victim.devices):
-                    moves.append(self._moves.unload(victim, reason, now, waiter.name))
-            elif not policy.had_its_time(victim, now):
-                continue
-            elif not victim.idle:
-                why = f"{reason}, which waited {waiter.waited(now):.0f} s"
-                self._moves.drain(victim, why, now, waiter.name, sleep=chosen.sleep)
-            elif self._ledger.still(victim.devices):
-                moves += self._moves.give_way(victim, reason, now, waiter, sleep=chosen.sleep)
-        return moves
-
-    def _loads_of_parts(self, now: float) -> list[Decision]:
-        """Load what parts wait for, as far as there is room."""
-        loads: list[Decision] = []
-        nothing = dict.fromkeys(self._ledger.capacities, 0)
-        for entry in self._models.values():
-            if self._has_part(entry) and entry.wants_load(now):
-                asleep = entry.state is Residency.ASLEEP
-                among = entry.devices if asleep else sorted(self._ledger.places(entry.demand))
-                roomy = [device for device in among if self._open(device, entry, nothing)]
-                if len(roomy) >= entry.demand.devices:
-                    loads.append(self._begin(entry, tuple(roomy[: entry.demand.devices]), now))
-        return loads
-
-    def _begin(self, entry: Model, devices: tuple[str, ...], now: float) -> Decision:
-        if entry.state is Residency.ASLEEP:
-            return self._moves.wake(entry, now)
-        return self._moves.load(entry, devices, now)
-
-    def _lacks(self, waiter: Model, device: str) -> int:
-        """Bytes of the device that it needs besides what it holds as a sleeper."""
-        need = waiter.demand.bytes_on(self._ledger.capacities[device])
-        return need - self._ledger.held(waiter, device)
-
-    def _open(self, device: str, waiter: Model, promised: dict[str, int]) -> bool:
-        """Whether the waiter may load there now: the bytes are free, and nothing else comes or goes.
-
-        Two at a time would mis-measure each other's memory.
-        """
-        busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
-        return self._ledger.free(device) >= self._lacks(waiter, device) + promised[device] and not busy

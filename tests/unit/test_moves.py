@@ -112,7 +112,7 @@ def test_a_prediction_that_comes_while_its_model_falls_asleep_wakes_it() -> None
 
 
 def test_what_will_soon_be_asked_again_keeps_its_weights_and_what_will_not_drops_them() -> None:
-    """Dropping them takes a moment of the waiter's time; reading them again takes its own predictions' time."""
+    """Dropping them takes little of the waiter's time; reading them again takes its own predictions' time."""
     for gap, level in ((5.0, Level.KEPT), (2_000.0, Level.DROPPED)):
         subject = scheduler(model("a/a"), model("b/b"))
         loaded(subject, "a/a", 20.0, BOTH)
