@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,9 @@ from appliance.engine import Engine
 from appliance.files import Files
 from appliance.hardware import Device, cpu_threads
 from appliance.inputs import Inputs
+from appliance.metrics import Metrics
 from appliance.placement import build_scheduler
+from appliance.prediction import Prediction
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
@@ -84,6 +87,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     scheduler = build_scheduler(config, home, settings.devices)
+    metrics = Metrics(scheduler)
     pushes = Pushes(models, store, files, scheduler, home=home, device=settings.devices[0].kind)
     engine = Engine(
         limits=config.limits,
@@ -97,7 +101,8 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,
-        observe=webhooks.observe,
+        observe=_both(webhooks.observe, metrics.observe),
+        heed=metrics.happened,
         conclude=trainings.conclude,
     )
     return Services(
@@ -115,10 +120,22 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         files=files,
         trainings=trainings,
         pushes=pushes,
+        metrics=metrics,
+        cluster=cluster,
         storage=Storage(home),
         devices=settings.devices,
         started_at=now,
     )
+
+
+def _both(
+    first: Callable[[Prediction], None], second: Callable[[Prediction], None]
+) -> Callable[[Prediction], None]:
+    def observe(record: Prediction) -> None:
+        first(record)
+        second(record)
+
+    return observe
 
 
 async def build_catalogue(config: Config, store: Store, now: float) -> Catalogue:

@@ -85,6 +85,8 @@ class Webhooks:
         self._under_way: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        #: What came of each attempt since the start; one that failed is either tried again or given up.
+        self.outcomes = {"delivered": 0, "retried": 0, "given_up": 0}
 
     async def start(self) -> None:
         """Make sure of a key, and go on with what is still to be delivered."""
@@ -147,6 +149,7 @@ class Webhooks:
 
     async def _send_once(self, record: Prediction) -> None:
         problem = await self._post(record, f"msg_{new_id()}")
+        self.outcomes["delivered" if problem is None else "given_up"] += 1
         if problem is not None:
             _log.info("a webhook of prediction %s was not taken: %s", record.id, problem)
 
@@ -169,11 +172,14 @@ class Webhooks:
             record = await self._store.get(delivery.prediction)
             problem = None if record is None else await self._post(record, delivery.id)
             if problem is None:
+                self.outcomes["delivered"] += record is not None
                 await self._store.end_delivery(delivery.id)
             elif delivery.attempts >= len(RETRIES):
                 _log.warning("the webhook of prediction %s is given up: %s", delivery.prediction, problem)
+                self.outcomes["given_up"] += 1
                 await self._store.end_delivery(delivery.id, problem)
             else:
+                self.outcomes["retried"] += 1
                 due_at = time.time() + RETRIES[delivery.attempts]
                 await self._store.postpone_delivery(delivery.id, delivery.attempts + 1, due_at, problem)
         finally:

@@ -46,6 +46,8 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         files=bench.files,
         trainings=bench.trainings,
         pushes=bench.pushes,
+        metrics=bench.metrics,
+        cluster=bench.cluster,
         storage=Storage(bench.folder),
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
         started_at=time.time(),

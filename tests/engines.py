@@ -15,6 +15,7 @@ from appliance.engine import Engine
 from appliance.files import Files
 from appliance.hardware import Device
 from appliance.inputs import Inputs
+from appliance.metrics import Metrics
 from appliance.prediction import Prediction, Status
 from appliance.pushing import Pushes
 from appliance.scheduler import Capacity, Demand, Scheduler
@@ -80,6 +81,7 @@ class Bench:
         self.run_tokens = RunTokens("key")
         self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
         self.scheduler = Scheduler([Capacity("cpu", 10 * MIB)], demands)
+        self.metrics = Metrics(self.scheduler)
         self.pushes = Pushes(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, device="cpu"
         )
@@ -95,13 +97,18 @@ class Bench:
             files=self.files,
             inputs=self.inputs,
             run_tokens=self.run_tokens,
-            observe=self.observed.append,
+            observe=self._observe,
+            heed=self.metrics.happened,
             conclude=self.trainings.conclude,
         )
         await self.pushes.load()
         await self.trainings.load()
         await self.engine.start()
         return self
+
+    def _observe(self, record: Prediction) -> None:
+        self.observed.append(record)
+        self.metrics.observe(record)
 
     async def stop(self) -> None:
         await self.engine.close()

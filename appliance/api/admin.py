@@ -1,4 +1,4 @@
-"""The appliance itself: health, what is loaded, loading and unloading."""
+"""The appliance itself: what is loaded, loading and unloading."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ class Admin:
     def routes(self) -> list[Route]:
         """What this resource answers."""
         return [
-            Route("/healthz", self.health, methods=["GET"]),
             Route("/admin/status", self.status, methods=["GET"]),
             Route("/admin/residency", self.residency, methods=["GET"]),
             Route("/admin/models/{owner}/{name}/load", self.load, methods=["POST"]),
@@ -34,10 +33,6 @@ class Admin:
             Route("/admin/models/{owner}/{name}/pin", self.pin, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/unpin", self.unpin, methods=["POST"]),
         ]
-
-    async def health(self, request: Request) -> Response:
-        """``GET /healthz``: the gateway is alive. Needs no token and tells nothing else."""
-        return answers.json({"status": "ok"})
 
     async def status(self, request: Request) -> Response:
         """``GET /admin/status``: devices and models as they are now."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api import refusals, requests
@@ -26,6 +27,7 @@ from appliance.api.examples import Examples
 from appliance.api.files import Files
 from appliance.api.history import History
 from appliance.api.models import Models
+from appliance.api.monitoring import Monitoring
 from appliance.api.predictions import Predictions
 from appliance.api.reference import Reference
 from appliance.api.services import Services
@@ -37,6 +39,7 @@ from appliance.api.usage import UsageReport
 from appliance.api.versions import Versions
 from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
+from appliance.metrics import Metrics
 from appliance.ratelimit import Standing
 
 _log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ RESOURCES: Final = (
     Account,
     WebhookKeys,
     Admin,
+    Monitoring,
     History,
     Tokens,
     Settings,
@@ -67,6 +71,9 @@ RESOURCES: Final = (
     Audio,
     Anthropic,
 )
+
+#: How requests are counted that no route answers.
+UNMATCHED: Final = "unmatched"
 
 _CORS: Final = {
     "access-control-allow-credentials": "true",
@@ -83,7 +90,20 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, la
 def create_api(services: Services) -> ASGIApp:
     """The application over ``services``."""
     routes = [route for resource in RESOURCES for route in resource(services).routes()]
-    return Application(Router(routes, redirect_slashes=False, default=_not_found))
+    for route in routes:
+        route.app = _named(route)
+    return Application(services.metrics, Router(routes, redirect_slashes=False, default=_not_found))
+
+
+def _named(route: Route) -> ASGIApp:
+    """What answers for ``route``, and says in the scope which that is."""
+    answer = route.app
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[requests.ROUTE] = route.path
+        await answer(scope, receive, send)
+
+    return app
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,8 +113,9 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Application:
     """Everything around the routes."""
 
-    def __init__(self, router: ASGIApp) -> None:
-        """``router`` may raise any error of the tree."""
+    def __init__(self, metrics: Metrics, router: ASGIApp) -> None:
+        """``router`` may raise any error of the tree; ``metrics`` hears of every answer."""
+        self._metrics = metrics
         self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,23 +133,28 @@ class Application:
                 return
         # "app" makes Starlette's routes raise their 405 instead of answering it in plain text.
         inner = {**scope, "app": self, "path": _uniform(scope["path"])}
-        started = False
+        status: int | None = None
+        began = time.perf_counter()
 
         async def watched(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 _tell_standing(message, inner.get(requests.STANDING))
             await send(message)
 
         try:
             await self._router(inner, receive, watched)
         except Exception as error:
-            if started:  # a stream broke in the middle: all that is left is to close it
+            if status is not None:  # a stream broke in the middle: all that is left is to close it
                 raise
             problem = _translated(error, scope)
             answer = refusals.answer(problem, inner["path"], post=scope["method"] == "POST")
             await answer(scope, receive, watched)
+        finally:
+            if status is not None:  # the client was not gone before
+                took = time.perf_counter() - began
+                self._metrics.answered(inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took)
 
 
 def _uniform(path: str) -> str:

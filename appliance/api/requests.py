@@ -29,6 +29,8 @@ EARLY: Final = 1.0
 SHORTEST_DEADLINE: Final = 5  # seconds
 #: Where in an ASGI scope the caller's ``Standing`` is, for the headers of the answer.
 STANDING: Final = "appliance.standing"
+#: Where in an ASGI scope the template of the route is that answers.
+ROUTE: Final = "appliance.route"
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")

@@ -6,11 +6,13 @@ import msgspec
 
 from appliance.auth import Auth
 from appliance.catalogue import Catalogue
+from appliance.cluster.base import Cluster
 from appliance.config import Config
 from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.files import Files
 from appliance.hardware import Device
+from appliance.metrics import Metrics
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
@@ -35,6 +37,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     files: Files
     trainings: Trainings
     pushes: Pushes
+    metrics: Metrics
+    cluster: Cluster
     storage: Storage
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds

@@ -28,6 +28,10 @@ class Cluster(Protocol):
     async def adopt(self) -> list[Adopted]:
         """What an earlier gateway left loaded; called once, before anything else."""
 
+    async def answers(self) -> bool:
+        """Whether what keeps the replicas answers now."""
+        ...
+
     async def load(self, spec: LoadSpec) -> None:
         """Make the model ready.
 

@@ -151,6 +151,15 @@ class RayCluster:
         self._keep_spare()
         return adopted
 
+    async def answers(self) -> bool:
+        """See ``Cluster.answers``: Serve's controller, which starts replicas and keeps them."""
+        try:
+            await asyncio.to_thread(serve.status)
+        except _GONE as error:
+            _raise_if_cancelled(error)
+            return False
+        return True
+
     async def load(self, spec: LoadSpec) -> None:
         """See ``Cluster.load``."""
         link = self._links.pop(spec.model, None) or await self._take_spare()

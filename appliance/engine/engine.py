@@ -33,7 +33,7 @@ from appliance.files import Files
 from appliance.hardware import Device
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
-from appliance.scheduler import Residency, Scheduler
+from appliance.scheduler import Happening, Residency, Scheduler
 from appliance.store import Cursor, Filter, Store
 from appliance.token import RunTokens
 
@@ -72,12 +72,14 @@ class Engine:
         inputs: Inputs,
         run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
+        heed: Callable[[Happening], None],
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """``home`` is the data folder, ``threads`` and ``devices`` what the machine has.
 
-        ``observe`` is told of every change of a prediction, after its status is stored; ``conclude`` makes a
-        version of what a training has made, before its end is stored.
+        ``observe`` is told of every change of a prediction, after its status is stored, ``heed`` of every
+        decision about memory and what came of it; ``conclude`` makes a version of what a training has made,
+        before its end is stored.
         """
         self._limits = limits
         self._catalogue = catalogue
@@ -101,6 +103,7 @@ class Engine:
             inputs=inputs,
             run_tokens=run_tokens,
             observe=observe,
+            heed=heed,
             conclude=conclude,
         )
 
@@ -377,6 +380,11 @@ class Engine:
     def residency_report(self) -> dict[str, Any]:
         """Where every model is and why, for `/admin/residency`; see ``report.residency``."""
         return report.residency(self._scheduler)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no new work is taken; None if it is."""
+        return self._loop.problem
 
     async def drain(self, seconds: float) -> int:
         """Take no new work and let what runs finish for ``seconds``; returns how many were still running.

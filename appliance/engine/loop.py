@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
@@ -21,10 +21,11 @@ from appliance.errors import HostLost, PredictionFailed, StatusConflict, StoreEr
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.scheduler import Load, Refuse, Residency, Scheduler, Start, Unload, What
+from appliance.scheduler import Happening, Load, Refuse, Residency, Scheduler, Start, Unload, What
 from appliance.store import Store
 from appliance.token import RunTokens
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 RETRY_STORE: Final = 1.0  # seconds before a refused write is tried again
@@ -48,6 +49,7 @@ class Loop:
         inputs: Inputs,
         run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
+        heed: Callable[[Happening], None],
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """Nothing happens before ``start``."""
@@ -61,6 +63,7 @@ class Loop:
         self._inputs = inputs
         self._run_tokens = run_tokens
         self._observe = observe
+        self._heed = heed
         self._conclude = conclude
         self.live: dict[str, Live] = {}
         self.draining = False
@@ -68,12 +71,20 @@ class Loop:
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
         self._tasks: set[asyncio.Task[object]] = set()
         self._wakeup: asyncio.TimerHandle | None = None
+        self._saver: asyncio.Task[None] | None = None
         self._logged = 0  # the last of the scheduler's happenings that is in the log
 
     def start(self) -> None:
         """Begin to decide and to save."""
-        self.spawn(self._save_forever())
+        self._saver = self.spawn(self._save_forever())
         self.decide()
+
+    @property
+    def problem(self) -> str | None:
+        """Why no new work is taken; None if it is."""
+        if self.draining:
+            return "it is draining"
+        return None if self._saver is not None and not self._saver.done() else "the engine has stopped"
 
     async def close(self) -> None:
         """Stop deciding and write what is not written yet."""
@@ -158,6 +169,7 @@ class Loop:
             self._logged = happening.number
             level = logging.ERROR if happening.what is What.FAILED else logging.INFO
             _log.log(level, "%s", happening)
+            self._heed(happening)
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None
@@ -466,11 +478,12 @@ class Loop:
                 self._store.append(live.id, live.prediction.attempt, live.unsaved)
                 live.unsaved = []
 
-    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run ``work`` beside the loop; what goes wrong in it is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+        return task
 
     def _reap(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)

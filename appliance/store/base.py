@@ -116,6 +116,10 @@ class Store(Protocol):
     async def close(self) -> None:
         """Commit what was queued, then let go of the database. Later calls raise StoreError."""
 
+    def check(self) -> asyncio.Future[None]:
+        """Write something; done when it is committed, StoreError if that is not possible now."""
+        ...
+
     def create(self, prediction: Prediction) -> asyncio.Future[None]:
         """Store a new prediction, and count it for its model.
 

@@ -61,6 +61,10 @@ class SQLiteStore(Connections, Store):
         self.registry = Registry(self)
         self.usage = UsageTable(self)
 
+    def check(self) -> asyncio.Future[None]:
+        """See ``Store.check``."""
+        return self.change("write_something", {"at": time.time()})
+
     # -- writing predictions
 
     def create(self, prediction: Prediction) -> asyncio.Future[None]:

@@ -78,6 +78,7 @@ GUARDED = (
     ("GET", "/admin/status"),
     ("GET", "/admin/residency"),
     ("GET", "/admin/usage"),
+    ("GET", "/metrics"),
     ("GET", "/admin/usage.csv"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
@@ -113,6 +114,7 @@ async def test_every_guarded_route_is_in_the_list_above(api: Api) -> None:
 
     open_to_all = {
         "/healthz",
+        "/readyz",
         "/v1/search",
         "/v1/streams/{token}",
         "/v1/files/stream/{token}",

@@ -181,9 +181,8 @@ async def test_a_model_that_cannot_fit_is_refused_with_the_numbers(bench: Bench)
 
 async def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
     bench = await Bench(tmp_path, queue_per_model=1).start()
-    running = [await bench.submit(delay=30) for _ in range(2)]
-    for prediction in running:
-        await bench.until(prediction, Status.PROCESSING)
+    for _ in range(2):
+        await bench.until(await bench.submit(delay=30), Status.PROCESSING)
     await bench.submit()
     with pytest.raises(Throttled) as caught:
         await bench.submit()
