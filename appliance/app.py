@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import uvicorn
 
-from appliance import catalogue, logs
+from appliance import catalogue, logs, tracing
 from appliance.api import create_api
 from appliance.api.services import Services
 from appliance.auth import Auth
@@ -89,6 +89,14 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     scheduler = build_scheduler(config, home, settings.devices)
     metrics = Metrics(scheduler)
     pushes = Pushes(models, store, files, scheduler, home=home, device=settings.devices[0].kind)
+    traced = tracing.build(config.telemetry, os.environ)
+
+    def observe(record: Prediction) -> None:
+        webhooks.observe(record)
+        metrics.observe(record)
+        if traced is not None:
+            traced.observe(record)
+
     engine = Engine(
         limits=config.limits,
         catalogue=models,
@@ -101,7 +109,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,
-        observe=_both(webhooks.observe, metrics.observe),
+        observe=observe,
         heed=metrics.happened,
         conclude=trainings.conclude,
     )
@@ -121,21 +129,12 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         trainings=trainings,
         pushes=pushes,
         metrics=metrics,
+        tracing=traced,
         cluster=cluster,
         storage=Storage(home),
         devices=settings.devices,
         started_at=now,
     )
-
-
-def _both(
-    first: Callable[[Prediction], None], second: Callable[[Prediction], None]
-) -> Callable[[Prediction], None]:
-    def observe(record: Prediction) -> None:
-        first(record)
-        second(record)
-
-    return observe
 
 
 async def build_catalogue(config: Config, store: Store, now: float) -> Catalogue:
@@ -191,6 +190,8 @@ class Gateway:
         await self._services.retention.close()
         await self._services.pushes.close()
         await self._services.files.close()
+        if self._services.tracing is not None:
+            await self._services.tracing.close()
         await self._services.store.close()
         self._server.should_exit = True
         return unfinished
@@ -203,7 +204,7 @@ class Gateway:
 
 async def start_gateway(settings: Settings) -> Gateway:
     """Build and start everything on the running loop; returns once requests are answered."""
-    logs.configure(settings.log_file)
+    logs.configure(settings.log_file, settings.config.logging)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     store = SQLiteStore(settings.database)
     await store.open()

@@ -14,16 +14,18 @@ import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
+from appliance.config import LoggingConfig
 from appliance.errors import ConfigError
 
-Format = Literal["human", "json"]
-
-#: Picks the format where the caller does not: `human` or `json`.
+#: Go before the config.
 FORMAT_VARIABLE: Final = "APPLIANCE_LOG_FORMAT"
+LEVEL_VARIABLE: Final = "APPLIANCE_LOG_LEVEL"
+FORMATS: Final = ("text", "json")
+LEVELS: Final = ("debug", "info", "warning", "error")
 
 #: The admin token, masked wherever it turns up.
 _TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
@@ -40,26 +42,28 @@ _prediction: ContextVar[str | None] = ContextVar("prediction", default=None)
 _model: ContextVar[str | None] = ContextVar("model", default=None)
 
 
-def configure(file: Path | None = None, *, format: Format | None = None, level: int = logging.INFO) -> None:
+def configure(file: Path | None = None, config: LoggingConfig = LoggingConfig()) -> None:  # noqa: B008 - frozen
     """Send every logger's records to ``file``, appending, or to stderr; a second call replaces the first.
 
-    ``format`` falls back to ``APPLIANCE_LOG_FORMAT``, then to ``human``.
+    ``APPLIANCE_LOG_FORMAT`` and ``APPLIANCE_LOG_LEVEL`` go before ``config``.
 
     Raises:
-        ConfigError: the variable holds something else.
+        ConfigError: a variable holds what is neither a format nor a level.
     """
-    chosen = format or os.environ.get(FORMAT_VARIABLE) or "human"
-    if chosen not in ("human", "json"):
-        raise ConfigError(f'{chosen!r} is no log format: use "human" or "json"', key=FORMAT_VARIABLE)
+    chosen = os.environ.get(FORMAT_VARIABLE) or config.format
+    level = os.environ.get(LEVEL_VARIABLE) or config.level
+    for value, known, key in ((chosen, FORMATS, FORMAT_VARIABLE), (level, LEVELS, LEVEL_VARIABLE)):
+        if value not in known:
+            raise ConfigError(f"{value!r} should be one of {', '.join(known)}", key=key)
     handler = logging.StreamHandler() if file is None else logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(JsonFormatter() if chosen == "json" else HumanFormatter())
+    handler.setFormatter(JsonFormatter() if chosen == "json" else TextFormatter())
     handler.addFilter(add_context)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
-    root.setLevel(level)
+    root.setLevel(level.upper())
     logging.captureWarnings(True)
 
 
@@ -78,10 +82,16 @@ def bind(*, prediction: str | None = None, model: str | None = None) -> Iterator
 
 
 def add_context(record: logging.LogRecord) -> bool:
-    """Filter: put the bound names on the record, unless it was logged with names of its own (``extra``)."""
+    """Filter: put the names of what the record is about on it.
+
+    Those that it was logged with (``extra``) go before those of its arguments, which may say what they are
+    ``about``, and these before the bound ones.
+    """
+    given = [each.about for each in record.args or () if hasattr(each, "about")]
     for name, bound in (("prediction", _prediction), ("model", _model)):
         if getattr(record, name, None) is None:
-            setattr(record, name, bound.get())
+            named = (about[name] for about in given if name in about)
+            setattr(record, name, next(named, bound.get()))
     return True
 
 
@@ -119,13 +129,15 @@ class Formatter(logging.Formatter):
         raise NotImplementedError
 
 
-class HumanFormatter(Formatter):
+class TextFormatter(Formatter):
     """``2025-01-31T12:00:00.123Z INFO appliance.engine [id owner/name] message``."""
 
     def lay_out(self, fields: dict[str, str]) -> str:
         """Line breaks inside the message are escaped, so that no text can pose as a record."""
-        subject = " ".join(fields[name] for name in ("prediction", "model") if name in fields)
-        message = f"[{subject}] {fields['message']}" if subject else fields["message"]
+        message = fields["message"]
+        named = [fields[name] for name in ("prediction", "model") if name in fields]
+        subject = " ".join(name for name in named if name not in message)
+        message = f"[{subject}] {message}" if subject else message
         line = f"{fields['time']} {fields['level']} {fields['logger']} {_one_line(message)}"
         return line + "".join(f"\n    {_one_line(row)}" for row in fields.get("exception", "").splitlines())
 

@@ -150,10 +150,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         None  # the W3C traceparent of the request that asked for it, where requests are traced
     )
 
-    @property
-    def called(self) -> str:
+    def __str__(self) -> str:
         """For logs: the id, and what it is a part of."""
         return self.id if self.parent is None else f"{self.id} (part of {self.parent})"
+
+    @property
+    def about(self) -> dict[str, str]:
+        """For logs: what a record is about that names it."""
+        return {"prediction": self.id, "model": self.model}
 
     def evolve(self, **changes: Any) -> Prediction:
         """A copy with ``changes`` applied."""

@@ -73,7 +73,7 @@ class Trainings:
             VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)
         )
         self._serve(adapter)
-        _log.info("training %s made version %s of %s", record.id, version, card.name)
+        _log.info("training %s made version %s of %s", record, version, card.name)
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
 
     async def remove(self, version: str) -> None:

@@ -151,7 +151,7 @@ class Webhooks:
         problem = await self._post(record, f"msg_{new_id()}")
         self.outcomes["delivered" if problem is None else "given_up"] += 1
         if problem is not None:
-            _log.info("a webhook of prediction %s was not taken: %s", record.id, problem)
+            _log.info("a webhook of prediction %s was not taken: %s", record, problem)
 
     async def _deliver_for_ever(self) -> None:
         while True:
@@ -175,7 +175,7 @@ class Webhooks:
                 self.outcomes["delivered"] += record is not None
                 await self._store.end_delivery(delivery.id)
             elif delivery.attempts >= len(RETRIES):
-                _log.warning("the webhook of prediction %s is given up: %s", delivery.prediction, problem)
+                _log.warning("the webhook of prediction %s is given up: %s", record, problem)
                 self.outcomes["given_up"] += 1
                 await self._store.end_delivery(delivery.id, problem)
             else:

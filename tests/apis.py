@@ -47,6 +47,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         trainings=bench.trainings,
         pushes=bench.pushes,
         metrics=bench.metrics,
+        tracing=bench.tracing,
         cluster=bench.cluster,
         storage=Storage(bench.folder),
         devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),

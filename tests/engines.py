@@ -21,6 +21,7 @@ from appliance.pushing import Pushes
 from appliance.scheduler import Capacity, Demand, Scheduler
 from appliance.store import SQLiteStore
 from appliance.token import RunTokens
+from appliance.tracing import Tracing
 from appliance.training import Trainings
 
 MIB = 1024**2
@@ -53,6 +54,7 @@ class Bench:
         self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
+        self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
 
     async def start(self) -> Bench:
@@ -109,6 +111,8 @@ class Bench:
     def _observe(self, record: Prediction) -> None:
         self.observed.append(record)
         self.metrics.observe(record)
+        if self.tracing is not None:
+            self.tracing.observe(record)
 
     async def stop(self) -> None:
         await self.engine.close()

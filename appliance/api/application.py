@@ -39,7 +39,6 @@ from appliance.api.usage import UsageReport
 from appliance.api.versions import Versions
 from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
-from appliance.metrics import Metrics
 from appliance.ratelimit import Standing
 
 _log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def create_api(services: Services) -> ASGIApp:
     routes = [route for resource in RESOURCES for route in resource(services).routes()]
     for route in routes:
         route.app = _named(route)
-    return Application(services.metrics, Router(routes, redirect_slashes=False, default=_not_found))
+    return Application(services, Router(routes, redirect_slashes=False, default=_not_found))
 
 
 def _named(route: Route) -> ASGIApp:
@@ -113,9 +112,10 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Application:
     """Everything around the routes."""
 
-    def __init__(self, metrics: Metrics, router: ASGIApp) -> None:
-        """``router`` may raise any error of the tree; ``metrics`` hears of every answer."""
-        self._metrics = metrics
+    def __init__(self, services: Services, router: ASGIApp) -> None:
+        """``router`` may raise any error of the tree; the metrics hear of every answer."""
+        self._metrics = services.metrics
+        self._tracing = services.tracing
         self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,6 +155,8 @@ class Application:
             if status is not None:  # the client was not gone before
                 took = time.perf_counter() - began
                 self._metrics.answered(inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took)
+            if self._tracing is not None and requests.SPAN in inner:
+                self._tracing.answered(inner[requests.SPAN], status)
 
 
 def _uniform(path: str) -> str:

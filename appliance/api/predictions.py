@@ -121,6 +121,7 @@ class Creation:
             deployment=deployment,
             parent=caller.prediction,
             token=caller.id,
+            trace=requests.trace(request, self._services),
         )
         headers = {"Location": f"{base}/v1/predictions/{record.id}"}
         if wait is None:

@@ -31,6 +31,8 @@ SHORTEST_DEADLINE: Final = 5  # seconds
 STANDING: Final = "appliance.standing"
 #: Where in an ASGI scope the template of the route is that answers.
 ROUTE: Final = "appliance.route"
+#: Where in an ASGI scope the span of a request is that asks for a prediction, where requests are traced.
+SPAN: Final = "appliance.span"
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
@@ -84,6 +86,15 @@ async def caller(
                 retry_after=standing.retry_after,
             )
     return token
+
+
+def trace(request: Request, services: Services) -> str | None:
+    """The traceparent for the prediction that this request asks for; None where nothing is traced."""
+    if services.tracing is None:
+        return None
+    span, traceparent = services.tracing.request(request.method, request.scope[ROUTE], request.headers)
+    request.scope[SPAN] = span
+    return traceparent
 
 
 def origin(request: Request, services: Services) -> str:

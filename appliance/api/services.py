@@ -18,6 +18,7 @@ from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
 from appliance.storage import Storage
 from appliance.store import Store
+from appliance.tracing import Tracing
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
 
@@ -38,6 +39,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     trainings: Trainings
     pushes: Pushes
     metrics: Metrics
+    tracing: Tracing | None
     cluster: Cluster
     storage: Storage
     devices: tuple[Device, ...]

@@ -52,6 +52,7 @@ class Trainings:
             destination=destination,
             parent=caller.prediction,
             token=caller.id,
+            trace=requests.trace(request, self._services),
         )
         headers = {"Location": f"{origin}/v1/trainings/{record.id}"}
         return answers.json(wire.training(record, origin), 201, headers)

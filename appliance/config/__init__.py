@@ -46,9 +46,11 @@ from appliance.config.sections import (
     FilesConfig,
     HardwareConfig,
     LimitsConfig,
+    LoggingConfig,
     PricesConfig,
     RetentionConfig,
     ServerConfig,
+    TelemetryConfig,
     TlsConfig,
 )
 from appliance.config.speech import FoundPiperOptions, PiperOptions, WhisperOptions
@@ -78,6 +80,7 @@ __all__ = [
     "HardwareConfig",
     "HubSource",
     "LimitsConfig",
+    "LoggingConfig",
     "ModelConfig",
     "Options",
     "PiperModel",
@@ -87,6 +90,7 @@ __all__ = [
     "RetentionConfig",
     "ServerConfig",
     "Source",
+    "TelemetryConfig",
     "TlsConfig",
     "TransformersModel",
     "TransformersOptions",

@@ -180,6 +180,28 @@ class PricesConfig(Section):
     )
 
 
+class TelemetryConfig(Section):
+    """Where traces are sent."""
+
+    otlp_endpoint: Address | None = Field(
+        default=None,
+        description="Address of an OpenTelemetry collector that takes OTLP over HTTP; /v1/traces is added. "
+        "Overridden by OTEL_EXPORTER_OTLP_ENDPOINT. Default: nothing is traced.",
+    )
+
+
+class LoggingConfig(Section):
+    """What the log looks like."""
+
+    format: Literal["text", "json"] = Field(
+        default="text",
+        description="Lines for people, or a JSON object a line. Overridden by APPLIANCE_LOG_FORMAT.",
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is logged. Overridden by APPLIANCE_LOG_LEVEL."
+    )
+
+
 class CollectionConfig(Section):
     """A list of models under a heading."""
 
@@ -254,6 +276,8 @@ class Config(Section):
     code: CodeConfig = subsection(CodeConfig(), "Whose code is run.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
+    logging: LoggingConfig = subsection(LoggingConfig(), "What the log looks like.")
+    telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")
     prices: PricesConfig = subsection(PricesConfig(), "What a second costs.")
     collections: tuple[CollectionConfig, ...] = Field(
         default=(), strict=False, description="Lists of models under a heading."

@@ -177,7 +177,7 @@ class Engine:
             trace=trace,
         )
         if parent is not None:
-            _log.info("prediction %s asks for %s", prediction.called, entry.name)
+            _log.info("prediction %s asks for %s", prediction, entry.name)
         # Writes keep their order, so the claim may be queued before the creation is committed; nobody
         # knows the id until this returns.
         created = self._store.create(prediction)

@@ -129,7 +129,7 @@ class Loads:
         self._lost[name] = self._lost.get(name, 0) + 1
         if self._lost[name] >= ATTEMPTS:
             return self._failed(name, reason)
-        _log.warning("model %s: %s; it is loaded again", name, reason)
+        _log.warning("model %s: %s; it is loaded again", name, reason, extra={"model": name})
         self._scheduler.lost(name, time.monotonic(), reason)
         return None
 

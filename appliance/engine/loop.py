@@ -186,12 +186,12 @@ class Loop:
             await self._store.claim(claimed)
         except StatusConflict:
             if not live.ending:
-                _log.exception("prediction %s was not claimed: it is no longer starting", claimed.called)
+                _log.exception("prediction %s was not claimed: it is no longer starting", claimed)
             self._remove(live)
             self._free(live.id, model)
             return
         except StoreError as error:
-            _log.error("prediction %s could not be claimed, it waits: %s", claimed.called, error)
+            _log.error("prediction %s could not be claimed, it waits: %s", claimed, error)
             await asyncio.sleep(RETRY_STORE)
             self._scheduler.finished(live.id, model, time.monotonic())
             await self._requeue(live)
@@ -246,7 +246,7 @@ class Loop:
         except PredictionFailed:
             raise
         except Exception as error:  # whatever it is, the prediction must not wait for ever
-            _log.exception("the input of prediction %s was not fetched", live.prediction.called)
+            _log.exception("the input of prediction %s was not fetched", live.prediction)
             raise PredictionFailed(f"the input files could not be fetched: {error}") from error
 
     def limit_run(self, live: Live) -> None:
@@ -383,14 +383,14 @@ class Loop:
                 await self._store.finish(record)
                 return record
             except StatusConflict:
-                _log.exception("prediction %s was finished by someone else", record.called)
+                _log.exception("prediction %s was finished by someone else", record)
                 return await self._store.get(record.id) or record
             except Unstorable as error:
                 reason = f"the output of model {record.model} cannot be stored: {error}"
-                _log.error("prediction %s fails: %s", record.called, reason)
+                _log.error("prediction %s fails: %s", record, reason)
                 record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
             except StoreError as error:  # a full disk, say: the end is kept and written when it can be
-                _log.error("the end of prediction %s could not be stored: %s", record.called, error)
+                _log.error("the end of prediction %s could not be stored: %s", record, error)
                 await asyncio.sleep(RETRY_STORE)
 
     def _deadline(self, live: Live) -> None:
@@ -407,7 +407,8 @@ class Loop:
     def _stuck(self, model: str, id: str, attempt: int) -> None:
         """A host did not let go of a canceled prediction in time: it is killed, its other work runs again."""
         self._leaving.pop((id, attempt), None)
-        _log.error("model %s did not stop prediction %s in time; its host is killed", model, id)
+        about = {"model": model, "prediction": id}
+        _log.error("model %s did not stop prediction %s in time; its host is killed", model, id, extra=about)
         self.spawn(self._kill(model))
 
     async def _kill(self, model: str) -> None:
@@ -418,7 +419,13 @@ class Loop:
 
     def _host_lost(self, model: str, reason: str) -> None:
         running = self._scheduler.running(model)
-        _log.error("model %s lost its host with %d predictions: %s", model, len(running), reason)
+        _log.error(
+            "model %s lost its host with %d predictions: %s",
+            model,
+            len(running),
+            reason,
+            extra={"model": model},
+        )
         for key in [key for key in self._leaving if key[0] in running]:
             self._leaving.pop(key).cancel()
         self._scheduler.lost(model, time.monotonic(), reason)
@@ -463,7 +470,7 @@ class Loop:
             except StatusConflict:  # its end is on its way to the store, or there
                 return None
             except StoreError as error:
-                _log.error("prediction %s could not be queued again, it waits: %s", record.called, error)
+                _log.error("prediction %s could not be queued again, it waits: %s", record, error)
                 await asyncio.sleep(RETRY_STORE)
 
     async def _save_forever(self) -> None:

@@ -41,6 +41,11 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
     on_behalf_of: str | None = None  # the model that gets the room
     seconds: float | None = None
 
+    @property
+    def about(self) -> dict[str, str]:
+        """For the log: what a record is about that names it."""
+        return {"model": self.model}
+
     def __str__(self) -> str:
         """One line for the log."""
         return _LINES[self.what].format(

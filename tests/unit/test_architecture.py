@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "leftovers",
         "outbox",
     ),
-    ("runners", "webhooks", "files", "metrics"),
+    ("runners", "webhooks", "files", "metrics", "tracing"),
     ("catalogue", "placement", "host", "inputs", "retention", "callback"),
     ("zygote", "hostprocess", "training", "pushing"),
     ("replica",),

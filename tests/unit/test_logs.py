@@ -9,13 +9,19 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from appliance import logs
+from appliance.config import LoggingConfig
 from appliance.errors import ConfigError
+from appliance.prediction import Prediction
+from appliance.scheduler import Happening, What
 
 SECRET = "an admin \"secret\\'"  # holds what JSON escapes
+
+JSON = LoggingConfig(format="json")
 
 _log = logging.getLogger("appliance.test")
 
@@ -24,6 +30,7 @@ _log = logging.getLogger("appliance.test")
 def root_logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leaves the root logger as it was."""
     monkeypatch.delenv(logs.FORMAT_VARIABLE, raising=False)
+    monkeypatch.delenv(logs.LEVEL_VARIABLE, raising=False)
     monkeypatch.delenv("APPLIANCE_TOKEN", raising=False)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -45,7 +52,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-def test_a_human_line_has_time_level_logger_and_message(file: Path) -> None:
+def test_a_line_of_text_has_time_level_logger_and_message(file: Path) -> None:
     logs.configure(file)
     _log.info("model %s is ready", "a/b")
     (line,) = lines(file)
@@ -68,7 +75,7 @@ def test_a_record_is_one_line_whatever_its_message(file: Path) -> None:
 
 
 def test_a_json_line_is_an_object(file: Path) -> None:
-    logs.configure(file, format="json")
+    logs.configure(file, JSON)
     with logs.bind(prediction="p1", model="a/b"):
         _log.warning("two\nlines \ud800")
     (line,) = lines(file)
@@ -84,9 +91,8 @@ def test_a_json_line_is_an_object(file: Path) -> None:
 
 
 def test_a_traceback_follows_indented_or_is_a_field(file: Path) -> None:
-    formats: tuple[logs.Format, ...] = ("human", "json")
-    for format in formats:
-        logs.configure(file, format=format)
+    for config in (LoggingConfig(), JSON):
+        logs.configure(file, config)
         try:
             raise ValueError("what\nwent wrong")
         except ValueError:
@@ -98,23 +104,39 @@ def test_a_traceback_follows_indented_or_is_a_field(file: Path) -> None:
     assert json.loads(as_json)["exception"].endswith("ValueError: what\nwent wrong")
 
 
-def test_the_environment_picks_the_format_unless_the_caller_does(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_goes_before_the_config(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
-    logs.configure(file)
-    _log.info("one")
-    logs.configure(file, format="human")
-    _log.info("two")
-    first, second = lines(file)
-    assert json.loads(first)["message"] == "one"
-    assert second.endswith(" two")
+    monkeypatch.setenv(logs.LEVEL_VARIABLE, "warning")
+    logs.configure(file, LoggingConfig(format="text", level="debug"))
+    _log.info("quiet")
+    _log.warning("loud")
+    (line,) = lines(file)
+    assert json.loads(line)["message"] == "loud"
 
 
-def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(logs.FORMAT_VARIABLE, "xml")
-    with pytest.raises(ConfigError, match="'xml' is no log format"):
+@pytest.mark.parametrize("variable", [logs.FORMAT_VARIABLE, logs.LEVEL_VARIABLE])
+def test_what_the_environment_makes_up_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "xml")
+    with pytest.raises(ConfigError, match=rf"{variable}: 'xml' should be one of"):
         logs.configure()
+
+
+def test_a_record_that_names_a_prediction_or_a_decision_is_about_it(file: Path) -> None:
+    prediction = Prediction(
+        id="p1", model="a/b", version="v", owner="me", input={}, created_at=0, stream_token="", parent="p0"
+    )
+    happening = Happening(number=1, at=0, what=What.READY, model="a/c", devices=("cpu",), memory=1)
+    for config in (JSON, LoggingConfig()):
+        logs.configure(file, config)
+        with logs.bind(prediction="bound"):
+            _log.info("%s waits", prediction)
+            _log.info("%s", happening)
+    one, two, *text = lines(file)
+    first, second = json.loads(one), json.loads(two)
+    assert (first["prediction"], first["model"], first["message"]) == ("p1", "a/b", "p1 (part of p0) waits")
+    assert (second["prediction"], second["model"]) == ("bound", "a/c")
+    assert text[0].endswith(" [a/b] p1 (part of p0) waits")  # what the text says is not said twice
+    assert text[1].endswith(" [bound] model a/c is ready")
 
 
 async def test_bound_names_belong_to_their_task(file: Path) -> None:
@@ -123,14 +145,14 @@ async def test_bound_names_belong_to_their_task(file: Path) -> None:
     async def work(name: str) -> None:
         with logs.bind(prediction=name):
             await asyncio.sleep(0)
-            _log.info("from %s", name)
+            _log.info("works")
 
     with logs.bind(model="a/b"):
         await asyncio.gather(work("p1"), work("p2"))
         _log.info("inner")
     _log.info("outer")
     endings = [line.split("appliance.test ")[1] for line in lines(file)]
-    assert endings == ["[p1 a/b] from p1", "[p2 a/b] from p2", "[a/b] inner", "outer"]
+    assert endings == ["[p1 a/b] works", "[p2 a/b] works", "[a/b] inner", "outer"]
 
 
 def test_names_given_with_a_record_win(file: Path) -> None:
@@ -140,12 +162,12 @@ def test_names_given_with_a_record_win(file: Path) -> None:
     assert lines(file)[0].endswith("[given] x")
 
 
-@pytest.mark.parametrize("format", ["human", "json"])
+@pytest.mark.parametrize("format", ["text", "json"])
 def test_credentials_are_masked_everywhere(
-    file: Path, format: logs.Format, monkeypatch: pytest.MonkeyPatch
+    file: Path, format: Literal["text", "json"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APPLIANCE_TOKEN", SECRET)
-    logs.configure(file, format=format)
+    logs.configure(file, LoggingConfig(format=format))
     _log.info("headers %r", {"authorization": "Bearer abcdefgh12345678"})
     _log.info("Authorization: Token abcdefgh12345678")
     _log.info("made r8_abcdefgh12345678", extra={"model": SECRET})
@@ -169,7 +191,7 @@ def test_ordinary_words_stay(file: Path, text: str) -> None:
 
 def test_configuring_again_replaces_the_file_and_levels_hold(tmp_path: Path) -> None:
     logs.configure(tmp_path / "one")
-    logs.configure(tmp_path / "two", level=logging.WARNING)
+    logs.configure(tmp_path / "two", LoggingConfig(level="warning"))
     _log.info("quiet")
     _log.warning("loud")
     assert lines(tmp_path / "one") == []

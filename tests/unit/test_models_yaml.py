@@ -16,6 +16,7 @@ from appliance.config import (
     FilesConfig,
     HardwareConfig,
     LimitsConfig,
+    LoggingConfig,
     ModelConfig,
     PricesConfig,
     ServerConfig,
@@ -117,6 +118,8 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "CollectionConfig": set(everything["collections"][0]),
         "FilesConfig": set(everything["files"]),
         "CodeConfig": set(everything["code"]),
+        "LoggingConfig": set(everything["logging"]),
+        "TelemetryConfig": set(everything["telemetry"]),
         "PricesConfig": set(everything["prices"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
@@ -142,6 +145,7 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
         (FilesConfig, everything["files"]),
         (HardwareConfig, everything["hardware"]),
         (PricesConfig, everything["prices"]),
+        (LoggingConfig, everything["logging"]),
         *((options_of(kind), shown["options"]) for kind, shown in examples(everything).items()),
     ]
     for section, values in shown:

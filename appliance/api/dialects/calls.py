@@ -114,6 +114,7 @@ class Calls:
             parent=caller.prediction,
             operation=operation,
             token=caller.id,
+            trace=requests.trace(request, self._services),
         )
         told = self.told(record)
         try:
@@ -131,7 +132,12 @@ class Calls:
     ) -> Prediction | Response:
         """A prediction of the model's own that has succeeded, or what its client is told instead."""
         record = await self._services.engine.submit(
-            entry, input, owner=caller.owner, parent=caller.prediction, token=caller.id
+            entry,
+            input,
+            owner=caller.owner,
+            parent=caller.prediction,
+            token=caller.id,
+            trace=requests.trace(request, self._services),
         )
         try:
             ended = await self.ended(request, record)
