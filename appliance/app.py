@@ -14,7 +14,7 @@ import msgspec
 import uvicorn
 
 from appliance import catalogue, logs, tracing
-from appliance.api import create_api
+from appliance.api import Application, create_api
 from appliance.api.services import Services
 from appliance.auth import Auth
 from appliance.catalogue import Catalogue
@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     devices: tuple[Device, ...]
+    config_file: Path
+    ui: bool  # whether there are pages for people
 
     @property
     def database(self) -> Path:
@@ -67,6 +69,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def zygote_socket(self) -> Path:
         """Where engine hosts are forked."""
         return self.run_dir / "zygote.sock"
+
+    @property
+    def ui_socket(self) -> Path:
+        """Where the UI listens."""
+        return self.run_dir / "ui.sock"
 
     @property
     def log_file(self) -> Path:
@@ -173,8 +180,11 @@ def listen(host: str, port: int) -> socket.socket:
 class Gateway:
     """The running gateway of one process."""
 
-    def __init__(self, services: Services, server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    def __init__(
+        self, services: Services, api: Application, server: uvicorn.Server, serving: asyncio.Task[None]
+    ) -> None:
         """Made by ``start_gateway``."""
+        self._api = api
         self._services = services
         self._server = server
         self._serving = serving
@@ -193,6 +203,7 @@ class Gateway:
         if self._services.tracing is not None:
             await self._services.tracing.close()
         await self._services.store.close()
+        await self._api.close()
         self._server.should_exit = True
         return unfinished
 
@@ -219,9 +230,10 @@ async def start_gateway(settings: Settings) -> Gateway:
     await services.residency()
     await services.engine.start()
     tls = settings.config.server.tls
+    api = create_api(services, settings.ui_socket if settings.ui else None)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_api(services),
+            api,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -239,4 +251,4 @@ async def start_gateway(settings: Settings) -> Gateway:
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     _log.info("listening on %s:%d", settings.host, settings.port)
-    return Gateway(services, server, serving)
+    return Gateway(services, api, server, serving)

@@ -12,6 +12,8 @@ from appliance import certificate
 from appliance.config import Config
 from appliance.runners.cog import CERTIFICATES
 
+__all__ = ["ADDRESS", "CERTIFICATES", "environment", "reachable"]
+
 #: Read by Replicate's clients.
 ADDRESS: Final = "REPLICATE_BASE_URL"
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a listener is reached

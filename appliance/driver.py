@@ -33,6 +33,7 @@ from appliance.errors import ApplianceError, ConfigError, WeightsError
 from appliance.leftovers import kill_marked
 from appliance.runners import PRELOADS
 from appliance.store import SQLiteStore
+from appliance.supervised import Supervised
 from appliance.token import Token
 from appliance.zygote import reclaim
 
@@ -49,66 +50,30 @@ _ASKED: Final = {
 }
 #: Says in the environment of every process of an appliance whose it is.
 HOME_MARK: Final = "APPLIANCE_SERVES"
-ZYGOTE_RESTART: Final = 1.0  # seconds between the death of a zygote and the next
 
 
-class Zygote:
-    """The zygote process, started again whenever it ends."""
+def zygote(settings: Settings) -> Supervised:
+    """What forks engine hosts; it imports while everything else starts."""
+    kinds = {model.kind for model in settings.config.models}
+    modules = PRELOADS[settings.devices[0].kind]
+    preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in modules[kind]))
+    command = [sys.executable, "-m", "appliance.zygote"]
+    command += ["--socket", str(settings.zygote_socket), "--preload", preload]
+    return Supervised("zygote", command, settings.home / "logs" / "zygote.log")
 
-    def __init__(self, settings: Settings) -> None:
-        """Nothing runs before ``start``."""
-        self._settings = settings
-        self._process: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Start it and watch it; it imports while everything else starts."""
-        await self._spawn()
-        self._watch = asyncio.get_running_loop().create_task(self._keep())
-
-    async def stop(self) -> None:
-        """End it and every engine host it forked."""
-        if self._watch is not None:
-            self._watch.cancel()
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 5.0)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-    async def _spawn(self) -> None:
-        settings = self._settings
-        kinds = {model.kind for model in settings.config.models}
-        modules = PRELOADS[settings.devices[0].kind]
-        preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in modules[kind]))
-        log = (settings.home / "logs" / "zygote.log").open("ab")
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "appliance.zygote",
-            "--socket",
-            str(settings.zygote_socket),
-            "--preload",
-            preload,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
-        )
-        log.close()
-
-    async def _keep(self) -> None:
-        while True:
-            if self._process is None:
-                return
-            code = await self._process.wait()
-            _log.error("the zygote ended with %s; it is started again", code)
-            await asyncio.sleep(ZYGOTE_RESTART)
-            await self._spawn()
+def pages(settings: Settings) -> Supervised:
+    """What makes the pages for people."""
+    command = [sys.executable, "-m", "appliance.ui", "--socket", str(settings.ui_socket)]
+    command += ["--config", str(settings.config_file), "--home", str(settings.home)]
+    command += ["--api", os.environ[callback.ADDRESS]]
+    if callback.CERTIFICATES in os.environ:
+        command += ["--certificates", os.environ[callback.CERTIFICATES]]
+    environment = {
+        "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
+        "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
+    }
+    return Supervised("UI", command, settings.home / "logs" / "ui.log", environment)
 
 
 def take_lock(home: Path) -> IO[str]:
@@ -244,14 +209,17 @@ async def run(settings: Settings, console: Console) -> int:
     loop = asyncio.get_running_loop()
     _end_on_signals(stop)
     secret = await first_token(settings.database, settings.config.server.account)
-    zygote = Zygote(settings)
+    children = [zygote(settings)]
     node = RayNode(_ray_folder(settings.home))
-    await zygote.start()
+    await children[0].start()
     tail = loop.create_task(follow_log(settings.log_file, sys.stderr))
     try:
         await node.start()
         _end_on_signals(stop)  # Ray has put handlers of its own in their place
         await node.run_gateway(start_gateway, settings, lambda: _answers(settings))
+        if settings.ui:  # not before: the imports of the one take time from the start of the other
+            children.append(pages(settings))
+            await children[-1].start()
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
         await stop.wait()
         console.print(
@@ -264,7 +232,8 @@ async def run(settings: Settings, console: Console) -> int:
     finally:
         tail.cancel()
         await node.stop()
-        await zygote.stop()
+        for child in children:
+            await child.stop()
         reclaim(settings.run_dir)
     return 0
 
@@ -304,6 +273,7 @@ def main() -> int:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--no-pull", action="store_true")
+    parser.add_argument("--ui", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
     console = Console(stderr=False)
     try:
@@ -327,6 +297,8 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         host=arguments.host or config.server.host,
         port=arguments.port or config.server.port,
         devices=hardware.discover(config.hardware),
+        config_file=arguments.config.absolute(),
+        ui=config.ui.enabled if arguments.ui is None else arguments.ui,
     )
     settings.log_file.touch(mode=0o600)
     logs.configure(settings.log_file, config.logging)

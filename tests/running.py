@@ -31,11 +31,12 @@ def free_port() -> int:
 class Appliance:
     """One `appliance serve` with its own home, config and port."""
 
-    def __init__(self, home: Path, config: Path, *, port: int | None = None) -> None:
+    def __init__(self, home: Path, config: Path, *, port: int | None = None, ui: bool = False) -> None:
         self.home = home
         self.config = config
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.ui = ui
         self.process: subprocess.Popen[str] | None = None
         self.output = home / "output.txt"
         home.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,11 @@ class Appliance:
         command = [str(Path(sys.executable).parent / "appliance"), "serve"]
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
-                [*command, "--config", str(self.config), "--port", str(self.port)],
+                [
+                    *command,
+                    *("--config", str(self.config), "--port", str(self.port)),
+                    "--ui" if self.ui else "--no-ui",
+                ],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

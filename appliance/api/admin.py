@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from appliance import __version__
 from appliance.api import answers, requests
+from appliance.api.account import account_name
 from appliance.api.services import Services
 from appliance.catalogue import Entry
 from appliance.token import Scope
@@ -26,6 +27,7 @@ class Admin:
     def routes(self) -> list[Route]:
         """What this resource answers."""
         return [
+            Route("/admin/me", self.me, methods=["GET"]),
             Route("/admin/status", self.status, methods=["GET"]),
             Route("/admin/residency", self.residency, methods=["GET"]),
             Route("/admin/models/{owner}/{name}/load", self.load, methods=["POST"]),
@@ -33,6 +35,13 @@ class Admin:
             Route("/admin/models/{owner}/{name}/pin", self.pin, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/unpin", self.unpin, methods=["POST"]),
         ]
+
+    async def me(self, request: Request) -> Response:
+        """``GET /admin/me``: whose this token is, what it is called and what it may do."""
+        caller = await requests.caller(request, self._services, Scope.READ)
+        named = account_name(caller.owner, self._services) or caller.owner
+        told = {"username": caller.owner, "name": named, "token": caller.name, "scope": caller.scope.value}
+        return answers.json(told)
 
     async def status(self, request: Request) -> Response:
         """``GET /admin/status``: devices and models as they are now."""

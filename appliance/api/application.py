@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -37,6 +38,7 @@ from appliance.api.tokens import Tokens
 from appliance.api.trainings import Trainings
 from appliance.api.usage import UsageReport
 from appliance.api.versions import Versions
+from appliance.api.web import Web
 from appliance.api.webhooks import WebhookKeys
 from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
 from appliance.ratelimit import Standing
@@ -86,12 +88,14 @@ _PREFLIGHT: Final = {
 _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, last-event-id"
 
 
-def create_api(services: Services) -> ASGIApp:
-    """The application over ``services``."""
+def create_api(services: Services, ui: Path | None = None) -> Application:
+    """The application over ``services``; ``ui``: the socket of the UI, which has the paths left."""
     routes = [route for resource in RESOURCES for route in resource(services).routes()]
     for route in routes:
         route.app = _named(route)
-    return Application(services, Router(routes, redirect_slashes=False, default=_not_found))
+    router = Router(routes, redirect_slashes=False, default=_not_found)
+    ours = frozenset(route.path.split("/")[1] for route in routes)
+    return Application(services, router, None if ui is None else Web(services, ui, ours))
 
 
 def _named(route: Route) -> ASGIApp:
@@ -112,16 +116,28 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Application:
     """Everything around the routes."""
 
-    def __init__(self, services: Services, router: ASGIApp) -> None:
-        """``router`` may raise any error of the tree; the metrics hear of every answer."""
+    def __init__(self, services: Services, router: ASGIApp, web: Web | None = None) -> None:
+        """``router`` may raise any error of the tree; the metrics hear of every answer.
+
+        ``web`` answers what is not the API's.
+        """
         self._metrics = services.metrics
         self._tracing = services.tracing
         self._router = router
+        self._web = web
+
+    async def close(self) -> None:
+        """Let go of the UI."""
+        if self._web is not None:
+            await self._web.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI; only HTTP is spoken."""
         if scope["type"] != "http":
             raise NotImplementedError(f"the appliance does not speak {scope['type']}")
+        if self._web is not None and self._web.takes(scope):
+            await self._web(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         asker = headers.get("origin")
         if asker is not None:

@@ -11,18 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import httpx
 
 from appliance.errors import ApplianceError, NotFound
-
-
-class Event(NamedTuple):
-    """One server-sent event."""
-
-    name: str
-    data: str
+from appliance.sse import Event, Reader
 
 
 class Client:
@@ -111,18 +105,9 @@ class Client:
             if reply.status_code != httpx.codes.OK:
                 reply.read()
                 raise _refused(reply)
-            name = ""
-            data: list[str] = []
-            for line in _lines(reply):
-                field, _, value = line.partition(":")
-                if not line:
-                    if name:
-                        yield Event(name, "\n".join(data))
-                    name, data = "", []
-                elif field == "event":
-                    name = value.removeprefix(" ")
-                elif field == "data":
-                    data.append(value.removeprefix(" "))
+            reader = Reader()
+            for chunk in reply.iter_bytes():
+                yield from reader.feed(chunk)
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         with self._translated():
@@ -229,15 +214,6 @@ def _free(place: Path) -> Path:
 def _named(schemas: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = schemas.get(part.get("$ref", "").rpartition("/")[2], part)
     return found
-
-
-def _lines(reply: httpx.Response) -> Iterator[str]:
-    """Lines that end in LF alone: ``Response.iter_lines`` also breaks at characters that a model may say."""
-    rest = b""
-    for chunk in reply.iter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.decode(errors="replace")
 
 
 def _file(path: Path, key: str, *, as_uri: bool) -> str:

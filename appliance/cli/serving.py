@@ -19,6 +19,7 @@ ENVIRONMENT: Final = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
     # Ray's ports are open on every interface, and who may speak to them may run code: they ask for a secret.
     "RAY_AUTH_MODE": "token",
     # Calls to replicas go over gRPC on the gateway's own loop, in half the time of actor calls elsewhere.
@@ -62,6 +63,9 @@ def serve(
         ),
     ] = None,
     pull: Annotated[bool, typer.Option(help="Fetch weights that are missing first.")] = True,
+    ui: Annotated[
+        bool | None, typer.Option("--ui/--no-ui", help="Have pages for people at /. Default: ui.enabled.")
+    ] = None,
 ) -> None:
     """Start the appliance and run it until Ctrl-C or SIGTERM.
 
@@ -76,6 +80,8 @@ def serve(
         command += ["--host", host]
     if not pull:
         command.append("--no-pull")
+    if ui is not None:
+        command.append("--ui" if ui else "--no-ui")
     # A secret of this run: the one that Ray would make by itself lies in a file that others may read.
     environment = {**ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32), **os.environ}
     # Without bytecode every start compiles its imports anew, which takes longer than loading a model.

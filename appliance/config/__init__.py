@@ -52,6 +52,7 @@ from appliance.config.sections import (
     ServerConfig,
     TelemetryConfig,
     TlsConfig,
+    UiConfig,
 )
 from appliance.config.speech import FoundPiperOptions, PiperOptions, WhisperOptions
 from appliance.config.tasks import TransformersOptions
@@ -94,6 +95,7 @@ __all__ = [
     "TlsConfig",
     "TransformersModel",
     "TransformersOptions",
+    "UiConfig",
     "VllmModel",
     "VllmOptions",
     "WhisperModel",

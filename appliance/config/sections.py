@@ -112,6 +112,17 @@ class LimitsConfig(Section):
     )
 
 
+class UiConfig(Section):
+    """The pages for people."""
+
+    enabled: bool = Field(
+        default=True, description="Whether browsers get pages at /. Overridden by --ui and --no-ui."
+    )
+    title: str = Field(
+        default="Appliance", min_length=1, max_length=60, description="What the pages call this appliance."
+    )
+
+
 class CodeConfig(Section):
     """Whose code is run."""
 
@@ -275,6 +286,7 @@ class Config(Section):
     files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
     code: CodeConfig = subsection(CodeConfig(), "Whose code is run.")
     egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
+    ui: UiConfig = subsection(UiConfig(), "The pages for people.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
     logging: LoggingConfig = subsection(LoggingConfig(), "What the log looks like.")
     telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")

@@ -13,14 +13,16 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from playwright.sync_api import Browser, Page
 from replicate.client import Client
 
 from tests import tiny_models
+from tests.e2e.browsing import sign_in, started, watched
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import LEFT_OUT, ROWS, named
 from tests.receiver import Receiver, receiving
-from tests.running import ROOT, Appliance, link_weights
+from tests.running import ROOT, TOKEN, Appliance, link_weights
 
 __all__ = ["LANGUAGE_MODEL"]
 
@@ -98,11 +100,34 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     ]
     config = home / "models.yaml"
     config.write_text(yaml.safe_dump(shipped))
-    running = Appliance(home, config)
+    running = Appliance(home, config, ui=True)
     running.start(seconds=600)  # the first run on a machine fetches and converts the weights
     yield running
     running.stop()
     assert running.processes() == []
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for the whole run."""
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, appliance: Appliance) -> Iterator[Page]:
+    """A page of a signed-in browser; what it does not like fails the test."""
+    with watched(browser, appliance.url) as page:
+        sign_in(page, TOKEN)
+        yield page
+
+
+@pytest.fixture
+def phone(browser: Browser, appliance: Appliance) -> Iterator[Page]:
+    """The same as wide as a phone."""
+    with watched(browser, appliance.url, viewport={"width": 390, "height": 844}) as page:
+        sign_in(page, TOKEN)
+        yield page
 
 
 @pytest.fixture

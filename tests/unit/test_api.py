@@ -75,6 +75,7 @@ GUARDED = (
     ("POST", "/v1/files"),
     ("GET", "/v1/files/x"),
     ("DELETE", "/v1/files/x"),
+    ("GET", "/admin/me"),
     ("GET", "/admin/status"),
     ("GET", "/admin/residency"),
     ("GET", "/admin/usage"),
@@ -155,6 +156,7 @@ async def test_a_token_may_do_what_its_scope_says(
         "read": [
             ("GET", "/v1/predictions"),
             ("GET", f"/v1/predictions/{mine['id']}"),
+            ("GET", "/admin/me"),
             ("GET", "/admin/status"),
         ],
         "run": [

@@ -20,6 +20,7 @@ from appliance.config import (
     ModelConfig,
     PricesConfig,
     ServerConfig,
+    UiConfig,
     VllmModel,
     json_schema,
     load,
@@ -123,6 +124,7 @@ def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> No
         "PricesConfig": set(everything["prices"]),
         "RetentionConfig": set(everything["retention"]),
         "EgressConfig": set(everything["egress"]),
+        "UiConfig": set(everything["ui"]),
         "HardwareConfig": set(everything["hardware"]),
         "DeviceConfig": {"name", "memory"},  # their example is held by the test above
         **{model.__name__: {key for place in sources for key in place} for model in MODELS.values()},
@@ -143,6 +145,7 @@ def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> 
         (ServerConfig, everything["server"]),
         (LimitsConfig, everything["limits"]),
         (FilesConfig, everything["files"]),
+        (UiConfig, everything["ui"]),
         (HardwareConfig, everything["hardware"]),
         (PricesConfig, everything["prices"]),
         (LoggingConfig, everything["logging"]),

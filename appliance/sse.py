@@ -1,0 +1,38 @@
+"""Server-sent events, read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Event(NamedTuple):
+    """One server-sent event."""
+
+    name: str
+    data: str
+
+
+class Reader:
+    """Takes the bytes of a stream as they come, and gives the events that they complete."""
+
+    def __init__(self) -> None:
+        """At the beginning of a stream."""
+        self._rest = b""
+        self._name = ""
+        self._data: list[str] = []
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that end in ``chunk``; comments and events without a name are left out."""
+        # Lines end in LF alone: `splitlines` and the like also break at characters that a model may say.
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            field, _, value = line.decode(errors="replace").partition(":")
+            if not line:
+                if self._name:
+                    yield Event(self._name, "\n".join(self._data))
+                self._name, self._data = "", []
+            elif field == "event":
+                self._name = value.removeprefix(" ")
+            elif field == "data":
+                self._data.append(value.removeprefix(" "))

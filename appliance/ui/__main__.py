@@ -1,0 +1,67 @@
+"""``python -m appliance.ui``: what ``appliance serve`` starts, to make the pages."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from appliance import config as configuration
+from appliance.ui.client import Api
+from appliance.ui.server import Server
+from appliance.ui.session import Sessions
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Answer on the socket until the process is told to end, or the driver has ended."""
+    api = Api(arguments.api, arguments.certificates)
+    config = configuration.load(arguments.config)
+    app = Server(config, api, Sessions(api, arguments.home / "ui.key"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            uds=str(arguments.socket),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,  # pages hold streams open for as long as they are shown
+        )
+    )
+
+    def driver_ended() -> None:
+        if not os.read(0, 1024):
+            server.should_exit = True
+            asyncio.get_running_loop().remove_reader(0)
+
+    asyncio.get_running_loop().add_reader(0, driver_ended)
+    try:
+        await server.serve()
+    finally:
+        await app.close()
+
+
+def main() -> None:
+    """The command line; the driver's end of the standard input says how long to live."""
+    parser = argparse.ArgumentParser(prog="python -m appliance.ui")
+    parser.add_argument("--socket", type=Path, required=True, help="where to listen")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--home", type=Path, required=True, help="data folder")
+    parser.add_argument("--api", required=True, help="address of the API on this machine")
+    parser.add_argument("--certificates", type=Path, help="whom to believe at that address")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
+    asyncio.run(serve(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""*Models*: every model as a card, found by words or by collection, with what it does at the moment."""
+
+from __future__ import annotations
+
+import html
+import zlib
+from typing import Any, Final
+
+import gradio as gr
+
+from appliance.errors import NotFound
+from appliance.ui import session, shell
+
+_EVERY: Final = 3.0  # seconds between two looks at what is loaded
+_ALL: Final = "All"
+#: What the states of models are called.
+STATES: Final = {
+    "cold": "cold",
+    "loading": "loading",
+    "ready": "ready",
+    "draining": "ready, about to leave",
+    "unloading": "leaving",
+    "asleep": "asleep",
+}
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    with shell.page("Models") as blocks:
+        with gr.Row(equal_height=True):
+            words = gr.Textbox(
+                placeholder="Search models", show_label=False, scale=3, min_width=200, container=False
+            )
+            collection = gr.Dropdown(
+                [_ALL], value=_ALL, label="Collection", show_label=False, scale=1, min_width=160,
+                container=False, visible=False,
+            )  # fmt: skip
+        cards = gr.HTML(elem_id="cards", min_height=480, apply_default_css=False)
+        shown = gr.State("")
+        clock = gr.Timer(_EVERY)
+        given = [words, collection, shown]
+        blocks.load(collections, None, collection, **shell.QUIET)
+        gr.on([blocks.load, words.change, collection.change, clock.tick], listing, given, [cards, shown],
+              trigger_mode="always_last", **shell.QUIET)  # fmt: skip
+    return blocks
+
+
+@shell.told
+async def collections(request: gr.Request) -> Any:
+    """The choices of the menu; it is not there where there are none."""
+    found = (await session.of(request).caller.get("/v1/collections"))["results"]
+    names = [(one["name"], one["slug"]) for one in found]
+    return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
+
+
+@shell.told
+async def listing(words: str, collection: str, shown: str, request: gr.Request) -> Any:
+    """The cards that are asked for, and the same to compare with: what has not changed is not sent."""
+    caller = session.of(request).caller
+    states = {model["name"]: model for model in (await caller.get("/admin/status"))["models"]}
+    if words.strip():
+        found = await caller.get("/v1/search", query=words.strip(), limit=50)
+        models = [one["model"] for one in found["models"]]
+    else:
+        models = (await caller.get("/v1/models", sort_by="model_created_at"))["results"]
+    if collection != _ALL:
+        try:
+            chosen = (await caller.get(f"/v1/collections/{collection}"))["models"]
+        except NotFound:
+            chosen = []
+        names = {(one["owner"], one["name"]) for one in chosen}
+        models = [one for one in models if (one["owner"], one["name"]) in names]
+    made = cards_of(models, states, narrowed=bool(words.strip()) or collection != _ALL)
+    mark = str(zlib.crc32(made.encode()))
+    return (gr.skip(), gr.skip()) if mark == shown else (made, mark)
+
+
+def cards_of(models: list[dict[str, Any]], states: dict[str, dict[str, Any]], *, narrowed: bool) -> str:
+    """The cards as HTML; ``narrowed`` says that there may be models that are not asked for."""
+    if not models:
+        told = (
+            ("Nothing fits", "Use fewer words, or another collection.")
+            if narrowed
+            else ("There is no model yet", "Name one in models.yaml, and start the appliance again.")
+        )
+        return f'<div class="empty"><strong>{told[0]}</strong>{told[1]}</div>'
+    cards = "".join(card(model, states.get(f"{model['owner']}/{model['name']}")) for model in models)
+    return f'<div class="cards">{cards}</div>'
+
+
+def card(model: dict[str, Any], state: dict[str, Any] | None) -> str:
+    """One model as HTML."""
+    owner, name = html.escape(model["owner"]), html.escape(model["name"])
+    runs = model["run_count"]
+    facts = [f'<span class="badge plain">{runs:,} {"run" if runs == 1 else "runs"}</span>']
+    if state is not None:
+        facts.insert(0, badge(state))
+        facts.append(f'<span class="badge plain">{html.escape(state["kind"])}</span>')
+    return (
+        f'<a class="card" href="/{owner}/{name}">{cover(model)}<div class="said">'
+        f"<h3><span>{owner}/</span>{name}</h3><p>{html.escape(model['description'] or '')}</p>"
+        f'<div class="facts">{"".join(facts)}</div></div></a>'
+    )
+
+
+def badge(state: dict[str, Any]) -> str:
+    """What a model does at the moment, as HTML."""
+    word = STATES.get(state["state"], state["state"])
+    if isinstance(state.get("progress"), (int, float)) and state["state"] == "loading":
+        word = f"{word}, {state['progress']:.0%}"
+    return f'<span class="badge {html.escape(state["state"])}">{html.escape(word)}</span>'
+
+
+def cover(model: dict[str, Any]) -> str:
+    """A model's picture; without one, a colour that is always the same for it, and its initial."""
+    if model["cover_image_url"]:
+        return f'<img class="cover" alt="" loading="lazy" src="{html.escape(model["cover_image_url"])}">'
+    hue = zlib.crc32(f"{model['owner']}/{model['name']}".encode()) % 360
+    style = f"background:linear-gradient(135deg,hsl({hue} 45% 38%),hsl({(hue + 40) % 360} 50% 28%))"
+    return (
+        f'<div class="cover" style="{style}" aria-hidden="true">{html.escape(model["name"][0].upper())}</div>'
+    )

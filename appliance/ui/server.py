@@ -1,0 +1,289 @@
+"""The paths of the UI: sign-in and sign-out, the pages, and the files of Gradio's frontend.
+
+Everything but the sign-in and those files needs a session, Gradio's own routes included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.config import Config
+from appliance.errors import ApplianceError, NotFound
+from appliance.ui import session, shell
+from appliance.ui.client import Api
+from appliance.ui.pages import FIRST, PAGES, model
+from appliance.ui.session import Session, Sessions
+from appliance.ui.shell import Page
+from appliance.ui.theme import theme
+
+_log = logging.getLogger(__name__)
+
+_FRONTEND: Final = Path(gr.__file__).parent / "templates" / "frontend"
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_MODEL: Final = re.compile(r"/([a-z0-9][a-z0-9._-]*)/([a-z0-9][a-z0-9._-]*)(?=/|$)")
+_MOST: Final = 64  # pages of models that are kept
+
+
+class Server:
+    """The ASGI application."""
+
+    def __init__(self, config: Config, api: Api, sessions: Sessions, pages: Sequence[Page] = PAGES) -> None:
+        """Pages are built when they are first asked for."""
+        self._title = config.ui.title
+        self._sessions = sessions
+        self._api = api
+        self._pages = pages
+        self._built: dict[str, Built] = {}
+        self._building = asyncio.Lock()
+        self._frontend: ASGIApp = GZipMiddleware(StaticFiles(directory=_FRONTEND), compresslevel=4)
+        covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
+        self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI; the gateway says by which scheme the browser came."""
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        if request.headers.get("x-forwarded-proto") == "https":
+            scope["scheme"] = "https"
+        try:
+            await self._answer(request, receive, send)
+        except ApplianceError as error:
+            if error.status >= 500:
+                _log.error("%s %s: %s", request.method, request.url.path, error)
+            await _refusal(request, error)(scope, receive, send)
+
+    async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
+        scope, path = request.scope, request.url.path
+        if path.startswith(("/assets/", "/static/")):
+            await self._frontend(scope, receive, _kept(send) if path.startswith("/assets/") else send)
+            return
+        asker = request.headers.get("origin")
+        if request.method not in _SAFE and asker not in {None, session.origin(request)}:
+            await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
+            return
+        if path == "/signin":
+            await (await self._sign_in(request))(scope, receive, send)
+            return
+        if path == "/signout":
+            await self._sign_out(request)(scope, receive, send)
+            return
+        known = await self._sessions.of(request)
+        if known is None:
+            await _to_sign_in(request)(scope, receive, send)
+            return
+        if path == "/":
+            await RedirectResponse(FIRST.path, 303)(scope, receive, send)
+            return
+        scope[session.SCOPE] = known
+        page, root, found = self._page(path)
+        if page is not None and page.admin and not known.admin:
+            raise NotFound("This page is for tokens with the scope admin.")
+        opened = path == root
+        if page is None:
+            built = await self._model(root, known, opened=opened)
+        else:
+            built = await self._built_once(page)
+        if opened and request.method in {"GET", "HEAD"}:
+            frame = shell.navigation(self._pages, known, root, self._title)
+            await (await built.opened(request, root, frame, self._images))(scope, receive, send)
+            return
+        await built.app({**scope, "root_path": root, shell.PARAMETERS: found}, receive, send)
+
+    # -- which page
+
+    def _page(self, path: str) -> tuple[Page | None, str, dict[str, str]]:
+        """The page at or above ``path``, None for a model's; where it begins; the parameters in its path.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for page in self._pages:
+            first, _, parameter = page.path.partition("/{")
+            if not parameter and (path == first or path.startswith(f"{first}/")):
+                return page, first, {}
+            if parameter and path.startswith(f"{first}/"):
+                value = path.removeprefix(f"{first}/").split("/", 1)[0]
+                return page, f"{first}/{value}", {parameter.rstrip("}"): value}
+        match = _MODEL.match(path)
+        if match is None:
+            raise NotFound("There is no such page.")
+        return None, match[0], {}
+
+    async def _built_once(self, page: Page) -> Built:
+        async with self._building:
+            if page.path not in self._built:
+                self._built[page.path] = await Built.of(page.build())
+            return self._built[page.path]
+
+    async def _model(self, root: str, known: Session, *, opened: bool) -> Built:
+        """The page of a model as that is now; it may have changed whenever its page is opened."""
+        kept = self._built.get(root)
+        if kept is not None and not opened:
+            return kept
+        described = await known.caller.get(f"/v1/models{root}")
+        shown = model.Shown.of(described)
+        async with self._building:
+            kept = self._built.pop(root, None)
+            if kept is None or kept.shows != shown:
+                if kept is not None:
+                    await kept.close()
+                kept = await Built.of(model.build(shown), shown)
+            self._built[root] = kept
+            models = [path for path in self._built if path.count("/") == 2]
+            for path in models[:-_MOST]:
+                await self._built.pop(path).close()
+        return kept
+
+    # -- sign-in and sign-out
+
+    async def _sign_in(self, request: Request) -> Response:
+        wrong, then = False, _local(request.query_params.get("next"))
+        if request.method == "POST":
+            async with request.form(max_files=0, max_fields=4) as form:
+                given = form.get("token")
+                then = _local(form.get("next"))
+            answer = RedirectResponse(then, 303)
+            if isinstance(given, str) and await self._sessions.sign_in(given.strip(), request, answer):
+                return answer
+            wrong = True
+        refused = "" if not wrong else (
+            '<p class="wrong" role="alert">The appliance does not know this token.</p>'
+        )  # fmt: skip
+        content = (
+            f'<h1>{html.escape(self._title)}</h1>{refused}<form method="post" action="/signin">'
+            f'<input type="hidden" name="next" value="{html.escape(then)}">'
+            '<label for="token">API token</label><input id="token" name="token" type="password" required '
+            'autofocus autocomplete="current-password" spellcheck="false"><button>Sign in</button></form>'
+            "<p>The first one is printed when the appliance starts for the first time; "
+            "<code>appliance token create</code> makes more.</p>"
+        )
+        return _alone("Sign in", content, 401 if wrong else 200)
+
+    def _sign_out(self, request: Request) -> Response:
+        if request.method != "POST":
+            return RedirectResponse("/", 303)
+        answer = RedirectResponse("/signin", 303)
+        self._sessions.sign_out(answer)
+        return answer
+
+    async def close(self) -> None:
+        """Take every page down."""
+        for built in self._built.values():
+            await built.close()
+        await self._api.close()
+
+
+class Built:
+    """A page's blocks as an ASGI application."""
+
+    def __init__(self, app: FastAPI, running: AsyncExitStack, shows: object) -> None:
+        """Made by ``of``."""
+        self.app = app
+        self.shows = shows  # what it was built from
+        self._running = running
+
+    @classmethod
+    async def of(cls, blocks: gr.Blocks, shows: object = None) -> Built:
+        """Mounted and started."""
+        app = FastAPI(openapi_url=None)
+        blocks.queue(default_concurrency_limit=None, api_open=False)
+        gr.mount_gradio_app(
+            app,
+            blocks,
+            "/",
+            theme=theme(),
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            show_error=False,
+            enable_monitoring=False,
+            mcp_server=False,
+        )
+        running = AsyncExitStack()
+        await running.enter_async_context(app.router.lifespan_context(app))
+        return cls(app, running, shows)
+
+    async def opened(
+        self, request: Request, root: str, frame: str, images: str, *, framed: bool = False
+    ) -> Response:
+        """The HTML of the page, in ``frame``."""
+        sent: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            sent.append(message)
+
+        headers = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
+        asked = {**request.scope, "method": "GET", "headers": headers, "root_path": root, "path": f"{root}/"}
+        asked["raw_path"] = asked["path"].encode()
+        await self.app(asked, request.receive, keep)
+        status = next(message["status"] for message in sent if message["type"] == "http.response.start")
+        body = b"".join(message.get("body", b"") for message in sent)
+        document, nonce = shell.dress(body.decode(), frame)
+        return HTMLResponse(document, status, shell.policy(nonce, images=images, framed=framed))
+
+    async def close(self) -> None:
+        """Stop it."""
+        await self._running.aclose()
+
+
+def _kept(send: Send) -> Send:
+    """Browsers keep the answer: a file with a digest in its name never changes."""
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            MutableHeaders(scope=message)["cache-control"] = "public, max-age=31536000, immutable"
+        await send(message)
+
+    return told
+
+
+def _local(path: object) -> str:
+    """A path of this appliance that one may be sent to; anything else is ``/``."""
+    if not isinstance(path, str) or not re.fullmatch(r"/(?![/\\])[^\x00-\x20\\]*", path):
+        return "/"
+    return path
+
+
+def _wants_html(request: Request) -> bool:
+    return request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("accept", "")
+
+
+def _to_sign_in(request: Request) -> Response:
+    if not _wants_html(request):
+        return JSONResponse({"detail": "Sign in at /signin."}, 401)
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return RedirectResponse("/signin" if path == "/" else f"/signin?next={quote(path, safe='')}", 303)
+
+
+def _refusal(request: Request, error: ApplianceError) -> Response:
+    if not _wants_html(request):
+        return JSONResponse({"detail": error.detail}, error.status)
+    title = "Not found" if isinstance(error, NotFound) else "Not possible"
+    content = f'<h1>{title}</h1><p>{html.escape(error.detail)}</p><p><a href="/">To the models</a></p>'
+    return _alone(title, content, error.status)
+
+
+def _alone(title: str, content: str, status: int) -> Response:
+    headers = shell.policy("none") | {
+        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    }
+    return HTMLResponse(shell.alone(title, content), status, headers)

@@ -1,0 +1,66 @@
+"""How the pages look: colours, type, and the little CSS that Gradio's theme has no word for.
+
+Every font is one that the reader's machine has: nothing is fetched from elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import gradio as gr
+from gradio.themes.utils import colors, sizes
+
+_SANS: Final = (
+    "ui-sans-serif",
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Roboto",
+    "Helvetica",
+    "sans-serif",
+)
+_MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
+
+#: Of the frame around the pages, of the pages, and of the sign-in.
+CSS: Final = (Path(__file__).parent / "style.css").read_text()
+
+
+def theme() -> gr.themes.Base:
+    """The theme of every page."""
+    look = gr.themes.Base(
+        primary_hue=colors.teal,
+        secondary_hue=colors.teal,
+        neutral_hue=colors.slate,
+        radius_size=sizes.radius_md,
+        font=_SANS,
+        font_mono=_MONO,
+    )
+    return look.set(
+        body_background_fill="#f8fafc",
+        body_background_fill_dark="#0b1120",
+        body_text_color="#0f172a",
+        body_text_color_dark="#e2e8f0",
+        body_text_color_subdued="#475569",
+        body_text_color_subdued_dark="#94a3b8",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#111a2e",
+        block_border_width="1px",
+        block_border_color="#e2e8f0",
+        block_border_color_dark="#1e293b",
+        block_label_text_color="#334155",
+        block_label_text_color_dark="#cbd5e1",
+        block_title_text_color="#0f172a",
+        block_title_text_color_dark="#e2e8f0",
+        block_title_text_weight="600",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#0b1120",
+        input_border_color="#cbd5e1",
+        input_border_color_dark="#334155",
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_hover="#115e59",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover_dark="#14b8a6",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+    )

@@ -1,0 +1,74 @@
+"""A real browser, and what it must not find in any page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
+
+EXECUTABLE = os.environ.get("APPLIANCE_TEST_BROWSER", "/usr/bin/chromium")
+#: It runs as root in CI, has no display, and calls nobody.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 60_000  # milliseconds: the machine may be busy
+
+
+@contextmanager
+def started() -> Iterator[Browser]:
+    """A browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=EXECUTABLE, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def watched(browser: Browser, url: str, *, refused: bool = False, **context: Any) -> Iterator[Page]:
+    """A page of a fresh context at ``url``.
+
+    Afterwards it must have found no error, asked no other server for anything, and, unless that is what the
+    test is about, been ``refused`` nothing.
+    """
+    wrong: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"} and not (refused and "status of 4" in message.text):
+            wrong.append(f"console: {message.text} ({message.location.get('url')})")
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((f"{url}/", "data:", "blob:")):
+            wrong.append(f"elsewhere: {request.url}")
+
+    def answered(response: Response) -> None:
+        if response.status >= 400 and not refused:
+            wrong.append(f"{response.status}: {response.url}")
+
+    opened = browser.new_context(base_url=url, **context)
+    opened.set_default_timeout(PATIENCE)
+    page = opened.new_page()
+    page.on("console", heard)
+    page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+    page.on("request", asked)
+    page.on("response", answered)
+    yield page
+    page.close()
+    opened.close()
+    assert wrong == []
+
+
+def sign_in(page: Page, secret: str) -> None:
+    """Sign in with the form, as people do."""
+    page.goto("/")
+    page.get_by_label("API token").fill(secret)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/explore")

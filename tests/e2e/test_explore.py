@@ -1,0 +1,47 @@
+"""Signing in, and finding a model, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.e2e.browsing import sign_in, watched
+from tests.e2e.conftest import LANGUAGE_MODEL
+from tests.running import TOKEN, Appliance
+
+pytestmark = pytest.mark.e2e
+
+
+def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
+    cards = page.locator(".card")
+    expect(cards.filter(has_text="tiny-shapes")).to_be_visible()
+    page.get_by_placeholder("Search models").fill("small language")
+    expect(cards).to_have_count(1)
+    expect(cards).to_contain_text("smollm2-135m-instruct")
+    page.get_by_placeholder("Search models").fill("no such thing")
+    expect(page.get_by_text("Nothing fits")).to_be_visible()
+    page.get_by_placeholder("Search models").fill("")
+    page.get_by_role("listbox").click()
+    page.get_by_role("option", name="Talkers").click()
+    expect(cards).to_have_count(1)
+    cards.click()
+    page.wait_for_url(f"**/{LANGUAGE_MODEL}")
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/signin")
+    page.goto("/explore")
+    page.wait_for_url("**/signin?next=%2Fexplore")
+
+
+def test_it_fits_on_a_phone(phone: Page) -> None:
+    expect(phone.locator(".card").first).to_be_visible()
+    width = phone.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390
+
+
+def test_a_token_that_is_none_is_refused(browser: Browser, appliance: Appliance) -> None:
+    with watched(browser, appliance.url, refused=True) as page:
+        page.goto("/explore")
+        page.get_by_label("API token").fill("wrong")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_contain_text("does not know this token")
+        sign_in(page, TOKEN)

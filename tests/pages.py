@@ -1,0 +1,52 @@
+"""The UI over the routes of an engine without Ray, in one process, and a browser without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from appliance.config import Config
+from appliance.ui.client import Api
+from appliance.ui.server import Server
+from appliance.ui.session import Sessions
+from tests.apis import Api as Routes
+
+HTML = {"Accept": "text/html"}
+BASE = "http://models.example.org:8000"
+
+
+class Pages:
+    """One UI."""
+
+    def __init__(self, routes: Routes, folder: Path) -> None:
+        self.api = Api(BASE)
+        self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
+        self.sessions = Sessions(self.api, folder / "ui.key")
+        self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions)
+
+    def browser(self, scheme: str = "http") -> httpx.AsyncClient:
+        """A browser that keeps cookies, as the gateway passes its requests on."""
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.server),
+            base_url=BASE.replace("http:", f"{scheme}:"),
+            headers={**HTML, "X-Forwarded-Proto": scheme},
+        )
+
+    @asynccontextmanager
+    async def signed_in(self, secret: str) -> AsyncIterator[httpx.AsyncClient]:
+        """A browser with a session."""
+        async with self.browser() as browser:
+            reply = await browser.post("/signin", data={"token": secret})
+            assert reply.status_code == 303, reply.text
+            yield browser
+
+
+CONFIG = {
+    "ui": {"title": "Our <models>"},
+    "models": [
+        {"name": "test/echo", "kind": "echo", "cover_image_url": "https://pictures.example.org/echo.png"}
+    ],
+}

@@ -1,0 +1,60 @@
+"""Children of the driver are started again, end with it, and say what they print in their log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance import supervised
+from appliance.supervised import Supervised
+
+LIVES = (
+    "import os; print(os.getpid(), os.environ['MARK'], flush=True); os.read(0, 1); print('left', flush=True)"
+)
+
+
+async def lines(log: Path, count: int) -> list[str]:
+    """The first ``count`` lines of a log, as soon as they are there."""
+    async with asyncio.timeout(30):
+        while not log.exists() or len(found := log.read_text().splitlines()) < count:
+            await asyncio.sleep(0.01)
+    return found[:count]
+
+
+async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "FIRST_PAUSE", 0.01)
+    log = tmp_path / "child.log"
+    child = Supervised("child", [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    await child.start()
+    (first,) = await lines(log, 1)
+    pid, mark = first.split()
+    assert mark == "here"
+    os.kill(int(pid), 9)
+    _, second = await lines(log, 2)
+    await child.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(second.split()[0]), 0)
+    assert len(log.read_text().splitlines()) == 2
+
+
+async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    command = repr([sys.executable, "-c", LIVES])
+    driver = (
+        "import asyncio, os, pathlib\n"
+        "from appliance.supervised import Supervised\n"
+        "async def main():\n"
+        f"    await Supervised('child', {command}, pathlib.Path({str(log)!r}), {{'MARK': 'x'}}).start()\n"
+        f"    while not pathlib.Path({str(log)!r}).read_text(): await asyncio.sleep(0.01)\n"
+        "    os._exit(0)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", driver)
+    await process.wait()
+    assert (await lines(log, 2))[1] == "left"
