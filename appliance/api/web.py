@@ -67,8 +67,8 @@ class Web:
         self._services = services
         self._api = api
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)  # pages hold streams open
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits)
-        self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)  # noqa: S113 - as above
+        # Not a client of httpx: that would keep the cookies of one browser, and send them for all others.
+        self._transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits)
 
     def takes(self, scope: Scope) -> bool:
         """Whether a request is for the UI. One with a token in it is for the API, whatever its path is."""
@@ -77,7 +77,7 @@ class Web:
 
     async def close(self) -> None:
         """Close every connection to it."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, and its answer back."""
@@ -102,9 +102,9 @@ class Web:
         headers += [(b"host", host.encode()), (b"x-forwarded-proto", scheme.encode())]
         address = httpx.URL("http://ui", raw_path=path)
         content = None if body.complete else body.chunks()
-        asked = self._http.build_request(request.method, address, headers=headers, content=content)
+        asked = httpx.Request(request.method, address, headers=headers, content=content)
         try:
-            reply = await self._http.send(asked, stream=True)
+            reply = await self._transport.handle_async_request(asked)
         except (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
             if not body.broken:
                 await _starting(request)(request.scope, request.receive, send)

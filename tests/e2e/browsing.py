@@ -63,7 +63,7 @@ def watched(browser: Browser, url: str, *, refused: bool = False, **context: Any
     yield page
     page.close()
     opened.close()
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def sign_in(page: Page, secret: str) -> None:

@@ -22,7 +22,7 @@ from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import LEFT_OUT, ROWS, named
 from tests.receiver import Receiver, receiving
-from tests.running import ROOT, TOKEN, Appliance, link_weights
+from tests.running import ROOT, TOKEN, Appliance, link_weights, wait_for
 
 __all__ = ["LANGUAGE_MODEL"]
 
@@ -108,8 +108,9 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """One browser for the whole run."""
+def browser(appliance: Appliance) -> Iterator[Browser]:
+    """One browser for the whole run, begun when there are pages."""
+    wait_for(lambda: httpx.get(appliance.url, trust_env=False).status_code != 503, 120, "the pages")
     with started() as browser:
         yield browser
 

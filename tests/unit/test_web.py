@@ -139,6 +139,14 @@ async def test_what_is_not_the_apis_reaches_the_pages_as_it_came(
     assert (await gateway.get("/packed")).text == "small"
 
 
+async def test_cookies_of_one_browser_are_not_sent_for_another(
+    gateway: httpx.AsyncClient, pages: Pages
+) -> None:
+    assert "set-cookie" in (await gateway.get("/explore")).headers
+    gateway.cookies.clear()
+    assert "cookie" not in (await gateway.get("/explore")).json()["headers"]
+
+
 async def test_paths_of_the_api_stay_the_apis(gateway: httpx.AsyncClient, pages: Pages) -> None:
     for path in ("/v1/nothing", "/v1/v1/nothing", "/admin/nothing", "/openai/v1/nothing", "/docs/nothing"):
         reply = await gateway.get(path)

@@ -33,7 +33,7 @@ def build() -> gr.Blocks:
             )
             collection = gr.Dropdown(
                 [_ALL], value=_ALL, label="Collection", show_label=False, scale=1, min_width=160,
-                container=False, visible=False,
+                container=False, visible=False, elem_id="collection",
             )  # fmt: skip
         cards = gr.HTML(elem_id="cards", min_height=480, apply_default_css=False)
         shown = gr.State("")
