@@ -137,7 +137,10 @@ class Application:
             raise NotImplementedError(f"the appliance does not speak {scope['type']}")
         if self._web is not None and self._web.takes(scope):
             await self._web(scope, receive, send)
-            return
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         asker = headers.get("origin")
         if asker is not None:
