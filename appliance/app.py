@@ -25,6 +25,8 @@ from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.files import Files
 from appliance.hardware import Device, cpu_threads
+from appliance.hardware.gpus import Gpus
+from appliance.hardware.inuse import InUse
 from appliance.inputs import Inputs
 from appliance.metrics import Metrics
 from appliance.placement import build_scheduler
@@ -113,6 +115,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         devices=settings.devices,
+        in_use=InUse(settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None),
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,

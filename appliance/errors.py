@@ -27,6 +27,7 @@
     |-- LoadFailed                 an engine host could not make its model ready
     |   `-- NeverFits              the model needs more memory than any device has
     |-- HostLost                   an engine host or its replica died under a prediction
+    |   `-- OutOfMemory            the host took more memory than it had, or the device has
     `-- PredictionFailed           the model refused or failed one prediction; others go on
 
 Foreign exceptions become one of these at the edge that met them, ``from exc``.
@@ -296,6 +297,17 @@ class HostLost(ApplianceError):
 
     status = 503
     title = "Prediction interrupted"
+
+
+class OutOfMemory(HostLost):
+    """An engine host took more memory than it had, or than its device has, and was ended."""
+
+    title = "Out of memory"
+
+    def __init__(self, message: str, took: int | None) -> None:
+        """``took`` is in bytes on one device; None where it is not known."""
+        self.took = took
+        super().__init__(message)
 
 
 class PredictionFailed(ApplianceError):

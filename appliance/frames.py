@@ -45,9 +45,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Host to replica: the model cannot be loaded; the host exits."""
+    """Host to replica: the model cannot be loaded, or cannot go on; the host exits."""
 
     error: str
+    starved: bool = False  # for want of memory on its device
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):

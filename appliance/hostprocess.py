@@ -94,6 +94,7 @@ class HostProcess:
     ) -> None:
         """``exited`` resolves to None when nobody can say any more how the host ended."""
         self.pid = pid
+        self.signal: int | None = None  # that ended it, once it is gone
         self._channel = channel
         self._exited = exited
         self._order = order
@@ -185,7 +186,9 @@ class HostProcess:
         if self._line is not None:
             self._line.transport.close()
         leftovers.remove(Path(self._order.marks), self.pid)
-        return _describe(exited.result() if exited.done() else None)
+        status = exited.result() if exited.done() else None
+        self.signal = None if status is None else status.signal
+        return _describe(status)
 
     def _kill_group(self) -> None:
         if self._over or (self._exited.done() and self._exited.result() is not None):

@@ -8,14 +8,14 @@ from typing import Final, Literal
 from appliance import weights
 from appliance.config import Config, ModelConfig
 from appliance.hardware import Device
-from appliance.scheduler import Capacity, Demand, Scheduler
+from appliance.scheduler import Capacity, Demand, Origin, Scheduler
 
 TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
 
 
 def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Demand:
     """What the scheduler must find room for, for one configured model."""
-    share, memory, devices = None, None, 1
+    share, memory, devices, origin = None, None, 1, Origin.DECLARED
     if model.memory is not None:
         memory = model.memory
     elif model.gpu is not None:
@@ -23,12 +23,13 @@ def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Dema
         devices = max(1, int(model.gpu))
     else:
         size = weights.size(weights.folder(home, model)) if model.source else 0
-        memory = model.options.footprint(size, kind)
+        memory, origin = model.options.footprint(size, kind), Origin.ESTIMATED
     return Demand(
         model=model.name,
         concurrency=model.options.predictions_at_once,
         memory=memory,
         share=share,
+        origin=origin,
         devices=devices,
         pin=model.pin,
         preload=model.preload,
@@ -44,6 +45,7 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
         model=model.training_key,
         concurrency=1,
         memory=model.options.training_footprint(size),
+        origin=Origin.ESTIMATED,
         idle_unload_after=TRAINER_IDLE,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any, Final
 import msgspec
 
 from appliance import leftovers
-from appliance.errors import HostLost, LoadFailed
+from appliance.errors import HostLost, LoadFailed, OutOfMemory
 from appliance.frames import Cancel, Events, Failed, Ready, Run, Up
+from appliance.hardware.processes import kernel_kills
 from appliance.hostprocess import HostProcess
+from appliance.meter import Meter, Taken
 from appliance.outbox import Outbox
 from appliance.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
 
 CLOSE_GRACE: Final = 0.5  # seconds a host gets to close its runner before its group is killed
+LOOK: Final = 0.5  # seconds between looks at what a host takes
 
 
 class LoadReport(msgspec.Struct, frozen=True):
@@ -51,8 +55,9 @@ class _Subscriber:
     def __init__(self, first: list[Emitted]) -> None:
         self.batch = first
         self.wake = asyncio.Event()
+        self.taken: Taken | None = None
         self.ended = False
-        self.error: str | None = None
+        self.error: HostLost | None = None
         if first:
             self.wake.set()
 
@@ -60,19 +65,54 @@ class _Subscriber:
         self.batch.extend(events)
         self.wake.set()
 
-    def end(self, error: str | None = None) -> None:
+    def tell(self, taken: Taken) -> None:
+        self.taken = taken
+        self.wake.set()
+
+    def take(self) -> list[list[Emitted] | Taken]:
+        """What came since the last time."""
+        news: list[list[Emitted] | Taken] = []
+        if self.batch:
+            news.append(self.batch)
+        if self.taken is not None:
+            news.append(self.taken)
+        self.batch, self.taken = [], None
+        return news
+
+    def end(self, error: HostLost | None = None) -> None:
         self.ended, self.error = True, error
         self.wake.set()
 
 
-class _Loaded:
-    """A host and what it was started with."""
+class _Hosted:
+    """A host, what it was started with, what it takes and how it ended."""
 
-    def __init__(self, spec: LoadSpec, host: HostProcess, report: LoadReport) -> None:
+    def __init__(self, spec: LoadSpec, host: HostProcess) -> None:
         self.spec = spec
         self.host = host
-        self.report = report
-        self.lost: str | None = None  # how the host died
+        self._gpus = [name for name in spec.device.split(",") if name.startswith("cuda:")]
+        self.meter = Meter(host.pid, self._gpus, spec.limit)
+        self.report: LoadReport | None = None  # once it is ready
+        self.gave_up: str | None = None  # what it said when its device had no memory left
+        self.lost: HostLost | None = None
+        self._kills = kernel_kills()
+
+    def loss(self, end: str) -> HostLost:
+        """Why the host is gone; ``end`` is what its end looked like."""
+        called, taken = f"the engine host of {self.spec.model}", self.meter.taken
+        if self.meter.over is not None:
+            had = self.meter.limit or 0
+            return OutOfMemory(
+                f"{called} took {self.meter.over:,} bytes of main memory, had {had:,}, and was ended",
+                self.meter.over,
+            )
+        if self.gave_up is not None:
+            reason = f"{called} found no memory on {self.spec.device}: {self.gave_up}"
+            return OutOfMemory(reason, taken.device)
+        if self.host.signal == signal.SIGKILL and kernel_kills() > self._kills:
+            reason = f"{called} {end} when the kernel ended processes because main memory was used up"
+            return HostLost(reason) if self._gpus else OutOfMemory(reason, taken.main or None)
+        return HostLost(_with_log(f"{called} {end}", self.host))
 
 
 class Replica:
@@ -85,10 +125,12 @@ class Replica:
         self._zygote_socket = zygote_socket
         self._run_dir = Path(run_dir)
         self._outbox = Outbox()
-        self._loaded: _Loaded | None = None
-        self._loading: tuple[LoadSpec, asyncio.Task[_Loaded]] | None = None
+        self._loaded: _Hosted | None = None
+        self._loading: tuple[LoadSpec, asyncio.Task[LoadReport]] | None = None
+        self._hosted: _Hosted | None = None  # what loads, or is loaded
         self._subscriber: _Subscriber | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._measuring: asyncio.Task[None] | None = None
 
     async def load(self, spec: LoadSpec) -> LoadReport:
         """Make ``spec`` ready, in place of what was loaded; nothing happens if it is already.
@@ -100,8 +142,9 @@ class Replica:
             LoadFailed: the model cannot be loaded, or was unloaded meanwhile.
             HostLost: the host died while it loaded.
         """
-        if self._loaded is not None and self._loaded.spec == spec and self._loaded.lost is None:
-            return self._loaded.report
+        loaded = self._loaded
+        if loaded is not None and loaded.report and loaded.spec == spec and loaded.lost is None:
+            return loaded.report
         while self._loading is None or self._loading[0] != spec:
             await self.unload()
             if self._loading is None:  # otherwise another caller was faster, and is the next to be ended
@@ -110,7 +153,7 @@ class Replica:
         await asyncio.wait({task})
         if task.cancelled():
             raise LoadFailed(f"{spec.model} was unloaded while it was loading")
-        return task.result().report
+        return task.result()
 
     async def unload(self) -> None:
         """End the host, if there is one; returns once its memory is free. What ran there is forgotten."""
@@ -125,17 +168,23 @@ class Replica:
         if loaded is not None:
             await loaded.host.kill(grace=CLOSE_GRACE)
 
-    async def exchange(self, jobs: list[Job], cancels: list[str], acknowledged: list[str]) -> None:
+    async def exchange(
+        self, jobs: list[Job], cancels: list[str], acknowledged: list[str], limit: int | None = None
+    ) -> None:
         """Take what the gateway has for this model. A job that is known already is ignored.
+
+        ``limit`` is what its host may take of main memory from now on, in bytes; None leaves it as it is.
 
         Raises:
             HostLost: there are jobs and no host to run them.
         """
         self._outbox.acknowledge(acknowledged)
+        if limit is not None and self._hosted is not None:
+            self._hosted.meter.limit = limit
         loaded = self._loaded
         if loaded is None or loaded.lost is not None:
             if jobs:
-                raise HostLost((loaded and loaded.lost) or f"no model is loaded in {self.name}")
+                raise (loaded and loaded.lost) or HostLost(f"no model is loaded in {self.name}")
             return
         fresh = self._outbox.admit(jobs)
         if fresh:
@@ -143,9 +192,10 @@ class Replica:
         if cancels:
             loaded.host.send(Cancel(cancels))
 
-    async def events(self) -> AsyncIterator[list[Emitted]]:
+    async def events(self) -> AsyncIterator[list[Emitted] | Taken]:
         """Everything unacknowledged, then what happens, in batches; ends when the model is unloaded.
 
+        Among them is what the host takes, whenever that is more than before.
         There is one subscriber at a time: a new one ends the one before.
 
         Raises:
@@ -156,22 +206,24 @@ class Replica:
         subscriber = self._subscriber = _Subscriber(self._outbox.events())
         if self._loaded is None:
             subscriber.end()
-        elif self._loaded.lost is not None:
-            subscriber.end(self._loaded.lost)
+        else:
+            if self._loaded.meter.taken.main:
+                subscriber.tell(self._loaded.meter.taken)
+            if self._loaded.lost is not None:
+                subscriber.end(self._loaded.lost)
         try:
             while True:
                 await subscriber.wake.wait()
                 subscriber.wake.clear()
-                batch, subscriber.batch = subscriber.batch, []
-                if batch:
-                    yield batch
+                for news in subscriber.take():
+                    yield news
                 if subscriber.ended and not subscriber.batch:
                     break
         finally:
             if self._subscriber is subscriber:
                 self._subscriber = None
         if subscriber.error is not None:
-            raise HostLost(subscriber.error)
+            raise subscriber.error
 
     async def stats(self) -> ReplicaStats:
         """What is loaded and held."""
@@ -184,56 +236,66 @@ class Replica:
             host=None if loaded is None or loaded.lost is not None else loaded.host.pid,
         )
 
-    async def _start(self, spec: LoadSpec) -> _Loaded:
+    async def _start(self, spec: LoadSpec) -> LoadReport:
         """Start a host and wait until it is ready."""
         answer: asyncio.Future[Ready | Failed] = asyncio.get_running_loop().create_future()
+        hosted: _Hosted | None = None
 
         def receive(message: Up) -> None:
             if isinstance(message, Events):
-                if self._loaded is loaded:
+                if self._loaded is not None and self._loaded is hosted:
                     self._relay(message.events)
             elif not answer.done():
                 answer.set_result(message)
+            elif isinstance(message, Failed) and hosted is not None:
+                hosted.gave_up = message.error
 
-        loaded: _Loaded | None = None
-        host: HostProcess | None = None
         log = self._run_dir / "logs" / f"{spec.model.replace('/', '--')}.log"
         try:
             host = await HostProcess.start(
                 self._zygote_socket, spec, log=log, marks=leftovers.folder(self._run_dir), receive=receive
             )
-            ready = await self._first_answer(spec, host, answer)
-            report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked)
-            loaded = self._loaded = _Loaded(spec, host, report)
-            self._watch = asyncio.get_running_loop().create_task(self._follow(loaded))
-            return loaded
+            hosted = self._hosted = _Hosted(spec, host)
+            self._watch = asyncio.get_running_loop().create_task(self._follow(hosted))
+            ready = await self._first_answer(hosted, answer)
+            hosted.report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked)
+            hosted.meter.ready()
+            self._loaded = hosted
+            return hosted.report
         finally:
-            if loaded is None and host is not None:
-                await host.kill()
+            if hosted is not None and hosted.report is None:
+                await hosted.host.kill()
             self._loading = None
 
-    async def _first_answer(
-        self, spec: LoadSpec, host: HostProcess, answer: asyncio.Future[Ready | Failed]
-    ) -> Ready:
-        end = asyncio.ensure_future(host.wait())
+    async def _first_answer(self, hosted: _Hosted, answer: asyncio.Future[Ready | Failed]) -> Ready:
+        end = asyncio.ensure_future(hosted.host.wait())
         first: set[asyncio.Future[Any]] = {answer, end}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise HostLost(_with_log(f"the engine host of {spec.model} {end.result()} while it loaded", host))
+            raise hosted.loss(f"{end.result()} while it loaded")
         end.cancel()
         message = answer.result()
         if isinstance(message, Failed):
-            raise LoadFailed(_with_log(message.error, host))
+            if message.starved:
+                hosted.gave_up = message.error
+                raise hosted.loss("ended")
+            raise LoadFailed(_with_log(message.error, hosted.host))
         return message
 
-    async def _follow(self, loaded: _Loaded) -> None:
-        """Say so when the host dies."""
-        end = await loaded.host.wait()
-        if self._loaded is not loaded:  # it was unloaded: nobody wants to know
+    async def _follow(self, hosted: _Hosted) -> None:
+        """Measure the host until it is gone, end it if it takes too much, and say how it ended."""
+        end = asyncio.ensure_future(hosted.host.wait())
+        while not (await asyncio.wait({end}, timeout=LOOK))[0]:
+            news = await asyncio.to_thread(hosted.meter.look)
+            if hosted.meter.over is not None:
+                await hosted.host.kill()
+            elif news and self._loaded is hosted and self._subscriber is not None:
+                self._subscriber.tell(hosted.meter.taken)
+        if self._loaded is not hosted:  # it was unloaded, or never ready: nobody wants to know
             return
-        loaded.lost = _with_log(f"the engine host of {loaded.spec.model} {end}", loaded.host)
+        hosted.lost = hosted.loss(end.result())
         if self._subscriber is not None:
-            self._subscriber.end(loaded.lost)
+            self._subscriber.end(hosted.lost)
 
     def _relay(self, events: list[Emitted]) -> None:
         kept = self._outbox.record(events, time.monotonic())

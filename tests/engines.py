@@ -18,7 +18,7 @@ from appliance.inputs import Inputs
 from appliance.metrics import Metrics
 from appliance.prediction import Prediction, Status
 from appliance.pushing import Pushes
-from appliance.scheduler import Capacity, Demand, Scheduler
+from appliance.scheduler import Capacity, Demand, Origin, Scheduler
 from appliance.store import SQLiteStore
 from appliance.token import RunTokens
 from appliance.tracing import Tracing
@@ -52,6 +52,8 @@ class Bench:
         self.files_model = entry("test/files", files=True)
         self.more: list[Entry] = []
         self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
+        self.capacity = 10 * MIB
+        self.estimated: dict[str, int] = {}  # what is not declared, by model
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
         self.tracing: Tracing | None = None
@@ -64,7 +66,8 @@ class Bench:
             Demand(
                 model=entry.name,
                 concurrency=entry.model.options.predictions_at_once,
-                memory=sizes.get(entry.name, MIB),
+                memory=self.estimated.get(entry.name, sizes.get(entry.name, MIB)),
+                origin=Origin.ESTIMATED if entry.name in self.estimated else Origin.DECLARED,
             )
             for entry in entries
         ]
@@ -82,7 +85,7 @@ class Bench:
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")
         self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
-        self.scheduler = Scheduler([Capacity("cpu", 10 * MIB)], demands)
+        self.scheduler = Scheduler([Capacity("cpu", self.capacity)], demands)
         self.metrics = Metrics(self.scheduler)
         self.pushes = Pushes(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, device="cpu"
@@ -95,7 +98,8 @@ class Bench:
             scheduler=self.scheduler,
             home=self.folder,
             threads=1,
-            devices=[Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU")],
+            devices=[Device(name="cpu", kind="cpu", memory=self.capacity, label="A CPU")],
+            in_use=dict,
             files=self.files,
             inputs=self.inputs,
             run_tokens=self.run_tokens,

@@ -64,5 +64,45 @@ class SlowRunner(FamilyRunner):
         await asyncio.sleep(1000)
 
 
-for runner in (FamilyRunner, RefusingRunner, BrokenRunner, SlowRunner):
+class HungryRunner(FamilyRunner):
+    """Takes 200 MiB, and then for ever to load."""
+
+    kind: ClassVar[str] = "hungry"
+
+    async def setup(self) -> None:
+        self._held = b"\1" * (200 << 20)
+        await asyncio.sleep(1000)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Torch's class of this name, as far as a host can see."""
+
+    __module__ = "torch"
+
+
+class FullRunner(FamilyRunner):
+    """Finds no memory on its device: while it loads, or with the option ``loads`` when it runs."""
+
+    kind: ClassVar[str] = "full"
+
+    def __init__(self, spec: LoadSpec) -> None:
+        super().__init__(spec)
+        self._loads = bool(spec.options["loads"])
+
+    async def setup(self) -> None:
+        if not self._loads:
+            try:
+                self._allocate()
+            except OutOfMemoryError as error:
+                raise LoadFailed(f"the weights could not be loaded: {error}") from error
+
+    async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
+        yield Log("begun")
+        self._allocate()
+
+    def _allocate(self) -> None:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has less")
+
+
+for runner in (FamilyRunner, RefusingRunner, BrokenRunner, SlowRunner, HungryRunner, FullRunner):
     RUNNERS[runner.kind] = f"{__name__}:{runner.__name__}"

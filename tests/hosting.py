@@ -11,6 +11,7 @@ from typing import Any, Self
 import psutil
 
 from appliance.errors import HostLost
+from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.replica import Replica
 from appliance.runners.base import LoadSpec
@@ -70,6 +71,8 @@ class Caller:
         self.events: dict[str, list[Event]] = {}
         self.order: list[str] = []  # ids as they ended
         self.lost: str | None = None
+        self.error: HostLost | None = None
+        self.taken = Taken(0)
         self._changed = asyncio.Condition()
         self._task = asyncio.get_running_loop().create_task(self._read())
 
@@ -124,12 +127,15 @@ class Caller:
         try:
             async for batch in self.replica.events():
                 async with self._changed:
+                    if isinstance(batch, Taken):
+                        self.taken = batch
+                        batch = []  # noqa: PLW2901 - nothing else is in it
                     for emitted in batch:
                         self._take(emitted)
                     self._changed.notify_all()
         except HostLost as error:
             async with self._changed:
-                self.lost = error.detail
+                self.lost, self.error = error.detail, error
                 self._changed.notify_all()
 
     def _take(self, emitted: Emitted) -> None:

@@ -48,7 +48,7 @@ class Admin:
         await requests.caller(request, self._services, Scope.READ)
         status = self._services.engine.status()
         known = {device.name: msgspec.to_builtins(device) for device in self._services.devices}
-        devices = [{**known[device["name"]], **device} for device in status["devices"]]
+        devices = [{**known.get(device["name"], {}), **device} for device in status["devices"]]
         return answers.json(
             {
                 "version": __version__,

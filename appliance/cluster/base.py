@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from appliance.meter import Taken
 from appliance.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
 
@@ -38,6 +39,7 @@ class Cluster(Protocol):
         Raises:
             LoadFailed: the model cannot be loaded; the message says why.
             HostLost: the replica or the host died meanwhile; trying again may help.
+            OutOfMemory: the host took too much memory; more of it may help.
         """
 
     async def unload(self, model: str) -> None:
@@ -52,11 +54,17 @@ class Cluster(Protocol):
     def acknowledge(self, model: str, id: str) -> None:
         """The prediction is stored as finished; its events need not be kept any longer."""
 
-    def events(self, model: str) -> AsyncIterator[list[Emitted]]:
+    def limit(self, model: str, memory: int) -> None:
+        """What the host of the model may take of main memory from now on, in bytes."""
+
+    def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
         """Everything unacknowledged, then what happens; ends when the model is unloaded.
+
+        Among it is what the host takes, whenever that is more than before.
 
         Raises:
             HostLost: the replica or the host died; the message says how.
+            OutOfMemory: the host took too much memory.
         """
         ...
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from appliance.cluster.base import Adopted
 from appliance.errors import HostLost, PredictionFailed
 from appliance.host import produced
+from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner
@@ -17,17 +18,18 @@ class _Loaded:
     def __init__(self, spec: LoadSpec, runner: Runner) -> None:
         self.spec = spec
         self.runner = runner
-        self.events: asyncio.Queue[list[Emitted] | HostLost | None] = asyncio.Queue()
+        self.events: asyncio.Queue[list[Emitted] | Taken | HostLost | None] = asyncio.Queue()
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
 
 class LocalCluster:
-    """``Cluster`` on the running loop. ``lose`` plays the death of a host."""
+    """``Cluster`` on the running loop. ``lose`` plays the death of a host, ``take`` what one takes."""
 
     def __init__(self) -> None:
         """Nothing is loaded."""
         self._loaded: dict[str, _Loaded] = {}
         self.acknowledged: list[str] = []
+        self.limits: dict[str, int] = {}
 
     async def adopt(self) -> list[Adopted]:
         """Nothing outlives a process."""
@@ -69,7 +71,11 @@ class LocalCluster:
         """See ``Cluster.acknowledge``."""
         self.acknowledged.append(id)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted]]:
+    def limit(self, model: str, memory: int) -> None:
+        """See ``Cluster.limit``; nobody is held to it here."""
+        self.limits[model] = memory
+
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
         """See ``Cluster.events``."""
         queue = self._loaded[model].events
         while (batch := await queue.get()) is not None:
@@ -82,12 +88,16 @@ class LocalCluster:
         for model in list(self._loaded):
             await self.unload(model)
 
-    def lose(self, model: str, reason: str) -> None:
+    def take(self, model: str, memory: int) -> None:
+        """The host of ``model`` is found to take so many bytes of main memory."""
+        self._loaded[model].events.put_nowait(Taken(memory))
+
+    def lose(self, model: str, reason: str | HostLost) -> None:
         """The host of ``model`` dies now: its predictions stop without a word."""
         loaded = self._loaded.pop(model)
         for task in loaded.tasks.values():
             task.cancel()
-        loaded.events.put_nowait(HostLost(reason))
+        loaded.events.put_nowait(HostLost(reason) if isinstance(reason, str) else reason)
 
     async def _run(self, loaded: _Loaded, job: Job) -> None:
         n = 0

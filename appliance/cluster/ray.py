@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from ray import serve
@@ -22,7 +22,8 @@ from ray.serve.handle import DeploymentHandle
 
 from appliance import file
 from appliance.cluster.base import Adopted
-from appliance.errors import HostLost, LoadFailed
+from appliance.errors import HostLost, LoadFailed, OutOfMemory
+from appliance.meter import Taken
 from appliance.prediction import Emitted, Job
 from appliance.replica import Replica, ReplicaStats
 from appliance.runners.base import LoadSpec
@@ -41,17 +42,38 @@ class Exchange(msgspec.Struct, frozen=True):
     jobs: list[Job]
     cancels: list[str]
     acknowledged: list[str]
+    limit: int | None = None  # bytes of main memory that the host may take from now on
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The answer of ``load``; errors travel as data because exceptions change their type on the way."""
+    """How a load went, or why events end; errors travel as data: exceptions change their type on the way."""
 
     error: str | None = None
-    lost: bool = False
+    kind: Literal["failed", "lost", "starved"] = "failed"
+    took: int | None = None  # bytes, of a host that ran out of memory
+
+    @classmethod
+    def of(cls, error: LoadFailed | HostLost) -> Self:
+        """What ``raised`` makes the error of again."""
+        if isinstance(error, OutOfMemory):
+            return cls(error.detail, "starved", error.took)
+        return cls(error.detail, "lost" if isinstance(error, HostLost) else "failed")
+
+    def raised(self) -> LoadFailed | HostLost:
+        """The error, to be raised."""
+        reason = self.error or ""
+        match self.kind:
+            case "starved":
+                return OutOfMemory(reason, self.took)
+            case "lost":
+                return HostLost(reason)
+            case "failed":
+                return LoadFailed(reason)
 
 
 _exchange_decoder = msgspec.msgpack.Decoder(Exchange)
 _events_decoder = msgspec.msgpack.Decoder(list[Emitted], ext_hook=file.unpack)
+_taken_decoder = msgspec.msgpack.Decoder(Taken)
 _outcome_decoder = msgspec.msgpack.Decoder(Outcome)
 _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 
@@ -67,10 +89,8 @@ class RunnerReplica:
         """Load a model; answers an ``Outcome``."""
         try:
             await self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
-        except LoadFailed as error:
-            return msgspec.msgpack.encode(Outcome(error.detail))
-        except HostLost as error:
-            return msgspec.msgpack.encode(Outcome(error.detail, lost=True))
+        except (LoadFailed, HostLost) as error:
+            return msgspec.msgpack.encode(Outcome.of(error))
         return msgspec.msgpack.encode(Outcome())
 
     async def unload(self) -> None:
@@ -80,15 +100,15 @@ class RunnerReplica:
     async def exchange(self, payload: bytes) -> None:
         """Take jobs, cancels and acknowledgements."""
         message = _exchange_decoder.decode(payload)
-        await self._replica.exchange(message.jobs, message.cancels, message.acknowledged)
+        await self._replica.exchange(message.jobs, message.cancels, message.acknowledged, message.limit)
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Batches of events; the error, if the host is lost, is one last batch of text."""
+        """Batches of events, and what the host takes; if it is lost, the last is an ``Outcome``."""
         try:
             async for batch in self._replica.events():
-                yield b"e" + msgspec.msgpack.encode(batch)
+                yield (b"t" if isinstance(batch, Taken) else b"e") + msgspec.msgpack.encode(batch)
         except HostLost as error:
-            yield b"x" + error.detail.encode()
+            yield b"x" + msgspec.msgpack.encode(Outcome.of(error))
 
     async def stats(self) -> bytes:
         """What is loaded and held, as ``ReplicaStats``."""
@@ -104,15 +124,17 @@ class _Link:
         self.jobs: list[Job] = []
         self.cancels: list[str] = []
         self.acknowledged: list[str] = []
+        self.limit: int | None = None
         self.pump: asyncio.Task[None] | None = None
         self.stream: Any = None
         self.broken: str | None = None
 
     def take(self) -> bytes | None:
-        if not (self.jobs or self.cancels or self.acknowledged):
+        if not (self.jobs or self.cancels or self.acknowledged or self.limit):
             return None
-        payload = msgspec.msgpack.encode(Exchange(self.jobs, self.cancels, self.acknowledged))
-        self.jobs, self.cancels, self.acknowledged = [], [], []
+        message = Exchange(self.jobs, self.cancels, self.acknowledged, self.limit)
+        payload = msgspec.msgpack.encode(message)
+        self.jobs, self.cancels, self.acknowledged, self.limit = [], [], [], None
         return payload
 
 
@@ -174,7 +196,7 @@ class RayCluster:
             return
         del self._links[spec.model]
         await self._give_back(link)
-        raise (HostLost if outcome.lost else LoadFailed)(outcome.error)
+        raise outcome.raised()
 
     async def unload(self, model: str) -> None:
         """See ``Cluster.unload``."""
@@ -209,15 +231,27 @@ class RayCluster:
             asyncio.get_running_loop().call_later(1.0, self._pump, link)
         link.acknowledged.append(id)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted]]:
+    def limit(self, model: str, memory: int) -> None:
+        """See ``Cluster.limit``."""
+        link = self._links.get(model)
+        if link is not None:
+            link.limit = memory
+            self._pump(link)
+
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
         """See ``Cluster.events``."""
         link = self._links[model]
         link.stream = link.handle.options(stream=True).events.remote()
         try:
             async for payload in link.stream:
-                if payload[:1] == b"x":
-                    raise HostLost(payload[1:].decode())
-                yield _events_decoder.decode(memoryview(payload)[1:])
+                body = memoryview(payload)[1:]
+                match payload[:1]:
+                    case b"x":
+                        raise _outcome_decoder.decode(body).raised()
+                    case b"t":
+                        yield _taken_decoder.decode(body)
+                    case _:
+                        yield _events_decoder.decode(body)
         except _GONE as error:
             if link.broken is None:
                 _raise_if_cancelled(error)

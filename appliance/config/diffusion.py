@@ -19,6 +19,7 @@ class DiffusersOptions(Options):
     """Options of a diffusers pipeline."""
 
     RESOURCES = frozenset({"max_outputs", "max_side", "offload", "vae_tiling"})
+    EASED_BY = "lower its options max_outputs or max_side, or set vae_tiling or, on a GPU, offload"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",

@@ -23,6 +23,8 @@ class Options(Section):
 
     #: Options that decide about speed and memory only: changing one keeps the model's version.
     RESOURCES: ClassVar[frozenset[str]] = frozenset()
+    #: What to do when a host of this kind ran out of memory, as part of a sentence.
+    EASED_BY: ClassVar[str] = "ask for less at a time"
 
     @property
     def predictions_at_once(self) -> int:
@@ -58,6 +60,7 @@ class EchoOptions(Options):
     """Options of an echo model, which says back what it is told."""
 
     RESOURCES = frozenset({"concurrency", "startup_delay"})
+    EASED_BY = "lower its option concurrency"
 
     concurrency: int = Field(default=64, ge=1, le=10_000, description="Predictions that run at a time.")
     startup_delay: Seconds = Field(
@@ -82,6 +85,7 @@ class EmbeddingsOptions(Options):
     """Options of an embedding model."""
 
     RESOURCES = frozenset({"max_batch"})
+    EASED_BY = "lower its option max_batch"
 
     max_batch: int = Field(
         default=64, ge=1, le=4096, description="Texts computed together, of one prediction or of many."
@@ -104,6 +108,7 @@ class CogOptions(Options):
     """Options of a Cog project."""
 
     RESOURCES = frozenset({"concurrency"})
+    EASED_BY = "lower its option concurrency"
 
     concurrency: int | None = Field(
         default=None, ge=1, le=1000, description="Predictions at a time. Default: what the project says."
@@ -157,6 +162,7 @@ class VllmOptions(Options):
             "reasoning_parser",
         }
     )  # fmt: skip
+    EASED_BY = "lower its options kv_cache, max_num_seqs or max_model_len"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",

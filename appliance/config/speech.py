@@ -19,6 +19,7 @@ class WhisperOptions(Options):
     """Options of a model that hears."""
 
     RESOURCES = frozenset({"max_duration"})
+    EASED_BY = "lower its option max_duration"
 
     compute_type: Literal[
         "auto",

@@ -33,6 +33,7 @@ class TransformersOptions(Options):
     """Options of a model for one task, run with transformers."""
 
     RESOURCES = frozenset({"max_batch"})
+    EASED_BY = "lower its option max_batch"
 
     task: Task = Field(description="What it is for, which decides about its inputs and output.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -20,6 +20,8 @@ from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
+from appliance.engine.room import Room
+from appliance.engine.sizes import Sizes
 from appliance.errors import (
     InvalidVersion,
     NotFound,
@@ -41,9 +43,6 @@ _log = logging.getLogger(__name__)
 
 
 Ids = list[str]  # named here because the method ``list`` hides the builtin
-
-#: How many of the last decisions a status shows.
-SHOWN: Final = 5
 
 #: What is stored and shown in place of a secret input.
 HIDDEN: Final = "**********"
@@ -68,6 +67,7 @@ class Engine:
         home: Path,
         threads: int,
         devices: Sequence[Device],
+        in_use: Callable[[], dict[str, int]],
         files: Files,
         inputs: Inputs,
         run_tokens: RunTokens,
@@ -75,7 +75,8 @@ class Engine:
         heed: Callable[[Happening], None],
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
-        """``home`` is the data folder, ``threads`` and ``devices`` what the machine has.
+        """``home`` is the data folder, ``threads`` and ``devices`` what the machine has, ``in_use``
+        says how many bytes of each device anybody uses now, as far as that is known.
 
         ``observe`` is told of every change of a prediction, after its status is stored, ``heed`` of every
         decision about memory and what came of it; ``conclude`` makes a version of what a training has made,
@@ -86,9 +87,10 @@ class Engine:
         self._store = store
         self._cluster = cluster
         self._scheduler = scheduler
-        self._devices = devices
+        kinds = {device.name: device.kind for device in devices}
+        self._sizes = Sizes(catalogue, scheduler, cluster, store, kinds)
         self._loads = Loads(
-            catalogue, cluster, scheduler, limits, home=home, threads=threads, devices=devices
+            catalogue, cluster, scheduler, limits, self._sizes, home=home, threads=threads, devices=devices
         )
         self._instances = Instances(catalogue, scheduler)
         self._started = False
@@ -99,6 +101,8 @@ class Engine:
             cluster=cluster,
             scheduler=scheduler,
             loads=self._loads,
+            sizes=self._sizes,
+            room=Room(scheduler, in_use, kinds),
             files=files,
             inputs=inputs,
             run_tokens=run_tokens,
@@ -109,6 +113,7 @@ class Engine:
 
     async def start(self) -> None:
         """Take up what an earlier gateway left, then begin to decide."""
+        await self._sizes.load()
         held = await self._adopt(await self._cluster.adopt())
         for prediction in await self._store.unfinished():
             self._recover(prediction, held)
@@ -344,38 +349,9 @@ class Engine:
 
     def status(self) -> dict[str, Any]:
         """Models and devices as they are now, for people and for `/admin/status`."""
-        scheduler = self._scheduler
-        return {
-            "draining": self._loop.draining,
-            "queued": scheduler.depth(),
-            "models": [
-                {
-                    "name": entry.runs_on,
-                    "kind": entry.model.kind,
-                    "state": scheduler.residency(entry.runs_on).value,
-                    "pinned": scheduler.pinned(entry.runs_on),
-                    "queued": sum(map(scheduler.depth, self._instances.keys(entry.runs_on))),
-                    "running": sum(
-                        len(scheduler.running(key)) for key in self._instances.keys(entry.runs_on)
-                    ),
-                    "devices": list(scheduler.devices(entry.runs_on)),
-                    "instances": sum(
-                        scheduler.residency(key) is not Residency.COLD
-                        for key in self._instances.keys(entry.runs_on)
-                    ),
-                }
-                for entry in self._catalogue.entries
-            ],
-            "devices": [
-                {
-                    "name": device.name,
-                    "reserved": scheduler.reserved(device.name),
-                    "free": scheduler.free(device.name),
-                }
-                for device in self._devices
-            ],
-            "decisions": report.decisions(scheduler, time.monotonic(), SHOWN),
-        }
+        entries = self._catalogue.entries
+        models = [(entry, self._instances.keys(entry.runs_on)) for entry in entries]
+        return {"draining": self._loop.draining, **report.status(self._scheduler, models)}
 
     def residency_report(self) -> dict[str, Any]:
         """Where every model is and why, for `/admin/residency`; see ``report.residency``."""
@@ -450,6 +426,7 @@ class Engine:
             self._catalogue.host(entry)
             base = self._scheduler.demand(entry.model.name)
             self._scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))
+        self._sizes.recall(entry)
 
     def _on_its_instance(self, entry: Entry, id: str, held: dict[str, frozenset[str]]) -> Entry:
         """``entry`` on the instance that still holds this prediction, or on one that has time for it."""

@@ -23,6 +23,7 @@ class Live:
         self.submitted = False  # this attempt was handed to a host
         self.fetched: asyncio.Task[dict[str, Any]] | None = None  # the input, its files fetched
         self.parts: set[str] = set()  # ids of predictions that it asked for and that are not finished
+        self.starved = False  # its host ran out of memory once while it ran
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: list[tuple[int, Log | Output | Metric]] = []
         self._waiters: set[asyncio.Future[None]] = set()

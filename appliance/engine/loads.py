@@ -13,7 +13,8 @@ from appliance import weights
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
-from appliance.errors import HostLost, LoadFailed
+from appliance.engine.sizes import Sizes
+from appliance.errors import HostLost, LoadFailed, OutOfMemory
 from appliance.hardware import Device, joint_sku
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Scheduler
@@ -39,6 +40,7 @@ class Loads:
         cluster: Cluster,
         scheduler: Scheduler,
         limits: LimitsConfig,
+        sizes: Sizes,
         *,
         home: Path,
         threads: int,
@@ -49,11 +51,13 @@ class Loads:
         self._cluster = cluster
         self._scheduler = scheduler
         self._limits = limits
+        self._sizes = sizes
         self._home = home
         self._threads = threads
         self._devices = {device.name: device for device in devices}
         self._told: dict[str, dict[str, Any]] = {}  # by what is loaded: the options it was loaded with
         self._lost: dict[str, int] = {}
+        self._starved: set[str] = set()  # what ran out of memory while it was loaded, and is tried again
         self._ready: dict[str, asyncio.Future[None]] = {}
 
     async def ready(self, name: str) -> None:
@@ -89,9 +93,12 @@ class Loads:
             return self._failed(name, f"model {name} was not ready after {self._limits.load_timeout:g} s")
         except LoadFailed as error:
             return self._failed(name, error.detail)
+        except OutOfMemory as error:
+            return self._out_of_memory(name, error)
         except HostLost as error:
             return self._host_lost(name, error.detail)
         self._lost.pop(name, None)
+        self._starved.discard(name)
         self._scheduler.loaded(name, time.monotonic())
         self._settle(name, None)
         return None
@@ -113,6 +120,7 @@ class Loads:
             device=device,
             placement=devices,
             memory=memory,
+            limit=self._sizes.limit(entry.runs_on),
             threads=model.threads or self._threads,
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(self._home / "cache" / entry.kind),
@@ -120,6 +128,7 @@ class Loads:
 
     def _failed(self, name: str, reason: str) -> Failure:
         self._lost.pop(name, None)
+        self._starved.discard(name)
         waiting = self._scheduler.load_failed(name, time.monotonic(), reason)
         self._settle(name, LoadFailed(reason))
         return Failure(reason, waiting)
@@ -131,6 +140,16 @@ class Loads:
             return self._failed(name, reason)
         _log.warning("model %s: %s; it is loaded again", name, reason, extra={"model": name})
         self._scheduler.lost(name, time.monotonic(), reason)
+        return None
+
+    def _out_of_memory(self, name: str, error: OutOfMemory) -> Failure | None:
+        """It is loaded once more, if it gets more memory then."""
+        verdict = self._sizes.starved(name, error)
+        if not verdict.grown or name in self._starved:
+            return self._failed(name, verdict.sentence)
+        self._starved.add(name)
+        _log.warning("model %s: %s", name, verdict.sentence)
+        self._scheduler.lost(name, time.monotonic(), error.detail)
         return None
 
     def _settle(self, name: str, error: LoadFailed | None) -> None:

@@ -15,20 +15,24 @@ from typing import Any, Final, TypeVar
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
+from appliance.engine import report
 from appliance.engine.live import Live
 from appliance.engine.loads import Loads
-from appliance.errors import HostLost, PredictionFailed, StatusConflict, StoreError, Unstorable
+from appliance.engine.records import RETRY_STORE, Records
+from appliance.engine.room import Room
+from appliance.engine.sizes import Sizes
+from appliance.errors import HostLost, OutOfMemory, PredictionFailed, StatusConflict, StoreError
 from appliance.files import Files
 from appliance.inputs import Inputs
+from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.scheduler import Happening, Load, Refuse, Residency, Scheduler, Start, Unload, What
+from appliance.scheduler import Happening, Load, Refuse, Residency, Scheduler, Start, Unload
 from appliance.store import Store
 from appliance.token import RunTokens
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-RETRY_STORE: Final = 1.0  # seconds before a refused write is tried again
 SAVE_INTERVAL: Final = 0.25  # seconds between writes of a running prediction's events
 INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
 
@@ -45,6 +49,8 @@ class Loop:
         cluster: Cluster,
         scheduler: Scheduler,
         loads: Loads,
+        sizes: Sizes,
+        room: Room,
         files: Files,
         inputs: Inputs,
         run_tokens: RunTokens,
@@ -56,9 +62,12 @@ class Loop:
         self._limits = limits
         self._catalogue = catalogue
         self._store = store
+        self._records = Records(store)
         self._cluster = cluster
         self._scheduler = scheduler
         self._loads = loads
+        self._sizes = sizes
+        self._room = room
         self._files = files
         self._inputs = inputs
         self._run_tokens = run_tokens
@@ -155,6 +164,7 @@ class Loop:
         if self._closed:
             return
         now = time.monotonic()
+        self._room.look(now)
         for decision in self._scheduler.decide(now, parts_only=self.draining):
             match decision:
                 case Refuse(id, reason):
@@ -167,9 +177,9 @@ class Loop:
                     self.spawn(self._unload(model))
         for happening in self._scheduler.happenings(self._logged):
             self._logged = happening.number
-            level = logging.ERROR if happening.what is What.FAILED else logging.INFO
-            _log.log(level, "%s", happening)
+            report.log(happening)
             self._heed(happening)
+        self._sizes.tell_limits()
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None
@@ -266,17 +276,28 @@ class Loop:
         self.decide()
 
     async def _unload(self, model: str) -> None:
+        before = self._room.before(model)
         await self._cluster.unload(model)
+        await self._room.given_back(model, before)
         self._scheduler.unloaded(model, time.monotonic())
+        if before:
+            self._room.released()
+        self._sizes.keep(model)
         self.decide()
 
     async def consume(self, model: str) -> None:
         """Apply the model's events until it is unloaded or lost."""
         try:
             async for batch in self._cluster.events(model):
-                for emitted in batch:
-                    self._apply(model, emitted)
+                if isinstance(batch, Taken):
+                    self._sizes.measured(model, batch)
+                else:
+                    for emitted in batch:
+                        self._apply(model, emitted)
                 self.decide()
+        except OutOfMemory as error:
+            verdict = self._sizes.starved(model, error)
+            self._host_lost(model, verdict.sentence, starved=True, again=verdict.grown)
         except HostLost as error:
             self._host_lost(model, error.detail)
 
@@ -345,7 +366,7 @@ class Loop:
     async def _finish(self, live: Live, record: Prediction) -> None:
         if record.destination is not None and record.status is Status.SUCCEEDED:
             record = await self._concluded(record)
-        stored = await self.write_end(record)
+        stored = await self._records.end(record)
         self._remove(live)
         self._show(live, stored)
         self._drop_inputs(live)
@@ -374,24 +395,7 @@ class Loop:
 
     async def end_unserved(self, record: Prediction) -> None:
         """Store the end of a prediction that is not live here, because its version is not served any more."""
-        self._observe(await self.write_end(record))
-
-    async def write_end(self, record: Prediction) -> Prediction:
-        """Store a terminal record, however long that takes; returns what is stored."""
-        while True:
-            try:
-                await self._store.finish(record)
-                return record
-            except StatusConflict:
-                _log.exception("prediction %s was finished by someone else", record)
-                return await self._store.get(record.id) or record
-            except Unstorable as error:
-                reason = f"the output of model {record.model} cannot be stored: {error}"
-                _log.error("prediction %s fails: %s", record, reason)
-                record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
-            except StoreError as error:  # a full disk, say: the end is kept and written when it can be
-                _log.error("the end of prediction %s could not be stored: %s", record, error)
-                await asyncio.sleep(RETRY_STORE)
+        self._observe(await self._records.end(record))
 
     def _deadline(self, live: Live) -> None:
         if not live.ending:
@@ -417,7 +421,8 @@ class Loop:
         await self._cluster.unload(model)
         self._host_lost(model, "its engine host did not respond to a cancel and was stopped")
 
-    def _host_lost(self, model: str, reason: str) -> None:
+    def _host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
+        """The host is gone. Where it has ``starved``, ``again`` says whether the next one gets more memory."""
         running = self._scheduler.running(model)
         _log.error(
             "model %s lost its host with %d predictions: %s",
@@ -430,7 +435,13 @@ class Loop:
             self._leaving.pop(key).cancel()
         self._scheduler.lost(model, time.monotonic(), reason)
         for live in [self.live[id] for id in running if id in self.live]:
-            if live.prediction.status is Status.PROCESSING and not live.ending:
+            if live.prediction.status is not Status.PROCESSING or live.ending:
+                continue
+            # If it gets no more, predictions run again only if it could have been another one's fault.
+            if starved and (live.starved or (not again and len(running) == 1)):
+                self.end(live, Status.FAILED, reason)
+            else:
+                live.starved = live.starved or starved
                 self.retry_or_fail(live, reason)
         self.decide()
 
@@ -452,7 +463,7 @@ class Loop:
         record = live.prediction
         if record.status is Status.PROCESSING:
             record = record.move(Status.STARTING, started_at=None)
-            await self._write_requeue(record)
+            await self._records.requeue(record)
         if live.ending:
             return
         live.claimed = False
@@ -462,16 +473,6 @@ class Loop:
             live.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, live))
         self._queue(live, front=True)
         self.decide()
-
-    async def _write_requeue(self, record: Prediction) -> None:
-        while True:
-            try:
-                return await self._store.requeue(record)
-            except StatusConflict:  # its end is on its way to the store, or there
-                return None
-            except StoreError as error:
-                _log.error("prediction %s could not be queued again, it waits: %s", record, error)
-                await asyncio.sleep(RETRY_STORE)
 
     async def _save_forever(self) -> None:
         while True:

@@ -2,11 +2,63 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from appliance import wire
-from appliance.scheduler import Scheduler
+from appliance.catalogue import Entry
+from appliance.scheduler import Footprint, Happening, Residency, Scheduler, What
+
+_log = logging.getLogger(__name__)
+
+#: How many of the last decisions a status shows.
+SHOWN: Final = 5
+
+_LEVELS: Final = {
+    What.FAILED: logging.ERROR,
+    What.STARVED: logging.ERROR,
+    What.EXCEEDS: logging.WARNING,
+}
+
+
+def log(happening: Happening) -> None:
+    """A line in the log for what was decided, or came of it."""
+    _log.log(
+        _LEVELS.get(happening.what, logging.INFO), "%s", happening, extra={"model": happening.model or None}
+    )
+
+
+def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) -> dict[str, Any]:
+    """What waits, ``models`` with their instances, devices and the newest decisions."""
+    return {
+        "queued": scheduler.depth(),
+        "models": [
+            {
+                "name": entry.runs_on,
+                "kind": entry.model.kind,
+                "state": scheduler.residency(entry.runs_on).value,
+                "pinned": scheduler.pinned(entry.runs_on),
+                "queued": sum(map(scheduler.depth, keys)),
+                "running": sum(len(scheduler.running(key)) for key in keys),
+                "devices": list(scheduler.devices(entry.runs_on)),
+                "instances": sum(scheduler.residency(key) is not Residency.COLD for key in keys),
+                "memory": footprint(scheduler.footprints.of(entry.runs_on)),
+            }
+            for entry, keys in models
+        ],
+        "devices": [
+            {
+                "name": device,
+                "reserved": scheduler.reserved(device),
+                "free": scheduler.free(device),
+                "foreign": scheduler.footprints.foreign(device),
+            }
+            for device in scheduler.capacities
+        ],
+        "decisions": decisions(scheduler, time.monotonic(), SHOWN),
+    }
 
 
 def residency(scheduler: Scheduler) -> dict[str, Any]:
@@ -23,6 +75,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
                 "name": device,
                 "memory": memory,
                 "free": scheduler.free(device),
+                "foreign": scheduler.footprints.foreign(device),
                 "reserved": scheduler.reserved(device),
             }
             for device, memory in scheduler.capacities.items()
@@ -37,6 +90,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
                 "load_seconds": _rounded(scheduler.load_seconds(model)),
                 "pinned": scheduler.pinned(model),
                 "priority": scheduler.demand(model).priority,
+                "memory": footprint(scheduler.footprints.of(model)),
             }
             for model in scheduler.models
         ],
@@ -51,6 +105,25 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
             for position, standing in enumerate(scheduler.standings(now), 1)
         ],
         "decisions": decisions(scheduler, now),
+    }
+
+
+def footprint(known: Footprint) -> dict[str, Any]:
+    """What a model takes, and where that number comes from, in bytes on each of its devices.
+
+    ``from`` is declared, estimated or measured; ``peak`` the most that it is known to have taken, None before
+    its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned.
+    """
+    return {
+        "bytes": known.demand.memory,
+        "share": known.demand.share,
+        "from": known.demand.origin.value,
+        "estimate": known.estimate,
+        "peak": known.peak,
+        "exceeds": known.exceeds,
+        "out_of_memory": known.starved,
+        "fits": known.fits,
+        "problem": known.problem,
     }
 
 

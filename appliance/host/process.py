@@ -28,8 +28,10 @@ import uvloop
 from appliance import frames, leftovers
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.frames import Cancel, Down, Failed, Ready, Run, Stop
+from appliance.hardware import processes
 from appliance.host import capture, produced
 from appliance.host.outgoing import EventStream, Outgoing
+from appliance.host.starvation import starved
 from appliance.prediction import Done, Job, Log, Metric, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner
@@ -74,7 +76,8 @@ class Host(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._outgoing: Outgoing
         self._closing = False
-        self.stopped = asyncio.Event()  # the replica asks for the end
+        self.stopped = asyncio.Event()  # the replica asks for the end, or there is no going on
+        self.starved: str | None = None  # what was said when the memory of the device was used up
         self._closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -130,13 +133,19 @@ class Host(asyncio.Protocol):
         while self._waiting and len(self._running) < self._spec.concurrency:
             job = self._waiting.popleft()
             stream = EventStream(job, self._outgoing)
-            task = asyncio.get_running_loop().create_task(_predict(runner, job, stream, self._log_file))
+            work = _predict(runner, job, stream, self._log_file, self._starve)
+            task = asyncio.get_running_loop().create_task(work)
             self._running[job.id] = task
             task.add_done_callback(partial(self._ended, job.id, stream))
 
+    def _starve(self, reason: str) -> None:
+        """The memory of the device is used up: a fresh host, with more of it, is to run what runs here."""
+        self.starved = self.starved or reason
+        self.stopped.set()
+
     def _ended(self, id: str, stream: EventStream, task: asyncio.Task[None]) -> None:
         del self._running[id]
-        if not stream.done:
+        if not stream.done and self.starved is None:
             if task.cancelled():  # before its first step
                 stream.emit(Done("canceled"))
             else:
@@ -154,8 +163,10 @@ class Host(asyncio.Protocol):
             EventStream(job, self._outgoing).emit(Done("canceled"))
 
 
-async def _predict(runner: Runner, job: Job, stream: EventStream, log_file: TextIO) -> None:
-    """Run one prediction to its ``Done``."""
+async def _predict(
+    runner: Runner, job: Job, stream: EventStream, log_file: TextIO, starve: Callable[[str], None]
+) -> None:
+    """Run one prediction to its ``Done``; ``starve`` is called instead if the device has no memory for it."""
     log = capture.PredictionLog(lambda text: stream.emit(Log(text)), log_file)
     capture.assign(log)
     started = time.perf_counter()
@@ -171,11 +182,16 @@ async def _predict(runner: Runner, job: Job, stream: EventStream, log_file: Text
                 await events.aclose()
     except asyncio.CancelledError:
         done = Done("canceled")
-    except PredictionFailed as error:
-        done = Done("failed", error.detail)
     except Exception as error:  # noqa: BLE001  # a model's code raises what it likes; its prediction fails
-        log.write(traceback.format_exc())
-        done = Done("failed", str(error) or type(error).__name__)
+        reason = starved(error)
+        if reason is not None:
+            starve(reason)
+            return
+        if isinstance(error, PredictionFailed):
+            done = Done("failed", error.detail)
+        else:
+            log.write(traceback.format_exc())
+            done = Done("failed", str(error) or type(error).__name__)
     else:
         done = Done("succeeded")
     log.close()
@@ -196,17 +212,21 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
         return 0
     try:
         runner = setup.result()
-    except LoadFailed as error:
-        await host.close(Failed(error.detail))
-        return 1
     except Exception as error:  # noqa: BLE001  # a model's code raises what it likes while it loads
-        traceback.print_exc()
-        await host.close(Failed(f"{type(error).__name__}: {error}"))
+        if not isinstance(error, LoadFailed):
+            traceback.print_exc()
+        said = error.detail if isinstance(error, LoadFailed) else f"{type(error).__name__}: {error}"
+        reason = starved(error)
+        await host.close(Failed(said if reason is None else reason, starved=reason is not None))
         return 1
     seconds = round(time.perf_counter() - started, 3)
     _log.info("%s is ready after %.3f s", spec.model, seconds)
-    host.ready(runner, Ready(_memory(), seconds))
+    memory = processes.resident(os.getpgrp())
+    host.ready(runner, Ready(memory.firm + memory.files, seconds))
     await stop
+    if host.starved is not None:
+        await host.close(Failed(host.starved, starved=True))
+        return 1
     await runner.close()
     await host.close()
     return 0
@@ -216,20 +236,6 @@ async def _set_up(spec: LoadSpec) -> Runner:
     runner = runner_class(spec.kind)(spec)
     await runner.setup()
     return runner
-
-
-def _memory() -> int:
-    """Main memory of this process group, in bytes; pages shared with others are counted in part."""
-    group, total = os.getpgrp(), 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(folder.name)) != group:
-                continue
-            rollup = (folder / "smaps_rollup").read_text()
-        except (ProcessLookupError, FileNotFoundError, PermissionError):  # gone meanwhile, or not ours
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total
 
 
 def _end_with_group() -> NoReturn:

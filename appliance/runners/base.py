@@ -82,6 +82,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str  # "cpu", or "cuda:0,cuda:1" when several are used together
     placement: tuple[str, ...] = ()  # the same by the names of the ledger, logical devices included
     memory: int  # bytes reserved for this host on each of its devices
+    limit: int | None = None  # bytes of main memory it may take, first; None: as many as it wants
     threads: int  # CPU threads it may compute with
     concurrency: int  # predictions it may run at a time
     cache: str  # absolute path of a folder for compile caches; kept between runs

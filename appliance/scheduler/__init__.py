@@ -1,10 +1,10 @@
 """Which prediction runs, which model is loaded where, and which makes room: pure decisions.
 
 ``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
-bytes, ``policy`` what a model's place is worth, ``plan`` where one could be loaded and who would make room,
-``placements`` which of those that wait are, ``moves`` changes a model's residency with all that goes with it,
-``progress`` says what can get on where predictions wait for parts, ``journal`` what was decided, and
-``scheduler`` puts them together.
+bytes, ``footprints`` what models were found to take, ``policy`` what a model's place is worth, ``plan`` where
+one could be loaded and who would make room, ``placements`` which of those that wait are, ``moves`` changes a
+model's residency with all that goes with it, ``progress`` says what can get on where predictions wait for
+parts, ``journal`` what was decided, and ``scheduler`` puts them together.
 """
 
 from appliance.scheduler.facts import (
@@ -14,6 +14,7 @@ from appliance.scheduler.facts import (
     Demand,
     Level,
     Load,
+    Origin,
     Refuse,
     Residency,
     Sleep,
@@ -21,21 +22,25 @@ from appliance.scheduler.facts import (
     Unload,
     Wake,
 )
+from appliance.scheduler.footprints import MARGIN, Footprint
 from appliance.scheduler.journal import Happening, What
 from appliance.scheduler.policy import BACKOFF, MIN_RESIDENCY, PATIENCE
 from appliance.scheduler.scheduler import Scheduler
 
 __all__ = [
     "BACKOFF",
+    "MARGIN",
     "MIN_RESIDENCY",
     "PATIENCE",
     "Asleep",
     "Capacity",
     "Decision",
     "Demand",
+    "Footprint",
     "Happening",
     "Level",
     "Load",
+    "Origin",
     "Refuse",
     "Residency",
     "Scheduler",

@@ -27,6 +27,14 @@ class Level(IntEnum):
     DROPPED = 2  # nowhere: they are read again, from the page cache if it still has them
 
 
+class Origin(StrEnum):
+    """Where the number of bytes that a model asks for comes from."""
+
+    DECLARED = "declared"  # models.yaml says it; never replaced
+    ESTIMATED = "estimated"  # from the size of its weights and its options, before it was ever loaded
+    MEASURED = "measured"  # the most that it took when it was loaded, and a margin
+
+
 class Capacity(msgspec.Struct, frozen=True):
     """One device and the bytes it has for models."""
 
@@ -49,6 +57,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int  # predictions at a time
     memory: int | None = None  # bytes on each of its devices; exclusive with share
     share: float | None = None  # of each of its devices, over 0 up to 1
+    origin: Origin = Origin.DECLARED  # of memory or share
     devices: int = 1  # how many devices hold it together
     pin: bool = False  # loaded at start and never evicted
     preload: bool = False  # loaded at start

@@ -25,6 +25,10 @@ class What(StrEnum):
     UNLOAD = "unload"  # its host is stopped; seconds: how long it was ready
     UNLOADED = "unloaded"  # its memory is free; seconds: how long that took
     LOST = "lost"  # its host died; its memory is free
+    STARVED = "starved"  # its host ended for want of memory; memory: what it took
+    RESIZED = "resized"  # it was measured, and holds more or less from now on; memory: what it holds
+    EXCEEDS = "exceeds"  # it takes more than models.yaml says; memory: what it takes
+    FOREIGN = "foreign"  # other programs take more or less of a device; memory: what they take
     ADOPTED = "adopted"  # an earlier gateway left it loaded
 
 
@@ -69,6 +73,10 @@ _LINES: Final = {
     What.UNLOAD: "model {model} is unloaded{after}{why}",
     What.UNLOADED: "model {model} has freed {memory} bytes on {where}{after}",
     What.LOST: "model {model} is gone from {where}{why}",
+    What.STARVED: "model {model} ran out of memory{why}",
+    What.RESIZED: "model {model} holds {memory} bytes on {where}{why}",
+    What.EXCEEDS: "model {model} takes {memory} bytes on {where}{why}",
+    What.FOREIGN: "other programs take {memory} bytes on {where}",
     What.ADOPTED: "model {model} is still loaded on {where} with {memory} bytes",
 }
 

@@ -1,7 +1,8 @@
 """Bytes by device: what there is, who holds it, and whether a device is busy loading or unloading.
 
 Main memory is a device too, where there are others beside it: models that compute on the CPU are placed
-there, and sleepers keep their weights there.
+there, and sleepers keep their weights there. What a model holds is what models.yaml declares, which stays, or
+else an estimate, which what was measured takes the place of: see ``footprints``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.errors import NeverFits
-from appliance.scheduler.facts import Capacity, Demand, Residency
+from appliance.scheduler.facts import Capacity, Demand, Origin, Residency
 from appliance.scheduler.model import Model
 
 _COMING: Final = frozenset({Residency.LOADING, Residency.WAKING})
@@ -26,6 +27,7 @@ class Ledger:
         self.host = next((capacity.device for capacity in capacities if capacity.host), None)
         self._here: dict[str, dict[str, Model]] = {device: {} for device in self.capacities}
         self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
+        self._foreign = dict.fromkeys(self.capacities, 0)
 
     def reserve(self, model: Model, devices: tuple[str, ...], memory: int) -> None:
         """``memory`` bytes of each of these devices, in place of others, are the model's."""
@@ -88,12 +90,47 @@ class Ledger:
         here = self._here[self.host].values()
         return sum(each.main for each in here if each.state is Residency.UNLOADING)
 
+    def resize(self, model: Model, memory: int) -> int:
+        """Let a model that is placed hold ``memory`` bytes, or more than now only as far as they are free.
+
+        Returns what it holds.
+        """
+        room = min(self.free(device) for device in model.devices)
+        memory = min(memory, model.reserved + max(0, room))
+        self.reserve(model, model.devices, memory)
+        return memory
+
+    def foreign(self, device: str) -> int:
+        """Bytes of the device that programs take which are not the appliance's."""
+        return self._foreign[device]
+
+    def used(self, device: str, memory: int) -> bool:
+        """So many bytes of the device are in use by anybody; what no model holds of them is foreign.
+
+        Returns whether that has changed by more than a hundredth of the device.
+        """
+        capacity = self.capacities[device].memory
+        held = sum(self.reserved(device).values())
+        before, foreign = self._foreign[device], min(capacity, max(0, memory - held))
+        self._foreign[device] = foreign
+        self._free[device] += before - foreign
+        return abs(foreign - before) > capacity // 100
+
+    def limit(self, model: Model) -> int:
+        """Bytes of each of its devices that a placed model may take before its host is ended.
+
+        What models.yaml declares is a bound. An estimate may be wrong, so what nobody holds may be taken too.
+        """
+        if model.demand.origin is Origin.DECLARED:
+            return model.reserved
+        return model.reserved + max(0, min(self.free(device) for device in model.devices))
+
     def here(self, device: str) -> list[Model]:
         """The models that hold bytes of the device."""
         return list(self._here[device].values())
 
     def free(self, device: str) -> int:
-        """Bytes of the device that no model has reserved."""
+        """Bytes of the device that nobody holds; negative while others take what models have reserved."""
         return self._free[device]
 
     def reserved(self, device: str) -> dict[str, int]:
@@ -135,10 +172,7 @@ class Ledger:
         demand = model.demand
         if model.devices and model.state is not Residency.ASLEEP:
             return
-        left = {}
-        for device in self.places(demand):
-            pinned = sum(self.held(each, device) for each in self._here[device].values() if each.pinned)
-            left[device] = self.capacities[device].memory - pinned
+        left = self._beside_pinned(model)
         roomy = [device for device in left if demand.bytes_on(self.capacities[device]) <= left[device]]
         if len(roomy) >= demand.devices:
             return
@@ -146,7 +180,23 @@ class Ledger:
         needs = f"{demand.memory:,} bytes" if demand.memory is not None else f"a share of {demand.share}"
         names = sorted({each.name for device in left for each in self.here(device) if each.pinned})
         beside = f", of which {', '.join(names)} is never unloaded" if names else ""
+        advice = "lower its memory in models.yaml or choose a smaller model"
+        if demand.origin is Origin.ESTIMATED:
+            needs = f"an estimated {needs}"
+            advice = "say with memory in models.yaml what it takes, if it is less, or choose a smaller model"
         raise NeverFits(
             f"model {model.name} needs {needs} on {demand.devices} device(s), but {sizes} bytes{beside}; "
-            "lower its memory in models.yaml or choose a smaller model"
+            f"{advice}"
         )
+
+    def most(self, model: Model) -> int:
+        """Bytes on each of its devices that the model could ever get, beside the pinned."""
+        left = sorted(self._beside_pinned(model).values(), reverse=True)
+        return left[min(model.demand.devices, len(left)) - 1] if left else 0
+
+    def _beside_pinned(self, model: Model) -> dict[str, int]:
+        left = {}
+        for device in self.places(model.demand):
+            here = (each for each in self._here[device].values() if each.pinned and each is not model)
+            left[device] = self.capacities[device].memory - sum(self.held(each, device) for each in here)
+        return left

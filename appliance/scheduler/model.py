@@ -46,6 +46,12 @@ class Model:
         self.brought_in = 0.0  # what became of it being ready took: a load, or falling asleep and waking
         self.run_seconds: float | None = None  # what a prediction takes, averaged
         self.began: dict[str, float] = {}  # of what runs
+        self.estimate = demand  # what it asked for before anything was measured
+        self.peak = 0  # bytes on one device that it took at most since it was loaded
+        self.earlier = 0  # the same of the loads before, the older ones counting less
+        self.ran_once = False  # since it was loaded
+        self.exceeds = False  # models.yaml says less than it takes; that was said
+        self.starved = 0  # how often its host was ended because it took too much memory
         self.failures = 0
         self.blocked_until = 0.0
         self.drain_reason = ""
@@ -91,9 +97,25 @@ class Model:
         """What ran is over."""
         self.running.discard(id)
         self.last_used = now
+        self.ran_once = True
         began = self.began.pop(id, None)
         if began is not None:
             self.run_seconds = _averaged(self.run_seconds, now - began)
+
+    @property
+    def expected_peak(self) -> int:
+        """Bytes on one device that it is expected to take at most."""
+        return max(self.peak, self.earlier)
+
+    def unloaded(self) -> None:
+        """What it took this time is of the past.
+
+        One large prediction must not hold memory for ever: where less was taken this time, the expectation
+        goes half of the way back.
+        """
+        if self.ran_once and self.peak:
+            self.earlier = max(self.peak, (self.earlier + self.peak) // 2)
+        self.peak, self.ran_once, self.exceeds = 0, False, False
 
     @property
     def may_sleep(self) -> bool:

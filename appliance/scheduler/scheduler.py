@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from appliance.scheduler import policy
 from appliance.scheduler.facts import Capacity, Decision, Demand, Level, Refuse, Residency, Start
+from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.journal import Happening, Journal, What
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import Model
@@ -53,6 +54,7 @@ class Scheduler:
         self._queued: dict[str, _Waiting] = {}  # by prediction id
         self._parts = Parts()
         self._journal = Journal()
+        self.footprints = Footprints(self._models, self._ledger, self._journal)
         self._moves = Moves(self._ledger, self._journal)
         self._placements = Placements(self._models, self._ledger, self._parts, self._moves)
 
@@ -136,12 +138,12 @@ class Scheduler:
         ids = list(entry.queue)
         for id in ids:
             self.withdrawn(id)
-        self._moves.gone(entry, What.FAILED, now, why=why)
+        self._gone(entry, What.FAILED, now, why=why)
         return ids
 
     def unloaded(self, model: str, now: float) -> None:
         """The unload that was decided is confirmed: the memory is free."""
-        self._moves.gone(self._models[model], What.UNLOADED, now)
+        self._gone(self._models[model], What.UNLOADED, now)
 
     def lost(self, model: str, now: float, why: str = "") -> None:
         """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
@@ -151,7 +153,16 @@ class Scheduler:
         entry.running.clear()
         entry.began.clear()
         entry.wanted = entry.wanted or entry.pinned
-        self._moves.gone(entry, What.LOST, now, why=why)
+        self._gone(entry, What.LOST, now, why=why)
+
+    def _gone(self, entry: Model, what: What, now: float, why: str = "") -> None:
+        self._moves.gone(entry, what, now, why=why)
+        self.footprints.unloaded(entry)
+
+    def used(self, device: str, memory: int, now: float) -> None:
+        """So many bytes of the device are in use, by models or by others."""
+        if self._ledger.used(device, memory):
+            self._journal.add(now, What.FOREIGN, "", (device,), self._ledger.foreign(device))
 
     def adopted(
         self,
@@ -166,6 +177,7 @@ class Scheduler:
         """A host of an earlier gateway is still there; with ``level`` it sleeps."""
         entry = self._models[model]
         self._moves.adopt(entry, devices, memory, frozenset(levels), now)
+        entry.ran_once = True  # for all that is known
         if level is not None:
             self._moves.sleep(entry, level, "it has slept since before the gateway began", now)
             self._moves.asleep(entry, None, now)
@@ -281,6 +293,10 @@ class Scheduler:
     def happenings(self, after: int = 0) -> list[Happening]:
         """What was decided, and what came of it, after this number; the last of it, oldest first."""
         return self._journal.since(after)
+
+    def waits(self, now: float) -> bool:
+        """Whether a model waits to be loaded."""
+        return any(each.wants_load(now) for each in self._models.values())
 
     def next_wakeup(self, now: float) -> float | None:
         """When ``decide`` may have something new to say although nothing happens; None for never."""

@@ -13,6 +13,7 @@ from appliance.token import Token
 
 if TYPE_CHECKING:
     from appliance.store.files import FileTable
+    from appliance.store.footprints import FootprintTable
     from appliance.store.registry import Registry
     from appliance.store.usage import UsageTable
 
@@ -94,6 +95,7 @@ class Store(Protocol):
     """
 
     files: FileTable
+    footprints: FootprintTable
     registry: Registry
     usage: UsageTable
 

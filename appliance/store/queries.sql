@@ -418,3 +418,12 @@ GROUP BY 1, 2, 3, 4, 5, 6;
 -- query: write_something
 -- The same row is written again: whether that works is all that is asked.
 INSERT OR REPLACE INTO writable (rowid, at) VALUES (1, :at);
+
+-- query: put_footprint
+-- What a model was found to take.
+INSERT OR REPLACE INTO footprints (loaded, device, model, peak, main, measured_at)
+VALUES (:loaded, :device, :model, :peak, :main, :measured_at);
+
+-- query: all_footprints
+-- What all models were found to take.
+SELECT loaded, device, model, peak, main, measured_at FROM footprints;

@@ -288,3 +288,17 @@ CREATE TRIGGER deliveries_follow BEFORE DELETE ON predictions
 BEGIN
     DELETE FROM deliveries WHERE prediction = OLD.id;
 END;
+
+-- step: 9
+-- What models were found to take of the machine.
+
+-- `loaded` is a digest of version, kind and options; sizes are bytes, `peak` on each of its devices.
+CREATE TABLE footprints (
+    loaded      TEXT NOT NULL,
+    device      TEXT NOT NULL,
+    model       TEXT NOT NULL,
+    peak        INTEGER NOT NULL,
+    main        INTEGER NOT NULL,
+    measured_at REAL NOT NULL,
+    PRIMARY KEY (loaded, device)
+) WITHOUT ROWID;

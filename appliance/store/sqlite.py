@@ -29,6 +29,7 @@ from appliance.store.base import (
 from appliance.store.connections import Connections, Parameters
 from appliance.store.database import Durability, shrink
 from appliance.store.files import FileTable
+from appliance.store.footprints import FootprintTable
 from appliance.store.queries import QUERIES
 from appliance.store.registry import Registry
 from appliance.store.usage import UsageTable
@@ -58,6 +59,7 @@ class SQLiteStore(Connections, Store):
         """Touches nothing; ``open`` does."""
         super().__init__(path, durability=durability)
         self.files = FileTable(self)
+        self.footprints = FootprintTable(self)
         self.registry = Registry(self)
         self.usage = UsageTable(self)
 

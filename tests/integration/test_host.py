@@ -8,11 +8,13 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from appliance.errors import HostLost, LoadFailed
-from appliance.prediction import Done
-from appliance.replica import Replica
+from appliance.errors import HostLost, LoadFailed, OutOfMemory
+from appliance.meter import LEAST_TOLERANCE
+from appliance.prediction import Done, Log
+from appliance.replica import LOOK, Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = pytest.mark.integration
@@ -134,6 +136,41 @@ async def test_how_a_host_died_is_said(
     assert caller.output("before") == ["kept"]
     await replica.load(spec(tmp_path))
     assert await Caller(replica).run("b") == Done("succeeded")
+
+
+async def test_a_host_that_takes_too_much_memory_is_ended(replica: Replica, tmp_path: Path) -> None:
+    """Its limit is that of the load until another one is sent."""
+    await replica.load(msgspec.structs.replace(spec(tmp_path), limit=600 << 20))
+    caller = Caller(replica)
+    assert await caller.run("a", memory=200, delay=2 * LOOK) == Done("succeeded")
+    assert caller.taken.main > 200 << 20
+    await replica.exchange([], [], [], 64 << 20)
+    await caller.start("b", memory=300, delay=1000)
+    await caller.over()
+    assert isinstance(caller.error, OutOfMemory)
+    assert caller.error.took is not None
+    assert caller.error.took > (64 << 20) + LEAST_TOLERANCE
+    assert f"had {64 << 20:,}, and was ended" in caller.error.detail
+    await replica.load(spec(tmp_path))
+    assert await Caller(replica).run("c") == Done("succeeded")
+
+
+async def test_a_host_that_takes_too_much_while_it_loads_is_ended(replica: Replica, tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match=f"had {8 << 20:,}, and was ended"):
+        await replica.load(msgspec.structs.replace(spec(tmp_path, "hungry"), limit=8 << 20))
+
+
+async def test_a_host_whose_gpu_is_full_gives_up(replica: Replica, tmp_path: Path) -> None:
+    """As torch says it, in the class that torch has for it."""
+    with pytest.raises(OutOfMemory, match="found no memory on cpu: CUDA out of memory"):
+        await replica.load(spec(tmp_path, "full", loads=False))
+    await replica.load(spec(tmp_path, "full", loads=True))
+    caller = Caller(replica)
+    await caller.start("a")
+    await caller.over()
+    assert isinstance(caller.error, OutOfMemory)
+    assert caller.error.detail.endswith("found no memory on cpu: CUDA out of memory")
+    assert caller.events["a"] == [Log("begun")]  # and no end: it is to run again
 
 
 async def test_a_segmentation_fault_leaves_its_traceback(replica: Replica, tmp_path: Path) -> None:

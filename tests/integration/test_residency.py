@@ -22,6 +22,8 @@ models:
   - {name: test/first, kind: echo, gpu: 0.8}
   - {name: test/second, kind: echo, memory: 80MiB}
   - {name: test/brief, kind: echo, memory: 1MiB, idle_unload_after: 1s}
+  - {name: test/small, kind: echo, memory: 1MiB}
+  - {name: test/estimated, kind: echo}
   - {name: test/slow, kind: echo, memory: 1MiB, options: {startup_delay: 2s}}
 """
 
@@ -63,3 +65,43 @@ def test_all_who_wait_for_a_model_share_one_load(appliance: Appliance, client: h
     assert texts == list("abcde")
     log = (appliance.home / "logs" / "appliance.log").read_text()
     assert log.count("model test/slow is loaded on") == 1
+
+
+def of(client: httpx.Client, name: str) -> dict[str, Any]:
+    models = client.get("/admin/residency").json()["models"]
+    return dict(next(found["memory"] for found in models if found["name"] == name))
+
+
+def eats(client: httpx.Client, name: str) -> dict[str, Any]:
+    """A prediction that takes 400 MiB, which no device here has."""
+    body = {"input": {"memory": 400, "delay": 1000}}
+    return dict(client.post(f"/v1/models/{name}/predictions", json=body).json())
+
+
+def ended(client: httpx.Client, prediction: dict[str, Any]) -> dict[str, Any]:
+    def record() -> dict[str, Any]:
+        return dict(client.get(f"/v1/predictions/{prediction['id']}").json())
+
+    wait_for(lambda: record().get("completed_at"), 60, "its end")
+    return record()
+
+
+def test_a_model_that_takes_more_than_it_has_is_ended_and_the_others_go_on(
+    appliance: Appliance, client: httpx.Client
+) -> None:
+    declared, estimated = eats(client, "test/small"), eats(client, "test/estimated")
+    assert said(client, "test/slow", "still here") == "still here"
+    failed = ended(client, declared)
+    assert failed["status"] == "failed"
+    assert failed["error"].startswith("Out of memory: the engine host of test/small took ")
+    assert "had 1,048,576, and was ended; raise memory of test/small in models.yaml" in failed["error"]
+    assert (of(client, "test/small")["bytes"], of(client, "test/small")["out_of_memory"]) == (1 << 20, 1)
+    failed = ended(client, estimated)
+    assert failed["status"] == "failed"
+    assert "there is no more for it on this machine" in failed["error"]
+    known = of(client, "test/estimated")
+    assert (known["estimate"], known["bytes"], known["out_of_memory"]) == (64 << 20, 100 << 20, 2)
+    assert known["from"] == "measured"
+    assert said(client, "test/small", "again") == "again"
+    log = (appliance.home / "logs" / "appliance.log").read_text()
+    assert "model test/estimated ran out of memory" in log

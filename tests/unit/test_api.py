@@ -721,7 +721,13 @@ async def test_residency_says_what_was_decided_why_and_how_long_it_took(api: Api
     assert (echo["state"], echo["load_seconds"]) == ("ready", ready["seconds"])
     assert found["waiting"] == []
     assert found["devices"] == [
-        {"name": "cpu", "memory": 10 * MIB, "free": 9 * MIB, "reserved": {"test/echo": MIB}}
+        {
+            "name": "cpu",
+            "memory": 10 * MIB,
+            "free": 9 * MIB,
+            "foreign": 0,
+            "reserved": {"test/echo": MIB},
+        }
     ]
     assert 0 < cold["metrics"]["cold_start"] <= cold["metrics"]["total_time"]
     assert "cold_start" not in warm["metrics"]

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "supervised",
         "ui",
     ),
-    ("runners", "webhooks", "files", "metrics", "tracing"),
+    ("runners", "webhooks", "files", "metrics", "tracing", "meter"),
     ("catalogue", "placement", "host", "inputs", "retention", "callback"),
     ("zygote", "hostprocess", "training", "pushing"),
     ("replica",),

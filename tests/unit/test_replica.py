@@ -11,9 +11,12 @@ import pytest
 from appliance import replica as module
 from appliance.errors import HostLost, LoadFailed
 from appliance.frames import Cancel, Down, Events, Failed, Ready, Run, Up
+from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Job, Output
 from appliance.replica import Replica
 from appliance.runners.base import LoadSpec
+
+PID = 1 << 23  # more than there can be: of no process
 
 
 def spec(version: str = "a") -> LoadSpec:
@@ -49,7 +52,8 @@ class ScriptedHost:
         self.spec = spec
         self.receive = receive
         self.sent: list[Down] = []
-        self.pid = 1234
+        self.pid = PID
+        self.signal: int | None = None
         self.forked = True
         self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -100,12 +104,16 @@ class Reader:
 
     def __init__(self, replica: Replica) -> None:
         self.seen: list[Emitted] = []
+        self.taken: list[Taken] = []
         self.task = asyncio.create_task(self._read(replica))
 
     async def _read(self, replica: Replica) -> None:
         async for batch in replica.events():
             assert batch
-            self.seen += batch
+            if isinstance(batch, Taken):
+                self.taken.append(batch)
+            else:
+                self.seen += batch
 
 
 async def settle() -> None:
@@ -116,7 +124,7 @@ async def settle() -> None:
 
 async def test_events_reach_the_subscriber_as_they_come(replica: Replica, hosts: list[ScriptedHost]) -> None:
     report = await replica.load(spec())
-    assert (report.memory, report.seconds, report.pid, report.forked) == (1000, 0.5, 1234, True)
+    assert (report.memory, report.seconds, report.pid, report.forked) == (1000, 0.5, PID, True)
     reader = Reader(replica)
     await replica.exchange([Job("a", 1, {})], [], [])
     await replica.exchange([], ["a"], [])
@@ -150,7 +158,7 @@ async def test_the_next_subscriber_misses_nothing(replica: Replica, hosts: list[
     await settle()
     assert third.seen == [output("b", 1), output("b", 2)]
     stats = await replica.stats()
-    assert (stats.running, stats.held, stats.host, stats.spec) == (["b"], ["b"], 1234, spec())
+    assert (stats.running, stats.held, stats.host, stats.spec) == (["b"], ["b"], PID, spec())
 
 
 async def test_a_job_sent_again_runs_once(replica: Replica, hosts: list[ScriptedHost]) -> None:
@@ -290,5 +298,5 @@ async def test_a_caller_that_goes_away_does_not_stop_the_load(
     again = asyncio.create_task(replica.load(spec()))
     await settle()
     hosts[0].receive(Ready(1, 1.0))
-    assert (await again).pid == 1234
+    assert (await again).pid == PID
     assert len(hosts) == 1

@@ -1,0 +1,51 @@
+"""Writes of predictions that must be made, however long the store refuses them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from appliance.errors import StatusConflict, StoreError, Unstorable
+from appliance.prediction import Prediction, Status
+from appliance.store import Store
+
+_log = logging.getLogger(__name__)
+
+RETRY_STORE: Final = 1.0  # seconds before a refused write is tried again
+
+
+class Records:
+    """One per engine."""
+
+    def __init__(self, store: Store) -> None:
+        """``store`` is where they are written."""
+        self._store = store
+
+    async def end(self, record: Prediction) -> Prediction:
+        """Store a terminal record, however long that takes; returns what is stored."""
+        while True:
+            try:
+                await self._store.finish(record)
+                return record
+            except StatusConflict:
+                _log.exception("prediction %s was finished by someone else", record)
+                return await self._store.get(record.id) or record
+            except Unstorable as error:
+                reason = f"the output of model {record.model} cannot be stored: {error}"
+                _log.error("prediction %s fails: %s", record, reason)
+                record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
+            except StoreError as error:  # a full disk, say: the end is kept and written when it can be
+                _log.error("the end of prediction %s could not be stored: %s", record, error)
+                await asyncio.sleep(RETRY_STORE)
+
+    async def requeue(self, record: Prediction) -> None:
+        """Store that a prediction waits again, unless its end is there, or on its way."""
+        while True:
+            try:
+                return await self._store.requeue(record)
+            except StatusConflict:  # its end is on its way to the store, or there
+                return None
+            except StoreError as error:
+                _log.error("prediction %s could not be queued again, it waits: %s", record, error)
+                await asyncio.sleep(RETRY_STORE)

@@ -1,0 +1,137 @@
+"""What hosts were found to take: told to the scheduler, and kept between starts."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from appliance.catalogue import Catalogue, Entry
+from appliance.cluster.base import Cluster
+from appliance.errors import OutOfMemory
+from appliance.meter import Taken
+from appliance.scheduler import Origin, Scheduler
+from appliance.store import FootprintRow, Store
+
+#: Peaks that differ by a smaller share are not written anew.
+_STEP: Final = 0.01
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What is to be said of a host that ran out of memory, and whether its next one will have more."""
+
+    sentence: str
+    grown: bool
+
+
+class Sizes:
+    """One per engine; used on its loop only."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        scheduler: Scheduler,
+        cluster: Cluster,
+        store: Store,
+        kinds: Mapping[str, str],
+    ) -> None:
+        """``kinds`` has cpu or cuda by device."""
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._cluster = cluster
+        self._store = store
+        self._kinds = kinds
+        self._kept: dict[tuple[str, str], FootprintRow] = {}  # by what is loaded, and the kind of device
+        self._recalled: set[str] = set()
+        self._main: dict[str, int] = {}  # model -> the most it has taken of main memory
+        self._limits: dict[str, int] = {}  # model -> what its replica was told
+
+    async def load(self) -> None:
+        """Take up what earlier runs have found."""
+        rows = await self._store.footprints.all()
+        self._kept = {(row.loaded, row.device): row for row in rows}
+        for model in self._scheduler.models:
+            self.recall(self._catalogue.hosted(model))
+
+    def recall(self, entry: Entry) -> None:
+        """Tell the scheduler what is known of a model that it may not have heard of before."""
+        model = entry.runs_on
+        if model in self._recalled:
+            return
+        self._recalled.add(model)
+        row = self._kept.get((self._digest(entry), self._kind(model)))
+        if row is not None:
+            self._main[model] = row.main
+            self._scheduler.footprints.recalled(model, row.peak)
+
+    def _kind(self, model: str) -> str:
+        """Of the devices that the model is placed on: cpu or cuda."""
+        return "cpu" if self._scheduler.demand(model).on_host else next(iter(self._kinds.values()))
+
+    def _digest(self, entry: Entry) -> str:
+        facts = [entry.version, entry.kind, self._catalogue.options(entry)]
+        return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
+
+    def measured(self, model: str, taken: Taken) -> None:
+        """The host of the model has taken so much, at most."""
+        peak = taken.main if self._kind(model) == "cpu" else taken.device
+        self._main[model] = max(taken.main, self._main.get(model, 0))
+        if peak:
+            self._scheduler.footprints.measured(model, peak, time.monotonic())
+            self.keep(model)
+
+    def starved(self, model: str, error: OutOfMemory) -> Verdict:
+        """The host of the model is gone because it ran out of memory."""
+        entry = self._catalogue.hosted(model)
+        grown = self._scheduler.footprints.starved(model, error.took, time.monotonic(), error.detail)
+        self.keep(model)
+        demand = self._scheduler.demand(model)
+        lower = entry.model.options.EASED_BY
+        if demand.origin is Origin.DECLARED:
+            key = "memory" if demand.memory is not None else "gpu"
+            advice = f"raise {key} of {entry.model.name} in models.yaml, or {lower}"
+        elif grown:
+            advice = f"its next load gets {demand.memory:,}; if that is not enough, {lower}"
+        else:
+            advice = f"there is no more for it on this machine: {lower}, or choose a smaller model"
+        return Verdict(f"Out of memory: {error.detail}; {advice}", grown)
+
+    def keep(self, model: str) -> None:
+        """Store what is expected of the model, where that has changed."""
+        known = self._scheduler.footprints.of(model)
+        if known.peak is None or known.demand.origin is Origin.ESTIMATED:
+            return
+        entry = self._catalogue.hosted(model)
+        loaded, device = self._digest(entry), self._kind(model)
+        before = self._kept.get((loaded, device))
+        if before is not None and abs(before.peak - known.peak) <= before.peak * _STEP:
+            return
+        row = self._kept[loaded, device] = FootprintRow(
+            loaded=loaded,
+            device=device,
+            model=entry.model.name,
+            peak=known.peak,
+            main=self._main.get(model, 0),
+            measured_at=time.time(),
+        )
+        self._store.footprints.put(row)
+
+    def limit(self, model: str) -> int | None:
+        """What a host of the model may take of main memory; None where its device has memory of its own."""
+        limit = self._scheduler.footprints.limit(model) if self._kind(model) == "cpu" else None
+        if limit is not None:
+            self._limits[model] = limit
+        return limit
+
+    def tell_limits(self) -> None:
+        """Let hosts know where what they may take has changed."""
+        for model, before in list(self._limits.items()):
+            limit = self._scheduler.footprints.limit(model)
+            if limit is None:
+                del self._limits[model]
+            elif limit != before:
+                self._limits[model] = limit
+                self._cluster.limit(model, limit)
