@@ -155,7 +155,7 @@ class ModelConfig(Section):
     memory: Bytes | None = Field(
         default=None,
         description="Device memory to reserve, everything included. Excludes `gpu`. "
-        "Default, when neither is given: what the weights and options suggest.",
+        "Default, when neither is given: what the weights and options suggest, then what was measured.",
     )
     threads: int | None = Field(
         default=None, ge=1, le=4096, description="CPU threads it may compute with. Default: hardware.threads."

@@ -422,7 +422,7 @@ class Loop:
         self._host_lost(model, "its engine host did not respond to a cancel and was stopped")
 
     def _host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
-        """The host is gone. Where it has ``starved``, ``again`` says whether the next one gets more memory."""
+        """The host is gone. If it ``starved``, ``again`` says whether the next gets more memory."""
         running = self._scheduler.running(model)
         _log.error(
             "model %s lost its host with %d predictions: %s",
