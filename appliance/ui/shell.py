@@ -33,6 +33,7 @@ import html
 import inspect
 import re
 import secrets
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -49,6 +50,8 @@ QUIET: Final[dict[str, Any]] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+#: What was shown last, in a ``gr.State``; see ``changed``.
+Marks = list[int]
 #: Where in an ASGI scope the parameters of a page's path are.
 PARAMETERS: Final = "appliance.parameters"
 
@@ -99,6 +102,16 @@ def page(title: str) -> Iterator[gr.Blocks]:
 def parameters(request: gr.Request) -> dict[str, str]:
     """The parameters in the path of the page that an event comes from."""
     return {} if request.request is None else dict(request.request.scope.get(PARAMETERS, {}))
+
+
+def changed(made: Sequence[str], marks: Marks) -> list[Any]:
+    """The marks of some pieces of HTML, and those of them that differ from the ones that ``marks`` are of.
+
+    For events that look again and again: what is sent replaces what is shown, with what is selected in it.
+    """
+    now = [zlib.crc32(piece.encode(errors="replace")) for piece in made]
+    same = [position < len(marks) and marks[position] == mark for position, mark in enumerate(now)]
+    return [now, *(gr.skip() if as_before else piece for piece, as_before in zip(made, same, strict=True))]
 
 
 def told(function: _Function) -> _Function:

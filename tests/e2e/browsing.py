@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
 EXECUTABLE = os.environ.get("APPLIANCE_TEST_BROWSER", "/usr/bin/chromium")
 #: It runs as root in CI, has no display, and calls nobody.
@@ -21,6 +21,7 @@ FLAGS = [
     "--disable-sync",
 ]
 PATIENCE = 60_000  # milliseconds: the machine may be busy
+expect.set_options(timeout=PATIENCE)
 
 
 @contextmanager
@@ -33,16 +34,19 @@ def started() -> Iterator[Browser]:
 
 
 @contextmanager
-def watched(browser: Browser, url: str, *, refused: bool = False, **context: Any) -> Iterator[Page]:
+def watched(
+    browser: Browser, url: str, *, refused: bool = False, allowed: tuple[str, ...] = (), **context: Any
+) -> Iterator[Page]:
     """A page of a fresh context at ``url``.
 
     Afterwards it must have found no error, asked no other server for anything, and, unless that is what the
-    test is about, been ``refused`` nothing.
+    test is about, been ``refused`` nothing. Messages that begin as one that is ``allowed`` are no error.
     """
     wrong: list[str] = []
 
     def heard(message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"} and not (refused and "status of 4" in message.text):
+        expected = (refused and "status of 4" in message.text) or message.text.startswith(allowed)
+        if message.type in {"error", "warning"} and not expected:
             wrong.append(f"console: {message.text} ({message.location.get('url')})")
 
     def asked(request: Request) -> None:

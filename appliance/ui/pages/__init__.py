@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance.ui.pages import explore
+from appliance.ui.pages import explore, machine, prediction, predictions, settings, usage
 from appliance.ui.shell import Page
 
 #: Where one begins.
 FIRST: Final = Page("/explore", "Models", explore.build)
-PAGES: Final = (FIRST,)
+PAGES: Final = (
+    FIRST,
+    Page("/predictions", "Predictions", predictions.build),
+    Page("/p/{id}", "Prediction", prediction.build, listed=False),
+    Page("/machine", "Machine", machine.build),
+    Page("/usage", "Usage", usage.build),
+    Page("/settings", "Settings", settings.build, admin=True),
+)

@@ -1,0 +1,144 @@
+"""The list of predictions and trainings: an administrator sees everyone's, others their own."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from html import escape
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import gradio as gr
+
+from appliance.ui import markup, session, shell
+from appliance.ui.shell import Marks
+
+#: Rows on a page.
+ROWS: Final = 25
+#: Seconds between looks at the newest page.
+PERIOD: Final = 5.0
+
+_STATES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "aborted")
+_AGES: Final = {"any time": None, "last hour": 3600, "last day": 86400, "last 7 days": 7 * 86400}
+_ANY: Final = ""
+_NO_FILTER: Final = ("any", _ANY)
+_EMPTY: Final = (
+    "<strong>No predictions</strong>None matches the filters, or nothing was run yet: "
+    '<a href="/">choose a model</a> and run it.'
+)
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    with shell.page("Predictions") as blocks:
+        with gr.Row(elem_classes="filters"):
+            states = [_NO_FILTER, *((state, state) for state in _STATES)]
+            model = gr.Dropdown(label="Model", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
+            status = gr.Dropdown(label="State", choices=states, value=_ANY)
+            token = gr.Dropdown(label="Token", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
+            age = gr.Dropdown(label="Made", choices=list(_AGES), value="any time")
+        rows = gr.HTML(elem_id="predictions", min_height=200, apply_default_css=False)
+        here: gr.State = gr.State("")  # the cursor of the page that is shown
+        marks: gr.State = gr.State([])
+        older_at: gr.State = gr.State("")
+        newer_at: gr.State = gr.State("")
+        with gr.Row(elem_classes="actions"):
+            newer = gr.Button("Newer", size="sm", interactive=False)
+            older = gr.Button("Older", size="sm", interactive=False)
+        filters = [model, status, token, age]
+        asked = [marks, *filters]
+        shown = [marks, rows, here, newer_at, older_at, newer, older]
+        newest = gr.State("")
+        blocks.load(_choices, None, filters, **shell.QUIET).then(
+            _show, [newest, *asked], shown, **shell.QUIET
+        )
+        gr.on([each.input for each in filters], _show, [newest, *asked], shown, **shell.QUIET)
+        newer.click(_show, [newer_at, *asked], shown, **shell.QUIET)
+        older.click(_show, [older_at, *asked], shown, **shell.QUIET)
+        gr.Timer(PERIOD).tick(_again, [here, *asked], shown, **shell.QUIET)
+    return blocks
+
+
+@shell.told
+async def _choices(request: gr.Request) -> list[Any]:
+    """What there is to choose from, and what the address of the page has chosen."""
+    who = session.of(request)
+    asked = request.query_params
+    status = await who.caller.get("/admin/status")
+    models = [_NO_FILTER, *((each["name"], each["name"]) for each in status["models"])]
+    tokens = [_NO_FILTER]
+    if who.admin:
+        listed = await who.caller.get("/admin/tokens")
+        tokens += [(f"{each['name']} ({each['owner']})", each["id"]) for each in listed["results"]]
+    return [
+        gr.Dropdown(choices=models, value=asked.get("model", _ANY)),
+        gr.Dropdown(value=asked.get("status", _ANY)),
+        gr.Dropdown(choices=tokens, value=asked.get("token", _ANY), visible=who.admin),
+        gr.Dropdown(value=asked.get("made", "any time")),
+    ]
+
+
+@shell.told
+async def _again(
+    cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
+) -> list[Any]:
+    """The newest page as it is now; an older one stays as it was read."""
+    if cursor:
+        return [gr.skip()] * 7
+    return await _show(cursor, marks, model, status, token, age, request)
+
+
+@shell.told
+async def _show(
+    cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
+) -> list[Any]:
+    """The page at ``cursor``; the newest one if that is empty."""
+    who = session.of(request)
+    seconds = _AGES.get(age)
+    since = None if seconds is None else datetime.fromtimestamp(time.time() - seconds, UTC).isoformat()
+    found = await who.caller.get(
+        "/admin/predictions",
+        model=model or None,
+        status=status or None,
+        token=token or None,
+        created_after=since,
+        cursor=cursor or None,
+        limit=ROWS,
+    )
+    newer, older = _cursor(found["previous"]), _cursor(found["next"])
+    return [
+        *shell.changed([render(found["results"], everyone=who.admin)], marks),
+        cursor,
+        newer,
+        older,
+        gr.Button(interactive=bool(newer)),
+        gr.Button(interactive=bool(older)),
+    ]
+
+
+def render(records: list[dict[str, Any]], *, everyone: bool) -> str:
+    """HTML of the rows; with ``everyone`` they say whose each is."""
+    whose = ["Account", "Token"] if everyone else []
+    headings = ["State", "Prediction", "Model", *whose, "Made", "Loading", "Running"]
+    rows = []
+    for record in records:
+        metrics = record.get("metrics", {})
+        token = record["token_name"] or record["token"] or ""
+        rows.append(
+            [
+                markup.badge(record["status"]),
+                markup.link(f"/p/{record['id']}", record["id"]),
+                markup.link(f"/{record['model']}", record["model"]),
+                *([escape(record["owner"]), escape(token)] if everyone else []),
+                markup.moment(record["created_at"]),
+                markup.duration(metrics.get("cold_start")),
+                markup.duration(metrics.get("predict_time")),
+            ]
+        )
+    return f'<div class="part">{markup.table(headings, rows, empty=_EMPTY)}</div>'
+
+
+def _cursor(address: str | None) -> str:
+    """The cursor in the address of a further page."""
+    found = parse_qs(urlsplit(address or "").query).get("cursor", [""])
+    return found[0]

@@ -1,0 +1,136 @@
+"""Tokens, the key of webhooks, and what the appliance works with; for administrators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+import gradio as gr
+
+from appliance.ui import markup, session, shell
+
+_SCOPES: Final = [
+    ("read: look at things", "read"),
+    ("run: make predictions", "run"),
+    ("admin: everything", "admin"),
+]
+_KEEP: Final = "Webhooks: hours for which the old key signs beside a new one"
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    with shell.page("Settings") as blocks:
+        about = gr.HTML(elem_id="about", min_height=100, apply_default_css=False)
+        tokens = gr.HTML(elem_id="tokens", min_height=120, apply_default_css=False)
+        with gr.Row(elem_classes="filters"):
+            name = gr.Textbox(label="Name of a new token", max_lines=1, placeholder="what it is for")
+            scope = gr.Dropdown(label="It may", choices=_SCOPES, value="run")
+            owner = gr.Textbox(label="Account", max_lines=1, placeholder="the appliance's own")
+            create = gr.Button("Create", variant="primary", size="sm")
+        secret = gr.Textbox(
+            label="The token: copy it now, it is not shown again",
+            elem_id="secret",
+            visible=False,
+            interactive=False,
+            buttons=["copy"],
+        )
+        with gr.Row(elem_classes="filters"):
+            which = gr.Dropdown(label="Revoke a token", choices=[])
+            revoke = gr.Button("Revoke", variant="stop", size="sm")
+        with gr.Row(elem_classes="filters"):
+            keep = gr.Number(label=_KEEP, value=24, minimum=0, maximum=720)
+            rotate = gr.Button("Sign with a new key", size="sm")
+        key = gr.Textbox(label="The new key", visible=False, interactive=False, buttons=["copy"])
+        with gr.Accordion("Configuration in effect", open=False):
+            config = gr.HTML(elem_id="config", apply_default_css=False)
+        blocks.load(_show, None, [about, config], **shell.QUIET)
+        blocks.load(_tokens, None, [tokens, which], **shell.QUIET)
+        create.click(_create, [name, scope, owner], [secret, name, tokens, which], **shell.QUIET)
+        revoke.click(_revoke, which, [tokens, which], **shell.QUIET)
+        rotate.click(_rotate, keep, key, **shell.QUIET)
+    return blocks
+
+
+@shell.told
+async def _show(request: gr.Request) -> list[str]:
+    caller = session.of(request).caller
+    config = await caller.get("/admin/config")
+    status = await caller.get("/admin/status")
+    return [
+        render_about(status, config),
+        '<p class="note">models.yaml with every default; secrets are hidden.</p>'
+        + markup.text(json.dumps(config, ensure_ascii=False, indent=2)),
+    ]
+
+
+@shell.told
+async def _tokens(request: gr.Request) -> list[Any]:
+    return await _listed(request)
+
+
+@shell.told
+async def _create(name: str, scope: str, owner: str, request: gr.Request) -> list[Any]:
+    body = {"name": name, "scope": scope, **({"owner": owner} if owner else {})}
+    made = await session.of(request).caller.post("/admin/tokens", body)
+    return [gr.Textbox(value=made["token"], visible=True), "", *await _listed(request)]
+
+
+@shell.told
+async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
+    if id is not None:
+        revoked = await session.of(request).caller.send("DELETE", f"/admin/tokens/{id}")
+        gr.Info(f"{escape(revoked['name'])} is revoked.")
+    return await _listed(request)
+
+
+@shell.told
+async def _rotate(hours: float, request: gr.Request) -> Any:
+    made = await session.of(request).caller.post("/admin/webhooks/secret", {"keep": 3600 * (hours or 0)})
+    return gr.Textbox(value=made["key"], visible=True)
+
+
+async def _listed(request: gr.Request) -> list[Any]:
+    found = (await session.of(request).caller.get("/admin/tokens"))["results"]
+    valid = [
+        (f"{each['name']} ({each['owner']}, {each['scope']}, {each['id']})", each["id"])
+        for each in found
+        if each["revoked_at"] is None
+    ]
+    return [render_tokens(found), gr.Dropdown(choices=valid, value=None)]
+
+
+def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> str:
+    """HTML of every token, oldest first, the valid ones before those that are revoked."""
+    rows = [
+        [
+            escape(each["name"]),
+            markup.badge(each["scope"]),
+            escape(each["owner"]),
+            markup.moment(each["created_at"]),
+            "valid" if each["revoked_at"] is None else f"revoked {markup.moment(each['revoked_at'])}",
+            f"<code>{escape(each['id'])}</code>",
+        ]
+        for each in sorted(tokens, key=lambda each: each["revoked_at"] is not None)
+    ]
+    table = markup.table(["Name", "May", "Account", "Made", "State", "Id"], rows, empty="No tokens.")
+    return markup.section("Tokens", table)
+
+
+def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """HTML of version, health and retention."""
+    retention = config["retention"]
+    kept, most, uploads = retention["predictions"], retention["outputs"], config["files"]
+    until = "until they are deleted" if uploads["keep"] is None else f"for {markup.duration(uploads['keep'])}"
+    facts = {
+        "Version": escape(status["version"]),
+        "Running for": markup.duration(status["uptime"]),
+        "Health": markup.badge("draining" if status["draining"] else "ready"),
+        "Data of predictions": "kept for ever"
+        if kept is None
+        else f"removed {markup.duration(kept)} after their end",
+        "Files of outputs": "no limit" if most is None else f"at most {markup.size(most)} in all",
+        "Uploads": f"kept {until}, at most {markup.size(uploads['quota'])} in all",
+    }
+    return markup.section("Appliance", markup.pairs(facts))

@@ -1,0 +1,110 @@
+"""What was used, by whom, and what it costs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+import gradio as gr
+import pandas as pd
+
+from appliance.ui import markup, session, shell
+
+_SPANS: Final = {"7 days": 7, "30 days": 30, "90 days": 90, "365 days": 365}
+_KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Account", "hardware": "Hardware"}
+_FROM_ZERO: Final = [0.0, None]
+_EMPTY: Final = (
+    "<strong>Nothing was used</strong>No prediction ended in this time: "
+    '<a href="/">choose a model</a> and run it, or look at a longer time.'
+)
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    with shell.page("Usage") as blocks:
+        with gr.Row(elem_classes="filters"):
+            span = gr.Dropdown(label="The last", choices=list(_SPANS), value="30 days")
+            keys = [(name, key) for key, name in _KEYS.items()]
+            by = gr.Dropdown(label="By", choices=keys, value=["model"], multiselect=True)
+            download = gr.DownloadButton("Download CSV", size="sm", elem_id="download")
+        totals = gr.HTML(elem_id="totals", min_height=100, apply_default_css=False)
+        with gr.Row():
+            days = gr.BarPlot(x="day", y="seconds", title="Seconds by day", y_lim=_FROM_ZERO, height=260)
+            models = gr.BarPlot(x="model", y="seconds", title="Seconds by model", sort="-y", height=260)
+        table = gr.HTML(elem_id="usage", min_height=200, apply_default_css=False)
+        shown = [totals, days, models, table, download]
+        gr.on([blocks.load, span.input, by.input], _show, [span, by], shown, **shell.QUIET)
+    return blocks
+
+
+@shell.told
+async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
+    caller = session.of(request).caller
+    first = (datetime.now(UTC).date() - timedelta(days=_SPANS.get(span, 30) - 1)).isoformat()
+    keys = ",".join(key for key in _KEYS if key in by) or "day"
+    path = "/admin/usage"
+    chosen = await caller.get(path, **{"from": first, "by": keys})
+    days = await caller.get(path, **{"from": first, "by": "day"})
+    models = await caller.get(path, **{"from": first, "by": "model"})
+    # Gradio serves a file under its whole content's digest, so nobody finds it who could not read it here.
+    file = Path(tempfile.mkdtemp(prefix="usage-")) / f"usage-{chosen['from']}-{chosen['to']}.csv"
+    file.write_text(await caller.text(f"{path}.csv?from={first}&by={keys}"), encoding="utf-8")
+    return [
+        render_totals(chosen),
+        _plotted(days, "day"),
+        _plotted(models, "model"),
+        render(chosen),
+        gr.DownloadButton(value=str(file)),
+    ]
+
+
+def _plotted(report: Mapping[str, Any], key: str) -> pd.DataFrame:
+    return pd.DataFrame([(row[key], row["predict_time"]) for row in report["rows"]], columns=[key, "seconds"])
+
+
+def render_totals(report: Mapping[str, Any]) -> str:
+    """HTML of the sums."""
+    total = report["total"]
+    share = total["cold_starts"] / total["predictions"] if total["predictions"] else 0.0
+    return markup.tiles(
+        {
+            "predictions": f"{total['predictions']:,}",
+            "running": markup.duration(total["predict_time"]),
+            "cost": markup.money(total["cost"], report["currency"]) or "no prices",
+            "tokens in": f"{total['input_tokens']:,}",
+            "tokens out": f"{total['output_tokens']:,}",
+            "waited for a load": f"{100 * share:.0f} %",
+        }
+    )
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """HTML of the rows."""
+    keys = report["by"]
+    headings = [
+        *(_KEYS[key] for key in keys),
+        "Predictions", "Failed", "Seconds", "Cost", "Tokens in", "Tokens out", "Cold starts",
+    ]  # fmt: skip
+    rows = [
+        [
+            *(_named(each, key) for key in keys),
+            f"{each['predictions']:,}",
+            f"{each['failed']:,}",
+            f"{each['predict_time']:,.6f}",
+            escape(markup.money(each["cost"], report["currency"])),
+            f"{each['input_tokens']:,}",
+            f"{each['output_tokens']:,}",
+            f"{100 * each['cold_starts'] / each['predictions'] if each['predictions'] else 0:.0f} %",
+        ]
+        for each in report["rows"]
+    ]
+    return markup.section("Rows of the CSV", markup.table(headings, rows, empty=_EMPTY))
+
+
+def _named(row: Mapping[str, Any], key: str) -> str:
+    named = row.get("token_name") if key == "token" else None
+    return escape(named or row[key] or "unknown")

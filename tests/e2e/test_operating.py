@@ -1,0 +1,192 @@
+"""What operators do in the pages, in a real browser: predictions, the machine, usage, tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.e2e.browsing import sign_in, watched
+from tests.receiver import Receiver
+from tests.running import TOKEN, Appliance
+
+pytestmark = pytest.mark.e2e
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)"> ${alert(1)} {{value}} </pre>'
+STREAM = "test/stream"
+#: What Gradio's plots say of themselves.
+PLOTS = ("WARN The input spec uses Vega-Lite", 'WARN x-scale\'s "zero" is dropped')
+
+
+def run(client: httpx.Client, model: str, **body: Any) -> dict[str, Any]:
+    reply = client.post(f"/v1/models/{model}/predictions", json=body, headers={"Prefer": "wait"})
+    assert reply.status_code in {201, 202}, reply.text
+    record: dict[str, Any] = reply.json()
+    return record
+
+
+def choose(page: Page, label: str, option: str | re.Pattern[str]) -> None:
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option).click()
+
+
+def test_a_prediction_is_opened_by_its_address_and_what_is_in_it_is_inert(
+    page: Page, client: httpx.Client, receiver: Receiver
+) -> None:
+    hook = f"{receiver.url}/{'<script>alert(1)</script>'}"
+    told = run(client, STREAM, input={"text": HOSTILE}, webhook=hook)
+    page.goto(told["urls"]["web"])
+    shown = page.locator("main")
+    expect(shown.get_by_role("heading", name=told["id"])).to_be_visible()
+    expect(shown.locator(".badge.succeeded")).to_be_visible()
+    expect(shown.locator("pre.text").first).to_have_text(HOSTILE)
+    expect(shown.locator(".bar i.running")).to_have_count(1)
+    expect(shown.locator(".bar i.queued")).to_have_count(1)
+    expect(shown.get_by_text("predict_time")).to_be_visible()
+    expect(shown.get_by_text(receiver.url)).to_be_visible()
+    page.reload()
+    expect(shown.get_by_text("delivered", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Run again, with changes")).to_have_attribute(
+        "href", f"/{STREAM}?from={told['id']}"
+    )
+    assert page.locator("main script, main iframe, main [onerror]").count() == 0
+
+
+def test_predictions_are_filtered_and_one_under_way_is_cancelled(page: Page, client: httpx.Client) -> None:
+    failed = run(client, STREAM, input={"text": "x", "fail": HOSTILE})
+    reply = client.post(f"/v1/models/{STREAM}/predictions", json={"input": {"text": "x", "delay": 300}})
+    slow = reply.json()
+    page.goto(f"/predictions?model={STREAM}")
+    row = page.locator("#predictions tr")
+    expect(row.filter(has_text=failed["id"])).to_be_visible()
+    choose(page, "State", "failed")
+    expect(row.filter(has_text=slow["id"])).to_have_count(0)
+    expect(row.filter(has_text=failed["id"])).to_be_visible()
+    choose(page, "Made", "last hour")
+    expect(row.filter(has_text=failed["id"])).to_be_visible()
+    choose(page, "State", "aborted")
+    expect(page.get_by_text("No predictions")).to_be_visible()
+    page.goto(slow["urls"]["web"])
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("main .badge.canceled")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    assert client.get(slow["urls"]["get"]).json()["status"] == "canceled"
+
+
+def test_a_picture_is_shown_as_one(page: Page, client: httpx.Client) -> None:
+    made = run(client, "test/files", input={"text": "x"})
+    page.goto(made["urls"]["web"])
+    address = httpx.URL(made["output"][0] if isinstance(made["output"], list) else made["output"])
+    expect(page.locator(f'main a[href="{address.path}"]')).to_be_visible()
+
+
+def test_a_model_is_loaded_unloaded_and_pinned(page: Page, client: httpx.Client) -> None:
+    model = "test/files"
+
+    def told() -> dict[str, Any]:
+        models = client.get("/admin/status").json()["models"]
+        return next(each for each in models if each["name"] == model)
+
+    client.post(f"/admin/models/{model}/unload")
+    page.goto("/machine")
+    row = page.locator("#models tr").filter(has_text=model)
+    expect(row.locator(".badge.cold")).to_be_visible()
+    choose(page, "Model", model)
+    page.get_by_role("button", name="Load", exact=True).click()
+    expect(row.locator(".badge.ready")).to_be_visible()
+    expect(page.locator("#devices .legend")).to_contain_text(model)
+    page.get_by_role("button", name="Pin", exact=True).click()
+    expect(row).to_contain_text("pinned")
+    assert told()["pinned"] is True
+    page.get_by_role("button", name="Unpin").click()
+    expect(row).not_to_contain_text("pinned")
+    page.get_by_role("button", name="Unload").click()
+    expect(row.locator(".badge.cold")).to_be_visible()
+    expect(page.locator("#decisions tr").filter(has_text=model).first).to_be_visible()
+    expect(page.locator("#host")).to_contain_text("available")
+    assert told()["state"] == "cold"
+
+
+def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, appliance: Appliance) -> None:
+    name = f"browser {HOSTILE}"[:90]
+    page.goto("/settings")
+    expect(page.locator("#about")).to_contain_text("Version")
+    page.get_by_label("Name of a new token").fill(name)
+    page.get_by_role("button", name="Create").click()
+    secret = page.locator("#secret textarea, #secret input")
+    expect(secret).to_have_value(re.compile("^apl_"))
+    made = {"Authorization": f"Bearer {secret.input_value()}"}
+    row = page.locator("#tokens tr").filter(has_text="browser")
+    expect(row).to_contain_text(name)
+    assert httpx.get(f"{appliance.url}/v1/account", headers=made, trust_env=False).status_code == 200
+    page.reload()
+    expect(row).to_contain_text("valid")
+    expect(secret).to_be_hidden()
+    choose(page, "Revoke a token", re.compile("^browser"))
+    page.get_by_role("button", name="Revoke").click()
+    expect(row).to_contain_text("revoked")
+    page.get_by_role("button", name="Configuration in effect").click()
+    expect(page.locator("#config")).to_contain_text('"drain_timeout"')
+    assert TOKEN not in page.content()
+
+
+def test_the_csv_of_usage_is_the_one_of_the_api(
+    browser: Browser, appliance: Appliance, client: httpx.Client, tmp_path: Path
+) -> None:
+    run(client, STREAM, input={"text": "x"})
+    with watched(browser, appliance.url, allowed=PLOTS, accept_downloads=True) as page:
+        sign_in(page, TOKEN)
+        page.goto("/usage")
+        expect(page.locator("#totals b").first).not_to_have_text("0")
+        expect(page.locator("#usage tr").filter(has_text=STREAM)).to_be_visible()
+        link = page.locator("#download")
+        with page.expect_download() as loading:
+            link.click()
+        loading.value.save_as(tmp_path / "usage.csv")
+        lines = (tmp_path / "usage.csv").read_text().splitlines()
+        shown = client.get("/admin/usage.csv", params={"by": "model"}).text.splitlines()
+        assert lines[0] == shown[0]
+        assert {line.split(",")[0] for line in lines} == {line.split(",")[0] for line in shown}
+        assert loading.value.suggested_filename.startswith("usage-")
+
+
+def test_without_the_admin_scope_one_sees_ones_own_and_no_buttons(
+    browser: Browser, appliance: Appliance, client: httpx.Client, new_token: Callable[..., str]
+) -> None:
+    mine = run(client, STREAM, input={"text": "x"})
+    secret = new_token("--scope", "read", "--owner", "guest", "guest")
+    with watched(browser, appliance.url, refused=True) as page:
+        sign_in(page, secret)
+        expect(page.get_by_role("link", name="Settings")).to_have_count(0)
+        page.goto("/machine")
+        expect(page.locator("#models tr").filter(has_text=STREAM)).to_be_visible()
+        expect(page.get_by_role("button", name="Load", exact=True)).to_be_hidden()
+        page.goto("/predictions")
+        expect(page.get_by_text("No predictions")).to_be_visible()
+        expect(page.get_by_label("Token", exact=True)).to_be_hidden()
+        page.goto(mine["urls"]["web"])
+        expect(page.get_by_text("There is no such prediction")).to_be_visible()
+        assert page.goto("/settings").status == 404  # type: ignore[union-attr] # it is answered
+        expect(page.get_by_text("scope admin")).to_be_visible()
+
+
+def test_the_pages_fit_on_a_phone(browser: Browser, appliance: Appliance, client: httpx.Client) -> None:
+    told = run(client, STREAM, input={"text": "a" * 500})
+    size = {"width": 390, "height": 844}
+    with watched(browser, appliance.url, allowed=PLOTS, viewport=size, color_scheme="dark") as page:
+        sign_in(page, TOKEN)
+        for path, there in (
+            ("/predictions", "#predictions td"),
+            (f"/p/{told['id']}", "pre.text"),
+            ("/machine", "#models td"),
+            ("/usage", "#usage td"),
+            ("/settings", "#tokens td"),
+        ):
+            page.goto(path)
+            expect(page.locator(there).first).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], path

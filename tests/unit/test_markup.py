@@ -1,0 +1,125 @@
+"""Pieces of HTML: what people and models wrote is inert in them, and files are shown as what they are."""
+
+from __future__ import annotations
+
+from html import escape
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from appliance.ui import markup
+from appliance.ui.markup import Segment
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</pre><iframe src=javascript:alert(1)>",
+    "data:text/html,<script>alert(1)</script>",
+    "data:image/svg+xml,<svg onload=alert(1)>",
+    'data:image/png,"onerror="alert(1)',
+    "javascript:alert(1)",
+    'https://example.org/outputs/a.png"onerror="alert(1)',
+    "http://[",
+)
+#: The tags and attributes that our own HTML is made of.
+TAGS = {
+    "a", "audio", "b", "code", "dd", "div", "dl", "dt", "i", "img", "li", "pre", "span", "strong", "table",
+    "tbody", "td", "th", "thead", "time", "tr", "ul", "video",
+}  # fmt: skip
+ATTRIBUTES = {
+    "alt", "aria-label", "class", "controls", "data-label", "datetime", "href", "loading", "preload", "role",
+    "scope", "src", "style", "title",
+}  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """What a browser would make of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.said = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def inert(html: str) -> Reader:
+    """The HTML as it was read, which has nothing in it but our own tags and addresses."""
+    read = Reader(html)
+    for tag, attributes in read.elements:
+        assert tag in TAGS, html
+        assert set(attributes) <= ATTRIBUTES, html
+        for name in ("href", "src"):
+            address = attributes.get(name) or "/"
+            assert address.startswith(("/", "data:image/png")), html
+            assert not address.startswith("//"), html
+    return read
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_people_wrote_is_inert_and_can_be_read(text: str) -> None:
+    assert inert(markup.text(text)).said == text
+    for given in (text, [text, text], {"a": text}, [{"b": [text]}], {text: {text: text}}):
+        inert(markup.value(given))
+    inert(markup.badge(text))
+    inert(markup.link(f"/{text}", text))
+    inert(markup.link(f"/p/{text}", text))
+    inert(markup.table([text], [[escape(text)]], empty=""))
+    inert(markup.bar([Segment(text, 1, "c0")], 1, label=text))
+    inert(markup.pairs({text: escape(text)}))
+    inert(markup.tiles({text: text}))
+
+
+@pytest.mark.parametrize(
+    ("output", "tags"),
+    [
+        ("http://x:1/outputs/0/a.png", ["img"]),
+        ("https://x/outputs/0/a.mp3", ["audio"]),
+        ("https://x/outputs/0/a.mp4", ["video"]),
+        ("https://x/outputs/0/a.zip", ["a"]),
+        (["https://x/outputs/0/a.png", "https://x/outputs/1/b.png"], ["div", "img", "img"]),
+        ({"mask": "https://x/outputs/0/a.png", "score": 1}, ["dl", "dt", "dd", "img", "dt", "dd", "pre"]),
+        ("data:image/png;base64,aaaa", ["img"]),
+        ("https://elsewhere.example/a.png", ["pre"]),
+        ("plain", ["pre"]),
+        (["Once", " upon"], ["pre"]),
+        ({"a": 1}, ["pre"]),
+    ],
+)
+def test_a_value_is_shown_as_what_it_is(output: Any, tags: list[str]) -> None:
+    assert [tag for tag, _ in inert(markup.value(output)).elements] == tags
+
+
+def test_streamed_words_are_one_text_and_long_ones_are_cut() -> None:
+    assert inert(markup.value(["Once", " upon"])).said == "Once upon"
+    assert len(inert(markup.text("x" * 10 * markup.LONGEST)).said) < 2 * markup.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.25, "250 ms"),
+        (1.25, "1.2 s"),
+        (61, "1 min 1 s"),
+        (7260, "2 h 1 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_durations_are_for_people(seconds: float | None, text: str) -> None:
+    assert markup.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (2048, "2 KiB"), (5 * 1024**2, "5.0 MiB"), (3 * 1024**4, "3.0 TiB")]
+)
+def test_sizes_are_for_people(count: int, text: str) -> None:
+    assert markup.size(count) == text
