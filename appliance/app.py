@@ -230,7 +230,7 @@ async def start_gateway(settings: Settings) -> Gateway:
     await services.trainings.load()
     await services.webhooks.start()
     services.retention.start()
-    await services.residency()
+    await services.engine.deployed()
     await services.engine.start()
     tls = settings.config.server.tls
     api = create_api(services, settings.ui_socket if settings.ui else None)

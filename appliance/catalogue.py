@@ -63,6 +63,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     interface: Interface
     document: dict[str, Any]  # the version's whole openapi_schema
     created_at: float  # when this version was first seen, Unix seconds
+    origin: str  # the version that is loaded for it, with trained weights over it or not
     adapter: str | None = None  # absolute path of trained weights over those of `model`
     files_in: bool = False
     files_out: bool = False
@@ -113,14 +114,23 @@ class Catalogue:
         self._versions: dict[str, Entry] = {}
         self._hosted = {entry.runs_on: entry for entry in self.entries}
         self._trainers: dict[str, Entry] = {}  # by the version that they begin with
+        self.changes = 0  # how often something was made or removed
         for entry in self.entries:
             self.add_version(entry)
             self._add_trainer(entry)
 
     # -- what is made and removed
 
+    def become(self, other: Catalogue) -> None:
+        """Serve what ``other`` does; whoever holds this catalogue does so too from now on."""
+        for entry in other._versions.values():
+            if entry.runs_on not in other._hosted:  # apart from its base, and was loaded before
+                other.host(entry)
+        self.__dict__.update(other.__dict__)
+
     def put(self, model: Model) -> Card:
         """A model was made through the API, or is described anew."""
+        self.changes += 1
         card = self.cards[model.name] = Card(
             name=model.name,
             visibility=model.visibility,
@@ -139,17 +149,22 @@ class Catalogue:
 
     def remove(self, name: str) -> None:
         """A model without versions is no more."""
+        self.changes += 1
         del self.cards[name], self._names[name], self._served[name]
 
     def add_version(self, entry: Entry) -> None:
         """A version can be run from now on; the newest of its model is the one that was made last."""
+        self.changes += 1
+        if entry in self._served[entry.name]:
+            return
         self._served[entry.name].append(entry)
         self._served[entry.name].sort(key=lambda each: each.created_at)
         self._versions.setdefault(entry.version, entry)
 
     def add_pushed(self, entry: Entry) -> None:
         """The same of a version that is loaded for itself, and may have a trainer."""
-        self.entries = (*self.entries, entry)
+        if entry not in self.entries:
+            self.entries = (*self.entries, entry)
         self.host(entry)
         self.add_version(entry)
         self._add_trainer(entry)
@@ -162,6 +177,7 @@ class Catalogue:
 
     def remove_version(self, entry: Entry) -> None:
         """A version cannot be run any more."""
+        self.changes += 1
         self._served[entry.name].remove(entry)
         if entry in self.entries:
             self.entries = tuple(each for each in self.entries if each != entry)
@@ -263,6 +279,16 @@ class Catalogue:
         """What is loaded under ``runs_on``, for any of those that share it."""
         return self._hosted[key]
 
+    @property
+    def hosting(self) -> dict[str, Entry]:
+        """Everything that can be loaded, by what it is loaded under."""
+        return dict(self._hosted)
+
+    def serves(self, entry: Entry) -> bool:
+        """Whether what ``entry`` runs on would be loaded now as it was when the entry was found."""
+        hosted = self._hosted.get(entry.runs_on)
+        return hosted is not None and hosted.origin == entry.origin
+
     def hosts(self, spec: LoadSpec) -> bool:
         """Whether what is loaded so would be loaded so again."""
         entry = self._hosted.get(spec.model)
@@ -306,9 +332,11 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card
         cover_image_url=model.cover_image_url,
     )
     interface = runner_class(model.kind).interface(model.options.model_dump(mode="json"))
+    version = version_of(model, revision)
     entry = Entry(
         name=model.name,
-        version=version_of(model, revision),
+        version=version,
+        origin=version,
         model=model,
         kind=model.kind,
         runs_on=model.name,

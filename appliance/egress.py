@@ -31,7 +31,12 @@ class Egress:
 
     def __init__(self, allowed: Sequence[str]) -> None:
         """``allowed`` are networks that may be reached although they are not public: ``10.0.0.0/8``."""
-        self._allowed: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in allowed)
+        self._allowed: tuple[Network, ...]
+        self.allow(allowed)
+
+    def allow(self, allowed: Sequence[str]) -> None:
+        """These, and no others, from now on."""
+        self._allowed = tuple(ipaddress.ip_network(text) for text in allowed)
 
     def permits(self, address: Address) -> bool:
         """Whether a caller may have this address reached."""

@@ -62,13 +62,17 @@ class Pushes:
     async def load(self) -> None:
         """Make the versions that were pushed before known; builds that were cut off have failed."""
         await asyncio.to_thread(project.sweep, self._home)
-        for pushed in await self._store.registry.projects():
-            try:
-                self._serve(pushed)
-            except WeightsError as error:
-                _log.error("version %s of %s is not served: %s", pushed.version, pushed.model, error.detail)
+        await self.fill(self._catalogue)
         for build in await self._store.registry.unfinished_builds():
             await self._end(build, error="the appliance was stopped while it was built; push it again")
+
+    async def fill(self, catalogue: Catalogue) -> None:
+        """Make the versions that were pushed before known to ``catalogue``."""
+        for pushed in await self._store.registry.projects():
+            try:
+                self._serve(pushed, catalogue)
+            except WeightsError as error:
+                _log.error("version %s of %s is not served: %s", pushed.version, pushed.model, error.detail)
 
     async def start(self, model: str, source: File, memory: int | None) -> Build:
         """Have the project in the archive ``source`` become a version of ``model``; that wish is stored."""
@@ -201,11 +205,11 @@ class Pushes:
                     document=entry.document,
                 )
             )
-            self._serve(pushed)
+            self._serve(pushed, self._catalogue)
         return entry.version
 
-    def _serve(self, pushed: Project) -> None:
-        if pushed.model not in self._catalogue.cards:
+    def _serve(self, pushed: Project, catalogue: Catalogue) -> None:
+        if pushed.model not in catalogue.cards:
             raise WeightsError("its model is gone")
         folder = project.root(self._home) / pushed.build
         config, revision = project.pushed(pushed.model, folder, pushed.memory)
@@ -213,7 +217,7 @@ class Pushes:
         self._scheduler.add(demand(entry.model, self._home, self._device))
         if entry.model.options.trainable:
             self._scheduler.add(training_demand(entry.model, self._home))
-        self._catalogue.add_pushed(entry)
+        catalogue.add_pushed(entry)
 
     async def _end(self, build: Build, *, version: str | None = None, error: str | None = None) -> None:
         ended = _with(

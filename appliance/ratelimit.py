@@ -24,8 +24,12 @@ class RateLimits:
 
     def __init__(self, *, requests: int | None, predictions: int | None) -> None:
         """Requests a minute: creations of predictions, and all others. None is no limit."""
-        self._limits = {False: requests, True: predictions}
         self._buckets: dict[tuple[str, bool], tuple[float, float]] = {}  # what is in it, and when that was so
+        self.limit(requests=requests, predictions=predictions)
+
+    def limit(self, *, requests: int | None, predictions: int | None) -> None:
+        """These from now on; a bucket never holds more than its limit."""
+        self._limits = {False: requests, True: predictions}
 
     def take(self, caller: str, *, creates: bool, now: float) -> Standing | None:
         """Count one request of the token ``caller``; None where there is no limit. ``now`` is in seconds."""

@@ -31,12 +31,17 @@ class Retention:
         self._files = files
         self._keep = keep
         self._outputs = outputs
+        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, if anything is ever to be removed."""
-        if self._keep is not None or self._outputs is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def change(self, keep: float | None, outputs: int | None) -> None:
+        """Go by these from now on; see the constructor."""
+        self._keep, self._outputs = keep, outputs
+        self._changed.set()
 
     async def close(self) -> None:
         """Stop; what is begun is finished."""
@@ -46,10 +51,8 @@ class Retention:
                 await self._task
 
     async def _run(self) -> None:
-        pause = _LONGEST if self._keep is None else min(max(self._keep / 10, _SHORTEST), _LONGEST)
-        if self._outputs is not None:
-            pause = min(pause, _OFTEN)
         while True:
+            self._changed.clear()
             try:
                 removed = await self._remove()
                 await self._files.remove_outputs(removed)
@@ -59,7 +62,16 @@ class Retention:
             if removed:
                 _log.info("removed the data of %d predictions", len(removed))
             if len(removed) < BATCH:
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause()):
+                        await self._changed.wait()
+
+    def _pause(self) -> float | None:
+        """Seconds until the next look; None: nothing is ever to be removed."""
+        if self._keep is None and self._outputs is None:
+            return None
+        pause = _LONGEST if self._keep is None else min(max(self._keep / 10, _SHORTEST), _LONGEST)
+        return pause if self._outputs is None else min(pause, _OFTEN)
 
     async def _remove(self) -> list[str]:
         removed = []

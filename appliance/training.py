@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.catalogue import Catalogue, trained, version_of_adapter
-from appliance.errors import NotFound, PredictionFailed
+from appliance.errors import InvalidVersion, NotFound, PredictionFailed
 from appliance.file import OutputFile
 from appliance.files import Files
 from appliance.model import Adapter
@@ -35,14 +35,18 @@ class Trainings:
 
     async def load(self) -> None:
         """Make the versions of earlier trainings known, as far as what they began with is still served."""
+        await self.fill(self._catalogue)
+
+    async def fill(self, catalogue: Catalogue) -> None:
+        """The same in ``catalogue``, which is to take the place of the one in use."""
         for adapter in await self._store.registry.adapters():
-            self._serve(adapter)
+            self._serve(adapter, catalogue)
 
     async def conclude(self, record: Prediction) -> Prediction:
         """A training has run to its end: make the version; gives the record with it as the output.
 
         Raises:
-            PredictionFailed: its destination is gone.
+            PredictionFailed: its destination is gone, or what it was trained on.
         """
         weights = record.output
         assert isinstance(weights, OutputFile), "a trainer's output is its adapter"
@@ -67,12 +71,17 @@ class Trainings:
             created_at=round(time.time(), 6),
             path=f"versions/{version}" if made.is_dir() else f"versions/{version}/{made.name}",
         )
-        document = self._catalogue.by_version(record.version).document
+        try:
+            document = self._catalogue.by_version(record.version).document
+        except InvalidVersion as error:
+            raise PredictionFailed(
+                f"version {record.version} of {record.model}, which it was trained on, is not served any more"
+            ) from error
         await self._store.registry.add_adapter(adapter)
         await self._store.record_version(
             VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)
         )
-        self._serve(adapter)
+        self._serve(adapter, self._catalogue)
         _log.info("training %s made version %s of %s", record, version, card.name)
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
 
@@ -81,9 +90,9 @@ class Trainings:
         place = self._files.folder / "versions" / version
         await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
-    def _serve(self, adapter: Adapter) -> None:
-        base = self._catalogue.trainer(adapter.base_version)
-        if base is None or adapter.model not in self._catalogue.cards:
+    def _serve(self, adapter: Adapter, catalogue: Catalogue) -> None:
+        base = catalogue.trainer(adapter.base_version)
+        if base is None or adapter.model not in catalogue.cards:
             _log.warning(
                 "version %s of %s cannot be run: it was trained on version %s of %s, which is not served now",
                 adapter.version,
@@ -92,10 +101,9 @@ class Trainings:
                 adapter.base_model,
             )
             return
-        served = self._catalogue.served(adapter.model)
-        if all(entry.version != adapter.version for entry in served):
-            entry = self._catalogue.by_version(adapter.base_version)
-            self._catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
+        if all(entry.version != adapter.version for entry in catalogue.served(adapter.model)):
+            entry = catalogue.by_version(adapter.base_version)
+            catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
 
 
 def _copy(made: Path, place: Path) -> None:

@@ -105,7 +105,7 @@ class Deployments:
         if used is not None and time.time() - used < UNUSED:
             raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago.")
         await self._registry.remove_deployment(release.owner, release.name)
-        await self._services.residency()
+        await self._services.engine.deployed()
         return Response(status_code=204)
 
     async def predict(self, request: Request) -> Response:
@@ -134,7 +134,7 @@ class Deployments:
             raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
         self._entry(release)
         await self._registry.add_release(release)
-        await self._services.residency()
+        await self._services.engine.deployed()
         return answers.json(self._shown(release, request))
 
     def _entry(self, release: Release) -> Entry:

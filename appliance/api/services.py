@@ -44,17 +44,3 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     storage: Storage
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds
-
-    async def residency(self) -> None:
-        """Give every model the instances that the deployments of its versions ask for.
-
-        Versions that were trained on a model run on its instances. As many are kept loaded, and used, as the
-        most demanding of its deployments says.
-        """
-        releases = await self.store.registry.deployments()
-        for entry in self.catalogue.entries:
-            served = {entry.version, *self.catalogue.adapted(entry.runs_on)}
-            asked = [release for release in releases if release.version in served]
-            low = max((release.min_instances for release in asked), default=0)
-            high = max((release.max_instances for release in asked), default=1)
-            self.engine.scale(entry, low, max(high, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
@@ -20,6 +20,7 @@ from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
+from appliance.engine.renewal import renew
 from appliance.engine.room import Room
 from appliance.engine.sizes import Sizes
 from appliance.errors import (
@@ -35,7 +36,7 @@ from appliance.files import Files
 from appliance.hardware import Device
 from appliance.inputs import Inputs
 from appliance.prediction import Prediction, Status, Webhook, new_id, new_stream_token
-from appliance.scheduler import Happening, Residency, Scheduler
+from appliance.scheduler import Demand, Happening, Residency, Scheduler
 from appliance.store import Cursor, Filter, Store
 from appliance.token import RunTokens
 
@@ -300,14 +301,26 @@ class Engine:
         """Whether predictions of this version are under way."""
         return any(live.prediction.version == version for live in self._loop.live.values())
 
-    def scale(self, entry: Entry, low: int, high: int) -> None:
-        """Keep ``low`` instances of what ``entry`` runs on loaded at all times, and use up to ``high``.
-
-        models.yaml may want the first one loaded all the same.
-        """
-        self._instances.scale(entry.runs_on, low, high)
+    async def deployed(self) -> None:
+        """Give every model the instances that its deployments ask for, as they are stored."""
+        self._instances.deployed(await self._store.registry.deployments())
         if self._started:
             self._loop.decide()
+
+    def limit(self, limits: LimitsConfig) -> None:
+        """These hold from now on; a prediction that runs keeps the time it had."""
+        self._limits = self._loop.limits = self._loads.limits = limits
+
+    def renew(self, demands: Iterable[Demand], before: Mapping[str, Entry]) -> None:
+        """The catalogue has the models of an edited models.yaml: see ``renewal.renew``.
+
+        What runs ends on what it began with, and what waits for a model that is loaded does too. What waits
+        for one that is not, and will not be as it was, fails.
+        """
+        for entry in renew(self._scheduler, self._catalogue, self._instances, demands, before):
+            self._sizes.renewed(entry)
+        self._loop.end_outdated()
+        self._loop.decide()
 
     def _iterates(self, stored: Prediction) -> bool:
         """Whether its output came item by item; of a version that is gone, a list is taken for a yes."""
@@ -421,8 +434,17 @@ class Engine:
             self._loop.retry_or_fail(live, "the appliance was stopped while it ran")
 
     def _place(self, entry: Entry) -> None:
-        """Let the scheduler know of a version that is loaded apart from its base: it takes as much."""
-        if not self._scheduler.knows(entry.runs_on):
+        """Let the scheduler know of a version that is loaded apart from its base: it takes as much.
+
+        Raises:
+            InvalidVersion: a reload has replaced it since it was looked up.
+        """
+        if self._scheduler.knows(entry.runs_on):
+            if not self._catalogue.serves(entry):
+                raise InvalidVersion
+        elif not self._scheduler.knows(entry.model.name):
+            raise InvalidVersion
+        else:
             self._catalogue.host(entry)
             base = self._scheduler.demand(entry.model.name)
             self._scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))

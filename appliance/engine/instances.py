@@ -6,12 +6,14 @@ for the others, so the scheduler places, evicts and counts them like any model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from appliance.catalogue import Catalogue, Entry
-from appliance.scheduler import Residency, Scheduler
+from appliance.deployment import Release
+from appliance.scheduler import Demand, Residency, Scheduler
 
 #: Seconds without a prediction after which an instance beside the first gives its memory back.
 IDLE: Final = 60.0
@@ -20,6 +22,10 @@ IDLE: Final = 60.0
 def key_of(runs_on: str, number: int) -> str:
     """What instance ``number``, from 1, is loaded under."""
     return runs_on if number == 1 else f"{runs_on}#{number}"
+
+
+def _further(demand: Demand, key: str) -> Demand:
+    return msgspec.structs.replace(demand, model=key, pin=False, preload=False, idle_unload_after=IDLE)
 
 
 class Instances:
@@ -43,12 +49,37 @@ class Instances:
         for number in range(2, high + 1):
             key = key_of(runs_on, number)
             self._catalogue.host(msgspec.structs.replace(self._catalogue.hosted(runs_on), runs_on=key))
-            self._scheduler.add(
-                msgspec.structs.replace(demand, model=key, pin=False, preload=False, idle_unload_after=IDLE)
-            )
+            self._scheduler.add(_further(demand, key))
         self._known[runs_on] = max(self._known.get(runs_on, 1), high)
         for number, key in enumerate(self.keys(runs_on), 1):
             self._scheduler.keep(key, loaded=number <= low)
+
+    def deployed(self, releases: Sequence[Release]) -> None:
+        """Give every model the instances that these deployments of its versions ask for.
+
+        Versions that were trained on a model run on its instances. As many are kept loaded, and used, as the
+        most demanding of its deployments says.
+        """
+        for entry in self._catalogue.entries:
+            served = {entry.version, *self._catalogue.adapted(entry.runs_on)}
+            asked = [release for release in releases if release.version in served]
+            low = max((release.min_instances for release in asked), default=0)
+            high = max((release.max_instances for release in asked), default=1)
+            self.scale(entry.runs_on, low, max(high, 1))
+
+    def renewed(self, asked: dict[str, Demand]) -> dict[str, Demand]:
+        """What instances beside the first ask for, now that models ask for this; those of others are no more."""
+        further: dict[str, Demand] = {}
+        hosting = self._catalogue.hosting
+        for runs_on in list(self._known):
+            if runs_on not in hosting:
+                del self._known[runs_on], self._allowed[runs_on]
+                continue
+            demand = asked.get(runs_on) or self._scheduler.demand(runs_on)
+            for key in self.keys(runs_on)[1:]:
+                self._catalogue.host(msgspec.structs.replace(hosting[runs_on], runs_on=key))
+                further[key] = _further(demand, key)
+        return further
 
     def choose(self, entry: Entry) -> Entry:
         """``entry`` on the instance that will have time for it soonest."""

@@ -50,7 +50,7 @@ class Loads:
         self._catalogue = catalogue
         self._cluster = cluster
         self._scheduler = scheduler
-        self._limits = limits
+        self.limits = limits
         self._sizes = sizes
         self._home = home
         self._threads = threads
@@ -86,11 +86,11 @@ class Loads:
         try:
             spec = self._spec(entry, devices, memory)
             self._told[name] = spec.options
-            async with asyncio.timeout(self._limits.load_timeout):
+            async with asyncio.timeout(self.limits.load_timeout):
                 await self._cluster.load(spec)
         except TimeoutError:
             await self._cluster.unload(name)
-            return self._failed(name, f"model {name} was not ready after {self._limits.load_timeout:g} s")
+            return self._failed(name, f"model {name} was not ready after {self.limits.load_timeout:g} s")
         except LoadFailed as error:
             return self._failed(name, error.detail)
         except OutOfMemory as error:

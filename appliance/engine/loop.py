@@ -34,6 +34,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 SAVE_INTERVAL: Final = 0.25  # seconds between writes of a running prediction's events
+OUTDATED: Final = "model {} was changed or removed in models.yaml meanwhile; send the prediction again"
 INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
 
 
@@ -59,7 +60,7 @@ class Loop:
         conclude: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """Nothing happens before ``start``."""
-        self._limits = limits
+        self.limits = limits
         self._catalogue = catalogue
         self._store = store
         self._records = Records(store)
@@ -262,7 +263,7 @@ class Loop:
     def limit_run(self, live: Live) -> None:
         """Start the clock of ``limits.run_timeout``."""
         live.timers.append(
-            asyncio.get_running_loop().call_later(self._limits.run_timeout, self._timed_out, live)
+            asyncio.get_running_loop().call_later(self.limits.run_timeout, self._timed_out, live)
         )
 
     async def _load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> None:
@@ -273,6 +274,7 @@ class Loop:
         elif self._scheduler.residency(entry.runs_on) is Residency.READY:
             self.spawn(self.consume(entry.runs_on))
             self._renew(entry.runs_on)
+        self.end_outdated()
         self.decide()
 
     async def _unload(self, model: str) -> None:
@@ -283,7 +285,15 @@ class Loop:
         if before:
             self._room.released()
         self._sizes.keep(model)
+        self._sizes.gone(model)
         self.decide()
+
+    def end_outdated(self) -> None:
+        """Fail what waits for a version that will not be loaded again, and is not loaded now."""
+        for live in list(self.live.values()):
+            waits = live.prediction.status is Status.STARTING and not live.claimed and not live.ending
+            if waits and not self._catalogue.serves(live.entry) and not self._scheduler.stays(live.id):
+                self.end(live, Status.FAILED, OUTDATED.format(live.entry.name))
 
     async def consume(self, model: str) -> None:
         """Apply the model's events until it is unloaded or lost."""
@@ -360,7 +370,7 @@ class Loop:
     def _stop_in_host(self, model: str, id: str, attempt: int) -> None:
         self._cluster.cancel(model, id)
         self._leaving[id, attempt] = asyncio.get_running_loop().call_later(
-            self._limits.cancel_grace, self._stuck, model, id, attempt
+            self.limits.cancel_grace, self._stuck, model, id, attempt
         )
 
     async def _finish(self, live: Live, record: Prediction) -> None:
@@ -375,7 +385,7 @@ class Loop:
     async def _concluded(self, record: Prediction) -> Prediction:
         try:
             concluded = await self._conclude(record)
-            base = self._catalogue.by_version(record.version).runs_on
+            base = self.live[record.id].entry.model.name
             for key in [key for key in self._loads.loaded if key.partition("#")[0] == base]:
                 self._renew(key)
             return concluded
@@ -405,7 +415,7 @@ class Loop:
 
     def _timed_out(self, live: Live) -> None:
         if not live.ending:
-            limit = self._limits.run_timeout
+            limit = self.limits.run_timeout
             self.end(live, Status.FAILED, f"Prediction ran longer than limits.run_timeout ({limit:g} s)")
 
     def _stuck(self, model: str, id: str, attempt: int) -> None:
@@ -434,6 +444,7 @@ class Loop:
         for key in [key for key in self._leaving if key[0] in running]:
             self._leaving.pop(key).cancel()
         self._scheduler.lost(model, time.monotonic(), reason)
+        self._sizes.gone(model)
         for live in [self.live[id] for id in running if id in self.live]:
             if live.prediction.status is not Status.PROCESSING or live.ending:
                 continue
@@ -443,6 +454,7 @@ class Loop:
             else:
                 live.starved = live.starved or starved
                 self.retry_or_fail(live, reason)
+        self.end_outdated()
         self.decide()
 
     def retry_or_fail(self, live: Live, reason: str) -> None:
@@ -450,7 +462,7 @@ class Loop:
         prediction = live.prediction
         if prediction.status is Status.PROCESSING and prediction.output is not None:
             self.end(live, Status.FAILED, f"{INTERRUPTED}: {reason}")
-        elif prediction.attempt >= self._limits.attempts:
+        elif prediction.attempt >= self.limits.attempts:
             self.end(live, Status.FAILED, f"{INTERRUPTED}: {reason} (attempt {prediction.attempt})")
         else:
             self.spawn(self._requeue(live))
@@ -467,6 +479,9 @@ class Loop:
         if live.ending:
             return
         live.claimed = False
+        if not self._catalogue.serves(live.entry):
+            self.end(live, Status.FAILED, OUTDATED.format(live.entry.name))
+            return
         self._show(live, record)
         if record.deadline is not None:
             delay = max(0.0, record.deadline - time.time())

@@ -67,6 +67,16 @@ class Sizes:
             self._main[model] = row.main
             self._scheduler.footprints.recalled(model, row.peak)
 
+    def renewed(self, entry: Entry) -> None:
+        """The model is another one from now on; what is known of that one counts once nothing else is loaded."""
+        self._recalled.discard(entry.runs_on)
+        self.gone(entry.runs_on)
+
+    def gone(self, model: str) -> None:
+        """Nothing is loaded for the model any more."""
+        if not self._scheduler.replaced(model):
+            self.recall(self._catalogue.hosted(model))
+
     def _kind(self, model: str) -> str:
         """Of the devices that the model is placed on: cpu or cuda."""
         return "cpu" if self._scheduler.demand(model).on_host else next(iter(self._kinds.values()))
@@ -77,6 +87,8 @@ class Sizes:
 
     def measured(self, model: str, taken: Taken) -> None:
         """The host of the model has taken so much, at most."""
+        if self._scheduler.replaced(model):
+            return
         peak = taken.main if self._kind(model) == "cpu" else taken.device
         self._main[model] = max(taken.main, self._main.get(model, 0))
         if peak:
@@ -85,6 +97,8 @@ class Sizes:
 
     def starved(self, model: str, error: OutOfMemory) -> Verdict:
         """The host of the model is gone because it ran out of memory."""
+        if self._scheduler.replaced(model):
+            return Verdict(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.hosted(model)
         grown = self._scheduler.footprints.starved(model, error.took, time.monotonic(), error.detail)
         self.keep(model)
@@ -101,6 +115,8 @@ class Sizes:
 
     def keep(self, model: str) -> None:
         """Store what is expected of the model, where that has changed."""
+        if self._scheduler.replaced(model):
+            return
         known = self._scheduler.footprints.of(model)
         if known.peak is None or known.demand.origin is Origin.ESTIMATED:
             return
@@ -129,7 +145,8 @@ class Sizes:
     def tell_limits(self) -> None:
         """Let hosts know where what they may take has changed."""
         for model, before in list(self._limits.items()):
-            limit = self._scheduler.footprints.limit(model)
+            known = self._scheduler.knows(model)
+            limit = self._scheduler.footprints.limit(model) if known else None
             if limit is None:
                 del self._limits[model]
             elif limit != before:

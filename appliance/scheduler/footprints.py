@@ -67,6 +67,11 @@ class Footprints:
             problem=problem,
         )
 
+    def asked(self, entry: Model, demand: Demand) -> None:
+        """The model asks for this from now on, and what was measured of it still counts."""
+        entry.demand = entry.estimate = demand
+        self._expect(entry)
+
     def foreign(self, device: str) -> int:
         """Bytes of the device that other programs take."""
         return self._ledger.foreign(device)

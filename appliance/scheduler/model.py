@@ -7,6 +7,8 @@ from typing import Final
 
 from appliance.scheduler.facts import Demand, Level, Residency
 
+#: Why something is unloaded that a reload has changed.
+CHANGED: Final = "models.yaml was changed"
 #: Weight of the newest gap, or run, in the moving averages.
 NEWEST: Final = 0.2
 
@@ -60,6 +62,9 @@ class Model:
         self.dismissed = ""  # why it is unloaded although it sleeps
         self.quota = 0  # how many of the queue it still takes while it drains
         self.quota_until = 0.0
+        self.successor: Demand | None = None  # what it asks for once what is loaded now is gone
+        self.leaves = False  # it is forgotten once nothing of it is left
+        self.staying: set[str] = set()  # of its queue: what still runs on what is loaded now
 
     @property
     def name(self) -> str:
@@ -74,12 +79,46 @@ class Model:
     @property
     def pinned(self) -> bool:
         """Whether it is never evicted."""
-        return self.kept or (self.demand.pin if self.by_hand is None else self.by_hand)
+        return not self.leaves and (self.kept or (self.demand.pin if self.by_hand is None else self.by_hand))
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits for it or runs on it."""
         return not self.queue and not self.running
+
+    @property
+    def replaced(self) -> bool:
+        """Whether what is loaded now is not what will be loaded for it next."""
+        return self.leaves or self.successor is not None
+
+    def next(self, now: float) -> str | None:
+        """The id that may begin next, if it has a slot."""
+        if not self.queue:
+            return None
+        if self.state is Residency.READY:
+            return self.queue[0]
+        if self.state is not Residency.DRAINING:
+            return None
+        if self.replaced:
+            return next((id for id in self.queue if id in self.staying), None)
+        return self.queue[0] if self.quota > 0 and now < self.quota_until else None
+
+    def replace(self) -> None:
+        """What is loaded for it is not what it asks for any more: what waits for that now still has it."""
+        if self.state is not Residency.UNLOADING:
+            self.staying.update(self.queue)
+        self.drained_to_sleep = False
+        if self.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
+            self.dismissed = CHANGED
+            self.staying.clear()  # it would have to be woken for them
+
+    def succeed(self) -> None:
+        """Nothing of it is loaded any more: from now on it asks for what it was told last."""
+        self.staying.clear()
+        if self.successor is not None:
+            self.demand = self.estimate = self.successor
+            self.successor = None
+            self.peak = self.earlier = self.starved = 0  # those were of something else
 
     def become(self, state: Residency, now: float) -> float:
         """Change the state; returns how many seconds it was what it was."""

@@ -15,7 +15,7 @@ from appliance.scheduler.facts import Capacity, Decision, Demand, Level, Refuse,
 from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.journal import Happening, Journal, What
 from appliance.scheduler.ledger import Ledger
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import CHANGED, Model
 from appliance.scheduler.moves import Moves
 from appliance.scheduler.parts import Parts
 from appliance.scheduler.placements import Placements
@@ -66,6 +66,56 @@ class Scheduler:
         """One more model; nothing happens if it is known."""
         self._models.setdefault(demand.model, Model(demand))
 
+    def put(self, demand: Demand, now: float, *, anew: bool) -> None:
+        """A model asks for this from now on; one that is not known is added.
+
+        With ``anew`` what is loaded for it is something else than it asks for now: it is unloaded once what
+        runs on it, and what waits for it already, is done, and then loaded as it is asked for.
+        """
+        entry = self._models.get(demand.model)
+        if entry is None:
+            self.add(demand)
+            return
+        before, entry.leaves = entry.successor or entry.demand, False
+        if (demand.pin and not before.pin) or (demand.preload and not before.preload):
+            entry.wanted = entry.state not in _HERE
+        entry.blocked_until = 0.0
+        if anew and entry.devices:
+            entry.successor = demand
+            self._replace(entry, now)
+        elif entry.successor is not None:
+            entry.successor = demand
+        elif anew:
+            entry.successor = demand
+            entry.succeed()
+        else:
+            self.footprints.asked(entry, demand)
+
+    def remove(self, model: str, now: float) -> None:
+        """A model is not served any more: it is forgotten once what runs on it and waits for it is done."""
+        entry = self._models[model]
+        entry.leaves, entry.successor, entry.wanted, entry.kept = True, None, False, False
+        if entry.devices:
+            self._replace(entry, now)
+        self._forget(entry)
+
+    def _replace(self, entry: Model, now: float) -> None:
+        entry.replace()
+        if entry.state is Residency.READY:
+            self._moves.drain(entry, CHANGED, now)
+
+    def _gone(self, entry: Model, what: What, now: float, *, why: str = "") -> None:
+        self._moves.gone(entry, what, now, why=why)
+        self.footprints.unloaded(entry)
+        if entry.successor is not None:
+            entry.wanted = entry.wanted or entry.drained_for is None  # it was loaded, so it is again
+        entry.succeed()
+        self._forget(entry)
+
+    def _forget(self, entry: Model) -> None:
+        if entry.leaves and entry.state is Residency.COLD and not entry.queue:
+            self._models.pop(entry.name, None)
+
     # -- facts -------------------------------------------------------------------------------------------
 
     def check_fits(self, model: str) -> None:
@@ -101,20 +151,26 @@ class Scheduler:
             return False
         entry = self._models[waiting.model]
         entry.queue.remove(id)
+        entry.staying.discard(id)
         if not entry.queue:
             entry.waiting_since = None
             entry.claim = ()
         self._parts.over(id)
+        self._forget(entry)
         return True
 
     def finished(self, id: str, model: str, now: float) -> None:
         """A started prediction let go of its slot."""
-        self._models[model].ran(id, now)
+        if model in self._models:
+            self._models[model].ran(id, now)
         self._parts.over(id)
 
     def loaded(self, model: str, now: float, levels: Iterable[Level] = ()) -> None:
         """The load that was decided is done; ``levels`` are the sleeps that the host is able to."""
-        self._moves.loaded(self._models[model], frozenset(levels), now)
+        entry = self._models[model]
+        self._moves.loaded(entry, frozenset(levels), now)
+        if entry.replaced:
+            self._moves.drain(entry, CHANGED, now)
 
     def asleep(self, model: str, left: int | None, now: float) -> None:
         """It has fallen asleep as was decided, and holds ``left`` bytes of each device; None: not known."""
@@ -122,7 +178,10 @@ class Scheduler:
 
     def woken(self, model: str, now: float) -> None:
         """It was woken as was decided, and is ready."""
-        self._moves.woken(self._models[model], now)
+        entry = self._models[model]
+        self._moves.woken(entry, now)
+        if entry.replaced:
+            self._moves.drain(entry, CHANGED, now)
 
     def sleepless(self, model: str) -> None:
         """Its host could not sleep or wake as was decided: from now on it is unloaded instead."""
@@ -154,10 +213,6 @@ class Scheduler:
         entry.began.clear()
         entry.wanted = entry.wanted or entry.pinned
         self._gone(entry, What.LOST, now, why=why)
-
-    def _gone(self, entry: Model, what: What, now: float, why: str = "") -> None:
-        self._moves.gone(entry, what, now, why=why)
-        self.footprints.unloaded(entry)
 
     def used(self, device: str, memory: int, now: float) -> None:
         """So many bytes of the device are in use, by models or by others."""
@@ -248,7 +303,18 @@ class Scheduler:
 
     def residency(self, model: str) -> Residency:
         """Where the model is now."""
-        return self._models[model].state
+        entry = self._models.get(model)
+        return Residency.COLD if entry is None else entry.state
+
+    def replaced(self, model: str) -> bool:
+        """Whether what is loaded under this name, if anything, is not what is asked for now."""
+        entry = self._models.get(model)
+        return entry is None or entry.replaced
+
+    def stays(self, id: str) -> bool:
+        """Whether this prediction waits for what is loaded now, although that is to be replaced."""
+        waiting = self._queued.get(id)
+        return waiting is not None and id in self._models[waiting.model].staying
 
     def pinned(self, model: str) -> bool:
         """Whether it is never evicted."""
@@ -268,7 +334,8 @@ class Scheduler:
 
     def running(self, model: str) -> frozenset[str]:
         """The ids that hold a slot of this model."""
-        return frozenset(self._models[model].running)
+        entry = self._models.get(model)
+        return frozenset() if entry is None else frozenset(entry.running)
 
     def devices(self, model: str) -> tuple[str, ...]:
         """The devices that hold, or are reserved for, this model."""
@@ -339,14 +406,13 @@ class Scheduler:
 
     def _starts(self, entry: Model, now: float, *, parts_only: bool) -> list[Decision]:
         starts: list[Decision] = []
-        drains = entry.state is Residency.DRAINING and now < entry.quota_until
-        if entry.state is not Residency.READY and not drains:
-            return starts
-        while entry.queue and len(entry.running) < entry.demand.concurrency:
-            if (parts_only and entry.queue[0] not in self._parts) or (drains and entry.quota == 0):
+        while len(entry.running) < entry.demand.concurrency:
+            id = entry.next(now)
+            if id is None or (parts_only and id not in self._parts):
                 break
-            id = entry.queue.popleft()
-            entry.quota -= drains
+            entry.queue.remove(id)
+            entry.staying.discard(id)
+            entry.quota -= entry.state is Residency.DRAINING
             queued_at = self._queued.pop(id).since
             entry.running.add(id)
             entry.began[id] = now
@@ -380,8 +446,7 @@ class Scheduler:
             if not entry.devices or not self._ledger.still(entry.devices):
                 continue
             if entry.state is Residency.DRAINING:
-                takes_more = entry.queue and entry.quota > 0 and now < entry.quota_until
-                if not entry.running and not takes_more:
+                if not entry.running and entry.next(now) is None:
                     waiter = self._models.get(entry.drained_for or "")
                     sleep = entry.drained_to_sleep
                     due += self._moves.give_way(entry, entry.drain_reason, now, waiter, sleep=sleep)

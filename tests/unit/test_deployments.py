@@ -213,7 +213,7 @@ async def test_they_outlive_a_restart(api: Api, bench: Bench) -> None:
     made = await deployed(api, bench, min_instances=1)
     await bench.restart()
     services = services_of(bench)
-    await services.residency()
+    await services.engine.deployed()
     async with Api(services) as again:
         assert (await again.get("/v1/deployments/me/my-app")).json() == made
         await until(again, "test/echo", "ready")

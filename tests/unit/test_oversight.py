@@ -347,7 +347,7 @@ async def test_a_pinned_model_is_loaded_and_stays_until_it_is_unpinned(api: Api,
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
     assert (await echo())["pinned"] is True
-    await api.services.residency()  # what deployments want is another matter
+    await api.services.engine.deployed()  # what deployments want is another matter
     assert (await echo())["pinned"] is True
     assert (await api.post("/admin/models/test/echo/unpin")).json()["pinned"] is False
     assert (await echo())["pinned"] is False

@@ -1,0 +1,81 @@
+"""What an edited models.yaml changes, next to the one in force. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from pydantic import BaseModel
+
+from appliance.config.models import ModelConfig
+from appliance.config.sections import Config
+
+#: Keys whose change only a restart of the appliance applies; a section stands for all of its keys.
+RESTART: Final = ("server.host", "server.port", "server.tls", "server.data", "hardware")
+
+
+class Changes(NamedTuple):
+    """Models by name, keys as people call them: ``limits.queue``."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: dict[str, tuple[str, ...]]  # model -> its keys that say something else
+    settings: tuple[str, ...]  # keys beside the models that are applied at once
+    needs_restart: tuple[str, ...]  # keys that stay as they were until the appliance is started again
+    config: Config  # what is in force now: the edited one, but for ``needs_restart``
+
+
+def compare(old: Config, new: Config) -> Changes:
+    """What is to be done to go from ``old``, which is in force, to ``new``, the edited file."""
+    before = {model.name: model for model in old.models}
+    after = {model.name: model for model in new.models}
+    changed = {name: _keys(before[name], after[name]) for name in after if name in before}
+    keys = tuple(_settings(old, new))
+    restart = tuple(key for key in keys if _needs_restart(key))
+    return Changes(
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed={name: found for name, found in changed.items() if found},
+        settings=tuple(key for key in keys if key not in restart),
+        needs_restart=restart,
+        config=_without(old, new),
+    )
+
+
+def _needs_restart(key: str) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in RESTART)
+
+
+def _without(old: Config, new: Config) -> Config:
+    """``new``, as it can be had without a restart."""
+    kept = {key.partition(".")[2]: None for key in RESTART if key.startswith("server.")}
+    server = new.server.model_copy(update={key: getattr(old.server, key) for key in kept})
+    return new.model_copy(update={"server": server, "hardware": old.hardware})
+
+
+def _settings(old: Config, new: Config) -> Iterator[str]:
+    for section in Config.model_fields:
+        if section == "models":
+            continue
+        before, after = getattr(old, section), getattr(new, section)
+        if before == after:
+            continue
+        if isinstance(before, BaseModel) and isinstance(after, BaseModel):
+            yield from _differing(before, after, f"{section}.")
+        else:
+            yield section
+
+
+def _keys(old: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
+    if old.kind != new.kind:
+        return ("kind",)
+    keys: list[str] = []
+    for key in _differing(old, new):
+        keys += _differing(old.options, new.options, "options.") if key == "options" else [key]
+    return tuple(keys)
+
+
+def _differing(old: BaseModel, new: BaseModel, prefix: str = "") -> Iterator[str]:
+    for key in type(new).model_fields:
+        if getattr(old, key) != getattr(new, key):
+            yield f"{prefix}{key}"
