@@ -13,14 +13,13 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from appliance import catalogue, logs, tracing
+from appliance import logs, tracing
 from appliance.api import Application, create_api
 from appliance.api.services import Services
 from appliance.auth import Auth
-from appliance.catalogue import Catalogue
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
-from appliance.config import Config
+from appliance.config import Config, applied
 from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.files import Files
@@ -33,13 +32,13 @@ from appliance.placement import build_scheduler
 from appliance.prediction import Prediction
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
+from appliance.reload import Reload, catalogue_of, completed
 from appliance.retention import Retention
 from appliance.storage import Storage
-from appliance.store import SQLiteStore, Store, VersionRow
+from appliance.store import SQLiteStore, Store
 from appliance.token import RunTokens
 from appliance.training import Trainings
 from appliance.webhooks import Webhooks
-from appliance.weights import pipeline, project, voices
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +55,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[Device, ...]
     config_file: Path
     ui: bool  # whether there are pages for people
+    pull: bool = True  # whether weights that are missing are fetched
+
+    @property
+    def in_force(self) -> Config:
+        """What holds now: the config that was applied last, else the one it was started with."""
+        return applied.read(self.run_dir, self.config)
 
     @property
     def database(self) -> Path:
@@ -86,10 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
     """Everything the API needs, wired but not started."""
     home = settings.home
-    completed = pipeline.completed(project.completed(settings.config, home), home)
-    config = voices.completed(completed, home)
+    config = completed(settings.config, home)
     now = time.time()
-    models = await build_catalogue(config, store, now)
+    models = await catalogue_of(config, store, now)
     egress = Egress(config.egress.allow)
     webhooks = Webhooks(store, egress)
     files = Files(store.files, home / "files", config.files)
@@ -143,28 +147,22 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         cluster=cluster,
         storage=Storage(home),
         devices=settings.devices,
+        reload=Reload(
+            file=settings.config_file,
+            in_force=settings.config,
+            home=home,
+            run_dir=settings.run_dir,
+            devices=settings.devices,
+            catalogue=models,
+            store=store,
+            cluster=cluster,
+            engine=engine,
+            pushes=pushes,
+            trainings=trainings,
+            pull=settings.pull,
+        ),
         started_at=now,
     )
-
-
-async def build_catalogue(config: Config, store: Store, now: float) -> Catalogue:
-    """The models of the config, with when each was first seen, and those made through the API."""
-    built = catalogue.build(config, now)
-    entries, seen = [], {}
-    for entry in built.entries:
-        row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
-        first_seen = (await store.record_version(row)).created_at
-        await store.forget_versions(entry.name, entry.version)
-        entries.append(msgspec.structs.replace(entry, created_at=first_seen))
-        seen[entry.name] = min(version.created_at for version in await store.versions(entry.name))
-    cards = [msgspec.structs.replace(card, created_at=seen[card.name]) for card in built.cards.values()]
-    models = Catalogue(cards, entries, config.collections)
-    for model in await store.registry.models():
-        if model.name in models.cards:
-            _log.warning("models.yaml now has %s: the model made through the API is hidden", model.name)
-        else:
-            models.put(model)
-    return models
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -192,6 +190,10 @@ class Gateway:
         self._server = server
         self._serving = serving
 
+    async def reload(self) -> str:
+        """Apply the edited models.yaml; see ``Reload.apply``."""
+        return str(await self._services.reload.apply(self._services.configure))
+
     async def drain(self, seconds: float) -> int:
         """Take no new work and let running predictions finish; returns how many did not.
 
@@ -199,6 +201,7 @@ class Gateway:
         """
         unfinished = await self._services.engine.drain(seconds)
         await self._services.engine.close()
+        await self._services.reload.close()
         await self._services.webhooks.close()
         await self._services.retention.close()
         await self._services.pushes.close()
@@ -218,6 +221,7 @@ class Gateway:
 
 async def start_gateway(settings: Settings) -> Gateway:
     """Build and start everything on the running loop; returns once requests are answered."""
+    settings = msgspec.structs.replace(settings, config=settings.in_force)
     logs.configure(settings.log_file, settings.config.logging)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     store = SQLiteStore(settings.database)

@@ -28,7 +28,7 @@ from appliance import callback, hardware, logs, token, weights
 from appliance import config as configuration
 from appliance.app import Settings, start_gateway
 from appliance.cluster.node import RayNode
-from appliance.config import Config
+from appliance.config import Config, applied
 from appliance.errors import ApplianceError, ConfigError, WeightsError
 from appliance.leftovers import kill_marked
 from appliance.runners import PRELOADS
@@ -54,11 +54,14 @@ HOME_MARK: Final = "APPLIANCE_SERVES"
 
 def zygote(settings: Settings) -> Supervised:
     """What forks engine hosts; it imports while everything else starts."""
-    kinds = {model.kind for model in settings.config.models}
-    modules = PRELOADS[settings.devices[0].kind]
-    preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in modules[kind]))
-    command = [sys.executable, "-m", "appliance.zygote"]
-    command += ["--socket", str(settings.zygote_socket), "--preload", preload]
+
+    def command() -> list[str]:
+        kinds = {model.kind for model in settings.in_force.models}
+        modules = PRELOADS[settings.devices[0].kind]
+        preload = ",".join(dict.fromkeys(name for kind in sorted(kinds) for name in modules[kind]))
+        module = [sys.executable, "-m", "appliance.zygote"]
+        return [*module, "--socket", str(settings.zygote_socket), "--preload", preload]
+
     return Supervised("zygote", command, settings.home / "logs" / "zygote.log")
 
 
@@ -73,7 +76,7 @@ def pages(settings: Settings) -> Supervised:
         "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
         "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
     }
-    return Supervised("UI", command, settings.home / "logs" / "ui.log", environment)
+    return Supervised("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
 
 
 def take_lock(home: Path) -> IO[str]:
@@ -221,12 +224,12 @@ async def run(settings: Settings, console: Console) -> int:
             children.append(pages(settings))
             await children[-1].start()
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
+        reloads = loop.create_task(_reload_on_hangup(node, stop, console))
         await stop.wait()
-        console.print(
-            f"draining; running predictions get up to {settings.config.server.drain_timeout:g} s",
-            highlight=False,
-        )
-        left = await node.drain_gateway(settings.config.server.drain_timeout)
+        reloads.cancel()
+        patience = settings.in_force.server.drain_timeout
+        console.print(f"draining; running predictions get up to {patience:g} s", highlight=False)
+        left = await node.drain_gateway(patience)
         if left:
             console.print(f"{left} predictions are taken up at the next start")
     finally:
@@ -245,6 +248,22 @@ def _scheme(settings: Settings) -> str:
 def _end_on_signals(stop: asyncio.Event) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console) -> None:
+    """At each SIGHUP have models.yaml applied; one that tells of a closed terminal ends the appliance."""
+    hung_up = asyncio.Event()
+    at_terminal = os.isatty(0)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        if at_terminal and not os.isatty(0):
+            stop.set()
+            return
+        done, said = await node.reload_gateway()
+        heading = "models.yaml is reloaded" if done else "models.yaml is not reloaded"
+        console.print(f"{heading}: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 async def _answers(settings: Settings) -> bool:
@@ -299,6 +318,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         devices=hardware.discover(config.hardware),
         config_file=arguments.config.absolute(),
         ui=config.ui.enabled if arguments.ui is None else arguments.ui,
+        pull=not arguments.no_pull,
     )
     settings.log_file.touch(mode=0o600)
     logs.configure(settings.log_file, config.logging)
@@ -307,6 +327,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:
             console.print(f"stopped {len(killed)} processes left by a crashed run")
+        applied.forget(settings.run_dir)
         check_port(settings.host, settings.port)
         check_tls(config)
         os.environ[HOME_MARK] = str(home)  # in every process that is started from here on

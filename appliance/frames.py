@@ -66,6 +66,12 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     marks: str  # absolute path of the folder where running hosts are noted
 
 
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Gateway to zygote: import these modules too, so that hosts forked later start with them."""
+
+    modules: list[str]
+
+
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
     """Zygote to replica: the host runs, as leader of a process group of its own."""
 
@@ -87,6 +93,7 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 
 Down = Run | Cancel | Stop
 Up = Ready | Failed | Events
+ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from appliance import frames, leftovers
 from appliance.errors import LoadFailed
-from appliance.frames import Down, Exited, Fork, Forked, FromZygote, Refused, Stop, Up
+from appliance.frames import Down, Exited, Fork, Forked, FromZygote, Prepare, Refused, Stop, Up
 from appliance.host import environment
 from appliance.runners.base import LoadSpec
 
@@ -195,6 +195,17 @@ class HostProcess:
             return  # whoever reaped the host has killed the group with it
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+
+async def prepare(zygote_socket: Path, modules: list[str]) -> None:
+    """Have the zygote import these modules; returns at once, and hosts asked for meanwhile wait for it."""
+    try:
+        _, writer = await asyncio.open_unix_connection(zygote_socket)
+        writer.write(frames.encode(Prepare(modules)))
+        writer.close()
+        await writer.wait_closed()
+    except OSError as error:  # the next one is started with what is in force then
+        _log.warning("no zygote at %s (%s): it is told nothing", zygote_socket, error)
 
 
 async def _ask_zygote(path: str, order: Fork, theirs: socket.socket) -> _ZygoteLine | None:

@@ -52,10 +52,13 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
 
 def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
     """The scheduler over these devices for every configured model."""
-    return Scheduler(
-        [Capacity(device.name, device.memory) for device in devices],
-        [
-            *(demand(model, home, devices[0].kind) for model in config.models),
-            *(training_demand(model, home) for model in config.models if model.options.trainable),
-        ],
-    )
+    capacities = [Capacity(device.name, device.memory) for device in devices]
+    return Scheduler(capacities, demands(config, home, devices[0].kind))
+
+
+def demands(config: Config, home: Path, kind: Literal["cpu", "cuda"]) -> list[Demand]:
+    """What every configured model asks for, and every training of one."""
+    return [
+        *(demand(model, home, kind) for model in config.models),
+        *(training_demand(model, home) for model in config.models if model.options.trainable),
+    ]

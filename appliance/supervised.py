@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +21,16 @@ class Supervised:
     """One such process. Its standard input is a pipe of ours, which ends when the driver dies."""
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing runs before ``start``. What it prints is appended to ``log``; ``environment`` is added."""
+        """Nothing runs before ``start``; ``command`` is asked for each time.
+
+        What it prints is appended to ``log``; ``environment`` is added.
+        """
         self._name = name
         self._command = command
         self._log = log
@@ -54,7 +61,7 @@ class Supervised:
     async def _spawn(self) -> None:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *self._command(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,

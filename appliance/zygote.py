@@ -26,7 +26,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from appliance import frames, host, leftovers
-from appliance.frames import Exited, Fork, Forked, Refused
+from appliance.frames import Exited, Fork, Forked, Prepare, Refused, ToZygote
 from appliance.leftovers import reclaim
 
 __all__ = ["Zygote", "main", "reclaim"]
@@ -43,7 +43,7 @@ class _Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.reader = frames.Reader(msgspec.msgpack.Decoder(Fork))
+        self.reader = frames.Reader(msgspec.msgpack.Decoder(ToZygote))
         self.descriptors: list[int] = []
         self.pid: int | None = None
         self.marks = Path()
@@ -133,7 +133,9 @@ class Zygote:
             self._drop(client)
             return
         for order in orders:
-            if client.descriptors and client.pid is None:
+            if isinstance(order, Prepare):
+                preload(order.modules)
+            elif client.descriptors and client.pid is None:
                 self._fork(client, order, client.descriptors.pop())
 
     def _drop(self, client: _Client) -> None:
@@ -235,6 +237,8 @@ def preload(names: list[str]) -> None:
     """Import what hosts will need; what cannot be imported is logged, and hosts will say it again."""
     gc.disable()  # imports only add; hosts switch it on again
     for name in names:
+        if name in sys.modules:
+            continue
         started = time.perf_counter()
         try:
             importlib.import_module(name)

@@ -13,12 +13,11 @@ from appliance.api.services import Services
 from appliance.auth import Auth
 from appliance.config import Config
 from appliance.egress import Egress
-from appliance.hardware import Device
 from appliance.ratelimit import RateLimits
 from appliance.retention import Retention
 from appliance.storage import Storage
 from appliance.webhooks import Webhooks
-from tests.engines import MIB, Bench
+from tests.engines import DEVICES, Bench
 
 SECRET = "a secret with spaces"
 CONFIG = Config.model_validate(
@@ -50,7 +49,8 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         tracing=bench.tracing,
         cluster=bench.cluster,
         storage=Storage(bench.folder),
-        devices=(Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),),
+        devices=DEVICES,
+        reload=bench.reload(config),
         started_at=time.time(),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.catalogue import Card, Catalogue, Entry, describe
 from appliance.cluster.local import LocalCluster
-from appliance.config import FilesConfig, LimitsConfig, ModelConfig
+from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
 from appliance.egress import Egress
 from appliance.engine import Engine
 from appliance.files import Files
@@ -18,6 +18,7 @@ from appliance.inputs import Inputs
 from appliance.metrics import Metrics
 from appliance.prediction import Prediction, Status
 from appliance.pushing import Pushes
+from appliance.reload import Reload
 from appliance.scheduler import Capacity, Demand, Origin, Scheduler
 from appliance.store import SQLiteStore
 from appliance.token import RunTokens
@@ -25,6 +26,7 @@ from appliance.tracing import Tracing
 from appliance.training import Trainings
 
 MIB = 1024**2
+DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)
 
 
 def described(name: str = "test/echo", **options: Any) -> tuple[Card, Entry]:
@@ -117,6 +119,22 @@ class Bench:
         self.metrics.observe(record)
         if self.tracing is not None:
             self.tracing.observe(record)
+
+    def reload(self, in_force: Config) -> Reload:
+        """What applies the edited file, which is ``models.yaml`` in the bench's folder."""
+        return Reload(
+            file=self.folder / "models.yaml",
+            in_force=in_force,
+            home=self.folder,
+            run_dir=self.folder / "run",
+            devices=DEVICES,
+            catalogue=self.catalogue,
+            store=self.store,
+            cluster=self.cluster,
+            engine=self.engine,
+            pushes=self.pushes,
+            trainings=self.trainings,
+        )
 
     async def stop(self) -> None:
         await self.engine.close()

@@ -14,6 +14,7 @@ from appliance.api import answers, requests
 from appliance.api.account import account_name
 from appliance.api.services import Services
 from appliance.catalogue import Entry
+from appliance.errors import BadRequest, ConfigError
 from appliance.token import Scope
 
 
@@ -30,6 +31,7 @@ class Admin:
             Route("/admin/me", self.me, methods=["GET"]),
             Route("/admin/status", self.status, methods=["GET"]),
             Route("/admin/residency", self.residency, methods=["GET"]),
+            Route("/admin/reload", self.reload, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/load", self.load, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/unload", self.unload, methods=["POST"]),
             Route("/admin/models/{owner}/{name}/pin", self.pin, methods=["POST"]),
@@ -62,6 +64,15 @@ class Admin:
         """``GET /admin/residency``: who holds which memory, who waits for it, what was decided and why."""
         await requests.caller(request, self._services, Scope.ADMIN)
         return answers.json(self._services.engine.residency_report())
+
+    async def reload(self, request: Request) -> Response:
+        """``POST /admin/reload``: models.yaml is read again; answered once what it changes is in effect."""
+        await requests.caller(request, self._services, Scope.ADMIN)
+        try:
+            report = await self._services.reload.apply(self._services.configure)
+        except ConfigError as error:
+            raise BadRequest(f"Nothing has changed: {error.detail}") from error
+        return answers.json(msgspec.to_builtins(report))
 
     async def load(self, request: Request) -> Response:
         """``POST /admin/models/{owner}/{name}/load``: answered once the model is ready."""

@@ -15,6 +15,7 @@ from appliance.hardware import Device
 from appliance.metrics import Metrics
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
+from appliance.reload import Reload
 from appliance.retention import Retention
 from appliance.storage import Storage
 from appliance.store import Store
@@ -23,10 +24,10 @@ from appliance.training import Trainings
 from appliance.webhooks import Webhooks
 
 
-class Services(msgspec.Struct, frozen=True, kw_only=True):
+class Services(msgspec.Struct, kw_only=True):
     """Every part of a running gateway that a route may need."""
 
-    config: Config
+    config: Config  # in force; only `configure` replaces it
     catalogue: Catalogue
     store: Store
     engine: Engine
@@ -42,5 +43,16 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     tracing: Tracing | None
     cluster: Cluster
     storage: Storage
+    reload: Reload
     devices: tuple[Device, ...]
     started_at: float  # Unix seconds
+
+    def configure(self, config: Config) -> None:
+        """Go by this config from now on, in everything but its models, which are ``Reload``'s part."""
+        limits = config.limits
+        self.config = config
+        self.engine.limit(limits)
+        self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
+        self.egress.allow(config.egress.allow)
+        self.files.config = config.files
+        self.retention.change(config.retention.predictions, config.retention.outputs)

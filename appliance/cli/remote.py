@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from appliance.cli.local import size
 from appliance.cli.options import JsonOption, load_config, port
+from appliance.config import Report
 from appliance.errors import ApplianceError, NotFound
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command()(predictions)
     app.command()(example)
     app.command()(status)
+    app.command()(reload)
 
 
 def connected(url: str | None) -> Client:
@@ -157,6 +160,15 @@ def example(
 ) -> None:
     """Let a prediction show what its model can do: whoever sees the model sees it, and its data is kept."""
     connected(url).call("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
+
+
+def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Have a running appliance apply its edited models.yaml, and say what that changed.
+
+    Only what changed is touched, and predictions under way finish. Waits while missing weights are fetched.
+    """
+    done = connected(url).post("/admin/reload")
+    typer.echo(json.dumps(done, indent=2) if as_json else str(msgspec.convert(done, Report)))
 
 
 def status(url: UrlOption = None, as_json: JsonOption = False) -> None:

@@ -33,6 +33,9 @@ class Cluster(Protocol):
         """Whether what keeps the replicas answers now."""
         ...
 
+    async def prepare(self, modules: list[str]) -> None:
+        """Models that import these will be loaded from now on: have that done beforehand where that helps."""
+
     async def load(self, spec: LoadSpec) -> None:
         """Make the model ready.
 

@@ -39,6 +39,9 @@ class LocalCluster:
         """See ``Cluster.answers``; there is nothing here that could not."""
         return True
 
+    async def prepare(self, modules: list[str]) -> None:
+        """Whatever is imported here stays imported."""
+
     async def load(self, spec: LoadSpec) -> None:
         """See ``Cluster.load``."""
         runner = runner_class(spec.kind)(spec)

@@ -31,6 +31,13 @@ S = TypeVar("S")
 class RunningGateway(Protocol):
     """What the deployment needs of the gateway it holds."""
 
+    async def reload(self) -> str:
+        """Apply the edited config; the text says what that did.
+
+        Raises:
+            ConfigError: it is wrong, and nothing has changed.
+        """
+
     async def drain(self, seconds: float) -> int:
         """Take no new work, let running work finish; returns how much did not."""
 
@@ -50,6 +57,13 @@ class GatewayReplica(Generic[S]):
     async def drain(self, seconds: float) -> int:
         """See ``RunningGateway.drain``."""
         return await self._gateway.drain(seconds)
+
+    async def reload(self) -> tuple[bool, str]:
+        """See ``RunningGateway``: whether it was applied, and what is to be said about it."""
+        try:
+            return True, await self._gateway.reload()
+        except ApplianceError as error:
+            return False, error.detail
 
     def check_health(self) -> None:
         """Called by Serve every second."""
@@ -123,6 +137,15 @@ class RayNode:
                 return int(await handle.drain.remote(seconds))
         except (RayError, TimeoutError, serve.exceptions.RayServeException):
             return None
+
+    async def reload_gateway(self) -> tuple[bool, str]:
+        """Have the gateway apply the edited config; whether it did, and what is to be said about it."""
+        try:
+            handle = serve.get_app_handle(GATEWAY).options(_by_reference=False)
+            applied, said = await handle.reload.remote()
+        except (RayError, serve.exceptions.RayServeException) as error:
+            return False, f"the gateway cannot be asked now: {error}; try again"
+        return applied, said
 
     async def stop(self) -> None:
         """Stop everything that Ray started."""

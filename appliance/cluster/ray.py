@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from appliance import file
+from appliance import file, hostprocess
 from appliance.cluster.base import Adopted
 from appliance.errors import HostLost, LoadFailed, OutOfMemory
 from appliance.meter import Taken
@@ -181,6 +181,10 @@ class RayCluster:
             _raise_if_cancelled(error)
             return False
         return True
+
+    async def prepare(self, modules: list[str]) -> None:
+        """See ``Cluster.prepare``."""
+        await hostprocess.prepare(self._zygote_socket, modules)
 
     async def load(self, spec: LoadSpec) -> None:
         """See ``Cluster.load``."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from appliance.config import yamlsource
+from appliance.config import applied, yamlsource
+from appliance.config.changes import Changes, Report, compare
 from appliance.config.diffusion import DescribedDiffusersOptions, DiffusersOptions
 from appliance.config.disclosed import disclosed
 from appliance.config.models import (
@@ -60,6 +61,7 @@ from appliance.config.tasks import TransformersOptions
 __all__ = [
     "BuiltCogOptions",
     "BuiltinSource",
+    "Changes",
     "CodeConfig",
     "CogModel",
     "CogOptions",
@@ -88,6 +90,7 @@ __all__ = [
     "PiperOptions",
     "PricesConfig",
     "PypiSource",
+    "Report",
     "RetentionConfig",
     "ServerConfig",
     "Source",
@@ -100,6 +103,8 @@ __all__ = [
     "VllmOptions",
     "WhisperModel",
     "WhisperOptions",
+    "applied",
+    "compare",
     "disclosed",
     "home",
     "json_schema",

@@ -5,6 +5,7 @@ It is kept as checked values, not as the file: that may be edited again at any t
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,9 @@ def read(run_dir: Path, started_with: Config) -> Config:
         text = (run_dir / _NAME).read_bytes()
     except FileNotFoundError:
         return started_with
-    return Config.model_validate_json(text)
+    return Config.model_validate(
+        json.loads(text)
+    )  # as values of YAML: strict JSON would want paths otherwise
 
 
 def forget(run_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+import msgspec
 from pydantic import BaseModel
 
 from appliance.config.models import ModelConfig
@@ -79,3 +80,26 @@ def _differing(old: BaseModel, new: BaseModel, prefix: str = "") -> Iterator[str
     for key in type(new).model_fields:
         if getattr(old, key) != getattr(new, key):
             yield f"{prefix}{key}"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reload has done; see ``Changes``."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: dict[str, tuple[str, ...]] = {}
+    settings: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+    not_served: dict[str, str] = {}  # models whose weights could not be had, and why
+
+    def __str__(self) -> str:
+        """Lines for people."""
+        lines = [f"added {name}" for name in self.added]
+        lines += [f"removed {name}" for name in self.removed]
+        lines += [f"changed {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
+        if self.settings:
+            lines.append(f"applied {', '.join(self.settings)}")
+        if self.needs_restart:
+            lines.append(f"needs a restart: {', '.join(self.needs_restart)}")
+        lines += [f"cannot be served yet: {name}: {reason}" for name, reason in self.not_served.items()]
+        return "\n".join(lines or ["nothing has changed"])

@@ -68,7 +68,7 @@ class Instances:
             self.scale(entry.runs_on, low, max(high, 1))
 
     def renewed(self, asked: dict[str, Demand]) -> dict[str, Demand]:
-        """What instances beside the first ask for, now that models ask for this; those of others are no more."""
+        """What instances beside the first ask for, now that models ask for this; the others are no more."""
         further: dict[str, Demand] = {}
         hosting = self._catalogue.hosting
         for runs_on in list(self._known):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import yaml
 
 from tests.running import Appliance, wait_for
 
@@ -121,6 +124,63 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         record = ended(client, streamed)
         assert "".join(record["output"]) == "word " * 60
         assert sorted(appliance.hosts()) == hosts
+        works(client)
+
+
+def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Appliance, tmp_path: Path) -> None:
+    stream = {"name": "test/stream", "kind": "echo", "memory": "64MiB", "options": {"stream": True}}
+    late = {"name": "test/late", "kind": "echo", "memory": "64MiB"}
+    voice = {"name": "test/voice", "kind": "piper", "source": {"path": str(tmp_path / "none")}}
+    changed = {"name": "test/echo", "kind": "echo", "memory": "64MiB", "aliases": ["old/echo"]}
+
+    def edit(*models: dict[str, Any]) -> None:
+        appliance.config.write_text(yaml.safe_dump({"models": models}))
+
+    def command() -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "appliance"), "reload"]
+        return subprocess.run(
+            command, env=appliance.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    with appliance.client() as client:
+        works(client)
+        running = create(client, text="from before", delay=4.0)
+        processing(client, running)
+        hosts = appliance.hosts()
+        edit({**changed, "options": {"stream": True}}, stream, late)
+        ran = command()
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout == "added test/late\nchanged test/echo: options.stream, aliases\n"
+        assert ended(client, create(client, "test/late", text="new"))["output"] == "new"
+        assert ended(client, running)["output"] == "from before"
+        assert ended(client, create(client, "old/echo", text="now"))["output"] == ["now"]
+        assert not set(hosts) <= set(appliance.hosts())  # loaded anew
+
+        edit({**changed, "colour": "red"})
+        ran = command()
+        assert ran.returncode != 0
+        assert f"{appliance.config}:" in ran.stderr  # and the line
+        assert "colour" in ran.stderr
+        assert appliance.process is not None
+        appliance.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "models.yaml is not reloaded: " in appliance.output.read_text(), 30, "a refusal")
+        assert ended(client, create(client, "test/late", text="still"))["output"] == "still"
+
+        edit(changed, late, voice)
+        appliance.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "removed test/stream" in appliance.output.read_text(), 30, "the reload")
+        assert client.post("/v1/predictions", json={"version": "test/stream", "input": {}}).status_code == 422
+        zygote = appliance.home / "logs" / "zygote.log"
+        wait_for(lambda: "imported av" in zygote.read_text(), 30, "the zygote to learn the new kind")
+
+        edit({**changed, "colour": "red"})  # what the next gateway must not read
+        gateway = appliance.gateway()
+        gateway.kill()
+        gateway.wait(10)
+        wait_for(appliance.answers, 60, "the next gateway")
+    with appliance.client() as client:
+        assert ended(client, create(client, "test/late", text="again"))["output"] == "again"
+        assert client.get("/v1/models/test/stream").status_code == 404
         works(client)
 
 

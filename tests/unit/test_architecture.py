@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("replica",),
     ("cluster",),
     ("engine",),
+    ("reload",),
     ("api",),
     ("app",),
     ("driver", "doctor"),

@@ -30,7 +30,7 @@ async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
 ) -> None:
     monkeypatch.setattr(supervised, "FIRST_PAUSE", 0.01)
     log = tmp_path / "child.log"
-    child = Supervised("child", [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    child = Supervised("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
     await child.start()
     (first,) = await lines(log, 1)
     pid, mark = first.split()
@@ -50,7 +50,7 @@ async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path
         "import asyncio, os, pathlib\n"
         "from appliance.supervised import Supervised\n"
         "async def main():\n"
-        f"    await Supervised('child', {command}, pathlib.Path({str(log)!r}), {{'MARK': 'x'}}).start()\n"
+        f"    await Supervised('child', lambda: {command}, pathlib.Path({str(log)!r}), {{'MARK': 'x'}}).start()\n"
         f"    while not pathlib.Path({str(log)!r}).read_text(): await asyncio.sleep(0.01)\n"
         "    os._exit(0)\n"
         "asyncio.run(main())\n"
