@@ -14,7 +14,6 @@ import typer
 
 from appliance.cli.local import size
 from appliance.cli.options import JsonOption, load_config, port
-from appliance.config import Report
 from appliance.errors import ApplianceError, NotFound
 
 if TYPE_CHECKING:
@@ -167,6 +166,8 @@ def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
     Only what changed is touched, and predictions under way finish. Waits while missing weights are fetched.
     """
+    from appliance.config import Report
+
     done = connected(url).post("/admin/reload")
     typer.echo(json.dumps(done, indent=2) if as_json else str(msgspec.convert(done, Report)))
 

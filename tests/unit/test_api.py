@@ -81,6 +81,7 @@ GUARDED = (
     ("GET", "/admin/usage"),
     ("GET", "/metrics"),
     ("GET", "/admin/usage.csv"),
+    ("POST", "/admin/reload"),
     ("POST", "/admin/models/test/echo/load"),
     ("POST", "/admin/models/test/echo/unload"),
     ("POST", "/admin/models/test/echo/pin"),
@@ -168,7 +169,11 @@ async def test_a_token_may_do_what_its_scope_says(
             ("POST", "/v1/files"),
             ("DELETE", "/v1/files/x"),
         ],
-        "admin": [("POST", "/admin/models/test/echo/unload"), ("GET", "/admin/residency")],
+        "admin": [
+            ("POST", "/admin/models/test/echo/unload"),
+            ("GET", "/admin/residency"),
+            ("POST", "/admin/reload"),
+        ],
     }
     await api.services.webhooks.start()
     async with Api(api.services, "x") as client:

@@ -453,3 +453,78 @@ def test_every_decision_is_told_with_its_reason_its_bytes_and_its_time() -> None
     assert numbers == list(range(1, len(numbers) + 1))
     assert [each.number for each in subject.happenings(after=numbers[-2])] == numbers[-1:]
     assert subject.happenings(after=numbers[-1]) == []
+
+
+def test_a_changed_model_finishes_what_it_has_before_it_is_loaded_anew() -> None:
+    subject = scheduler(model("a/a", concurrency=1), model("b/b"))
+    loaded(subject, "a/a", 0.0)
+    for id in ("runs", "waits"):
+        subject.queued(id, "a/a", 1.0)
+    assert subject.decide(1.0) == [Start("runs", "a/a")]
+    subject.put(model("a/a", gib=6, concurrency=3), 2.0, anew=True)
+    subject.queued("later", "a/a", 2.0)
+    assert [subject.stays(id) for id in ("waits", "later")] == [True, False]
+    assert subject.decide(2.0) == []
+    subject.finished("runs", "a/a", 3.0)
+    assert subject.decide(3.0) == [Start("waits", "a/a")]  # one at a time still: it is what was loaded
+    subject.finished("waits", "a/a", 4.0)
+    assert [type(each) for each in subject.decide(4.0)] == [Unload]
+    subject.unloaded("a/a", 5.0)
+    assert subject.decide(5.0) == [Load("a/a", ("gpu0",), 6 * GIB)]
+    subject.loaded("a/a", 6.0)
+    assert subject.decide(6.0) == [Start("later", "a/a", 1.0)]
+
+
+def test_a_model_that_changes_while_it_loads_serves_those_who_came_before() -> None:
+    subject = scheduler(model("a/a"))
+    subject.queued("before", "a/a", 0.0)
+    subject.decide(0.0)
+    subject.put(model("a/a", gib=2), 1.0, anew=True)
+    subject.queued("after", "a/a", 1.0)
+    subject.loaded("a/a", 2.0)
+    (begun,) = subject.decide(2.0)
+    assert isinstance(begun, Start)
+    assert begun.id == "before"
+    subject.finished("before", "a/a", 3.0)
+    assert [type(each) for each in subject.decide(3.0)] == [Unload]
+
+
+def test_what_a_model_asks_for_changes_at_once_where_nothing_is_loaded_anew() -> None:
+    subject = scheduler(model("a/a", concurrency=1), model("b/b", gib=8))
+    loaded(subject, "a/a", 0.0)
+    subject.put(model("a/a", concurrency=2, pin=True), 1.0, anew=False)
+    for id in ("one", "two"):
+        subject.queued(id, "a/a", 1.0)
+    assert subject.decide(1.0) == [Start("one", "a/a"), Start("two", "a/a")]
+    with pytest.raises(NeverFits):
+        subject.check_fits("b/b")  # beside what is pinned now
+
+
+def test_a_removed_model_is_forgotten_once_nothing_of_it_is_left() -> None:
+    subject = scheduler(model("a/a", pin=True), model("b/b", preload=True))
+    loaded(subject, "a/a", 0.0)
+    subject.queued("last", "a/a", 1.0)
+    subject.decide(1.0)
+    subject.remove("b/b", 2.0)
+    subject.remove("a/a", 2.0)
+    assert subject.models == ["a/a"]
+    subject.finished("last", "a/a", 3.0)
+    assert [type(each) for each in subject.decide(3.0)] == [Unload]
+    subject.unloaded("a/a", 4.0)
+    assert subject.models == []
+    assert subject.decide(5.0) == []
+    assert (subject.residency("a/a"), subject.running("a/a")) == (Residency.COLD, frozenset())
+
+
+def test_a_removed_model_that_comes_back_while_it_goes_is_loaded_again() -> None:
+    subject = scheduler(model("a/a"))
+    loaded(subject, "a/a", 0.0)
+    subject.queued("runs", "a/a", 1.0)
+    subject.decide(1.0)
+    subject.remove("a/a", 2.0)
+    subject.put(model("a/a", gib=1), 3.0, anew=True)
+    subject.queued("new", "a/a", 3.0)
+    subject.finished("runs", "a/a", 4.0)
+    assert [type(each) for each in subject.decide(4.0)] == [Unload]
+    subject.unloaded("a/a", 5.0)
+    assert subject.decide(5.0) == [Load("a/a", ("gpu0",), GIB)]
