@@ -501,7 +501,7 @@ def test_what_a_model_asks_for_changes_at_once_where_nothing_is_loaded_anew() ->
 
 
 def test_a_removed_model_is_forgotten_once_nothing_of_it_is_left() -> None:
-    subject = scheduler(model("a/a", pin=True), model("b/b", preload=True))
+    subject = scheduler(model("a/a", pin=True), model("b/b"))
     loaded(subject, "a/a", 0.0)
     subject.queued("last", "a/a", 1.0)
     subject.decide(1.0)
