@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from appliance.config.models import ModelConfig
 from appliance.config.sections import Config
 
-#: Keys whose change only a restart of the appliance applies; a section stands for all of its keys.
-RESTART: Final = ("server.host", "server.port", "server.tls", "server.data", "hardware")
+#: Sections, and keys of the section server, whose change only a restart of the appliance applies.
+SECTIONS: Final = ("hardware", "logging", "telemetry")
+SERVER: Final = ("host", "port", "tls", "data")
 
 
 class Changes(NamedTuple):
@@ -44,14 +45,14 @@ def compare(old: Config, new: Config) -> Changes:
 
 
 def _needs_restart(key: str) -> bool:
-    return any(key == each or key.startswith(f"{each}.") for each in RESTART)
+    section, _, name = key.partition(".")
+    return section in SECTIONS or (section == "server" and name in SERVER)
 
 
 def _without(old: Config, new: Config) -> Config:
     """``new``, as it can be had without a restart."""
-    kept = {key.partition(".")[2]: None for key in RESTART if key.startswith("server.")}
-    server = new.server.model_copy(update={key: getattr(old.server, key) for key in kept})
-    return new.model_copy(update={"server": server, "hardware": old.hardware})
+    server = new.server.model_copy(update={key: getattr(old.server, key) for key in SERVER})
+    return new.model_copy(update={"server": server, **{key: getattr(old, key) for key in SECTIONS}})
 
 
 def _settings(old: Config, new: Config) -> Iterator[str]:

@@ -68,7 +68,7 @@ class Sizes:
             self._scheduler.footprints.recalled(model, row.peak)
 
     def renewed(self, entry: Entry) -> None:
-        """The model is another one from now on; what is known of that one counts once nothing else is loaded."""
+        """The model is another one from now on; what is known of it counts once nothing else is loaded."""
         self._recalled.discard(entry.runs_on)
         self.gone(entry.runs_on)
 
