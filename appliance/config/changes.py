@@ -12,7 +12,7 @@ from appliance.config.models import ModelConfig
 from appliance.config.sections import Config
 
 #: Sections, and keys of the section server, whose change only a restart of the appliance applies.
-SECTIONS: Final = ("hardware", "logging", "telemetry")
+SECTIONS: Final = ("hardware", "logging", "telemetry", "ui")
 SERVER: Final = ("host", "port", "tls", "data")
 
 
