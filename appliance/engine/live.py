@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from appliance.catalogue import Entry
+from appliance.errors import PredictionFailed
 from appliance.prediction import Log, Metric, Output, Prediction
+
+_log = logging.getLogger(__name__)
 
 
 class Live:
@@ -109,3 +113,24 @@ async def follow(live: Live, after: int, idle: float) -> AsyncIterator[Seen]:
             return
         if live.prediction is current and not await live.changed(idle):
             yield None
+
+
+async def fetched(live: Live) -> dict[str, Any]:
+    """The input as its model gets it.
+
+    Raises:
+        PredictionFailed: a file of it cannot be had, or its end has stopped that.
+    """
+    if live.fetched is None:
+        return live.input
+    try:
+        return await asyncio.shield(live.fetched)
+    except asyncio.CancelledError as error:
+        if live.fetched.cancelled():
+            raise PredictionFailed("the prediction ended while its input was fetched") from error
+        raise
+    except PredictionFailed:
+        raise
+    except Exception as error:  # whatever it is, the prediction must not wait for ever
+        _log.exception("the input of prediction %s was not fetched", live.prediction)
+        raise PredictionFailed(f"the input files could not be fetched: {error}") from error

@@ -16,7 +16,7 @@ from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.engine import report
-from appliance.engine.live import Live
+from appliance.engine.live import Live, fetched
 from appliance.engine.loads import Loads
 from appliance.engine.records import RETRY_STORE, Records
 from appliance.engine.room import Room
@@ -216,7 +216,8 @@ class Loop:
             return
         self.limit_run(live)
         try:
-            input = await self._fetched(live)
+            self._fetch(live)
+            input = await fetched(live)
         except PredictionFailed as error:
             if not live.ending:
                 self.end(live, Status.FAILED, error.detail)
@@ -238,27 +239,6 @@ class Loop:
                 operation=claimed.operation,
             ),
         )
-
-    async def _fetched(self, live: Live) -> dict[str, Any]:
-        """The input as its model gets it.
-
-        Raises:
-            PredictionFailed: a file of it cannot be had, or its end has stopped that.
-        """
-        self._fetch(live)
-        if live.fetched is None:
-            return live.input
-        try:
-            return await asyncio.shield(live.fetched)
-        except asyncio.CancelledError as error:
-            if live.fetched.cancelled():
-                raise PredictionFailed("the prediction ended while its input was fetched") from error
-            raise
-        except PredictionFailed:
-            raise
-        except Exception as error:  # whatever it is, the prediction must not wait for ever
-            _log.exception("the input of prediction %s was not fetched", live.prediction)
-            raise PredictionFailed(f"the input files could not be fetched: {error}") from error
 
     def limit_run(self, live: Live) -> None:
         """Start the clock of ``limits.run_timeout``."""
