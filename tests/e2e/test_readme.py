@@ -47,8 +47,11 @@ def test_every_block_is_run_or_looked_at() -> None:
 
 
 def test_python(appliance: Appliance) -> None:
-    for code in blocks("python"):
-        assert len(run(appliance, [sys.executable, "-c", code]).split()) > 5
+    printed = {code: run(appliance, [sys.executable, "-c", code]) for code in blocks("python")}
+    assert min(len(text.split()) for text in printed.values()) > 5
+    (poem,) = (text.lower() for code, text in printed.items() if "poem about a robot" in code)
+    assert len(poem.split()) > 30
+    assert "robot" in poem or "feel" in poem
 
 
 def test_javascript(appliance: Appliance) -> None:
