@@ -300,6 +300,10 @@ class Catalogue:
         apart = entry.adapter if entry.runs_on != entry.model.name else None
         return entry.model.options.loaded(adapted=adapted, weights=apart)
 
+    def loads_as(self, entry: Entry) -> str:
+        """Hex digits that are the same as long as the same is loaded for ``entry``, with the same options."""
+        return _digest({"version": entry.version, "kind": entry.kind, "options": self.options(entry)})
+
     def trainer(self, version: str) -> Entry | None:
         """What trains new versions that begin with this one; None if it cannot be trained."""
         return self._trainers.get(version)

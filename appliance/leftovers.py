@@ -1,21 +1,28 @@
-"""Marks of running engine hosts, so that what a crashed appliance leaves behind can be found and ended.
+"""What engine hosts leave behind: processes that a crash has orphaned, temporary files, shared memory.
 
 A mark is the file ``<run_dir>/hosts/<pid>``. It holds the process's start time and the boot it belongs to: a
-process id alone may long be someone else's.
+process id alone may long be someone else's. A host keeps temporary files, sockets among them, in a folder
+that names its appliance and itself, and gives its shared memory such names: libraries tidy up when they end,
+and hosts are killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import signal
+import tempfile
 import time
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
 _PATIENCE: Final = 5.0  # seconds for killed processes to let go of memory and ports
+_SHARED: Final = Path("/dev/shm")  # noqa: S108 - where the kernel keeps shared memory that has a name
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -49,15 +56,42 @@ def write(marks: Path, model: str) -> None:
     (marks / str(os.getpid())).write_bytes(msgspec.json.encode(mark))
 
 
+def own_places(marks: Path) -> None:
+    """Have the calling process, a host, keep what is temporary where it is found when it is gone."""
+    name = f"{_prefix(marks)}{os.getpid()}-"
+    folder = Path(tempfile.gettempdir()) / name
+    shutil.rmtree(folder, ignore_errors=True)  # of a host with the same number, if the machine has crashed
+    folder.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # it has been looked up in the zygote
+    # Names are given by the standard library, for vLLM's workers among others. Linux takes longer ones.
+    shared_memory._SHM_NAME_PREFIX = f"/{name}"  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+    shared_memory._SHM_SAFE_NAME_LENGTH = len(name) + 17  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+
+
 def remove(marks: Path, pid: int) -> None:
-    """The host is gone, its mark can go; nothing happens if it has none."""
+    """The host is gone: its mark can go, and what it kept that was temporary."""
     (marks / str(pid)).unlink(missing_ok=True)
+    _remove_temporary(f"{_prefix(marks)}{pid}-")
+
+
+def _prefix(marks: Path) -> str:
+    """How the names begin of what is temporary in the hosts of one appliance."""
+    return f"appliance-{hashlib.sha256(str(marks).encode()).hexdigest()[:8]}-"
+
+
+def _remove_temporary(prefix: str) -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for segment in _SHARED.glob(f"{prefix}*"):
+        segment.unlink(missing_ok=True)
 
 
 def reclaim(run_dir: Path | str) -> list[int]:
     """Kill the engine hosts of an earlier run, with all of their process groups, and remove their marks.
 
-    A group whose leader is gone is ended too. Returns the process ids of the hosts that still ran.
+    A group whose leader is gone is ended too, and what was temporary is removed. Returns the process ids of
+    the hosts that still ran.
     """
     marks = folder(Path(run_dir))
     killed = []
@@ -73,6 +107,7 @@ def reclaim(run_dir: Path | str) -> list[int]:
                 os.killpg(pid, signal.SIGKILL)
             killed.append(pid)
         path.unlink()
+    _remove_temporary(_prefix(marks))
     return killed
 
 

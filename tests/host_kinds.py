@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import ClassVar
 
@@ -80,6 +84,21 @@ class OutOfMemoryError(RuntimeError):
     __module__ = "torch"
 
 
+class UntidyRunner(FamilyRunner):
+    """Has a temporary file, a socket and shared memory, whose paths are in ``<cache>/left``."""
+
+    kind: ClassVar[str] = "untidy"
+
+    async def setup(self) -> None:
+        descriptor, file = tempfile.mkstemp()
+        os.close(descriptor)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(Path(tempfile.gettempdir()) / "0123456789"))
+        self._held = SharedMemory(create=True, size=4096), listener
+        shared = f"/dev/shm/{self._held[0].name}"
+        (self._folder / "left").write_text("\n".join((file, listener.getsockname(), shared)))
+
+
 class FullRunner(FamilyRunner):
     """Finds no memory on its device: while it loads, or with the option ``loads`` when it runs."""
 
@@ -104,5 +123,13 @@ class FullRunner(FamilyRunner):
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has less")
 
 
-for runner in (FamilyRunner, RefusingRunner, BrokenRunner, SlowRunner, HungryRunner, FullRunner):
+for runner in (
+    FamilyRunner,
+    RefusingRunner,
+    BrokenRunner,
+    SlowRunner,
+    HungryRunner,
+    UntidyRunner,
+    FullRunner,
+):
     RUNNERS[runner.kind] = f"{__name__}:{runner.__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, port
-from appliance.errors import ApplianceError, ConfigError, NeverFits, WeightsError
+from appliance.errors import ApplianceError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from appliance.config import Config, ModelConfig
+    from appliance.scheduler import Scheduler
 
 
 def register(app: typer.Typer) -> None:
@@ -25,12 +27,13 @@ def register(app: typer.Typer) -> None:
 
 
 def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Check models.yaml, and show which model fits where.
+    """Check models.yaml, and show which model fits where, and why not.
 
-    A size is exact where models.yaml says it or the weights are here, else an estimate without weights.
+    A size is declared in models.yaml, or measured where the model has run, else estimated: without its
+    weights where they are not here yet.
     """
     checked = load_config(config)
-    report = _placement_report(checked, home_folder(home, checked))
+    report = asyncio.run(_placement_report(checked, home_folder(home, checked)))
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -39,23 +42,26 @@ def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOpt
         raise typer.Exit(1)
 
 
-def _placement_report(config: Config, home: Path) -> dict[str, Any]:
+async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     from appliance import hardware, placement, weights
-    from appliance.scheduler import Capacity
+    from appliance.hardware.gpus import Gpus
+    from appliance.hardware.inuse import InUse
     from appliance.weights import pipeline
 
     devices = hardware.discover(config.hardware)
-    scheduler = placement.build_scheduler(config, home, devices)
+    used = InUse(devices, Gpus.connect() if devices[0].kind == "cuda" else None)()
+    described = [pipeline.described(home, model) or model for model in config.models]
+    scheduler = placement.build_scheduler(
+        config.model_copy(update={"models": tuple(described)}), home, devices
+    )
+    for name, peak in (await _measured(config, home, devices[0].kind)).items():
+        if scheduler.knows(name):
+            scheduler.footprints.recalled(name, peak)
+    _place_pinned(scheduler)
     models = []
     for model in config.models:
-        wanted = placement.demand(pipeline.described(home, model) or model, home, devices[0].kind)
-        sizes = [Capacity(device.name, device.memory) for device in devices]
-        fits_on = [size.device for size in sizes if wanted.bytes_on(size) <= size.memory]
-        try:
-            scheduler.check_fits(model.name)
-            problem = None
-        except NeverFits as error:
-            problem = error.detail
+        known = scheduler.footprints.of(model.name)
+        wanted = known.demand
         models.append(
             {
                 "name": model.name,
@@ -63,14 +69,56 @@ def _placement_report(config: Config, home: Path) -> dict[str, Any]:
                 "memory": wanted.memory,
                 "share": wanted.share,
                 "devices": wanted.devices,
-                "fits": problem is None,
-                "fits_on": fits_on,
-                "problem": problem,
+                "from": wanted.origin.value,
+                "peak": known.peak,
+                "fits": known.fits,
+                "fits_on": list(known.devices),
+                "problem": known.problem,
                 "weights_present": model.source is None or weights.present(home, model),
             }
         )
-    known = [{"name": device.name, "memory": device.memory, "label": device.label} for device in devices]
-    return {"devices": known, "models": models}
+    found = [
+        {
+            "name": device.name,
+            "memory": device.memory,
+            "used": used.get(device.name),
+            "label": device.label,
+        }
+        for device in devices
+    ]
+    return {"devices": found, "models": models}
+
+
+def _place_pinned(scheduler: Scheduler) -> None:
+    """What is pinned, or loaded at start, is placed as it would be: the others must fit beside it."""
+    from appliance.scheduler import Load
+
+    for now in range(len(scheduler.models)):
+        for decision in scheduler.decide(float(now)):
+            if isinstance(decision, Load):
+                scheduler.loaded(decision.model, float(now))
+
+
+async def _measured(config: Config, home: Path, device: str) -> dict[str, int]:
+    """The most that models took here when they were loaded, by name."""
+    from appliance import catalogue
+    from appliance.store import SQLiteStore
+    from appliance.weights import pipeline, project, voices
+
+    database = home / "appliance.db"
+    if not database.exists():
+        return {}
+    store = SQLiteStore(database)
+    await store.open()
+    try:
+        rows = await store.footprints.all()
+    finally:
+        await store.close()
+    peaks = {row.loaded: row.peak for row in rows if row.device == device}
+    completed = pipeline.completed(project.completed(config, home), home)
+    built = catalogue.build(voices.completed(completed, home), 0.0)
+    keys = {entry.runs_on: built.loads_as(entry) for entry in built.entries}
+    return {name: peaks[key] for name, key in keys.items() if key in peaks}
 
 
 def _show_placement(report: dict[str, Any]) -> None:
@@ -78,18 +126,20 @@ def _show_placement(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    devices = Table("device", "memory", "what it is", box=None)
+    devices = Table("device", "memory", "in use now", "what it is", box=None)
     for device in report["devices"]:
-        devices.add_row(device["name"], size(device["memory"]), device["label"])
+        used = "not known" if device["used"] is None else size(device["used"])
+        devices.add_row(device["name"], size(device["memory"]), used, device["label"])
     console.print(devices)
-    models = Table("model", "kind", "needs", "fits on", "weights", box=None)
+    models = Table("model", "kind", "needs", "that is", "fits on", "weights", box=None)
     for model in report["models"]:
         share = f"{model['share']:g} of a device" if model["share"] is not None else ""
         needs = size(model["memory"]) if model["memory"] is not None else share
         many = f" x {model['devices']}" if model["devices"] > 1 else ""
+        peak = f", took {size(model['peak'])}" if model["peak"] is not None else ""
         weights = "here" if model["weights_present"] else "not fetched yet"
         fits = ", ".join(model["fits_on"]) if model["fits"] else f"[red]nowhere: {model['problem']}[/]"
-        models.add_row(model["name"], model["kind"], needs + many, fits, weights)
+        models.add_row(model["name"], model["kind"], needs + many, model["from"] + peak, fits, weights)
     console.print()
     console.print(models)
 

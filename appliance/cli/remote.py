@@ -184,11 +184,14 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     devices = Table("device", "memory", "free", "held by", box=None)
     for device in found["devices"]:
         held = ", ".join(f"{model} {size(count)}" for model, count in device["reserved"].items())
+        if device["foreign"]:
+            held += f"{', ' if held else ''}other programs {size(device['foreign'])}"
         devices.add_row(device["name"], size(device["memory"]), size(device["free"]), held or "-")
-    known = Table("model", "state", "running", "waiting", "on", box=None)
+    known = Table("model", "state", "running", "waiting", "on", "memory", box=None)
     for model in found["models"]:
         where = ", ".join(model["devices"]) or "-"
-        known.add_row(model["name"], model["state"], str(model["running"]), str(model["queued"]), where)
+        counts = str(model["running"]), str(model["queued"])
+        known.add_row(model["name"], model["state"], *counts, where, _memory(model["memory"]))
     console = Console()
     console.print(
         f"version {found['version']}, up {found['uptime']:.0f} s"
@@ -201,3 +204,16 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
         console.print()
         for decision in reversed(found["decisions"]):
             console.print(f"{decision['at'][11:19]}  {decision['text']}", highlight=False)
+
+
+def _memory(known: dict[str, Any]) -> str:
+    """What a model takes, where that comes from, and what is wrong with it."""
+    needs = f"{known['share']:g} of a device" if known["bytes"] is None else size(known["bytes"])
+    parts = [f"{needs} {known['from']}"]
+    if known["peak"] is not None:
+        parts.append(f"took {size(known['peak'])}" + (", more than it may" if known["exceeds"] else ""))
+    if known["out_of_memory"]:
+        parts.append(f"{known['out_of_memory']} times out of memory")
+    if known["problem"] is not None:
+        parts.append(known["problem"])
+    return "; ".join(parts)

@@ -112,7 +112,7 @@ def footprint(known: Footprint) -> dict[str, Any]:
     """What a model takes, and where that number comes from, in bytes on each of its devices.
 
     ``from`` is declared, estimated or measured; ``peak`` the most that it is known to have taken, None before
-    its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned.
+    its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned, ``fits_on`` where.
     """
     return {
         "bytes": known.demand.memory,
@@ -123,6 +123,7 @@ def footprint(known: Footprint) -> dict[str, Any]:
         "exceeds": known.exceeds,
         "out_of_memory": known.starved,
         "fits": known.fits,
+        "fits_on": list(known.devices),
         "problem": known.problem,
     }
 

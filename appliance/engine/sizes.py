@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -62,7 +61,7 @@ class Sizes:
         if model in self._recalled:
             return
         self._recalled.add(model)
-        row = self._kept.get((self._digest(entry), self._kind(model)))
+        row = self._kept.get((self._catalogue.loads_as(entry), self._kind(model)))
         if row is not None:
             self._main[model] = row.main
             self._scheduler.footprints.recalled(model, row.peak)
@@ -80,10 +79,6 @@ class Sizes:
     def _kind(self, model: str) -> str:
         """Of the devices that the model is placed on: cpu or cuda."""
         return "cpu" if self._scheduler.demand(model).on_host else next(iter(self._kinds.values()))
-
-    def _digest(self, entry: Entry) -> str:
-        facts = [entry.version, entry.kind, self._catalogue.options(entry)]
-        return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
 
     def measured(self, model: str, taken: Taken) -> None:
         """The host of the model has taken so much, at most."""
@@ -121,7 +116,7 @@ class Sizes:
         if known.peak is None or known.demand.origin is Origin.ESTIMATED:
             return
         entry = self._catalogue.hosted(model)
-        loaded, device = self._digest(entry), self._kind(model)
+        loaded, device = self._catalogue.loads_as(entry), self._kind(model)
         before = self._kept.get((loaded, device))
         if before is not None and abs(before.peak - known.peak) <= before.peak * _STEP:
             return

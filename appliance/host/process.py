@@ -254,6 +254,7 @@ def run(sock: socket.socket, spec: LoadSpec, marks: Path) -> NoReturn:
     code = 1
     try:
         leftovers.write(marks, spec.model)
+        leftovers.own_places(marks)
         log_file = capture.install()
         faulthandler.enable(log_file)
         logging.basicConfig(

@@ -35,7 +35,8 @@ class Footprint(NamedTuple):
     peak: int | None  # measured: the most that is expected of it; None before its first load
     exceeds: bool  # it takes more than models.yaml says
     starved: int  # how often its host was ended, because it took too much memory
-    fits: bool  # whether it could be loaded if everything but the pinned was unloaded
+    devices: tuple[str, ...]  # that could hold it, or a part of it, with all unloaded but the pinned
+    fits: bool  # whether they are enough
     problem: str | None  # why it does not fit
 
 
@@ -63,6 +64,7 @@ class Footprints:
             peak=entry.expected_peak or None,
             exceeds=entry.exceeds,
             starved=entry.starved,
+            devices=tuple(self._ledger.fitting(entry)),
             fits=problem is None,
             problem=problem,
         )

@@ -173,8 +173,7 @@ class Ledger:
         if model.devices and model.state is not Residency.ASLEEP:
             return
         left = self._beside_pinned(model)
-        roomy = [device for device in left if demand.bytes_on(self.capacities[device]) <= left[device]]
-        if len(roomy) >= demand.devices:
+        if len(self.fitting(model)) >= demand.devices:
             return
         sizes = ", ".join(f"{device} has {self.capacities[device].memory:,}" for device in left)
         needs = f"{demand.memory:,} bytes" if demand.memory is not None else f"a share of {demand.share}"
@@ -188,6 +187,11 @@ class Ledger:
             f"model {model.name} needs {needs} on {demand.devices} device(s), but {sizes} bytes{beside}; "
             f"{advice}"
         )
+
+    def fitting(self, model: Model) -> list[str]:
+        """The devices that could hold it, or a part of it, beside the pinned."""
+        left = self._beside_pinned(model)
+        return [device for device in left if model.demand.bytes_on(self.capacities[device]) <= left[device]]
 
     def most(self, model: Model) -> int:
         """Bytes on each of its devices that the model could ever get, beside the pinned."""

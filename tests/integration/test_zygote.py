@@ -89,6 +89,19 @@ async def test_a_killed_replica_takes_along_even_a_host_that_is_stuck(zygote: Zy
     await until_gone(replica.host)
 
 
+async def test_a_dead_host_leaves_nothing_temporary(zygote: Zygote, tmp_path: Path) -> None:
+    replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
+    report = await replica.load(spec(tmp_path, "untidy"))
+    left = [Path(line) for line in (tmp_path / "left").read_text().splitlines()]
+    assert len(left) == 3
+    assert all(path.exists() for path in left)
+    os.kill(report.pid, signal.SIGKILL)
+    await until_gone(report.pid)
+    await replica.unload()
+    assert not any(path.exists() for path in left)
+    assert not left[0].parent.exists()
+
+
 async def test_a_dead_host_leaves_no_children(zygote: Zygote, tmp_path: Path) -> None:
     replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
     report = await replica.load(spec(tmp_path, "family"))

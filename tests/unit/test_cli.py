@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from appliance import __version__, token
+from appliance import __version__, catalogue, config, token
 from appliance.cli import main
+from appliance.scheduler import MARGIN
+from appliance.store import FootprintRow
+from tests.stores import opened
 
 SECRET = "a secret with spaces"
 CONFIG = """
@@ -295,8 +299,33 @@ def test_status(command: Command, server: Server) -> None:
         "version": "1",
         "uptime": 3.0,
         "draining": True,
-        "devices": [{"name": "cpu", "memory": 2**30, "free": 2**29, "reserved": {"test/echo": 2**29}}],
-        "models": [{"name": "test/echo", "state": "ready", "running": 1, "queued": 2, "devices": ["cpu"]}],
+        "devices": [
+            {
+                "name": "cpu",
+                "memory": 2**30,
+                "free": 2**28,
+                "foreign": 2**28,
+                "reserved": {"test/echo": 2**29},
+            }
+        ],
+        "models": [
+            {
+                "name": "test/echo",
+                "state": "ready",
+                "running": 1,
+                "queued": 2,
+                "devices": ["cpu"],
+                "memory": {
+                    "bytes": 2**29,
+                    "share": None,
+                    "from": "declared",
+                    "peak": 2**30,
+                    "exceeds": True,
+                    "out_of_memory": 3,
+                    "problem": None,
+                },
+            }
+        ],
         "decisions": [{"at": "2026-01-02T03:04:05.000000Z", "text": "model test/echo is ready after 1.0 s"}],
     }
     server.answer("GET", "/admin/status", found)
@@ -304,7 +333,8 @@ def test_status(command: Command, server: Server) -> None:
     for part in (
         "draining",
         "1.0 GiB",
-        "test/echo 512 MiB",
+        "test/echo 512 MiB, other programs 256 MiB",
+        "512 MiB declared; took 1.0 GiB, more than it may; 3 times out of memory",
         "ready",
         "03:04:05  model test/echo is ready after 1.0 s",
     ):
@@ -377,9 +407,38 @@ def test_check_says_what_fits_where(command: Command, tmp_path: Path) -> None:
     assert (large["fits"], large["fits_on"]) == (False, [])
     assert "test/large" in large["problem"]
     assert ran.code == 1
+    assert (small["from"], large["from"], small["peak"]) == ("estimated", "declared", None)
     assert "nowhere" in command("check").out
     (tmp_path / "models.yaml").write_text("models: [{name: test/echo, kind: echo}]")
     assert command("check").code == 0
+
+
+def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:
+    declared = "hardware: {devices: [{name: one, memory: 1GiB}]}\nmodels:\n"
+    declared += "  - {name: test/echo, kind: echo}\n"
+    declared += "  - {name: test/pinned, kind: echo, memory: 600MiB, pin: true}\n"
+    declared += "  - {name: test/large, kind: echo, memory: 500MiB}\n"
+    (tmp_path / "models.yaml").write_text(declared)
+    built = catalogue.build(config.load(tmp_path / "models.yaml"), 0.0)
+    loaded = built.loads_as(built.hosted("test/echo"))
+    row = FootprintRow(
+        loaded=loaded, device="cpu", model="test/echo", peak=100 << 20, main=100 << 20, measured_at=0.0
+    )
+
+    async def remember() -> None:
+        (tmp_path / "home").mkdir()
+        store = await opened(tmp_path / "home" / "appliance.db")
+        await store.footprints.put(row)
+        await store.close()
+
+    asyncio.run(remember())
+    ran = command("check", "--json")
+    measured, pinned, large = json.loads(ran.out)["models"]
+    assert (measured["from"], measured["peak"], measured["memory"]) == ("measured", 100 << 20, int((100 << 20) * MARGIN))
+    assert (pinned["fits"], pinned["fits_on"]) == (True, ["one"])
+    assert (large["fits"], large["fits_on"]) == (False, [])
+    assert "test/pinned is never unloaded" in large["problem"]
+    assert "measured, took 100 MiB" in command("check").out
 
 
 def test_a_wrong_config_is_refused_with_its_line(command: Command, tmp_path: Path) -> None:

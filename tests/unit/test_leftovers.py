@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+
+from appliance import leftovers
 from appliance.leftovers import kill_marked
 
 
@@ -22,3 +27,34 @@ def test_marked_processes_are_killed_and_no_others() -> None:
     finally:
         another.kill()
         another.wait(10)
+
+
+def test_what_hosts_left_is_removed_and_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, shared = tmp_path / "tmp", tmp_path / "shm"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(leftovers, "_SHARED", shared)
+    program = "import os, tempfile, sys; from pathlib import Path; from appliance import leftovers;"
+    program += "leftovers.own_places(Path(sys.argv[1])); print(tempfile.mkdtemp())"
+    shared.mkdir()
+    temporary.mkdir()
+    kept, gone = tmp_path / "other" / "run", tmp_path / "ours" / "run"
+    made = {}
+    for run in (kept, gone):
+        marks = leftovers.folder(run)
+        marks.mkdir(parents=True)
+        command = [sys.executable, "-c", program, str(marks)]
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        made[run] = Path(subprocess.check_output(command, text=True, env=environment).strip())
+        (shared / f"{made[run].parent.name}0123").touch()
+    (temporary / "appliance-of-someone").mkdir()
+    (shared / "psm_0123").touch()
+    assert leftovers.reclaim(gone) == []
+    assert made[kept].exists()
+    assert sorted(path.name for path in temporary.iterdir()) == sorted(
+        [made[kept].parent.name, "appliance-of-someone"]
+    )
+    assert sorted(path.name for path in shared.iterdir()) == sorted(
+        [f"{made[kept].parent.name}0123", "psm_0123"]
+    )

@@ -67,6 +67,7 @@ async def test_what_a_model_took_is_known_at_the_next_start(bench: Bench) -> Non
         "exceeds": False,
         "out_of_memory": 0,
         "fits": True,
+        "fits_on": ["cpu"],
         "problem": None,
     }
 
