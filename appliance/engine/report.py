@@ -112,7 +112,8 @@ def footprint(known: Footprint) -> dict[str, Any]:
     """What a model takes, and where that number comes from, in bytes on each of its devices.
 
     ``from`` is declared, estimated or measured; ``peak`` the most that it is known to have taken, None before
-    its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned, ``fits_on`` where.
+    its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned, and
+    ``fits_on`` where.
     """
     return {
         "bytes": known.demand.memory,

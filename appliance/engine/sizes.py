@@ -95,7 +95,10 @@ class Sizes:
         if self._scheduler.replaced(model):
             return Verdict(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.hosted(model)
-        grown = self._scheduler.footprints.starved(model, error.took, time.monotonic(), error.detail)
+        # In main memory it could take what nobody held; of a GPU a host takes what it is told to.
+        footprints = self._scheduler.footprints
+        had = footprints.limit(model) if self._kind(model) == "cpu" else None
+        grown = footprints.starved(model, error.took, time.monotonic(), error.detail, had)
         self.keep(model)
         demand = self._scheduler.demand(model)
         lower = entry.model.options.EASED_BY

@@ -110,10 +110,12 @@ class Footprints:
             why = f"it takes up to {entry.expected_peak}, and held {before}"
             self._journal.add(now, What.RESIZED, model, entry.devices, holds, why=why)
 
-    def starved(self, model: str, took: int | None, now: float, why: str = "") -> bool:
+    def starved(
+        self, model: str, took: int | None, now: float, why: str = "", had: int | None = None
+    ) -> bool:
         """Its host ended for want of memory, having taken ``took`` bytes; None: all that it had.
 
-        Returns whether it will be given more at its next load.
+        Returns whether its next load gets more than it ``had``: by default, than it held.
         """
         entry = self._models[model]
         entry.starved += 1
@@ -122,7 +124,7 @@ class Footprints:
         entry.ran_once = True  # whatever it was: it is a reason to expect as much
         self._expect(entry)
         self._journal.add(now, What.STARVED, model, entry.devices, took or entry.reserved, why=why)
-        return entry.demand.memory != before
+        return (entry.demand.memory or 0) > (entry.reserved if had is None else had)
 
     def unloaded(self, entry: Model) -> None:
         """It is not loaded any more: what it took this time counts for the next."""

@@ -434,7 +434,8 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     asyncio.run(remember())
     ran = command("check", "--json")
     measured, pinned, large = json.loads(ran.out)["models"]
-    assert (measured["from"], measured["peak"], measured["memory"]) == ("measured", 100 << 20, int((100 << 20) * MARGIN))
+    assert (measured["from"], measured["peak"]) == ("measured", 100 << 20)
+    assert measured["memory"] == int((100 << 20) * MARGIN)
     assert (pinned["fits"], pinned["fits_on"]) == (True, ["one"])
     assert (large["fits"], large["fits_on"]) == (False, [])
     assert "test/pinned is never unloaded" in large["problem"]
