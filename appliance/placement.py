@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from appliance import weights
 from appliance.config import Config, ModelConfig
+from appliance.config.weight import Weight
 from appliance.hardware import Device
 from appliance.scheduler import Capacity, Demand, Origin, Scheduler
 
@@ -22,8 +23,8 @@ def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Dema
         share = min(1.0, model.gpu)
         devices = max(1, int(model.gpu))
     else:
-        size = weights.size(weights.folder(home, model)) if model.source else 0
-        memory, origin = model.options.footprint(size, kind), Origin.ESTIMATED
+        weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
+        memory, origin = model.options.footprint(weight, kind), Origin.ESTIMATED
     return Demand(
         model=model.name,
         concurrency=model.options.predictions_at_once,
@@ -40,11 +41,11 @@ def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"]) -> Dema
 
 def training_demand(model: ModelConfig, home: Path) -> Demand:
     """What training new versions of the model takes, while it is done."""
-    size = weights.size(weights.folder(home, model)) if model.source else 0
+    weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
     return Demand(
         model=model.training_key,
         concurrency=1,
-        memory=model.options.training_footprint(size),
+        memory=model.options.training_footprint(weight),
         origin=Origin.ESTIMATED,
         idle_unload_after=TRAINER_IDLE,
     )

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from appliance.config.options import Options
+from appliance.config.options import Options, in_dtype
 from appliance.config.values import GIB, KIB, FilePath
+from appliance.config.weight import Weight
 
 _HOST = GIB // 2
 #: What computing one picture takes for each of its pixels, mostly to decode it: 4 GiB for 1024 x 1024.
@@ -69,10 +70,10 @@ class DiffusersOptions(Options):
         description="Decode in tiles, which takes less memory for large pictures and more time.",
     )
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
-        """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
-        in_float32 = self.dtype == "float32" or (self.dtype == "auto" and device == "cpu")
-        return weights * (2 if in_float32 else 1) + self._pixels() * _PIXEL + _HOST
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``."""
+        dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
+        return in_dtype(weights, dtype, device) + self._pixels() * _PIXEL + _HOST
 
     def _pixels(self) -> int:
         """Pixels that are decoded at a time."""

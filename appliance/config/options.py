@@ -9,6 +9,7 @@ from pydantic import Field
 from appliance.config.parsers import ReasoningParser, ToolParser
 from appliance.config.section import Section, size
 from appliance.config.values import GIB, MIB, Bytes, Seconds
+from appliance.config.weight import Weight
 
 #: What an engine host takes besides weights and KV cache: the process with its libraries, and working memory.
 _ECHO_HOST: Final = 64 * MIB
@@ -44,16 +45,23 @@ class Options(Section):
         """
         return self.model_dump(mode="json")
 
-    def training_footprint(self, weights: int) -> int:
-        """Bytes to reserve on a device for training; ``weights`` is the size of the weight files."""
+    def training_footprint(self, weights: Weight) -> int:
+        """Bytes to reserve on a device for training; ``weights`` are those that it begins with."""
         raise NotImplementedError
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """Bytes to reserve on a ``device`` of that kind, where neither `gpu` nor `memory` says it.
 
-        ``weights`` is the size of the model's weight files in bytes.
+        ``weights`` is what is known of the model's own.
         """
         raise NotImplementedError
+
+
+def in_dtype(weights: Weight, dtype: str, device: Literal["cpu", "cuda"]) -> int:
+    """Bytes of the weights once they are loaded; ``auto`` is float32 on a CPU, and as stored on a GPU."""
+    if dtype == "float32" or (dtype == "auto" and device == "cpu"):
+        return weights.in_32_bits
+    return weights.stored if dtype == "auto" else weights.in_16_bits
 
 
 class EchoOptions(Options):
@@ -76,9 +84,9 @@ class EchoOptions(Options):
         """See ``Options``."""
         return self.concurrency
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``; an echo model has no weights."""
-        return weights + _ECHO_HOST
+        return weights.stored + _ECHO_HOST
 
 
 class EmbeddingsOptions(Options):
@@ -99,9 +107,10 @@ class EmbeddingsOptions(Options):
         """See ``Options``."""
         return _EMBEDDED_AT_ONCE
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
-        """See ``Options``. Weights are taken to be in 32 bits, which a GPU halves."""
-        return (weights if device == "cpu" else weights // 2) + _EMBEDDINGS_HOST
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``. Computed in 32 bits on a CPU, in 16 on a GPU; taken to be stored in 32."""
+        in_32_bits = weights.stored if weights.numbers is None else weights.in_32_bits
+        return (in_32_bits if device == "cpu" else in_32_bits // 2) + _EMBEDDINGS_HOST
 
 
 class CogOptions(Options):
@@ -122,9 +131,9 @@ class CogOptions(Options):
         """See ``Options``."""
         return self.concurrency or 1
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``. What a project holds is its own business: `memory` should say it."""
-        return weights + _COG_HOST
+        return weights.stored + _COG_HOST
 
 
 class BuiltCogOptions(CogOptions):
@@ -140,7 +149,7 @@ class BuiltCogOptions(CogOptions):
         """See ``Options``."""
         return self.trains
 
-    def training_footprint(self, weights: int) -> int:
+    def training_footprint(self, weights: Weight) -> int:
         """See ``Options``; nobody knows."""
         return self.footprint(weights)
 
@@ -235,12 +244,12 @@ class VllmOptions(Options):
         """See ``Options``."""
         return self.max_num_seqs
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
-        """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
-        in_float32 = self.dtype == "float32" or (self.dtype == "auto" and device == "cpu")
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``."""
+        loaded = in_dtype(weights, self.dtype, device)
         # An adapter of rank 16 is about a fiftieth of its model.
-        adapters = int(weights * self.max_adapters * self.max_adapter_rank / 800)
-        return (weights + adapters) * (2 if in_float32 else 1) + self.kv_cache + _VLLM_HOST
+        adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
+        return loaded + adapters + self.kv_cache + _VLLM_HOST
 
     @property
     def trainable(self) -> bool:
@@ -252,6 +261,6 @@ class VllmOptions(Options):
         told = super().loaded(adapted=adapted, weights=weights)
         return told if adapted else {**told, "max_adapters": 0}
 
-    def training_footprint(self, weights: int) -> int:
+    def training_footprint(self, weights: Weight) -> int:
         """See ``Options``. Weights in float32, and as much again for what is computed with them."""
-        return 4 * weights + _VLLM_HOST
+        return 2 * weights.in_32_bits + _VLLM_HOST

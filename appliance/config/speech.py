@@ -8,6 +8,7 @@ from pydantic import Field
 
 from appliance.config.options import Options
 from appliance.config.values import MIB, Seconds
+from appliance.config.weight import Weight
 
 #: What an engine host takes besides weights: the process with its libraries, working memory.
 _WHISPER_HOST: Final = 768 * MIB
@@ -46,10 +47,11 @@ class WhisperOptions(Options):
         description="Longest sound that is accepted; it decides about memory. Seconds, or text such as 2h.",
     )
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
         sound = int(self.max_duration * _SECOND)
-        return weights * (2 if self.compute_type == "float32" else 1) + sound + _WHISPER_HOST
+        loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
+        return loaded + sound + _WHISPER_HOST
 
 
 class PiperOptions(Options):
@@ -61,9 +63,9 @@ class PiperOptions(Options):
         "hosted models it stands in for.",
     )
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``; it computes on the CPU, wherever it is placed."""
-        return weights + _PIPER_HOST
+        return weights.stored + _PIPER_HOST
 
 
 class FoundPiperOptions(PiperOptions):

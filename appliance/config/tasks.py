@@ -6,8 +6,9 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from appliance.config.options import Options
+from appliance.config.options import Options, in_dtype
 from appliance.config.values import GIB
+from appliance.config.weight import Weight
 
 #: What an engine host takes besides weights: the process with its libraries, and working memory.
 _HOST: Final = GIB
@@ -47,7 +48,6 @@ class TransformersOptions(Options):
         default=False, description="Run Python code that comes with the weights. Only for sources you trust."
     )
 
-    def footprint(self, weights: int, device: Literal["cpu", "cuda"] = "cpu") -> int:
-        """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
-        in_float32 = self.dtype == "float32" or (self.dtype == "auto" and device == "cpu")
-        return weights * (2 if in_float32 else 1) + _HOST
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+        """See ``Options``."""
+        return in_dtype(weights, self.dtype, device) + _HOST

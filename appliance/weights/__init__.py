@@ -11,7 +11,8 @@ GGUF file of any source is converted once to a folder that ends in ``-transforme
 
 from __future__ import annotations
 
-from appliance.weights.places import folder, present, revision, size
+from appliance.weights.places import folder, present, revision
 from appliance.weights.pulling import pull
+from appliance.weights.weighing import weigh
 
-__all__ = ["folder", "present", "pull", "revision", "size"]
+__all__ = ["folder", "present", "pull", "revision", "weigh"]

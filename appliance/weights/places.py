@@ -21,9 +21,6 @@ from appliance.errors import WeightsError
 from appliance.weights import project
 from appliance.weights.fingerprint import fingerprint
 
-#: What weight files are called; configs, tokenizers and licences weigh nothing.
-_WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
-
 #: What comes with the appliance.
 BUILTIN: Final = Path(__file__).parents[1] / "assets"
 
@@ -88,14 +85,6 @@ def revision(model: ModelConfig) -> str:
             return f"folder:{identity(model.source)}"
         case GitSource():
             return f"git:{identity(model.source)}"
-
-
-def size(path: Path) -> int:
-    """Bytes of the weight files in a folder, or of the one file ``path``; 0 where nothing is there yet."""
-    if path.is_file():
-        return path.stat().st_size
-    files = (file for file in path.rglob("*") if file.suffix in _WEIGHTS and file.is_file())
-    return sum(file.stat().st_size for file in files)
 
 
 def identity(source: Source) -> str:

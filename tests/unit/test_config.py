@@ -17,6 +17,7 @@ from appliance.config import (
     Config,
     EchoModel,
     EchoOptions,
+    EmbeddingsOptions,
     FolderSource,
     HubSource,
     ModelConfig,
@@ -27,6 +28,7 @@ from appliance.config import (
     load,
 )
 from appliance.config.values import bytes_of, seconds_of
+from appliance.config.weight import Weight
 from appliance.errors import ConfigError
 
 Write = Callable[[str], Path]
@@ -373,13 +375,20 @@ def test_any_other_text_is_refused_or_positive(text: str) -> None:
 
 def test_footprints_hold_weights_cache_and_process() -> None:
     options = VllmOptions(kv_cache=1000, max_adapters=0)
-    assert options.footprint(500, "cuda") == 500 + 1000 + 1024**3
-    assert options.footprint(500, "cpu") == 2 * 500 + 1000 + 1024**3  # float32 there
+    assert options.footprint(Weight(500), "cuda") == 500 + 1000 + 1024**3
+    assert options.footprint(Weight(500), "cpu") == 2 * 500 + 1000 + 1024**3  # float32 there
     assert (
-        VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(500, "cpu")
+        VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(Weight(500), "cpu")
         == 500 + 1000 + 1024**3
     )
-    assert EchoOptions().footprint(0) == 64 * 1024**2
+    assert EchoOptions().footprint(Weight()) == 64 * 1024**2
+    whole = Weight(stored=400, numbers=100)  # in 32 bits
+    assert options.footprint(whole, "cpu") == 400 + 1000 + 1024**3
+    assert options.footprint(whole, "cuda") == 400 + 1000 + 1024**3
+    halved = VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(whole, "cuda")
+    assert halved == 200 + 1000 + 1024**3
+    on_cpu, on_gpu = (EmbeddingsOptions().footprint(Weight(200, 100), kind) for kind in ("cpu", "cuda"))
+    assert on_cpu - on_gpu == 200
 
 
 def test_predictions_at_once_follow_the_kind() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from appliance import config as configuration
 from appliance.config import DescribedDiffusersOptions
+from appliance.config.weight import Weight
 from appliance.errors import WeightsError
 from appliance.weights import pipeline
 
@@ -104,5 +105,5 @@ def test_models_are_completed_or_left_out(tmp_path: Path, caplog: pytest.LogCapt
     options = completed.models[0].options
     assert isinstance(options, DescribedDiffusersOptions)
     assert options.pipeline["call"]["name"] == "StableDiffusionPipeline"
-    assert options.footprint(0) > 4 * 768 * 768 * 4096
+    assert options.footprint(Weight()) > 4 * 768 * 768 * 4096
     assert "test/gone is not served" in caplog.text

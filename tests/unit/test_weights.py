@@ -6,6 +6,7 @@ pip and the hub are replaced by small stand-ins; tests/integration/test_weights_
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from rich.progress import Progress
 
 from appliance import weights
 from appliance.config import HubSource, ModelConfig
+from appliance.config.weight import Weight
 from appliance.errors import WeightsError
 from appliance.weights import download, hub, index, places, pulling
 from appliance.weights.fingerprint import fingerprint
@@ -96,9 +98,38 @@ def test_only_weight_files_weigh(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"12345")
     (tmp_path / "sub" / "model.onnx").write_bytes(b"123")
     (tmp_path / "tokenizer.json").write_bytes(b"1234567")
-    assert weights.size(tmp_path) == 8
-    assert weights.size(tmp_path / "model.safetensors") == 5
-    assert weights.size(tmp_path / "none") == 0
+    assert weights.weigh(tmp_path) == Weight(8)
+    assert weights.weigh(tmp_path / "model.safetensors") == Weight(5)
+    assert weights.weigh(tmp_path / "none") == Weight()
+
+
+def stored(path: Path, dtype: str, *shapes: list[int]) -> int:
+    """A safetensors file of which only the header is whole; returns its size."""
+    tensors = {f"t{number}": {"dtype": dtype, "shape": shape} for number, shape in enumerate(shapes)}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
+    return path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def test_what_is_stored_in_safetensors_is_counted(tmp_path: Path) -> None:
+    size = stored(tmp_path / "model.safetensors", "F32", [2, 3], [4], [])
+    weight = weights.weigh(tmp_path)
+    assert weight == Weight(size, 11)
+    assert (weight.in_16_bits, weight.in_32_bits) == (22, 44)
+    size += stored(tmp_path / "more.safetensors", "BF16", [5])
+    assert weights.weigh(tmp_path) == Weight(size, 16)
+    size += stored(tmp_path / "packed.safetensors", "I32", [5])
+    assert weights.weigh(tmp_path) == Weight(size)  # four of the model's in one of the file's, perhaps
+    assert Weight(size).in_32_bits == 2 * size
+
+
+def test_the_same_weights_in_other_formats_and_variants_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    size = stored(tmp_path / "unet" / "model.safetensors", "F32", [2, 3])
+    stored(tmp_path / "unet" / "model.fp16.safetensors", "F16", [2, 3])
+    (tmp_path / "unet" / "pytorch_model.bin").write_bytes(b"12345")
+    (tmp_path / "model.bin").write_bytes(b"123")
+    assert weights.weigh(tmp_path / "unet") == Weight(size, 6)
+    assert weights.weigh(tmp_path) == Weight(size + 3)
 
 
 # -- fingerprints ----------------------------------------------------------------------------------------
@@ -364,7 +395,7 @@ def test_pull_leaves_the_weights_and_nothing_else(
         assert [task.description for task in progress.tasks] == ["test/model: ready"]
     assert folder == weights.folder(home, wanted)
     assert weights.present(home, wanted)
-    assert weights.size(folder) == len(CONTENT)
+    assert weights.weigh(folder).stored == len(CONTENT)
     assert (folder / "licenses" / "LICENSE").read_bytes() == b"licence one"
     assert [file.suffix for file in (home / "weights" / pulling.PARTIAL).iterdir()] == [".lock"]
     assert weights.pull(home, wanted) == folder
