@@ -93,6 +93,7 @@ class Engine:
         self._loads = Loads(
             catalogue, cluster, scheduler, limits, self._sizes, home=home, threads=threads, devices=devices
         )
+        self._room = Room(scheduler, in_use, kinds)
         self._instances = Instances(catalogue, scheduler)
         self._started = False
         self._loop = Loop(
@@ -103,7 +104,7 @@ class Engine:
             scheduler=scheduler,
             loads=self._loads,
             sizes=self._sizes,
-            room=Room(scheduler, in_use, kinds),
+            room=self._room,
             files=files,
             inputs=inputs,
             run_tokens=run_tokens,
@@ -362,12 +363,14 @@ class Engine:
 
     def status(self) -> dict[str, Any]:
         """Models and devices as they are now, for people and for `/admin/status`."""
+        self._room.refresh()
         entries = self._catalogue.entries
         models = [(entry, self._instances.keys(entry.runs_on)) for entry in entries]
         return {"draining": self._loop.draining, **report.status(self._scheduler, models)}
 
     def residency_report(self) -> dict[str, Any]:
         """Where every model is and why, for `/admin/residency`; see ``report.residency``."""
+        self._room.refresh()
         return report.residency(self._scheduler)
 
     @property

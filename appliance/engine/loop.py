@@ -263,7 +263,7 @@ class Loop:
         await self._room.given_back(model, before)
         self._scheduler.unloaded(model, time.monotonic())
         if before:
-            self._room.released()
+            self._room.refresh()
         self._sizes.keep(model)
         self._sizes.gone(model)
         self.decide()

@@ -37,10 +37,11 @@ class Room:
     def look(self, now: float) -> None:
         """Tell the scheduler what is in use, if a model waits to be loaded and that is not known already."""
         if now >= self._looked + FRESH and self._scheduler.waits(now):
-            self._tell(now)
+            self.refresh()
 
-    def _tell(self, now: float) -> None:
-        self._looked = now
+    def refresh(self) -> None:
+        """Tell the scheduler what is in use now; what no model holds of it is someone else's."""
+        now = self._looked = time.monotonic()
         for device, memory in self._in_use().items():
             self._scheduler.used(device, memory, now)
 
@@ -69,10 +70,6 @@ class Room:
             await asyncio.sleep(LOOK)
         else:
             _log.warning("the memory of model %s did not come back in %g s", model, PATIENCE)
-
-    def released(self) -> None:
-        """The ledger has let go of it: what is still in use is someone else's."""
-        self._tell(time.monotonic())
 
     def _of(self, devices: Sequence[str]) -> dict[str, int]:
         found = self._in_use()

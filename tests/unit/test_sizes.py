@@ -155,7 +155,7 @@ async def test_memory_is_waited_for_until_the_driver_has_it_back() -> None:
     await room.given_back("a/a", before)
     assert driver.used == [3]
     scheduler.unloaded("a/a", 1.0)
-    room.released()
+    room.refresh()
     assert scheduler.footprints.foreign("gpu0") == 3 * MIB
 
 
@@ -165,7 +165,7 @@ async def test_what_does_not_come_back_is_foreign() -> None:
     scheduler, room = placed(driver)
     await room.given_back("a/a", room.before("a/a"))
     scheduler.unloaded("a/a", 1.0)
-    room.released()
+    room.refresh()
     assert scheduler.footprints.foreign("gpu0") == 45 * MIB
     scheduler.queued("p", "b/b", 2.0)
     assert scheduler.decide(2.0) == []
