@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from appliance.config.weight import Weight
 
@@ -54,10 +54,12 @@ def _numbers(file: Path) -> int | None:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 2 <= length <= _LONGEST_HEADER else None
+            if length > _LONGEST_HEADER:
+                return None
+            header: dict[str, Any] = json.loads(stream.read(length))
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         if any(not str(tensor["dtype"]).startswith(("F", "BF")) for tensor in tensors):
             return None  # packed, most likely: a number of the file is several of the model
-        return sum(math.prod(tensor["shape"]) for tensor in tensors)
+        return sum(int(math.prod(tensor["shape"])) for tensor in tensors)
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # whoever loads it will say so
         return None
