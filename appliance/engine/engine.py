@@ -16,6 +16,7 @@ from appliance.catalogue import Catalogue, Entry, operating
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
 from appliance.engine import report
+from appliance.engine.admission import Admission
 from appliance.engine.instances import Instances
 from appliance.engine.live import Seen, follow, items
 from appliance.engine.loads import Loads
@@ -29,8 +30,6 @@ from appliance.errors import (
     RequestError,
     ShuttingDown,
     StoreError,
-    Throttled,
-    Unauthenticated,
 )
 from appliance.files import Files
 from appliance.hardware import Device
@@ -83,7 +82,6 @@ class Engine:
         decision about memory and what came of it; ``conclude`` makes a version of what a training has made,
         before its end is stored.
         """
-        self._limits = limits
         self._catalogue = catalogue
         self._store = store
         self._cluster = cluster
@@ -112,6 +110,7 @@ class Engine:
             heed=heed,
             conclude=conclude,
         )
+        self._admission = Admission(limits, scheduler, self._loop.live)
 
     async def start(self) -> None:
         """Take up what an earlier gateway left, then begin to decide."""
@@ -162,9 +161,9 @@ class Engine:
         self._scheduler.check_fits(entry.runs_on)
         entry = self._instances.choose(entry)
         if parent is None:
-            self._check_queue(entry.runs_on)
+            self._admission.check(entry.runs_on)
         else:
-            whole = self._check_parts(parent)
+            whole = self._admission.check_part(parent)
             token, trace = whole.token, whole.trace
         prediction = Prediction(
             id=new_id(),
@@ -310,7 +309,7 @@ class Engine:
 
     def limit(self, limits: LimitsConfig) -> None:
         """These hold from now on; a prediction that runs keeps the time it had."""
-        self._limits = self._loop.limits = self._loads.limits = limits
+        self._admission.limits = self._loop.limits = self._loads.limits = limits
 
     def renew(self, demands: Iterable[Demand], before: Mapping[str, Entry]) -> None:
         """The catalogue has the models of an edited models.yaml: see ``renewal.renew``.
@@ -473,29 +472,6 @@ class Engine:
         if trainer is None:
             raise InvalidVersion
         return trainer
-
-    def _check_queue(self, model: str) -> None:
-        limits = self._limits
-        for depth, limit, subject in (
-            (self._scheduler.depth(model), limits.queue_per_model, f"model {model}"),
-            (self._scheduler.depth(), limits.queue, "the appliance"),
-        ):
-            if depth >= limit:
-                raise Throttled(
-                    f"Request was throttled. {depth} predictions already wait for {subject}.", retry_after=5
-                )
-
-    def _check_parts(self, parent: str) -> Prediction:
-        """A whole was accepted, so what it needs is, however many others wait; but it must not run away."""
-        whole = self._loop.live.get(parent)
-        if whole is None or whole.ending:
-            raise Unauthenticated(token_given=True)
-        if len(whole.parts) >= self._limits.queue_per_model:
-            raise Throttled(
-                f"Request was throttled. {len(whole.parts)} parts of prediction {parent} are not finished.",
-                retry_after=5,
-            )
-        return whole.prediction
 
     async def close(self) -> None:
         """Stop deciding and write what is not written yet."""
