@@ -1,0 +1,189 @@
+"""A load run, and then everything that the whole run has made: metrics, usage and the API's predictions agree."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.clients import LANGUAGE_MODEL
+from tests.e2e.conftest import command
+from tests.running import TOKEN, Appliance, wait_for
+
+pytestmark = pytest.mark.e2e
+
+EVER = {"from": "2000-01-01", "to": "9999-12-31"}
+ENDS = ("succeeded", "failed", "canceled", "aborted")
+#: What is asked for at once, by several clients: most succeed, some fail, some never run.
+LOAD: list[tuple[str, dict[str, Any]]] = [
+    *[("test/stream", {"text": "a b c ", "repeat": 3})] * 20,
+    *[("appliance/echo", {"text": "x", "delay": 0.02})] * 20,
+    *[("appliance/echo", {"fail": "it should"})] * 5,
+    *[("appliance/all-minilm-l6-v2", {"texts": "one text"})] * 2,
+    *[(LANGUAGE_MODEL, {"prompt": "Say something.", "max_tokens": 4})] * 3,
+]
+
+
+def microseconds(seconds: float) -> int:
+    """Exactly: a JSON number with six decimals at most."""
+    value = Decimal(repr(seconds)) * 1_000_000
+    assert value == int(value), seconds
+    return int(value)
+
+
+def load(client: httpx.Client) -> list[str]:
+    """The ids of what was made."""
+
+    def ask(each: tuple[str, dict[str, Any]]) -> str:
+        model, input = each
+        return str(client.post("/v1/predictions", json={"version": model, "input": input}).json()["id"])
+
+    with ThreadPoolExecutor(4) as clients:
+        made = list(clients.map(ask, LOAD))
+    slow = [ask(("test/one-at-a-time", {"delay": 30})) for _ in range(3)]
+    for id in reversed(slow):  # the first one runs, the others never do
+        client.post(f"/v1/predictions/{id}/cancel")
+    return made + slow
+
+
+def all_predictions(client: httpx.Client, **narrowed: str) -> list[dict[str, Any]]:
+    """Of everyone, as the API shows them."""
+    found = []
+    reply = client.get("/admin/predictions", params=narrowed).json()
+    while True:
+        found += reply["results"]
+        if reply["next"] is None:
+            return found
+        reply = client.get(reply["next"]).json()
+
+
+def summed(records: list[dict[str, Any]], *keys: str) -> dict[tuple[str, ...], Counter[str]]:
+    """What records say that they took, in the words of the usage."""
+    sums: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        known = {**record, "work": record["type"]}
+        metrics = record.get("metrics", {})
+        sums[tuple(known[key] or "" for key in keys)] += Counter(
+            {
+                "predictions": 1,
+                record["status"]: 1,
+                "predict_time": microseconds(metrics.get("predict_time", 0)),
+                "cold_start": microseconds(metrics.get("cold_start", 0)),
+                "cold_starts": int("cold_start" in metrics),
+                "input_tokens": metrics.get("input_token_count", 0),
+                "output_tokens": metrics.get("output_token_count", 0),
+            }
+        )
+    return sums
+
+
+def used(client: httpx.Client, *keys: str) -> dict[tuple[str, ...], Counter[str]]:
+    """The same, as the usage says it."""
+    rows = client.get("/admin/usage", params={**EVER, "by": ",".join(keys)}).json()["rows"]
+    sums = {}
+    for row in rows:
+        amounts = {
+            name: row[name] for name in ("predictions", "cold_starts", "input_tokens", "output_tokens", *ENDS)
+        }
+        times = {name: microseconds(row[name]) for name in ("predict_time", "cold_start")}
+        sums[tuple(row[key] for key in keys)] = +Counter({**amounts, **times})
+    return sums
+
+
+def measured(client: httpx.Client) -> dict[tuple[str, ...], Counter[str]]:
+    """The same by model, as Prometheus gets it."""
+    names = {
+        "appliance_cold_starts_total": "cold_starts",
+        "appliance_input_tokens_total": "input_tokens",
+        "appliance_output_tokens_total": "output_tokens",
+        "appliance_predict_seconds_total": "predict_time",
+        "appliance_cold_start_seconds_total": "cold_start",
+    }
+    sums: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            model = (sample.labels.get("model", ""),)
+            if sample.name == "appliance_predictions_total":
+                sums[model] += Counter(
+                    {"predictions": int(sample.value), sample.labels["status"]: int(sample.value)}
+                )
+            elif sample.name in names:
+                seconds = "seconds" in sample.name
+                sums[model][names[sample.name]] += round(sample.value * 1e6) if seconds else int(sample.value)
+    return {model: +amounts for model, amounts in sums.items()}
+
+
+def is_quiet(client: httpx.Client) -> bool:
+    """Whether nothing waits and nothing runs, whoever has asked for it."""
+    return not any(all_predictions(client, status=status) for status in ("starting", "processing"))
+
+
+@pytest.mark.last
+def test_metrics_usage_and_predictions_agree_to_the_unit(
+    appliance: Appliance, client: httpx.Client, new_token: Callable[..., str]
+) -> None:
+    with appliance.client() as loading:
+        loading.headers["Authorization"] = f"Bearer {new_token('load', '--scope', 'run')}"
+        made = load(loading)
+        wait_for(lambda: is_quiet(client), 200, "all predictions to be over")
+        assert loading.get("/metrics").status_code == 200  # it is of the appliance's own account
+    records = all_predictions(client)
+    own = [record for record in records if record["id"] in set(made)]
+    (token,) = {record["token"] for record in own}
+    (mine,) = (amounts for key, amounts in used(client, "token").items() if key == (token,))
+    assert mine == summed(own, "token")[token,]
+    assert {name: mine[name] for name in ENDS} == {"succeeded": 45, "failed": 5, "canceled": 3, "aborted": 0}
+    assert mine["output_tokens"] >= 3
+
+    # Of all that the run has made; predictions that were deleted with their versions are in the usage only.
+    kept = {(model["name"],) for model in yaml.safe_load(appliance.config.read_text())["models"]}
+    usage, metrics, listed = used(client, "model"), measured(client), summed(records, "model")
+    assert {model for model in listed if model in kept} == {model for model in usage if model in kept}
+    for model in kept & set(usage):
+        assert usage[model] == metrics[model] == listed[model], model
+    assert usage == metrics
+    keys = ("model", "work", "owner", "token", "hardware")
+    apart, each = used(client, *keys), summed(records, *keys)
+    assert {key: apart[key] for key in each if key[:1] in kept} == {
+        key: amounts for key, amounts in each.items() if key[:1] in kept
+    }
+
+
+@pytest.mark.last
+def test_the_command_prints_the_same_numbers(appliance: Appliance, client: httpx.Client) -> None:
+    found = client.get("/admin/usage", params={**EVER, "by": "model"}).json()
+    printed = csv.DictReader(
+        io.StringIO(command(appliance, "usage", "--csv", "--from", EVER["from"], "--to", EVER["to"]))
+    )
+    rows = {row["model"]: row for row in printed}
+    assert {row["model"]: microseconds(row["predict_time"]) for row in found["rows"]} == {
+        model: microseconds(float(row["predict_time"])) for model, row in rows.items()
+    }
+
+
+def test_a_probe_is_told_that_it_is_ready(stranger: httpx.Client) -> None:
+    reply = stranger.get("/readyz")
+    assert (reply.status_code, reply.json()) == (200, {"status": "ready"})
+
+
+def test_metrics_want_a_token_that_may_read(
+    appliance: Appliance, stranger: httpx.Client, new_token: Callable[..., str]
+) -> None:
+    assert stranger.get("/metrics").status_code == 401
+    secrets = {
+        new_token("prometheus", "--scope", "read"): 200,
+        new_token("guest", "--scope", "run", "--owner", "guest"): 403,
+    }
+    for secret, status in secrets.items():
+        reply = stranger.get("/metrics", headers={"Authorization": f"Bearer {secret}"})
+        assert reply.status_code == status
+    assert TOKEN not in stranger.get("/readyz").text
