@@ -62,6 +62,9 @@ class Metrics:
         self._loaded = self._histogram(
             "appliance_model_load_seconds", "How long loads took that succeeded.", ("model",), _LOAD_SECONDS
         )
+        self._woken = self._histogram(
+            "appliance_model_wake_seconds", "How long models took to wake.", ("model",), _LOAD_SECONDS
+        )
         self._answered = self._histogram(
             "appliance_http_request_duration_seconds",
             "Until an answer was complete, waits and streams included.",
@@ -98,8 +101,9 @@ class Metrics:
     def happened(self, happening: Happening) -> None:
         """Something was decided about memory, or came of that."""
         self._decisions.labels(happening.what.value, happening.model, reason(happening)).inc()
-        if happening.what is What.READY and happening.seconds is not None:
-            self._loaded.labels(happening.model).observe(happening.seconds)
+        took = {What.READY: self._loaded, What.WOKEN: self._woken}.get(happening.what)
+        if took is not None and happening.seconds is not None:
+            took.labels(happening.model).observe(happening.seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """A request was answered by ``route``, which is a template, ``seconds`` after it came."""
@@ -182,6 +186,9 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
     state = GaugeMetricFamily("appliance_model_state", "1 for the state it is in.", labels=["model", "state"])
     memory = GaugeMetricFamily("appliance_device_memory_bytes", "What models may reserve.", labels=["device"])
     free = GaugeMetricFamily("appliance_device_free_bytes", "What none has reserved.", labels=["device"])
+    foreign = GaugeMetricFamily(
+        "appliance_device_foreign_bytes", "What other programs take of it.", labels=["device"]
+    )
     reserved = GaugeMetricFamily(
         "appliance_device_reserved_bytes", "What is reserved, by whom.", labels=["device", "model"]
     )
@@ -194,6 +201,7 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
     for device, capacity in scheduler.capacities.items():
         memory.add_metric([device], capacity)
         free.add_metric([device], scheduler.free(device))
+        foreign.add_metric([device], scheduler.footprints.foreign(device))
         for model, held in scheduler.reserved(device).items():
             reserved.add_metric([device, model], held)
-    return [queued, running, state, memory, free, reserved]
+    return [queued, running, state, memory, free, foreign, reserved]

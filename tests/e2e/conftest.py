@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page
 from replicate.client import Client
 
 from tests import tiny_models
+from tests.collector import Collector
 from tests.e2e.browsing import sign_in, started, watched
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
@@ -73,7 +74,15 @@ COG_MODELS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="session")
-def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+def collector() -> Iterator[Collector]:
+    """What the appliance sends its traces to."""
+    running = Collector()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Appliance]:
     home = tmp_path_factory.mktemp("home")
     link_weights(home)
     shipped = yaml.safe_load((ROOT / "models.yaml").read_text())
@@ -92,6 +101,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     )
     shipped["code"] = {"cog": True}
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}
+    shipped["telemetry"] = {"otlp_endpoint": collector.url}
     shipped["limits"] = {
         "requests_per_minute": 3000, "predictions_per_minute": 600, "cancel_grace": "3s",
     }  # fmt: skip

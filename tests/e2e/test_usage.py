@@ -1,4 +1,4 @@
-"""A load run, and then everything that the whole run has made: metrics, usage and the API's predictions agree."""
+"""A load run, and then all that the whole run has made: metrics, usage and the predictions agree."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.accounting import ENDS, EVER, all_predictions, is_quiet, microseconds, summed, used
+from tests.collector import Collector, attributes
 from tests.e2e.clients import LANGUAGE_MODEL
 from tests.e2e.conftest import command
 from tests.running import TOKEN, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 
-EVER = {"from": "2000-01-01", "to": "9999-12-31"}
-ENDS = ("succeeded", "failed", "canceled", "aborted")
 #: What is asked for at once, by several clients: most succeed, some fail, some never run.
 LOAD: list[tuple[str, dict[str, Any]]] = [
     *[("test/stream", {"text": "a b c ", "repeat": 3})] * 20,
@@ -31,13 +31,6 @@ LOAD: list[tuple[str, dict[str, Any]]] = [
     *[("appliance/all-minilm-l6-v2", {"texts": "one text"})] * 2,
     *[(LANGUAGE_MODEL, {"prompt": "Say something.", "max_tokens": 4})] * 3,
 ]
-
-
-def microseconds(seconds: float) -> int:
-    """Exactly: a JSON number with six decimals at most."""
-    value = Decimal(repr(seconds)) * 1_000_000
-    assert value == int(value), seconds
-    return int(value)
 
 
 def load(client: httpx.Client) -> list[str]:
@@ -53,50 +46,6 @@ def load(client: httpx.Client) -> list[str]:
     for id in reversed(slow):  # the first one runs, the others never do
         client.post(f"/v1/predictions/{id}/cancel")
     return made + slow
-
-
-def all_predictions(client: httpx.Client, **narrowed: str) -> list[dict[str, Any]]:
-    """Of everyone, as the API shows them."""
-    found = []
-    reply = client.get("/admin/predictions", params=narrowed).json()
-    while True:
-        found += reply["results"]
-        if reply["next"] is None:
-            return found
-        reply = client.get(reply["next"]).json()
-
-
-def summed(records: list[dict[str, Any]], *keys: str) -> dict[tuple[str, ...], Counter[str]]:
-    """What records say that they took, in the words of the usage."""
-    sums: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
-    for record in records:
-        known = {**record, "work": record["type"]}
-        metrics = record.get("metrics", {})
-        sums[tuple(known[key] or "" for key in keys)] += Counter(
-            {
-                "predictions": 1,
-                record["status"]: 1,
-                "predict_time": microseconds(metrics.get("predict_time", 0)),
-                "cold_start": microseconds(metrics.get("cold_start", 0)),
-                "cold_starts": int("cold_start" in metrics),
-                "input_tokens": metrics.get("input_token_count", 0),
-                "output_tokens": metrics.get("output_token_count", 0),
-            }
-        )
-    return sums
-
-
-def used(client: httpx.Client, *keys: str) -> dict[tuple[str, ...], Counter[str]]:
-    """The same, as the usage says it."""
-    rows = client.get("/admin/usage", params={**EVER, "by": ",".join(keys)}).json()["rows"]
-    sums = {}
-    for row in rows:
-        amounts = {
-            name: row[name] for name in ("predictions", "cold_starts", "input_tokens", "output_tokens", *ENDS)
-        }
-        times = {name: microseconds(row[name]) for name in ("predict_time", "cold_start")}
-        sums[tuple(row[key] for key in keys)] = +Counter({**amounts, **times})
-    return sums
 
 
 def measured(client: httpx.Client) -> dict[tuple[str, ...], Counter[str]]:
@@ -120,11 +69,6 @@ def measured(client: httpx.Client) -> dict[tuple[str, ...], Counter[str]]:
                 seconds = "seconds" in sample.name
                 sums[model][names[sample.name]] += round(sample.value * 1e6) if seconds else int(sample.value)
     return {model: +amounts for model, amounts in sums.items()}
-
-
-def is_quiet(client: httpx.Client) -> bool:
-    """Whether nothing waits and nothing runs, whoever has asked for it."""
-    return not any(all_predictions(client, status=status) for status in ("starting", "processing"))
 
 
 @pytest.mark.last
@@ -187,3 +131,21 @@ def test_metrics_want_a_token_that_may_read(
         reply = stranger.get("/metrics", headers={"Authorization": f"Bearer {secret}"})
         assert reply.status_code == status
     assert TOKEN not in stranger.get("/readyz").text
+
+
+def test_a_trace_goes_on_from_its_client_to_the_collector(client: httpx.Client, collector: Collector) -> None:
+    trace, above = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    body = {"version": "appliance/echo", "input": {"text": "traced"}}
+    headers = {"traceparent": f"00-{trace}-{above}-01", "Prefer": "wait"}
+    id = client.post("/v1/predictions", json=body, headers=headers).json()["id"]
+
+    def arrived() -> dict[str, Span]:
+        spans = {span.name: span for span in collector.spans if span.trace_id.hex() == trace}
+        return spans if {"POST /v1/predictions", "prediction appliance/echo"} <= set(spans) else {}
+
+    spans = wait_for(arrived, 60, "the trace")
+    request, whole = spans["POST /v1/predictions"], spans["prediction appliance/echo"]
+    assert request.parent_span_id.hex() == above
+    assert whole.parent_span_id == request.span_id
+    assert attributes(whole)["appliance.prediction.id"] == id
+    assert {"queued", "run"} <= set(spans)

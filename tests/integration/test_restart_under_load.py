@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.accounting import all_predictions, is_quiet, summed, used
 from tests.receiver import Receiver, receiving
 from tests.running import Appliance, wait_for
 
@@ -120,6 +121,7 @@ def test_nothing_accepted_is_lost(appliance: Appliance) -> None:
             check_files(client, appliance, callers)
             check_outputs(client, records)
             told = check_webhooks(receiver, records)
+            check_usage(client)
         appliance.stop()
     assert appliance.processes() == []
     print(f"accepted {accepted} predictions and {len(callers.uploads)} files; ended {statuses}; told {told}")
@@ -167,6 +169,13 @@ def check_outputs(client: httpx.Client, records: list[dict[str, Any]]) -> None:
             case "test/files":
                 (address,) = record["output"]
                 assert client.get(address).text == "content"
+
+
+def check_usage(client: httpx.Client) -> None:
+    """Each prediction counts once, however often it ran; those too whose acceptance nobody heard of."""
+    wait_for(lambda: is_quiet(client), 60, "all predictions to be over")
+    keys = ("model", "token", "hardware")
+    assert used(client, *keys) == summed(all_predictions(client), *keys)
 
 
 def check_webhooks(receiver: Receiver, records: list[dict[str, Any]]) -> int:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.proto.trace.v1.trace_pb2 import Status as Outcome
 
@@ -20,51 +16,11 @@ from appliance.config import TelemetryConfig
 from appliance.prediction import Status
 from appliance.tracing import Tracing
 from tests.apis import Api, services_of
+from tests.collector import Collector, attributes
 from tests.engines import Bench
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 ABOVE = "00f067aa0ba902b7"
-
-
-class Collector:
-    """Takes OTLP over HTTP."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.service = ""
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                assert self.path == "/v1/traces"
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    names = {each.key: each.value.string_value for each in resource.resource.attributes}
-                    collector.service = names["service.name"]
-                    collector.spans += [span for scope in resource.scope_spans for span in scope.spans]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Nothing."""
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def named(self, *names: str) -> list[Span]:
-        """The one span of each name."""
-        found = []
-        for name in names:
-            (span,) = [span for span in self.spans if span.name == name]
-            found.append(span)
-        return found
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
 
 
 @pytest.fixture
@@ -86,10 +42,6 @@ async def traced(api: Api, bench: Bench, collector: Collector) -> AsyncIterator[
 async def sent(bench: Bench) -> None:
     assert bench.tracing is not None
     await bench.tracing.close()
-
-
-def attributes(span: Span) -> dict[str, Any]:
-    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
 
 async def test_one_trace_has_the_request_and_what_became_of_the_prediction(
