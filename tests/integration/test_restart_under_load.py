@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ egress:
   allow: [127.0.0.0/8]
 limits:
   attempts: 3
+logging: {format: json}
 models:
   - {name: test/echo, kind: echo}
   - {name: test/stream, kind: echo, options: {stream: true}}
@@ -124,6 +126,7 @@ def test_nothing_accepted_is_lost(appliance: Appliance) -> None:
             check_usage(client)
         appliance.stop()
     assert appliance.processes() == []
+    check_log(appliance)
     print(f"accepted {accepted} predictions and {len(callers.uploads)} files; ended {statuses}; told {told}")
     assert sum(statuses.values()) == accepted
     assert statuses["canceled"] == statuses["aborted"] == 0
@@ -176,6 +179,13 @@ def check_usage(client: httpx.Client) -> None:
     wait_for(lambda: is_quiet(client), 60, "all predictions to be over")
     keys = ("model", "token", "hardware")
     assert used(client, *keys) == summed(all_predictions(client), *keys)
+
+
+def check_log(appliance: Appliance) -> None:
+    """Each line is an object, which names the model that it is about."""
+    lines = (appliance.home / "logs" / "appliance.log").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert {record["model"] for record in records if "is ready" in record["message"]} >= {"test/echo"}
 
 
 def check_webhooks(receiver: Receiver, records: list[dict[str, Any]]) -> int:
