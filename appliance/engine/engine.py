@@ -401,6 +401,7 @@ class Engine:
                 await self._cluster.unload(spec.model)
                 continue
             self._scheduler.adopted(spec.model, spec.placement, spec.memory, time.monotonic())
+            self._sizes.adopted(spec.model)
             held[spec.model] = adopted.held
             _log.info("model %s is still loaded, with %d predictions", spec.model, len(adopted.held))
         return held

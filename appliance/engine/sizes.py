@@ -140,6 +140,11 @@ class Sizes:
             self._limits[model] = limit
         return limit
 
+    def adopted(self, model: str) -> None:
+        """An earlier gateway has told its host what it may take: that may be different now."""
+        if self._kind(model) == "cpu":
+            self._limits[model] = 0
+
     def tell_limits(self) -> None:
         """Let hosts know where what they may take has changed."""
         for model, before in list(self._limits.items()):

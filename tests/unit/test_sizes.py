@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from appliance.cluster.local import LocalCluster
 from appliance.engine.room import Room
+from appliance.engine.sizes import Sizes
 from appliance.errors import OutOfMemory
 from appliance.prediction import Prediction, Status
 from appliance.scheduler import Capacity, Demand, Load, Origin, Residency, Scheduler
@@ -124,6 +126,18 @@ async def test_a_host_hears_how_much_it_may_take(bench: Bench) -> None:
     await bench.ended(await bench.submit())
     await bench.ended(await bench.submit(bench.stream))
     await until(lambda: bench.cluster.limits == {"test/echo": 99 * MIB})
+
+
+async def test_a_host_of_an_earlier_gateway_hears_it_too(bench: Bench) -> None:
+    cluster = LocalCluster()
+    demand = Demand(model="test/echo", concurrency=1, memory=2 * MIB)
+    scheduler = Scheduler([Capacity("cpu", 9 * MIB)], [demand])
+    sizes = Sizes(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
+    scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0)
+    sizes.adopted("test/echo")
+    sizes.tell_limits()
+    sizes.tell_limits()
+    assert cluster.limits == {"test/echo": 3 * MIB}
 
 
 class Driver:
