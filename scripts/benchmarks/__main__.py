@@ -23,24 +23,35 @@ def main() -> int:
         prog="scripts/bench",
         description="Measures the appliance next to other servers on this machine and prints ratios. "
         "Times of one machine mean nothing on another, and little on a busy one: compare within a run.",
-        epilog="cold-start: first token of an unloaded model, against starting vLLM's own server. "
+        epilog="cold-start: first output of models, loaded and not, against the stock way of starting each. "
         "llm: tokens/s and time to first token, warm, against vLLM's own server. "
         "overhead: sync predictions/s of a one-line model, against LitServe, BentoML and Cog. "
         "memory: what the idle appliance holds. Without a mode: all of them.",
     )
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="what to measure (default: everything)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write numbers and ratios here")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        nargs="?",
+        const=Path("/dev/stdout"),
+        help="also write numbers and ratios here; without a file, to the standard output",
+    )
+    parser.add_argument("--rounds", type=int, help="how often cold-start measures everything (default: 3)")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(stderr=arguments.json == Path("/dev/stdout"))
     report: dict[str, Any] = {
         "machine": {"processor": _processor(), "threads": _threads(), "python": sys.version.split()[0]},
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     for name in [arguments.mode] if arguments.mode else list(MODES):
         console.rule(name)
-        report[name] = MODES[name].measure(console)
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        if name == "cold-start" and arguments.rounds:
+            report[name] = cold_start.measure(console, arguments.rounds)
+        else:
+            report[name] = MODES[name].measure(console)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 

@@ -40,7 +40,7 @@ def measure(console: Console) -> dict[str, Any]:
     found: dict[str, dict[int, list[tuple[float, float]]]] = {"appliance": {}, "vllm": {}}
     with ExitStack() as stack:
         ours = stack.enter_context(servers.appliance(shipped=True))
-        stock = stack.enter_context(servers.vllm(servers.default_weights(), servers.BENCH / "vllm.log"))
+        stock = stack.enter_context(servers.vllm(servers.shipped_weights("vllm"), servers.BENCH / "vllm.log"))
         readers = {"appliance": _ours(ours.url), "vllm": _stock(stock.url)}
         for read in readers.values():
             asyncio.run(_together(read, 2, "warm"))

@@ -18,6 +18,7 @@ import httpx
 from rich.console import Console
 
 from appliance import config, weights
+from appliance.hardware import cpu_threads
 from tests.running import ROOT, Appliance, free_port, link_weights, wait_for
 
 BENCH: Final = ROOT / ".bench"
@@ -91,12 +92,23 @@ def appliance(*, shipped: bool) -> Iterator[Appliance]:
             running.stop()
 
 
-def default_weights() -> Path:
-    """The folder with the default language model's weights, fetched if need be."""
+def shipped_weights(kind: str) -> Path:
+    """The folder with the weights of the shipped model of this kind, fetched if need be."""
     from tests.running import WEIGHTS
 
-    (model,) = (model for model in config.load(ROOT / "models.yaml").models if model.kind == "vllm")
+    (model,) = (model for model in config.load(ROOT / "models.yaml").models if model.kind == kind)
     return weights.pull(WEIGHTS, model)
+
+
+def threads() -> int:
+    """With how many threads models of the appliance compute by default."""
+    return max(1, cpu_threads() - 1)
+
+
+def with_bytecode(further: dict[str, str]) -> dict[str, str]:
+    """This process's environment, in which compiled code is kept, and ``further`` variables."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **further}
 
 
 @contextmanager
@@ -233,11 +245,10 @@ def _process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process with its own group, which is killed as a whole in the end."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            env={**inherited, **(environment or {})},
+            env=with_bytecode(environment or {}),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
