@@ -174,14 +174,15 @@ def _script(text: str, asked: str) -> Callable[[Path], float]:
     return run
 
 
+LANGUAGE: Final = Case(
+    "vllm",
+    "appliance/smollm2-135m-instruct",
+    {"prompt": _QUESTION, "temperature": 0, "max_tokens": 8},
+    _vllm_server,
+    "vLLM's own server",
+)
 CASES: Final = (
-    Case(
-        "vllm",
-        "appliance/smollm2-135m-instruct",
-        {"prompt": _QUESTION, "temperature": 0, "max_tokens": 8},
-        _vllm_server,
-        "vLLM's own server",
-    ),
+    LANGUAGE,
     Case(
         "diffusers",
         "appliance/tiny-shapes",

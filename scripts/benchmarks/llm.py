@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.benchmarks import servers
-from scripts.benchmarks.cold_start import MODEL
+from scripts.benchmarks.cold_start import LANGUAGE
 from tests.running import TOKEN
 
 STREAMS: Final = (1, 4, 16)
@@ -70,7 +70,7 @@ def _ours(url: str) -> Read:
         began = time.perf_counter()
         asked = {"prompt": prompt, "temperature": 0, "max_tokens": TOKENS, "min_tokens": TOKENS}
         signed_in = {"Authorization": f"Bearer {TOKEN}"}
-        address = f"{url}/v1/models/{MODEL}/predictions"
+        address = f"{url}/v1/models/{LANGUAGE.model}/predictions"
         created = (await client.post(address, json={"input": asked}, headers=signed_in)).json()
         first = 0.0
         async with client.stream("GET", created["urls"]["stream"]) as reply:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.benchmarks import servers
-from scripts.benchmarks.cold_start import first_token
+from scripts.benchmarks.cold_start import LANGUAGE, output
 from tests.running import Appliance
 
 SETTLE: Final = 5.0  # seconds
@@ -34,7 +34,7 @@ def measure(console: Console) -> dict[str, Any]:
     with servers.appliance(shipped=True) as running:
         time.sleep(SETTLE)
         idle = by_role(running)
-        first_token(running)
+        output(running, LANGUAGE)
         time.sleep(SETTLE)
         loaded = by_role(running)
     table = Table("process", "no model", "default model", title="main memory, MiB")
