@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 import msgspec
 
@@ -18,12 +18,13 @@ from appliance.config import LimitsConfig
 from appliance.engine import report
 from appliance.engine.admission import Admission
 from appliance.engine.instances import Instances
-from appliance.engine.live import Seen, follow, items
+from appliance.engine.live import HIDDEN, Seen, follow, items, without_secrets
 from appliance.engine.loads import Loads
 from appliance.engine.loop import INTERRUPTED, Loop
 from appliance.engine.renewal import renew
 from appliance.engine.room import Room
 from appliance.engine.sizes import Sizes
+from appliance.engine.waiting import shown
 from appliance.errors import (
     InvalidVersion,
     NotFound,
@@ -43,14 +44,6 @@ _log = logging.getLogger(__name__)
 
 
 Ids = list[str]  # named here because the method ``list`` hides the builtin
-
-#: What is stored and shown in place of a secret input.
-HIDDEN: Final = "**********"
-
-
-def _without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
-    hidden = dict.fromkeys((name for name in entry.interface.secret_inputs if name in input), HIDDEN)
-    return {**input, **hidden} if hidden else input
 
 
 class Engine:
@@ -170,7 +163,7 @@ class Engine:
             model=entry.name,
             version=entry.version,
             owner=owner,
-            input=_without_secrets(entry, input),
+            input=without_secrets(entry, input),
             created_at=round(time.time(), 6),  # as precise as it is shown, so that callers can filter by it
             deadline=deadline,
             webhook=webhook,
@@ -203,7 +196,7 @@ class Engine:
             NotFound: there is none, or it is another owner's.
         """
         live = self._loop.live.get(id)
-        prediction = live.prediction if live is not None else await self._store.get(id)
+        prediction = shown(live, self._scheduler) if live is not None else await self._store.get(id)
         if prediction is None or owner not in {None, prediction.owner}:
             raise NotFound
         return prediction
@@ -226,10 +219,8 @@ class Engine:
             since = (await self.get(parent, owner)).created_at
             filters["created_after"] = max(filters.get("created_after") or since, since)
         stored = await self._store.list(owner, cursor=cursor, limit=limit, **filters)
-        return [
-            self._loop.live[prediction.id].prediction if prediction.id in self._loop.live else prediction
-            for prediction in stored
-        ]
+        live = self._loop.live
+        return [shown(live[each.id], self._scheduler) if each.id in live else each for each in stored]
 
     async def parts(self, record: Prediction) -> Ids:
         """The ids of what a prediction has asked for while it ran, oldest first."""

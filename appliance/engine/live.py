@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 from appliance.catalogue import Entry
 from appliance.errors import PredictionFailed
 from appliance.prediction import Log, Metric, Output, Prediction
 
 _log = logging.getLogger(__name__)
+
+#: What is stored and shown in place of a secret input.
+HIDDEN: Final = "**********"
+
+
+def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
+    """``input`` as it may be stored and shown."""
+    hidden = dict.fromkeys((name for name in entry.interface.secret_inputs if name in input), HIDDEN)
+    return {**input, **hidden} if hidden else input
 
 
 class Live:

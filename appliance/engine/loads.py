@@ -13,6 +13,7 @@ from appliance import weights
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
+from appliance.engine.prefetch import Prefetch
 from appliance.engine.sizes import Sizes
 from appliance.errors import HostLost, LoadFailed, OutOfMemory
 from appliance.hardware import Device, joint_sku
@@ -53,12 +54,21 @@ class Loads:
         self.limits = limits
         self._sizes = sizes
         self._home = home
+        self._prefetch = Prefetch(catalogue, scheduler, home)
         self._threads = threads
         self._devices = {device.name: device for device in devices}
         self._told: dict[str, dict[str, Any]] = {}  # by what is loaded: the options it was loaded with
         self._lost: dict[str, int] = {}
         self._starved: set[str] = set()  # what ran out of memory while it was loaded, and is tried again
         self._ready: dict[str, asyncio.Future[None]] = {}
+
+    def ahead(self, now: float) -> None:
+        """Read the weights of what is loaded next; call it after each decision."""
+        self._prefetch.look(now)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._prefetch.close()
 
     async def ready(self, name: str) -> None:
         """Return when the model's next load is done.

@@ -99,6 +99,7 @@ class Loop:
     async def close(self) -> None:
         """Stop deciding and write what is not written yet."""
         self.draining = self._closed = True
+        self._loads.close()
         if self._wakeup is not None:
             self._wakeup.cancel()
         for live in self.live.values():
@@ -181,6 +182,7 @@ class Loop:
             report.log(happening)
             self._heed(happening)
         self._sizes.tell_limits()
+        self._loads.ahead(now)
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None

@@ -311,6 +311,11 @@ class Scheduler:
         entry = self._models.get(model)
         return entry is None or entry.replaced
 
+    def place(self, id: str) -> int | None:
+        """Its place among the predictions that wait for its model, from 1; None: it does not wait."""
+        waiting = self._queued.get(id)
+        return None if waiting is None else self._models[waiting.model].queue.index(id) + 1
+
     def stays(self, id: str) -> bool:
         """Whether this prediction waits for what is loaded now, although that is to be replaced."""
         waiting = self._queued.get(id)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from appliance.weights.places import folder, present, revision
 from appliance.weights.pulling import pull
+from appliance.weights.readahead import read_ahead
 from appliance.weights.weighing import weigh
 
-__all__ = ["folder", "present", "pull", "revision", "weigh"]
+__all__ = ["folder", "present", "pull", "read_ahead", "revision", "weigh"]
