@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from scripts.benchmarks import cold_start, llm, memory, overhead
+from scripts.benchmarks import cold_start, llm, memory, overhead, ui
 
-MODES: Final = {"cold-start": cold_start, "llm": llm, "overhead": overhead, "memory": memory}
+MODES: Final = {"cold-start": cold_start, "llm": llm, "overhead": overhead, "memory": memory, "ui": ui}
 
 
 def main() -> int:
@@ -26,7 +26,9 @@ def main() -> int:
         epilog="cold-start: first output of models, loaded and not, against the stock way of starting each. "
         "llm: tokens/s and time to first token, warm, against vLLM's own server. "
         "overhead: sync predictions/s of a one-line model, against LitServe, BentoML and Cog. "
-        "memory: what the idle appliance holds. Without a mode: all of them.",
+        "memory: what the idle appliance holds. "
+        "ui: the pages' first paint, a click's first token, and what open sessions take from the API. "
+        "Without a mode: all of them.",
     )
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="what to measure (default: everything)")
     parser.add_argument(

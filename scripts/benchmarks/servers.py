@@ -78,13 +78,13 @@ def echo_config(home: Path) -> Path:
 
 
 @contextmanager
-def appliance(*, shipped: bool) -> Iterator[Appliance]:
-    """A running appliance: with the ``shipped`` models.yaml, or with the echo model only."""
+def appliance(*, shipped: bool, ui: bool = False) -> Iterator[Appliance]:
+    """A running appliance: with the ``shipped`` models.yaml or the echo model only, with pages or not."""
     with tempfile.TemporaryDirectory(prefix="appliance-bench-") as folder:
         home = Path(folder)
         if shipped:
             link_weights(home)
-        running = Appliance(home, ROOT / "models.yaml" if shipped else echo_config(home))
+        running = Appliance(home, ROOT / "models.yaml" if shipped else echo_config(home), ui=ui)
         running.start(START_TIMEOUT)
         try:
             yield running

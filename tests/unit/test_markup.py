@@ -25,8 +25,8 @@ HOSTILE = (
 )
 #: The tags and attributes that our own HTML is made of.
 TAGS = {
-    "a", "audio", "b", "code", "dd", "div", "dl", "dt", "i", "img", "li", "pre", "span", "strong", "table",
-    "tbody", "td", "th", "thead", "time", "tr", "ul", "video",
+    "a", "audio", "b", "code", "dd", "div", "dl", "dt", "h2", "h3", "i", "img", "li", "p",
+    "pre", "section", "span", "strong", "table", "tbody", "td", "th", "thead", "time", "tr", "ul", "video",
 }  # fmt: skip
 ATTRIBUTES = {
     "alt", "aria-label", "class", "controls", "data-label", "datetime", "href", "loading", "preload", "role",

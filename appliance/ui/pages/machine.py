@@ -110,9 +110,12 @@ def render_devices(status: Mapping[str, Any]) -> str:
             )
             for name, taken in held
         ]
+        if device["foreign"]:
+            others = f"other programs {markup.size(device['foreign'])}"
+            segments.append(Segment(others, device["foreign"], "others"))
         segments.append(Segment(f"free {markup.size(device['free'])}", device["free"], "free"))
         total = device["memory"]
-        held_text = f"{markup.size(total - device['free'])} of {markup.size(total)} reserved"
+        held_text = f"{markup.size(sum(device['reserved'].values()))} of {markup.size(total)} reserved"
         drawn = markup.bar(segments, total, label=f"{device['name']}: {held_text}")
         note = f"{device['label']}, {held_text}"
         parts.append(markup.section(device["name"], drawn, note))
@@ -128,13 +131,23 @@ def render_models(models: Sequence[Mapping[str, Any]], known: Mapping[str, Mappi
             str(each["queued"]),
             str(each["running"]),
             escape(", ".join(each["devices"])),
+            _memory(each["memory"]),
             markup.duration(known.get(each["name"], {}).get("load_seconds")),
         ]
         for each in models
     ]
     empty = "<strong>No models</strong>Name some in models.yaml."
-    headings = ["Model", "State", "Queued", "Running", "Devices", "Last load"]
+    headings = ["Model", "State", "Queued", "Running", "Devices", "Memory", "Last load"]
     return markup.section("Models", markup.table(headings, rows, empty=empty))
+
+
+def _memory(taken: Mapping[str, Any]) -> str:
+    """HTML of what a model takes, where that number comes from, and what is wrong with it."""
+    much = markup.size(taken["bytes"]) if taken["bytes"] is not None else f"{100 * taken['share']:.0f} %"
+    said = f"{much} {escape(taken['from'])}"
+    if taken["exceeds"]:
+        said += f", but it took {markup.size(taken['peak'])}"
+    return said if taken["fits"] else f"{said} {markup.badge('does not fit')}"
 
 
 def render_host(machine: Mapping[str, Any]) -> str:

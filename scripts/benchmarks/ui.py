@@ -1,0 +1,154 @@
+"""The pages: how soon they are seen, how soon a click shows a token, and what they take from the API."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from contextlib import ExitStack
+from typing import Any, Final
+
+import httpx
+from playwright.sync_api import Browser, Page
+from rich.console import Console
+from rich.table import Table
+
+from scripts.benchmarks import load, servers
+from tests.e2e import browsing
+from tests.e2e.clients import LANGUAGE_MODEL
+from tests.running import TOKEN, Appliance, wait_for
+
+ROUNDS: Final = 5
+SESSIONS: Final = 20
+#: What the open sessions look at; all of these look again and again by themselves.
+LOOKING: Final = ("/explore", "/predictions", "/machine", f"/{LANGUAGE_MODEL}")
+CLIENTS: Final = 16
+SECONDS: Final = 5.0
+
+_HEADERS: Final = {"Authorization": f"Bearer {TOKEN}"}
+_PROMPT: Final = {"prompt": "Tell me a story.", "max_tokens": 24, "seed": 1}
+_PAINTED: Final = """() => new Promise(seen => {
+    const found = performance.getEntriesByName('first-contentful-paint')[0];
+    if (found) { seen(found.startTime); return; }
+    new PerformanceObserver((list, observer) => {
+        for (const entry of list.getEntriesByName('first-contentful-paint')) {
+            observer.disconnect(); seen(entry.startTime);
+        }
+    }).observe({ type: 'paint', buffered: true });
+})"""
+#: Milliseconds from the click on Run until the output has words that it did not have.
+_FIRST_WORDS: Final = """() => new Promise(seen => {
+    const output = document.querySelector('#output textarea');
+    output.value = '';
+    const clicked = performance.now();
+    const look = () => {
+        if (output.value.trim()) seen(performance.now() - clicked); else requestAnimationFrame(look);
+    };
+    document.querySelector('#run').click();
+    look();
+})"""
+
+
+def measure(console: Console) -> dict[str, Any]:
+    """All three, on the shipped models."""
+    with ExitStack() as stack:
+        running = stack.enter_context(servers.appliance(shipped=True, ui=True))
+        pages_answer = lambda: httpx.get(running.url, trust_env=False).status_code != 503  # noqa: E731
+        wait_for(pages_answer, 120, "the pages")
+        _first_words(running)  # loads the model
+        browser = stack.enter_context(browsing.started())
+        state = _signed_in(browser, running)
+        report = {
+            "first_paint": _paints(browser, running, state),
+            "first_token": _tokens(browser, running, state),
+            "predictions": _rates(browser, running, state, console),
+        }
+    return _told(report, console)
+
+
+def _signed_in(browser: Browser, running: Appliance) -> Any:
+    context = browser.new_context(base_url=running.url)
+    browsing.sign_in(context.new_page(), TOKEN)
+    state = context.storage_state()
+    context.close()
+    return state
+
+
+def _opened(browser: Browser, running: Appliance, state: Any, path: str) -> Page:
+    """A page of a browser that has seen nothing of the appliance before."""
+    page = browser.new_context(base_url=running.url, storage_state=state).new_page()
+    page.set_default_timeout(browsing.PATIENCE)
+    page.goto(path)
+    return page
+
+
+def _paints(browser: Browser, running: Appliance, state: Any) -> dict[str, float]:
+    """Milliseconds to the first content: of a page new to the browser, of one seen before, of Swagger UI."""
+    times: dict[str, list[float]] = {"new": [], "again": [], "swagger": []}
+    for _ in range(ROUNDS):
+        page = _opened(browser, running, state, "/explore")
+        times["new"].append(page.evaluate(_PAINTED))
+        page.goto("/explore")
+        times["again"].append(page.evaluate(_PAINTED))
+        page.context.close()
+        page = _opened(browser, running, state, "/docs")
+        times["swagger"].append(page.evaluate(_PAINTED))
+        page.context.close()
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _tokens(browser: Browser, running: Appliance, state: Any) -> dict[str, float]:
+    """Milliseconds to the first token of the loaded model: of a click, and of a client of the API."""
+    clicks, calls = [], []
+    page = _opened(browser, running, state, f"/{LANGUAGE_MODEL}")
+    page.get_by_label("prompt", exact=False).first.fill(str(_PROMPT["prompt"]))
+    for _ in range(ROUNDS):
+        clicks.append(page.evaluate(_FIRST_WORDS))
+        page.wait_for_selector("#cancel:disabled")
+        calls.append(_first_words(running))
+    page.context.close()
+    return {"click": statistics.median(clicks), "api": statistics.median(calls)}
+
+
+def _first_words(running: Appliance) -> float:
+    with httpx.Client(base_url=running.url, headers=_HEADERS, timeout=300, trust_env=False) as client:
+        began = time.perf_counter()
+        made = client.post(f"/v1/models/{LANGUAGE_MODEL}/predictions", json={"input": _PROMPT}).json()
+        took = 0.0
+        with client.stream("GET", made["urls"]["stream"]) as events:
+            for line in events.iter_lines():
+                if line == "event: output" and not took:
+                    took = 1000 * (time.perf_counter() - began)
+    return took
+
+
+def _rates(browser: Browser, running: Appliance, state: Any, console: Console) -> dict[str, float]:
+    """Sync predictions/s of the echo model without open sessions and with them, in turn."""
+    url = f"{running.url}/v1/models/appliance/echo/predictions"
+    body = json.dumps({"input": {"text": "hello"}})
+    plan = load.Plan(url, body, {**_HEADERS, "Prefer": "wait"}, CLIENTS, SECONDS)
+    rates: dict[str, list[float]] = {"none": [], "open": []}
+    for number in range(3):
+        console.print(f"round {number + 1} of 3: {CLIENTS} clients, no session and {SESSIONS}", style="dim")
+        rates["none"].append(load.measure(plan).rate)
+        pages = [_opened(browser, running, state, LOOKING[each % len(LOOKING)]) for each in range(SESSIONS)]
+        rates["open"].append(load.measure(plan).rate)
+        for page in pages:
+            page.context.close()
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def _told(report: dict[str, Any], console: Console) -> dict[str, Any]:
+    paint, token, rate = report["first_paint"], report["first_token"], report["predictions"]
+    ratios = {
+        "first paint, new to the browser / Swagger UI's": paint["new"] / paint["swagger"],
+        "first paint, seen before / new to the browser": paint["again"] / paint["new"],
+        "click to first token / the API's first token": token["click"] / token["api"],
+        f"predictions/s with {SESSIONS} open sessions / with none": rate["open"] / rate["none"],
+    }
+    table = Table("what", "ratio", title="the pages")
+    for name, ratio in ratios.items():
+        table.add_row(name, f"{ratio:.2f}")
+    console.print(table)
+    console.print("The browser with its sessions ran on the same machine, and took its part of it.")
+    return {**report, "ratios": ratios}

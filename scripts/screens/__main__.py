@@ -1,0 +1,127 @@
+"""Pictures of every page of the UI, of an appliance that has done a little work."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+from PIL import Image
+from playwright.sync_api import BrowserContext, Page
+
+from scripts.benchmarks import servers
+from tests.e2e import browsing
+from tests.running import ROOT, TOKEN
+
+#: For the README, which is read on any background: (page, scheme).
+CHOSEN: Final = (("models", "light"), ("machine", "dark"))
+README: Final = ROOT / "appliance" / "assets" / "screenshots"
+
+_SIZES: Final[dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 860}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+}
+#: Milliseconds in which a page gets what it shows: pages are never idle, they look again and again.
+SETTLING: Final = 3000
+_SCHEMES: Final[tuple[Any, ...]] = ("light", "dark")
+_COLOURS: Final = 128  # of a picture in the README
+
+
+class Work(NamedTuple):
+    """A prediction that is made before the pictures are taken."""
+
+    model: str
+    input: dict[str, Any]
+    page: str  # name of the picture of its page; none if it is empty
+
+
+WORK: Final = (
+    Work("appliance/tiny-shapes", {"prompt": "a red square"}, "prediction-picture"),
+    Work("appliance/smollm2-135m-instruct", {"prompt": "A story.", "max_tokens": 60}, "prediction-text"),
+    Work("appliance/echo", {"text": "hello"}, ""),
+)
+
+
+def main() -> int:
+    """Take them; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/screenshots",
+        description="Starts the appliance with the shipped models.yaml in a temporary folder, runs a few "
+        "predictions, and takes a picture of every page.",
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / ".screenshots", help="folder for the pictures")
+    parser.add_argument("--url", help="address of a running appliance, in place of one that is started")
+    parser.add_argument("--token", help="an admin's token of that appliance")
+    parser.add_argument("--readme", action="store_true", help="also renew the two pictures in the README")
+    arguments = parser.parse_args()
+    if (arguments.url is None) != (arguments.token is None):
+        parser.error("--url and --token go together")
+    with ExitStack() as stack:
+        if arguments.url is None:
+            running = stack.enter_context(servers.appliance(shipped=True, ui=True))
+            arguments.url, arguments.token = running.url, TOKEN
+        pages = _pages(arguments.url, arguments.token)
+        opened = stack.enter_context(browsing.started())
+        for scheme in _SCHEMES:
+            for device in _SIZES:
+                context = opened.new_context(color_scheme=scheme, base_url=arguments.url, **_SIZES[device])
+                _take(context, pages, arguments.token, arguments.out / f"{device}-{scheme}")
+                context.close()
+    if arguments.readme:
+        for page, scheme in CHOSEN:
+            _shrink(arguments.out / f"desktop-{scheme}" / f"{page}.png", README / f"{page}-{scheme}.png")
+    return 0
+
+
+def _pages(url: str, token: str) -> dict[str, str]:
+    """Picture -> path, once there is something to see."""
+    pages = {
+        "models": "/explore",
+        "model-language": "/appliance/smollm2-135m-instruct",
+        "predictions": "/predictions",
+        "machine": "/machine",
+        "usage": "/usage",
+        "settings": "/settings",
+    }
+    headers = {"Authorization": f"Bearer {token}", "Prefer": "wait"}
+    with httpx.Client(base_url=url, headers=headers, timeout=300, trust_env=False) as client:
+        for work in WORK:
+            reply = client.post(f"/v1/models/{work.model}/predictions", json={"input": work.input})
+            if reply.is_success and work.page:
+                pages[work.page] = f"/p/{reply.json()['id']}"
+            print(f"{work.model}: HTTP {reply.status_code}", file=sys.stderr)
+    return pages
+
+
+def _take(context: BrowserContext, pages: dict[str, str], token: str, folder: Path) -> None:
+    page = context.new_page()
+    page.goto("/signin")
+    page.get_by_label("API token").wait_for()
+    _picture(page, folder / "sign-in.png")
+    browsing.sign_in(page, token)
+    for name, path in pages.items():
+        page.goto(path)
+        page.wait_for_timeout(SETTLING)
+        _picture(page, folder / f"{name}.png")
+
+
+def _picture(page: Page, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=file, full_page=True, animations="disabled")
+    print(file)
+
+
+def _shrink(source: Path, target: Path) -> None:
+    """As a PNG with few colours: pages have few."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(source) as picture:
+        picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, 900))).quantize(
+            _COLOURS, dither=Image.Dither.NONE
+        ).save(target, optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
