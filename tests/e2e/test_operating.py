@@ -110,6 +110,8 @@ def test_a_model_is_loaded_unloaded_and_pinned(page: Page, client: httpx.Client)
     expect(page.locator("#decisions tr").filter(has_text=model).first).to_be_visible()
     expect(page.locator("#host")).to_contain_text("available")
     assert told()["state"] == "cold"
+    page.get_by_role("button", name="Apply models.yaml").click()
+    expect(page.get_by_text("nothing has changed")).to_be_visible()
 
 
 def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, appliance: Appliance) -> None:

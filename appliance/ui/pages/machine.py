@@ -7,7 +7,9 @@ from html import escape
 from typing import Any, Final
 
 import gradio as gr
+import msgspec
 
+from appliance.config import Report
 from appliance.ui import markup, session, shell
 from appliance.ui.markup import Segment
 from appliance.ui.shell import Marks
@@ -30,6 +32,7 @@ def build() -> gr.Blocks:
             unload = gr.Button("Unload", size="sm")
             pin = gr.Button("Pin", size="sm")
             unpin = gr.Button("Unpin", size="sm")
+            reload = gr.Button("Apply models.yaml", size="sm")
         models = gr.HTML(elem_id="models", min_height=160, apply_default_css=False)
         host = gr.HTML(elem_id="host", min_height=110, apply_default_css=False)
         decisions = gr.HTML(elem_id="decisions", min_height=110, apply_default_css=False)
@@ -40,6 +43,7 @@ def build() -> gr.Blocks:
         gr.Timer(PERIOD).tick(_show, marks, shown, **shell.QUIET)
         for button, act in ((load, _load), (unload, _unload), (pin, _pin), (unpin, _unpin)):
             button.click(act, model, None, **shell.QUIET).then(_show, marks, shown, **shell.QUIET)
+        reload.click(_reload, None, None, **shell.QUIET).then(_begin, None, [actions, model], **shell.QUIET)
     return blocks
 
 
@@ -87,6 +91,13 @@ async def _pin(model: str, request: gr.Request) -> None:
 @shell.told
 async def _unpin(model: str, request: gr.Request) -> None:
     await _told_of(model, "unpin", request)
+
+
+@shell.told
+async def _reload(request: gr.Request) -> None:
+    answer = await session.of(request).caller.post("/admin/reload")
+    lines = str(msgspec.convert(answer, Report)).splitlines()
+    gr.Info("<br>".join(map(escape, lines)), title="models.yaml is applied")
 
 
 async def _told_of(model: str, act: str, request: gr.Request) -> None:
