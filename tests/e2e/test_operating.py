@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,20 @@ HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)"> ${alert(1)} {
 STREAM = "test/stream"
 #: What Gradio's plots say of themselves.
 PLOTS = ("WARN The input spec uses Vega-Lite", 'WARN x-scale\'s "zero" is dropped')
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, appliance: Appliance) -> Any:
+    """What a browser keeps of an administrator who has signed in."""
+    with watched(browser, appliance.url) as page:
+        sign_in(page, TOKEN)
+        return page.context.storage_state()
+
+
+@pytest.fixture
+def page(browser: Browser, appliance: Appliance, signed_in: Any) -> Iterator[Page]:
+    with watched(browser, appliance.url, storage_state=signed_in) as page:
+        yield page
 
 
 def run(client: httpx.Client, model: str, **body: Any) -> dict[str, Any]:
@@ -138,11 +152,10 @@ def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, applian
 
 
 def test_the_csv_of_usage_is_the_one_of_the_api(
-    browser: Browser, appliance: Appliance, client: httpx.Client, tmp_path: Path
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any, tmp_path: Path
 ) -> None:
     run(client, STREAM, input={"text": "x"})
-    with watched(browser, appliance.url, allowed=PLOTS, accept_downloads=True) as page:
-        sign_in(page, TOKEN)
+    with watched(browser, appliance.url, allowed=PLOTS, storage_state=signed_in) as page:
         page.goto("/usage")
         expect(page.locator("#totals b").first).not_to_have_text("0")
         expect(page.locator("#usage tr").filter(has_text=STREAM)).to_be_visible()
@@ -177,11 +190,13 @@ def test_without_the_admin_scope_one_sees_ones_own_and_no_buttons(
         expect(page.get_by_text("scope admin")).to_be_visible()
 
 
-def test_the_pages_fit_on_a_phone(browser: Browser, appliance: Appliance, client: httpx.Client) -> None:
+def test_the_pages_fit_on_a_phone(
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
+) -> None:
     told = run(client, STREAM, input={"text": "a" * 500})
     size = {"width": 390, "height": 844}
-    with watched(browser, appliance.url, allowed=PLOTS, viewport=size, color_scheme="dark") as page:
-        sign_in(page, TOKEN)
+    narrow: dict[str, Any] = {"viewport": size, "color_scheme": "dark", "storage_state": signed_in}
+    with watched(browser, appliance.url, allowed=PLOTS, **narrow) as page:
         for path, there in (
             ("/predictions", "#predictions td"),
             (f"/p/{told['id']}", "pre.text"),
