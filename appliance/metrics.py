@@ -8,7 +8,9 @@ none is made up by whoever sends a request.
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
@@ -29,6 +31,8 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _PREDICTION_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _LOAD_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
+#: Begins, in the name of what is loaded, what is no part of the model's.
+_INSTANCE: Final = re.compile("[@#]")
 #: How the reasons of decisions begin, or what they hold -> the label that stands for them.
 _REASONS: Final = (
     (re.compile(r"pinned"), "pinned"),
@@ -100,10 +104,11 @@ class Metrics:
 
     def happened(self, happening: Happening) -> None:
         """Something was decided about memory, or came of that."""
-        self._decisions.labels(happening.what.value, happening.model, reason(happening)).inc()
+        model = named(happening.model)
+        self._decisions.labels(happening.what.value, model, reason(happening)).inc()
         took = {What.READY: self._loaded, What.WOKEN: self._woken}.get(happening.what)
         if took is not None and happening.seconds is not None:
-            took.labels(happening.model).observe(happening.seconds)
+            took.labels(model).observe(happening.seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """A request was answered by ``route``, which is a template, ``seconds`` after it came."""
@@ -141,6 +146,11 @@ class _Page(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._registry.collect()
         yield from self._families
+
+
+def named(key: str) -> str:
+    """The model of what is loaded: instances and versions of it come and go, and are not told apart."""
+    return _INSTANCE.split(key, maxsplit=1)[0]
 
 
 def reason(happening: Happening) -> str:
@@ -183,7 +193,9 @@ def _of_usage(used: Iterable[Usage]) -> list[Metric]:
 def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
     queued = GaugeMetricFamily("appliance_queue_depth", "Predictions that wait.", labels=["model"])
     running = GaugeMetricFamily("appliance_running_predictions", "Predictions that run.", labels=["model"])
-    state = GaugeMetricFamily("appliance_model_state", "1 for the state it is in.", labels=["model", "state"])
+    state = GaugeMetricFamily(
+        "appliance_model_state", "How many of its instances are in this state.", labels=["model", "state"]
+    )
     memory = GaugeMetricFamily("appliance_device_memory_bytes", "What models may reserve.", labels=["device"])
     free = GaugeMetricFamily("appliance_device_free_bytes", "What none has reserved.", labels=["device"])
     foreign = GaugeMetricFamily(
@@ -192,16 +204,23 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
     reserved = GaugeMetricFamily(
         "appliance_device_reserved_bytes", "What is reserved, by whom.", labels=["device", "model"]
     )
-    for model in scheduler.models:
-        queued.add_metric([model], scheduler.depth(model))
-        running.add_metric([model], len(scheduler.running(model)))
-        present = scheduler.residency(model)
+    for model, keys in itertools.groupby(sorted(scheduler.models, key=named), named):
+        instances = list(keys)
+        queued.add_metric([model], sum(map(scheduler.depth, instances)))
+        running.add_metric([model], sum(len(scheduler.running(key)) for key in instances))
+        # One that is not loaded is an instance only as the model itself.
+        states = Counts(
+            scheduler.residency(key) for key in instances if key == model or scheduler.devices(key)
+        )
         for each in Residency:
-            state.add_metric([model, each.value], int(each is present))
+            state.add_metric([model, each.value], states[each])
     for device, capacity in scheduler.capacities.items():
         memory.add_metric([device], capacity)
         free.add_metric([device], scheduler.free(device))
         foreign.add_metric([device], scheduler.footprints.foreign(device))
-        for model, held in scheduler.reserved(device).items():
-            reserved.add_metric([device, model], held)
+        held: Counts[str] = Counts()
+        for key, amount in scheduler.reserved(device).items():
+            held[named(key)] += amount
+        for model, amount in held.items():
+            reserved.add_metric([device, model], amount)
     return [queued, running, state, memory, free, foreign, reserved]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,12 @@ def completed(receiver: Receiver, id: str, count: int = 1) -> list[Received]:
 
 def succeeded(client: httpx.Client, id: str) -> None:
     wait_for(lambda: client.get(f"/v1/predictions/{id}").json()["status"] == "succeeded", 30, id)
+
+
+def outcomes(client: httpx.Client) -> dict[str, int]:
+    """What came of attempts to send webhooks, as Prometheus is told."""
+    found = re.findall(r'appliance_webhooks_total{outcome="(\w+)"} (\d+)', client.get("/metrics").text)
+    return {outcome: int(count) for outcome, count in found}
 
 
 def test_what_is_sent_is_what_get_shows(
@@ -119,6 +126,7 @@ def test_a_key_can_be_replaced_without_a_gap(
 
 
 def test_the_end_is_sent_again_until_it_is_taken(client: httpx.Client, receiver: Receiver) -> None:
+    before = outcomes(client)
     failing = iter([500, 404, 302])
     receiver.answer = lambda one: next(failing, 200) if "completed_at" in one.record else 200
     attempts = completed(receiver, create(client, f"{receiver.url}/hook"), 4)
@@ -128,6 +136,8 @@ def test_the_end_is_sent_again_until_it_is_taken(client: httpx.Client, receiver:
     times = [int(one.headers["webhook-timestamp"]) for one in attempts]
     assert times == sorted(times)
     assert times[-1] - times[0] >= 5
+    wait_for(lambda: outcomes(client)["delivered"] > before["delivered"], 30, "the delivery to be counted")
+    assert outcomes(client)["retried"] == before["retried"] + 3
 
 
 def test_other_events_are_sent_once_and_failure_tells_of_itself(

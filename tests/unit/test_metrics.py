@@ -194,6 +194,31 @@ async def test_the_dashboard_asks_for_what_there_is(api: Api, bench: Bench) -> N
     assert asked - names == {"appliance_model_wake_seconds_bucket"}
 
 
+def test_instances_and_versions_are_one_model() -> None:
+    keys = ["a/a", "a/a#2", "a/a@1", "a/a@2", "a/a:training", "a/b"]
+    subject = Scheduler([Capacity("gpu", 100)], [Demand(model=key, concurrency=1, memory=10) for key in keys])
+    metrics = Metrics(subject)
+    for key in ("a/a#2", "a/a@1"):
+        subject.queued(f"for {key}", key, 0.0)
+        subject.decide(0.0)
+        subject.loaded(key, 1.0)
+        subject.decide(1.0)
+    for happening in subject.happenings():
+        metrics.happened(happening)
+    lines = metrics.page("", [], {})()[0].decode().splitlines()
+    for line in (
+        'appliance_model_state{model="a/a",state="ready"} 2.0',
+        'appliance_model_state{model="a/a",state="cold"} 1.0',
+        'appliance_model_state{model="a/a:training",state="cold"} 1.0',
+        'appliance_running_predictions{model="a/a"} 2.0',
+        'appliance_device_reserved_bytes{device="gpu",model="a/a"} 20.0',
+        'appliance_residency_events_total{model="a/a",reason="waiting",what="load"} 2.0',
+        'appliance_model_load_seconds_count{model="a/a"} 2.0',
+    ):
+        assert line in lines
+    assert not [line for line in lines if "#2" in line or "@" in line]
+
+
 def test_waking_is_measured() -> None:
     subject = Metrics(Scheduler([Capacity("gpu", 10)], []))
     subject.happened(
