@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import files, local, pushing, remote, serving, tokens, usage, webhooks
+from appliance.cli import demo, files, local, pushing, remote, serving, tokens, usage, webhooks
 from appliance.errors import ApplianceError, ConfigError
 
 _EPILOGUE = (
@@ -43,7 +43,7 @@ def _common(
     """What every command accepts."""
 
 
-for _group in (serving, local, remote, usage, pushing, tokens, webhooks, files):
+for _group in (serving, local, remote, demo, usage, pushing, tokens, webhooks, files):
     _group.register(app)
 
 

@@ -41,9 +41,14 @@ def connected(url: str | None) -> Client:
     """A client for ``url``, or for what the environment or models.yaml says."""
     from appliance.cli.client import connect
 
+    return connect(*reached(url))
+
+
+def reached(url: str | None) -> tuple[str, Path | None]:
+    """The address that is meant, and the certificate to trust there, if models.yaml names one."""
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
-        return connect(known)
+        return known, None
     config = load_config(None)
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - such a server is reached on this machine
     host = everywhere.get(config.server.host, config.server.host)
@@ -51,7 +56,7 @@ def connected(url: str | None) -> Client:
     address = (
         f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port(None, config)}"
     )
-    return connect(address, None if tls is None else tls.certificate)
+    return address, None if tls is None else tls.certificate
 
 
 def run(

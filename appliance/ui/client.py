@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
@@ -30,6 +30,7 @@ class Api:
 
     def __init__(self, address: str, certificates: Path | None = None) -> None:
         """``address`` is where it answers on this machine; ``certificates`` are those to believe there."""
+        self.address = address
         trust: ssl.SSLContext | bool = False  # never asked where there is no TLS
         if address.startswith("https:"):
             trust = ssl.create_default_context(cafile=certificates)
@@ -41,6 +42,18 @@ class Api:
     def caller(self, secret: str, origin: str) -> Caller:
         """Calls with a token, for a browser that knows the appliance as ``origin``, as addresses begin."""
         return Caller(self._http, secret, origin)
+
+    async def file(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
+        """The answer at the address of an output, to be read and closed by the caller; it needs no token.
+
+        Raises:
+            ApplianceError: the API does not answer.
+        """
+        asked = self._http.build_request("GET", path, headers=dict(headers))
+        try:
+            return await self._http.send(asked, stream=True)
+        except httpx.HTTPError as error:
+            raise ApplianceError("The API does not answer just now; try again in a moment.") from error
 
     async def close(self) -> None:
         """Close every connection."""

@@ -10,32 +10,24 @@ import html
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-import gradio as gr
-from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from appliance.config import Config
 from appliance.errors import ApplianceError, NotFound
 from appliance.ui import session, shell
+from appliance.ui.built import Built, Frontend
 from appliance.ui.client import Api
 from appliance.ui.pages import FIRST, PAGES, model
 from appliance.ui.session import Session, Sessions
 from appliance.ui.shell import Page
-from appliance.ui.theme import theme
 
 _log = logging.getLogger(__name__)
 
-_FRONTEND: Final = Path(gr.__file__).parent / "templates" / "frontend"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _MODEL: Final = re.compile(r"/([a-z0-9][a-z0-9._-]*)/([a-z0-9][a-z0-9._-]*)(?=/|$)")
 _MOST: Final = 64  # pages of models that are kept
@@ -52,7 +44,7 @@ class Server:
         self._pages = pages
         self._built: dict[str, Built] = {}
         self._building = asyncio.Lock()
-        self._frontend: ASGIApp = GZipMiddleware(StaticFiles(directory=_FRONTEND), compresslevel=4)
+        self._frontend = Frontend()
         covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
         self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
 
@@ -72,8 +64,8 @@ class Server:
 
     async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
         scope, path = request.scope, request.url.path
-        if path.startswith(("/assets/", "/static/")):
-            await self._frontend(scope, receive, _kept(send) if path.startswith("/assets/") else send)
+        if self._frontend.takes(path):
+            await self._frontend(scope, receive, send)
             return
         asker = request.headers.get("origin")
         if request.method not in _SAFE and asker not in {None, session.origin(request)}:
@@ -189,70 +181,6 @@ class Server:
         for built in self._built.values():
             await built.close()
         await self._api.close()
-
-
-class Built:
-    """A page's blocks as an ASGI application."""
-
-    def __init__(self, app: FastAPI, running: AsyncExitStack, shows: object) -> None:
-        """Made by ``of``."""
-        self.app = app
-        self.shows = shows  # what it was built from
-        self._running = running
-
-    @classmethod
-    async def of(cls, blocks: gr.Blocks, shows: object = None) -> Built:
-        """Mounted and started."""
-        app = FastAPI(openapi_url=None)
-        blocks.queue(default_concurrency_limit=None, api_open=False)
-        gr.mount_gradio_app(
-            app,
-            blocks,
-            "/",
-            theme=theme(),
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            show_error=False,
-            enable_monitoring=False,
-            mcp_server=False,
-        )
-        running = AsyncExitStack()
-        await running.enter_async_context(app.router.lifespan_context(app))
-        return cls(app, running, shows)
-
-    async def opened(
-        self, request: Request, root: str, frame: str, images: str, *, framed: bool = False
-    ) -> Response:
-        """The HTML of the page, in ``frame``."""
-        sent: list[Message] = []
-
-        async def keep(message: Message) -> None:
-            sent.append(message)
-
-        headers = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
-        asked = {**request.scope, "method": "GET", "headers": headers, "root_path": root, "path": f"{root}/"}
-        asked["raw_path"] = asked["path"].encode()
-        await self.app(asked, request.receive, keep)
-        status = next(message["status"] for message in sent if message["type"] == "http.response.start")
-        body = b"".join(message.get("body", b"") for message in sent)
-        document, nonce = shell.dress(body.decode(), frame)
-        return HTMLResponse(document, status, shell.policy(nonce, images=images, framed=framed))
-
-    async def close(self) -> None:
-        """Stop it."""
-        await self._running.aclose()
-
-
-def _kept(send: Send) -> Send:
-    """Browsers keep the answer: a file with a digest in its name never changes."""
-
-    async def told(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200:
-            MutableHeaders(scope=message)["cache-control"] = "public, max-age=31536000, immutable"
-        await send(message)
-
-    return told
 
 
 def _local(path: object) -> str:

@@ -53,6 +53,7 @@ def theme() -> gr.themes.Base:
         block_title_text_color="#0f172a",
         block_title_text_color_dark="#e2e8f0",
         block_title_text_weight="600",
+        input_border_width="1px",
         input_background_fill="#ffffff",
         input_background_fill_dark="#0b1120",
         input_border_color="#cbd5e1",

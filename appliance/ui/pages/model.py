@@ -1,13 +1,23 @@
-"""A model's page. Its form follows in the next change; for now it says what the model is."""
+"""A model's page: its form, the same call in other languages, examples, readme, versions, what it took."""
 
 from __future__ import annotations
 
+import html
+import json
+import statistics
+from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
 import msgspec
 
-from appliance.ui import shell
+from appliance.errors import NotFound
+from appliance.ui import form, output, session, shell, snippets
+from appliance.ui.client import Caller
+from appliance.ui.form import Form, Result
+from appliance.ui.pages import explore
+
+_EVERY = 3.0  # seconds between two looks at what the model does
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -15,15 +25,253 @@ class Shown(msgspec.Struct, frozen=True):
 
     name: str  # owner/name
     description: str
+    links: tuple[tuple[str, str], ...]  # what it is, and its address
+    document: dict[str, Any] | None  # of the newest version, if there is one
 
     @classmethod
     def of(cls, model: dict[str, Any]) -> Shown:
         """From the API's description of it."""
-        return cls(f"{model['owner']}/{model['name']}", model["description"] or "")
+        version = model["latest_version"]
+        known = {
+            "Source": "github_url",
+            "Paper": "paper_url",
+            "License": "license_url",
+            "Weights": "weights_url",
+        }
+        links = tuple((word, model[key]) for word, key in known.items() if model.get(key))
+        document = None if version is None else version["openapi_schema"]
+        return cls(f"{model['owner']}/{model['name']}", model["description"] or "", links, document)
+
+
+class Page:
+    """The page of one model."""
+
+    def __init__(self, shown: Shown) -> None:
+        """See ``build``."""
+        self._shown = shown
+        self._document = shown.document
+
+    def build(self) -> gr.Blocks:
+        """Its blocks."""
+        with shell.page(self._shown.name) as blocks:
+            heading = gr.HTML(_heading(self._shown), apply_default_css=False, min_height=96)
+            clock = gr.Timer(_EVERY)
+            gr.on([blocks.load, clock.tick], self.heading, None, heading, **shell.QUIET)
+            if self._document is None:
+                gr.HTML(
+                    '<div class="empty"><strong>This model has no version yet</strong>'
+                    "Train one, or push a project with <code>appliance push</code>.</div>",
+                    apply_default_css=False,
+                )
+                return blocks
+            with gr.Tabs():
+                with gr.Tab("Run"):
+                    filled = playground(blocks, self._shown.name, self._document)
+                self._code(filled)
+                for title, made in (
+                    ("Examples", self.examples),
+                    ("Readme", self.readme),
+                    ("Versions", self.versions),
+                    ("Performance", self.performance),
+                ):
+                    with gr.Tab(title) as tab:
+                        part = gr.Markdown() if title == "Readme" else gr.HTML(apply_default_css=False)
+                        tab.select(made, None, part, **shell.QUIET)
+        return blocks
+
+    def _code(self, filled: Form) -> None:
+        """The tab with the call in other languages; it is made when one looks at it."""
+        with gr.Tab("Code") as tab, gr.Tabs():
+            with gr.Tab("Python"):
+                python = gr.Code(language="python", show_label=False, elem_id="code-python")
+            with gr.Tab("JavaScript"):
+                javascript = gr.Code(language="javascript", show_label=False, elem_id="code-javascript")
+            with gr.Tab("curl"):
+                curl = gr.Code(language="shell", show_label=False, elem_id="code-curl")
+            with gr.Tab("OpenAI", visible=False) as dialect:
+                openai = gr.Code(language="python", show_label=False, elem_id="code-openai")
+
+        @shell.told
+        async def written(request: gr.Request, *values: Any) -> list[Any]:
+            caller = session.of(request).caller
+            state = await _state(caller, self._shown.name)
+            call = snippets.Call(
+                model=self._shown.name,
+                kind=None if state is None else state["kind"],
+                origin=caller.origin,
+                input=filled.filled_in(values),
+                output=output.kind_of(self._document or {}),
+            )
+            other = snippets.openai(call)
+            made = [snippets.python(call), snippets.javascript(call), snippets.curl(call), other or ""]
+            return [*made, gr.Tab(visible=other is not None)]
+
+        tab.select(written, filled.components, [python, javascript, curl, openai, dialect], **shell.QUIET)
+
+    # -- what is looked at
+
+    @shell.told
+    async def heading(self, request: gr.Request) -> str:
+        """Name, description, what it does at the moment."""
+        caller = session.of(request).caller
+        return _heading(self._shown, await _state(caller, self._shown.name))
+
+    @shell.told
+    async def readme(self, request: gr.Request) -> str:
+        """What its makers say."""
+        try:
+            return await session.of(request).caller.text(f"/v1/models/{self._shown.name}/readme")
+        except NotFound:
+            return "*This model has no readme. `readme` in `models.yaml` names a Markdown file.*"
+
+    @shell.told
+    async def examples(self, request: gr.Request) -> str:
+        """Predictions that were chosen to show what it can do."""
+        caller = session.of(request).caller
+        found = (await caller.get(f"/v1/models/{self._shown.name}/examples"))["results"]
+        if not found:
+            return _empty(
+                "There are no examples yet",
+                f"<code>appliance example {html.escape(self._shown.name)} ID</code> makes a prediction one.",
+            )
+        kind = output.kind_of(self._document or {})
+        return "".join(_example(record, kind, caller.origin, self._shown.name) for record in found)
+
+    @shell.told
+    async def versions(self, request: gr.Request) -> str:
+        """Every version, newest first."""
+        found = (await session.of(request).caller.get(f"/v1/models/{self._shown.name}/versions"))["results"]
+        rows = [(f"<code>{html.escape(one['id'])}</code>", _time(one["created_at"])) for one in found]
+        return _table(("Version", "Made"), rows)
+
+    @shell.told
+    async def performance(self, request: gr.Request) -> str:
+        """What the newest predictions of this account took."""
+        caller = session.of(request).caller
+        recent = (await caller.get("/v1/predictions"))["results"]
+        mine = [one for one in recent if one["model"] == self._shown.name and one["status"] == "succeeded"]
+        took = [one["metrics"]["predict_time"] for one in mine if "predict_time" in one.get("metrics", {})]
+        if not took:
+            return _empty("Nothing to measure yet", "Of your last 100 predictions none is of this model.")
+        colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
+        facts = (
+            f"<p>{len(took)} of your last {len(recent)} predictions: median {statistics.median(took):.2f} s, "
+            f"longest {max(took):.2f} s; {colds} waited for the model to load.</p>"
+        )
+        rows = [
+            (
+                f'<a href="/p/{html.escape(one["id"])}"><code>{html.escape(one["id"])}</code></a>',
+                _time(one["created_at"]),
+                f"{one['metrics']['predict_time']:.2f} s",
+                f"{one['metrics'].get('cold_start', 0):.1f} s",
+            )
+            for one in mine[:20]
+            if "predict_time" in one.get("metrics", {})
+        ]
+        return facts + _table(("Prediction", "Made", "Ran for", "Waited for a load"), rows)
 
 
 def build(shown: Shown) -> gr.Blocks:
     """The page of one model."""
-    with shell.page(shown.name) as blocks:
-        gr.Textbox(shown.description, label=shown.name, interactive=False)
-    return blocks
+    return Page(shown).build()
+
+
+def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare: bool = False) -> Form:
+    """Form and output side by side; ``bare``: nothing leads from there to other pages.
+
+    ``?from=`` in the address fills in the input of an earlier prediction.
+    """
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            filled = Form(document)
+            with gr.Row():
+                go = gr.Button("Run", variant="primary", elem_id="run")
+                stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
+        with gr.Column(scale=1, min_width=320, elem_classes=["result"]):
+            result = Result(output.kind_of(document), linked=not bare)
+    running = gr.State()
+
+    @shell.told
+    async def opened(request: gr.Request) -> list[Any]:
+        known = session.of(request)
+        button = gr.skip() if known.may_run else gr.Button("Your token can only look", interactive=False)
+        earlier = request.query_params.get("from")
+        if not earlier or bare:
+            return [button, *(gr.skip() for _ in filled.components)]
+        record = await known.caller.get(f"/v1/predictions/{earlier}")
+        return [button, *filled.shown(record["input"])]
+
+    @shell.told
+    async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+        shown: list[Any] = [gr.skip() for _ in result.components]
+        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *shown]
+        try:
+            async for id, shown in form.run(filled, result, model, values, request):
+                yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
+        finally:
+            yield [
+                None,
+                gr.Button(interactive=True),
+                gr.Button(interactive=False),
+                *(gr.skip() for _ in result.components),
+            ]
+
+    blocks.load(opened, None, [go, *filled.components], **shell.QUIET)
+    outputs = [running, go, stop, *result.components]
+    go.click(started, filled.components, outputs, trigger_mode="once", **shell.QUIET)
+    stop.click(form.cancel, running, None, **shell.QUIET)
+    return filled
+
+
+async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
+    """What a model does at the moment; None for one that runs as a version of another."""
+    known = (await caller.get("/admin/status"))["models"]
+    return next((model for model in known if model["name"] == name), None)
+
+
+def _heading(shown: Shown, state: dict[str, Any] | None = None) -> str:
+    facts = "" if state is None else explore.badge(state)
+    if state is not None and state["queued"]:
+        facts += f'<span class="badge plain">{state["queued"]} waiting</span>'
+    facts += "".join(
+        f'<a class="badge plain" href="{html.escape(address)}" target="_blank" rel="noopener noreferrer">'
+        f"{word}</a>"
+        for word, address in shown.links
+        if address.startswith(("http://", "https://"))
+    )
+    owner, _, name = shown.name.partition("/")
+    return (
+        f'<div class="heading"><h1><span>{html.escape(owner)}/</span>{html.escape(name)}</h1>'
+        f'<p>{html.escape(shown.description)}</p><div class="facts">{facts}</div></div>'
+    )
+
+
+def _example(record: dict[str, Any], kind: output.Output, origin: str, name: str) -> str:
+    made = output.media(record.get("output"), origin)
+    text = output.text_of(record.get("output")) if kind is output.Output.TEXT else ""
+    if kind is output.Output.DATA:
+        text = json.dumps(record.get("output"), indent=2, ensure_ascii=False)
+    said = f"<pre>{html.escape(text)}</pre>" if text else ""
+    given = html.escape(json.dumps(record["input"], indent=2, ensure_ascii=False))
+    link = f"/{html.escape(name)}?from={html.escape(record['id'])}"
+    return (
+        f'<article class="example"><pre>{given}</pre><div>{said}{made}</div>'
+        f'<a href="{link}">Use this input</a></article>'
+    )
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{one}</th>" for one in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scrolled"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _empty(title: str, text: str) -> str:
+    return f'<div class="empty"><strong>{title}</strong>{text}</div>'
+
+
+def _time(stamp: str) -> str:
+    return html.escape(stamp[:16].replace("T", " ")) + " UTC"

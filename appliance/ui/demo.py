@@ -1,0 +1,145 @@
+"""``python -m appliance.ui.demo owner/name``: a bare page of one model on a port of its own, to show around.
+
+It may stand in a frame of any site. Whoever reaches it may run this model, and nothing else; the token stays
+in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from appliance.errors import ApplianceError
+from appliance.ui import session, shell
+from appliance.ui.built import Built, Frontend
+from appliance.ui.client import Api
+from appliance.ui.pages import model
+from appliance.ui.session import Session
+
+#: The variables that may hold the token, the first one first.
+TOKEN: Final = ("APPLIANCE_TOKEN", "REPLICATE_API_TOKEN")
+_SAFE: Final = frozenset({"GET", "HEAD"})
+_PASSED_ON: Final = ("range", "if-range", "if-none-match")
+_PASSED_BACK: Final = (
+    *("content-type", "content-length", "content-range", "accept-ranges", "content-disposition", "etag"),
+    *("content-security-policy", "x-content-type-options", "cache-control"),
+)
+
+
+class Demo:
+    """The ASGI application."""
+
+    def __init__(self, api: Api, secret: str, built: Built) -> None:
+        """Made by ``of``."""
+        self._api = api
+        self._caller = api.caller(secret, api.address)
+        self._built = built
+        self._frontend = Frontend()
+
+    @classmethod
+    async def of(cls, api: Api, secret: str, name: str) -> Demo:
+        """The demo of a model; ``secret`` is the token that everyone uses who comes.
+
+        Raises:
+            ApplianceError: there is no such model, or it has no version.
+        """
+        described = await api.caller(secret, api.address).get(f"/v1/models/{name}")
+        shown = model.Shown.of(described)
+        if shown.document is None:
+            raise ApplianceError(f"{name} has no version yet; train one, or push a project")
+        with shell.page(shown.name) as blocks:
+            model.playground(blocks, shown.name, shown.document, bare=True)
+        return cls(api, secret, await Built.of(blocks))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        path = request.url.path
+        if self._frontend.takes(path):
+            await self._frontend(scope, receive, send)
+            return
+        origin = session.origin(request)
+        if request.method not in _SAFE and request.headers.get("origin") not in {None, origin}:
+            await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
+            return
+        scope[session.SCOPE] = Session(self._caller, "", "", "", "run")
+        if path.startswith("/outputs/"):
+            await (await self._file(request))(scope, receive, send)
+        elif path == "/" and request.method in _SAFE:
+            await (await self._built.opened(request, "", "", "", framed=True))(scope, receive, send)
+        else:
+            await self._built.app(scope, receive, send)
+
+    async def _file(self, request: Request) -> Response:
+        """An output, which the page shows as its own."""
+        if request.method not in _SAFE:
+            return RedirectResponse("/", 303)
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        reply = await self._api.file(request.url.path, {**headers, "accept-encoding": "identity"})
+        told = {name: reply.headers[name] for name in _PASSED_BACK if name in reply.headers}
+        done = BackgroundTask(reply.aclose)
+        return StreamingResponse(reply.aiter_raw(), reply.status_code, told, background=done)
+
+
+async def serve(arguments: argparse.Namespace, secret: str) -> None:
+    """Answer until the process is told to end.
+
+    Raises:
+        ApplianceError: the model cannot be shown.
+    """
+    api = Api(arguments.api, arguments.certificates)
+    demo = await Demo.of(api, secret, arguments.model)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            demo,
+            host=arguments.host,
+            port=arguments.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    print(
+        f"{arguments.model} is shown at http://{arguments.host}:{arguments.port}; Ctrl-C ends that",
+        flush=True,
+    )
+    await server.serve()
+    await api.close()
+
+
+def main() -> int:
+    """The command line; people use ``appliance demo``."""
+    parser = argparse.ArgumentParser(prog="python -m appliance.ui.demo")
+    parser.add_argument("model")
+    parser.add_argument("--api", required=True)
+    parser.add_argument("--certificates", type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=7860)
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    secret = next((os.environ[name] for name in TOKEN if os.environ.get(name)), "")
+    try:
+        asyncio.run(serve(arguments, secret))
+    except ApplianceError as error:
+        print(f"appliance: {error.detail}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

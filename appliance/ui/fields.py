@@ -1,0 +1,204 @@
+"""The inputs of a model as the fields of a form, and what is filled in as the input of a prediction. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from appliance.errors import FieldProblem, InvalidInput
+
+_SHOWN: Final = 4  # fields that are not required and are seen at once
+_FEW: Final = 2  # so few more are not worth a fold
+_WIDEST: Final = 100_000  # steps of a slider
+_LONG: Final = ("prompt", "text", "document", "lyrics", "message", "context")
+
+
+class Widget(StrEnum):
+    """What a field is filled in with."""
+
+    LINE = "line"
+    TEXT = "text"  # several lines
+    SECRET = "secret"  # noqa: S105 - the name of a widget
+    CHOICE = "choice"
+    SWITCH = "switch"
+    NUMBER = "number"
+    SLIDER = "slider"
+    FILE = "file"
+    FILES = "files"
+    LIST = "list"  # a value on each line
+    JSON = "json"
+
+
+class Field(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of a model."""
+
+    name: str
+    title: str
+    widget: Widget
+    description: str = ""
+    default: Any = None
+    required: bool = False
+    integer: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+    items: str = "string"  # type of the values of a list
+    folded: bool = False  # seen only when one asks for more
+
+    def value(self, given: Any) -> Any:
+        """What is filled in, as the model takes it; None for nothing.
+
+        Raises:
+            InvalidInput: it cannot be read.
+        """
+        if given is None or given == [] or (given == "" and self.default in (None, "")):
+            return None
+        match self.widget:
+            case Widget.SLIDER | Widget.NUMBER:
+                return int(given) if self.integer else float(given)
+            case Widget.LIST:
+                lines = [line for line in str(given).splitlines() if line.strip()]
+                return [self._item(line) for line in lines] or None
+            case Widget.JSON:
+                return self._json(given)
+        return given
+
+    def shown(self, value: Any) -> Any:
+        """A value of this input as the widget shows it."""
+        if value is None:
+            return None
+        match self.widget:
+            case Widget.LIST if isinstance(value, list):
+                return "\n".join(str(item) for item in value)
+            case Widget.JSON:
+                return json.dumps(value, indent=2, ensure_ascii=False)
+            case Widget.LINE | Widget.TEXT if isinstance(value, list):
+                return json.dumps(value, ensure_ascii=False)
+        return value
+
+    def _item(self, line: str) -> Any:
+        if self.items == "string":
+            return line
+        return self._json(line)
+
+    def _json(self, text: Any) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise InvalidInput([FieldProblem("invalid_type", self.name, f"not JSON: {error}")]) from error
+
+
+def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
+    """The fields for a version's inputs, by ``x-order``; ``document`` is its OpenAPI document."""
+    schemas = document["components"]["schemas"]
+    schema = schemas["Input"]
+    required = set(schema.get("required", ()))
+    found = [
+        _field(name, _resolved(declared, schemas), required=name in required)
+        for name, declared in sorted(
+            schema.get("properties", {}).items(), key=lambda pair: pair[1].get("x-order", len(schemas) + 1000)
+        )
+    ]
+    further = [field.name for field in found if not field.required]
+    hidden = set(further[_SHOWN:]) if len(further) > _SHOWN + _FEW else set()
+    return tuple(msgspec.structs.replace(field, folded=field.name in hidden) for field in found)
+
+
+def filled_in(known: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
+    """The input that ``values`` mean, one for each field: without what says no more than the defaults do.
+
+    Raises:
+        InvalidInput: names what cannot be read.
+    """
+    found: dict[str, Any] = {}
+    problems: list[FieldProblem] = []
+    for field, given in zip(known, values, strict=True):
+        try:
+            value = field.value(given)
+        except InvalidInput as error:
+            problems += error.problems
+            continue
+        if value is None or (not field.required and value == field.default):
+            continue
+        if field.widget is Widget.SWITCH and value is False and field.default is None and not field.required:
+            continue
+        found[field.name] = value
+    if problems:
+        raise InvalidInput(problems)
+    return found
+
+
+def _resolved(schema: dict[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """A property with what it refers to merged in; of alternatives, the first that is not null."""
+    for part in schema.get("allOf", ()):
+        schema = {**schemas.get(str(part.get("$ref", "")).rpartition("/")[2], part), **schema}
+    for part in schema.get("anyOf", ()):
+        if part.get("type") != "null":
+            return {**_resolved(part, schemas), **{key: schema[key] for key in schema if key != "anyOf"}}
+    if "$ref" in schema:
+        return {**schemas.get(schema["$ref"].rpartition("/")[2], {}), **schema}
+    return schema
+
+
+def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
+    minimum, maximum = schema.get("minimum"), schema.get("maximum")
+    widget, items = _widget(name, schema)
+    integer = schema.get("type") == "integer"
+    step: float | None = None
+    if widget is Widget.SLIDER:
+        step = 1 if integer else _step(maximum - minimum)
+        if (maximum - minimum) / step > _WIDEST or (schema.get("default") is None):
+            widget = Widget.NUMBER
+    return Field(
+        name=name,
+        title=schema.get("title") or name.replace("_", " ").title(),
+        widget=widget,
+        description=schema.get("description") or "",
+        default=schema.get("default"),
+        required=required,
+        integer=integer,
+        minimum=minimum,
+        maximum=maximum,
+        step=step,
+        choices=tuple(schema.get("enum", ())),
+        items=items,
+    )
+
+
+def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
+    """What an input is filled in with, and the type of the values if it is a list of them."""
+    kind = schema.get("type")
+    if "enum" in schema:
+        return Widget.CHOICE, "string"
+    match kind:
+        case "boolean":
+            return Widget.SWITCH, "string"
+        case "integer" | "number":
+            bounded = schema.get("minimum") is not None and schema.get("maximum") is not None
+            return (Widget.SLIDER if bounded else Widget.NUMBER), "string"
+        case "array":
+            items = schema.get("items", {})
+            if items.get("format") == "uri":
+                return Widget.FILES, "string"
+            simple = items.get("type") in {"string", "integer", "number"}
+            return (Widget.LIST, items["type"]) if simple else (Widget.JSON, "string")
+        case "string" if schema.get("format") == "uri":
+            return Widget.FILE, "string"
+        case "string" if schema.get("format") == "password" or schema.get("x-cog-secret"):
+            return Widget.SECRET, "string"
+        case "string":
+            return (Widget.TEXT if any(word in name for word in _LONG) else Widget.LINE), "string"
+    return Widget.JSON, "string"
+
+
+def _step(width: float) -> float:
+    """A step of a slider over ``width``: round, and fine enough."""
+    for step in (0.01, 0.1, 1.0):
+        if width <= 1000 * step:
+            return step
+    return 1.0

@@ -1,0 +1,179 @@
+"""A model's page in a real browser: its form, its output while it comes, and hostile texts in both."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from tests.e2e.browsing import watched
+from tests.e2e.conftest import COMMAND, LANGUAGE_MODEL
+from tests.running import Appliance, free_port, wait_for
+
+pytestmark = pytest.mark.e2e
+
+EVIL = '<img src=x onerror="window.evil=1"><script>window.evil=1</script>'
+
+
+def fill(page: Page, name: str, value: str) -> None:
+    """Fill in an input, folded or not."""
+    place = page.locator(f"#input-{name}").locator("textarea, input").first
+    if not place.is_visible():
+        page.get_by_text("more inputs").click()
+    place.fill(value)
+
+
+def status(page: Page) -> Any:
+    return page.locator(".run-status .badge")
+
+
+def shown(page: Page) -> str:
+    return page.locator("#output textarea").input_value()
+
+
+def test_a_language_models_text_is_seen_while_it_streams(page: Page) -> None:
+    page.goto(f"/{LANGUAGE_MODEL}")
+    fill(page, "prompt", "Count from one to forty in words.")
+    fill(page, "max_tokens", "120")
+    height = page.locator("#output").bounding_box()
+    page.locator("#run").click()
+    page.wait_for_function("document.querySelector('#output textarea').value.length > 5")
+    early = shown(page)
+    running = status(page).inner_text()
+    expect(status(page)).to_have_text("succeeded")
+    whole = shown(page)
+    assert running == "processing"
+    assert whole.startswith(early.rstrip())
+    assert len(whole) > len(early)
+    assert page.locator("#output").bounding_box() == height  # nothing has moved
+    page.get_by_role("tab", name="Code").click()
+    expect(page.locator("#code-python")).to_contain_text("Count from one to forty in words.")
+    expect(page.locator("#code-python")).to_contain_text('"max_tokens": 120')
+    page.get_by_role("tab", name="OpenAI").click()
+    expect(page.locator("#code-openai")).to_contain_text("/openai/v1")
+
+
+def test_a_picture_appears_and_is_the_one_that_was_asked_for(page: Page, tmp_path: Path) -> None:
+    page.goto("/appliance/tiny-shapes")
+    fill(page, "prompt", "a large red square on a white background")
+    page.locator("#run").click()
+    picture = page.locator("#media img")
+    expect(picture).to_be_visible()
+    expect(status(page)).to_have_text("succeeded")
+    page.wait_for_function("document.querySelector('#media img').naturalWidth === 64")
+    with page.expect_download() as download:
+        page.locator("#media a[download]").click()
+    download.value.save_as(tmp_path / "drawn")
+    drawn = Image.open(tmp_path / "drawn").convert("RGB")
+    red, green, blue = drawn.getpixel((32, 32))  # type: ignore[misc] # three numbers
+    assert red > 150 > max(green, blue)
+    assert min(drawn.getpixel((1, 1))) > 200  # type: ignore[type-var, arg-type] # three numbers
+
+
+def test_one_is_cancelled_and_texts_stay_texts(page: Page) -> None:
+    page.goto("/test/stream")
+    fill(page, "text", f"{EVIL} " * 40)
+    fill(page, "chunk_delay", "0.5")
+    fill(page, "print", EVIL)
+    page.locator("#run").click()
+    page.wait_for_function("document.querySelector('#output textarea').value.includes('<img')")
+    page.locator("#cancel").click()
+    expect(status(page)).to_have_text("canceled")
+    expect(page.locator("#run")).to_be_enabled()
+    fill(page, "fail", EVIL)
+    fill(page, "chunk_delay", "0")
+    page.locator("#run").click()
+    expect(page.get_by_role("alert")).to_contain_text(EVIL)
+    page.get_by_role("tab", name="Code").click()
+    expect(page.locator("#code-python")).to_contain_text("onerror")
+    page.get_by_role("tab", name="Readme").click()
+    expect(page.get_by_role("heading", name="Streams")).to_be_visible()
+    assert page.evaluate("window.evil") is None
+
+
+def test_a_file_is_uploaded_and_given_back(page: Page, tmp_path: Path) -> None:
+    name = "it's <b>&.txt"
+    (tmp_path / name).write_text("in the file")
+    page.goto("/test/files")
+    picker = page.locator("#input-file input[type=file]")
+    if not picker.count():
+        page.get_by_text("more inputs").click()
+    picker.set_input_files(tmp_path / name)
+    expect(page.locator("#input-file")).to_contain_text(".txt")
+    page.locator("#run").click()
+    expect(status(page)).to_have_text("succeeded")
+    downloads = page.locator("#media a[download]")
+    expect(downloads).to_have_count(2)  # the text that it says, and the file
+    with page.expect_download() as download:
+        downloads.last.click()
+    download.value.save_as(tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "in the file"
+
+
+def test_what_is_wrong_is_said_where_one_looks(page: Page, client: httpx.Client) -> None:
+    created = client.post(
+        "/v1/predictions", json={"version": "test/stream", "input": {"text": "as before", "repeat": 2}}
+    ).json()
+    page.goto(f"/test/stream?from={created['id']}")
+    expect(page.locator("#input-text textarea")).to_have_value("as before")
+    expect(page.locator("#input-repeat input")).to_have_value("2")
+    page.goto("/test/too-big")
+    page.locator("#run").click()
+    expect(page.get_by_text("needs more memory").or_(page.get_by_text("100").first).first).to_be_visible()
+
+
+def test_the_form_can_be_used_on_a_phone(phone: Page) -> None:
+    phone.goto("/test/stream")
+    fill(phone, "text", "small words")
+    phone.locator("#run").click()
+    expect(status(phone)).to_have_text("succeeded")
+    assert shown(phone) == "small words"
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.fixture
+def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
+    """The address of a demo of a model."""
+    port = free_port()
+    with (tmp_path / "demo.log").open("w") as log:
+        process = subprocess.Popen(
+            [COMMAND, "demo", "test/files", "--port", str(port)],
+            env=appliance.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, (tmp_path / "demo.log").read_text()
+        try:
+            return httpx.get(url, trust_env=False, timeout=30).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_for(answers, 90, "the demo")
+    yield url
+    process.terminate()
+    process.wait(20)
+
+
+def test_a_demo_is_one_model_in_a_frame_and_nothing_else(browser: Browser, demo: str, tmp_path: Path) -> None:
+    with watched(browser, demo) as page:
+        page.set_content(f'<iframe src="{demo}/" width="1000" height="900"></iframe>')
+        frame = page.frame_locator("iframe")
+        frame.locator("#input-text textarea").fill("shown around")
+        frame.locator("#run").click()
+        expect(frame.locator(".run-status .badge")).to_have_text("succeeded")
+        with page.expect_download() as download:
+            frame.locator("#media a[download]").click()
+        download.value.save_as(tmp_path / "made")
+        assert (tmp_path / "made").read_text() == "shown around"
+        assert frame.locator("a[href^='/p/'], .frame").count() == 0
+    for path in ("/explore", "/v1/account", "/admin/status"):
+        assert httpx.get(f"{demo}{path}", trust_env=False).status_code == 404
