@@ -39,6 +39,8 @@ def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) 
                 "name": entry.runs_on,
                 "kind": entry.model.kind,
                 "state": scheduler.residency(entry.runs_on).value,
+                "loading_for": _rounded(scheduler.loading_for(entry.runs_on, time.monotonic())),
+                "load_seconds": _rounded(scheduler.load_seconds(entry.runs_on)),  # None: not known yet
                 "pinned": scheduler.pinned(entry.runs_on),
                 "queued": sum(map(scheduler.depth, keys)),
                 "running": sum(len(scheduler.running(key)) for key in keys),

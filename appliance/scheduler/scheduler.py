@@ -329,6 +329,13 @@ class Scheduler:
         """What the model's last load took, if there was one."""
         return self._models[model].load_seconds
 
+    def loading_for(self, model: str, now: float) -> float | None:
+        """Since how many seconds the model is loaded or woken, if it is."""
+        known = self._models[model]
+        if known.state not in {Residency.LOADING, Residency.WAKING} or known.load_began is None:
+            return None
+        return now - known.load_began
+
     def depth(self, model: str | None = None) -> int:
         """How many predictions wait, for one model or for all."""
         return len(self._queued) if model is None else len(self._models[model].queue)

@@ -257,6 +257,8 @@ def _words(seen: Seen) -> str:
     if record["status"] == "starting" and seen.model is not None:
         state, queued = seen.model["state"], seen.model["queued"]
         if state != "ready":
-            return f"waiting until the model is loaded (it is {state}) · {seen.seconds:.0f} s"
+            expected = seen.model["load_seconds"]
+            of = f" of about {expected:.0f}" if expected else ""
+            return f"waiting until the model is loaded (it is {state}) · {seen.seconds:.0f} s{of}"
         return f"waiting for its turn, {queued} in the queue · {seen.seconds:.0f} s"
     return f"{seen.seconds:.0f} s"

@@ -20,7 +20,9 @@ STATES: Final = {
     "ready": "ready",
     "draining": "ready, about to leave",
     "unloading": "leaving",
+    "falling asleep": "falling asleep",
     "asleep": "asleep",
+    "waking": "waking",
 }
 
 
@@ -106,9 +108,11 @@ def card(model: dict[str, Any], state: dict[str, Any] | None) -> str:
 def badge(state: dict[str, Any]) -> str:
     """What a model does at the moment, as HTML."""
     word = STATES.get(state["state"], state["state"])
-    if isinstance(state.get("progress"), (int, float)) and state["state"] == "loading":
-        word = f"{word}, {state['progress']:.0%}"
-    return f'<span class="badge {html.escape(state["state"])}">{html.escape(word)}</span>'
+    if state["loading_for"] is not None:
+        word += f", {state['loading_for']:.0f} s"
+        if state["load_seconds"]:
+            word += f" of about {state['load_seconds']:.0f}"
+    return f'<span class="badge {html.escape(state["state"].replace(" ", "-"))}">{html.escape(word)}</span>'
 
 
 def cover(model: dict[str, Any]) -> str:
