@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from appliance.ui.session import Sessions
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Answer on the socket until the process is told to end, or the driver has ended."""
+    if uploads := os.environ.get("GRADIO_TEMP_DIR"):
+        shutil.rmtree(uploads, ignore_errors=True)  # what a crash has left
     api = Api(arguments.api, arguments.certificates)
     config = configuration.load(arguments.config)
     app = Server(config, api, Sessions(api, arguments.home / "ui.key"))

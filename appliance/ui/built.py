@@ -47,8 +47,8 @@ class Built:
         self._running = running
 
     @classmethod
-    async def of(cls, blocks: gr.Blocks, shows: object = None) -> Built:
-        """Mounted and started."""
+    async def of(cls, blocks: gr.Blocks, largest: int, shows: object = None) -> Built:
+        """Mounted and started; ``largest`` is how many bytes a file that is picked may have."""
         app = FastAPI(openapi_url=None)
         blocks.queue(default_concurrency_limit=None, api_open=False)
         gr.mount_gradio_app(
@@ -57,6 +57,7 @@ class Built:
             "/",
             theme=theme(),
             footer_links=[],
+            max_file_size=largest,
             run_history=False,
             ssr_mode=False,
             show_error=False,

@@ -29,6 +29,7 @@ from appliance.ui.session import Session
 
 #: The variables that may hold the token, the first one first.
 TOKEN: Final = ("APPLIANCE_TOKEN", "REPLICATE_API_TOKEN")
+_LARGEST: Final = 10**8  # bytes of a file that is picked; the appliance has a limit of its own
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _PASSED_ON: Final = ("range", "if-range", "if-none-match")
 _PASSED_BACK: Final = (
@@ -60,7 +61,7 @@ class Demo:
             raise ApplianceError(f"{name} has no version yet; train one, or push a project")
         with shell.page(shown.name) as blocks:
             model.playground(blocks, shown.name, shown.document, bare=True)
-        return cls(api, secret, await Built.of(blocks))
+        return cls(api, secret, await Built.of(blocks, _LARGEST))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

@@ -60,7 +60,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             return None
         match self.widget:
             case Widget.SLIDER | Widget.NUMBER:
-                return int(given) if self.integer else float(given)
+                return self._number(given)
             case Widget.LIST:
                 lines = [line for line in str(given).splitlines() if line.strip()]
                 return [self._item(line) for line in lines] or None
@@ -80,6 +80,13 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             case Widget.LINE | Widget.TEXT if isinstance(value, list):
                 return json.dumps(value, ensure_ascii=False)
         return value
+
+    def _number(self, given: Any) -> float:
+        try:
+            return int(given) if self.integer else float(given)
+        except ValueError as error:
+            wanted = "a whole number" if self.integer else "a number"
+            raise InvalidInput([FieldProblem("invalid_type", self.name, f"not {wanted}")]) from error
 
     def _item(self, line: str) -> Any:
         if self.items == "string":

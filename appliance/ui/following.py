@@ -32,6 +32,12 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         return self.record["status"] in ENDED
 
     @property
+    def status(self) -> str:
+        """Its status. What has output runs, whatever the record said the last time that it was looked at."""
+        status: str = self.record["status"]
+        return "processing" if status == "starting" and self.items else status
+
+    @property
     def output(self) -> Any:
         """All output there is so far."""
         return self.record.get("output") if self.over else self.items

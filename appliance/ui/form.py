@@ -166,6 +166,9 @@ def _components(field: Field) -> tuple[gr.components.Component, ...]:
             assert field.minimum is not None
             assert field.maximum is not None
             return (gr.Slider(field.minimum, field.maximum, value=default, step=field.step, **common),)
+        case Widget.NUMBER if default is None:  # a gr.Number that nobody touches says 0
+            wanted = "a whole number" if field.integer else "a number"
+            return (gr.Textbox("", lines=1, max_lines=1, placeholder=wanted, **common),)
         case Widget.NUMBER:
             precision = 0 if field.integer else None
             return (
@@ -227,8 +230,7 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
 
 def _status(seen: Seen, *, linked: bool) -> str:
     """How a prediction stands, as HTML: one line, so that nothing below it moves."""
-    record = seen.record
-    status = record["status"]
+    record, status = seen.record, seen.status
     said = html.escape(_words(seen))
     bar = ""
     done = None if seen.over else output.progress(record.get("logs") or "")
@@ -244,7 +246,7 @@ def _status(seen: Seen, *, linked: bool) -> str:
 
 
 def _words(seen: Seen) -> str:
-    record, metrics = seen.record, seen.record.get("metrics") or {}
+    metrics = seen.record.get("metrics") or {}
     if seen.over:
         parts = []
         if "predict_time" in metrics:
@@ -254,7 +256,7 @@ def _words(seen: Seen) -> str:
         if metrics.get("cold_start"):
             parts.append(f"{metrics['cold_start']:.1f} s of waiting for the model to load")
         return " · ".join(parts)
-    if record["status"] == "starting" and seen.model is not None:
+    if seen.status == "starting" and seen.model is not None:
         state, queued = seen.model["state"], seen.model["queued"]
         if state != "ready":
             expected = seen.model["load_seconds"]

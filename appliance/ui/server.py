@@ -39,6 +39,7 @@ class Server:
     def __init__(self, config: Config, api: Api, sessions: Sessions, pages: Sequence[Page] = PAGES) -> None:
         """Pages are built when they are first asked for."""
         self._title = config.ui.title
+        self._largest = config.files.max_upload
         self._sessions = sessions
         self._api = api
         self._pages = pages
@@ -122,7 +123,7 @@ class Server:
     async def _built_once(self, page: Page) -> Built:
         async with self._building:
             if page.path not in self._built:
-                self._built[page.path] = await Built.of(page.build())
+                self._built[page.path] = await Built.of(page.build(), self._largest)
             return self._built[page.path]
 
     async def _model(self, root: str, known: Session, *, opened: bool) -> Built:
@@ -137,7 +138,7 @@ class Server:
             if kept is None or kept.shows != shown:
                 if kept is not None:
                     await kept.close()
-                kept = await Built.of(model.build(shown), shown)
+                kept = await Built.of(model.build(shown), self._largest, shown)
             self._built[root] = kept
             models = [path for path in self._built if path.count("/") == 2]
             for path in models[:-_MOST]:

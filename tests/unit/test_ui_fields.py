@@ -122,8 +122,15 @@ def test_values_are_of_the_types_that_the_model_wants() -> None:
 
 def test_what_cannot_be_read_is_named() -> None:
     known = fields(
-        document({"config": {"type": "object"}, "numbers": {"type": "array", "items": {"type": "number"}}})
+        document(
+            {
+                "config": {"type": "object"},
+                "numbers": {"type": "array", "items": {"type": "number"}},
+                "seed": {"type": "integer"},
+            }
+        )
     )
     with pytest.raises(InvalidInput) as caught:
-        filled_in(known, ["{", "1\nx"])
-    assert [problem.field for problem in caught.value.problems] == ["config", "numbers"]
+        filled_in(known, ["{", "1\nx", "1.5"])
+    assert [problem.field for problem in caught.value.problems] == ["config", "numbers", "seed"]
+    assert filled_in(known, ["", "", "7"]) == {"seed": 7}

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import msgspec
 
-from appliance.errors import NotFound
+from appliance.errors import ApplianceError, NotFound
 from appliance.ui import form, output, session, shell, snippets
 from appliance.ui.client import Caller
 from appliance.ui.form import Form, Result
@@ -203,18 +203,16 @@ def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare:
 
     @shell.told
     async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
-        shown: list[Any] = [gr.skip() for _ in result.components]
-        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *shown]
+        same = [gr.skip() for _ in result.components]
+        at_rest = [None, gr.Button(interactive=True), gr.Button(interactive=False), *same]
+        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *same]
         try:
             async for id, shown in form.run(filled, result, model, values, request):
                 yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
-        finally:
-            yield [
-                None,
-                gr.Button(interactive=True),
-                gr.Button(interactive=False),
-                *(gr.skip() for _ in result.components),
-            ]
+        except ApplianceError:
+            yield at_rest
+            raise
+        yield at_rest
 
     blocks.load(opened, None, [go, *filled.components], **shell.QUIET)
     outputs = [running, go, stop, *result.components]
