@@ -162,21 +162,23 @@ def _components(field: Field) -> tuple[gr.components.Component, ...]:
             return (gr.Dropdown(choices, value=default, **common),)
         case Widget.SWITCH:
             return (gr.Checkbox(bool(default), **common),)
-        case Widget.SLIDER:
-            assert field.minimum is not None
-            assert field.maximum is not None
-            return (gr.Slider(field.minimum, field.maximum, value=default, step=field.step, **common),)
-        case Widget.NUMBER if default is None:  # a gr.Number that nobody touches says 0
-            wanted = "a whole number" if field.integer else "a number"
-            return (gr.Textbox("", lines=1, max_lines=1, placeholder=wanted, **common),)
-        case Widget.NUMBER:
-            precision = 0 if field.integer else None
-            return (
-                gr.Number(
-                    default, precision=precision, minimum=field.minimum, maximum=field.maximum, **common
-                ),
-            )
+        case Widget.SLIDER | Widget.NUMBER:
+            return (_number(field, common),)
     return _file(field, label)
+
+
+def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
+    if field.default is None:  # a gr.Number that nobody touches says 0
+        wanted = "a whole number" if field.integer else "a number"
+        return gr.Textbox("", lines=1, max_lines=1, placeholder=wanted, **common)
+    if field.widget is Widget.SLIDER:
+        assert field.minimum is not None
+        assert field.maximum is not None
+        return gr.Slider(field.minimum, field.maximum, value=field.default, step=field.step, **common)
+    precision = 0 if field.integer else None
+    return gr.Number(
+        field.default, precision=precision, minimum=field.minimum, maximum=field.maximum, **common
+    )
 
 
 def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
