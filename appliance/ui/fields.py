@@ -11,9 +11,9 @@ import msgspec
 
 from appliance.errors import FieldProblem, InvalidInput
 
-_SHOWN: Final = 4  # fields that are not required and are seen at once
+_SHOWN: Final = 4  # fields that are neither required nor files and are seen at once
 _FEW: Final = 2  # so few more are not worth a fold
-_WIDEST: Final = 100_000  # steps of a slider
+_WIDEST: Final = 1000  # steps of a slider
 _LONG: Final = ("prompt", "text", "document", "lyrics", "message", "context")
 
 
@@ -111,7 +111,8 @@ def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
             schema.get("properties", {}).items(), key=lambda pair: pair[1].get("x-order", len(schemas) + 1000)
         )
     ]
-    further = [field.name for field in found if not field.required]
+    plain = [field for field in found if field.widget not in {Widget.FILE, Widget.FILES}]
+    further = [field.name for field in plain if not field.required]
     hidden = set(further[_SHOWN:]) if len(further) > _SHOWN + _FEW else set()
     return tuple(msgspec.structs.replace(field, folded=field.name in hidden) for field in found)
 

@@ -184,22 +184,20 @@ def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
 def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
     """A file is picked, or its address is given: earlier predictions and examples have those."""
     many = field.widget is Widget.FILES
-    with gr.Group():
-        picked = gr.File(
-            label=label,
-            file_count="multiple" if many else "single",
-            height=120,
-            elem_id=f"input-{field.name}",
-        )
-        address = gr.Textbox(
-            placeholder="or addresses, one per line" if many else "or an address: https://…",
-            show_label=False,
-            container=False,
-            lines=1,
-            max_lines=4 if many else 1,
-            info=field.description or None,
-            elem_id=f"input-{field.name}-address",
-        )
+    picked = gr.File(
+        label=label,
+        file_count="multiple" if many else "single",
+        height=120,
+        elem_id=f"input-{field.name}",
+    )
+    address = gr.Textbox(
+        placeholder="or addresses, one per line" if many else "or an address: https://…",
+        show_label=False,
+        lines=1,
+        max_lines=4 if many else 1,
+        info=field.description or None,
+        elem_id=f"input-{field.name}-address",
+    )
     return picked, address
 
 
@@ -255,7 +253,7 @@ def _words(seen: Seen) -> str:
             parts.append(f"{metrics['predict_time']:.2f} s")
         if metrics.get("output_token_count"):
             parts.append(f"{metrics['output_token_count']:,} tokens")
-        if metrics.get("cold_start"):
+        if metrics.get("cold_start", 0) >= 0.1:
             parts.append(f"{metrics['cold_start']:.1f} s of waiting for the model to load")
         return " · ".join(parts)
     if seen.status == "starting" and seen.model is not None:
