@@ -84,6 +84,10 @@ class Demo:
         else:
             await self._built.app(scope, receive, send)
 
+    async def close(self) -> None:
+        """Take the page down."""
+        await self._built.close()
+
     async def _file(self, request: Request) -> Response:
         """An output, which the page shows as its own."""
         if request.method not in _SAFE:
@@ -120,6 +124,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
         flush=True,
     )
     await server.serve()
+    await demo.close()
     await api.close()
 
 
