@@ -184,7 +184,7 @@ def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare:
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             filled = Form(document)
-            with gr.Row():
+            with gr.Row(elem_classes=["go"]):
                 go = gr.Button("Run", variant="primary", elem_id="run")
                 stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
         with gr.Column(scale=1, min_width=320, elem_classes=["result"]):
