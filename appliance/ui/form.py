@@ -131,6 +131,12 @@ async def run(
         yield None if seen.over else created["id"], result.shown(seen, before, caller.origin)
 
 
+def refused(error: ApplianceError) -> str:
+    """Why nothing runs, as HTML for the status of a result."""
+    message = shell.message(error)
+    return f'<p class="wrong" role="alert">{html.escape(message.title)}: {message.message}</p>'
+
+
 @shell.told
 async def cancel(id: str | None, request: gr.Request) -> None:
     """Cancel the prediction that runs; it says so itself."""

@@ -209,10 +209,10 @@ def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare:
         try:
             async for id, shown in form.run(filled, result, model, values, request):
                 yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
-        except ApplianceError:
+        except ApplianceError as error:
+            yield [*at_rest[:3], form.refused(error), *same[1:]]
+        else:
             yield at_rest
-            raise
-        yield at_rest
 
     blocks.load(opened, None, [go, *filled.components], **shell.QUIET)
     outputs = [running, go, stop, *result.components]
