@@ -20,6 +20,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+#: What Gradio's client says when it is told that an upload is complete.
+UPLOADED = ("Method not implemented.",)
 PATIENCE = 60_000  # milliseconds: the machine may be busy
 expect.set_options(timeout=PATIENCE)
 
@@ -45,7 +47,9 @@ def watched(
     wrong: list[str] = []
 
     def heard(message: ConsoleMessage) -> None:
-        expected = (refused and "status of 4" in message.text) or message.text.startswith(allowed)
+        expected = (refused and "status of 4" in message.text) or message.text.startswith(
+            (*allowed, *UPLOADED)
+        )
         if message.type in {"error", "warning"} and not expected:
             wrong.append(f"console: {message.text} ({message.location.get('url')})")
 
