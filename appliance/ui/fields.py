@@ -158,9 +158,9 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
     widget, items = _widget(name, schema)
     integer = schema.get("type") == "integer"
     step: float | None = None
-    if widget is Widget.SLIDER:
+    if widget is Widget.SLIDER and minimum is not None and maximum is not None:
         step = 1 if integer else _step(maximum - minimum)
-        if (maximum - minimum) / step > _WIDEST or (schema.get("default") is None):
+        if (maximum - minimum) / step > _WIDEST or schema.get("default") is None:
             widget = Widget.NUMBER
     return Field(
         name=name,
