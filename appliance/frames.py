@@ -40,7 +40,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Host to replica: the model is loaded."""
 
-    memory: int  # bytes of main memory that host and children use; shared pages counted in part
+    memory: int  # bytes of main memory that host and children use, beside what the zygote has
     seconds: float  # from the start of ``setup``
 
 

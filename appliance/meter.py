@@ -21,7 +21,7 @@ _STEP: Final = 1024**2
 class Taken(msgspec.Struct, frozen=True):
     """The most that a host and its children have taken since the host was started."""
 
-    main: int  # bytes of main memory; pages shared with others are counted in part
+    main: int  # bytes of main memory, without what a forked host has from the zygote
     device: int | None = None  # bytes of one GPU, the fullest of its own; None where that is not known
 
 
@@ -38,8 +38,9 @@ class Meter:
         self._gpus = Gpus.connect() if devices else None
         self.limit = limit
         self.over: int | None = None  # what it took when it was over its limit
+        self._inherited = processes.inherited(group)
         self._ready = False
-        self._rough = 0
+        self._firm = 0  # at most, since files were looked at
         self._main = 0
         self._device: int | None = None
 
@@ -51,20 +52,18 @@ class Meter:
     def ready(self) -> None:
         """The model is loaded: what it maps of its weights from now on, it uses."""
         self._ready = True
-        self._rough = 0
+        self._firm = 0
 
     def look(self) -> bool:
         """Measure; returns whether there is a new peak. ``over`` is set where it takes too much."""
         before = self.taken
-        rough = processes.roughly(self._group)
-        allowed = None if self.limit is None else self.limit + max(self.limit * TOLERANCE, LEAST_TOLERANCE)
-        high = rough > self._rough + _STEP
-        if high or (allowed is not None and rough > allowed):
-            self._rough = max(self._rough, rough)
-            resident = processes.resident(self._group)
-            self._main = max(self._main, resident.firm + (resident.files if self._ready else 0))
-            if allowed is not None and resident.firm > allowed:
-                self.over = resident.firm
+        firm = processes.firm(self._group, self._inherited)
+        if firm > self._firm + _STEP:
+            self._firm = firm
+            files = processes.mapped(self._group) if self._ready else 0
+            self._main = max(self._main, firm + files)
+        if self.limit is not None and firm > self.limit + max(self.limit * TOLERANCE, LEAST_TOLERANCE):
+            self.over = firm
         self._look_at_gpus()
         return self._main > before.main + _STEP or (self._device or 0) > (before.device or 0) + _STEP
 

@@ -33,7 +33,7 @@ LOOK: Final = 0.5  # seconds between looks at what a host takes
 class LoadReport(msgspec.Struct, frozen=True):
     """How a model was loaded."""
 
-    memory: int  # bytes of main memory of the host and its children, shared pages counted in part
+    memory: int  # bytes of main memory of the host and its children, beside what the zygote has
     seconds: float  # from the start of ``setup``; the time to start the process is not in it
     pid: int
     forked: bool  # by the zygote; otherwise it had to import everything itself

@@ -11,13 +11,6 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 _KIB: Final = 1024
 
 
-class Resident(NamedTuple):
-    """Bytes of main memory; pages that are shared with others are counted in part."""
-
-    firm: int  # only the end of the processes frees it
-    files: int  # of files that are mapped, such as weights: the kernel can drop them and read them again
-
-
 def members(group: int) -> list[int]:
     """The processes of a group."""
     processes = (int(folder.name) for folder in _PROC.iterdir() if folder.name.isdecimal())
@@ -31,23 +24,52 @@ def _group(pid: int) -> int | None:
         return None
 
 
-def resident(group: int) -> Resident:
-    """What a process group takes. Reads every page table entry: milliseconds for each GiB."""
-    firm = files = 0
-    for pid in members(group):
-        sizes = _sizes(pid, "smaps_rollup")
-        firm += sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0)
-        files += sizes.get("Pss_File", 0)
-    return Resident(firm, files)
+def inherited(pid: int) -> int:
+    """Bytes that a process has from its parent, which has forked it; none of one that has begun anew.
+
+    A host shares them with the zygote and its other hosts, and with nobody once these are gone.
+    """
+    look = _look(pid)
+    parent = None if look is None else _look(look.parent)
+    if look is None or parent is None or parent.stack != look.stack:
+        return 0
+    return _sizes(look.parent, "status").get("RssAnon", 0)
 
 
-def roughly(group: int) -> int:
-    """At least what ``resident`` says is firm, at once: shared pages are counted whole in each process."""
-    total = 0
+def firm(group: int, inherited: int = 0) -> int:
+    """Bytes of main memory of a process group that only its end frees, without those ``inherited`` by it.
+
+    Pages of theirs that forked processes of the group share are counted in each.
+    """
+    leader = _look(group)
+    total = shared = 0
     for pid in members(group):
-        sizes = _sizes(pid, "status")
-        total += sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
-    return total
+        sizes, look = _sizes(pid, "status"), _look(pid)
+        fork = leader is not None and look is not None and look.stack == leader.stack
+        total += max(0, sizes.get("RssAnon", 0) - inherited * fork)
+        shared = max(shared, sizes.get("RssShmem", 0))
+    return total + shared
+
+
+def mapped(group: int) -> int:
+    """Bytes of files, such as weights, that no other process maps: the kernel can drop and read them again.
+
+    Reads every page table entry: milliseconds for each GiB.
+    """
+    return sum(_sizes(pid, "smaps_rollup").get("Private_Clean", 0) for pid in members(group))
+
+
+class _Look(NamedTuple):
+    parent: int
+    stack: int  # where it begins: the same in a forked process, and chance in one that has begun anew
+
+
+def _look(pid: int) -> _Look | None:
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (ProcessLookupError, FileNotFoundError, PermissionError):
+        return None
+    return _Look(int(fields[1]), int(fields[25]))
 
 
 def _sizes(pid: int, file: str) -> dict[str, int]:

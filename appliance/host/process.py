@@ -221,8 +221,9 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
         return 1
     seconds = round(time.perf_counter() - started, 3)
     _log.info("%s is ready after %.3f s", spec.model, seconds)
-    memory = processes.resident(os.getpgrp())
-    host.ready(runner, Ready(memory.firm + memory.files, seconds))
+    group = os.getpgrp()
+    memory = processes.firm(group, processes.inherited(os.getpid())) + processes.mapped(group)
+    host.ready(runner, Ready(memory, seconds))
     await stop
     if host.starved is not None:
         await host.close(Failed(host.starved, starved=True))

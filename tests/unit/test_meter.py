@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,10 @@ from appliance.meter import Meter, Taken
 
 MIB = 1024**2
 HUNGRY = """
-import sys
+import mmap, sys
+with open(sys.argv[1]) as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+sum(mapped[::4096])
 held = []
 print("begun", flush=True)
 for line in sys.stdin:
@@ -29,11 +33,12 @@ for line in sys.stdin:
 
 
 class Process:
-    """A process group that takes as much as it is told."""
+    """A process group that takes as much as it is told, and maps a file of 20 MiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
+        file.write_bytes(b"\1" * 20 * MIB)
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-c", HUNGRY],
+            [sys.executable, "-S", "-c", HUNGRY, str(file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -52,8 +57,8 @@ class Process:
 
 
 @pytest.fixture
-def hungry() -> Iterator[Process]:
-    process = Process()
+def hungry(tmp_path: Path) -> Iterator[Process]:
+    process = Process(tmp_path / "mapped")
     yield process
     process.process.kill()
     process.process.communicate()
@@ -120,9 +125,42 @@ def test_files_that_are_mapped_count_once_the_model_is_loaded(hungry: Process) -
     loading = meter.taken.main
     meter.ready()
     meter.look()
-    assert meter.taken.main > loading
-    resident = processes.resident(hungry.process.pid)
-    assert abs(meter.taken.main - (resident.firm + resident.files)) < 2 * MIB
+    assert meter.taken.main > loading + 19 * MIB
+    group = hungry.process.pid
+    assert abs(meter.taken.main - processes.firm(group) - processes.mapped(group)) < 2 * MIB
+
+
+FORKING = """
+import os, sys
+held = b"\\1" * (100 << 20)
+pid = os.fork()
+if pid == 0:
+    os.setsid()
+    own = b"\\1" * (30 << 20)
+    if os.fork() == 0:
+        more = b"\\1" * (10 << 20)
+    sys.stdin.read()
+    os._exit(0)
+print(pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_forked_group_has_from_its_parent_is_not_its_own() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        group = int(parent.stdout.readline())
+        inherited = processes.inherited(group)
+        assert 100 * MIB < inherited < 120 * MIB
+        assert processes.inherited(parent.pid) == 0
+        deadline = time.monotonic() + 10
+        # The child of its own shares 30 MiB with it, which are counted in both.
+        while not 65 * MIB < processes.firm(group, inherited) < 80 * MIB:
+            assert time.monotonic() < deadline, processes.firm(group, inherited)
+            time.sleep(0.01)
+        parent.communicate()
 
 
 def test_a_group_that_is_gone_takes_nothing(hungry: Process) -> None:
