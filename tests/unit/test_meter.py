@@ -36,7 +36,10 @@ class Process:
     """A process group that takes as much as it is told, and maps a file of 20 MiB."""
 
     def __init__(self, file: Path) -> None:
-        file.write_bytes(b"\1" * 20 * MIB)
+        with file.open("wb") as stream:
+            stream.write(b"\1" * 20 * MIB)
+            stream.flush()
+            os.fsync(stream.fileno())  # only what is on the disk could be dropped
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-c", HUNGRY, str(file)],
             stdin=subprocess.PIPE,
