@@ -39,7 +39,7 @@ async def test_forked_or_spawned_it_is_the_same(zygote: Zygote, tmp_path: Path, 
     replica = Replica("runner-0", str(socket), str(tmp_path))
     report = await replica.load(spec(tmp_path))
     assert report.forked is reachable
-    assert report.memory > 1 << 20
+    assert report.memory > (0 if reachable else 1 << 20)  # what it has from the zygote does not count
     assert (tmp_path / "hosts" / str(report.pid)).exists()
     assert os.getpgid(report.pid) == report.pid
     caller = Caller(replica)
