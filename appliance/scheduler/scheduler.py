@@ -161,8 +161,12 @@ class Scheduler:
 
     def finished(self, id: str, model: str, now: float) -> None:
         """A started prediction let go of its slot."""
-        if model in self._models:
-            self._models[model].ran(id, now)
+        entry = self._models.get(model)
+        if entry is not None:
+            first = not entry.ran_once
+            entry.ran(id, now)
+            if first:  # what was measured before counts from now on
+                self.footprints.measured(model, 0, now)
         self._parts.over(id)
 
     def loaded(self, model: str, now: float, levels: Iterable[Level] = ()) -> None:
