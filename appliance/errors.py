@@ -26,6 +26,7 @@
     |-- WeightsError               weights are missing, damaged or unreachable
     |-- LoadFailed                 an engine host could not make its model ready
     |   `-- NeverFits              the model needs more memory than any device has
+    |-- SleepFailed                an engine host could not let its model sleep, or wake
     |-- HostLost                   an engine host or its replica died under a prediction
     |   `-- OutOfMemory            the host took more memory than it had, or the device has
     `-- PredictionFailed           the model refused or failed one prediction; others go on
@@ -290,6 +291,13 @@ class LoadFailed(ApplianceError):
 
 class NeverFits(LoadFailed):
     """The model needs more memory than any device of this machine has."""
+
+
+class SleepFailed(ApplianceError):
+    """An engine host could not let its model fall asleep, or wake; it is of no use any more."""
+
+    status = 503
+    title = "Model failed to sleep"
 
 
 class HostLost(ApplianceError):

@@ -37,11 +37,22 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Replica to host: drop what runs, without a word about it, close the runner and exit."""
 
 
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    """Replica to host: give the device back; nothing runs."""
+
+    level: int  # 1: weights go to main memory, 2: they are dropped
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """Replica to host: take the device again."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Host to replica: the model is loaded."""
 
     memory: int  # bytes of main memory that host and children use, beside what the zygote has
     seconds: float  # from the start of ``setup``
+    levels: list[int] = []  # of sleep that the model is able to
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -49,6 +60,22 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
     error: str
     starved: bool = False  # for want of memory on its device
+
+
+class Asleep(msgspec.Struct, frozen=True, tag="asleep"):
+    """Host to replica: the device is given back."""
+
+    left: int | None  # bytes of each device that the runner knows to hold still; None if it does not know
+
+
+class Awake(msgspec.Struct, frozen=True, tag="awake"):
+    """Host to replica: predictions may come again."""
+
+
+class Restless(msgspec.Struct, frozen=True, tag="restless"):
+    """Host to replica: it could not fall asleep, or wake, and should be ended."""
+
+    error: str
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
@@ -91,8 +118,8 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     signal: int | None
 
 
-Down = Run | Cancel | Stop
-Up = Ready | Failed | Events
+Down = Run | Cancel | Sleep | Wake | Stop
+Up = Ready | Failed | Asleep | Awake | Restless | Events
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 

@@ -67,9 +67,15 @@ class Meter:
         self._look_at_gpus()
         return self._main > before.main + _STEP or (self._device or 0) > (before.device or 0) + _STEP
 
-    def _look_at_gpus(self) -> None:
+    def on_device(self) -> int | None:
+        """Bytes of the fullest of its GPUs that it takes now; None where that is not known."""
         if self._gpus is None:
-            return
+            return None
         pids = processes.members(self._group)
         sizes = [self._gpus.taken(device, pids) for device in self._devices]
-        self._device = max((size for size in [*sizes, self._device] if size is not None), default=None)
+        return max((size for size in sizes if size is not None), default=None)
+
+    def _look_at_gpus(self) -> None:
+        now = self.on_device()
+        if now is not None:
+            self._device = max(now, self._device or 0)

@@ -17,8 +17,8 @@ from typing import Any, Final
 import msgspec
 
 from appliance import leftovers
-from appliance.errors import HostLost, LoadFailed, OutOfMemory
-from appliance.frames import Cancel, Events, Failed, Ready, Run, Up
+from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.frames import Asleep, Awake, Cancel, Events, Failed, Ready, Restless, Run, Sleep, Up, Wake
 from appliance.hardware.processes import kernel_kills
 from appliance.hostprocess import HostProcess
 from appliance.meter import Meter, Taken
@@ -37,6 +37,7 @@ class LoadReport(msgspec.Struct, frozen=True):
     seconds: float  # from the start of ``setup``; the time to start the process is not in it
     pid: int
     forked: bool  # by the zygote; otherwise it had to import everything itself
+    levels: list[int] = []  # of sleep that it is able to
 
 
 class ReplicaStats(msgspec.Struct, frozen=True):
@@ -47,6 +48,9 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     running: list[str]  # prediction ids
     held: list[str]  # all that are not acknowledged, running ones among them
     host: int | None  # process id of the host that is ready
+    levels: list[int] = []  # of sleep that it is able to
+    level: int | None = None  # of the sleep that it is in
+    turning: bool = False  # it is falling asleep, or waking
 
 
 class _Subscriber:
@@ -95,6 +99,8 @@ class _Hosted:
         self.report: LoadReport | None = None  # once it is ready
         self.gave_up: str | None = None  # what it said when its device had no memory left
         self.lost: HostLost | None = None
+        self.level: int | None = None  # of the sleep that it is in
+        self.turning: asyncio.Future[Asleep | Awake | Restless] | None = None
         self._kills = kernel_kills()
 
     def loss(self, end: str) -> HostLost:
@@ -113,6 +119,14 @@ class _Hosted:
             reason = f"{called} {end} when the kernel ended processes because main memory was used up"
             return HostLost(reason) if self._gpus else OutOfMemory(reason, taken.main or None)
         return HostLost(_with_log(f"{called} {end}", self.host))
+
+    def turned(self, message: Asleep | Awake | Restless) -> None:
+        """It has fallen asleep, or woken, or failed to."""
+        turning, self.turning = self.turning, None
+        if isinstance(message, Awake):
+            self.level = None
+        if turning is not None and not turning.done():
+            turning.set_result(message)
 
 
 class Replica:
@@ -167,6 +181,56 @@ class Replica:
             self._subscriber.end()
         if loaded is not None:
             await loaded.host.kill(grace=CLOSE_GRACE)
+
+    async def sleep(self, level: int) -> int | None:
+        """Have the host give its device back; returns how many bytes of it it still holds, if that is known.
+
+        On a GPU the driver says it; elsewhere the runner.
+
+        Raises:
+            SleepFailed: it did not.
+            HostLost: there is no host, or it died.
+        """
+        loaded = self._living()
+        loaded.level = level
+        message = await self._turn(loaded, Sleep(level))
+        measured = await asyncio.to_thread(loaded.meter.on_device)
+        if measured is not None:
+            return measured
+        return message.left if isinstance(message, Asleep) else None
+
+    async def wake(self) -> None:
+        """Have the host take its device again; returns once it is ready.
+
+        Raises:
+            SleepFailed: it did not.
+            HostLost: there is no host, or it died.
+        """
+        await self._turn(self._living(), Wake())
+
+    async def _turn(self, loaded: _Hosted, message: Sleep | Wake) -> Asleep | Awake:
+        if loaded.turning is not None:
+            raise SleepFailed(f"{loaded.spec.model} is falling asleep or waking already")
+        loaded.turning = turning = asyncio.get_running_loop().create_future()
+        loaded.host.send(message)
+        end = asyncio.ensure_future(loaded.host.wait())
+        first: set[asyncio.Future[Any]] = {turning, end}
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            end.cancel()
+        if not turning.done():
+            raise loaded.loss(end.result())
+        answer: Asleep | Awake | Restless = turning.result()
+        if isinstance(answer, Restless):
+            raise SleepFailed(_with_log(answer.error, loaded.host))
+        return answer
+
+    def _living(self) -> _Hosted:
+        loaded = self._loaded
+        if loaded is None or loaded.lost is not None:
+            raise (loaded and loaded.lost) or HostLost(f"no model is loaded in {self.name}")
+        return loaded
 
     async def exchange(
         self, jobs: list[Job], cancels: list[str], acknowledged: list[str], limit: int | None = None
@@ -234,6 +298,9 @@ class Replica:
             running=self._outbox.running,
             held=self._outbox.ids,
             host=None if loaded is None or loaded.lost is not None else loaded.host.pid,
+            levels=[] if loaded is None or loaded.report is None else loaded.report.levels,
+            level=None if loaded is None else loaded.level,
+            turning=loaded is not None and loaded.turning is not None,
         )
 
     async def _start(self, spec: LoadSpec) -> LoadReport:
@@ -245,6 +312,9 @@ class Replica:
             if isinstance(message, Events):
                 if self._loaded is not None and self._loaded is hosted:
                     self._relay(message.events)
+            elif isinstance(message, Asleep | Awake | Restless):
+                if hosted is not None:
+                    hosted.turned(message)
             elif not answer.done():
                 answer.set_result(message)
             elif isinstance(message, Failed) and hosted is not None:
@@ -258,7 +328,7 @@ class Replica:
             hosted = self._hosted = _Hosted(spec, host)
             self._watch = asyncio.get_running_loop().create_task(self._follow(hosted))
             ready = await self._first_answer(hosted, answer)
-            hosted.report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked)
+            hosted.report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked, ready.levels)
             hosted.meter.ready()
             self._loaded = hosted
             return hosted.report

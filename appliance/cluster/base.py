@@ -17,6 +17,9 @@ class Adopted(msgspec.Struct, frozen=True):
 
     spec: LoadSpec
     held: frozenset[str]
+    levels: frozenset[int] = frozenset()  # of sleep that it is able to
+    level: int | None = None  # of the sleep that it is in
+    turning: bool = False  # it is falling asleep, or waking
 
 
 class Cluster(Protocol):
@@ -36,8 +39,8 @@ class Cluster(Protocol):
     async def prepare(self, modules: list[str]) -> None:
         """Models that import these will be loaded from now on: have that done beforehand where that helps."""
 
-    async def load(self, spec: LoadSpec) -> None:
-        """Make the model ready.
+    async def load(self, spec: LoadSpec) -> frozenset[int]:
+        """Make the model ready; returns the levels of sleep that it is able to.
 
         Raises:
             LoadFailed: the model cannot be loaded; the message says why.
@@ -47,6 +50,24 @@ class Cluster(Protocol):
 
     async def unload(self, model: str) -> None:
         """Stop the model's host; returns once its memory is free. Nothing happens if it is not loaded."""
+
+    async def sleep(self, model: str, level: int) -> int | None:
+        """Have a model on which nothing runs give its devices back, and stay in its process.
+
+        Returns how many bytes of each device are known to be held still; None if nothing is known.
+
+        Raises:
+            SleepFailed: it did not; the host should be unloaded.
+            HostLost: the replica or the host died; ``events`` says so too.
+        """
+
+    async def wake(self, model: str) -> None:
+        """Have a model that sleeps take its devices again; returns once it is ready.
+
+        Raises:
+            SleepFailed: it did not; the host should be unloaded.
+            HostLost: the replica or the host died; ``events`` says so too.
+        """
 
     def submit(self, model: str, job: Job) -> None:
         """Hand a job to a loaded model."""

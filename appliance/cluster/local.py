@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from appliance.cluster.base import Adopted
-from appliance.errors import HostLost, PredictionFailed
+from appliance.errors import HostLost, PredictionFailed, SleepFailed
 from appliance.host import produced
 from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
-from appliance.runners.base import LoadSpec, Runner
+from appliance.runners.base import LoadSpec, Runner, Sleeper
 
 
 class _Loaded:
@@ -42,11 +42,31 @@ class LocalCluster:
     async def prepare(self, modules: list[str]) -> None:
         """Whatever is imported here stays imported."""
 
-    async def load(self, spec: LoadSpec) -> None:
+    async def load(self, spec: LoadSpec) -> frozenset[int]:
         """See ``Cluster.load``."""
         runner = runner_class(spec.kind)(spec)
         await runner.setup()
         self._loaded[spec.model] = _Loaded(spec, runner)
+        return frozenset(runner.levels) if isinstance(runner, Sleeper) else frozenset()
+
+    async def sleep(self, model: str, level: int) -> int | None:
+        """See ``Cluster.sleep``."""
+        runner = self._sleeper(model)
+        if level not in runner.levels:
+            raise SleepFailed(f"{model} is not able to sleep at level {level}")
+        return await runner.sleep(level)
+
+    async def wake(self, model: str) -> None:
+        """See ``Cluster.wake``."""
+        await self._sleeper(model).wake()
+
+    def _sleeper(self, model: str) -> Sleeper:
+        loaded = self._loaded.get(model)
+        if loaded is None:
+            raise HostLost(f"{model} is not loaded")
+        if not isinstance(loaded.runner, Sleeper):
+            raise SleepFailed(f"{model} is not able to sleep")
+        return loaded.runner
 
     async def unload(self, model: str) -> None:
         """See ``Cluster.unload``."""

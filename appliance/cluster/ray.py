@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from appliance import file, hostprocess
 from appliance.cluster.base import Adopted
-from appliance.errors import HostLost, LoadFailed, OutOfMemory
+from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
 from appliance.meter import Taken
 from appliance.prediction import Emitted, Job
 from appliance.replica import Replica, ReplicaStats
@@ -46,20 +46,27 @@ class Exchange(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a load went, or why events end; errors travel as data: exceptions change their type on the way."""
+    """How a call went, or why events end; errors travel as data: exceptions change their type on the way."""
 
     error: str | None = None
-    kind: Literal["failed", "lost", "starved"] = "failed"
+    kind: Literal["failed", "lost", "starved", "restless"] = "failed"
     took: int | None = None  # bytes, of a host that ran out of memory
+    levels: list[int] = []  # of sleep that a loaded model is able to
+    left: int | None = None  # bytes of each device that a sleeper is known to hold
 
     @classmethod
-    def of(cls, error: LoadFailed | HostLost) -> Self:
+    def of(cls, error: LoadFailed | HostLost | SleepFailed) -> Self:
         """What ``raised`` makes the error of again."""
-        if isinstance(error, OutOfMemory):
-            return cls(error.detail, "starved", error.took)
-        return cls(error.detail, "lost" if isinstance(error, HostLost) else "failed")
+        match error:
+            case OutOfMemory():
+                return cls(error.detail, "starved", error.took)
+            case HostLost():
+                return cls(error.detail, "lost")
+            case SleepFailed():
+                return cls(error.detail, "restless")
+        return cls(error.detail, "failed")
 
-    def raised(self) -> LoadFailed | HostLost:
+    def raised(self) -> LoadFailed | HostLost | SleepFailed:
         """The error, to be raised."""
         reason = self.error or ""
         match self.kind:
@@ -67,6 +74,8 @@ class Outcome(msgspec.Struct, frozen=True):
                 return OutOfMemory(reason, self.took)
             case "lost":
                 return HostLost(reason)
+            case "restless":
+                return SleepFailed(reason)
             case "failed":
                 return LoadFailed(reason)
 
@@ -88,8 +97,24 @@ class RunnerReplica:
     async def load(self, spec: bytes) -> bytes:
         """Load a model; answers an ``Outcome``."""
         try:
-            await self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
+            report = await self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
         except (LoadFailed, HostLost) as error:
+            return msgspec.msgpack.encode(Outcome.of(error))
+        return msgspec.msgpack.encode(Outcome(levels=report.levels))
+
+    async def sleep(self, level: int) -> bytes:
+        """Have the host give its device back; answers an ``Outcome``."""
+        try:
+            left = await self._replica.sleep(level)
+        except (SleepFailed, HostLost) as error:
+            return msgspec.msgpack.encode(Outcome.of(error))
+        return msgspec.msgpack.encode(Outcome(left=left))
+
+    async def wake(self) -> bytes:
+        """Have the host take its device again; answers an ``Outcome``."""
+        try:
+            await self._replica.wake()
+        except (SleepFailed, HostLost) as error:
             return msgspec.msgpack.encode(Outcome.of(error))
         return msgspec.msgpack.encode(Outcome())
 
@@ -169,7 +194,8 @@ class RayCluster:
                 self._spares.append(link)
             else:
                 self._links[stats.spec.model] = link
-                adopted.append(Adopted(stats.spec, frozenset(stats.held)))
+                held, levels = frozenset(stats.held), frozenset(stats.levels)
+                adopted.append(Adopted(stats.spec, held, levels, stats.level, stats.turning))
         self._keep_spare()
         return adopted
 
@@ -186,7 +212,7 @@ class RayCluster:
         """See ``Cluster.prepare``."""
         await hostprocess.prepare(self._zygote_socket, modules)
 
-    async def load(self, spec: LoadSpec) -> None:
+    async def load(self, spec: LoadSpec) -> frozenset[int]:
         """See ``Cluster.load``."""
         link = self._links.pop(spec.model, None) or await self._take_spare()
         self._links[spec.model] = link
@@ -197,7 +223,7 @@ class RayCluster:
             _raise_if_cancelled(error)
             raise HostLost(f"the runner replica of {spec.model} died while loading it: {error}") from error
         if outcome.error is None:
-            return
+            return frozenset(outcome.levels)
         del self._links[spec.model]
         await self._give_back(link)
         raise outcome.raised()
@@ -213,6 +239,28 @@ class RayCluster:
             _raise_if_cancelled(error)
             _log.warning("replica %s died while unloading %s: %s", link.name, model, error)
         await self._give_back(link)
+
+    async def sleep(self, model: str, level: int) -> int | None:
+        """See ``Cluster.sleep``."""
+        return (await self._turn(model, "sleep", level)).left
+
+    async def wake(self, model: str) -> None:
+        """See ``Cluster.wake``."""
+        await self._turn(model, "wake")
+
+    async def _turn(self, model: str, method: str, *arguments: int) -> Outcome:
+        link = self._links.get(model)
+        if link is None:
+            raise HostLost(f"{model} is not loaded")
+        try:
+            call = getattr(link.handle, method).remote(*arguments)
+            outcome = _outcome_decoder.decode(await call)
+        except _GONE as error:
+            _raise_if_cancelled(error)
+            raise HostLost(f"the runner replica of {model} is gone: {error}") from error
+        if outcome.error is not None:
+            raise outcome.raised()
+        return outcome
 
     def submit(self, model: str, job: Job) -> None:
         """See ``Cluster.submit``."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from appliance.config.options import Options, in_dtype
+from appliance.config.options import TORCH_RESIDUE, Options, in_dtype
 from appliance.config.values import GIB, KIB, FilePath
 from appliance.config.weight import Weight
 
@@ -70,10 +70,19 @@ class DiffusersOptions(Options):
         description="Decode in tiles, which takes less memory for large pictures and more time.",
     )
 
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+        """See ``Options``. What is offloaded is in main memory already, and comes and goes by itself."""
+        if device == "cpu" or self.offload != "none":
+            return None
+        return TORCH_RESIDUE, self._loaded(weights, device)
+
     def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``."""
+        return self._loaded(weights, device) + self._pixels() * _PIXEL + _HOST
+
+    def _loaded(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
-        return in_dtype(weights, dtype, device) + self._pixels() * _PIXEL + _HOST
+        return in_dtype(weights, dtype, device)
 
     def _pixels(self) -> int:
         """Pixels that are decoded at a time."""

@@ -176,6 +176,12 @@ class ModelConfig(Section):
         description="Unload it after this time without a prediction: seconds, or text such as 10m. "
         "Default: it stays until another model needs the room.",
     )
+    sleep: Literal["auto", "never"] = Field(
+        default="auto",
+        description="Whether it may make room by falling asleep: its host stays, its weights go to main "
+        "memory or are dropped. auto: where its kind and its device can, and that costs predictions less "
+        "than unloading it.",
+    )
     description: str = Field(default="", description="What the API and the UI say about it.")
     readme: FilePath | None = Field(
         default=None,

@@ -14,6 +14,11 @@ from appliance.config.weight import Weight
 #: What an engine host takes besides weights and KV cache: the process with its libraries, and working memory.
 _ECHO_HOST: Final = 64 * MIB
 _VLLM_HOST: Final = GIB
+#: What a sleeper keeps of each device at most: the CUDA context, libraries' workspaces, graphs. A sleep that
+#: leaves more ends the host.
+_ECHO_RESIDUE: Final = MIB
+_VLLM_RESIDUE: Final = 2 * GIB
+TORCH_RESIDUE: Final = GIB
 _COG_HOST: Final = GIB
 _EMBEDDINGS_HOST: Final = GIB // 2
 _EMBEDDED_AT_ONCE: Final = 64  # predictions; they wait for each other's batches
@@ -22,6 +27,8 @@ _EMBEDDED_AT_ONCE: Final = 64  # predictions; they wait for each other's batches
 class Options(Section):
     """What the appliance itself needs to know of any kind's options."""
 
+    #: Whether it computes on the CPU although there are GPUs.
+    ON_CPU: ClassVar[bool] = False
     #: Options that decide about speed and memory only: changing one keeps the model's version.
     RESOURCES: ClassVar[frozenset[str]] = frozenset()
     #: What to do when a host of this kind ran out of memory, as part of a sentence.
@@ -56,6 +63,13 @@ class Options(Section):
         """
         raise NotImplementedError
 
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+        """Bytes that it keeps of each device asleep, and bytes of main memory if its weights go there.
+
+        None if it cannot sleep there.
+        """
+        return None
+
 
 def in_dtype(weights: Weight, dtype: str, device: Literal["cpu", "cuda"]) -> int:
     """Bytes of the weights once they are loaded; ``auto`` is float32 on a CPU, and as stored on a GPU."""
@@ -67,7 +81,8 @@ def in_dtype(weights: Weight, dtype: str, device: Literal["cpu", "cuda"]) -> int
 class EchoOptions(Options):
     """Options of an echo model, which says back what it is told."""
 
-    RESOURCES = frozenset({"concurrency", "startup_delay"})
+    ON_CPU = True
+    RESOURCES = frozenset({"concurrency", "startup_delay", "weights", "residue", "sleep_delay"})
     EASED_BY = "lower its option concurrency"
 
     concurrency: int = Field(default=64, ge=1, le=10_000, description="Predictions that run at a time.")
@@ -78,6 +93,14 @@ class EchoOptions(Options):
         default=False, description="Whether the output is a stream of words instead of one text."
     )
     files: bool = Field(default=False, description="Whether the output is files instead of text.")
+    weights: Bytes | None = Field(
+        default=None, description="Memory to hold as if it was weights, which is given back asleep."
+    )
+    residue: Bytes | None = Field(default=None, description="What of that is kept asleep all the same.")
+    sleep_delay: Seconds = Field(
+        default=0.0,
+        description="How long falling asleep and waking take: seconds, or text such as 2s.",
+    )
 
     @property
     def predictions_at_once(self) -> int:
@@ -85,8 +108,12 @@ class EchoOptions(Options):
         return self.concurrency
 
     def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
-        """See ``Options``; an echo model has no weights."""
-        return weights.stored + _ECHO_HOST
+        """See ``Options``."""
+        return weights.stored + (self.weights or 0) + _ECHO_HOST
+
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+        """See ``Options``; what it gives back it holds on any device."""
+        return None if self.weights is None else (_ECHO_RESIDUE, self.weights)
 
 
 class EmbeddingsOptions(Options):
@@ -106,6 +133,11 @@ class EmbeddingsOptions(Options):
     def predictions_at_once(self) -> int:
         """See ``Options``."""
         return _EMBEDDED_AT_ONCE
+
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+        """See ``Options``."""
+        kept = self.footprint(weights, device) - _EMBEDDINGS_HOST
+        return (TORCH_RESIDUE, kept) if device == "cuda" else None
 
     def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``. Computed in 32 bits on a CPU, in 16 on a GPU; taken to be stored in 32."""
@@ -250,6 +282,11 @@ class VllmOptions(Options):
         # An adapter of rank 16 is about a fiftieth of its model.
         adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
         return loaded + adapters + self.kv_cache + _VLLM_HOST
+
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+        """See ``Options``. vLLM's backend for CPUs says that it sleeps, and gives nothing back."""
+        kept = self.footprint(weights, device) - self.kv_cache - _VLLM_HOST
+        return (_VLLM_RESIDUE, kept) if device == "cuda" else None
 
     @property
     def trainable(self) -> bool:

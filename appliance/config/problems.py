@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -25,6 +25,10 @@ from appliance.config.yamlsource import Document, Place
 from appliance.errors import ConfigError
 
 _SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
+
+
+#: What main memory is called beside other devices.
+HOST: Final = "cpu"
 
 
 class Problem(NamedTuple):
@@ -221,6 +225,11 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
                 ("hardware", "devices", position, "name"), f"another device is called {device.name!r}"
             )
         seen.add(device.name)
+        if device.name == HOST and hardware.host_memory is not None:
+            yield Problem(
+                ("hardware", "devices", position, "name"),
+                f"{HOST} is the main memory beside the devices, of size host_memory: call this one otherwise",
+            )
 
 
 def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:

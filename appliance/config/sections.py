@@ -259,8 +259,9 @@ class HardwareConfig(Section):
     )
     host_memory: Bytes | None = Field(
         default=None,
-        description="Memory of the device called cpu, where there is no GPU and none is declared. "
-        "Default: 80 % of the main memory the appliance may use.",
+        description="Memory of the device called cpu: for all models where there is no GPU, beside GPUs for "
+        "those that compute on the CPU and the weights of sleepers. Default: 80 % of the main memory the "
+        "appliance may use; beside logical devices there is no cpu unless this is given.",
     )
 
 

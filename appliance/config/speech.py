@@ -57,6 +57,8 @@ class WhisperOptions(Options):
 class PiperOptions(Options):
     """Options of voices."""
 
+    ON_CPU = True
+
     voices: dict[str, str] = Field(
         default={},
         description="Further names that callers may use for voices of the weights, such as those of the "
@@ -64,7 +66,7 @@ class PiperOptions(Options):
     )
 
     def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
-        """See ``Options``; it computes on the CPU, wherever it is placed."""
+        """See ``Options``."""
         return weights.stored + _PIPER_HOST
 
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from appliance.config.options import Options, in_dtype
+from appliance.config.options import TORCH_RESIDUE, Options, in_dtype
 from appliance.config.values import GIB
 from appliance.config.weight import Weight
 
@@ -47,6 +47,10 @@ class TransformersOptions(Options):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the weights. Only for sources you trust."
     )
+
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+        """See ``Options``."""
+        return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None
 
     def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
         """See ``Options``."""

@@ -388,10 +388,8 @@ class Engine:
         held: dict[str, frozenset[str]] = {}
         for adopted in found:
             spec = adopted.spec
-            if not self._catalogue.hosts(spec):
-                await self._cluster.unload(spec.model)
+            if not await self._loads.adopt(adopted):
                 continue
-            self._scheduler.adopted(spec.model, spec.placement, spec.memory, time.monotonic())
             self._sizes.adopted(spec.model)
             held[spec.model] = adopted.held
             _log.info("model %s is still loaded, with %d predictions", spec.model, len(adopted.held))

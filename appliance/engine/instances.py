@@ -100,7 +100,9 @@ class Instances:
                 return 0, taken
             case Residency.LOADING if taken < room:
                 return 1, taken
-            case Residency.COLD if taken < room and scheduler.has_room(key):
+            case Residency.WAKING if taken < room:
+                return 1, taken
+            case Residency.ASLEEP | Residency.COLD if taken < room and scheduler.has_room(key):
                 return 2, taken
             case Residency.READY | Residency.LOADING:
                 return 3, taken / room

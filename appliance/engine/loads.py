@@ -11,14 +11,14 @@ from typing import Any, Final, NamedTuple
 
 from appliance import weights
 from appliance.catalogue import Catalogue, Entry
-from appliance.cluster.base import Cluster
+from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
 from appliance.engine.prefetch import Prefetch
 from appliance.engine.sizes import Sizes
-from appliance.errors import HostLost, LoadFailed, OutOfMemory
+from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
 from appliance.hardware import Device, joint_sku
 from appliance.runners.base import LoadSpec
-from appliance.scheduler import Scheduler
+from appliance.scheduler import Level, Residency, Scheduler, Sleep
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Loads:
             spec = self._spec(entry, devices, memory)
             self._told[name] = spec.options
             async with asyncio.timeout(self.limits.load_timeout):
-                await self._cluster.load(spec)
+                levels = await self._cluster.load(spec)
         except TimeoutError:
             await self._cluster.unload(name)
             return self._failed(name, f"model {name} was not ready after {self.limits.load_timeout:g} s")
@@ -109,8 +109,64 @@ class Loads:
             return self._host_lost(name, error.detail)
         self._lost.pop(name, None)
         self._starved.discard(name)
-        self._scheduler.loaded(name, time.monotonic())
+        self._scheduler.loaded(name, time.monotonic(), map(Level, levels))
         self._settle(name, None)
+        return None
+
+    async def adopt(self, adopted: Adopted) -> bool:
+        """Keep what an earlier gateway left loaded, if it would be loaded so again; else unload it.
+
+        What was falling asleep or waking is unloaded too: nobody waits for it, and nothing ran there.
+        """
+        spec = adopted.spec
+        kept = self._catalogue.hosts(spec) and not adopted.turning
+        if kept and adopted.level is not None:
+            kept = self._scheduler.demand(spec.model).asleep is not None
+        if not kept:
+            await self._cluster.unload(spec.model)
+            return False
+        self._scheduler.adopted(
+            spec.model,
+            spec.placement,
+            spec.memory,
+            time.monotonic(),
+            levels=map(Level, adopted.levels),
+            level=None if adopted.level is None else Level(adopted.level),
+        )
+        return True
+
+    async def sleep(self, decided: Sleep) -> str | None:
+        """Have a model fall asleep and tell the scheduler; returns why its host must be ended, if it must."""
+        name = decided.model
+        try:
+            async with asyncio.timeout(self.limits.load_timeout):
+                left = await self._cluster.sleep(name, decided.level)
+        except TimeoutError:
+            return f"it was not asleep after {self.limits.load_timeout:g} s"
+        except SleepFailed as error:
+            return error.detail
+        except HostLost:
+            return None  # whoever reads its events hears of it too
+        if left is not None and left > decided.residue:
+            return f"it sleeps, but still holds {left} bytes of its device; {decided.residue} may be left"
+        if self._scheduler.residency(name) is Residency.FALLING_ASLEEP:
+            self._scheduler.asleep(name, time.monotonic())
+        return None
+
+    async def wake(self, name: str) -> str | None:
+        """Wake a model and tell the scheduler; returns why its host must be ended, if it must."""
+        try:
+            async with asyncio.timeout(self.limits.load_timeout):
+                await self._cluster.wake(name)
+        except TimeoutError:
+            return f"it was not awake after {self.limits.load_timeout:g} s"
+        except SleepFailed as error:
+            return error.detail
+        except HostLost:
+            return None  # the same
+        if self._scheduler.residency(name) is Residency.WAKING:
+            self._scheduler.woken(name, time.monotonic())
+            self._settle(name, None)
         return None
 
     def hardware(self, name: str) -> str:
@@ -134,6 +190,7 @@ class Loads:
             threads=model.threads or self._threads,
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(self._home / "cache" / entry.kind),
+            sleeps=self._scheduler.demand(entry.runs_on).asleep is not None,
         )
 
     def _failed(self, name: str, reason: str) -> Failure:

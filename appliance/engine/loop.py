@@ -26,7 +26,18 @@ from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.scheduler import Happening, Load, Refuse, Residency, Scheduler, Start, Unload
+from appliance.scheduler import (
+    Decision,
+    Happening,
+    Load,
+    Refuse,
+    Residency,
+    Scheduler,
+    Sleep,
+    Start,
+    Unload,
+    Wake,
+)
 from appliance.store import Store
 from appliance.token import RunTokens
 
@@ -168,15 +179,7 @@ class Loop:
         now = time.monotonic()
         self._room.look(now)
         for decision in self._scheduler.decide(now, parts_only=self.draining):
-            match decision:
-                case Refuse(id, reason):
-                    self.end(self.live[id], Status.FAILED, reason)
-                case Start(id, _, cold_start):
-                    self.spawn(self._run(self.live[id], cold_start))
-                case Load(model, devices, memory):
-                    self.spawn(self._load(self._catalogue.hosted(model), devices, memory))
-                case Unload(model):
-                    self.spawn(self._unload(model))
+            self._carry_out(decision)
         for happening in self._scheduler.happenings(self._logged):
             self._logged = happening.number
             report.log(happening)
@@ -189,6 +192,21 @@ class Loop:
         at = self._scheduler.next_wakeup(now)
         if at is not None:
             self._wakeup = asyncio.get_running_loop().call_later(max(0.0, at - now), self.decide)
+
+    def _carry_out(self, decision: Decision) -> None:
+        match decision:
+            case Refuse(id, reason):
+                self.end(self.live[id], Status.FAILED, reason)
+            case Start(id, _, cold_start):
+                self.spawn(self._run(self.live[id], cold_start))
+            case Load(model, devices, memory):
+                self.spawn(self._load(self._catalogue.hosted(model), devices, memory))
+            case Sleep(model):
+                self.spawn(self._turn(model, self._loads.sleep(decision)))
+            case Wake(model):
+                self.spawn(self._turn(model, self._loads.wake(model)))
+            case Unload(model):
+                self.spawn(self._unload(model))
 
     async def _run(self, live: Live, cold_start: float) -> None:
         """Claim the prediction, then hand it to its model; ``cold_start`` is what it waited for a load."""
@@ -257,6 +275,14 @@ class Loop:
             self.spawn(self.consume(entry.runs_on))
             self._renew(entry.runs_on)
         self.end_outdated()
+        self.decide()
+
+    async def _turn(self, model: str, turning: Awaitable[str | None]) -> None:
+        """Let a model fall asleep or wake; if it cannot, its host is ended, and it never sleeps again."""
+        trouble = await turning
+        if trouble is not None:
+            self._scheduler.sleepless(model)
+            await self._kill(model, trouble)
         self.decide()
 
     async def _unload(self, model: str) -> None:
@@ -405,13 +431,12 @@ class Loop:
         self._leaving.pop((id, attempt), None)
         about = {"model": model, "prediction": id}
         _log.error("model %s did not stop prediction %s in time; its host is killed", model, id, extra=about)
-        self.spawn(self._kill(model))
+        self.spawn(self._kill(model, "it did not respond to a cancel"))
 
-    async def _kill(self, model: str) -> None:
-        why = "it did not respond to a cancel"
+    async def _kill(self, model: str, why: str) -> None:
         self._scheduler.stopping(model, time.monotonic(), why)
         await self._cluster.unload(model)
-        self._host_lost(model, "its engine host did not respond to a cancel and was stopped")
+        self._host_lost(model, f"its engine host was stopped: {why}")
 
     def _host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
         """The host is gone. If it ``starved``, ``again`` says whether the next gets more memory."""

@@ -35,6 +35,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     memory: int  # bytes that models may reserve
     label: str  # for people: "NVIDIA H100 80GB HBM3", "AMD EPYC 7B13, 2 threads"
     logical: bool = False  # declared in the config: main memory under another name
+    host: bool = False  # main memory, beside other devices
 
     @property
     def sku(self) -> str:
@@ -54,26 +55,23 @@ def joint_sku(skus: Iterable[str]) -> str:
 def discover(config: HardwareConfig) -> tuple[Device, ...]:
     """The declared logical devices; else the GPUs that may be used; else the one device ``cpu``.
 
+    Main memory is the last, where there are GPUs, and beside logical devices where it is declared too.
+
     Raises:
         ApplianceError: there is an NVIDIA driver, but it does not work.
     """
+    memory = config.host_memory or int(host_memory() * CPU_SHARE)
+    cpu = Device(name="cpu", kind="cpu", memory=memory, label=f"{_cpu_label()}, {cpu_threads()} threads")
+    beside = msgspec.structs.replace(cpu, host=True)
     if config.devices != "auto":
-        return tuple(
-            Device(
-                name=device.name,
-                kind="cpu",
-                memory=device.memory,
-                label=f"{_cpu_label()}, logical device",
-                logical=True,
-            )
+        label = f"{_cpu_label()}, logical device"
+        devices = (
+            Device(name=device.name, kind="cpu", memory=device.memory, label=label, logical=True)
             for device in config.devices
         )
+        return (*devices, beside) if config.host_memory is not None else tuple(devices)
     gpus = _gpus()
-    if gpus:
-        return gpus
-    memory = config.host_memory or int(host_memory() * CPU_SHARE)
-    label = f"{_cpu_label()}, {cpu_threads()} threads"
-    return (Device(name="cpu", kind="cpu", memory=memory, label=label),)
+    return (*gpus, beside) if gpus else (cpu,)
 
 
 # -- GPUs ------------------------------------------------------------------------------------------------

@@ -27,14 +27,14 @@ import uvloop
 
 from appliance import frames, leftovers
 from appliance.errors import LoadFailed, PredictionFailed
-from appliance.frames import Cancel, Down, Failed, Ready, Run, Stop
+from appliance.frames import Asleep, Awake, Cancel, Down, Failed, Ready, Restless, Run, Sleep, Stop, Wake
 from appliance.hardware import processes
 from appliance.host import capture, produced
 from appliance.host.outgoing import EventStream, Outgoing
 from appliance.host.starvation import starved
 from appliance.prediction import Done, Job, Log, Metric, Output
 from appliance.runners import runner_class
-from appliance.runners.base import LoadSpec, Runner
+from appliance.runners.base import LoadSpec, Runner, Sleeper
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class Host(asyncio.Protocol):
         self._runner: Runner | None = None
         self._waiting: deque[Job] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._awake = True  # False from being told to sleep until it is awake again
+        self._turning: asyncio.Task[None] | None = None  # it falls asleep, or wakes
         self._transport: asyncio.Transport
         self._outgoing: Outgoing
         self._closing = False
@@ -94,6 +96,10 @@ class Host(asyncio.Protocol):
                     self._fill()
                 case Cancel(ids):
                     self._cancel(ids)
+                case Sleep(level):
+                    self._turning = asyncio.get_running_loop().create_task(self._sleep(level))
+                case Wake():
+                    self._turning = asyncio.get_running_loop().create_task(self._wake())
                 case Stop():
                     self.stopped.set()
 
@@ -128,7 +134,7 @@ class Host(asyncio.Protocol):
     def _fill(self) -> None:
         """Begin what waits, as far as the model takes more at a time."""
         runner = self._runner
-        if runner is None:
+        if runner is None or not self._awake:
             return
         while self._waiting and len(self._running) < self._spec.concurrency:
             job = self._waiting.popleft()
@@ -151,6 +157,41 @@ class Host(asyncio.Protocol):
             else:
                 stream.emit(Done("failed", f"the engine host could not send the end: {task.exception()!r}"))
         self._fill()
+
+    async def _sleep(self, level: int) -> None:
+        """Have the model give its device back."""
+        runner = self._runner
+        if runner is None or not isinstance(runner, Sleeper) or level not in runner.levels:
+            self._send(Restless(f"{self._spec.model} is not able to sleep at level {level}"))
+        elif self._running or self._waiting:
+            count = len(self._running) + len(self._waiting)
+            self._send(Restless(f"{self._spec.model} cannot sleep while {count} predictions are here"))
+        else:
+            self._awake = False
+            try:
+                left = await runner.sleep(level)
+            except Exception as error:  # noqa: BLE001  # libraries raise what they like; the host is ended
+                traceback.print_exc()
+                self._send(Restless(f"{self._spec.model} could not fall asleep: {_words(error)}"))
+            else:
+                self._send(Asleep(left))
+
+    async def _wake(self) -> None:
+        """Have the model take its device again, then begin what came meanwhile."""
+        runner = self._runner
+        try:
+            if runner is not None and isinstance(runner, Sleeper) and not self._awake:
+                await runner.wake()
+        except Exception as error:  # noqa: BLE001  # the same
+            traceback.print_exc()
+            self._send(Restless(f"{self._spec.model} could not wake: {_words(error)}"))
+            return
+        self._awake = True
+        self._send(Awake())
+        self._fill()
+
+    def _send(self, message: Asleep | Awake | Restless) -> None:
+        self._transport.write(frames.encode(message))
 
     def _cancel(self, ids: list[str]) -> None:
         for id in ids:
@@ -221,9 +262,10 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
         return 1
     seconds = round(time.perf_counter() - started, 3)
     _log.info("%s is ready after %.3f s", spec.model, seconds)
+    levels = list(runner.levels) if isinstance(runner, Sleeper) else []
     group = os.getpgrp()
     memory = processes.firm(group, processes.inherited(os.getpid())) + processes.mapped(group)
-    host.ready(runner, Ready(memory, seconds))
+    host.ready(runner, Ready(memory, seconds, levels))
     await stop
     if host.starved is not None:
         await host.close(Failed(host.starved, starved=True))
@@ -237,6 +279,10 @@ async def _set_up(spec: LoadSpec) -> Runner:
     runner = runner_class(spec.kind)(spec)
     await runner.setup()
     return runner
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _end_with_group() -> NoReturn:

@@ -8,7 +8,7 @@ A runner lives in an engine host, one process a loaded model. It is made by ``Ru
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -86,6 +86,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int  # CPU threads it may compute with
     concurrency: int  # predictions it may run at a time
     cache: str  # absolute path of a folder for compile caches; kept between runs
+    sleeps: bool = False  # it will be asked to sleep, if it is able to
 
 
 class Runner(Protocol):
@@ -121,3 +122,30 @@ class Runner(Protocol):
 
     async def close(self) -> None:
         """Let go of child processes before the host exits; the host is killed if this takes long."""
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """A runner whose model can give its device back and stay in its process.
+
+    Nothing runs when it is told to sleep or to wake, and until it is awake.
+    """
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """What it is able to, once it is set up: 1 keeps weights in main memory, 2 drops them.
+
+        Empty where it would only pretend, because its device is main memory, say.
+        """
+        ...
+
+    async def sleep(self, level: int) -> int | None:
+        """Give the device back; returns how many bytes of each device it knows to hold still.
+
+        None if it knows nothing of it.
+
+        Whatever it raises means that the host is of no use any more.
+        """
+
+    async def wake(self) -> None:
+        """Be as ready as after ``setup``; what it raises means the same."""

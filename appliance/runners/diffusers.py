@@ -19,7 +19,7 @@ import msgspec
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners import drawing, images, threads
+from appliance.runners import drawing, images, resting, threads
 from appliance.runners.base import Interface, LoadSpec
 from appliance.runners.drawing import Size
 from appliance.weights.pipeline import Call, Pipeline
@@ -131,6 +131,19 @@ class DiffusersRunner:
             files = await asyncio.to_thread(_write_pictures, made.pictures, asked.input, folder)
             yield Metric("image_count", len(files))
             yield Output([files], append=False)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See ``Sleeper``; what is offloaded comes and goes by itself."""
+        return resting.levels(self._spec) if self._spec.options["offload"] == "none" else ()
+
+    async def sleep(self, level: int) -> int:
+        """See ``Sleeper``. All pipelines share the weights of the first, which is asked to move them."""
+        return await asyncio.to_thread(resting.fall_asleep, list(self._pipes.values())[:1])
+
+    async def wake(self) -> None:
+        """See ``Sleeper``."""
+        await asyncio.to_thread(resting.wake, list(self._pipes.values())[:1], "cuda")
 
     async def close(self) -> None:
         """See ``Runner``; everything goes with the process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from appliance.runners.base import Interface, LoadSpec
 
 _PIECES: Final = re.compile(r"\S+\s*|\s+")
 _MEBIBYTE: Final = 1024 * 1024
+_PATTERN: Final = bytes(range(256)) * 256  # what its weights are
 
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "text": {"type": "string", "default": "hello", "description": "Text to say back"},
@@ -88,7 +90,9 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
 
 class EchoRunner:
     """Options: ``startup_delay`` seconds in ``setup``; ``stream``, whether output comes piece by piece;
-    ``files``, whether it is files.
+    ``files``, whether it is files; ``weights``, bytes that it holds in memory of their own while it is awake,
+    ``residue``, how many of them it does not give back when it sleeps, and ``sleep_delay``, the seconds that
+    falling asleep and waking take.
     """
 
     kind: ClassVar[str] = "echo"
@@ -98,6 +102,12 @@ class EchoRunner:
         self._startup_delay = float(spec.options.get("startup_delay", 0.0))
         self._stream = bool(spec.options.get("stream", False))
         self._files = bool(spec.options.get("files", False))
+        self._size = int(spec.options.get("weights") or 0)
+        self._residue = int(spec.options.get("residue") or 0)
+        self._sleep_delay = float(spec.options.get("sleep_delay", 0.0))
+        self._weights: mmap.mmap | None = None  # as if on a device: memory that goes when it is closed
+        self._kept = b""  # the same in main memory, while it sleeps
+        self._left: mmap.mmap | None = None  # what it does not give back
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -125,6 +135,7 @@ class EchoRunner:
     async def setup(self) -> None:
         """See ``Runner``."""
         await asyncio.sleep(self._startup_delay)
+        self._weights = self._read()
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
@@ -141,6 +152,41 @@ class EchoRunner:
             if asked["ignore_cancel"]:
                 await asyncio.sleep(asked["ignore_cancel"])
             raise
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See ``Sleeper``; without weights there is nothing to give back."""
+        return (1, 2) if self._size else ()
+
+    @property
+    def weights(self) -> bytes:
+        """What it holds on its device."""
+        return b"" if self._weights is None else self._weights[:]
+
+    @property
+    def kept(self) -> bytes:
+        """What it holds in main memory instead."""
+        return self._kept
+
+    async def sleep(self, level: int) -> int:
+        """See ``Sleeper``."""
+        await asyncio.sleep(self._sleep_delay)
+        assert self._weights is not None
+        self._kept = self._weights[:] if level == 1 else b""
+        self._left = _memory(self._weights[: self._residue]) if self._residue else None
+        self._weights.close()
+        self._weights = None
+        return 0 if self._left is None else len(self._left)
+
+    async def wake(self) -> None:
+        """See ``Sleeper``."""
+        await asyncio.sleep(self._sleep_delay)
+        self._weights = _memory(self._kept) if self._kept else self._read()
+        self._kept, self._left = b"", None
+
+    def _read(self) -> mmap.mmap | None:
+        """The weights, as they always are."""
+        return _memory(_PATTERN * (self._size // len(_PATTERN) + 1), self._size) if self._size else None
 
     async def close(self) -> None:
         """See ``Runner``; there is nothing to let go of."""
@@ -189,6 +235,14 @@ class EchoRunner:
             _misbehave(asked)
         if not self._stream:
             yield Output([made], append=False)
+
+
+def _memory(content: bytes, size: int | None = None) -> mmap.mmap:
+    """The first ``size`` bytes of ``content``, default all, in memory of their own."""
+    size = len(content) if size is None else size
+    memory = mmap.mmap(-1, size)
+    memory[:] = content[:size]
+    return memory
 
 
 def _draw(step: int, steps: int) -> None:

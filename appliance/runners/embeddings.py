@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners import resting
 from appliance.runners.base import Interface, LoadSpec
 from appliance.schema import LIST_TOO
 
@@ -45,6 +46,9 @@ _OUTPUT: Final = {
     "title": "Output",
     "items": {"type": "array", "items": {"type": "number"}},
 }
+
+
+_GPU: Final = "cuda:0"  # the first that its host sees
 
 
 class _Asked(NamedTuple):
@@ -106,6 +110,19 @@ class EmbeddingsRunner:
             vectors = [vector / max(float(vector.norm()), 1e-12) for vector in vectors]
         yield Output([[vector.tolist() for vector in vectors]], append=False)
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See ``Sleeper``."""
+        return resting.levels(self._spec)
+
+    async def sleep(self, level: int) -> int:
+        """See ``Sleeper``."""
+        return await asyncio.to_thread(resting.fall_asleep, [self._model])
+
+    async def wake(self) -> None:
+        """See ``Sleeper``."""
+        await asyncio.to_thread(resting.wake, [self._model], _GPU)
+
     async def close(self) -> None:
         """See ``Runner``; everything goes with the process."""
 
@@ -153,7 +170,7 @@ class EmbeddingsRunner:
             dtype=torch.float32 if on_cpu else torch.float16,
             trust_remote_code=self._spec.options["trust_remote_code"],
         )
-        self._model = model.to("cpu" if on_cpu else "cuda:0").eval()
+        self._model = model.to("cpu" if on_cpu else _GPU).eval()
         self._pool = _first if _pools_first(weights) else _mean
         self._longest = longest(weights, int(model.config.max_position_embeddings))
 

@@ -26,6 +26,7 @@ class Loading(NamedTuple):
     dtype: str  # "auto" or the name of one of torch's
     max_batch: int
     trust_remote_code: bool
+    models: list[Any]  # every model of torch that is loaded is added here
 
 
 class Asked(NamedTuple):
@@ -82,7 +83,9 @@ def model_of(loading: Loading, kind: str) -> Any:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise LoadFailed(f"the weights are not made for this task: they lack {', '.join(missing[:5])}{more}")
-    return model.to(loading.device).eval()
+    placed = model.to(loading.device).eval()
+    loading.models.append(placed)
+    return placed
 
 
 def pipeline_of(loading: Loading, task: str, model: Any, **parts: Any) -> Any:

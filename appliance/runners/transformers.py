@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners import resting
 from appliance.runners.base import Interface, LoadSpec
 from appliance.runners.interfaces import interface_of
 from appliance.runners.loading import Asked, Compute, Loading
@@ -22,6 +23,9 @@ from appliance.runners.threads import interruptible
 
 #: What the library raises about an input that it cannot use.
 _REFUSALS: Final = (RuntimeError, ValueError, TypeError, LookupError, OSError)
+
+
+_GPU: Final = "cuda:0"  # the first that its host sees
 
 
 class TransformersRunner:
@@ -34,6 +38,7 @@ class TransformersRunner:
         self._spec = spec
         self._task: str = spec.options["task"]
         self._compute: Compute
+        self._models: list[Any] = []  # of torch, that it computes with
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -77,6 +82,19 @@ class TransformersRunner:
             yield Metric("real_time_factor", round(seconds / answer.metrics["audio_duration"], 4))
         yield Output([answer.output], append=False)
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See ``Sleeper``."""
+        return resting.levels(self._spec) if self._models else ()
+
+    async def sleep(self, level: int) -> int:
+        """See ``Sleeper``."""
+        return await asyncio.to_thread(resting.fall_asleep, self._models)
+
+    async def wake(self) -> None:
+        """See ``Sleeper``."""
+        await asyncio.to_thread(resting.wake, self._models, _GPU)
+
     async def close(self) -> None:
         """See ``Runner``; everything goes with the process."""
 
@@ -91,10 +109,11 @@ class TransformersRunner:
         on_cpu = self._spec.device == "cpu"
         loading = Loading(
             folder=folder,
-            device="cpu" if on_cpu else "cuda:0",
+            device="cpu" if on_cpu else _GPU,
             dtype=("float32" if on_cpu else "auto") if asked == "auto" else asked,
             max_batch=self._spec.options["max_batch"],
             trust_remote_code=self._spec.options["trust_remote_code"],
+            models=self._models,
         )
         return TASKS[self._task].load(loading)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners import prompting
+from appliance.runners import prompting, vllm_engine
 from appliance.runners.base import Interface, LoadSpec
 from appliance.runners.vllm_dialects import Dialects
 
@@ -49,6 +49,7 @@ class VllmRunner:
         self._system_in_prompt = False  # the chat template knows no system role
         self._adapters: dict[str, int] = {}  # folder -> the number vLLM knows it by
         self._longest = 0  # prompt and output together, in tokens
+        self._level = 0  # of its last sleep
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -57,8 +58,6 @@ class VllmRunner:
 
     async def setup(self) -> None:
         """See ``Runner``. The loop stands still while vLLM loads; nothing else runs in a host before that."""
-        from appliance.runners import vllm_engine
-
         spec = self._spec
         if spec.weights is None or not Path(spec.weights).is_dir():
             raise LoadFailed(
@@ -113,10 +112,22 @@ class VllmRunner:
         for last in progress.end():
             yield last
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See ``Sleeper``."""
+        return vllm_engine.levels(self._spec)
+
+    async def sleep(self, level: int) -> None:
+        """See ``Sleeper``. What it still holds only the driver knows: the core is a process of its own."""
+        await self._engine.sleep(level)
+        self._level = level
+
+    async def wake(self) -> None:
+        """See ``Sleeper``."""
+        await vllm_engine.wake(self._engine, self._level)
+
     async def close(self) -> None:
         """See ``Runner``."""
-        from appliance.runners import vllm_engine
-
         process = vllm_engine.core_process(self._engine)
         asyncio.get_running_loop().remove_reader(process.sentinel)
         if "," in self._spec.device:  # its workers have shared memory to give back

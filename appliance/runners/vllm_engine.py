@@ -58,6 +58,33 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
             ) from error
 
 
+def levels(spec: LoadSpec) -> tuple[int, ...]:
+    """Of sleep that the engine is able to.
+
+    vLLM's backend for CPUs says that it sleeps, and gives nothing back. Dropped weights are read again, those
+    of adapters are not.
+    """
+    if not spec.sleeps or spec.device == "cpu":
+        return ()
+    return (1,) if spec.options["max_adapters"] else (1, 2)
+
+
+async def wake(engine: AsyncLLM, level: int) -> None:
+    """Wake it from its sleep of that level; the order is vLLM's own.
+
+    Raises:
+        LoadFailed: it says that it is not awake.
+    """
+    if level == 1:
+        awake = await engine.wake_up()
+    else:
+        await engine.wake_up(tags=["weights"])
+        await engine.collective_rpc("reload_weights")  # without it, it would answer with noise
+        awake = await engine.wake_up(tags=["kv_cache"])
+    if not awake:
+        raise LoadFailed("vLLM says that it is not awake")
+
+
 def core_process(engine: AsyncLLM) -> BaseProcess:
     """The process that computes."""
     client: Any = engine.engine_core
@@ -114,6 +141,7 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
     if on_cpu and eager:
         arguments["ir_op_priority"] = _normalise_in_one_step()
     if not on_cpu:
+        arguments["enable_sleep_mode"] = spec.sleeps
         arguments["gpu_memory_utilization"] = _share(spec.memory)
     return AsyncEngineArgs(**arguments)
 

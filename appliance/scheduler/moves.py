@@ -65,15 +65,14 @@ class Moves:
         self._tell(entry, What.SLEEP, now, why=reason, on_behalf_of=on_behalf_of, seconds=ready)
         return Sleep(entry.name, level, asleep.residue, reason)
 
-    def asleep(self, entry: Model, left: int | None, now: float) -> None:
-        """It has fallen asleep and holds ``left`` bytes of each device; None where nobody can say."""
+    def asleep(self, entry: Model, now: float) -> None:
+        """It has fallen asleep, and holds its residue from now on."""
         assert entry.level is not None
         assert entry.demand.asleep is not None
         seconds = entry.become(Residency.ASLEEP, now)
         entry.sleep_seconds[entry.level] = seconds
         freed = entry.reserved
-        residue = entry.demand.asleep.residue if left is None else left
-        self._ledger.reserve(entry, entry.devices, min(residue, entry.reserved))
+        self._ledger.reserve(entry, entry.devices, min(entry.demand.asleep.residue, entry.reserved))
         freed -= entry.reserved
         self._journal.add(now, What.ASLEEP, entry.name, entry.devices, freed, seconds=seconds)
 

@@ -176,9 +176,9 @@ class Scheduler:
         if entry.replaced:
             self._moves.drain(entry, CHANGED, now)
 
-    def asleep(self, model: str, left: int | None, now: float) -> None:
-        """It has fallen asleep as was decided, and holds ``left`` bytes of each device; None: not known."""
-        self._moves.asleep(self._models[model], left, now)
+    def asleep(self, model: str, now: float) -> None:
+        """It has fallen asleep as was decided, and holds no more than its residue."""
+        self._moves.asleep(self._models[model], now)
 
     def woken(self, model: str, now: float) -> None:
         """It was woken as was decided, and is ready."""
@@ -239,7 +239,7 @@ class Scheduler:
         entry.ran_once = True  # for all that is known
         if level is not None:
             self._moves.sleep(entry, level, "it has slept since before the gateway began", now)
-            self._moves.asleep(entry, None, now)
+            self._moves.asleep(entry, now)
 
     def resumed(self, id: str, model: str, whole: str | None = None) -> None:
         """A prediction still runs on an adopted host: it holds a slot."""

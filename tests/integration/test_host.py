@@ -9,15 +9,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
-from appliance.errors import HostLost, LoadFailed, OutOfMemory
+from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
 from appliance.meter import LEAST_TOLERANCE
 from appliance.prediction import Done, Log
 from appliance.replica import LOOK, Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = pytest.mark.integration
+
+MIB = 1024**2
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +251,58 @@ async def test_unloading_closes_the_runner_and_ends_its_children(replica: Replic
     await replica.unload()
     assert (tmp_path / "closed").exists()
     await until_gone(child)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+async def test_a_sleeper_gives_its_memory_back_and_wakes_with_its_weights(
+    replica: Replica, tmp_path: Path, level: int
+) -> None:
+    size = 64 * MIB
+    report = await replica.load(spec(tmp_path, weights=size))
+    caller = Caller(replica)
+    awake = resident(report.pid)
+    assert await replica.sleep(level) == 0
+    freed = awake - resident(report.pid)
+    # At level 1 it is in main memory, which here is what the device is made of.
+    assert freed < size / 2 if level == 1 else freed > size * 0.9
+    await replica.wake()
+    assert abs(resident(report.pid) - awake) < size / 10
+    assert await caller.run("a", text="awake") == Done("succeeded")
+
+
+async def test_what_runs_predictions_is_not_put_to_sleep(replica: Replica, tmp_path: Path) -> None:
+    await replica.load(spec(tmp_path, weights=1000))
+    caller = Caller(replica)
+    await caller.start("a", delay=1000, print="begun")
+    await caller.begun("a")
+    with pytest.raises(SleepFailed, match="cannot sleep while 1 predictions are here"):
+        await replica.sleep(1)
+    await caller.cancel("a")
+    assert await caller.done("a") == Done("canceled")
+
+
+async def test_what_comes_while_its_model_sleeps_begins_when_it_is_awake(
+    replica: Replica, tmp_path: Path
+) -> None:
+    await replica.load(spec(tmp_path, weights=1000))
+    caller = Caller(replica)
+    await replica.sleep(1)
+    await caller.start("a", text="early")
+    await replica.wake()
+    assert await caller.done("a") == Done("succeeded")
+    assert caller.output("a") == ["early"]
+
+
+async def test_a_kind_that_cannot_sleep_refuses(replica: Replica, tmp_path: Path) -> None:
+    report = await replica.load(spec(tmp_path, "family"))
+    assert report.levels == []
+    with pytest.raises(SleepFailed, match="not able to sleep"):
+        await replica.sleep(1)
+
+
+def resident(pid: int) -> int:
+    """Bytes of main memory that the process holds alone."""
+    return int(psutil.Process(pid).memory_full_info().uss)
 
 
 async def _child(folder: Path) -> int:

@@ -97,3 +97,28 @@ def test_the_registry_finds_it() -> None:
     assert runner_class("echo") is EchoRunner
     assert EchoRunner.kind == "echo"
     assert "echo" in RUNNERS
+
+
+@pytest.mark.parametrize(("level", "kept"), [(1, 1000), (2, 0)])
+async def test_asleep_it_holds_its_weights_in_main_memory_or_not_at_all(level: int, kept: int) -> None:
+    runner = echo(weights=1000)
+    await runner.setup()
+    assert runner.levels == (1, 2)
+    before = runner.weights
+    assert len(before) == 1000
+    assert await runner.sleep(level) == 0
+    assert (runner.weights, len(runner.kept)) == (b"", kept)
+    await runner.wake()
+    assert (runner.weights, runner.kept) == (before, b"")
+
+
+async def test_it_says_what_it_does_not_give_back() -> None:
+    runner = echo(weights=1000, residue=300)
+    await runner.setup()
+    assert await runner.sleep(1) == 300
+
+
+async def test_without_weights_it_cannot_sleep() -> None:
+    runner = echo()
+    await runner.setup()
+    assert runner.levels == ()

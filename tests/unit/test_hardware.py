@@ -84,7 +84,8 @@ def test_declared_devices_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpus_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = NVML()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    devices = discover(HardwareConfig())
+    *devices, main = discover(HardwareConfig(host_memory=GIB))
+    assert (main.name, main.kind, main.memory, main.host) == ("cpu", "cpu", GIB, True)
     assert [(d.name, d.kind, d.memory, d.label) for d in devices] == [
         ("cuda:0", "cuda", GIB, "NVIDIA Test"),
         ("cuda:1", "cuda", 2 * GIB, "NVIDIA Test"),
@@ -95,7 +96,7 @@ def test_gpus_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", NVML())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [device.name for device in discover(HardwareConfig())] == ["cuda:1"]
+    assert [device.name for device in discover(HardwareConfig())] == ["cuda:1", "cpu"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [device.name for device in discover(HardwareConfig())] == ["cpu"]
 
@@ -141,7 +142,16 @@ def test_a_broken_driver_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_memory_of_the_cpu_device_can_be_set() -> None:
     (device,) = discover(HardwareConfig(host_memory=GIB))
-    assert (device.name, device.memory) == ("cpu", GIB)
+    assert (device.name, device.memory, device.host) == ("cpu", GIB, False)
+
+
+def test_beside_logical_devices_main_memory_counts_where_its_size_is_declared() -> None:
+    declared = {"devices": [{"name": "a", "memory": 5}], "host_memory": "1GiB"}
+    devices = discover(HardwareConfig.model_validate(declared))
+    assert [(device.name, device.memory, device.host) for device in devices] == [
+        ("a", 5, False),
+        ("cpu", GIB, True),
+    ]
 
 
 # -- cgroups ---------------------------------------------------------------------------------------------

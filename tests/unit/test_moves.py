@@ -53,7 +53,7 @@ def asleep(subject: Scheduler, name: str, now: float, waiter: str) -> None:
     """Asleep at ``now`` for ``waiter``, which is loaded next and asked nothing more."""
     subject.queued("waits", waiter, now - 1)
     assert [type(decision) for decision in subject.decide(now - 1)] == [Sleep]
-    subject.asleep(name, None, now)
+    subject.asleep(name, now)
     assert [type(decision) for decision in subject.decide(now)] == [Load]
     subject.loaded(waiter, now + LOAD, KEPT)
     assert subject.decide(now + LOAD) == [Start("waits", waiter, cold_start=LOAD)]
@@ -69,20 +69,11 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     assert subject.free("gpu0") == 2 * GIB
     assert subject.reserved("host") == {"a/a": 6 * GIB}
     assert subject.decide(61.0) == []
-    subject.asleep("a/a", None, 62.0)
+    subject.asleep("a/a", 62.0)
     assert subject.decide(62.0) == [Load("b/b", ("gpu0",), 8 * GIB)]
     assert subject.reserved("gpu0") == {"a/a": GIB, "b/b": 8 * GIB}
     happened = [each for each in subject.happenings() if each.what is What.ASLEEP]
     assert [(each.memory, each.seconds) for each in happened] == [(7 * GIB, 2.0)]
-
-
-def test_what_is_measured_to_be_left_is_what_a_sleeper_holds() -> None:
-    subject = scheduler(model("a/a"), model("b/b"))
-    loaded(subject, "a/a", 20.0)
-    subject.queued("p", "b/b", 60.0)
-    subject.decide(60.0)
-    subject.asleep("a/a", GIB // 2, 62.0)
-    assert subject.reserved("gpu0") == {"a/a": GIB // 2}
 
 
 def test_a_sleeper_is_woken_where_it_sleeps_and_gives_main_memory_back() -> None:
@@ -91,7 +82,7 @@ def test_a_sleeper_is_woken_where_it_sleeps_and_gives_main_memory_back() -> None
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "a/a", 200.0)
     assert subject.decide(200.0) == [Sleep("b/b", Level.KEPT, GIB, "makes room for a/a")]
-    subject.asleep("b/b", None, 201.0)
+    subject.asleep("b/b", 201.0)
     assert subject.decide(201.0) == [Wake("a/a")]
     assert subject.residency("a/a") is Residency.WAKING
     assert subject.reserved("gpu0") == {"a/a": 8 * GIB, "b/b": GIB}
@@ -107,7 +98,7 @@ def test_a_prediction_that_comes_while_its_model_falls_asleep_wakes_it() -> None
     assert [type(decision) for decision in subject.decide(40.0)] == [Sleep]
     subject.queued("p", "a/a", 41.0)
     assert subject.decide(41.0) == []
-    subject.asleep("a/a", None, 42.0)
+    subject.asleep("a/a", 42.0)
     assert subject.decide(42.0) == [Wake("a/a")]
 
 
@@ -179,7 +170,7 @@ def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
     loaded(subject, "a/a", 20.0)
     assert subject.next_wakeup(20.0) == 40.0
     assert subject.decide(40.0) == [Sleep("a/a", Level.KEPT, GIB, "idle for 20 s")]
-    subject.asleep("a/a", None, 41.0)
+    subject.asleep("a/a", 41.0)
     assert subject.next_wakeup(41.0) == 60.0
     assert subject.decide(60.0) == [Unload("a/a", "idle for 40 s")]
     subject.unloaded("a/a", 61.0)
@@ -192,7 +183,7 @@ def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
     subject.decide(40.0)
     subject.unwanted("a/a", "asked for", 41.0)
     assert subject.decide(41.0) == []  # it is on its way to sleep
-    subject.asleep("a/a", None, 42.0)
+    subject.asleep("a/a", 42.0)
     assert subject.decide(42.0) == [Unload("a/a", "asked for")]
 
 
@@ -204,7 +195,7 @@ def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
     assert subject.decide(60.0) == [Start("long", "c/c")]
     subject.queued("p", "b/b", 100.0)
     assert [type(decision) for decision in subject.decide(100.0)] == [Sleep]
-    subject.asleep("a/a", None, 101.0)
+    subject.asleep("a/a", 101.0)
     subject.decide(101.0)
     subject.loaded("b/b", 121.0, BOTH)
     subject.decide(121.0)  # it runs, and goes on for long
@@ -242,7 +233,7 @@ def test_after_waking_it_stays_for_as_long_as_going_and_coming_took() -> None:
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "a/a", 200.0)
     subject.decide(200.0)
-    subject.asleep("b/b", None, 205.0)
+    subject.asleep("b/b", 205.0)
     subject.decide(205.0)
     subject.woken("a/a", 212.0)  # 7 s to wake, and it had taken one to fall asleep
     subject.decide(212.0)
@@ -271,5 +262,5 @@ def test_a_sleeper_that_dies_holds_nothing_and_is_loaded_again() -> None:
     assert subject.reserved("host") == {}
     subject.queued("p", "a/a", 200.0)
     subject.decide(200.0)
-    subject.asleep("b/b", None, 201.0)
+    subject.asleep("b/b", 201.0)
     assert subject.decide(201.0) == [Load("a/a", ("gpu0",), 8 * GIB)]

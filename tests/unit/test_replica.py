@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 
 from appliance import replica as module
-from appliance.errors import HostLost, LoadFailed
-from appliance.frames import Cancel, Down, Events, Failed, Ready, Run, Up
+from appliance.errors import HostLost, LoadFailed, SleepFailed
+from appliance.frames import (
+    Asleep,
+    Awake,
+    Cancel,
+    Down,
+    Events,
+    Failed,
+    Ready,
+    Restless,
+    Run,
+    Sleep,
+    Up,
+    Wake,
+)
 from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Job, Output
 from appliance.replica import Replica
@@ -300,3 +313,47 @@ async def test_a_caller_that_goes_away_does_not_stop_the_load(
     hosts[0].receive(Ready(1, 1.0))
     assert (await again).pid == PID
     assert len(hosts) == 1
+
+
+async def test_a_host_falls_asleep_and_wakes_and_the_next_gateway_is_told(
+    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedHost, "answers", (Ready(1000, 0.5, [1, 2]),))
+    assert (await replica.load(spec())).levels == [1, 2]
+    sleeping = asyncio.create_task(replica.sleep(2))
+    await settle()
+    assert (await replica.stats()).turning
+    hosts[0].receive(Asleep(7))
+    assert await sleeping == 7
+    stats = await replica.stats()
+    assert (stats.levels, stats.level, stats.turning) == ([1, 2], 2, False)
+    waking = asyncio.create_task(replica.wake())
+    await settle()
+    hosts[0].receive(Awake())
+    await waking
+    assert (await replica.stats()).level is None
+    assert hosts[0].sent == [Sleep(2), Wake()]
+
+
+async def test_a_host_that_cannot_sleep_says_why(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    sleeping = asyncio.create_task(replica.sleep(1))
+    await settle()
+    hosts[0].receive(Restless("no room"))
+    with pytest.raises(SleepFailed, match=r"no room\nThe last lines of its log:\nlast words"):
+        await sleeping
+
+
+async def test_a_host_that_dies_while_it_wakes_is_lost(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    sleeping = asyncio.create_task(replica.sleep(1))
+    await settle()
+    hosts[0].receive(Asleep(None))
+    await sleeping
+    waking = asyncio.create_task(replica.wake())
+    await settle()
+    hosts[0].die("was killed by signal 9 (SIGKILL)")
+    with pytest.raises(HostLost, match="signal 9"):
+        await waking
+    with pytest.raises(HostLost):
+        await replica.wake()

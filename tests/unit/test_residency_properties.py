@@ -141,9 +141,8 @@ class World:
             self.asleep.add(model)
             self.fell[model] = took
             self.moving[model] += took
-            left = self.random.choice([None, RESIDUE // 2, RESIDUE])
-            self.holds[model] = RESIDUE if left is None else left
-            self.subject.asleep(model, left, self.now)
+            self.holds[model] = RESIDUE
+            self.subject.asleep(model, self.now)
         elif what == "wake":
             self.asleep.discard(model)
             self.keeps.pop(model, None)

@@ -1,0 +1,60 @@
+"""What models ask of the machine: whether they can sleep there, and whose memory they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config import ModelConfig
+from appliance.hardware import Device
+from appliance.placement import capacities, demand
+from appliance.scheduler import Asleep, Capacity, Demand
+
+MIB = 1024**2
+GIB = 1024**3
+
+
+def asked(folder: Path, kind: str, *, cuda: bool = True, beside: bool = True, **keys: Any) -> Demand:
+    """Of a model with weights of a MiB."""
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(bytes(MIB))
+    source = {} if kind == "echo" else {"source": {"path": str(folder)}}
+    model = ModelConfig.model_validate({"name": "a/a", "kind": kind, **source, **keys})
+    return demand(model, folder, "cuda" if cuda else "cpu", beside=beside)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "diffusers", "embeddings", "transformers"])
+def test_models_of_gpus_can_sleep_there_and_nowhere_else(tmp_path: Path, kind: str) -> None:
+    keys = {"options": {"task": "fill-mask"}} if kind == "transformers" else {}
+    asleep = asked(tmp_path, kind, **keys).asleep
+    assert asleep is not None
+    assert GIB <= asleep.residue <= 2 * GIB
+    assert MIB // 2 <= asleep.main <= 2 * MIB
+    assert asked(tmp_path, kind, cuda=False, **keys).asleep is None
+    assert asked(tmp_path, kind, beside=False, **keys).asleep is None
+    assert asked(tmp_path, kind, sleep="never", **keys).asleep is None
+
+
+def test_a_pipeline_that_is_offloaded_does_not_sleep(tmp_path: Path) -> None:
+    assert asked(tmp_path, "diffusers", options={"offload": "model"}).asleep is None
+
+
+def test_what_computes_on_the_cpu_takes_main_memory_beside_gpus(tmp_path: Path) -> None:
+    assert asked(tmp_path, "piper").on_host
+    assert asked(tmp_path, "echo").on_host
+    assert not asked(tmp_path, "piper", cuda=False).on_host
+    assert not asked(tmp_path, "vllm").on_host
+
+
+def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_back(tmp_path: Path) -> None:
+    with_weights = asked(tmp_path, "echo", cuda=False, options={"weights": "8MiB"})
+    assert with_weights.asleep == Asleep(residue=MIB, main=8 * MIB)
+    assert asked(tmp_path, "echo", cuda=False).asleep is None
+
+
+def test_main_memory_is_a_device_of_its_own() -> None:
+    gpu = Device(name="cuda:0", kind="cuda", memory=5, label="a GPU")
+    main = Device(name="cpu", kind="cpu", memory=7, label="a CPU", host=True)
+    assert capacities((gpu, main)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, host=True)]
