@@ -27,7 +27,7 @@ def asked(folder: Path, kind: str, *, cuda: bool = True, beside: bool = True, **
 
 @pytest.mark.parametrize("kind", ["vllm", "diffusers", "embeddings", "transformers"])
 def test_models_of_gpus_can_sleep_there_and_nowhere_else(tmp_path: Path, kind: str) -> None:
-    keys = {"options": {"task": "fill-mask"}} if kind == "transformers" else {}
+    keys: dict[str, Any] = {"options": {"task": "fill-mask"}} if kind == "transformers" else {}
     asleep = asked(tmp_path, kind, **keys).asleep
     assert asleep is not None
     assert GIB <= asleep.residue <= 2 * GIB
