@@ -61,9 +61,7 @@ def device(client: httpx.Client, name: str = "left") -> dict[str, int]:
     return next(dict(found["reserved"]) for found in devices if found["name"] == name)
 
 
-def test_models_that_need_one_place_sleep_in_turn(
-    appliance: Appliance, client: httpx.Client
-) -> None:
+def test_models_that_need_one_place_sleep_in_turn(appliance: Appliance, client: httpx.Client) -> None:
     for round_ in range(2):
         for name in ("test/first", "test/second"):
             assert said(client, name, f"{name} {round_}") == f"{name} {round_}"
@@ -77,9 +75,7 @@ def test_models_that_need_one_place_sleep_in_turn(
     assert len(appliance.hosts()) == 2
 
 
-def test_a_killed_sleeper_is_noticed_and_loaded_again(
-    appliance: Appliance, client: httpx.Client
-) -> None:
+def test_a_killed_sleeper_is_noticed_and_loaded_again(appliance: Appliance, client: httpx.Client) -> None:
     assert said(client, "test/second", "last") == "last"
     becomes(client, "test/first", "asleep")
     asleep = [pid for pid in appliance.hosts() if model_of(appliance, pid) == "test/first"]

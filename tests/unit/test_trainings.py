@@ -231,9 +231,9 @@ async def test_the_first_version_has_its_model_loaded_again(
     told: list[tuple[str, bool]] = []
     original = school.bench.cluster.load
 
-    async def load(spec: LoadSpec) -> None:
+    async def load(spec: LoadSpec) -> frozenset[int]:
         told.append((spec.model, spec.options["adapted"]))
-        await original(spec)
+        return await original(spec)
 
     monkeypatch.setattr(school.bench.cluster, "load", load)  # only to look on
     await school.says(school.base)
