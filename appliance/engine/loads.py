@@ -81,10 +81,9 @@ class Loads:
             future = self._ready[name] = asyncio.get_running_loop().create_future()
         await asyncio.shield(future)
 
-    @property
-    def loaded(self) -> list[str]:
-        """What was loaded since this gateway began, and may be still."""
-        return list(self._told)
+    def of(self, model: str) -> list[str]:
+        """The instances of the model that were loaded since this gateway began, and may be still."""
+        return [key for key in self._told if key.partition("#")[0] == model]
 
     def current(self, entry: Entry) -> bool:
         """Whether it would be loaded now as it was."""

@@ -18,7 +18,7 @@ from appliance.config import LimitsConfig
 from appliance.engine import report
 from appliance.engine.live import Live, fetched
 from appliance.engine.loads import Loads
-from appliance.engine.records import RETRY_STORE, Records
+from appliance.engine.records import RETRY_STORE, Records, concluded_by
 from appliance.engine.room import Room
 from appliance.engine.sizes import Sizes
 from appliance.errors import HostLost, OutOfMemory, PredictionFailed, StatusConflict, StoreError
@@ -26,18 +26,8 @@ from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.scheduler import (
-    Decision,
-    Happening,
-    Load,
-    Refuse,
-    Residency,
-    Scheduler,
-    Sleep,
-    Start,
-    Unload,
-    Wake,
-)
+from appliance.scheduler import Decision, Load, Refuse, Residency, Scheduler, Sleep, Start, Unload, Wake
+from appliance.scheduler.journal import Happening
 from appliance.store import Store
 from appliance.token import RunTokens
 
@@ -283,6 +273,7 @@ class Loop:
         if trouble is not None:
             self._scheduler.sleepless(model)
             await self._kill(model, trouble)
+        self._renew(model)
         self.decide()
 
     async def _unload(self, model: str) -> None:
@@ -383,25 +374,14 @@ class Loop:
 
     async def _finish(self, live: Live, record: Prediction) -> None:
         if record.destination is not None and record.status is Status.SUCCEEDED:
-            record = await self._concluded(record)
+            record = await concluded_by(self._conclude, record)
+            for key in self._loads.of(live.entry.model.name):
+                self._renew(key)
         stored = await self._records.end(record)
         self._remove(live)
         self._show(live, stored)
         self._drop_inputs(live)
         self._cluster.acknowledge(live.entry.runs_on, live.id)
-
-    async def _concluded(self, record: Prediction) -> Prediction:
-        try:
-            concluded = await self._conclude(record)
-            base = self.live[record.id].entry.model.name
-            for key in [key for key in self._loads.loaded if key.partition("#")[0] == base]:
-                self._renew(key)
-            return concluded
-        except (PredictionFailed, OSError) as error:
-            reason = error.detail if isinstance(error, PredictionFailed) else str(error)
-            return record.evolve(
-                status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
-            )
 
     def _renew(self, key: str) -> None:
         """Load a model again if it was loaded when nothing was trained on it yet; what runs there may end."""

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from appliance.errors import StatusConflict, StoreError, Unstorable
+from appliance.errors import PredictionFailed, StatusConflict, StoreError, Unstorable
 from appliance.prediction import Prediction, Status
 from appliance.store import Store
 
 _log = logging.getLogger(__name__)
 
 RETRY_STORE: Final = 1.0  # seconds before a refused write is tried again
+
+
+async def concluded_by(
+    conclude: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
+) -> Prediction:
+    """What ``conclude`` makes of a training that is done, or its failure if no version could be made."""
+    try:
+        return await conclude(record)
+    except (PredictionFailed, OSError) as error:
+        reason = error.detail if isinstance(error, PredictionFailed) else str(error)
+        return record.evolve(
+            status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
+        )
 
 
 class Records:
