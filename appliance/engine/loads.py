@@ -148,9 +148,13 @@ class Loads:
             return None  # whoever reads its events hears of it too
         if left is not None and left > decided.residue:
             return f"it sleeps, but still holds {left} bytes of its device; {decided.residue} may be left"
-        if self._scheduler.residency(name) is Residency.FALLING_ASLEEP:
+        if self._is(name, Residency.FALLING_ASLEEP):
             self._scheduler.asleep(name, time.monotonic())
         return None
+
+    def _is(self, name: str, state: Residency) -> bool:
+        """Whether it is still so: its host may have died meanwhile."""
+        return self._scheduler.knows(name) and self._scheduler.residency(name) is state
 
     async def wake(self, name: str) -> str | None:
         """Wake a model and tell the scheduler; returns why its host must be ended, if it must."""
@@ -163,7 +167,7 @@ class Loads:
             return error.detail
         except HostLost:
             return None  # the same
-        if self._scheduler.residency(name) is Residency.WAKING:
+        if self._is(name, Residency.WAKING):
             self._scheduler.woken(name, time.monotonic())
             self._settle(name, None)
         return None

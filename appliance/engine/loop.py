@@ -385,7 +385,7 @@ class Loop:
 
     def _renew(self, key: str) -> None:
         """Load a model again if it was loaded when nothing was trained on it yet; what runs there may end."""
-        ready = self._scheduler.residency(key) is Residency.READY
+        ready = self._scheduler.knows(key) and self._scheduler.residency(key) is Residency.READY
         if ready and not self._loads.current(self._catalogue.hosted(key)):
             self._scheduler.unwanted(key, "a first version was trained on it", time.monotonic())
             self._scheduler.wanted(key)
