@@ -107,8 +107,7 @@ class Loop:
             live.stop_timers()
         for timer in self._leaving.values():
             timer.cancel()
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._save()
@@ -336,8 +335,7 @@ class Loop:
 
     def _left(self, model: str, emitted: Emitted) -> None:
         """The host has let go of a prediction: its slot is free."""
-        timer = self._leaving.pop((emitted.id, emitted.attempt), None)
-        if timer is not None:
+        if (timer := self._leaving.pop((emitted.id, emitted.attempt), None)) is not None:
             timer.cancel()
         self._scheduler.finished(emitted.id, model, time.monotonic())
 
