@@ -198,7 +198,7 @@ def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare:
         earlier = request.query_params.get("from")
         if not earlier or bare:
             return [button, *(gr.skip() for _ in filled.components)]
-        record = await known.caller.get(f"/v1/predictions/{earlier}")
+        record = await known.caller.get(f"/admin/predictions/{earlier}")
         return [button, *filled.shown(record["input"])]
 
     @shell.told
