@@ -18,11 +18,13 @@ INSERT INTO inputs (prediction, body) VALUES (:prediction, :body);
 
 -- query: move_prediction
 -- Everything about a prediction that can change, written only if its status is one of two and its attempt the
--- expected one (NULL: any); no row moves otherwise. The events are deleted by the trigger events_are_folded.
+-- expected one (NULL: any); no row moves otherwise. The trigger events_are_folded deletes the events,
+-- and usage_is_counted counts what is over.
 UPDATE predictions SET
     status = :status, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, n = :n,
     data_removed = :data_removed, error = :error, logs = :logs, output = :output, metrics = :metrics,
-    hardware = :hardware
+    hardware = :hardware, predict_us = :predict_us, cold_start_us = :cold_start_us, input_tokens = :input_tokens,
+    output_tokens = :output_tokens
 WHERE id = :id AND status IN (:from_status, :or_from_status) AND attempt = coalesce(:from_attempt, attempt);
 
 -- query: standing
@@ -393,17 +395,6 @@ SELECT value FROM secrets WHERE name = :name;
 -- query: insert_secret
 -- The same, made once.
 INSERT OR IGNORE INTO secrets (name, value) VALUES (:name, :value);
-
--- query: add_usage
--- One more prediction is over.
-INSERT INTO usage VALUES (
-    :day, :model, :work, :owner, :token, :hardware, :succeeded, :failed, :canceled, :aborted,
-    :predict_us, :cold_starts, :cold_start_us, :input_tokens, :output_tokens
-) ON CONFLICT DO UPDATE SET
-    succeeded = succeeded + :succeeded, failed = failed + :failed, canceled = canceled + :canceled,
-    aborted = aborted + :aborted, predict_us = predict_us + :predict_us,
-    cold_starts = cold_starts + :cold_starts, cold_start_us = cold_start_us + :cold_start_us,
-    input_tokens = input_tokens + :input_tokens, output_tokens = output_tokens + :output_tokens;
 
 -- query: usage
 -- What was used in some days, told apart by what is asked for, and by hardware.

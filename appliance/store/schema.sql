@@ -234,7 +234,13 @@ ALTER TABLE predictions ADD COLUMN token TEXT;
 ALTER TABLE predictions ADD COLUMN hardware TEXT;
 ALTER TABLE predictions ADD COLUMN trace TEXT;
 
--- What predictions took, added up in the transactions that store their ends; it outlives them. Times are
+-- What it took, from its end on: microseconds, and tokens.
+ALTER TABLE predictions ADD COLUMN predict_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE predictions ADD COLUMN cold_start_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE predictions ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE predictions ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0;
+
+-- What predictions took, added up by the statements that store their ends; it outlives them. Times are
 -- microseconds, days are UTC. '' is what is not known, or not there.
 CREATE TABLE usage (
     day           TEXT NOT NULL,
@@ -265,6 +271,24 @@ SELECT strftime('%Y-%m-%d', CAST(completed_at AS INTEGER), 'unixepoch'), model,
     sum(metric_count(metrics, 'input_token_count')), sum(metric_count(metrics, 'output_token_count'))
 FROM predictions WHERE completed_at IS NOT NULL
 GROUP BY 1, 2, 3, 4;
+
+-- A trigger, because each further statement costs the writer a wait for the interpreter.
+CREATE TRIGGER usage_is_counted AFTER UPDATE OF status ON predictions
+WHEN NEW.status IN ('succeeded', 'failed', 'canceled', 'aborted')
+BEGIN
+    INSERT INTO usage VALUES (
+        strftime('%Y-%m-%d', CAST(coalesce(NEW.completed_at, NEW.created_at) AS INTEGER), 'unixepoch'), NEW.model,
+        iif(NEW.destination IS NULL, 'prediction', 'training'), NEW.owner, coalesce(NEW.token, ''),
+        coalesce(NEW.hardware, ''), NEW.status = 'succeeded', NEW.status = 'failed', NEW.status = 'canceled',
+        NEW.status = 'aborted', NEW.predict_us, NEW.cold_start_us > 0, NEW.cold_start_us, NEW.input_tokens,
+        NEW.output_tokens
+    ) ON CONFLICT DO UPDATE SET
+        succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed,
+        canceled = canceled + excluded.canceled, aborted = aborted + excluded.aborted,
+        predict_us = predict_us + excluded.predict_us, cold_starts = cold_starts + excluded.cold_starts,
+        cold_start_us = cold_start_us + excluded.cold_start_us,
+        input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
+END;
 
 -- What /readyz writes to see that writing works.
 CREATE TABLE writable (

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Unpack
 
+from appliance import usage
 from appliance.errors import StatusConflict, StoreError
 from appliance.prediction import MOVES, Done, Prediction, Status, new_id
-from appliance.store import rows, usage
+from appliance.store import rows
 from appliance.store.base import (
     Cursor,
     Deliveries,
@@ -34,6 +35,7 @@ from appliance.store.queries import QUERIES
 from appliance.store.registry import Registry
 from appliance.store.usage import UsageTable
 from appliance.token import Token
+from appliance.usage import Usage
 
 _EMPTY: Final = rows.pack({})
 _VACUUM_PAGES: Final = 2000  # given back to the disk at a time, 8 MB
@@ -108,18 +110,20 @@ class SQLiteStore(Connections, Store):
         sources = _SOURCES[prediction.status]
 
         def action(connection: sqlite3.Connection) -> None:
+            took = usage.of(prediction) if prediction.status.terminal else Usage()
             columns = rows.prediction_columns(prediction) | {
+                "predict_us": took.predict_us,
+                "cold_start_us": took.cold_start_us,
+                "input_tokens": took.input_tokens,
+                "output_tokens": took.output_tokens,
                 "from_status": sources[0],
                 "or_from_status": sources[-1],
                 "from_attempt": from_attempt,
             }
             if connection.execute(QUERIES["move_prediction"], columns).rowcount != 1:
                 raise _conflict(connection, prediction.id, f"become {prediction.status}")
-            if not prediction.status.terminal:
-                return
-            usage.add(connection, prediction)
             webhook = prediction.webhook
-            if webhook is not None and "completed" in webhook.events:
+            if prediction.status.terminal and webhook is not None and "completed" in webhook.events:
                 due = {"id": f"msg_{new_id()}", "prediction": prediction.id, "due_at": time.time()}
                 connection.execute(QUERIES["insert_delivery"], due)
 

@@ -6,10 +6,6 @@ import sqlite3
 from collections.abc import Collection
 from typing import Any
 
-import msgspec
-
-from appliance import usage
-from appliance.prediction import Prediction
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
 from appliance.usage import KEYS, Usage
@@ -42,8 +38,3 @@ class UsageTable:
             return [Usage(**dict(zip(Usage.__struct_fields__, row, strict=True))) for row in found]
 
         return await self._connections.read(action)
-
-
-def add(connection: sqlite3.Connection, record: Prediction) -> None:
-    """Count a prediction that is over, in the transaction that stores its end."""
-    connection.execute(QUERIES["add_usage"], msgspec.structs.asdict(usage.of(record)))
