@@ -234,7 +234,7 @@ ALTER TABLE predictions ADD COLUMN token TEXT;
 ALTER TABLE predictions ADD COLUMN hardware TEXT;
 ALTER TABLE predictions ADD COLUMN trace TEXT;
 
--- What it took, from its end on: microseconds, and tokens.
+-- What it took, once it is over: microseconds, and tokens. Only usage_is_counted reads them.
 ALTER TABLE predictions ADD COLUMN predict_us INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE predictions ADD COLUMN cold_start_us INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE predictions ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
