@@ -12,9 +12,16 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from scripts.benchmarks import cold_start, llm, memory, overhead, ui
+from scripts.benchmarks import cold_start, gpu, llm, memory, overhead, ui
 
-MODES: Final = {"cold-start": cold_start, "llm": llm, "overhead": overhead, "memory": memory, "ui": ui}
+MODES: Final = {
+    "cold-start": cold_start,
+    "llm": llm,
+    "overhead": overhead,
+    "memory": memory,
+    "ui": ui,
+    "gpu": gpu,
+}
 
 
 def main() -> int:
@@ -28,7 +35,8 @@ def main() -> int:
         "overhead: sync predictions/s of a one-line model, against LitServe, BentoML and Cog. "
         "memory: what the idle appliance holds. "
         "ui: the pages' first paint, a click's first token, and what open sessions take from the API. "
-        "Without a mode: all of them.",
+        "gpu: two language models on one GPU, together and in turns, with the times of sleeping and waking; "
+        "not yet run. Without a mode: all of them.",
     )
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="what to measure (default: everything)")
     parser.add_argument(
