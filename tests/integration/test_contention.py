@@ -156,7 +156,9 @@ def test_two_models_that_do_not_fit_together_alternate(appliance: Appliance, cli
             with ThreadPoolExecutor(2) as pool:
                 assert list(pool.map(ask, DUEL)) == [4, 4], "both make progress"
     check_capacity(decisions.made)
-    swaps, ready, began = [], {}, {}
+    swaps: list[float] = []
+    ready: dict[str, tuple[float, float]] = {}
+    began: dict[str, float] = {}
     for each in decisions.made:
         at = datetime.fromisoformat(each["at"]).timestamp()
         if each["what"] == "ready":
