@@ -196,7 +196,8 @@ def test_kills_of_everything_during_loads_and_evictions(appliance: Appliance, cl
 def found(appliance: Appliance, victim: str) -> list[psutil.Process]:
     if victim != "hosts":
         return [process for process in appliance.named(victim) if process.pid not in appliance.hosts()]
-    return [psutil.Process(pid) for pid in appliance.hosts() if psutil.pid_exists(pid)]
+    hosts = appliance.hosts()
+    return [process for process in appliance.processes() if process.pid in hosts]
 
 
 def settled(appliance: Appliance, client: httpx.Client) -> bool:
