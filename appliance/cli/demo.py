@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from appliance.cli.remote import UrlOption, connected, reached
+from appliance.errors import ApplianceError, NotFound
 
 #: Before Gradio is imported: it calls nobody.
 _QUIET: Final = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
@@ -31,7 +32,10 @@ def demo(
 
     Whoever reaches it runs the model with the token in the environment; one with the scope `run` does.
     """
-    connected(url).get(f"/v1/models/{model}")  # what is wrong is said before anything starts
+    try:
+        connected(url).get(f"/v1/models/{model}")  # what is wrong is said before anything starts
+    except NotFound as error:
+        raise ApplianceError(f"there is no model {model}; `appliance models` lists them") from error
     address, certificate = reached(url)
     command = [sys.executable, "-m", "appliance.ui.demo", model, "--host", host, "--port", str(port)]
     command += ["--api", address.rstrip("/").removesuffix("/v1")]

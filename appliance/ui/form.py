@@ -21,6 +21,12 @@ from appliance.ui.snippets import LocalFile
 #: What is said before anything has run.
 _NOTHING_YET: Final = '<p class="note">Fill in the form and run it: what the model gives appears here.</p>'
 _FILES: Final = frozenset({Widget.FILE, Widget.FILES})
+#: What a prediction waits for -> how that is said.
+_WAITS: Final = {
+    "slot": "waiting for its turn",
+    "load": "waiting until the model is loaded",
+    "room": "waiting until there is room for the model",
+}
 _LINES: Final = 16  # of text that is seen without scrolling; fixed, so that nothing moves while it comes
 
 
@@ -262,11 +268,9 @@ def _words(seen: Seen) -> str:
         if metrics.get("cold_start", 0) >= 0.1:
             parts.append(f"{metrics['cold_start']:.1f} s of waiting for the model to load")
         return " · ".join(parts)
-    if seen.status == "starting" and seen.model is not None:
-        state, queued = seen.model["state"], seen.model["queued"]
-        if state != "ready":
-            expected = seen.model["load_seconds"]
-            of = f" of about {expected:.0f}" if expected else ""
-            return f"waiting until the model is loaded (it is {state}) · {seen.seconds:.0f} s{of}"
-        return f"waiting for its turn, {queued} in the queue · {seen.seconds:.0f} s"
-    return f"{seen.seconds:.0f} s"
+    waits = _WAITS.get(metrics.get("waits_for", "")) if seen.status == "starting" else None
+    if waits is None:
+        return f"{seen.seconds:.0f} s"
+    expected = seen.model["load_seconds"] if seen.model is not None else None
+    about = f" of about {expected:.0f}" if expected and metrics["waits_for"] == "load" else ""
+    return f"{waits}, at place {metrics['queue_position']} · {seen.seconds:.0f} s{about}"

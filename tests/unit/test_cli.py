@@ -198,8 +198,9 @@ def test_the_token_goes_to_the_api_and_not_to_streams(command: Command, server: 
     assert set(sent.values()) == {f"Bearer {SECRET}"}
 
 
-def test_an_unknown_model_is_named(command: Command, server: Server) -> None:
-    ran = command("run", "no/such", "-i", "prompt=x")
+@pytest.mark.parametrize("arguments", [("run", "no/such", "-i", "prompt=x"), ("demo", "no/such")])
+def test_an_unknown_model_is_named(command: Command, server: Server, arguments: tuple[str, ...]) -> None:
+    ran = command(*arguments)
     assert ran.code == 1
     assert ran.err == "appliance: there is no model no/such; `appliance models` lists them\n"
 

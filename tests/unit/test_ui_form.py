@@ -7,7 +7,9 @@ from typing import Any
 import gradio as gr
 
 from appliance.runners.echo import EchoRunner
-from appliance.ui.form import Form
+from appliance.ui.following import Seen
+from appliance.ui.form import Form, Result
+from appliance.ui.output import Output
 from appliance.ui.snippets import LocalFile
 
 
@@ -53,3 +55,42 @@ async def test_an_earlier_input_is_shown_and_means_the_same() -> None:
     made = form()
     input = {"text": "x", "repeat": 3, "exit_code": 1, "file": "http://a", "files": ["http://b", "http://c"]}
     assert made.filled_in(made.shown(input)) == input
+
+
+def told(
+    status: str, *, model: dict[str, Any] | None = None, items: tuple[str, ...] = (), **record: Any
+) -> str:
+    """What is said of a prediction."""
+    with gr.Blocks(analytics_enabled=False):
+        result = Result(Output.TEXT, linked=True)
+    seen = Seen(
+        record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
+    )
+    first, *_ = result.shown(seen, [], "http://models.example.org")
+    return str(first)
+
+
+async def test_it_is_said_how_a_prediction_stands() -> None:
+    loading = {"waits_for": "load", "queue_position": 2}
+    said = told("starting", metrics=loading, model={"load_seconds": 30.4})
+    assert "waiting until the model is loaded, at place 2 · 4 s of about 30" in said
+    assert 'badge starting"' in said
+    assert 'badge processing"' in told("starting", metrics={}, items=("a",))  # it has begun since
+    running = told("processing", logs=" 10%|# | 1/10\r 40%|#### | 4/10")
+    assert '<progress max="100" value="40">' in running
+    over = told("succeeded", metrics={"predict_time": 1.5, "output_token_count": 1200}, output="x")
+    assert "1.50 s · 1,200 tokens" in over
+    assert "<progress" not in over
+    failed = told("failed", error="<b>no</b>", output=None)
+    assert "&lt;b&gt;no&lt;/b&gt;" in failed
+
+
+async def test_only_what_has_changed_is_sent() -> None:
+    with gr.Blocks(analytics_enabled=False):
+        result = Result(Output.TEXT, linked=False)
+    before: list[Any] = []
+    record = {"id": "x", "status": "processing", "logs": "same"}
+    result.shown(Seen(record=record, items=["a"], seconds=1.0), before, "")
+    again = result.shown(Seen(record=record, items=["a", "b"], seconds=1.0), before, "")
+    changed = [value for value in again if value != gr.skip()]
+    assert changed == ["ab"]
