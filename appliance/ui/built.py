@@ -44,6 +44,7 @@ class Built:
         """Made by ``of``."""
         self.app = app
         self.shows = shows  # what it was built from
+        self.opened_by: set[str] = set()  # accounts that may see what is in it
         self._running = running
 
     @classmethod

@@ -43,7 +43,8 @@ class Server:
         self._sessions = sessions
         self._api = api
         self._pages = pages
-        self._built: dict[str, Built] = {}
+        self._built: dict[str, Built] = {}  # by the path of the page
+        self._models: dict[str, Built] = {}  # by the path of the model, the one opened last at the end
         self._building = asyncio.Lock()
         self._frontend = Frontend()
         covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
@@ -127,22 +128,26 @@ class Server:
             return self._built[page.path]
 
     async def _model(self, root: str, known: Session, *, opened: bool) -> Built:
-        """The page of a model as that is now; it may have changed whenever its page is opened."""
-        kept = self._built.get(root)
-        if kept is not None and not opened:
+        """The page of a model as that is now; it may have changed whenever its page is opened.
+
+        Raises:
+            NotFound: there is no such model for this person.
+        """
+        kept = self._models.get(root)
+        if kept is not None and not opened and known.username in kept.opened_by:
             return kept
         described = await known.caller.get(f"/v1/models{root}")
         shown = model.Shown.of(described)
         async with self._building:
-            kept = self._built.pop(root, None)
+            kept = self._models.pop(root, None)
             if kept is None or kept.shows != shown:
                 if kept is not None:
                     await kept.close()
                 kept = await Built.of(model.build(shown), self._largest, shown)
-            self._built[root] = kept
-            models = [path for path in self._built if path.count("/") == 2]
-            for path in models[:-_MOST]:
-                await self._built.pop(path).close()
+            kept.opened_by.add(known.username)
+            self._models[root] = kept
+            for path in list(self._models)[:-_MOST]:
+                await self._models.pop(path).close()
         return kept
 
     # -- sign-in and sign-out
@@ -179,7 +184,7 @@ class Server:
 
     async def close(self) -> None:
         """Take every page down."""
-        for built in self._built.values():
+        for built in (*self._built.values(), *self._models.values()):
             await built.close()
         await self._api.close()
 

@@ -170,6 +170,16 @@ async def test_pages_of_models_and_what_is_not_there(pages: Pages) -> None:
             assert missing.status_code == 404, path
 
 
+async def test_a_private_model_has_no_page_for_others(pages: Pages, api: Api) -> None:
+    private = {"owner": "me", "name": "private", "visibility": "private", "hardware": "cpu"}
+    assert (await api.post("/v1/models", json=private)).status_code == 201
+    async with pages.signed_in(SECRET) as mine, pages.signed_in("other") as others:
+        assert "no version yet" in (await mine.get("/me/private")).text
+        assert (await mine.get("/me/private/config")).status_code == 200
+        for path in ("/me/private", "/me/private/config", "/me/private/gradio_api/info"):
+            assert (await others.get(path)).status_code == 404, path
+
+
 async def test_what_a_token_may_not_do_is_said_on_top(pages: Pages, bench: Bench) -> None:
     for scope in Scope:
         await bench.store.add_token(
