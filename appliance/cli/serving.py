@@ -24,6 +24,9 @@ ENVIRONMENT: Final = {
     "RAY_AUTH_MODE": "token",
     # Calls to replicas go over gRPC on the gateway's own loop, in half the time of actor calls elsewhere.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # What the gateway forks becomes another program at once. gRPC's handlers of forks, meant for those that
+    # go on with gRPC, start threads in them that crash now and then (grpc/doc/fork_support.md).
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),

@@ -43,7 +43,7 @@ class VllmRunner:
         self._spec = spec
         self._defaults = prompting.Defaults.of(spec.options)
         self._engine: AsyncLLM
-        self._dialects: Dialects
+        self._dialects: Dialects | None = None
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template knows no system role
@@ -69,20 +69,29 @@ class VllmRunner:
         self._longest = self._engine.model_config.max_model_len
         self._prepare_prompts()
         await self._engine.get_supported_tasks()  # asks the core once; every prediction needs it
-        self._dialects = Dialects(self._engine, spec)
+        if spec.options["tool_parser"] or spec.options["reasoning_parser"]:
+            self._operations()  # a parser that does not fit is said now
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         adapter = await self._adapter(job)
-        events = self._predict(job, adapter) if job.operation is None else self._dialects.run(job, adapter)
+        events = (
+            self._predict(job, adapter) if job.operation is None else self._operations().run(job, adapter)
+        )
         try:
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield event
         except EngineDeadError:  # seen here before `add_reader` saw it
             self._core_died()
+
+    def _operations(self) -> Dialects:
+        """What answers in the words of other APIs; made for the first who asks, so no load waits for it."""
+        if self._dialects is None:
+            self._dialects = Dialects(self._engine, self._spec)
+        return self._dialects
 
     async def _predict(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[Log | Output | Metric]:
         """The events of the model's own prediction."""

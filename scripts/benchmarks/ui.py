@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import secrets
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Final
+from threading import Event
+from typing import Any, Final, NamedTuple
 
 import httpx
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Request
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +27,7 @@ SESSIONS: Final = 20
 LOOKING: Final = ("/explore", "/predictions", "/machine", f"/{LANGUAGE_MODEL}")
 CLIENTS: Final = 16
 SECONDS: Final = 5.0
+RECORDED: Final = 12.0  # seconds in which a page is watched
 
 _HEADERS: Final = {"Authorization": f"Bearer {TOKEN}"}
 _PROMPT: Final = {"prompt": "Tell me a story.", "max_tokens": 24, "seed": 1}
@@ -47,6 +51,20 @@ _FIRST_WORDS: Final = """() => new Promise(seen => {
     document.querySelector('#run').click();
     look();
 })"""
+
+
+class Post(NamedTuple):
+    """What a page has posted to the queue of its events."""
+
+    at: float  # seconds after the page was opened
+    body: dict[str, Any]
+
+
+class Seen(NamedTuple):
+    """What a page has asked for by itself."""
+
+    path: str
+    posts: list[Post]
 
 
 def measure(console: Console) -> dict[str, Any]:
@@ -124,18 +142,70 @@ def _first_words(running: Appliance) -> float:
 
 
 def _rates(browser: Browser, running: Appliance, state: Any, console: Console) -> dict[str, float]:
-    """Sync predictions/s of the echo model: without open sessions, with them, and without again."""
+    """Sync predictions/s of the echo model: without open sessions, with them, and without again.
+
+    The sessions ask as a browser was seen to, but draw nothing: twenty people have twenty machines for that.
+    """
     url = f"{running.url}/v1/models/appliance/echo/predictions"
     body = json.dumps({"input": {"text": "hello"}})
     plan = load.Plan(url, body, {**_HEADERS, "Prefer": "wait"}, CLIENTS, SECONDS)
+    seen = [_recorded(browser, running, state, path) for path in LOOKING]
+    cookies = {each["name"]: each["value"] for each in state["cookies"]}
+    over = Event()
     before = load.measure(plan).rate
-    pages = [_opened(browser, running, state, LOOKING[each % len(LOOKING)]) for each in range(SESSIONS)]
-    during = [load.measure(plan).rate for _ in range(2)]
-    for page in pages:
-        page.context.close()
+    with ThreadPoolExecutor(SESSIONS) as sessions:
+        open_ = [
+            sessions.submit(_look, running.url, cookies, seen[number % len(seen)], over)
+            for number in range(SESSIONS)
+        ]
+        try:
+            time.sleep(SECONDS)
+            during = [load.measure(plan).rate for _ in range(2)]
+        finally:
+            over.set()
+        asked = sum(each.result() for each in open_)
     after = load.measure(plan).rate
-    console.print(f"predictions/s before {before:.0f}, during {during}, after {after:.0f}", style="dim")
+    console.print(
+        f"predictions/s before {before:.0f}, during {during}, after {after:.0f}; sessions: {asked} answers",
+        style="dim",
+    )
     return {"none": (before + after) / 2, "open": statistics.mean(during)}
+
+
+def _recorded(browser: Browser, running: Appliance, state: Any, path: str) -> Seen:
+    """What a page asks for by itself in its first seconds."""
+    page = browser.new_context(base_url=running.url, storage_state=state).new_page()
+    page.set_default_timeout(browsing.PATIENCE)
+    began = time.monotonic()
+    posts: list[Post] = []
+
+    def note(request: Request) -> None:
+        if request.url.endswith("/gradio_api/queue/join?") and request.post_data is not None:
+            posts.append(Post(time.monotonic() - began, json.loads(request.post_data)))
+
+    page.on("request", note)
+    page.goto(path)
+    page.wait_for_timeout(1000 * RECORDED)
+    page.context.close()
+    return Seen(path, posts)
+
+
+def _look(url: str, cookies: dict[str, str], seen: Seen, over: Event) -> int:
+    """Ask again and again as a page was seen to; returns how often it was answered."""
+    asked = 0
+    with httpx.Client(base_url=url, cookies=cookies, trust_env=False, timeout=120) as client:
+        while not over.is_set():
+            session, began = secrets.token_hex(5), time.monotonic()
+            with client.stream("GET", f"{seen.path}/gradio_api/heartbeat/{session}") as heart:
+                heart.raise_for_status()
+                for post in seen.posts:
+                    over.wait(max(0.0, began + post.at - time.monotonic()))
+                    body = {**post.body, "session_hash": session}
+                    client.post(f"{seen.path}/gradio_api/queue/join", json=body).raise_for_status()
+                    told = client.get(f"{seen.path}/gradio_api/queue/data", params={"session_hash": session})
+                    asked += told.is_success and '"success":true' in told.text
+                over.wait(max(0.0, began + RECORDED - time.monotonic()))
+    return asked
 
 
 def _told(report: dict[str, Any], console: Console) -> dict[str, Any]:
@@ -150,5 +220,4 @@ def _told(report: dict[str, Any], console: Console) -> dict[str, Any]:
     for name, ratio in ratios.items():
         table.add_row(name, f"{ratio:.2f}")
     console.print(table)
-    console.print("The browser with its sessions ran on the same machine, and took its part of it.")
     return {**report, "ratios": ratios}
