@@ -69,6 +69,7 @@ def test_a_picture_appears_and_is_the_one_that_was_asked_for(page: Page, tmp_pat
     page.locator("#run").click()
     picture = page.locator("#media img")
     expect(picture).to_be_visible()
+    expect(picture).to_be_in_viewport()  # however long the form beside it is
     expect(status(page)).to_have_text("succeeded")
     page.wait_for_function("document.querySelector('#media img').naturalWidth === 64")
     with page.expect_download() as download:
