@@ -194,7 +194,10 @@ class HostProcess:
         if self._over or (self._exited.done() and self._exited.result() is not None):
             return  # whoever reaped the host has killed the group with it
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # just forked, not a leader yet
+                os.kill(self.pid, signal.SIGKILL)
 
 
 async def prepare(zygote_socket: Path, modules: list[str]) -> None:

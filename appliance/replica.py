@@ -263,18 +263,20 @@ class Replica:
         There is one subscriber at a time: a new one ends the one before.
 
         Raises:
-            HostLost: the host died; the message says how, and ends with the last lines of its log.
+            HostLost: the host died; the message says how, and ends with the last lines of its log. Or there
+                is none: the replica was restarted.
         """
         if self._subscriber is not None:
             self._subscriber.end()
         subscriber = self._subscriber = _Subscriber(self._outbox.events())
-        if self._loaded is None:
-            subscriber.end()
+        loaded = self._loaded
+        if loaded is None:
+            subscriber.end(HostLost(f"no model is loaded in {self.name}"))
         else:
-            if self._loaded.meter.taken.main:
-                subscriber.tell(self._loaded.meter.taken)
-            if self._loaded.lost is not None:
-                subscriber.end(self._loaded.lost)
+            if loaded.meter.taken.main:
+                subscriber.tell(loaded.meter.taken)
+            if loaded.lost is not None:
+                subscriber.end(loaded.lost)
         try:
             while True:
                 await subscriber.wake.wait()

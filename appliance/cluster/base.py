@@ -70,10 +70,10 @@ class Cluster(Protocol):
         """
 
     def submit(self, model: str, job: Job) -> None:
-        """Hand a job to a loaded model."""
+        """Hand a job to a loaded model; one that is being unloaded takes none."""
 
     def cancel(self, model: str, id: str) -> None:
-        """Ask the model to stop a prediction; ``Done`` still arrives, if the prediction was there."""
+        """Ask the model to stop a prediction; ``Done`` still arrives, if it was there and the host lives."""
 
     def acknowledge(self, model: str, id: str) -> None:
         """The prediction is stored as finished; its events need not be kept any longer."""
@@ -84,10 +84,11 @@ class Cluster(Protocol):
     def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
         """Everything unacknowledged, then what happens; ends when the model is unloaded.
 
-        Among it is what the host takes, whenever that is more than before.
+        Among it is what the host takes, whenever that is more than before. It also ends when someone else
+        asks for them: then ask again, if you are the one who should have them.
 
         Raises:
-            HostLost: the replica or the host died; the message says how.
+            HostLost: the replica or the host died, the message says how; or the model is not loaded.
             OutOfMemory: the host took too much memory.
         """
         ...

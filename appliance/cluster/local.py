@@ -81,14 +81,15 @@ class LocalCluster:
 
     def submit(self, model: str, job: Job) -> None:
         """See ``Cluster.submit``."""
-        loaded = self._loaded[model]
-        loaded.tasks[job.id] = asyncio.get_running_loop().create_task(self._run(loaded, job))
+        loaded = self._loaded.get(model)
+        if loaded is not None:
+            loaded.tasks[job.id] = asyncio.get_running_loop().create_task(self._run(loaded, job))
 
     def cancel(self, model: str, id: str) -> None:
         """See ``Cluster.cancel``."""
-        task = self._loaded[model].tasks.get(id)
-        if task is not None:
-            task.cancel()
+        loaded = self._loaded.get(model)
+        if loaded is not None and id in loaded.tasks:
+            loaded.tasks[id].cancel()
 
     def acknowledge(self, model: str, id: str) -> None:
         """See ``Cluster.acknowledge``."""
@@ -100,7 +101,10 @@ class LocalCluster:
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
         """See ``Cluster.events``."""
-        queue = self._loaded[model].events
+        loaded = self._loaded.get(model)
+        if loaded is None:
+            raise HostLost(f"{model} is not loaded")
+        queue = loaded.events
         while (batch := await queue.get()) is not None:
             if isinstance(batch, HostLost):
                 raise batch

@@ -264,15 +264,17 @@ class RayCluster:
 
     def submit(self, model: str, job: Job) -> None:
         """See ``Cluster.submit``."""
-        link = self._links[model]
-        link.jobs.append(job)
-        self._pump(link)
+        link = self._links.get(model)
+        if link is not None:
+            link.jobs.append(job)
+            self._pump(link)
 
     def cancel(self, model: str, id: str) -> None:
         """See ``Cluster.cancel``."""
-        link = self._links[model]
-        link.cancels.append(id)
-        self._pump(link)
+        link = self._links.get(model)
+        if link is not None:
+            link.cancels.append(id)
+            self._pump(link)
 
     def acknowledge(self, model: str, id: str) -> None:
         """See ``Cluster.acknowledge``; travels with the next job, or after a second."""
@@ -292,7 +294,9 @@ class RayCluster:
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
         """See ``Cluster.events``."""
-        link = self._links[model]
+        link = self._links.get(model)
+        if link is None:
+            raise HostLost(f"{model} is not loaded")
         link.stream = link.handle.options(stream=True).events.remote()
         try:
             async for payload in link.stream:

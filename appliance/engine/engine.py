@@ -112,7 +112,7 @@ class Engine:
         for prediction in await self._store.unfinished():
             self._recover(prediction, held)
         for model in held:
-            self._loop.spawn(self._loop.consume(model))
+            self._loop.hosts.follow(model)
         self._started = True
         self._loop.start()
 

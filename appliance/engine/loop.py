@@ -16,15 +16,15 @@ from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.engine import report
+from appliance.engine.hosts import Hosts
 from appliance.engine.live import Live, fetched
 from appliance.engine.loads import Loads
 from appliance.engine.records import RETRY_STORE, Records, concluded_by
 from appliance.engine.room import Room
 from appliance.engine.sizes import Sizes
-from appliance.errors import HostLost, OutOfMemory, PredictionFailed, StatusConflict, StoreError
+from appliance.errors import PredictionFailed, StatusConflict, StoreError
 from appliance.files import Files
 from appliance.inputs import Inputs
-from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.scheduler import Decision, Load, Refuse, Residency, Scheduler, Sleep, Start, Unload, Wake
 from appliance.scheduler.journal import Happening
@@ -70,6 +70,7 @@ class Loop:
         self._loads = loads
         self._sizes = sizes
         self._room = room
+        self.hosts = Hosts(cluster, scheduler, sizes, room, self)
         self._files = files
         self._inputs = inputs
         self._run_tokens = run_tokens
@@ -191,11 +192,11 @@ class Loop:
             case Load(model, devices, memory):
                 self.spawn(self._load(self._catalogue.hosted(model), devices, memory))
             case Sleep(model):
-                self.spawn(self._turn(model, self._loads.sleep(decision)))
+                self.spawn(self.hosts.turn(model, self._loads.sleep(decision)))
             case Wake(model):
-                self.spawn(self._turn(model, self._loads.wake(model)))
+                self.spawn(self.hosts.turn(model, self._loads.wake(model)))
             case Unload(model):
-                self.spawn(self._unload(model))
+                self.spawn(self.hosts.unload(model))
 
     async def _run(self, live: Live, cold_start: float) -> None:
         """Claim the prediction, then hand it to its model; ``cold_start`` is what it waited for a load."""
@@ -261,29 +262,9 @@ class Loop:
             for id in failure.waiting:
                 self.end(self.live[id], Status.FAILED, failure.reason)
         elif self._scheduler.residency(entry.runs_on) is Residency.READY:
-            self.spawn(self.consume(entry.runs_on))
-            self._renew(entry.runs_on)
+            self.hosts.follow(entry.runs_on)
+            self.renew(entry.runs_on)
         self.end_outdated()
-        self.decide()
-
-    async def _turn(self, model: str, turning: Awaitable[str | None]) -> None:
-        """Let a model fall asleep or wake; if it cannot, its host is ended, and it never sleeps again."""
-        trouble = await turning
-        if trouble is not None:
-            self._scheduler.sleepless(model)
-            await self._kill(model, trouble)
-        self._renew(model)
-        self.decide()
-
-    async def _unload(self, model: str) -> None:
-        before = self._room.before(model)
-        await self._cluster.unload(model)
-        await self._room.given_back(model, before)
-        self._scheduler.unloaded(model, time.monotonic())
-        if before:
-            self._room.refresh()
-        self._sizes.keep(model)
-        self._sizes.gone(model)
         self.decide()
 
     def end_outdated(self) -> None:
@@ -293,23 +274,8 @@ class Loop:
             if waits and not self._catalogue.serves(live.entry) and not self._scheduler.stays(live.id):
                 self.end(live, Status.FAILED, OUTDATED.format(live.entry.name))
 
-    async def consume(self, model: str) -> None:
-        """Apply the model's events until it is unloaded or lost."""
-        try:
-            async for batch in self._cluster.events(model):
-                if isinstance(batch, Taken):
-                    self._sizes.measured(model, batch)
-                else:
-                    for emitted in batch:
-                        self._apply(model, emitted)
-                self.decide()
-        except OutOfMemory as error:
-            verdict = self._sizes.starved(model, error)
-            self._host_lost(model, verdict.sentence, starved=True, again=verdict.grown)
-        except HostLost as error:
-            self._host_lost(model, error.detail)
-
-    def _apply(self, model: str, emitted: Emitted) -> None:
+    def apply(self, model: str, emitted: Emitted) -> None:
+        """Take in one event of a model's host."""
         live = self.live.get(emitted.id)
         event = emitted.event
         if live is not None and live.prediction.attempt != emitted.attempt:
@@ -374,14 +340,14 @@ class Loop:
         if record.destination is not None and record.status is Status.SUCCEEDED:
             record = await concluded_by(self._conclude, record)
             for key in self._loads.of(live.entry.model.name):
-                self._renew(key)
+                self.renew(key)
         stored = await self._records.end(record)
         self._remove(live)
         self._show(live, stored)
         self._drop_inputs(live)
         self._cluster.acknowledge(live.entry.runs_on, live.id)
 
-    def _renew(self, key: str) -> None:
+    def renew(self, key: str) -> None:
         """Load a model again if it was loaded when nothing was trained on it yet; what runs there may end."""
         ready = self._scheduler.knows(key) and self._scheduler.residency(key) is Residency.READY
         if ready and not self._loads.current(self._catalogue.hosted(key)):
@@ -409,14 +375,9 @@ class Loop:
         self._leaving.pop((id, attempt), None)
         about = {"model": model, "prediction": id}
         _log.error("model %s did not stop prediction %s in time; its host is killed", model, id, extra=about)
-        self.spawn(self._kill(model, "it did not respond to a cancel"))
+        self.spawn(self.hosts.kill(model, "it did not respond to a cancel"))
 
-    async def _kill(self, model: str, why: str) -> None:
-        self._scheduler.stopping(model, time.monotonic(), why)
-        await self._cluster.unload(model)
-        self._host_lost(model, f"its engine host was stopped: {why}")
-
-    def _host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
+    def host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
         """The host is gone. If it ``starved``, ``again`` says whether the next gets more memory."""
         running = self._scheduler.running(model)
         _log.error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,19 @@ class Residency(StrEnum):
     ASLEEP = "asleep"  # its host lives, and holds little of the device
     WAKING = "waking"  # the device is reserved again, its weights come back
     UNLOADING = "unloading"  # its host is being stopped; memory is still reserved
+
+
+#: What each state may become. A host may die in any state that has one.
+MAY_BECOME: Final = {
+    Residency.COLD: {Residency.LOADING, Residency.READY},  # ready: an earlier gateway has left it so
+    Residency.LOADING: {Residency.READY, Residency.COLD},
+    Residency.READY: {Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING, Residency.COLD},
+    Residency.DRAINING: {Residency.FALLING_ASLEEP, Residency.UNLOADING, Residency.COLD},
+    Residency.FALLING_ASLEEP: {Residency.ASLEEP, Residency.UNLOADING, Residency.COLD},
+    Residency.ASLEEP: {Residency.WAKING, Residency.UNLOADING, Residency.COLD},
+    Residency.WAKING: {Residency.READY, Residency.UNLOADING, Residency.COLD},
+    Residency.UNLOADING: {Residency.COLD},
+}
 
 
 class Level(IntEnum):

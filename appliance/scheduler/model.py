@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from appliance.scheduler.facts import Demand, Level, Residency
+from appliance.scheduler.facts import MAY_BECOME, Demand, Level, Residency
 
 #: Why something is unloaded that a reload has changed.
 CHANGED: Final = "models.yaml was changed"
@@ -122,6 +122,7 @@ class Model:
 
     def become(self, state: Residency, now: float) -> float:
         """Change the state; returns how many seconds it was what it was."""
+        assert state in MAY_BECOME[self.state], f"{self.name} is {self.state} and cannot become {state}"
         before = now - self.state_since
         self.state, self.state_since = state, now
         return before

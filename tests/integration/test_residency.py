@@ -132,7 +132,7 @@ def test_memory_is_as_before_after_many_loads_and_unloads(appliance: Appliance, 
 
     def cycle() -> None:
         assert client.post("/admin/models/test/small/load").json()["state"] == "ready"
-        client.post("/admin/models/test/small/unload")
+        assert client.post("/admin/models/test/small/unload").status_code == 202
         wait_for(lambda: model(client, "test/small")["state"] == "cold", 30, "the unload")
 
     for _ in range(5):  # what is loaded at its first use, or kept for reuse
