@@ -59,7 +59,7 @@ class Model:
         self.drain_reason = ""
         self.drained_for: str | None = None  # the model that gets the room
         self.drained_to_sleep = False  # if it can
-        self.dismissed = ""  # why it is unloaded although it sleeps
+        self.dismissed = ""  # why it is to be unloaded, although it sleeps or is on its way in
         self.quota = 0  # how many of the queue it still takes while it drains
         self.quota_until = 0.0
         self.successor: Demand | None = None  # what it asks for once what is loaded now is gone

@@ -173,8 +173,7 @@ class Scheduler:
         """The load that was decided is done; ``levels`` are the sleeps that the host is able to."""
         entry = self._models[model]
         self._moves.loaded(entry, frozenset(levels), now)
-        if entry.replaced:
-            self._moves.drain(entry, CHANGED, now)
+        self._came_in(entry, now)
 
     def asleep(self, model: str, now: float) -> None:
         """It has fallen asleep as was decided, and holds no more than its residue."""
@@ -184,8 +183,15 @@ class Scheduler:
         """It was woken as was decided, and is ready."""
         entry = self._models[model]
         self._moves.woken(entry, now)
+        self._came_in(entry, now)
+
+    def _came_in(self, entry: Model, now: float) -> None:
+        """It is ready, but may not be wanted any more."""
         if entry.replaced:
             self._moves.drain(entry, CHANGED, now)
+        elif entry.dismissed and not entry.queue:
+            self._moves.drain(entry, entry.dismissed, now)
+        entry.dismissed = ""
 
     def sleepless(self, model: str) -> None:
         """Its host could not sleep or wake as was decided: from now on it is unloaded instead."""
@@ -272,12 +278,17 @@ class Scheduler:
         entry.dismissed = ""
 
     def unwanted(self, model: str, reason: str, now: float) -> None:
-        """Unload it once what runs on it is done; later predictions load it again."""
+        """Unload it once what runs on it is done; later predictions load it again.
+
+        What is on its way in is unloaded once it is there, unless predictions wait for it.
+        """
         entry = self._models[model]
         entry.wanted = False
         if entry.state is Residency.READY:
             self._moves.drain(entry, reason, now)
-        elif entry.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
+        elif entry.state is Residency.DRAINING:
+            entry.drained_to_sleep = False
+        elif entry.devices and entry.state is not Residency.UNLOADING:
             entry.dismissed = reason
 
     # -- questions ---------------------------------------------------------------------------------------

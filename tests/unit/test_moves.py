@@ -187,6 +187,31 @@ def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
     assert subject.decide(42.0) == [Unload("a/a", "asked for")]
 
 
+def test_a_model_that_is_to_make_room_by_sleeping_is_unloaded_if_someone_asks_for_that() -> None:
+    subject = scheduler(model("a/a"), model("b/b"))
+    loaded(subject, "a/a", 20.0)
+    subject.queued("long", "a/a", 21.0)
+    subject.decide(21.0)
+    subject.queued("p", "b/b", 22.0)
+    assert subject.decide(200.0) == []  # it is drained for b/b
+    assert subject.residency("a/a") is Residency.DRAINING
+    subject.unwanted("a/a", "asked for", 201.0)
+    subject.finished("long", "a/a", 202.0)
+    assert [type(decision) for decision in subject.decide(202.0)] == [Unload]
+
+
+def test_a_model_that_is_sent_away_while_it_wakes_is_unloaded_once_it_is_awake() -> None:
+    subject = scheduler(model("a/a", idle_unload_after=40.0))
+    loaded(subject, "a/a", 20.0)
+    subject.decide(40.0)
+    subject.asleep("a/a", 42.0)
+    subject.wanted("a/a")
+    assert subject.decide(43.0) == [Wake("a/a")]
+    subject.unwanted("a/a", "asked for", 44.0)
+    subject.woken("a/a", 45.0)
+    assert subject.decide(45.0) == [Unload("a/a", "asked for")]
+
+
 def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
     subject = scheduler(model("a/a"), model("b/b"), model("c/c", 9), devices=2)
     loaded(subject, "c/c", 20.0)

@@ -230,6 +230,38 @@ def test_an_unwanted_model_finishes_first_and_is_loaded_again_on_demand() -> Non
     assert [type(decision) for decision in subject.decide(4.0)] == [Load]
 
 
+def test_a_model_that_is_unwanted_while_it_loads_is_unloaded_once_it_is_there() -> None:
+    subject = scheduler(model("a/a"))
+    subject.wanted("a/a")
+    assert [type(decision) for decision in subject.decide(0.0)] == [Load]
+    subject.unwanted("a/a", "asked for", 1.0)
+    subject.loaded("a/a", 2.0)
+    assert subject.decide(2.0) == [Unload("a/a", "asked for")]
+    subject.unloaded("a/a", 3.0)
+    assert subject.decide(3.0) == []
+
+
+def test_a_model_that_is_unwanted_while_it_loads_stays_for_whoever_waits_for_it() -> None:
+    subject = scheduler(model("a/a"))
+    subject.queued("p", "a/a", 0.0)
+    subject.decide(0.0)
+    subject.unwanted("a/a", "asked for", 1.0)
+    subject.loaded("a/a", 2.0)
+    assert subject.decide(2.0) == [Start("p", "a/a", 2.0)]
+    subject.finished("p", "a/a", 3.0)
+    assert subject.decide(3.0) == []
+
+
+def test_a_model_that_is_wanted_again_while_it_loads_stays() -> None:
+    subject = scheduler(model("a/a"))
+    subject.wanted("a/a")
+    subject.decide(0.0)
+    subject.unwanted("a/a", "asked for", 1.0)
+    subject.wanted("a/a")
+    subject.loaded("a/a", 2.0)
+    assert subject.decide(2.0) == []
+
+
 def test_who_waits_shares_the_load_and_hears_how_long_it_waited_for_it() -> None:
     subject = scheduler(model("a/a"))
     subject.queued("early", "a/a", 0.0)
