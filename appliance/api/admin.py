@@ -81,7 +81,7 @@ class Admin:
         return answers.json({"name": entry.name, "state": self._services.engine.residency(entry).value})
 
     async def unload(self, request: Request) -> Response:
-        """``POST /admin/models/{owner}/{name}/unload``: done once what runs there is over, or it is loaded."""
+        """``POST /admin/models/{owner}/{name}/unload``: done once what runs there, or its load, is over."""
         entry = await self._entry(request)
         await self._services.engine.unload(entry)
         return answers.json({"name": entry.name, "state": self._services.engine.residency(entry).value}, 202)
