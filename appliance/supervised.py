@@ -48,6 +48,7 @@ class Supervised:
         """End it, and start it no more."""
         if self._watch is not None:
             self._watch.cancel()
+            await asyncio.wait({self._watch})  # it may be about to start one: asyncio ends that
         process = self._process
         if process is None or process.returncode is not None:
             return
