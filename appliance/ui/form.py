@@ -108,10 +108,10 @@ class Result:
         """All of them, in the order of ``shown``."""
         return [self.status, self.text, self.media, self.data, self.logs]
 
-    def shown(self, seen: Seen, before: list[Any], origin: str) -> list[Any]:
+    def shown(self, seen: Seen, before: list[Any]) -> list[Any]:
         """How a prediction stands, for each component; ``before`` is what was shown last, and is updated."""
         text = output.text_of(seen.output) if self.kind is Output.TEXT else ""
-        made = "" if self.kind is Output.TEXT else output.media(seen.output, origin)
+        made = "" if self.kind is Output.TEXT else output.media(seen.output)
         data = seen.output if self.kind is Output.DATA and seen.over else None
         now = [_status(seen, linked=self._linked), text, made, data, seen.record.get("logs") or ""]
         changed = [
@@ -134,7 +134,7 @@ async def run(
     created = await caller.post("/v1/predictions", {"version": model, "input": given})
     before: list[Any] = []
     async for seen in Following(caller, created).seen():
-        yield None if seen.over else created["id"], result.shown(seen, before, caller.origin)
+        yield None if seen.over else created["id"], result.shown(seen, before)
 
 
 def refused(error: ApplianceError) -> str:

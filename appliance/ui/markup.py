@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import mimetypes
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
+
+from appliance.ui.medium import gallery, medium
 
 #: Longest text that is shown of one value, in characters.
 LONGEST: Final = 50_000
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
-_OUTPUTS: Final = "/outputs/"
 
 
 class Segment(NamedTuple):
@@ -135,13 +135,13 @@ def value(given: Any) -> str:
         case None:
             return '<span class="note">nothing</span>'
         case str():
-            return _file(given) or text(given)
+            return gallery([medium(given)]) or text(given)
         case list() if given and all(isinstance(item, str) for item in given):
-            files = [_file(item) for item in given]
+            files = [medium(item, number) for number, item in enumerate(given, 1)]
             if all(files):
-                return f'<div class="media">{"".join(files)}</div>'
+                return gallery(files)
             return text("".join(given)) if not any(files) else "".join(map(value, given))
-        case dict() if any(isinstance(part, str) and _file(part) for part in given.values()):
+        case dict() if any(isinstance(part, str) and medium(part) for part in given.values()):
             return pairs({name: value(part) for name, part in given.items()})
     return text(json.dumps(given, ensure_ascii=False, indent=2))
 
@@ -150,33 +150,3 @@ def text(text: str) -> str:
     """HTML of text as it is, and no more of it than can be read."""
     shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}\n… ({len(text):,} characters in all)"
     return f'<pre class="text">{escape(shown)}</pre>'
-
-
-def _file(text: str) -> str:
-    """A file of this appliance, or one that is in the text itself; nothing if it is neither.
-
-    Only such files are shown: an address elsewhere would tell that server who looks at this page.
-    """
-    if text.startswith("data:"):
-        source, kind = text, re.split("[;,]", text.removeprefix("data:"))[0].lower()
-    elif text.startswith(("http://", "https://")):
-        try:
-            source = urlsplit(text).path
-        except ValueError:
-            return ""
-        if not source.startswith(_OUTPUTS):
-            return ""
-        kind = mimetypes.guess_type(source)[0] or ""
-    else:
-        return ""
-    address = escape(source)
-    match kind.partition("/")[0]:
-        case "image" if kind != "image/svg+xml":
-            return f'<img src="{address}" alt="" loading="lazy">'
-        case "audio":
-            return f'<audio controls preload="metadata" src="{address}"></audio>'
-        case "video":
-            return f'<video controls preload="metadata" src="{address}"></video>'
-    if text.startswith("data:"):
-        return ""
-    return f'<a href="{address}">{escape(source.rpartition("/")[2])}</a>'

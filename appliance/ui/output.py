@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import html
-import mimetypes
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from pathlib import PurePosixPath
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+
+from appliance.ui.medium import gallery, medium
 
 _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
-_DATA: Final = re.compile(r"data:([a-z0-9.+/-]+)[;,]", re.IGNORECASE)
 
 
 class Output(StrEnum):
@@ -62,33 +60,16 @@ def addresses(output: Any) -> Iterator[str]:
             yield from addresses(list(output.values()))
 
 
-def media(output: Any, origin: str) -> str:
-    """The files of an output as HTML: pictures, players, links; what is elsewhere is linked only."""
-    made = "".join(_medium(address, origin, number) for number, address in enumerate(addresses(output), 1))
-    return f'<div class="made">{made}</div>' if made else ""
+def media(output: Any) -> str:
+    """The files of an output as HTML: pictures, players, downloads; what is elsewhere is linked only."""
+    return gallery(
+        medium(address, number) or _elsewhere(address) for number, address in enumerate(addresses(output), 1)
+    )
 
 
-def _medium(address: str, origin: str, number: int) -> str:
-    inline = _DATA.match(address)
-    ours = address.startswith(f"{origin}/")
-    path = "" if inline else urlsplit(address).path
-    kind = inline[1].lower() if inline else mimetypes.guess_type(path)[0] or ""
-    name = f"output {number}" if inline else unquote(PurePosixPath(path).name) or address
-    source = html.escape(address.removeprefix(origin) if ours else address)
-    label = html.escape(name)
-    if not ours and not inline:
-        return f'<p><a href="{source}" target="_blank" rel="noopener noreferrer">{source}</a></p>'
-    keep = f'<a href="{source}" download="{label}">Download {label}</a>'
-    match kind.partition("/")[0]:
-        case "image":
-            shown = f'<a href="{source}" target="_blank"><img src="{source}" alt="{label}"></a>'
-        case "audio":
-            shown = f'<audio controls preload="metadata" src="{source}"></audio>'
-        case "video":
-            shown = f'<video controls preload="metadata" playsinline src="{source}"></video>'
-        case _:
-            shown = ""
-    return f"<figure>{shown}<figcaption>{keep}</figcaption></figure>"
+def _elsewhere(address: str) -> str:
+    source = html.escape(address)
+    return f'<p><a href="{source}" target="_blank" rel="noopener noreferrer">{source}</a></p>'
 
 
 def progress(logs: str) -> int | None:

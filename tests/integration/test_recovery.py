@@ -54,6 +54,10 @@ def processing(client: httpx.Client, id: str) -> None:
     wait_for(lambda: client.get(f"/v1/predictions/{id}").json()["status"] == "processing", 30, "a start")
 
 
+def recent(client: httpx.Client) -> list[dict[str, Any]]:
+    return list(client.get("/v1/predictions").json()["results"])
+
+
 def works(client: httpx.Client) -> None:
     record = ended(client, create(client, text="still here"))
     assert (record["status"], record["output"]) == ("succeeded", "still here")
@@ -192,7 +196,7 @@ def test_a_killed_appliance_takes_up_what_it_accepted(tmp_path: Path) -> None:
     with running.client() as client:
         works(client)
         ids = [create(client, text=f"text {number}", delay=2.0) for number in range(70)]
-        processing(client, ids[0])
+        wait_for(lambda: "processing" in {each["status"] for each in recent(client)}, 30, "one to run")
         running.kill()
     running.start()
     with running.client() as client:

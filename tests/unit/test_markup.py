@@ -25,12 +25,13 @@ HOSTILE = (
 )
 #: The tags and attributes that our own HTML is made of.
 TAGS = {
-    "a", "audio", "b", "code", "dd", "div", "dl", "dt", "h2", "h3", "i", "img", "li", "p",
-    "pre", "section", "span", "strong", "table", "tbody", "td", "th", "thead", "time", "tr", "ul", "video",
+    "a", "audio", "b", "code", "dd", "div", "dl", "dt", "figcaption", "figure", "h2", "h3", "i", "img", "li",
+    "p", "pre", "section", "span", "strong", "table", "tbody", "td", "th", "thead", "time", "tr", "ul",
+    "video",
 }  # fmt: skip
 ATTRIBUTES = {
-    "alt", "aria-label", "class", "controls", "data-label", "datetime", "href", "loading", "preload", "role",
-    "scope", "src", "style", "title",
+    "alt", "aria-label", "class", "controls", "data-label", "datetime", "download", "href", "loading",
+    "playsinline", "preload", "role", "scope", "src", "style", "target", "title",
 }  # fmt: skip
 
 
@@ -59,7 +60,8 @@ def inert(html: str) -> Reader:
         assert set(attributes) <= ATTRIBUTES, html
         for name in ("href", "src"):
             address = attributes.get(name) or "/"
-            assert address.startswith(("/", "data:image/png")), html
+            kept = name == "href" and "download" in attributes  # it is saved, and never opened
+            assert address.startswith(("/", "data:" if kept else "data:image/")), html
             assert not address.startswith("//"), html
     return read
 
@@ -84,8 +86,8 @@ def test_what_people_wrote_is_inert_and_can_be_read(text: str) -> None:
         ("http://x:1/outputs/0/a.png", ["img"]),
         ("https://x/outputs/0/a.mp3", ["audio"]),
         ("https://x/outputs/0/a.mp4", ["video"]),
-        ("https://x/outputs/0/a.zip", ["a"]),
-        (["https://x/outputs/0/a.png", "https://x/outputs/1/b.png"], ["div", "img", "img"]),
+        ("https://x/outputs/0/a.zip", []),
+        (["https://x/outputs/0/a.png", "https://x/outputs/1/b.png"], ["img", "img"]),
         ({"mask": "https://x/outputs/0/a.png", "score": 1}, ["dl", "dt", "dd", "img", "dt", "dd", "pre"]),
         ("data:image/png;base64,aaaa", ["img"]),
         ("https://elsewhere.example/a.png", ["pre"]),
@@ -95,7 +97,12 @@ def test_what_people_wrote_is_inert_and_can_be_read(text: str) -> None:
     ],
 )
 def test_a_value_is_shown_as_what_it_is(output: Any, tags: list[str]) -> None:
-    assert [tag for tag, _ in inert(markup.value(output)).elements] == tags
+    read = inert(markup.value(output))
+    shown = {"img", "audio", "video", "pre", "dl", "dt", "dd"}
+    assert [tag for tag, _ in read.elements if tag in shown] == tags
+    files = sum(tag == "figure" for tag, _ in read.elements)
+    assert sum("download" in attributes for _, attributes in read.elements) == files
+    assert files == str(output).count("/outputs/") + str(output).count("data:")
 
 
 def test_streamed_words_are_one_text_and_long_ones_are_cut() -> None:

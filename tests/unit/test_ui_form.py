@@ -66,7 +66,7 @@ def told(
     seen = Seen(
         record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
     )
-    first, *_ = result.shown(seen, [], "http://models.example.org")
+    first, *_ = result.shown(seen, [])
     return str(first)
 
 
@@ -90,7 +90,7 @@ async def test_only_what_has_changed_is_sent() -> None:
         result = Result(Output.TEXT, linked=False)
     before: list[Any] = []
     record = {"id": "x", "status": "processing", "logs": "same"}
-    result.shown(Seen(record=record, items=["a"], seconds=1.0), before, "")
-    again = result.shown(Seen(record=record, items=["a", "b"], seconds=1.0), before, "")
+    result.shown(Seen(record=record, items=["a"], seconds=1.0), before)
+    again = result.shown(Seen(record=record, items=["a", "b"], seconds=1.0), before)
     changed = [value for value in again if value != gr.skip()]
     assert changed == ["ab"]

@@ -57,7 +57,7 @@ class Read(HTMLParser):
 
 def test_each_file_is_shown_as_what_it_is() -> None:
     made = [f"{ORIGIN}/outputs/1/{name}" for name in ("a.png", "b.wav", "c.mp4", "d.tar")]
-    read = Read(output.media({"many": made, "one": "data:image/png;base64,AA=="}, ORIGIN))
+    read = Read(output.media({"many": made, "one": "data:image/png;base64,AA=="}))
     shown = [(tag, given["src"]) for tag, given in read.tags if "src" in given]
     assert shown == [
         ("img", "/outputs/1/a.png"),
@@ -73,13 +73,14 @@ def test_what_a_model_says_stays_text() -> None:
     evil = f'{ORIGIN}/outputs/1/"><script>alert(1)</script>.png'
     foreign = "https://evil.example/x.png"
     same_beginning = f"{ORIGIN}.evil.example/x.png"
+    broken = "http://["
     inline = 'data:text/html,"><script>alert(1)</script>'
-    read = Read(output.media([evil, foreign, same_beginning, inline, "javascript:alert(1)"], ORIGIN))
+    read = Read(output.media([evil, foreign, same_beginning, broken, inline, "javascript:alert(1)"]))
     assert not any(tag == "script" for tag, _ in read.tags)
     assert {given["src"] for _, given in read.tags if "src" in given} == {evil.removeprefix(ORIGIN)}
     links = [given for tag, given in read.tags if tag == "a" and given.get("rel")]
-    assert [given["href"] for given in links] == [foreign, same_beginning]  # linked, and not loaded
-    assert output.media(["text", 3, None], ORIGIN) == ""
+    assert [given["href"] for given in links] == [foreign, same_beginning, broken]  # linked, and not loaded
+    assert output.media(["text", 3, None]) == ""
 
 
 @pytest.mark.parametrize(

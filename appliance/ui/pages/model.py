@@ -135,7 +135,7 @@ class Page:
                 f"<code>appliance example {html.escape(self._shown.name)} ID</code> makes a prediction one.",
             )
         kind = output.kind_of(self._document or {})
-        return "".join(_example(record, kind, caller.origin, self._shown.name) for record in found)
+        return "".join(_example(record, kind, self._shown.name) for record in found)
 
     @shell.told
     async def versions(self, request: gr.Request) -> str:
@@ -244,8 +244,8 @@ def _heading(shown: Shown, state: dict[str, Any] | None = None) -> str:
     )
 
 
-def _example(record: dict[str, Any], kind: output.Output, origin: str, name: str) -> str:
-    made = output.media(record.get("output"), origin)
+def _example(record: dict[str, Any], kind: output.Output, name: str) -> str:
+    made = output.media(record.get("output"))
     text = output.text_of(record.get("output")) if kind is output.Output.TEXT else ""
     if kind is output.Output.DATA:
         text = json.dumps(record.get("output"), indent=2, ensure_ascii=False)
