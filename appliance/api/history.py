@@ -74,12 +74,14 @@ class History:
         base = requests.origin(request, self._services)
         deliveries = await self._services.store.deliveries(record.id)
         prices = self._services.config.prices
+        examples = await self._services.store.registry.examples()
         cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
         body = {
             **Shown(await self._names(caller)).whole(record, base),
             "parts": await self._services.engine.parts(record),
             "timeline": wire.timeline(record, time.time()),
             "model_state": self._model_state(record),
+            "example": record.id in examples.get(record.model, ()),
             "deliveries": [_delivery(delivery) for delivery in deliveries],
             "cost": None if cost is None else float(cost),
             "currency": None if cost is None else prices.currency,

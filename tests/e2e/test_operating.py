@@ -99,6 +99,20 @@ def test_a_picture_is_shown_as_one(page: Page, client: httpx.Client) -> None:
     expect(page.locator(f'main a[href="{address.path}"]')).to_be_visible()
 
 
+def test_a_prediction_is_chosen_as_an_example(page: Page, client: httpx.Client) -> None:
+    made = run(client, STREAM, input={"text": "as an example"})
+    page.goto(made["urls"]["web"])
+    page.get_by_role("button", name="Show as an example").click()
+    expect(page.get_by_role("button", name="Show no longer as an example")).to_be_visible()
+    page.get_by_role("link", name=STREAM, exact=True).last.click()
+    page.get_by_role("tab", name="Examples").click()
+    expect(page.locator("article.example", has_text="as an example")).to_be_visible()
+    page.goto(made["urls"]["web"])
+    page.get_by_role("button", name="Show no longer as an example").click()
+    expect(page.get_by_role("button", name="Show as an example")).to_be_visible()
+    assert client.get(f"/v1/models/{STREAM}/examples").json()["results"] == []
+
+
 def test_a_model_is_loaded_unloaded_and_pinned(page: Page, client: httpx.Client) -> None:
     model = "test/files"
 

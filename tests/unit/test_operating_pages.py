@@ -44,6 +44,7 @@ def record(text: str, **more: Any) -> dict[str, Any]:
             {"phase": "running", "from": TIME, "to": None, "seconds": 3.0},
         ],
         "model_state": "cold",
+        "example": True,
         **more,
     }
 

@@ -132,7 +132,8 @@ class Page:
         if not found:
             return _empty(
                 "There are no examples yet",
-                f"<code>appliance example {html.escape(self._shown.name)} ID</code> makes a prediction one.",
+                "An administrator makes a prediction one: on its page, or with "
+                f"<code>appliance example {html.escape(self._shown.name)} ID</code>.",
             )
         kind = output.kind_of(self._document or {})
         return "".join(_example(record, kind, self._shown.name) for record in found)

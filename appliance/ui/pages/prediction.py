@@ -18,6 +18,8 @@ from appliance.ui.shell import Marks
 PERIOD: Final = 1.0
 
 _OVER: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
+_SHOW: Final = "Show as an example"
+_HIDE: Final = "Show no longer as an example"
 _MISSING: Final = (
     '<div class="empty"><strong>There is no such prediction</strong>It does not exist, or belongs to another '
     'account. <a href="/predictions">See those that there are.</a></div>'
@@ -31,13 +33,15 @@ def build() -> gr.Blocks:
         with gr.Row(elem_classes="actions"):
             cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False)
             again = gr.Button("Run again, with changes", size="sm", visible=False)
+            example = gr.Button(_SHOW, size="sm", visible=False)
         body = gr.HTML(min_height=300, apply_default_css=False)
         timer = gr.Timer(PERIOD)
         marks = gr.State([])
-        shown = [marks, head, body, cancel, again, timer]
+        shown = [marks, head, body, cancel, again, example, timer]
         blocks.load(_show, marks, shown, **shell.QUIET)
         timer.tick(_show, marks, shown, **shell.QUIET)
         cancel.click(_cancel, marks, shown, **shell.QUIET)
+        example.click(_turn_example, marks, shown, **shell.QUIET)
     return blocks
 
 
@@ -47,8 +51,8 @@ async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     try:
         record = await who.caller.get(_path(request))
     except NotFound:
-        hidden = gr.Button(visible=False)
-        return [*shell.changed([_MISSING, ""], marks), hidden, hidden, gr.Timer(active=False)]
+        hidden = [gr.Button(visible=False) for _ in range(3)]
+        return [*shell.changed([_MISSING, ""], marks), *hidden, gr.Timer(active=False)]
     return _shown(record, who, marks)
 
 
@@ -56,6 +60,16 @@ async def _show(marks: Marks, request: gr.Request) -> list[Any]:
 async def _cancel(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     return _shown(await who.caller.post(f"{_path(request)}/cancel"), who, marks)
+
+
+@shell.told
+async def _turn_example(marks: Marks, request: gr.Request) -> list[Any]:
+    """Whoever sees the model sees this prediction on its page from now on, or no longer."""
+    who = session.of(request)
+    record = await who.caller.get(_path(request))
+    method = "DELETE" if record["example"] else "PUT"
+    await who.caller.send(method, f"/admin/models/{record['model']}/examples/{record['id']}")
+    return _shown(await who.caller.get(_path(request)), who, marks)
 
 
 def _path(request: gr.Request) -> str:
@@ -71,6 +85,10 @@ def _shown(record: dict[str, Any], who: session.Session, marks: Marks) -> list[A
         gr.Button(
             visible=rerun and not record["data_removed"],
             link=f"/{record['model']}?{urlencode({'from': record['id']})}",
+        ),
+        gr.Button(
+            _HIDE if record["example"] else _SHOW,
+            visible=who.admin and record["status"] == "succeeded" and not record["data_removed"],
         ),
         gr.Timer(active=not over),
     ]
@@ -88,6 +106,10 @@ def head(record: Mapping[str, Any]) -> str:
         facts["Hardware"] = escape(record["hardware"])
     if record["cost"] is not None:
         facts["Cost"] = escape(markup.money(record["cost"], record["currency"]))
+    if record["example"]:
+        facts["Example"] = (
+            f"It is shown to everyone who sees {markup.link('/' + record['model'], record['model'])}"
+        )
     if record.get("deployment"):
         facts["Deployment"] = escape(record["deployment"])
     if record.get("parent"):
