@@ -107,7 +107,7 @@ class Footprints:
             return
         holds = self._ledger.resize(entry, wanted)
         if abs(holds - before) > before * _WORTH_TELLING:
-            why = f"it takes up to {entry.expected_peak}, and held {before}"
+            why = f"it takes up to {entry.expected_peak:,}, and held {before:,}"
             self._journal.add(now, What.RESIZED, model, entry.devices, holds, why=why)
 
     def starved(

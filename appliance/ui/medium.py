@@ -7,11 +7,18 @@ import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 _OUTPUTS: Final = "/outputs/"
 _DATA: Final = re.compile(r"data:([a-z0-9.+/-]+)[;,]", re.IGNORECASE)
+
+
+class _File(NamedTuple):
+    kind: str  # its media type; empty where nobody knows
+    name: str
+    source: str  # what a page finds it at
+    inline: bool
 
 
 def medium(address: str, number: int = 1) -> str:
@@ -20,20 +27,14 @@ def medium(address: str, number: int = 1) -> str:
     Only such files are shown: an address elsewhere would tell that server who looks at this page. ``number``
     is for one that has no name. A link to data is one to keep it: browsers open no page from data.
     """
-    inline = _DATA.match(address)
-    if inline:
-        kind, name, source = inline[1].lower(), f"file {number}", address
-    else:
-        path = _ours(address)
-        if path is None:
-            return ""
-        kind = mimetypes.guess_type(path)[0] or ""
-        name, source = unquote(PurePosixPath(path).name), path
-    source, label = escape(source), escape(name)
-    match kind.partition("/")[0]:
+    file = _file(address, number)
+    if file is None:
+        return ""
+    source, label = escape(file.source), escape(file.name)
+    match file.kind.partition("/")[0]:
         case "image":
             shown = f'<img src="{source}" alt="{label}" loading="lazy">'
-            if not inline:
+            if not file.inline:
                 shown = f'<a href="{source}" target="_blank">{shown}</a>'
         case "audio":
             shown = f'<audio controls preload="metadata" src="{source}"></audio>'
@@ -45,10 +46,26 @@ def medium(address: str, number: int = 1) -> str:
     return f"<figure>{shown}<figcaption>{keep}</figcaption></figure>"
 
 
+def picture(address: str) -> str | None:
+    """What a page finds such a file at, if it is a picture."""
+    file = _file(address, 1)
+    return file.source if file is not None and file.kind.startswith("image/") else None
+
+
 def gallery(figures: Iterable[str]) -> str:
     """HTML of media side by side; nothing of none."""
     made = "".join(figures)
     return f'<div class="made">{made}</div>' if made else ""
+
+
+def _file(address: str, number: int) -> _File | None:
+    inline = _DATA.match(address)
+    if inline:
+        return _File(inline[1].lower(), f"file {number}", address, inline=True)
+    path = _ours(address)
+    if path is None:
+        return None
+    return _File(mimetypes.guess_type(path)[0] or "", unquote(PurePosixPath(path).name), path, inline=False)
 
 
 def _ours(address: str) -> str | None:

@@ -75,7 +75,7 @@ def test_an_estimate_gives_way_to_less_once_a_prediction_has_run() -> None:
     known = subject.footprints.of("a/a")
     assert (known.demand.origin, known.peak, known.estimate) == (Origin.MEASURED, 2 * GIB, 4 * GIB)
     assert told(subject, What.RESIZED)[0] == (
-        f"model a/a holds {int(GIB * MARGIN)} bytes on gpu0: it takes up to {GIB}, and held {4 * GIB}"
+        f"model a/a holds {int(GIB * MARGIN)} bytes on gpu0: it takes up to {GIB:,}, and held {4 * GIB:,}"
     )
 
 

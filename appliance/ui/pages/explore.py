@@ -10,6 +10,8 @@ import gradio as gr
 
 from appliance.errors import NotFound
 from appliance.ui import session, shell
+from appliance.ui.medium import picture
+from appliance.ui.output import addresses
 
 _EVERY: Final = 3.0  # seconds between two looks at what is loaded
 _ALL: Final = "All"
@@ -83,7 +85,7 @@ def cards_of(models: list[dict[str, Any]], states: dict[str, dict[str, Any]], *,
         told = (
             ("Nothing fits", "Use fewer words, or another collection.")
             if narrowed
-            else ("There is no model yet", "Name one in models.yaml, and start the appliance again.")
+            else ("There is no model yet", "Name one in models.yaml, and run appliance reload.")
         )
         return f'<div class="empty"><strong>{told[0]}</strong>{told[1]}</div>'
     cards = "".join(card(model, states.get(f"{model['owner']}/{model['name']}")) for model in models)
@@ -116,9 +118,11 @@ def badge(state: dict[str, Any]) -> str:
 
 
 def cover(model: dict[str, Any]) -> str:
-    """A model's picture; without one, a colour that is always the same for it, and its initial."""
-    if model["cover_image_url"]:
-        return f'<img class="cover" alt="" loading="lazy" src="{html.escape(model["cover_image_url"])}">'
+    """A model's picture, or its example's; without one, a colour that is its own, and its initial."""
+    example = model["default_example"] or {}
+    made = next(filter(None, map(picture, addresses(example.get("output")))), None)
+    if source := model["cover_image_url"] or made:
+        return f'<img class="cover" alt="" loading="lazy" src="{html.escape(source)}">'
     hue = zlib.crc32(f"{model['owner']}/{model['name']}".encode()) % 360
     style = f"background:linear-gradient(135deg,hsl({hue} 45% 38%),hsl({(hue + 40) % 360} 50% 28%))"
     return (

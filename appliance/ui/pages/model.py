@@ -147,16 +147,17 @@ class Page:
 
     @shell.told
     async def performance(self, request: gr.Request) -> str:
-        """What the newest predictions of this account took."""
+        """What the newest predictions of the model took, of those that this token may see."""
         caller = session.of(request).caller
-        recent = (await caller.get("/v1/predictions"))["results"]
-        mine = [one for one in recent if one["model"] == self._shown.name and one["status"] == "succeeded"]
-        took = [one["metrics"]["predict_time"] for one in mine if "predict_time" in one.get("metrics", {})]
-        if not took:
-            return _empty("Nothing to measure yet", "Of your last 100 predictions none is of this model.")
+        asked = {"model": self._shown.name, "status": "succeeded", "type": "prediction"}
+        found = (await caller.get("/admin/predictions", **asked))["results"]
+        mine = [one for one in found if "predict_time" in one.get("metrics", {})]
+        if not mine:
+            return _empty("Nothing to measure yet", "Run the model, and see here what that took.")
+        took = [one["metrics"]["predict_time"] for one in mine]
         colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
         facts = (
-            f"<p>{len(took)} of your last {len(recent)} predictions: median {statistics.median(took):.2f} s, "
+            f"<p>The last {len(mine)} that succeeded: median {statistics.median(took):.2f} s, "
             f"longest {max(took):.2f} s; {colds} waited for the model to load.</p>"
         )
         rows = [
@@ -167,7 +168,6 @@ class Page:
                 f"{one['metrics'].get('cold_start', 0):.1f} s",
             )
             for one in mine[:20]
-            if "predict_time" in one.get("metrics", {})
         ]
         return facts + _table(("Prediction", "Made", "Ran for", "Waited for a load"), rows)
 

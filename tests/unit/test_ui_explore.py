@@ -1,0 +1,38 @@
+"""The cards of models: a picture where there is one, and what can be done where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.ui.pages import explore
+
+MODEL: dict[str, Any] = {
+    "owner": "test",
+    "name": "shapes",
+    "description": "Draws <b>shapes</b>.",
+    "run_count": 1234,
+    "cover_image_url": None,
+    "default_example": None,
+}
+
+
+def test_a_cover_is_what_is_configured_or_an_examples_picture_or_a_colour() -> None:
+    made = {"output": ["http://x/outputs/1/a.txt", "http://x/outputs/1/b.png"]}
+    assert 'src="/outputs/1/b.png"' in explore.cover({**MODEL, "default_example": made})
+    configured = {**MODEL, "default_example": made, "cover_image_url": "https://example.org/c.png"}
+    assert 'src="https://example.org/c.png"' in explore.cover(configured)
+    for example in (None, {"output": None}, {"output": "https://elsewhere.example/a.png"}):
+        assert "<img" not in explore.cover({**MODEL, "default_example": example})
+
+
+def test_a_card_says_what_its_model_does_and_nothing_in_it_is_html() -> None:
+    state = {"state": "loading", "kind": "diffusers", "loading_for": 3.0, "load_seconds": 9.6, "queued": 0}
+    said = explore.card(MODEL, state)
+    assert "loading, 3 s of about 10" in said
+    assert "1,234 runs" in said
+    assert "&lt;b&gt;shapes" in said
+
+
+def test_an_empty_list_says_what_to_do() -> None:
+    assert "models.yaml" in explore.cards_of([], {}, narrowed=False)
+    assert "fewer words" in explore.cards_of([], {}, narrowed=True)
