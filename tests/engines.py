@@ -19,7 +19,7 @@ from appliance.metrics import Metrics
 from appliance.prediction import Prediction, Status
 from appliance.pushing import Pushes
 from appliance.reload import Reload
-from appliance.scheduler import Capacity, Demand, Origin, Scheduler
+from appliance.scheduler import Asleep, Capacity, Demand, Origin, Scheduler
 from appliance.store import SQLiteStore
 from appliance.token import RunTokens
 from appliance.tracing import Tracing
@@ -55,6 +55,8 @@ class Bench:
         self.more: list[Entry] = []
         self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
         self.capacity = 10 * MIB
+        self.main: int | None = None  # bytes for sleepers, if there is a place for them
+        self.asleep: Asleep | None = None  # what those of `more` hold when they sleep
         self.estimated: dict[str, int] = {}  # what is not declared, by model
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
@@ -70,6 +72,7 @@ class Bench:
                 concurrency=entry.model.options.predictions_at_once,
                 memory=self.estimated.get(entry.name, sizes.get(entry.name, MIB)),
                 origin=Origin.ESTIMATED if entry.name in self.estimated else Origin.DECLARED,
+                asleep=self.asleep if entry in self.more else None,
             )
             for entry in entries
         ]
@@ -87,7 +90,10 @@ class Bench:
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")
         self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
-        self.scheduler = Scheduler([Capacity("cpu", self.capacity)], demands)
+        capacities = [Capacity("cpu", self.capacity)]
+        if self.main is not None:
+            capacities.append(Capacity("main", self.main, host=True))
+        self.scheduler = Scheduler(capacities, demands)
         self.metrics = Metrics(self.scheduler)
         self.pushes = Pushes(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, device="cpu"

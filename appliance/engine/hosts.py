@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from appliance.cluster.base import Cluster
@@ -56,6 +56,7 @@ class Hosts:
         self._room = room
         self._listener = listener
         self._readers: dict[str, asyncio.Task[None]] = {}  # by model that is loaded
+        self._turns: dict[str, asyncio.Task[None]] = {}  # by model that falls asleep or wakes
 
     def follow(self, model: str) -> None:
         """Apply the events of a model that is loaded, until it is unloaded or lost."""
@@ -65,13 +66,18 @@ class Hosts:
         try:
             while self._there(model):  # a late request of an earlier reader may have taken this one's place
                 await self._read(model)
-        except OutOfMemory as error:
-            if self._there(model):
-                verdict = self._sizes.starved(model, error)
-                self._listener.host_lost(model, verdict.sentence, starved=True, again=verdict.grown)
         except HostLost as error:
             if self._there(model):
-                self._listener.host_lost(model, error.detail)
+                self._lost(model, error)
+
+    def _lost(self, model: str, error: HostLost) -> None:
+        if model in self._turns:  # what it was asked must not reach the next one
+            self._turns.pop(model).cancel()
+        if isinstance(error, OutOfMemory):
+            verdict = self._sizes.starved(model, error)
+            self._listener.host_lost(model, verdict.sentence, starved=True, again=verdict.grown)
+        else:
+            self._listener.host_lost(model, error.detail)
 
     async def _read(self, model: str) -> None:
         async for batch in self._cluster.events(model):
@@ -85,9 +91,16 @@ class Hosts:
     def _there(self, model: str) -> bool:
         return self._scheduler.residency(model) in _THERE
 
-    async def turn(self, model: str, turning: Awaitable[str | None]) -> None:
-        """Let a model fall asleep or wake; if it cannot, its host is ended, and it never sleeps again."""
-        trouble = await turning
+    def turn(self, model: str, turning: Callable[[], Awaitable[str | None]]) -> None:
+        """Let a model fall asleep or wake; if it cannot, its host is ended, and it never sleeps again.
+
+        ``turning`` does it, and says why it could not.
+        """
+        self._turns[model] = self._listener.spawn(self._turn(model, turning))
+
+    async def _turn(self, model: str, turning: Callable[[], Awaitable[str | None]]) -> None:
+        trouble = await turning()
+        self._turns.pop(model, None)
         if trouble is not None and self._there(model):
             self._scheduler.sleepless(model)
             await self.kill(model, trouble)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from appliance.catalogue import Catalogue, Entry
@@ -192,9 +193,9 @@ class Loop:
             case Load(model, devices, memory):
                 self.spawn(self._load(self._catalogue.hosted(model), devices, memory))
             case Sleep(model):
-                self.spawn(self.hosts.turn(model, self._loads.sleep(decision)))
+                self.hosts.turn(model, partial(self._loads.sleep, decision))
             case Wake(model):
-                self.spawn(self.hosts.turn(model, self._loads.wake(model)))
+                self.hosts.turn(model, partial(self._loads.wake, model))
             case Unload(model):
                 self.spawn(self.hosts.unload(model))
 
