@@ -12,6 +12,7 @@ from starlette.routing import Route
 from appliance import usage, wire
 from appliance.api import answers, paging, requests
 from appliance.api.services import Services
+from appliance.catalogue import Entry
 from appliance.errors import InvalidVersion, PermissionDenied
 from appliance.prediction import Prediction, Status
 from appliance.store import Delivery
@@ -73,6 +74,7 @@ class History:
     async def _answer(self, record: Prediction, request: Request, caller: Token) -> Response:
         base = requests.origin(request, self._services)
         deliveries = await self._services.store.deliveries(record.id)
+        entry = self._served(record)
         prices = self._services.config.prices
         examples = await self._services.store.registry.examples()
         cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
@@ -80,7 +82,8 @@ class History:
             **Shown(await self._names(caller)).whole(record, base),
             "parts": await self._services.engine.parts(record),
             "timeline": wire.timeline(record, time.time()),
-            "model_state": self._model_state(record),
+            "model_state": None if entry is None else self._services.engine.residency(entry).value,
+            "newest_version": entry is not None and entry == self._services.catalogue.latest(entry.name),
             "example": record.id in examples.get(record.model, ()),
             "deliveries": [_delivery(delivery) for delivery in deliveries],
             "cost": None if cost is None else float(cost),
@@ -93,13 +96,12 @@ class History:
         known = await self._services.store.list_tokens()
         return {token.id: token.name for token in known if _all_of(caller) in {None, token.owner}}
 
-    def _model_state(self, record: Prediction) -> str | None:
-        """Where the model of a prediction is; of a version that is gone, nowhere."""
+    def _served(self, record: Prediction) -> Entry | None:
+        """What would run the same again, if its version is not gone."""
         try:
-            entry = self._services.catalogue.by_version(record.version)
+            return self._services.catalogue.by_version(record.version)
         except InvalidVersion:
             return None
-        return self._services.engine.residency(entry).value
 
 
 def _all_of(caller: Token) -> str | None:

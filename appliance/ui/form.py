@@ -122,16 +122,18 @@ class Result:
 
 
 async def run(
-    form: Form, result: Result, model: str, values: Sequence[Any], request: gr.Request
+    form: Form, result: Result, spec: str, values: Sequence[Any], request: gr.Request
 ) -> AsyncIterator[tuple[str | None, list[Any]]]:
-    """Run ``model`` with what is filled in: the id of the prediction, None once it is over, and what to show.
+    """Run ``owner/name`` or ``owner/name:version`` with what is filled in.
+
+    Gives the id of the prediction, None once it is over, and what to show.
 
     Raises:
         ApplianceError: it is refused.
     """
     caller = session.of(request).caller
     given = await _uploaded(form.filled_in(values), caller)
-    created = await caller.post("/v1/predictions", {"version": model, "input": given})
+    created = await caller.post("/v1/predictions", {"version": spec, "input": given})
     before: list[Any] = []
     async for seen in Following(caller, created).seen():
         yield None if seen.over else created["id"], result.shown(seen, before)

@@ -29,7 +29,9 @@ from appliance.ui.shell import Page
 _log = logging.getLogger(__name__)
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_MODEL: Final = re.compile(r"/([a-z0-9][a-z0-9._-]*)/([a-z0-9][a-z0-9._-]*)(?=/|$)")
+_MODEL: Final = re.compile(
+    r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|$)"
+)
 _MOST: Final = 64  # pages of models that are kept
 
 
@@ -44,7 +46,7 @@ class Server:
         self._api = api
         self._pages = pages
         self._built: dict[str, Built] = {}  # by the path of the page
-        self._models: dict[str, Built] = {}  # by the path of the model, the one opened last at the end
+        self._models: dict[str, Built] = {}  # by the path of the model or version, opened last at the end
         self._building = asyncio.Lock()
         self._frontend = Frontend()
         covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
@@ -128,16 +130,17 @@ class Server:
             return self._built[page.path]
 
     async def _model(self, root: str, known: Session, *, opened: bool) -> Built:
-        """The page of a model as that is now; it may have changed whenever its page is opened.
+        """The page of a model, or a version, as it is now; it may have changed whenever its page is opened.
 
         Raises:
-            NotFound: there is no such model for this person.
+            NotFound: there is none for this person.
         """
         kept = self._models.get(root)
         if kept is not None and not opened and known.username in kept.opened_by:
             return kept
-        described = await known.caller.get(f"/v1/models{root}")
-        shown = model.Shown.of(described)
+        path, _, version = root.partition("/versions/")
+        described = await known.caller.get(f"/v1/models{path}")
+        shown = model.Shown.of(described, await known.caller.get(f"/v1/models{root}") if version else None)
         async with self._building:
             kept = self._models.pop(root, None)
             if kept is None or kept.shows != shown:

@@ -32,7 +32,7 @@ class LocalFile(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What is called with what."""
 
-    model: str  # owner/name
+    model: str  # owner/name, or owner/name:version
     kind: str | None
     origin: str
     input: Mapping[str, Any]  # files are of type LocalFile
@@ -90,7 +90,10 @@ def curl(call: Call) -> str:
                 f"  --form {_shell('content=@' + file.name)}"
                 " | grep -o 'http[^\"]*/v1/files/[^\"]*' | head -n 1)"
             )
-    body = json.dumps({"input": _named(call.input, names)}, indent=2, ensure_ascii=False)
+    _, version, _ = call.model.partition(":")
+    path = "predictions" if version else f"models/{call.model}/predictions"
+    asked = {"version": call.model} if version else {}
+    body = json.dumps({**asked, "input": _named(call.input, names)}, indent=2, ensure_ascii=False)
     # In a here-document the shell reads these three, and nothing else.
     body = re.sub(r"[\\$`]", r"\\\g<0>", body)
     for variable in names.values():
@@ -98,7 +101,7 @@ def curl(call: Call) -> str:
     return "\n".join(
         [
             *lines,
-            f"curl --silent --fail-with-body {call.origin}/v1/models/{call.model}/predictions \\",
+            f"curl --silent --fail-with-body {call.origin}/v1/{path} \\",
             '  --header "Authorization: Bearer $REPLICATE_API_TOKEN" \\',
             '  --header "Content-Type: application/json" \\',
             '  --header "Prefer: wait" \\',

@@ -71,6 +71,19 @@ def test_a_prediction_is_opened_by_its_address_and_what_is_in_it_is_inert(
     assert page.locator("main script, main iframe, main [onerror]").count() == 0
 
 
+def test_a_version_is_run_on_its_own_page(page: Page, client: httpx.Client) -> None:
+    version = client.get(f"/v1/models/{STREAM}").json()["latest_version"]["id"]
+    page.goto(f"/{STREAM}")
+    page.get_by_role("tab", name="Versions").click()
+    page.get_by_role("link", name=version).click()
+    expect(page.get_by_role("heading", name=f"{STREAM}:{version[:8]}")).to_be_visible()
+    page.get_by_role("textbox", name="Text", exact=True).fill("by its version")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator("#output textarea")).to_have_value("by its version")
+    page.get_by_role("tab", name="Code").click()
+    expect(page.locator("#code-python")).to_contain_text(f"{STREAM}:{version}")
+
+
 def test_predictions_are_filtered_and_one_under_way_is_cancelled(page: Page, client: httpx.Client) -> None:
     failed = run(client, STREAM, input={"text": "x", "fail": HOSTILE})
     reply = client.post(f"/v1/models/{STREAM}/predictions", json={"input": {"text": "x", "delay": 300}})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from appliance.ui.pages import machine, prediction, predictions, settings, usage
 from tests.unit.test_markup import HOSTILE, inert
 
@@ -44,6 +46,7 @@ def record(text: str, **more: Any) -> dict[str, Any]:
             {"phase": "running", "from": TIME, "to": None, "seconds": 3.0},
         ],
         "model_state": "cold",
+        "newest_version": True,
         "example": True,
         **more,
     }
@@ -57,6 +60,19 @@ def test_predictions_are_inert_in_the_list_and_on_their_page() -> None:
         assert text in read.said
         inert(prediction.head(record(text, status="starting", model_state=text)))
         inert(prediction.body(record(text, data_removed=True)))
+
+
+@pytest.mark.parametrize(
+    ("state", "newest", "path"),
+    [
+        ("ready", True, "/a/b?from=x"),
+        ("cold", False, f"/a/b/versions/{'0' * 64}?from=x"),
+        (None, False, "/a/b?from=x"),  # its version is gone
+    ],
+)
+def test_what_ran_is_run_again_by_its_version(state: str | None, newest: bool, path: str) -> None:
+    made = record("", id="x", model="a/b", version="0" * 64, model_state=state, newest_version=newest)
+    assert prediction.again(made) == path
 
 
 def test_a_timeline_is_drawn_by_what_each_phase_took() -> None:

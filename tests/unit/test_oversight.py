@@ -80,6 +80,7 @@ async def test_an_administrator_sees_everyones_predictions_and_others_their_own(
     found = (await api.get(f"/admin/predictions/{theirs['id']}")).json()
     assert (found["input"], found["output"], found["owner"]) == ({"text": "theirs"}, "theirs", "you")
     assert (found["token"], found["token_name"]) == ("run", "run")
+    assert (found["newest_version"], found["example"]) == (True, False)
     assert (await api.get(f"/v1/predictions/{theirs['id']}")).status_code == 404
     assert (await yours.get("/admin/predictions?token=first")).json()["results"] == []
 

@@ -170,6 +170,18 @@ async def test_pages_of_models_and_what_is_not_there(pages: Pages) -> None:
             assert missing.status_code == 404, path
 
 
+async def test_a_version_has_a_page_of_its_own(pages: Pages, bench: Bench) -> None:
+    async with pages.signed_in(SECRET) as browser:
+        path = f"/test/echo/versions/{bench.echo.version}"
+        page = await browser.get(path)
+        assert page.status_code == 200
+        config = (await browser.get(f"{path}/config")).json()
+        headings = [str(one["props"].get("value")) for one in config["components"]]
+        assert any(f"echo:{bench.echo.version[:8]}" in one for one in headings)
+        assert (await browser.get(f"/test/echo/versions/{'0' * 64}")).status_code == 404
+        assert (await browser.get("/test/echo/versions/latest")).status_code == 404
+
+
 async def test_a_private_model_has_no_page_for_others(pages: Pages, api: Api) -> None:
     private = {"owner": "me", "name": "private", "visibility": "private", "hardware": "cpu"}
     assert (await api.post("/v1/models", json=private)).status_code == 201

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.ui import snippets
@@ -119,6 +120,15 @@ def test_kinds_that_openais_api_knows_have_its_words(kind: str, input: dict[str,
     if kind == "diffusers":
         assert 'size="64x32"' in code
         assert "n=2" in code
+
+
+def test_a_version_is_called_by_its_id() -> None:
+    of_version = msgspec.structs.replace(call({"text": "x"}), model=f"test/echo:{'0' * 64}")
+    for made in (snippets.python, snippets.javascript, snippets.openai):
+        assert f'"test/echo:{"0" * 64}"' in str(made(of_version))
+    said = snippets.curl(of_version)
+    assert " http://127.0.0.1:1/v1/predictions " in said
+    assert f'"version": "test/echo:{"0" * 64}"' in said
 
 
 def test_other_kinds_have_none() -> None:

@@ -26,12 +26,19 @@ class Shown(msgspec.Struct, frozen=True):
     name: str  # owner/name
     description: str
     links: tuple[tuple[str, str], ...]  # what it is, and its address
-    document: dict[str, Any] | None  # of the newest version, if there is one
+    document: dict[str, Any] | None  # of the version, if there is one
+    version: str | None = None  # if it is not whichever is the newest
+
+    @property
+    def spec(self) -> str:
+        """What is run."""
+        return self.name if self.version is None else f"{self.name}:{self.version}"
 
     @classmethod
-    def of(cls, model: dict[str, Any]) -> Shown:
-        """From the API's description of it."""
-        version = model["latest_version"]
+    def of(cls, model: dict[str, Any], version: dict[str, Any] | None = None) -> Shown:
+        """From the API's description of it, and of the version that is shown, if not the newest."""
+        chosen = None if version is None else str(version["id"])
+        version = version or model["latest_version"]
         known = {
             "Source": "github_url",
             "Paper": "paper_url",
@@ -40,7 +47,8 @@ class Shown(msgspec.Struct, frozen=True):
         }
         links = tuple((word, model[key]) for word, key in known.items() if model.get(key))
         document = None if version is None else version["openapi_schema"]
-        return cls(f"{model['owner']}/{model['name']}", model["description"] or "", links, document)
+        name = f"{model['owner']}/{model['name']}"
+        return cls(name, model["description"] or "", links, document, chosen)
 
 
 class Page:
@@ -66,7 +74,7 @@ class Page:
                 return blocks
             with gr.Tabs():
                 with gr.Tab("Run"):
-                    filled = playground(blocks, self._shown.name, self._document)
+                    filled = playground(blocks, self._shown.spec, self._document)
                 self._code(filled)
                 for title, made in (
                     ("Examples", self.examples),
@@ -96,7 +104,7 @@ class Page:
             caller = session.of(request).caller
             state = await _state(caller, self._shown.name)
             call = snippets.Call(
-                model=self._shown.name,
+                model=self._shown.spec,
                 kind=None if state is None else state["kind"],
                 origin=caller.origin,
                 input=filled.filled_in(values),
@@ -142,7 +150,11 @@ class Page:
     async def versions(self, request: gr.Request) -> str:
         """Every version, newest first."""
         found = (await session.of(request).caller.get(f"/v1/models/{self._shown.name}/versions"))["results"]
-        rows = [(f"<code>{html.escape(one['id'])}</code>", _time(one["created_at"])) for one in found]
+        pages = f"/{html.escape(self._shown.name)}/versions"
+        rows = [
+            (f'<a href="{pages}/{one["id"]}"><code>{one["id"]}</code></a>', _time(one["created_at"]))
+            for one in found
+        ]
         return _table(("Version", "Made"), rows)
 
     @shell.told
@@ -177,10 +189,11 @@ def build(shown: Shown) -> gr.Blocks:
     return Page(shown).build()
 
 
-def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare: bool = False) -> Form:
-    """Form and output side by side; ``bare``: nothing leads from there to other pages.
+def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> Form:
+    """Form and output of ``owner/name`` or ``owner/name:version`` side by side.
 
-    ``?from=`` in the address fills in the input of an earlier prediction.
+    ``bare``: nothing leads from there to other pages. ``?from=`` in the address fills in the input of an
+    earlier prediction.
     """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
@@ -208,7 +221,7 @@ def playground(blocks: gr.Blocks, model: str, document: dict[str, Any], *, bare:
         at_rest = [None, gr.Button(interactive=True), gr.Button(interactive=False), *same]
         yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *same]
         try:
-            async for id, shown in form.run(filled, result, model, values, request):
+            async for id, shown in form.run(filled, result, spec, values, request):
                 yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
         except ApplianceError as error:
             yield [*at_rest[:3], form.refused(error), *same[1:]]
@@ -239,6 +252,9 @@ def _heading(shown: Shown, state: dict[str, Any] | None = None) -> str:
         if address.startswith(("http://", "https://"))
     )
     owner, _, name = shown.name.partition("/")
+    if shown.version is not None:
+        facts += f'<a class="badge plain" href="/{html.escape(shown.name)}">To the newest version</a>'
+        name += f":{shown.version[:8]}"
     return (
         f'<div class="heading"><h1><span>{html.escape(owner)}/</span>{html.escape(name)}</h1>'
         f'<p>{html.escape(shown.description)}</p><div class="facts">{facts}</div></div>'

@@ -84,7 +84,7 @@ def _shown(record: dict[str, Any], who: session.Session, marks: Marks) -> list[A
         gr.Button(visible=who.may_run and not over),
         gr.Button(
             visible=rerun and not record["data_removed"],
-            link=f"/{record['model']}?{urlencode({'from': record['id']})}",
+            link=again(record),
         ),
         gr.Button(
             _HIDE if record["example"] else _SHOW,
@@ -92,6 +92,13 @@ def _shown(record: dict[str, Any], who: session.Session, marks: Marks) -> list[A
         ),
         gr.Timer(active=not over),
     ]
+
+
+def again(record: Mapping[str, Any]) -> str:
+    """The path where it can be run again: by the version that made it, if that is there."""
+    older = record["model_state"] is not None and not record["newest_version"]
+    page = f"/{record['model']}/versions/{record['version']}" if older else f"/{record['model']}"
+    return f"{page}?{urlencode({'from': record['id']})}"
 
 
 def head(record: Mapping[str, Any]) -> str:
