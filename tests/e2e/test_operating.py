@@ -77,7 +77,7 @@ def test_a_version_is_run_on_its_own_page(page: Page, client: httpx.Client) -> N
     page.get_by_role("tab", name="Versions").click()
     page.get_by_role("link", name=version).click()
     expect(page.get_by_role("heading", name=f"{STREAM}:{version[:8]}")).to_be_visible()
-    page.get_by_role("textbox", name="Text", exact=True).fill("by its version")
+    page.locator("#input-text").locator("textarea, input").first.fill("by its version")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator("#output textarea")).to_have_value("by its version")
     page.get_by_role("tab", name="Code").click()
