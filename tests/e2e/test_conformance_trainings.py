@@ -307,9 +307,9 @@ def test_demand_is_met_with_instances_up_to_the_most(api: httpx.Client) -> None:
     version = version_of(api, "test/scaled")
     made = deployment(api, "scaled", model="test/scaled", version=version, max_instances=3)
     assert made.is_success
-    body = {"input": {"text": "done", "delay": 12}}
     path = "/v1/deployments/appliance/scaled/predictions"
-    records = [api.post(path, json=body).json() for _ in range(4)]
+    bodies = [{"input": {"text": "done", "delay": delay}} for delay in (12, 12, 12, 0)]
+    records = [api.post(path, json=body).json() for body in bodies]
 
     def running() -> int:
         found = [api.get(record["urls"]["get"]).json() for record in records]

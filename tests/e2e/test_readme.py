@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ def test_every_block_is_run_or_looked_at() -> None:
 
 
 def test_python(appliance: Appliance) -> None:
-    printed = {code: run(appliance, [sys.executable, "-c", code]) for code in blocks("python")}
+    with ThreadPoolExecutor() as pool:  # as several people would
+        shown = pool.map(lambda code: (code, run(appliance, [sys.executable, "-c", code])), blocks("python"))
+    printed = dict(shown)
     assert min(len(text.split()) for text in printed.values()) > 5
     (poem,) = (text.lower() for code, text in printed.items() if "poem about a robot" in code)
     assert len(poem.split()) > 30

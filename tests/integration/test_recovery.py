@@ -188,58 +188,44 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
         works(client)
 
 
-def test_a_killed_appliance_takes_up_what_it_accepted(tmp_path: Path) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(tmp_path / "home", config)
-    running.start()
-    with running.client() as client:
+def test_a_killed_appliance_takes_up_what_it_accepted(appliance: Appliance) -> None:
+    appliance.config.write_text(CONFIG)
+    with appliance.client() as client:
         works(client)
         ids = [create(client, text=f"text {number}", delay=2.0) for number in range(70)]
         wait_for(lambda: "processing" in {each["status"] for each in recent(client)}, 30, "one to run")
-        running.kill()
-    running.start()
-    with running.client() as client:
+        appliance.kill()
+    appliance.start()
+    with appliance.client() as client:
         assert {ended(client, id)["status"] for id in ids} == {"succeeded"}
         works(client)
-    assert running.stop() == 0
-    assert running.processes() == []
 
 
-def test_a_stopped_appliance_finishes_what_runs(tmp_path: Path) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(tmp_path / "home", config)
-    running.start()
-    with running.client() as client:
+def test_a_stopped_appliance_finishes_what_runs(appliance: Appliance) -> None:
+    with appliance.client() as client:
         works(client)
         id = create(client, text="last words", delay=2.0)
         processing(client, id)
-        assert running.stop() == 0
-    assert running.processes() == []
-    running.start()
-    with running.client() as client:
+        assert appliance.stop() == 0
+    assert appliance.processes() == []
+    appliance.start()
+    with appliance.client() as client:
         record = client.get(f"/v1/predictions/{id}").json()
         assert (record["status"], record["output"]) == ("succeeded", "last words")
-    running.stop()
 
 
-def test_a_killed_driver_leaves_nothing_that_outlives_the_next_start(tmp_path: Path) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(tmp_path / "home", config)
-    running.start()
-    with running.client() as client:
+def test_a_killed_driver_leaves_nothing_that_outlives_the_next_start(appliance: Appliance) -> None:
+    with appliance.client() as client:
         works(client)
-    before = {process.pid for process in running.processes()}
-    assert running.process is not None
-    running.process.kill()
-    running.process.wait(10)
-    running.start()  # at once: the old gateway may still answer
-    wait_for(lambda: not before & {process.pid for process in running.processes()}, 30, "the old ones to end")
-    wait_for(running.answers, 60, "the new gateway")
-    with running.client() as client:
+    before = {process.pid for process in appliance.processes()}
+    assert appliance.process is not None
+    appliance.process.kill()
+    appliance.process.wait(10)
+    appliance.start()  # at once: the old gateway may still answer
+    wait_for(
+        lambda: not before & {process.pid for process in appliance.processes()}, 30, "the old ones to end"
+    )
+    wait_for(appliance.answers, 60, "the new gateway")
+    with appliance.client() as client:
         works(client)
-    assert not before & {process.pid for process in running.processes()}
-    assert running.stop() == 0
-    assert running.processes() == []
+    assert not before & {process.pid for process in appliance.processes()}

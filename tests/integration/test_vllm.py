@@ -141,7 +141,8 @@ async def test_without_a_seed_the_text_differs(caller: Caller) -> None:
 async def test_the_least_and_the_most_tokens(caller: Caller) -> None:
     await text(caller, "least", **{**CAPITAL, "min_tokens": 20, "max_tokens": 20})
     assert caller.metrics("least")["output_token_count"] == 20
-    await text(caller, "most", prompt="Count.", temperature=0, min_tokens=10_000, max_tokens=10_000)
+    long = "word " * (LONGEST * 3 // 4)
+    await text(caller, "most", prompt=long, temperature=0, min_tokens=10_000, max_tokens=10_000)
     metrics = caller.metrics("most")
     assert metrics["input_token_count"] + metrics["output_token_count"] == LONGEST
     assert "max_tokens is lowered from 10000 to" in caller.logs("most")
