@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 import json
 import statistics
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
 import msgspec
 
 from appliance.errors import ApplianceError, NotFound
-from appliance.ui import form, output, session, shell, snippets
+from appliance.ui import form, markup, output, session, shell, snippets
 from appliance.ui.client import Caller
 from appliance.ui.form import Form, Result
 from appliance.ui.pages import explore
@@ -152,10 +152,10 @@ class Page:
         found = (await session.of(request).caller.get(f"/v1/models/{self._shown.name}/versions"))["results"]
         pages = f"/{html.escape(self._shown.name)}/versions"
         rows = [
-            (f'<a href="{pages}/{one["id"]}"><code>{one["id"]}</code></a>', _time(one["created_at"]))
+            (f'<a href="{pages}/{one["id"]}"><code>{one["id"]}</code></a>', markup.moment(one["created_at"]))
             for one in found
         ]
-        return _table(("Version", "Made"), rows)
+        return markup.table(("Version", "Made"), rows, empty="There is no version yet.")
 
     @shell.told
     async def performance(self, request: gr.Request) -> str:
@@ -175,13 +175,14 @@ class Page:
         rows = [
             (
                 f'<a href="/p/{html.escape(one["id"])}"><code>{html.escape(one["id"])}</code></a>',
-                _time(one["created_at"]),
+                markup.moment(one["created_at"]),
                 f"{one['metrics']['predict_time']:.2f} s",
                 f"{one['metrics'].get('cold_start', 0):.1f} s",
             )
             for one in mine[:20]
         ]
-        return facts + _table(("Prediction", "Made", "Ran for", "Waited for a load"), rows)
+        heads = ("Prediction", "Made", "Ran for", "Waited for a load")
+        return facts + markup.table(heads, rows, empty="")
 
 
 def build(shown: Shown) -> gr.Blocks:
@@ -275,18 +276,5 @@ def _example(record: dict[str, Any], kind: output.Output, name: str) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{one}</th>" for one in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="scrolled"><table class="plain"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
 def _empty(title: str, text: str) -> str:
     return f'<div class="empty"><strong>{title}</strong>{text}</div>'
-
-
-def _time(stamp: str) -> str:
-    return html.escape(stamp[:16].replace("T", " ")) + " UTC"
