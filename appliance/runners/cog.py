@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ import msgspec
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
+from appliance.runners import port
 from appliance.runners.base import Interface, LoadSpec
 
 _log = logging.getLogger(__name__)
@@ -85,40 +85,40 @@ class CogRunner:
     async def setup(self) -> None:
         """See ``Runner``."""
         description = json.loads((self._build / "build.json").read_bytes())
-        port = _free_port()
-        programs = self._build / "venv" / "bin"
-        environment = {
-            **{name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS},
-            **_trust(),
-            **description["environment"],
-            **self._spec.options["environment"],
-            # The runtime starts its worker as "python".
-            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PORT": str(port),
-            **self._handlers(description),
-            "COG_MAX_CONCURRENCY": str(self._spec.concurrency),
-            "COG_LOG_LEVEL": "warn",
-            "PYTHONUNBUFFERED": "1",
-        }
-        environment.pop("VIRTUAL_ENV", None)
-        self._files.start()
-        self._process = await asyncio.create_subprocess_exec(
-            str(programs / "python"),
-            *("-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", self.mode),
-            cwd=self._build / self.folder,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        self._client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}",
-            timeout=None,  # noqa: S113 - a model may think for as long as it likes
-            trust_env=False,
-        )
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log into predictions
-        self._reading = asyncio.get_running_loop().create_task(self._read_for_ever())
-        await self._until_ready()
+        with port.reserved() as number:
+            programs = self._build / "venv" / "bin"
+            environment = {
+                **{name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS},
+                **_trust(),
+                **description["environment"],
+                **self._spec.options["environment"],
+                # The runtime starts its worker as "python".
+                "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+                "PORT": str(number),
+                **self._handlers(description),
+                "COG_MAX_CONCURRENCY": str(self._spec.concurrency),
+                "COG_LOG_LEVEL": "warn",
+                "PYTHONUNBUFFERED": "1",
+            }
+            environment.pop("VIRTUAL_ENV", None)
+            self._files.start()
+            self._process = await asyncio.create_subprocess_exec(
+                str(programs / "python"),
+                *("-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", self.mode),
+                cwd=self._build / self.folder,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            self._client = httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{number}",
+                timeout=None,  # noqa: S113 - a model may think for as long as it likes
+                trust_env=False,
+            )
+            logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log into predictions
+            self._reading = asyncio.get_running_loop().create_task(self._read_for_ever())
+            await self._until_ready()
         self._watch = asyncio.get_running_loop().create_task(self._watch_for_ever())
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
@@ -385,12 +385,6 @@ def _trust() -> dict[str, str]:
     """Has HTTP clients trust the gateway's certificate too, where it has one of its own."""
     file = os.environ.get(CERTIFICATES)
     return {} if file is None else {"SSL_CERT_FILE": file}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _InputServer:
