@@ -31,7 +31,7 @@ def renew(
     hosting = catalogue.hosting
     for key, entry in hosting.items():
         if _apart(entry) and key not in asked and scheduler.knows(key):
-            base = asked[entry.model.name]
+            base = asked.get(entry.model.name) or scheduler.demand(entry.model.name)  # pushed: not asked for
             asked[key] = msgspec.structs.replace(base, model=key, pin=False, preload=False)
     changed = []
     for key, demand in asked.items():

@@ -120,6 +120,8 @@ def test_a_pushed_project_can_be_trained(api: httpx.Client, appliance: Appliance
     trained = record["output"]["version"]
     answers = [ended(api, create(api, spec))["output"] for spec in (f"{name}:{version}", trained, name)]
     assert answers == ["hello: nothing", "hello: taught", "hello: taught"]
+    assert api.post("/admin/reload").status_code == 200  # which knows nothing of either
+    assert ended(api, create(api, trained))["output"] == "hello: taught"
     kept = api.delete(f"/v1/models/{name}/versions/{version}")
     assert (kept.status_code, "was trained on" in kept.text) == (400, True)
 
