@@ -115,7 +115,8 @@ class Footprints:
     ) -> bool:
         """Its host ended for want of memory, having taken ``took`` bytes; None: all that it had.
 
-        Returns whether its next load gets more than it ``had``: by default, than it held.
+        Returns whether its next load is worth a try: it gets more than it ``had``, by default than it held,
+        and more than it took.
         """
         entry = self._models[model]
         entry.starved += 1
@@ -124,7 +125,7 @@ class Footprints:
         entry.ran_once = True  # whatever it was: it is a reason to expect as much
         self._expect(entry)
         self._journal.add(now, What.STARVED, model, entry.devices, took or entry.reserved, why=why)
-        return (entry.demand.memory or 0) > (entry.reserved if had is None else had)
+        return (entry.demand.memory or 0) > max(entry.reserved if had is None else had, took or 0)
 
     def unloaded(self, entry: Model) -> None:
         """It is not loaded any more: what it took this time counts for the next."""

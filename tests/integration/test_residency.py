@@ -21,7 +21,7 @@ hardware:
     - {name: left, memory: 100MiB}
     - {name: right, memory: 100MiB}
 models:
-  - {name: test/pinned, kind: echo, memory: 80MiB, pin: true}
+  - {name: test/pinned, kind: echo, memory: 100MiB, pin: true}  # all others share one device
   - {name: test/first, kind: echo, gpu: 0.8}
   - {name: test/second, kind: echo, memory: 80MiB}
   - {name: test/brief, kind: echo, memory: 1MiB, idle_unload_after: 1s}

@@ -132,12 +132,22 @@ def test_no_more_is_asked_for_than_there_could_ever_be() -> None:
     subject = scheduler(estimated("a/a"), declared("b/b", 3, pin=True))
     loaded(subject, "b/b")
     loaded(subject, "a/a", 1.0)
-    assert subject.footprints.starved("a/a", 9 * GIB, 2.0)
+    assert subject.footprints.starved("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB)
     subject.lost("a/a", 2.0)
     assert subject.demand("a/a").memory == 7 * GIB  # the rest is pinned
     loaded(subject, "a/a", 3.0)
     assert not subject.footprints.starved("a/a", 9 * GIB, 4.0)
     subject.check_fits("a/a")
+
+
+def test_one_that_took_more_than_there_could_ever_be_is_not_tried_again_for_a_little_more() -> None:
+    subject = scheduler(estimated("a/a"), declared("b/b", 1))
+    loaded(subject, "b/b")
+    loaded(subject, "a/a", 1.0)
+    had = subject.footprints.limit("a/a")
+    assert had == 9 * GIB
+    assert not subject.footprints.starved("a/a", 11 * GIB, 2.0, had=had)  # without b/b it would have 10
+    assert subject.demand("a/a").memory == 10 * GIB
 
 
 def test_one_large_prediction_does_not_hold_memory_for_ever() -> None:
