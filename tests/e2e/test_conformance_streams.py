@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import httpx
@@ -201,8 +200,6 @@ def test_s22_c5_the_command_line_client_prints_text_and_falls_back(
     output = schema["components"]["schemas"]["Output"]
     assert (output["type"], output["items"]["type"]) == ("array", "string")
     assert (output["x-cog-array-type"], output["x-cog-array-display"]) == ("iterator", "concatenate")
-    began = time.monotonic()
     assert joined(stream(stranger, create(api, "test/stream", text="a b "))) == "a b "
-    assert time.monotonic() - began < 30
     files = official.run("test/files", input={"text": "x", "repeat": 2})
     assert isinstance(files, list)

@@ -134,7 +134,6 @@ def test_a_long_text_is_cancelled_between_sentences(api: httpx.Client) -> None:
     assert ended(api, record)["status"] == "canceled"
     after = ended(api, create(api, VOICE, text="Hi."))
     assert after["status"] == "succeeded"
-    assert after["metrics"]["predict_time"] < 60
 
 
 def test_a_model_of_kind_transformers(official: Client, api: httpx.Client) -> None:

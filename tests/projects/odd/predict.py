@@ -25,7 +25,7 @@ class Predictor(BasePredictor):
         self.log("logged the old way")
         emit_metric("emitted", 1)
         if what == "stick":
-            ctypes.CDLL(None).sleep(60)
+            ctypes.CDLL(None).sleep(600)
         if what == "sicken":
             self.well = False
         if what == "wait":
