@@ -298,10 +298,10 @@ def main() -> int:
     try:
         return _serve(arguments, console)
     except ConfigError as error:
-        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False)
+        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except ApplianceError as error:
-        Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False)
+        Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
         return 1
 
 

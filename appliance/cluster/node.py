@@ -78,18 +78,29 @@ class RayNode:
         self._temp = temp
 
     async def start(self) -> None:
-        """Start Ray, without its dashboard, and Serve, without its proxy."""
+        """Start Ray, without its dashboard, and Serve, without its proxy.
+
+        Raises:
+            ApplianceError: they did not start.
+        """
         shutil.rmtree(self._temp, ignore_errors=True)
         for chatty in _CHATTY:
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=OBJECT_STORE,
-            _temp_dir=str(self._temp),
-        )
-        await asyncio.to_thread(serve.start, proxy_location="Disabled")
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=str(self._temp),
+            )
+            await asyncio.to_thread(serve.start, proxy_location="Disabled")
+        except Exception as error:  # bare ones, too, are what Ray raises
+            raise ApplianceError(
+                f"Ray did not start: {error}; its logs are below {self._temp}. If it had too little time, "
+                "start again once the machine has less to do; if its folder does not suit it, set TMPDIR "
+                "to another folder, with a short path"
+            ) from error
 
     async def run_gateway(
         self,

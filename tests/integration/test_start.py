@@ -1,0 +1,29 @@
+"""A start that fails says why, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running import Appliance
+
+pytestmark = pytest.mark.integration
+
+
+def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 90)  # paths of sockets end at 107 bytes
+    long.mkdir()
+    config = tmp_path / "models.yaml"
+    config.write_text("models:\n  - {name: test/echo, kind: echo}\n")
+    appliance = Appliance(tmp_path / "home", config)
+    command = [str(Path(sys.executable).parent / "appliance"), "serve", "--config", str(config), "--no-ui"]
+    environment = {**appliance.environment, "TMPDIR": str(long)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("appliance: Ray did not start: ")
+    assert "set TMPDIR to another folder, with a short path" in ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr
+    assert appliance.processes() == []
