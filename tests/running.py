@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,10 +23,12 @@ WEIGHTS = Path(os.environ.get("APPLIANCE_TEST_WEIGHTS", "/var/tmp/appliance-test
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now, nor will unasked: neither the system nor Ray gives it to anybody."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Appliance:
