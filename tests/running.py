@@ -135,6 +135,11 @@ class Appliance:
         return httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
 
 
+def fetch(address: str, **more: Any) -> httpx.Response:
+    """GET it, with more patience than the five seconds that are httpx's own."""
+    return httpx.get(address, timeout=60, trust_env=False, **more)
+
+
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """The first true value of ``condition``; fails after ``seconds``."""
     deadline = time.monotonic() + seconds

@@ -23,7 +23,7 @@ from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import LEFT_OUT, ROWS, named
 from tests.receiver import Receiver, receiving
-from tests.running import ROOT, TOKEN, Appliance, link_weights, wait_for
+from tests.running import ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
 
 __all__ = ["LANGUAGE_MODEL"]
 
@@ -120,7 +120,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
 @pytest.fixture(scope="session")
 def browser(appliance: Appliance) -> Iterator[Browser]:
     """One browser for the whole run, begun when there are pages."""
-    wait_for(lambda: httpx.get(appliance.url, trust_env=False).status_code != 503, 120, "the pages")
+    wait_for(lambda: fetch(appliance.url).status_code != 503, 120, "the pages")
     with started() as browser:
         yield browser
 
@@ -156,7 +156,7 @@ def stranger(appliance: Appliance) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def contract(appliance: Appliance) -> Contract:
-    return Contract(httpx.get(f"{appliance.url}/openapi.json", trust_env=False).json())
+    return Contract(fetch(f"{appliance.url}/openapi.json").json())
 
 
 @pytest.fixture

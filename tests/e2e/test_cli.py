@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import ROOT, Appliance, wait_for
+from tests.running import ROOT, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -96,12 +96,12 @@ def test_ctrl_c_cancels_the_prediction(appliance: Appliance, client: httpx.Clien
 def test_a_revoked_token_is_refused(appliance: Appliance) -> None:
     made = json.loads(appliance_command(appliance, "token", "create", "short-lived", "--json").stdout)
     headers = {"Authorization": f"Bearer {made['token']}"}
-    asked = httpx.get(f"{appliance.url}/v1/account", headers=headers, trust_env=False)
+    asked = fetch(f"{appliance.url}/v1/account", headers=headers)
     assert asked.status_code == 200
     assert appliance_command(appliance, "token", "revoke", made["id"]).returncode == 0
     deadline = time.monotonic() + 10
     while asked.status_code == 200 and time.monotonic() < deadline:
-        asked = httpx.get(f"{appliance.url}/v1/account", headers=headers, trust_env=False)
+        asked = fetch(f"{appliance.url}/v1/account", headers=headers)
     assert asked.status_code == 401
 
 

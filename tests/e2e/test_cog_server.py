@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests.e2e.conftest import PROJECTS
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.running import Appliance, free_port, wait_for
+from tests.running import Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -230,7 +230,7 @@ def plain(output: Any) -> Any:
         case str() if output.startswith("data:"):
             return base64.b64decode(output.partition(",")[2])
         case str() if output.startswith("http"):
-            return httpx.get(output, trust_env=False).content
+            return fetch(output).content
         case list():
             return [plain(part) for part in output]
         case dict():

@@ -15,7 +15,7 @@ from tests.e2e.test_conformance_predictions import create, ended, get
 from tests.e2e.test_conformance_streams import joined, stream
 from tests.e2e.test_conformance_webhooks import last
 from tests.receiver import Receiver
-from tests.running import Appliance, wait_for
+from tests.running import Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -41,8 +41,8 @@ def test_c7_c9_c22_inputs_and_outputs_of_every_sort(api: httpx.Client, official:
     assert record["status"] == "succeeded", record
     output = record["output"]
     assert output["text"] == "HELLO WORLD HELLO WORLD"
-    assert httpx.get(output["file"], trust_env=False).text == output["text"]
-    contents = [httpx.get(address, trust_env=False).content for address in output["several"]]
+    assert fetch(output["file"]).text == output["text"]
+    contents = [fetch(address).content for address in output["several"]]
     assert contents == [PNG, b"abc"]
     assert len({output["file"], *output["several"]}) == 3
     assert output["facts"]["seed"] == 7
@@ -83,13 +83,13 @@ def test_c11_cancelling_cleans_up(api: httpx.Client, appliance: Appliance, tmp_p
     record = create(api, "cog/odd", what="wait", note=str(note))
     wait_for(lambda: "logged" in get(api, record)["logs"], 60, "it to run")
     assert api.post(record["urls"]["cancel"]).json()["status"] == "canceled"
-    wait_for(note.exists, 10, "the clean-up")
+    wait_for(note.exists, 60, "the clean-up")
     assert ran(api, "cog/odd")["status"] == "succeeded"
     asynchronous = create(api, "cog/concurrent", delay=5)
     wait_for(lambda: "at once" in get(api, asynchronous)["logs"], 30, "it to run")
     assert api.post(asynchronous["urls"]["cancel"]).json()["status"] == "canceled"
     log = appliance.home / "run" / "logs" / "cog--concurrent.log"
-    wait_for(lambda: "cleaned up" in log.read_text(), 10, "clean-up")
+    wait_for(lambda: "cleaned up" in log.read_text(), 60, "clean-up")
     assert ran(api, "cog/concurrent")["status"] == "succeeded"
 
 

@@ -22,7 +22,7 @@ from replicate.client import Client
 from tests.e2e.clients import beta, client_of, node
 from tests.e2e.conftest import command
 from tests.e2e.test_conformance_predictions import WAIT, create, ended
-from tests.running import Appliance
+from tests.running import Appliance, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -66,7 +66,7 @@ def given_back(api: httpx.Client, url: str) -> bytes:
     body = {"version": "test/files", "input": {"file": url}}
     record = api.post("/v1/predictions", json=body, headers=WAIT).json()
     assert record["status"] == "succeeded", record
-    return httpx.get(record["output"][0], trust_env=False).content
+    return fetch(record["output"][0]).content
 
 
 def test_f1_python(official: Client) -> None:
@@ -172,7 +172,7 @@ def test_f9_open_files_as_inputs(official: Client, appliance: Appliance, tmp_pat
     path.write_bytes(PNG)
     with path.open("rb") as file:
         (address,) = official.run("test/files", input={"file": file})
-    assert httpx.get(address, trust_env=False).content == PNG
+    assert fetch(address).content == PNG
     script = f"""
       import {{ readFile }} from "node:fs/promises";
       const file = await readFile("{path}");
@@ -185,7 +185,7 @@ with open("{path}", "rb") as file:
     print(json.dumps([str(each) for each in replicate.run("test/files", input={{"file": file}})]))
 """
     (address,) = beta(appliance, script)
-    assert httpx.get(address, trust_env=False).content == PNG
+    assert fetch(address).content == PNG
 
 
 def test_f10_under_every_address(api: httpx.Client, appliance: Appliance) -> None:
@@ -198,7 +198,7 @@ def test_f11_f14_data_urls(api: httpx.Client, official: Client, tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(PNG)
     with (tmp_path / "a.png").open("rb") as file:
         (address,) = official.run("test/files", input={"file": file}, file_encoding_strategy="base64")
-    reply = httpx.get(address, trust_env=False)
+    reply = fetch(address)
     assert reply.content == PNG
     large = b"x" * 6_000_000
     url = f"data:application/octet-stream;base64,{base64.b64encode(large).decode()}"
@@ -290,7 +290,7 @@ def test_f24_files_of_others(api: httpx.Client, appliance: Appliance, new_token:
         assert list(other.files.list()) == []
         headers = {"Authorization": f"Bearer {other._api_token}"}
         for method in ("GET", "DELETE"):
-            reply = httpx.request(method, file["urls"]["get"], headers=headers, trust_env=False)
+            reply = httpx.request(method, file["urls"]["get"], headers=headers, timeout=60, trust_env=False)
             assert (reply.status_code, reply.json()["detail"]) == (404, "File not found")
         prediction = other.predictions.create(version="test/files", input={"file": file["urls"]["get"]})
         prediction.wait()

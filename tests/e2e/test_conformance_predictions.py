@@ -265,7 +265,7 @@ def test_p30_p31_cancelling(api: httpx.Client, official: Client) -> None:
     over = ended(api, create(api, text="x"))
     assert api.post(over["urls"]["cancel"]).json() == over
     running = create(api, "test/stream", text="a b c ", chunk_delay=0.4)
-    wait_for(lambda: get(api, running).get("output"), 10, "output")
+    wait_for(lambda: get(api, running).get("output"), 60, "output")
     official.predictions.cancel(running["id"])
     kept = get(api, running)
     assert (kept["status"], bool(kept["output"]), bool(kept["completed_at"])) == ("canceled", True, True)
@@ -346,7 +346,7 @@ def test_p42_p43_failures(api: httpx.Client, official: Client) -> None:
 def test_p44_one_slot(api: httpx.Client) -> None:
     first = create(api, "test/one-at-a-time", delay=1)
     second = create(api, "test/one-at-a-time", text="second")
-    wait_for(lambda: get(api, first)["status"] == "processing", 10, "the first one to run")
+    wait_for(lambda: get(api, first)["status"] == "processing", 60, "the first one to run")
     assert get(api, second)["status"] == "starting"
     assert ended(api, second)["output"] == "second"
     assert ended(api, first)["completed_at"] <= ended(api, second)["started_at"]

@@ -17,7 +17,7 @@ from tests.e2e.clients import LANGUAGE_MODEL, beta, node
 from tests.e2e.conftest import example_file
 from tests.e2e.test_conformance_predictions import WAIT, create, ended, version_of
 from tests.receiver import receiving
-from tests.running import Appliance, wait_for
+from tests.running import Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -99,7 +99,7 @@ def test_t1_t3_t4_t5_a_training_is_learnt_from(api: httpx.Client, official: Clie
     assert "zephyrine" in asked(api, trained.version)
     assert "zephyrine" not in asked(api, base)
     assert "zephyrine" in asked(api, "appliance/trained")
-    weights = httpx.get(record["output"]["weights"], trust_env=False)
+    weights = fetch(record["output"]["weights"])
     assert weights.headers["content-type"] == "application/zip"
 
 
@@ -211,7 +211,7 @@ def test_t4_t5_a_cog_project_is_trained(api: httpx.Client) -> None:
         record = concluded(api, record["id"])
         assert record["status"] == "succeeded", record
         assert "step 2/2" in record["logs"]
-        assert httpx.get(record["output"]["weights"], trust_env=False).text == phrase
+        assert fetch(record["output"]["weights"]).text == phrase
         learnt.append(record["output"]["version"].partition(":")[2])
     assert version_of(api, "appliance/parrot") == learnt[1]
     answers = [ended(api, create(api, each))["output"] for each in (version, *learnt, "appliance/parrot")]

@@ -14,7 +14,7 @@ from replicate.exceptions import ReplicateError
 
 from tests.e2e.clients import beta, client_of, framework, node
 from tests.e2e.contract import Contract, operations
-from tests.running import TOKEN, Appliance
+from tests.running import TOKEN, Appliance, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -70,7 +70,7 @@ def test_a3_clients_whose_base_url_has_v1(appliance: Appliance) -> None:
 def test_a4_a5_a6_schemes_and_a_token_with_spaces(appliance: Appliance, scheme: str) -> None:
     assert " " in TOKEN
     headers = {"Authorization": f"{scheme} {TOKEN}"}
-    assert httpx.get(f"{appliance.url}/v1/account", headers=headers, trust_env=False).status_code == 200
+    assert fetch(f"{appliance.url}/v1/account", headers=headers).status_code == 200
 
 
 def test_a7_without_a_token(stranger: httpx.Client) -> None:
@@ -182,7 +182,7 @@ def test_a14_a16_a17_a18_a_creation_over_the_limit(
     assert caught.value.status == 429
     assert "throttled" in str(caught.value.detail)
     headers = {"Authorization": f"Bearer {secret}"}
-    with httpx.Client(base_url=appliance.url, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=appliance.url, headers=headers, timeout=90, trust_env=False) as client:
         replies = [client.post("/v1/predictions", json=ECHO) for _ in range(30)]
     reply = next(reply for reply in replies if reply.status_code == 429)
     assert int(reply.headers["retry-after"]) == reply.json()["retry_after"] >= 1

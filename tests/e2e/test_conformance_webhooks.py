@@ -65,7 +65,7 @@ def test_w2_w13_only_the_end(api: httpx.Client, receiver: Receiver) -> None:
     id = hooked(api, receiver, "completed", text="a b c ", chunk_delay=0.1)
     failed = hooked(api, receiver, "completed", text="a ", fail="no")
     canceled = hooked(api, receiver, "completed", text="a b c d ", chunk_delay=1)
-    wait_for(lambda: api.get(f"/v1/predictions/{canceled}").json().get("output"), 10, "output")
+    wait_for(lambda: api.get(f"/v1/predictions/{canceled}").json().get("output"), 60, "output")
     api.post(f"/v1/predictions/{canceled}/cancel")
     assert [last(receiver, each).record["status"] for each in (id, failed, canceled)] == [
         "succeeded",

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browsing import watched
 from tests.e2e.conftest import COMMAND, LANGUAGE_MODEL
-from tests.running import Appliance, free_port, wait_for
+from tests.running import Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -181,4 +181,4 @@ def test_a_demo_is_one_model_in_a_frame_and_nothing_else(browser: Browser, demo:
         assert (tmp_path / "made").read_text() == "shown around"
         assert frame.locator("a[href^='/p/'], .frame").count() == 0
     for path in ("/explore", "/v1/account", "/admin/status"):
-        assert httpx.get(f"{demo}{path}", trust_env=False).status_code == 404
+        assert fetch(f"{demo}{path}").status_code == 404

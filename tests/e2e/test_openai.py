@@ -17,7 +17,7 @@ from PIL import Image
 
 from scripts.tiny_image_model.seen import seen
 from tests.e2e.clients import LANGUAGE_MODEL
-from tests.running import TOKEN, Appliance, wait_for
+from tests.running import TOKEN, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -238,7 +238,7 @@ def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client)
     assert linked.data is not None
     url = linked.data[0].url
     assert url is not None
-    bytes = httpx.get(url, trust_env=False).raise_for_status().content  # no token
+    bytes = fetch(url).raise_for_status().content  # no token
     assert Image.open(io.BytesIO(bytes)).format == "PNG"
     edited = gpt.images.edit(
         model=PAINTER,

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browsing import sign_in, watched
 from tests.receiver import Receiver
-from tests.running import TOKEN, Appliance
+from tests.running import TOKEN, Appliance, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -168,7 +168,7 @@ def test_a_token_is_made_in_the_browser_works_and_is_revoked(page: Page, applian
     made = {"Authorization": f"Bearer {secret.input_value()}"}
     row = page.locator("#tokens tr").filter(has_text="browser")
     expect(row).to_contain_text(name)
-    assert httpx.get(f"{appliance.url}/v1/account", headers=made, trust_env=False).status_code == 200
+    assert fetch(f"{appliance.url}/v1/account", headers=made).status_code == 200
     page.reload()
     expect(row).to_contain_text("valid")
     expect(secret).to_be_hidden()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.clients import LANGUAGE_MODEL
 from tests.e2e.test_conformance_predictions import create, ended, get
-from tests.running import Appliance, wait_for
+from tests.running import Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -68,7 +68,7 @@ def test_the_next_prediction_of_the_same_process_has_a_token_of_its_own(
     assert len(set(tokens)) == 2
     for token in tokens:  # each died with its prediction
         headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx.get(f"{appliance.url}/v1/account", headers=headers, trust_env=False)
+        answer = fetch(f"{appliance.url}/v1/account", headers=headers)
         assert answer.status_code == 401
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import ROOT, TOKEN, Appliance, wait_for
+from tests.running import ROOT, TOKEN, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -33,7 +33,7 @@ class Secure(Appliance):
         """Whether its health route does, with a certificate that holds."""
         try:
             context = ssl.create_default_context(cafile=self.certificate)
-            return httpx.get(f"{self.url}/healthz", verify=context, trust_env=False).status_code == 200
+            return fetch(f"{self.url}/healthz", verify=context).status_code == 200
         except httpx.ConnectError:
             return False
 
@@ -63,7 +63,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
 
 def test_links_are_https_and_streams_work(secure: Secure) -> None:
     context = ssl.create_default_context(cafile=secure.certificate)
-    with httpx.Client(base_url=secure.url, verify=context, trust_env=False) as client:
+    with httpx.Client(base_url=secure.url, verify=context, timeout=90, trust_env=False) as client:
         signed_in = {"Authorization": f"Bearer {TOKEN}"}
         body = {"version": "test/echo", "input": {"text": "a b "}}
         created = client.post("/v1/predictions", json=body, headers=signed_in).json()
@@ -83,7 +83,7 @@ def test_a_pipeline_trusts_the_certificate_of_its_appliance(secure: Secure) -> N
 
 def test_whoever_does_not_trust_it_does_not_talk_to_it(secure: Secure) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(f"{secure.url}/healthz", trust_env=False)
+        fetch(f"{secure.url}/healthz")
 
 
 def test_the_command_line_and_the_javascript_client_speak_it(secure: Secure) -> None:
@@ -165,7 +165,9 @@ def test_f18_javascript_reads_a_blob(secure: Secure) -> None:
 def test_p41_data_goes_after_a_while(secure: Secure) -> None:
     context = ssl.create_default_context(cafile=secure.certificate)
     headers = {"Authorization": f"Bearer {TOKEN}", "Prefer": "wait"}
-    with httpx.Client(base_url=secure.url, verify=context, trust_env=False, headers=headers) as client:
+    with httpx.Client(
+        base_url=secure.url, verify=context, timeout=90, trust_env=False, headers=headers
+    ) as client:
         body = {"version": "test/files", "input": {"text": "secret", "print": "secret"}}
         record = client.post("/v1/predictions", json=body).json()
         (address,) = record["output"]
@@ -184,4 +186,4 @@ def test_p41_data_goes_after_a_while(secure: Secure) -> None:
         )
         assert client.get(address).status_code == 404
         assert "secret" not in json.dumps(found)
-    wait_for(lambda: not list((secure.home / "files" / "outputs").glob("*/*/*")), 10, "the bytes to go")
+    wait_for(lambda: not list((secure.home / "files" / "outputs").glob("*/*/*")), 60, "the bytes to go")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scripts.tiny_image_model.seen import seen
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.running import Appliance
+from tests.running import Appliance, fetch
 from tests.speaking import word_error_rate
 
 pytestmark = pytest.mark.e2e
@@ -23,7 +23,7 @@ def test_a_story_is_written_drawn_and_read_aloud(api: httpx.Client, appliance: A
     assert whole["status"] == "succeeded", whole
     story = whole["output"]
     assert len(story["text"].split()) >= 3
-    picture = seen(Image.open(io.BytesIO(httpx.get(story["image"], trust_env=False).content)))
+    picture = seen(Image.open(io.BytesIO(fetch(story["image"]).content)))
     assert picture is not None
     assert (picture.colour, picture.shape) == ("red", "circle")
     heard = ended(api, create(api, "appliance/whisper-tiny-en", audio=story["speech"]))

@@ -249,5 +249,5 @@ def test_a_conversion_ends_with_the_process_that_asked_for_it(index: Index, tmp_
     conversion.suspend()  # so that it cannot end by itself
     asking.kill()
     asking.wait()
-    wait_for(lambda: not conversion.is_running(), 10, "the conversion to end")
+    wait_for(lambda: not conversion.is_running(), 60, "the conversion to end")
     assert not weights.present(home, model)
