@@ -76,6 +76,7 @@ class RayNode:
     def __init__(self, temp: Path) -> None:
         """``temp`` is Ray's own folder; its sockets lie in it, so the path must be short."""
         self._temp = temp
+        self._refused = False  # it did not start: its logs are kept until the next start
 
     async def start(self) -> None:
         """Start Ray, without its dashboard, and Serve, without its proxy.
@@ -96,10 +97,11 @@ class RayNode:
             )
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
         except Exception as error:  # bare ones, too, are what Ray raises
+            self._refused = True
             raise ApplianceError(
-                f"Ray did not start: {error}; its logs are below {self._temp}. If it had too little time, "
-                "start again once the machine has less to do; if its folder does not suit it, set TMPDIR "
-                "to another folder, with a short path"
+                f"Ray did not start: {error}; its logs, if it wrote any, are below {self._temp}. If it had "
+                "too little time, start again once the machine has less to do; if its folder does not suit "
+                "it, set TMPDIR to another folder, with a short path"
             ) from error
 
     async def run_gateway(
@@ -161,7 +163,8 @@ class RayNode:
     async def stop(self) -> None:
         """Stop everything that Ray started."""
         ray.shutdown()
-        shutil.rmtree(self._temp, ignore_errors=True)
+        if not self._refused:
+            shutil.rmtree(self._temp, ignore_errors=True)
 
 
 def _reason(application: Any) -> str:

@@ -92,7 +92,7 @@ def test_cancel_in_mid_stream_ends_it_keeps_what_came_and_frees_the_slot(client:
         (model,) = [model for model in models if model["name"] == LANGUAGE_MODEL]
         return int(model["running"])
 
-    wait_for(lambda: running() == 0, 60, "the slot to be free")
+    wait_for(lambda: running() == 0, 5, "the slot to be free")
 
 
 def test_the_metrics_count_tokens(client: httpx.Client) -> None:
