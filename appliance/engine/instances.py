@@ -51,7 +51,9 @@ class Instances:
             self._catalogue.host(msgspec.structs.replace(self._catalogue.hosted(runs_on), runs_on=key))
             self._scheduler.add(_further(demand, key))
         self._known[runs_on] = max(self._known.get(runs_on, 1), high)
-        for number, key in enumerate(self.keys(runs_on), 1):
+        keys = self.keys(runs_on)
+        self._scheduler.share(keys, self._allowed[runs_on])
+        for number, key in enumerate(keys, 1):
             self._scheduler.keep(key, loaded=number <= low)
 
     def deployed(self, releases: Sequence[Release]) -> None:
@@ -82,7 +84,10 @@ class Instances:
         return further
 
     def choose(self, entry: Entry) -> Entry:
-        """``entry`` on the instance that will have time for it soonest."""
+        """``entry`` on the instance that will have time for it soonest, as things are.
+
+        It may begin on another one, which has time before that: see ``scheduler.siblings``.
+        """
         count = self._allowed.get(entry.runs_on, 1)
         if count == 1:
             return entry

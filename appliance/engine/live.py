@@ -7,6 +7,8 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import msgspec
+
 from appliance.catalogue import Entry
 from appliance.errors import PredictionFailed
 from appliance.prediction import Log, Metric, Output, Prediction
@@ -46,6 +48,11 @@ class Live:
     def id(self) -> str:
         """The prediction's id."""
         return self.prediction.id
+
+    def begins_on(self, instance: str) -> None:
+        """It may not be the one that was chosen when it arrived."""
+        if instance != self.entry.runs_on:
+            self.entry = msgspec.structs.replace(self.entry, runs_on=instance)
 
     def runs(self, claimed: Prediction) -> bool:
         """Whether the attempt that began with this record goes on: it may have ended, or lost its host."""

@@ -188,7 +188,8 @@ class Loop:
         match decision:
             case Refuse(id, reason):
                 self.end(self.live[id], Status.FAILED, reason)
-            case Start(id, _, cold_start):
+            case Start(id, model, cold_start):
+                self.live[id].begins_on(model)
                 self.spawn(self._run(self.live[id], cold_start))
             case Load(model, devices, memory):
                 self.spawn(self._load(self._catalogue.hosted(model), devices, memory))

@@ -28,5 +28,5 @@ def shown(live: Live, scheduler: Scheduler) -> Prediction:
     place = scheduler.place(live.id) if record.status is Status.STARTING else None
     if place is None:
         return record
-    reason = _FOR.get(scheduler.residency(live.entry.runs_on), "room")
+    reason = _FOR.get(scheduler.residency(scheduler.waits_for(live.id) or live.entry.runs_on), "room")
     return record.evolve(metrics={**record.metrics, "queue_position": place, "waits_for": reason})

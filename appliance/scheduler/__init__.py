@@ -3,8 +3,9 @@
 ``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
 bytes, ``footprints`` what models were found to take, ``policy`` what a model's place is worth, ``plan`` where
 one could be loaded and who would make room, ``placements`` which of those that wait are, ``moves`` changes a
-model's residency with all that goes with it, ``progress`` says what can get on where predictions wait for
-parts, ``journal`` what was decided, and ``scheduler`` puts them together.
+model's residency with all that goes with it, ``siblings`` has instances of one model share what waits for
+them, ``progress`` says what can get on where predictions wait for parts, ``journal`` what was decided, and
+``scheduler`` puts them together.
 """
 
 from appliance.scheduler.facts import (

@@ -133,6 +133,14 @@ class Model:
             self.gap = _averaged(self.gap, now - self.last_arrival)
         self.last_arrival = now
 
+    def left(self, id: str) -> None:
+        """What waited for it does not any more."""
+        self.queue.remove(id)
+        self.staying.discard(id)
+        if not self.queue:
+            self.waiting_since = None
+            self.claim = ()
+
     def ran(self, id: str, now: float) -> None:
         """What ran is over."""
         self.running.discard(id)

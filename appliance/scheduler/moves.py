@@ -160,6 +160,21 @@ class Moves:
         why = f"{reason}; {len(entry.running)} run and {quota} may begin"
         self._tell(entry, What.DRAIN, now, why=why, on_behalf_of=on_behalf_of)
 
+    def idle(self, entry: Model, now: float) -> list[Sleep | Unload]:
+        """Have it unloaded, or fall asleep, if nobody has wanted it for long."""
+        limit, silent = entry.demand.idle_unload_after, now - entry.last_used
+        if limit is None:
+            return []
+        if now >= entry.last_used + limit:
+            return [self.unload(entry, f"idle for {limit:g} s", now)]
+        first = limit * policy.IDLE_SLEEP
+        if entry.state is Residency.READY and entry.may_sleep and now >= entry.last_used + first:
+            room = 0 if self._ledger.host is None else self._ledger.free(self._ledger.host)
+            level = policy.tier(entry, now, room)
+            if level is not None:
+                return [self.sleep(entry, level, f"idle for {silent:g} s", now)]
+        return []
+
     def unload(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
         """Its host is to be stopped."""
         self.stop(entry, reason, now, on_behalf_of)

@@ -20,6 +20,7 @@ from appliance.scheduler.moves import Moves
 from appliance.scheduler.parts import Parts
 from appliance.scheduler.placements import Placements
 from appliance.scheduler.progress import hopeful, why_never
+from appliance.scheduler.siblings import Siblings, Waiting
 
 #: Where nothing of a model is on its device, or little.
 _AWAY: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
@@ -39,11 +40,6 @@ class Standing(NamedTuple):
     claim: tuple[str, ...]  # devices that are being cleared for it
 
 
-class _Waiting(NamedTuple):
-    model: str
-    since: float
-
-
 class Scheduler:
     """One per engine."""
 
@@ -51,12 +47,13 @@ class Scheduler:
         """At least one device; model names are unique."""
         self._ledger = Ledger(capacities)
         self._models = {demand.model: Model(demand) for demand in demands}
-        self._queued: dict[str, _Waiting] = {}  # by prediction id
+        self._queued: dict[str, Waiting] = {}  # by prediction id
         self._parts = Parts()
         self._journal = Journal()
         self.footprints = Footprints(self._models, self._ledger, self._journal)
         self._moves = Moves(self._ledger, self._journal)
         self._placements = Placements(self._models, self._ledger, self._parts, self._moves)
+        self._siblings = Siblings(self._models, self._queued)
 
     def knows(self, model: str) -> bool:
         """Whether it was told of this model."""
@@ -140,7 +137,7 @@ class Scheduler:
                 entry.queue.insert(sum(each in self._parts for each in entry.queue), id)
             else:
                 entry.queue.append(id)
-        self._queued[id] = _Waiting(model, now)
+        self._queued[id] = Waiting(model, now)
         if entry.waiting_since is None:
             entry.waiting_since = now
 
@@ -150,11 +147,7 @@ class Scheduler:
         if waiting is None:
             return False
         entry = self._models[waiting.model]
-        entry.queue.remove(id)
-        entry.staying.discard(id)
-        if not entry.queue:
-            entry.waiting_since = None
-            entry.claim = ()
+        entry.left(id)
         self._parts.over(id)
         self._forget(entry)
         return True
@@ -198,12 +191,16 @@ class Scheduler:
         self._models[model].sleeps = False
 
     def load_failed(self, model: str, now: float, why: str = "") -> list[str]:
-        """The load that was decided failed; returns the ids that were waiting, now forgotten."""
+        """The load that was decided failed; returns the ids that were waiting, now forgotten.
+
+        What waited for an instance whose siblings serve waits for one of these.
+        """
         entry = self._models[model]
         entry.failures += 1
         first, longest = policy.BACKOFF
         entry.blocked_until = now + min(first * 2 ** (entry.failures - 1), longest)
         entry.wanted = entry.pinned
+        self._siblings.relieve(entry, now)
         ids = list(entry.queue)
         for id in ids:
             self.withdrawn(id)
@@ -326,6 +323,15 @@ class Scheduler:
         entry = self._models.get(model)
         return entry is None or entry.replaced
 
+    def share(self, instances: Sequence[str], used: int) -> None:
+        """These are instances of one model; the first ``used`` of them may take what waits for any."""
+        self._siblings.share(instances, used)
+
+    def waits_for(self, id: str) -> str | None:
+        """What it waits to begin on; None: it does not wait."""
+        waiting = self._queued.get(id)
+        return None if waiting is None else waiting.model
+
     def place(self, id: str) -> int | None:
         """Its place among the predictions that wait for its model, from 1; None: it does not wait."""
         waiting = self._queued.get(id)
@@ -411,6 +417,8 @@ class Scheduler:
                     times.append(entry.last_used + limit * policy.IDLE_SLEEP)
             if waits and may_go and entry.state is Residency.READY:
                 times.append(entry.state_since + policy.min_residency(entry))
+        if self._siblings.crowded():
+            times.append(now + WATCH)
         due = [at for at in times if at > now]
         return min(due, default=None)
 
@@ -424,10 +432,13 @@ class Scheduler:
         decisions: list[Decision] = []
         for entry in self._models.values():
             decisions += self._starts(entry, now, parts_only=parts_only)
+        for entry in self._siblings.fill(now, self._parts, parts_only=parts_only):
+            decisions += self._starts(entry, now, parts_only=parts_only)
         decisions += self._refusals()
         if parts_only:
             return decisions + self._placements.of_parts(now)
         decisions += self._departures(now)
+        self._siblings.spread(now, self.has_room)
         decisions += self._placements.decide(now)
         return decisions
 
@@ -480,19 +491,5 @@ class Scheduler:
             elif entry.state is Residency.ASLEEP and entry.dismissed:
                 due.append(self._moves.unload(entry, entry.dismissed, now))
             elif entry.state in {Residency.READY, Residency.ASLEEP} and entry.idle and not entry.pinned:
-                due += self._idle(entry, now)
+                due += self._moves.idle(entry, now)
         return due
-
-    def _idle(self, entry: Model, now: float) -> list[Decision]:
-        limit, silent = entry.demand.idle_unload_after, now - entry.last_used
-        if limit is None:
-            return []
-        if now >= entry.last_used + limit:
-            return [self._moves.unload(entry, f"idle for {limit:g} s", now)]
-        first = limit * policy.IDLE_SLEEP
-        if entry.state is Residency.READY and entry.may_sleep and now >= entry.last_used + first:
-            room = 0 if self._ledger.host is None else self._ledger.free(self._ledger.host)
-            level = policy.tier(entry, now, room)
-            if level is not None:
-                return [self._moves.sleep(entry, level, f"idle for {silent:g} s", now)]
-        return []

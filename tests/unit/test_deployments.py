@@ -37,7 +37,7 @@ async def state(api: Api, model: str) -> str:
 
 
 async def until(api: Api, model: str, wanted: str) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while await state(api, model) != wanted:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -156,23 +156,25 @@ async def test_demand_is_met_with_instances_up_to_the_most(api: Api, bench: Benc
     records = []
     for number in range(7):  # two at a time on each
         records.append((await api.post("/v1/deployments/me/my-app/predictions", json=body)).json())
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while await processing(api, records) < min(number + 1, 6):
             assert time.monotonic() < deadline, number
             await asyncio.sleep(0.005)
     assert await instances(api) == 3
     await asyncio.sleep(0.05)
     assert await processing(api, records) == 6
-    await api.post(f"/v1/predictions/{records[0]['id']}/cancel")
-    await asyncio.sleep(0.05)
-    assert await processing(api, records[1:]) >= 5
+    await api.post(f"/v1/predictions/{records.pop(3)['id']}/cancel")  # wherever a slot gets free
+    deadline = time.monotonic() + 60
+    while await processing(api, records) < 6:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
     for record in records:
         await api.post(f"/v1/predictions/{record['id']}/cancel")
 
 
 async def test_one_instance_is_all_without_a_deployment(api: Api) -> None:
     records = [await api.create(delay=30) for _ in range(4)]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while await processing(api, records) < 2:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -188,7 +190,7 @@ async def test_as_many_are_kept_as_it_says_and_go_when_it_does_not(
     await deployed(api, bench, min_instances=3, max_instances=3)
 
     async def become(count: int) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while await instances(api) != count:
             assert time.monotonic() < deadline, await instances(api)
             await asyncio.sleep(0.005)
