@@ -73,7 +73,7 @@ class Api(httpx.AsyncClient):
         return record
 
     async def ended(self, record: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60  # for hangs
         while True:
             found: dict[str, Any] = (await self.get(f"/v1/predictions/{record['id']}")).json()
             if found["status"] not in {"starting", "processing"}:
@@ -82,7 +82,7 @@ class Api(httpx.AsyncClient):
             await asyncio.sleep(0.005)
 
     async def until_output(self, record: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60  # for hangs
         while not (found := (await self.get(f"/v1/predictions/{record['id']}")).json()).get("output"):
             assert time.monotonic() < deadline, found
             await asyncio.sleep(0.005)

@@ -38,7 +38,7 @@ class Zygote:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(self.socket.exists, 20, "the zygote's socket")
+        wait_for(self.socket.exists, "the zygote's socket")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ class Caller:
 
     async def over(self) -> str | None:
         """Wait for the end of the events; how the host was lost, or None."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(240):
             await self._task
         return self.lost
 
@@ -119,7 +119,7 @@ class Caller:
         return {event.name: event.value for event in self.events[id] if isinstance(event, Metric)}
 
     async def _until(self, condition: Any) -> None:
-        async with asyncio.timeout(120), self._changed:
+        async with asyncio.timeout(240), self._changed:
             await self._changed.wait_for(lambda: condition() or self.lost)
         assert condition(), self.lost
 
@@ -156,6 +156,6 @@ def runs(pid: int) -> bool:
 
 async def until_gone(*pids: int) -> None:
     """Wait until none of these processes is alive."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         while any(runs(pid) for pid in pids):
             await asyncio.sleep(0.02)

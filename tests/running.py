@@ -19,6 +19,8 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "test token with spaces"
+#: Seconds after which something is taken to hang. No test says how fast anything is: machines differ.
+PATIENCE = 240.0
 WEIGHTS = Path(os.environ.get("APPLIANCE_TEST_WEIGHTS", "/var/tmp/appliance-test-weights"))
 
 
@@ -56,7 +58,7 @@ class Appliance:
             "REPLICATE_BASE_URL": self.url,
         }
 
-    def start(self, seconds: float = 120.0) -> None:
+    def start(self, seconds: float = PATIENCE) -> None:
         """Start it and return once it answers."""
         command = [str(Path(sys.executable).parent / "appliance"), "serve"]
         with self.output.open("a") as output:
@@ -74,7 +76,7 @@ class Appliance:
                 start_new_session=True,
             )
         process = self.process
-        wait_for(lambda: process.poll() is not None or self.answers(), seconds, "the appliance to answer")
+        wait_for(lambda: process.poll() is not None or self.answers(), "the appliance to answer", seconds)
         assert process.poll() is None, self.output.read_text()
 
     def answers(self) -> bool:
@@ -84,7 +86,7 @@ class Appliance:
         except httpx.HTTPError:
             return False
 
-    def stop(self, seconds: float = 60.0) -> int:
+    def stop(self, seconds: float = PATIENCE) -> int:
         """Stop it as systemd would; returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -96,7 +98,7 @@ class Appliance:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
                 process.kill()
         assert self.process is not None
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs with this appliance's home in its environment."""
@@ -132,15 +134,15 @@ class Appliance:
     def client(self) -> httpx.Client:
         """A signed-in HTTP client."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
 
 
 def fetch(address: str, **more: Any) -> httpx.Response:
-    """GET it, with more patience than the five seconds that are httpx's own."""
-    return httpx.get(address, timeout=60, trust_env=False, **more)
+    """GET it, however long it takes."""
+    return httpx.get(address, timeout=PATIENCE, trust_env=False, **more)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """The first true value of ``condition``; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

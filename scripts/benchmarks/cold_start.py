@@ -126,7 +126,7 @@ def _unload(running: Appliance, name: str) -> None:
             models = client.get("/admin/status").json()["models"]
             return any(model["name"] == name and model["state"] == "cold" for model in models)
 
-        wait_for(cold, 60, "the model to be unloaded")
+        wait_for(cold, "the model to be unloaded")
 
 
 def _vllm_server(folder: Path) -> float:

@@ -215,7 +215,7 @@ def cog(console: Console) -> Iterator[Running]:
             except (httpx.HTTPError, ValueError, KeyError):
                 return False
 
-        wait_for(ready, START_TIMEOUT, "Cog's server")
+        wait_for(ready, "Cog's server", START_TIMEOUT)
         yield Running(url, process.pid)
 
 
@@ -229,7 +229,7 @@ def wait_until_healthy(url: str, path: str, pid: int) -> None:
         except httpx.HTTPError:
             return False
 
-    wait_for(healthy, START_TIMEOUT, url)
+    wait_for(healthy, url, START_TIMEOUT)
 
 
 def _source(peer: str, name: str, text: str) -> Path:

@@ -19,7 +19,7 @@ from rich.table import Table
 from scripts.benchmarks import load, servers
 from tests.e2e import browsing
 from tests.e2e.clients import LANGUAGE_MODEL
-from tests.running import TOKEN, Appliance, wait_for
+from tests.running import PATIENCE, TOKEN, Appliance, wait_for
 
 ROUNDS: Final = 3
 SESSIONS: Final = 20
@@ -72,7 +72,7 @@ def measure(console: Console) -> dict[str, Any]:
     with ExitStack() as stack:
         running = stack.enter_context(servers.appliance(shipped=True, ui=True))
         pages_answer = lambda: httpx.get(running.url, trust_env=False).status_code != 503  # noqa: E731
-        wait_for(pages_answer, 120, "the pages")
+        wait_for(pages_answer, "the pages")
         _first_words(running)  # loads the model
         browser = stack.enter_context(browsing.started())
         state = _signed_in(browser, running)
@@ -95,7 +95,7 @@ def _signed_in(browser: Browser, running: Appliance) -> Any:
 def _opened(browser: Browser, running: Appliance, state: Any, path: str) -> Page:
     """A page of a browser that has seen nothing of the appliance before."""
     page = browser.new_context(base_url=running.url, storage_state=state).new_page()
-    page.set_default_timeout(browsing.PATIENCE)
+    page.set_default_timeout(PATIENCE * 1000)
     page.goto(path)
     return page
 
@@ -175,7 +175,7 @@ def _rates(browser: Browser, running: Appliance, state: Any, console: Console) -
 def _recorded(browser: Browser, running: Appliance, state: Any, path: str) -> Seen:
     """What a page asks for by itself in its first seconds."""
     page = browser.new_context(base_url=running.url, storage_state=state).new_page()
-    page.set_default_timeout(browsing.PATIENCE)
+    page.set_default_timeout(PATIENCE * 1000)
     began = time.monotonic()
     posts: list[Post] = []
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
+from tests.running import PATIENCE
+
 EXECUTABLE = os.environ.get("APPLIANCE_TEST_BROWSER", "/usr/bin/chromium")
 #: It runs as root in CI, has no display, and calls nobody.
 FLAGS = [
@@ -22,8 +24,7 @@ FLAGS = [
 ]
 #: What Gradio's client says when it is told that an upload is complete.
 UPLOADED = ("Method not implemented.",)
-PATIENCE = 60_000  # milliseconds: the machine may be busy
-expect.set_options(timeout=PATIENCE)
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def watched(
             wrong.append(f"{response.status}: {response.url}")
 
     opened = browser.new_context(base_url=url, **context)
-    opened.set_default_timeout(PATIENCE)
+    opened.set_default_timeout(PATIENCE * 1000)
     page = opened.new_page()
     page.on("console", heard)
     page.on("pageerror", lambda error: wrong.append(f"script: {error}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 from replicate.client import Client
 
-from tests.running import ROOT, TOKEN, Appliance
+from tests.running import PATIENCE, ROOT, TOKEN, Appliance
 
 LANGUAGE_MODEL = "appliance/smollm2-135m-instruct"
 _CLIENTS = ROOT / ".clients"
@@ -57,6 +58,23 @@ def framework(appliance: Appliance, script: str) -> Any:
     return _printed([_python("frameworks"), "-W", "ignore", "-c", prelude + script], told)
 
 
+@contextmanager
+def posting(appliance: Appliance, path: str, body: dict[str, Any], **headers: str) -> Iterator[None]:
+    """A request that is on its way, by somebody who hangs up before the answer."""
+    content = json.dumps(body)
+    told = {
+        "Host": f"127.0.0.1:{appliance.port}",
+        "Authorization": f"Bearer {TOKEN}",
+        "Content-Type": "application/json",
+        "Content-Length": len(content.encode()),
+        **headers,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+    with socket.create_connection(("127.0.0.1", appliance.port), timeout=PATIENCE) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n{content}".encode())
+        yield
+
+
 def _python(name: str) -> str:
     return str(_CLIENTS / name / "bin" / "python")
 
@@ -68,7 +86,7 @@ def _printed(command: list[str], environment: dict[str, str], cwd: str | None = 
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=240,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

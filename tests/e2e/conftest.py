@@ -103,7 +103,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
     shipped["egress"] = {"allow": ["127.0.0.0/8"]}
     shipped["telemetry"] = {"otlp_endpoint": collector.url}
     shipped["limits"] = {
-        "requests_per_minute": 3000, "predictions_per_minute": 600, "cancel_grace": "3s",
+        "requests_per_minute": 1800, "predictions_per_minute": 300, "cancel_grace": "3s",
     }  # fmt: skip
     shipped["collections"] = [
         {"slug": "talkers", "name": "Talkers", "description": "All that talk", "models": [LANGUAGE_MODEL]}
@@ -120,7 +120,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, collector: Collector) ->
 @pytest.fixture(scope="session")
 def browser(appliance: Appliance) -> Iterator[Browser]:
     """One browser for the whole run, begun when there are pages."""
-    wait_for(lambda: fetch(appliance.url).status_code != 503, 120, "the pages")
+    wait_for(lambda: fetch(appliance.url).status_code != 503, "the pages")
     with started() as browser:
         yield browser
 
@@ -150,7 +150,7 @@ def client(appliance: Appliance) -> Iterator[httpx.Client]:
 @pytest.fixture
 def stranger(appliance: Appliance) -> Iterator[httpx.Client]:
     """A client without a token."""
-    with httpx.Client(base_url=appliance.url, timeout=90, trust_env=False) as client:
+    with httpx.Client(base_url=appliance.url, timeout=240, trust_env=False) as client:
         yield client
 
 
@@ -197,7 +197,7 @@ def command(appliance: Appliance, *arguments: str) -> str:
         env={**appliance.environment, "APPLIANCE_PORT": str(appliance.port)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -221,7 +221,7 @@ class Background:
             self._error = error
 
     def result(self) -> Any:
-        self._thread.join(150)
+        self._thread.join(240)
         assert not self._thread.is_alive()
         if self._error is not None:
             raise self._error

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -41,14 +40,9 @@ def test_run_prints_the_output(appliance: Appliance) -> None:
     assert "Paris" in ran.stdout
 
 
-def test_run_prints_tokens_as_they_come(appliance: Appliance) -> None:
-    command = [COMMAND, "run", "test/stream", "-i", "text=one two three", "-i", "chunk_delay=0.5"]
-    with subprocess.Popen(command, env=appliance.environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert os.read(process.stdout.fileno(), 100) == b"one "
-        assert process.poll() is None
-        assert process.stdout.read() == b"two three\n"
-    assert process.returncode == 0
+def test_run_prints_all_tokens_and_ends_the_line(appliance: Appliance) -> None:
+    ran = appliance_command(appliance, "run", "test/stream", "-i", "text=one two three")
+    assert (ran.returncode, ran.stdout) == (0, "one two three\n"), ran.stderr
 
 
 def test_run_saves_files(appliance: Appliance, tmp_path: Path) -> None:
@@ -73,20 +67,21 @@ def test_run_names_every_wrong_input(appliance: Appliance) -> None:
     assert "input.delay" in ran.stderr
 
 
-def test_ctrl_c_cancels_the_prediction(appliance: Appliance, client: httpx.Client) -> None:
-    command = [COMMAND, "run", "test/stream", "-i", "text=one two", "-i", "chunk_delay=60"]
+def test_tokens_are_printed_as_they_come_and_ctrl_c_cancels_the_prediction(
+    appliance: Appliance, client: httpx.Client
+) -> None:
+    command = [COMMAND, "run", "test/stream", "-i", "text=one two", "-i", "chunk_delay=600"]
     process = subprocess.Popen(
         command, env=appliance.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert os.read(process.stdout.fileno(), 100) == b"one "
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 130
     id = said.split()[1]
     ended = wait_for(
         lambda: (record := client.get(f"/v1/predictions/{id}").json())["completed_at"] and record,
-        30,
         "the cancelled prediction to end",
     )
     assert ended["status"] == "canceled"
@@ -99,10 +94,11 @@ def test_a_revoked_token_is_refused(appliance: Appliance) -> None:
     asked = fetch(f"{appliance.url}/v1/account", headers=headers)
     assert asked.status_code == 200
     assert appliance_command(appliance, "token", "revoke", made["id"]).returncode == 0
-    deadline = time.monotonic() + 10
-    while asked.status_code == 200 and time.monotonic() < deadline:
-        asked = fetch(f"{appliance.url}/v1/account", headers=headers)
-    assert asked.status_code == 401
+    # The gateway looks at its tokens anew every few seconds.
+    wait_for(
+        lambda: fetch(f"{appliance.url}/v1/account", headers=headers).status_code == 401,
+        "the token to be void",
+    )
 
 
 def test_status_models_and_predictions(appliance: Appliance) -> None:

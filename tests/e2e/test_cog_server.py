@@ -197,7 +197,7 @@ def cogs_server(
             [*command, "--x-mode", mode], cwd=folder, env=environment, stdout=log, stderr=log
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=240, trust_env=False) as client:
 
             def ready() -> bool:
                 try:
@@ -205,7 +205,7 @@ def cogs_server(
                 except httpx.TransportError:
                     return False
 
-            wait_for(ready, 60, "Cog's server")
+            wait_for(ready, "Cog's server")
             yield client
     finally:
         server.terminate()

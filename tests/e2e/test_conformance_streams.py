@@ -82,7 +82,7 @@ def test_s8_s9_failure_and_cancellation(
     canceled = node(
         appliance,
         """
-        const input = { text: "a b c d e f g h ", chunk_delay: 0.2 };
+        const input = { text: "a b c d e f g h ", chunk_delay: 600 };
         const created = await replicate.predictions.create({ model: "test/stream", input });
         const reply = await fetch(created.urls.stream);
         setTimeout(() => replicate.predictions.cancel(created.id), 300);

@@ -35,7 +35,7 @@ def hooked(
 
 
 def last(receiver: Receiver, id: str) -> Received:
-    wait_for(lambda: receiver.about(id), 30, "the end")
+    wait_for(lambda: receiver.about(id), "the end")
     return receiver.about(id)[-1]
 
 
@@ -49,7 +49,7 @@ def valid(one: Received, key: str) -> bool:
 
 
 def test_w1_w3_w4_events(api: httpx.Client, receiver: Receiver) -> None:
-    id = hooked(api, receiver, text="a b c d e f g h ", chunk_delay=0.2, print="hello")
+    id = hooked(api, receiver, text="a b c d e f g h ", chunk_delay=0.6, print="hello")
     end = last(receiver, id)
     assert end.record == api.get(f"/v1/predictions/{id}").json()
     everything = [one.record for one in receiver.about(id, terminal=False)]
@@ -64,8 +64,8 @@ def test_w1_w3_w4_events(api: httpx.Client, receiver: Receiver) -> None:
 def test_w2_w13_only_the_end(api: httpx.Client, receiver: Receiver) -> None:
     id = hooked(api, receiver, "completed", text="a b c ", chunk_delay=0.1)
     failed = hooked(api, receiver, "completed", text="a ", fail="no")
-    canceled = hooked(api, receiver, "completed", text="a b c d ", chunk_delay=1)
-    wait_for(lambda: api.get(f"/v1/predictions/{canceled}").json().get("output"), 60, "output")
+    canceled = hooked(api, receiver, "completed", text="a b c d ", chunk_delay=600)
+    wait_for(lambda: api.get(f"/v1/predictions/{canceled}").json().get("output"), "output")
     api.post(f"/v1/predictions/{canceled}/cancel")
     assert [last(receiver, each).record["status"] for each in (id, failed, canceled)] == [
         "succeeded",
@@ -106,7 +106,7 @@ def test_w7_w8_the_end_is_sent_again_and_nothing_else(api: httpx.Client, receive
 
     receiver.answer = busy
     id = hooked(api, receiver, "output", "completed", text="a b ", chunk_delay=0.1)
-    wait_for(lambda: len(receiver.about(id)) == 3, 30, "the third attempt")
+    wait_for(lambda: len(receiver.about(id)) == 3, "the third attempt")
     attempts = receiver.about(id)
     assert len({one.headers["webhook-id"] for one in attempts}) == 1
     times = [int(one.headers["webhook-timestamp"]) for one in attempts]
@@ -121,10 +121,10 @@ def test_w7_w8_the_end_is_sent_again_and_nothing_else(api: httpx.Client, receive
 def test_w9_a_redirect_is_not_followed(api: httpx.Client, receiver: Receiver) -> None:
     receiver.answer = lambda _: 302
     id = hooked(api, receiver, "completed", text="x")
-    wait_for(lambda: len(receiver.about(id)) >= 2, 30, "a further attempt")
+    wait_for(lambda: len(receiver.about(id)) >= 2, "a further attempt")
     assert {one.path for one in receiver.received} == {"/hook"}
     receiver.answer = lambda _: 200
-    wait_for(lambda: len(receiver.about(id)) >= 3, 30, "the delivery")
+    wait_for(lambda: len(receiver.about(id)) >= 3, "the delivery")
 
 
 def test_w10_two_keys_while_one_takes_over(

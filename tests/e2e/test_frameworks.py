@@ -33,7 +33,8 @@ told["newest"] = Replicate(model="test/stream").invoke("said back")
 told["version"] = Replicate(model=f"test/stream:{version}").invoke("said back")
 told["batch"] = Replicate(model="test/stream").batch(["one ", "two ", "three "])
 slowly = Replicate(model="test/stream", model_kwargs={"chunk_delay": 0.5})
-told["stop"] = list(slowly.stream("for LangChain: one two three four five six seven", stop=["three"]))
+long = "for LangChain: one two three" + " and so on" * 100
+told["stop"] = list(slowly.stream(long, stop=["three"]))
 try:
     Replicate(model="appliance/echo", model_kwargs={"fail": "it broke"}).invoke("x")
 except RuntimeError as error:
@@ -98,7 +99,7 @@ async def both():
 told = {"completion": text_of(litellm.completion(**asking()))}
 told["stream"] = "".join(pieces_of(litellm.completion(**asking(stream=True))))
 told["asynchronous"] = asyncio.run(both())
-slowly = {"delay": 1.2, "chunk_delay": 0.6}  # what LiteLLM does not know becomes inputs
+slowly = {"delay": 1.2, "chunk_delay": 1.5}  # what LiteLLM does not know becomes inputs
 parts = litellm.completion(**asking(name="test/stream", stream=True), text="a b c d ", **slowly)
 told["slow"] = pieces_of(parts)
 litellm.completion(**asking("For LiteLLM, count to one hundred.", max_tokens=5))

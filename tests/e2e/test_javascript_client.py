@@ -74,7 +74,7 @@ def test_cancel(appliance: Appliance) -> None:
     record = node(
         appliance,
         """
-        const input = { text: "never", delay: 300 };
+        const input = { text: "never", delay: 3000 };
         const created = await replicate.predictions.create({ model: "appliance/echo", input });
         await replicate.predictions.cancel(created.id);
         console.log(JSON.stringify(await replicate.predictions.get(created.id)));

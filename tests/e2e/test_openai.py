@@ -16,8 +16,9 @@ from openai import OpenAI
 from PIL import Image
 
 from scripts.tiny_image_model.seen import seen
-from tests.e2e.clients import LANGUAGE_MODEL
+from tests.e2e.clients import LANGUAGE_MODEL, posting
 from tests.running import TOKEN, Appliance, fetch, wait_for
+from tests.speaking import word_error_rate
 
 pytestmark = pytest.mark.e2e
 
@@ -284,7 +285,7 @@ def speech(gpt: OpenAI) -> bytes:
 def test_what_is_spoken_is_heard(gpt: OpenAI, client: httpx.Client, speech: bytes) -> None:
     assert speech[:4] == b"RIFF"
     heard = gpt.audio.transcriptions.create(model=LISTENER, file=("speech.wav", speech))
-    assert words(heard.text) == words(SENTENCE)
+    assert word_error_rate(SENTENCE, heard.text) < 0.2
     record = prediction(client, str(heard._request_id))
     assert record["model"] == LISTENER
     assert record["output"]["transcription"].strip() == heard.text.strip()
@@ -301,12 +302,13 @@ def test_transcripts_in_every_form(gpt: OpenAI, speech: bytes) -> None:
     def asking(**changes: Any) -> Any:
         return gpt.audio.transcriptions.create(model=LISTENER, file=("speech.wav", speech), **changes)
 
-    assert words(asking(response_format="text")) == words(SENTENCE)
+    text = asking(response_format="text")
+    assert word_error_rate(SENTENCE, text) < 0.2
     assert asking(response_format="srt").startswith("1\n00:00:0")
     assert asking(response_format="vtt").startswith("WEBVTT")
     told = asking(response_format="verbose_json", timestamp_granularities=["word", "segment"])
     assert (told.task, told.words[0].start < told.words[-1].start) == ("transcribe", True)
-    assert words(" ".join(word.word for word in told.words)) == words(SENTENCE)
+    assert words(" ".join(word.word for word in told.words)) == words(text)
     assert told.segments[0].start < told.segments[-1].end <= told.duration + 0.5
     assert asking(response_format="verbose_json").words is None
 
@@ -375,26 +377,27 @@ def test_a_reader_cannot_call(gpt: OpenAI, new_token: Callable[..., str]) -> Non
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_has_cancelled(gpt: OpenAI, client: httpx.Client, stream: bool) -> None:
+def test_who_hangs_up_has_cancelled(
+    gpt: OpenAI, appliance: Appliance, client: httpx.Client, stream: bool
+) -> None:
     mark = f"Count to a thousand, stream {stream}."
     asked: Any = {
         "model": MODEL,
         "messages": [{"role": "user", "content": mark}],
         "max_completion_tokens": 4000,
-        "extra_body": {"ignore_eos": True},
     }
-    if stream:
-        with gpt.chat.completions.create(**asked, stream=True) as events:
-            next(iter(events))
-    else:
-        with pytest.raises(openai.APITimeoutError):
-            gpt.with_options(timeout=3).chat.completions.create(**asked)
+    on_and_on = {"ignore_eos": True}
 
-    def ended() -> dict[str, Any] | None:
+    def status() -> str | None:
         for record in client.get("/v1/predictions").json()["results"]:
             if record["input"].get("messages", [{}])[0].get("content") == mark:
-                return None if record["status"] in {"starting", "processing"} else record
+                return str(record["status"])
         return None
 
-    record = wait_for(ended, 30, "the prediction to end")
-    assert record["status"] == "canceled"
+    if stream:
+        with gpt.chat.completions.create(**asked, extra_body=on_and_on, stream=True) as events:
+            next(iter(events))
+    else:
+        with posting(appliance, "/openai/v1/chat/completions", asked | on_and_on):
+            wait_for(lambda: status() == "processing", "the prediction to run")
+    assert wait_for(lambda: (now := status()) != "processing" and now, "the prediction to end") == "canceled"

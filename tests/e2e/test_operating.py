@@ -86,7 +86,7 @@ def test_a_version_is_run_on_its_own_page(page: Page, client: httpx.Client) -> N
 
 def test_predictions_are_filtered_and_one_under_way_is_cancelled(page: Page, client: httpx.Client) -> None:
     failed = run(client, STREAM, input={"text": "x", "fail": HOSTILE})
-    reply = client.post(f"/v1/models/{STREAM}/predictions", json={"input": {"text": "x", "delay": 300}})
+    reply = client.post(f"/v1/models/{STREAM}/predictions", json={"input": {"text": "x", "delay": 3000}})
     slow = reply.json()
     page.goto(f"/predictions?model={STREAM}")
     row = page.locator("#predictions tr")

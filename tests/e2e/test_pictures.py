@@ -171,7 +171,7 @@ def upload(api: httpx.Client, file: Path) -> str:
 
 def test_p36_progress_and_a_cancel_within_a_step(api: httpx.Client) -> None:
     record = create(api, MODEL, prompt="a black cross", num_inference_steps=500, num_outputs=4)
-    wait_for(lambda: "%|" in get(api, record)["logs"], 60, "progress")
+    wait_for(lambda: "%|" in get(api, record)["logs"], "progress")
     canceled = api.post(record["urls"]["cancel"]).json()
     assert canceled["status"] == "canceled"
     lines = re.split(r"[\r\n]+", canceled["logs"])

@@ -175,7 +175,6 @@ def test_an_archive_that_is_none_or_reaches_out_is_refused(
     assert begun.status_code == 202, begun.text
     build = wait_for(
         lambda: (found := api.get(begun.headers["location"]).json())["completed_at"] and found,
-        60,
         "the build",
     )
     assert build["status"] == "failed"

@@ -52,7 +52,7 @@ def test_create_and_wait(official: Client) -> None:
 
 def test_cancel(official: Client) -> None:
     prediction = official.predictions.create(
-        model="test/stream", input={"text": "word ", "repeat": 500, "chunk_delay": 0.05}
+        model="test/stream", input={"text": "word ", "repeat": 500, "chunk_delay": 2}
     )
     while not prediction.output:
         time.sleep(0.1)

@@ -129,7 +129,7 @@ def test_what_is_refused_and_that_the_models_go_on(official: Client, api: httpx.
 
 def test_a_long_text_is_cancelled_between_sentences(api: httpx.Client) -> None:
     record = create(api, VOICE, text="This is one of many sentences. " * 2000)
-    wait_for(lambda: "1/2000" in get(api, record)["logs"], 60, "the first sentence")
+    wait_for(lambda: "1/2000" in get(api, record)["logs"], "the first sentence")
     assert api.post(f"/v1/predictions/{record['id']}/cancel").status_code == 200
     assert ended(api, record)["status"] == "canceled"
     after = ended(api, create(api, VOICE, text="Hi."))

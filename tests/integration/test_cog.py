@@ -62,7 +62,7 @@ async def test_what_a_canceled_prediction_says_at_last_is_in_the_hosts_log(
     log = tmp_path / "logs" / "cog--concurrent.log"
 
     def cleaned(times: int) -> None:
-        wait_for(lambda: log.read_text().count("cleaned up") == times, 60, "the clean-up")
+        wait_for(lambda: log.read_text().count("cleaned up") == times, "the clean-up")
 
     for number in range(8):
         id = f"canceled-{number}"

@@ -104,7 +104,7 @@ def ended(client: httpx.Client, id: str) -> dict[str, Any]:
             return record if record.get("completed_at") else None
         return None
 
-    found: dict[str, Any] = wait_for(over, 180, f"the end of {id}")
+    found: dict[str, Any] = wait_for(over, f"the end of {id}")
     return found
 
 
@@ -119,7 +119,7 @@ def empty(client: httpx.Client) -> None:
     """Nothing is loaded when a test begins."""
     for name in (*MODELS, *DUEL):
         client.post(f"/admin/models/{name}/unload")
-    wait_for(lambda: not any(held(client).values()), 60, "everything to be unloaded")
+    wait_for(lambda: not any(held(client).values()), "everything to be unloaded")
 
 
 def held(client: httpx.Client) -> dict[str, dict[str, int]]:
@@ -180,17 +180,17 @@ def test_kills_of_everything_during_loads_and_evictions(appliance: Appliance, cl
     ids: list[str] = []
     rng = random.Random(5)
     for victim in victims:
-        wait_for(appliance.answers, 60, "the gateway")
+        wait_for(appliance.answers, "the gateway")
         with appliance.client() as own:
             ids += [create(own, rng.choice(MODELS), text="kept", delay=0.2) for _ in range(12)]
         for process in found(appliance, victim):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-    wait_for(appliance.answers, 60, "the gateway")
+    wait_for(appliance.answers, "the gateway")
     with appliance.client() as own:
         assert {ended(own, id)["status"] for id in ids} == {"succeeded"}
-        wait_for(lambda: appliance.named("ServeController"), 60, "another controller")
-        wait_for(lambda: settled(appliance, own), 90, "hosts and reservations to agree")
+        wait_for(lambda: appliance.named("ServeController"), "another controller")
+        wait_for(lambda: settled(appliance, own), "hosts and reservations to agree")
         assert ended(own, create(own, "test/one", text="still here"))["output"] == "still here"
 
 

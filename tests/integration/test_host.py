@@ -308,7 +308,7 @@ def resident(pid: int) -> int:
 async def _child(folder: Path) -> int:
     """The process id that a runner of ``tests.host_kinds`` has noted."""
     note = folder / "child"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(240):
         while not (note.exists() and note.read_text()):
             await asyncio.sleep(0.02)
     return int(note.read_text())

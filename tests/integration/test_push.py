@@ -49,7 +49,7 @@ def over(client: httpx.Client, begun: httpx.Response) -> dict[str, Any]:
         found = client.get(begun.json()["urls"]["get"]).json()
         return found["completed_at"] and found
 
-    found: dict[str, Any] = wait_for(look, 60, "the build")
+    found: dict[str, Any] = wait_for(look, "the build")
     return found
 
 
@@ -70,9 +70,7 @@ def test_a_pushed_version_outlives_everything_and_a_build_that_was_cut_off_is_kn
         assert says_hello(client, build["version"])
         slow = begin(client, "slow", SLOW)
         waiting = begin(client, "waiting", files | {"more.md": "x"})
-        wait_for(
-            lambda: "asking the project" in client.get(slow.json()["urls"]["get"]).json()["logs"], 60, "it"
-        )
+        wait_for(lambda: "asking the project" in client.get(slow.json()["urls"]["get"]).json()["logs"], "it")
         assert client.get(waiting.json()["urls"]["get"]).json()["status"] == "starting"
     appliance.kill()
     appliance.start()

@@ -45,7 +45,7 @@ def model(client: httpx.Client, name: str) -> dict[str, Any]:
 
 
 def test_a_pinned_model_is_loaded_at_start(client: httpx.Client) -> None:
-    wait_for(lambda: model(client, "test/pinned")["state"] == "ready", 30, "the pinned model")
+    wait_for(lambda: model(client, "test/pinned")["state"] == "ready", "the pinned model")
 
 
 def test_two_models_that_need_one_place_take_turns(client: httpx.Client) -> None:
@@ -60,7 +60,7 @@ def test_two_models_that_need_one_place_take_turns(client: httpx.Client) -> None
 
 def test_what_is_idle_is_unloaded(client: httpx.Client) -> None:
     assert said(client, "test/brief", "hello") == "hello"
-    wait_for(lambda: model(client, "test/brief")["state"] == "cold", 30, "the idle model to be unloaded")
+    wait_for(lambda: model(client, "test/brief")["state"] == "cold", "the idle model to be unloaded")
 
 
 def test_all_who_wait_for_a_model_share_one_load(appliance: Appliance, client: httpx.Client) -> None:
@@ -86,7 +86,7 @@ def ended(client: httpx.Client, prediction: dict[str, Any]) -> dict[str, Any]:
     def record() -> dict[str, Any]:
         return dict(client.get(f"/v1/predictions/{prediction['id']}").json())
 
-    wait_for(lambda: record().get("completed_at"), 60, "its end")
+    wait_for(lambda: record().get("completed_at"), "its end")
     return record()
 
 
@@ -136,7 +136,7 @@ def settled(appliance: Appliance) -> dict[int, int]:
         same = all(one.keys() == last[0].keys() for one in last)
         return len(last) == 3 and same and abs(sum(last[0].values()) - sum(last[-1].values())) < 4 << 20
 
-    wait_for(calm, 90, "memory that stays the same")
+    wait_for(calm, "memory that stays the same")
     return found[-1]
 
 
@@ -149,14 +149,14 @@ def test_memory_is_as_before_after_many_loads_and_unloads(appliance: Appliance, 
     def cycle() -> None:
         assert client.post("/admin/models/test/small/load").json()["state"] == "ready"
         assert client.post("/admin/models/test/small/unload").status_code == 202
-        wait_for(lambda: model(client, "test/small")["state"] == "cold", 30, "the unload")
+        wait_for(lambda: model(client, "test/small")["state"] == "cold", "the unload")
 
     for _ in range(5):  # what is loaded at its first use, or kept for reuse
         cycle()
     earlier = settled(appliance)
     for _ in range(CYCLES):
         cycle()
-    wait_for(lambda: len(appliance.processes()) <= len(earlier) + 2, 60, "what is not needed to end")
+    wait_for(lambda: len(appliance.processes()) <= len(earlier) + 2, "what is not needed to end")
     later = settled(appliance)
     staying = earlier.keys() & later.keys()
     before, after = (sum(found[pid] for pid in staying) for found in (earlier, later))

@@ -53,7 +53,7 @@ class Callers:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(240)
 
     def _predict(self, caller: int) -> None:
         kinds: list[tuple[str, dict[str, Any]]] = [
@@ -111,11 +111,10 @@ def test_nothing_accepted_is_lost(appliance: Appliance) -> None:
         appliance.start()
         callers = Callers(appliance, f"{receiver.url}/hook")
         callers.start()
-        time.sleep(4)
+        wait_for(lambda: len(callers.predictions) > 50 and len(callers.uploads) > 10, "enough to lose")
         appliance.kill()
         callers.stop()
         accepted = len(callers.predictions)
-        assert accepted > 50
         appliance.start()
         with appliance.client() as client:
             records = [ended(client, id) for id in callers.predictions]
@@ -142,12 +141,11 @@ def ended(client: httpx.Client, id: str) -> dict[str, Any]:
         record: dict[str, Any] = reply.json()
         return record if record["status"] in OVER else None
 
-    found: dict[str, Any] = wait_for(over, 60, f"the end of {id}")
+    found: dict[str, Any] = wait_for(over, f"the end of {id}")
     return found
 
 
 def check_files(client: httpx.Client, appliance: Appliance, callers: Callers) -> None:
-    assert len(callers.uploads) > 10
     for id, sha256 in callers.uploads.items():
         file = client.get(f"/v1/files/{id}").json()
         assert file["checksums"]["sha256"] == sha256
@@ -176,7 +174,7 @@ def check_outputs(client: httpx.Client, records: list[dict[str, Any]]) -> None:
 
 def check_usage(client: httpx.Client) -> None:
     """Each prediction counts once, however often it ran; those too whose acceptance nobody heard of."""
-    wait_for(lambda: is_quiet(client), 60, "all predictions to be over")
+    wait_for(lambda: is_quiet(client), "all predictions to be over")
     keys = ("model", "token", "hardware")
     assert used(client, *keys) == summed(all_predictions(client), *keys)
 
@@ -191,7 +189,7 @@ def check_log(appliance: Appliance) -> None:
 def check_webhooks(receiver: Receiver, records: list[dict[str, Any]]) -> int:
     """Each end was told, at least once, and told as it is."""
     for record in records:
-        wait_for(partial(receiver.about, record["id"]), 90, f"the webhook of {record['id']}")
+        wait_for(partial(receiver.about, record["id"]), f"the webhook of {record['id']}")
         for one in receiver.about(record["id"]):
             assert one.record == record
     return len(receiver.received)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import Appliance, wait_for
+from tests.running import PATIENCE, Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +26,7 @@ models:
     kind: echo
     memory: 90MiB
     idle_unload_after: 2s
-    options: {weights: 16MiB, sleep_delay: 1s}
+    options: {weights: 16MiB, sleep_delay: 3s}
   - name: test/heavy
     kind: echo
     memory: 90MiB
@@ -48,7 +48,7 @@ def state(client: httpx.Client, name: str) -> str:
 
 
 def becomes(client: httpx.Client, name: str, wanted: str) -> None:
-    wait_for(lambda: state(client, name) == wanted, 30, f"{name} to be {wanted}")
+    wait_for(lambda: state(client, name) == wanted, f"{name} to be {wanted}")
 
 
 def decisions(client: httpx.Client, model: str, what: str) -> list[dict[str, Any]]:
@@ -109,8 +109,8 @@ def test_a_sleeper_outlives_the_gateway(appliance: Appliance, client: httpx.Clie
     hosts = sorted(appliance.hosts())
     gateway = appliance.gateway()
     gateway.kill()
-    gateway.wait(10)
-    wait_for(appliance.answers, 60, "the next gateway")
+    gateway.wait(PATIENCE)
+    wait_for(appliance.answers, "the next gateway")
     with appliance.client() as signed_in:
         assert state(signed_in, "test/first") == "asleep"
         assert said(signed_in, "test/first", "woken") == "woken"

@@ -42,12 +42,12 @@ def create(client: httpx.Client, webhook: str, model: str = "test/echo", **input
 
 
 def completed(receiver: Receiver, id: str, count: int = 1) -> list[Received]:
-    wait_for(lambda: len(receiver.about(id)) >= count, 60, f"{count} deliveries of the end of {id}")
+    wait_for(lambda: len(receiver.about(id)) >= count, f"{count} deliveries of the end of {id}")
     return receiver.about(id)
 
 
 def succeeded(client: httpx.Client, id: str) -> None:
-    wait_for(lambda: client.get(f"/v1/predictions/{id}").json()["status"] == "succeeded", 30, id)
+    wait_for(lambda: client.get(f"/v1/predictions/{id}").json()["status"] == "succeeded", id)
 
 
 def outcomes(client: httpx.Client) -> dict[str, int]:
@@ -59,7 +59,7 @@ def outcomes(client: httpx.Client) -> dict[str, int]:
 def test_what_is_sent_is_what_get_shows(
     appliance: Appliance, client: httpx.Client, receiver: Receiver
 ) -> None:
-    id = create(client, f"{receiver.url}/hook?x=1", "test/stream", text="a b c d ", chunk_delay=0.3)
+    id = create(client, f"{receiver.url}/hook?x=1", "test/stream", text="a b c d ", chunk_delay=0.6)
     (end,) = completed(receiver, id)
     assert end.path == "/hook?x=1"
     assert end.headers["content-type"] == "application/json"
@@ -79,7 +79,7 @@ def test_every_signature_is_one_that_the_official_clients_accept(
     id = create(client, receiver.url, text="größer")
     (end,) = completed(receiver, id)
     Webhooks.validate(
-        headers=end.headers, body=end.body.decode(), secret=WebhookSigningSecret(key=key), tolerance=60
+        headers=end.headers, body=end.body.decode(), secret=WebhookSigningSecret(key=key), tolerance=600
     )
     script = f"""
         import {{ validateWebhook }} from "replicate";
@@ -100,7 +100,7 @@ def test_every_signature_is_one_that_the_official_clients_accept(
     """
     ran = subprocess.run(
         ["node", "--input-type=module", "--eval", script],
-        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == [True, False]
@@ -112,7 +112,7 @@ def test_a_key_can_be_replaced_without_a_gap(
     def command(*arguments: str) -> str:
         ran = subprocess.run(
             [str(COMMAND), "webhook", *arguments, "--config", str(appliance.config)],
-            env=appliance.environment, capture_output=True, text=True, timeout=60, check=True,
+            env=appliance.environment, capture_output=True, text=True, timeout=240, check=True,
         )  # fmt: skip
         return ran.stdout.strip()
 
@@ -136,7 +136,7 @@ def test_the_end_is_sent_again_until_it_is_taken(client: httpx.Client, receiver:
     times = [int(one.headers["webhook-timestamp"]) for one in attempts]
     assert times == sorted(times)
     assert times[-1] - times[0] >= 5
-    wait_for(lambda: outcomes(client)["delivered"] > before["delivered"], 30, "the delivery to be counted")
+    wait_for(lambda: outcomes(client)["delivered"] > before["delivered"], "the delivery to be counted")
     assert outcomes(client)["retried"] == before["retried"] + 3
 
 

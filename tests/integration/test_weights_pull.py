@@ -245,9 +245,9 @@ def test_a_conversion_ends_with_the_process_that_asked_for_it(index: Index, tmp_
             (child for child in children if any("torch" in m.path for m in child.memory_maps())), None
         )
 
-    conversion = wait_for(converting, 60, "the conversion")
+    conversion = wait_for(converting, "the conversion")
     conversion.suspend()  # so that it cannot end by itself
     asking.kill()
     asking.wait()
-    wait_for(lambda: not conversion.is_running(), 60, "the conversion to end")
+    wait_for(lambda: not conversion.is_running(), "the conversion to end")
     assert not weights.present(home, model)

@@ -234,7 +234,7 @@ async def test_an_upload_expires(api: Api, bench: Bench) -> None:
     await asyncio.sleep(0.06)
     assert (await api.get(f"/v1/files/{file['id']}")).status_code == 404
     await bench.restart()  # which looks at once
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while list((bench.folder / "files" / "uploads").iterdir()):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -317,7 +317,7 @@ async def test_other_addresses_are_refused_at_once(api: Api, given: str) -> None
 
 async def test_inputs_are_gone_when_the_prediction_is_over(api: Api, bench: Bench) -> None:
     await run(api, file="data:,x")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while list((bench.folder / "run" / "inputs").glob("*")):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -387,7 +387,7 @@ async def test_a_cancel_while_the_input_is_fetched_frees_the_slot(
     monkeypatch.setattr(bench.inputs, "fetch", never)  # a server that does not answer
     reply = await api.post("/v1/models/test/files/predictions", json={"input": {"file": "data:,x"}})
     record = reply.json()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (await api.get(f"/v1/predictions/{record['id']}")).json()["status"] != "processing":
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)

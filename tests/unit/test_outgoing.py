@@ -108,7 +108,7 @@ async def test_what_waits_leaves_by_itself() -> None:
     for text in ("first", "second"):
         stream.emit(Output([text]))
         await turn()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(wire.events) < 2:
             await asyncio.sleep(0.001)
     assert [event.n for event in wire.events] == [1, 2]

@@ -343,7 +343,7 @@ async def test_a_pinned_model_is_loaded_and_stays_until_it_is_unpinned(api: Api,
         models = (await api.get("/admin/status")).json()["models"]
         return next(each for each in models if each["name"] == "test/echo")
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (await echo())["state"] != "ready":
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)

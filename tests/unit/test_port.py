@@ -24,7 +24,7 @@ def listening(number: int, *, reuse: bool = True) -> socket.socket:
 
 def test_a_server_that_is_told_may_listen_there_and_answers() -> None:
     with port.reserved() as number, listening(number):
-        with socket.create_connection(("127.0.0.1", number), timeout=5):
+        with socket.create_connection(("127.0.0.1", number), timeout=60):
             pass
         with pytest.raises(OSError, match="in use"):
             listening(number)

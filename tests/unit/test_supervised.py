@@ -20,7 +20,7 @@ LIVES = (
 
 async def lines(log: Path, count: int) -> list[str]:
     """The first ``count`` lines of a log, as soon as they are there."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not log.exists() or len(found := log.read_text().splitlines()) < count:
             await asyncio.sleep(0.01)
     return found[:count]

@@ -153,4 +153,4 @@ from appliance.config import TelemetryConfig
 assert tracing.build(TelemetryConfig(), {}) is None
 assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=240)

@@ -40,7 +40,7 @@ class School:
         )
 
     async def ended(self, id: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while True:
             found: dict[str, Any] = (await self.api.get(f"/v1/trainings/{id}")).json()
             if found["status"] not in {"starting", "processing"}:

@@ -161,7 +161,7 @@ async def test_paths_of_the_api_stay_the_apis(gateway: httpx.AsyncClient, pages:
 async def test_a_stream_is_passed_on_as_it_comes_and_ends_with_its_reader(
     gateway: httpx.AsyncClient, pages: Pages
 ) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with gateway.stream("GET", "/stream") as reply:
             parts = reply.aiter_raw()
             assert await anext(parts) == b"first"
@@ -183,7 +183,7 @@ async def test_an_upload_is_passed_on_as_it_comes_and_ends_with_its_sender(
         await more.wait()
         yield b"y" * 1000
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         sending = asyncio.create_task(gateway.post("/taken", content=parts()))
         await pages.begun.wait()
         more.set()
