@@ -37,6 +37,9 @@ _NOT_PASSED_ON: Final = {
 }
 #: Of an answer, what this server writes itself.
 _WRITTEN_HERE: Final = {b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date"}
+#: Seconds after which a connection to the UI that nobody uses is closed from here. The UI waits for longer: a
+#: request must not be sent over one that is being closed there.
+IDLE: Final = 5.0
 _STARTING: Final = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -66,7 +69,11 @@ class Web:
         """``socket`` is where the UI listens, ``api`` the first segments of the paths that are the API's."""
         self._services = services
         self._api = api
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)  # pages hold streams open
+        limits = httpx.Limits(
+            max_connections=None,  # pages hold streams open
+            max_keepalive_connections=20,
+            keepalive_expiry=IDLE,
+        )
         # Not a client of httpx: that would keep the cookies of one browser, and send them for all others.
         self._transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits)
 

@@ -21,6 +21,8 @@ from appliance.ui.session import Sessions
 
 #: How much later than others this process gets its turn, where processors are short: the API goes first.
 NICENESS: Final = 5
+#: Seconds for which a connection stays open that nobody uses: for longer than the gateway keeps its own.
+KEPT: Final = 75
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -39,6 +41,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             lifespan="off",
             proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=KEPT,
             timeout_graceful_shutdown=1,  # pages hold streams open for as long as they are shown
         )
     )

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browsing import sign_in, watched
-from tests.e2e.conftest import LANGUAGE_MODEL
+from tests.e2e.conftest import LANGUAGE_MODEL, Background
 from tests.running import TOKEN, Appliance
 
 pytestmark = pytest.mark.e2e
@@ -32,6 +32,11 @@ def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
     page.wait_for_url("**/signin")
     page.goto("/explore")
     page.wait_for_url("**/signin?next=%2Fexplore")
+
+
+@pytest.mark.last
+def test_no_connection_is_closed_under_the_gateway(slow: dict[str, Background]) -> None:
+    assert slow["kept"].result() == 200
 
 
 def test_it_fits_on_a_phone(phone: Page) -> None:

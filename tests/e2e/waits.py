@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
+from appliance.api import web
 from tests.e2e.clients import beta, client_of
-from tests.running import Appliance
+from tests.running import Appliance, fetch, wait_for
 
 LONGER = 64  # seconds; more than any client waits for an answer
 SILENT = 34  # seconds; more than Python 1.0 waits for a byte
@@ -44,9 +47,25 @@ def stream(appliance: Appliance) -> list[str]:
         return [str(event) for event in client.stream("test/stream", input=asked)]
 
 
+def kept(appliance: Appliance) -> int:
+    """The status of a request to the UI on a connection that was idle longer than the gateway keeps one."""
+    wait_for(lambda: fetch(appliance.url).status_code != 503, "the pages")
+    connection = http.client.HTTPConnection("ui")
+    connection.auto_open = 0
+    with socket.socket(socket.AF_UNIX) as connection.sock:
+        connection.sock.connect(str(appliance.home / "run" / "ui.sock"))
+        for pause in (3 * web.IDLE, 0):
+            connection.request("GET", "/signin")
+            answer = connection.getresponse()
+            answer.read()
+            time.sleep(pause)
+    return answer.status
+
+
 ALL: dict[str, Callable[[Appliance], Any]] = {
     "answered": answered,
     "python": python,
     "python2": python2,
     "stream": stream,
+    "kept": kept,
 }
