@@ -50,7 +50,7 @@ def create(client: httpx.Client, **input: Any) -> dict[str, Any]:
 
 def streamed_text(appliance: Appliance, prompt: str) -> str:
     with appliance.client() as client:
-        created = create(client, prompt=prompt, temperature=0, max_tokens=48)
+        created = create(client, prompt=prompt, temperature=0, max_tokens=24)
     found = events(created["urls"]["stream"])
     assert found[-1] == {"event": "done", "id": found[-1]["id"], "data": "{}"}
     assert {event["event"] for event in found[:-1]} == {"output"}
