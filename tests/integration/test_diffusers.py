@@ -251,7 +251,8 @@ async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    assert late == 1, "the first step that hears of it is the last one"
+    assert late <= 1, "the first step that hears of it is the last one"
+    assert steps < 500
     assert len(await loaded.run(prompt="a", num_inference_steps=1, size="64x64")) == 1
 
 
