@@ -15,7 +15,7 @@ from appliance.meter import Taken
 from appliance.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.replica import Replica
 from appliance.runners.base import LoadSpec
-from tests.running import ROOT, wait_for
+from tests.running import PATIENCE, ROOT, wait_for
 
 
 class Zygote:
@@ -102,7 +102,7 @@ class Caller:
 
     async def over(self) -> str | None:
         """Wait for the end of the events; how the host was lost, or None."""
-        async with asyncio.timeout(240):
+        async with asyncio.timeout(PATIENCE):
             await self._task
         return self.lost
 
@@ -119,7 +119,7 @@ class Caller:
         return {event.name: event.value for event in self.events[id] if isinstance(event, Metric)}
 
     async def _until(self, condition: Any) -> None:
-        async with asyncio.timeout(240), self._changed:
+        async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: condition() or self.lost)
         assert condition(), self.lost
 
@@ -156,6 +156,6 @@ def runs(pid: int) -> bool:
 
 async def until_gone(*pids: int) -> None:
     """Wait until none of these processes is alive."""
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(PATIENCE):
         while any(runs(pid) for pid in pids):
             await asyncio.sleep(0.02)

@@ -25,8 +25,8 @@ def shown(live: Live, scheduler: Scheduler) -> Prediction:
     are gone once it begins, and are never stored.
     """
     record = live.prediction
-    place = scheduler.place(live.id) if record.status is Status.STARTING else None
-    if place is None:
+    instance = scheduler.waits_for(live.id) if record.status is Status.STARTING else None
+    if instance is None:
         return record
-    reason = _FOR.get(scheduler.residency(scheduler.waits_for(live.id) or live.entry.runs_on), "room")
+    place, reason = scheduler.place(live.id), _FOR.get(scheduler.residency(instance), "room")
     return record.evolve(metrics={**record.metrics, "queue_position": place, "waits_for": reason})

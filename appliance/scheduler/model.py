@@ -91,6 +91,11 @@ class Model:
         """Whether what is loaded now is not what will be loaded for it next."""
         return self.leaves or self.successor is not None
 
+    @property
+    def slots(self) -> int:
+        """How many more may run on it at a time."""
+        return max(0, self.demand.concurrency - len(self.running))
+
     def next(self, now: float) -> str | None:
         """The id that may begin next, if it has a slot."""
         if not self.queue:
@@ -170,10 +175,14 @@ class Model:
         """Whether it could fall asleep instead of being unloaded."""
         return self.demand.asleep is not None and self.sleeps and bool(self.levels)
 
+    @property
+    def away(self) -> bool:
+        """Whether it would have to be loaded, or woken, to run anything, and could be."""
+        return self.state in {Residency.COLD, Residency.ASLEEP} and not self.dismissed
+
     def wants_load(self, now: float) -> bool:
         """Whether it should be loaded, or woken, as soon as there is a place."""
-        away = self.state in {Residency.COLD, Residency.ASLEEP} and not self.dismissed
-        return away and (bool(self.queue) or self.wanted) and now >= self.blocked_until
+        return self.away and (bool(self.queue) or self.wanted) and now >= self.blocked_until
 
     def waited(self, now: float) -> float:
         """Seconds that it has waited for its turn to be loaded; what it held before does not count."""

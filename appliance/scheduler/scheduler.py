@@ -444,7 +444,7 @@ class Scheduler:
 
     def _starts(self, entry: Model, now: float, *, parts_only: bool) -> list[Decision]:
         starts: list[Decision] = []
-        while len(entry.running) < entry.demand.concurrency:
+        while entry.slots:
             id = entry.next(now)
             if id is None or (parts_only and id not in self._parts):
                 break

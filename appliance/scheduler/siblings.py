@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from appliance.scheduler import policy
 from appliance.scheduler.facts import Residency
 from appliance.scheduler.model import Model
 from appliance.scheduler.parts import Parts
-
-#: Where an instance would have to be loaded, or woken, first.
-_AWAY: Final = frozenset({Residency.COLD, Residency.ASLEEP})
 
 
 class Waiting(NamedTuple):
@@ -47,15 +44,13 @@ class Siblings:
     def fill(self, now: float, parts: Parts, *, parts_only: bool) -> Iterator[Model]:
         """Give free slots what waits longest for other instances, parts first; yields who got any."""
         for taker in self._takers():
-            given = False
-            for _ in range(_slots(taker) if taker.state is Residency.READY else 0):
-                found = [id for each in self._of(taker) for id in _movable(each)]
+            for _ in range(taker.slots if taker.state is Residency.READY else 0):
+                found = self._movable(taker)
                 ranked = [(id not in parts, self._queued[id].since, id) for id in found]
                 if not ranked or (parts_only and min(ranked)[0]):
                     break
                 self._move(min(ranked)[-1], taker, now)
-                given = True
-            if given:
+            if taker.queue:
                 yield taker
 
     def spread(self, now: float, has_room: Callable[[str], bool]) -> None:
@@ -65,18 +60,18 @@ class Siblings:
         meanwhile, and whoever never does waits behind what may run for hours.
         """
         for taker in self._takers():
-            if taker.state not in _AWAY or taker.dismissed or now < taker.blocked_until:
+            if not taker.away or now < taker.blocked_until:
                 continue
             due = now - policy.expected_return(taker)
-            found = [id for each in self._of(taker) for id in _movable(each, beyond=_slots(each))]
+            found = self._movable(taker, but_for_slots=True)
             late = [(since, id) for id in found if (since := self._queued[id].since) <= due]
             if late and has_room(taker.name):
                 self._move(min(late)[-1], taker, now)
 
     def crowded(self) -> bool:
         """Whether an instance is away while more wait for others than these have slots."""
-        away = (taker for taker in self._takers() if taker.state in _AWAY)
-        return any(len(each.queue) > _slots(each) for taker in away for each in self._of(taker))
+        away = (taker for taker in self._takers() if taker.away)
+        return any(len(each.queue) > each.slots for taker in away for each in self._of(taker))
 
     def relieve(self, entry: Model, now: float) -> None:
         """It cannot serve: what waits for it waits for an instance that does, if there is one."""
@@ -105,12 +100,13 @@ class Siblings:
         found = (self._models.get(name) for name in self._others.get(entry.name, ()))
         return [each for each in found if each is not None]
 
+    def _movable(self, taker: Model, *, but_for_slots: bool = False) -> list[str]:
+        """The first that waits for each of the others, and need not run on what is loaded there.
 
-def _slots(entry: Model) -> int:
-    """How many more may run there at a time."""
-    return max(0, entry.demand.concurrency - len(entry.running))
-
-
-def _movable(entry: Model, beyond: int = 0) -> list[str]:
-    """The first that waits there in place ``beyond`` or later, and need not run on what is loaded there."""
-    return next(([id] for id in islice(entry.queue, beyond, None) if id not in entry.staying), [])
+        With ``but_for_slots`` those are passed over who will have a slot there once it is ready.
+        """
+        found = []
+        for each in self._of(taker):
+            queue = islice(each.queue, each.slots if but_for_slots else 0, None)
+            found += [id for id in queue if id not in each.staying][:1]
+        return found

@@ -86,7 +86,7 @@ def _printed(command: list[str], environment: dict[str, str], cwd: str | None = 
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

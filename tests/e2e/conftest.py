@@ -23,7 +23,7 @@ from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import LEFT_OUT, ROWS, named
 from tests.receiver import Receiver, receiving
-from tests.running import ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
+from tests.running import PATIENCE, ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
 
 __all__ = ["LANGUAGE_MODEL"]
 
@@ -150,7 +150,7 @@ def client(appliance: Appliance) -> Iterator[httpx.Client]:
 @pytest.fixture
 def stranger(appliance: Appliance) -> Iterator[httpx.Client]:
     """A client without a token."""
-    with httpx.Client(base_url=appliance.url, timeout=240, trust_env=False) as client:
+    with httpx.Client(base_url=appliance.url, timeout=PATIENCE, trust_env=False) as client:
         yield client
 
 
@@ -197,7 +197,7 @@ def command(appliance: Appliance, *arguments: str) -> str:
         env={**appliance.environment, "APPLIANCE_PORT": str(appliance.port)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -221,7 +221,7 @@ class Background:
             self._error = error
 
     def result(self) -> Any:
-        self._thread.join(240)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         if self._error is not None:
             raise self._error

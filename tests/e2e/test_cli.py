@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import ROOT, Appliance, fetch, wait_for
+from tests.running import PATIENCE, ROOT, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +27,7 @@ def appliance_command(appliance: Appliance, *arguments: str) -> subprocess.Compl
         env=appliance.environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -77,7 +77,7 @@ def test_tokens_are_printed_as_they_come_and_ctrl_c_cancels_the_prediction(
     assert process.stdout is not None
     assert os.read(process.stdout.fileno(), 100) == b"one "
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     id = said.split()[1]
     ended = wait_for(

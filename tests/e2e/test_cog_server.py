@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests.e2e.conftest import PROJECTS
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.running import Appliance, fetch, free_port, wait_for
+from tests.running import PATIENCE, Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -197,7 +197,7 @@ def cogs_server(
             [*command, "--x-mode", mode], cwd=folder, env=environment, stdout=log, stderr=log
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=240, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
 
             def ready() -> bool:
                 try:

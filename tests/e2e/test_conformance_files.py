@@ -22,7 +22,7 @@ from replicate.client import Client
 from tests.e2e.clients import beta, client_of, node
 from tests.e2e.conftest import command
 from tests.e2e.test_conformance_predictions import WAIT, create, ended
-from tests.running import Appliance, fetch
+from tests.running import PATIENCE, Appliance, fetch
 
 pytestmark = pytest.mark.e2e
 
@@ -290,7 +290,9 @@ def test_f24_files_of_others(api: httpx.Client, appliance: Appliance, new_token:
         assert list(other.files.list()) == []
         headers = {"Authorization": f"Bearer {other._api_token}"}
         for method in ("GET", "DELETE"):
-            reply = httpx.request(method, file["urls"]["get"], headers=headers, timeout=240, trust_env=False)
+            reply = httpx.request(
+                method, file["urls"]["get"], headers=headers, timeout=PATIENCE, trust_env=False
+            )
             assert (reply.status_code, reply.json()["detail"]) == (404, "File not found")
         prediction = other.predictions.create(version="test/files", input={"file": file["urls"]["get"]})
         prediction.wait()

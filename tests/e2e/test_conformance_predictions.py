@@ -15,7 +15,7 @@ from replicate.exceptions import ModelError
 
 from tests.e2e.clients import LANGUAGE_MODEL, beta, framework, node, posting
 from tests.e2e.conftest import Background
-from tests.running import Appliance, wait_for
+from tests.running import PATIENCE, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -171,7 +171,7 @@ def test_p17_hanging_up_cancels_nothing(api: httpx.Client, appliance: Appliance)
 
 
 def test_p18_p19_p20_polling_sees_output_grow(api: httpx.Client) -> None:
-    record = create(api, "test/stream", text="a b c d e f ", chunk_delay=0.5)
+    record = create(api, "test/stream", text="a b c d e f ", chunk_delay=1)
     assert record["output"] is None
     seen: list[Any] = []
     while True:
@@ -184,7 +184,7 @@ def test_p18_p19_p20_polling_sees_output_grow(api: httpx.Client) -> None:
         assert found.get("output", []) is not None
         time.sleep(0.05)
     assert all(later[: len(earlier)] == earlier for earlier, later in itertools.pairwise(seen))
-    assert len({len(output) for output in seen}) > 1
+    assert len({len(output) for output in seen}) > 3
     assert "".join(seen[-1]) == "a b c d e f "
 
 
@@ -375,5 +375,5 @@ def test_many_at_once_all_end(api: httpx.Client, appliance: Appliance) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(240)
+        thread.join(PATIENCE)
     assert outcomes == ["succeeded"] * 32

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import TOKEN, Appliance, wait_for
+from tests.running import PATIENCE, TOKEN, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -25,7 +25,7 @@ SUBJECTS = (
 def events(url: str, headers: dict[str, str] | None = None) -> list[dict[str, str]]:
     """Every server-sent event of a stream, in order, comments left out."""
     found: list[dict[str, str]] = []
-    with httpx.stream("GET", url, headers=headers, timeout=240, trust_env=False) as reply:
+    with httpx.stream("GET", url, headers=headers, timeout=PATIENCE, trust_env=False) as reply:
         assert reply.status_code == 200
         assert reply.headers["content-type"].split(";")[0] == "text/event-stream"
         current: dict[str, str] = {}
@@ -87,7 +87,7 @@ def test_cancel_in_mid_stream_ends_it_keeps_what_came_and_frees_the_slot(client:
         stream = pool.submit(events, created["urls"]["stream"])
         time.sleep(0.5)
         canceled = client.post(f"/v1/predictions/{created['id']}/cancel").json()
-        found = stream.result(240)
+        found = stream.result(PATIENCE)
     assert canceled["status"] == "canceled"
     assert canceled["output"]
     assert found[-1]["event"] == "done"

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browsing import watched
 from tests.e2e.conftest import COMMAND, LANGUAGE_MODEL
-from tests.running import Appliance, fetch, free_port, wait_for
+from tests.running import PATIENCE, Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -156,14 +156,14 @@ def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
     def answers() -> bool:
         assert process.poll() is None, (tmp_path / "demo.log").read_text()
         try:
-            return httpx.get(url, trust_env=False, timeout=240).status_code == 200
+            return httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
         except httpx.HTTPError:
             return False
 
     wait_for(answers, "the demo")
     yield url
     process.terminate()
-    process.wait(240)
+    process.wait(PATIENCE)
 
 
 def test_a_demo_is_one_model_in_a_frame_and_nothing_else(browser: Browser, demo: str, tmp_path: Path) -> None:

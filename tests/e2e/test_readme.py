@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance import config
-from tests.running import ROOT, Appliance
+from tests.running import PATIENCE, ROOT, Appliance
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +37,7 @@ def run(appliance: Appliance, command: list[str], cwd: Path = ROOT) -> str:
         "APPLIANCE_PORT": str(appliance.port),
     }
     ran = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import ROOT, TOKEN, Appliance, fetch, wait_for
+from tests.running import PATIENCE, ROOT, TOKEN, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -42,7 +42,7 @@ class Secure(Appliance):
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     home = tmp_path_factory.mktemp("home")
     made = subprocess.run(
-        [COMMAND, "certificate", str(home)], capture_output=True, text=True, check=True, timeout=240
+        [COMMAND, "certificate", str(home)], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     config = home / "models.yaml"
     config.write_text(
@@ -63,7 +63,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
 
 def test_links_are_https_and_streams_work(secure: Secure) -> None:
     context = ssl.create_default_context(cafile=secure.certificate)
-    with httpx.Client(base_url=secure.url, verify=context, timeout=240, trust_env=False) as client:
+    with httpx.Client(base_url=secure.url, verify=context, timeout=PATIENCE, trust_env=False) as client:
         signed_in = {"Authorization": f"Bearer {TOKEN}"}
         body = {"version": "test/echo", "input": {"text": "a b "}}
         created = client.post("/v1/predictions", json=body, headers=signed_in).json()
@@ -73,7 +73,7 @@ def test_links_are_https_and_streams_work(secure: Secure) -> None:
 
 def test_a_pipeline_trusts_the_certificate_of_its_appliance(secure: Secure) -> None:
     context = ssl.create_default_context(cafile=secure.certificate)
-    with httpx.Client(base_url=secure.url, verify=context, timeout=240, trust_env=False) as client:
+    with httpx.Client(base_url=secure.url, verify=context, timeout=PATIENCE, trust_env=False) as client:
         body = {"version": "cog/caller", "input": {"calls": json.dumps([("test/echo", {"text": "a b"})])}}
         headers = {"Authorization": f"Bearer {TOKEN}", "Prefer": "wait"}
         record = client.post("/v1/predictions", json=body, headers=headers).json()
@@ -90,7 +90,7 @@ def test_the_command_line_and_the_javascript_client_speak_it(secure: Secure) -> 
     environment = {**secure.environment, "SSL_CERT_FILE": str(secure.certificate)}
     ran = subprocess.run(
         [COMMAND, "run", "test/echo", "-i", "text=hello there"],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout) == (0, "hello there\n"), ran.stderr
     script = f"""
@@ -101,7 +101,7 @@ def test_the_command_line_and_the_javascript_client_speak_it(secure: Secure) -> 
     ran = subprocess.run(
         ["node", "--input-type=module", "--eval", script],
         env={**os.environ, "NODE_EXTRA_CA_CERTS": str(secure.certificate)},
-        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == ["a ", "b"]
@@ -118,7 +118,7 @@ def test_files_that_do_not_belong_together_are_refused_before_anything_starts(
     environment = {**os.environ, "APPLIANCE_HOME": str(tmp_path / "home")}
     ran = subprocess.run(
         [COMMAND, "serve", "--config", str(config), "--port", str(secure.port + 1)],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ran.returncode == 2
     assert "belong together" in " ".join(ran.stderr.split())
@@ -135,7 +135,7 @@ def test_f17_python_reads_a_file_object(secure: Secure) -> None:
     environment = {**secure.environment, "SSL_CERT_FILE": str(secure.certificate)}
     ran = subprocess.run(
         [sys.executable, "-c", PYTHON],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     kind, content, address = json.loads(ran.stdout)
@@ -154,7 +154,7 @@ def test_f18_javascript_reads_a_blob(secure: Secure) -> None:
     ran = subprocess.run(
         ["node", "--input-type=module", "--eval", script],
         env={**os.environ, "NODE_EXTRA_CA_CERTS": str(secure.certificate)},
-        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     text, kind, address = json.loads(ran.stdout)
@@ -166,7 +166,7 @@ def test_p41_data_goes_after_a_while(secure: Secure) -> None:
     context = ssl.create_default_context(cafile=secure.certificate)
     headers = {"Authorization": f"Bearer {TOKEN}", "Prefer": "wait"}
     with httpx.Client(
-        base_url=secure.url, verify=context, timeout=240, trust_env=False, headers=headers
+        base_url=secure.url, verify=context, timeout=PATIENCE, trust_env=False, headers=headers
     ) as client:
         body = {"version": "test/files", "input": {"text": "secret", "print": "secret"}}
         record = client.post("/v1/predictions", json=body).json()

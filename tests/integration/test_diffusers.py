@@ -27,6 +27,7 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.diffusers import DiffusersRunner
 from appliance.weights import pipeline
 from tests import random_pipelines
+from tests.running import PATIENCE
 
 pytestmark = [
     pytest.mark.integration,
@@ -245,7 +246,7 @@ async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
 
     loaded.runner._watched = counted
     running = asyncio.ensure_future(loaded.run(prompt="a", num_inference_steps=500))
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(PATIENCE):
         while steps < 2:
             await asyncio.sleep(0.01)
         running.cancel()

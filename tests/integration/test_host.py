@@ -17,6 +17,7 @@ from appliance.meter import LEAST_TOLERANCE
 from appliance.prediction import Done, Log
 from appliance.replica import LOOK, Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
+from tests.running import PATIENCE
 
 pytestmark = pytest.mark.integration
 
@@ -308,7 +309,7 @@ def resident(pid: int) -> int:
 async def _child(folder: Path) -> int:
     """The process id that a runner of ``tests.host_kinds`` has noted."""
     note = folder / "child"
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(PATIENCE):
         while not (note.exists() and note.read_text()):
             await asyncio.sleep(0.02)
     return int(note.read_text())

@@ -143,7 +143,7 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
     def command() -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "appliance"), "reload"]
         return subprocess.run(
-            command, env=appliance.environment, capture_output=True, text=True, timeout=240, check=False
+            command, env=appliance.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     with appliance.client() as client:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.accounting import all_predictions, is_quiet, summed, used
 from tests.receiver import Receiver, receiving
-from tests.running import Appliance, wait_for
+from tests.running import PATIENCE, Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -53,7 +53,7 @@ class Callers:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(240)
+            thread.join(PATIENCE)
 
     def _predict(self, caller: int) -> None:
         kinds: list[tuple[str, dict[str, Any]]] = [

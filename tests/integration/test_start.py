@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import Appliance
+from tests.running import PATIENCE, Appliance
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +21,9 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     appliance = Appliance(tmp_path / "home", config)
     command = [str(Path(sys.executable).parent / "appliance"), "serve", "--config", str(config), "--no-ui"]
     environment = {**appliance.environment, "TMPDIR": str(long)}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    ran = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert ran.returncode == 1
     assert ran.stderr.startswith("appliance: Ray did not start: ")
     assert "set TMPDIR to another folder, with a short path" in ran.stderr

@@ -26,7 +26,7 @@ from appliance.runners import PRELOADS
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
-from tests.running import ROOT, WEIGHTS, wait_for
+from tests.running import PATIENCE, ROOT, WEIGHTS, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -339,7 +339,7 @@ async def test_predictions_are_computed_together(caller: Caller) -> None:
     ids = ("batch left", "batch right")
     for id in ids:
         await caller.start(id, prompt="Count.", temperature=0, min_tokens=10_000, max_tokens=10_000)
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(PATIENCE):
         while not all(id in caller.events and "".join(caller.output(id)) for id in ids):
             await asyncio.sleep(0.02)
     assert not set(ids) & set(caller.order), "the first one was over before the second one began"

@@ -14,7 +14,7 @@ import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret
 
 from tests.receiver import Received, Receiver, receiving
-from tests.running import ROOT, Appliance, free_port, wait_for
+from tests.running import PATIENCE, ROOT, Appliance, free_port, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -100,7 +100,7 @@ def test_every_signature_is_one_that_the_official_clients_accept(
     """
     ran = subprocess.run(
         ["node", "--input-type=module", "--eval", script],
-        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT / ".clients" / "js", capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == [True, False]
@@ -112,7 +112,7 @@ def test_a_key_can_be_replaced_without_a_gap(
     def command(*arguments: str) -> str:
         ran = subprocess.run(
             [str(COMMAND), "webhook", *arguments, "--config", str(appliance.config)],
-            env=appliance.environment, capture_output=True, text=True, timeout=240, check=True,
+            env=appliance.environment, capture_output=True, text=True, timeout=PATIENCE, check=True,
         )  # fmt: skip
         return ran.stdout.strip()
 

@@ -18,7 +18,7 @@ from appliance import leftovers
 from appliance.prediction import Done
 from appliance.replica import Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
-from tests.running import ROOT, wait_for
+from tests.running import PATIENCE, ROOT, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -174,7 +174,7 @@ async def test_a_second_zygote_takes_the_place_of_the_first(zygote: Zygote, tmp_
     zygote.process.wait()
     with Zygote(tmp_path):
         replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
-        deadline = asyncio.timeout(240)
+        deadline = asyncio.timeout(PATIENCE)
         async with deadline:
             while not (await replica.load(spec(tmp_path))).forked:  # the old socket's file may still be seen
                 await replica.unload()
@@ -183,7 +183,7 @@ async def test_a_second_zygote_takes_the_place_of_the_first(zygote: Zygote, tmp_
 
 async def test_nonsense_is_refused_and_harms_nobody(zygote: Zygote, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(240)
+        client.settimeout(PATIENCE)
         client.connect(str(zygote.socket))
         client.sendall(b"\0\0\0\1\xc1")
         assert client.recv(1) == b""
