@@ -20,7 +20,7 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     config.write_text("models:\n  - {name: test/echo, kind: echo}\n")
     appliance = Appliance(tmp_path / "home", config)
     command = [str(Path(sys.executable).parent / "appliance"), "serve", "--config", str(config), "--no-ui"]
-    environment = {**appliance.environment, "TMPDIR": str(long)}
+    environment = {**appliance.environment, "APPLIANCE_PORT": str(appliance.port), "TMPDIR": str(long)}
     ran = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
