@@ -2,6 +2,9 @@
 
 The bytes are there before the row is, and the row is gone before they are: after a crash there may be bytes
 without a row, which the next start removes, but never a row without its bytes.
+
+The address of an output leaves as soon as it is made, so it is answered from then on: from memory until its
+row is committed.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from appliance.config import FilesConfig
-from appliance.errors import NoRoom, StoreError
+from appliance.errors import NoRoom, StoreError, Unstorable
 from appliance.file import File, OutputFile
 from appliance.prediction import Prediction, new_id
 from appliance.store.files import FileTable
@@ -29,6 +33,7 @@ from appliance.store.files import FileTable
 _log = logging.getLogger(__name__)
 
 WRITE: Final = 1024 * 1024  # bytes that are hashed and written at a time, in a thread
+RETRY_STORE: Final = 1.0  # seconds before a refused row is written again
 _SWEEP: Final = 30.0  # seconds between looks for uploads whose time is over
 _BATCH: Final = 200
 _SECRET: Final = "files-signing-secret"  # noqa: S105 - its name in the store, not the secret
@@ -98,6 +103,7 @@ class Files:
         self.table = table
         self._secret = ""
         self._task: asyncio.Task[None] | None = None
+        self._unsaved: dict[str, File] = {}  # outputs by id, until their rows are committed
 
     async def start(self) -> None:
         """Make the folders, remove what a crash has left, and begin to remove what is too old."""
@@ -108,7 +114,8 @@ class Files:
         self._task = asyncio.get_running_loop().create_task(self._expire_for_ever())
 
     async def close(self) -> None:
-        """Stop removing."""
+        """Stop removing, and stop trying to write what the store refuses."""
+        self._unsaved.clear()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -202,20 +209,20 @@ class Files:
         match value:
             case OutputFile():
                 value.path = str(Path(value.path).relative_to(self.folder))
-                self.table.add(
-                    File(
-                        id=value.id,
-                        owner=record.owner,
-                        name=value.name,
-                        content_type=value.content_type,
-                        size=value.size,
-                        sha256=value.sha256,
-                        md5=value.md5,
-                        created_at=round(time.time(), 6),
-                        prediction=record.id,
-                        path=value.path,
-                    )
+                file = File(
+                    id=value.id,
+                    owner=record.owner,
+                    name=value.name,
+                    content_type=value.content_type,
+                    size=value.size,
+                    sha256=value.sha256,
+                    md5=value.md5,
+                    created_at=round(time.time(), 6),
+                    prediction=record.id,
+                    path=value.path,
                 )
+                self._unsaved[file.id] = file
+                self._save(file)
                 return value
             case list():
                 return [self._registered(record, part) for part in value]
@@ -223,14 +230,32 @@ class Files:
                 return {key: self._registered(record, part) for key, part in value.items()}
         return value
 
+    def _save(self, file: File) -> None:
+        if file.id in self._unsaved:
+            self.table.add(file).add_done_callback(partial(self._saved, file))
+
+    def _saved(self, file: File, written: asyncio.Future[None]) -> None:
+        error = None if written.cancelled() else written.exception()
+        if isinstance(error, StoreError) and not isinstance(error, Unstorable):  # a full disk, say
+            _log.error("file %s of prediction %s is not stored yet: %s", file.name, file.prediction, error)
+            asyncio.get_running_loop().call_later(RETRY_STORE, self._save, file)
+            return
+        if error is not None:
+            _log.error("file %s of prediction %s is lost: %s", file.name, file.prediction, error)
+        self._unsaved.pop(file.id, None)
+
     async def output(self, id: str) -> File | None:
         """A file that a prediction made."""
+        if (unsaved := self._unsaved.get(id)) is not None:
+            return unsaved
         file = await self.table.get(id)
         return file if file is not None and file.prediction is not None else None
 
     async def remove_outputs(self, predictions: Iterable[str]) -> None:
         """Remove the bytes of all files that these predictions made; the store has forgotten them."""
-        folders = [self.folder / "outputs" / id for id in predictions]
+        gone = set(predictions)
+        self._unsaved = {id: file for id, file in self._unsaved.items() if file.prediction not in gone}
+        folders = [self.folder / "outputs" / id for id in gone]
         for folder in folders:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +17,13 @@ import httpx
 import pytest
 from msgspec import structs
 
+from appliance import files
 from appliance.config import FilesConfig
+from appliance.errors import StoreError, Unstorable
+from appliance.file import File
 from appliance.files import signature
 from tests.apis import Api
-from tests.engines import Bench
+from tests.engines import Bench, entry
 
 ORIGIN = "http://models.example.org:8000"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
@@ -344,6 +349,85 @@ async def test_polls_lists_and_late_readers_see_the_same_addresses(api: Api, ben
     stored = await bench.store.get(record["id"])
     assert stored is not None
     assert [file.name for file in stored.output] == ["0.txt", "1.txt"]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_a_file_is_there_once_its_address_is_known(bench: Bench) -> None:
+    """Also while the store still writes something else: a reader asks for it at once, and only once."""
+    bench.files_model = entry("test/files", files=True, stream=True)
+    await bench.restart()
+    record = await bench.output_of(
+        await bench.submit(bench.files_model, text="x", repeat=10_000, chunk_delay=0.01)
+    )
+    written = threading.Event()
+    held = bench.store.write(lambda _: written.wait(60))
+    try:
+        made = []
+        async for seen in bench.engine.follow(record, after=len(record.output)):
+            assert isinstance(seen, list)
+            for _, output in seen:
+                file = await bench.files.output(output.id)
+                assert file is not None
+                made.append(bench.files.path(file).read_text())
+            if len(made) > 2:
+                break
+    finally:
+        written.set()
+    assert set(made) == {"x"}
+    assert await held
+    await bench.engine.cancel(record.id, "me")
+
+
+async def test_a_file_outlives_a_store_that_refuses_it(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, say, that has room again while the gateway runs."""
+    add, refused = bench.store.files.add, 0
+
+    def refusing(file: File) -> asyncio.Future[None]:
+        nonlocal refused
+        refused += 1
+        if refused > 3:
+            return add(file)
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        outcome.set_exception(StoreError("the disk is full"))
+        return outcome
+
+    monkeypatch.setattr(files, "RETRY_STORE", 0.01)
+    monkeypatch.setattr(bench.store.files, "add", refusing)
+    record = await run(api, text="x")
+    assert (await api.get(record["output"][0])).text == "x"
+    await eventually(lambda: refused == 4)
+    await bench.store.check()  # written after it
+    monkeypatch.undo()
+    await bench.restart()
+    assert await bench.files.output(record["output"][0].split("/")[-2]) is not None
+
+
+async def test_what_can_never_be_stored_is_not_tried_for_ever(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    def refusing(_: File) -> asyncio.Future[None]:
+        nonlocal tried
+        tried += 1
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        outcome.set_exception(Unstorable("no text"))
+        return outcome
+
+    monkeypatch.setattr(files, "RETRY_STORE", 0.0)
+    monkeypatch.setattr(bench.store.files, "add", refusing)
+    record = await run(api, text="x")
+    await bench.store.check()
+    assert tried == 1
+    assert (await api.get(record["output"][0])).status_code == 404
 
 
 async def test_files_go_with_the_data_of_their_prediction(api: Api, bench: Bench) -> None:
