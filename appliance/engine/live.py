@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 #: What is stored and shown in place of a secret input.
 HIDDEN: Final = "**********"
 
+#: What a host has told of a prediction, with the numbers it gave them.
+Events = list[tuple[int, Log | Output | Metric]]
+
 
 def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
     """``input`` as it may be stored and shown."""
@@ -40,7 +43,8 @@ class Live:
         self.parts: set[str] = set()  # ids of predictions that it asked for and that are not finished
         self.starved = False  # its host ran out of memory once while it ran
         self.timers: list[asyncio.TimerHandle] = []
-        self.unsaved: list[tuple[int, Log | Output | Metric]] = []
+        self.unsaved: Events = []
+        self.saving: asyncio.Future[None] | None = None  # the last write of this attempt's events
         self._waiters: set[asyncio.Future[None]] = set()
         self._enders: set[asyncio.Future[None]] = set()
 

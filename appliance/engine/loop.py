@@ -18,12 +18,12 @@ from appliance.cluster.base import Cluster
 from appliance.config import LimitsConfig
 from appliance.engine import report
 from appliance.engine.hosts import Hosts
-from appliance.engine.live import Live, fetched
+from appliance.engine.live import Events, Live, fetched
 from appliance.engine.loads import Loads
 from appliance.engine.records import RETRY_STORE, Records, concluded_by
 from appliance.engine.room import Room
 from appliance.engine.sizes import Sizes
-from appliance.errors import PredictionFailed, StatusConflict, StoreError
+from appliance.errors import PredictionFailed, StatusConflict, StoreError, Unstorable
 from appliance.files import Files
 from appliance.inputs import Inputs
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
@@ -112,6 +112,8 @@ class Loop:
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        writes = [live.saving for live in self.live.values() if live.saving is not None]
+        await asyncio.gather(*writes, return_exceptions=True)
         self._save()
 
     def admit(
@@ -418,6 +420,7 @@ class Loop:
     async def _requeue(self, live: Live) -> None:
         live.stop_timers()
         live.unsaved.clear()
+        live.saving = None
         live.submitted = False
         self._end_parts(live)
         record = live.prediction
@@ -443,11 +446,23 @@ class Loop:
             self._save()
 
     def _save(self) -> None:
-        """Queue what running predictions have gained; a later ``finish`` is written after it."""
+        """Queue what running predictions have gained; a later ``finish`` is written after it.
+
+        One after the other: were a write refused and its next one made, a restart would find a hole.
+        """
         for live in self.live.values():
-            if live.unsaved and not live.ending:
-                self._store.append(live.id, live.prediction.attempt, live.unsaved)
-                live.unsaved = []
+            if live.unsaved and not live.ending and (live.saving is None or live.saving.done()):
+                events, live.unsaved = live.unsaved, []
+                live.saving = self._store.append(live.id, live.prediction.attempt, events)
+                live.saving.add_done_callback(partial(self._saved, live, events))
+
+    def _saved(self, live: Live, events: Events, written: asyncio.Future[None]) -> None:
+        error = None if written.cancelled() else written.exception()
+        if error is None or isinstance(error, (StatusConflict, Unstorable)):  # the end will say which
+            return
+        _log.error("output of prediction %s could not be stored yet: %s", live.prediction, error)
+        if live.saving is written and not live.ending:
+            live.unsaved[:0] = events
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run ``work`` beside the loop; what goes wrong in it is logged."""

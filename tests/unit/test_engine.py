@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import InvalidInput, NeverFits, NotFound, ShuttingDown, Throttled
+from appliance.engine import loop
+from appliance.engine.live import Events
+from appliance.errors import InvalidInput, NeverFits, NotFound, ShuttingDown, StoreError, Throttled
 from appliance.prediction import Prediction, Status
 from tests.engines import Bench, entry
 
@@ -161,6 +163,33 @@ async def test_a_restart_keeps_the_output_that_was_seen(bench: Bench) -> None:
     record = await bench.ended(prediction)
     assert record.status is Status.FAILED
     assert record.output[: len(before.output)] == before.output
+
+
+async def test_a_restart_finds_no_hole_where_the_store_refused_for_a_while(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full at times: what could not be written is written before what came after it."""
+    append, refused = bench.store.append, 0
+
+    def refusing(id: str, attempt: int, events: Events) -> asyncio.Future[None]:
+        nonlocal refused
+        refused += 1
+        if refused % 3:
+            outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            outcome.set_exception(StoreError("the disk is full"))
+            return outcome
+        return append(id, attempt, events)
+
+    monkeypatch.setattr(loop, "SAVE_INTERVAL", 0.02)
+    monkeypatch.setattr(bench.store, "append", refusing)
+    prediction = await bench.submit(bench.stream, text="a b c d e f g ", repeat=1000, chunk_delay=0.01)
+    while refused < 10:
+        before = await bench.output_of(prediction)
+        await asyncio.sleep(0.005)
+    await bench.restart()
+    output = "".join((await bench.ended(prediction)).output)
+    assert len(output) > len("".join(before.output)) / 2
+    assert output == ("a b c d e f g " * 1000)[: len(output)]
 
 
 async def test_a_version_that_is_gone_fails_and_says_so(bench: Bench) -> None:
