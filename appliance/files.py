@@ -28,12 +28,12 @@ from appliance.config import FilesConfig
 from appliance.errors import NoRoom, StoreError, Unstorable
 from appliance.file import File, OutputFile
 from appliance.prediction import Prediction, new_id
+from appliance.store import RETRY_STORE
 from appliance.store.files import FileTable
 
 _log = logging.getLogger(__name__)
 
 WRITE: Final = 1024 * 1024  # bytes that are hashed and written at a time, in a thread
-RETRY_STORE: Final = 1.0  # seconds before a refused row is written again
 _SWEEP: Final = 30.0  # seconds between looks for uploads whose time is over
 _BATCH: Final = 200
 _SECRET: Final = "files-signing-secret"  # noqa: S105 - its name in the store, not the secret

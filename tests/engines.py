@@ -12,6 +12,7 @@ from appliance.cluster.local import LocalCluster
 from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
 from appliance.egress import Egress
 from appliance.engine import Engine
+from appliance.errors import StoreError
 from appliance.files import Files
 from appliance.hardware import Device
 from appliance.inputs import Inputs
@@ -32,6 +33,13 @@ DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)
 def described(name: str = "test/echo", **options: Any) -> tuple[Card, Entry]:
     model = ModelConfig.model_validate({"name": name, "kind": "echo", "memory": MIB, "options": options})
     return describe(model, "none", 0.0)
+
+
+def refusal(error: StoreError) -> asyncio.Future[None]:
+    """A write that the store refuses."""
+    written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    written.set_exception(error)
+    return written
 
 
 def entry(name: str = "test/echo", **options: Any) -> Entry:

@@ -11,7 +11,8 @@ import msgspec
 
 from appliance.catalogue import Entry
 from appliance.errors import PredictionFailed
-from appliance.prediction import Log, Metric, Output, Prediction
+from appliance.prediction import Prediction
+from appliance.store import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 HIDDEN: Final = "**********"
 
 #: What a host has told of a prediction, with the numbers it gave them.
-Events = list[tuple[int, Log | Output | Metric]]
+Events = list[tuple[int, Progress]]
 
 
 def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from appliance.engine import report
 from appliance.engine.hosts import Hosts
 from appliance.engine.live import Events, Live, fetched
 from appliance.engine.loads import Loads
-from appliance.engine.records import RETRY_STORE, Records, concluded_by
+from appliance.engine.records import Records, concluded_by
 from appliance.engine.room import Room
 from appliance.engine.sizes import Sizes
 from appliance.errors import PredictionFailed, StatusConflict, StoreError, Unstorable
@@ -29,7 +29,7 @@ from appliance.inputs import Inputs
 from appliance.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.scheduler import Decision, Load, Refuse, Residency, Scheduler, Sleep, Start, Unload, Wake
 from appliance.scheduler.journal import Happening
-from appliance.store import Store
+from appliance.store import RETRY_STORE, Store
 from appliance.token import RunTokens
 
 T = TypeVar("T")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from appliance.errors import PredictionFailed, StatusConflict, StoreError, Unstorable
 from appliance.prediction import Prediction, Status
-from appliance.store import Store
+from appliance.store import RETRY_STORE, Store
 
 _log = logging.getLogger(__name__)
-
-RETRY_STORE: Final = 1.0  # seconds before a refused write is tried again
 
 
 async def concluded_by(

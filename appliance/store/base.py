@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypedDict, Unpack
 
 import msgspec
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from appliance.store.footprints import FootprintTable
     from appliance.store.registry import Registry
     from appliance.store.usage import UsageTable
+
+RETRY_STORE: Final = 1.0  # seconds before a refused write that must be made is tried again
 
 #: What may be appended: ``Done`` is not, it becomes a status with ``finish``.
 Progress = Log | Output | Metric

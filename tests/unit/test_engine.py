@@ -13,7 +13,7 @@ from appliance.engine import loop
 from appliance.engine.live import Events
 from appliance.errors import InvalidInput, NeverFits, NotFound, ShuttingDown, StoreError, Throttled
 from appliance.prediction import Prediction, Status
-from tests.engines import Bench, entry
+from tests.engines import Bench, entry, refusal
 
 
 async def test_a_prediction_is_accepted_then_run_then_stored(bench: Bench) -> None:
@@ -175,9 +175,7 @@ async def test_a_restart_finds_no_hole_where_the_store_refused_for_a_while(
         nonlocal refused
         refused += 1
         if refused % 3:
-            outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            outcome.set_exception(StoreError("the disk is full"))
-            return outcome
+            return refusal(StoreError("the disk is full"))
         return append(id, attempt, events)
 
     monkeypatch.setattr(loop, "SAVE_INTERVAL", 0.02)

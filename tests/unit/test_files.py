@@ -23,10 +23,17 @@ from appliance.errors import StoreError, Unstorable
 from appliance.file import File
 from appliance.files import signature
 from tests.apis import Api
-from tests.engines import Bench, entry
+from tests.engines import Bench, entry, refusal
 
 ORIGIN = "http://models.example.org:8000"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
 
 
 async def upload(api: Api, content: bytes = b"hello", name: str = "a.txt", **fields: str) -> dict[str, Any]:
@@ -239,10 +246,7 @@ async def test_an_upload_expires(api: Api, bench: Bench) -> None:
     await asyncio.sleep(0.06)
     assert (await api.get(f"/v1/files/{file['id']}")).status_code == 404
     await bench.restart()  # which looks at once
-    deadline = time.monotonic() + 60
-    while list((bench.folder / "files" / "uploads").iterdir()):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
+    await eventually(lambda: not list((bench.folder / "files" / "uploads").iterdir()))
 
 
 # -- given to models and made by them ---------------------------------------------------------------------
@@ -322,10 +326,7 @@ async def test_other_addresses_are_refused_at_once(api: Api, given: str) -> None
 
 async def test_inputs_are_gone_when_the_prediction_is_over(api: Api, bench: Bench) -> None:
     await run(api, file="data:,x")
-    deadline = time.monotonic() + 60
-    while list((bench.folder / "run" / "inputs").glob("*")):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
+    await eventually(lambda: not list((bench.folder / "run" / "inputs").glob("*")))
 
 
 async def test_files_may_be_inside_of_the_output(api: Api, bench: Bench) -> None:
@@ -349,13 +350,6 @@ async def test_polls_lists_and_late_readers_see_the_same_addresses(api: Api, ben
     stored = await bench.store.get(record["id"])
     assert stored is not None
     assert [file.name for file in stored.output] == ["0.txt", "1.txt"]
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 async def test_a_file_is_there_once_its_address_is_known(bench: Bench) -> None:
@@ -395,9 +389,7 @@ async def test_a_file_outlives_a_store_that_refuses_it(
         refused += 1
         if refused > 3:
             return add(file)
-        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        outcome.set_exception(StoreError("the disk is full"))
-        return outcome
+        return refusal(StoreError("the disk is full"))
 
     monkeypatch.setattr(files, "RETRY_STORE", 0.01)
     monkeypatch.setattr(bench.store.files, "add", refusing)
@@ -418,9 +410,7 @@ async def test_what_can_never_be_stored_is_not_tried_for_ever(
     def refusing(_: File) -> asyncio.Future[None]:
         nonlocal tried
         tried += 1
-        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        outcome.set_exception(Unstorable("no text"))
-        return outcome
+        return refusal(Unstorable("no text"))
 
     monkeypatch.setattr(files, "RETRY_STORE", 0.0)
     monkeypatch.setattr(bench.store.files, "add", refusing)
