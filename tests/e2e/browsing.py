@@ -24,6 +24,14 @@ FLAGS = [
 ]
 #: What Gradio's client says when it is told that an upload is complete.
 UPLOADED = ("Method not implemented.",)
+#: What it says of streams and requests that end because their page is left, and of nothing else then.
+ENDED = ("AbortError: ", "Unexpected error Connection errored out.")
+#: Tells in the console, between whose other lines it then stands, that a page is being left or is new.
+LEAVING, ENTERED = "the page is being left", "the page is new"
+TELLING = f"""
+if (window === top) console.debug({ENTERED!r});
+addEventListener("beforeunload", () => console.debug({LEAVING!r}));
+"""
 expect.set_options(timeout=PATIENCE * 1000)
 
 
@@ -46,15 +54,14 @@ def watched(
     test is about, been ``refused`` nothing. Messages that begin as one that is ``allowed`` are no error.
     """
     wrong: list[str] = []
-    left = 0  # streams of pages that were left while they ran, which Gradio's client says in two messages
+    leaving = False
 
     def heard(message: ConsoleMessage) -> None:
-        nonlocal left
-        if message.text.startswith("AbortError: BodyStreamBuffer was aborted"):
-            left += 1
+        nonlocal leaving
+        if message.text in {LEAVING, ENTERED}:
+            leaving = message.text == LEAVING
             return
-        if left and message.text.startswith("Unexpected error Connection errored out."):
-            left -= 1
+        if leaving and message.text.startswith(ENDED):
             return
         expected = (refused and "status of 4" in message.text) or message.text.startswith(
             (*allowed, *UPLOADED)
@@ -72,6 +79,7 @@ def watched(
 
     opened = browser.new_context(base_url=url, **context)
     opened.set_default_timeout(PATIENCE * 1000)
+    opened.add_init_script(TELLING)
     page = opened.new_page()
     page.on("console", heard)
     page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
