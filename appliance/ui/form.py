@@ -19,7 +19,7 @@ from appliance.ui.output import Output
 from appliance.ui.snippets import LocalFile
 
 #: What is said before anything has run.
-_NOTHING_YET: Final = '<p class="note">Fill in the form and run it: what the model gives appears here.</p>'
+_NOTHING_YET: Final = '<p class="note">What the model gives appears here.</p>'
 _FILES: Final = frozenset({Widget.FILE, Widget.FILES})
 #: What a prediction waits for -> how that is said.
 _WAITS: Final = {
@@ -243,7 +243,7 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
 
 
 def _status(seen: Seen, *, linked: bool) -> str:
-    """How a prediction stands, as HTML: one line, so that nothing below it moves."""
+    """How a prediction stands, as HTML: one line, however narrow, so that nothing below it moves."""
     record, status = seen.record, seen.status
     said = html.escape(_words(seen))
     bar = ""
@@ -255,11 +255,12 @@ def _status(seen: Seen, *, linked: bool) -> str:
     wrong = f'<p class="wrong" role="alert">{html.escape(record["error"])}</p>' if record.get("error") else ""
     return (
         f'<div class="facts"><span class="badge {html.escape(status)}">{html.escape(status)}</span>'
-        f'<span class="note">{said}</span>{bar}{link}</div>{wrong}'
+        f'<span class="note said" title="{said}">{said}</span>{bar}{link}</div>{wrong}'
     )
 
 
 def _words(seen: Seen) -> str:
+    """What is said of it, the most important first: the line may be cut."""
     metrics = seen.record.get("metrics") or {}
     if seen.over:
         parts = []
@@ -268,11 +269,11 @@ def _words(seen: Seen) -> str:
         if metrics.get("output_token_count"):
             parts.append(f"{metrics['output_token_count']:,} tokens")
         if metrics.get("cold_start", 0) >= 0.1:
-            parts.append(f"{metrics['cold_start']:.1f} s of waiting for the model to load")
+            parts.append(f"cold start {metrics['cold_start']:.1f} s")
         return " · ".join(parts)
     waits = _WAITS.get(metrics.get("waits_for", "")) if seen.status == "starting" else None
     if waits is None:
         return f"{seen.seconds:.0f} s"
     expected = seen.model["load_seconds"] if seen.model is not None else None
     about = f" of about {expected:.0f}" if expected and metrics["waits_for"] == "load" else ""
-    return f"{waits}, at place {metrics['queue_position']} · {seen.seconds:.0f} s{about}"
+    return f"{seen.seconds:.0f} s{about} · {waits}, at place {metrics['queue_position']}"

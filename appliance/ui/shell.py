@@ -21,7 +21,8 @@ it to others in any case. A page at ``/p/{id}`` finds ``id`` in ``shell.paramete
 ``request.query_params``. ``Page.admin`` keeps others out of a whole page.
 
 Text that people or models wrote goes through ``html.escape`` before it gets into ``gr.HTML``. Style is in
-``style.css``. No ``js=``, no ``head=``, nothing from other servers: the content security policy forbids it.
+``style.css``. No ``js=``, no ``head=``, nothing from other servers: the content security policy forbids it;
+``page.js`` is the one script of ours.
 The navigation is not Gradio's: ``dress`` puts it into the HTML of a page, so it is there before any script
 has run.
 """
@@ -42,7 +43,7 @@ import gradio as gr
 
 from appliance.errors import ApplianceError, InvalidInput, Unauthenticated
 from appliance.ui.session import Session
-from appliance.ui.theme import CSS
+from appliance.ui.theme import CSS, SCRIPT
 
 #: For events that refresh what is shown: no spinner, no waiting for one another, no name in Gradio's API.
 QUIET: Final[dict[str, Any]] = {
@@ -64,17 +65,6 @@ _ICON: Final = (
     "%3Crect width='16' height='16' rx='4' fill='%230f766e'/%3E"
     "%3Cpath d='M4 11.5 8 4l4 7.5' stroke='white' stroke-width='1.8' fill='none'/%3E%3C/svg%3E"
 )
-
-#: A token that is revoked while a page is open: what the page asks for next is answered with 401.
-_SIGN_IN_AGAIN: Final = """
-const asked = window.fetch;
-window.fetch = async (...given) => {
-  const reply = await asked(...given);
-  if (reply.status === 401)
-    location.assign("/signin?next=" + encodeURIComponent(location.pathname + location.search));
-  return reply;
-};
-"""
 
 
 class Page(NamedTuple):
@@ -178,7 +168,7 @@ def dress(document: str, frame: str) -> tuple[str, str]:
     document = _HEAD.sub("", document)
     # The files of Gradio's frontend are the same for every page.
     document = document.replace('"./assets/', '"/assets/').replace('<base href="./"', '<base href="/"')
-    top = f'<link rel="icon" href="{_ICON}"><style>{CSS}</style><script>{_SIGN_IN_AGAIN}</script></head>'
+    top = f'<link rel="icon" href="{_ICON}"><style>{CSS}</style><script>{SCRIPT}</script></head>'
     document = document.replace("</head>", top, 1)
     document = re.sub(r"(<body[^>]*>)", lambda body: body[1] + frame, document, count=1)
     return document.replace("<script", f'<script nonce="{nonce}"'), nonce

@@ -1,4 +1,4 @@
-"""How the pages look: colours, type, and the little CSS that Gradio's theme has no word for.
+"""How the pages look: colours, type, and the little CSS and script that Gradio has no word for.
 
 Every font is one that the reader's machine has: nothing is fetched from elsewhere.
 """
@@ -24,6 +24,8 @@ _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberati
 
 #: Of the frame around the pages, of the pages, and of the sign-in.
 CSS: Final = (Path(__file__).parent / "style.css").read_text()
+#: Of the pages that are Gradio's.
+SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 
 
 def theme() -> gr.themes.Base:

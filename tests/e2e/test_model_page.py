@@ -140,6 +140,21 @@ def test_the_form_can_be_used_on_a_phone(phone: Page) -> None:
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_what_is_said_of_a_long_wait_moves_nothing_on_a_phone(phone: Page, client: httpx.Client) -> None:
+    model = "test/one-at-a-time"
+    busy = client.post(f"/v1/models/{model}/predictions", json={"input": {"text": "x", "delay": 3000}}).json()
+    phone.goto(f"/{model}")
+    fill(phone, "text", "small words")
+    places = phone.evaluate(PLACES)
+    phone.locator("#run").click()
+    expect(phone.locator(".run-status")).to_contain_text("waiting for its turn, at place 1")
+    assert phone.evaluate(PLACES) == places
+    client.post(busy["urls"]["cancel"])
+    expect(status(phone)).to_have_text("succeeded")
+    assert phone.evaluate(PLACES) == places
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 @pytest.fixture
 def demo(appliance: Appliance, tmp_path: Path) -> Iterator[str]:
     """The address of a demo of a model."""

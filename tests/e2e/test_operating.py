@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 
 from tests.e2e.browsing import sign_in, watched
 from tests.receiver import Receiver
@@ -217,6 +218,71 @@ def test_without_the_admin_scope_one_sees_ones_own_and_no_buttons(
         expect(page.get_by_text("There is no such prediction")).to_be_visible()
         assert page.goto("/settings").status == 404  # type: ignore[union-attr] # it is answered
         expect(page.get_by_text("scope admin")).to_be_visible()
+
+
+class EventStreams:
+    """The streams of events of a page, each given to it only once the server has ended it."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._held: list[tuple[Route, APIResponse]] = []
+        self._holding = False
+        page.route(re.compile("/queue/data"), self._ended)
+
+    def _ended(self, route: Route) -> None:
+        self._held.append((route, route.fetch()))
+        if not self._holding:
+            self._give()
+
+    def _give(self) -> None:
+        while self._held:
+            route, reply = self._held.pop()
+            route.fulfill(response=reply)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Those that end meanwhile are given to the page afterwards."""
+        self._holding = True
+        yield
+        self._holding = False
+        self._give()
+
+    def wait(self) -> None:
+        """Until one has ended."""
+        while not self._held:
+            self._page.wait_for_timeout(50)
+
+
+def test_what_is_asked_for_while_the_stream_of_events_ends_is_shown(
+    browser: Browser, appliance: Appliance, signed_in: Any
+) -> None:
+    with watched(browser, appliance.url, storage_state=signed_in) as page:
+        streams = EventStreams(page)
+        page.goto("/settings")
+        expect(page.locator("#tokens td").first).to_be_visible()
+        page.get_by_label("Name of a new token").fill("made meanwhile")
+        with streams.held():
+            page.get_by_role("button", name="Revoke").click()  # none is chosen
+            streams.wait()
+            with page.expect_response(re.compile("/queue/join")):
+                page.get_by_role("button", name="Create").click()
+        expect(page.locator("#secret input, #secret textarea")).to_be_visible()
+
+
+def test_what_is_chosen_while_the_last_choice_is_looked_up_is_shown(
+    browser: Browser, appliance: Appliance, client: httpx.Client, signed_in: Any
+) -> None:
+    run(client, STREAM, input={"text": "x"})
+    with watched(browser, appliance.url, allowed=PLOTS, storage_state=signed_in) as page:
+        streams = EventStreams(page)
+        page.goto("/usage")
+        heads = page.locator("#usage thead")
+        expect(heads).to_contain_text("Model")
+        with streams.held():
+            choose(page, "The last", "7 days")
+            streams.wait()
+            choose(page, "By", "Hardware")
+        expect(heads).to_contain_text("Hardware")
 
 
 def test_the_pages_fit_on_a_phone(

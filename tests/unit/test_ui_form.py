@@ -73,7 +73,7 @@ def told(
 async def test_it_is_said_how_a_prediction_stands() -> None:
     loading = {"waits_for": "load", "queue_position": 2}
     said = told("starting", metrics=loading, model={"load_seconds": 30.4})
-    assert "waiting until the model is loaded, at place 2 · 4 s of about 30" in said
+    assert "4 s of about 30 · waiting until the model is loaded, at place 2" in said
     assert 'badge starting"' in said
     assert 'badge processing"' in told("starting", metrics={}, items=("a",))  # it has begun since
     running = told("processing", logs=" 10%|# | 1/10\r 40%|#### | 4/10")

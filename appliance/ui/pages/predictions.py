@@ -52,7 +52,8 @@ def build() -> gr.Blocks:
         blocks.load(_choices, None, filters, **shell.QUIET).then(
             _show, [newest, *asked], shown, **shell.QUIET
         )
-        gr.on([each.input for each in filters], _show, [newest, *asked], shown, **shell.QUIET)
+        chosen = [each.input for each in filters]
+        gr.on(chosen, _show, [newest, *asked], shown, trigger_mode="always_last", **shell.QUIET)
         newer.click(_show, [newer_at, *asked], shown, **shell.QUIET)
         older.click(_show, [older_at, *asked], shown, **shell.QUIET)
         gr.Timer(PERIOD).tick(_again, [here, *asked], shown, **shell.QUIET)

@@ -37,7 +37,8 @@ def build() -> gr.Blocks:
             models = gr.BarPlot(x="model", y="seconds", title="Seconds by model", sort="-y", height=260)
         table = gr.HTML(elem_id="usage", min_height=200, apply_default_css=False)
         shown = [totals, days, models, table, download]
-        gr.on([blocks.load, span.input, by.input], _show, [span, by], shown, **shell.QUIET)
+        asked = [blocks.load, span.input, by.input]
+        gr.on(asked, _show, [span, by], shown, trigger_mode="always_last", **shell.QUIET)
     return blocks
 
 
