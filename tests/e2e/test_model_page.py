@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.e2e.browsing import watched
 from tests.e2e.conftest import COMMAND, LANGUAGE_MODEL
@@ -20,9 +21,15 @@ pytestmark = pytest.mark.e2e
 
 EVIL = '<img src=x onerror="window.evil=1"><script>window.evil=1</script>'
 
-#: Where things are, and how long the page is: none of it moves while output comes.
+#: Where things are, and how long the page is: none of it moves while output comes, nor when the state does.
 PLACES = """() => [document.documentElement.scrollHeight, document.querySelector("#output").offsetTop,
     document.querySelector("#output").offsetHeight]"""
+
+
+def complete(page: Page, path: str) -> None:
+    """Open a model's page, and wait until all of it is there."""
+    page.goto(path)
+    expect(page.locator(".heading .badge").first).to_be_visible()
 
 
 def fill(page: Page, name: str, value: str) -> None:
@@ -42,7 +49,7 @@ def shown(page: Page) -> str:
 
 
 def test_a_language_models_text_is_seen_while_it_streams(page: Page) -> None:
-    page.goto(f"/{LANGUAGE_MODEL}")
+    complete(page, f"/{LANGUAGE_MODEL}")
     fill(page, "prompt", "Count from one to forty in words.")
     fill(page, "max_tokens", "120")
     page.locator("#run").click()
@@ -61,6 +68,29 @@ def test_a_language_models_text_is_seen_while_it_streams(page: Page) -> None:
     expect(page.locator("#code-python")).to_contain_text('"max_tokens": 120')
     page.get_by_role("tab", name="OpenAI").click()
     expect(page.locator("#code-openai")).to_contain_text("/openai/v1")
+
+
+def test_the_state_of_a_model_moves_nothing_when_it_comes(page: Page) -> None:
+    asked: list[Route] = []
+    holding = True
+
+    def take(route: Route) -> None:
+        if holding:
+            asked.append(route)
+        else:
+            route.continue_()
+
+    page.route(re.compile("/queue/join"), take)
+    page.goto("/test/stream")
+    while not asked:  # the page is complete before it asks
+        page.wait_for_timeout(50)
+    assert page.locator(".heading .badge").count() == 0
+    places = page.evaluate(PLACES)
+    holding = False
+    for route in asked:
+        route.continue_()
+    expect(page.locator(".heading .badge").first).to_be_visible()
+    assert page.evaluate(PLACES) == places
 
 
 def test_a_picture_appears_and_is_the_one_that_was_asked_for(page: Page, tmp_path: Path) -> None:
@@ -143,7 +173,7 @@ def test_the_form_can_be_used_on_a_phone(phone: Page) -> None:
 def test_what_is_said_of_a_long_wait_moves_nothing_on_a_phone(phone: Page, client: httpx.Client) -> None:
     model = "test/one-at-a-time"
     busy = client.post(f"/v1/models/{model}/predictions", json={"input": {"text": "x", "delay": 3000}}).json()
-    phone.goto(f"/{model}")
+    complete(phone, f"/{model}")
     fill(phone, "text", "small words")
     places = phone.evaluate(PLACES)
     phone.locator("#run").click()

@@ -62,7 +62,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """Its blocks."""
         with shell.page(self._shown.name) as blocks:
-            heading = gr.HTML(_heading(self._shown), apply_default_css=False, min_height=96)
+            heading = gr.HTML(_heading(self._shown), apply_default_css=False)
             clock = gr.Timer(_EVERY)
             gr.on([blocks.load, clock.tick], self.heading, None, heading, **shell.QUIET)
             if self._document is None:
