@@ -59,7 +59,7 @@ def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) 
             }
             for device in scheduler.capacities
         ],
-        "decisions": decisions(scheduler, time.monotonic(), SHOWN),
+        "decisions": decisions(scheduler, SHOWN),
     }
 
 
@@ -106,7 +106,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
             }
             for position, standing in enumerate(scheduler.standings(now), 1)
         ],
-        "decisions": decisions(scheduler, now),
+        "decisions": decisions(scheduler),
     }
 
 
@@ -131,9 +131,9 @@ def footprint(known: Footprint) -> dict[str, Any]:
     }
 
 
-def decisions(scheduler: Scheduler, now: float, last: int | None = None) -> list[dict[str, Any]]:
+def decisions(scheduler: Scheduler, last: int | None = None) -> list[dict[str, Any]]:
     """The ``last`` decisions, or all that are kept, and what came of them; newest first."""
-    started = time.time() - now
+    started = _started()
     happenings = scheduler.happenings()
     return [
         {
@@ -150,6 +150,18 @@ def decisions(scheduler: Scheduler, now: float, last: int | None = None) -> list
         }
         for each in reversed(happenings if last is None else happenings[-last:])
     ]
+
+
+def _started() -> float:
+    """When the scheduler's clock was at 0, by the clock of this machine.
+
+    Of a few looks at both the closest together, so that a decision has the same time whenever it is told.
+    """
+    looks = []
+    for _ in range(3):
+        before, here, after = time.monotonic(), time.time(), time.monotonic()
+        looks.append((after - before, here - after))
+    return min(looks)[1]
 
 
 def _rounded(seconds: float | None) -> float | None:
