@@ -3,8 +3,13 @@
   const network = window.fetch;
   const sessions = new Map(); // the name that Gradio gives one page that is open -> its Events
 
+  // Whoever signs out is on the way to the sign-in, and what the page asks for meanwhile is of no use.
+  let leaving = false;
+  addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname === "/signout"; });
+
   // A token that is revoked while a page is open: what the page asks for next is answered with 401.
   const ask = async (...given) => {
+    if (leaving) await new Promise(() => {}); // for ever
     const reply = await network(...given);
     if (reply.status === 401)
       location.assign("/signin?next=" + encodeURIComponent(location.pathname + location.search));

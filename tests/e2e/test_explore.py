@@ -39,6 +39,24 @@ def test_no_connection_is_closed_under_the_gateway(slow: dict[str, Background]) 
     assert slow["kept"].result() == 200
 
 
+#: As if the way to the sign-in took long: the session is gone, and the page goes on for half a second.
+SLOWLY = """addEventListener("submit", (event) => {
+    event.preventDefault();
+    const signing = new XMLHttpRequest();
+    signing.open("POST", "/signout", false);
+    signing.send();
+    void fetch("/explore/gradio_api/info");
+    setTimeout(() => event.target.submit(), 500);
+})"""
+
+
+def test_a_page_that_is_left_by_signing_out_asks_for_nothing_more(page: Page) -> None:
+    expect(page.locator(".card").first).to_be_visible()
+    page.evaluate(SLOWLY)
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/signin")
+
+
 def test_it_fits_on_a_phone(phone: Page) -> None:
     expect(phone.locator(".card").first).to_be_visible()
     width = phone.evaluate("document.documentElement.scrollWidth")
