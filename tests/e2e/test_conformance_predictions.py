@@ -140,7 +140,7 @@ def test_p12_a_wait_that_is_too_short(api: httpx.Client, appliance: Appliance) -
 @pytest.mark.last
 def test_p13_p15_the_longest_wait_is_answered_before_clients_give_up(slow: dict[str, Background]) -> None:
     seconds, record = slow["answered"].result()
-    assert seconds > 50  # and before the prediction ended, and Python gave up
+    assert 50 < seconds < 60
     assert (record["status"], record["output"], record["applied"]) == ("starting", None, "wait=60")
     assert slow["python"].result() == "wait-py1"
 
