@@ -1,0 +1,137 @@
+"""The code in the README and in docs/, run as it stands against a running appliance."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from appliance import config
+from tests.running import PATIENCE, ROOT, Appliance
+
+pytestmark = pytest.mark.e2e
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = str(Path(sys.executable).parent)
+README_LINES = 150
+
+
+class Block(NamedTuple):
+    """A block of code in a page."""
+
+    page: str
+    language: str
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.code.split()[:2])}"
+
+
+BLOCKS = [
+    Block(str(page.relative_to(ROOT)), language, code)
+    for page in PAGES
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+]
+
+
+def blocks(language: str) -> list[Block]:
+    """The blocks in ``language``; there is at least one."""
+    found = [block for block in BLOCKS if block.language == language]
+    assert found, f"no page has a {language} block"
+    return found
+
+
+def run(appliance: Appliance, command: list[str], cwd: Path = ROOT) -> str:
+    """Output of ``command``, run with the environment that the README exports."""
+    environment = {
+        **appliance.environment,
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "APPLIANCE_PORT": str(appliance.port),
+    }
+    ran = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_every_block_is_run_or_looked_at() -> None:
+    assert {block.language for block in BLOCKS} == {"console", "python", "javascript", "sh", "yaml"}
+
+
+def test_the_readme_is_a_front_page() -> None:
+    assert len(PAGES[0].read_text().splitlines()) <= README_LINES
+
+
+def test_python(appliance: Appliance) -> None:
+    def result(block: Block) -> tuple[Block, str]:
+        return block, run(appliance, [sys.executable, "-c", block.code])
+
+    with ThreadPoolExecutor() as pool:  # as several people would
+        printed = dict(pool.map(result, blocks("python")))
+    for block, text in printed.items():
+        assert len(text.split()) > 5, block
+    (poem,) = (text.lower() for block, text in printed.items() if "poem about a robot" in block.code)
+    assert len(poem.split()) > 30
+    assert "robot" in poem or "feel" in poem
+
+
+def test_javascript(appliance: Appliance) -> None:
+    for block in blocks("javascript"):
+        printed = run(appliance, ["node", "--input-type=module", "--eval", block.code], ROOT / ".clients/js")
+        assert len(printed.split()) > 5
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_shell(appliance: Appliance, block: Block) -> None:
+    printed = run(appliance, ["bash", "-euo", "pipefail", "-c", block.code])
+    if "capital of France" in block.code:
+        assert "Paris" in printed
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_models_yaml(tmp_path: Path, block: Block) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(block.code)
+    assert config.load(file).models
+
+
+def test_commands_that_only_a_person_gives_exist(appliance: Appliance) -> None:
+    listed = commands(appliance)
+    for block in blocks("console"):
+        for line in block.code.splitlines():
+            program, *arguments = shlex.split(line.removeprefix("$ "))
+            if program == "appliance":
+                assert arguments[0] in listed, line
+            else:
+                assert program in ("export", "source") or os.access(ROOT / program, os.X_OK), line
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not link.startswith("https://"):
+                assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {ROOT / link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[0].read_text())}
+    assert set(PAGES[1:]) <= linked
+
+
+def test_the_table_names_every_command(appliance: Appliance) -> None:
+    page = (ROOT / "docs" / "operate.md").read_text()
+    assert set(re.findall(r"^\| `appliance (\w+)`", page, re.MULTILINE)) == commands(appliance)
+
+
+def commands(appliance: Appliance) -> set[str]:
+    """The commands that ``appliance --help`` lists."""
+    shown = run(appliance, ["appliance", "--help"])
+    return set(re.findall(r"^\W*│ ([a-z]+)  ", shown, re.MULTILINE))
