@@ -101,7 +101,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     scheduler = build_scheduler(config, home, settings.devices)
     metrics = Metrics(scheduler)
-    pushes = Pushes(models, store, files, scheduler, home=home, device=settings.devices[0].kind)
+    pushes = Pushes(models, store, files, scheduler, home=home, devices=settings.devices)
     traced = tracing.build(config.telemetry, os.environ)
 
     def observe(record: Prediction) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from appliance import weights
 from appliance.config import Config, ModelConfig
@@ -14,21 +14,24 @@ from appliance.scheduler import Asleep, Capacity, Demand, Origin, Scheduler
 TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
 
 
-def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"], *, beside: bool = False) -> Demand:
-    """What the scheduler must find room for, for one configured model, on devices of that kind.
+def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Demand:
+    """What the scheduler must find room for, for one configured model, on a machine with these devices.
 
-    ``beside`` says whether main memory is kept count of beside the devices.
+    Where main memory is one of them, beside the others, models can sleep, and those that compute on the CPU
+    are placed there.
     """
-    share, memory, devices, origin = None, None, 1, Origin.DECLARED
+    share, memory, count, origin = None, None, 1, Origin.DECLARED
     weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
-    on_host = beside and kind == "cuda" and model.options.ON_CPU
+    kind, with_host_memory = devices[0].kind, devices[-1].host
+    on_host = with_host_memory and kind == "cuda" and model.options.ON_CPU
     kind = "cpu" if on_host else kind
-    sleep = model.options.asleep(weight, kind) if beside and not on_host and model.sleep == "auto" else None
+    may_sleep = with_host_memory and not on_host and model.sleep == "auto"
+    sleep = model.options.asleep(weight, kind) if may_sleep else None
     if model.memory is not None:
         memory = model.memory
     elif model.gpu is not None:
         share = min(1.0, model.gpu)
-        devices = max(1, int(model.gpu))
+        count = max(1, int(model.gpu))
     else:
         memory, origin = model.options.footprint(weight, kind), Origin.ESTIMATED
     return Demand(
@@ -37,7 +40,7 @@ def demand(model: ModelConfig, home: Path, kind: Literal["cpu", "cuda"], *, besi
         memory=memory,
         share=share,
         origin=origin,
-        devices=devices,
+        devices=count,
         pin=model.pin,
         preload=model.preload,
         idle_unload_after=model.idle_unload_after,
@@ -66,14 +69,12 @@ def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
 
 def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
     """The scheduler over these devices for every configured model."""
-    return Scheduler(capacities(devices), demands(config, home, devices[0].kind, beside=devices[-1].host))
+    return Scheduler(capacities(devices), demands(config, home, devices))
 
 
-def demands(
-    config: Config, home: Path, kind: Literal["cpu", "cuda"], *, beside: bool = False
-) -> list[Demand]:
+def demands(config: Config, home: Path, devices: tuple[Device, ...]) -> list[Demand]:
     """What every configured model asks for, and every training of one; see ``demand``."""
     return [
-        *(demand(model, home, kind, beside=beside) for model in config.models),
+        *(demand(model, home, devices) for model in config.models),
         *(training_demand(model, home) for model in config.models if model.options.trainable),
     ]

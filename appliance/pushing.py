@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -22,6 +22,7 @@ from appliance.config import BuiltCogOptions
 from appliance.errors import NotFound, StoreError, WeightsError
 from appliance.file import File
 from appliance.files import Files
+from appliance.hardware import Device
 from appliance.model import Build, Project
 from appliance.placement import demand, training_demand
 from appliance.prediction import new_id
@@ -46,7 +47,7 @@ class Pushes:
         scheduler: Scheduler,
         *,
         home: Path,
-        device: Literal["cpu", "cuda"],
+        devices: tuple[Device, ...],
     ) -> None:
         """New versions go into ``catalogue``, ``store`` and ``scheduler``; builds are below ``home``."""
         self._catalogue = catalogue
@@ -54,7 +55,7 @@ class Pushes:
         self._files = files
         self._scheduler = scheduler
         self._home = home
-        self._device: Literal["cpu", "cuda"] = device
+        self._devices = devices
         self._under_way: dict[str, Build] = {}
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -214,7 +215,7 @@ class Pushes:
         folder = project.root(self._home) / pushed.build
         config, revision = project.pushed(pushed.model, folder, pushed.memory)
         entry = describe_pushed(config, revision, pushed.created_at)
-        self._scheduler.add(demand(entry.model, self._home, self._device))
+        self._scheduler.add(demand(entry.model, self._home, self._devices))
         if entry.model.options.trainable:
             self._scheduler.add(training_demand(entry.model, self._home))
         catalogue.add_pushed(entry)

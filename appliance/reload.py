@@ -93,7 +93,7 @@ class Reload:
             changes = compare(self._in_force, edited)
             missing = await self._fetch(changes.config)
             config = await asyncio.to_thread(completed, changes.config, self._home)
-            asked = await asyncio.to_thread(demands, config, self._home, self._devices[0].kind)
+            asked = await asyncio.to_thread(demands, config, self._home, self._devices)
             await self._prepare(config)
             fresh = await self._models(config)
             # From here to `renew` nothing waits: requests see what was before, or what is now.

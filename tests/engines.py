@@ -71,6 +71,12 @@ class Bench:
         self.tracing: Tracing | None = None
         self.files_config = FilesConfig.model_validate({"max_upload": "1MB", "max_input": "1MB"})
 
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The machine's, with main memory as the last if sleepers have a place there."""
+        main = Device(name="main", kind="cpu", memory=self.main or 0, label="A CPU", host=True)
+        return DEVICES if self.main is None else (*DEVICES, main)
+
     async def start(self) -> Bench:
         entries = [self.echo, self.stream, self.big, self.files_model, *self.more]
         sizes = {"test/big": 100 * MIB, "test/large": 10 * MIB}
@@ -104,7 +110,7 @@ class Bench:
         self.scheduler = Scheduler(capacities, demands)
         self.metrics = Metrics(self.scheduler)
         self.pushes = Pushes(
-            self.catalogue, self.store, self.files, self.scheduler, home=self.folder, device="cpu"
+            self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
         )
         self.engine = Engine(
             limits=self.limits,
@@ -141,7 +147,7 @@ class Bench:
             in_force=in_force,
             home=self.folder,
             run_dir=self.folder / "run",
-            devices=DEVICES,
+            devices=self.devices,
             catalogue=self.catalogue,
             store=self.store,
             cluster=self.cluster,

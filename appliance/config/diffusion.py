@@ -70,13 +70,13 @@ class DiffusersOptions(Options):
         description="Decode in tiles, which takes less memory for large pictures and more time.",
     )
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``. What is offloaded is in main memory already, and comes and goes by itself."""
         if device == "cpu" or self.offload != "none":
             return None
         return TORCH_RESIDUE, self._loaded(weights, device)
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return self._loaded(weights, device) + self._pixels() * _PIXEL + _HOST
 

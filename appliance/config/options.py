@@ -56,14 +56,14 @@ class Options(Section):
         """Bytes to reserve on a device for training; ``weights`` are those that it begins with."""
         raise NotImplementedError
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """Bytes to reserve on a ``device`` of that kind, where neither `gpu` nor `memory` says it.
 
         ``weights`` is what is known of the model's own.
         """
         raise NotImplementedError
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """Bytes that it keeps of each device asleep, and bytes of main memory if its weights go there.
 
         None if it cannot sleep there.
@@ -107,11 +107,11 @@ class EchoOptions(Options):
         """See ``Options``."""
         return self.concurrency
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return weights.stored + (self.weights or 0) + _ECHO_HOST
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``; what it gives back it holds on any device."""
         return None if self.weights is None else (_ECHO_RESIDUE, self.weights)
 
@@ -134,12 +134,12 @@ class EmbeddingsOptions(Options):
         """See ``Options``."""
         return _EMBEDDED_AT_ONCE
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``."""
         kept = self.footprint(weights, device) - _EMBEDDINGS_HOST
         return (TORCH_RESIDUE, kept) if device == "cuda" else None
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``. Computed in 32 bits on a CPU, in 16 on a GPU; taken to be stored in 32."""
         in_32_bits = weights.stored if weights.numbers is None else weights.in_32_bits
         return (in_32_bits if device == "cpu" else in_32_bits // 2) + _EMBEDDINGS_HOST
@@ -163,7 +163,7 @@ class CogOptions(Options):
         """See ``Options``."""
         return self.concurrency or 1
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``. What a project holds is its own business: `memory` should say it."""
         return weights.stored + _COG_HOST
 
@@ -183,7 +183,7 @@ class BuiltCogOptions(CogOptions):
 
     def training_footprint(self, weights: Weight) -> int:
         """See ``Options``; nobody knows."""
-        return self.footprint(weights)
+        return self.footprint(weights, "cpu")  # the same on every device
 
     def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         """See ``Options``. A project gets trained weights by a variable of its environment."""
@@ -276,14 +276,14 @@ class VllmOptions(Options):
         """See ``Options``."""
         return self.max_num_seqs
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         loaded = in_dtype(weights, self.dtype, device)
         # An adapter of rank 16 is about a fiftieth of its model.
         adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
         return loaded + adapters + self.kv_cache + _VLLM_HOST
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``. vLLM's backend for CPUs says that it sleeps, and gives nothing back."""
         kept = self.footprint(weights, device) - self.kv_cache - _VLLM_HOST
         return (_VLLM_RESIDUE, kept) if device == "cuda" else None

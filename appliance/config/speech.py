@@ -47,7 +47,7 @@ class WhisperOptions(Options):
         description="Longest sound that is accepted; it decides about memory. Seconds, or text such as 2h.",
     )
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
         sound = int(self.max_duration * _SECOND)
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
@@ -65,7 +65,7 @@ class PiperOptions(Options):
         "hosted models it stands in for.",
     )
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return weights.stored + _PIPER_HOST
 

@@ -48,10 +48,10 @@ class TransformersOptions(Options):
         default=False, description="Run Python code that comes with the weights. Only for sources you trust."
     )
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> tuple[int, int] | None:
+    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``."""
         return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"] = "cpu") -> int:
+    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return in_dtype(weights, self.dtype, device) + _HOST

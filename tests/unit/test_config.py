@@ -381,7 +381,7 @@ def test_footprints_hold_weights_cache_and_process() -> None:
         VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(Weight(500), "cpu")
         == 500 + 1000 + 1024**3
     )
-    assert EchoOptions().footprint(Weight()) == 64 * 1024**2
+    assert EchoOptions().footprint(Weight(), "cpu") == 64 * 1024**2
     whole = Weight(stored=400, numbers=100)  # in 32 bits
     assert options.footprint(whole, "cpu") == 400 + 1000 + 1024**3
     assert options.footprint(whole, "cuda") == 400 + 1000 + 1024**3

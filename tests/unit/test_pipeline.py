@@ -105,5 +105,5 @@ def test_models_are_completed_or_left_out(tmp_path: Path, caplog: pytest.LogCapt
     options = completed.models[0].options
     assert isinstance(options, DescribedDiffusersOptions)
     assert options.pipeline["call"]["name"] == "StableDiffusionPipeline"
-    assert options.footprint(Weight()) > 4 * 768 * 768 * 4096
+    assert options.footprint(Weight(), "cpu") > 4 * 768 * 768 * 4096
     assert "test/gone is not served" in caplog.text

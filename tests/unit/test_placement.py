@@ -16,13 +16,21 @@ MIB = 1024**2
 GIB = 1024**3
 
 
-def asked(folder: Path, kind: str, *, cuda: bool = True, beside: bool = True, **keys: Any) -> Demand:
+GPU = Device(name="cuda:0", kind="cuda", memory=5, label="a GPU")
+LOGICAL = Device(name="left", kind="cpu", memory=5, label="a CPU", logical=True)
+MAIN = Device(name="cpu", kind="cpu", memory=7, label="a CPU", host=True)
+
+
+def asked(
+    folder: Path, kind: str, *, cuda: bool = True, with_host_memory: bool = True, **keys: Any
+) -> Demand:
     """Of a model with weights of a MiB."""
     weights = folder / "weights.safetensors"
     weights.write_bytes(bytes(MIB))
     source = {} if kind == "echo" else {"source": {"path": str(folder)}}
     model = ModelConfig.model_validate({"name": "a/a", "kind": kind, **source, **keys})
-    return demand(model, folder, "cuda" if cuda else "cpu", beside=beside)
+    devices = (GPU if cuda else LOGICAL, *([MAIN] if with_host_memory else []))
+    return demand(model, folder, devices)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "diffusers", "embeddings", "transformers"])
@@ -33,7 +41,7 @@ def test_models_of_gpus_can_sleep_there_and_nowhere_else(tmp_path: Path, kind: s
     assert GIB <= asleep.residue <= 2 * GIB
     assert MIB // 2 <= asleep.main <= 2 * MIB
     assert asked(tmp_path, kind, cuda=False, **keys).asleep is None
-    assert asked(tmp_path, kind, beside=False, **keys).asleep is None
+    assert asked(tmp_path, kind, with_host_memory=False, **keys).asleep is None
     assert asked(tmp_path, kind, sleep="never", **keys).asleep is None
 
 
@@ -55,6 +63,4 @@ def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_bac
 
 
 def test_main_memory_is_a_device_of_its_own() -> None:
-    gpu = Device(name="cuda:0", kind="cuda", memory=5, label="a GPU")
-    main = Device(name="cpu", kind="cpu", memory=7, label="a CPU", host=True)
-    assert capacities((gpu, main)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, host=True)]
+    assert capacities((GPU, MAIN)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, host=True)]

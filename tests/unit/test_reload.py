@@ -15,6 +15,7 @@ from appliance.catalogue import Entry
 from appliance.config import Report, applied, load
 from appliance.prediction import Prediction, Status
 from appliance.reload import catalogue_of
+from appliance.scheduler import Asleep
 from appliance.token import Scope, Token
 from tests.apis import SECRET, Api, services_of
 from tests.engines import MIB, Bench
@@ -119,6 +120,18 @@ async def test_a_model_that_was_loaded_is_loaded_anew_and_others_stay(edited: Ed
         "load", "ready",
     ]  # fmt: skip
     assert scheduler.demand("test/stream").priority == 1
+
+
+async def test_models_that_can_sleep_still_can_after_a_reload(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.main = 10 * MIB
+    await bench.start()
+    edited = await Edited(bench).start()
+    await edited.reload({**ECHO, "options": {"weights": "1MiB"}}, STREAM)
+    assert bench.scheduler.demand("test/echo").asleep == Asleep(residue=MIB, main=MIB)
+    await edited.services.reload.close()
+    await bench.stop()
+    await bench.cluster.close()
 
 
 async def test_what_waits_for_a_removed_model_that_is_not_loaded_fails_and_says_why(edited: Edited) -> None:
