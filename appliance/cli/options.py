@@ -33,12 +33,12 @@ def config_path(given: Path | None) -> Path:
     Raises:
         ConfigError: none is given, and there is none where one is looked for.
     """
-    for candidate in (given,) if given is not None else (Path("models.yaml"), _SHIPPED):
-        if candidate.is_file():
+    if given is not None:
+        return given.absolute()  # whoever reads it says what is wrong with it
+    for candidate in (Path("models.yaml"), _SHIPPED):
+        if candidate.exists():
             return candidate.absolute()
-    raise ConfigError(
-        f"there is no config file {given or 'models.yaml'}; name one with --config", file=str(given or Path())
-    )
+    raise ConfigError("there is no config file models.yaml; name one with --config", file=str(Path()))
 
 
 def load_config(given: Path | None) -> Config:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from appliance.config import textfile
 from appliance.config.models import (
     MODELS,
     CogModel,
@@ -29,6 +31,8 @@ _SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource,
 
 #: What main memory is called beside other devices.
 HOST: Final = "cpu"
+
+_SHOWN: Final = 200  # characters of a wrong value
 
 
 class Problem(NamedTuple):
@@ -128,20 +132,26 @@ def _message(detail: ErrorDetails) -> str:
             return f"is missing: give one of {', '.join(MODELS)}"
         case "union_tag_invalid":
             kind = str(given.get("kind")) if isinstance(given, dict) else "?"
-            return f"there is no kind {kind!r}{_nearest(kind, MODELS)} (known: {', '.join(MODELS)})"
+            return f"there is no kind {_shown(kind)}{_nearest(kind, MODELS)} (known: {', '.join(MODELS)})"
         case "string_type" if isinstance(given, int | float) and not isinstance(given, bool):
-            return f"{given!r} should be text: put it in quotes"
+            return f"{_shown(given)} should be text: put it in quotes"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{given!r} should be a mapping of keys to values"
+            return f"{_shown(given)} should be a mapping of keys to values"
         case "tuple_type":
-            return f"{given!r} should be a list"
+            return f"{_shown(given)} should be a list"
         case "too_short":
             return "should have at least one entry"
         case "none_required" if loc[-1] == "source":
             return "an echo model has no weights: remove the key"
         case _:
             said = detail["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value ")
-            return said if isinstance(given, dict | list) else f"{given!r} {said}"
+            return said if isinstance(given, dict | list) else f"{_shown(given)} {said}"
+
+
+def _shown(given: Any) -> str:
+    """A value as people wrote it, but no more than a line of it."""
+    text = repr(given)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _unknown_key(loc: Place) -> str:
@@ -171,11 +181,8 @@ def disagreements(config: Config) -> Iterator[Problem]:
     yield from _collections(config)
     if config.server.tls is not None:
         for key in ("certificate", "key"):
-            file = getattr(config.server.tls, key)
-            if not file.is_file():
-                yield Problem(
-                    ("server", "tls", key), f"there is no file {file}; `appliance certificate` makes both"
-                )
+            if said := _unreadable(getattr(config.server.tls, key)):
+                yield Problem(("server", "tls", key), f"{said}; `appliance certificate` makes both")
     for index, model in enumerate(config.models):
         if isinstance(model, CogModel) and not config.code.cog:
             reason = "Cog projects are code, and none is run here: set cog to true under code to permit it"
@@ -235,8 +242,8 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
 def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.gpu is not None and model.memory is not None:
         yield "memory", "gpu and memory exclude each other: remove one of them"
-    if model.readme is not None and not model.readme.is_file():
-        yield "readme", f"there is no file {model.readme}"
+    if model.readme is not None and (said := _unreadable(model.readme)):
+        yield "readme", said
     if model.pin and model.idle_unload_after is not None:
         yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
     if not isinstance(model, VllmModel):
@@ -255,6 +262,15 @@ def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:
             "options.kv_cache",
             f"{options.kv_cache:,} bytes leave no room for weights: it is part of memory ({model.memory:,})",
         )
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why the text in ``file`` cannot be had; None if it can."""
+    try:
+        textfile.read(file)
+    except ConfigError as error:
+        return f"the file {error}"
+    return None
 
 
 def _impossible(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ _UNITS: Final = {
     "GiB": GIB,
     "TiB": 1024 * GIB,
 }
+LARGEST_SIZE: Final = 2**63 - 1  # bytes; more than any machine has
 _SIZE: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})")
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 _DURATION: Final = re.compile(
@@ -33,6 +34,7 @@ _DURATION_UNITS: Final = (86400.0, 3600.0, 60.0, 1.0, 0.001)  # seconds, in the 
 _PART: Final = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_PART}/{_PART}")
 _DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
+_VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
 _ADDRESS: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
@@ -42,8 +44,9 @@ def bytes_of(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        size = int(float(match[1]) * _UNITS[match[2]])
-    if size is None or size < 1:
+        meant = float(match[1]) * _UNITS[match[2]]
+        size = int(meant) if meant <= LARGEST_SIZE else None
+    if size is None or not 1 <= size <= LARGEST_SIZE:
         raise PydanticCustomError(
             "size", 'should be a number of bytes over 0 or a size such as "12GiB" or "500MB"'
         )
@@ -54,7 +57,7 @@ def seconds_of(value: object) -> float:
     """The seconds meant by a number or by text such as ``30s``, ``5m`` or ``1h30m``; at least 0."""
     seconds: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if abs(value) <= LARGEST_SIZE else None
     elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         seconds = sum(
             float(number) * unit
@@ -96,6 +99,15 @@ def _path(value: object, info: ValidationInfo) -> Path:
         return value
     if not isinstance(value, str) or not value:
         raise PydanticCustomError("path", "should be a path")
+    if found := _VARIABLE.search(value):
+        raise PydanticCustomError(
+            "path",
+            "names the environment variable {variable}, and variables are not expanded in this file: "
+            'write the path out, or begin it with "~" for the home folder',
+            {"variable": found[0]},
+        )
+    if "\0" in value:
+        raise PydanticCustomError("path", "holds the character U+0000, which no path can")
     try:
         path = Path(value).expanduser()
     except RuntimeError as error:  # ~user where there is no such user

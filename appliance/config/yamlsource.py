@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import yaml
 
+from appliance.config import textfile
 from appliance.errors import ConfigError
 
 Place = tuple[str | int, ...]  # the keys and positions that lead to a value
+
+DEEPEST: Final = 50  # lists and mappings inside each other
+MOST: Final = 20_000  # values, with every alias written out
+
+_LARGEST_NUMBER: Final = 2**63 - 1
+_LONGEST_KEY: Final = 500  # characters
+_SHOWN: Final = 60  # characters of a value that cannot be read
+_MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -30,14 +40,10 @@ def read(path: Path) -> Document:
     """Read one YAML document.
 
     Raises:
-        ConfigError: the file cannot be read or is not YAML, or a key is given twice; names the line.
+        ConfigError: the file cannot be read or is not YAML, a key is given twice, or there is more in it than
+            any config needs; names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("is not UTF-8 text", file=str(path)) from error
+    text = textfile.read(path)
     try:
         return _Reader(text, str(path)).document()
     except yaml.MarkedYAMLError as error:
@@ -46,15 +52,54 @@ def read(path: Path) -> Document:
         raise ConfigError(
             f"is not YAML: {problem}", file=str(path), line=mark.line + 1 if mark else None
         ) from error
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            f"is not YAML: the character U+{error.character:04X} is not allowed in it",
+            file=str(path),
+            line=text.count("\n", 0, error.position) + 1,
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", file=str(path)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which gives up on what is too deep or too much before it has taken the time and memory."""
+
+    def __init__(self, text: str, refuse: Callable[[int, str], ConfigError]) -> None:
+        """``refuse`` makes the error for a line."""
+        super().__init__(text)
+        self._refuse = refuse
+        self._depth = 0
+        self._nodes = 0
+        self._merged = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # in the stubs
+        line = event.start_mark.line + 1
+        self._nodes += 1
+        if self._nodes > MOST:
+            raise self._refuse(line, f"holds more than {MOST:,} keys and values: write fewer of them")
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise self._refuse(line, f"more than {DEEPEST} lists and mappings are inside each other")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self._merged += len(node.value)
+        if self._merged > MOST:
+            line = node.start_mark.line + 1
+            raise self._refuse(line, f"merges with << make more than {MOST:,} values: write fewer of them")
 
 
 class _Reader:
     """Builds the values of one file from its nodes, as PyYAML's safe loader would."""
 
     def __init__(self, text: str, file: str) -> None:
-        self._loader = yaml.SafeLoader(text)
+        self._loader = _Loader(text, self._at)
+        self._count = 0
         self._file = file
         self._lines: dict[Place, int] = {}
         self._checked: set[int] = set()  # mappings whose own keys were looked at before a merge changed them
@@ -67,6 +112,9 @@ class _Reader:
 
     def _build(self, node: yaml.Node, place: Place) -> Any:
         self._lines.setdefault(place, node.start_mark.line + 1)
+        self._count += 1
+        if self._count > MOST:
+            raise self._refuse(node, f"aliases make more than {MOST:,} values: write fewer of them")
         if id(node) in self._open:
             raise self._refuse(node, "an anchor cannot be used inside itself")
         self._open.add(id(node))
@@ -95,7 +143,7 @@ class _Reader:
         self._checked.add(id(node))
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == _MERGE:
                 continue
             key, line = self._key(key_node), key_node.start_mark.line + 1
             if key in seen:
@@ -111,13 +159,33 @@ class _Reader:
         key = self._scalar(node) if isinstance(node, yaml.ScalarNode) else None
         if not isinstance(key, str):
             raise self._refuse(node, "a key must be text; put it in quotes")
+        if len(key) > _LONGEST_KEY:
+            raise self._refuse(node, f"a key has more than {_LONGEST_KEY} characters")
         return key
 
     def _scalar(self, node: yaml.Node) -> Any:
+        shown = repr(node.value if len(node.value) <= _SHOWN else f"{node.value[:_SHOWN]}...")
         try:
-            return self._loader.construct_object(node)
-        except ValueError as error:  # such as the 31st of February
-            raise self._refuse(node, f"{node.value!r} is no value ({error}); put it in quotes") from error
+            value = self._loader.construct_object(node)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # Such as the 31st of February; PyYAML does not check the text after `!!bool` or `!!timestamp`.
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            raise self._refuse(node, f"{shown} is no value of its type{reason}; put it in quotes") from error
+        if isinstance(value, str):
+            return self._text(node, value)
+        if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+            raise self._refuse(node, f"{shown} is too large: the largest number is {_LARGEST_NUMBER:,}")
+        return value
+
+    def _text(self, node: yaml.Node, text: str) -> str:
+        """``text`` with characters whole that are written in two escapes, as JSON writes them."""
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise self._refuse(node, "holds half of a character: \\ud800 to \\udfff come in pairs") from error
 
     def _refuse(self, node: yaml.Node, message: str) -> ConfigError:
-        return ConfigError(message, file=self._file, line=node.start_mark.line + 1)
+        return self._at(node.start_mark.line + 1, message)
+
+    def _at(self, line: int, message: str) -> ConfigError:
+        return ConfigError(message, file=self._file, line=line)

@@ -19,10 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from appliance.config import BuiltCogOptions, CogModel, Config, FolderSource, GitSource, ModelConfig
-from appliance.errors import WeightsError
+from appliance.config import (
+    BuiltCogOptions,
+    CogModel,
+    Config,
+    FolderSource,
+    GitSource,
+    ModelConfig,
+    yamlsource,
+)
+from appliance.errors import ConfigError, WeightsError
 from appliance.weights import checkout
 from appliance.weights.fingerprint import fingerprint
 
@@ -184,12 +190,12 @@ def _settings(name: str, project: Path) -> dict[str, Any]:
         WeightsError: there is none, or it says nothing about what to run.
     """
     file = project / "cog.yaml"
+    if not file.exists():
+        raise WeightsError(f"model {name}: {project} is no Cog project: it has no cog.yaml")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"model {name}: {project} is no Cog project: it has no cog.yaml") from error
-    except yaml.YAMLError as error:
-        raise WeightsError(f"model {name}: {file} cannot be read: {error}") from error
+        found = yamlsource.read(file).data
+    except ConfigError as error:
+        raise WeightsError(f"model {name}: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):
         raise WeightsError(f'model {name}: {file} needs the key run (or predict), such as "run.py:Runner"')
     return found

@@ -13,6 +13,7 @@ import pytest
 
 from appliance import token
 from appliance.cli import pushing
+from appliance.config import CogModel, FolderSource
 from appliance.errors import WeightsError
 from appliance.model import Build
 from appliance.token import Scope, Token
@@ -190,3 +191,11 @@ def test_what_dead_builds_have_left_is_removed_and_nothing_else(tmp_path: Path) 
         (root / name).mkdir(parents=True)
     project.sweep(tmp_path)
     assert {folder.name for folder in root.iterdir()} == {"digest-0.1-2", f".digest-0.1-2.{os.getpid()}"}
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "run: \xe9", "run: !!bool x", "run: !!int ''"])
+def test_a_project_whose_cog_yaml_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cog.yaml").write_text(text, encoding="latin-1")
+    model = CogModel.model_construct(name="a/a", kind="cog", source=FolderSource(path=tmp_path))
+    with pytest.raises(WeightsError, match=r"model a/a: .*cog\.yaml"):
+        project.build(tmp_path / "home", model)
