@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners import prompting, vllm_engine
+from appliance.runners import prompting, vllm_engine, vllm_words
 from appliance.runners.base import Interface, LoadSpec
 from appliance.runners.vllm_dialects import Dialects
 
@@ -117,7 +117,7 @@ class VllmRunner:
                     for event in progress.take(output.outputs[0]):
                         yield event
         except VLLMClientError as error:
-            raise PredictionFailed(str(error)) from error
+            raise PredictionFailed(vllm_words.translate(str(error))) from error
         for last in progress.end():
             yield last
 
@@ -166,7 +166,7 @@ class VllmRunner:
             self._core_died()
         except Exception as error:  # vLLM passes on whatever the core's process raised
             raise PredictionFailed(
-                f"the trained weights of this version cannot be loaded: {error}"
+                f"the trained weights of this version cannot be loaded: {vllm_words.translate(str(error))}"
             ) from error
         return request
 

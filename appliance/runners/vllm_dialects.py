@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Metric, Output
+from appliance.runners import vllm_words
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES, streams
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class _Refused(Exception):
     """The answer is an error object in OpenAI's shape; its ``code`` is the HTTP status."""
 
     def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(str(error["message"]))
-        self.error = error
+        message = vllm_words.translate(str(error["message"]))
+        super().__init__(message)
+        self.error = {**error, "message": message}
 
 
 class Dialects:
@@ -91,7 +93,8 @@ class Dialects:
             responses = OpenAIServingResponses(engine, self._models, **common)
         except (TypeError, ValueError, KeyError, RuntimeError) as error:  # what parsers raise
             raise LoadFailed(
-                f"the tool_parser or reasoning_parser of {spec.model} does not fit its weights: {error}"
+                f"the tool_parser or reasoning_parser of {spec.model} does not fit its weights: "
+                f"{vllm_words.translate(str(error))}"
             ) from error
         completion = OpenAIServingCompletion(
             engine, self._models, online_renderer=renderer, request_logger=None
@@ -119,6 +122,8 @@ class Dialects:
                 async for item in objects:
                     _rename(item, job, asked)
                     error = _error_in(item)
+                    if error is not None:
+                        error["message"] = vllm_words.translate(str(error["message"]))
                     if error is not None and not begun:
                         raise _Refused(error)
                     if streaming and not spoken and _speaks(item):

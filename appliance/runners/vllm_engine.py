@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import ValidationError
+
 from appliance.errors import LoadFailed
+from appliance.runners import vllm_words
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -323,9 +326,17 @@ def _told_why() -> Iterator[Callable[[], str]]:
         os.close(writing)
 
 
+def _said(error: Exception) -> str:
+    """Its text; of pydantic's only what checks have said, not the values that were checked."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(each["msg"].removeprefix("Value error, ") for each in found)
+
+
 def _describe(error: Exception) -> str:
     """What a foreign error says, on one line that is not too long, and what to do where that is known."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = vllm_words.translate(" ".join(_said(error).split())) or type(error).__name__
     if len(text) > _CAUSE_LENGTH:
         text = text[:_CAUSE_LENGTH] + " ..."
     hints = [hint for words, hint in _HINTS if words in text]

@@ -1,0 +1,85 @@
+"""vLLM's errors in the words of models.yaml: its flags, arguments and variables are not what people set here.
+
+Written for the messages of version 0.32. Nothing of vLLM is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: What vLLM calls it, underscores for hyphens -> the key of the model in models.yaml.
+_KEYS: Final = {
+    "gpu_memory_utilization": "memory",
+    "kv_cache_memory_bytes": "options.kv_cache",
+    "VLLM_CPU_KVCACHE_SPACE": "options.kv_cache",
+    "tensor_parallel_size": "gpu",
+    "max_model_len": "options.max_model_len",
+    "max_num_seqs": "options.max_num_seqs",
+    "dtype": "options.dtype",
+    "enforce_eager": "options.enforce_eager",
+    "trust_remote_code": "options.trust_remote_code",
+    "chat_template": "options.chat_template",
+    "reasoning_parser": "options.reasoning_parser",
+    "reasoning_parser_name": "options.reasoning_parser",
+    "tool_parser": "options.tool_parser",
+    "tool_call_parser": "options.tool_parser",
+    "enable_auto_tool_choice": "options.tool_parser",
+    "enable_lora": "options.max_adapters",
+    "max_loras": "options.max_adapters",
+    "max_lora_rank": "options.max_adapter_rank",
+}
+
+#: Names that requests use too, so they mean the key only where they are written as a flag.
+_ALSO_IN_REQUESTS: Final = frozenset({"dtype", "chat_template"})
+
+#: What reads badly or names an inner part, before names are replaced.
+_PHRASES: Final = (
+    (re.compile(r"the `?dtype`? flag in CLI, for example: --dtype=half"), "--dtype to float16"),
+    (re.compile(r"(?:the )?derived_?\s?max_model_len"), "the model's own limit"),
+    (re.compile(r"(?<!desired )GPU memory utilization"), "--gpu-memory-utilization"),
+    (re.compile(r" \([^()]*(?:CPU backend|this flag)[^()]*\)"), ""),  # what its flag means on a CPU
+    (re.compile(r" \(e\.g\. `?--[^()]*\)"), ""),
+    (re.compile(r" when initializing the engine"), ""),
+    (re.compile(r"\s*For further information visit https://errors\.pydantic\.dev/\S+"), ""),
+)
+
+_NAME: Final = re.compile(
+    r"(?P<quote>`?)(?P<flag>--)?(?P<name>\b(?:[a-z]+(?:[-_][a-z]+)*|VLLM_[A-Z0-9_]+))(?P=quote)(?![\w-]|\.\w)"
+)
+_FOREIGN: Final = re.compile(r"(?<![\w-])--[a-z][\w-]+|\bVLLM_[A-Z0-9_]+|https://docs\.vllm\.ai\S*")
+_SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
+
+
+def translate(text: str) -> str:
+    """``text`` with keys of models.yaml for vLLM's names, without advice that needs vLLM's command line."""
+    for pattern, words in _PHRASES:
+        text = pattern.sub(words, text)
+    kept: list[str] = []
+    named: dict[str, None] = {}
+    for sentence in _SENTENCE.split(text):
+        told, keys = _in_keys(sentence)
+        if not _FOREIGN.search(told):
+            kept.append(told)
+            named.update(keys)
+    if not kept:
+        return f"{text.rstrip('.')}; models.yaml has no key for that setting of vLLM"
+    if not named:
+        return " ".join(kept)
+    are = "is a key" if len(named) == 1 else "are keys"
+    return f"{' '.join(kept).rstrip('.')}; {' and '.join(named)} {are} of the model in models.yaml"
+
+
+def _in_keys(sentence: str) -> tuple[str, dict[str, None]]:
+    """The sentence with keys in place of vLLM's names, and the keys in their order."""
+    keys: dict[str, None] = {}
+
+    def key(found: re.Match[str]) -> str:
+        name = found["name"] if found["name"].isupper() else found["name"].replace("-", "_")
+        known = _KEYS.get(name)
+        if known is None or (name in _ALSO_IN_REQUESTS and not found["flag"]):
+            return found[0]
+        keys[known] = None
+        return known
+
+    return _NAME.sub(key, sentence), keys
