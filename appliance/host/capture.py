@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TextIO
+from typing import Final, TextIO
+
+#: Seconds between two states of a line that is redrawn, at least; and their share of the time it has lasted.
+STATE_SECONDS: Final = 1.0
+STATE_SHARE: Final = 0.05
 
 
 class PredictionLog:
-    """Takes the text of one prediction, from any thread, until it is closed."""
+    """Takes the text of one prediction, from any thread, until it is closed.
+
+    A carriage return begins a line again, as on a terminal: progress bars redraw theirs thousands of times.
+    What was sent cannot be taken back, so a state that is followed by others is a line of its own. They are
+    sent seldom, ever more so the longer the line lasts; the last state is always sent.
+    """
 
     def __init__(self, emit: Callable[[str], None], late: TextIO) -> None:
         """``emit`` is called on the running loop; ``late`` takes what is written after ``close``."""
@@ -27,8 +37,13 @@ class PredictionLog:
         self._late = late
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._returned = False  # a carriage return came last: the line ends once something follows
-        self._line_begun = False
+        self._returned = False  # a carriage return came last: what follows replaces the line
+        self._held = ""  # what was not sent of the line
+        self._begun = False  # something was sent of the line
+        self._replaces = False  # `_held` comes in place of what was sent
+        self._redrawn_at: float | None = None  # the line was replaced for the first time
+        self._sent_at = 0.0  # then a state of it was sent last
+        self._timer: asyncio.TimerHandle | None = None
         self.closed = False
 
     def write(self, text: str) -> None:
@@ -39,31 +54,75 @@ class PredictionLog:
             self._loop.call_soon_threadsafe(self._take, text)
 
     def close(self) -> None:
-        """The prediction is done."""
+        """The prediction is done: send what is held back."""
+        if not self.closed:
+            self._send(self._shown())
         self.closed = True
 
     def _take(self, text: str) -> None:
-        if not text:
-            return
         if self.closed:
             self._late.write(text)
             return
-        if "\r" in text or self._returned:
-            text = self._break_lines(text)
-        if text:
-            self._line_begun = not text.endswith("\n")
-            self._emit(text if text.isascii() else text.encode(errors="replace").decode())
+        if "\r" not in text and not self._returned and self._redrawn_at is None:
+            self._begun = not text.endswith("\n") if text else self._begun
+            self._send(text)
+            return
+        sent = []
+        for number, line in enumerate(text.replace("\r\n", "\n").split("\n")):
+            if number > 0:
+                sent.append(self._ended())
+            self._redraw(line)
+        if self._is_due():
+            sent.append(self._shown())
+        self._send("".join(sent))
 
-    def _break_lines(self, text: str) -> str:
-        """Progress bars redraw their line after a carriage return; in a log each state is a line."""
-        if self._returned and not text.startswith("\n") and self._line_begun:
-            text = "\n" + text
-        text = text.replace("\r\n", "\n")
-        self._returned = text.endswith("\r")
-        body = text.rstrip("\r")
-        if not self._line_begun:
-            body = body.lstrip("\r")
-        return body.replace("\r", "\n")
+    def _redraw(self, line: str) -> None:
+        """Take a part of a line, in which carriage returns begin it again."""
+        for number, state in enumerate(line.split("\r")):
+            if number > 0:
+                self._returned = True
+            if not state:
+                continue
+            if not self._returned:
+                self._held += state
+                continue
+            self._returned = False
+            self._held, self._replaces = state, self._begun
+            if self._redrawn_at is None:
+                self._redrawn_at, self._sent_at = self._loop.time(), -math.inf
+
+    def _is_due(self) -> bool:
+        """Whether to send what is held now; else that is seen to, where there is something."""
+        if not self._held or self._redrawn_at is None:
+            return bool(self._held)
+        due = self._sent_at + max(STATE_SECONDS, STATE_SHARE * (self._sent_at - self._redrawn_at))
+        now = self._loop.time()
+        if now < due and self._timer is None:
+            self._timer = self._loop.call_later(due - now, lambda: self._send(self._shown()))
+        return now >= due
+
+    def _shown(self) -> str:
+        """What is held, which counts as sent from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._held:
+            return ""
+        text = f"\n{self._held}" if self._replaces else self._held
+        self._held, self._begun, self._replaces = "", True, False
+        self._sent_at = self._loop.time()
+        return text
+
+    def _ended(self) -> str:
+        """What is held, and the end of the line."""
+        text = self._shown() + "\n"
+        self._begun = self._returned = False
+        self._redrawn_at = None
+        return text
+
+    def _send(self, text: str) -> None:
+        if text:
+            self._emit(text if text.isascii() else text.encode(errors="replace").decode())
 
 
 _current: ContextVar[PredictionLog | None] = ContextVar("prediction_log", default=None)

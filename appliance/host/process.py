@@ -215,6 +215,9 @@ async def _predict(
         events = runner.run(job)
         try:
             async for event in events:
+                if isinstance(event, Log):
+                    log.write(event.text)
+                    continue
                 if isinstance(event, Output) and produced.has_files(event):
                     event = await produced.taken(job, event)  # noqa: PLW2901 - the same event
                 stream.emit(event)

@@ -20,10 +20,12 @@ class LogFile(io.StringIO):
 
 
 async def pieces(*writes: str) -> str:
+    """The log of a prediction that writes these, one right after the other."""
     got: list[str] = []
     log = PredictionLog(got.append, io.StringIO())
     for text in writes:
         log.write(text)
+    log.close()
     return "".join(got)
 
 
@@ -57,13 +59,40 @@ async def test_tasks_keep_their_output_apart(monkeypatch: pytest.MonkeyPatch) ->
         (("a\r\nb\r\n",), "a\nb\n"),
         (("a\r", "\nb"), "a\nb"),
         (("a\r", "b"), "a\nb"),
-        (("1\r2\r3",), "1\n2\n3"),
+        (("1\r2\r3",), "3"),
+        (("one\n1\r2", "3\n\n4"), "one\n23\n\n4"),
+        (("\r1", "\r2", "\r3", "\r", "\r"), "1\n3"),
+        (("1", "\r", "2", "\r", "3", "\r", "\n"), "1\n2\n3\n"),
+        (("\r50", "%", "\r60", "%", "\n"), "50\n60%\n"),
+        (("a\r\n" * 3, "b\r\r\n"), "a\na\na\nb\n"),
         (("a\r",), "a"),
         (("", "\udcff"), "?"),
     ],
 )
-async def test_carriage_returns_become_lines(writes: tuple[str, ...], text: str) -> None:
+async def test_a_line_that_is_redrawn_keeps_its_last_state(writes: tuple[str, ...], text: str) -> None:
     assert await pieces(*writes) == text
+
+
+async def test_a_progress_bar_is_a_few_lines_however_often_it_is_redrawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capture, "STATE_SECONDS", 3600.0)
+    bars = [f"\r{done:5}/10000" for done in range(10_001)]
+    assert await pieces("begins\n", *bars, "\nends\n") == "begins\n    0/10000\n10000/10000\nends\n"
+
+
+async def test_a_state_that_nothing_follows_is_shown_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "STATE_SECONDS", 0.05)
+    monkeypatch.setattr(capture, "STATE_SHARE", 0.0)
+    got: list[str] = []
+    log = PredictionLog(got.append, io.StringIO())
+    log.write("\r1/3")
+    log.write("\r2/3")
+    async with asyncio.timeout(60):  # for hangs
+        while "".join(got) != "1/3\n2/3":
+            await asyncio.sleep(0.01)
+    log.write("\r3/3\n")
+    assert "".join(got) == "1/3\n2/3\n3/3\n"
 
 
 async def test_a_closed_log_passes_text_on() -> None:
