@@ -114,12 +114,9 @@ async def test_progress_and_prints_of_concurrent_predictions_stay_apart(
         await caller.start(id, print=f"this is {id}", progress=3)
     for id in ("a", "b"):
         await caller.done(id)
-        assert caller.logs(id).splitlines() == [
-            f"this is {id}",
-            " 33%|###       | 1/3",
-            " 67%|######    | 2/3",
-            "100%|##########| 3/3",
-        ]
+        lines = caller.logs(id).splitlines()  # with or without 67 %, which the last state replaces
+        assert lines[:2] == [f"this is {id}", " 33%|###       | 1/3"]
+        assert lines[-1] == "100%|##########| 3/3"
 
 
 @pytest.mark.parametrize(
