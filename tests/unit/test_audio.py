@@ -42,6 +42,76 @@ def test_what_is_too_loud_is_clipped(tmp_path: Path) -> None:
     assert np.abs(read).max() == pytest.approx(1, abs=0.01)
 
 
+def encoded(file: Path, codec: str, samples: audio.Samples, rate: int, channels: int = 1) -> Path:
+    """The same ``samples`` on each channel of a file."""
+    layout = "mono" if channels == 1 else "stereo"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        made = av.AudioFrame.from_ndarray(np.stack([samples] * channels), format="fltp", layout=layout)
+        made.sample_rate = rate
+        for frame in (made, None):
+            container.mux(stream.encode(frame))
+    return file
+
+
+@pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_f64le"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_samples_that_are_no_numbers_do_not_spoil_their_neighbours(
+    tmp_path: Path, codec: str, rate: int
+) -> None:
+    kind = "<f4" if codec == "pcm_f32le" else "<f8"
+    sound = tone(1, rate).astype(kind)
+    broken = {rate // 4: np.nan, rate // 3: np.inf, rate // 2: -np.inf, 3 * rate // 4: 1e30}
+    for at, value in broken.items():
+        sound[at] = value
+    # FFmpeg would refuse some of these values when it encodes them; a WAV file is a header and the samples
+    header = encoded(tmp_path / "header.wav", codec, tone(1, rate), rate).read_bytes()
+    (tmp_path / "broken.wav").write_bytes(header[: -sound.nbytes] + sound.tobytes())
+    read = audio.read(tmp_path / "broken.wav", 16_000, "audio", longest=10)
+    assert np.isfinite(read).all()
+    assert np.abs(read).max() <= 1
+    far = np.ones(read.size, bool)
+    for at in broken:
+        middle = at * 16_000 // rate
+        far[middle - 40 : middle + 40] = False
+    assert np.abs(read - tone(1, 16_000))[far][100:-100].max() < 0.01
+
+
+def test_samples_that_are_too_loud_are_clipped_where_they_are(tmp_path: Path) -> None:
+    encoded(tmp_path / "loud.wav", "pcm_f32le", 8 * tone(1, 16_000), 16_000)
+    read = audio.read(tmp_path / "loud.wav", 16_000, "audio", longest=10)
+    assert np.abs(read - np.clip(8 * tone(1, 16_000), -1, 1)).max() < 0.001
+
+
+def test_a_mix_is_no_louder_than_its_channels(tmp_path: Path) -> None:
+    encoded(tmp_path / "stereo.wav", "pcm_f32le", 2 * tone(1, 16_000), 16_000, channels=2)
+    read = audio.read(tmp_path / "stereo.wav", 16_000, "audio", longest=10)
+    assert np.abs(read - 2 * tone(1, 16_000)).max() < 0.001
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mp3", "libmp3lame"), ("aac", "aac"), ("ts", "aac")])
+def test_sounds_that_were_joined_are_read_to_the_end(tmp_path: Path, form: str, codec: str) -> None:
+    first = encoded(tmp_path / f"first.{form}", codec, tone(1, 48_000, 440), 48_000, channels=2)
+    second = encoded(tmp_path / f"second.{form}", codec, tone(2, 24_000, 880), 24_000)
+    joined = tmp_path / f"joined.{form}"
+    joined.write_bytes(first.read_bytes() + second.read_bytes() + first.read_bytes())
+    read = audio.read(joined, 16_000, "audio", longest=10)
+    assert read.size / 16_000 == pytest.approx(4, abs=0.3)
+    assert pitch(read[2_000:14_000], 16_000) == pytest.approx(440, abs=2)
+    assert pitch(read[20_000:44_000], 16_000) == pytest.approx(880, abs=2)
+    assert pitch(read[-14_000:-4_000], 16_000) == pytest.approx(440, abs=2)
+
+
+def test_a_model_that_makes_no_numbers_is_silent_there(tmp_path: Path) -> None:
+    made = tone(1, 16_000)
+    made[8_000] = np.nan
+    audio.write(tmp_path / "made.wav", made, 16_000)
+    read = audio.read(tmp_path / "made.wav", 16_000, "audio", longest=10)
+    assert read[8_000] == 0
+    assert np.abs(read - np.nan_to_num(tone(1, 16_000)))[:8_000].max() < 0.001
+
+
 def test_channels_are_mixed(tmp_path: Path) -> None:
     file = tmp_path / "stereo.wav"
     left = tone(1, 16_000)
@@ -62,6 +132,12 @@ def test_what_is_longer_than_accepted(tmp_path: Path) -> None:
     audio.write(tmp_path / "long.wav", tone(3, 16_000), 16_000)
     with pytest.raises(PredictionFailed, match=r"^input\.sound: this is longer than 2 s"):
         audio.read(tmp_path / "long.wav", 16_000, "sound", longest=2)
+
+
+def test_how_long_a_sound_is_does_not_depend_on_how_slow_it_is(tmp_path: Path) -> None:
+    encoded(tmp_path / "slow.wav", "pcm_s16le", tone(1, 4_000), 1)  # 4,000 samples, one a second
+    with pytest.raises(PredictionFailed, match=r"^input\.audio: this is longer than 60 s"):
+        audio.read(tmp_path / "slow.wav", 16_000, "audio", longest=60)
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
