@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from appliance.errors import PredictionFailed
 
@@ -13,10 +16,45 @@ if TYPE_CHECKING:
 
 #: Formats that Pillow decodes by itself; some others of its it hands to programs of this machine.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: Names of formats that callers send and that are not read, by what their files begin with.
+_OTHERS: Final = {
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}
+#: The same by the brands of an ISO media file.
+_BRANDS: Final = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
+}
+#: What the numbers of EXIF's orientation ask for, as Pillow's ``Transpose`` names it.
+_TURNS: Final = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_ORIENTATION: Final = 0x0112  # tags of EXIF and TIFF
+_BITS: Final = 0x0102
+_PHOTOMETRIC: Final = 0x0106
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG: Final = b"\xff\xd8"
+_START_OF_SCAN: Final = 0xDA
+_APPLICATION: Final = {  # JPEG's segments for applications -> the bytes that one has at least to be of use
+    0xE0: 14,  # JFIF
+    0xE1: 0,  # EXIF
+    0xEE: 12,  # Adobe: what the channels are
+}
 
 
 def read(path: Path, field: str) -> Image:
-    """The picture, or the first one, in colours and upright.
+    """Return the picture, or the first one, in 8-bit colours and upright.
 
     Args:
         path: the file.
@@ -25,16 +63,120 @@ def read(path: Path, field: str) -> Image:
     Raises:
         PredictionFailed: it is none, or is damaged, or would take too much memory.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
+            try:
+                return _opened(path)
+            except Exception:
+                essential = _essential(path)
+                if essential is None:
+                    raise
+                return _opened(essential)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PredictionFailed(f"input.{field}: this image has too many pixels to be opened") from error
     except UnidentifiedImageError as error:
-        raise PredictionFailed(f"input.{field}: this is no image of a known format") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # whatever Pillow's decoders stumble over
+        raise PredictionFailed(f"input.{field}: {_unknown(path)}") from error
+    except Exception as error:  # Pillow's decoders stumble over damaged files with exceptions of any class
         raise PredictionFailed(f"input.{field}: this image is damaged: {error}") from error
+
+
+def _opened(source: Path | BinaryIO) -> Image:
+    from PIL import Image
+
+    with Image.open(source, formats=_FORMATS) as opened:
+        opened.load()
+        picture = _eight_bits(opened) if opened.mode[0] in "IF" else opened.convert("RGB")
+        try:
+            turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+        except Exception:  # noqa: BLE001  # of broken EXIF, which is no reason to refuse the picture
+            turn = None
+        return picture if turn is None else picture.transpose(Image.Transpose[turn])
+
+
+def _eight_bits(picture: Image) -> Image:
+    """A grey picture of 16-bit or 32-bit integers or of floats, which Pillow itself would only cut off.
+
+    White is the most that 16-bit files can hold. For the others, no file says what white is: it is 1 for
+    floats from 0 to 1, 255 or 65535 for integers that fit, and the largest value otherwise.
+    """
+    import numpy as np
+    from PIL import Image
+
+    values = np.array(picture, np.float32)
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=np.inf, neginf=0.0)
+    tags: Any = getattr(picture, "tag_v2", {})
+    if picture.mode.startswith("I;16"):
+        white = 2.0 ** tags.get(_BITS, (16,))[0] - 1
+    else:
+        top = float(values.max(where=np.isfinite(values), initial=0.0))
+        floats = picture.mode == "F" and (top <= 1 or bool((values % 1).any()))
+        white = next((most for most in ((1.0,) if floats else (255.0, 65535.0)) if top <= most), top)
+    values *= 255 / white
+    np.clip(values, 0, 255, out=values)
+    shades = np.rint(values, out=values).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+        shades = 255 - shades
+    return Image.fromarray(shades).convert("RGB")
+
+
+def _unknown(path: Path) -> str:
+    """Why a file is not taken for a picture."""
+    from PIL import features
+
+    read = [name for name in _FORMATS if name not in {"AVIF", "WEBP"} or features.check(name.lower())]
+    with path.open("rb") as file:
+        head = file.read(1024)
+    name = next((name for begin, name in _OTHERS.items() if head.startswith(begin)), None)
+    if head[4:8] == b"ftyp":
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), 64), 4))}
+        name = next((name for name, known in _BRANDS.items() if brands & known), None)
+    elif b"<svg" in head:
+        name = "SVG"
+    if name in read:
+        return f"this image is damaged: it says that it is {name}, and cannot be opened"
+    kind = f"this image is {name}, which is not read here" if name else "this is no image of a known format"
+    return f"{kind}; send it as one of {', '.join(read)}"
+
+
+def _essential(path: Path) -> BinaryIO | None:
+    """A PNG or JPEG file without the metadata that Pillow may have stumbled over; None for other files."""
+    with path.open("rb") as file:
+        begin = file.read(len(_PNG))
+        file.seek(0)
+        if begin == _PNG:
+            return _essential_png(file)
+        return _essential_jpeg(file) if begin.startswith(_JPEG) else None
+
+
+def _essential_png(file: BinaryIO) -> BinaryIO:
+    """Critical chunks, and EXIF, whose checksum is made right."""
+    kept = io.BytesIO()
+    kept.write(file.read(len(_PNG)))
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        body = file.read(size)
+        checksum = file.read(4)
+        if kind == b"eXIf":
+            checksum = struct.pack(">I", zlib.crc32(kind + body))
+        if kind == b"eXIf" or not kind[0] & 0x20:
+            kept.write(head + body + checksum)
+    kept.seek(0)
+    return kept
+
+
+def _essential_jpeg(file: BinaryIO) -> BinaryIO:
+    """All segments, but of those for applications only the ones that say what the pixels are."""
+    kept = io.BytesIO()
+    kept.write(file.read(len(_JPEG)))
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != _START_OF_SCAN:
+        kind, size = head[1], int.from_bytes(head[2:]) - 2
+        body = file.read(max(0, size))
+        if not 0xE0 <= kind <= 0xEF or len(body) >= _APPLICATION.get(kind, size + 1):
+            kept.write(head + body)
+    kept.write(head + file.read())
+    kept.seek(0)
+    return kept
