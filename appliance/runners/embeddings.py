@@ -17,6 +17,7 @@ from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
 from appliance.runners import resting
 from appliance.runners.base import Interface, LoadSpec
+from appliance.runners.loading import most_tokens
 from appliance.schema import LIST_TOO
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class EmbeddingsRunner:
         self._model: Any
         self._tokenizer: Any
         self._pool: Any
-        self._longest = 0
+        self._longest: int | None = None  # tokens of a text that count; None: all
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -142,20 +143,25 @@ class EmbeddingsRunner:
             while self._waiting and count + len(self._waiting[0].tokens) <= self._spec.options["max_batch"]:
                 taken.append(self._waiting.popleft())
                 count += len(taken[-1].tokens)
-            try:
-                vectors = await asyncio.to_thread(
-                    self._forward, [each for asked in taken for each in asked.tokens]
-                )
-            except RuntimeError as error:
-                reason = PredictionFailed(f"the texts cannot be embedded: {error}")
-                for asked in taken:
-                    if not asked.vectors.done():
-                        asked.vectors.set_exception(reason)
-                continue
-            for asked in taken:
-                mine, vectors = vectors[: len(asked.tokens)], vectors[len(asked.tokens) :]
-                if not asked.vectors.done():  # else it was canceled meanwhile
-                    asked.vectors.set_result(mine)
+            await self._compute(taken)
+
+    async def _compute(self, asked: list[_Asked]) -> None:
+        """Compute the texts of several predictions; where that fails, one by one, so that one fails alone."""
+        try:
+            vectors = await asyncio.to_thread(self._forward, [each for one in asked for each in one.tokens])
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            if len(asked) > 1:
+                for one in asked:
+                    await self._compute([one])
+            elif not asked[0].vectors.done():
+                failed = PredictionFailed(f"the texts cannot be embedded: {error}")
+                failed.__cause__ = error
+                asked[0].vectors.set_exception(failed)
+            return
+        for one in asked:
+            mine, vectors = vectors[: len(one.tokens)], vectors[len(one.tokens) :]
+            if not one.vectors.done():  # else it was canceled meanwhile
+                one.vectors.set_result(mine)
 
     def _load(self, weights: Path) -> None:
         import torch
@@ -172,10 +178,10 @@ class EmbeddingsRunner:
         )
         self._model = model.to("cpu" if on_cpu else _GPU).eval()
         self._pool = _first if _pools_first(weights) else _mean
-        self._longest = longest(weights, int(model.config.max_position_embeddings))
+        self._longest = longest(weights, most_tokens(model, self._tokenizer))
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._tokenizer(texts, truncation=True, max_length=self._longest)
+        encoded = self._tokenizer(texts, truncation=self._longest is not None, max_length=self._longest)
         tokens: list[list[int]] = encoded["input_ids"]
         return tokens
 
@@ -186,11 +192,12 @@ class EmbeddingsRunner:
         order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]))
         found: list[Any] = [None] * len(tokens)
         size = self._spec.options["max_batch"]
+        padding = self._tokenizer.pad_token_id or 0  # what it is matters to no other token: it is masked
         with torch.inference_mode():
             for at in range(0, len(order), size):
                 chosen = order[at : at + size]
                 width = max(len(tokens[number]) for number in chosen)
-                ids = [tokens[number] + [0] * (width - len(tokens[number])) for number in chosen]
+                ids = [tokens[number] + [padding] * (width - len(tokens[number])) for number in chosen]
                 mask = [[1] * len(tokens[n]) + [0] * (width - len(tokens[n])) for n in chosen]
                 device = self._model.device
                 attention = torch.tensor(mask, device=device)
@@ -220,11 +227,11 @@ def parse(given: str | list[str]) -> list[str]:
     return list(texts)
 
 
-def longest(weights: Path, positions: int) -> int:
-    """How many tokens of a text count: what sentence-transformers was told, else what the model can take."""
+def longest(weights: Path, most: int | None) -> int | None:
+    """Return how many tokens of a text count: what sentence-transformers was told, at the most ``most``."""
     file = weights / "sentence_bert_config.json"
     told = json.loads(file.read_bytes()).get("max_seq_length") if file.exists() else None
-    return min(int(told), positions) if told else positions
+    return min((int(limit) for limit in (told, most) if limit), default=None)
 
 
 def _pools_first(weights: Path) -> bool:

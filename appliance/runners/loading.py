@@ -109,12 +109,27 @@ def stopping(unwanted: threading.Event) -> Any:
 
 
 def most_tokens(model: Any, tokenizer: Any) -> int | None:
-    """How many tokens the model takes; None where it does not say."""
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    said = tokenizer.model_max_length
-    limits = [int(limit) for limit in (positions, said) if limit and limit < 1_000_000]  # more means unknown
-    return min(limits, default=None)
+    """Return how many tokens the model takes; None where neither it nor its tokenizer says."""
+    limits = (_positions(model), tokenizer.model_max_length)
+    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)  # more: unknown
+
+
+def _positions(model: Any) -> int | None:
+    """How many tokens can have a position; None where the config does not say.
+
+    Architectures like RoBERTa's count positions from ``padding_idx + 1``; no token has one before that:
+    https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
+    """
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
+    said = (getattr(model.config, name, None) for name in names)
+    positions = next((each for each in said if isinstance(each, int) and each > 0), None)
+    if positions is None:
+        return None
+    for name, module in model.named_modules():
+        first = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and first is not None:
+            return positions - int(first) - 1
+    return positions
 
 
 def fit(model: Any, tokenizer: Any, text: str) -> None:
