@@ -7,6 +7,7 @@ lost any more, and nothing is read of it once it is gone, since its model may be
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
@@ -18,6 +19,8 @@ from appliance.errors import HostLost, OutOfMemory
 from appliance.meter import Taken
 from appliance.prediction import Emitted
 from appliance.scheduler import Residency, Scheduler
+
+_log = logging.getLogger(__name__)
 
 #: A host is there, and is not being ended.
 _THERE: Final = frozenset(Residency) - {Residency.COLD, Residency.LOADING, Residency.UNLOADING}
@@ -69,6 +72,9 @@ class Hosts:
         except HostLost as error:
             if self._there(model):
                 self._lost(model, error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, what runs there must not wait for ever
+            _log.exception("the events of model %s could not be read", model, extra={"model": model})
+            self._listener.spawn(self.kill(model, f"its events could not be read: {error}"))
 
     def _lost(self, model: str, error: HostLost) -> None:
         if model in self._turns:  # what it was asked must not reach the next one

@@ -106,6 +106,10 @@ class Loads:
             return self._out_of_memory(name, error)
         except HostLost as error:
             return self._host_lost(name, error.detail)
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            _log.exception("model %s could not be loaded", name, extra={"model": name})
+            await self._cluster.unload(name)
+            return self._failed(name, f"model {name} could not be loaded: {error}")
         self._lost.pop(name, None)
         self._starved.discard(name)
         self._scheduler.loaded(name, time.monotonic(), map(Level, levels))
@@ -146,6 +150,9 @@ class Loads:
             return error.detail
         except HostLost:
             return None  # whoever reads its events hears of it too
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            _log.exception("model %s could not be put to sleep", name, extra={"model": name})
+            return f"it could not be put to sleep: {error}"
         if left is not None and left > decided.residue:
             return f"it sleeps, but still holds {left} bytes of its device; {decided.residue} may be left"
         if self._is(name, Residency.FALLING_ASLEEP):
@@ -167,6 +174,9 @@ class Loads:
             return error.detail
         except HostLost:
             return None  # the same
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            _log.exception("model %s could not be woken", name, extra={"model": name})
+            return f"it could not be woken: {error}"
         if self._is(name, Residency.WAKING):
             self._scheduler.woken(name, time.monotonic())
             self._settle(name, None)

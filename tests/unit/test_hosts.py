@@ -13,6 +13,7 @@ from appliance.cluster.local import LocalCluster
 from appliance.errors import HostLost
 from appliance.meter import Taken
 from appliance.prediction import Emitted, Status
+from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency
 from appliance.scheduler.journal import What
 from tests.engines import Bench
@@ -48,6 +49,28 @@ class Interrupted(LocalCluster):
         if self.asked.count(model) > 1:
             async for batch in super().events(model):
                 yield batch
+
+
+class Faulty(LocalCluster):
+    """Fails with errors that nobody expects, each time once."""
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__()
+        self.faults = set(faults)
+
+    def fail(self, fault: str) -> None:
+        if fault in self.faults:
+            self.faults.remove(fault)
+            raise ValueError("nobody expects this")
+
+    async def load(self, spec: LoadSpec) -> frozenset[int]:
+        self.fail("load")
+        return await super().load(spec)
+
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+        async for batch in super().events(model):
+            self.fail("events")
+            yield batch
 
 
 async def within(condition: Callable[[], object]) -> None:
@@ -116,3 +139,19 @@ async def test_nothing_is_handed_to_a_model_that_is_not_loaded() -> None:
     cluster.cancel("test/echo", "a")
     with pytest.raises(HostLost, match="test/echo is not loaded"):
         await anext(aiter(cluster.events("test/echo")))
+
+
+async def test_an_unexpected_error_in_a_load_fails_what_waits_for_it(tmp_path: Path) -> None:
+    bench = await started(tmp_path, Faulty("load"))
+    record = await bench.ended(await bench.submit())
+    assert record.status is Status.FAILED
+    assert record.error == "model test/echo could not be loaded: nobody expects this"
+    assert bench.engine.residency(bench.echo) is Residency.COLD
+    await bench.stop()
+
+
+async def test_an_unexpected_error_in_a_stream_of_events_ends_what_runs(tmp_path: Path) -> None:
+    bench = await started(tmp_path, Faulty("events"))
+    record = await bench.ended(await bench.submit(text="again"))
+    assert (record.status, record.output) == (Status.SUCCEEDED, "again")  # it ran a second time
+    await bench.stop()
