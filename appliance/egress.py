@@ -14,6 +14,7 @@ from typing import Final
 
 import httpx
 
+from appliance import encodings
 from appliance.errors import AddressRefused
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -68,10 +69,12 @@ class Egress:
     def client(self, timeout: float, *, redirects: int = 0) -> httpx.AsyncClient:
         """A client that uses no proxy and reaches permitted addresses only, also where it is redirected to.
 
+        Its answers are for ``aiter_raw``: everything else decompresses in memory what a stranger has sent.
         ``timeout`` is in seconds, for connecting and between two pieces.
         """
         return httpx.AsyncClient(
             transport=_Guarded(self),
+            headers=encodings.IDENTITY,
             timeout=timeout,
             follow_redirects=redirects > 0,
             max_redirects=redirects,
@@ -122,7 +125,11 @@ class _Guarded(httpx.AsyncBaseTransport):
             stream=request.stream,
             extensions={**request.extensions, "sni_hostname": request.url.host},
         )
-        return await self._inner.handle_async_request(checked)
+        answer = await self._inner.handle_async_request(checked)
+        if not answer.has_redirect_location:
+            return answer
+        await answer.aclose()  # the client would read the body of a redirect, whatever its size
+        return httpx.Response(answer.status_code, headers=answer.headers, content=b"")
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -13,14 +13,15 @@ import mimetypes
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
 import msgspec
 
-from appliance import media
+from appliance import encodings, media
 from appliance.egress import Egress
 from appliance.errors import AddressRefused, PredictionFailed
 from appliance.file import File
@@ -121,11 +122,11 @@ class Inputs:
         async with client, client.stream("GET", url) as reply:
             if not reply.is_success:
                 raise ValueError(f"HTTP {reply.status_code}")
+            decoder = encodings.Decoder(encodings.of(reply))
             with place.open("wb") as file:
-                async for chunk in reply.aiter_bytes(1024 * 1024):
-                    if file.tell() + len(chunk) > limit:
-                        raise ValueError(f"it is over {limit:,} bytes (files.max_input in models.yaml)")
-                    await asyncio.to_thread(file.write, chunk)
+                async for chunk in reply.aiter_raw(1024 * 1024):
+                    await asyncio.to_thread(_append, file, decoder.feed(chunk), limit)
+            decoder.end()
         return str(place)
 
 
@@ -153,6 +154,14 @@ def from_data(url: str) -> tuple[str, bytes]:
     else:
         data = unquote_to_bytes(body)
     return kind.strip().lower(), data
+
+
+def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
+    """Write ``pieces`` to ``file``, of at most ``limit`` bytes."""
+    for piece in pieces:
+        if file.tell() + len(piece) > limit:
+            raise ValueError(f"it is over {limit:,} bytes (files.max_input in models.yaml)")
+        file.write(piece)
 
 
 def _written(url: str, folder: Path) -> str:

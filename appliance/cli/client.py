@@ -8,13 +8,13 @@ import mimetypes
 import os
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 import httpx
 
+from appliance import encodings
 from appliance.errors import ApplianceError, NotFound
 from appliance.sse import Event, Reader
 
@@ -41,7 +41,7 @@ class Client:
         self._authorization = httpx.Headers({b"Authorization": f"Bearer {token}".encode()})
         # No timeout: a cold start of a large model takes its time, and Ctrl-C is always there.
         trust = _trust(address, certificate)
-        self._http = httpx.Client(base_url=address, timeout=None, trust_env=False, verify=trust)  # noqa: S113 - as said
+        self._http = _client(base_url=address, timeout=None, verify=trust)
 
     def get(self, path: str) -> Any:
         """The JSON at ``path``."""
@@ -89,8 +89,8 @@ class Client:
         place = _free(folder / (Path(httpx.URL(url).path).name or "output"))
         # What lies elsewhere is trusted as anything on the web, however this appliance is.
         ours = url.startswith(f"{self.url}/")
-        stream = self._http.stream if ours else partial(httpx.stream, trust_env=False)
-        with self._translated(), stream("GET", url) as reply:
+        opened = nullcontext(self._http) if ours else _client()
+        with self._translated(), opened as client, client.stream("GET", url) as reply:
             if not reply.is_success:
                 reply.read()
                 raise _refused(reply)
@@ -131,6 +131,11 @@ class Client:
             ) from error
         except httpx.HTTPError as error:
             raise ApplianceError(f"{self.url} broke off: {str(error) or type(error).__name__}") from error
+
+
+def _client(**given: Any) -> httpx.Client:
+    hooks = {"response": [encodings.refuse]}
+    return httpx.Client(trust_env=False, headers=encodings.IDENTITY, event_hooks=hooks, **given)
 
 
 def _trust(address: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:

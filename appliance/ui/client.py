@@ -10,6 +10,7 @@ from typing import IO, Any, Final, NoReturn
 
 import httpx
 
+from appliance import encodings
 from appliance.errors import (
     ApplianceError,
     FieldProblem,
@@ -36,7 +37,13 @@ class Api:
             trust = ssl.create_default_context(cafile=certificates)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)  # streams are held open
         self._http = httpx.AsyncClient(
-            base_url=address, verify=trust, limits=limits, timeout=_PATIENCE, trust_env=False
+            base_url=address,
+            verify=trust,
+            limits=limits,
+            timeout=_PATIENCE,
+            trust_env=False,
+            headers=encodings.IDENTITY,
+            event_hooks={"response": [encodings.refuse_later]},
         )
 
     def caller(self, secret: str, origin: str) -> Caller:

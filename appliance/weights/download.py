@@ -10,6 +10,7 @@ from typing import Final
 
 import httpx
 
+from appliance import encodings
 from appliance.errors import WeightsError
 
 #: Connections that break are taken up again this often in a row, if the last one brought nothing new.
@@ -55,6 +56,8 @@ def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> N
         before = _length(file)
         try:
             return _connection(client, url, file, advance)
+        except httpx.DecodingError as error:
+            raise WeightsError(f"{_name(url)} cannot be fetched: {error}") from error
         except httpx.TransportError as error:
             attempt = attempt + 1 if _length(file) == before else 1
             if attempt > ATTEMPTS:
@@ -74,7 +77,7 @@ def _connection(client: httpx.Client, url: str, file: Path, advance: Advance) ->
     """What one request brings. A server that knows no ranges sends the file from its beginning."""
     have = _length(file)
     # Compressed, the bytes of a range would not be those of the file.
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    headers = {**encodings.IDENTITY, **({"Range": f"bytes={have}-"} if have else {})}
     with client.stream("GET", url, headers=headers) as response:
         if have and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # nothing lies beyond what is here; the hash says whether it is right

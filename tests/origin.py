@@ -1,0 +1,56 @@
+"""A web server on the loopback that answers as it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """What a path is answered with."""
+
+    body: bytes
+    headers: Mapping[str, str] = MappingProxyType({})
+    status: int = 200
+
+
+class Origin:
+    """The answers by path, and the headers of the requests that came."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[dict[str, str]] = []
+
+
+@contextmanager
+def serving() -> Iterator[Origin]:
+    """A server that listens until the end of the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            origin.asked.append({key.lower(): value for key, value in self.headers.items()})
+            answer = origin.answers[self.path.partition("?")[0]]
+            self.send_response(answer.status)
+            for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    origin = Origin(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield origin
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
