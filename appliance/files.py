@@ -53,9 +53,11 @@ async def signing_secret(table: FileTable) -> str:
 class Incoming:
     """An upload on its way to the disk; made by ``Files.incoming``."""
 
-    def __init__(self, path: Path) -> None:
-        """``path`` must not exist; it is the file's place for good."""
+    def __init__(self, path: Path, expected: int) -> None:
+        """``path`` must not exist, and is the file's place for good; ``expected`` is in bytes."""
         self.path = path
+        self.expected = expected
+        self.done = False  # it is in the store, or discarded
         self.size = 0
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False)
@@ -83,6 +85,7 @@ class Incoming:
 
     def discard(self) -> None:
         """It is not wanted after all."""
+        self.done = True
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -104,6 +107,7 @@ class Files:
         self._secret = ""
         self._task: asyncio.Task[None] | None = None
         self._unsaved: dict[str, File] = {}  # outputs by id, until their rows are committed
+        self._arriving: list[Incoming] = []
 
     async def start(self) -> None:
         """Make the folders, remove what a crash has left, and begin to remove what is too old."""
@@ -132,19 +136,25 @@ class Files:
 
     # -- uploads
 
-    async def incoming(self, expected: int) -> Incoming:
-        """Room for an upload of about ``expected`` bytes.
+    async def incoming(self, expected: int | None) -> Incoming:
+        """Room for an upload of about ``expected`` bytes; None: its sender does not say how many.
 
         Raises:
-            NoRoom: all uploads together would be over ``files.quota``.
+            NoRoom: all uploads together, those under way included, would be over ``files.quota``.
         """
+        most = self.config.max_upload
+        expected = most if expected is None else min(expected, most)
         taken = await self.table.uploaded_bytes()
+        self._arriving = [one for one in self._arriving if not one.done]
+        taken += sum(one.expected for one in self._arriving)
         if taken + expected > self.config.quota:
             raise NoRoom(
                 f"Uploads take {taken:,} of {self.config.quota:,} bytes (files.quota in models.yaml): "
                 "delete some, or wait until they expire"
             )
-        return Incoming(self.folder / "uploads" / new_id())
+        incoming = Incoming(self.folder / "uploads" / new_id(), expected)
+        self._arriving.append(incoming)
+        return incoming
 
     async def keep(
         self, incoming: Incoming, *, owner: str, name: str, content_type: str, metadata: dict[str, Any]
@@ -166,6 +176,7 @@ class Files:
             path=f"uploads/{incoming.path.name}",
         )
         await self.table.add(file)
+        incoming.done = True
         return file
 
     async def upload(self, id: str, owner: str | None = None) -> File | None:

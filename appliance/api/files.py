@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from appliance import schema, wire
 from appliance.api import answers, paging, requests
-from appliance.api.multipart import Piece, parts
+from appliance.api.multipart import FIELDS, Piece, parts, too_long
 from appliance.api.services import Services
-from appliance.errors import FieldProblem, FileTooLarge, InvalidInput, MalformedBody, NotFound
+from appliance.errors import FieldProblem, FileTooLarge, InvalidInput, NotFound
 from appliance.file import File
 from appliance.files import Incoming
 from appliance.inputs import safe_name
@@ -26,8 +26,6 @@ from appliance.token import Scope
 
 PAGE: Final = 100
 _LONGEST_NAME: Final = 255
-_FIELDS: Final = 256 * 1024  # bytes of everything in a form that is not the file
-_PATIENCE: Final = 4  # a body that is so many times too large is read to its end, so that its sender sees why
 _OPAQUE: Final = "application/octet-stream"
 _BRACKETS: Final = re.compile(r"\[([^\[\]]*)\]")
 _TYPE: Final = re.compile(r"[\w.+-]+/[\w.+-]+(\s*;\s*[\w.+-]+=(\"[^\"\r\n]*\"|[\w.+-]+))*")
@@ -76,8 +74,8 @@ class Files:
         caller = await requests.caller(request, self._services, Scope.RUN)
         expected = requests.content_length(request)
         limit = self._files.config.max_upload
-        if expected > limit + _FIELDS and request.headers.get("expect"):
-            raise FileTooLarge(limit)  # the sender waits for leave to send it
+        if expected > limit + FIELDS:
+            raise FileTooLarge(limit)
         form = _Form()
         try:
             await self._receive(request, form, expected)
@@ -156,19 +154,19 @@ class Files:
         """Read the form; the file goes to the disk as it comes.
 
         Raises:
-            FileTooLarge: the file is over the limit; the rest of it was read and thrown away.
+            FileTooLarge: the file is over the limit.
             MalformedBody: something else is too much, or no form.
         """
         limit = self._files.config.max_upload
         field: bytearray | None = None
         size = rest = 0  # of the file, and of everything else
-        async for found in parts(request):
+        async for found in parts(request, limit):
             if not isinstance(found, Piece):
                 rest += len(found.name)
                 field = bytearray()
                 if found.name == "content" and form.file is None:
                     field = None
-                    form.file = await self._files.incoming(min(expected, limit))
+                    form.file = await self._files.incoming(expected or None)
                     form.filename, form.content_type = found.filename, found.content_type
                 else:
                     form.fields.append((found.name, field))
@@ -177,14 +175,11 @@ class Files:
                 rest += len(found.data)
             elif form.file is not None:
                 size += len(found.data)
-                if size <= limit:
-                    await form.file.write(found.data)
-            if rest > _FIELDS:
-                raise MalformedBody(f"The fields beside content are over {_FIELDS:,} bytes")
-            if size > _PATIENCE * limit:
-                break
-        if size > limit:
-            raise FileTooLarge(limit)
+                if size > limit:
+                    raise FileTooLarge(limit)
+                await form.file.write(found.data)
+            if rest > FIELDS:
+                raise too_long()
 
     def _base(self, request: Request) -> str:
         return requests.origin(request, self._services)

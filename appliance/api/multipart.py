@@ -1,4 +1,7 @@
-"""Forms with a file in them, taken apart while they arrive: the file is never in memory as a whole."""
+"""Forms with files in them, taken apart while they arrive: a file is never in memory as a whole.
+
+What is in memory, which is everything but the content of files, is limited for the whole form.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from appliance.errors import MalformedBody
+from appliance.api import requests
+from appliance.errors import BodyTooLarge, MalformedBody
 
+#: Bytes of everything in a form that is not the content of a file.
+FIELDS: Final = 256 * 1024
 _HEADERS: Final = 16 * 1024  # bytes of one part's headers
 
 
@@ -51,7 +57,7 @@ class _Collector:
     def header_end(self) -> None:
         self._headers[self._name.decode("latin-1").lower()] = self._value.decode(errors="replace")
         self._name, self._value = b"", b""
-        if sum(map(len, self._headers.values())) > _HEADERS:
+        if sum(len(name) + len(value) for name, value in self._headers.items()) > _HEADERS:
             raise MalformedBody("the headers of a part of the form are too long")
 
     def headers_finished(self) -> None:
@@ -73,12 +79,17 @@ class _Collector:
         self.complete = True
 
 
-async def parts(request: Request) -> AsyncIterator[Part | Piece]:
+async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
     """Everything in a ``multipart/form-data`` request, in order.
 
+    ``files`` is how many bytes all its files may have together.
+
     Raises:
-        MalformedBody: it is no such form, or breaks off.
+        BodyTooLarge: the form says that it is larger than ``files`` and ``FIELDS`` allow, or is.
+        MalformedBody: it is no such form, breaks off, or has too many parts.
     """
+    if requests.content_length(request) > files + FIELDS:
+        raise _too_large(files)
     kind, options = parse_options_header(request.headers.get("content-type", "").encode())
     boundary = options.get(b"boundary")
     if kind.lower() != b"multipart/form-data" or not boundary:
@@ -97,14 +108,33 @@ async def parts(request: Request) -> AsyncIterator[Part | Piece]:
                 "on_end": collector.end,
             },
         )
+        received = content = 0
         async for chunk in request.stream():
+            received += len(chunk)
             parser.write(chunk)
             for found in collector.found:
+                content += len(found.data) if isinstance(found, Piece) else 0
                 yield found
             collector.found.clear()
+            if received > files + FIELDS:
+                raise _too_large(files)
+            if received - content > FIELDS:
+                raise MalformedBody("The form has too many parts")
     except FormParserError as error:
         raise MalformedBody(f"The form cannot be read: {error}") from error
     except ClientDisconnect as error:
         raise MalformedBody("the connection closed before the body was complete") from error
     if not collector.complete:
         raise MalformedBody("The form breaks off before its last boundary")
+
+
+def too_long() -> MalformedBody:
+    """The refusal of a form whose fields are over ``FIELDS`` bytes."""
+    return MalformedBody(f"The fields of the form beside its files are over {FIELDS:,} bytes")
+
+
+def _too_large(files: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The form is over {files + FIELDS:,} bytes: its files may have {files:,} together "
+        f"(files.max_upload in models.yaml), and everything else {FIELDS:,}"
+    )

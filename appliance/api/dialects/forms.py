@@ -10,15 +10,15 @@ from typing import Any, Final
 import msgspec
 from starlette.requests import Request
 
-from appliance.api.multipart import Part, parts
+from appliance.api import requests
+from appliance.api.multipart import FIELDS, Part, parts, too_long
 from appliance.api.services import Services
-from appliance.errors import FileTooLarge, MalformedBody
+from appliance.errors import FileTooLarge
 from appliance.file import File
 from appliance.files import Incoming
 from appliance.inputs import safe_name
 from appliance.token import Token
 
-_FIELDS: Final = 256 * 1024  # bytes of everything in a form that is not a file
 _OPAQUE: Final = "application/octet-stream"
 
 
@@ -43,28 +43,33 @@ async def received(request: Request, services: Services, caller: Token) -> Async
     """The form in ``request``; its files are uploads of ``caller``, unless what is done with it fails.
 
     Raises:
-        FileTooLarge: one of its files is over ``files.max_upload``.
+        FileTooLarge: its files are over ``files.max_upload`` together.
+        BodyTooLarge: it says that it is larger than files and fields may be.
         MalformedBody: it is no form, or its fields are too long.
     """
     form = Form()
+    limit, expected = services.files.config.max_upload, requests.content_length(request)
+    size = rest = 0  # bytes of all files, and of all fields
     arriving: Incoming | None = None
     try:
         part: Part | None = None
         text = bytearray()
-        async for found in parts(request):
+        async for found in parts(request, limit):
             if isinstance(found, Part):
                 await _finish(form, part, text, arriving, services, caller)
                 part, text, arriving = found, bytearray(), None
                 if found.filename is not None:
-                    arriving = await services.files.incoming(0)
+                    arriving = await services.files.incoming(expected or None)
             elif arriving is not None:
-                if arriving.size + len(found.data) > services.files.config.max_upload:
-                    raise FileTooLarge(services.files.config.max_upload)
+                size += len(found.data)
+                if size > limit:
+                    raise FileTooLarge(limit)
                 await arriving.write(found.data)
             else:
                 text += found.data
-                if len(text) > _FIELDS:
-                    raise MalformedBody(f"A field of the form is over {_FIELDS:,} bytes")
+                rest += len(found.data)
+                if rest > FIELDS:
+                    raise too_long()
         await _finish(form, part, text, arriving, services, caller)
         arriving = None
         yield form
