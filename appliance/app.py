@@ -8,13 +8,14 @@ import os
 import secrets
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import uvicorn
 
-from appliance import logs, tracing
-from appliance.api import Application, create_api
+from appliance import listener, logs, tracing
+from appliance.api import Application, create_api, requests
 from appliance.api.services import Services
 from appliance.auth import Auth
 from appliance.cluster.base import Cluster
@@ -244,7 +245,7 @@ async def start_gateway(settings: Settings) -> Gateway:
             log_config=None,
             access_log=False,
             lifespan="off",
-            http="httptools",
+            http=listener.Connection,
             timeout_keep_alive=75,
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
@@ -253,8 +254,10 @@ async def start_gateway(settings: Settings) -> Gateway:
             date_header=False,
         )
     )
-    listener = listen(settings.host, settings.port)
-    serving = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+    listening = listen(settings.host, settings.port)
+    serving = asyncio.get_running_loop().create_task(
+        listener.serve(server, listening, partial(requests.is_proxy, services))
+    )
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     _log.info("listening on %s:%d", settings.host, settings.port)

@@ -103,7 +103,7 @@ def origin(request: Request, services: Services) -> str:
         return services.config.server.public_url.rstrip("/")
     host = request.headers.get("host", "")
     scheme = request.scope["scheme"]
-    if services.config.server.trusted_proxies and _from_proxy(request, services):
+    if request.client is not None and is_proxy(services, request.client.host):
         host = request.headers.get("x-forwarded-host", host).split(",")[0].strip()
         forwarded = request.headers.get("x-forwarded-proto", "").split(",")[0].strip()
         scheme = forwarded if forwarded in {"http", "https"} else scheme
@@ -113,10 +113,12 @@ def origin(request: Request, services: Services) -> str:
     return f"{scheme}://{host}"
 
 
-def _from_proxy(request: Request, services: Services) -> bool:
-    """Whether the request came through a proxy that is believed."""
+def is_proxy(services: Services, client: str) -> bool:
+    """Whether ``client``, an IP address, is one of ``server.trusted_proxies``."""
+    if not services.config.server.trusted_proxies:
+        return False
     try:
-        address = ipaddress.ip_address(request.client.host if request.client is not None else "")
+        address = ipaddress.ip_address(client)
     except ValueError:
         return False
     networks = map(ipaddress.ip_network, services.config.server.trusted_proxies)
