@@ -193,8 +193,8 @@ def _chosen(config: Config, names: list[str]) -> list[ModelConfig]:
     if unknown:
         known = ", ".join(model.name for model in config.models)
         raise ConfigError(f"models.yaml has no model {unknown[0]}; it has {known}")
-    chosen = [by_name[name] for name in names] or list(config.models)
-    return [model for model in dict.fromkeys(chosen) if model.source is not None]
+    chosen = {by_name[name].name for name in names or by_name}  # models cannot be hashed: some hold mappings
+    return [model for model in config.models if model.name in chosen and model.source is not None]
 
 
 def certificate(

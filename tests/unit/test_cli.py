@@ -471,6 +471,18 @@ def test_pull_has_nothing_to_do_for_models_without_weights(command: Command, tmp
     assert not (tmp_path / "home" / "weights").exists()
 
 
+def test_pull_takes_models_whose_options_hold_mappings_once(command: Command, tmp_path: Path) -> None:
+    """The shipped models.yaml has two of those kinds."""
+    (tmp_path / "voices").mkdir()
+    builtin = "{name: a/shapes, kind: diffusers, source: {builtin: tiny-shapes}, aliases: [b/shapes]}"
+    voices = f"{{name: a/voices, kind: piper, source: {{path: {tmp_path / 'voices'}}}}}"
+    (tmp_path / "models.yaml").write_text(f"models: [{builtin}, {voices}]")
+    everything = command("pull")
+    assert everything.code == 0, everything.err
+    assert ("a/shapes" in everything.out, "a/voices" in everything.out) == (True, True)
+    assert command("pull", "b/shapes", "a/shapes").out.count("a/shapes") == 1
+
+
 def test_pull_tells_what_cannot_be_had(command: Command, tmp_path: Path) -> None:
     nowhere = "models: [{name: a/b, kind: vllm, source: {path: /no/such/weights.gguf}}]"
     (tmp_path / "models.yaml").write_text(nowhere)
