@@ -45,7 +45,7 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
         if name not in given or (value is None and name not in required):
             if name in required:
                 problems.append(FieldProblem("required", "input", f"{name} is required"))
-            elif "default" in schema:
+            elif schema.get("default") is not None:  # null is no key, to Cog's runtime too
                 validated[name] = schema["default"]
             continue
         found = list(_problems(value, schema, f"input.{spelled}"))
@@ -120,6 +120,9 @@ def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
 
 
 def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+    if "anyOf" in schema:
+        yield from _problems_of_any(value, schema["anyOf"], field)
+        return
     kind = schema.get("type")
     if kind == "string" and schema.get(LIST_TOO) and isinstance(value, list):
         schema, kind = {"type": "array", "items": {"type": "string"}}, "array"
@@ -140,6 +143,16 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
                 yield from _problems(item, schema.get("items", {}), f"{field}.{index}")
         case int() | float() if not isinstance(value, bool):
             yield from _number_problems(value, schema, field)
+
+
+def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str) -> Iterator[FieldProblem]:
+    """What is wrong with a value that may be of several types: nothing, if it fits one of them."""
+    fitting = [variant for variant in variants if "type" not in variant or _is(value, variant["type"])]
+    if not fitting:
+        yield _wrong_type(field, " or ".join(variant["type"] for variant in variants), value)
+        return
+    found = [list(_problems(value, variant, field)) for variant in fitting]
+    yield from min(found, key=len)
 
 
 def _number_problems(value: float, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:

@@ -13,6 +13,7 @@ from appliance.runners import runner_class
 from appliance.runners.base import Interface
 from appliance.runners.tasks import TASKS
 
+TEXT = {"type": "string"}
 INTERFACE = Interface(
     input={
         "type": "object",
@@ -31,6 +32,13 @@ INTERFACE = Interface(
             "extra": {"type": "object", "x-order": 9},
             "anything": {"x-order": 10},
             "whole": {"type": "integer", "x-order": 11},
+            "either": {"anyOf": [TEXT, {"type": "array", "items": {"type": "integer"}}], "x-order": 12},
+            "maybe": {**TEXT, "nullable": True, "default": None, "x-order": 13},
+            "maybe_either": {
+                "anyOf": [{**TEXT, "nullable": True}, {"type": "number", "nullable": True}],
+                "nullable": True,
+                "x-order": 14,
+            },
         },
     },
     output={"type": "string"},
@@ -56,6 +64,24 @@ def test_defaults_are_filled_in_and_unknown_keys_dropped() -> None:
 
 def test_null_for_an_optional_key_is_no_key() -> None:
     assert validated(steps=None, image=None) == {"prompt": "p", **DEFAULTS}
+
+
+def test_a_default_of_null_is_no_key() -> None:
+    """Cog's runtime refuses null, and puts None in for what is not there."""
+    assert validated(maybe=None).keys() == validated().keys() == {"prompt", *DEFAULTS}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"either": "x"}, {"either": [1, 2]}, {"either": []}, {"maybe_either": 1.5}, {"maybe_either": 2}],
+    ids=str,
+)
+def test_any_of_several_types_is_taken_as_it_is(given: dict[str, Any]) -> None:
+    assert validated(**given) == {"prompt": "p", **DEFAULTS, **given}
+
+
+def test_null_for_an_optional_key_of_several_types_is_no_key() -> None:
+    assert validated(maybe_either=None, either=None) == {"prompt": "p", **DEFAULTS}
 
 
 def test_numbers_become_what_is_declared() -> None:
@@ -110,6 +136,18 @@ def test_other_types_pass_as_they_are() -> None:
         ({"image": "x"}, ("format", "input.image", "Does not match format 'uri'")),
         ({"image": "http://["}, ("format", "input.image", "Does not match format 'uri'")),
         ({"images": ["x"]}, ("format", "input.images.0", "Does not match format 'uri'")),
+        (
+            {"either": True},
+            ("invalid_type", "input.either", "Invalid type. Expected: string or array, given: boolean"),
+        ),
+        (
+            {"either": [1, "x"]},
+            ("invalid_type", "input.either.1", "Invalid type. Expected: integer, given: string"),
+        ),
+        (
+            {"maybe_either": {}},
+            ("invalid_type", "input.maybe_either", "Invalid type. Expected: string or number, given: object"),
+        ),
         ({"num_steps": 9}, ("number_lte", "input.num_steps", "Must be less than or equal to 4")),
     ],
 )
