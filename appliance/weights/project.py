@@ -6,16 +6,19 @@ project itself is never written to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,17 +40,31 @@ _log = logging.getLogger(__name__)
 #: The version of the ``cog`` package, whose runtime answers; part of a build's identity.
 COG: Final = "0.23.1"
 #: What else makes a build another one: how it is made here.
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 DESCRIPTION: Final = "build.json"
 PROJECT: Final = "project"
 TRAINING: Final = "training"
 _SHIMS: Final = "cog_shims"
 _ENVIRONMENT: Final = "venv"
+_PACKAGES: Final = "packages.txt"
 _LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
 _TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
 #: Variables that a project's own programs do not get: another environment, and the operator's tokens.
 _NOT_ITS_BUSINESS: Final = frozenset({"VIRTUAL_ENV", "APPLIANCE_TOKEN", "REPLICATE_API_TOKEN"})
 _TAIL: Final = 2000  # characters of what a command said that are passed on
+_PIPE: Final = 65536  # bytes that a pipe holds
+_LOOK: Final = 500  # milliseconds between looks at a process that prints nothing
+#: Keys of cog.yaml that are used here, and what they hold.
+_KINDS: Final[dict[str, type]] = {
+    "build": dict,
+    "build.python_packages": list,
+    "build.python_requirements": str,
+    "build.system_packages": list,
+    "environment": list,
+    "concurrency": dict,
+    "concurrency.max": int,
+}
+_KIND_NAMES: Final = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
@@ -78,12 +95,14 @@ def described(build: Path) -> dict[str, Any]:
     """What was found out when it was built.
 
     Raises:
-        WeightsError: it is not built.
+        WeightsError: it is not built, or not whole any more.
     """
     try:
         found: dict[str, Any] = json.loads((build / DESCRIPTION).read_bytes())
     except OSError as error:
         raise WeightsError(f"{build} is not built; run: appliance pull") from error
+    except ValueError as error:
+        raise WeightsError(f"{build} is damaged; remove it and run: appliance pull") from error
     return found
 
 
@@ -174,6 +193,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
         say("asking the project what it takes and gives")
         description = _describe(model.name, settings, unfinished, say)
         _publish(description, unfinished)
+        _renamed(unfinished, target)
         unfinished.rename(target)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -187,7 +207,7 @@ def _settings(name: str, project: Path) -> dict[str, Any]:
     """``cog.yaml``.
 
     Raises:
-        WeightsError: there is none, or it says nothing about what to run.
+        WeightsError: there is none, it says nothing about what to run, or a key is not what it should be.
     """
     file = project / "cog.yaml"
     if not file.exists():
@@ -198,6 +218,12 @@ def _settings(name: str, project: Path) -> dict[str, Any]:
         raise WeightsError(f"model {name}: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):
         raise WeightsError(f'model {name}: {file} needs the key run (or predict), such as "run.py:Runner"')
+    for key, kind in _KINDS.items():
+        place: Any = found
+        for part in key.split("."):
+            place = (place or {}).get(part)
+        if place is not None and not isinstance(place, kind):
+            raise WeightsError(f"model {name}: {file}: {key} should be {_KIND_NAMES[kind]}")
     return found
 
 
@@ -210,16 +236,35 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     say(f"making an environment with Python {version}")
     venv = [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)]
     _run(name, venv, build, say)
-    requirements = [f"cog=={COG}", *map(str, wanted.get("python_packages") or ())]
+    packages = [f"cog=={COG}", *map(str, wanted.get("python_packages") or ())]
+    say(f"installing {' '.join(packages)}")
+    # A file takes what may stand in a file of requirements, "-e ./package" too.
+    (build / _PACKAGES).write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
+    requirements = ["--requirement", str(build / _PACKAGES)]
     if wanted.get("python_requirements"):
+        say(f"installing {wanted['python_requirements']}")
         requirements += ["--requirement", str(build / PROJECT / wanted["python_requirements"])]
-    say(f"installing {' '.join(requirements)}".replace(f"{build / PROJECT}/", ""))
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
-    _run(name, [*install, *requirements], build, say)
-    (packages,) = (environment / "lib").glob("python*/site-packages")
-    shutil.copy(Path(__file__).with_name(f"{_SHIMS}.py"), packages / f"{_SHIMS}.py")
-    (packages / f"{_SHIMS}.pth").write_text(f"import {_SHIMS}\n")
+    _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from there
+    packages_folder = _site_packages(build)
+    shutil.copy(Path(__file__).with_name(f"{_SHIMS}.py"), packages_folder / f"{_SHIMS}.py")
+    (packages_folder / f"{_SHIMS}.pth").write_text(f"import {_SHIMS}\n")
     _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()], say)
+
+
+def _site_packages(build: Path) -> Path:
+    (found,) = (build / _ENVIRONMENT / "lib").glob("python*/site-packages")
+    return found
+
+
+def _renamed(build: Path, target: Path) -> None:
+    """Have editable packages, which name the folder that they were installed from, name what it becomes."""
+    packages = _site_packages(build)
+    for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
+        for file in packages.glob(pattern):
+            content = file.read_bytes()
+            if os.fsencode(build) in content:
+                file.write_bytes(content.replace(os.fsencode(build), os.fsencode(target)))
 
 
 def _tell_missing(name: str, packages: list[str], say: Callable[[str], None]) -> None:
@@ -252,9 +297,21 @@ def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[s
 
 
 def _asked(name: str, handler: str, build: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What the project says of a handler.
+
+    It says it in a file: whatever it prints, while it is imported or at exit, is part of the build's log.
+    """
     script = Path(__file__).with_name("describe_cog.py")
-    said = _run(name, [str(python(build)), str(script), handler], build / PROJECT, say)
-    found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "description.json")
+        _run(name, [str(python(build)), str(script), handler, str(answer)], build / PROJECT, say)
+        try:
+            found: dict[str, Any] = json.loads(answer.read_bytes())
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"model {name}: its Cog project cannot be built: "
+                f"the program ended while {handler} was imported, before it said what it takes"
+            ) from error
     return found
 
 
@@ -290,43 +347,61 @@ def _publish_schema(interface: dict[str, Any], project: Path) -> None:
     place.write_text(json.dumps(document))
 
 
-def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -> str:
-    """What a command prints; what it complains goes to ``say``.
+def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -> None:
+    """Run a command; ``say`` gets each line that it prints. What it has started and left running is killed.
 
     Raises:
-        WeightsError: it failed, with the end of what it said.
+        WeightsError: it failed, with the end of what it printed, or took too long.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _NOT_ITS_BUSINESS}
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        late = threading.Timer(_TIMEOUT, process.kill)
-        late.start()
-        said: deque[str] = deque(maxlen=100)
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+    said: deque[str] = deque(maxlen=100)
+    deadline = time.monotonic() + _TIMEOUT
+    with process:
         try:
-            with process:
-                for line in process.stderr or ():
-                    said.append(line)
-                    say(line.rstrip())
-        except BaseException:  # Ctrl-C too: the process must not go on by itself
-            process.kill()
-            raise
-        finally:
-            timely = late.is_alive()
-            late.cancel()
-        if not timely:
-            raise WeightsError(f"model {name}: {command[0]} did not end within {_TIMEOUT:g} s")
-        output.seek(0)
-        printed = output.read()
-    if process.returncode != 0:
-        reason = ("".join(said).strip() or printed.strip())[-_TAIL:]
+            for line in _lines(process, deadline):
+                said.append(line)
+                say(line)
+            code = process.wait(max(0.0, deadline - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
+            raise WeightsError(f"model {name}: {command[0]} did not end within {_TIMEOUT:g} s") from error
+        finally:  # also at Ctrl-C
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if code != 0:
+        reason = "\n".join(said).strip()[-_TAIL:] or f"{command[0]} ended with code {code}"
         raise WeightsError(f"model {name}: its Cog project cannot be built: {reason}")
-    return printed
+
+
+def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
+    """What a process prints until it ends, by lines; long ones are cut in parts.
+
+    Processes that it has started may hold the pipe open for ever: they are not waited for.
+
+    Raises:
+        TimeoutError: it is later than ``deadline``, of ``time.monotonic``.
+    """
+    assert process.stdout is not None, "it was started with a pipe"
+    os.set_blocking(process.stdout.fileno(), False)
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    rest, ended, chunk = b"", False, None
+    while chunk != b"" and not ended:
+        ended = process.poll() is not None
+        chunk = os.read(process.stdout.fileno(), _PIPE) if poll.poll(0 if ended else _LOOK) else None
+        *lines, rest = (rest + (chunk or b"")).split(b"\n")
+        if len(rest) > _PIPE:
+            lines, rest = [*lines, rest], b""
+        yield from (line.decode(errors="replace").rstrip("\r") for line in lines)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if rest:
+        yield rest.decode(errors="replace")
