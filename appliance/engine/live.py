@@ -54,6 +54,11 @@ class Live:
         """The prediction's id."""
         return self.prediction.id
 
+    @property
+    def iterates(self) -> bool:
+        """Whether the output is a list that grows; what another API's request gives has its own form."""
+        return self.entry.interface.iterates and self.prediction.operation is None
+
     def begins_on(self, instance: str) -> None:
         """It may not be the one that was chosen when it arrived."""
         if instance != self.entry.runs_on:

@@ -326,7 +326,10 @@ class Loop:
         live.unsaved.clear()
         if status is not Status.SUCCEEDED:
             self._end_parts(live)
-        self.spawn(self._finish(live, live.prediction.finished(status, time.time(), error)))
+        record = live.prediction.finished(status, time.time(), error)
+        if status is Status.SUCCEEDED and record.output is None and live.iterates:
+            record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
+        self.spawn(self._finish(live, record))
 
     def _end_parts(self, live: Live) -> None:
         """Nobody waits any more for what this attempt of a prediction has asked for."""

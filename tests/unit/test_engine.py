@@ -48,6 +48,14 @@ async def test_what_another_owner_made_is_not_found(bench: Bench) -> None:
         await bench.engine.get("0" * 26, "me")
 
 
+async def test_an_iterator_that_yields_nothing_has_an_empty_list(bench: Bench) -> None:
+    prediction = await bench.submit(bench.stream, text="")
+    record = await bench.ended(prediction)
+    assert (record.status, record.output) == (Status.SUCCEEDED, [])
+    failed = await bench.ended(await bench.submit(bench.stream, text="", fail="out of ideas"))
+    assert (failed.status, failed.output) == (Status.FAILED, None)
+
+
 async def test_waiting_ends_in_time_with_the_prediction_still_running(bench: Bench) -> None:
     prediction = await bench.submit(delay=30)
     record = await bench.engine.wait(prediction.id, 0.05)
