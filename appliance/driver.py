@@ -8,26 +8,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import hashlib
 import logging
 import os
 import signal
 import socket
 import ssl
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from appliance import callback, hardware, logs, token, weights
+from appliance import callback, hardware, logs, proxies, temporary, token, weights
 from appliance import config as configuration
 from appliance.app import Settings, start_gateway
-from appliance.cluster.node import RayNode
+from appliance.cluster.node import RayNode, node_address
 from appliance.config import Config, applied
 from appliance.errors import ApplianceError, ConfigError, WeightsError
 from appliance.leftovers import kill_marked
@@ -75,6 +74,7 @@ def pages(settings: Settings) -> Supervised:
     environment = {
         "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
         "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
+        **proxies.NO_PROXIES,  # Gradio makes clients when it is imported, which fails for some proxies
     }
     return Supervised("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
 
@@ -206,14 +206,13 @@ async def follow_log(path: Path, out: IO[str]) -> None:
             await asyncio.sleep(0.2)
 
 
-async def run(settings: Settings, console: Console) -> int:
+async def run(settings: Settings, node: RayNode, console: Console) -> int:
     """Start, wait for a signal, drain, stop. Returns the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     _end_on_signals(stop)
     secret = await first_token(settings.database, settings.config.server.account)
     children = [zygote(settings)]
-    node = RayNode(_ray_folder(settings.home))
     await children[0].start()
     tail = loop.create_task(follow_log(settings.log_file, sys.stderr))
     try:
@@ -278,12 +277,6 @@ async def _answers(settings: Settings) -> bool:
     return reply.status_code == httpx.codes.OK
 
 
-def _ray_folder(home: Path) -> Path:
-    """A short path of our own: Ray's sockets lie deep below it, and paths of sockets end at 107 bytes."""
-    mark = hashlib.sha256(str(home).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"appliance-{os.getuid()}-{mark}"
-
-
 def main() -> int:
     """The command line of ``python -m appliance.driver``; people use ``appliance serve``."""
     parser = argparse.ArgumentParser(prog="python -m appliance.driver")
@@ -330,11 +323,15 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         applied.forget(settings.run_dir)
         check_port(settings.host, settings.port)
         check_tls(config)
+        node = RayNode(temporary.make(home))
         os.environ[HOME_MARK] = str(home)  # in every process that is started from here on
+        temporary.use(node.temp)
         os.environ |= callback.environment(config, settings.host, settings.port, settings.run_dir)
+        own = [node_address(), urlsplit(os.environ[callback.ADDRESS]).hostname or settings.host]
+        os.environ |= proxies.bypass(os.environ, own)
         if not arguments.no_pull:
             pull_missing(config, home, console)
-        return asyncio.run(run(settings, console))
+        return asyncio.run(run(settings, node, console))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def _remove_temporary(prefix: str) -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
     for segment in _SHARED.glob(f"{prefix}*"):
-        segment.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # everybody may make files there: it may be someone else's
+            segment.unlink()
 
 
 def reclaim(run_dir: Path | str) -> list[int]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,21 @@ def free_port() -> int:
 class Appliance:
     """One `appliance serve` with its own home, config and port."""
 
-    def __init__(self, home: Path, config: Path, *, port: int | None = None, ui: bool = False) -> None:
+    def __init__(
+        self,
+        home: Path,
+        config: Path,
+        *,
+        port: int | None = None,
+        ui: bool = False,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.home = home
         self.config = config
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ui = ui
+        self.variables = variables or {}
         self.process: subprocess.Popen[str] | None = None
         self.output = home / "output.txt"
         home.mkdir(parents=True, exist_ok=True)
@@ -51,6 +60,7 @@ class Appliance:
         """What a user of this appliance would export."""
         return {
             **os.environ,
+            **self.variables,
             "APPLIANCE_HOME": str(self.home),
             "APPLIANCE_TOKEN": TOKEN,
             "APPLIANCE_URL": self.url,

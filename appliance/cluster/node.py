@@ -74,8 +74,11 @@ class RayNode:
     """Ray and Serve on this machine, from ``start`` to ``stop``. Lives on the driver's loop."""
 
     def __init__(self, temp: Path) -> None:
-        """``temp`` is Ray's own folder; its sockets lie in it, so the path must be short."""
-        self._temp = temp
+        """``temp`` is a folder that nobody else may enter; Ray opens what it makes there to everybody.
+
+        Ray's sockets lie in it, so its path must be short. It is removed at the end.
+        """
+        self.temp = temp
         self._refused = False  # it did not start: its logs are kept until the next start
 
     async def start(self) -> None:
@@ -84,7 +87,6 @@ class RayNode:
         Raises:
             ApplianceError: they did not start.
         """
-        shutil.rmtree(self._temp, ignore_errors=True)
         for chatty in _CHATTY:
             logging.getLogger(chatty).setLevel(logging.ERROR)
         try:
@@ -93,13 +95,13 @@ class RayNode:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 object_store_memory=OBJECT_STORE,
-                _temp_dir=str(self._temp),
+                _temp_dir=str(self.temp / "ray"),
             )
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
         except Exception as error:  # bare ones, too, are what Ray raises
             self._refused = True
             raise ApplianceError(
-                f"Ray did not start: {error}; its logs, if it wrote any, are below {self._temp}. If it had "
+                f"Ray did not start: {error}; its logs, if it wrote any, are below {self.temp}. If it had "
                 "too little time, start again once the machine has less to do; if its folder does not suit "
                 "it, set TMPDIR to another folder, with a short path"
             ) from error
@@ -164,7 +166,12 @@ class RayNode:
         """Stop everything that Ray started."""
         ray.shutdown()
         if not self._refused:
-            shutil.rmtree(self._temp, ignore_errors=True)
+            shutil.rmtree(self.temp, ignore_errors=True)
+
+
+def node_address() -> str:
+    """Return the address of this machine at which Ray's processes call each other."""
+    return str(ray.util.get_node_ip_address())
 
 
 def _reason(application: Any) -> str:

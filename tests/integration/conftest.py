@@ -1,4 +1,7 @@
-"""The appliance that a module's ``CONFIG`` describes, started by its command once for the module."""
+"""The appliance that a module's ``CONFIG`` describes, started by its command once for the module.
+
+``VARIABLES`` of the module are in its environment.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def appliance(
     home = tmp_path_factory.mktemp("home")
     config = home / "models.yaml"
     config.write_text(request.module.CONFIG)
-    running = Appliance(home, config)
+    running = Appliance(home, config, variables=getattr(request.module, "VARIABLES", None))
     running.start()
     yield running
     running.stop()

@@ -29,6 +29,8 @@ models:
     options:
       stream: true
 """
+#: Proxies that nothing listens at: what the appliance says to itself must not go there.
+VARIABLES = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 TERMINAL = {"succeeded", "failed", "canceled", "aborted"}
 
 

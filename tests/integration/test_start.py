@@ -29,6 +29,7 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     assert "set TMPDIR to another folder, with a short path" in ran.stderr
     (kept,) = long.glob("appliance-*")
     assert f"are below {kept}" in ran.stderr
-    assert list(kept.glob("session_*/logs")), "where Ray puts them"
+    assert list(kept.glob("ray/session_*/logs")), "where Ray puts them"
+    assert kept.stat().st_mode & 0o777 == 0o700, "Ray's own folders are open to everybody"
     assert "Traceback" not in ran.stdout + ran.stderr
     assert appliance.processes() == []

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "appliance"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "prediction", "token", "file", "model", "deployment"),
-    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse", "encodings"),
+    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse", "encodings", "proxies"),
     (
         "store",
         "auth",
@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "leftovers",
         "outbox",
         "supervised",
+        "temporary",
         "ui",
     ),
     ("runners", "webhooks", "files", "metrics", "tracing", "meter"),

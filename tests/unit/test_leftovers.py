@@ -50,7 +50,10 @@ def test_what_hosts_left_is_removed_and_nothing_of_others(
         (shared / f"{made[run].parent.name}0123").touch()
     (temporary / "appliance-of-someone").mkdir()
     (shared / "psm_0123").touch()
+    planted = shared / f"{made[gone].parent.name}planted"
+    planted.mkdir()  # as anybody may, and cannot be removed like shared memory
     assert leftovers.reclaim(gone) == []
+    planted.rmdir()
     assert made[kept].exists()
     assert sorted(path.name for path in temporary.iterdir()) == sorted(
         [made[kept].parent.name, "appliance-of-someone"]

@@ -1,0 +1,34 @@
+"""Proxies of the environment: for what users fetch, never for what the appliance says to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+#: Names and addresses of this machine that every program may use.
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+#: For a process that speaks to the appliance alone. Empty lower-case variables also hide the upper-case ones:
+#: https://docs.python.org/3/library/urllib.request.html#urllib.request.getproxies
+NO_PROXIES: Final = {"http_proxy": "", "https_proxy": "", "all_proxy": ""}
+
+
+def bypass(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:
+    """Return the variables by which no proxy is used for ``hosts`` and the loopback addresses.
+
+    Hosts that ``environment`` exempts already stay exempt. gRPC honours ``http_proxy`` too, and has a
+    variable of its own: https://grpc.github.io/grpc/core/md_doc_environment_variables.html
+    """
+    own = list(dict.fromkeys([*_LOOPBACK, *hosts]))
+    given = _entries(environment.get("no_proxy") or environment.get("NO_PROXY") or "")
+    # A "*" exempts everything, but to urllib only where it stands alone; gRPC does not know it.
+    exempt = "*" if "*" in given else ",".join(dict.fromkeys([*given, *own]))
+    for_grpc = _entries(environment.get("no_grpc_proxy") or "") or given
+    return {
+        "no_proxy": exempt,
+        "NO_PROXY": exempt,
+        "no_grpc_proxy": ",".join(dict.fromkeys([*for_grpc, *own])),
+    }
+
+
+def _entries(value: str) -> list[str]:
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
