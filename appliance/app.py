@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from appliance import listener, logs, tracing
+from appliance import connection, logs, tracing
 from appliance.api import Application, create_api, requests
 from appliance.api.services import Services
 from appliance.auth import Auth
@@ -245,7 +245,7 @@ async def start_gateway(settings: Settings) -> Gateway:
             log_config=None,
             access_log=False,
             lifespan="off",
-            http=listener.Connection,
+            http=connection.Connection,
             timeout_keep_alive=75,
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
@@ -256,7 +256,7 @@ async def start_gateway(settings: Settings) -> Gateway:
     )
     listening = listen(settings.host, settings.port)
     serving = asyncio.get_running_loop().create_task(
-        listener.serve(server, listening, partial(requests.is_proxy, services))
+        connection.serve(server, listening, partial(requests.is_proxy, services))
     )
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)

@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from appliance import listener
-from appliance.listener import LONGEST_HEADERS, MOST_SLOW, PATIENCE, PROGRESS, SLOW
+from appliance import connection
+from appliance.connection import LONGEST_HEADERS, MOST_SLOW, PATIENCE, PROGRESS, SLOW
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 UPLOAD = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
@@ -35,7 +35,7 @@ class Running:
             Route("/held", self.held, methods=["POST"]),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), log_config=None, lifespan="off", port=0, http=listener.Connection
+            Starlette(routes=routes), log_config=None, lifespan="off", port=0, http=connection.Connection
         )
         self.server = uvicorn.Server(config)
 
@@ -86,7 +86,7 @@ class Running:
     def after(self, seconds: float, *, trusted: bool = False) -> None:
         """What is done when so much time has passed."""
         now = asyncio.get_running_loop().time() + seconds
-        listener.look(self.connections, now, lambda _: trusted)
+        connection.look(self.connections, now, lambda _: trusted)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -223,11 +223,11 @@ async def test_all_of_it_is_looked_at_while_a_server_serves(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = asyncio.Event()
-    monkeypatch.setattr(listener, "look", lambda *_: looked.set())
-    monkeypatch.setattr(listener, "_EVERY", 0.0)
+    monkeypatch.setattr(connection, "look", lambda *_: looked.set())
+    monkeypatch.setattr(connection, "_EVERY", 0.0)
     other = Running()
     config = other.server.config
-    task = asyncio.create_task(listener.serve(other.server, config.bind_socket(), lambda _: False))
+    task = asyncio.create_task(connection.serve(other.server, config.bind_socket(), lambda _: False))
     async with asyncio.timeout(60):
         await looked.wait()
     other.server.should_exit = True
