@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
@@ -246,6 +246,7 @@ def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client)
         image=("circle.png", bytes, "image/png"),
         prompt="a red circle",
         response_format="b64_json",
+        stream=False,
         extra_body={"prompt_strength": "0.1"},
     )
     assert edited.data is not None
@@ -294,6 +295,10 @@ def test_what_is_spoken_is_heard(gpt: OpenAI, client: httpx.Client, speech: byte
     ) as reply:
         faster = reply.read()
         assert reply.headers["content-type"] == "audio/mpeg"
+    formats: dict[Literal["opus", "flac"], bytes] = {"opus": b"OggS", "flac": b"fLaC"}
+    for form, begin in formats.items():
+        made = gpt.audio.speech.create(model=SPEAKER, voice=VOICE, input="Hello.", response_format=form)
+        assert made.content[:4] == begin
     again = gpt.audio.transcriptions.create(model=LISTENER, file=("speech.mp3", faster), language="en")
     assert len(set(words(again.text)) & set(words(SENTENCE))) > 5
 
@@ -323,7 +328,7 @@ def test_sound_that_cannot_be_made_or_heard(gpt: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="models of the kind whisper answer here"):
         gpt.audio.transcriptions.create(model=MODEL, file=("speech.wav", b"x"))
     with pytest.raises(openai.BadRequestError, match="response_format must be one of"):
-        gpt.audio.speech.create(model=SPEAKER, voice=VOICE, input="x", response_format="flac")
+        gpt.audio.speech.create(model=SPEAKER, voice=VOICE, input="x", response_format="aac")
     with pytest.raises(openai.BadRequestError, match="voice"):
         gpt.audio.speech.create(model=SPEAKER, voice="nobody", input="x")
 

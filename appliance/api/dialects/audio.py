@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from appliance.api.refusals import OPENAI
 from appliance.api.services import Services
 from appliance.errors import FieldProblem, InvalidInput
 from appliance.file import OutputFile
-from appliance.inputs import from_data
+from appliance.media import from_data
 from appliance.prediction import Prediction
 from appliance.token import Scope
 
@@ -28,7 +29,7 @@ _SPOKEN: Final[dict[str, dict[str, Any]]] = {
     "model": _TEXT,
     "input": _TEXT,
     "voice": _TEXT,
-    "response_format": {"type": "string", "enum": ["mp3", "wav"]},
+    "response_format": {"type": "string", "enum": ["mp3", "opus", "flac", "wav"]},
     "speed": {"type": "number"},
     "stream": {"type": "boolean", "enum": [False]},
     "stream_format": {"type": "string", "enum": ["audio"]},
@@ -134,6 +135,8 @@ def heard(given: dict[str, Any], shape: str, *, translate: bool) -> dict[str, An
             asked["temperature"] = float(given["temperature"])
         except ValueError as error:
             raise _wrong("temperature", "Must be a number") from error
+        if not math.isfinite(asked["temperature"]):
+            raise _wrong("temperature", "Must be a finite number")
     if translate:
         asked["translate"] = True
     if "word" in given.get("timestamp_granularities", ()):

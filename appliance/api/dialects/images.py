@@ -68,7 +68,8 @@ class Images:
         """``POST /images/edits``: a form with one image."""
         caller = await self._calls.caller(request, Scope.RUN, creates=True)
         async with received(request, self._services, caller) as form:
-            given = checked(dict(form.fields), "prompt")
+            fields = {key: _typed(key, value, _BODY.get(key, {})) for key, value in form.fields.items()}
+            given = checked(fields, "prompt")
             entry = self._calls.entry(given["model"], caller, KINDS)
             declared = entry.interface.input["properties"] | _BODY
             given = {key: _typed(key, value, declared.get(key, {})) for key, value in given.items()}
@@ -151,7 +152,8 @@ def _typed(name: str, text: Any, declared: dict[str, Any]) -> Any:
     if kind not in {"integer", "number", "boolean"} or not isinstance(text, str):
         return text
     try:
-        return msgspec.json.decode(text, type={"integer": int, "number": float, "boolean": bool}[kind])
+        written = text.lower() if kind == "boolean" else text  # Python writes False
+        return msgspec.json.decode(written, type={"integer": int, "number": float, "boolean": bool}[kind])
     except msgspec.DecodeError as error:
         raise _wrong(name, f"Invalid type. Expected: {kind}, given: {text[:100]}") from error
 
