@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import mimetypes
 import os
 import re
@@ -16,7 +15,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -136,26 +135,6 @@ def safe_name(name: str) -> str:
     return cleaned[-100:] or "file"
 
 
-def from_data(url: str) -> tuple[str, bytes]:
-    """Type and content of a ``data:`` URL.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    head, comma, body = url[5:].partition(",")
-    if not comma:
-        raise ValueError("a data URL needs a comma before its data")
-    kind, *parameters = head.split(";")
-    if parameters and parameters[-1].strip().lower() == "base64":
-        try:
-            data = base64.b64decode(unquote_to_bytes(body), validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"its base64 is wrong: {error}") from error
-    else:
-        data = unquote_to_bytes(body)
-    return kind.strip().lower(), data
-
-
 def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
     """Write ``pieces`` to ``file``, of at most ``limit`` bytes."""
     for piece in pieces:
@@ -166,7 +145,7 @@ def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
 
 def _written(url: str, folder: Path) -> str:
     """The path of a file with what a ``data:`` URL holds."""
-    kind, data = from_data(url)
+    kind, data = media.from_data(url)
     place = folder / f"file{mimetypes.guess_extension(kind) or ''}"
     place.write_bytes(data)
     return str(place)

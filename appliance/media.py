@@ -1,12 +1,15 @@
-"""Where requests of OpenAI's and Anthropic's APIs point to pictures, sound and video on the web. Pure."""
+"""Pictures, sound and video in requests: addresses on the web, and base64. Pure."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import unquote, unquote_to_bytes
 
 _KEYS: Final = ("image_url", "audio_url", "video_url")
 _WEB: Final = ("http://", "https://")
+_STANDARD: Final = str.maketrans("-_", "+/")  # from the alphabet that is safe in addresses
 
 
 def addresses(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
@@ -25,6 +28,67 @@ def addresses(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
                     yield place
             if value.get("type") == "url" and _is_address(value.get("url")):
                 yield value, "url"
+
+
+def from_data(url: str) -> tuple[str, bytes]:
+    """Type and content of a ``data:`` URL.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    head, comma, body = url[5:].partition(",")
+    if not comma:
+        raise ValueError("a data URL needs a comma before its data")
+    kind, *parameters = head.split(";")
+    if parameters and parameters[-1].strip().lower() == "base64":
+        try:
+            data = from_base64(unquote(body))
+        except ValueError as error:
+            raise ValueError(f"its base64 is wrong: {error}") from error
+    else:
+        data = unquote_to_bytes(body)
+    return kind.strip().lower(), data
+
+
+def from_base64(text: str) -> bytes:
+    """Decode base64, with or without line breaks and padding, in either alphabet of RFC 4648.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return base64.b64decode(plain_base64(text), validate=True)
+
+
+def plain_base64(text: str) -> str:
+    """The same base64 on one line, padded, in the standard alphabet."""
+    plain = "".join(text.split()).rstrip("=").translate(_STANDARD)
+    return plain + "=" * (-len(plain) % 4)
+
+
+def make_base64_plain(body: Any) -> None:
+    """Rewrite all base64 of pictures, sound and video in ``body`` as strict readers take it."""
+    waiting = [body]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            for key in _KEYS:
+                inner = value.get(key)
+                place, name = (inner, "url") if isinstance(inner, dict) else (value, key)
+                if isinstance(place.get(name), str):
+                    place[name] = _plain_url(place[name])
+            sound = value if value.get("type") == "base64" else value.get("input_audio")
+            if isinstance(sound, dict) and isinstance(sound.get("data"), str):
+                sound["data"] = plain_base64(sound["data"])
+
+
+def _plain_url(url: str) -> str:
+    head, comma, data = url.partition(",")
+    if head[:5].lower() != "data:" or not head.lower().endswith(";base64"):
+        return url
+    return f"data:{head[5:-7]};base64{comma}{plain_base64(unquote(data))}"
 
 
 def _is_address(value: Any) -> bool:

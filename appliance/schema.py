@@ -6,6 +6,7 @@ numbers, unknown keys inside ``input`` are dropped, ``null`` for an optional key
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -155,7 +156,26 @@ def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str)
     yield from min(found, key=len)
 
 
-def _number_problems(value: float, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+def non_finite(value: object) -> str | None:
+    """Return where in a JSON value the first number is that is infinite or NaN; None where there is none."""
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        path, part = waiting.pop()
+        if isinstance(part, float) and not math.isfinite(part):
+            return path
+        inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        waiting += reversed([(f"{path}.{key}".lstrip("."), each) for key, each in inner])
+    return None
+
+
+def _number_problems(
+    value: int | float,  # noqa: PYI041  # for mypy, which would take every value for a float
+    schema: dict[str, Any],
+    field: str,
+) -> Iterator[FieldProblem]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield FieldProblem("number", field, "Must be a finite number")
+        return
     smallest, largest = schema.get("minimum", -_MOST), schema.get("maximum", _MOST)
     if value < smallest:
         yield FieldProblem("number_gte", field, f"Must be greater than or equal to {_shown(smallest)}")

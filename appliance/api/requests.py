@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import time
 from typing import Any, Final, NamedTuple
@@ -154,10 +155,19 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(received)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedBody(f"The request body is not valid JSON: {error}") from error
+        raise MalformedBody(f"The request body is not valid JSON: {_where(received) or error}") from error
     if not isinstance(value, dict):
         raise MalformedBody(f"The request body must be a JSON object, not {schema.type_name(value)}")
     return value
+
+
+def _where(received: bytes) -> str | None:
+    """What is wrong with a body that would be JSON if that knew infinite numbers, as Python's does."""
+    try:
+        place = schema.non_finite(json.loads(received))
+    except (ValueError, RecursionError):
+        return None
+    return None if place is None else f"{place or 'it'} must be a finite number"
 
 
 def content_length(request: Request) -> int:

@@ -14,8 +14,9 @@ from typing import IO, Any
 
 import httpx
 
-from appliance import encodings
+from appliance import encodings, schema
 from appliance.errors import ApplianceError, NotFound
+from appliance.media import from_data
 from appliance.sse import Event, Reader
 
 
@@ -82,9 +83,12 @@ class Client:
 
     def _save(self, url: str, folder: Path) -> Path:
         if url.startswith("data:"):
-            head, _, body = url[len("data:") :].partition(",")
-            place = _free(folder / f"output{mimetypes.guess_extension(head.partition(';')[0]) or ''}")
-            place.write_bytes(base64.b64decode(body))
+            try:
+                kind, content = from_data(url)
+            except ValueError as error:
+                raise ApplianceError(f"the output {url[:50]}... is no file: {error}") from error
+            place = _free(folder / f"output{mimetypes.guess_extension(kind) or ''}")
+            place.write_bytes(content)
             return place
         place = _free(folder / (Path(httpx.URL(url).path).name or "output"))
         # What lies elsewhere is trusted as anything on the web, however this appliance is.
@@ -174,9 +178,12 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
     if declared.get("type") == "string" and not as_list:
         return key, text
     try:
-        return key, json.loads(text)
-    except json.JSONDecodeError:  # the server says what it should be
+        value = json.loads(text)
+    except ValueError:  # the server says what it should be
         return key, text
+    if schema.non_finite(value) is not None:
+        raise ApplianceError(f"-i {given}: it must be a finite number")
+    return key, value
 
 
 def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:

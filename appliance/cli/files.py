@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption, load_config, port
+from appliance.cli.options import ConfigOption, HomeOption, finite, load_config, port
 from appliance.cli.tokens import in_store
 from appliance.errors import NotFound
 
@@ -31,7 +31,9 @@ def _group() -> None:
 @group.command()
 def link(
     id: Annotated[str, typer.Argument(help="The upload, as GET /v1/files lists it.")],
-    hours: Annotated[float, typer.Option(min=0, help="For how long the address is valid.")] = 1.0,
+    hours: Annotated[
+        float, typer.Option(min=0, callback=finite, help="For how long the address is valid.")
+    ] = 1.0,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:

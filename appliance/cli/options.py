@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -25,6 +26,17 @@ HomeOption = Annotated[
     typer.Option("--home", help="Data folder. Default: APPLIANCE_HOME, else server.data in the config file."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def finite(value: float) -> float:
+    """``value``, of an option that takes numbers.
+
+    Raises:
+        typer.BadParameter: it is no number, which is neither under nor over any bound.
+    """
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def config_path(given: Path | None) -> Path:

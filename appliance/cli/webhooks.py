@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption
+from appliance.cli.options import ConfigOption, HomeOption, finite
 from appliance.cli.tokens import in_store
 from appliance.errors import ApplianceError
 
@@ -32,7 +32,9 @@ def secret(config: ConfigOption = None, home: HomeOption = None) -> None:
 def rotate(
     keep: Annotated[
         float,
-        typer.Option(min=0, help="Hours for which the old key signs too, for receivers to follow."),
+        typer.Option(
+            min=0, callback=finite, help="Hours for which the old key signs too, for receivers to follow."
+        ),
     ] = 24.0,
     config: ConfigOption = None,
     home: HomeOption = None,

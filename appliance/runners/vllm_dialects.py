@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance import media, schema
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Metric, Output
 from appliance.runners import vllm_words
@@ -183,6 +184,7 @@ class Dialects:
         from vllm.entrypoints.serve import create_error_response
 
         body = dict(job.input)
+        media.make_base64_plain(body)
         _check_supported(body)
         self._check_tools(body)
         body["model"] = self._name
@@ -197,7 +199,7 @@ class Dialects:
                 body["stream_options"] = {**given, "include_usage": True}
         kind, _ = self._calls[str(job.operation)]
         try:
-            return kind.model_validate(body)
+            request = kind.model_validate(body)
         except ValidationError as error:
             problems = [
                 f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ")
@@ -208,6 +210,8 @@ class Dialects:
             raise _refusal(text) from error
         except Exception as error:  # what vLLM's checks raise past pydantic
             raise _Refused(create_error_response(error).error.model_dump(mode="json")) from error
+        _check_finite({name: getattr(request, name) for name in request.model_fields_set})
+        return request
 
     def _check_tools(self, body: dict[str, Any]) -> None:
         """Refuse tools that would be passed over in silence, or in the words of vLLM's command line.
@@ -227,6 +231,19 @@ class Dialects:
         foreign = sorted(kinds - {"function", "custom"})
         if foreign:
             raise _refusal(f"tools can only be functions of your own here, not {', '.join(foreign)}", "tools")
+
+
+def _check_finite(asked: dict[str, Any]) -> None:
+    """Refuse numbers that JSON does not know, which pydantic makes of texts such as "nan".
+
+    Raises:
+        _Refused: there is one.
+    """
+    place = schema.non_finite(
+        {name: value for name, value in asked.items() if isinstance(value, float | dict)}
+    )
+    if place is not None:
+        raise _refusal(f"{place} must be a finite number", place.partition(".")[0])
 
 
 def _check_supported(body: dict[str, Any]) -> None:

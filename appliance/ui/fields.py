@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.errors import FieldProblem, InvalidInput
+from appliance.schema import non_finite
 
 _SHOWN: Final = 4  # fields that are neither required nor files and are seen at once
 _FEW: Final = 2  # so few more are not worth a fold
@@ -83,8 +85,11 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
 
     def _number(self, given: Any) -> float:
         try:
-            return int(given) if self.integer else float(given)
-        except ValueError as error:
+            number = int(given) if self.integer else float(given)
+            if not math.isfinite(number):
+                raise ValueError(f"{number} is not finite")
+            return number
+        except (ValueError, OverflowError) as error:
             wanted = "a whole number" if self.integer else "a number"
             raise InvalidInput([FieldProblem("invalid_type", self.name, f"not {wanted}")]) from error
 
@@ -95,8 +100,11 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
 
     def _json(self, text: Any) -> Any:
         try:
-            return json.loads(text)
-        except (ValueError, TypeError) as error:
+            value = json.loads(text)
+            if non_finite(value) is not None:
+                raise ValueError("a number in it is not finite")
+            return value
+        except (ValueError, TypeError, RecursionError) as error:
             raise InvalidInput([FieldProblem("invalid_type", self.name, f"not JSON: {error}")]) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def test_values_are_read_as_the_model_declares_them(given: str, value: Any) -> N
     assert key == given.partition("=")[0]
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("given", ["share=NaN", "share=-Infinity", "count=1e999", 'names=["a", NaN]'])
+def test_numbers_that_are_not_finite_are_refused_by_name(given: str) -> None:
+    with pytest.raises(ApplianceError, match=rf"^-i {re.escape(given)}: it must be a finite number"):
+        parse_input(given, INPUTS)
 
 
 def test_files_become_text_or_a_data_url(tmp_path: Path) -> None:

@@ -298,6 +298,15 @@ async def test_pictures_are_fetched_for_the_model_under_the_rules_for_files(api:
     assert "127.0.0.1:9/secret.png cannot be fetched" in private.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/predictions", CHAT, MESSAGES, RESPONSES, "/openai/v1/embeddings"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+async def test_numbers_that_are_not_finite_are_refused_by_name(api: Api, path: str, number: str) -> None:
+    content = f'{{"model": "test/echo", "input": {{"n": [1, {number}]}}}}'
+    reply = await api.post(path, content=content.encode())
+    assert reply.status_code == 400
+    assert "input.n.1 must be a finite number" in reply.text
+
+
 async def test_forms_become_uploads_that_go_if_nothing_comes_of_them(api: Api, bench: Bench) -> None:
     def uploads() -> list[Path]:
         return list((bench.folder / "files" / "uploads").iterdir())
@@ -312,6 +321,18 @@ async def test_forms_become_uploads_that_go_if_nothing_comes_of_them(api: Api, b
     assert large.status_code == 413
     assert (await api.post(path, json={"model": "test/echo"})).status_code == 400
     assert uploads() == []
+
+
+@pytest.mark.parametrize("stream", ["false", "False"])
+async def test_a_form_may_say_that_it_wants_no_stream(
+    api: Api, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """The echo model makes no pictures, which is found out after the form was read."""
+    monkeypatch.setattr(images, "KINDS", ("echo",))
+    given = {"model": "test/echo", "prompt": "a cat", "stream": stream}
+    reply = await api.post("/openai/v1/images/edits", data=given, files={"image": ("x.png", b"x")})
+    assert reply.status_code == 400
+    assert "makes videos" in reply.json()["error"]["message"]
 
 
 def test_what_images_are_asked_for() -> None:
@@ -358,6 +379,9 @@ def test_what_models_that_hear_are_asked_for() -> None:
     }  # fmt: skip
     with pytest.raises(InvalidInput, match="temperature: Must be a number"):
         audio.heard({**plain, "temperature": "hot"}, "json", translate=False)
+    for infinite in ("nan", "inf", "-Infinity", "1e999"):
+        with pytest.raises(InvalidInput, match="temperature: Must be a finite number"):
+            audio.heard({**plain, "temperature": infinite}, "json", translate=False)
 
 
 def test_fields_of_forms_that_come_often_are_lists() -> None:

@@ -290,6 +290,21 @@ async def test_data_urls_and_lists(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        base64.encodebytes(PNG * 20).decode(),  # on several lines
+        base64.b64encode(PNG * 20).decode().rstrip("="),
+        base64.urlsafe_b64encode(PNG * 20).decode(),
+        quote(base64.encodebytes(PNG * 20)),
+        f" {base64.b64encode(PNG * 20).decode()}\r\n",
+    ],
+)
+async def test_base64_as_people_write_it(api: Api, written: str) -> None:
+    record = await run(api, file=f"data:image/png;base64,{written}")
+    assert (await api.get(record["output"][0])).content == PNG * 20
+
+
+@pytest.mark.parametrize(
     ("given", "reason"),
     [
         ("data:image/png;base64,?", "its base64 is wrong"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -129,6 +130,8 @@ def test_other_types_pass_as_they_are() -> None:
         ({"whole": 1e300}, ("number_lte", "input.whole", f"Must be less than or equal to {2**63 - 1}")),
         ({"extra": {"a": [2**70]}}, ("number_lte", "input", "Integers must fit in 64 bits")),
         ({"scale": 3}, ("number_lte", "input.scale", "Must be less than or equal to 2.5")),
+        ({"scale": math.nan}, ("number", "input.scale", "Must be a finite number")),
+        ({"scale": -math.inf}, ("number", "input.scale", "Must be a finite number")),
         ({"format": "gif"}, ("enum", "input.format", 'format must be one of the following: "jpg", "png"')),
         ({"name": "a"}, ("string_gte", "input.name", "String length must be greater than or equal to 2")),
         ({"name": "abcd"}, ("string_lte", "input.name", "String length must be less than or equal to 3")),
@@ -159,6 +162,19 @@ def test_refusals_are_worded_as_on_replicate(given: dict[str, Any], row: tuple[s
 @pytest.mark.parametrize(("given", "name"), [(None, "null"), ([], "array"), ("x", "string"), (1.5, "number")])
 def test_an_input_that_is_no_object_is_refused(given: Any, name: str) -> None:
     assert refused(given) == [("invalid_type", "input", f"Invalid type. Expected: object, given: {name}")]
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"a": [1, {"b": math.nan}], "c": math.inf}, "a.1.b"),
+        ([0.5, -math.inf], "1"),
+        (math.nan, ""),
+        ({"a": [1, 2.5, None, "nan", {}]}, None),
+    ],
+)
+def test_where_a_number_is_not_finite(value: Any, place: str | None) -> None:
+    assert schema.non_finite(value) == place
 
 
 def test_every_problem_is_named_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -134,3 +135,6 @@ def test_what_cannot_be_read_is_named() -> None:
         filled_in(known, ["{", "1\nx", "1.5"])
     assert [problem.field for problem in caught.value.problems] == ["config", "numbers", "seed"]
     assert filled_in(known, ["", "", "7"]) == {"seed": 7}
+    with pytest.raises(InvalidInput) as caught:
+        filled_in(known, ['{"a": NaN}', "1\nInfinity", math.inf])
+    assert [problem.field for problem in caught.value.problems] == ["config", "numbers", "seed"]
