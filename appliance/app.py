@@ -224,7 +224,6 @@ async def start_gateway(settings: Settings) -> Gateway:
     """Build and start everything on the running loop; returns once requests are answered."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
     logs.configure(settings.log_file, settings.config.logging)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     store = SQLiteStore(settings.database)
     await store.open()
     await store.own(OWN_PATIENCE)

@@ -315,7 +315,6 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     )
     settings.log_file.touch(mode=0o600)
     logs.configure(settings.log_file, config.logging)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
     with take_lock(home):
         killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:

@@ -1,4 +1,4 @@
-"""Logging: one line a record, with the prediction and the model it is about, and no secrets.
+"""The one set-up of logging, for every process: a line a record, what it is about, and no secrets.
 
 A traceback follows its record on lines that begin with four spaces; as JSON it is a field.
 """
@@ -14,12 +14,14 @@ import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from appliance.config import LoggingConfig
 from appliance.errors import ConfigError
+
+if TYPE_CHECKING:  # the command line and the zygote log too, and stay light
+    from appliance.config import LoggingConfig
 
 #: Go before the config.
 FORMAT_VARIABLE: Final = "APPLIANCE_LOG_FORMAT"
@@ -32,26 +34,35 @@ _TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variabl
 
 _MASK: Final = "***"
 
-# Credentials of HTTP requests, and tokens with our or Replicate's prefix. "Token" is also a common word here,
-# so what follows it must look like one, with a digit.
+# Credentials of HTTP requests, tokens with our or Replicate's prefix, and keys that webhooks are signed with.
+# "Token" is also a common word here, so what follows it must look like one, with a digit.
 _CREDENTIALS: Final = re.compile(
-    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_)[\w\-.~+/=]{8,})", re.IGNORECASE
+    r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_|whsec_)[\w\-.~+/=]{8,})", re.IGNORECASE
 )
+# Addresses, whose user, query and fragment may be secrets; and queries that stand without their address.
+_ADDRESS: Final = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]{1,20}://)(?:[^\s/?#\"'<>]*@)?(?P<path>[^\s?#\"'<>]*)(?P<rest>[?#][^\s\"'<>]*)?",
+    re.IGNORECASE,
+)
+_QUERY: Final = re.compile(r"(?<=[\w/])\?[\w.%\[\]-]+=[^\s\"'<>]*")
+
+#: Libraries that report every request, or every process that starts.
+_CHATTY: Final = ("httpx", "httpcore", "uvicorn")
 
 _prediction: ContextVar[str | None] = ContextVar("prediction", default=None)
 _model: ContextVar[str | None] = ContextVar("model", default=None)
 
 
-def configure(file: Path | None = None, config: LoggingConfig = LoggingConfig()) -> None:  # noqa: B008 - frozen
+def configure(file: Path | None = None, config: LoggingConfig | None = None, *, level: str = "info") -> None:
     """Send every logger's records to ``file``, appending, or to stderr; a second call replaces the first.
 
-    ``APPLIANCE_LOG_FORMAT`` and ``APPLIANCE_LOG_LEVEL`` go before ``config``.
+    ``APPLIANCE_LOG_FORMAT`` and ``APPLIANCE_LOG_LEVEL`` go before ``config``, and that before ``level``.
 
     Raises:
         ConfigError: a variable holds what is neither a format nor a level.
     """
-    chosen = os.environ.get(FORMAT_VARIABLE) or config.format
-    level = os.environ.get(LEVEL_VARIABLE) or config.level
+    chosen = os.environ.get(FORMAT_VARIABLE) or ("text" if config is None else config.format)
+    level = os.environ.get(LEVEL_VARIABLE) or (level if config is None else config.level)
     for value, known, key in ((chosen, FORMATS, FORMAT_VARIABLE), (level, LEVELS, LEVEL_VARIABLE)):
         if value not in known:
             raise ConfigError(f"{value!r} should be one of {', '.join(known)}", key=key)
@@ -64,6 +75,8 @@ def configure(file: Path | None = None, config: LoggingConfig = LoggingConfig())
         old.close()
     root.addHandler(handler)
     root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 
 
@@ -122,6 +135,8 @@ class Formatter(logging.Formatter):
     def _mask(self, text: str) -> str:
         if self._secret is not None:
             text = text.replace(self._secret, _MASK)
+        text = _ADDRESS.sub(_without_secrets, text)
+        text = _QUERY.sub(f"?{_MASK}", text)
         return _CREDENTIALS.sub(lambda match: f"{match['kind']}{_MASK}", text)
 
     def lay_out(self, fields: dict[str, str]) -> str:
@@ -149,6 +164,11 @@ class JsonFormatter(Formatter):
         """Text that is not Unicode (lone surrogates) is written with escapes."""
         unicode = {key: value.encode("utf-8", "backslashreplace").decode() for key, value in fields.items()}
         return msgspec.json.encode(unicode).decode()
+
+
+def _without_secrets(address: re.Match[str]) -> str:
+    rest = address["rest"]
+    return address["scheme"] + address["path"] + (f"{rest[0]}{_MASK}" if rest else "")
 
 
 def _traceback(record: logging.LogRecord) -> str | None:

@@ -25,7 +25,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from appliance import frames, host, leftovers
+from appliance import frames, host, leftovers, logs
 from appliance.frames import Exited, Fork, Forked, Prepare, Refused, ToZygote
 from appliance.leftovers import reclaim
 
@@ -277,9 +277,7 @@ def main() -> None:
     parser.add_argument("--preload", default="", help="modules to import, separated by commas")
     arguments = parser.parse_args()
     _tie_to_parent()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure()
     zygote = Zygote(arguments.socket)
     preload([name for name in arguments.preload.split(",") if name])
     zygote.serve()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from appliance import __version__
+from appliance import __version__, logs
 from appliance.cli import demo, files, local, pushing, remote, serving, tokens, usage, webhooks
 from appliance.errors import ApplianceError, ConfigError
 
@@ -50,6 +50,7 @@ for _group in (serving, local, remote, demo, usage, pushing, tokens, webhooks, f
 def main() -> None:
     """Run the command line; errors of the appliance are one line on stderr, never a traceback."""
     try:
+        logs.configure(level="warning")
         app()
     except ConfigError as error:
         print(f"appliance: {error}", file=sys.stderr)

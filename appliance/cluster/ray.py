@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from appliance import file, hostprocess
+from appliance import file, hostprocess, logs
 from appliance.cluster.base import Adopted
 from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
 from appliance.meter import Taken
@@ -92,6 +92,7 @@ class RunnerReplica:
 
     def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
         """Trivial on purpose: Serve retries constructors in silence, ``load`` can answer."""
+        logs.configure()
         self._replica = Replica(name, zygote_socket, run_dir)
 
     async def load(self, spec: bytes) -> bytes:

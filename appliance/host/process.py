@@ -25,7 +25,7 @@ from typing import Final, NoReturn, TextIO, cast
 import msgspec
 import uvloop
 
-from appliance import frames, leftovers
+from appliance import frames, leftovers, logs
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.frames import Asleep, Awake, Cancel, Down, Failed, Ready, Restless, Run, Sleep, Stop, Wake
 from appliance.hardware import processes
@@ -307,9 +307,7 @@ def run(sock: socket.socket, spec: LoadSpec, marks: Path) -> NoReturn:
         leftovers.own_places(marks)
         log_file = capture.install()
         faulthandler.enable(log_file)
-        logging.basicConfig(
-            stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs.configure()
         gc.enable()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Final
 
 import uvicorn
 
 from appliance import config as configuration
+from appliance import logs
 from appliance.ui.client import Api
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
@@ -31,6 +30,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         shutil.rmtree(uploads, ignore_errors=True)  # what a crash has left
     api = Api(arguments.api, arguments.certificates)
     config = configuration.load(arguments.config)
+    logs.configure(None, config.logging)
     app = Server(config, api, Sessions(api, arguments.home / "ui.key"))
     server = uvicorn.Server(
         uvicorn.Config(
@@ -74,10 +74,7 @@ def main() -> None:
     parser.add_argument("--api", required=True, help="address of the API on this machine")
     parser.add_argument("--certificates", type=Path, help="whom to believe at that address")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
+    logs.configure()
     _step_back()
     asyncio.run(serve(arguments))
 

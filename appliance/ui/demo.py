@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from appliance import logs
 from appliance.errors import ApplianceError
 from appliance.ui import session, shell
 from appliance.ui.built import Built, Frontend
@@ -137,7 +137,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    logs.configure(level="warning")
     secret = next((os.environ[name] for name in TOKEN if os.environ.get(name)), "")
     try:
         asyncio.run(serve(arguments, secret))

@@ -15,13 +15,12 @@ PACKAGE = ROOT / "appliance"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "prediction", "token", "file", "model", "deployment"),
-    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse", "encodings", "proxies"),
+    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse", "encodings", "proxies", "logs"),
     (
         "store",
         "auth",
         "certificate",
         "egress",
-        "logs",
         "weights",
         "hardware",
         "storage",
@@ -154,3 +153,9 @@ def test_every_exception_is_still_needed() -> None:
         for module in imports(path)
     }
     assert used >= {pair for pair in EXCEPTIONS if level(pair[1]) >= level(pair[0])}
+
+
+def test_logging_is_set_up_in_one_place() -> None:
+    """So that what it masks is masked in every process."""
+    found = {name_of(path) for path in SOURCES if "basicConfig(" in path.read_text(encoding="utf-8")}
+    assert found == set()

@@ -205,3 +205,39 @@ def test_warnings_are_records_too(file: Path) -> None:
         logging.captureWarnings(True)  # catch_warnings has put the plain hook back
         warnings.warn("old call", DeprecationWarning, stacklevel=1)
     assert "DeprecationWarning: old call" in lines(file)[0]
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("POST https://u:secret@hooks.example/a/b?token=secret#secret", "POST https://hooks.example/a/b?***"),
+        ("GET http://x.example?secret answered", "GET http://x.example?*** answered"),
+        ("redis://:secret@cache:6379/0", "redis://cache:6379/0"),
+        ("at https://x.example/#access_token=secret.", "at https://x.example/#***"),
+        ("<a href='https://x.example/?secret'>", "<a href='https://x.example/?***'>"),
+        ("/v1/files/x/download?owner=me&signature=secret is gone", "/v1/files/x/download?*** is gone"),
+        ("signed with whsec_c2VjcmV0c2VjcmV0", "signed with whsec_***"),
+        ("listening on http://127.0.0.1:8000, is it? a=b", "listening on http://127.0.0.1:8000, is it? a=b"),
+    ],
+)
+def test_addresses_are_shown_without_their_secrets(
+    file: Path, format: Literal["text", "json"], text: str, shown: str
+) -> None:
+    logs.configure(file, LoggingConfig(format=format))
+    _log.info("%s", text)
+    (line,) = lines(file)
+    assert (json.loads(line)["message"] if format == "json" else line).endswith(shown)
+
+
+def test_libraries_do_not_report_every_request(file: Path) -> None:
+    logs.configure(file)
+    logging.getLogger("httpx").info("HTTP Request: POST http://x/")
+    logging.getLogger("httpx").warning("loud")
+    assert len(lines(file)) == 1
+
+
+def test_a_long_line_is_masked_in_time_that_grows_with_it(file: Path) -> None:
+    logs.configure(file)
+    _log.info("%s", "a://" * 50_000 + "?" * 50_000 + "x?" * 50_000)
+    assert len(lines(file)) == 1
