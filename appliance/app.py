@@ -29,12 +29,14 @@ from appliance.hardware.gpus import Gpus
 from appliance.hardware.inuse import InUse
 from appliance.inputs import Inputs
 from appliance.metrics import Metrics
-from appliance.placement import build_scheduler
+from appliance.placement import capacities
 from appliance.prediction import Prediction
 from appliance.pushing import Pushes
 from appliance.ratelimit import RateLimits
-from appliance.reload import Reload, catalogue_of, completed
+from appliance.reload import Reload, catalogue_of
 from appliance.retention import Retention
+from appliance.scheduler import Scheduler
+from appliance.servable import servable
 from appliance.storage import Storage
 from appliance.store import SQLiteStore, Store
 from appliance.token import RunTokens
@@ -92,15 +94,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
     """Everything the API needs, wired but not started."""
     home = settings.home
-    config = completed(settings.config, home)
     now = time.time()
-    models = await catalogue_of(config, store, now)
+    devices = settings.devices
+    found = servable(settings.config, home, devices, now)
+    config = found.config
+    models = await catalogue_of(found, store)
     egress = Egress(config.egress.allow)
     webhooks = Webhooks(store, egress)
     files = Files(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
-    scheduler = build_scheduler(config, home, settings.devices)
+    scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
     pushes = Pushes(models, store, files, scheduler, home=home, devices=settings.devices)
     traced = tracing.build(config.telemetry, os.environ)
@@ -160,6 +164,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
             engine=engine,
             pushes=pushes,
             trainings=trainings,
+            left_out=found.left_out,
             pull=settings.pull,
         ),
         started_at=now,

@@ -170,7 +170,7 @@ class Catalogue:
         self._add_trainer(entry)
 
     def _add_trainer(self, entry: Entry) -> None:
-        trainer = _trainer(entry)
+        trainer = trainer_of(entry)
         if trainer is not None:
             self._trainers[entry.version] = trainer
             self.host(trainer)
@@ -360,8 +360,8 @@ def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> Ent
     return msgspec.structs.replace(entry, model=model.model_copy(update={"name": key}), runs_on=key)
 
 
-def _trainer(entry: Entry) -> Entry | None:
-    """What trains versions that begin with ``entry``."""
+def trainer_of(entry: Entry) -> Entry | None:
+    """What trains versions that begin with ``entry``; None if nothing does."""
     kind = TRAINERS.get(entry.kind)
     if kind is None or not entry.model.options.trainable:
         return None

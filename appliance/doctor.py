@@ -21,7 +21,7 @@ import msgspec
 from appliance import hardware, weights
 from appliance import leftovers as marks
 from appliance.config import Config
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, WeightsError
 
 FILES: Final = 4096  # open files; every client and every replica takes some
 SHARED_MEMORY: Final = 256 * 1024**2  # bytes; Ray's object store lies there
@@ -208,7 +208,12 @@ def pulled(config: Config, home: Path) -> Iterator[Finding]:
     for model in config.models:
         if model.source is None:
             continue
-        if weights.present(home, model):
+        try:
+            present = weights.present(home, model)
+        except WeightsError as error:
+            yield Finding("weights", "failed", error.detail, "make its files readable, or fetch them again")
+            continue
+        if present:
             yield Finding("weights", "ok", f"{model.name}: at {weights.folder(home, model)}")
         else:
             fix = f"appliance pull {model.name} (serving fetches them too)"

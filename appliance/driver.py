@@ -157,12 +157,12 @@ def _token(name: str, owner: str, secret: str) -> Token:
 
 def pull_missing(config: Config, home: Path, console: Console) -> None:
     """Fetch weights that are not there; a model whose weights cannot be had is said, the others serve."""
-    missing = [model for model in config.models if model.source and not weights.present(home, model)]
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        for model in missing:
+        for model in config.models:
             try:
-                weights.pull(home, model, progress)
+                if model.source is not None and not weights.present(home, model):
+                    weights.pull(home, model, progress)
             except WeightsError as error:
                 console.print(f"[yellow]{model.name} cannot be served yet: {error.detail}[/]")
 

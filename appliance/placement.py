@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from appliance import weights
-from appliance.config import Config, ModelConfig
+from appliance.config import ModelConfig
 from appliance.config.weight import Weight
 from appliance.hardware import Device
-from appliance.scheduler import Asleep, Capacity, Demand, Origin, Scheduler
+from appliance.scheduler import Asleep, Capacity, Demand, Origin
 
 TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
 
@@ -65,16 +65,3 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
 def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
     """The devices as the scheduler knows them."""
     return [Capacity(device.name, device.memory, host=device.host) for device in devices]
-
-
-def build_scheduler(config: Config, home: Path, devices: tuple[Device, ...]) -> Scheduler:
-    """The scheduler over these devices for every configured model."""
-    return Scheduler(capacities(devices), demands(config, home, devices))
-
-
-def demands(config: Config, home: Path, devices: tuple[Device, ...]) -> list[Demand]:
-    """What every configured model asks for, and every training of one; see ``demand``."""
-    return [
-        *(demand(model, home, devices) for model in config.models),
-        *(training_demand(model, home) for model in config.models if model.options.trainable),
-    ]

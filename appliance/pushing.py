@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.catalogue import Catalogue, Entry, describe_pushed
+from appliance import weights
+from appliance.catalogue import Catalogue, Entry, describe_pushed, trainer_of
 from appliance.config import BuiltCogOptions
 from appliance.errors import NotFound, StoreError, WeightsError
 from appliance.file import File
@@ -56,6 +57,7 @@ class Pushes:
         self._scheduler = scheduler
         self._home = home
         self._devices = devices
+        self.left_out: dict[str, str] = {}  # versions that cannot be served, and why
         self._under_way: dict[str, Build] = {}
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,11 +71,15 @@ class Pushes:
 
     async def fill(self, catalogue: Catalogue) -> None:
         """Make the versions that were pushed before known to ``catalogue``."""
+        left_out = {}
         for pushed in await self._store.registry.projects():
             try:
-                self._serve(pushed, catalogue)
+                with weights.faults_of(pushed.model):
+                    self._serve(pushed, catalogue)
             except WeightsError as error:
                 _log.error("version %s of %s is not served: %s", pushed.version, pushed.model, error.detail)
+                left_out[f"{pushed.model}@{pushed.version[:16]}"] = error.detail
+        self.left_out = left_out
 
     async def start(self, model: str, source: File, memory: int | None) -> Build:
         """Have the project in the archive ``source`` become a version of ``model``; that wish is stored."""
@@ -215,9 +221,11 @@ class Pushes:
         folder = project.root(self._home) / pushed.build
         config, revision = project.pushed(pushed.model, folder, pushed.memory)
         entry = describe_pushed(config, revision, pushed.created_at)
-        self._scheduler.add(demand(entry.model, self._home, self._devices))
-        if entry.model.options.trainable:
-            self._scheduler.add(training_demand(entry.model, self._home))
+        demands = [demand(entry.model, self._home, self._devices)]
+        if trainer_of(entry) is not None:
+            demands.append(training_demand(entry.model, self._home))
+        for each in demands:
+            self._scheduler.add(each)
         catalogue.add_pushed(entry)
 
     async def _end(self, build: Build, *, version: str | None = None, error: str | None = None) -> None:

@@ -10,20 +10,19 @@ from pathlib import Path
 
 import msgspec
 
-from appliance import catalogue, weights
 from appliance import config as configuration
+from appliance import weights
 from appliance.catalogue import Catalogue
 from appliance.cluster.base import Cluster
 from appliance.config import Changes, Config, Report, applied, compare
 from appliance.engine import Engine
 from appliance.errors import WeightsError
 from appliance.hardware import Device
-from appliance.placement import demands
 from appliance.pushing import Pushes
 from appliance.runners import PRELOADS
+from appliance.servable import Servable, servable
 from appliance.store import Store, VersionRow
 from appliance.training import Trainings
-from appliance.weights import pipeline, project, voices
 
 _log = logging.getLogger(__name__)
 
@@ -45,13 +44,15 @@ class Reload:
         engine: Engine,
         pushes: Pushes,
         trainings: Trainings,
+        left_out: dict[str, str],
         pull: bool = True,
     ) -> None:
         """``file`` is models.yaml, ``in_force`` what it said last; ``home`` is the data folder.
 
-        ``run_dir`` keeps what is in force, for gateways that start later. Without ``pull`` no weights are
-        fetched.
+        ``run_dir`` keeps what is in force, for gateways that start later. ``left_out`` are the models that
+        could not be served at the start, and why. Without ``pull`` no weights are fetched.
         """
+        self.left_out = left_out  # models of the config in force
         self._file = file
         self._in_force = in_force
         self._home = home
@@ -92,19 +93,20 @@ class Reload:
             edited = await asyncio.to_thread(configuration.load, self._file)
             changes = compare(self._in_force, edited)
             missing = await self._fetch(changes.config)
-            config = await asyncio.to_thread(completed, changes.config, self._home)
-            asked = await asyncio.to_thread(demands, config, self._home, self._devices)
-            await self._prepare(config)
-            fresh = await self._models(config)
+            found = await asyncio.to_thread(servable, changes.config, self._home, self._devices, time.time())
+            not_served = found.left_out | missing
+            await self._prepare(found.config)
+            fresh = await self._models(found)
             # From here to `renew` nothing waits: requests see what was before, or what is now.
             applied.write(self._run_dir, changes.config)
             before = self._catalogue.hosting
             self._catalogue.become(fresh)
             self._in_force = changes.config
-            configure(config)
-            self._engine.renew(asked, before)
+            self.left_out = {name: not_served[name] for name in found.left_out}
+            configure(found.config)
+            self._engine.renew(list(found.demands), before)
             await self._engine.deployed()
-            return self._told(changes, missing)
+            return self._told(changes, not_served)
 
     async def _fetch(self, config: Config) -> dict[str, str]:
         """Make weights and projects present; gives the models that cannot be had, and why."""
@@ -130,46 +132,42 @@ class Reload:
         if wanted:
             await self._cluster.prepare(list(wanted))
 
-    async def _models(self, config: Config) -> Catalogue:
+    async def _models(self, found: Servable) -> Catalogue:
         """What is served from now on; whatever else changes the catalogue meanwhile is in it too."""
         while True:
             seen = self._catalogue.changes
-            fresh = await catalogue_of(config, self._store, time.time())
+            fresh = await catalogue_of(found, self._store)
             await self._pushes.fill(fresh)
             await self._trainings.fill(fresh)
             if self._catalogue.changes == seen:
                 return fresh
 
-    def _told(self, changes: Changes, missing: dict[str, str]) -> Report:
+    def _told(self, changes: Changes, not_served: dict[str, str]) -> Report:
         report = Report(
             added=changes.added,
             removed=changes.removed,
             changed=changes.changed,
             settings=changes.settings,
             needs_restart=changes.needs_restart,
-            not_served=missing,
+            not_served=not_served,
         )
         _log.info("%s is reloaded: %s", self._file, "; ".join(str(report).splitlines()))
         return report
 
 
-def completed(config: Config, home: Path) -> Config:
-    """``config`` with what only weights and projects can say filled in; what cannot be asked is left out."""
-    return voices.completed(pipeline.completed(project.completed(config, home), home), home)
-
-
-async def catalogue_of(config: Config, store: Store, now: float) -> Catalogue:
-    """The models of a completed config, with when each was first seen, and those made through the API."""
-    built = await asyncio.to_thread(catalogue.build, config, now)
+async def catalogue_of(found: Servable, store: Store) -> Catalogue:
+    """The models that can be served, with when each was first seen, and those made through the API."""
     entries, seen = [], {}
-    for entry in built.entries:
-        row = VersionRow(id=entry.version, model=entry.name, created_at=now, document=entry.document)
+    for _, entry in found.described:
+        row = VersionRow(
+            id=entry.version, model=entry.name, created_at=entry.created_at, document=entry.document
+        )
         first_seen = (await store.record_version(row)).created_at
         await store.forget_versions(entry.name, entry.version)
         entries.append(msgspec.structs.replace(entry, created_at=first_seen))
         seen[entry.name] = min(version.created_at for version in await store.versions(entry.name))
-    cards = [msgspec.structs.replace(card, created_at=seen[card.name]) for card in built.cards.values()]
-    models = Catalogue(cards, entries, config.collections)
+    cards = [msgspec.structs.replace(card, created_at=seen[card.name]) for card, _ in found.described]
+    models = Catalogue(cards, entries, found.config.collections)
     for model in await store.registry.models():
         if model.name in models.cards:
             _log.warning("models.yaml now has %s: the model made through the API is hidden", model.name)

@@ -154,6 +154,7 @@ class Bench:
             engine=self.engine,
             pushes=self.pushes,
             trainings=self.trainings,
+            left_out={},
         )
 
     async def stop(self) -> None:

@@ -46,17 +46,19 @@ class Admin:
         return answers.json(told)
 
     async def status(self, request: Request) -> Response:
-        """``GET /admin/status``: devices and models as they are now."""
+        """``GET /admin/status``: devices and models as they are now, and models that cannot be served."""
         await requests.caller(request, self._services, Scope.READ)
         status = self._services.engine.status()
         known = {device.name: msgspec.to_builtins(device) for device in self._services.devices}
         devices = [{**known.get(device["name"], {}), **device} for device in status["devices"]]
+        left_out = self._services.reload.left_out | self._services.pushes.left_out
         return answers.json(
             {
                 "version": __version__,
                 "uptime": round(time.time() - self._services.started_at, 3),
                 **status,
                 "devices": devices,
+                "not_served": [{"name": name, "problem": why} for name, why in left_out.items()],
             }
         )
 

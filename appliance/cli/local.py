@@ -15,6 +15,7 @@ from appliance.errors import ApplianceError, ConfigError, WeightsError
 if TYPE_CHECKING:
     from appliance.config import Config, ModelConfig
     from appliance.scheduler import Scheduler
+    from appliance.servable import Servable
 
 
 def register(app: typer.Typer) -> None:
@@ -43,41 +44,34 @@ def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOpt
 
 
 async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
-    from appliance import hardware, placement, weights
+    from appliance import hardware, placement
     from appliance.hardware.gpus import Gpus
     from appliance.hardware.inuse import InUse
-    from appliance.weights import pipeline
+    from appliance.scheduler import Scheduler
+    from appliance.servable import servable
 
     devices = hardware.discover(config.hardware)
-    used = InUse(devices, Gpus.connect() if devices[0].kind == "cuda" else None)()
-    described = [pipeline.described(home, model) or model for model in config.models]
-    scheduler = placement.build_scheduler(
-        config.model_copy(update={"models": tuple(described)}), home, devices
-    )
-    for name, peak in (await _measured(config, home, devices[0].kind)).items():
+    kind = devices[0].kind
+    used = InUse(devices, Gpus.connect() if kind == "cuda" else None)()
+    present = {model.name: _present(home, model) for model in config.models}
+    here = [model for model in config.models if present[model.name]]
+    found = servable(config.model_copy(update={"models": tuple(here)}), home, devices, 0.0)
+    demands = list(found.demands)
+    for model in config.models:
+        if not present[model.name]:  # as much as can be said without its weights
+            demands.append(placement.demand(model, home, devices))
+    scheduler = Scheduler(placement.capacities(devices), demands)
+    for name, peak in (await _measured(found, home, kind)).items():
         if scheduler.knows(name):
             scheduler.footprints.recalled(name, peak)
     _place_pinned(scheduler)
-    models = []
-    for model in config.models:
-        known = scheduler.footprints.of(model.name)
-        wanted = known.demand
-        models.append(
-            {
-                "name": model.name,
-                "kind": model.kind,
-                "memory": wanted.memory,
-                "share": wanted.share,
-                "devices": wanted.devices,
-                "from": wanted.origin.value,
-                "peak": known.peak,
-                "fits": known.fits,
-                "fits_on": list(known.devices),
-                "problem": known.problem,
-                "weights_present": model.source is None or weights.present(home, model),
-            }
-        )
-    found = [
+    models = [
+        _left_out(model, found.left_out[model.name])
+        if model.name in found.left_out
+        else _placed(model, scheduler, present=present[model.name])
+        for model in config.models
+    ]
+    shown = [
         {
             "name": device.name,
             "memory": device.memory,
@@ -86,7 +80,42 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
         }
         for device in devices
     ]
-    return {"devices": found, "models": models}
+    return {"devices": shown, "models": models}
+
+
+def _present(home: Path, model: ModelConfig) -> bool:
+    """Whether the model's weights are here, be they of use or not."""
+    from appliance import weights
+
+    try:
+        return model.source is None or weights.present(home, model)
+    except WeightsError:  # said again, with everything else that cannot be read
+        return True
+
+
+def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[str, Any]:
+    known = scheduler.footprints.of(model.name)
+    wanted = known.demand
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "memory": wanted.memory,
+        "share": wanted.share,
+        "devices": wanted.devices,
+        "from": wanted.origin.value,
+        "peak": known.peak,
+        "fits": known.fits,
+        "fits_on": list(known.devices),
+        "problem": known.problem,
+        "weights_present": present,
+    }
+
+
+def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
+    """The same of a model that cannot be served: its size is not known."""
+    nothing = dict.fromkeys(("memory", "share", "devices", "from", "peak"))
+    place = {"fits": False, "fits_on": [], "problem": why, "weights_present": True}
+    return {"name": model.name, "kind": model.kind, **nothing, **place}
 
 
 def _place_pinned(scheduler: Scheduler) -> None:
@@ -99,11 +128,10 @@ def _place_pinned(scheduler: Scheduler) -> None:
                 scheduler.loaded(decision.model, float(now))
 
 
-async def _measured(config: Config, home: Path, device: str) -> dict[str, int]:
+async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
     """The most that models took here when they were loaded, by name."""
-    from appliance import catalogue
+    from appliance.catalogue import Catalogue
     from appliance.store import SQLiteStore
-    from appliance.weights import pipeline, project, voices
 
     database = home / "appliance.db"
     if not database.exists():
@@ -115,14 +143,14 @@ async def _measured(config: Config, home: Path, device: str) -> dict[str, int]:
     finally:
         await store.close()
     peaks = {row.loaded: row.peak for row in rows if row.device == device}
-    completed = pipeline.completed(project.completed(config, home), home)
-    built = catalogue.build(voices.completed(completed, home), 0.0)
+    built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described])
     keys = {entry.runs_on: built.loads_as(entry) for entry in built.entries}
     return {name: peaks[key] for name, key in keys.items() if key in peaks}
 
 
 def _show_placement(report: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -133,12 +161,18 @@ def _show_placement(report: dict[str, Any]) -> None:
     console.print(devices)
     models = Table("model", "kind", "needs", "that is", "fits on", "weights", box=None)
     for model in report["models"]:
+        if model["from"] is None:
+            said = f"[red]not served: {escape(model['problem'])}[/]"
+            models.add_row(model["name"], model["kind"], "", "not known", said, "here")
+            continue
         share = f"{model['share']:g} of a device" if model["share"] is not None else ""
         needs = size(model["memory"]) if model["memory"] is not None else share
         many = f" x {model['devices']}" if model["devices"] > 1 else ""
         peak = f", took {size(model['peak'])}" if model["peak"] is not None else ""
         weights = "here" if model["weights_present"] else "not fetched yet"
-        fits = ", ".join(model["fits_on"]) if model["fits"] else f"[red]nowhere: {model['problem']}[/]"
+        fits = (
+            ", ".join(model["fits_on"]) if model["fits"] else f"[red]nowhere: {escape(model['problem'])}[/]"
+        )
         models.add_row(model["name"], model["kind"], needs + many, model["from"] + peak, fits, weights)
     console.print()
     console.print(models)

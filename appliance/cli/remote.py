@@ -205,6 +205,8 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     console.print(devices)
     console.print()
     console.print(known)
+    for model in found.get("not_served", ()):
+        console.print(f"{model['name']} is not served: {model['problem']}", style="red", markup=False)
     if found.get("decisions"):
         console.print()
         for decision in reversed(found["decisions"]):

@@ -10,18 +10,15 @@ import ast
 import functools
 import importlib.util
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
-from appliance.config import Config, DescribedDiffusersOptions, DiffusersModel, ModelConfig
+from appliance.config import DescribedDiffusersOptions, DiffusersModel
 from appliance.errors import WeightsError
 from appliance.weights import places
-
-_log = logging.getLogger(__name__)
 
 INDEX: Final = "model_index.json"
 _CLASS: Final = re.compile(r"^class (\w+)", re.MULTILINE)
@@ -72,23 +69,14 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     safety_checker: bool = False
 
 
-def described(home: Path, model: ModelConfig) -> ModelConfig | None:
-    """The model with what its weights say filled into its options; None if they say nothing."""
-    if not isinstance(model, DiffusersModel):
-        return model
-    try:
-        found = read(places.folder(home, model))
-    except WeightsError as error:
-        _log.error("model %s is not served: %s", model.name, error)
-        return None
-    told = model.options.model_dump() | {"pipeline": msgspec.to_builtins(found)}
+def completed(model: DiffusersModel, home: Path) -> DiffusersModel:
+    """``model`` with what its weights say filled into its options.
+
+    Raises:
+        WeightsError: they say nothing that can be served.
+    """
+    told = model.options.model_dump() | {"pipeline": msgspec.to_builtins(read(places.folder(home, model)))}
     return model.model_copy(update={"options": DescribedDiffusersOptions.model_validate(told)})
-
-
-def completed(config: Config, home: Path) -> Config:
-    """``config`` with every pipeline described; a model whose pipeline is not known is left out."""
-    models = [described(home, model) for model in config.models]
-    return config.model_copy(update={"models": tuple(model for model in models if model is not None)})
 
 
 def read(folder: Path) -> Pipeline:

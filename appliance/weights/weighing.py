@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.config.weight import Weight
+from appliance.errors import WeightsError
 
 #: What weight files are called; configs, tokenizers and licences weigh nothing. What comes first is loaded.
 _SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
@@ -19,6 +20,9 @@ def weigh(path: Path) -> Weight:
     """The weights in a folder, or in the one file ``path``; nothing where nothing is there yet.
 
     Of the same weights in several formats, or in several variants, those count that are loaded.
+
+    Raises:
+        WeightsError: a file is damaged.
     """
     files = [path] if path.is_file() else list(_loaded(path))
     counts = [_numbers(file) for file in files]
@@ -48,7 +52,11 @@ def _is_variant(file: Path, names: Iterable[str]) -> bool:
 
 
 def _numbers(file: Path) -> int | None:
-    """How many numbers a safetensors file holds, by its header; None of other files, and broken ones."""
+    """How many numbers a safetensors file holds, by its header; None of other files, and broken ones.
+
+    Raises:
+        WeightsError: its header is nested so deeply that nobody could read it.
+    """
     if file.suffix != ".safetensors":
         return None
     try:
@@ -61,5 +69,7 @@ def _numbers(file: Path) -> int | None:
         if any(not str(tensor["dtype"]).startswith(("F", "BF")) for tensor in tensors):
             return None  # packed, most likely: a number of the file is several of the model
         return sum(int(math.prod(tensor["shape"])) for tensor in tensors)
+    except RecursionError as error:
+        raise WeightsError(f"{file} is damaged: its header is nested too deeply; fetch it again") from error
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # whoever loads it will say so
         return None

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("runners", "webhooks", "files", "metrics", "tracing", "meter"),
     ("catalogue", "placement", "host", "inputs", "retention", "callback"),
-    ("zygote", "hostprocess", "training", "pushing"),
+    ("zygote", "hostprocess", "training", "pushing", "servable"),
     ("replica",),
     ("cluster",),
     ("engine",),

@@ -21,6 +21,7 @@ from appliance.cli import main
 from appliance.scheduler import MARGIN
 from appliance.store import FootprintRow
 from tests.stores import opened
+from tests.unit.test_servable import nested_header
 
 SECRET = "a secret with spaces"
 CONFIG = """
@@ -327,6 +328,7 @@ def test_status(command: Command, server: Server) -> None:
                 },
             }
         ],
+        "not_served": [{"name": "test/broken", "problem": "[its header] is damaged"}],
         "decisions": [{"at": "2026-01-02T03:04:05.000000Z", "text": "model test/echo is ready after 1.0 s"}],
     }
     server.answer("GET", "/admin/status", found)
@@ -338,6 +340,7 @@ def test_status(command: Command, server: Server) -> None:
         "512 MiB declared; took 1.0 GiB, more than it may; 3 times out of memory",
         "ready",
         "03:04:05  model test/echo is ready after 1.0 s",
+        "test/broken is not served: [its header] is damaged",
     ):
         assert part in shown
     assert json.loads(command("status", "--json").out) == found
@@ -412,6 +415,17 @@ def test_check_says_what_fits_where(command: Command, tmp_path: Path) -> None:
     assert "nowhere" in command("check").out
     (tmp_path / "models.yaml").write_text("models: [{name: test/echo, kind: echo}]")
     assert command("check").code == 0
+
+
+def test_check_says_which_models_cannot_be_served_and_why(command: Command, tmp_path: Path) -> None:
+    nested_header(tmp_path)
+    broken = f"{{name: test/broken, kind: embeddings, source: {{path: {tmp_path}}}}}"
+    (tmp_path / "models.yaml").write_text(f"models: [{broken}, {{name: test/echo, kind: echo}}]")
+    ran = command("check", "--json")
+    left_out, echo = json.loads(ran.out)["models"]
+    assert (ran.code, left_out["fits"], echo["fits"]) == (1, False, True)
+    assert "model.safetensors is damaged" in left_out["problem"]
+    assert "not served: " in command("check").out
 
 
 def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:

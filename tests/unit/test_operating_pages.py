@@ -113,6 +113,14 @@ def test_a_device_is_a_bar_of_who_holds_it() -> None:
     assert drawn == ["width:25.000%", "width:12.500%", "width:12.500%", "width:50.000%"]
     for said in ("a/b 2.0 GiB, ready", "other programs 1.0 GiB", "free 4.0 GiB", "3.0 GiB of 8.0 GiB"):
         assert said in read.said
-    row = inert(machine.render_models([model], {})).said
+    row = inert(machine.render_models({"models": [model], "not_served": []}, {})).said
     assert "1.0 GiB estimated does not fit" in row
     assert "pinned" in row
+
+
+def test_models_that_cannot_be_served_are_shown_with_the_reason() -> None:
+    for text in HOSTILE:
+        left_out = {"models": [], "not_served": [{"name": "a/b", "problem": text}]}
+        read = inert(machine.render_models(left_out, {}))
+        assert "Not served" in read.said
+        assert text in read.said

@@ -10,7 +10,9 @@ from appliance import config as configuration
 from appliance.config import DescribedDiffusersOptions
 from appliance.config.weight import Weight
 from appliance.errors import WeightsError
+from appliance.servable import servable
 from appliance.weights import pipeline
+from tests.engines import DEVICES
 
 
 def weights(folder: Path, name: Any, **components: Any) -> Path:
@@ -100,9 +102,10 @@ def test_models_are_completed_or_left_out(tmp_path: Path, caplog: pytest.LogCapt
         "  - {name: test/gone, kind: diffusers, source: {path: gone}}\n"
         "  - {name: test/echo, kind: echo}\n"
     )
-    completed = pipeline.completed(configuration.load(file), tmp_path)
-    assert [model.name for model in completed.models] == ["test/here", "test/echo"]
-    options = completed.models[0].options
+    found = servable(configuration.load(file), tmp_path, DEVICES, 0.0)
+    assert [model.name for model in found.config.models] == ["test/here", "test/echo"]
+    assert found.left_out.keys() == {"test/gone"}
+    options = found.config.models[0].options
     assert isinstance(options, DescribedDiffusersOptions)
     assert options.pipeline["call"]["name"] == "StableDiffusionPipeline"
     assert options.footprint(Weight(), "cpu") > 4 * 768 * 768 * 4096

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance import schema
-from appliance.config import Config, PiperModel
+from appliance.config import PiperModel
 from appliance.errors import InvalidInput, PredictionFailed
 from appliance.runners.piper import PiperRunner, _pieces, _speaker
 from appliance.weights import voices
@@ -49,9 +49,8 @@ def test_the_voices_that_are_there_can_be_chosen(tmp_path: Path) -> None:
         "name": "test/voices", "kind": "piper", "source": {"path": str(tmp_path)},
         "options": {"voices": {"alloy": "a"}},
     }  # fmt: skip
-    config = Config.model_validate({"models": [model]}, context={"folder": tmp_path})
-    (found,) = voices.completed(config, tmp_path).models
-    assert isinstance(found, PiperModel)
+    given = PiperModel.model_validate(model, context={"folder": tmp_path})
+    found = voices.completed(given, tmp_path)
     interface = PiperRunner.interface(found.options.model_dump(mode="json"))
     assert interface.components["voice"]["enum"] == ["a", "b", "alloy"]
     assert schema.validate(interface, {"text": "Hi"})["voice"] == "a"

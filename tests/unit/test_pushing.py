@@ -15,7 +15,7 @@ from appliance import token
 from appliance.cli import pushing
 from appliance.config import CogModel, FolderSource
 from appliance.errors import WeightsError
-from appliance.model import Build
+from appliance.model import Build, Project
 from appliance.token import Scope, Token
 from appliance.weights import archive, project
 from tests.apis import Api
@@ -93,6 +93,21 @@ async def test_a_build_is_its_owners(allowed: Api) -> None:
     assert (shown["id"], shown["urls"]["get"].endswith(f"/v1/builds/{build.id}")) == (build.id, True)
     async with Api(allowed.services, "other") as stranger:
         assert (await stranger.get(f"/v1/builds/{build.id}")).status_code == 404
+
+
+async def test_a_pushed_version_whose_build_is_damaged_is_left_out_and_said_to_be(allowed: Api) -> None:
+    pushes = allowed.services.pushes
+    for name, version, description in (("one", "a" * 64, "{"), ("two", "b" * 64, '{"concurrency": 1}')):
+        folder = project.root(pushes._home) / name
+        folder.mkdir(parents=True)
+        (folder / project.DESCRIPTION).write_text(description)
+        made = Project(version=version, model="me/mine", build=name, created_at=1.0, memory=None)
+        await allowed.services.store.registry.add_project(made)
+    await pushes.load()
+    said = (await allowed.get("/admin/status")).json()["not_served"]
+    assert [each["name"] for each in said] == [f"me/mine@{'a' * 16}", f"me/mine@{'b' * 16}"]
+    assert "is damaged" in said[0]["problem"]
+    assert "KeyError" in said[1]["problem"]
 
 
 # -- the archive

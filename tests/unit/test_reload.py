@@ -16,9 +16,11 @@ from appliance.config import Report, applied, load
 from appliance.prediction import Prediction, Status
 from appliance.reload import catalogue_of
 from appliance.scheduler import Asleep
+from appliance.servable import servable
 from appliance.token import Scope, Token
 from tests.apis import SECRET, Api, services_of
 from tests.engines import MIB, Bench
+from tests.unit.test_servable import nested_header
 
 ECHO: dict[str, Any] = {"name": "test/echo", "kind": "echo", "memory": "1MiB", "options": {"concurrency": 2}}
 STREAM: dict[str, Any] = {
@@ -50,7 +52,8 @@ class Edited:
             )
         self.services = services_of(self.bench, config)
         before = self.bench.catalogue.hosting
-        self.bench.catalogue.become(await catalogue_of(config, self.bench.store, 0.0))
+        found = servable(config, self.bench.folder, self.bench.devices, 0.0)
+        self.bench.catalogue.become(await catalogue_of(found, self.bench.store))
         self.bench.engine.renew([], before)
         self.services.configure(config)
         report = await self.services.reload.apply(self.services.configure)
@@ -223,6 +226,25 @@ async def test_weights_that_cannot_be_had_are_said_and_the_rest_is_done(
     assert (report.added, report.removed) == (("test/lost",), ("test/stream",))
     assert "nothing" in report.not_served["test/lost"]
     assert "cannot be served yet: test/lost" in str(report)
+
+
+async def test_a_model_whose_files_are_of_no_use_is_left_out_and_said_to_be(
+    edited: Edited, tmp_path: Path
+) -> None:
+    nested_header(tmp_path)
+    broken = {"name": "test/broken", "kind": "embeddings", "source": {"path": str(tmp_path)}}
+    listed = {"slug": "all", "name": "All", "description": "x", "models": ["test/broken", "test/echo"]}
+    report = await edited.reload(ECHO, broken, collections=[listed])
+    assert report.not_served.keys() == {"test/broken"}
+    assert (await edited.bench.ended(await edited.submit(text="hi"))).output == "hi"
+    async with Api(edited.services) as api:
+        (said,) = (await api.get("/admin/status")).json()["not_served"]
+        assert said["name"] == "test/broken"
+        assert "model.safetensors is damaged" in said["problem"]
+        models = (await api.get("/v1/collections/all")).json()["models"]
+        assert [model["name"] for model in models] == ["echo"]
+        await edited.reload(ECHO)
+        assert (await api.get("/admin/status")).json()["not_served"] == []
 
 
 async def test_a_gateway_that_takes_over_finds_what_is_in_force(edited: Edited) -> None:

@@ -33,6 +33,13 @@ def test_a_card_says_what_its_model_does_and_nothing_in_it_is_html() -> None:
     assert "&lt;b&gt;shapes" in said
 
 
+def test_a_model_that_cannot_be_served_has_a_card_with_the_reason() -> None:
+    not_served = [{"name": "test/broken", "problem": "its <b>header</b> is damaged"}]
+    made = explore.cards_of([], {}, not_served, narrowed=False)
+    for said in ("test/broken", "not served", "its &lt;b&gt;header&lt;/b&gt; is damaged"):
+        assert said in made
+
+
 def test_an_empty_list_says_what_to_do() -> None:
     assert "models.yaml" in explore.cards_of([], {}, narrowed=False)
     assert "fewer words" in explore.cards_of([], {}, narrowed=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import zlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 import gradio as gr
@@ -61,7 +62,8 @@ async def collections(request: gr.Request) -> Any:
 async def listing(words: str, collection: str, shown: str, request: gr.Request) -> Any:
     """The cards that are asked for, and the same to compare with: what has not changed is not sent."""
     caller = session.of(request).caller
-    states = {model["name"]: model for model in (await caller.get("/admin/status"))["models"]}
+    status = await caller.get("/admin/status")
+    states = {model["name"]: model for model in status["models"]}
     if words.strip():
         found = await caller.get("/v1/search", query=words.strip(), limit=50)
         models = [one["model"] for one in found["models"]]
@@ -74,14 +76,21 @@ async def listing(words: str, collection: str, shown: str, request: gr.Request) 
             chosen = []
         names = {(one["owner"], one["name"]) for one in chosen}
         models = [one for one in models if (one["owner"], one["name"]) in names]
-    made = cards_of(models, states, narrowed=bool(words.strip()) or collection != _ALL)
+    narrowed = bool(words.strip()) or collection != _ALL
+    made = cards_of(models, states, () if narrowed else status["not_served"], narrowed=narrowed)
     mark = str(zlib.crc32(made.encode()))
     return (gr.skip(), gr.skip()) if mark == shown else (made, mark)
 
 
-def cards_of(models: list[dict[str, Any]], states: dict[str, dict[str, Any]], *, narrowed: bool) -> str:
+def cards_of(
+    models: list[dict[str, Any]],
+    states: dict[str, dict[str, Any]],
+    not_served: Sequence[dict[str, str]] = (),
+    *,
+    narrowed: bool,
+) -> str:
     """The cards as HTML; ``narrowed`` says that there may be models that are not asked for."""
-    if not models:
+    if not models and not not_served:
         told = (
             ("Nothing fits", "Use fewer words, or another collection.")
             if narrowed
@@ -89,7 +98,17 @@ def cards_of(models: list[dict[str, Any]], states: dict[str, dict[str, Any]], *,
         )
         return f'<div class="empty"><strong>{told[0]}</strong>{told[1]}</div>'
     cards = "".join(card(model, states.get(f"{model['owner']}/{model['name']}")) for model in models)
+    cards += "".join(map(card_of_not_served, not_served))
     return f'<div class="cards">{cards}</div>'
+
+
+def card_of_not_served(model: dict[str, str]) -> str:
+    """A model that cannot be served as HTML, with the reason."""
+    name, problem = html.escape(model["name"]), html.escape(model["problem"])
+    return (
+        f'<div class="card"><div class="said"><h3>{name}</h3><p>{problem}</p>'
+        '<div class="facts"><span class="badge failed">not served</span></div></div></div>'
+    )
 
 
 def card(model: dict[str, Any], state: dict[str, Any] | None) -> str:

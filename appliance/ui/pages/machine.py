@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any, Final
 
@@ -60,11 +60,11 @@ async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     status = await who.caller.get("/admin/status")
     if not who.admin:
         note = '<p class="note">The rest of this page is for tokens with the admin scope.</p>'
-        return shell.changed([render_devices(status), render_models(status["models"], {}), note, ""], marks)
+        return shell.changed([render_devices(status), render_models(status, {}), note, ""], marks)
     residency = await who.caller.get("/admin/residency")
     made = [
         render_devices(status),
-        render_models(status["models"], {each["name"]: each for each in residency["models"]}),
+        render_models(status, {each["name"]: each for each in residency["models"]}),
         render_host(await who.caller.get("/admin/machine")),
         render_decisions(residency),
     ]
@@ -133,8 +133,11 @@ def render_devices(status: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def render_models(models: Sequence[Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]) -> str:
-    """HTML of the models with their queues; ``known`` is what the residency's report tells of each."""
+def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """HTML of the models with their queues, and of those that cannot be served.
+
+    ``known`` is what the residency's report tells of each.
+    """
     rows = [
         [
             markup.link(f"/{each['name']}", each["name"]),
@@ -145,11 +148,15 @@ def render_models(models: Sequence[Mapping[str, Any]], known: Mapping[str, Mappi
             _memory(each["memory"]),
             markup.duration(known.get(each["name"], {}).get("load_seconds")),
         ]
-        for each in models
+        for each in status["models"]
     ]
     empty = "<strong>No models</strong>Name some in models.yaml."
     headings = ["Model", "State", "Queued", "Running", "Devices", "Memory", "Last load"]
-    return markup.section("Models", markup.table(headings, rows, empty=empty))
+    shown = markup.section("Models", markup.table(headings, rows, empty=empty))
+    if not status["not_served"]:
+        return shown
+    rows = [[escape(each["name"]), escape(each["problem"])] for each in status["not_served"]]
+    return shown + markup.section("Not served", markup.table(["Model", "Problem"], rows, empty=""))
 
 
 def _memory(taken: Mapping[str, Any]) -> str:
