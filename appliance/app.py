@@ -100,7 +100,7 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     config = found.config
     models = await catalogue_of(found, store)
     egress = Egress(config.egress.allow)
-    webhooks = Webhooks(store, egress)
+    webhooks = Webhooks(store, egress, config.server.account)
     files = Files(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))

@@ -10,6 +10,7 @@ import base64
 import secrets
 from enum import StrEnum
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -113,6 +114,14 @@ class Webhook(msgspec.Struct, frozen=True):
     url: str
     events: tuple[str, ...]  # of WEBHOOK_EVENTS
     origin: str  # of the request that asked for it; addresses in what is sent begin with it
+
+    @property
+    def host(self) -> str:
+        """The name or address of the machine in ``url``; empty if there is none to be found."""
+        try:
+            return urlsplit(self.url).hostname or ""
+        except ValueError:
+            return ""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

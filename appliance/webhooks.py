@@ -3,6 +3,9 @@
 The last event of a prediction is in the store from the same transaction on as its end, and stays there
 until it is delivered or given up, so neither a restart nor a receiver that is away loses it. Earlier events
 are sent once: what they say is in the last one too.
+
+What came of an attempt is written until the store takes it, and only then is the delivery looked at again:
+a full disk delays webhooks, and repeats none.
 """
 
 from __future__ import annotations
@@ -15,24 +18,26 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 import httpx
 
 from appliance import __version__, wire
 from appliance.egress import Egress
-from appliance.errors import AddressRefused
+from appliance.errors import StoreError
 from appliance.prediction import Prediction, Status, new_id
-from appliance.store import Delivery, Store
+from appliance.slots import Receiver, Slots
+from appliance.store import RETRY_STORE, Delivery, Store
 
 _log = logging.getLogger(__name__)
 
 #: Seconds before each further attempt at the last event; the last one is about a minute after the first.
 RETRIES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 THROTTLE: Final = 0.5  # seconds between events about output or logs of one prediction
-TIMEOUT: Final = 10.0  # seconds for one attempt
-AT_ONCE: Final = 32  # requests
+TIMEOUT: Final = 10.0  # seconds for one attempt, whatever its receiver does meanwhile
+AT_ONCE: Final = 64  # requests with last events, and so many more with earlier ones
 _PREFIX: Final = "whsec_"
 _KEY_BYTES: Final = 24
 
@@ -60,6 +65,19 @@ def headers(keys: Sequence[str], id: str, timestamp: int, body: bytes) -> dict[s
     }
 
 
+async def keys(store: Store, owner: str, now: float) -> Sequence[str]:
+    """The valid keys of an account, newest first; its first one is made when it is first asked for.
+
+    Raises:
+        StoreError: they cannot be read, or the first one cannot be stored.
+    """
+    found = await store.webhook_keys(owner, now)
+    if not found:
+        await store.add_first_webhook_key(owner, new_key(), now)
+        found = await store.webhook_keys(owner, now)
+    return found
+
+
 class _Watched:
     """A prediction under way whose events someone wants."""
 
@@ -70,30 +88,33 @@ class _Watched:
         self.latest: Prediction | None = None  # to be sent when the timer ends
         self.sent_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
+        self.sending = False  # one at a time
 
 
 class Webhooks:
     """Sends events; lives on the gateway's loop."""
 
-    def __init__(self, store: Store, egress: Egress) -> None:
-        """Nothing is sent before ``start``."""
+    def __init__(self, store: Store, egress: Egress, account: str) -> None:
+        """``account`` is the one of models.yaml. Nothing is sent before ``start``."""
         self._store = store
         self._egress = egress
+        self._account = account
         self._client: httpx.AsyncClient | None = None
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._slots = Slots(AT_ONCE)
+        self._slots_before_the_end = Slots(AT_ONCE)
         self._watched: dict[str, _Watched] = {}
         self._under_way: set[str] = set()
+        self._recorded: set[str] = set()  # since the look at what is due began, which may not see it yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         #: What came of each attempt since the start; one that failed is either tried again or given up.
         self.outcomes = {"delivered": 0, "retried": 0, "given_up": 0}
 
     async def start(self) -> None:
-        """Make sure of a key, and go on with what is still to be delivered."""
+        """Make sure of the account's key, and go on with what is still to be delivered."""
         self._client = self._egress.client(TIMEOUT)
-        now = time.time()
-        if not await self._store.webhook_keys(now):
-            await self._store.add_webhook_key(new_key(), now, 0.0)
+        await self._store.claim_webhook_keys(self._account)
+        await keys(self._store, self._account, time.time())
         self._spawn(self._deliver_for_ever())
 
     async def close(self) -> None:
@@ -135,7 +156,10 @@ class Webhooks:
         if not new:
             return
         watched.latest = record
-        if watched.timer is None:
+        self._soon(watched)
+
+    def _soon(self, watched: _Watched) -> None:
+        if watched.timer is None and not watched.sending:
             loop = asyncio.get_running_loop()
             delay = max(0.0, watched.sent_at + THROTTLE - loop.time())
             watched.timer = loop.call_later(delay, self._send_latest, watched)
@@ -144,11 +168,32 @@ class Webhooks:
         watched.timer = None
         watched.sent_at = asyncio.get_running_loop().time()
         if watched.latest is not None:
-            self._spawn(self._send_once(watched.latest))
-            watched.latest = None
+            latest, watched.latest = watched.latest, None
+            watched.sending = True
+            self._spawn(self._send_of(watched, latest))
+
+    async def _send_of(self, watched: _Watched, record: Prediction) -> None:
+        try:
+            await self._send_once(record)
+        finally:
+            watched.sending = False
+        if watched.latest is not None and self._watched.get(record.id) is watched:
+            self._soon(watched)
 
     async def _send_once(self, record: Prediction) -> None:
-        problem = await self._post(record, f"msg_{new_id()}")
+        """Send an event that is not the last one; it is given up if there is no slot for it in time."""
+        assert record.webhook is not None, "events of others are not sent"
+        receiver = Receiver(record.owner, record.webhook.host)
+        problem: str | None = f"requests to {receiver.host} took all slots for {TIMEOUT:g} s"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TIMEOUT):
+                await self._slots_before_the_end.wait(receiver)
+            try:
+                problem = await self._post(record, f"msg_{new_id()}")
+            except StoreError as error:
+                problem = error.detail
+            finally:
+                self._slots_before_the_end.give_back(receiver)
         self.outcomes["delivered" if problem is None else "given_up"] += 1
         if problem is not None:
             _log.info("a webhook of prediction %s was not taken: %s", record, problem)
@@ -156,52 +201,105 @@ class Webhooks:
     async def _deliver_for_ever(self) -> None:
         while True:
             self._wake.clear()
-            due = await self._store.due_deliveries(time.time(), AT_ONCE)
-            for delivery in due:
-                if delivery.id not in self._under_way:
-                    self._under_way.add(delivery.id)
-                    self._spawn(self._deliver(delivery))
-            at = await self._store.next_delivery()
-            # What is under way is still due: its end wakes the loop, and so does every new delivery.
-            patience = None if at is None else max(THROTTLE, at - time.time())
+            try:
+                patience = await self._deliver_due()
+            except StoreError as error:
+                _log.error("due webhooks could not be read, trying again in %g s: %s", RETRY_STORE, error)
+                await asyncio.sleep(RETRY_STORE)
+                continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), patience)
+                async with asyncio.timeout(
+                    patience
+                ):  # before Python 3.12 wait_for may swallow a cancellation
+                    await self._wake.wait()
+
+    async def _deliver_due(self) -> float | None:
+        """Begin what is due, as far as there are slots; returns the seconds until it may be more.
+
+        Raises:
+            StoreError: what is due cannot be read.
+        """
+        self._recorded.clear()
+        for delivery in await self._store.due_deliveries(time.time(), AT_ONCE):
+            known = delivery.id in self._under_way or delivery.id in self._recorded
+            if not known and self._slots.take(delivery.receiver):
+                self._under_way.add(delivery.id)
+                self._spawn(self._deliver(delivery))
+        at = await self._store.next_delivery()
+        # What is under way is still due: its end wakes the loop, and so does every new delivery.
+        return None if at is None else max(THROTTLE, at - time.time())
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
-            record = await self._store.get(delivery.prediction)
-            problem = None if record is None else await self._post(record, delivery.id)
-            if problem is None:
-                self.outcomes["delivered"] += record is not None
-                await self._store.end_delivery(delivery.id)
-            elif delivery.attempts >= len(RETRIES):
-                _log.warning("the webhook of prediction %s is given up: %s", record, problem)
-                self.outcomes["given_up"] += 1
-                await self._store.end_delivery(delivery.id, problem)
-            else:
-                self.outcomes["retried"] += 1
-                due_at = time.time() + RETRIES[delivery.attempts]
-                await self._store.postpone_delivery(delivery.id, delivery.attempts + 1, due_at, problem)
+            await self._record(delivery, await self._attempt(delivery))
         finally:
+            self._recorded.add(delivery.id)
             self._under_way.discard(delivery.id)
+            self._slots.give_back(delivery.receiver)
             self._wake.set()
 
+    async def _attempt(self, delivery: Delivery) -> Callable[[], asyncio.Future[None]]:
+        """Send a last event once; returns what writes down how that went."""
+        try:
+            record = await self._store.get(delivery.prediction)
+            problem = None if record is None else await self._post(record, delivery.id)
+        except StoreError as error:  # nothing was sent, so it is no attempt
+            _log.error("the webhook of prediction %s cannot be made yet: %s", delivery.prediction, error)
+            return partial(self._postpone, delivery, delivery.attempts, RETRIES[-1], error.detail)
+        if problem is None:
+            self.outcomes["delivered"] += record is not None
+            return partial(self._store.end_delivery, delivery.id)
+        if delivery.attempts >= len(RETRIES):
+            _log.warning("the webhook of prediction %s is given up: %s", record, problem)
+            self.outcomes["given_up"] += 1
+            return partial(self._store.end_delivery, delivery.id, problem)
+        self.outcomes["retried"] += 1
+        delay = RETRIES[delivery.attempts]
+        return partial(self._postpone, delivery, delivery.attempts + 1, delay, problem)
+
+    def _postpone(
+        self, delivery: Delivery, attempts: int, delay: float, problem: str
+    ) -> asyncio.Future[None]:
+        return self._store.postpone_delivery(delivery.id, attempts, time.time() + delay, problem)
+
+    async def _record(self, delivery: Delivery, write: Callable[[], asyncio.Future[None]]) -> None:
+        """Write down how an attempt went, however long the store refuses it."""
+        refused = False
+        while True:
+            try:
+                return await write()
+            except StoreError as error:
+                if not refused:
+                    text = (
+                        "what came of the webhook of prediction %s is not stored yet, it is tried again: %s"
+                    )
+                    _log.error(text, delivery.prediction, error)
+                refused = True
+            await asyncio.sleep(RETRY_STORE)
+
     async def _post(self, record: Prediction, id: str) -> str | None:
-        """Send one event; the reason if it was not taken. Its text goes to the log, never to a caller."""
+        """Send one event; the reason if it was not taken. Its text goes to the log, never to a caller.
+
+        Raises:
+            StoreError: there is no key to sign it with.
+        """
         if record.webhook is None:
             return None
         assert self._client is not None, "nothing is sent before start"
         body = wire.encode(wire.whichever(record, record.webhook.origin), record.webhook.origin)
-        async with self._room:
-            now = time.time()
-            signed = headers(await self._store.webhook_keys(now), id, int(now), body)
-            try:
-                async with self._client.stream(
-                    "POST", record.webhook.url, content=body, headers=signed
-                ) as reply:
-                    return None if reply.is_success else f"HTTP {reply.status_code}"
-            except (httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
-                return str(error) or type(error).__name__
+        now = time.time()
+        signed = headers(await keys(self._store, record.owner, now), id, int(now), body)
+        try:
+            async with (
+                asyncio.timeout(TIMEOUT),  # httpx has limits between two pieces only
+                self._client.stream("POST", record.webhook.url, content=body, headers=signed) as reply,
+            ):
+                return None if reply.is_success else f"HTTP {reply.status_code}"
+        except TimeoutError:
+            return f"no answer within {TIMEOUT:g} s"
+        # Whatever an address or a receiver brings about is the end of this attempt, and of nothing else.
+        except Exception as error:  # noqa: BLE001
+            return str(error) or type(error).__name__
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -40,7 +40,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         auth=Auth(bench.store, bench.run_tokens, bench.engine.running),
         rate_limits=RateLimits(requests=None, predictions=None),
         egress=egress,
-        webhooks=Webhooks(bench.store, egress),
+        webhooks=Webhooks(bench.store, egress, config.server.account),
         retention=Retention(bench.store, bench.files, None),
         files=bench.files,
         trainings=bench.trainings,

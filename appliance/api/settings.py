@@ -1,4 +1,4 @@
-"""What the appliance works with: its config, the machine under it, the key of its webhooks."""
+"""What the appliance works with: its config, the machine under it, the key of the caller's webhooks."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ class Settings:
         return answers.json({"threads": hardware.cpu_threads(), "memory": memory, "disk": disk})
 
     async def rotate(self, request: Request) -> Response:
-        """``POST /admin/webhooks/secret``: a new key signs; the old one too, for ``keep`` seconds."""
-        await requests.caller(request, self._services, Scope.ADMIN)
+        """``POST /admin/webhooks/secret``: a new key signs the caller's webhooks.
+
+        The old one signs them too, for ``keep`` seconds.
+        """
+        caller = await requests.caller(request, self._services, Scope.ADMIN)
         given = await requests.body(request, self._services.config.limits.body)
         requests.check_keys(given, required=(), optional=("keep",))
         keep = given.get("keep", KEEP)
@@ -59,5 +62,5 @@ class Settings:
             text = f"Must be a number of seconds from 0 to {LONGEST_KEEP:.0f}"
             raise InvalidInput([FieldProblem("number", "keep", text)])
         key, now = webhooks.new_key(), time.time()
-        await self._services.store.add_webhook_key(key, now, keep)
+        await self._services.store.add_webhook_key(caller.owner, key, now, keep)
         return answers.json({"key": key, "old_keys_until": wire.timestamp(now + keep)}, 201)

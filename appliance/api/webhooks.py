@@ -1,4 +1,4 @@
-"""The key that webhooks are signed with, and where a request wants its events."""
+"""The keys that webhooks are signed with, and where a request wants its events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance import schema
+from appliance import schema, webhooks
 from appliance.api import answers, requests
 from appliance.api.services import Services
 from appliance.errors import AddressRefused, FieldProblem, InvalidInput
@@ -30,9 +30,9 @@ class WebhookKeys:
         return [Route("/v1/webhooks/default/secret", self.get, methods=["GET"])]
 
     async def get(self, request: Request) -> Response:
-        """``GET /webhooks/default/secret``: the newest key."""
-        await requests.caller(request, self._services, Scope.RUN)
-        newest, *_ = await self._services.store.webhook_keys(time.time())
+        """``GET /webhooks/default/secret``: the caller's newest key."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        newest, *_ = await webhooks.keys(self._services.store, caller.owner, time.time())
         return answers.json({"key": newest})
 
 

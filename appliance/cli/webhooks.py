@@ -1,17 +1,23 @@
-"""`appliance webhook`: the key that webhooks are signed with, with or without a running appliance."""
+"""`appliance webhook`: the keys that webhooks are signed with, with or without a running appliance."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption, finite
+from appliance.cli.options import ConfigOption, HomeOption, finite, load_config
 from appliance.cli.tokens import in_store
-from appliance.errors import ApplianceError
 
-group = typer.Typer(no_args_is_help=True, help="Show or replace the key that webhooks are signed with.")
+if TYPE_CHECKING:
+    from appliance.store import SQLiteStore
+
+group = typer.Typer(no_args_is_help=True, help="Show or replace the key that an account's webhooks have.")
+
+OwnerOption = Annotated[
+    str | None, typer.Option(help="Account whose webhooks are signed with it. Default: server.account.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,12 +26,17 @@ def register(app: typer.Typer) -> None:
 
 
 @group.command()
-def secret(config: ConfigOption = None, home: HomeOption = None) -> None:
-    """Print the key; receivers check signatures with it."""
-    keys = in_store(config, home, lambda store: store.webhook_keys(time.time()))
-    if not keys:
-        raise ApplianceError("there is no key yet: `appliance serve` makes one at its first start")
-    typer.echo(keys[0])
+def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOption = None) -> None:
+    """Print the account's key; its receivers check signatures with it. The first one is made now."""
+    from appliance import webhooks
+
+    account = load_config(config).server.account
+
+    async def newest(store: SQLiteStore) -> str:
+        await store.claim_webhook_keys(account)
+        return (await webhooks.keys(store, owner or account, time.time()))[0]
+
+    typer.echo(in_store(config, home, newest))
 
 
 @group.command()
@@ -36,12 +47,19 @@ def rotate(
             min=0, callback=finite, help="Hours for which the old key signs too, for receivers to follow."
         ),
     ] = 24.0,
+    owner: OwnerOption = None,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Make a new key and print it; a running appliance signs with it at once."""
+    """Make a new key for the account and print it; a running appliance signs with it at once."""
     from appliance import webhooks
 
+    account = load_config(config).server.account
     key = webhooks.new_key()
-    in_store(config, home, lambda store: store.add_webhook_key(key, time.time(), 3600 * keep))
+
+    async def replace(store: SQLiteStore) -> None:
+        await store.claim_webhook_keys(account)
+        await store.add_webhook_key(owner or account, key, time.time(), 3600 * keep)
+
+    in_store(config, home, replace)
     typer.echo(key)

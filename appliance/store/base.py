@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypedDict, U
 import msgspec
 
 from appliance.prediction import Log, Metric, Output, Prediction, Status
+from appliance.slots import Receiver
 from appliance.token import Token
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Delivery(NamedTuple):
     due_at: float  # the next attempt, or the last one if it is over
     problem: str | None = None  # why the last attempt failed
     ended_at: float | None = None  # delivered, or given up if there is a problem
+    receiver: Receiver = Receiver("", "")
 
 
 Deliveries = list[Delivery]
@@ -250,8 +252,8 @@ class Store(Protocol):
         """Remove a version with its predictions; gives their ids."""
         ...
 
-    async def due_deliveries(self, now: float, limit: int) -> Deliveries:
-        """What is due at ``now``, longest due first."""
+    async def due_deliveries(self, now: float, each: int) -> Deliveries:
+        """What is due at ``now``, ``each`` of a receiver at most, longest due first."""
         ...
 
     async def next_delivery(self) -> float | None:
@@ -269,10 +271,18 @@ class Store(Protocol):
         """What was, or is to be, delivered of a prediction."""
         ...
 
-    async def webhook_keys(self, now: float) -> Keys:
-        """The keys that sign webhooks, newest first; several while one replaces another."""
+    async def webhook_keys(self, owner: str, now: float) -> Keys:
+        """The keys that sign the owner's webhooks, newest first; several while one replaces another."""
         ...
 
-    def add_webhook_key(self, key: str, now: float, keep: float) -> asyncio.Future[None]:
-        """Sign with ``key`` from now on; the others expire after ``keep`` seconds."""
+    def add_webhook_key(self, owner: str, key: str, now: float, keep: float) -> asyncio.Future[None]:
+        """Sign the owner's with ``key`` from now on; the owner's other keys expire after ``keep`` seconds."""
+        ...
+
+    def add_first_webhook_key(self, owner: str, key: str, now: float) -> asyncio.Future[None]:
+        """Sign the owner's with ``key`` from now on, unless there is a valid one."""
+        ...
+
+    def claim_webhook_keys(self, owner: str) -> asyncio.Future[None]:
+        """Give ``owner`` the keys from when there was one for all owners."""
         ...

@@ -183,12 +183,24 @@ UPDATE tokens SET revoked_at = :revoked_at WHERE id = :id AND revoked_at IS NULL
 
 -- query: insert_delivery
 -- What is to be delivered of a prediction that is finished.
-INSERT INTO deliveries (id, prediction, attempts, due_at) VALUES (:id, :prediction, 0, :due_at);
+INSERT INTO deliveries (id, prediction, attempts, due_at, receiver) VALUES (:id, :prediction, 0, :due_at, :receiver);
 
 -- query: due_deliveries
--- What is due, longest due first.
-SELECT id, prediction, attempts, due_at, problem, ended_at FROM deliveries
-WHERE ended_at IS NULL AND due_at <= :now ORDER BY due_at LIMIT :limit;
+-- What is due, of each receiver so many at most, longest due first.
+WITH RECURSIVE receivers (receiver) AS (
+    SELECT min(receiver) FROM deliveries WHERE ended_at IS NULL
+    UNION ALL
+    SELECT (SELECT min(receiver) FROM deliveries WHERE ended_at IS NULL AND receiver > r.receiver)
+    FROM receivers AS r WHERE r.receiver IS NOT NULL
+)
+SELECT id, prediction, attempts, due_at, problem, ended_at, receiver FROM deliveries
+WHERE id IN (
+    SELECT due.id FROM receivers AS r JOIN deliveries AS due ON due.id IN (
+        SELECT id FROM deliveries WHERE ended_at IS NULL AND receiver = r.receiver AND due_at <= :now
+        ORDER BY due_at LIMIT :each
+    )
+)
+ORDER BY due_at;
 
 -- query: next_delivery
 -- When something is due next.
@@ -204,20 +216,31 @@ UPDATE deliveries SET ended_at = :now, problem = :problem WHERE id = :id;
 
 -- query: deliveries
 -- What was, or is to be, delivered of a prediction.
-SELECT id, prediction, attempts, due_at, problem, ended_at FROM deliveries
+SELECT id, prediction, attempts, due_at, problem, ended_at, receiver FROM deliveries
 WHERE prediction = :prediction ORDER BY id;
 
 -- query: webhook_keys
--- The keys that are valid, newest first.
-SELECT key FROM webhook_keys WHERE expires_at IS NULL OR expires_at > :now ORDER BY created_at DESC;
+-- The keys of an owner that are valid, newest first.
+SELECT key FROM webhook_keys WHERE owner = :owner AND (expires_at IS NULL OR expires_at > :now)
+ORDER BY created_at DESC;
 
 -- query: insert_webhook_key
 -- A new key.
-INSERT INTO webhook_keys (key, created_at) VALUES (:key, :now);
+INSERT INTO webhook_keys (key, owner, created_at) VALUES (:key, :owner, :now);
+
+-- query: insert_first_webhook_key
+-- A key for an owner that has none.
+INSERT INTO webhook_keys (key, owner, created_at)
+SELECT :key, :owner, :now
+WHERE NOT EXISTS (SELECT 1 FROM webhook_keys WHERE owner = :owner AND (expires_at IS NULL OR expires_at > :now));
+
+-- query: claim_webhook_keys
+-- Keys from when there was one for all owners are this one's.
+UPDATE webhook_keys SET owner = :owner WHERE owner = '';
 
 -- query: expire_webhook_keys
--- The other keys are not used for ever.
-UPDATE webhook_keys SET expires_at = :expires_at WHERE key <> :key AND expires_at IS NULL;
+-- The owner's other keys are not used for ever.
+UPDATE webhook_keys SET expires_at = :expires_at WHERE owner = :owner AND key <> :key AND expires_at IS NULL;
 
 -- query: delete_webhook_keys
 -- Keys that have expired are of no use to anyone.

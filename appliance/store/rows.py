@@ -11,6 +11,7 @@ import msgspec
 from appliance import file
 from appliance.errors import StoreError, Unstorable
 from appliance.prediction import Prediction, Status, Webhook
+from appliance.slots import Receiver
 from appliance.store.base import Delivery, Progress, VersionRow
 from appliance.token import Scope, Token
 
@@ -159,8 +160,9 @@ def token(row: Row) -> Token:
 
 def delivery(row: Row) -> Delivery:
     """A row of ``due_deliveries`` or ``deliveries``."""
-    id, prediction, attempts, due_at, problem, ended_at = row
-    return Delivery(id, prediction, attempts, due_at, problem, ended_at)
+    id, prediction, attempts, due_at, problem, ended_at, receiver = row
+    owner, _, host = receiver.rpartition(" ")  # a host has no space in it
+    return Delivery(id, prediction, attempts, due_at, problem, ended_at, Receiver(owner, host))
 
 
 def token_columns(token: Token) -> dict[str, Any]:

@@ -326,3 +326,15 @@ CREATE TABLE footprints (
     measured_at REAL NOT NULL,
     PRIMARY KEY (loaded, device)
 ) WITHOUT ROWID;
+
+-- step: 11
+-- Webhooks are fair, and each account has a key of its own.
+
+-- The owner and the host of the URL, with a space between them; no host where it was not known yet.
+ALTER TABLE deliveries ADD COLUMN receiver TEXT NOT NULL DEFAULT ' ';
+UPDATE deliveries SET receiver = (SELECT owner FROM predictions WHERE id = deliveries.prediction) || ' '
+WHERE ended_at IS NULL AND EXISTS (SELECT 1 FROM predictions WHERE id = deliveries.prediction);
+CREATE INDEX deliveries_by_receiver ON deliveries (receiver, due_at) WHERE ended_at IS NULL;
+
+-- Keys of before have no owner until the account of models.yaml is known: it keeps them.
+ALTER TABLE webhook_keys ADD COLUMN owner TEXT NOT NULL DEFAULT '';

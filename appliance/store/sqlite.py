@@ -124,7 +124,12 @@ class SQLiteStore(Connections, Store):
                 raise _conflict(connection, prediction.id, f"become {prediction.status}")
             webhook = prediction.webhook
             if prediction.status.terminal and webhook is not None and "completed" in webhook.events:
-                due = {"id": f"msg_{new_id()}", "prediction": prediction.id, "due_at": time.time()}
+                due = {
+                    "id": f"msg_{new_id()}",
+                    "prediction": prediction.id,
+                    "due_at": time.time(),
+                    "receiver": f"{prediction.owner} {webhook.host}",
+                }
                 connection.execute(QUERIES["insert_delivery"], due)
 
         return self.write(action)
@@ -332,9 +337,9 @@ class SQLiteStore(Connections, Store):
 
     # -- webhooks
 
-    async def due_deliveries(self, now: float, limit: int) -> Deliveries:
+    async def due_deliveries(self, now: float, each: int) -> Deliveries:
         """See ``Store.due_deliveries``."""
-        query, parameters = QUERIES["due_deliveries"], {"now": now, "limit": limit}
+        query, parameters = QUERIES["due_deliveries"], {"now": now, "each": each}
         return await self.read(
             lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
         )
@@ -360,20 +365,28 @@ class SQLiteStore(Connections, Store):
             lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
         )
 
-    async def webhook_keys(self, now: float) -> Keys:
+    async def webhook_keys(self, owner: str, now: float) -> Keys:
         """See ``Store.webhook_keys``."""
-        query = QUERIES["webhook_keys"]
-        return await self.read(lambda connection: [row[0] for row in connection.execute(query, {"now": now})])
+        query, parameters = QUERIES["webhook_keys"], {"owner": owner, "now": now}
+        return await self.read(lambda connection: [row[0] for row in connection.execute(query, parameters)])
 
-    def add_webhook_key(self, key: str, now: float, keep: float) -> asyncio.Future[None]:
+    def add_webhook_key(self, owner: str, key: str, now: float, keep: float) -> asyncio.Future[None]:
         """See ``Store.add_webhook_key``."""
+        added: Parameters = {"owner": owner, "key": key, "now": now, "expires_at": now + keep}
 
         def action(connection: sqlite3.Connection) -> None:
-            connection.execute(QUERIES["delete_webhook_keys"], {"now": now})
-            connection.execute(QUERIES["expire_webhook_keys"], {"key": key, "expires_at": now + keep})
-            connection.execute(QUERIES["insert_webhook_key"], {"key": key, "now": now})
+            for query in ("delete_webhook_keys", "expire_webhook_keys", "insert_webhook_key"):
+                connection.execute(QUERIES[query], added)
 
         return self.write(action)
+
+    def add_first_webhook_key(self, owner: str, key: str, now: float) -> asyncio.Future[None]:
+        """See ``Store.add_first_webhook_key``."""
+        return self.change("insert_first_webhook_key", {"owner": owner, "key": key, "now": now})
+
+    def claim_webhook_keys(self, owner: str) -> asyncio.Future[None]:
+        """See ``Store.claim_webhook_keys``."""
+        return self.change("claim_webhook_keys", {"owner": owner})
 
     async def _prediction(self, query: str, parameters: Parameters) -> Prediction | None:
         row = self.row(query, parameters)

@@ -15,7 +15,19 @@ PACKAGE = ROOT / "appliance"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "prediction", "token", "file", "model", "deployment"),
-    ("schema", "scheduler", "wire", "ratelimit", "media", "usage", "sse", "encodings", "proxies", "logs"),
+    (
+        "schema",
+        "scheduler",
+        "wire",
+        "ratelimit",
+        "slots",
+        "media",
+        "usage",
+        "sse",
+        "encodings",
+        "proxies",
+        "logs",
+    ),
     (
         "store",
         "auth",

@@ -256,12 +256,12 @@ async def test_a_token_that_cannot_be_is_refused_by_field(
 
 async def test_a_new_key_signs_beside_the_old_one_for_a_while(api: Api, bench: Bench) -> None:
     await api.services.webhooks.start()
-    (old,) = await bench.store.webhook_keys(time.time())
+    (old,) = await bench.store.webhook_keys("me", time.time())
     made = await api.post("/admin/webhooks/secret", json={"keep": 60})
     assert made.status_code == 201
     assert (await api.get("/v1/webhooks/default/secret")).json()["key"] == made.json()["key"]
-    assert await bench.store.webhook_keys(time.time() + 50) == [made.json()["key"], old]
-    assert await bench.store.webhook_keys(time.time() + 70) == [made.json()["key"]]
+    assert await bench.store.webhook_keys("me", time.time() + 50) == [made.json()["key"], old]
+    assert await bench.store.webhook_keys("me", time.time() + 70) == [made.json()["key"]]
     for wrong in (-1, "60", True, 1e9):
         assert (await api.post("/admin/webhooks/secret", json={"keep": wrong})).status_code == 422
 

@@ -38,7 +38,7 @@ class Sent(Webhooks):
     """Keeps what would be sent."""
 
     def __init__(self, store: SQLiteStore) -> None:
-        super().__init__(store, Egress(()))
+        super().__init__(store, Egress(()), "me")
         self.sent: list[tuple[str, Any, str]] = []
 
     async def _post(self, record: Prediction, id: str) -> str | None:
@@ -132,8 +132,8 @@ async def test_the_end_is_due_from_the_same_transaction_on(tmp_path: Path) -> No
 async def test_an_old_key_is_used_beside_the_new_one_until_it_expires(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "db")
     await store.open()
-    await store.add_webhook_key("whsec_old", 100.0, 0.0)
-    await store.add_webhook_key("whsec_new", 200.0, 50.0)
-    assert await store.webhook_keys(249.0) == ["whsec_new", "whsec_old"]
-    assert await store.webhook_keys(250.0) == ["whsec_new"]
+    await store.add_webhook_key("me", "whsec_old", 100.0, 0.0)
+    await store.add_webhook_key("me", "whsec_new", 200.0, 50.0)
+    assert await store.webhook_keys("me", 249.0) == ["whsec_new", "whsec_old"]
+    assert await store.webhook_keys("me", 250.0) == ["whsec_new"]
     await store.close()
