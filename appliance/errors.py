@@ -21,6 +21,7 @@
     |   `-- Throttled              429  a queue or rate limit is reached; says when to retry
     |-- ShuttingDown               503  the appliance is draining and takes no new work
     |-- StoreError                 the database refused; the request can be retried
+    |   |-- DiskFull          507  nothing can be written until there is space again
     |   |-- StatusConflict         a guarded status update found another status
     |   `-- Unstorable             a value that no database could take; trying again is useless
     |-- WeightsError               weights are missing, damaged or unreachable
@@ -36,6 +37,7 @@ Foreign exceptions become one of these at the edge that met them, ``from exc``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -265,6 +267,23 @@ class StoreError(ApplianceError):
     """The database refused an operation."""
 
     status = 500
+
+
+class DiskFull(StoreError):
+    """Something could not be written, because the disk of the data folder, or a quota on it, is full."""
+
+    status = 507
+    title = "Insufficient storage"
+
+    @property
+    def detail(self) -> str:
+        """One sentence for callers; ``str`` names the file, for the log."""
+        return "The disk of the appliance is full: free some space on it, then try again"
+
+    @staticmethod
+    def caused(error: BaseException) -> bool:
+        """Whether a full disk, or a quota on it, is what ``error`` says."""
+        return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 class StatusConflict(StoreError):

@@ -86,7 +86,8 @@ class Incoming:
     def discard(self) -> None:
         """It is not wanted after all."""
         self.done = True
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is buffered still finds no space on a full disk
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def _flush(self) -> None:

@@ -165,11 +165,14 @@ class HostProcess:
         await self.wait()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that this host wrote to its log file; empty if it wrote none."""
-        with Path(self._order.log).open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, end - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+        """The last lines that this host wrote to its log file; empty if it wrote none that can be read."""
+        try:
+            with Path(self._order.log).open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_start, end - TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:  # that the host is gone must be told all the same
+            return ""
         return "\n".join(text.splitlines()[-lines:])
 
     async def _watch(self) -> str:

@@ -22,7 +22,7 @@ import msgspec
 
 from appliance import encodings, media
 from appliance.egress import Egress
-from appliance.errors import AddressRefused, PredictionFailed
+from appliance.errors import AddressRefused, DiskFull, PredictionFailed
 from appliance.file import File
 from appliance.files import Files
 from appliance.prediction import Prediction
@@ -104,7 +104,8 @@ class Inputs:
                 return str(place)
             return await self._download(url, folder)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
-            reason = str(error) or type(error).__name__
+            full = DiskFull.caused(error)
+            reason = DiskFull().detail if full else str(error) or type(error).__name__
             shown = url if len(url) < 200 else url[:200] + "..."
             raise PredictionFailed(f"{field}: {shown} cannot be fetched: {reason}") from error
 

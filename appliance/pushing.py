@@ -20,7 +20,7 @@ import msgspec
 from appliance import weights
 from appliance.catalogue import Catalogue, Entry, describe_pushed, trainer_of
 from appliance.config import BuiltCogOptions
-from appliance.errors import NotFound, StoreError, WeightsError
+from appliance.errors import DiskFull, NotFound, StoreError, WeightsError
 from appliance.file import File
 from appliance.files import Files
 from appliance.hardware import Device
@@ -131,9 +131,11 @@ class Pushes:
                 version = await self._accept(build, folder)
             except WeightsError as error:
                 await self._end(self._under_way[build.id], error=error.detail)
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 _log.error("build %s of %s is lost: %s", build.id, build.model, error)
-                await self._end(self._under_way[build.id], error=f"it could not be stored: {error}")
+                full = DiskFull.caused(error)
+                reason = DiskFull().detail if full else f"it could not be made or stored: {error}"
+                await self._end(self._under_way[build.id], error=reason)
             else:
                 _log.info("build %s made version %s of %s", build.id, version, build.model)
                 await self._end(self._under_way[build.id], version=version)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from appliance.errors import DiskFull
+
 #: Seconds for which a count is good enough: a folder may hold a hundred thousand files.
 FRESH: Final = 60.0
+_LEAST: Final = 1024 * 1024  # bytes; with less left a disk counts as full
 _BLOCK: Final = 512  # bytes, whatever the file system's own are
 
 
@@ -43,6 +47,16 @@ class Storage:
             self._counted = now, await asyncio.to_thread(_parts, self._home)
         disk = shutil.disk_usage(self._home)
         return Taken(folder=str(self._home), total=disk.total, free=disk.free, parts=self._counted[1])
+
+
+def full(folder: Path) -> bool:
+    """Whether so much as a few files find no space below ``folder``, by trying; quotas count too."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(_LEAST))
+    except OSError as error:
+        return DiskFull.caused(error)
+    return False
 
 
 def _parts(home: Path) -> dict[str, int]:

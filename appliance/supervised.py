@@ -77,6 +77,11 @@ class Supervised:
             if time.monotonic() - began > LONGEST_PAUSE:
                 self._pause = FIRST_PAUSE
             _log.error("the %s ended with %s; it is started again; see %s", self._name, code, self._log)
-            await asyncio.sleep(self._pause)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            await self._spawn()
+            while True:
+                await asyncio.sleep(self._pause)
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                try:
+                    await self._spawn()
+                    break
+                except OSError as error:  # no memory for a process, no space for its log
+                    _log.error("the %s could not be started, it is tried again: %s", self._name, error)

@@ -40,7 +40,7 @@ from appliance.api.usage import UsageReport
 from appliance.api.versions import Versions
 from appliance.api.web import Web
 from appliance.api.webhooks import WebhookKeys
-from appliance.errors import ApplianceError, MethodNotAllowed, NotFound
+from appliance.errors import ApplianceError, DiskFull, MethodNotAllowed, NotFound
 from appliance.ratelimit import Standing
 
 _log = logging.getLogger(__name__)
@@ -186,6 +186,10 @@ def _uniform(path: str) -> str:
 
 
 def _translated(error: Exception, scope: Scope) -> ApplianceError:
+    if DiskFull.caused(error):
+        full = DiskFull(str(error))
+        full.__cause__ = error
+        error = full
     match error:
         case ApplianceError():
             if error.status >= 500:

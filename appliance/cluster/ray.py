@@ -215,10 +215,10 @@ class RayCluster:
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """See ``Cluster.load``."""
-        link = self._links.pop(spec.model, None) or await self._take_spare()
-        self._links[spec.model] = link
-        link.broken = None
         try:
+            link = self._links.pop(spec.model, None) or await self._take_spare()
+            self._links[spec.model] = link
+            link.broken = None
             outcome = _outcome_decoder.decode(await link.handle.load.remote(msgspec.msgpack.encode(spec)))
         except _GONE as error:
             _raise_if_cancelled(error)
@@ -334,7 +334,10 @@ class RayCluster:
         while (payload := link.take()) is not None:
             try:
                 await link.handle.exchange.remote(payload)
-            except _GONE as error:
+            except HostLost:  # whoever reads the events hears of it, with the reason
+                continue
+            # Whatever broke the way, what was in this call is lost: the events must end too.
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 _raise_if_cancelled(error)
                 link.broken = str(error) or type(error).__name__
                 if link.stream is not None:
@@ -343,7 +346,11 @@ class RayCluster:
 
     async def _give_back(self, link: _Link) -> None:
         if self._spares:
-            await asyncio.to_thread(serve.delete, link.name, _blocking=False)
+            try:
+                await asyncio.to_thread(serve.delete, link.name, _blocking=False)
+            except _GONE as error:  # the next gateway finds it and makes it a spare
+                _raise_if_cancelled(error)
+                _log.warning("replica %s could not be deleted: %s", link.name, error)
         else:
             self._spares.append(_Link(link.name, link.handle))
 
@@ -360,6 +367,7 @@ class RayCluster:
     def _keep_spare(self) -> None:
         if not self._spares and (self._spare_wanted is None or self._spare_wanted.done()):
             self._spare_wanted = asyncio.get_running_loop().create_task(self._start_spare())
+            self._spare_wanted.add_done_callback(_log_failure)
 
     async def _start_spare(self) -> None:
         name = f"{RUNNER}{next(self._numbers)}"
@@ -384,6 +392,12 @@ class RayCluster:
         link = _Link(name, _tuned(handles[0]))
         await link.handle.stats.remote()  # up, and the router on this loop has found it
         self._spares.append(link)
+
+
+def _log_failure(starting: asyncio.Task[None]) -> None:
+    """A spare that could not be started is missed by the next load only, which starts another."""
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        _log.error("no spare runner replica could be started: %s", error)
 
 
 def _tuned(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:

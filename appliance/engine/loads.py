@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from appliance import weights
+from appliance import storage, weights
 from appliance.catalogue import Catalogue, Entry
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
@@ -19,6 +19,7 @@ from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
 from appliance.hardware import Device, joint_sku
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Level, Residency, Scheduler, Sleep
+from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
 
@@ -100,12 +101,15 @@ class Loads:
         except TimeoutError:
             await self._cluster.unload(name)
             return self._failed(name, f"model {name} was not ready after {self.limits.load_timeout:g} s")
-        except LoadFailed as error:
-            return self._failed(name, error.detail)
         except OutOfMemory as error:
             return self._out_of_memory(name, error)
-        except HostLost as error:
-            return self._host_lost(name, error.detail)
+        except (LoadFailed, HostLost) as error:
+            if await self._waited_for_space(name):
+                self._scheduler.lost(name, time.monotonic(), "the disk was full")
+                return None
+            if isinstance(error, HostLost):
+                return self._host_lost(name, error.detail)
+            return self._failed(name, error.detail)
         except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
             _log.exception("model %s could not be loaded", name, extra={"model": name})
             await self._cluster.unload(name)
@@ -212,6 +216,20 @@ class Loads:
         waiting = self._scheduler.load_failed(name, time.monotonic(), reason)
         self._settle(name, LoadFailed(reason))
         return Failure(reason, waiting)
+
+    async def _waited_for_space(self, name: str) -> bool:
+        """Return once the disk has space again; False if it had some all the time.
+
+        A host marks itself, logs and caches on it, so while it is full no load says anything of its model.
+        """
+        waited = False
+        while await asyncio.to_thread(storage.full, self._home):
+            if not waited:
+                text = "the disk of %s is full: model %s is loaded once there is space: free some"
+                _log.error(text, self._home, name, extra={"model": name})
+            waited = True
+            await asyncio.sleep(RETRY_STORE)
+        return waited
 
     def _host_lost(self, name: str, reason: str) -> Failure | None:
         """A host that dies while it loads may have been killed from outside: try again, but not for ever."""

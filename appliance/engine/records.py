@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from appliance.errors import PredictionFailed, StatusConflict, StoreError, Unstorable
+from appliance.errors import ApplianceError, DiskFull, StatusConflict, StoreError, Unstorable
 from appliance.prediction import Prediction, Status
 from appliance.store import RETRY_STORE, Store
 
@@ -16,14 +16,22 @@ _log = logging.getLogger(__name__)
 async def concluded_by(
     conclude: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
 ) -> Prediction:
-    """What ``conclude`` makes of a training that is done, or its failure if no version could be made."""
-    try:
-        return await conclude(record)
-    except (PredictionFailed, OSError) as error:
-        reason = error.detail if isinstance(error, PredictionFailed) else str(error)
-        return record.evolve(
-            status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
-        )
+    """What ``conclude`` makes of a training that is done, or its failure if no version could be made.
+
+    While the disk is full, or the store refuses it, it is tried again: nothing of it is done twice.
+    """
+    while True:
+        try:
+            return await conclude(record)
+        except (ApplianceError, OSError) as error:
+            refused = isinstance(error, StoreError) and not isinstance(error, Unstorable)
+            if not refused and not DiskFull.caused(error):
+                reason = error.detail if isinstance(error, ApplianceError) else str(error)
+                return record.evolve(
+                    status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
+                )
+            _log.error("the version that training %s made is not stored yet: %s", record, error)
+            await asyncio.sleep(RETRY_STORE)
 
 
 class Records:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
+
+from appliance.errors import DiskFull
 
 #: Seconds between two states of a line that is redrawn, at least; and their share of the time it has lasted.
 STATE_SECONDS: Final = 1.0
@@ -183,5 +184,19 @@ def install() -> TextIO:
     return log_file
 
 
+class _LogFile(io.FileIO):
+    """Drops what a full disk does not take: a model that prints must not fail because of it."""
+
+    def write(self, data: Any, /) -> int:
+        """Part of ``FileIO``."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not DiskFull.caused(error):
+                raise
+            return memoryview(data).nbytes
+
+
 def _unclosed(descriptor: int) -> TextIO:
-    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    binary = io.BufferedWriter(_LogFile(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", line_buffering=True)

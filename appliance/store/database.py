@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from appliance import usage
-from appliance.errors import StoreError
+from appliance.errors import DiskFull, StoreError
 from appliance.store import rows
 from appliance.store.queries import STEPS
 
@@ -18,22 +18,25 @@ Durability = Literal["full", "normal"]
 BUSY_TIMEOUT: Final = 5.0  # seconds
 
 _REMEDIES: Final = {
-    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or move it and its -wal and -shm files"
-    " away to start empty (`sqlite3 FILE .recover` may save its contents)",
-    sqlite3.SQLITE_NOTADB: "the file is not a database: restore a backup, or move it and its -wal and -shm"
-    " files away to start empty",
-    sqlite3.SQLITE_FULL: "the disk is full: free some space",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: put a copy of your own in its place, or move it and its"
+    " -wal and -shm files away to start empty (`sqlite3 FILE .recover` may save what is in it)",
+    sqlite3.SQLITE_NOTADB: "the file is not a database: put a copy of your own in its place, or move it and"
+    " its -wal and -shm files away to start empty",
     sqlite3.SQLITE_BUSY: "another process has been writing for too long: try again",
     sqlite3.SQLITE_READONLY: "it cannot be written: check the owner of the data folder",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check the owner of the data folder, and the limit of open"
     " files",
 }
+#: What SQLite says where it is a quota that is full, or its shared memory that has no space.
+_UNWRITTEN: Final = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
     """What ``error`` means, and what to do about it, in the words of the tree."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part; absent on misuse
-    remedy = _REMEDIES.get(code)
+    code = getattr(error, "sqlite_errorcode", 0)  # absent on misuse
+    remedy = _REMEDIES.get(code & 0xFF)  # without the extended part
+    if code & 0xFF == sqlite3.SQLITE_FULL or code in _UNWRITTEN:
+        return DiskFull(f"{path}: the disk, or a quota on it, is full: free some space ({error})")
     return StoreError(f"{path}: {remedy} ({error})" if remedy else f"{path}: {error}")
 
 

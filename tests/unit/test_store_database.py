@@ -185,7 +185,7 @@ async def test_a_newer_database_is_refused(path: Path) -> None:
 async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"hello " * 1000)
-    with pytest.raises(StoreError, match="not a database: restore a backup") as refusal:
+    with pytest.raises(StoreError, match="not a database: put a copy of your own in its place") as refusal:
         await opened(path)
     assert str(path) in str(refusal.value)
     assert path.read_bytes() == b"hello " * 1000
@@ -201,10 +201,10 @@ async def test_damage_is_named_with_a_remedy(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: 4096 * (table - 1)] + b"\xff" * 4096 + content[4096 * table :])
     store = await opened(path)
-    with pytest.raises(StoreError, match="damaged: restore a backup") as refusal:
+    with pytest.raises(StoreError, match="damaged: put a copy of your own in its place") as refusal:
         await store.list("me")
     assert str(path) in str(refusal.value)
-    with pytest.raises(StoreError, match="damaged: restore a backup"):
+    with pytest.raises(StoreError, match="damaged: put a copy of your own in its place"):
         await store.create(make())
     await store.close()
 

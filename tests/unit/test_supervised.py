@@ -81,3 +81,22 @@ async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", driver)
     await process.wait()
     assert (await lines(log, 2))[1] == "left"
+
+
+async def test_a_child_that_cannot_be_started_for_a_while_is_started_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its log finds no space."""
+    monkeypatch.setattr(supervised, "FIRST_PAUSE", 0.01)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = folder / "child.log"
+    child = Supervised("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    await child.start()
+    (first,) = await lines(log, 1)
+    folder.rename(tmp_path / "away")
+    os.kill(int(first.split()[0]), 9)
+    await asyncio.sleep(0.1)  # several starts fail
+    (tmp_path / "away").rename(folder)
+    await lines(log, 2)
+    await child.stop()
