@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance import media, schema, weights
-from appliance.config import CollectionConfig, Config, ModelConfig
+from appliance import media, schema
+from appliance.config import CollectionConfig, ModelConfig
 from appliance.errors import InvalidVersion, NotFound
 from appliance.model import Adapter, Model
 from appliance.runners import TRAINERS, operations, runner_class
@@ -400,9 +400,3 @@ def operating(entry: Entry, body: dict[str, Any]) -> Entry:
         files_in=next(media.addresses(body), None) is not None,
         files_out=False,
     )
-
-
-def build(config: Config, now: float) -> Catalogue:
-    """The catalogue of a checked config, every version first seen ``now``."""
-    described = [describe(model, weights.revision(model), now) for model in config.models]
-    return Catalogue([card for card, _ in described], [entry for _, entry in described], config.collections)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import secrets
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from appliance.errors import DiskFull, NotFound, StoreError, WeightsError
 from appliance.file import File
 from appliance.files import Files
 from appliance.hardware import Device
+from appliance.leftovers import kill_marked
 from appliance.model import Build, Project
 from appliance.placement import demand, training_demand
 from appliance.prediction import new_id
@@ -35,10 +34,17 @@ _log = logging.getLogger(__name__)
 
 _LOGS: Final = 200_000  # characters of a build's log that are kept, the last ones
 _LINE: Final = 1024 * 1024  # bytes
+_CANCELED: Final = "it was canceled"
+#: Builds that run at the same time; further ones wait. Each takes all of a small machine.
+BUILDS_AT_ONCE: Final = 2
+#: Seconds that a build may take, once it has begun.
+BUILD_TIMEOUT: Final = 3600.0
+#: Has the id of a build, in the environment of each process that it starts.
+BUILD_MARK: Final = "APPLIANCE_BUILD"
 
 
 class Pushes:
-    """Lives on the gateway's loop. One build at a time: each takes all of a small machine."""
+    """Lives on the gateway's loop. ``BUILDS_AT_ONCE`` builds run side by side."""
 
     def __init__(
         self,
@@ -58,16 +64,22 @@ class Pushes:
         self._home = home
         self._devices = devices
         self.left_out: dict[str, str] = {}  # versions that cannot be served, and why
-        self._under_way: dict[str, Build] = {}
-        self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[str, Build] = {}  # oldest first
+        self._slots = asyncio.Semaphore(BUILDS_AT_ONCE)
+        self._changing = asyncio.Lock()  # of what versions there are, and of their folders
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by the id of their build
+        self._canceled: set[str] = set()
+        self._accepting: set[str] = set()  # builds that are being made versions, which is not broken off
 
     async def load(self) -> None:
         """Make the versions that were pushed before known; builds that were cut off have failed."""
         await asyncio.to_thread(project.sweep, self._home)
         await self.fill(self._catalogue)
         for build in await self._store.registry.unfinished_builds():
-            await self._end(build, error="the appliance was stopped while it was built; push it again")
+            self._under_way[build.id] = build
+            why = "the appliance was stopped while it was built; push it again"
+            await self._end(build.id, status="failed", error=why)
+            del self._under_way[build.id]
 
     async def fill(self, catalogue: Catalogue) -> None:
         """Make the versions that were pushed before known to ``catalogue``."""
@@ -94,9 +106,32 @@ class Pushes:
         await self._store.registry.put_build(build)
         self._under_way[build.id] = build
         task = asyncio.get_running_loop().create_task(self._run(build, self._files.path(source)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[build.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(build.id))
         return build
+
+    def under_way(self, owner: str) -> list[Build]:
+        """The owner's builds that are not over, oldest first."""
+        return [build for build in self._under_way.values() if build.owner == owner]
+
+    async def cancel(self, id: str, owner: str) -> Build:
+        """End a build, and give what is stored of it then; one that is over stays as it is.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        await self.get(id, owner)
+        task = self._tasks.get(id)
+        if task is not None:
+            if id not in self._accepting and not self._under_way[id].over:
+                self._canceled.add(id)
+                task.cancel()
+            await asyncio.wait([task])
+            if id in self._under_way:  # not one step of the task was made
+                self._canceled.discard(id)
+                await self._end(id, status="canceled", error=_CANCELED)
+                self._under_way.pop(id, None)
+        return await self.get(id, owner)
 
     async def get(self, id: str, owner: str) -> Build:
         """A build as it is now.
@@ -112,35 +147,66 @@ class Pushes:
     async def remove(self, entry: Entry) -> None:
         """A pushed version is no more: its build goes too, if no other version is of it."""
         build = _build_of(entry)
-        async with self._turn:  # one that is about to begin may count on it
+        async with self._changing:
             if build is not None and build not in map(_build_of, self._catalogue.entries):
                 await asyncio.to_thread(shutil.rmtree, build, ignore_errors=True)
 
     async def close(self) -> None:
         """End what is being built."""
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, build: Build, archive: Path) -> None:
-        async with self._turn:
-            try:
-                self._under_way[build.id] = build = _with(build, status="processing")
-                await self._store.registry.put_build(build)
-                folder = await self._made(build, archive)
-                version = await self._accept(build, folder)
-            except WeightsError as error:
-                await self._end(self._under_way[build.id], error=error.detail)
-            except (StoreError, OSError) as error:
-                _log.error("build %s of %s is lost: %s", build.id, build.model, error)
-                full = DiskFull.caused(error)
-                reason = DiskFull().detail if full else f"it could not be made or stored: {error}"
-                await self._end(self._under_way[build.id], error=reason)
-            else:
-                _log.info("build %s made version %s of %s", build.id, version, build.model)
-                await self._end(self._under_way[build.id], version=version)
-            finally:
-                self._under_way.pop(build.id, None)
+        """Build it when there is a slot, and store how that ended."""
+        try:
+            version = await self._built(build, archive)
+        except asyncio.CancelledError:
+            if build.id not in self._canceled:
+                raise  # the appliance stops: the next start says so
+            await self._end(build.id, status="canceled", error=_CANCELED)
+        except WeightsError as error:
+            await self._end(build.id, status="failed", error=error.detail)
+        except (StoreError, OSError) as error:
+            _log.error("build %s of %s is lost: %s", build.id, build.model, error)
+            full = DiskFull.caused(error)
+            reason = DiskFull().detail if full else f"it could not be made or stored: {error}"
+            await self._end(build.id, status="failed", error=reason)
+        else:
+            _log.info("build %s made version %s of %s", build.id, version, build.model)
+            await self._end(build.id, status="succeeded", version=version)
+        finally:
+            self._under_way.pop(build.id, None)
+            self._canceled.discard(build.id)
+            self._accepting.discard(build.id)
+
+    async def _built(self, build: Build, archive: Path) -> str:
+        """The version that became of it.
+
+        Raises:
+            WeightsError: it cannot be built, or took too long.
+            StoreError: it cannot be stored.
+            OSError: its files cannot be written.
+        """
+        if self._slots.locked():
+            self._say(build.id, f"{project.STEP}waiting: {BUILDS_AT_ONCE} other builds are under way\n")
+        async with self._slots:
+            self._change(build.id, status="processing")
+            await self._store.registry.put_build(self._under_way[build.id])
+            while True:
+                try:
+                    async with asyncio.timeout(BUILD_TIMEOUT):
+                        folder = await self._made(build, archive)
+                except TimeoutError as error:
+                    raise WeightsError(
+                        f"the build took longer than {BUILD_TIMEOUT:g} s, and was ended"
+                    ) from error
+                async with self._changing:
+                    if folder.exists():  # else a version that was of it was deleted meanwhile
+                        self._accepting.add(build.id)
+                        with weights.faults_of(build.model):
+                            return await self._accept(build, folder)
 
     async def _made(self, build: Build, archive: Path) -> Path:
         """Have it built; gives the folder.
@@ -156,6 +222,7 @@ class Pushes:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=_LINE,
+            env={**os.environ, BUILD_MARK: build.id},
             start_new_session=True,
         )
         end = ""
@@ -170,9 +237,8 @@ class Pushes:
             code = await process.wait()
         except ValueError as error:
             raise WeightsError("the build wrote a line that is too long") from error
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # with all that it has started
-                os.killpg(process.pid, signal.SIGKILL)
+        finally:  # all that it has started too, and what that leaves behind
+            await asyncio.shield(asyncio.to_thread(_clear, self._home, build.id))
         try:
             told: dict[str, Any] = json.loads(end)
             if "error" in told:
@@ -184,8 +250,12 @@ class Pushes:
             ) from error
 
     def _say(self, id: str, line: str) -> None:
-        build = self._under_way[id]
-        self._under_way[id] = _with(build, logs=(build.logs + line)[-_LOGS:])
+        logs = (self._under_way[id].logs + line)[-_LOGS:]
+        step = line.removeprefix(project.STEP).strip() if line.startswith(project.STEP) else None
+        self._change(id, logs=logs, **({} if step is None else {"step": step}))
+
+    def _change(self, id: str, **changes: Any) -> None:
+        self._under_way[id] = msgspec.structs.replace(self._under_way[id], **changes)
 
     async def _accept(self, build: Build, folder: Path) -> str:
         """The build is a version from now on; one that is known already stays as it is.
@@ -230,18 +300,15 @@ class Pushes:
             self._scheduler.add(each)
         catalogue.add_pushed(entry)
 
-    async def _end(self, build: Build, *, version: str | None = None, error: str | None = None) -> None:
-        ended = _with(
-            build,
-            status="succeeded" if error is None else "failed",
-            version=version,
-            error=error,
-            completed_at=round(time.time(), 6),
-        )
+    async def _end(
+        self, id: str, *, status: str, version: str | None = None, error: str | None = None
+    ) -> None:
+        now = round(time.time(), 6)
+        self._change(id, status=status, step=None, version=version, error=error, completed_at=now)
         try:
-            await self._store.registry.put_build(ended)
+            await self._store.registry.put_build(self._under_way[id])
         except StoreError as problem:  # the next start says that it was cut off
-            _log.error("the end of build %s could not be stored: %s", build.id, problem)
+            _log.error("the end of build %s could not be stored: %s", id, problem)
 
 
 def _build_of(entry: Entry) -> str | None:
@@ -250,5 +317,7 @@ def _build_of(entry: Entry) -> str | None:
     return options.build if isinstance(options, BuiltCogOptions) else None
 
 
-def _with(build: Build, **changes: Any) -> Build:
-    return msgspec.structs.replace(build, **changes)
+def _clear(home: Path, id: str) -> None:
+    """End every process of a build, and remove what it has not finished."""
+    kill_marked(BUILD_MARK, id)
+    project.sweep(home)

@@ -178,11 +178,15 @@ def build(record: Build, base: str) -> dict[str, Any]:
         "model": record.model,
         "version": record.version,
         "status": record.status,
+        "step": record.step,
         "logs": record.logs,
         "error": record.error,
         "created_at": timestamp(record.created_at),
         "completed_at": None if record.completed_at is None else timestamp(record.completed_at),
-        "urls": {"get": f"{base}/v1/builds/{record.id}"},
+        "urls": {
+            "get": f"{base}/v1/builds/{record.id}",
+            "cancel": f"{base}/v1/builds/{record.id}/cancel",
+        },
     }
 
 

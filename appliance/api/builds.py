@@ -35,7 +35,9 @@ class Builds:
         """What this resource answers."""
         return [
             Route("/v1/models/{owner}/{name}/versions", self.create, methods=["POST"]),
+            Route("/v1/builds", self.list, methods=["GET"]),
             Route("/v1/builds/{id}", self.get, methods=["GET"]),
+            Route("/v1/builds/{id}/cancel", self.cancel, methods=["POST"]),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -60,6 +62,19 @@ class Builds:
         """``GET /builds/{id}``: how far it has come, with its log."""
         caller = await requests.caller(request, self._services, Scope.READ)
         build = await self._services.pushes.get(request.path_params["id"], caller.owner)
+        return answers.json(wire.build(build, requests.origin(request, self._services)))
+
+    async def list(self, request: Request) -> Response:
+        """``GET /builds``: the caller's that are under way, oldest first."""
+        caller = await requests.caller(request, self._services, Scope.READ)
+        base = requests.origin(request, self._services)
+        under_way = self._services.pushes.under_way(caller.owner)
+        return answers.json(wire.page([wire.build(build, base) for build in under_way]))
+
+    async def cancel(self, request: Request) -> Response:
+        """``POST /builds/{id}/cancel``: answered once nothing of it runs; one that is over stays as it is."""
+        caller = await requests.caller(request, self._services, Scope.ADMIN)
+        build = await self._services.pushes.cancel(request.path_params["id"], caller.owner)
         return answers.json(wire.build(build, requests.origin(request, self._services)))
 
     async def _upload(self, address: str, caller: Token) -> File:

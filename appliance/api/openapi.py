@@ -75,6 +75,10 @@ _CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
 
 OPERATIONS: Final = (
     Operation("get", "/account", "account.get", "The account of the token", {200: "Account"}, refusals=_READ),
+    Operation("get", "/builds", "builds.list", "Your builds that are under way, oldest first",
+              {200: "BuildPage"}, refusals=_READ),
+    Operation("post", "/builds/{id}/cancel", "builds.cancel", "Cancel a build", {200: "Build"},
+              refusals=_READ),
     Operation("get", "/builds/{id}", "builds.get", "A project on its way to be a version", {200: "Build"},
               refusals=_READ),
     Operation("get", "/collections", "collections.list", "Collections of models", {200: "CollectionPage"},

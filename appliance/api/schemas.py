@@ -255,12 +255,13 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "id": _TEXT,
             "model": said(_TEXT, "owner/name"),
             "version": said(nullable(_TEXT), "64 hex digits, once it has succeeded"),
-            "status": one_of("starting", "processing", "succeeded", "failed"),
+            "status": one_of("starting", "processing", "succeeded", "failed", "canceled"),
+            "step": said(nullable(_TEXT), "What is done at the moment, or what it waits for"),
             "logs": _TEXT,
             "error": nullable(_TEXT),
             "created_at": _TIME,
             "completed_at": nullable(_TIME),
-            "urls": thing({"get": _ADDRESS}),
+            "urls": thing({"get": _ADDRESS, "cancel": _ADDRESS}),
         }
     ),
     "File": thing(
@@ -311,6 +312,8 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "WebhookSecret": thing({"key": {"type": "string", "pattern": "^whsec_[A-Za-z0-9+/=]+$"}}),
     **{
         f"{name}Page": page(name)
-        for name in ("Collection", "Model", "Prediction", "Version", "Training", "Deployment", "File")
+        for name in (
+            *("Build", "Collection", "Model", "Prediction", "Version", "Training", "Deployment", "File"),
+        )
     },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import tarfile
 import tempfile
@@ -51,7 +52,7 @@ def push(
     """Make a version of a model from a Cog project, without a restart. Needs a token that may administrate.
 
     Left out are .git, environments, caches, and what a .dockerignore names. models.yaml must say code.cog:
-    true. Memory is 1 GiB and what weights in the project take, where it is not said.
+    true. Memory is 1 GiB and what weights in the project take, where it is not said. Ctrl-C cancels it.
 
     Example: appliance push ./my-model me/my-model --memory 4GiB
     """
@@ -66,8 +67,15 @@ def push(
         _pack(folder, archive)
         upload = _upload(client, archive, f"{name}.tar.gz")
     body = {"source": upload["urls"]["get"], **({} if memory is None else {"memory": memory})}
-    build = _followed(client, client.post(f"/v1/models/{model}/versions", body))
+    build = client.post(f"/v1/models/{model}/versions", body)
+    try:
+        build = _followed(client, build)
+    except KeyboardInterrupt:
+        build = client.post(f"/v1/builds/{build['id']}/cancel")
     client.call("DELETE", f"/v1/files/{upload['id']}")
+    if build["status"] == "canceled":
+        typer.echo(f"\nbuild {build['id']} is canceled", err=True)
+        raise typer.Exit(128 + signal.SIGINT)
     if build["status"] != "succeeded":
         raise ApplianceError(f"the build failed: {build['error']}")
     typer.echo(json.dumps(build, indent=2) if as_json else f"{model}:{build['version']}")

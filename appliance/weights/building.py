@@ -22,7 +22,7 @@ def main(home: Path, archive: Path, name: str) -> dict[str, str]:
     folder = project.unpacked(home, archive.name)
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        print("unpacking", flush=True)
+        print(f"{project.STEP}unpacking", flush=True)
         unpack(archive, folder)
         # A name that only messages hold need not be one that models.yaml could have.
         model = CogModel.model_construct(name=name, kind="cog", source=FolderSource(path=folder))

@@ -41,6 +41,8 @@ COG: Final = "0.23.1"
 #: What else makes a build another one: how it is made here.
 _FORMAT: Final = 3
 DESCRIPTION: Final = "build.json"
+#: Lines of a build's log that say what is done next begin with it; the others are what tools print.
+STEP: Final = "==> "
 PROJECT: Final = "project"
 TRAINING: Final = "training"
 _SHIMS: Final = "cog_shims"
@@ -143,8 +145,16 @@ def sweep(home: Path) -> None:
     """Remove what builds have left whose process is no more: hidden folders that end in its number."""
     for left in root(home).glob(".*"):
         number = left.name.rpartition(".")[2]
-        if not (number.isdecimal() and Path("/proc", number).exists()):
+        if not (number.isdecimal() and _runs(number)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(pid: str) -> bool:
+    """Whether there is such a process, and it is more than an entry that nobody has reaped yet."""
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _silent(_: str) -> None:
@@ -158,13 +168,13 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
         WeightsError: it cannot be; the text is what the tool said.
     """
     if isinstance(model.source, GitSource):
-        say(f"fetching {model.source.git}")
+        say(f"{STEP}fetching {model.source.git}")
         checkout.fetch(home, model.source)
     project = _source(home, model)
     settings = _settings(model.name, project)
     target = folder(home, model)
     if target.exists():
-        say("it is built already")
+        say(f"{STEP}it is built already")
         return target
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -172,7 +182,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
     try:
         shutil.copytree(project, unfinished / PROJECT, ignore=_LEFT_OUT)
         _install(model.name, settings, unfinished, say)
-        say("asking the project what it takes and gives")
+        say(f"{STEP}asking the project what it takes and gives")
         description = _describe(model.name, settings, unfinished, say)
         _publish(description, unfinished)
         _renamed(unfinished, target)
@@ -215,17 +225,17 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     version = str(wanted.get("python_version") or f"{sys.version_info.major}.{sys.version_info.minor}")
     uv = [sys.executable, "-m", "uv"]
     environment = build / _ENVIRONMENT
-    say(f"making an environment with Python {version}")
+    say(f"{STEP}making an environment with Python {version}")
     venv = [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)]
     _run(name, venv, build, say)
     packages = [f"cog=={COG}", *map(str, wanted.get("python_packages") or ())]
-    say(f"installing {' '.join(packages)}")
     # A file takes what may stand in a file of requirements, "-e ./package" too.
     (build / _PACKAGES).write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
     requirements = ["--requirement", str(build / _PACKAGES)]
     if wanted.get("python_requirements"):
-        say(f"installing {wanted['python_requirements']}")
+        packages.append(f"what {wanted['python_requirements']} names")
         requirements += ["--requirement", str(build / PROJECT / wanted["python_requirements"])]
+    say(f"{STEP}installing {' '.join(packages)}")
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
     _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from there
     packages_folder = _site_packages(build)

@@ -44,13 +44,19 @@ def begin(client: httpx.Client, name: str, files: dict[str, str]) -> httpx.Respo
     return begun
 
 
-def over(client: httpx.Client, begun: httpx.Response) -> dict[str, Any]:
-    def look() -> Any:
-        found = client.get(begun.json()["urls"]["get"]).json()
-        return found["completed_at"] and found
-
-    found: dict[str, Any] = wait_for(look, "the build")
+def look(client: httpx.Client, begun: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(begun.json()["urls"]["get"]).json()
     return found
+
+
+def over(client: httpx.Client, begun: httpx.Response) -> dict[str, Any]:
+    wait_for(lambda: look(client, begun)["completed_at"], "the build")
+    return look(client, begun)
+
+
+def until_described(client: httpx.Client, begun: httpx.Response) -> None:
+    """Wait until a slow project is asked what it takes, which has no end."""
+    wait_for(lambda: "it takes its time" in look(client, begun)["logs"], "the slow project to be imported")
 
 
 def says_hello(client: httpx.Client, version: str) -> bool:
@@ -59,7 +65,7 @@ def says_hello(client: httpx.Client, version: str) -> bool:
     return bool(record.get("output") == "hello you")
 
 
-def test_a_pushed_version_outlives_everything_and_a_build_that_was_cut_off_is_known(
+def test_builds_run_side_by_side_and_what_they_made_outlives_everything(
     appliance: Appliance,
 ) -> None:
     project = ROOT / "tests" / "projects" / "hello"
@@ -68,14 +74,24 @@ def test_a_pushed_version_outlives_everything_and_a_build_that_was_cut_off_is_kn
         build = over(client, begin(client, "hello", files))
         assert build["status"] == "succeeded", build
         assert says_hello(client, build["version"])
-        slow = begin(client, "slow", SLOW)
+        slow, passing = begin(client, "slow", SLOW), begin(client, "passing", SLOW | {"other.md": "x"})
         waiting = begin(client, "waiting", files | {"more.md": "x"})
-        wait_for(lambda: "asking the project" in client.get(slow.json()["urls"]["get"]).json()["logs"], "it")
-        assert client.get(waiting.json()["urls"]["get"]).json()["status"] == "starting"
+        for begun in (slow, passing):  # both are built at the same time
+            until_described(client, begun)
+        assert (look(client, slow)["step"] or "").startswith("asking the project")
+        assert look(client, waiting)["status"] == "starting"
+        canceled = client.post(passing.json()["urls"]["cancel"]).json()
+        assert canceled["status"] == "canceled"
+        assert len(appliance.named("describe_cog.py")) == 1
+        assert over(client, waiting)["status"] == "succeeded"
+        passing = begin(client, "passing", SLOW | {"other.md": "x"})
+        waiting = begin(client, "waiting", files | {"most.md": "x"})
+        wait_for(lambda: look(client, passing)["status"] == "processing", "its turn")
+        assert look(client, waiting)["status"] == "starting"
     appliance.kill()
     appliance.start()
     with appliance.client() as client:
-        for begun in (slow, waiting):
+        for begun in (slow, passing, waiting):
             found = client.get(begun.json()["urls"]["get"]).json()
             assert (found["status"], found["version"]) == ("failed", None)
             assert "stopped while it was built" in found["error"]
@@ -84,5 +100,5 @@ def test_a_pushed_version_outlives_everything_and_a_build_that_was_cut_off_is_kn
         left = [folder.name for folder in (appliance.home / "cog").iterdir() if folder.name[0] == "."]
         assert left == []
         assert not appliance.named("describe_cog.py")
-        again = over(client, begin(client, "waiting", files | {"more.md": "x"}))
+        again = over(client, begin(client, "waiting", files | {"most.md": "x"}))
         assert again["status"] == "succeeded"

@@ -39,7 +39,9 @@ def events(text: str) -> list[tuple[str, str, str]]:
 GUARDED = (
     ("GET", "/v1/account"),
     ("POST", "/v1/models/test/echo/versions"),
+    ("GET", "/v1/builds"),
     ("GET", "/v1/builds/0123"),
+    ("POST", "/v1/builds/0123/cancel"),
     ("GET", "/v1/hardware"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/test/echo"),
@@ -170,6 +172,7 @@ async def test_a_token_may_do_what_its_scope_says(
             ("DELETE", "/v1/files/x"),
         ],
         "admin": [
+            ("POST", "/v1/builds/x/cancel"),
             ("POST", "/admin/models/test/echo/unload"),
             ("GET", "/admin/residency"),
             ("POST", "/admin/reload"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from appliance import __version__, catalogue, config, token
+from appliance import __version__, config, token
+from appliance.catalogue import Catalogue
 from appliance.cli import main
 from appliance.scheduler import MARGIN
+from appliance.servable import servable
 from appliance.store import FootprintRow
+from tests.engines import DEVICES
 from tests.stores import opened
 from tests.unit.test_servable import nested_header
 
@@ -78,7 +82,9 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
+                content = self.rfile.read(length)
+                is_json = "json" in (self.headers.get("content-type") or "")
+                body = json.loads(content) if content and is_json else None
                 path = self.path.partition("?")[0]
                 server.asked.append((self.command, path, body))
                 server.tokens.append(self.headers.get("authorization"))
@@ -90,7 +96,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            do_POST = do_GET  # noqa: N815 - the base class's name
+            do_POST = do_DELETE = do_GET  # noqa: N815 - the base class's names
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Nothing: stderr is what tests look at."""
@@ -434,7 +440,8 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     declared += "  - {name: test/pinned, kind: echo, memory: 600MiB, pin: true}\n"
     declared += "  - {name: test/large, kind: echo, memory: 500MiB}\n"
     (tmp_path / "models.yaml").write_text(declared)
-    built = catalogue.build(config.load(tmp_path / "models.yaml"), 0.0)
+    found = servable(config.load(tmp_path / "models.yaml"), tmp_path, DEVICES, 0.0)
+    built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described])
     loaded = built.loads_as(built.hosted("test/echo"))
     row = FootprintRow(
         loaded=loaded, device="cpu", model="test/echo", peak=100 << 20, main=100 << 20, measured_at=0.0
@@ -583,6 +590,28 @@ def test_a_wrong_port_in_the_environment_is_refused(
     assert ran.code == 2
     assert "APPLIANCE_PORT" in ran.err
     assert executed == []
+
+
+def test_ctrl_c_cancels_the_build(
+    command: Command, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "cog.yaml").write_text("run: run.py:Runner\n")
+    build = {"id": "one", "status": "processing", "logs": "==> unpacking\n", "completed_at": None}
+    server.answer("GET", "/v1/models/me/mine", {})
+    server.answer("POST", "/v1/files", {"id": "file", "urls": {"get": f"{server.url}/v1/files/file"}}, 201)
+    server.answer("POST", "/v1/models/me/mine/versions", build, 202)
+    server.answer("POST", "/v1/builds/one/cancel", {**build, "status": "canceled", "completed_at": "now"})
+    server.answer("DELETE", "/v1/files/file", {})
+    monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    ran = command("push", "project", "me/mine")
+    assert ran.code == 130, ran.err
+    assert "==> unpacking" in ran.err
+    assert "build one is canceled" in ran.err
+    assert [(method, path) for method, path, _ in server.asked][-2:] == [
+        ("POST", "/v1/builds/one/cancel"),
+        ("DELETE", "/v1/files/file"),
+    ]
 
 
 def test_help_imports_nothing_heavy() -> None:

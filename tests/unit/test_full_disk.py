@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -113,23 +114,12 @@ async def test_what_waits_for_a_load_waits_for_space_too(
     await cluster.close()
 
 
-async def test_an_unexpected_error_of_a_load_keeps_nobody_waiting(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.cluster = cluster = NoHosts(ValueError("a bug"))
-    await bench.start()
-    record = await bench.ended(await bench.submit(text="x"))
-    assert record.status is Status.FAILED
-    assert "could not be loaded: a bug" in str(record.error)
-    assert cluster.loads == loads.ATTEMPTS
-    await bench.stop()
-
-
 def test_a_disk_is_full_where_a_little_finds_no_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not storage.full(tmp_path)
     with FULL.open("wb", buffering=0) as full:
-        monkeypatch.setattr(storage.tempfile, "TemporaryFile", lambda **_: full)
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
         assert storage.full(tmp_path)
 
 

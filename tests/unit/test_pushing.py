@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import tarfile
@@ -15,7 +16,9 @@ from appliance import token
 from appliance.cli import pushing
 from appliance.config import CogModel, FolderSource
 from appliance.errors import WeightsError
+from appliance.leftovers import kill_marked
 from appliance.model import Build, Project
+from appliance.pushing import BUILD_MARK, BUILDS_AT_ONCE
 from appliance.token import Scope, Token
 from appliance.weights import archive, project
 from tests.apis import Api
@@ -93,6 +96,60 @@ async def test_a_build_is_its_owners(allowed: Api) -> None:
     assert (shown["id"], shown["urls"]["get"].endswith(f"/v1/builds/{build.id}")) == (build.id, True)
     async with Api(allowed.services, "other") as stranger:
         assert (await stranger.get(f"/v1/builds/{build.id}")).status_code == 404
+
+
+async def begun(api: Api) -> dict[str, Any]:
+    reply = await api.post(ROUTE, json={"source": await upload(api)})
+    assert reply.status_code == 202, reply.text
+    made: dict[str, Any] = reply.json()
+    return made
+
+
+async def look(api: Api, build: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = (await api.get(f"/v1/builds/{build['id']}")).json()
+    return found
+
+
+async def test_builds_run_side_by_side_and_a_canceled_one_makes_room(allowed: Api) -> None:
+    builds = [await begun(allowed) for _ in range(BUILDS_AT_ONCE + 2)]
+    assert [(await look(allowed, build))["status"] for build in builds] == [
+        *["processing"] * BUILDS_AT_ONCE, "starting", "starting",
+    ]  # fmt: skip
+    waiting, further = builds[BUILDS_AT_ONCE:]
+    assert (await look(allowed, waiting))["step"] == f"waiting: {BUILDS_AT_ONCE} other builds are under way"
+    listed = (await allowed.get("/v1/builds")).json()["results"]
+    assert [each["id"] for each in listed] == [build["id"] for build in builds]
+    for build in (builds[0], further):  # one that runs, and one that waits
+        canceled = (await allowed.post(f"/v1/builds/{build['id']}/cancel")).json()
+        assert (canceled["status"], canceled["error"]) == ("canceled", "it was canceled")
+        assert canceled["completed_at"] is not None
+    while (await look(allowed, waiting))["status"] == "starting":
+        await asyncio.sleep(0.005)
+    for build in builds:
+        await allowed.post(f"/v1/builds/{build['id']}/cancel")
+    assert (await allowed.get("/v1/builds")).json()["results"] == []
+    again = (await allowed.post(f"/v1/builds/{further['id']}/cancel")).json()
+    assert again["status"] == "canceled"
+
+
+async def test_nobody_elses_build_can_be_canceled(allowed: Api) -> None:
+    build = await begun(allowed)
+    async with Api(allowed.services, "other") as stranger:
+        assert (await stranger.post(f"/v1/builds/{build['id']}/cancel")).status_code == 404
+        assert (await stranger.get("/v1/builds")).json()["results"] == []
+    assert (await allowed.post(f"/v1/builds/{build['id']}/cancel")).json()["status"] == "canceled"
+
+
+async def test_a_build_that_takes_too_long_is_ended_and_nothing_of_it_is_left(
+    allowed: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.pushing.BUILD_TIMEOUT", 0.01)
+    build = await begun(allowed)
+    while (found := await look(allowed, build))["completed_at"] is None:
+        await asyncio.sleep(0.005)
+    assert (found["status"], found["step"]) == ("failed", None)
+    assert "took longer than 0.01 s" in found["error"]
+    assert kill_marked(BUILD_MARK, build["id"]) == []
 
 
 async def test_a_pushed_version_whose_build_is_damaged_is_left_out_and_said_to_be(allowed: Api) -> None:

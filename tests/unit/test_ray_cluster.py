@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import serve
 
-from appliance.cluster import ray
-from appliance.cluster.ray import RayCluster
+from appliance.cluster.ray import RayCluster, _Link
 from appliance.errors import HostLost
 from appliance.prediction import Job
 from appliance.runners.base import LoadSpec
@@ -41,7 +41,7 @@ class Stream:
 async def sent(handle: Handle) -> tuple[RayCluster, Stream]:
     """A cluster that has sent one job to the replica behind ``handle``."""
     cluster = RayCluster(Path("socket"), Path("run"))
-    link = cluster._links["a/b"] = ray._Link("runner-0", handle)  # type: ignore[arg-type]  # stands for one
+    link = cluster._links["a/b"] = _Link("runner-0", handle)  # type: ignore[arg-type]  # stands for one
     link.stream = stream = Stream()
     cluster.submit("a/b", Job("p", 1, {}))
     assert link.pump is not None
@@ -71,7 +71,7 @@ async def test_a_replica_that_cannot_be_started_is_a_lost_host(monkeypatch: pyte
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("Serve is not there")
 
-    monkeypatch.setattr(ray.serve, "run_many", refuse)
+    monkeypatch.setattr(serve, "run_many", refuse)
     spec = LoadSpec(
         model="a/b", version="v", kind="echo", options={}, weights=None, device="cpu", memory=1, threads=1,
         concurrency=1, cache="cache",
