@@ -93,6 +93,11 @@ def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required
         raise InvalidInput(problems)
 
 
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a property that is declared so takes ``value``."""
+    return next(_problems(value, schema, ""), None) is None
+
+
 def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     """Each value with the name the caller gave it, by the name it has here."""
     given = {key: (key, value) for key, value in input.items()}
@@ -222,6 +227,8 @@ def _is(value: Any, kind: str) -> bool:
             return isinstance(value, list)
         case "object":
             return isinstance(value, dict)
+        case "null":
+            return value is None
     raise ValueError(f"a model's interface declares the unknown type {kind!r}")
 
 

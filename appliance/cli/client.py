@@ -181,6 +181,8 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
         value = json.loads(text)
     except ValueError:  # the server says what it should be
         return key, text
+    if schema.fits(text, declared) and not schema.fits(value, declared):
+        return key, text
     if schema.non_finite(value) is not None:
         raise ApplianceError(f"-i {given}: it must be a finite number")
     return key, value

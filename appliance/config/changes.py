@@ -91,7 +91,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     changed: dict[str, tuple[str, ...]] = {}
     settings: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
-    not_served: dict[str, str] = {}  # models whose weights could not be had, and why
+    not_served: dict[str, str] = {}  # models that cannot be served, and why
 
     def __str__(self) -> str:
         """Lines for people."""

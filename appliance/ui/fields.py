@@ -50,6 +50,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     step: float | None = None
     choices: tuple[Any, ...] = ()
     items: str = "string"  # type of the values of a list
+    text: bool = False  # whether what is no JSON may be text
     folded: bool = False  # seen only when one asks for more
 
     def value(self, given: Any) -> Any:
@@ -77,7 +78,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
         match self.widget:
             case Widget.LIST if isinstance(value, list):
                 return "\n".join(str(item) for item in value)
-            case Widget.JSON:
+            case Widget.JSON if not (self.text and isinstance(value, str)):
                 return json.dumps(value, indent=2, ensure_ascii=False)
             case Widget.LINE | Widget.TEXT if isinstance(value, list):
                 return json.dumps(value, ensure_ascii=False)
@@ -105,6 +106,8 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError("a number in it is not finite")
             return value
         except (ValueError, TypeError, RecursionError) as error:
+            if self.text:
+                return text
             raise InvalidInput([FieldProblem("invalid_type", self.name, f"not JSON: {error}")]) from error
 
 
@@ -150,12 +153,12 @@ def filled_in(known: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _resolved(schema: dict[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """A property with what it refers to merged in; of alternatives, the first that is not null."""
+    """A property with what it refers to merged in; one of several types has no type of its own then."""
     for part in schema.get("allOf", ()):
         schema = {**schemas.get(str(part.get("$ref", "")).rpartition("/")[2], part), **schema}
-    for part in schema.get("anyOf", ()):
-        if part.get("type") != "null":
-            return {**_resolved(part, schemas), **{key: schema[key] for key in schema if key != "anyOf"}}
+    parts = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]
+    if len(parts) == 1:
+        return {**_resolved(parts[0], schemas), **{key: schema[key] for key in schema if key != "anyOf"}}
     if "$ref" in schema:
         return {**schemas.get(schema["$ref"].rpartition("/")[2], {}), **schema}
     return schema
@@ -183,6 +186,7 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
         step=step,
         choices=tuple(schema.get("enum", ())),
         items=items,
+        text=any(part.get("type") == "string" for part in schema.get("anyOf", ())),
     )
 
 

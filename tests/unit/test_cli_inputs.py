@@ -20,6 +20,7 @@ INPUTS: dict[str, Any] = {
     "image": {"type": "string", "format": "uri"},
     "stop": {"type": "string", "x-appliance-list": True},
     "size": {"type": "integer", "description": "how large"},
+    "either": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
 }
 
 
@@ -36,6 +37,9 @@ INPUTS: dict[str, Any] = {
         ('names=["a", "b"]', ["a", "b"]),
         ('stop=["a", "b"]', ["a", "b"]),
         ("stop=1,2", "1,2"),
+        ("either=[1, 2]", [1, 2]),
+        ("either=7", "7"),
+        ("either=seven", "seven"),
         ("unknown=7", 7),
         ("unknown=seven", "seven"),
     ],

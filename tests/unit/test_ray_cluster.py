@@ -41,7 +41,7 @@ class Stream:
 async def sent(handle: Handle) -> tuple[RayCluster, Stream]:
     """A cluster that has sent one job to the replica behind ``handle``."""
     cluster = RayCluster(Path("socket"), Path("run"))
-    link = cluster._links["a/b"] = _Link("runner-0", handle)  # type: ignore[arg-type]  # stands for one
+    link = cluster._links["a/b"] = _Link("runner-0", handle)
     link.stream = stream = Stream()
     cluster.submit("a/b", Job("p", 1, {}))
     assert link.pump is not None

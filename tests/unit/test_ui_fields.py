@@ -54,6 +54,16 @@ def test_each_kind_of_input_has_its_widget(schema: dict[str, Any], widget: Widge
         assert (found.choices, found.default) == (("a", "b"), "b")
 
 
+def test_an_input_of_several_types_takes_json_and_text_where_that_is_one_of_them() -> None:
+    numbers = {"type": "array", "items": {"type": "integer"}}
+    either = field({"anyOf": [{"type": "string"}, numbers]})
+    assert either.widget is Widget.JSON
+    assert [either.value(given) for given in ("[1, 2]", "hello", "")] == [[1, 2], "hello", None]
+    assert either.shown("hello") == "hello"
+    with pytest.raises(InvalidInput, match="not JSON"):
+        field({"anyOf": [{"type": "boolean"}, numbers]}).value("hello")
+
+
 def test_order_is_that_of_the_schema_and_what_is_rarely_needed_is_folded() -> None:
     found = fields(document({}, ()))
     assert found == ()
