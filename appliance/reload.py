@@ -156,7 +156,12 @@ class Reload:
 
 
 async def catalogue_of(found: Servable, store: Store) -> Catalogue:
-    """The models that can be served, with when each was first seen, and those made through the API."""
+    """The models that can be served, with when each was first seen, and those made through the API.
+
+    The log gets those that cannot be.
+    """
+    for name, why in found.left_out.items():
+        _log.error("model %s is not served: %s", name, why, extra={"model": name})
     entries, seen = [], {}
     for _, entry in found.described:
         row = VersionRow(

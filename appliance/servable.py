@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import msgspec
@@ -14,8 +13,6 @@ from appliance.errors import WeightsError
 from appliance.hardware import Device
 from appliance.placement import demand, training_demand
 from appliance.scheduler import Demand
-
-_log = logging.getLogger(__name__)
 
 
 class Servable(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +41,6 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
                 found = described_whole(whole, weights.revision(whole), now)
                 asked = demands_of(whole, home, devices)
         except WeightsError as error:
-            _log.error("model %s is not served: %s", model.name, error.detail, extra={"model": model.name})
             left_out[model.name] = error.detail
             continue
         models.append(whole)

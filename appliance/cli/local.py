@@ -162,8 +162,7 @@ def _show_placement(report: dict[str, Any]) -> None:
     models = Table("model", "kind", "needs", "that is", "fits on", "weights", box=None)
     for model in report["models"]:
         if model["from"] is None:
-            said = f"[red]not served: {escape(model['problem'])}[/]"
-            models.add_row(model["name"], model["kind"], "", "not known", said, "here")
+            models.add_row(model["name"], model["kind"], "", "not known", "[red]not served[/]", "here")
             continue
         share = f"{model['share']:g} of a device" if model["share"] is not None else ""
         needs = size(model["memory"]) if model["memory"] is not None else share
@@ -176,6 +175,10 @@ def _show_placement(report: dict[str, Any]) -> None:
         models.add_row(model["name"], model["kind"], needs + many, model["from"] + peak, fits, weights)
     console.print()
     console.print(models)
+    for model in report["models"]:
+        if model["from"] is None:
+            said = f"{model['name']} is not served: {model['problem']}"
+            console.print(said, style="red", markup=False, soft_wrap=True)
 
 
 def size(count: int) -> str:

@@ -206,7 +206,8 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     console.print()
     console.print(known)
     for model in found.get("not_served", ()):
-        console.print(f"{model['name']} is not served: {model['problem']}", style="red", markup=False)
+        said = f"{model['name']} is not served: {model['problem']}"
+        console.print(said, style="red", markup=False, soft_wrap=True)
     if found.get("decisions"):
         console.print()
         for decision in reversed(found["decisions"]):

@@ -431,7 +431,8 @@ def test_check_says_which_models_cannot_be_served_and_why(command: Command, tmp_
     left_out, echo = json.loads(ran.out)["models"]
     assert (ran.code, left_out["fits"], echo["fits"]) == (1, False, True)
     assert "model.safetensors is damaged" in left_out["problem"]
-    assert "not served: " in command("check").out
+    shown = command("check").out
+    assert f"test/broken is not served: {left_out['problem']}" in shown
 
 
 def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:

@@ -229,13 +229,14 @@ async def test_weights_that_cannot_be_had_are_said_and_the_rest_is_done(
 
 
 async def test_a_model_whose_files_are_of_no_use_is_left_out_and_said_to_be(
-    edited: Edited, tmp_path: Path
+    edited: Edited, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nested_header(tmp_path)
     broken = {"name": "test/broken", "kind": "embeddings", "source": {"path": str(tmp_path)}}
     listed = {"slug": "all", "name": "All", "description": "x", "models": ["test/broken", "test/echo"]}
     report = await edited.reload(ECHO, broken, collections=[listed])
     assert report.not_served.keys() == {"test/broken"}
+    assert "model test/broken is not served: " in caplog.text
     assert (await edited.bench.ended(await edited.submit(text="hi"))).output == "hi"
     async with Api(edited.services) as api:
         (said,) = (await api.get("/admin/status")).json()["not_served"]
