@@ -10,9 +10,11 @@ import html
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
+from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -20,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from appliance.config import Config
 from appliance.errors import ApplianceError, NotFound
 from appliance.ui import session, shell
+from appliance.ui.bodies import SAFE, Bodies
 from appliance.ui.built import Built, Frontend
 from appliance.ui.client import Api
 from appliance.ui.pages import FIRST, PAGES, model
@@ -28,7 +31,6 @@ from appliance.ui.shell import Page
 
 _log = logging.getLogger(__name__)
 
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _MODEL: Final = re.compile(
     r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|$)"
 )
@@ -42,6 +44,7 @@ class Server:
         """Pages are built when they are first asked for."""
         self._title = config.ui.title
         self._largest = config.files.max_upload
+        self._bodies = Bodies(Path(get_upload_folder()), config)
         self._sessions = sessions
         self._api = api
         self._pages = pages
@@ -72,7 +75,7 @@ class Server:
             await self._frontend(scope, receive, send)
             return
         asker = request.headers.get("origin")
-        if request.method not in _SAFE and asker not in {None, session.origin(request)}:
+        if request.method not in SAFE and asker not in {None, session.origin(request)}:
             await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
             return
         if path == "/signin":
@@ -101,7 +104,8 @@ class Server:
             frame = shell.navigation(self._pages, known, root, self._title)
             await (await built.opened(request, root, frame, self._images))(scope, receive, send)
             return
-        await built.app({**scope, "root_path": root, shell.PARAMETERS: found}, receive, send)
+        inner = {**scope, "root_path": root, shell.PARAMETERS: found}
+        await self._bodies.pass_on(built.app, request, known, inner, send)
 
     # -- which page
 
