@@ -40,7 +40,7 @@ from appliance.api.usage import UsageReport
 from appliance.api.versions import Versions
 from appliance.api.web import Web
 from appliance.api.webhooks import WebhookKeys
-from appliance.errors import ApplianceError, DiskFull, MethodNotAllowed, NotFound
+from appliance.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
 from appliance.ratelimit import Standing
 
 _log = logging.getLogger(__name__)
@@ -135,7 +135,10 @@ class Application:
         """See ASGI; only HTTP is spoken."""
         if scope["type"] != "http":
             raise NotImplementedError(f"the appliance does not speak {scope['type']}")
-        if self._web is not None and self._web.takes(scope):
+        if not scope["path"].startswith("/"):  # "*", which OPTIONS may ask for
+            problem = BadRequest(f'"{scope["path"][:100]}" is no path of this appliance.')
+            await refusals.answer(problem, "/", post=False)(scope, receive, send)
+        elif self._web is not None and self._web.takes(scope):
             await self._web(scope, receive, send)
         else:
             await self._answer(scope, receive, send)

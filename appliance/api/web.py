@@ -79,7 +79,7 @@ class Web:
 
     def takes(self, scope: Scope) -> bool:
         """Whether a request is for the UI. One with a token in it is for the API, whatever its path is."""
-        first: str = scope["path"].split("/", 2)[1] if scope["path"].startswith("/") else ""
+        first: str = scope["path"].split("/", 2)[1]
         return first not in self._api and "authorization" not in Headers(scope=scope)
 
     async def close(self) -> None:

@@ -7,13 +7,16 @@ files of uploads that break off.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
 from pathlib import Path
 from typing import Final
 
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.config import Config
@@ -27,16 +30,17 @@ from appliance.errors import (
 )
 from appliance.ui.session import Session
 
-#: Methods of requests that change nothing, and whose body nobody reads.
-SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_log = logging.getLogger(__name__)
+
 _FRAME: Final = 256 * 1024  # bytes of a form around its files
 _ABANDONED: Final = 3600.0  # seconds after which a file that no upload has finished is removed
+_FAILED: Final = "The page failed to answer this request; logs/ui.log in the data folder says why."
 _FORM: Final = "multipart/form-data"
 _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
 
 
 class Bodies:
-    """Passes requests with a body on to a page, as far as they may have it."""
+    """Passes requests on to a page, with their bodies as far as they may have them."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         """``folder`` is where Gradio puts files that are picked."""
@@ -51,9 +55,6 @@ class Bodies:
         Raises:
             ApplianceError: the body is too large, or of a kind that this person may not send.
         """
-        if request.method in SAFE:
-            await app(scope, request.receive, send)
-            return
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             refusal: ApplianceError = BodyTooLarge(
                 f"The request body is over the limit of {self._body:,} bytes (limits.body in models.yaml)"
@@ -95,33 +96,70 @@ class Bodies:
         )
 
 
+class _Answer:
+    """The answer of a page; errors that it gives in plain text are held back."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.refused: int | None = None  # the status of such an error
+        self.text = b""
+        self.dropped = False
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the page."""
+        if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
+            self.refused = message["status"]
+        elif self.refused is not None:
+            self.text += message.get("body", b"")
+        if self.refused is None and not self.dropped:
+            self.begun = True
+            await self._send(message)
+
+
 async def _limited(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, most: int, refusal: ApplianceError
 ) -> None:
-    """Have ``app`` answer a request of at most ``most`` bytes; else raise ``refusal``."""
-    received, begun = 0, False
+    """Have ``app`` answer a request of at most ``most`` bytes.
+
+    Raises:
+        ApplianceError: ``refusal``, or the body holds what is no text, or ``app`` failed.
+    """
+    received, answer = 0, _Answer(send)
 
     async def counted() -> Message:
         nonlocal received
-        if received > most:
-            return {"type": "http.disconnect"}
         message = await receive()
         received += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if received > most else message
-
-    async def answer(message: Message) -> None:
-        nonlocal begun
-        if received <= most:
-            begun = True
-            await send(message)
+        if received > most:
+            answer.dropped = True
+            raise MultiPartException(refusal.detail)  # Gradio then closes the files of the form
+        return message
 
     try:
-        await app(scope, counted, answer)
-    except Exception:
-        if received <= most:
+        await app(scope, counted, answer.send)
+    except Exception as error:
+        if answer.begun:
             raise
-    if received > most and not begun:
+        if answer.dropped:
+            raise refusal from error
+        if isinstance(error, UnicodeEncodeError):  # FastAPI cannot repeat what it refuses
+            raise MalformedBody("The request body holds a lone surrogate, which is not text") from error
+        _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+        raise ApplianceError(_FAILED) from error
+    if answer.begun:
+        return
+    if answer.dropped:
         raise refusal
+    if answer.refused is not None:
+        text = answer.text.decode(errors="replace").strip()
+        told = {"detail": text or _FAILED, "status": answer.refused}
+        await JSONResponse(told, answer.refused)(scope, receive, send)
+
+
+def _is_plain(start: Message) -> bool:
+    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
+    return any(kind.startswith(b"text/plain") for kind in kinds)
 
 
 def _taken(folder: Path) -> int:

@@ -12,17 +12,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from gradio.utils import get_upload_folder
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.config import Config
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
 from appliance.ui import session, shell
-from appliance.ui.bodies import SAFE, Bodies
+from appliance.ui.bodies import Bodies
 from appliance.ui.built import Built, Frontend
 from appliance.ui.client import Api
 from appliance.ui.pages import FIRST, PAGES, model
@@ -31,6 +32,9 @@ from appliance.ui.shell import Page
 
 _log = logging.getLogger(__name__)
 
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_LONGEST_NAME: Final = 255  # bytes of a segment of a path, which may become the name of a file
+_LARGEST_FORM: Final = 64 * 1024  # bytes of the sign-in
 _MODEL: Final = re.compile(
     r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|$)"
 )
@@ -63,7 +67,11 @@ class Server:
         if request.headers.get("x-forwarded-proto") == "https":
             scope["scheme"] = "https"
         try:
+            _check_path(scope["path"])
             await self._answer(request, receive, send)
+        except HTTPException as error:  # of Starlette's files
+            refusal = MethodNotAllowed() if error.status_code == 405 else NotFound("There is no such page.")
+            await _refusal(request, refusal)(scope, receive, send)
         except ApplianceError as error:
             if error.status >= 500:
                 _log.error("%s %s: %s", request.method, request.url.path, error)
@@ -75,7 +83,7 @@ class Server:
             await self._frontend(scope, receive, send)
             return
         asker = request.headers.get("origin")
-        if request.method not in SAFE and asker not in {None, session.origin(request)}:
+        if request.method not in _SAFE and asker not in {None, session.origin(request)}:
             await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
             return
         if path == "/signin":
@@ -162,11 +170,10 @@ class Server:
     async def _sign_in(self, request: Request) -> Response:
         wrong, then = False, _local(request.query_params.get("next"))
         if request.method == "POST":
-            async with request.form(max_files=0, max_fields=4) as form:
-                given = form.get("token")
-                then = _local(form.get("next"))
+            form = await _form(request)
+            then = _local(form.get("next"))
             answer = RedirectResponse(then, 303)
-            if isinstance(given, str) and await self._sessions.sign_in(given.strip(), request, answer):
+            if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
                 return answer
             wrong = True
         refused = "" if not wrong else (
@@ -196,6 +203,37 @@ class Server:
         await self._api.close()
 
 
+def _check_path(path: str) -> None:
+    """Refuse what could be the path of no page and no file.
+
+    Raises:
+        NotFound: it is such a path.
+    """
+    for part in path.split("/"):
+        if part == ".." or "\0" in part or len(part.encode(errors="replace")) > _LONGEST_NAME:
+            raise NotFound("There is no such page.")
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of the sign-in.
+
+    Raises:
+        MalformedBody: it is no form of the kind that pages send.
+        BodyTooLarge: it is.
+    """
+    received = bytearray()
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > _LARGEST_FORM:
+                raise BodyTooLarge(f"The form is over {_LARGEST_FORM:,} bytes")
+        return dict(parse_qsl(received.decode(), max_num_fields=8))
+    except (ClientDisconnect, ValueError) as error:
+        raise MalformedBody(
+            "The form cannot be read: send it as application/x-www-form-urlencoded"
+        ) from error
+
+
 def _local(path: object) -> str:
     """A path of this appliance that one may be sent to; anything else is ``/``."""
     if not isinstance(path, str) or not re.fullmatch(r"/(?![/\\])[^\x00-\x20\\]*", path):
@@ -216,7 +254,7 @@ def _to_sign_in(request: Request) -> Response:
 
 def _refusal(request: Request, error: ApplianceError) -> Response:
     if not _wants_html(request):
-        return JSONResponse({"detail": error.detail}, error.status)
+        return JSONResponse(error.body(), error.status)
     title = "Not found" if isinstance(error, NotFound) else "Not possible"
     content = f'<h1>{title}</h1><p>{html.escape(error.detail)}</p><p><a href="/">To the models</a></p>'
     return _alone(title, content, error.status)

@@ -208,3 +208,13 @@ async def test_while_no_pages_are_there_a_browser_is_told_to_come_back(gateway: 
 async def test_without_a_ui_everything_is_the_apis(api: Api) -> None:
     for path in ("/", "/explore"):
         assert (await api.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "QUERY"])
+async def test_what_is_no_path_is_refused(gateway: httpx.AsyncClient, pages: Pages, method: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.base_url.port)
+    writer.write(f"{method} * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b'"detail":"\\"*\\" is no path of this appliance."' in body
