@@ -23,7 +23,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from appliance import callback, hardware, logs, proxies, temporary, token, weights
+from appliance import callback, hardware, logs, permissions, proxies, temporary, token, weights
 from appliance import config as configuration
 from appliance.app import Settings, start_gateway
 from appliance.cluster.node import RayNode, node_address
@@ -301,6 +301,7 @@ def main() -> int:
 def _serve(arguments: argparse.Namespace, console: Console) -> int:
     config = configuration.load(arguments.config)
     home = (arguments.home or configuration.home(config)).absolute()
+    permissions.restrict()
     for folder in (home, home / "run", home / "logs", home / "weights", home / "cache"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = Settings(
@@ -315,6 +316,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     )
     settings.log_file.touch(mode=0o600)
     logs.configure(settings.log_file, config.logging)
+    permissions.tighten(home)
     with take_lock(home):
         killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:

@@ -81,7 +81,7 @@ class Incoming:
         self._file.flush()
         os.fsync(self._file.fileno())  # the row that follows survives a power cut, and so must they
         self._file.close()
-        self.path.chmod(0o444)  # inputs of models are links to it
+        self.path.chmod(0o400)  # inputs of models are links to it
 
     def discard(self) -> None:
         """It is not wanted after all."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance import permissions
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, port
 from appliance.errors import ApplianceError, ConfigError, WeightsError
 
@@ -212,6 +213,7 @@ def pull(
 
     checked = load_config(config)
     chosen = _chosen(checked, models or [])
+    permissions.restrict()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     failed = []
     with Progress(TextColumn("{task.description}"), *columns) as progress:

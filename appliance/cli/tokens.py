@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from appliance import token
+from appliance import permissions, token
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config
 from appliance.errors import ApplianceError
 
@@ -94,6 +94,7 @@ def in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore]
     from appliance.store import SQLiteStore
 
     folder = home_folder(home, load_config(config))
+    permissions.restrict()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

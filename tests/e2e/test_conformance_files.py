@@ -112,6 +112,17 @@ def test_f4_metadata_that_go_can_decode(api: httpx.Client) -> None:
     assert upload(api)["metadata"] == {}
 
 
+def test_what_lies_in_the_data_folder_is_for_its_user_alone(api: httpx.Client, appliance: Appliance) -> None:
+    upload(api)
+    open_to_others = [
+        str(path.relative_to(appliance.home))
+        for folder in (appliance.home, *(appliance.home / name for name in ("files", "run", "logs")))
+        for path in [folder, *(folder.glob("*") if folder == appliance.home else folder.rglob("*"))]
+        if not path.is_symlink() and path.lstat().st_mode & 0o077
+    ]
+    assert open_to_others == []
+
+
 def test_f5_too_large(api: httpx.Client, appliance: Appliance) -> None:
     def megabytes(count: int) -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="content"; filename="big"\r\n\r\n'

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "weights",
         "hardware",
         "storage",
+        "permissions",
         "connection",
         "runners.base",
         "frames",
