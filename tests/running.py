@@ -36,6 +36,8 @@ def free_port() -> int:
 class Appliance:
     """One `appliance serve` with its own home, config and port."""
 
+    prefix: tuple[str, ...] = ()  # a command that runs it, such as ("prlimit", "--nofile=256")
+
     def __init__(
         self,
         home: Path,
@@ -74,6 +76,7 @@ class Appliance:
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
                 [
+                    *self.prefix,
                     *command,
                     *("--config", str(self.config), "--port", str(self.port)),
                     "--ui" if self.ui else "--no-ui",

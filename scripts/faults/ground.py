@@ -1,0 +1,197 @@
+"""One appliance under test, with a receiver of its webhooks, a caller that never rests, and a supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+
+from scripts.faults.ledger import Ledger, Tally
+from tests.receiver import Receiver, receiving
+from tests.running import TOKEN, Appliance, wait_for
+
+CONFIG: Final = """
+egress: {allow: [127.0.0.0/8]}
+limits: {attempts: 3, queue: 50000, queue_per_model: 50000}
+models:
+  - {name: test/echo, kind: echo, options: {concurrency: 8}}
+  - {name: test/stream, kind: echo, options: {stream: true, concurrency: 8}}
+  - {name: test/slow, kind: echo, options: {startup_delay: 2, concurrency: 8}}
+"""
+START: Final = 240.0  # seconds for a start, on a machine that is busy
+_ORPHANS: Final = 10.0  # seconds that processes may outlive their driver
+_CALL: Final = 40.0  # seconds for a call, longer than a process is stopped
+
+
+class Served(Appliance):
+    """An appliance with further variables, or run by another command."""
+
+    further: Mapping[str, str]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """See ``Appliance``."""
+        return {**super().environment, **self.further}
+
+
+class Ground:
+    """Cases begin here with an appliance that answers; ``close`` leaves no process behind."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        patience: float,
+        ui: bool = False,
+        models: str = "",
+        prefix: tuple[str, ...] = (),
+        further: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing runs before ``start``. ``models`` are further entries of models.yaml."""
+        home.mkdir(parents=True, exist_ok=True)
+        config = home / "models.yaml"
+        config.write_text(CONFIG + models)
+        self.appliance = Served(home, config, ui=ui)
+        self.appliance.prefix = prefix
+        self.appliance.further = further or {}
+        self.patience = patience
+        self.ledger = Ledger()
+        self.notes: list[str] = []  # what the supervisor had to do
+        self._exit = contextlib.ExitStack()
+        self.receiver: Receiver = self._exit.enter_context(receiving())
+
+    def start(self) -> None:
+        """Start it, and make one prediction, so that a model is loaded."""
+        self.appliance.start(START)
+        wait_for(self.serves, "the first prediction")
+
+    def close(self) -> None:
+        """Kill what is left of it."""
+        if self.appliance.process is not None:
+            self.appliance.kill()
+        self._exit.close()
+
+    def client(self, timeout: float = _CALL) -> httpx.Client:
+        """A signed-in client with a limit for each call."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        url = self.appliance.url
+        return httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+
+    def create(
+        self, client: httpx.Client, model: str, output: str | None, *, told: bool = True, **input: Any
+    ) -> str | None:
+        """Ask for a prediction whose output is ``output``; None if it was not accepted.
+
+        With ``told`` the receiver hears of its end.
+        """
+        hook = {"webhook": f"{self.receiver.url}/hook", "webhook_events_filter": ["completed"]}
+        body = {"version": model, "input": input, **(hook if told else {})}
+        try:
+            reply = client.post("/v1/predictions", json=body)
+        except httpx.HTTPError:
+            return None
+        if reply.status_code != 201:
+            return None
+        id = str(reply.json()["id"])
+        self.ledger.accept(id, output=output, told=told)
+        return id
+
+    def serves(self) -> bool:
+        """Whether a prediction that is asked for now succeeds soon."""
+        body = {"version": "test/echo", "input": {"text": "well?"}}
+        try:
+            with self.client(timeout=15) as client:
+                reply = client.post("/v1/predictions", json=body, headers={"Prefer": "wait=10"})
+                if self.appliance.ui and client.get("/signin", follow_redirects=True).status_code != 200:
+                    return False
+        except httpx.HTTPError:
+            return False
+        return reply.status_code == 201 and reply.json()["status"] == "succeeded"
+
+    def recovered(self, since: float) -> float | None:
+        """Seconds from ``since`` until a new prediction succeeds; None if that is never.
+
+        A driver that has ended is started again, as a supervisor such as systemd does.
+        """
+        while time.monotonic() < since + self.patience:
+            self._supervise()
+            if self.serves():
+                return round(time.monotonic() - since, 1)
+            time.sleep(0.1)
+        self.notes.append(f"serves nothing {self.patience:g} s after the fault")
+        return None
+
+    def check(self, tally: Tally, *, well: bool) -> None:
+        """Count what became of everything that was accepted; ``well``: it serves again."""
+        patience = self.patience if well else 5.0
+        files = self.appliance.home / "files"
+        with self.client(timeout=30 if well else 2) as client:
+            self.ledger.check(client, self.receiver, files, patience, tally)
+            if well:
+                self.ledger.check_usage(client, tally)
+        for note in self.notes:
+            tally.note(note)
+        self.ledger = Ledger()
+        self.notes = []
+        self.receiver.received.clear()
+
+    def _supervise(self) -> None:
+        process = self.appliance.process
+        if process is None or process.poll() is None:
+            return
+        code = process.returncode
+        left = self._left_behind()
+        self.appliance.kill()  # the group as a whole, which is what systemd does
+        more = f", {len(left)} processes left behind ({', '.join(sorted(set(left)))})" if left else ""
+        self.notes.append(f"the driver ended with code {code} and was started again{more}")
+        try:
+            self.appliance.start(START)
+        except AssertionError as error:
+            last = str(error).strip().splitlines()[-1:]
+            self.notes.append(f"it does not start: {' '.join(last)}")
+            time.sleep(1)
+
+    def _left_behind(self) -> list[str]:
+        """The names of what still runs a while after the driver has ended."""
+        deadline = time.monotonic() + _ORPHANS
+        while time.monotonic() < deadline:
+            if not self.appliance.processes():
+                return []
+            time.sleep(0.2)
+        names = []
+        for process in self.appliance.processes():
+            with contextlib.suppress(psutil.Error):
+                names.append(process.name())
+        return names
+
+
+class Caller:
+    """Asks for a small prediction again and again while a case goes on; those accepted are in the ledger."""
+
+    def __init__(self, ground: Ground, pause: float = 0.2) -> None:
+        """It calls from ``__enter__`` to ``__exit__``."""
+        self._ground = ground
+        self._pause = pause
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._call)
+
+    def __enter__(self) -> Caller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _call(self) -> None:
+        number = 0
+        with self._ground.client() as client:
+            while not self._over.wait(self._pause):
+                number += 1
+                self._ground.create(client, "test/echo", f"call {number}", text=f"call {number}")

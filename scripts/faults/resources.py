@@ -1,0 +1,229 @@
+"""Cases in which the machine, not a process, fails: disk, clock, weights, database, file descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from scripts.faults.ground import START, Caller, Ground
+from scripts.faults.ledger import Tally
+from tests import tiny_models
+
+_DISK: Final = "256m"
+_FULL_SECONDS: Final = 10.0
+_DESCRIPTORS: Final = 256
+_MANY: Final = 20
+_MASKED: Final = "the [MASK] sat"
+_TINY: Final = """
+  - {name: test/tiny, kind: transformers, source: {path: %s}, options: {task: fill-mask}}
+"""
+
+
+class Skipped(Exception):
+    """The case needs something that this machine has not; the text says what."""
+
+
+def disk_full(folder: Path, patience: float, tally: Tally) -> float | None:
+    """The data folder is on a disk that fills up while predictions are made, and is freed again."""
+    with _small_disk(folder) as disk:
+        ground = Ground(disk / "home", patience=patience)
+        try:
+            ground.start()
+            with Caller(ground), ground.client() as client:
+                _fill(disk / "ballast")
+                until = time.monotonic() + _FULL_SECONDS
+                said: set[int] = set()
+                while time.monotonic() < until:
+                    content = os.urandom(100_000)
+                    reply = client.post("/v1/files", files={"content": content})
+                    said.add(reply.status_code)
+                    if reply.status_code == 201:
+                        ground.ledger.uploaded(reply.json()["id"], content)
+                    ground.create(client, "test/slow", "full", text="full")
+                (disk / "ballast").unlink()
+                seconds = ground.recovered(time.monotonic())
+            tally.note(f"uploads were answered {', '.join(map(str, sorted(said)))} while it was full")
+            ground.check(tally, well=seconds is not None)
+            return seconds
+        finally:
+            ground.close()
+
+
+def clock_forward(folder: Path, patience: float, tally: Tally) -> float | None:
+    """The clock of the machine jumps an hour ahead while predictions run."""
+    return _clock(folder, patience, tally, "+3600")
+
+
+def clock_back(folder: Path, patience: float, tally: Tally) -> float | None:
+    """The clock of the machine jumps an hour back while predictions run."""
+    return _clock(folder, patience, tally, "-3600")
+
+
+def _clock(folder: Path, patience: float, tally: Tally, jump: str) -> float | None:
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not libraries:
+        raise Skipped("libfaketime is not installed (Debian's package faketime)")
+    clock = folder / "clock"
+    clock.write_text("+0\n")
+    further = {
+        "LD_PRELOAD": str(libraries[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    ground = Ground(folder / "home", patience=patience, further=further)
+    try:
+        ground.start()
+        with Caller(ground), ground.client() as client:
+            for number in range(_MANY):
+                ground.create(client, "test/echo", f"t {number}", text=f"t {number}", delay=1)
+            clock.write_text(f"{jump}\n")
+            for number in range(_MANY):
+                ground.create(client, "test/echo", f"u {number}", text=f"u {number}", delay=1)
+            seconds = ground.recovered(time.monotonic())
+        ground.check(tally, well=seconds is not None)
+        return seconds
+    finally:
+        ground.close()
+
+
+def weights_missing(folder: Path, patience: float, tally: Tally) -> float | None:
+    """The weights of a model are gone when it is loaded again, and when the appliance starts again."""
+    return _weights(folder, patience, tally, lambda file: file.unlink())
+
+
+def weights_changed(folder: Path, patience: float, tally: Tally) -> float | None:
+    """The weights of a model were cut off in the middle since it was loaded."""
+    return _weights(folder, patience, tally, lambda file: os.truncate(file, file.stat().st_size // 2))
+
+
+def _weights(folder: Path, patience: float, tally: Tally, damage: Callable[[Path], None]) -> float | None:
+    weights = folder / "weights"
+    tiny_models.fill_mask(weights)
+    file = weights / "model.safetensors"
+    kept = Path(shutil.copy(file, folder / "kept"))
+    ground = Ground(folder / "home", patience=patience, models=_TINY % weights)
+    try:
+        ground.start()
+        with ground.client(timeout=120) as client:
+            ground.create(client, "test/tiny", None, text=_MASKED)
+            with Caller(ground):
+                damage(file)
+                client.post("/admin/models/test/tiny/unload")
+                for _ in range(3):
+                    ground.create(client, "test/tiny", None, text=_MASKED)
+                ground.check(tally, well=True)
+            ground.appliance.stop()
+            ground.appliance.start(START)  # the other models are served
+            tally.note("it starts without them" if ground.serves() else "it serves nothing without them")
+            shutil.copy(kept, file)
+            ground.appliance.stop()
+            ground.appliance.start(START)
+        since = time.monotonic()
+        with ground.client(timeout=120) as client:
+            ground.create(client, "test/tiny", None, text=_MASKED)
+        seconds = ground.recovered(since)
+        ground.check(tally, well=seconds is not None)
+        return seconds
+    finally:
+        ground.close()
+
+
+def database_empty(folder: Path, patience: float, tally: Tally) -> float | None:
+    """The database has no bytes when the appliance starts, as some file systems leave it after power is lost.
+
+    Right is to refuse to start and to name the file; what was in it comes back with a copy.
+    """
+    ground = Ground(folder / "home", patience=patience)
+    try:
+        ground.start()
+        with ground.client() as client:
+            for number in range(5):
+                ground.create(client, "test/echo", f"before {number}", text=f"before {number}")
+        time.sleep(1)
+        ground.appliance.stop()
+        database = ground.appliance.home / "appliance.db"
+        kept = Path(shutil.copy(database, folder / "kept"))
+        os.truncate(database, 0)
+        try:
+            ground.appliance.start(START)
+        except AssertionError:
+            last = ground.appliance.output.read_text().strip().splitlines()[-1:]
+            tally.note(f"refused to start: {' '.join(last)}")
+        else:
+            tally.note("started with an empty database")
+            ground.appliance.stop()
+        shutil.copy(kept, database)
+        since = time.monotonic()
+        ground.appliance.start(START)
+        seconds = ground.recovered(since)
+        ground.check(tally, well=seconds is not None)
+        return seconds
+    finally:
+        ground.close()
+
+
+def few_descriptors(folder: Path, patience: float, tally: Tally) -> float | None:
+    """No process may open more than 256 files, and 300 connections are opened and left idle."""
+    if shutil.which("prlimit") is None:
+        raise Skipped("there is no prlimit (util-linux)")
+    limit = ("prlimit", f"--nofile={_DESCRIPTORS}:{_DESCRIPTORS}")
+    ground = Ground(folder / "home", patience=patience, prefix=limit)
+    try:
+        try:
+            ground.start()
+        except AssertionError:
+            last = ground.appliance.output.read_text().strip().splitlines()[-1:]
+            tally.note(f"did not start: {' '.join(last)}")
+            return None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Caller(ground))
+            for _ in range(300):
+                connection = stack.enter_context(socket.socket())
+                connection.settimeout(5)
+                with contextlib.suppress(OSError):
+                    connection.connect(("127.0.0.1", ground.appliance.port))
+            with ground.client(timeout=10) as client:
+                for number in range(_MANY):
+                    ground.create(client, "test/echo", f"fd {number}", text=f"fd {number}")
+        seconds = ground.recovered(time.monotonic())
+        ground.check(tally, well=seconds is not None)
+        return seconds
+    finally:
+        ground.close()
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of its own.
+
+    Raises:
+        Skipped: this process may not mount any.
+    """
+    disk = folder / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        raise Skipped("mounting a small disk needs root")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        raise Skipped(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def _fill(file: Path) -> None:
+    """Write until there is no room."""
+    with file.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(b"\1" * 65_536)

@@ -1,0 +1,132 @@
+"""What an appliance is in the middle of when a fault comes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
+
+import httpx
+
+from scripts.faults.ground import Ground
+from tests.receiver import Received
+from tests.running import wait_for
+
+_MANY: Final = 3
+_WORDS: Final = "one two three four five six seven eight nine ten " * 3
+_PIECES: Final = 40  # of an upload
+_PIECE: Final = b"0123456789abcdef" * 2048
+
+#: Puts the appliance into a state; what it returns is called once the appliance serves again.
+State = Callable[[Ground], Callable[[], None]]
+
+
+def _nothing() -> None:
+    pass
+
+
+def starting(ground: Ground) -> Callable[[], None]:
+    """Predictions wait for their model, which is being loaded."""
+    with ground.client() as client:
+        client.post("/admin/models/test/slow/unload")
+        wait_for(lambda: not _loaded(client, "test/slow"), "the model to be unloaded", 60)
+        for number in range(_MANY):
+            ground.create(client, "test/slow", f"slow {number}", text=f"slow {number}")
+    return _nothing
+
+
+def running(ground: Ground) -> Callable[[], None]:
+    """Predictions compute."""
+    with ground.client() as client:
+        ids = [ground.create(client, "test/echo", f"run {n}", text=f"run {n}", delay=3) for n in range(_MANY)]
+        wait_for(lambda: all(_record(client, id)["status"] == "processing" for id in ids), "them to run", 60)
+    return _nothing
+
+
+def streaming(ground: Ground) -> Callable[[], None]:
+    """Predictions have given a part of their output."""
+    with ground.client() as client:
+        ids = [
+            ground.create(client, "test/stream", _WORDS, text=_WORDS, chunk_delay=0.1) for _ in range(_MANY)
+        ]
+        wait_for(lambda: all(_record(client, id).get("output") for id in ids), "the first words", 60)
+    return _nothing
+
+
+def webhook(ground: Ground) -> Callable[[], None]:
+    """Predictions are over, and their receiver refuses to hear of it until the appliance serves again."""
+    refused: set[str] = set()
+
+    def refuse(one: Received) -> int:
+        refused.add(one.record["id"])
+        ground.receiver.received.remove(one)  # what is refused was not told
+        return 503
+
+    ground.receiver.answer = refuse
+    with ground.client() as client:
+        ids = [ground.create(client, "test/echo", f"hook {n}", text=f"hook {n}") for n in range(_MANY)]
+        wait_for(lambda: refused >= set(ids), "the first webhooks", 60)
+
+    def heal() -> None:
+        ground.receiver.answer = lambda _: 200
+
+    return heal
+
+
+def uploading(ground: Ground) -> Callable[[], None]:
+    """One file is there, and another is half on its way."""
+    with ground.client() as client:
+        whole = client.post("/v1/files", files={"content": _PIECE})
+        whole.raise_for_status()
+        ground.ledger.uploaded(whole.json()["id"], _PIECE)
+    begun = threading.Event()
+    thread = threading.Thread(target=_upload, args=(ground, begun))
+    thread.start()
+    begun.wait(30)
+    return partial(thread.join, 60)
+
+
+STATES: Final[dict[str, State]] = {
+    "starting": starting,
+    "running": running,
+    "streaming": streaming,
+    "webhook": webhook,
+    "uploading": uploading,
+}
+
+
+def _upload(ground: Ground, begun: threading.Event) -> None:
+    """Send a file slowly; it counts if the appliance says that it has it."""
+    head = b'--x\r\nContent-Disposition: form-data; name="content"; filename="slow.bin"\r\n\r\n'
+
+    def body() -> Iterator[bytes]:
+        yield head
+        for number in range(_PIECES):
+            yield _PIECE
+            if number == _PIECES // 4:
+                begun.set()
+            time.sleep(0.05)
+        yield b"\r\n--x--\r\n"
+
+    try:
+        with ground.client() as client:
+            headers = {"Content-Type": "multipart/form-data; boundary=x"}
+            reply = client.post("/v1/files", content=body(), headers=headers)
+    except httpx.HTTPError:
+        return
+    finally:
+        begun.set()
+    if reply.status_code == 201:
+        ground.ledger.uploaded(reply.json()["id"], _PIECE * _PIECES)
+
+
+def _record(client: httpx.Client, id: str | None) -> dict[str, Any]:
+    record: dict[str, Any] = client.get(f"/v1/predictions/{id}").json()
+    return record
+
+
+def _loaded(client: httpx.Client, model: str) -> bool:
+    devices = client.get("/admin/residency").json()["devices"]
+    return any(model in str(device) for device in devices)

@@ -1,0 +1,131 @@
+"""Cases of much at once: receivers that hang, large outputs, long logs, many predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+
+import httpx
+
+from scripts.faults.ground import Caller, Ground
+from scripts.faults.ledger import Tally
+from tests.running import wait_for
+
+_MIB: Final = 1024**2
+_HANGING: Final = 40
+_THREADS: Final = 8
+
+
+def hanging_receivers(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+    """Forty receivers take a webhook and never answer; others are told as ever meanwhile."""
+    with _hanging() as url, ground.client() as client:
+        for number in range(_HANGING // (4 if short else 1)):
+            body = {"version": "test/echo", "input": {"text": f"{number}"}, "webhook": url}
+            client.post("/v1/predictions", json=body).raise_for_status()
+        since = time.monotonic()
+        ids = [ground.create(client, "test/echo", f"told {n}", text=f"told {n}") for n in range(5)]
+        told = lambda: all(ground.receiver.about(str(id)) for id in ids)  # noqa: E731 - waited for below
+        with contextlib.suppress(AssertionError):
+            wait_for(told, "webhooks to the receiver that answers", ground.patience)
+        seconds = round(time.monotonic() - since, 1)
+    ground.check(tally, well=True)
+    return seconds
+
+
+def large_outputs(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+    """Three predictions have an output of 50 MB, one of which is told to a receiver."""
+    piece, repeat = "0123456789" * 100, 5_000 if short else 50_000
+    with Caller(ground), ground.client(timeout=ground.patience) as client:
+        for told in (True, False, False):
+            ground.create(client, "test/echo", piece * repeat, told=told, text=piece, repeat=repeat)
+        since = time.monotonic()
+        ended = ground.recovered(since)
+    ground.check(tally, well=ended is not None)
+    return ended
+
+
+def long_logs(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+    """Two predictions print 100,000 lines each."""
+    lines = 10_000 if short else 100_000
+    printed = "\n".join(f"line {number}" for number in range(lines))
+    with Caller(ground), ground.client(timeout=ground.patience) as client:
+        for number in range(2):
+            id = ground.create(client, "test/echo", f"log {number}", text=f"log {number}", print=printed)
+            if id is not None:
+                ground.ledger.accept(id, output=f"log {number}", told=True, lines=lines)
+        ended = ground.recovered(time.monotonic())
+    ground.check(tally, well=ended is not None)
+    return ended
+
+
+def many_predictions(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+    """20,000 predictions, one after the other in eight connections; the memory of the gateway is noted."""
+    count = 400 if short else 20_000
+    _predict(ground, _THREADS * 25, tally)  # so that nothing is made for the first time below
+    before = ground.appliance.gateway().memory_info().rss
+    _predict(ground, count, tally)
+    after = ground.appliance.gateway().memory_info().rss
+    tally.note(
+        f"the gateway holds {before / _MIB:.0f} MiB before and {after / _MIB:.0f} MiB after {count:,} "
+        f"predictions ({after / before:.2f} times as much)"
+    )
+    seconds = ground.recovered(time.monotonic())
+    ground.check(tally, well=seconds is not None)
+    return seconds
+
+
+def _predict(ground: Ground, count: int, tally: Tally) -> None:
+    """Make ``count`` predictions, waiting for each; those that have not ended go into the ledger."""
+
+    def some(first: int) -> tuple[int, int]:
+        made = right = 0
+        with ground.client() as client:
+            for number in range(first, count, _THREADS):
+                body = {"version": "test/echo", "input": {"text": f"{number}"}}
+                try:
+                    reply = client.post("/v1/predictions", json=body, headers={"Prefer": "wait"})
+                except httpx.HTTPError:
+                    continue
+                if reply.status_code not in {201, 202}:
+                    continue
+                made += 1
+                record = reply.json()
+                right += record["status"] == "succeeded" and record["output"] == f"{number}"
+                if record["status"] in {"starting", "processing"}:
+                    made -= 1  # counted with the ledger
+                    ground.ledger.accept(record["id"], output=f"{number}", told=False)
+        return made, right
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for made, right in pool.map(some, range(_THREADS)):
+            tally.accepted += made
+            tally.ended += made
+            tally.wrong += made - right
+
+
+@contextmanager
+def _hanging() -> Iterator[str]:
+    """The address of a server that accepts connections and never says anything."""
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):  # the listener was shut
+                while True:
+                    held.append(listener.accept()[0])
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in held:
+                connection.close()
