@@ -10,6 +10,7 @@ from typing import Final, Literal
 from appliance import usage
 from appliance.errors import DiskFull, StoreError
 from appliance.store import rows
+from appliance.store.owner import lock_file
 from appliance.store.queries import STEPS
 
 Durability = Literal["full", "normal"]
@@ -44,10 +45,17 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     """A connection that writes. It may be used by one thread at a time; transactions are begun by hand.
 
     Raises:
-        StoreError: the file cannot be opened, is no database, or lies where WAL does not work.
+        StoreError: the file cannot be opened, is no database, has lost its content, or lies where WAL does
+            not work.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The lock is first taken once a database was made whole, so this one has lost what it held.
+        if path.exists() and path.stat().st_size == 0 and lock_file(path).exists():
+            raise StoreError(
+                f"{path}: the file is empty, though it was in use before: put a copy of it back, or remove it"
+                " to start without the predictions, tokens and models that were in it"
+            )
         # SQLite gives its -wal and -shm files the mode of the database: inputs and outputs are private.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as exc:

@@ -13,12 +13,17 @@ from appliance.errors import StoreError
 _POLL: Final = 0.05  # seconds between looks at a lock that another process holds
 
 
+def lock_file(database: Path) -> Path:
+    """Where its owner's lock lies."""
+    return database.with_name(f"{database.name}.lock")
+
+
 class OwnerLock:
     """A lock file beside the database. The kernel frees it when its process dies, however it dies."""
 
     def __init__(self, database: Path) -> None:
         """Nothing is taken yet."""
-        self._path = database.with_name(f"{database.name}.lock")
+        self._path = lock_file(database)
         self._descriptor: int | None = None
 
     async def take(self, patience: float) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -80,9 +81,9 @@ class Campaign:
             result = Result(case.name, tally, case.shared(ground, self._settings, tally), None)
         except Skipped as reason:
             return Result(case.name, tally, None, str(reason))
-        except AssertionError as error:  # something that was waited for has not come
+        except (AssertionError, httpx.HTTPError, psutil.Error) as error:  # what was waited for has not come
             tally.lost += 1
-            tally.note(str(error).strip().splitlines()[-1])
+            tally.note(" ".join(str(error).strip().splitlines()[-1:]) or type(error).__name__)
             result = Result(case.name, tally, None, None)
         if not result.good:
             self.close()

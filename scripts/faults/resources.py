@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import httpx
+
 from scripts.faults.ground import START, Caller, Ground
 from scripts.faults.ledger import Tally
 from tests import tiny_models
@@ -43,7 +45,11 @@ def disk_full(folder: Path, patience: float, tally: Tally) -> float | None:
                 said: set[int] = set()
                 while time.monotonic() < until:
                     content = os.urandom(100_000)
-                    reply = client.post("/v1/files", files={"content": content})
+                    try:
+                        reply = client.post("/v1/files", files={"content": content})
+                    except httpx.HTTPError as error:
+                        tally.note(f"an upload was not answered ({type(error).__name__})")
+                        continue
                     said.add(reply.status_code)
                     if reply.status_code == 201:
                         ground.ledger.uploaded(reply.json()["id"], content)

@@ -301,3 +301,20 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
 def sqlite_parameters(statement: str) -> list[str]:
     """The names after colons."""
     return re.findall(r":(\w+)", statement)
+
+
+async def test_an_empty_file_is_refused_where_there_was_a_database(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()  # as a start leaves it that is cut off at once
+    store = SQLiteStore(path)
+    await store.open()
+    await store.own()
+    await store.close()
+    os.truncate(path, 0)
+    with pytest.raises(
+        StoreError, match="the file is empty, though it was in use before: put a copy of it back"
+    ):
+        await SQLiteStore(path).open()
+    path.unlink()
+    await store.open()
+    await store.close()
