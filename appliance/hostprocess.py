@@ -173,7 +173,7 @@ class HostProcess:
                 text = file.read().decode(errors="replace")
         except OSError:  # that the host is gone must be told all the same
             return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return tail(text, lines)
 
     async def _watch(self) -> str:
         """Follow the host to its end and clean up behind it."""
@@ -287,6 +287,12 @@ def _spawn(
 def _settle(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def tail(text: str, lines: int) -> str:
+    """The last lines as a terminal shows them: of a line that was redrawn, such as a bar, its last state."""
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\r\n").split("\n")]
+    return "\n".join(shown[-lines:])
 
 
 def _describe(status: Exited | None) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.host import capture
 from appliance.host.capture import CapturingStream, PredictionLog
+from appliance.hostprocess import tail
 
 
 class LogFile(io.StringIO):
@@ -108,3 +109,17 @@ async def test_a_closed_log_passes_text_on() -> None:
     log.write(", after the end")
     assert got == ["in time "]
     assert late.getvalue() == "too late, after the end"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("a\nb\nc\n", "b\nc"),
+        ("the error\n" + "".join(f"\r{done}%" for done in range(101)) + "\n", "the error\n100%"),
+        ("the error\r\n99%\r100%\r", "the error\n100%"),
+        ("one\u2028line\nb", "one\u2028line\nb"),
+    ],
+)
+def test_the_end_of_a_log_is_shown_as_on_a_terminal(text: str, shown: str) -> None:
+    assert tail(text, 2) == shown
