@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from typing import Annotated, Final
 
 import typer
 
 from appliance.cli.remote import UrlOption, connected, reached
 from appliance.errors import ApplianceError, NotFound
+from appliance.proxies import NO_PROXIES
 
 #: Before Gradio is imported: it calls nobody.
 _QUIET: Final = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
@@ -42,5 +44,8 @@ def demo(
     trusted = certificate or os.environ.get("SSL_CERT_FILE")
     if trusted:
         command += ["--certificates", str(trusted)]
+    temporary = tempfile.mkdtemp(prefix="appliance-demo-")  # Gradio's own would be one that others can plant
+    command += ["--temporary", temporary]
+    environment = {**_QUIET, **os.environ, **NO_PROXIES, "TMPDIR": temporary}
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**_QUIET, **os.environ})  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -134,6 +135,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--api", required=True)
     parser.add_argument("--certificates", type=Path)
+    parser.add_argument("--temporary", type=Path, help="folder of temporary files, removed at the end")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()
@@ -144,6 +146,9 @@ def main() -> int:
     except ApplianceError as error:
         print(f"appliance: {error.detail}", file=sys.stderr)
         return 1
+    finally:
+        if arguments.temporary is not None:
+            shutil.rmtree(arguments.temporary, ignore_errors=True)
     return 0
 
 
