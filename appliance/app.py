@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from appliance.hardware import Device, cpu_threads
 from appliance.hardware.gpus import Gpus
 from appliance.hardware.inuse import InUse
 from appliance.inputs import Inputs
+from appliance.listener import borrow
 from appliance.metrics import Metrics
 from appliance.placement import capacities
 from appliance.prediction import Prediction
@@ -84,6 +84,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def ui_socket(self) -> Path:
         """Where the UI listens."""
         return self.run_dir / "ui.sock"
+
+    @property
+    def listener_socket(self) -> Path:
+        """Where the driver hands out the listening socket."""
+        return self.run_dir / "listener.sock"
 
     @property
     def log_file(self) -> Path:
@@ -171,19 +176,6 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that a successor may bind beside, so that a restart refuses no connection."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.bind((host, port))
-    listener.listen(2048)
-    listener.setblocking(False)
-    return listener
-
-
 class Gateway:
     """The running gateway of one process."""
 
@@ -258,9 +250,9 @@ async def start_gateway(settings: Settings) -> Gateway:
             date_header=False,
         )
     )
-    listening = listen(settings.host, settings.port)
+    listener = await asyncio.to_thread(borrow, settings.listener_socket)
     serving = asyncio.get_running_loop().create_task(
-        connection.serve(server, listening, partial(requests.is_proxy, services))
+        connection.serve(server, listener, partial(requests.is_proxy, services))
     )
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)

@@ -195,6 +195,9 @@ def shared_memory(mount: Path) -> Finding:
     """Room for Ray's object store."""
     if not mount.is_dir():
         return Finding("shared memory", "failed", f"there is no {mount}", f"mount a tmpfs at {mount}")
+    if not os.access(mount, os.W_OK | os.X_OK):
+        fix = f"mount a writable tmpfs at {mount} (docker: --shm-size=1g)"
+        return Finding("shared memory", "failed", f"{mount} cannot be written", fix)
     free = shutil.disk_usage(mount).free
     found = f"{free / 1024**2:.0f} MiB free at {mount}"
     if free < SHARED_MEMORY:

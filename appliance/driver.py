@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import signal
-import socket
 import ssl
 import sys
+import tempfile
 import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,8 +30,9 @@ from appliance import config as configuration
 from appliance.app import Settings, start_gateway
 from appliance.cluster.node import RayNode, node_address
 from appliance.config import Config, applied
-from appliance.errors import ApplianceError, ConfigError, WeightsError
+from appliance.errors import ApplianceError, ConfigError, RayLost, WeightsError
 from appliance.leftovers import kill_marked
+from appliance.listener import Listener
 from appliance.runners import PRELOADS
 from appliance.store import SQLiteStore
 from appliance.supervised import Supervised
@@ -49,6 +52,8 @@ _ASKED: Final = {
 }
 #: Says in the environment of every process of an appliance whose it is.
 HOME_MARK: Final = "APPLIANCE_SERVES"
+#: What ``run`` returns when Ray is lost: the driver takes its own place anew.
+_START_ANEW: Final = -1
 
 
 def zygote(settings: Settings) -> Supervised:
@@ -100,17 +105,34 @@ def take_lock(home: Path) -> IO[str]:
     return file
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise ``ApplianceError`` if nothing could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ApplianceError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another: --port, APPLIANCE_PORT"
-            ) from error
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
+    """Raise ``ApplianceError`` if Ray cannot make its object store there: it would wait in silence."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ApplianceError(
+            f"shared memory at {folder} cannot be written: {error.strerror}; Ray and models need it: mount a "
+            "writable tmpfs there (docker: --shm-size=1g)"
+        ) from error
+
+
+def prepare_home(settings: Settings) -> None:
+    """Make the folders of the data folder, and the log file.
+
+    Raises:
+        ApplianceError: they cannot be written.
+    """
+    home = settings.home
+    try:
+        for folder in (home, settings.run_dir, home / "logs", home / "weights", home / "cache"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.log_file.touch(mode=0o600)
+        (settings.run_dir / "lock").touch(mode=0o600)
+    except OSError as error:
+        raise ApplianceError(
+            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}; give it to the user "
+            "who runs the appliance, or name another with --home or APPLIANCE_HOME"
+        ) from error
 
 
 def check_tls(config: Config) -> None:
@@ -206,38 +228,84 @@ async def follow_log(path: Path, out: IO[str]) -> None:
             await asyncio.sleep(0.2)
 
 
-async def run(settings: Settings, node: RayNode, console: Console) -> int:
-    """Start, wait for a signal, drain, stop. Returns the exit code."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def run(settings: Settings, node: RayNode, listener: Listener, console: Console) -> int:
+    """Start, wait for a signal, drain, stop. Returns the exit code, or ``_START_ANEW``.
+
+    Raises:
+        RayLost: Ray ended before the gateway answered, or when all was to end anyway.
+    """
+    stop, ready = asyncio.Event(), asyncio.Event()
     _end_on_signals(stop)
     secret = await first_token(settings.database, settings.config.server.account)
     children = [zygote(settings)]
     await children[0].start()
-    tail = loop.create_task(follow_log(settings.log_file, sys.stderr))
-    try:
-        await node.start()
-        _end_on_signals(stop)  # Ray has put handlers of its own in their place
-        await node.run_gateway(start_gateway, settings, lambda: _answers(settings))
+    tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
+
+    async def started() -> None:
         if settings.ui:  # not before: the imports of the one take time from the start of the other
             children.append(pages(settings))
             await children[-1].start()
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
-        reloads = loop.create_task(_reload_on_hangup(node, stop, console))
-        await stop.wait()
-        reloads.cancel()
-        patience = settings.in_force.server.drain_timeout
-        console.print(f"draining; running predictions get up to {patience:g} s", highlight=False)
-        left = await node.drain_gateway(patience)
-        if left:
-            console.print(f"{left} predictions are taken up at the next start")
+        ready.set()
+
+    try:
+        await node.start()
+        _end_on_signals(stop)  # Ray has put handlers of its own in their place
+        listener.lend()
+        await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
+    except RayLost as error:
+        # The gateway at once: it still takes what nothing would run. What it has accepted is in the store.
+        kill_marked(HOME_MARK, str(settings.home))
+        if stop.is_set() or not ready.is_set():
+            raise
+        _log.error("%s; everything is started anew, and takes up what was accepted", error.detail)
+        return _START_ANEW
     finally:
         tail.cancel()
+        listener.close()
         await node.stop()
         for child in children:
             await child.stop()
         reclaim(settings.run_dir)
     return 0
+
+
+async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work`` for as long as Ray lives; raises ``RayLost`` when it does not any more."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        await (working if working.done() else watching)
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.wait((working, watching), timeout=1.0)  # calls of Ray may not let go
+
+
+async def _until_stopped(
+    stop: asyncio.Event,
+    node: RayNode,
+    settings: Settings,
+    started: Callable[[], Awaitable[None]],
+    console: Console,
+) -> None:
+    """Run the gateway until ``stop``, then have it drain."""
+    stopping = asyncio.ensure_future(stop.wait())
+    starting = asyncio.ensure_future(node.run_gateway(start_gateway, settings, lambda: _answers(settings)))
+    await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # told to end while it starts: nothing runs yet
+        starting.cancel()
+        return
+    await starting
+    await started()
+    reloads = asyncio.ensure_future(_reload_on_hangup(node, stop, console))
+    await stopping
+    reloads.cancel()
+    patience = settings.in_force.server.drain_timeout
+    console.print(f"draining; running predictions get up to {patience:g} s", highlight=False)
+    left = await node.drain_gateway(patience)
+    if left:
+        console.print(f"{left} predictions are taken up at the next start")
 
 
 def _scheme(settings: Settings) -> str:
@@ -288,22 +356,37 @@ def main() -> int:
     parser.add_argument("--ui", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
     console = Console(stderr=False)
+    environment = dict(os.environ)
     try:
-        return _serve(arguments, console)
+        code = _serve(arguments, console)
     except ConfigError as error:
         Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except ApplianceError as error:
         Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
         return 1
+    if code == _START_ANEW:
+        _start_anew(environment)
+    return code
+
+
+def _start_anew(environment: Mapping[str, str]) -> NoReturn:
+    """Become a driver that has just been started, under the same process id."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:  # those that were killed
+            pass
+    for entry in list(Path("/proc/self/fd").iterdir()):  # of libraries that leave theirs open
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(entry.name), int(entry.name) <= 2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is wanted
 
 
 def _serve(arguments: argparse.Namespace, console: Console) -> int:
     config = configuration.load(arguments.config)
     home = (arguments.home or configuration.home(config)).absolute()
     permissions.restrict()
-    for folder in (home, home / "run", home / "logs", home / "weights", home / "cache"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = Settings(
         config=config,
         home=home,
@@ -314,7 +397,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         ui=config.ui.enabled if arguments.ui is None else arguments.ui,
         pull=not arguments.no_pull,
     )
-    settings.log_file.touch(mode=0o600)
+    prepare_home(settings)
     logs.configure(settings.log_file, config.logging)
     permissions.tighten(home)
     with take_lock(home):
@@ -322,18 +405,25 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         if killed:
             console.print(f"stopped {len(killed)} processes left by a crashed run")
         applied.forget(settings.run_dir)
-        check_port(settings.host, settings.port)
         check_tls(config)
-        node = RayNode(temporary.make(home))
-        os.environ[HOME_MARK] = str(home)  # in every process that is started from here on
-        temporary.use(node.temp)
-        os.environ |= callback.environment(config, settings.host, settings.port, settings.run_dir)
-        own = [node_address(), urlsplit(os.environ[callback.ADDRESS]).hostname or settings.host]
-        os.environ |= proxies.bypass(os.environ, own)
-        if not arguments.no_pull:
-            pull_missing(config, home, console)
-        return asyncio.run(run(settings, node, console))
+        check_shared_memory()
+        with Listener(settings.host, settings.port, settings.listener_socket) as listener:
+            node = RayNode(temporary.make(home))
+            os.environ[HOME_MARK] = str(home)  # in every process that is started from here on
+            temporary.use(node.temp)
+            os.environ |= callback.environment(config, settings.host, settings.port, settings.run_dir)
+            own = [node_address(), urlsplit(os.environ[callback.ADDRESS]).hostname or settings.host]
+            os.environ |= proxies.bypass(os.environ, own)
+            if not arguments.no_pull:
+                pull_missing(config, home, console)
+            try:
+                return asyncio.run(run(settings, node, listener, console))
+            finally:
+                kill_marked(HOME_MARK, str(home))  # what has not ended in its time
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended_with = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended_with)  # Ray's handlers of the exit would wait for processes that are gone

@@ -30,6 +30,7 @@
     |-- SleepFailed                an engine host could not let its model sleep, or wake
     |-- HostLost                   an engine host or its replica died under a prediction
     |   `-- OutOfMemory            the host took more memory than it had, or the device has
+    |-- RayLost                    a process of Ray that nothing runs without has ended
     `-- PredictionFailed           the model refused or failed one prediction; others go on
 
 Foreign exceptions become one of these at the edge that met them, ``from exc``.
@@ -335,6 +336,13 @@ class OutOfMemory(HostLost):
         """``took`` is in bytes on one device; None where it is not known."""
         self.took = took
         super().__init__(message)
+
+
+class RayLost(ApplianceError):
+    """A process of Ray without which nothing runs has ended."""
+
+    status = 503
+    title = "Ray ended"
 
 
 class PredictionFailed(ApplianceError):

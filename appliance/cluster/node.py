@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, RayLost
 
 GATEWAY: Final = "gateway"
 #: Jobs and events travel in messages, files by path: the smallest store that Ray accepts comfortably.
 OBJECT_STORE: Final = 128 * 1024 * 1024
 START_TIMEOUT: Final = 120.0  # seconds for the gateway to come up
+#: Seconds that a call to Ray or Serve may take. Without one of Ray's processes such calls may never return.
+_CALL_TIMEOUT: Final = 60.0
+_STOP_TIMEOUT: Final = 15.0
+_LOOK: Final = 0.5  # seconds between looks at Ray's processes
+#: Those without which nothing runs. The raylet ends when one of its own agents does.
+_VITAL: Final = ("gcs_server", "raylet")
 
 #: They say at every start what is as it should be: that Ray asks for its own token, that Serve has started.
 _CHATTY: Final = ("ray._private.authentication", "ray.serve")
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 class RunningGateway(Protocol):
@@ -79,6 +88,7 @@ class RayNode:
         Ray's sockets lie in it, so its path must be short. It is removed at the end.
         """
         self.temp = temp
+        self._lost = False
         self._refused = False  # it did not start: its logs are kept until the next start
 
     async def start(self) -> None:
@@ -97,11 +107,12 @@ class RayNode:
                 object_store_memory=OBJECT_STORE,
                 _temp_dir=str(self.temp / "ray"),
             )
-            await asyncio.to_thread(serve.start, proxy_location="Disabled")
+            await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))
         except Exception as error:  # bare ones, too, are what Ray raises
             self._refused = True
+            reason = str(error) or "Serve did not answer in time"
             raise ApplianceError(
-                f"Ray did not start: {error}; its logs, if it wrote any, are below {self.temp}. If it had "
+                f"Ray did not start: {reason}; its logs, if it wrote any, are below {self.temp}. If it had "
                 "too little time, start again once the machine has less to do; if its folder does not suit "
                 "it, set TMPDIR to another folder, with a short path"
             ) from error
@@ -129,26 +140,48 @@ class RayNode:
             graceful_shutdown_timeout_s=5.0,
             ray_actor_options={"num_cpus": 0},
         )
-        await asyncio.to_thread(
-            serve.run_many,
-            [serve.RunTarget(deployment.bind(factory, settings), name=GATEWAY, route_prefix=None)],
-            wait_for_applications_running=False,
-            wait_for_ingress_deployment_creation=False,
-        )
+        target = serve.RunTarget(deployment.bind(factory, settings), name=GATEWAY, route_prefix=None)
+        try:
+            await _in_time(
+                _CALL_TIMEOUT,
+                lambda: serve.run_many(
+                    [target],
+                    wait_for_applications_running=False,
+                    wait_for_ingress_deployment_creation=False,
+                ),
+            )
+            await self._until_answering(answers)
+        except TimeoutError as error:
+            raise ApplianceError(f"Ray Serve did not answer within {_CALL_TIMEOUT:g} s") from error
+
+    async def _until_answering(self, answers: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not await answers():
-            application = (await asyncio.to_thread(serve.status)).applications.get(GATEWAY)
+            application = (await _in_time(_CALL_TIMEOUT, serve.status)).applications.get(GATEWAY)
             if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
                 raise ApplianceError(f"the gateway could not start: {_reason(application)}")
             if time.monotonic() > deadline:
                 raise ApplianceError(f"the gateway did not answer within {START_TIMEOUT:g} s")
             await asyncio.sleep(0.1)
 
+    async def watch(self) -> NoReturn:
+        """Look after Ray's own processes for as long as they live.
+
+        Raises:
+            RayLost: one without which nothing runs has ended.
+        """
+        while True:
+            for name, process in ray._private.worker._global_node.dead_processes():  # noqa: SLF001 - no other way
+                if name in _VITAL:
+                    self._lost = True
+                    raise RayLost(f"Ray's process {name} (pid {process.pid}) ended with {process.returncode}")
+            await asyncio.sleep(_LOOK)
+
     async def drain_gateway(self, seconds: float) -> int | None:
         """Ask the gateway to drain; None if it is not there to be asked."""
         try:
-            handle = serve.get_app_handle(GATEWAY).options(_by_reference=False)
             async with asyncio.timeout(seconds + 5.0):
+                handle = (await _gateway()).options(_by_reference=False)
                 return int(await handle.drain.remote(seconds))
         except (RayError, TimeoutError, serve.exceptions.RayServeException):
             return None
@@ -156,17 +189,55 @@ class RayNode:
     async def reload_gateway(self) -> tuple[bool, str]:
         """Have the gateway apply the edited config; whether it did, and what is to be said about it."""
         try:
-            handle = serve.get_app_handle(GATEWAY).options(_by_reference=False)
+            handle = (await _gateway()).options(_by_reference=False)
             applied, said = await handle.reload.remote()
-        except (RayError, serve.exceptions.RayServeException) as error:
+        except (RayError, TimeoutError, serve.exceptions.RayServeException) as error:
             return False, f"the gateway cannot be asked now: {error}; try again"
         return applied, said
 
     async def stop(self) -> None:
-        """Stop everything that Ray started."""
-        ray.shutdown()
+        """Stop everything that Ray started, as far as that ends in time; nothing if Ray is lost."""
+        if not self._lost:
+            with contextlib.suppress(TimeoutError):
+                await _in_time(_STOP_TIMEOUT, ray.shutdown)
         if not self._refused:
             shutil.rmtree(self.temp, ignore_errors=True)
+
+
+async def _gateway() -> Any:
+    return await _in_time(_CALL_TIMEOUT, lambda: serve.get_app_handle(GATEWAY))
+
+
+async def _in_time(seconds: float, call: Callable[[], T]) -> T:
+    """Return what ``call`` does, made in a thread that nobody waits for when the process ends.
+
+    Raises:
+        TimeoutError: it takes longer than ``seconds``, and goes on.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)  # type: ignore[arg-type]  # it is None only if T is
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=work, name="ray-call", daemon=True).start()
+    async with asyncio.timeout(seconds):
+        return await outcome
 
 
 def node_address() -> str:

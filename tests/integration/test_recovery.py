@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,22 @@ def begun(client: httpx.Client, id: str) -> None:
 
 def recent(client: httpx.Client) -> list[dict[str, Any]]:
     return list(client.get("/v1/predictions").json()["results"])
+
+
+def outputs(
+    client: httpx.Client, address: str, headers: dict[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """The ids and texts of the output events of a stream."""
+    with client.stream("GET", httpx.URL(address).raw_path.decode(), headers=headers) as reply:
+        event: dict[str, str] = {}
+        for line in reply.iter_lines():
+            field, _, value = line.partition(":")
+            if line:
+                event[field] = value.removeprefix(" ")
+                continue
+            if event.get("event") == "output":
+                yield event["id"], event["data"]
+            event = {}
 
 
 def works(client: httpx.Client) -> None:
@@ -121,11 +139,16 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         for id in (ids[0], streamed):
             begun(client, id)
         hosts = sorted(appliance.hosts())
+        address = client.get(f"/v1/predictions/{streamed}").json()["urls"]["stream"]
+        seen = list(itertools.islice(outputs(client, address), 5))
         gateway = appliance.gateway()
         gateway.kill()
         gateway.wait(PATIENCE)
-        wait_for(appliance.answers, "the next gateway")
-    with appliance.client() as client:
+    with appliance.client() as client:  # at once: it is answered by the next gateway, and never refused
+        assert client.get(f"/v1/predictions/{streamed}").status_code == 200
+        last, _ = seen[-1]
+        seen += outputs(client, address, {"Last-Event-ID": last})
+        assert "".join(text for _, text in seen) == "word " * 60
         assert [ended(client, id)["status"] for id in ids] == ["succeeded"] * 4
         record = ended(client, streamed)
         assert "".join(record["output"]) == "word " * 60
@@ -231,3 +254,25 @@ def test_a_killed_driver_leaves_nothing_that_outlives_the_next_start(appliance: 
     with appliance.client() as client:
         works(client)
     assert not before & {process.pid for process in appliance.processes()}
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_lost_process_of_ray_costs_no_prediction(appliance: Appliance, name: str) -> None:
+    with appliance.client() as client:
+        works(client)
+        ids = [create(client, text=f"text {number}", delay=3.0) for number in range(4)]
+        begun(client, ids[0])
+        before = {process.pid for process in appliance.processes()}
+        (lost,) = (process for process in appliance.processes() if process.name() == name)
+        lost.kill()
+        lost.wait(PATIENCE)
+        assert appliance.process is not None
+        before -= {appliance.process.pid}  # which starts anew in its own place
+        wait_for(
+            lambda: not before & {process.pid for process in appliance.processes()}, "the others to be ended"
+        )
+        wait_for(appliance.answers, "the next gateway")
+    with appliance.client() as client:
+        assert [ended(client, id)["status"] for id in ids] == ["succeeded"] * 4
+        works(client)
+    assert appliance.process.poll() is None

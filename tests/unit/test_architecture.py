@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "runners.base",
         "frames",
         "leftovers",
+        "listener",
         "outbox",
         "supervised",
         "temporary",

@@ -164,6 +164,9 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.shared_memory(tmp_path / "none").state == "failed"
     assert doctor.shared_memory(tmp_path).state == "ok"
+    with monkeypatch.context() as read_only:
+        read_only.setattr("os.access", lambda *_: False)
+        assert doctor.shared_memory(tmp_path).found == f"{tmp_path} cannot be written"
     monkeypatch.setattr(doctor, "SHARED_MEMORY", 2**80)
     assert doctor.shared_memory(tmp_path).state == "failed"
 
