@@ -17,6 +17,7 @@ from typing import Final, Self, TypeVar, cast
 import msgspec
 
 from appliance import frames, leftovers
+from appliance.environment import without_secrets
 from appliance.errors import LoadFailed
 from appliance.frames import Down, Exited, Fork, Forked, FromZygote, Prepare, Refused, Stop, Up
 from appliance.host import environment
@@ -263,7 +264,7 @@ def _spawn(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **order.environment},
+                env={**without_secrets(), **order.environment},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+from appliance.environment import without_secrets
 
 _log = logging.getLogger(__name__)
 
@@ -25,16 +26,17 @@ class Supervised:
         name: str,
         command: Callable[[], Sequence[str]],
         log: Path,
-        environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing runs before ``start``; ``command`` is asked for each time.
 
-        What it prints is appended to ``log``; ``environment`` is added.
+        What it prints is appended to ``log``. It gets this process's environment without secrets, and
+        ``variables``.
         """
         self._name = name
         self._command = command
         self._log = log
-        self._environment = environment or {}
+        self._variables = variables or {}
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._pause = FIRST_PAUSE
@@ -66,7 +68,7 @@ class Supervised:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**without_secrets(), **self._variables},
                 start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,29 @@ async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
     with pytest.raises(ProcessLookupError):
         os.kill(int(second.split()[0]), 0)
     assert len(log.read_text().splitlines()) == 2
+
+
+async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zygote is one, and so all engine hosts that it forks: models may bring code of their own."""
+    secrets = (
+        "APPLIANCE_TOKEN",
+        "REPLICATE_API_TOKEN",
+        "RAY_AUTH_TOKEN",
+        "HF_TOKEN",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("OF_THE_OPERATOR", "passed on")
+    log = tmp_path / "child.log"
+    prints = "import json, os; print(json.dumps(dict(os.environ)), flush=True); os.read(0, 1)"
+    child = Supervised("child", lambda: [sys.executable, "-c", prints], log, {"MARK": "here"})
+    await child.start()
+    (told,) = await lines(log, 1)
+    await child.stop()
+    variables = json.loads(told)
+    assert "secret" not in variables.values()
+    assert (variables["OF_THE_OPERATOR"], variables["MARK"]) == ("passed on", "here")
 
 
 async def test_a_child_that_is_being_started_again_is_ended_too(
