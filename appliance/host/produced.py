@@ -23,7 +23,10 @@ _TYPES: Final = {
     ".jsonl": "application/jsonl",
     ".srt": "text/plain",
 }
+#: Of files whose name ends in what they are compressed with.
+_COMPRESSED: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST: Final = 100  # characters of a name without its ending
 
 
 def has_files(output: Output) -> bool:
@@ -69,15 +72,17 @@ def _taken(job: Job, value: Any) -> Any:
 def _take(job: Job, path: Path) -> Any:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    stem, ending = _safe(path.name)
     if path.is_dir():  # its contents, in one file
-        path = Path(shutil.make_archive(str(folder / path.name), "zip", path))
-    name = _UNSAFE.sub("-", path.name).strip("-").lstrip(".") or "output"
-    kind = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+        packed = _free(folder, stem, f"{ending}.zip")
+        path = Path(shutil.make_archive(str(packed.with_suffix("")), "zip", path))
+        stem, ending = _safe(path.name)
+    kind = _media_type(f"{stem}{ending}")
     if path.stat().st_size <= job.inline:
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    place = folder / name
+    place = folder / f"{stem}{ending}"
     if path.resolve() != place.resolve():
-        place = _free(place)
+        place = _free(folder, stem, ending)
         shutil.move(path.resolve(), place)
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with place.open("rb") as file:
@@ -96,10 +101,26 @@ def _take(job: Job, path: Path) -> Any:
     )
 
 
-def _free(place: Path) -> Path:
-    """``place``, or one like it that no other output has taken."""
-    number, free = 1, place
+def _safe(name: str) -> tuple[str, str]:
+    """The name of a file with nothing that means something in paths and addresses; its ending by itself."""
+    stem, ending = Path(name).stem, Path(name).suffix
+    if stem.endswith(".tar"):
+        stem, ending = stem.removesuffix(".tar"), f".tar{ending}"
+    stem, ending = (_UNSAFE.sub("-", part) for part in (stem, ending))
+    return stem.strip("-").lstrip(".")[:_LONGEST] or "output", ending[:_LONGEST]
+
+
+def _media_type(name: str) -> str:
+    known, compressed = mimetypes.guess_type(name)
+    if compressed is not None:
+        known = _COMPRESSED.get(compressed)
+    return _TYPES.get(Path(name).suffix.lower()) or known or "application/octet-stream"
+
+
+def _free(folder: Path, stem: str, ending: str) -> Path:
+    """A path with this name, or one like it, that no other output has taken."""
+    number, free = 1, folder / f"{stem}{ending}"
     while free.exists():
         number += 1
-        free = place.with_stem(f"{place.stem}-{number}")
+        free = folder / f"{stem}-{number}{ending}"
     return free
