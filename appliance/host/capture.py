@@ -23,13 +23,18 @@ from appliance.errors import DiskFull
 STATE_SECONDS: Final = 1.0
 STATE_SHARE: Final = 0.05
 
+#: Characters of one prediction's log that are passed on as they come, and of its end once there are more.
+#: A log is part of every answer and of every webhook, so without a bound one model would slow all others.
+KEPT: Final = 8 * 1024 * 1024
+KEPT_END: Final = 64 * 1024
+
 
 class PredictionLog:
     """Takes the text of one prediction, from any thread, until it is closed.
 
     A carriage return begins a line again, as on a terminal: progress bars redraw theirs thousands of times.
     What was sent cannot be taken back, so a state that is followed by others is a line of its own. They are
-    sent seldom, ever more so the longer the line lasts; the last state is always sent.
+    sent less often the longer the line lasts; the last state is always sent.
     """
 
     def __init__(self, emit: Callable[[str], None], late: TextIO) -> None:
@@ -45,6 +50,9 @@ class PredictionLog:
         self._redrawn_at: float | None = None  # the line was replaced for the first time
         self._sent_at = 0.0  # then a state of it was sent last
         self._timer: asyncio.TimerHandle | None = None
+        self._kept = 0  # characters that were passed on
+        self._end: str | None = None  # the latest text, once there is too much to pass on
+        self._left_out = 0  # lines
         self.closed = False
 
     def write(self, text: str) -> None:
@@ -55,9 +63,12 @@ class PredictionLog:
             self._loop.call_soon_threadsafe(self._take, text)
 
     def close(self) -> None:
-        """The prediction is done: send what is held back."""
+        """The prediction is done: pass on what is held back, and the end of a log that is too long."""
         if not self.closed:
             self._send(self._shown())
+            if self._end is not None:
+                self._trim(KEPT_END)
+                self._emit(f"[{self._left_out} lines of the log are left out here]\n{self._end}")
         self.closed = True
 
     def _take(self, text: str) -> None:
@@ -76,6 +87,28 @@ class PredictionLog:
         if self._is_due():
             sent.append(self._shown())
         self._send("".join(sent))
+
+    def _pass_on(self, text: str) -> None:
+        if self._end is not None:
+            self._end += text
+            self._trim(2 * KEPT_END)
+        elif self._kept + len(text) <= KEPT:
+            self._kept += len(text)
+            self._emit(text)
+        else:
+            whole = text.rfind("\n", 0, KEPT - self._kept) + 1  # lines
+            notice = f"[the log is over {KEPT:,} characters: its end follows when the prediction is over]\n"
+            self._emit(f"{text[:whole]}{notice}")
+            self._end = ""
+            self._pass_on(text[whole:])
+
+    def _trim(self, most: int) -> None:
+        """If ``_end`` has more than ``most`` characters, keep its last lines, with at most ``KEPT_END``."""
+        if self._end is not None and len(self._end) > most:
+            over = len(self._end) - KEPT_END
+            cut = self._end.find("\n", over - 1) + 1 or over
+            self._left_out += self._end.count("\n", 0, cut)
+            self._end = self._end[cut:]
 
     def _redraw(self, line: str) -> None:
         """Take a part of a line, in which carriage returns begin it again."""
@@ -123,7 +156,7 @@ class PredictionLog:
 
     def _send(self, text: str) -> None:
         if text:
-            self._emit(text if text.isascii() else text.encode(errors="replace").decode())
+            self._pass_on(text if text.isascii() else text.encode(errors="replace").decode())
 
 
 _current: ContextVar[PredictionLog | None] = ContextVar("prediction_log", default=None)

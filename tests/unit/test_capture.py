@@ -123,3 +123,33 @@ async def test_a_closed_log_passes_text_on() -> None:
 )
 def test_the_end_of_a_log_is_shown_as_on_a_terminal(text: str, shown: str) -> None:
     assert tail(text, 2) == shown
+
+
+async def test_a_log_without_end_is_kept_within_bounds_with_its_last_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capture, "KEPT", 100)
+    monkeypatch.setattr(capture, "KEPT_END", 50)
+    got: list[str] = []
+    log = PredictionLog(got.append, io.StringIO())
+    for number in range(1000):
+        log.write(f"line {number:04}\n")
+    assert len(got) == 11, "ten lines are passed on as they come, then the notice"
+    log.close()
+    lines = "".join(got).split("\n")
+    assert lines[:10] == [f"line {number:04}" for number in range(10)]
+    assert lines[10] == "[the log is over 100 characters: its end follows when the prediction is over]"
+    assert lines[11] == "[985 lines of the log are left out here]"
+    assert lines[12:] == [*(f"line {number:04}" for number in range(995, 1000)), ""]
+
+
+async def test_a_long_log_in_one_piece_is_cut_between_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "KEPT", 25)
+    monkeypatch.setattr(capture, "KEPT_END", 25)
+    got: list[str] = []
+    log = PredictionLog(got.append, io.StringIO())
+    log.write("".join(f"line {number:04}\n" for number in range(100)))
+    log.close()
+    lines = "".join(got).split("\n")
+    assert lines[:2] + lines[4:] == ["line 0000", "line 0001", "line 0098", "line 0099", ""]
+    assert lines[3] == "[96 lines of the log are left out here]"
