@@ -18,14 +18,18 @@ class Reader:
 
     def __init__(self) -> None:
         """At the beginning of a stream."""
-        self._rest = b""
+        self._parts: list[bytes] = []  # of a line that has not ended
         self._name = ""
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that end in ``chunk``; comments and events without a name are left out."""
         # Lines end in LF alone: `splitlines` and the like also break at characters that a model may say.
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if b"\n" not in chunk:  # a long line comes in many parts
+            self._parts.append(chunk)
+            return
+        *lines, rest = b"".join((*self._parts, chunk)).split(b"\n")
+        self._parts = [rest]
         for line in lines:
             field, _, value = line.decode(errors="replace").partition(":")
             if not line:

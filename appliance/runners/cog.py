@@ -1,13 +1,15 @@
 """Cog projects, unmodified: Cog's own runtime runs them, in a process and an environment of their own.
 
-The runtime is asked over HTTP on the loopback and answers with events; what it does itself (setup, logs,
-metrics, cancellation, concurrency) is left to it.
+The runtime is asked over HTTP on the loopback and answers with events; what it does itself (setup, metrics,
+cancellation, concurrency) is left to it. Text and output files come from its worker directly, by pipes and in
+a folder (``weights/cog_worker.py``): the runtime's own events break off when there are too many of them, tell
+the text of child processes late and in pieces, and lose the names of files.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import codecs
 import contextvars
 import http.server
 import json
@@ -18,40 +20,44 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, NoReturn
-from urllib.parse import unquote_to_bytes
 
 import httpx
 import msgspec
 
+from appliance import sse
+from appliance.environment import without_secrets
 from appliance.errors import LoadFailed, PredictionFailed
 from appliance.prediction import Job, Log, Metric, Output
 from appliance.runners import port
 from appliance.runners.base import Interface, LoadSpec
+from appliance.runners.pipes import InPipe
+from appliance.weights import cog_worker
 
 _log = logging.getLogger(__name__)
 
 _LOOK: Final = 0.05  # seconds between looks at a runtime that is starting
 _WATCH: Final = 2.0  # seconds between looks at one that runs
-_PREFIXES: Final = re.compile(r"^(?:Prediction failed: |Training failed: |Generator iteration error: )+")
+_PREFIXES: Final = re.compile(
+    r"^(?:(?:Async p|P)rediction failed: |(?:Async t|T)raining failed: |Generator iteration error: )+"
+)
 _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)): (?=.)", re.DOTALL)
-_DATA: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.-]+)*),")
-_SETTLE: Final = 0.005  # seconds in which the last raw output of a prediction arrives
 #: A runtime that is asked to cancel what its worker is about to begin does nothing (Cog 0.23.1): it is asked
 #: when so many seconds have gone by.
 _BEGUN: Final = 0.25
-_AHEAD: Final = 1000  # events that are read before they are wanted
-_LAST: Final = frozenset({"completed", "refused"})  # events after which nothing comes
+#: Events after which nothing comes. With ``error`` the runtime says that it has dropped some.
+_LAST: Final = frozenset({"completed", "refused", "error"})
+_STOPS: Final = 30.0  # seconds in which the runtime stops a prediction whose events are not read any more
+_TAIL: Final = 2000  # characters of what setup wrote that are part of its error
 
 #: Names a PEM file with the authorities that anyone trusts, and the gateway's own certificate.
 CERTIFICATES: Final = "APPLIANCE_CERTIFICATES"
-#: The operator's own tokens: a project gets one for each prediction.
-_NOT_ITS_BUSINESS: Final = frozenset({"APPLIANCE_TOKEN", "REPLICATE_API_TOKEN"})
 
 #: Events of one prediction with their names, as the runtime sends them; None is the end.
 _Heard = asyncio.Queue[tuple[str, dict[str, Any]] | None]
@@ -72,8 +78,12 @@ class CogRunner:
         self._process: Process
         self._client: httpx.AsyncClient
         self._files = _InputServer()
+        self._made = ""  # the folder where the worker puts output files, with a slash
         self._running: dict[str, contextvars.Context] = {}
-        self._reading: asyncio.Task[None] | None = None
+        self._pipes: list[InPipe] = []  # for text of the worker, see ``cog_worker``
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._begun_line = b""  # of labelled text
+        self._said = ""  # the end of what setup wrote
         self._watch: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -87,8 +97,12 @@ class CogRunner:
         description = json.loads((self._build / "build.json").read_bytes())
         with port.reserved() as number:
             programs = self._build / "venv" / "bin"
-            environment = {
-                **{name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS},
+            self._pipes = [InPipe(self._hear_text)]
+            if self._spec.concurrency > 1:
+                self._pipes.append(InPipe(self._hear_labelled))
+            self._made = f"{tempfile.mkdtemp()}/"
+            variables = {
+                **without_secrets(),
                 **_trust(),
                 **description["environment"],
                 **self._spec.options["environment"],
@@ -99,25 +113,27 @@ class CogRunner:
                 "COG_MAX_CONCURRENCY": str(self._spec.concurrency),
                 "COG_LOG_LEVEL": "warn",
                 "PYTHONUNBUFFERED": "1",
+                cog_worker.TEXT: ",".join(str(pipe.writer) for pipe in self._pipes),
+                cog_worker.FILES: self._made.rstrip("/"),
             }
-            environment.pop("VIRTUAL_ENV", None)
+            variables.pop("VIRTUAL_ENV", None)
             self._files.start()
             self._process = await asyncio.create_subprocess_exec(
                 str(programs / "python"),
                 *("-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", self.mode),
                 cwd=self._build / self.folder,
-                env=environment,
+                env=variables,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=[pipe.writer for pipe in self._pipes],
             )
+            for pipe in self._pipes:
+                pipe.start()
             self._client = httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{number}",
                 timeout=None,  # noqa: S113 - a model may think for as long as it likes
                 trust_env=False,
             )
             logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log into predictions
-            self._reading = asyncio.get_running_loop().create_task(self._read_for_ever())
             await self._until_ready()
         self._watch = asyncio.get_running_loop().create_task(self._watch_for_ever())
 
@@ -127,7 +143,7 @@ class CogRunner:
         body: dict[str, Any] = {"id": id, "input": self._addresses(job)}
         if job.token is not None:
             body["context"] = {"replicate_api_token": job.token}
-        heard: _Heard = asyncio.Queue(_AHEAD)
+        heard: _Heard = asyncio.Queue()  # without a bound: a runtime whose events wait breaks off
         # A task of its own, which a cancellation of this one does not end: the project may have more to say.
         hearing = asyncio.get_running_loop().create_task(self._hear(body, heard))
         began, over = time.monotonic(), False
@@ -136,12 +152,13 @@ class CogRunner:
             while (event := await heard.get()) is not None:
                 name, data = event
                 over = name in _LAST
-                if over and self._spec.concurrency == 1:
-                    await asyncio.sleep(_SETTLE)
-                async for translated in self._translated(job, name, data):
+                if over:
+                    self._drain()
+                async for translated in self._translated(name, data):
                     yield translated
         except (asyncio.CancelledError, GeneratorExit):
             if not over:
+                self._drain()
                 del self._running[id]  # what its processes write from now on is for the host's log
                 await self._cancel(id, began, heard)
             raise
@@ -152,21 +169,25 @@ class CogRunner:
 
     async def _hear(self, body: dict[str, Any], heard: _Heard) -> None:
         """Ask the runtime for a prediction; put what it says into ``heard``, and last of all None."""
-        last = ""
+        name = ""
         try:
             headers = {"Accept": "text/event-stream"}
             async with self._client.stream("POST", "/predictions", json=body, headers=headers) as reply:
                 if reply.status_code != httpx.codes.OK:
-                    last = "refused"
-                    await heard.put((last, {"detail": _refusal(await reply.aread())}))
+                    name = "refused"
+                    heard.put_nowait((name, {"detail": _refusal(await reply.aread())}))
                 else:
-                    async for last, data in _events(reply):
-                        await heard.put((last, data))
+                    reader = sse.Reader()
+                    async for part in reply.aiter_bytes():
+                        for name, data in reader.feed(part):
+                            heard.put_nowait((name, json.loads(data)))
+            if name not in _LAST:
+                self._died("it broke off in the middle of a prediction")
         except httpx.HTTPError as error:
             self._died(f"it does not answer: {error}")
-        if last not in _LAST:
-            self._died("it broke off in the middle of a prediction")
-        await heard.put(None)
+        except Exception as error:  # noqa: BLE001  # whatever ends this task must not leave ``run`` waiting
+            heard.put_nowait(("error", {"error": f"{type(error).__name__}: {error}"}))
+        heard.put_nowait(None)
 
     def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
         """What of the project the runtime is to load."""
@@ -178,29 +199,33 @@ class CogRunner:
 
     async def close(self) -> None:
         """See ``Runner``."""
-        for task in (self._watch, self._reading):
-            if task is not None:
-                task.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         await self._client.aclose()
         self._process.terminate()
+        for pipe in self._pipes:
+            pipe.close()
 
-    async def _translated(
-        self, job: Job, name: str, data: dict[str, Any]
-    ) -> AsyncIterator[Log | Output | Metric]:
+    async def _translated(self, name: str, data: dict[str, Any]) -> AsyncIterator[Log | Output | Metric]:
         match name:
             case "log":
                 yield Log(data["data"])
             case "refused":
                 raise PredictionFailed(data["detail"])
+            case "error":
+                try:
+                    await asyncio.wait_for(self._until_free(), _STOPS)
+                except TimeoutError:
+                    self._died("it does not stop a prediction whose events are not read")
+                raise PredictionFailed(f"the output of the prediction could not be read: {data['error']}")
             case "output" if self._interface.iterates:
-                yield Output([await asyncio.to_thread(_with_files, data["chunk"], job)])
+                yield Output([self._with_files(data["chunk"])])
             case "completed":
                 for metric, value in data.get("metrics", {}).items():
                     if metric != "predict_time":
                         yield Metric(metric, value)
                 if data["status"] == "succeeded" and not self._interface.iterates:
-                    output = await asyncio.to_thread(_with_files, data.get("output"), job)
-                    yield Output([self._final(output)], append=False)
+                    yield Output([self._final(self._with_files(data.get("output")))], append=False)
                 self._judge(data)
 
     def _judge(self, data: dict[str, Any]) -> None:
@@ -231,8 +256,23 @@ class CogRunner:
             name, data = event
             if name == "log":
                 host.run(sys.stderr.write, data["data"])
+        await self._until_free()
+
+    async def _until_free(self) -> None:
+        """Wait until the runtime takes another prediction."""
         while (await self._client.get("/health-check")).json()["status"] == "BUSY":
             await asyncio.sleep(_LOOK)
+
+    def _with_files(self, value: Any) -> Any:
+        """``value`` with a path in place of every text by which the worker tells of a file."""
+        match value:
+            case str() if value.startswith(self._made):
+                return Path(value)
+            case list():
+                return [self._with_files(part) for part in value]
+            case dict():
+                return {key: self._with_files(part) for key, part in value.items()}
+        return value
 
     def _addresses(self, job: Job) -> dict[str, Any]:
         """The input with an address for every file: the runtime makes paths of addresses only."""
@@ -263,26 +303,46 @@ class CogRunner:
                 case "READY" | "BUSY":
                     return
                 case "SETUP_FAILED" | "DEFUNCT":
+                    self._drain()
                     logs = health.get("setup", {}).get("logs", "")
                     print(logs, file=sys.stderr)
-                    raise LoadFailed(f"setup of {self._spec.model} failed:\n{logs.strip()[-2000:]}")
+                    said = f"{self._said}\n{logs}".strip()[-_TAIL:]
+                    raise LoadFailed(f"setup of {self._spec.model} failed:\n{said}")
             await asyncio.sleep(_LOOK)
 
-    async def _read_for_ever(self) -> None:
-        """Pass on what the runtime writes.
+    def _hear_text(self, data: bytes, *, final: bool = False) -> None:
+        """Take text of child processes and C code; all text, where one prediction runs at a time.
 
-        What child processes and C code write is in the runtime's own log and in no event. Where one
-        prediction runs at a time it is that one's; the rest is for the log of this host.
+        It belongs to that prediction. Where several run it is not known to whom: it goes to the host's log.
         """
-        assert self._process.stdout is not None, "it was started with a pipe"
-        async for line in self._process.stdout:
-            text = line.decode(errors="replace")
-            said = _said_by_the_project(text)
-            alone = list(self._running.values()) if self._spec.concurrency == 1 else []
-            if alone and said is not None:
-                alone[0].run(sys.stdout.write, f"{said}\n")
-            else:
-                sys.stderr.write(text if said is None else f"{said}\n")
+        alone = list(self._running.values()) if self._spec.concurrency == 1 else []
+        self._say(alone[0] if alone else None, self._decoder.decode(data, final))
+
+    def _hear_labelled(self, data: bytes) -> None:
+        *lines, self._begun_line = (self._begun_line + data).split(b"\n")
+        texts: dict[str | None, list[str]] = {}
+        for line in lines:
+            try:
+                id, text = json.loads(line)
+            except ValueError:  # another program has written there
+                id, text = None, f"{line!r}\n"
+            texts.setdefault(id, []).append(text)
+        for id, pieces in texts.items():
+            self._say(self._running.get(id or ""), "".join(pieces))
+
+    def _say(self, context: contextvars.Context | None, text: str) -> None:
+        """Put ``text`` into the log of a prediction, or of this host."""
+        if context is not None:
+            context.run(sys.stdout.write, text)
+        else:
+            self._said = (self._said + text)[-_TAIL:]
+            sys.stderr.write(text)
+
+    def _drain(self) -> None:
+        """Hear the text that was written until now: what comes later belongs to somebody else."""
+        for pipe in self._pipes:
+            pipe.drain()
+        self._hear_text(b"", final=True)
 
     async def _watch_for_ever(self) -> None:
         """End this host when the runtime is not well: another one is started."""
@@ -300,15 +360,6 @@ class CogRunner:
     def _died(self, why: str) -> NoReturn:
         print(f"Cog's runtime is lost: {why}; the engine host ends with it", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _said_by_the_project(line: str) -> str | None:
-    """The message of a line of the runtime's log, if the project's processes wrote it."""
-    try:
-        told = json.loads(line)
-        return str(told["fields"]["message"]) if told["target"] == "coglet::user" else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 class CogTrainer(CogRunner):
@@ -337,16 +388,6 @@ class CogTrainer(CogRunner):
         return weights
 
 
-async def _events(reply: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """The runtime's events; each has one line of JSON."""
-    name = ""
-    async for line in reply.aiter_lines():
-        if line.startswith("event:"):
-            name = line[6:].strip()
-        elif line.startswith("data:"):
-            yield name, json.loads(line[5:])
-
-
 def _refusal(body: bytes) -> str:
     """What the runtime says against an input, which was checked before: a rule that only it knows."""
     try:
@@ -357,28 +398,6 @@ def _refusal(body: bytes) -> str:
         return str(told.get("error", detail))
     except (ValueError, KeyError, AttributeError):
         return body.decode(errors="replace")[:500]
-
-
-def _with_files(value: Any, job: Job) -> Any:
-    """``value`` with every ``data:`` URL, which is how the runtime hands over a file, written to a file."""
-    match value:
-        case str() if value.startswith("data:") and (match := _DATA.match(value)):
-            return _written(value[match.end() :], match[1], is_base64=match[2].endswith(";base64"), job=job)
-        case list():
-            return [_with_files(part, job) for part in value]
-        case dict():
-            return {key: _with_files(part, job) for key, part in value.items()}
-    return value
-
-
-def _written(data: str, kind: str | None, *, is_base64: bool, job: Job) -> Path:
-    folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = mimetypes.guess_extension(kind or "") or {"image/webp": ".webp"}.get(kind or "", "")
-    number = sum(1 for _ in folder.iterdir())
-    place = folder / f"output{f'-{number}' if number else ''}{suffix}"
-    place.write_bytes(base64.b64decode(data) if is_base64 else unquote_to_bytes(data))
-    return place
 
 
 def _trust() -> dict[str, str]:

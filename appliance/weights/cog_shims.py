@@ -48,6 +48,9 @@ def add(cog: Any) -> None:
                 cog.exceptions = module
     if not hasattr(cog.BasePredictor, "log"):
         cog.BasePredictor.log = lambda self, *messages: print(*messages)
+    import cog_worker  # type: ignore[import-not-found]  # in the project's environment it lies beside this file
+
+    cog_worker.install(cog)
 
 
 def ask_for_each(client: Any) -> None:

@@ -30,6 +30,7 @@ from appliance.config import (
     ModelConfig,
     yamlsource,
 )
+from appliance.environment import without_secrets
 from appliance.errors import ConfigError, WeightsError
 from appliance.weights import checkout
 from appliance.weights.fingerprint import fingerprint
@@ -39,19 +40,18 @@ _log = logging.getLogger(__name__)
 #: The version of the ``cog`` package, whose runtime answers; part of a build's identity.
 COG: Final = "0.23.1"
 #: What else makes a build another one: how it is made here.
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 DESCRIPTION: Final = "build.json"
 #: Lines of a build's log that say what is done next begin with it; the others are what tools print.
 STEP: Final = "==> "
 PROJECT: Final = "project"
 TRAINING: Final = "training"
 _SHIMS: Final = "cog_shims"
+_WORKER: Final = "cog_worker"
 _ENVIRONMENT: Final = "venv"
 _PACKAGES: Final = "packages.txt"
 _LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
 _TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
-#: Variables that a project's own programs do not get: another environment, and the operator's tokens.
-_NOT_ITS_BUSINESS: Final = frozenset({"VIRTUAL_ENV", "APPLIANCE_TOKEN", "REPLICATE_API_TOKEN"})
 _TAIL: Final = 2000  # characters of what a command said that are passed on
 _PIPE: Final = 65536  # bytes that a pipe holds
 _LOOK: Final = 500  # milliseconds between looks at a process that prints nothing
@@ -239,7 +239,8 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
     _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from there
     packages_folder = _site_packages(build)
-    shutil.copy(Path(__file__).with_name(f"{_SHIMS}.py"), packages_folder / f"{_SHIMS}.py")
+    for module in (_SHIMS, _WORKER):
+        shutil.copy(Path(__file__).with_name(f"{module}.py"), packages_folder / f"{module}.py")
     (packages_folder / f"{_SHIMS}.pth").write_text(f"import {_SHIMS}\n")
     _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()], say)
 
@@ -345,11 +346,12 @@ def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -
     Raises:
         WeightsError: it failed, with the end of what it printed, or took too long.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in _NOT_ITS_BUSINESS}
+    variables = without_secrets()
+    variables.pop("VIRTUAL_ENV", None)  # the project has an environment of its own
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env=environment,
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
