@@ -177,7 +177,7 @@ def holder(port: int) -> str | None:
 
 def _rows(table: Path) -> list[list[str]]:
     try:
-        return [line.split() for line in table.read_text().splitlines()[1:]]
+        return [line.split() for line in table.read_text().strip().split("\n")[1:]]
     except OSError:  # a kernel without IPv6, say
         return []
 

@@ -52,7 +52,7 @@ class ApplianceError(Exception):
     @property
     def detail(self) -> str:
         """The human sentence of this error; never empty."""
-        return str(self) or (self.__doc__ or type(self).__name__).splitlines()[0]
+        return str(self) or (self.__doc__ or type(self).__name__).partition("\n")[0]
 
     def body(self) -> dict[str, Any]:
         """The contract's JSON error body (replicate-api section 1.3)."""

@@ -154,7 +154,8 @@ class TextFormatter(Formatter):
         subject = " ".join(name for name in named if name not in message)
         message = f"[{subject}] {message}" if subject else message
         line = f"{fields['time']} {fields['level']} {fields['logger']} {_one_line(message)}"
-        return line + "".join(f"\n    {_one_line(row)}" for row in fields.get("exception", "").splitlines())
+        rows = fields["exception"].split("\n") if fields.get("exception") else []
+        return line + "".join(f"\n    {_one_line(row)}" for row in rows)
 
 
 class JsonFormatter(Formatter):

@@ -151,7 +151,7 @@ class Reload:
             needs_restart=changes.needs_restart,
             not_served=not_served,
         )
-        _log.info("%s is reloaded: %s", self._file, "; ".join(str(report).splitlines()))
+        _log.info("%s is reloaded: %s", self._file, "; ".join(str(report).split("\n")))
         return report
 
 

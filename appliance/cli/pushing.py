@@ -119,7 +119,7 @@ def _files(folder: Path, inside: Path, left_out: Patterns) -> Iterator[tuple[Pat
 def _dockerignore(folder: Path) -> Patterns:
     """Of a .dockerignore, whose last line that fits counts."""
     file = folder / ".dockerignore"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     patterns = []
     for line in lines:
         text = line.strip()

@@ -249,6 +249,6 @@ def _reason(application: Any) -> str:
     """The most telling line of Serve's report, which holds a whole traceback."""
     messages = [deployment.message for deployment in application.deployments.values()]
     text = "\n".join(message for message in [*messages, application.message] if message)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     errors = [line for line in lines if "Error" in line or "errors." in line]
     return (errors or lines or ["no reason given"])[-1]

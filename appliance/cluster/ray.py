@@ -312,8 +312,8 @@ class RayCluster:
         except _GONE as error:
             if link.broken is None:
                 _raise_if_cancelled(error)
-            reason = link.broken or str(error) or type(error).__name__
-            raise HostLost(f"the runner replica of {model} is gone: {reason.splitlines()[0]}") from error
+            first, _, _ = (link.broken or str(error) or type(error).__name__).partition("\n")
+            raise HostLost(f"the runner replica of {model} is gone: {first}") from error
         finally:
             link.stream = None
 

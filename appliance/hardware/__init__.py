@@ -187,10 +187,10 @@ def _cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path
     root, which is among the folders.
     """
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = (proc / "self" / "cgroup").read_text().strip().split("\n")
     except OSError:  # a kernel without cgroups limits nothing
         return
-    for line in lines:
+    for line in filter(None, lines):
         _, controllers, group = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -212,7 +212,7 @@ def _words(file: Path) -> list[str]:
 
 def _cpu_label() -> str:
     try:
-        lines = (_PROC / "cpuinfo").read_text().splitlines()
+        lines = (_PROC / "cpuinfo").read_text().split("\n")
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

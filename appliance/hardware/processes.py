@@ -75,7 +75,7 @@ def _look(pid: int) -> _Look | None:
 def _sizes(pid: int, file: str) -> dict[str, int]:
     """The lines "Name:  123 kB" of a file about a process, in bytes; none of one that is gone."""
     try:
-        lines = (_PROC / str(pid) / file).read_text().splitlines()
+        lines = (_PROC / str(pid) / file).read_text().split("\n")
     except (ProcessLookupError, FileNotFoundError, PermissionError):
         return {}
     words = (line.split() for line in lines)
@@ -84,7 +84,7 @@ def _sizes(pid: int, file: str) -> dict[str, int]:
 
 def available(proc: Path = _PROC) -> int:
     """Bytes of main memory that the kernel can still give without swapping."""
-    for line in (proc / "meminfo").read_text().splitlines():
+    for line in (proc / "meminfo").read_text().split("\n"):
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return int(value.split()[0]) * _KIB
@@ -94,13 +94,13 @@ def available(proc: Path = _PROC) -> int:
 def kernel_kills(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """How many processes the kernel has ended for want of memory: in this cgroup, else on this machine."""
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = (proc / "self" / "cgroup").read_text().split("\n")
     except OSError:  # a kernel without cgroups
         lines = []
     groups = [line[3:].lstrip("/") for line in lines if line.startswith("0::")]
     for file in (*(cgroups / group / "memory.events" for group in groups), proc / "vmstat"):
         try:
-            counts = dict(line.split() for line in file.read_text().splitlines())
+            counts = dict(line.split() for line in file.read_text().strip().split("\n"))
         except OSError:  # the root cgroup has no such file, nor has v1
             continue
         if "oom_kill" in counts:

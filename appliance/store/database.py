@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sqlite3
 from pathlib import Path
@@ -138,7 +139,7 @@ def statements(script: str) -> list[str]:
     """
     found: list[str] = []
     statement = ""
-    for line in script.splitlines(keepends=True):
+    for line in io.StringIO(script):
         statement += line
         if sqlite3.complete_statement(statement):
             found.append(statement)

@@ -65,7 +65,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             case Widget.SLIDER | Widget.NUMBER:
                 return self._number(given)
             case Widget.LIST:
-                lines = [line for line in str(given).splitlines() if line.strip()]
+                lines = [line for line in str(given).replace("\r\n", "\n").split("\n") if line.strip()]
                 return [self._item(line) for line in lines] or None
             case Widget.JSON:
                 return self._json(given)

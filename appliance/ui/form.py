@@ -217,7 +217,7 @@ def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
 
 def _picked(field: Field, picked: Any, addresses: str | None) -> Any:
     paths = picked if isinstance(picked, list) else [] if picked is None else [picked]
-    lines = [line.strip() for line in (addresses or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in (addresses or "").split("\n") if line.strip()]
     found = [*map(LocalFile, paths), *lines]
     if field.widget is Widget.FILES:
         return found or None

@@ -58,8 +58,9 @@ def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...] = ("*.saf
         OSError,
         ImportError,  # for a SOCKS proxy in the environment a further library is needed
     ) as error:
+        first = str(error).partition("\n")[0]
         raise WeightsError(
-            f"{source.hub} at {source.revision} cannot be fetched from the hub: {str(error).splitlines()[0]}"
+            f"{source.hub} at {source.revision} cannot be fetched from the hub: {first}"
         ) from error
     wanted = (source.file,) if source.file else weights
     if not any(any(folder.rglob(name)) for name in wanted):

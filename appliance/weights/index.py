@@ -96,7 +96,7 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _reason(stderr: str) -> str:
     """The last error that pip printed."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.split("\n") if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["no reason given"])[-1]
 
@@ -108,7 +108,7 @@ def _settings() -> dict[str, str]:
         raise WeightsError(f"pip's configuration cannot be read: {_reason(reply.stderr)}")
     ranks = {"global": 0, "install": 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
-    for line in reply.stdout.splitlines():
+    for line in reply.stdout.strip().split("\n"):
         name, _, quoted = line.partition("=")
         section, _, option = name.rpartition(".")
         rank = ranks.get(section, -1)

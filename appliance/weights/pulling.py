@@ -154,7 +154,7 @@ def _converted(file: Path, folder: Path, report: _Report) -> Path:
                 raise
         if process.returncode != 0:
             errors.seek(0)
-            last = [line.strip() for line in errors.read().splitlines() if line.strip()][-1:]
+            last = [line.strip() for line in errors.read().split("\n") if line.strip()][-1:]
             reason = last[0] if last else f"exit code {process.returncode}"
             raise WeightsError(f"{file.name} cannot be converted: {reason}")
     licenses = file.parent / LICENSES

@@ -151,6 +151,13 @@ def test_files_are_short_enough_to_be_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_lines_end_in_line_feeds(path: Path) -> None:
+    """These end lines at characters too that models, projects and people write, such as U+2028 and U+0085."""
+    names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not names & {"splitlines", "iter_lines", "aiter_lines"}, 'split("\\n") instead'
+
+
 def test_every_layer_is_in_the_design() -> None:
     design = (PACKAGE / "DESIGN.md").read_text()
     rows = [line for line in design.splitlines() if line.startswith("| ") and line[2].isdigit()]

@@ -55,9 +55,9 @@ async def test_files_of_one_name_do_not_take_each_others_place(tmp_path: Path) -
 
 async def test_folders_of_one_name_do_not_take_each_others_place(tmp_path: Path) -> None:
     for number in range(2):
-        made(tmp_path / str(number) / "my results", "a.txt", "x" * number * 100)
-    files = await taken(tmp_path, *(tmp_path / str(number) / "my results" for number in range(2)))
-    assert [file.name for file in files] == ["my-results.zip", "my-results-2.zip"]
+        made(tmp_path / str(number) / "results", "a.txt", "x" * number * 100)
+    files = await taken(tmp_path, *(tmp_path / str(number) / "results" for number in range(2)))
+    assert [file.name for file in files] == ["results.zip", "results-2.zip"]
     assert {file.content_type for file in files} == {"application/zip"}
     assert files[0].sha256 != files[1].sha256
 

@@ -131,6 +131,11 @@ def test_values_are_of_the_types_that_the_model_wants() -> None:
     assert filled_in(known, again) == given
 
 
+def test_items_of_a_list_are_lines_that_end_in_line_feeds() -> None:
+    known = fields(document({"words": {"type": "array", "items": {"type": "string"}}}))
+    assert filled_in(known, ["a\u2028b\r\nc\x85d\n"]) == {"words": ["a\u2028b", "c\x85d"]}
+
+
 def test_what_cannot_be_read_is_named() -> None:
     known = fields(
         document(

@@ -96,7 +96,7 @@ async def _unpin(model: str, request: gr.Request) -> None:
 @shell.told
 async def _reload(request: gr.Request) -> None:
     answer = await session.of(request).caller.post("/admin/reload")
-    lines = str(msgspec.convert(answer, Report)).splitlines()
+    lines = str(msgspec.convert(answer, Report)).split("\n")
     gr.Info("<br>".join(map(escape, lines)), title="models.yaml is applied")
 
 
