@@ -111,7 +111,7 @@ def output(running: Appliance, case: Case) -> float:
         created = client.post(f"/v1/models/{case.model}/predictions", json={"input": case.input})
         created.raise_for_status()
         with httpx.stream("GET", created.json()["urls"]["stream"], timeout=600, trust_env=False) as reply:
-            for line in reply.iter_lines():
+            for line in servers.lines(reply):
                 if line == "event: output":
                     return time.perf_counter() - began
         record = client.get(f"/v1/predictions/{created.json()['id']}").json()
@@ -143,7 +143,7 @@ def _vllm_server(folder: Path) -> float:
         servers.wait_until_healthy(stock.url, "/health", stock.pid)
         address = f"{stock.url}/v1/chat/completions"
         with httpx.stream("POST", address, json=body, timeout=600, trust_env=False) as reply:
-            for line in reply.iter_lines():
+            for line in servers.lines(reply):
                 parts = json.loads(line[6:])["choices"] if line.startswith("data: {") else []
                 if parts and parts[0]["delta"].get("content"):
                     return time.perf_counter() - began

@@ -6,7 +6,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
@@ -65,6 +65,15 @@ async def _together(read: Read, streams: int, salt: str) -> tuple[float, float]:
     return sum(one.tokens for one in done) / took, statistics.median(one.first for one in done)
 
 
+async def lines(reply: httpx.Response) -> AsyncIterator[str]:
+    """Lines that end in line feeds; httpx's end at characters too that a model may say."""
+    rest = b""
+    async for part in reply.aiter_bytes():
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            yield line.decode()
+
+
 def _ours(url: str) -> Read:
     async def read(client: httpx.AsyncClient, prompt: str) -> Stream:
         began = time.perf_counter()
@@ -74,7 +83,7 @@ def _ours(url: str) -> Read:
         created = (await client.post(address, json={"input": asked}, headers=signed_in)).json()
         first = 0.0
         async with client.stream("GET", created["urls"]["stream"]) as reply:
-            async for line in reply.aiter_lines():
+            async for line in lines(reply):
                 if line == "event: output" and not first:
                     first = time.perf_counter() - began
         record = (await client.get(created["urls"]["get"], headers=signed_in)).json()
@@ -100,7 +109,7 @@ def _stock(url: str) -> Read:
         }
         first, tokens = 0.0, 0
         async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
-            async for line in reply.aiter_lines():
+            async for line in lines(reply):
                 if not line.startswith("data: {"):
                     continue
                 part = json.loads(line[6:])

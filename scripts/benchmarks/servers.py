@@ -271,3 +271,11 @@ def _kill_group(pid: int) -> None:
     except ProcessLookupError:
         return
     time.sleep(0.5)  # ports and memory come back
+
+
+def lines(reply: httpx.Response) -> Iterator[str]:
+    """Lines that end in line feeds; httpx's end at characters too that a model may say."""
+    rest = b""
+    for part in reply.iter_bytes():
+        *whole, rest = (rest + part).split(b"\n")
+        yield from (line.decode() for line in whole)

@@ -135,7 +135,7 @@ def _first_words(running: Appliance) -> float:
         made = client.post(f"/v1/models/{LANGUAGE_MODEL}/predictions", json={"input": _PROMPT}).json()
         took = 0.0
         with client.stream("GET", made["urls"]["stream"]) as events:
-            for line in events.iter_lines():
+            for line in servers.lines(events):
                 if line == "event: output" and not took:
                     took = 1000 * (time.perf_counter() - began)
     return took

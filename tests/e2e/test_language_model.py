@@ -29,7 +29,7 @@ def events(url: str, headers: dict[str, str] | None = None) -> list[dict[str, st
         assert reply.status_code == 200
         assert reply.headers["content-type"].split(";")[0] == "text/event-stream"
         current: dict[str, str] = {}
-        for line in reply.iter_lines():
+        for line in reply.read().decode().split("\n"):  # `iter_lines` ends lines at U+2028 too
             if not line:
                 if current:
                     found.append(current)
