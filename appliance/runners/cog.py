@@ -39,6 +39,7 @@ from appliance.runners import port
 from appliance.runners.base import Interface, LoadSpec
 from appliance.runners.pipes import InPipe
 from appliance.weights import cog_worker
+from appliance.weights.lent import lend
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class CogRunner:
     async def setup(self) -> None:
         """See ``Runner``."""
         description = json.loads((self._build / "build.json").read_bytes())
+        lend(self._build / "venv")
         with port.reserved() as number:
             programs = self._build / "venv" / "bin"
             self._pipes = [InPipe(self._hear_text)]

@@ -34,6 +34,7 @@ from appliance.environment import without_secrets
 from appliance.errors import ConfigError, WeightsError
 from appliance.weights import checkout
 from appliance.weights.fingerprint import fingerprint
+from appliance.weights.lent import lend
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,6 @@ DESCRIPTION: Final = "build.json"
 STEP: Final = "==> "
 PROJECT: Final = "project"
 TRAINING: Final = "training"
-_SHIMS: Final = "cog_shims"
-_WORKER: Final = "cog_worker"
 _ENVIRONMENT: Final = "venv"
 _PACKAGES: Final = "packages.txt"
 _LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
@@ -238,10 +237,7 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     say(f"{STEP}installing {' '.join(packages)}")
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
     _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from there
-    packages_folder = _site_packages(build)
-    for module in (_SHIMS, _WORKER):
-        shutil.copy(Path(__file__).with_name(f"{module}.py"), packages_folder / f"{module}.py")
-    (packages_folder / f"{_SHIMS}.pth").write_text(f"import {_SHIMS}\n")
+    lend(environment)
     _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()], say)
 
 

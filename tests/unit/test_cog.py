@@ -47,6 +47,7 @@ async def runner(tmp_path: Path) -> AsyncIterator[CogRunner]:
     python.write_text(RUNTIME)
     python.chmod(0o755)
     (tmp_path / "project").mkdir()
+    (tmp_path / "venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
     description = {"interface": INTERFACE, "handler": "run.py:Runner", "environment": {}}
     (tmp_path / "build.json").write_text(json.dumps(description))
     runner = CogRunner(
