@@ -12,7 +12,7 @@ import contextlib
 import enum
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import uvicorn
@@ -47,8 +47,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        assert isinstance(transport, asyncio.Transport)
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", transport))  # uvloop's are none by inheritance
         self._enter(_Stage.HEADERS)
 
     def data_received(self, data: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -100,6 +101,12 @@ async def answer(line: Line) -> tuple[int, str, Any]:
     head, _, body = (await line[0].read()).partition(b"\r\n\r\n")
     kind = next(row for row in head.decode().splitlines() if row.startswith("content-type: "))
     return int(head.split()[1]), kind.partition(": ")[2], json.loads(body)
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    """The gateway's loop: its transports are of other classes than asyncio's."""
+    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from appliance.prediction import Job, Output
 
 async def taken(tmp_path: Path, *paths: Path, inline: int = -1) -> list[Any]:
     job = Job("id", 1, {}, folder=str(tmp_path / "outputs"), inline=inline)
-    return (await produced.taken(job, Output([list(paths)], append=False))).values[0]
+    found: list[Any] = (await produced.taken(job, Output([list(paths)], append=False))).values[0]
+    return found
 
 
 def made(folder: Path, name: str, content: str = "content") -> Path:
