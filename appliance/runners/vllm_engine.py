@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from appliance.errors import LoadFailed
 from appliance.runners import vllm_words
+from appliance.runners.vllm_grammars import check_grammars, use_own_backends
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -105,7 +106,10 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     # For a CPU, making a config chooses spawn, which would import everything again. vLLM goes back to spawn
     # by itself where a fork is not possible.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    use_own_backends()
+    engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    check_grammars(engine)
+    return engine
 
 
 def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -244,6 +245,8 @@ async def test_an_operation_is_answered_at_once_and_streamed_alike(caller: Calle
         ),
         (CHAT, {"messages": QUESTION, "temperature": "hot"}, 400, "temperature"),
         (CHAT, {"messages": QUESTION, "temperature": -3}, 400, "temperature"),
+        (CHAT, {"messages": QUESTION, "temperature": "nan"}, 400, "temperature must be a finite number"),
+        (CHAT, {"messages": QUESTION, "logit_bias": {"5": "inf"}}, 400, "logit_bias.5 must be a finite"),
         (CHAT, {}, 400, "messages"),
         (MESSAGES, {"messages": QUESTION}, 400, "max_tokens"),
         (CHAT, {"messages": QUESTION, "logprobs": True, "top_logprobs": 500}, 400, "logprobs"),
@@ -274,6 +277,66 @@ async def test_a_refused_operation_says_why(
     (output,) = caller.output(id)
     assert output["error"]["code"] == code
     assert message in output["error"]["message"] == done.error
+
+
+def held_to(schema: dict[str, Any]) -> dict[str, Any]:
+    """A request for an answer that fits a schema."""
+    shape = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return {"messages": QUESTION, "max_completion_tokens": 40, "temperature": 0, "response_format": shape}
+
+
+async def test_each_answer_fits_its_grammar_whichever_backend_knows_it(caller: Caller) -> None:
+    """Those of one kind come between others, and all at once."""
+    word = {"type": "object", "properties": {"name": {"enum": ["a", "b"]}}, "required": ["name"]}
+    upper = {"type": "string", "pattern": r"^\p{Lu}$"}
+    third = {"type": "integer", "multipleOf": 7, "minimum": 7, "maximum": 700}
+    cases: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
+        "upper": (held_to(upper), lambda found: len(found) == 1 and found.isupper()),
+        "word": (held_to(word), lambda found: found["name"] in {"a", "b"}),
+        "third": (held_to(third), lambda found: found % 7 == 0),
+        "word again": (held_to(word), lambda found: found["name"] in {"a", "b"}),
+    }
+
+    async def asked(name: str) -> None:
+        body, fits = cases[name]
+        assert await caller.run(f"fits {name}", CHAT, model="m", **body) == Done("succeeded")
+        assert fits(json.loads(written(caller.output(f"fits {name}"))))
+
+    for name in cases:
+        await asked(name)
+    cases |= {f"{name} at once": case for name, case in cases.items()}
+    await asyncio.gather(*map(asked, [name for name in cases if name.endswith("at once")]))
+
+
+async def test_a_grammar_that_calls_itself_first_is_followed(caller: Caller) -> None:
+    grammar = {"structured_outputs": {"grammar": 'root ::= root "a" | "b"'}}
+    body = {"messages": QUESTION, "max_completion_tokens": 8, "temperature": 0, **grammar}
+    assert await caller.run("left", CHAT, model="m", **body) == Done("succeeded")
+    answer = written(caller.output("left"))
+    assert answer == "b" + "a" * (len(answer) - 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "object", "patternProperties": {"(": {"type": "string"}}}, "Regex parsing error"),
+        ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"$ref": "#"}, "nothing that could be written fits it"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "nothing that could be written"),
+        ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
+    ],
+)
+async def test_a_schema_that_no_answer_can_be_held_to_is_refused(
+    caller: Caller, schema: dict[str, Any], reason: str, stream: bool
+) -> None:
+    id = f"unheld {stream} {schema}"
+    done = await caller.run(id, CHAT, model="m", stream=stream, **held_to(schema))
+    assert done.status == "failed"
+    (output,) = caller.output(id)
+    assert output["error"]["code"] == 400
+    assert output["error"]["message"].startswith("the output cannot be held to this schema or grammar: ")
+    assert reason in output["error"]["message"]
 
 
 async def test_the_parsers_in_the_config_are_those_of_vllm() -> None:

@@ -1,0 +1,154 @@
+"""Grammars that vLLM holds outputs to: checked before a request is queued, each compiled by its own backend.
+
+Written for version 0.32. There, a request is checked by the first backend that takes its grammar (xgrammar,
+guidance or outlines), but the backend of the first request that had a grammar compiles all of them. What this
+one cannot compile, or what no output fits, then fails its request as if that were the server's fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_PLACE: Final = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # in xgrammar's source
+_CACHE: Final = 16 * 1024**2  # bytes of compiled grammars that are kept in this process; vLLM keeps its own
+
+
+def use_own_backends() -> None:
+    """Have engines forked from this process compile a grammar by the backend that has checked it."""
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    manager: Any = StructuredOutputManager
+    if hasattr(manager, "appliance_lock"):
+        return
+    manager.appliance_lock = threading.RLock()
+    init, create = manager.grammar_init, manager._create_grammar  # noqa: SLF001 - see the module's docstring
+
+    def grammar_init(self: Any, request: Any) -> None:
+        if request.structured_output_request is None:
+            return
+        known = self.__dict__.setdefault("appliance_backends", {})
+        name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - the same
+        with manager.appliance_lock:  # until the backend is known, since a thread compiles with it
+            self.backend = known.get(name)
+            init(self, request)
+            known[name] = self.backend
+
+    def create_grammar(self: Any, request: Any) -> Any:
+        with manager.appliance_lock:
+            view = copy.copy(self)
+            name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - the same
+            view.backend = self.appliance_backends.get(name, self.backend)
+        return create(view, request)
+
+    manager.grammar_init, manager._create_grammar = grammar_init, create_grammar  # noqa: SLF001 - the same
+
+
+def check_grammars(engine: AsyncLLM) -> None:
+    """Have ``engine`` refuse requests whose grammars cannot be compiled, as it refuses other wrong ones."""
+    compiled = _Compiler(engine)
+    add: Callable[..., Awaitable[Any]] = engine.add_request
+
+    @functools.wraps(add)
+    async def add_request(request_id: str, prompt: Any, params: Any, *more: Any, **named: Any) -> Any:
+        if getattr(params, "structured_outputs", None) is not None:
+            await asyncio.to_thread(compiled.check, params)
+        return await add(request_id, prompt, params, *more, **named)
+
+    engine.add_request = add_request  # every way of asking calls it
+
+
+class _Compiler:
+    """Compiles grammars as the engine will."""
+
+    def __init__(self, engine: AsyncLLM) -> None:
+        self._config: Any = engine.vllm_config
+        self._tokenizer: Any = engine.get_tokenizer()
+        self._backends: dict[str, Any] = {}
+        self._width = 0  # of a row of the bitmask that all grammars share
+        self._lock = threading.Lock()
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse what cannot be compiled, or fits no output.
+
+        Raises:
+            VLLMValidationError: for its reason; vLLM answers it with 400.
+        """
+        from vllm.exceptions import VLLMValidationError
+
+        copied = params.clone()
+        asked: Any = copied.structured_outputs
+        if asked is None or asked.all_constraints_none():
+            return
+        try:
+            with self._lock:
+                copied._validate_structured_outputs(  # noqa: SLF001 - it also chooses the backend
+                    self._config.model_config, self._config.structured_outputs_config, self._tokenizer
+                )
+                self._compile(params, asked)
+        except Exception as error:  # each backend has exceptions of its own
+            reason = " ".join(_PLACE.sub("", str(error)).split()) or type(error).__name__
+            raise VLLMValidationError(
+                f"the output cannot be held to this schema or grammar: {reason[:400]}"
+            ) from error
+
+    def _compile(self, params: SamplingParams, asked: Any) -> None:
+        """Compile what is ``asked``, as the check of ``params`` has left it.
+
+        Raises:
+            ValueError: it cannot be, or no output fits it.
+        """
+        from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+        from vllm.v1.structured_output.request import get_structured_output_key
+
+        name = asked._backend  # noqa: SLF001 - see the module's docstring
+        if name == "outlines":  # taken where the others refuse; it passes over what it does not know
+            validate_xgrammar_grammar(params.clone())
+        backend = self._backend(name)
+        made = backend.compile_grammar(*get_structured_output_key(asked))
+        if name == "guidance" and (reason := made.ll_matcher.get_error()):
+            raise ValueError(reason)
+        allowed = backend.allocate_token_bitmask(1)
+        made.fill_bitmask(allowed, 0)
+        if not allowed.any():
+            raise ValueError("nothing that could be written fits it")
+
+    def _backend(self, name: str) -> Any:
+        """The backend of this name.
+
+        Raises:
+            ValueError: its grammars do not fit the bitmask of the others.
+        """
+        if name not in self._backends:
+            self._backends[name] = _made(name, self._config, self._tokenizer)
+        width = int(self._backends[name].allocate_token_bitmask(1).shape[1])
+        self._width = self._width or width
+        if width != self._width:
+            raise ValueError("the tokenizer of this model is too large for it")
+        return self._backends[name]
+
+
+def _made(name: str, config: Any, tokenizer: Any) -> Any:
+    """A backend as the engine makes it."""
+    from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+    from vllm.v1.structured_output.backend_outlines import OutlinesBackend
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, xgr
+
+    kinds: dict[str, Any] = {
+        "xgrammar": XgrammarBackend, "guidance": GuidanceBackend, "outlines": OutlinesBackend,
+    }  # fmt: skip
+    size = config.model_config.get_vocab_size()
+    made = kinds[name](config, tokenizer=tokenizer, vocab_size=size)
+    if name == "xgrammar":
+        info = xgr.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
+        made.compiler = xgr.GrammarCompiler(info, max_threads=1, cache_limit_bytes=_CACHE)
+    return made
