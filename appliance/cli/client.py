@@ -234,7 +234,7 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
     try:
         content = path.read_bytes()
         if not as_uri:
-            return content.decode()
+            return content.decode("utf-8-sig")  # editors on Windows put a mark before the text
     except OSError as error:
         raise ApplianceError(f"-i {key}=@{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
