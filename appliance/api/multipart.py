@@ -88,6 +88,7 @@ async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
         BodyTooLarge: the form says that it is larger than ``files`` and ``FIELDS`` allow, or is.
         MalformedBody: it is no such form, breaks off, or has too many parts.
     """
+    requests.check_encoding(request)
     if requests.content_length(request) > files + FIELDS:
         raise _too_large(files)
     kind, options = parse_options_header(request.headers.get("content-type", "").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import json
 import re
@@ -35,6 +36,9 @@ ROUTE: Final = "appliance.route"
 #: Where in an ASGI scope the span of a request is that asks for a prediction, where requests are traced.
 SPAN: Final = "appliance.span"
 
+_GZIP: Final = b"\x1f\x8b"
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE_ERRORS: Final = ("truncated", "surrogate")  # in the decoder's words
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
@@ -155,7 +159,7 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(received)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedBody(f"The request body is not valid JSON: {_where(received) or error}") from error
+        raise MalformedBody(f"The request body is not valid JSON: {_reason(received, error)}") from error
     if not isinstance(value, dict):
         raise MalformedBody(f"The request body must be a JSON object, not {schema.type_name(value)}")
     return value
@@ -176,7 +180,38 @@ def content_length(request: Request) -> int:
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
 
 
+def check_encoding(request: Request) -> None:
+    """Refuse a body that is compressed, before any of it is read.
+
+    Raises:
+        MalformedBody: its content encoding is not ``identity``.
+    """
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise MalformedBody(
+            f"The request body has the content encoding {encoding[:40]}, which is not supported: "
+            "send it without one"
+        )
+
+
+def _reason(received: bytes, error: Exception) -> str:
+    """What is wrong with a body, in words for what the decoder puts badly."""
+    if received.startswith(_GZIP):
+        return "it is compressed with gzip; send it as it is"
+    if received.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16; send it as UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return "text in it is not UTF-8"
+    if "out of range" in str(error):
+        return "a number in it is out of range, because it has too many digits or too large an exponent"
+    if any(words in str(error) for words in _SURROGATE_ERRORS) and _SURROGATE.search(received):
+        return r"text in it has half of a surrogate pair (\ud800 to \udfff), which is no character"
+    return _where(received) or str(error)
+
+
 async def _received(request: Request, limit: int) -> bytes:
+    """The body, without the byte order mark that some programs put before UTF-8."""
+    check_encoding(request)
     received = bytearray()
     if content_length(request) > limit:
         raise _too_large(limit)
@@ -187,7 +222,7 @@ async def _received(request: Request, limit: int) -> bytes:
                 raise _too_large(limit)
     except ClientDisconnect as error:
         raise MalformedBody("the connection closed before the body was complete") from error
-    return bytes(received)
+    return bytes(received).removeprefix(codecs.BOM_UTF8)
 
 
 def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
