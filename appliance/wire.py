@@ -145,6 +145,14 @@ def whichever(record: Prediction, base: str) -> dict[str, Any]:
     return (prediction if record.destination is None else training)(record, base)
 
 
+def listed(record: Prediction, base: str) -> dict[str, Any]:
+    """A prediction or training as lists show it: its ``output`` is null until there is some.
+
+    ``GET`` of one leaves it out instead: a client that streams would take the null for output.
+    """
+    return {"output": None, **whichever(record, base)}
+
+
 def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:
     """What a prediction's time went into until ``now`` (Unix seconds): queued, loading its model, running.
 

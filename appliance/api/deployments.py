@@ -26,7 +26,7 @@ _NEW: Final[dict[str, dict[str, Any]]] = {
     "name": {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100},
     "model": {"type": "string"},
     "version": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "hardware": {"type": "string", "minLength": 1, "maxLength": 100},
+    "hardware": {"type": "string", "maxLength": 2000},
     "min_instances": {"type": "integer", "minimum": 0, "maximum": 5},
     "max_instances": {"type": "integer", "minimum": 0, "maximum": 20},
 }

@@ -12,23 +12,30 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from appliance import schema, wire
-from appliance.api import answers, requests
+from appliance.api import answers, paging, requests
 from appliance.api.services import Services
 from appliance.catalogue import Card
 from appliance.errors import BadRequest, FieldProblem, InvalidInput, NotFound, PermissionDenied
 from appliance.model import Model
 from appliance.prediction import Prediction
+from appliance.store import Cursor
 from appliance.token import Scope, Token
 
+PAGE: Final = 25  # models, as Replicate has them
 _TEXT: Final = {"type": "string", "maxLength": 1_000_000}
-_ADDRESS: Final = {"type": "string", "format": "uri", "maxLength": 2000}
+#: Any text, as at Replicate, but for schemes that a page must not link to (javascript:).
+_ADDRESS: Final = {
+    "type": "string",
+    "pattern": r"^([Hh][Tt][Tt][Pp][Ss]?:|[^:/?#]*([/?#]|$))",
+    "maxLength": 2000,
+}
 _ADDRESSES: Final = dict.fromkeys(("github_url", "paper_url", "license_url"), _ADDRESS)
 _PART: Final = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100}
 _NEW: Final[dict[str, dict[str, Any]]] = {
     "owner": _PART,
     "name": _PART,
     "visibility": {"type": "string", "enum": ["public", "private"]},
-    "hardware": {"type": "string", "minLength": 1, "maxLength": 100},
+    "hardware": {"type": "string", "maxLength": 2000},
     "description": _TEXT,
     "cover_image_url": _ADDRESS,
     **_ADDRESSES,
@@ -58,7 +65,7 @@ class Models:
         ]
 
     async def list(self, request: Request) -> Response:
-        """``GET /models``: the public ones on one page, newest version first unless asked otherwise."""
+        """``GET /models``: the public ones, newest version first unless asked otherwise, a page at a time."""
         await requests.caller(request, self._services, Scope.READ)
         by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
         ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"
@@ -152,7 +159,20 @@ class Models:
     async def _page(self, cards: Sequence[Card], request: Request) -> Response:
         listing = await Listing.of(self._services)
         base = requests.origin(request, self._services)
-        return answers.json(wire.page([listing.shown(card, base) for card in cards]), base=base)
+        given = request.query_params.get("cursor")
+        cursor = paging.decode(given) if given else None
+        begin, end = paging.window(cursor, [card.name for card in cards], PAGE)
+        shown = cards[begin:end]
+
+        def link(place: int, *, back: bool) -> str:
+            return paging.address(request, base, Cursor(place, cards[place].name, back))
+
+        body = wire.page(
+            [listing.shown(card, base) for card in shown],
+            next=link(begin + len(shown) - 1, back=False) if shown and end < len(cards) else None,
+            previous=link(begin, back=True) if shown and begin else None,
+        )
+        return answers.json(body, base=base)
 
     async def _shown(self, card: Card, request: Request) -> dict[str, Any]:
         return (await Listing.of(self._services)).shown(card, requests.origin(request, self._services))

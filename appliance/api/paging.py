@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Unpack
 from urllib.parse import urlencode
@@ -21,6 +21,7 @@ from appliance.prediction import Prediction
 from appliance.store import Cursor, Filter
 
 PAGE: Final = 100
+_MOST_PLACES: Final = 10**9
 
 
 def encode(cursor: Cursor) -> str:
@@ -41,6 +42,26 @@ def decode(text: str) -> Cursor:
         return Cursor(created_at, packed[9:].decode(), backwards)
     except (binascii.Error, struct.error, ValueError) as error:
         raise NotFound("Invalid cursor") from error
+
+
+def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int, int]:
+    """Where in a list of ``names`` the page at ``cursor`` begins and ends.
+
+    The cursor holds the name beside which the page is, and its place, which counts once it is gone.
+
+    Raises:
+        NotFound: the cursor is of another list.
+    """
+    if cursor is None:
+        return 0, size
+    try:
+        at = names.index(cursor.id)
+        behind = at + 1
+    except ValueError:
+        if not 0 <= cursor.created_at <= _MOST_PLACES:
+            raise NotFound("Invalid cursor") from None
+        at = behind = int(cursor.created_at)
+    return (max(0, at - size), at) if cursor.backwards else (behind, behind + size)
 
 
 def address(request: Request, base: str, cursor: Cursor) -> str:

@@ -77,7 +77,7 @@ class Predictions:
     async def list(self, request: Request) -> Response:
         """``GET /predictions``: newest first, a hundred at a time; ``parent``: what that one asked for."""
         caller = await requests.caller(request, self._services, Scope.READ)
-        return await paging.of_predictions(request, self._services, caller.owner, wire.prediction)
+        return await paging.of_predictions(request, self._services, caller.owner, wire.listed)
 
     async def _shown(self, record: Prediction, request: Request) -> dict[str, Any]:
         """A training too, whose address in the answer to its creation was once one of these (2.7)."""

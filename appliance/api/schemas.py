@@ -115,9 +115,9 @@ _IGNORED: Final[dict[str, Schema]] = {
 }
 _MODEL_WORDS: Final[dict[str, Schema]] = {
     "description": nullable(_TEXT),
-    "github_url": nullable(_ADDRESS),
-    "paper_url": nullable(_ADDRESS),
-    "license_url": nullable(_ADDRESS),
+    "github_url": nullable(_TEXT),
+    "paper_url": nullable(_TEXT),
+    "license_url": nullable(_TEXT),
 }
 _NAME: Final[Schema] = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100}
 _RELEASE: Final[dict[str, Schema]] = {
@@ -179,20 +179,20 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "visibility": one_of("public", "private"),
             "is_official": {"type": "boolean"},
             "run_count": said(_NUMBER, "How often it was asked"),
-            "cover_image_url": nullable(_ADDRESS),
+            "cover_image_url": nullable(_TEXT),
             "default_example": nullable(ref("Prediction")),
             "latest_version": nullable(ref("Version")),
         },
-        {"created_at": _TIME, "weights_url": nullable(_ADDRESS)},
+        {"created_at": _TIME, "weights_url": nullable(_TEXT)},
     ),
     "ModelCreation": thing(
         {"owner": _NAME, "name": _NAME, "visibility": one_of("public", "private"), "hardware": _TEXT},
-        {**_MODEL_WORDS, "cover_image_url": nullable(_ADDRESS)},
+        {**_MODEL_WORDS, "cover_image_url": nullable(_TEXT)},
         open=False,
     ),
     "ModelUpdate": thing(
         {},
-        {**_MODEL_WORDS, "readme": nullable(_TEXT), "weights_url": nullable(_ADDRESS)},
+        {**_MODEL_WORDS, "readme": nullable(_TEXT), "weights_url": nullable(_TEXT)},
         open=False,
     ),
     "Prediction": thing(

@@ -48,6 +48,16 @@ class Client:
         """The JSON at ``path``."""
         return self._call("GET", path)
 
+    def every(self, path: str) -> list[Any]:
+        """The results on all pages of the list at ``path``."""
+        found: list[Any] = []
+        following: str | None = path
+        while following:
+            page = self.get(httpx.URL(following).raw_path.decode())
+            found += page["results"]
+            following = page.get("next")
+        return found
+
     def text(self, path: str) -> str:
         """The text at ``path``."""
         with self._translated():

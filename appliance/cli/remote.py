@@ -119,7 +119,7 @@ def _properties(client: Client, model: str) -> dict[str, Any]:
 
 def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the models, what they are and how often they were run."""
-    found = connected(url).get("/v1/models")["results"]
+    found = connected(url).every("/v1/models")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -90,6 +90,15 @@ class Caller:
         asked = {key: value for key, value in query.items() if value is not None}
         return (await self._call("GET", path, params=asked)).json()
 
+    async def every(self, path: str, **query: Any) -> list[Any]:
+        """The results on all pages of the list at ``path``."""
+        page = await self.get(path, **query)
+        found: list[Any] = page["results"]
+        while page["next"]:
+            page = await self.get(httpx.URL(page["next"]).raw_path.decode())
+            found += page["results"]
+        return found
+
     async def text(self, path: str) -> str:
         """The text at ``path``."""
         return (await self._call("GET", path)).text

@@ -31,6 +31,63 @@ async def test_a_model_is_made(api: Api) -> None:
     assert [each["name"] for each in found.json()["results"]] == ["mine"]
 
 
+async def test_plain_text_is_taken_where_replicate_takes_it(api: Api) -> None:
+    given = {
+        "hardware": "gpu-a100-large-8x, or whatever there is by then" * 10,
+        "github_url": "github.com/me/mine",
+        "paper_url": "/papers/ours: the second",
+        "license_url": "",
+        "cover_image_url": "HTTPS://pictures.example.org/a b.png",
+    }
+    model = await made(api, **given)
+    del given["hardware"]
+    assert {key: model[key] for key in given} == given
+    assert (await api.post("/v1/models", json=NEW | {"name": "other", "hardware": ""})).status_code == 201
+
+
+async def test_models_come_in_pages(api: Api) -> None:
+    for number in range(60):
+        await made(api, name=f"m{number:02}", description="common" if number % 2 else "rare")
+
+    async def pages(method: str, address: str, content: str | None, key: str) -> list[list[str]]:
+        found = []
+        following: str | None = address
+        while following:
+            page = (await api.request(method, following, content=content)).json()
+            found.append([f"{one['owner']}/{one['name']}" for one in page["results"]])
+            following = page[key]
+            last.append(page)
+        return found
+
+    last: list[dict[str, Any]] = []
+    sorted_by = "/v1/models?sort_by=model_created_at&sort_direction=asc"
+    forwards = await pages("GET", sorted_by, None, "next")
+    assert [len(page) for page in forwards] == [25, 25, 14]  # four are the bench's
+    names = [name for page in forwards for name in page]
+    assert sorted(names) == sorted(set(names))
+    assert [name for name in names if name.startswith("me/")] == [f"me/m{number:02}" for number in range(60)]
+    assert (last[0]["previous"], last[-1]["next"]) == (None, None)
+    assert "sort_direction=asc" in last[0]["next"]
+    backwards = await pages("GET", last[-1]["previous"], None, "previous")
+    assert backwards == [forwards[1], forwards[0]]
+    found = await pages("QUERY", "/v1/models", "common", "next")
+    assert [len(page) for page in found] == [25, 5]
+    assert len({name for page in found for name in page}) == 30
+
+
+async def test_a_page_goes_on_where_the_last_model_was_that_is_gone(api: Api) -> None:
+    for number in range(30):
+        await made(api, name=f"m{number:02}", visibility="public")
+    first = (await api.get("/v1/models?sort_by=model_created_at")).json()
+    api.services.catalogue.remove(f"me/{first['results'][-1]['name']}")
+    second = (await api.get(first["next"])).json()
+    shown = [one["name"] for one in first["results"] + second["results"]]
+    assert len(shown) == len(set(shown)) == 34
+    for cursor in ("x", "f_8AAAAAAAA", "AH_wAAAAAAAA"):
+        reply = await api.get("/v1/models", params={"cursor": cursor})
+        assert (reply.status_code, reply.json()["detail"]) == (404, "Invalid cursor"), cursor
+
+
 async def test_a_name_is_taken_once(api: Api) -> None:
     await made(api)
     again = await api.post("/v1/models", json=NEW)
@@ -46,7 +103,8 @@ async def test_a_name_is_taken_once(api: Api) -> None:
         ({"visibility": "secret"}, "visibility"),
         ({"hardware": 1}, "hardware"),
         ({"github_url": "javascript:alert(1)"}, "github_url"),
-        ({"cover_image_url": "nowhere"}, "cover_image_url"),
+        ({"cover_image_url": " JavaScript:alert(1)"}, "cover_image_url"),
+        ({"paper_url": "data:text/html,x"}, "paper_url"),
         ({"visibility": None}, ""),
         ({"latest_version": "x"}, ""),
     ],

@@ -141,6 +141,8 @@ async def test_trainings_and_predictions_do_not_mix(school: School) -> None:
 async def test_a_training_is_cancelled(school: School) -> None:
     body = {"train_data": "data:,x", "delay": 60}
     record = (await school.train(input=body)).json()
+    (listed,) = (await school.api.get("/v1/trainings")).json()["results"]
+    assert (listed["id"], listed["output"]) == (record["id"], None)
     canceled = (await school.api.post(f"/v1/trainings/{record['id']}/cancel")).json()
     assert canceled["status"] == "canceled"
     assert (await school.api.get("/v1/models/me/cow")).json()["latest_version"] is None

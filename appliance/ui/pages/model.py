@@ -45,7 +45,11 @@ class Shown(msgspec.Struct, frozen=True):
             "License": "license_url",
             "Weights": "weights_url",
         }
-        links = tuple((word, model[key]) for word, key in known.items() if model.get(key))
+        links = tuple(
+            (word, model[key])
+            for word, key in known.items()
+            if (model.get(key) or "").startswith(("https://", "http://"))  # the API takes any text
+        )
         document = None if version is None else version["openapi_schema"]
         name = f"{model['owner']}/{model['name']}"
         return cls(name, model["description"] or "", links, document, chosen)
