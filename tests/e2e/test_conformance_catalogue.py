@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from replicate.client import Client
+from replicate.pagination import paginate
 
 from tests.e2e.clients import LANGUAGE_MODEL, beta, node
 from tests.e2e.conftest import command
@@ -30,10 +31,13 @@ def model(api: httpx.Client) -> Iterator[str]:
 
 
 def test_m1_m2_m3_lists_end(api: httpx.Client, appliance: Appliance) -> None:
-    page = api.get("/v1/models").json()
-    assert (page["next"], page["previous"]) == (None, None)
+    pages = [api.get("/v1/models").json()]
+    while pages[-1]["next"] is not None:
+        assert re.fullmatch(rf"{appliance.url}/v1/models\?cursor=[\w%-]+", pages[-1]["next"])
+        pages.append(api.get(pages[-1]["next"]).json())
+    assert pages[0]["previous"] is None
     names = beta(appliance, "print(json.dumps([model.name for model in replicate.models.list()]))")
-    assert len(names) == len(page["results"])
+    assert names == [model["name"] for page in pages for model in page["results"]]
     for number in range(101):
         api.post("/v1/predictions", json={"version": "appliance/echo", "input": {"text": str(number)}})
     first = api.get("/v1/predictions").json()
@@ -55,7 +59,8 @@ def test_m4_m5_versions_and_examples_of_a_list(
     body = {"version": "appliance/echo", "input": {"text": "shown"}}
     shown = api.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
     command(appliance, "example", "appliance/echo", shown["id"])
-    found = {f"{model.owner}/{model.name}": model for model in official.models.list().results}
+    pages = paginate(official.models.list)
+    found = {f"{model.owner}/{model.name}": model for page in pages for model in page.results}
     for model in found.values():
         if model.latest_version is not None:
             assert model.latest_version.cog_version
@@ -71,7 +76,12 @@ def test_m6_orders(api: httpx.Client, appliance: Appliance) -> None:
     def names(**order: str) -> list[str]:
         reply = api.get("/v1/models", params=order)
         assert reply.status_code == 200
-        return [model["name"] for model in reply.json()["results"]]
+        page = reply.json()
+        found = [model["name"] for model in page["results"]]
+        while page["next"]:
+            page = api.get(page["next"]).json()
+            found += [model["name"] for model in page["results"]]
+        return found
 
     for key in ("model_created_at", "latest_version_created_at"):
         oldest = names(sort_by=key, sort_direction="asc")

@@ -7,6 +7,7 @@ import time
 import pytest
 from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
+from replicate.pagination import paginate
 
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.running import Appliance
@@ -91,7 +92,8 @@ def test_a_wrong_token_is_refused(appliance: Appliance) -> None:
 
 
 def test_catalogue_account_and_hardware(official: Client) -> None:
-    names = {f"{model.owner}/{model.name}" for model in official.models.list()}
+    pages = paginate(official.models.list)
+    names = {f"{model.owner}/{model.name}" for page in pages for model in page}
     assert {LANGUAGE_MODEL, "appliance/echo"} <= names
     versions = official.models.get(LANGUAGE_MODEL).versions.list()
     assert len(versions.results) == 1
