@@ -29,6 +29,8 @@ _REMEDIES: Final = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check the owner of the data folder, and the limit of open"
     " files",
 }
+_HEADER: Final = 100  # bytes
+
 #: What SQLite says where it is a quota that is full, or its shared memory that has no space.
 _UNWRITTEN: Final = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
@@ -51,12 +53,7 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The lock is first taken once a database was made whole, so this one has lost what it held.
-        if path.exists() and path.stat().st_size == 0 and lock_file(path).exists():
-            raise StoreError(
-                f"{path}: the file is empty, though it was in use before: put a copy of it back, or remove it"
-                " to start without the predictions, tokens and models that were in it"
-            )
+        _check_whole(path)
         # SQLite gives its -wal and -shm files the mode of the database: inputs and outputs are private.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as exc:
@@ -76,6 +73,46 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
         connection.close()
         raise StoreError(f"{path}: no WAL database can lie here: put the data folder on a local disk")
     return connection
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a file that has lost its end, which SQLite would take for a new one or find out much later.
+
+    Raises:
+        StoreError: it is shorter than it was.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        return
+    wal = path.with_name(f"{path.name}-wal")
+    unfolded = wal.exists() and wal.stat().st_size > 0
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+        size = os.fstat(file.fileno()).st_size
+    if not header:
+        # A database has a header before there is anything beside it. Without one SQLite removes the -wal.
+        expected = 1 if unfolded or lock_file(path).exists() else 0
+    elif unfolded or len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
+        return  # the rest may be in the -wal; what is no database SQLite says itself
+    else:  # https://www.sqlite.org/fileformat.html: the size of a page, and how many there are
+        page = int.from_bytes(header[16:18], "big")
+        expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+    if size < expected:
+        raise StoreError(
+            f"{path}: the file is cut off: it has {size:,} bytes, too few for the database it was; nothing in"
+            " it was changed: put a copy of your own in its place, or move it and its -wal and -shm files"
+            " away to start empty"
+        )
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path, found: int) -> None:
+    """Refuse another program's database, before tables of ours are put into it."""
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if bool(names) != (found > 0) or (found > 0 and "predictions" not in names):
+        raise StoreError(
+            f"{path}: the database is another program's (its tables: {', '.join(sorted(names)) or 'none'});"
+            " nothing in it was changed: move it away, or use another data folder"
+        )
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
@@ -103,6 +140,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 f"{path}: written by a newer appliance (format {found}, this one knows {len(STEPS)}):"
                 " upgrade the appliance, or use another data folder"
             )
+        _check_ours(connection, path, found)
         _know_metrics(connection)
         for step in STEPS[found:]:
             for statement in statements(step):

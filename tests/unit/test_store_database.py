@@ -191,6 +191,52 @@ async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     assert path.read_bytes() == b"hello " * 1000
 
 
+@pytest.mark.parametrize("left", [0, 4096, 10_000])
+async def test_a_database_that_was_cut_off_is_refused_and_left_alone(path: Path, left: int) -> None:
+    store = await opened(path)
+    await store.own()
+    await store.create(make())
+    await store.close()
+    os.truncate(path, left)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=f"cut off: it has {left:,} bytes.*start empty") as refusal:
+        await opened(path)
+    assert str(path) in str(refusal.value)
+    assert path.read_bytes() == before
+
+
+async def test_an_empty_database_with_a_wal_loses_neither(path: Path) -> None:
+    store = await opened(path)
+    await store.create(make())
+    wal = path.with_name(f"{path.name}-wal")
+    content = wal.read_bytes()
+    await store.close()
+    path.write_bytes(b"")
+    wal.write_bytes(content)
+    with pytest.raises(StoreError, match="cut off"):
+        await opened(path)
+    assert wal.read_bytes() == content
+
+
+async def test_an_empty_file_that_never_was_a_database_becomes_one(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    await (await opened(path)).close()
+
+
+@pytest.mark.parametrize("version", [0, 3])
+async def test_another_program_s_database_is_refused_and_left_alone(path: Path, version: int) -> None:
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (a)")
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(StoreError, match=r"another program's \(its tables: theirs\)") as refusal:
+        await opened(path)
+    assert str(path) in str(refusal.value)
+    assert rows_of(path, "theirs") == 0
+
+
 async def test_damage_is_named_with_a_remedy(path: Path) -> None:
     store = await opened(path)
     await store.create(make(input={"text": "x" * 100_000}))
@@ -311,9 +357,7 @@ async def test_an_empty_file_is_refused_where_there_was_a_database(path: Path) -
     await store.own()
     await store.close()
     os.truncate(path, 0)
-    with pytest.raises(
-        StoreError, match="the file is empty, though it was in use before: put a copy of it back"
-    ):
+    with pytest.raises(StoreError, match="the file is cut off: it has 0 bytes"):
         await SQLiteStore(path).open()
     path.unlink()
     await store.open()
