@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from appliance.meter import Taken
 from appliance.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
+
+_log = logging.getLogger(__name__)
+
+_SILENCE: Final = 30.0  # seconds without an answer after which the log says so, again and again
+
+T = TypeVar("T")
+
+
+async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILENCE) -> T:
+    """Return what a call to a replica gives; while it gives nothing, the log tells why models do not load."""
+    answer = asyncio.ensure_future(call)
+    waited = 0.0
+    try:
+        while not (await asyncio.wait({answer}, timeout=silence))[0]:
+            waited += silence
+            _log.warning(
+                "runner replica %s has not answered for %.1f s, and no model can be loaded there: unless the "
+                "machine is busy, see whether a firewall keeps its processes from its own address",
+                replica,
+                waited,
+            )
+        return await answer
+    finally:
+        answer.cancel()
 
 
 class Adopted(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from appliance import file, hostprocess, logs
-from appliance.cluster.base import Adopted
+from appliance.cluster.base import Adopted, await_answer
 from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
 from appliance.meter import Taken
 from appliance.prediction import Emitted, Job
@@ -390,7 +390,7 @@ class RayCluster:
             wait_for_ingress_deployment_creation=False,
         )
         link = _Link(name, _tuned(handles[0]))
-        await link.handle.stats.remote()  # up, and the router on this loop has found it
+        await await_answer(link.handle.stats.remote(), name)  # up, and the router on this loop has found it
         self._spares.append(link)
 
 
