@@ -14,8 +14,8 @@ from appliance.prediction import Job, Output
 
 async def taken(tmp_path: Path, *paths: Path, inline: int = -1) -> list[Any]:
     job = Job("id", 1, {}, folder=str(tmp_path / "outputs"), inline=inline)
-    found: list[Any] = (await produced.taken(job, Output([list(paths)], append=False))).values[0]
-    return found
+    (files,) = (await produced.taken(job, Output([list(paths)], append=False))).values
+    return list(files)
 
 
 def made(folder: Path, name: str, content: str = "content") -> Path:
