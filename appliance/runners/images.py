@@ -88,13 +88,25 @@ def _opened(source: Path | BinaryIO) -> Image:
     from PIL import Image
 
     with Image.open(source, formats=_FORMATS) as opened:
-        opened.load()
-        picture = _eight_bits(opened) if opened.mode[0] in "IF" else opened.convert("RGB")
-        try:
-            turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-        except Exception:  # noqa: BLE001  # of broken EXIF, which is no reason to refuse the picture
-            turn = None
-        return picture if turn is None else picture.transpose(Image.Transpose[turn])
+        return upright(opened)
+
+
+def is_deep(picture: Image) -> bool:
+    """Whether it is grey with more than 8 bits a pixel."""
+    return picture.mode[0] in "IF"
+
+
+def upright(opened: Image) -> Image:
+    """Return an opened picture in 8-bit colours and upright."""
+    from PIL import Image
+
+    opened.load()
+    picture = _eight_bits(opened) if is_deep(opened) else opened.convert("RGB")
+    try:
+        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  # of broken EXIF, which is no reason to refuse the picture
+        turn = None
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
 def _eight_bits(picture: Image) -> Image:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from appliance.errors import LoadFailed
-from appliance.runners import vllm_words
+from appliance.runners import images, vllm_words
 from appliance.runners.vllm_grammars import check_grammars, use_own_backends
 
 if TYPE_CHECKING:
@@ -89,6 +89,21 @@ async def wake(engine: AsyncLLM, level: int) -> None:
         raise LoadFailed("vLLM says that it is not awake")
 
 
+def read_deep_greys() -> None:
+    """Have vLLM read grey pictures of 16 or 32 bits as they look; it would make them white or black."""
+    from vllm.multimodal.media import image
+
+    module: Any = image
+    if hasattr(module, "appliance_normalize"):
+        return
+    module.appliance_normalize = module.normalize_image
+
+    def normalize_image(picture: Any) -> Any:
+        return images.upright(picture) if images.is_deep(picture) else module.appliance_normalize(picture)
+
+    module.normalize_image = normalize_image
+
+
 def core_process(engine: AsyncLLM) -> BaseProcess:
     """The process that computes."""
     client: Any = engine.engine_core
@@ -107,6 +122,7 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     # by itself where a fork is not possible.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     use_own_backends()
+    read_deep_greys()
     engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     check_grammars(engine)
     return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import shutil
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from appliance import config, weights
 from appliance.config.parsers import ReasoningParser, ToolParser
 from appliance.errors import LoadFailed
 from appliance.prediction import Done
 from appliance.replica import Replica
-from appliance.runners import PRELOADS
+from appliance.runners import PRELOADS, vllm_engine
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
@@ -337,6 +340,17 @@ async def test_a_schema_that_no_answer_can_be_held_to_is_refused(
     assert output["error"]["code"] == 400
     assert output["error"]["message"].startswith("the output cannot be held to this schema or grammar: ")
     assert reason in output["error"]["message"]
+
+
+async def test_deep_grey_pictures_keep_their_shades() -> None:
+    from vllm.multimodal.media.image import ImageMediaIO
+
+    vllm_engine.read_deep_greys()
+    for value, form in ((np.uint16(257 * 100), "PNG"), (np.float32(100 / 255), "TIFF")):
+        file = io.BytesIO()
+        Image.fromarray(np.full((8, 4), value)).save(file, form)
+        read = ImageMediaIO().load_bytes(file.getvalue()).media
+        assert (read.mode, read.size, read.getpixel((1, 1))) == ("RGB", (4, 8), (100, 100, 100))
 
 
 async def test_the_parsers_in_the_config_are_those_of_vllm() -> None:
