@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 
 def parts(file: str, keyword: str) -> dict[str, str]:
@@ -19,3 +20,52 @@ QUERIES: Final = parts("queries.sql", "query")
 
 #: the steps that build the tables; a database that has had all of them is at user_version len(STEPS)
 STEPS: Final = tuple(parts("schema.sql", "step").values())
+
+#: filter of a list of predictions -> its condition where it is given: one that an index answers
+_GIVEN: Final = {
+    "token": "p.token = :token",
+    "parent": "p.parent = :parent",
+    "source": "p.source = :source",
+    "model": "p.model = :model",
+    "status": "p.status = :status",
+    "owner": "p.owner = :owner",
+}
+_ENDS: Final = ("failed", "canceled", "aborted")  # the rare ones
+
+
+def narrowed(name: str, given: Mapping[str, Any]) -> str:
+    """The list ``name`` with the conditions of the filters that are ``given``, on the index that fits best.
+
+    The index is named, because SQLite does not know how many predictions a filter leaves.
+    """
+    query = QUERIES[name]
+    for filter, condition in _GIVEN.items():
+        if given[filter] is not None:
+            query = query.replace(f"(:{filter} IS NULL OR {condition})", condition)
+    found = _index(given)
+    if found is None:
+        return query
+    index, condition = found
+    query = query.replace("FROM predictions AS p JOIN", f"FROM predictions AS p INDEXED BY {index} JOIN")
+    return query.replace("\nORDER BY", f" AND {condition}\nORDER BY")
+
+
+def _index(given: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The index that leaves the fewest rows, and the condition of its rows; None for the usual one."""
+    owned = given["owner"] is not None
+    if given["token"] is not None:
+        return "predictions_by_token", "p.token IS NOT NULL"
+    if given["parent"] is not None:
+        return "predictions_by_parent", "p.parent IS NOT NULL"
+    if given["source"] not in {None, "api"}:
+        return "predictions_by_source", "p.source <> 'api'"
+    if given["training"] and not owned:
+        return "trainings_by_creation", "p.destination IS NOT NULL"
+    if given["status"] in _ENDS:
+        index = "predictions_by_owner_and_end" if owned else "predictions_by_end"
+        return index, f"p.status IN {_ENDS}"
+    if given["status"] in {"starting", "processing"}:
+        return "predictions_unfinished", "p.status IN ('starting', 'processing')"
+    if given["model"] is not None:
+        return "predictions_by_owner_and_model" if owned else "predictions_by_model", "TRUE"
+    return ("predictions_by_owner", "TRUE") if owned and given["training"] is None else None

@@ -338,3 +338,19 @@ CREATE INDEX deliveries_by_receiver ON deliveries (receiver, due_at) WHERE ended
 
 -- Keys of before have no owner until the account of models.yaml is known: it keeps them.
 ALTER TABLE webhook_keys ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+
+-- step: 12
+-- Lists that are narrowed to few or no predictions look at no others.
+
+CREATE INDEX predictions_by_token ON predictions (token, created_at, id) WHERE token IS NOT NULL;
+CREATE INDEX predictions_by_model ON predictions (model, created_at, id);
+CREATE INDEX predictions_by_owner ON predictions (owner, created_at, id);
+CREATE INDEX predictions_by_owner_and_model ON predictions (owner, model, created_at, id);
+
+-- These are few.
+CREATE INDEX predictions_by_source ON predictions (source, created_at, id) WHERE source <> 'api';
+CREATE INDEX trainings_by_creation ON predictions (created_at, id) WHERE destination IS NOT NULL;
+CREATE INDEX predictions_by_end ON predictions (status, created_at, id)
+WHERE status IN ('failed', 'canceled', 'aborted');
+CREATE INDEX predictions_by_owner_and_end ON predictions (owner, status, created_at, id)
+WHERE status IN ('failed', 'canceled', 'aborted');

@@ -31,7 +31,7 @@ from appliance.store.connections import Connections, Parameters
 from appliance.store.database import Durability, shrink
 from appliance.store.files import FileTable
 from appliance.store.footprints import FootprintTable
-from appliance.store.queries import QUERIES
+from appliance.store.queries import QUERIES, narrowed
 from appliance.store.registry import Registry
 from appliance.store.usage import UsageTable
 from appliance.token import Token
@@ -179,9 +179,7 @@ class SQLiteStore(Connections, Store):
         if cursor is not None:
             places.append((cursor.created_at, cursor.id))
         place = max(places) if backwards else min(places)
-        # Each has an index that gives its order.
         subject = "all_predictions" if owner is None or training is None else "predictions"
-        query = QUERIES[f"{subject}_{'newer' if backwards else 'older'}"]
         parameters: Parameters = {
             "owner": owner,
             "place_created_at": place[0],
@@ -196,6 +194,7 @@ class SQLiteStore(Connections, Store):
             "created_before": before,
             "limit": limit,
         }
+        query = narrowed(f"{subject}_{'newer' if backwards else 'older'}", parameters)
 
         def action(connection: sqlite3.Connection) -> Predictions:
             page = [rows.prediction(row) for row in connection.execute(query, parameters)]

@@ -17,7 +17,7 @@ from appliance.errors import StoreError
 from appliance.prediction import Prediction, new_id, new_stream_token
 from appliance.store import SQLiteStore, VersionRow
 from appliance.store.database import connect, upgrade
-from appliance.store.queries import QUERIES, STEPS
+from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
 from appliance.token import Token
 from tests.stores import opened
@@ -342,6 +342,52 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
     if name == "version":  # sorts the few models that share one version
         slow.remove("USE TEMP B-TREE FOR ORDER BY")
     assert slow == whole_tables.get(name, [])
+
+
+@pytest.mark.parametrize("direction", ["newer", "older"])
+@pytest.mark.parametrize("owner", ["me", None])
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"token": "t"}, "predictions_by_token (token=?"),
+        ({"parent": "p", "status": "failed"}, "predictions_by_parent (parent=?"),
+        ({"source": "web"}, "predictions_by_source (source=?"),
+        ({"status": "failed"}, "predictions_by_{}end ({}status=?"),
+        ({"status": "failed", "model": "a/b"}, "predictions_by_{}end ({}status=?"),
+        ({"status": "processing"}, "predictions_unfinished ("),
+        ({"model": "a/b"}, "predictions_by_{}model ({}model=?"),
+        ({"model": "a/b", "status": "succeeded"}, "predictions_by_{}model ({}model=?"),
+    ],
+)
+def test_a_list_that_is_narrowed_looks_at_nothing_else(
+    path: Path, direction: str, owner: str | None, filters: dict[str, str], index: str
+) -> None:
+    owned = index.format("owner_and_", "owner=? AND ") if owner else index.format("", "")
+    training = {"training": False} if owner else {}
+    for name in ("predictions", "all_predictions") if owner else ("all_predictions",):
+        given = training if name == "predictions" else {}
+        assert owned in plan_of(path, f"{name}_{direction}", {"owner": owner, **given, **filters})
+
+
+def test_trainings_and_an_owner_s_lists_have_indexes(path: Path) -> None:
+    assert "trainings_by_creation (" in plan_of(path, "all_predictions_older", {"training": True})
+    assert "predictions_by_owner (owner=?" in plan_of(path, "all_predictions_older", {"owner": "me"})
+    mine = plan_of(path, "predictions_older", {"owner": "me", "training": True})
+    assert "predictions_by_time (owner=? AND <expr>=?" in mine
+
+
+def plan_of(path: Path, name: str, filters: dict[str, Any]) -> str:
+    """How SQLite carries out a list; it sorts nothing."""
+    every = ("owner", "training", "model", "status", "source", "parent", "token")
+    query = narrowed(name, dict.fromkeys(every) | filters)
+    connection = connect(path, "normal")
+    upgrade(connection, path)
+    names = dict.fromkeys(sqlite_parameters(query))
+    plan = "; ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", names))
+    connection.close()
+    assert "SCAN" not in plan
+    assert "USE TEMP" not in plan
+    return plan
 
 
 def sqlite_parameters(statement: str) -> list[str]:
