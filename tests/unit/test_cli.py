@@ -628,3 +628,17 @@ def test_help_imports_nothing_heavy() -> None:
     ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert ran.stderr.strip() == "[]"
     assert "Exit codes" in ran.stdout
+
+
+def test_the_key_of_the_account_that_is_named_is_shown_and_replaced(command: Command) -> None:
+    def key(*arguments: str) -> str:
+        ran = command("webhook", *arguments)
+        assert ran.code == 0, ran.err
+        return ran.out.strip()
+
+    account = config.Config.model_validate({"models": [{"name": "a/b", "kind": "echo"}]}).server.account
+    mine, theirs = key("secret"), key("secret", "--owner", "you")
+    assert mine != theirs
+    made = key("rotate", "--owner", "you")
+    assert made == key("secret", "--owner", "you") != theirs
+    assert mine == key("secret") == key("secret", "--owner", account)

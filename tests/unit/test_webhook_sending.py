@@ -21,7 +21,8 @@ from appliance.errors import StoreError
 from appliance.prediction import Prediction, Status, Webhook, new_id
 from appliance.store import Delivery, SQLiteStore
 from appliance.webhooks import Webhooks
-from tests.engines import refusal
+from tests.apis import SECRET, Api
+from tests.engines import Bench, refusal
 
 
 class FullDisk:
@@ -297,3 +298,15 @@ async def test_the_account_of_models_yaml_keeps_the_key_that_was_everyone_s(
 async def test_a_first_key_that_two_ask_for_at_once_is_one(store: SQLiteStore) -> None:
     first, second = await asyncio.gather(*(webhooks.keys(store, "me", time.time()) for _ in range(2)))
     assert first == second
+
+
+async def test_a_caller_gets_and_replaces_the_key_of_its_own_account(api: Api, bench: Bench) -> None:
+    mine, theirs = [
+        (await api.get("/v1/webhooks/default/secret", headers={"Authorization": f"Bearer {secret}"})).json()
+        for secret in (SECRET, "other")
+    ]
+    assert mine != theirs
+    made = (await api.post("/admin/webhooks/secret", json={"keep": 60})).json()["key"]
+    now = time.time()
+    assert await webhooks.keys(bench.store, "me", now) == [made, mine["key"]]
+    assert await webhooks.keys(bench.store, "you", now) == [theirs["key"]]
