@@ -71,7 +71,7 @@ class Ledger:
         """Wait for every end, for ``patience`` seconds in all, and count into ``tally``."""
         deadline = time.monotonic() + patience
         tally.accepted += len(self.predictions) + len(self.uploads)
-        for id, expected in self.predictions.items():
+        for id, expected in list(self.predictions.items()):  # a caller may go on meanwhile
             record = _eventually(partial(_ended, client, id), deadline)
             if record is None:
                 tally.lost += 1
