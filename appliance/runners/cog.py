@@ -54,6 +54,7 @@ _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)
 _BEGUN: Final = 0.25
 #: Events after which nothing comes. With ``error`` the runtime says that it has dropped some.
 _LAST: Final = frozenset({"completed", "refused", "error"})
+_BUSY: Final = "busy"  # no event: the runtime has no slot for the prediction yet
 _STOPS: Final = 30.0  # seconds in which the runtime stops a prediction whose events are not read any more
 _TAIL: Final = 2000  # characters of what setup wrote that are part of its error
 
@@ -162,7 +163,7 @@ class CogRunner:
             if not over:
                 self._drain()
                 del self._running[id]  # what its processes write from now on is for the host's log
-                await self._cancel(id, began, heard)
+                await self._cancel(id, began, heard, hearing)
             raise
         finally:
             self._running.pop(id, None)
@@ -173,16 +174,9 @@ class CogRunner:
         """Ask the runtime for a prediction; put what it says into ``heard``, and last of all None."""
         name = ""
         try:
-            headers = {"Accept": "text/event-stream"}
-            async with self._client.stream("POST", "/predictions", json=body, headers=headers) as reply:
-                if reply.status_code != httpx.codes.OK:
-                    name = "refused"
-                    heard.put_nowait((name, {"detail": _refusal(await reply.aread())}))
-                else:
-                    reader = sse.Reader()
-                    async for part in reply.aiter_bytes():
-                        for name, data in reader.feed(part):
-                            heard.put_nowait((name, json.loads(data)))
+            # The runtime gives a slot back a moment after the answer that used it has ended.
+            while (name := await self._asked(body, heard)) == _BUSY:
+                await self._until_free()
             if name not in _LAST:
                 self._died("it broke off in the middle of a prediction")
         except httpx.HTTPError as error:
@@ -190,6 +184,23 @@ class CogRunner:
         except Exception as error:  # noqa: BLE001  # whatever ends this task must not leave ``run`` waiting
             heard.put_nowait(("error", {"error": f"{type(error).__name__}: {error}"}))
         heard.put_nowait(None)
+
+    async def _asked(self, body: dict[str, Any], heard: _Heard) -> str:
+        """Post a prediction, put its events into ``heard``, and return the name of the last, or ``_BUSY``."""
+        headers = {"Accept": "text/event-stream"}
+        name = ""
+        async with self._client.stream("POST", "/predictions", json=body, headers=headers) as reply:
+            if reply.status_code != httpx.codes.OK:
+                detail = _refusal(await reply.aread())
+                if reply.status_code == httpx.codes.CONFLICT and detail.startswith("At capacity"):
+                    return _BUSY
+                heard.put_nowait(("refused", {"detail": detail}))
+                return "refused"
+            reader = sse.Reader()
+            async for part in reply.aiter_bytes():
+                for name, data in reader.feed(part):
+                    heard.put_nowait((name, json.loads(data)))
+        return name
 
     def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
         """What of the project the runtime is to load."""
@@ -246,14 +257,17 @@ class CogRunner:
             error = _PREFIXES.sub("", error)
             raise PredictionFailed(_CLASS.sub("", error).strip() or "the model failed without a word")
 
-    async def _cancel(self, id: str, began: float, heard: _Heard) -> None:
+    async def _cancel(self, id: str, began: float, heard: _Heard, hearing: asyncio.Task[None]) -> None:
         """Have the runtime stop it, and wait until it has: the slot is free only then.
 
         For its caller it is over already. What the project still writes goes to the log of this host.
         """
         host = contextvars.Context()
         await asyncio.sleep(began + _BEGUN - time.monotonic())
-        await self._client.post(f"/predictions/{id}/cancel")
+        cancel = f"/predictions/{id}/cancel"
+        # The runtime does not know a prediction that still waits for its slot.
+        while (await self._client.post(cancel)).status_code == httpx.codes.NOT_FOUND and not hearing.done():
+            await asyncio.sleep(_LOOK)
         while (event := await heard.get()) is not None:
             name, data = event
             if name == "log":

@@ -17,14 +17,21 @@ from appliance.runners.cog import CogRunner
 
 RUNTIME = f"""#!{sys.executable}
 import http.server, json, os, signal
+busy = 0
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer("application/json", json.dumps({{"status": "READY"}}).encode())
     def do_POST(self):
+        global busy
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.answer("text/event-stream", body["input"]["events"].encode())
-    def answer(self, kind, content):
-        self.send_response(200)
+        if body["input"].get("busy", 0) > busy:
+            busy += 1
+            refusal = b'{{"error": "At capacity - all prediction slots busy", "status": "failed"}}'
+            self.answer("application/json", refusal, 409)
+        else:
+            self.answer("text/event-stream", body["input"]["events"].encode())
+    def answer(self, kind, content, status=200):
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -78,9 +85,10 @@ def event(name: str, **data: object) -> str:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-async def outputs(runner: CogRunner, events: str) -> list[object]:
+async def outputs(runner: CogRunner, events: str, busy: int = 0) -> list[object]:
+    """The outputs of a prediction whose events are ``events``, after the runtime was ``busy`` times."""
     async with asyncio.timeout(60):
-        job = Job("id", 1, {"events": events})
+        job = Job("id", 1, {"events": events, "busy": busy})
         return [value async for each in runner.run(job) if isinstance(each, Output) for value in each.values]
 
 
@@ -108,3 +116,8 @@ async def test_a_prediction_whose_events_cannot_be_read_fails_alone(
         await outputs(runner, events)
     next_one = event("output", chunk="next", index=0) + event("completed", status="succeeded")
     assert await outputs(runner, next_one) == ["next"]
+
+
+async def test_a_slot_that_is_not_free_yet_is_waited_for(runner: CogRunner) -> None:
+    events = event("output", chunk="late", index=0) + event("completed", status="succeeded")
+    assert await outputs(runner, events, busy=2) == ["late"]
