@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,17 @@ NICENESS: Final = 5
 KEPT: Final = 75
 
 
+def reserve(path: Path) -> None:
+    """Make the socket at ``path``, for this user alone.
+
+    uvicorn keeps the permissions of a socket that is there, and opens one that it makes to everyone.
+    """
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+    path.chmod(0o600)
+
+
 async def serve(arguments: argparse.Namespace) -> None:
     """Answer on the socket until the process is told to end, or the driver has ended."""
     if uploads := os.environ.get("GRADIO_TEMP_DIR"):
@@ -31,6 +43,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     api = Api(arguments.api, arguments.certificates)
     config = configuration.load(arguments.config)
     logs.configure(None, config.logging)
+    reserve(arguments.socket)
     app = Server(config, api, Sessions(api, arguments.home / "ui.key"))
     server = uvicorn.Server(
         uvicorn.Config(

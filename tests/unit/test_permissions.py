@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
 
 from appliance import permissions
+from appliance.ui.__main__ import reserve
 from tests.apis import Api
 from tests.engines import Bench
 
@@ -89,3 +93,16 @@ async def test_uploads_and_everything_new_are_for_the_user_alone(api: Api, bench
     fresh = bench.folder / "fresh"
     fresh.mkdir()
     assert mode(fresh) == 0o700
+
+
+async def test_the_socket_of_the_pages_is_for_the_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ui.sock"
+    for _ in range(2):  # also where a crash has left one
+        reserve(path)
+        server = uvicorn.Server(uvicorn.Config(Starlette(), uds=str(path), log_config=None, lifespan="off"))
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.005)
+        assert mode(path) == 0o600
+        server.should_exit = True
+        await task
