@@ -7,6 +7,7 @@ import fnmatch
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -143,6 +144,7 @@ def main() -> int:
         return 0
     if not chosen:
         parser.error(f"no case is called {' or '.join(arguments.cases)}; --list names them")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no appliance is left behind
     console = Console()
     settings = Settings(arguments.short, arguments.patience, stopped=2.0 if arguments.short else 20.0)
     results: list[Result] = []
