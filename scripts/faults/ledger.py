@@ -102,8 +102,9 @@ class Ledger:
         if record["status"] != "succeeded":
             return
         output = record["output"]
-        text = "".join(output) if isinstance(output, list) else output
-        if expected.output is not None and text != expected.output:
+        if isinstance(output, list):
+            output = "".join(map(str, output))
+        if expected.output is not None and output != expected.output:
             tally.wrong += 1
             tally.note(f"{record['id']} has another output than was asked for")
         lines = record["logs"].count("\n")

@@ -43,6 +43,7 @@ def counted(
         ({}, (1, 1, 0, 0)),
         ({"output": "x y"}, (1, 1, 0, 0)),
         ({"output": ["x "]}, (1, 1, 1, 0)),
+        ({"output": [{"score": 1.0}]}, (1, 1, 1, 0)),
         ({"status": "failed", "error": "its host was killed"}, (1, 1, 0, 0)),
         ({"status": "failed", "error": None}, (1, 1, 0, 1)),
         ({"status": "canceled", "error": ""}, (1, 1, 0, 1)),
