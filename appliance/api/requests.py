@@ -165,7 +165,7 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
     return value
 
 
-def _where(received: bytes) -> str | None:
+def _not_finite(received: bytes) -> str | None:
     """What is wrong with a body that would be JSON if that knew infinite numbers, as Python's does."""
     try:
         place = schema.non_finite(json.loads(received))
@@ -202,11 +202,14 @@ def _reason(received: bytes, error: Exception) -> str:
         return "it is UTF-16; send it as UTF-8"
     if isinstance(error, UnicodeDecodeError):
         return "text in it is not UTF-8"
+    not_finite = _not_finite(received)
+    if not_finite is not None:
+        return not_finite
     if "out of range" in str(error):
         return "a number in it is out of range, because it has too many digits or too large an exponent"
     if any(words in str(error) for words in _SURROGATE_ERRORS) and _SURROGATE.search(received):
         return r"text in it has half of a surrogate pair (\ud800 to \udfff), which is no character"
-    return _where(received) or str(error)
+    return str(error)
 
 
 async def _received(request: Request, limit: int) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from appliance.token import Token
 from tests.apis import SECRET, Api, services_of
 from tests.engines import Bench
 from tests.stores import opened
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The usual umask, whatever a command that ran in this process has set."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +20,6 @@ def mode(path: Path) -> int:
     return path.lstat().st_mode & 0o777
 
 
-@pytest.fixture
-def plain_umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("plain_umask")
 def test_what_an_earlier_run_has_left_open_is_closed(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere.txt"
     elsewhere.write_text("x")
@@ -83,7 +73,6 @@ def test_what_belongs_to_another_user_is_said(
     assert f"chmod -R go= {tmp_path}" in caplog.text
 
 
-@pytest.mark.usefixtures("plain_umask")
 async def test_uploads_and_everything_new_are_for_the_user_alone(api: Api, bench: Bench) -> None:
     permissions.restrict()
     reply = await api.post("/v1/files", files={"content": ("a.txt", b"hello")})

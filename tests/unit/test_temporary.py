@@ -49,7 +49,8 @@ def test_a_planted_link_is_refused(shared: Path, tmp_path: Path) -> None:
     made = temporary.make(Path("/data/one"))
     made.rmdir()
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o750)
+    elsewhere.mkdir()
+    elsewhere.chmod(0o750)
     (elsewhere / "kept").touch()
     made.symlink_to(elsewhere)
     with pytest.raises(ApplianceError, match=f"{made} is not a folder of the user"):
