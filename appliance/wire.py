@@ -146,11 +146,13 @@ def whichever(record: Prediction, base: str) -> dict[str, Any]:
 
 
 def listed(record: Prediction, base: str) -> dict[str, Any]:
-    """A prediction or training as lists show it: its ``output`` is null until there is some.
+    """A prediction as lists show it: ``output`` is null until there is some.
 
-    ``GET`` of one leaves it out instead: a client that streams would take the null for output.
+    ``GET`` of one prediction omits it instead: a client that streams would take the null for output.
+    Replicate's description requires ``output`` in lists of predictions, and allows no null in lists of
+    trainings.
     """
-    return {"output": None, **whichever(record, base)}
+    return {"output": None, **prediction(record, base)}
 
 
 def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:

@@ -79,7 +79,9 @@ class Trainings:
     async def list(self, request: Request) -> Response:
         """``GET /trainings``: newest first, a hundred at a time."""
         caller = await requests.caller(request, self._services, Scope.READ)
-        return await paging.of_predictions(request, self._services, caller.owner, wire.listed, training=True)
+        return await paging.of_predictions(
+            request, self._services, caller.owner, wire.training, training=True
+        )
 
     def _destination(self, name: str, caller: Token) -> str:
         """The model that gets the new version.

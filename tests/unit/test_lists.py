@@ -1,4 +1,4 @@
-"""Lists of predictions and trainings, as strict clients read them."""
+"""Lists of predictions, as strict clients read them."""
 
 from __future__ import annotations
 
