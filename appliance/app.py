@@ -87,7 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def listener_socket(self) -> Path:
-        """Where the driver hands out the listening socket."""
+        """Path of the Unix socket at which the driver hands out the listening socket."""
         return self.run_dir / "listener.sock"
 
     @property

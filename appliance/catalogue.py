@@ -361,7 +361,7 @@ def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> Ent
 
 
 def trainer_of(entry: Entry) -> Entry | None:
-    """What trains versions that begin with ``entry``; None if nothing does."""
+    """The entry that runs trainings of ``entry``; None if it cannot be trained."""
     kind = TRAINERS.get(entry.kind)
     if kind is None or not entry.model.options.trainable:
         return None

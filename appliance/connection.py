@@ -1,8 +1,8 @@
-"""The gateway's HTTP connections, with limits for requests that come in and never finish.
+"""The gateway's HTTP connections, with limits for requests that arrive slowly or never finish.
 
-uvicorn waits for ever for the rest of a request. Here its headers have a time, its body has to make progress,
-and one client address may hold few requests that are slow. So a client that opens a thousand connections and
-drips bytes into them holds none for long, while the upload of a large file over a slow line goes on.
+uvicorn waits for ever for the rest of a request. Here the headers have a timeout, the body must progress, and
+one client address may have few slow requests at a time. So a client that opens a thousand connections and
+sends single bytes soon loses them, while the upload of a large file over a slow line goes on.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-#: Seconds for the headers of a request, for each ``PROGRESS`` bytes of its body, and for what a client goes
-#: on to send when its request is answered already.
+#: Timeout in seconds for the headers of a request, for each ``PROGRESS`` bytes of its body, and for the rest
+#: of a body that the client still sends after the response.
 PATIENCE: Final = 30.0
 PROGRESS: Final = 16 * 1024
 LONGEST_HEADERS: Final = 64 * 1024  # bytes
-#: A request is slow that has not arrived after ``SLOW`` seconds; a client address may have ``MOST_SLOW``.
+#: A request that has not fully arrived after ``SLOW`` seconds is slow. One client address may have
+#: ``MOST_SLOW`` of them.
 SLOW: Final = 10.0
 MOST_SLOW: Final = 64
-_EVERY: Final = 1.0  # seconds between looks
+_EVERY: Final = 1.0  # seconds between checks
 
 _PHRASES: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class _Stage(enum.Enum):
-    """Which part of a request is awaited."""
+    """The part of a request that the connection waits for."""
 
     NONE = enum.auto()
     HEADERS = enum.auto()
@@ -40,28 +41,28 @@ class _Stage(enum.Enum):
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that knows how long its request has been on its way."""
+    """A connection that measures how long its request takes to arrive."""
 
-    _entered = 0  # how many parts have begun
-    _began: float  # the present part, by the loop's clock
+    _entered = 0  # number of stages entered so far
+    _began: float  # start of the current stage, by the loop's clock
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        super().connection_made(cast("asyncio.Transport", transport))  # uvloop's are none by inheritance
+        super().connection_made(cast("asyncio.Transport", transport))  # uvloop's do not inherit from it
         self._enter(_Stage.HEADERS)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
         before = self._entered
         super().data_received(data)
-        # How many bytes belong to a part that begins in the middle of them is not known.
+        # If a stage begins within ``data``, it is unknown how many of the bytes belong to it.
         count = len(data) if self._entered == before else 1
         self._received += count
         self._window += count
         if self._stage is _Stage.HEADERS and self._received > LONGEST_HEADERS:
             self._refuse(431, f"The headers of the request are over {LONGEST_HEADERS:,} bytes")
         elif self._stage is _Stage.NONE and self._answered:
-            self._enter(_Stage.HEADERS)  # line breaks in front of a request
+            self._enter(_Stage.HEADERS)  # line breaks may precede a request
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -69,27 +70,27 @@ class Connection(HttpToolsProtocol):
         self._enter(_Stage.HEADERS)
 
     def on_headers_complete(self) -> None:
-        """The body follows, if there is one."""
+        """The headers are complete; a body may follow."""
         super().on_headers_complete()
         self._enter(_Stage.BODY)
 
     def on_message_complete(self) -> None:
-        """The request is here."""
+        """The request has fully arrived."""
         super().on_message_complete()
         self._enter(_Stage.NONE)
 
     def on_response_complete(self) -> None:
-        """The answer is sent; the client may still be sending."""
+        """The response is sent; the client may still be sending the body."""
         super().on_response_complete()
         if self._stage is _Stage.BODY:
             self._enter(_Stage.BODY)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
+        """Refuse data that is not HTTP."""
         self._refuse(400, msg)
 
     def slow_since(self, now: float) -> float | None:
-        """Bytes per second of a request that is slow in arriving; None if there is none."""
+        """Bytes per second of the current request if it is slow, else None."""
         age = now - self._began
         if self._stage is _Stage.NONE or age < SLOW or self.flow.read_paused:
             return None
@@ -101,14 +102,14 @@ class Connection(HttpToolsProtocol):
             return
         answered = self._answered
         if self._stage is _Stage.HEADERS:
-            if not answered:  # of a further request, behind one that is being answered
+            if not answered:  # these are headers of the next request, while the first is being answered
                 self._enter(_Stage.HEADERS)
             elif now - self._began >= PATIENCE:
                 self.end(f"The headers of the request did not arrive within {PATIENCE:g} s")
         elif answered:
             if now - self._began >= PATIENCE:
                 self.transport.close()
-        elif self.flow.read_paused or self.cycle.waiting_for_100_continue:  # nobody has asked for more
+        elif self.flow.read_paused or self.cycle.waiting_for_100_continue:  # the application is not reading
             self._since, self._window = now, 0
         elif now - self._since >= PATIENCE:
             if self._window < PROGRESS:
@@ -116,7 +117,7 @@ class Connection(HttpToolsProtocol):
             self._since, self._window = now, 0
 
     def end(self, why: str) -> None:
-        """Close the connection, and say ``why`` where a request has begun that is not answered."""
+        """Close the connection. If a request has begun and has no response yet, send ``why`` as its error."""
         if self._stage is _Stage.HEADERS and not self._received:
             self.transport.close()
         elif self._stage is _Stage.BODY and self.cycle.response_started:
@@ -126,7 +127,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _answered(self) -> bool:
-        """Whether no request is waiting for the rest of its answer."""
+        """Whether every request so far has its full response."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         return cycle is None or cycle.response_complete
 
@@ -134,7 +135,7 @@ class Connection(HttpToolsProtocol):
         self._stage = stage
         self._entered += 1
         self._began = self._since = self.loop.time()
-        self._received = self._window = 0  # bytes since then
+        self._received = self._window = 0  # bytes since the stage began
 
     def _refuse(self, status: int, why: str) -> None:
         phrase = _PHRASES[status]
@@ -145,16 +146,16 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         if self._stage is _Stage.BODY:
-            self.cycle.disconnected = True  # what answers it need not go on
+            self.cycle.disconnected = True  # tells the application to stop
             self.cycle.message_event.set()
         self._stage = _Stage.NONE
         self.transport.close()
 
 
 def look(connections: Iterable[Any], now: float, trusted: Callable[[str], bool]) -> None:
-    """End what has taken too long at ``now``, and the slowest of what one client address has too much of.
+    """End requests that take too long, and the slowest requests of a client address with too many.
 
-    ``trusted`` says of an address that it is a proxy, which speaks for many clients.
+    ``now`` is the loop's time. ``trusted`` returns whether an address is a proxy for many clients.
     """
     slow: dict[str, list[tuple[float, Connection]]] = {}
     for connection in list(connections):
@@ -173,7 +174,7 @@ def look(connections: Iterable[Any], now: float, trusted: Callable[[str], bool])
 
 
 async def serve(server: uvicorn.Server, listening: socket.socket, trusted: Callable[[str], bool]) -> None:
-    """Serve until the server is told to exit; its ``http`` must be ``Connection``."""
+    """Serve until the server is told to exit. The ``http`` of its config must be ``Connection``."""
     watching = asyncio.get_running_loop().create_task(_watch(server, trusted))
     try:
         await server.serve(sockets=[listening])

@@ -52,7 +52,7 @@ _ASKED: Final = {
 }
 #: Says in the environment of every process of an appliance whose it is.
 HOME_MARK: Final = "APPLIANCE_SERVES"
-#: What ``run`` returns when Ray is lost: the driver takes its own place anew.
+#: Returned by ``run`` when Ray is lost: the driver then restarts itself with exec.
 _START_ANEW: Final = -1
 
 
@@ -79,7 +79,7 @@ def pages(settings: Settings) -> Supervised:
     environment = {
         "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
         "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
-        **proxies.NO_PROXIES,  # Gradio makes clients when it is imported, which fails for some proxies
+        **proxies.NO_PROXIES,  # Gradio makes HTTP clients at import, which fails with some proxies
     }
     return Supervised("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
 
@@ -106,7 +106,7 @@ def take_lock(home: Path) -> IO[str]:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
-    """Raise ``ApplianceError`` if Ray cannot make its object store there: it would wait in silence."""
+    """Raise ``ApplianceError`` if Ray cannot make its object store in ``folder``; Ray itself would hang."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -120,7 +120,7 @@ def prepare_home(settings: Settings) -> None:
     """Make the folders of the data folder, and the log file.
 
     Raises:
-        ApplianceError: they cannot be written.
+        ApplianceError: they cannot be created or written.
     """
     home = settings.home
     try:
@@ -232,7 +232,7 @@ async def run(settings: Settings, node: RayNode, listener: Listener, console: Co
     """Start, wait for a signal, drain, stop. Returns the exit code, or ``_START_ANEW``.
 
     Raises:
-        RayLost: Ray ended before the gateway answered, or when all was to end anyway.
+        RayLost: Ray ended before the gateway answered, or during the stop.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
     _end_on_signals(stop)
@@ -250,11 +250,12 @@ async def run(settings: Settings, node: RayNode, listener: Listener, console: Co
 
     try:
         await node.start()
-        _end_on_signals(stop)  # Ray has put handlers of its own in their place
+        _end_on_signals(stop)  # Ray has replaced the signal handlers
         listener.lend()
         await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
     except RayLost as error:
-        # The gateway at once: it still takes what nothing would run. What it has accepted is in the store.
+        # Kill the gateway at once: it still accepts predictions that nothing would run. Predictions that it has
+        # accepted are in the store.
         kill_marked(HOME_MARK, str(settings.home))
         if stop.is_set() or not ready.is_set():
             raise
@@ -271,7 +272,7 @@ async def run(settings: Settings, node: RayNode, listener: Listener, console: Co
 
 
 async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
-    """Do ``work`` for as long as Ray lives; raises ``RayLost`` when it does not any more."""
+    """Do ``work``; raise ``RayLost`` as soon as Ray has died."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -279,7 +280,7 @@ async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
     finally:
         working.cancel()
         watching.cancel()
-        await asyncio.wait((working, watching), timeout=1.0)  # calls of Ray may not let go
+        await asyncio.wait((working, watching), timeout=1.0)  # calls of Ray may ignore cancellation
 
 
 async def _until_stopped(
@@ -293,7 +294,7 @@ async def _until_stopped(
     stopping = asyncio.ensure_future(stop.wait())
     starting = asyncio.ensure_future(node.run_gateway(start_gateway, settings, lambda: _answers(settings)))
     await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():  # told to end while it starts: nothing runs yet
+    if not starting.done():  # stopped during the start: nothing runs yet
         starting.cancel()
         return
     await starting
@@ -371,16 +372,16 @@ def main() -> int:
 
 
 def _start_anew(environment: Mapping[str, str]) -> NoReturn:
-    """Become a driver that has just been started, under the same process id."""
+    """Replace this process by a newly started driver with the same process id."""
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:  # those that were killed
+        while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
             pass
-    for entry in list(Path("/proc/self/fd").iterdir()):  # of libraries that leave theirs open
+    for entry in list(Path("/proc/self/fd").iterdir()):  # some libraries leave descriptors open
         with contextlib.suppress(OSError):
             os.set_inheritable(int(entry.name), int(entry.name) <= 2)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is needed
 
 
 def _serve(arguments: argparse.Namespace, console: Console) -> int:
@@ -409,7 +410,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         check_shared_memory()
         with Listener(settings.host, settings.port, settings.listener_socket) as listener:
             node = RayNode(temporary.make(home))
-            os.environ[HOME_MARK] = str(home)  # in every process that is started from here on
+            os.environ[HOME_MARK] = str(home)  # inherited by all processes started from here on
             temporary.use(node.temp)
             os.environ |= callback.environment(config, settings.host, settings.port, settings.run_dir)
             own = [node_address(), urlsplit(os.environ[callback.ADDRESS]).hostname or settings.host]
@@ -419,11 +420,11 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
             try:
                 return asyncio.run(run(settings, node, listener, console))
             finally:
-                kill_marked(HOME_MARK, str(home))  # what has not ended in its time
+                kill_marked(HOME_MARK, str(home))  # processes that did not end in time
 
 
 if __name__ == "__main__":
     ended_with = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(ended_with)  # Ray's handlers of the exit would wait for processes that are gone
+    os._exit(ended_with)  # Ray's exit handlers would wait for dead processes

@@ -128,7 +128,7 @@ class _Guarded(httpx.AsyncBaseTransport):
         answer = await self._inner.handle_async_request(checked)
         if not answer.has_redirect_location:
             return answer
-        await answer.aclose()  # the client would read the body of a redirect, whatever its size
+        await answer.aclose()  # otherwise httpx reads the body of a redirect without a limit
         return httpx.Response(answer.status_code, headers=answer.headers, content=b"")
 
     async def aclose(self) -> None:

@@ -1,8 +1,8 @@
-"""Content encodings of HTTP answers: nothing is decompressed before its size is limited.
+"""Content encodings of HTTP responses: no response is decompressed without a limit on its size.
 
-httpx decompresses whatever an answer says it is, in memory, as often as it says so: 3 kB of ``gzip, gzip``
-become gigabytes. So clients ask for ``identity``, and what comes encoded nevertheless is refused, or decoded
-here in pieces.
+httpx applies every content encoding that a response names, in memory: 3 kB of ``gzip, gzip`` become
+gigabytes. So clients ask for ``identity``. A response that is encoded nevertheless is refused, or decoded in pieces by
+``Decoder``.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Final
 
 import httpx
 
-#: What every client of the appliance sends.
+#: Headers that every HTTP client of the appliance sends.
 IDENTITY: Final = {"accept-encoding": "identity"}
-_PIECE: Final = 1024 * 1024  # bytes that one step of decoding gives at most
+_PIECE: Final = 1024 * 1024  # the most bytes that one step of decoding returns
 
 
 def of(answer: httpx.Response) -> str:
-    """The content encoding of an answer; ``identity`` where it names none."""
+    """The content encoding of a response; ``identity`` if it names none."""
     return answer.headers.get("content-encoding", "").strip().lower() or "identity"
 
 
 def refuse(answer: httpx.Response) -> None:
-    """Event hook of a client: refuse an encoded answer before anything reads it.
+    """Event hook for httpx clients: refuse an encoded response before its body is read.
 
     Raises:
-        httpx.DecodingError: the answer is encoded.
+        httpx.DecodingError: the response is encoded.
     """
     if of(answer) != "identity":
         raise httpx.DecodingError(
@@ -38,26 +38,26 @@ def refuse(answer: httpx.Response) -> None:
 
 
 async def refuse_later(answer: httpx.Response) -> None:
-    """The same hook for a client that is asynchronous."""
+    """The same hook for asynchronous clients."""
     refuse(answer)
 
 
 class Decoder:
-    """Takes the bytes of an answer as they come, and gives its content in pieces of at most 1 MiB."""
+    """Decodes the body of a response incrementally, in pieces of at most 1 MiB."""
 
     def __init__(self, encoding: str) -> None:
-        """``encoding`` is what the answer says.
+        """``encoding`` is the content encoding that the response names.
 
         Raises:
-            ValueError: it is neither ``identity`` nor ``gzip``, which storage services send unasked for
-                objects that are stored so.
+            ValueError: it is neither ``identity`` nor ``gzip``. Storage services send objects that are stored
+                as gzip in that encoding, even if the request did not ask for it.
         """
         if encoding not in {"identity", "gzip", "x-gzip"}:
             raise ValueError(f"its content encoding {encoding[:40]} is not supported: serve it without one")
         self._gzip = None if encoding == "identity" else zlib.decompressobj(16 + zlib.MAX_WBITS)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The content in ``data``; the caller stops when it has had enough.
+        """Yield the decoded content of ``data``; the caller may stop at its own limit.
 
         Raises:
             ValueError: the data is damaged.
@@ -66,7 +66,7 @@ class Decoder:
             yield data
             return
         while data:
-            if self._gzip.eof:  # a file may be several that follow each other (RFC 1952, section 2.2)
+            if self._gzip.eof:  # gzip data may have several members (RFC 1952, section 2.2)
                 self._gzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
             try:
                 piece = self._gzip.decompress(data, _PIECE)
@@ -76,10 +76,10 @@ class Decoder:
             yield piece
 
     def end(self) -> None:
-        """Nothing more comes.
+        """Check that the data is complete; call it after the last ``feed``.
 
         Raises:
-            ValueError: the data breaks off.
+            ValueError: the data is truncated.
         """
         if self._gzip is not None and not self._gzip.eof:
             raise ValueError("its gzip data breaks off")

@@ -46,7 +46,7 @@ class Admin:
         return answers.json(told)
 
     async def status(self, request: Request) -> Response:
-        """``GET /admin/status``: devices and models as they are now, and models that cannot be served."""
+        """``GET /admin/status``: devices and models with their states, and models that cannot be served."""
         await requests.caller(request, self._services, Scope.READ)
         status = self._services.engine.status()
         known = {device.name: msgspec.to_builtins(device) for device in self._services.devices}

@@ -135,7 +135,7 @@ class Application:
         """See ASGI; only HTTP is spoken."""
         if scope["type"] != "http":
             raise NotImplementedError(f"the appliance does not speak {scope['type']}")
-        if not scope["path"].startswith("/"):  # "*", which OPTIONS may ask for
+        if not scope["path"].startswith("/"):  # OPTIONS may request "*"
             problem = BadRequest(f'"{scope["path"][:100]}" is no path of this appliance.')
             await refusals.answer(problem, "/", post=False)(scope, receive, send)
         elif self._web is not None and self._web.takes(scope):

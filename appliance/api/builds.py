@@ -65,14 +65,14 @@ class Builds:
         return answers.json(wire.build(build, requests.origin(request, self._services)))
 
     async def list(self, request: Request) -> Response:
-        """``GET /builds``: the caller's that are under way, oldest first."""
+        """``GET /builds``: the caller's unfinished builds, oldest first."""
         caller = await requests.caller(request, self._services, Scope.READ)
         base = requests.origin(request, self._services)
         under_way = self._services.pushes.under_way(caller.owner)
         return answers.json(wire.page([wire.build(build, base) for build in under_way]))
 
     async def cancel(self, request: Request) -> Response:
-        """``POST /builds/{id}/cancel``: answered once nothing of it runs; one that is over stays as it is."""
+        """``POST /builds/{id}/cancel``: answers when all processes of the build have ended."""
         caller = await requests.caller(request, self._services, Scope.ADMIN)
         build = await self._services.pushes.cancel(request.path_params["id"], caller.owner)
         return answers.json(wire.build(build, requests.origin(request, self._services)))

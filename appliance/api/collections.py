@@ -47,7 +47,7 @@ class Collections:
             raise NotFound
         listing = await models.Listing.of(self._services)
         base = requests.origin(request, self._services)
-        cards = self._services.catalogue.cards  # without models that could not be served
+        cards = self._services.catalogue.cards  # has no models that cannot be served
         shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
         body = {**_brief(found), "full_description": found.full_description, "models": shown}
         return answers.json(body, base=base)

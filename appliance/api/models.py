@@ -21,9 +21,9 @@ from appliance.prediction import Prediction
 from appliance.store import Cursor
 from appliance.token import Scope, Token
 
-PAGE: Final = 25  # models, as Replicate has them
+PAGE: Final = 25  # models on a page, as on Replicate
 _TEXT: Final = {"type": "string", "maxLength": 1_000_000}
-#: Any text, as at Replicate, but for schemes that a page must not link to (javascript:).
+#: Any text, as on Replicate, except URLs that a page must not link to (javascript:).
 _ADDRESS: Final = {
     "type": "string",
     "pattern": r"^([Hh][Tt][Tt][Pp][Ss]?:|[^:/?#]*([/?#]|$))",
@@ -65,7 +65,7 @@ class Models:
         ]
 
     async def list(self, request: Request) -> Response:
-        """``GET /models``: the public ones, newest version first unless asked otherwise, a page at a time."""
+        """``GET /models``: a page of the public models, by default sorted by newest version."""
         await requests.caller(request, self._services, Scope.READ)
         by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
         ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"

@@ -1,6 +1,6 @@
-"""Forms with files in them, taken apart while they arrive: a file is never in memory as a whole.
+"""Multipart forms, parsed while they arrive: the content of a file is never in memory as a whole.
 
-What is in memory, which is everything but the content of files, is limited for the whole form.
+All other fields of a form are held in memory. Their total size is limited.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from appliance.api import requests
 from appliance.errors import BodyTooLarge, MalformedBody
 
-#: Bytes of everything in a form that is not the content of a file.
+#: The most bytes that a form may have without the content of its files.
 FIELDS: Final = 256 * 1024
 _HEADERS: Final = 16 * 1024  # bytes of one part's headers
 
@@ -130,7 +130,7 @@ async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
 
 
 def too_long() -> MalformedBody:
-    """The refusal of a form whose fields are over ``FIELDS`` bytes."""
+    """The error for a form that has more than ``FIELDS`` bytes without the content of its files."""
     return MalformedBody(f"The fields of the form beside its files are over {FIELDS:,} bytes")
 
 

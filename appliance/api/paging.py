@@ -45,12 +45,13 @@ def decode(text: str) -> Cursor:
 
 
 def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int, int]:
-    """Where in a list of ``names`` the page at ``cursor`` begins and ends.
+    """Return the indices in ``names`` at which the page at ``cursor`` begins and ends.
 
-    The cursor holds the name beside which the page is, and its place, which counts once it is gone.
+    The cursor holds the name next to the page and the index of that name. The index is used if the name is no
+    longer in the list.
 
     Raises:
-        NotFound: the cursor is of another list.
+        NotFound: the cursor belongs to another list.
     """
     if cursor is None:
         return 0, size

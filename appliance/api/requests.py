@@ -38,7 +38,7 @@ SPAN: Final = "appliance.span"
 
 _GZIP: Final = b"\x1f\x8b"
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_SURROGATE_ERRORS: Final = ("truncated", "surrogate")  # in the decoder's words
+_SURROGATE_ERRORS: Final = ("truncated", "surrogate")  # words of the decoder's messages
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
@@ -166,7 +166,7 @@ async def body(request: Request, limit: int) -> dict[str, Any]:
 
 
 def _not_finite(received: bytes) -> str | None:
-    """What is wrong with a body that would be JSON if that knew infinite numbers, as Python's does."""
+    """The error for a body that is JSON except for NaN or infinite numbers, which Python's parser accepts."""
     try:
         place = schema.non_finite(json.loads(received))
     except (ValueError, RecursionError):
@@ -181,10 +181,10 @@ def content_length(request: Request) -> int:
 
 
 def check_encoding(request: Request) -> None:
-    """Refuse a body that is compressed, before any of it is read.
+    """Refuse a compressed body before any of it is read.
 
     Raises:
-        MalformedBody: its content encoding is not ``identity``.
+        MalformedBody: the content encoding is not ``identity``.
     """
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in {"", "identity"}:
@@ -195,7 +195,7 @@ def check_encoding(request: Request) -> None:
 
 
 def _reason(received: bytes, error: Exception) -> str:
-    """What is wrong with a body, in words for what the decoder puts badly."""
+    """Why a body is no JSON, with clearer words than the decoder's for common errors."""
     if received.startswith(_GZIP):
         return "it is compressed with gzip; send it as it is"
     if received.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -213,7 +213,7 @@ def _reason(received: bytes, error: Exception) -> str:
 
 
 async def _received(request: Request, limit: int) -> bytes:
-    """The body, without the byte order mark that some programs put before UTF-8."""
+    """The body without a leading UTF-8 byte order mark, which some programs write."""
     check_encoding(request)
     received = bytearray()
     if content_length(request) > limit:

@@ -256,7 +256,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "model": said(_TEXT, "owner/name"),
             "version": said(nullable(_TEXT), "64 hex digits, once it has succeeded"),
             "status": one_of("starting", "processing", "succeeded", "failed", "canceled"),
-            "step": said(nullable(_TEXT), "What is done at the moment, or what it waits for"),
+            "step": said(nullable(_TEXT), "The current step of the build, or what the build waits for"),
             "logs": _TEXT,
             "error": nullable(_TEXT),
             "created_at": _TIME,

@@ -1,4 +1,4 @@
-"""What the appliance works with: its config, the machine under it, the key of the caller's webhooks."""
+"""Admin routes for the config in effect, the machine, and the caller's webhook key."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Settings:
         return answers.json({"threads": hardware.cpu_threads(), "memory": memory, "disk": disk})
 
     async def rotate(self, request: Request) -> Response:
-        """``POST /admin/webhooks/secret``: a new key signs the caller's webhooks.
+        """``POST /admin/webhooks/secret``: replace the key that signs the caller's webhooks.
 
-        The old one signs them too, for ``keep`` seconds.
+        For ``keep`` seconds, webhooks are signed with the old key too.
         """
         caller = await requests.caller(request, self._services, Scope.ADMIN)
         given = await requests.body(request, self._services.config.limits.body)

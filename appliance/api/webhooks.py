@@ -1,4 +1,4 @@
-"""The keys that webhooks are signed with, and where a request wants its events."""
+"""The route for webhook keys, and the parsing of a request's webhook URL and event filter."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
         return key, text
     try:
         value = json.loads(text)
-    except ValueError:  # the server says what it should be
+    except ValueError:  # the server's error says which type is expected
         return key, text
     if schema.fits(text, declared) and not schema.fits(value, declared):
         return key, text
@@ -244,7 +244,7 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
     try:
         content = path.read_bytes()
         if not as_uri:
-            return content.decode("utf-8-sig")  # editors on Windows put a mark before the text
+            return content.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
         raise ApplianceError(f"-i {key}=@{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

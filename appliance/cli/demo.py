@@ -44,8 +44,8 @@ def demo(
     trusted = certificate or os.environ.get("SSL_CERT_FILE")
     if trusted:
         command += ["--certificates", str(trusted)]
-    temporary = tempfile.mkdtemp(prefix="appliance-demo-")  # Gradio's own would be one that others can plant
+    temporary = tempfile.mkdtemp(prefix="appliance-demo-")  # others could plant Gradio's default
     command += ["--temporary", temporary]
     environment = {**_QUIET, **os.environ, **NO_PROXIES, "TMPDIR": temporary}
     sys.stdout.flush()
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is needed

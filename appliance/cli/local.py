@@ -59,7 +59,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     found = servable(config.model_copy(update={"models": tuple(here)}), home, devices, 0.0)
     demands = list(found.demands)
     for model in config.models:
-        if not present[model.name]:  # as much as can be said without its weights
+        if not present[model.name]:  # without weights only this much is known
             demands.append(placement.demand(model, home, devices))
     scheduler = Scheduler(placement.capacities(devices), demands)
     for name, peak in (await _measured(found, home, kind)).items():
@@ -85,12 +85,12 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
 
 
 def _present(home: Path, model: ModelConfig) -> bool:
-    """Whether the model's weights are here, be they of use or not."""
+    """Whether the model's weights exist on disk, whether or not they are valid."""
     from appliance import weights
 
     try:
         return model.source is None or weights.present(home, model)
-    except WeightsError:  # said again, with everything else that cannot be read
+    except WeightsError:  # reported later, with all other models that cannot be read
         return True
 
 
@@ -113,7 +113,7 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
 
 
 def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
-    """The same of a model that cannot be served: its size is not known."""
+    """The same fields for a model that cannot be served, whose size is therefore unknown."""
     nothing = dict.fromkeys(("memory", "share", "devices", "from", "peak"))
     place = {"fits": False, "fits_on": [], "problem": why, "weights_present": True}
     return {"name": model.name, "kind": model.kind, **nothing, **place}

@@ -29,10 +29,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 
 def finite(value: float) -> float:
-    """``value``, of an option that takes numbers.
+    """Return the ``value`` of an option if it is finite.
 
     Raises:
-        typer.BadParameter: it is no number, which is neither under nor over any bound.
+        typer.BadParameter: it is NaN or infinite; a NaN would pass every check of a bound.
     """
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
@@ -46,7 +46,7 @@ def config_path(given: Path | None) -> Path:
         ConfigError: none is given, and there is none where one is looked for.
     """
     if given is not None:
-        return given.absolute()  # whoever reads it says what is wrong with it
+        return given.absolute()  # the reader of the file reports errors
     for candidate in (Path("models.yaml"), _SHIPPED):
         if candidate.exists():
             return candidate.absolute()

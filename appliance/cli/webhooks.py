@@ -1,4 +1,4 @@
-"""`appliance webhook`: the keys that webhooks are signed with, with or without a running appliance."""
+"""`appliance webhook`: show and replace webhook keys, with or without a running appliance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from appliance.cli.tokens import in_store
 if TYPE_CHECKING:
     from appliance.store import SQLiteStore
 
-group = typer.Typer(no_args_is_help=True, help="Show or replace the key that an account's webhooks have.")
+group = typer.Typer(no_args_is_help=True, help="Show or replace the key that signs an account's webhooks.")
 
 OwnerOption = Annotated[
-    str | None, typer.Option(help="Account whose webhooks are signed with it. Default: server.account.")
+    str | None, typer.Option(help="Account whose webhook key to use. Default: server.account.")
 ]
 
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 @group.command()
 def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOption = None) -> None:
-    """Print the account's key; its receivers check signatures with it. The first one is made now."""
+    """Print the account's key, with which its receivers check signatures. Create one if it has none."""
     from appliance import webhooks
 
     account = load_config(config).server.account
@@ -44,14 +44,14 @@ def rotate(
     keep: Annotated[
         float,
         typer.Option(
-            min=0, callback=finite, help="Hours for which the old key signs too, for receivers to follow."
+            min=0, callback=finite, help="Hours for which the old key signs too, until receivers know the new one."
         ),
     ] = 24.0,
     owner: OwnerOption = None,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Make a new key for the account and print it; a running appliance signs with it at once."""
+    """Make a new key for the account and print it. A running appliance uses it at once."""
     from appliance import webhooks
 
     account = load_config(config).server.account

@@ -15,13 +15,13 @@ from appliance.runners.base import LoadSpec
 
 _log = logging.getLogger(__name__)
 
-_SILENCE: Final = 30.0  # seconds without an answer after which the log says so, again and again
+_SILENCE: Final = 30.0  # seconds without an answer between two warnings in the log
 
 T = TypeVar("T")
 
 
 async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILENCE) -> T:
-    """Return what a call to a replica gives; while it gives nothing, the log tells why models do not load."""
+    """Return the result of a call to a replica. Until it comes, warn regularly that models cannot load."""
     answer = asyncio.ensure_future(call)
     waited = 0.0
     try:

@@ -23,11 +23,11 @@ GATEWAY: Final = "gateway"
 #: Jobs and events travel in messages, files by path: the smallest store that Ray accepts comfortably.
 OBJECT_STORE: Final = 128 * 1024 * 1024
 START_TIMEOUT: Final = 120.0  # seconds for the gateway to come up
-#: Seconds that a call to Ray or Serve may take. Without one of Ray's processes such calls may never return.
+#: Timeout of a call to Ray or Serve in seconds: if a process of Ray is dead, such a call may never return.
 _CALL_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 15.0
-_LOOK: Final = 0.5  # seconds between looks at Ray's processes
-#: Those without which nothing runs. The raylet ends when one of its own agents does.
+_LOOK: Final = 0.5  # seconds between checks of Ray's processes
+#: Ray's essential processes. The raylet ends when one of its agents ends.
 _VITAL: Final = ("gcs_server", "raylet")
 
 #: They say at every start what is as it should be: that Ray asks for its own token, that Serve has started.
@@ -83,9 +83,9 @@ class RayNode:
     """Ray and Serve on this machine, from ``start`` to ``stop``. Lives on the driver's loop."""
 
     def __init__(self, temp: Path) -> None:
-        """``temp`` is a folder that nobody else may enter; Ray opens what it makes there to everybody.
+        """``temp`` is a folder that only this user may enter, because Ray lets all users read its files.
 
-        Ray's sockets lie in it, so its path must be short. It is removed at the end.
+        Its path must be short, because Ray's sockets are in it. The folder is removed at the end.
         """
         self.temp = temp
         self._lost = False
@@ -165,10 +165,10 @@ class RayNode:
             await asyncio.sleep(0.1)
 
     async def watch(self) -> NoReturn:
-        """Look after Ray's own processes for as long as they live.
+        """Watch Ray's own processes.
 
         Raises:
-            RayLost: one without which nothing runs has ended.
+            RayLost: an essential process has ended.
         """
         while True:
             for name, process in ray._private.worker._global_node.dead_processes():  # noqa: SLF001 - no other way
@@ -196,7 +196,7 @@ class RayNode:
         return applied, said
 
     async def stop(self) -> None:
-        """Stop everything that Ray started, as far as that ends in time; nothing if Ray is lost."""
+        """Stop all processes that Ray started, within a time limit. Do nothing if Ray is lost."""
         if not self._lost:
             with contextlib.suppress(TimeoutError):
                 await _in_time(_STOP_TIMEOUT, ray.shutdown)
@@ -209,10 +209,10 @@ async def _gateway() -> Any:
 
 
 async def _in_time(seconds: float, call: Callable[[], T]) -> T:
-    """Return what ``call`` does, made in a thread that nobody waits for when the process ends.
+    """Run ``call`` in a daemon thread and return its result.
 
     Raises:
-        TimeoutError: it takes longer than ``seconds``, and goes on.
+        TimeoutError: it takes longer than ``seconds``; the thread goes on.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
@@ -221,7 +221,7 @@ async def _in_time(seconds: float, call: Callable[[], T]) -> T:
         if outcome.done():
             return
         if error is None:
-            outcome.set_result(result)  # type: ignore[arg-type]  # it is None only if T is
+            outcome.set_result(result)  # type: ignore[arg-type]  # None only if T allows it
         else:
             outcome.set_exception(error)
 
@@ -230,9 +230,9 @@ async def _in_time(seconds: float, call: Callable[[], T]) -> T:
         failure: BaseException | None = None
         try:
             result = call()
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001  # re-raised in the awaiting coroutine
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
             loop.call_soon_threadsafe(tell, result, failure)
 
     threading.Thread(target=work, name="ray-call", daemon=True).start()
@@ -241,7 +241,7 @@ async def _in_time(seconds: float, call: Callable[[], T]) -> T:
 
 
 def node_address() -> str:
-    """Return the address of this machine at which Ray's processes call each other."""
+    """Return the IP address of this machine that Ray's processes use to connect to each other."""
     return str(ray.util.get_node_ip_address())
 
 

@@ -334,9 +334,9 @@ class RayCluster:
         while (payload := link.take()) is not None:
             try:
                 await link.handle.exchange.remote(payload)
-            except HostLost:  # whoever reads the events hears of it, with the reason
+            except HostLost:  # the reader of the events gets this error with its reason
                 continue
-            # Whatever broke the way, what was in this call is lost: the events must end too.
+            # After any error the events in this call are lost, so the stream of events must end.
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 _raise_if_cancelled(error)
                 link.broken = str(error) or type(error).__name__
@@ -348,7 +348,7 @@ class RayCluster:
         if self._spares:
             try:
                 await asyncio.to_thread(serve.delete, link.name, _blocking=False)
-            except _GONE as error:  # the next gateway finds it and makes it a spare
+            except _GONE as error:  # the next gateway finds the replica and keeps it as a spare
                 _raise_if_cancelled(error)
                 _log.warning("replica %s could not be deleted: %s", link.name, error)
         else:
@@ -390,12 +390,12 @@ class RayCluster:
             wait_for_ingress_deployment_creation=False,
         )
         link = _Link(name, _tuned(handles[0]))
-        await await_answer(link.handle.stats.remote(), name)  # up, and the router on this loop has found it
+        await await_answer(link.handle.stats.remote(), name)  # it is up, and known to the router of this loop
         self._spares.append(link)
 
 
 def _log_failure(starting: asyncio.Task[None]) -> None:
-    """A spare that could not be started is missed by the next load only, which starts another."""
+    """Log that a spare replica could not be started; the next load then starts one itself."""
     if not starting.cancelled() and (error := starting.exception()) is not None:
         _log.error("no spare runner replica could be started: %s", error)
 

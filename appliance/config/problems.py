@@ -149,7 +149,7 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _shown(given: Any) -> str:
-    """A value as people wrote it, but no more than a line of it."""
+    """A value as it stands in the file, shortened to one line."""
     text = repr(given)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -265,7 +265,7 @@ def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable(file: Path) -> str | None:
-    """Why the text in ``file`` cannot be had; None if it can."""
+    """Why ``file`` cannot be read as text; None if it can."""
     try:
         textfile.read(file)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Text files that people write, read under a limit and refused in words."""
+"""Reading of hand-written text files, with a size limit and clear errors."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read(path: Path) -> str:
-    """The text of a regular file; a byte order mark is left out.
+    """Return the text of a regular file, without a byte order mark.
 
     Raises:
-        ConfigError: there is no such file, it is not a file, it may not be read, it is over ``LARGEST``, or
-            it is not UTF-8.
+        ConfigError: the file is missing, is not a regular file, cannot be read, is larger than ``LARGEST``,
+            or is not UTF-8.
     """
     try:
-        # Without O_NONBLOCK, `open` would wait for somebody to write to a pipe.
+        # Without O_NONBLOCK, `open` of a named pipe would block until another process opens it for writing.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error

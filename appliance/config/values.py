@@ -24,7 +24,7 @@ _UNITS: Final = {
     "GiB": GIB,
     "TiB": 1024 * GIB,
 }
-LARGEST_SIZE: Final = 2**63 - 1  # bytes; more than any machine has
+LARGEST_SIZE: Final = 2**63 - 1  # bytes; larger than the memory of any machine
 _SIZE: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})")
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 _DURATION: Final = re.compile(

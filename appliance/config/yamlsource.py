@@ -14,8 +14,8 @@ from appliance.errors import ConfigError
 
 Place = tuple[str | int, ...]  # the keys and positions that lead to a value
 
-DEEPEST: Final = 50  # lists and mappings inside each other
-MOST: Final = 20_000  # values, with every alias written out
+DEEPEST: Final = 50  # maximum nesting of lists and mappings
+MOST: Final = 20_000  # maximum number of values, with aliases expanded
 
 _LARGEST_NUMBER: Final = 2**63 - 1
 _LONGEST_KEY: Final = 500  # characters
@@ -63,10 +63,10 @@ def read(path: Path) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which gives up on what is too deep or too much before it has taken the time and memory."""
+    """PyYAML's safe loader that refuses too deep nesting and too many values before they take long."""
 
     def __init__(self, text: str, refuse: Callable[[int, str], ConfigError]) -> None:
-        """``refuse`` makes the error for a line."""
+        """``refuse`` makes the error from a line number and a message."""
         super().__init__(text)
         self._refuse = refuse
         self._depth = 0
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
         self._merged = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]  # in the stubs
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in the stubs
         line = event.start_mark.line + 1
         self._nodes += 1
         if self._nodes > MOST:
@@ -168,7 +168,7 @@ class _Reader:
         try:
             value = self._loader.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            # Such as the 31st of February; PyYAML does not check the text after `!!bool` or `!!timestamp`.
+            # Such as 31 February. PyYAML does not check the text after `!!bool` or `!!timestamp`.
             reason = f" ({error})" if isinstance(error, ValueError) else ""
             raise self._refuse(node, f"{shown} is no value of its type{reason}; put it in quotes") from error
         if isinstance(value, str):
@@ -178,7 +178,7 @@ class _Reader:
         return value
 
     def _text(self, node: yaml.Node, text: str) -> str:
-        """``text`` with characters whole that are written in two escapes, as JSON writes them."""
+        """``text`` with each pair of surrogate escapes, as in JSON, joined to one character."""
         try:
             return text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:

@@ -49,7 +49,7 @@ async def received(request: Request, services: Services, caller: Token) -> Async
     """
     form = Form()
     limit, expected = services.files.config.max_upload, requests.content_length(request)
-    size = rest = 0  # bytes of all files, and of all fields
+    size = rest = 0  # bytes of all files; bytes of all other fields
     arriving: Incoming | None = None
     try:
         part: Part | None = None

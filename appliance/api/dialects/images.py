@@ -152,7 +152,7 @@ def _typed(name: str, text: Any, declared: dict[str, Any]) -> Any:
     if kind not in {"integer", "number", "boolean"} or not isinstance(text, str):
         return text
     try:
-        written = text.lower() if kind == "boolean" else text  # Python writes False
+        written = text.lower() if kind == "boolean" else text  # Python clients send False
         return msgspec.json.decode(written, type={"integer": int, "number": float, "boolean": bool}[kind])
     except msgspec.DecodeError as error:
         raise _wrong(name, f"Invalid type. Expected: {kind}, given: {text[:100]}") from error
