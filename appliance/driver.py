@@ -254,8 +254,8 @@ async def run(settings: Settings, node: RayNode, listener: Listener, console: Co
         listener.lend()
         await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
     except RayLost as error:
-        # Kill the gateway at once: it still accepts predictions that nothing would run. Predictions that it has
-        # accepted are in the store.
+        # Kill the gateway at once: it still accepts predictions that nothing would run. Predictions that
+        # it has accepted are in the store.
         kill_marked(HOME_MARK, str(settings.home))
         if stop.is_set() or not ready.is_set():
             raise

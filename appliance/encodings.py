@@ -1,8 +1,8 @@
 """Content encodings of HTTP responses: no response is decompressed without a limit on its size.
 
 httpx applies every content encoding that a response names, in memory: 3 kB of ``gzip, gzip`` become
-gigabytes. So clients ask for ``identity``. A response that is encoded nevertheless is refused, or decoded in pieces by
-``Decoder``.
+gigabytes. So clients ask for ``identity``. A response that is encoded nevertheless is refused, or decoded
+in pieces by ``Decoder``.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Final
 
-#: Secrets of the appliance and its operator. A Cog project that needs one of them gets it by its option
-#: ``environment``.
+#: Secrets of the appliance and its operator. The option ``environment`` of a Cog project can give it one of
+#: them.
 _SECRETS: Final = frozenset(
     {
         "APPLIANCE_TOKEN",
-        "REPLICATE_API_TOKEN",  # a project gets a token of its own for each prediction
-        "RAY_AUTH_TOKEN",  # whoever has it may run code in every process of Ray
+        "REPLICATE_API_TOKEN",  # a project gets its own token for each prediction
+        "RAY_AUTH_TOKEN",  # allows its holder to run code in every process of Ray
         "HF_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",
         "OTEL_EXPORTER_OTLP_HEADERS",
@@ -21,5 +21,5 @@ _SECRETS: Final = frozenset(
 
 
 def without_secrets() -> dict[str, str]:
-    """This process's environment without secrets of the appliance; everything else is passed on."""
+    """Return this process's environment without the secrets of the appliance."""
     return {name: value for name, value in os.environ.items() if name not in _SECRETS}

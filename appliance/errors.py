@@ -271,19 +271,19 @@ class StoreError(ApplianceError):
 
 
 class DiskFull(StoreError):
-    """Something could not be written, because the disk of the data folder, or a quota on it, is full."""
+    """A write failed because the disk of the data folder, or a quota on it, is full."""
 
     status = 507
     title = "Insufficient storage"
 
     @property
     def detail(self) -> str:
-        """One sentence for callers; ``str`` names the file, for the log."""
+        """One sentence for callers. ``str`` of the error also names the file, for the log."""
         return "The disk of the appliance is full: free some space on it, then try again"
 
     @staticmethod
     def caused(error: BaseException) -> bool:
-        """Whether a full disk, or a quota on it, is what ``error`` says."""
+        """Whether ``error`` was caused by a full disk or a full quota."""
         return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -339,7 +339,7 @@ class OutOfMemory(HostLost):
 
 
 class RayLost(ApplianceError):
-    """A process of Ray without which nothing runs has ended."""
+    """An essential process of Ray has ended."""
 
     status = 503
     title = "Ray ended"

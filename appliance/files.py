@@ -54,10 +54,10 @@ class Incoming:
     """An upload on its way to the disk; made by ``Files.incoming``."""
 
     def __init__(self, path: Path, expected: int) -> None:
-        """``path`` must not exist, and is the file's place for good; ``expected`` is in bytes."""
+        """``path`` must not exist; the file stays there. ``expected`` is its size in bytes."""
         self.path = path
         self.expected = expected
-        self.done = False  # it is in the store, or discarded
+        self.done = False  # whether the upload is stored or discarded
         self.size = 0
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False)
@@ -81,12 +81,12 @@ class Incoming:
         self._file.flush()
         os.fsync(self._file.fileno())  # the row that follows survives a power cut, and so must they
         self._file.close()
-        self.path.chmod(0o400)  # inputs of models are links to it
+        self.path.chmod(0o400)  # input files of predictions are links to it
 
     def discard(self) -> None:
         """It is not wanted after all."""
         self.done = True
-        with contextlib.suppress(OSError):  # what is buffered still finds no space on a full disk
+        with contextlib.suppress(OSError):  # closing flushes a buffer, which fails on a full disk
             self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -138,10 +138,10 @@ class Files:
     # -- uploads
 
     async def incoming(self, expected: int | None) -> Incoming:
-        """Room for an upload of about ``expected`` bytes; None: its sender does not say how many.
+        """Begin an upload of about ``expected`` bytes; None if the client does not give a size.
 
         Raises:
-            NoRoom: all uploads together, those under way included, would be over ``files.quota``.
+            NoRoom: all uploads together, including unfinished ones, would exceed ``files.quota``.
         """
         most = self.config.max_upload
         expected = most if expected is None else min(expected, most)

@@ -172,7 +172,7 @@ class HostProcess:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(self._log_start, end - TAIL_BYTES))
                 text = file.read().decode(errors="replace")
-        except OSError:  # that the host is gone must be told all the same
+        except OSError:  # the loss of the host must be reported in any case
             return ""
         return tail(text, lines)
 
@@ -291,7 +291,7 @@ def _settle(future: asyncio.Future[T], value: T) -> None:
 
 
 def tail(text: str, lines: int) -> str:
-    """The last lines as a terminal shows them: of a line that was redrawn, such as a bar, its last state."""
+    """The last lines as a terminal shows them: of a redrawn line (a progress bar) only its last state."""
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\r\n").split("\n")]
     return "\n".join(shown[-lines:])
 

@@ -137,7 +137,7 @@ def safe_name(name: str) -> str:
 
 
 def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
-    """Write ``pieces`` to ``file``, of at most ``limit`` bytes."""
+    """Append ``pieces`` to ``file``, up to ``limit`` bytes."""
     for piece in pieces:
         if file.tell() + len(piece) > limit:
             raise ValueError(f"it is over {limit:,} bytes (files.max_input in models.yaml)")

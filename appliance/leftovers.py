@@ -84,7 +84,7 @@ def _remove_temporary(prefix: str) -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
     for segment in _SHARED.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # everybody may make files there: it may be someone else's
+        with contextlib.suppress(OSError):  # the file may belong to another user
             segment.unlink()
 
 

@@ -1,4 +1,4 @@
-"""The listening socket: the driver owns it, gateways accept from it.
+"""The listening socket: the driver owns it, gateways accept connections from it.
 
 It stays open when a gateway dies, so connections that are made until the next one is there wait in the
 kernel's queue and are answered then, instead of being refused.
@@ -17,18 +17,18 @@ from appliance.errors import ApplianceError
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 2048  # connections that wait to be accepted; the kernel's net.core.somaxconn may be lower
-_PATIENCE: Final = 30.0  # seconds that a driver gets to hand the socket over
-_GIVEN: Final = b"\0"  # beside the descriptor; anything else is the reason why there is none
+_PATIENCE: Final = 30.0  # seconds within which the driver must hand over the socket
+_GIVEN: Final = b"\0"  # message sent with the descriptor; any other message is an error
 
 
 class Listener:
-    """The socket as the driver holds it, and where gateways ask for it. Lives on the driver's loop."""
+    """The driver's listening socket, which gateways get through a Unix socket. Lives on the driver's loop."""
 
     def __init__(self, host: str, port: int, path: Path) -> None:
-        """Claim the address; connections are refused until a gateway asks for the socket, at ``path``.
+        """Bind ``host:port``. Connections are refused until a gateway has asked for the socket at ``path``.
 
         Raises:
-            ApplianceError: nothing could listen there.
+            ApplianceError: the address cannot be bound.
         """
         self._called = f"{host}:{port}"
         self._path = path
@@ -52,7 +52,7 @@ class Listener:
         self.close()
 
     def lend(self) -> None:
-        """Hand the socket to whoever asks for it from now on; only this user can."""
+        """Begin to hand the socket to processes that connect to ``path``; only this user's processes can."""
         self._path.unlink(missing_ok=True)
         self._asked.bind(str(self._path))
         self._path.chmod(0o600)
@@ -62,7 +62,7 @@ class Listener:
         self._lent = True
 
     def close(self) -> None:
-        """Refuse connections, once no gateway holds the socket either."""
+        """Close the socket. Connections are refused when no gateway holds it either."""
         if self._lent:
             self._lent = False
             asyncio.get_running_loop().remove_reader(self._asked)
@@ -73,7 +73,7 @@ class Listener:
     def _answer(self) -> None:
         try:
             asker, _ = self._asked.accept()
-        except OSError:  # whoever asked has gone
+        except OSError:  # the client has gone
             return
         with asker:
             try:
@@ -85,10 +85,10 @@ class Listener:
 
 
 def borrow(path: Path) -> socket.socket:
-    """Return the listening socket that the driver hands out at ``path``.
+    """Return the listening socket from the driver's Unix socket at ``path``.
 
     Raises:
-        ApplianceError: there is none to be had.
+        ApplianceError: the driver does not hand one out.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:

@@ -1,4 +1,4 @@
-"""The one set-up of logging, for every process: a line a record, what it is about, and no secrets.
+"""Logging setup for every process: one line for each record, with its model or prediction, without secrets.
 
 A traceback follows its record on lines that begin with four spaces; as JSON it is a field.
 """
@@ -20,7 +20,7 @@ import msgspec
 
 from appliance.errors import ConfigError
 
-if TYPE_CHECKING:  # the command line and the zygote log too, and stay light
+if TYPE_CHECKING:  # the command line and the zygote import this module, which must import fast
     from appliance.config import LoggingConfig
 
 #: Go before the config.
@@ -34,19 +34,19 @@ _TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variabl
 
 _MASK: Final = "***"
 
-# Credentials of HTTP requests, tokens with our or Replicate's prefix, and keys that webhooks are signed with.
-# "Token" is also a common word here, so what follows it must look like one, with a digit.
+# Credentials of HTTP requests, tokens with our or Replicate's prefix, and webhook keys.
+# "Token" is also a common word here, so the word after it must look like a token, with a digit.
 _CREDENTIALS: Final = re.compile(
     r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_|whsec_)[\w\-.~+/=]{8,})", re.IGNORECASE
 )
-# Addresses, whose user, query and fragment may be secrets; and queries that stand without their address.
+# URLs, whose user, query and fragment may be secrets; and queries without their URL.
 _ADDRESS: Final = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.-]{1,20}://)(?:[^\s/?#\"'<>]*@)?(?P<path>[^\s?#\"'<>]*)(?P<rest>[?#][^\s\"'<>]*)?",
     re.IGNORECASE,
 )
 _QUERY: Final = re.compile(r"(?<=[\w/])\?[\w.%\[\]-]+=[^\s\"'<>]*")
 
-#: Libraries that report every request, or every process that starts.
+#: Libraries that log every request or every started process.
 _CHATTY: Final = ("httpx", "httpcore", "uvicorn")
 
 _prediction: ContextVar[str | None] = ContextVar("prediction", default=None)

@@ -1,4 +1,4 @@
-"""Pictures, sound and video in requests: addresses on the web, and base64. Pure."""
+"""Images, audio and video in requests, as URLs or base64. Does no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 _KEYS: Final = ("image_url", "audio_url", "video_url")
 _WEB: Final = ("http://", "https://")
-_STANDARD: Final = str.maketrans("-_", "+/")  # from the alphabet that is safe in addresses
+_STANDARD: Final = str.maketrans("-_", "+/")  # from the URL-safe alphabet
 
 
 def addresses(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
@@ -31,10 +31,10 @@ def addresses(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def from_data(url: str) -> tuple[str, bytes]:
-    """Type and content of a ``data:`` URL.
+    """Return the media type and the content of a ``data:`` URL.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the URL is malformed.
     """
     head, comma, body = url[5:].partition(",")
     if not comma:
@@ -54,7 +54,7 @@ def from_base64(text: str) -> bytes:
     """Decode base64, with or without line breaks and padding, in either alphabet of RFC 4648.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``text`` is not base64.
     """
     return base64.b64decode(plain_base64(text), validate=True)
 
@@ -66,7 +66,7 @@ def plain_base64(text: str) -> str:
 
 
 def make_base64_plain(body: Any) -> None:
-    """Rewrite all base64 of pictures, sound and video in ``body`` as strict readers take it."""
+    """Rewrite all base64 of images, audio and video in ``body`` so that strict decoders accept it."""
     waiting = [body]
     while waiting:
         value = waiting.pop()

@@ -57,8 +57,8 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # id of the upload
     created_at: float
     memory: int | None = None  # bytes
-    status: str = "starting"  # then processing, and succeeded, failed or canceled at last
-    step: str | None = None  # what is done at the moment, in words
+    status: str = "starting"  # starting, processing, succeeded, failed or canceled
+    step: str | None = None  # description of the current step
     logs: str = ""
     error: str | None = None
     version: str | None = None

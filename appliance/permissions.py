@@ -1,4 +1,4 @@
-"""Permissions of the data folder: what is in it is for the user of the appliance alone."""
+"""Permissions of the data folder: only the appliance's user may open its files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 
-#: Folders in the data folder whose content is fetched or built, and holds nothing of a caller: other programs
-#: may have the same files under other names. The folders themselves are closed.
+#: Folders in the data folder with downloaded or built content and no data of callers. Their files are left as
+#: they are, because other programs may have hard links to them. The folders themselves are closed.
 _PUBLIC: Final = frozenset({"weights", "cog", "cache"})
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def restrict() -> None:
-    """Give what this process and its children write from now on to this user alone."""
+    """Make files that this process and its children create from now on accessible to this user only."""
     os.umask(_OTHERS)
 
 
 def tighten(home: Path) -> None:
-    """Take the permissions of other users from the data folder and from what lies in it already."""
-    home = home.resolve()  # it may be a link itself
+    """Remove the permissions of other users from the data folder and from its existing files."""
+    home = home.resolve()  # the data folder may be a link
     kept = sum(not _close(path) for path in (home, *_content(home)))
     if kept:
         _log.warning(
@@ -36,7 +36,7 @@ def tighten(home: Path) -> None:
 
 
 def _content(home: Path) -> list[Path]:
-    """Everything in ``home``, without what is below a public folder or behind a link."""
+    """All files and folders in ``home``, except those below a public folder or behind a link."""
     found: list[Path] = []
     for folder, folders, files in os.walk(home):
         here = Path(folder)
@@ -47,7 +47,7 @@ def _content(home: Path) -> list[Path]:
 
 
 def _close(path: Path) -> bool:
-    """Whether ``path`` is closed to others, or a link, or gone."""
+    """Remove other users' permissions; return whether ``path`` is closed to them, is a link, or is gone."""
     try:
         mode = path.lstat().st_mode
         if mode & _OTHERS and not stat.S_ISLNK(mode):

@@ -15,10 +15,10 @@ TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory 
 
 
 def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Demand:
-    """What the scheduler must find room for, for one configured model, on a machine with these devices.
+    """Return how many devices and how much memory a configured model needs on a machine with these devices.
 
-    Where main memory is one of them, beside the others, models can sleep, and those that compute on the CPU
-    are placed there.
+    If main memory is a device in addition to others, models can sleep, and models that compute on the CPU are
+    placed in it.
     """
     share, memory, count, origin = None, None, 1, Origin.DECLARED
     weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()

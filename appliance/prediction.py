@@ -117,7 +117,7 @@ class Webhook(msgspec.Struct, frozen=True):
 
     @property
     def host(self) -> str:
-        """The name or address of the machine in ``url``; empty if there is none to be found."""
+        """The host name or IP address in ``url``; empty if it has none."""
         try:
             return urlsplit(self.url).hostname or ""
         except ValueError:

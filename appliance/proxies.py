@@ -1,26 +1,26 @@
-"""Proxies of the environment: for what users fetch, never for what the appliance says to itself."""
+"""Proxy variables: used for downloads of weights, never for calls between processes of the appliance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-#: Names and addresses of this machine that every program may use.
+#: Host names and addresses of this machine itself.
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-#: For a process that speaks to the appliance alone. Empty lower-case variables also hide the upper-case ones:
+#: For a process that calls only the appliance. Empty lower-case variables also hide the upper-case ones:
 #: https://docs.python.org/3/library/urllib.request.html#urllib.request.getproxies
 NO_PROXIES: Final = {"http_proxy": "", "https_proxy": "", "all_proxy": ""}
 
 
 def bypass(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:
-    """Return the variables by which no proxy is used for ``hosts`` and the loopback addresses.
+    """Return environment variables that exempt ``hosts`` and the loopback addresses from proxies.
 
     Hosts that ``environment`` exempts already stay exempt. gRPC honours ``http_proxy`` too, and has a
     variable of its own: https://grpc.github.io/grpc/core/md_doc_environment_variables.html
     """
     own = list(dict.fromkeys([*_LOOPBACK, *hosts]))
     given = _entries(environment.get("no_proxy") or environment.get("NO_PROXY") or "")
-    # A "*" exempts everything, but to urllib only where it stands alone; gRPC does not know it.
+    # A "*" exempts every host. urllib accepts it only as the whole value; gRPC does not support it.
     exempt = "*" if "*" in given else ",".join(dict.fromkeys([*given, *own]))
     for_grpc = _entries(environment.get("no_grpc_proxy") or "") or given
     return {

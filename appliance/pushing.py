@@ -35,16 +35,16 @@ _log = logging.getLogger(__name__)
 _LOGS: Final = 200_000  # characters of a build's log that are kept, the last ones
 _LINE: Final = 1024 * 1024  # bytes
 _CANCELED: Final = "it was canceled"
-#: Builds that run at the same time; further ones wait. Each takes all of a small machine.
+#: Builds that run at the same time; other builds wait. One build can use all of a small machine.
 BUILDS_AT_ONCE: Final = 2
-#: Seconds that a build may take, once it has begun.
+#: Seconds that a build may take after it has started.
 BUILD_TIMEOUT: Final = 3600.0
-#: Has the id of a build, in the environment of each process that it starts.
+#: Environment variable with the id of the build, in each process that the build starts.
 BUILD_MARK: Final = "APPLIANCE_BUILD"
 
 
 class Pushes:
-    """Lives on the gateway's loop. ``BUILDS_AT_ONCE`` builds run side by side."""
+    """Runs builds on the gateway's loop, ``BUILDS_AT_ONCE`` at the same time."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Pushes:
         self._scheduler = scheduler
         self._home = home
         self._devices = devices
-        self.left_out: dict[str, str] = {}  # versions that cannot be served, and why
+        self.left_out: dict[str, str] = {}  # version that cannot be served -> reason
         self._under_way: dict[str, Build] = {}  # oldest first
         self._slots = asyncio.Semaphore(BUILDS_AT_ONCE)
-        self._changing = asyncio.Lock()  # of what versions there are, and of their folders
+        self._changing = asyncio.Lock()  # guards the versions and their folders
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by the id of their build
         self._canceled: set[str] = set()
-        self._accepting: set[str] = set()  # builds that are being made versions, which is not broken off
+        self._accepting: set[str] = set()  # builds that can no longer be cancelled
 
     async def load(self) -> None:
         """Make the versions that were pushed before known; builds that were cut off have failed."""
@@ -111,14 +111,14 @@ class Pushes:
         return build
 
     def under_way(self, owner: str) -> list[Build]:
-        """The owner's builds that are not over, oldest first."""
+        """The owner's unfinished builds, oldest first."""
         return [build for build in self._under_way.values() if build.owner == owner]
 
     async def cancel(self, id: str, owner: str) -> Build:
-        """End a build, and give what is stored of it then; one that is over stays as it is.
+        """Cancel a build and return its stored record; a finished build is returned unchanged.
 
         Raises:
-            NotFound: there is none, or it is another owner's.
+            NotFound: there is no such build, or it has another owner.
         """
         await self.get(id, owner)
         task = self._tasks.get(id)
@@ -127,7 +127,7 @@ class Pushes:
                 self._canceled.add(id)
                 task.cancel()
             await asyncio.wait([task])
-            if id in self._under_way:  # not one step of the task was made
+            if id in self._under_way:  # the task was cancelled before its first step
                 self._canceled.discard(id)
                 await self._end(id, status="canceled", error=_CANCELED)
                 self._under_way.pop(id, None)
@@ -159,12 +159,12 @@ class Pushes:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, build: Build, archive: Path) -> None:
-        """Build it when there is a slot, and store how that ended."""
+        """Build when a slot is free, and store the result."""
         try:
             version = await self._built(build, archive)
         except asyncio.CancelledError:
             if build.id not in self._canceled:
-                raise  # the appliance stops: the next start says so
+                raise  # the appliance stops: the next start marks the build as failed
             await self._end(build.id, status="canceled", error=_CANCELED)
         except WeightsError as error:
             await self._end(build.id, status="failed", error=error.detail)
@@ -182,12 +182,12 @@ class Pushes:
             self._accepting.discard(build.id)
 
     async def _built(self, build: Build, archive: Path) -> str:
-        """The version that became of it.
+        """Build and return the id of the new version.
 
         Raises:
-            WeightsError: it cannot be built, or took too long.
-            StoreError: it cannot be stored.
-            OSError: its files cannot be written.
+            WeightsError: the build failed, or took too long.
+            StoreError: the version cannot be stored.
+            OSError: files of the version cannot be written.
         """
         if self._slots.locked():
             self._say(build.id, f"{project.STEP}waiting: {BUILDS_AT_ONCE} other builds are under way\n")
@@ -203,7 +203,7 @@ class Pushes:
                         f"the build took longer than {BUILD_TIMEOUT:g} s, and was ended"
                     ) from error
                 async with self._changing:
-                    if folder.exists():  # else a version that was of it was deleted meanwhile
+                    if folder.exists():  # otherwise a version with this content was deleted meanwhile
                         self._accepting.add(build.id)
                         with weights.faults_of(build.model):
                             return await self._accept(build, folder)
@@ -237,7 +237,7 @@ class Pushes:
             code = await process.wait()
         except ValueError as error:
             raise WeightsError("the build wrote a line that is too long") from error
-        finally:  # all that it has started too, and what that leaves behind
+        finally:  # also kill the build's processes and remove unfinished files
             await asyncio.shield(asyncio.to_thread(_clear, self._home, build.id))
         try:
             told: dict[str, Any] = json.loads(end)
@@ -318,6 +318,6 @@ def _build_of(entry: Entry) -> str | None:
 
 
 def _clear(home: Path, id: str) -> None:
-    """End every process of a build, and remove what it has not finished."""
+    """Kill all processes of a build, and remove its unfinished files."""
     kill_marked(BUILD_MARK, id)
     project.sweep(home)

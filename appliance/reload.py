@@ -49,10 +49,10 @@ class Reload:
     ) -> None:
         """``file`` is models.yaml, ``in_force`` what it said last; ``home`` is the data folder.
 
-        ``run_dir`` keeps what is in force, for gateways that start later. ``left_out`` are the models that
-        could not be served at the start, and why. Without ``pull`` no weights are fetched.
+        ``run_dir`` gets the config in effect, for gateways that start later. ``left_out`` maps models that
+        could not be served at the start to the reasons. Without ``pull`` no weights are downloaded.
         """
-        self.left_out = left_out  # models of the config in force
+        self.left_out = left_out  # models of the config in effect
         self._file = file
         self._in_force = in_force
         self._home = home
@@ -156,7 +156,7 @@ class Reload:
 
 
 async def catalogue_of(found: Servable, store: Store) -> Catalogue:
-    """The models that can be served, with when each was first seen, and those made through the API.
+    """Catalogue of the models that can be served, with creation times, and of models made through the API.
 
     The log gets those that cannot be.
     """

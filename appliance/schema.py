@@ -46,7 +46,7 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
         if name not in given or (value is None and name not in required):
             if name in required:
                 problems.append(FieldProblem("required", "input", f"{name} is required"))
-            elif schema.get("default") is not None:  # null is no key, to Cog's runtime too
+            elif schema.get("default") is not None:  # a null counts as absent, as in Cog's runtime
                 validated[name] = schema["default"]
             continue
         found = list(_problems(value, schema, f"input.{spelled}"))
@@ -94,7 +94,7 @@ def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a property that is declared so takes ``value``."""
+    """Whether ``value`` is valid for a property with this schema."""
     return next(_problems(value, schema, ""), None) is None
 
 
@@ -152,7 +152,7 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
 
 
 def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str) -> Iterator[FieldProblem]:
-    """What is wrong with a value that may be of several types: nothing, if it fits one of them."""
+    """The problems of a value that may have several types; none if the value is valid for one of them."""
     fitting = [variant for variant in variants if "type" not in variant or _is(value, variant["type"])]
     if not fitting:
         yield _wrong_type(field, " or ".join(variant["type"] for variant in variants), value)
@@ -162,7 +162,7 @@ def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str)
 
 
 def non_finite(value: object) -> str | None:
-    """Return where in a JSON value the first number is that is infinite or NaN; None where there is none."""
+    """Return the path of the first infinite or NaN number in a JSON value; None if there is none."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         path, part = waiting.pop()
@@ -174,7 +174,7 @@ def non_finite(value: object) -> str | None:
 
 
 def _number_problems(
-    value: int | float,  # noqa: PYI041  # for mypy, which would take every value for a float
+    value: int | float,  # noqa: PYI041  # mypy would otherwise treat every value as a float
     schema: dict[str, Any],
     field: str,
 ) -> Iterator[FieldProblem]:

@@ -1,4 +1,4 @@
-"""Which of the configured models can be served; one that cannot be is left out, and the reason is kept."""
+"""Finds out which configured models can be served; the others are left out, each with a reason."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from appliance.scheduler import Demand
 
 
 class Servable(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a config can be served, in its order."""
+    """The models of a config that can be served, in the order of the config."""
 
-    config: Config  # of the models that can be, with what only their weights say filled in
+    config: Config  # only models that can be served, with options completed from their weights
     described: tuple[tuple[Card, Entry], ...]
-    demands: tuple[Demand, ...]  # also those of trainings
+    demands: tuple[Demand, ...]  # of models and of their trainings
     left_out: dict[str, str]  # model -> why it cannot be served
 
 
 def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float) -> Servable:
-    """Try each model of ``config`` on a machine with these devices; ``now`` is when versions are first seen.
+    """Describe each model of ``config`` on a machine with these devices; ``now`` is the time of new versions.
 
-    Its interface, version and size are worked out here, at start and at each reload: whatever one model's
-    files do to that is said of it alone.
+    Runs at start and at each reload. Computes the interface, version and size of each model. An error in one
+    model's files leaves out that model only.
     """
     models: list[ModelConfig] = []
     described: list[tuple[Card, Entry]] = []
@@ -55,7 +55,7 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
 
 
 def described_whole(model: ModelConfig, revision: str, now: float) -> tuple[Card, Entry]:
-    """``catalogue.describe``, and all that is made of it later has been tried: it is stored, and trained."""
+    """Return ``catalogue.describe``'s result; raise if it cannot be encoded or its trainings described."""
     card, entry = catalogue.describe(model, revision, now)
     catalogue.trainer_of(entry)
     msgspec.json.encode((entry.document, entry.interface))
@@ -63,6 +63,6 @@ def described_whole(model: ModelConfig, revision: str, now: float) -> tuple[Card
 
 
 def demands_of(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> list[Demand]:
-    """What a model asks for, and its trainings."""
+    """The demands of a model and of its trainings."""
     trained = [training_demand(model, home)] if model.options.trainable else []
     return [demand(model, home, devices), *trained]

@@ -1,4 +1,4 @@
-"""A bounded number of slots, shared fairly between owners and the hosts that they send to."""
+"""A bounded number of slots, shared fairly between owners and between the hosts they send to."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import NamedTuple
 
 
 class Receiver(NamedTuple):
-    """Where an owner's requests go."""
+    """An owner and the host that receives the owner's requests."""
 
     owner: str
     host: str
 
 
 class Slots:
-    """Belongs to one event loop.
+    """Slots of one event loop.
 
-    An owner gets a slot while it holds fewer than are free, and one for a host while it holds fewer there
-    than half of those (dynamic thresholds, Choudhury and Hahne 1998). So whoever holds slots for long leaves
-    some for everyone else, and nobody's are kept empty for owners that send nothing.
+    An owner gets another slot while the owner holds fewer slots than are free. For one host, an owner gets
+    another slot while it holds fewer for that host than half of the free slots (dynamic thresholds, Choudhury
+    and Hahne 1998). So owners that hold slots for long leave some to others, and no slots are reserved for
+    idle owners.
     """
 
     def __init__(self, count: int) -> None:
-        """All ``count`` slots are free."""
+        """Make ``count`` free slots."""
         self._free = count
         self._owners: Counter[str] = Counter()
         self._receivers: Counter[Receiver] = Counter()
         self._waiting: dict[Receiver, deque[asyncio.Future[None]]] = {}
 
     def take(self, receiver: Receiver) -> bool:
-        """Take a slot if this receiver may have one now."""
+        """Take a slot if this receiver may have one now; return whether it was taken."""
         if self._owners[receiver.owner] >= self._free or 2 * self._receivers[receiver] >= self._free:
             return False
         self._free -= 1
@@ -47,26 +48,26 @@ class Slots:
         try:
             await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():  # it came just before
+            if granted.done() and not granted.cancelled():  # granted just before the cancellation
                 self.give_back(receiver)
             raise
 
     def give_back(self, receiver: Receiver) -> None:
-        """The slot is free again."""
+        """Free a slot of this receiver."""
         self._free += 1
         self._owners[receiver.owner] -= 1
         self._receivers[receiver] -= 1
-        if not self._receivers[receiver]:  # hosts are as many as callers name: none is kept for nothing
+        if not self._receivers[receiver]:  # callers can name any number of hosts: unused entries are removed
             del self._receivers[receiver]
         for waiting in list(self._waiting):
             self._grant(waiting)
 
     def _grant(self, receiver: Receiver) -> None:
-        """Give slots to those that wait for this receiver, in their order."""
+        """Give slots to waiters for this receiver, first come first served."""
         queue = self._waiting.pop(receiver)
         while queue and (queue[0].done() or self.take(receiver)):
             granted = queue.popleft()
-            if not granted.done():  # else whoever waited has gone, and no slot was taken
+            if not granted.done():  # done: the waiter was cancelled and takes no slot
                 granted.set_result(None)
-        if queue:  # behind the others: they are first the next time
+        if queue:  # moved to the end, so that other receivers are first next time
             self._waiting[receiver] = queue

@@ -18,14 +18,14 @@ class Reader:
 
     def __init__(self) -> None:
         """At the beginning of a stream."""
-        self._parts: list[bytes] = []  # of a line that has not ended
+        self._parts: list[bytes] = []  # parts of an incomplete line
         self._name = ""
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that end in ``chunk``; comments and events without a name are left out."""
         # Lines end in LF alone: `splitlines` and the like also break at characters that a model may say.
-        if b"\n" not in chunk:  # a long line comes in many parts
+        if b"\n" not in chunk:  # a long line arrives in many chunks
             self._parts.append(chunk)
             return
         *lines, rest = b"".join((*self._parts, chunk)).split(b"\n")

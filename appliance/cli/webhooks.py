@@ -44,7 +44,7 @@ def rotate(
     keep: Annotated[
         float,
         typer.Option(
-            min=0, callback=finite, help="Hours for which the old key signs too, until receivers know the new one."
+            min=0, callback=finite, help="Hours for which the old key signs too, so that receivers can switch"
         ),
     ] = 24.0,
     owner: OwnerOption = None,

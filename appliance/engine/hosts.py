@@ -72,7 +72,7 @@ class Hosts:
         except HostLost as error:
             if self._there(model):
                 self._lost(model, error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, what runs there must not wait for ever
+        except Exception as error:  # noqa: BLE001  # after any error the host's predictions must end
             _log.exception("the events of model %s could not be read", model, extra={"model": model})
             self._listener.spawn(self.kill(model, f"its events could not be read: {error}"))
 

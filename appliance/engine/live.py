@@ -56,7 +56,7 @@ class Live:
 
     @property
     def iterates(self) -> bool:
-        """Whether the output is a list that grows; what another API's request gives has its own form."""
+        """Whether the output is a growing list; not so for calls of the OpenAI and Anthropic APIs."""
         return self.entry.interface.iterates and self.prediction.operation is None
 
     def begins_on(self, instance: str) -> None:

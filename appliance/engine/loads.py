@@ -110,7 +110,7 @@ class Loads:
             if isinstance(error, HostLost):
                 return self._host_lost(name, error.detail)
             return self._failed(name, error.detail)
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be loaded", name, extra={"model": name})
             await self._cluster.unload(name)
             return self._failed(name, f"model {name} could not be loaded: {error}")
@@ -154,7 +154,7 @@ class Loads:
             return error.detail
         except HostLost:
             return None  # whoever reads its events hears of it too
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be put to sleep", name, extra={"model": name})
             return f"it could not be put to sleep: {error}"
         if left is not None and left > decided.residue:
@@ -178,7 +178,7 @@ class Loads:
             return error.detail
         except HostLost:
             return None  # the same
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be woken", name, extra={"model": name})
             return f"it could not be woken: {error}"
         if self._is(name, Residency.WAKING):
@@ -218,9 +218,9 @@ class Loads:
         return Failure(reason, waiting)
 
     async def _waited_for_space(self, name: str) -> bool:
-        """Return once the disk has space again; False if it had some all the time.
+        """Wait until the disk has space; return False at once if it has.
 
-        A host marks itself, logs and caches on it, so while it is full no load says anything of its model.
+        Hosts write pid files, logs and caches, so a load that fails on a full disk is not the model's fault.
         """
         waited = False
         while await asyncio.to_thread(storage.full, self._home):

@@ -16,9 +16,9 @@ _log = logging.getLogger(__name__)
 async def concluded_by(
     conclude: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
 ) -> Prediction:
-    """What ``conclude`` makes of a training that is done, or its failure if no version could be made.
+    """Return what ``conclude`` makes of a finished training, or a failure if it could not make the version.
 
-    While the disk is full, or the store refuses it, it is tried again: nothing of it is done twice.
+    While the disk is full or the store refuses the version, ``conclude`` is tried again; it is idempotent.
     """
     while True:
         try:

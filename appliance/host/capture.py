@@ -19,12 +19,13 @@ from typing import Any, Final, TextIO
 
 from appliance.errors import DiskFull
 
-#: Seconds between two states of a line that is redrawn, at least; and their share of the time it has lasted.
+#: Minimum seconds between two logged states of a redrawn line (a progress bar), and the same as a share of
+#: the time since the line was first redrawn.
 STATE_SECONDS: Final = 1.0
 STATE_SHARE: Final = 0.05
 
-#: Characters of one prediction's log that are passed on as they come, and of its end once there are more.
-#: A log is part of every answer and of every webhook, so without a bound one model would slow all others.
+#: Limits in characters of one prediction's log: the beginning, which is passed on at once, and the end of a
+#: longer log. A log is part of every response and webhook, so an unlimited one would slow all models.
 KEPT: Final = 8 * 1024 * 1024
 KEPT_END: Final = 64 * 1024
 
@@ -32,27 +33,27 @@ KEPT_END: Final = 64 * 1024
 class PredictionLog:
     """Takes the text of one prediction, from any thread, until it is closed.
 
-    A carriage return begins a line again, as on a terminal: progress bars redraw theirs thousands of times.
-    What was sent cannot be taken back, so a state that is followed by others is a line of its own. They are
-    sent less often the longer the line lasts; the last state is always sent.
+    A carriage return restarts the line, as on a terminal: progress bars redraw their line thousands of times.
+    Text that was sent cannot be replaced, so each state of the line that is sent becomes a separate line. The
+    longer the line is redrawn, the fewer of its states are sent; the last state is always sent.
     """
 
     def __init__(self, emit: Callable[[str], None], late: TextIO) -> None:
-        """``emit`` is called on the running loop; ``late`` takes what is written after ``close``."""
+        """``emit`` is called on the running loop; ``late`` gets text that is written after ``close``."""
         self._emit = emit
         self._late = late
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._returned = False  # a carriage return came last: what follows replaces the line
-        self._held = ""  # what was not sent of the line
-        self._begun = False  # something was sent of the line
-        self._replaces = False  # `_held` comes in place of what was sent
-        self._redrawn_at: float | None = None  # the line was replaced for the first time
-        self._sent_at = 0.0  # then a state of it was sent last
+        self._returned = False  # the last character was a carriage return: the next text replaces the line
+        self._held = ""  # the part of the line that was not sent yet
+        self._begun = False  # whether a part of the line was sent
+        self._replaces = False  # whether `_held` replaces the sent part
+        self._redrawn_at: float | None = None  # time when the line was first replaced
+        self._sent_at = 0.0  # time when a state of the line was last sent
         self._timer: asyncio.TimerHandle | None = None
-        self._kept = 0  # characters that were passed on
-        self._end: str | None = None  # the latest text, once there is too much to pass on
-        self._left_out = 0  # lines
+        self._kept = 0  # number of characters passed on
+        self._end: str | None = None  # the latest text, once the log is over KEPT
+        self._left_out = 0  # number of lines
         self.closed = False
 
     def write(self, text: str) -> None:
@@ -63,7 +64,7 @@ class PredictionLog:
             self._loop.call_soon_threadsafe(self._take, text)
 
     def close(self) -> None:
-        """The prediction is done: pass on what is held back, and the end of a log that is too long."""
+        """Pass on text that was held back, and the end of a log over ``KEPT``; the prediction is done."""
         if not self.closed:
             self._send(self._shown())
             if self._end is not None:
@@ -111,7 +112,7 @@ class PredictionLog:
             self._end = self._end[cut:]
 
     def _redraw(self, line: str) -> None:
-        """Take a part of a line, in which carriage returns begin it again."""
+        """Handle a part of a line; each carriage return in it restarts the line."""
         for number, state in enumerate(line.split("\r")):
             if number > 0:
                 self._returned = True
@@ -126,7 +127,7 @@ class PredictionLog:
                 self._redrawn_at, self._sent_at = self._loop.time(), -math.inf
 
     def _is_due(self) -> bool:
-        """Whether to send what is held now; else that is seen to, where there is something."""
+        """Whether to send the held text now. If not, and there is any, start a timer that sends it."""
         if not self._held or self._redrawn_at is None:
             return bool(self._held)
         due = self._sent_at + max(STATE_SECONDS, STATE_SHARE * (self._sent_at - self._redrawn_at))
@@ -136,7 +137,7 @@ class PredictionLog:
         return now >= due
 
     def _shown(self) -> str:
-        """What is held, which counts as sent from now on."""
+        """Return the held text and mark it as sent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -148,7 +149,7 @@ class PredictionLog:
         return text
 
     def _ended(self) -> str:
-        """What is held, and the end of the line."""
+        """Return the held text with the end of the line."""
         text = self._shown() + "\n"
         self._begun = self._returned = False
         self._redrawn_at = None
@@ -218,7 +219,7 @@ def install() -> TextIO:
 
 
 class _LogFile(io.FileIO):
-    """Drops what a full disk does not take: a model that prints must not fail because of it."""
+    """Drops writes that fail on a full disk, so that a model does not fail because it prints."""
 
     def write(self, data: Any, /) -> int:
         """Part of ``FileIO``."""

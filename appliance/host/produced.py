@@ -23,10 +23,10 @@ _TYPES: Final = {
     ".jsonl": "application/jsonl",
     ".srt": "text/plain",
 }
-#: Of files whose name ends in what they are compressed with.
+#: Media types of compressed files.
 _COMPRESSED: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
-_LONGEST: Final = 100  # characters of a name without its ending
+_LONGEST: Final = 100  # characters of a file name without its suffix
 
 
 def has_files(output: Output) -> bool:
@@ -102,7 +102,7 @@ def _take(job: Job, path: Path) -> Any:
 
 
 def _safe(name: str) -> tuple[str, str]:
-    """The name of a file with nothing that means something in paths and addresses; its ending by itself."""
+    """The stem and the suffix of a file name, without characters that are special in paths or URLs."""
     stem, ending = Path(name).stem, Path(name).suffix
     if stem.endswith(".tar"):
         stem, ending = stem.removesuffix(".tar"), f".tar{ending}"
@@ -118,7 +118,7 @@ def _media_type(name: str) -> str:
 
 
 def _free(folder: Path, stem: str, ending: str) -> Path:
-    """A path with this name, or one like it, that no other output has taken."""
+    """A path with this name that no other output has; a number is added if the name is taken."""
     number, free = 1, folder / f"{stem}{ending}"
     while free.exists():
         number += 1

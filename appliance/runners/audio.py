@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: A playlist may name other files and addresses; no protocol is called "none", so none of them is opened.
 _CLOSED: Final = {"protocol_whitelist": "none"}
-#: NumPy's names of FFmpeg's forms of samples that are not integers.
+#: FFmpeg's floating-point sample formats -> NumPy's names.
 _FLOATS: Final = {"flt": "float32", "dbl": "float64"}
 
 
@@ -43,9 +43,9 @@ FORMATS: Final[dict[str, Format]] = {
 
 
 def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
-    """Return the first sound track of a file or film, mixed to one channel of ``rate`` samples/s.
+    """Return the first audio track of an audio or video file, mixed to one channel of ``rate`` samples/s.
 
-    Every sample is a number from -1 to 1: a sample that is no number is silent, and louder ones are clipped.
+    Every sample is from -1 to 1: NaN samples become 0, and samples outside the range are clipped.
 
     Args:
         path: the file; whatever it says of itself, nothing but this file is read.
@@ -66,7 +66,7 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
                 raise PredictionFailed(f"input.{field}: there is no sound in this file")
             for frame in _resampled(_limited(_decoded(container), longest, field), rate):
                 pieces.append(frame.to_ndarray()[0].astype(np.float32) / np.float32(2**31))
-    except (av.FFmpegError, ValueError) as error:  # the latter from PyAV's own checks
+    except (av.FFmpegError, ValueError) as error:  # ValueError comes from PyAV's own checks
         reason = getattr(error, "strerror", None) or error
         raise PredictionFailed(f"input.{field}: this is no sound that can be read: {reason}") from error
     sound: Samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
@@ -76,7 +76,7 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
 
 
 def _decoded(container: InputContainer) -> Iterator[AudioFrame]:
-    """The frames of the first sound track; packets that are damaged are left out."""
+    """The frames of the first audio track, without damaged packets."""
     import av
 
     for packet in container.demux(container.streams.audio[0]):
@@ -91,10 +91,10 @@ def _decoded(container: InputContainer) -> Iterator[AudioFrame]:
 
 
 def _limited(frames: Iterator[AudioFrame], longest: float, field: str) -> Iterator[AudioFrame]:
-    """``frames``, for ``longest`` seconds.
+    """Yield ``frames``, up to ``longest`` seconds.
 
     Raises:
-        PredictionFailed: there are more.
+        PredictionFailed: the audio is longer.
     """
     seconds = 0.0
     for frame in frames:
@@ -107,7 +107,7 @@ def _limited(frames: Iterator[AudioFrame], longest: float, field: str) -> Iterat
 
 
 def _clean(frame: AudioFrame) -> None:
-    """Have every sample of a frame between -1 and 1; a resampler would spread one NaN over its neighbours."""
+    """Clip the samples of a frame to -1 to 1 and zero NaNs, which a resampler would spread."""
     import numpy as np
 
     kind = _FLOATS.get(frame.format.packed.name)
@@ -120,15 +120,15 @@ def _clean(frame: AudioFrame) -> None:
 def _resampled(frames: Iterator[AudioFrame], rate: int) -> Iterator[AudioFrame]:
     """``frames`` as one channel of 32-bit integers.
 
-    Integers, because only there FFmpeg mixes channels so that the mix is no louder than they are. A resampler
-    takes frames of one form; in joined files the form changes midway, and another resampler goes on.
+    Integers, because only with them FFmpeg's mix of channels is no louder than the channels. A
+    resampler accepts one frame format. If the format changes midway, as in joined files, a new one is made.
     """
     import av
 
     form: tuple[str, str, int] | None = None
     resampler: av.AudioResampler | None = None
     for frame in frames:
-        frame.pts = None  # times are counted from what is there
+        frame.pts = None  # times are counted from the frames that exist
         now = frame.format.name, frame.layout.name, frame.sample_rate
         if resampler is None or now != form:
             if resampler is not None:
@@ -140,9 +140,9 @@ def _resampled(frames: Iterator[AudioFrame], rate: int) -> Iterator[AudioFrame]:
 
 
 def write(path: Path, samples: Samples, rate: int) -> None:
-    """Write one channel of sound, ``rate`` samples/s between -1 and 1, in the format of the path's suffix.
+    """Write one channel of audio, ``rate`` samples/s between -1 and 1, in the format of the path's suffix.
 
-    Samples that are no numbers are written as silence, and louder ones are clipped.
+    NaN samples are written as silence, and samples outside the range are clipped.
     """
     import av
     import numpy as np

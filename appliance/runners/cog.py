@@ -52,11 +52,11 @@ _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)
 #: A runtime that is asked to cancel what its worker is about to begin does nothing (Cog 0.23.1): it is asked
 #: when so many seconds have gone by.
 _BEGUN: Final = 0.25
-#: Events after which nothing comes. With ``error`` the runtime says that it has dropped some.
+#: Final events. ``error`` means that the runtime has dropped events.
 _LAST: Final = frozenset({"completed", "refused", "error"})
-_BUSY: Final = "busy"  # no event: the runtime has no slot for the prediction yet
-_STOPS: Final = 30.0  # seconds in which the runtime stops a prediction whose events are not read any more
-_TAIL: Final = 2000  # characters of what setup wrote that are part of its error
+_BUSY: Final = "busy"  # not an event: the runtime has no free slot for the prediction yet
+_STOPS: Final = 30.0  # seconds within which the runtime must stop a prediction whose events nobody reads
+_TAIL: Final = 2000  # characters of setup's output in the error of a failed setup
 
 #: Names a PEM file with the authorities that anyone trusts, and the gateway's own certificate.
 CERTIFICATES: Final = "APPLIANCE_CERTIFICATES"
@@ -82,10 +82,10 @@ class CogRunner:
         self._files = _InputServer()
         self._made = ""  # the folder where the worker puts output files, with a slash
         self._running: dict[str, contextvars.Context] = {}
-        self._pipes: list[InPipe] = []  # for text of the worker, see ``cog_worker``
+        self._pipes: list[InPipe] = []  # pipes for the worker's text, see ``cog_worker``
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._begun_line = b""  # of labelled text
-        self._said = ""  # the end of what setup wrote
+        self._begun_line = b""  # incomplete last line of the labelled text
+        self._said = ""  # the end of setup's output
         self._watch: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -146,7 +146,7 @@ class CogRunner:
         body: dict[str, Any] = {"id": id, "input": self._addresses(job)}
         if job.token is not None:
             body["context"] = {"replicate_api_token": job.token}
-        heard: _Heard = asyncio.Queue()  # without a bound: a runtime whose events wait breaks off
+        heard: _Heard = asyncio.Queue()  # unbounded: the runtime disconnects if nobody reads
         # A task of its own, which a cancellation of this one does not end: the project may have more to say.
         hearing = asyncio.get_running_loop().create_task(self._hear(body, heard))
         began, over = time.monotonic(), False
@@ -174,19 +174,19 @@ class CogRunner:
         """Ask the runtime for a prediction; put what it says into ``heard``, and last of all None."""
         name = ""
         try:
-            # The runtime gives a slot back a moment after the answer that used it has ended.
+            # The runtime frees a slot only a moment after the response of its prediction has ended.
             while (name := await self._asked(body, heard)) == _BUSY:
                 await self._until_free()
             if name not in _LAST:
                 self._died("it broke off in the middle of a prediction")
         except httpx.HTTPError as error:
             self._died(f"it does not answer: {error}")
-        except Exception as error:  # noqa: BLE001  # whatever ends this task must not leave ``run`` waiting
+        except Exception as error:  # noqa: BLE001  # after any error ``run`` must stop waiting
             heard.put_nowait(("error", {"error": f"{type(error).__name__}: {error}"}))
         heard.put_nowait(None)
 
     async def _asked(self, body: dict[str, Any], heard: _Heard) -> str:
-        """Post a prediction, put its events into ``heard``, and return the name of the last, or ``_BUSY``."""
+        """Post a prediction, put its events into ``heard``, return the last event's name or ``_BUSY``."""
         headers = {"Accept": "text/event-stream"}
         name = ""
         async with self._client.stream("POST", "/predictions", json=body, headers=headers) as reply:
@@ -265,7 +265,7 @@ class CogRunner:
         host = contextvars.Context()
         await asyncio.sleep(began + _BEGUN - time.monotonic())
         cancel = f"/predictions/{id}/cancel"
-        # The runtime does not know a prediction that still waits for its slot.
+        # The runtime does not know predictions that still wait for a slot.
         while (await self._client.post(cancel)).status_code == httpx.codes.NOT_FOUND and not hearing.done():
             await asyncio.sleep(_LOOK)
         while (event := await heard.get()) is not None:
@@ -275,12 +275,12 @@ class CogRunner:
         await self._until_free()
 
     async def _until_free(self) -> None:
-        """Wait until the runtime takes another prediction."""
+        """Wait until the runtime can start another prediction."""
         while (await self._client.get("/health-check")).json()["status"] == "BUSY":
             await asyncio.sleep(_LOOK)
 
     def _with_files(self, value: Any) -> Any:
-        """``value`` with a path in place of every text by which the worker tells of a file."""
+        """``value`` with a ``Path`` for each string that is the path of a file from the worker."""
         match value:
             case str() if value.startswith(self._made):
                 return Path(value)
@@ -327,9 +327,9 @@ class CogRunner:
             await asyncio.sleep(_LOOK)
 
     def _hear_text(self, data: bytes, *, final: bool = False) -> None:
-        """Take text of child processes and C code; all text, where one prediction runs at a time.
+        """Handle text from child processes and C code; with one prediction at a time, this is all text.
 
-        It belongs to that prediction. Where several run it is not known to whom: it goes to the host's log.
+        If one prediction runs at a time, the text belongs to it. Otherwise it goes to the host's log.
         """
         alone = list(self._running.values()) if self._spec.concurrency == 1 else []
         self._say(alone[0] if alone else None, self._decoder.decode(data, final))
@@ -340,14 +340,14 @@ class CogRunner:
         for line in lines:
             try:
                 id, text = json.loads(line)
-            except ValueError:  # another program has written there
+            except ValueError:  # another program has written to the pipe
                 id, text = None, f"{line!r}\n"
             texts.setdefault(id, []).append(text)
         for id, pieces in texts.items():
             self._say(self._running.get(id or ""), "".join(pieces))
 
     def _say(self, context: contextvars.Context | None, text: str) -> None:
-        """Put ``text`` into the log of a prediction, or of this host."""
+        """Write ``text`` to the log of a prediction, or without ``context`` to the log of this host."""
         if context is not None:
             context.run(sys.stdout.write, text)
         else:
@@ -355,7 +355,7 @@ class CogRunner:
             sys.stderr.write(text)
 
     def _drain(self) -> None:
-        """Hear the text that was written until now: what comes later belongs to somebody else."""
+        """Read all text written so far, because later text belongs to other predictions."""
         for pipe in self._pipes:
             pipe.drain()
         self._hear_text(b"", final=True)

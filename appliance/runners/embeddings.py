@@ -72,7 +72,7 @@ class EmbeddingsRunner:
         self._model: Any
         self._tokenizer: Any
         self._pool: Any
-        self._longest: int | None = None  # tokens of a text that count; None: all
+        self._longest: int | None = None  # texts are truncated to so many tokens; None: never
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -146,10 +146,10 @@ class EmbeddingsRunner:
             await self._compute(taken)
 
     async def _compute(self, asked: list[_Asked]) -> None:
-        """Compute the texts of several predictions; where that fails, one by one, so that one fails alone."""
+        """Embed the texts of several predictions; if that fails, one prediction at a time."""
         try:
             vectors = await asyncio.to_thread(self._forward, [each for one in asked for each in one.tokens])
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # after any error the predictions must end
             if len(asked) > 1:
                 for one in asked:
                     await self._compute([one])
@@ -160,7 +160,7 @@ class EmbeddingsRunner:
             return
         for one in asked:
             mine, vectors = vectors[: len(one.tokens)], vectors[len(one.tokens) :]
-            if not one.vectors.done():  # else it was canceled meanwhile
+            if not one.vectors.done():  # done: it was canceled meanwhile
                 one.vectors.set_result(mine)
 
     def _load(self, weights: Path) -> None:
@@ -192,7 +192,7 @@ class EmbeddingsRunner:
         order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]))
         found: list[Any] = [None] * len(tokens)
         size = self._spec.options["max_batch"]
-        padding = self._tokenizer.pad_token_id or 0  # what it is matters to no other token: it is masked
+        padding = self._tokenizer.pad_token_id or 0  # any token will do, because padding is masked
         with torch.inference_mode():
             for at in range(0, len(order), size):
                 chosen = order[at : at + size]
@@ -228,7 +228,7 @@ def parse(given: str | list[str]) -> list[str]:
 
 
 def longest(weights: Path, most: int | None) -> int | None:
-    """Return how many tokens of a text count: what sentence-transformers was told, at the most ``most``."""
+    """Return the number of tokens to truncate texts to: sentence-transformers' setting, at most ``most``."""
     file = weights / "sentence_bert_config.json"
     told = json.loads(file.read_bytes()).get("max_seq_length") if file.exists() else None
     return min((int(limit) for limit in (told, most) if limit), default=None)

@@ -40,7 +40,7 @@ def read(path: Path, system_prompt: str) -> list[Example]:
     """
     examples = []
     try:
-        with path.open(encoding="utf-8-sig") as file:  # editors on Windows put a mark before the text
+        with path.open(encoding="utf-8-sig") as file:  # editors on Windows write a byte order mark
             for number, line in enumerate(file, 1):
                 if line.strip():
                     examples.append(_example(number, line, system_prompt))

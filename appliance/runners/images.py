@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Formats that Pillow decodes by itself; some others of its it hands to programs of this machine.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-#: Names of formats that callers send and that are not read, by what their files begin with.
+#: Unsupported formats that callers send, by the first bytes of their files.
 _OTHERS: Final = {
     b"8BPS": "Photoshop",
     b"%PDF": "PDF",
@@ -25,12 +25,12 @@ _OTHERS: Final = {
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
 }
-#: The same by the brands of an ISO media file.
+#: Unsupported formats, by the brands of an ISO media file.
 _BRANDS: Final = {
     "AVIF": {b"avif", b"avis"},
     "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
 }
-#: What the numbers of EXIF's orientation ask for, as Pillow's ``Transpose`` names it.
+#: EXIF orientation -> name of the operation in Pillow's ``Transpose`` that makes the image upright.
 _TURNS: Final = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -46,15 +46,15 @@ _PHOTOMETRIC: Final = 0x0106
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8"
 _START_OF_SCAN: Final = 0xDA
-_APPLICATION: Final = {  # JPEG's segments for applications -> the bytes that one has at least to be of use
+_APPLICATION: Final = {  # JPEG's application segments that are kept -> their minimum length in bytes
     0xE0: 14,  # JFIF
     0xE1: 0,  # EXIF
-    0xEE: 12,  # Adobe: what the channels are
+    0xEE: 12,  # Adobe: meaning of the channels
 }
 
 
 def read(path: Path, field: str) -> Image:
-    """Return the picture, or the first one, in 8-bit colours and upright.
+    """Return the (first) image of a file, upright and in 8-bit colours.
 
     Args:
         path: the file.
@@ -67,7 +67,7 @@ def read(path: Path, field: str) -> Image:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata
+            warnings.simplefilter("ignore")  # warnings about damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 return _opened(path)
@@ -80,7 +80,7 @@ def read(path: Path, field: str) -> Image:
         raise PredictionFailed(f"input.{field}: this image has too many pixels to be opened") from error
     except UnidentifiedImageError as error:
         raise PredictionFailed(f"input.{field}: {_unknown(path)}") from error
-    except Exception as error:  # Pillow's decoders stumble over damaged files with exceptions of any class
+    except Exception as error:  # Pillow's decoders raise exceptions of any class for damaged files
         raise PredictionFailed(f"input.{field}: this image is damaged: {error}") from error
 
 
@@ -92,28 +92,28 @@ def _opened(source: Path | BinaryIO) -> Image:
 
 
 def is_deep(picture: Image) -> bool:
-    """Whether it is grey with more than 8 bits a pixel."""
+    """Whether the image is grey with more than 8 bits per pixel."""
     return picture.mode[0] in "IF"
 
 
 def upright(opened: Image) -> Image:
-    """Return an opened picture in 8-bit colours and upright."""
+    """Return an opened image upright and in 8-bit colours."""
     from PIL import Image
 
     opened.load()
     picture = _eight_bits(opened) if is_deep(opened) else opened.convert("RGB")
     try:
         turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  # of broken EXIF, which is no reason to refuse the picture
+    except Exception:  # noqa: BLE001  # broken EXIF is no reason to refuse the image
         turn = None
     return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
 def _eight_bits(picture: Image) -> Image:
-    """A grey picture of 16-bit or 32-bit integers or of floats, which Pillow itself would only cut off.
+    """Scale a grey image of 16-bit or 32-bit integers or floats to 8 bits; Pillow would clip its values.
 
-    White is the most that 16-bit files can hold. For the others, no file says what white is: it is 1 for
-    floats from 0 to 1, 255 or 65535 for integers that fit, and the largest value otherwise.
+    In 16-bit files white is 65535. Other files do not say which value is white: it is 1 for floats from 0 to
+    1, 255 or 65535 for integers that fit, and the largest value otherwise.
     """
     import numpy as np
     from PIL import Image
@@ -130,13 +130,13 @@ def _eight_bits(picture: Image) -> Image:
     values *= 255 / white
     np.clip(values, 0, 255, out=values)
     shades = np.rint(values, out=values).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
         shades = 255 - shades
     return Image.fromarray(shades).convert("RGB")
 
 
 def _unknown(path: Path) -> str:
-    """Why a file is not taken for a picture."""
+    """The error for a file that cannot be read as an image."""
     from PIL import features
 
     read = [name for name in _FORMATS if name not in {"AVIF", "WEBP"} or features.check(name.lower())]
@@ -155,7 +155,7 @@ def _unknown(path: Path) -> str:
 
 
 def _essential(path: Path) -> BinaryIO | None:
-    """A PNG or JPEG file without the metadata that Pillow may have stumbled over; None for other files."""
+    """A PNG or JPEG file without the metadata that may be damaged; None for other formats."""
     with path.open("rb") as file:
         begin = file.read(len(_PNG))
         file.seek(0)
@@ -165,7 +165,7 @@ def _essential(path: Path) -> BinaryIO | None:
 
 
 def _essential_png(file: BinaryIO) -> BinaryIO:
-    """Critical chunks, and EXIF, whose checksum is made right."""
+    """Copy the critical chunks, and EXIF with a corrected checksum."""
     kept = io.BytesIO()
     kept.write(file.read(len(_PNG)))
     while len(head := file.read(8)) == 8:
@@ -181,7 +181,7 @@ def _essential_png(file: BinaryIO) -> BinaryIO:
 
 
 def _essential_jpeg(file: BinaryIO) -> BinaryIO:
-    """All segments, but of those for applications only the ones that say what the pixels are."""
+    """Copy all segments, but of the application segments only those needed to decode the pixels."""
     kept = io.BytesIO()
     kept.write(file.read(len(_JPEG)))
     while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != _START_OF_SCAN:

@@ -109,15 +109,15 @@ def stopping(unwanted: threading.Event) -> Any:
 
 
 def most_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens the model takes; None where neither it nor its tokenizer says."""
+    """Return the maximum number of input tokens; None if neither the model nor its tokenizer gives it."""
     limits = (_positions(model), tokenizer.model_max_length)
-    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)  # more: unknown
+    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)  # more: not set
 
 
 def _positions(model: Any) -> int | None:
-    """How many tokens can have a position; None where the config does not say.
+    """The number of positions for tokens; None if the config does not give it.
 
-    Architectures like RoBERTa's count positions from ``padding_idx + 1``; no token has one before that:
+    Architectures like RoBERTa's count positions from ``padding_idx + 1``; smaller positions are unused:
     https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
     """
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")

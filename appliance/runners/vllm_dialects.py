@@ -234,10 +234,10 @@ class Dialects:
 
 
 def _check_finite(asked: dict[str, Any]) -> None:
-    """Refuse numbers that JSON does not know, which pydantic makes of texts such as "nan".
+    """Refuse NaN and infinite numbers, which pydantic makes of strings such as "nan".
 
     Raises:
-        _Refused: there is one.
+        _Refused: ``asked`` has such a number.
     """
     place = schema.non_finite(
         {name: value for name, value in asked.items() if isinstance(value, float | dict)}

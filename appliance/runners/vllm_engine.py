@@ -90,7 +90,7 @@ async def wake(engine: AsyncLLM, level: int) -> None:
 
 
 def read_deep_greys() -> None:
-    """Have vLLM read grey pictures of 16 or 32 bits as they look; it would make them white or black."""
+    """Patch vLLM to scale grey images of 16 or 32 bits to 8 bits; vLLM makes them white or black."""
     from vllm.multimodal.media import image
 
     module: Any = image
@@ -347,7 +347,7 @@ def _told_why() -> Iterator[Callable[[], str]]:
 
 
 def _said(error: Exception) -> str:
-    """Its text; of pydantic's only what checks have said, not the values that were checked."""
+    """The text of an error; of a pydantic error only the messages, without the checked values."""
     if not isinstance(error, ValidationError):
         return str(error)
     found = error.errors(include_url=False, include_input=False, include_context=False)

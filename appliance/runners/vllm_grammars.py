@@ -1,8 +1,8 @@
-"""Grammars that vLLM holds outputs to: checked before a request is queued, each compiled by its own backend.
+"""Structured outputs of vLLM: check grammars before a request is queued, and compile each by its own backend.
 
-Written for version 0.32. There, a request is checked by the first backend that takes its grammar (xgrammar,
-guidance or outlines), but the backend of the first request that had a grammar compiles all of them. What this
-one cannot compile, or what no output fits, then fails its request as if that were the server's fault.
+Written for vLLM 0.32. It checks a request with the first backend that accepts its grammar (xgrammar, guidance
+or outlines), but compiles all grammars with the backend of the first request that had one. If that backend
+cannot compile a grammar, or no output can match the grammar, vLLM fails the request with a server error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_PLACE: Final = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # in xgrammar's source
-_CACHE: Final = 16 * 1024**2  # bytes of compiled grammars that are kept in this process; vLLM keeps its own
+_PLACE: Final = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # a position in xgrammar's source code
+_CACHE: Final = 16 * 1024**2  # bytes of compiled grammars cached in this process; vLLM has its own cache
 
 
 def use_own_backends() -> None:
-    """Have engines forked from this process compile a grammar by the backend that has checked it."""
+    """Patch vLLM: engines forked from this process compile a grammar with the backend that checked it."""
     from vllm.v1.structured_output import StructuredOutputManager
 
     manager: Any = StructuredOutputManager
@@ -38,7 +38,7 @@ def use_own_backends() -> None:
             return
         known = self.__dict__.setdefault("appliance_backends", {})
         name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - the same
-        with manager.appliance_lock:  # until the backend is known, since a thread compiles with it
+        with manager.appliance_lock:  # held until the backend is set, because a thread compiles with it
             self.backend = known.get(name)
             init(self, request)
             known[name] = self.backend
@@ -54,7 +54,7 @@ def use_own_backends() -> None:
 
 
 def check_grammars(engine: AsyncLLM) -> None:
-    """Have ``engine`` refuse requests whose grammars cannot be compiled, as it refuses other wrong ones."""
+    """Make ``engine`` refuse requests whose grammars cannot be compiled, as an invalid request."""
     compiled = _Compiler(engine)
     add: Callable[..., Awaitable[Any]] = engine.add_request
 
@@ -64,24 +64,24 @@ def check_grammars(engine: AsyncLLM) -> None:
             await asyncio.to_thread(compiled.check, params)
         return await add(request_id, prompt, params, *more, **named)
 
-    engine.add_request = add_request  # every way of asking calls it
+    engine.add_request = add_request  # all kinds of requests call it
 
 
 class _Compiler:
-    """Compiles grammars as the engine will."""
+    """Compiles grammars with the same settings as the engine."""
 
     def __init__(self, engine: AsyncLLM) -> None:
         self._config: Any = engine.vllm_config
         self._tokenizer: Any = engine.get_tokenizer()
         self._backends: dict[str, Any] = {}
-        self._width = 0  # of a row of the bitmask that all grammars share
+        self._width = 0  # width of a row of the bitmask that all grammars share
         self._lock = threading.Lock()
 
     def check(self, params: SamplingParams) -> None:
-        """Refuse what cannot be compiled, or fits no output.
+        """Refuse a grammar that cannot be compiled or that no output can match.
 
         Raises:
-            VLLMValidationError: for its reason; vLLM answers it with 400.
+            VLLMValidationError: with the reason; vLLM answers it with 400.
         """
         from vllm.exceptions import VLLMValidationError
 
@@ -95,23 +95,23 @@ class _Compiler:
                     self._config.model_config, self._config.structured_outputs_config, self._tokenizer
                 )
                 self._compile(params, asked)
-        except Exception as error:  # each backend has exceptions of its own
+        except Exception as error:  # each backend has its own exceptions
             reason = " ".join(_PLACE.sub("", str(error)).split()) or type(error).__name__
             raise VLLMValidationError(
                 f"the output cannot be held to this schema or grammar: {reason[:400]}"
             ) from error
 
     def _compile(self, params: SamplingParams, asked: Any) -> None:
-        """Compile what is ``asked``, as the check of ``params`` has left it.
+        """Compile ``asked``, the structured-output settings of ``params`` after their check.
 
         Raises:
-            ValueError: it cannot be, or no output fits it.
+            ValueError: the grammar cannot be compiled, or no output can match it.
         """
         from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
         from vllm.v1.structured_output.request import get_structured_output_key
 
         name = asked._backend  # noqa: SLF001 - see the module's docstring
-        if name == "outlines":  # taken where the others refuse; it passes over what it does not know
+        if name == "outlines":  # the fallback of the others; it ignores unknown keywords
             validate_xgrammar_grammar(params.clone())
         backend = self._backend(name)
         made = backend.compile_grammar(*get_structured_output_key(asked))
@@ -120,25 +120,25 @@ class _Compiler:
         allowed = backend.allocate_token_bitmask(1)
         made.fill_bitmask(allowed, 0)
         if not allowed.any():
-            raise ValueError("nothing that could be written fits it")
+            raise ValueError("no output can match it")
 
     def _backend(self, name: str) -> Any:
-        """The backend of this name.
+        """Return the backend of this name.
 
         Raises:
-            ValueError: its grammars do not fit the bitmask of the others.
+            ValueError: the backend needs a bitmask of another width than the backends before it.
         """
         if name not in self._backends:
             self._backends[name] = _made(name, self._config, self._tokenizer)
         width = int(self._backends[name].allocate_token_bitmask(1).shape[1])
         self._width = self._width or width
         if width != self._width:
-            raise ValueError("the tokenizer of this model is too large for it")
+            raise ValueError(f"the vocabulary of this model is too large for the grammar backend {name}")
         return self._backends[name]
 
 
 def _made(name: str, config: Any, tokenizer: Any) -> Any:
-    """A backend as the engine makes it."""
+    """Make a backend as the engine does."""
     from vllm.v1.structured_output.backend_guidance import GuidanceBackend
     from vllm.v1.structured_output.backend_outlines import OutlinesBackend
     from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, xgr

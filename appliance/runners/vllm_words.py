@@ -1,6 +1,6 @@
-"""vLLM's errors in the words of models.yaml: its flags, arguments and variables are not what people set here.
+"""Rewrites vLLM's errors for users of models.yaml, who do not set vLLM's flags, arguments or variables.
 
-Written for the messages of version 0.32. Nothing of vLLM is imported.
+Written for the messages of vLLM 0.32. Does not import vLLM.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-#: What vLLM calls it, underscores for hyphens -> the key of the model in models.yaml.
+#: vLLM's name of a setting, with underscores for hyphens -> the key of the model in models.yaml.
 _KEYS: Final = {
     "gpu_memory_utilization": "memory",
     "kv_cache_memory_bytes": "options.kv_cache",
@@ -30,15 +30,15 @@ _KEYS: Final = {
     "max_lora_rank": "options.max_adapter_rank",
 }
 
-#: Names that requests use too, so they mean the key only where they are written as a flag.
+#: Names that are also fields of requests: they mean a key only where the message writes them as a flag.
 _ALSO_IN_REQUESTS: Final = frozenset({"dtype", "chat_template"})
 
-#: What reads badly or names an inner part, before names are replaced.
+#: Replacements in messages that are made before names are replaced by keys.
 _PHRASES: Final = (
     (re.compile(r"the `?dtype`? flag in CLI, for example: --dtype=half"), "--dtype to float16"),
     (re.compile(r"(?:the )?derived_?\s?max_model_len"), "the model's own limit"),
     (re.compile(r"(?<!desired )GPU memory utilization"), "--gpu-memory-utilization"),
-    (re.compile(r" \([^()]*(?:CPU backend|this flag)[^()]*\)"), ""),  # what its flag means on a CPU
+    (re.compile(r" \([^()]*(?:CPU backend|this flag)[^()]*\)"), ""),  # explains vLLM's flag on a CPU
     (re.compile(r" \(e\.g\. `?--[^()]*\)"), ""),
     (re.compile(r" when initializing the engine"), ""),
     (re.compile(r"\s*For further information visit https://errors\.pydantic\.dev/\S+"), ""),
@@ -52,7 +52,7 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
 
 
 def translate(text: str) -> str:
-    """``text`` with keys of models.yaml for vLLM's names, without advice that needs vLLM's command line."""
+    """``text`` with keys of models.yaml instead of vLLM's names, without advice about vLLM's flags."""
     for pattern, words in _PHRASES:
         text = pattern.sub(words, text)
     kept: list[str] = []
@@ -71,7 +71,7 @@ def translate(text: str) -> str:
 
 
 def _in_keys(sentence: str) -> tuple[str, dict[str, None]]:
-    """The sentence with keys in place of vLLM's names, and the keys in their order."""
+    """The sentence with keys instead of vLLM's names, and these keys in order."""
     keys: dict[str, None] = {}
 
     def key(found: re.Match[str]) -> str:

@@ -325,8 +325,8 @@ async def test_a_grammar_that_calls_itself_first_is_followed(caller: Caller) -> 
     [
         ({"type": "object", "patternProperties": {"(": {"type": "string"}}}, "Regex parsing error"),
         ({"type": "string", "pattern": "("}, "unclosed group"),
-        ({"$ref": "#"}, "nothing that could be written fits it"),
-        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "nothing that could be written"),
+        ({"$ref": "#"}, "no output can match it"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no output can match"),
         ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
     ],
 )
