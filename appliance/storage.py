@@ -16,7 +16,7 @@ from appliance.errors import DiskFull
 
 #: Seconds for which a count is good enough: a folder may hold a hundred thousand files.
 FRESH: Final = 60.0
-_LEAST: Final = 1024 * 1024  # bytes; with less left a disk counts as full
+_LEAST: Final = 1024 * 1024  # bytes; a disk with less free space counts as full
 _BLOCK: Final = 512  # bytes, whatever the file system's own are
 
 
@@ -50,7 +50,7 @@ class Storage:
 
 
 def full(folder: Path) -> bool:
-    """Whether so much as a few files find no space below ``folder``, by trying; quotas count too."""
+    """Whether the disk of ``folder``, or a quota on it, is full; found by writing small files."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(_LEAST))

@@ -1,8 +1,8 @@
 """The appliance's own folder among temporary files.
 
-The folder for temporary files is shared by all users of a machine, and libraries trust what they find there:
-Ray opens its session folders to everybody. So everything temporary lies in one folder that only this user may
-enter.
+All users of a machine share the system's folder for temporary files. Libraries trust files there, and Ray
+lets everybody read its session folders. So all temporary files of the appliance are in one folder that only
+its user may enter.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["make", "use"]
 
 
 def make(home: Path) -> Path:
-    """Return the empty temporary folder of the appliance with this data folder; nobody else may enter it.
+    """Create an empty temporary folder for the appliance with this data folder; only this user may enter it.
 
-    Its path is short, because Ray's sockets lie deep below it and paths of sockets end at 107 bytes.
+    Its path is short, because Ray's sockets are deep below it and a socket's path has at most 107 bytes.
 
     Raises:
-        ApplianceError: it cannot be made, or someone else has put something in its place.
+        ApplianceError: the folder cannot be created, or another user has put something in its place.
     """
     mark = hashlib.sha256(str(home).encode()).hexdigest()[:8]
     try:
@@ -43,9 +43,9 @@ def make(home: Path) -> Path:
 
 
 def use(path: Path) -> None:
-    """Have this process and those that it starts put their temporary files into ``path``."""
+    """Make ``path`` the folder for temporary files of this process and its children."""
     os.environ["TMPDIR"] = str(path)
-    tempfile.tempdir = None  # it may have been looked up already
+    tempfile.tempdir = None  # Python may have cached another folder
 
 
 def _take_back(path: Path) -> None:
@@ -57,7 +57,7 @@ def _take_back(path: Path) -> None:
     try:
         if os.fstat(folder).st_uid != os.geteuid():
             raise _planted(path)
-        os.fchmod(folder, 0o700)  # first, so that nobody else changes what is then removed
+        os.fchmod(folder, 0o700)  # first, so that no other user can change files during the removal
     finally:
         os.close(folder)
     try:

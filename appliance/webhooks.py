@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 #: Seconds before each further attempt at the last event; the last one is about a minute after the first.
 RETRIES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 THROTTLE: Final = 0.5  # seconds between events about output or logs of one prediction
-TIMEOUT: Final = 10.0  # seconds for one attempt, whatever its receiver does meanwhile
-AT_ONCE: Final = 64  # requests with last events, and so many more with earlier ones
+TIMEOUT: Final = 10.0  # seconds for one whole attempt
+AT_ONCE: Final = 64  # requests with last events at a time; also, separately, of requests with earlier events
 _PREFIX: Final = "whsec_"
 _KEY_BYTES: Final = 24
 
@@ -66,10 +66,10 @@ def headers(keys: Sequence[str], id: str, timestamp: int, body: bytes) -> dict[s
 
 
 async def keys(store: Store, owner: str, now: float) -> Sequence[str]:
-    """The valid keys of an account, newest first; its first one is made when it is first asked for.
+    """The valid keys of an account, newest first. An account without a key gets one.
 
     Raises:
-        StoreError: they cannot be read, or the first one cannot be stored.
+        StoreError: the keys cannot be read, or the new one cannot be stored.
     """
     found = await store.webhook_keys(owner, now)
     if not found:
@@ -88,14 +88,14 @@ class _Watched:
         self.latest: Prediction | None = None  # to be sent when the timer ends
         self.sent_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
-        self.sending = False  # one at a time
+        self.sending = False  # whether an event is being sent; one at a time
 
 
 class Webhooks:
     """Sends events; lives on the gateway's loop."""
 
     def __init__(self, store: Store, egress: Egress, account: str) -> None:
-        """``account`` is the one of models.yaml. Nothing is sent before ``start``."""
+        """``account`` is ``server.account`` of models.yaml. Nothing is sent before ``start``."""
         self._store = store
         self._egress = egress
         self._account = account
@@ -104,21 +104,21 @@ class Webhooks:
         self._slots_before_the_end = Slots(AT_ONCE)
         self._watched: dict[str, _Watched] = {}
         self._under_way: set[str] = set()
-        self._recorded: set[str] = set()  # since the look at what is due began, which may not see it yet
+        self._recorded: set[str] = set()  # deliveries that ended since the last read of due ones
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        #: What came of each attempt since the start; one that failed is either tried again or given up.
+        #: Number of attempts since the start by result; a failed attempt is retried or given up.
         self.outcomes = {"delivered": 0, "retried": 0, "given_up": 0}
 
     async def start(self) -> None:
-        """Make sure of the account's key, and go on with what is still to be delivered."""
+        """Create the account's key if it has none, and begin to send pending webhooks."""
         self._client = self._egress.client(TIMEOUT)
         await self._store.claim_webhook_keys(self._account)
         await keys(self._store, self._account, time.time())
         self._spawn(self._deliver_for_ever())
 
     async def close(self) -> None:
-        """Stop sending; what is still to be delivered stays stored."""
+        """Stop sending; pending deliveries stay stored."""
         for watched in self._watched.values():
             if watched.timer is not None:
                 watched.timer.cancel()
@@ -130,7 +130,7 @@ class Webhooks:
             await self._client.aclose()
 
     def observe(self, record: Prediction) -> None:
-        """A prediction has become ``record``, which is stored as far as its status goes."""
+        """Send the events of a prediction's new ``record``, whose status is already stored."""
         webhook = record.webhook
         if webhook is None:
             return
@@ -181,7 +181,7 @@ class Webhooks:
             self._soon(watched)
 
     async def _send_once(self, record: Prediction) -> None:
-        """Send an event that is not the last one; it is given up if there is no slot for it in time."""
+        """Send an event that is not the last one; give it up if no slot becomes free in time."""
         assert record.webhook is not None, "events of others are not sent"
         receiver = Receiver(record.owner, record.webhook.host)
         problem: str | None = f"requests to {receiver.host} took all slots for {TIMEOUT:g} s"
@@ -208,16 +208,14 @@ class Webhooks:
                 await asyncio.sleep(RETRY_STORE)
                 continue
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(
-                    patience
-                ):  # before Python 3.12 wait_for may swallow a cancellation
+                async with asyncio.timeout(patience):  # before Python 3.12 wait_for may lose a cancellation
                     await self._wake.wait()
 
     async def _deliver_due(self) -> float | None:
-        """Begin what is due, as far as there are slots; returns the seconds until it may be more.
+        """Start due deliveries while slots are free; return the seconds until the next check.
 
         Raises:
-            StoreError: what is due cannot be read.
+            StoreError: the due deliveries cannot be read.
         """
         self._recorded.clear()
         for delivery in await self._store.due_deliveries(time.time(), AT_ONCE):
@@ -226,7 +224,7 @@ class Webhooks:
                 self._under_way.add(delivery.id)
                 self._spawn(self._deliver(delivery))
         at = await self._store.next_delivery()
-        # What is under way is still due: its end wakes the loop, and so does every new delivery.
+        # Deliveries in progress still count as due. Their end wakes the loop, and so does every new delivery.
         return None if at is None else max(THROTTLE, at - time.time())
 
     async def _deliver(self, delivery: Delivery) -> None:
@@ -239,12 +237,12 @@ class Webhooks:
             self._wake.set()
 
     async def _attempt(self, delivery: Delivery) -> Callable[[], asyncio.Future[None]]:
-        """Send a last event once; returns what writes down how that went."""
+        """Make one attempt to send a last event; return a function that stores the result."""
         try:
             record = await self._store.get(delivery.prediction)
             problem = None if record is None else await self._post(record, delivery.id)
-        except StoreError as error:  # nothing was sent, so it is no attempt
-            _log.error("the webhook of prediction %s cannot be made yet: %s", delivery.prediction, error)
+        except StoreError as error:  # nothing was sent, so this does not count as an attempt
+            _log.error("the webhook of prediction %s cannot be sent yet: %s", delivery.prediction, error)
             return partial(self._postpone, delivery, delivery.attempts, RETRIES[-1], error.detail)
         if problem is None:
             self.outcomes["delivered"] += record is not None
@@ -263,25 +261,23 @@ class Webhooks:
         return self._store.postpone_delivery(delivery.id, attempts, time.time() + delay, problem)
 
     async def _record(self, delivery: Delivery, write: Callable[[], asyncio.Future[None]]) -> None:
-        """Write down how an attempt went, however long the store refuses it."""
+        """Store the result of an attempt with ``write``; retry until the store accepts it."""
         refused = False
         while True:
             try:
                 return await write()
             except StoreError as error:
                 if not refused:
-                    text = (
-                        "what came of the webhook of prediction %s is not stored yet, it is tried again: %s"
-                    )
+                    text = "the result of the webhook of prediction %s is not stored yet, trying again: %s"
                     _log.error(text, delivery.prediction, error)
                 refused = True
             await asyncio.sleep(RETRY_STORE)
 
     async def _post(self, record: Prediction, id: str) -> str | None:
-        """Send one event; the reason if it was not taken. Its text goes to the log, never to a caller.
+        """Send one event; return None, or why it failed. The reason goes to the log, never to a caller.
 
         Raises:
-            StoreError: there is no key to sign it with.
+            StoreError: the signing key cannot be read or created.
         """
         if record.webhook is None:
             return None
@@ -291,13 +287,13 @@ class Webhooks:
         signed = headers(await keys(self._store, record.owner, now), id, int(now), body)
         try:
             async with (
-                asyncio.timeout(TIMEOUT),  # httpx has limits between two pieces only
+                asyncio.timeout(TIMEOUT),  # httpx only limits the time between two chunks
                 self._client.stream("POST", record.webhook.url, content=body, headers=signed) as reply,
             ):
                 return None if reply.is_success else f"HTTP {reply.status_code}"
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s"
-        # Whatever an address or a receiver brings about is the end of this attempt, and of nothing else.
+        # No error of a URL or receiver may end more than this attempt.
         except Exception as error:  # noqa: BLE001
             return str(error) or type(error).__name__
 

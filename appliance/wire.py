@@ -146,9 +146,9 @@ def whichever(record: Prediction, base: str) -> dict[str, Any]:
 
 
 def listed(record: Prediction, base: str) -> dict[str, Any]:
-    """A prediction as lists show it: ``output`` is null until there is some.
+    """A prediction as an item of a list: ``output`` is null until there is some.
 
-    ``GET`` of one prediction omits it instead: a client that streams would take the null for output.
+    ``GET`` of one prediction omits ``output`` instead, because streaming clients would treat null as output.
     Replicate's description requires ``output`` in lists of predictions, and allows no null in lists of
     trainings.
     """

@@ -253,36 +253,36 @@ class Store(Protocol):
         ...
 
     async def due_deliveries(self, now: float, each: int) -> Deliveries:
-        """What is due at ``now``, ``each`` of a receiver at most, longest due first."""
+        """Deliveries due at ``now``, at most ``each`` for a receiver, longest due first."""
         ...
 
     async def next_delivery(self) -> float | None:
-        """When something is due next, Unix seconds; None when nothing is."""
+        """Unix time at which the next delivery is due; None if there is none."""
 
     def postpone_delivery(self, id: str, attempts: int, due_at: float, problem: str) -> asyncio.Future[None]:
-        """A delivery has failed ``attempts`` times, at last with ``problem``; it is due at ``due_at``."""
+        """Store that a delivery failed ``attempts`` times, last with ``problem``; next due at ``due_at``."""
         ...
 
     def end_delivery(self, id: str, problem: str | None = None) -> asyncio.Future[None]:
-        """It is delivered, or given up because of ``problem``."""
+        """Store that a delivery succeeded, or was given up because of ``problem``."""
         ...
 
     async def deliveries(self, prediction: str) -> Deliveries:
-        """What was, or is to be, delivered of a prediction."""
+        """Finished and pending deliveries of a prediction."""
         ...
 
     async def webhook_keys(self, owner: str, now: float) -> Keys:
-        """The keys that sign the owner's webhooks, newest first; several while one replaces another."""
+        """The keys that sign the owner's webhooks, newest first; an old key stays valid for a while."""
         ...
 
     def add_webhook_key(self, owner: str, key: str, now: float, keep: float) -> asyncio.Future[None]:
-        """Sign the owner's with ``key`` from now on; the owner's other keys expire after ``keep`` seconds."""
+        """Add a key for the owner's webhooks; the owner's other keys expire ``keep`` seconds later."""
         ...
 
     def add_first_webhook_key(self, owner: str, key: str, now: float) -> asyncio.Future[None]:
-        """Sign the owner's with ``key`` from now on, unless there is a valid one."""
+        """Add a key for the owner's webhooks, unless the owner has a valid key."""
         ...
 
     def claim_webhook_keys(self, owner: str) -> asyncio.Future[None]:
-        """Give ``owner`` the keys from when there was one for all owners."""
+        """Give ``owner`` the keys of earlier versions, which had one key for all owners."""
         ...

@@ -31,14 +31,14 @@ _REMEDIES: Final = {
 }
 _HEADER: Final = 100  # bytes
 
-#: What SQLite says where it is a quota that is full, or its shared memory that has no space.
+#: SQLite's errors for a full quota, and for shared memory without space.
 _UNWRITTEN: Final = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """What ``error`` means, and what to do about it, in the words of the tree."""
-    code = getattr(error, "sqlite_errorcode", 0)  # absent on misuse
-    remedy = _REMEDIES.get(code & 0xFF)  # without the extended part
+    """Translate ``error`` to a ``StoreError`` that says what to do."""
+    code = getattr(error, "sqlite_errorcode", 0)  # missing if the API was misused
+    remedy = _REMEDIES.get(code & 0xFF)  # the primary result code
     if code & 0xFF == sqlite3.SQLITE_FULL or code in _UNWRITTEN:
         return DiskFull(f"{path}: the disk, or a quota on it, is full: free some space ({error})")
     return StoreError(f"{path}: {remedy} ({error})" if remedy else f"{path}: {error}")
@@ -76,11 +76,11 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse a file that has lost its end, which SQLite would take for a new one or find out much later.
+    """Refuse a truncated file, which SQLite would treat as new, or report much later.
 
     Raises:
-        StoreError: it is shorter than it was.
-        OSError: it cannot be read.
+        StoreError: the file is shorter than its header says, or empty.
+        OSError: the file cannot be read.
     """
     if not path.is_file():
         return
@@ -90,11 +90,12 @@ def _check_whole(path: Path) -> None:
         header = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size
     if not header:
-        # A database has a header before there is anything beside it. Without one SQLite removes the -wal.
+        # SQLite writes the header before it creates files beside the database, and removes the -wal file of a
+        # database without a header.
         expected = 1 if unfolded or lock_file(path).exists() else 0
     elif unfolded or len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
-        return  # the rest may be in the -wal; what is no database SQLite says itself
-    else:  # https://www.sqlite.org/fileformat.html: the size of a page, and how many there are
+        return  # the rest may be in the -wal file; SQLite itself refuses files that are no database
+    else:  # https://www.sqlite.org/fileformat.html: size and number of pages
         page = int.from_bytes(header[16:18], "big")
         expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
     if size < expected:
@@ -106,7 +107,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _check_ours(connection: sqlite3.Connection, path: Path, found: int) -> None:
-    """Refuse another program's database, before tables of ours are put into it."""
+    """Refuse another program's database, before the appliance's tables are created in it."""
     names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if bool(names) != (found > 0) or (found > 0 and "predictions" not in names):
         raise StoreError(

@@ -14,7 +14,7 @@ _POLL: Final = 0.05  # seconds between looks at a lock that another process hold
 
 
 def lock_file(database: Path) -> Path:
-    """Where its owner's lock lies."""
+    """Path of the file that the owner of ``database`` locks."""
     return database.with_name(f"{database.name}.lock")
 
 

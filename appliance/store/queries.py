@@ -21,7 +21,7 @@ QUERIES: Final = parts("queries.sql", "query")
 #: the steps that build the tables; a database that has had all of them is at user_version len(STEPS)
 STEPS: Final = tuple(parts("schema.sql", "step").values())
 
-#: filter of a list of predictions -> its condition where it is given: one that an index answers
+#: Filter of a list of predictions -> its SQL condition, in a form that an index can serve.
 _GIVEN: Final = {
     "token": "p.token = :token",
     "parent": "p.parent = :parent",
@@ -30,13 +30,13 @@ _GIVEN: Final = {
     "status": "p.status = :status",
     "owner": "p.owner = :owner",
 }
-_ENDS: Final = ("failed", "canceled", "aborted")  # the rare ones
+_ENDS: Final = ("failed", "canceled", "aborted")  # the rare statuses
 
 
 def narrowed(name: str, given: Mapping[str, Any]) -> str:
-    """The list ``name`` with the conditions of the filters that are ``given``, on the index that fits best.
+    """Return the query ``name`` with the conditions of the ``given`` filters, on the best index for them.
 
-    The index is named, because SQLite does not know how many predictions a filter leaves.
+    The query names the index, because SQLite cannot estimate how many predictions match a filter.
     """
     query = QUERIES[name]
     for filter, condition in _GIVEN.items():
@@ -51,7 +51,7 @@ def narrowed(name: str, given: Mapping[str, Any]) -> str:
 
 
 def _index(given: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The index that leaves the fewest rows, and the condition of its rows; None for the usual one."""
+    """The index with the fewest matching rows, and the condition of a partial index; None: SQLite chooses."""
     owned = given["owner"] is not None
     if given["token"] is not None:
         return "predictions_by_token", "p.token IS NOT NULL"

@@ -26,9 +26,9 @@ KEPT: Final = 75
 
 
 def reserve(path: Path) -> None:
-    """Make the socket at ``path``, for this user alone.
+    """Create the socket at ``path`` with access for this user only.
 
-    uvicorn keeps the permissions of a socket that is there, and opens one that it makes to everyone.
+    uvicorn keeps the permissions of an existing socket, but opens a socket that it creates to everyone.
     """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as made:

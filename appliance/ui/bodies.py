@@ -1,7 +1,7 @@
-"""What browsers send: files that are picked, and the data of events, with the limits that the API has.
+"""Request bodies from browsers (uploaded files and data of events), with the same limits as in the API.
 
-Gradio takes bodies of any size from whoever is signed in, keeps fields of forms in memory, and leaves the
-files of uploads that break off.
+Gradio accepts bodies of any size from every signed-in user, keeps form fields in memory, and does not remove
+the files of aborted uploads.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from appliance.ui.session import Session
 
 _log = logging.getLogger(__name__)
 
-_FRAME: Final = 256 * 1024  # bytes of a form around its files
-_ABANDONED: Final = 3600.0  # seconds after which a file that no upload has finished is removed
+_FRAME: Final = 256 * 1024  # bytes of a form in addition to its files
+_ABANDONED: Final = 3600.0  # seconds after which the file of an unfinished upload is removed
 _FAILED: Final = "The page failed to answer this request; logs/ui.log in the data folder says why."
 _FORM: Final = "multipart/form-data"
 _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
 
 
 class Bodies:
-    """Passes requests on to a page, with their bodies as far as they may have them."""
+    """Passes requests on to a page and limits their bodies."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        """``folder`` is where Gradio puts files that are picked."""
+        """``folder`` is where Gradio stores uploaded files."""
         self._folder = folder
         self._files = config.files
         self._body = config.limits.body
-        self._arriving = 0  # bytes that uploads under way may still become
+        self._arriving = 0  # maximum total size in bytes of unfinished uploads
 
     async def pass_on(self, app: ASGIApp, request: Request, known: Session, scope: Scope, send: Send) -> None:
-        """Have ``app`` answer; ``scope`` is what it is called with.
+        """Pass a request on to ``app``, which is called with ``scope``.
 
         Raises:
-            ApplianceError: the body is too large, or of a kind that this person may not send.
+            ApplianceError: the body is too large, or this user may not send such a body.
         """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             refusal: ApplianceError = BodyTooLarge(
@@ -76,7 +76,11 @@ class Bodies:
             self._arriving -= expected
 
     def _admitted(self, request: Request, known: Session, most: int) -> int:
-        """How many bytes a form with files may have."""
+        """The maximum size in bytes of a form with files.
+
+        Raises:
+            ApplianceError: this user, route or body may not upload files.
+        """
         if not request.url.path.endswith("/upload"):
             raise NotFound("Forms with files are not taken here.")
         if not known.may_run:
@@ -97,17 +101,17 @@ class Bodies:
 
 
 class _Answer:
-    """The answer of a page; errors that it gives in plain text are held back."""
+    """The response of a page; a plain-text error is held back, to be replaced."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
-        self.refused: int | None = None  # the status of such an error
+        self.refused: int | None = None  # status of a held back error
         self.text = b""
         self.dropped = False
 
     async def send(self, message: Message) -> None:
-        """Take a message of the page."""
+        """Pass on an ASGI message of the page, or hold it back."""
         if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
             self.refused = message["status"]
         elif self.refused is not None:
@@ -120,10 +124,11 @@ class _Answer:
 async def _limited(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, most: int, refusal: ApplianceError
 ) -> None:
-    """Have ``app`` answer a request of at most ``most`` bytes.
+    """Pass a request of at most ``most`` bytes on to ``app``.
 
     Raises:
-        ApplianceError: ``refusal``, or the body holds what is no text, or ``app`` failed.
+        ApplianceError: ``refusal`` if the body is larger, or another error if the body has invalid text or
+            ``app`` failed.
     """
     received, answer = 0, _Answer(send)
 
@@ -133,7 +138,7 @@ async def _limited(
         received += len(message.get("body", b""))
         if received > most:
             answer.dropped = True
-            raise MultiPartException(refusal.detail)  # Gradio then closes the files of the form
+            raise MultiPartException(refusal.detail)  # makes Gradio close the form's files
         return message
 
     try:
@@ -143,7 +148,7 @@ async def _limited(
             raise
         if answer.dropped:
             raise refusal from error
-        if isinstance(error, UnicodeEncodeError):  # FastAPI cannot repeat what it refuses
+        if isinstance(error, UnicodeEncodeError):  # FastAPI cannot encode the refused value in its error
             raise MalformedBody("The request body holds a lone surrogate, which is not text") from error
         _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
         raise ApplianceError(_FAILED) from error
@@ -163,7 +168,7 @@ def _is_plain(start: Message) -> bool:
 
 
 def _taken(folder: Path) -> int:
-    """Bytes of all files below ``folder``; what uploads that broke off have left is removed."""
+    """Bytes of all files below ``folder``, after removing the files of aborted uploads."""
     taken = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -171,9 +176,9 @@ def _taken(folder: Path) -> int:
             try:
                 facts = file.stat()
                 if Path(place) == folder and time.time() - facts.st_mtime > _ABANDONED:
-                    file.unlink()  # what is finished lies in a folder of its own
+                    file.unlink()  # finished uploads are in subfolders
                 else:
                     taken += facts.st_size
-            except FileNotFoundError:  # another request was faster
+            except FileNotFoundError:  # another request removed it
                 continue
     return taken

@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--api", required=True)
     parser.add_argument("--certificates", type=Path)
-    parser.add_argument("--temporary", type=Path, help="folder of temporary files, removed at the end")
+    parser.add_argument("--temporary", type=Path, help="folder for temporary files, removed at exit")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     arguments = parser.parse_args()

@@ -50,7 +50,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     step: float | None = None
     choices: tuple[Any, ...] = ()
     items: str = "string"  # type of the values of a list
-    text: bool = False  # whether what is no JSON may be text
+    text: bool = False  # whether a value that is not JSON may be sent as text
     folded: bool = False  # seen only when one asks for more
 
     def value(self, given: Any) -> Any:
@@ -153,7 +153,7 @@ def filled_in(known: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _resolved(schema: dict[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """A property with what it refers to merged in; one of several types has no type of its own then."""
+    """A property with its references merged in; with several types (``anyOf``) it has no ``type``."""
     for part in schema.get("allOf", ()):
         schema = {**schemas.get(str(part.get("$ref", "")).rpartition("/")[2], part), **schema}
     parts = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]

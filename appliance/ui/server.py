@@ -33,8 +33,8 @@ from appliance.ui.shell import Page
 _log = logging.getLogger(__name__)
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_LONGEST_NAME: Final = 255  # bytes of a segment of a path, which may become the name of a file
-_LARGEST_FORM: Final = 64 * 1024  # bytes of the sign-in
+_LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
+_LARGEST_FORM: Final = 64 * 1024  # bytes of the sign-in form
 _MODEL: Final = re.compile(
     r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|$)"
 )
@@ -69,7 +69,7 @@ class Server:
         try:
             _check_path(scope["path"])
             await self._answer(request, receive, send)
-        except HTTPException as error:  # of Starlette's files
+        except HTTPException as error:  # raised by Starlette's StaticFiles
             refusal = MethodNotAllowed() if error.status_code == 405 else NotFound("There is no such page.")
             await _refusal(request, refusal)(scope, receive, send)
         except ApplianceError as error:
@@ -204,10 +204,10 @@ class Server:
 
 
 def _check_path(path: str) -> None:
-    """Refuse what could be the path of no page and no file.
+    """Refuse a path that no page or file can have.
 
     Raises:
-        NotFound: it is such a path.
+        NotFound: ``path`` has ``..``, a NUL or a segment that is too long.
     """
     for part in path.split("/"):
         if part == ".." or "\0" in part or len(part.encode(errors="replace")) > _LONGEST_NAME:
@@ -215,11 +215,11 @@ def _check_path(path: str) -> None:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of the sign-in.
+    """The fields of the sign-in form.
 
     Raises:
-        MalformedBody: it is no form of the kind that pages send.
-        BodyTooLarge: it is.
+        MalformedBody: the body is not a URL-encoded form.
+        BodyTooLarge: the form is over ``_LARGEST_FORM`` bytes.
     """
     received = bytearray()
     try:

@@ -48,7 +48,7 @@ def add(cog: Any) -> None:
                 cog.exceptions = module
     if not hasattr(cog.BasePredictor, "log"):
         cog.BasePredictor.log = lambda self, *messages: print(*messages)
-    import cog_worker  # type: ignore[import-not-found]  # in the project's environment it lies beside this file
+    import cog_worker  # type: ignore[import-not-found]  # beside this file in the project's environment
 
     cog_worker.install(cog)
 

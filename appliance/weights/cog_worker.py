@@ -1,7 +1,7 @@
-"""What Cog's worker process does for the engine host: its text and its files go there directly.
+"""Code for Cog's worker process that sends its text and its output files directly to the engine host.
 
-Copied into a project's own environment; nothing of the appliance is imported here. ``cog_shims`` calls
-``install`` when the worker imports ``cog``, which is before the project is loaded.
+This module is copied into a project's environment and imports nothing from the appliance. ``cog_shims`` calls
+``install`` when the worker imports ``cog``, before the project is loaded.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-#: Descriptors of pipes to the engine host: one for text as it is written, and one for ``_Labelled`` text, if
-#: several predictions run at a time.
+#: Environment variable with the descriptors of pipes to the engine host: one for plain text, and one for
+#: ``_Labelled`` text if several predictions run at the same time.
 TEXT = "APPLIANCE_COG_TEXT"
-#: Folder for output files; a text in the output that begins with it and a slash is one of them.
+#: Environment variable with the folder for output files. A string in the output that begins with this folder
+#: and a slash is the path of an output file.
 FILES = "APPLIANCE_COG_FILES"
-#: Cog's own variable for the prediction that a task belongs to; it has no public name.
+#: Cog's context variable with the prediction of the current task; Cog has no public name for it.
 _PREDICTION = "_coglet_prediction_id"
-#: Characters in one labelled piece. As JSON it is shorter than PIPE_BUF, so pieces of several threads and
-#: processes do not mix.
+#: Characters in one labelled piece. Its JSON is shorter than PIPE_BUF, so that writes of several threads and
+#: processes are not interleaved.
 _PIECE = 250
 _HANDLERS = ("run", "predict", "train")
 _numbers = itertools.count()
 
 
 def install(cog: Any) -> None:
-    """Send text and files to the engine host, if this is Cog's worker and a host has started it."""
+    """Send text and files to the engine host, if this is Cog's worker and an engine host started it."""
     import coglet  # type: ignore[import-not-found]  # it is in the project's environment only
 
     if not coglet.server.active or TEXT not in os.environ:
         return
-    # Programs that the project starts are none of Cog's workers.
+    # Removed from the environment, because programs that the project starts are not Cog's workers.
     _take_over_text(*map(int, os.environ.pop(TEXT).split(",")))
     _take_over_files(cog, Path(os.environ.pop(FILES)))
 
@@ -58,13 +59,13 @@ def _take_over_text(raw: int, labelled: int | None = None) -> None:
 
 
 def _unbuffered(descriptor: int) -> io.TextIOWrapper:
-    """A text stream that keeps nothing back, so that its text is in order with that of child processes."""
+    """An unbuffered text stream, so that its text keeps its order relative to text of child processes."""
     raw: Any = io.FileIO(descriptor, "w", closefd=False)
     return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
 
 
 class _Labelled(io.TextIOBase):
-    """Writes lines of JSON: the id of the prediction that the calling task belongs to, and its text."""
+    """Writes lines of JSON: the id of the calling task's prediction, and the text."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -72,7 +73,7 @@ class _Labelled(io.TextIOBase):
     def __init__(self, labelled: int, descriptor: int) -> None:
         self._labelled = labelled
         self._descriptor = descriptor
-        self.buffer = io.FileIO(descriptor, "w", closefd=False)  # bytes cannot be labelled
+        self.buffer = io.FileIO(descriptor, "w", closefd=False)  # raw bytes, which cannot be labelled
 
     def write(self, text: str, /) -> int:
         """Part of ``TextIOBase``."""
@@ -84,7 +85,7 @@ class _Labelled(io.TextIOBase):
         return len(text)
 
     def fileno(self) -> int:
-        """For programs that are started with it."""
+        """Descriptor for child processes that get this stream."""
         return self._descriptor
 
     def writable(self) -> bool:
@@ -93,7 +94,7 @@ class _Labelled(io.TextIOBase):
 
 
 def _take_over_files(cog: Any, folder: Path) -> None:
-    """Have handlers return paths in ``folder`` for files, and errors for calls of ``sys.exit``."""
+    """Patch Cog so that handlers return paths in ``folder`` for files, and raise errors for ``sys.exit``."""
     from cog import predictor  # type: ignore[import-not-found]  # it is in the project's environment only
 
     load = predictor.load_predictor_from_ref
@@ -118,7 +119,7 @@ def _take_over_files(cog: Any, folder: Path) -> None:
 
 
 def _wrapped(cog: Any, function: Any, folder: Path) -> Any:
-    """``function`` with every file in what it gives replaced by a path in ``folder``."""
+    """``function``, with each file in its output replaced by a path in ``folder``."""
     _unwrap_defaults(cog, function)
     calling = "the prediction's code"
 
@@ -162,7 +163,7 @@ def _items(items: Any, folder: Path) -> Iterator[Any]:
 
 
 def _unwrap_defaults(cog: Any, function: Any) -> None:
-    """Put defaults in place of Cog's ``Input``s, as Cog does to the function that it calls."""
+    """Replace Cog's ``Input`` defaults by plain values, as Cog does for the function that it calls."""
     from cog.input import FieldInfo  # type: ignore[import-not-found]  # as above
 
     def plain(value: Any) -> Any:
@@ -195,7 +196,7 @@ def _without_exit(function: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def _no_exit(name: str) -> Iterator[None]:
-    """Turn ``sys.exit``, whose exception says no more than a number, into an error with words."""
+    """Raise an error with a message for ``sys.exit``, whose exception has only a number."""
     try:
         yield
     except SystemExit as error:
@@ -204,7 +205,7 @@ def _no_exit(name: str) -> Iterator[None]:
 
 
 def _kept(value: Any, folder: Path) -> Any:
-    """``value`` with a path in ``folder`` for every file, at any depth; Cog makes JSON of the rest."""
+    """``value`` with each file, at any depth, replaced by a path in ``folder``; Cog encodes the rest."""
     kind = type(value)
     if kind in (str, int, float, bool, bytes, type(None)) or isinstance(value, type):
         return value
@@ -226,7 +227,7 @@ def _kept(value: Any, folder: Path) -> Any:
 
 
 def _copied(path: Any, folder: Path) -> str:
-    """A copy: the project may write to the same path for its next output, or want to keep the file."""
+    """Copy a file, because the project may reuse its path for the next output, or keep the file."""
     place = _place(Path(os.fsdecode(path)).name, folder)
     shutil.copyfile(path, place)
     return str(place)
@@ -243,7 +244,7 @@ def _written(file: Any, folder: Path) -> str:
 
 
 def _place(name: str, folder: Path) -> Path:
-    """A path with this name that nothing has; the name as text that JSON can hold."""
+    """A new path with this name; characters that JSON cannot hold are replaced."""
     place = folder / str(next(_numbers)) / (name.encode(errors="replace").decode() or "output")
     place.parent.mkdir(parents=True)
     return place

@@ -1,4 +1,4 @@
-"""Models with what only their weights or projects can say filled into their options."""
+"""Completes the options of models with values from their weights or projects."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from appliance.weights import pipeline, project, voices
 
 
 def completed(home: Path, model: ModelConfig) -> ModelConfig:
-    """``model``, as it can be served; ``home`` is the data folder.
+    """Return ``model`` with complete options; ``home`` is the data folder.
 
     Raises:
-        WeightsError: it cannot be, because its weights or its project are not here, or are not what they
-            should be.
+        WeightsError: its weights or its project are missing or invalid.
     """
     match model:
         case CogModel():

@@ -1,12 +1,13 @@
-"""Run by the Python of a Cog project's own environment, in its folder: finds out what it takes and gives.
+"""Describes the inputs and the output of a Cog project; run with the Python of the project's environment.
 
-Nothing of the appliance is imported here. Arguments: a handler, such as ``predict.py:Predictor``, and the
-file that gets the result as JSON; what the project prints, at any time, is only part of the build's log.
+Runs in the project's folder and imports nothing from the appliance. Arguments: a handler, such as
+``predict.py:Predictor``, and the file to write the result to as JSON. Everything that the project prints goes
+to the build's log.
 
 The schema is the one that ``cog build`` writes (https://github.com/replicate/cog, architecture/02-schema.md),
 read from the loaded module instead of its source text. One thing differs: ``seed: int = Input(default=None)``
-is not required here. ``cog build`` calls it required, but its runtime does without, as older versions of Cog
-did, and many published projects count on that.
+is not required here. ``cog build`` marks it as required, but Cog's runtime accepts predictions without it,
+and many published projects rely on that.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def main(handler: str) -> dict[str, Any]:
 
 
 def notice_defaults(cog: Any) -> list[Any]:
-    """Collect what ``cog.Input`` makes from now on with a default of None that is written down.
+    """Collect the fields that ``cog.Input`` makes from now on with an explicit default.
 
-    Its results do not tell ``Input(default=None)`` from ``Input()``.
+    The fields themselves are the same for ``Input(default=None)`` and ``Input()``.
     """
     with_default: list[Any] = []
     original = cog.Input
@@ -86,13 +87,13 @@ class Describing:
     """Makes JSON Schema of a handler's annotations."""
 
     def __init__(self, cog: Any, with_default: list[Any]) -> None:
-        """``with_default`` is what ``notice_defaults`` gave."""
+        """``with_default`` is the result of ``notice_defaults``."""
         self._cog = cog
         self._with_default = with_default
         self._components: dict[str, Schema] = {}
 
     def interface(self, function: Any, *, bound: bool) -> dict[str, Any]:
-        """What ``function`` takes and gives; one that is ``bound`` has ``self`` first."""
+        """The input and output schemas of ``function``; if ``bound``, its first parameter is ``self``."""
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[bound:]
         properties: dict[str, Schema] = {}
@@ -117,7 +118,7 @@ class Describing:
     # -- inputs
 
     def _input(self, parameter: inspect.Parameter, hint: Any) -> tuple[Schema, bool]:
-        """One input as JSON Schema, and whether it must be given."""
+        """The JSON Schema of one input, and whether the input is required."""
         name, default = parameter.name, parameter.default
         field = default if isinstance(default, self._cog.input.FieldInfo) else self._cog.input.FieldInfo()
         if field is default:
@@ -163,7 +164,7 @@ class Describing:
         return {"anyOf": [{**variant, **marked} for variant in variants]}, nullable
 
     def _value(self, hint: Any, *, inside: bool = False) -> Schema:
-        """The JSON Schema of an input's type that is no union; ``inside`` a list there is no list."""
+        """The JSON Schema of an input's type that is not a union; ``inside`` a list, a list is refused."""
         hint, opaque = self._unwrapped(hint)
         if opaque:
             return opaque_schema(hint)
@@ -199,7 +200,7 @@ class Describing:
         )
 
     def _unwrapped(self, hint: Any) -> tuple[Any, bool]:
-        """A type without what Annotated says of it, and whether that is ``cog.Opaque``."""
+        """The type inside ``Annotated``, and whether its metadata has ``cog.Opaque``."""
         opaque = False
         while typing.get_origin(hint) is typing.Annotated:
             hint, *said = typing.get_args(hint)
@@ -207,7 +208,7 @@ class Describing:
         return hint, opaque
 
     def _check(self, field: Any, kind: Schema) -> None:
-        """Raise ``ValueError`` for a rule that this type cannot have."""
+        """Raise ``ValueError`` for a rule that this type does not support."""
         rules = (field.ge, field.le, field.min_length, field.max_length, field.regex, field.choices)
         if "anyOf" in kind and any(rule is not None for rule in rules):
             raise ValueError("choices and bounds are not supported where several types are taken")
@@ -216,7 +217,7 @@ class Describing:
             raise ValueError("accept is only for Path and File")
 
     def _choices(self, name: str, choices: Any, kind: Schema) -> Schema:
-        """Choices become a component of its own."""
+        """Make choices a separate component, and return a reference to it."""
         self._components[name] = {
             "title": name,
             "type": kind.get("items", kind)["type"],
@@ -228,7 +229,7 @@ class Describing:
     # -- output
 
     def _output(self, hint: Any, within: tuple[Any, ...]) -> Schema:
-        """The JSON Schema of what is given; ``within`` are the classes whose fields are being described."""
+        """The JSON Schema of an output; ``within`` are the enclosing classes, to stop at recursive ones."""
         hint, opaque = self._unwrapped(hint)
         if is_union(hint):
             raise ValueError("an output must not be optional, or of one of several types")
@@ -255,17 +256,17 @@ class Describing:
         return self._scalar(hint)
 
     def _fields(self, hint: Any) -> dict[str, bool | None] | None:
-        """The fields of a class of objects, and whether each must be there; None: its type says so.
+        """The fields of a class, and whether each is required; None: it is unless its type is optional.
 
-        None for what is no such class.
+        None instead of a dictionary if ``hint`` is not a class with fields.
         """
         if is_typed_dict(hint):
             return {name: name in hint.__required_keys__ for name in hint.__annotations__}
         if not inspect.isclass(hint):
             return None
-        if hasattr(hint, "model_fields"):  # of pydantic
+        if hasattr(hint, "model_fields"):  # pydantic 2
             return {name: None if field.is_required() else False for name, field in hint.model_fields.items()}
-        if hasattr(hint, "__fields__"):  # of pydantic before its version 2
+        if hasattr(hint, "__fields__"):  # pydantic 1
             return {name: None if field.required else False for name, field in hint.__fields__.items()}
         if dataclasses.is_dataclass(hint):
             unset = dataclasses.MISSING
@@ -283,7 +284,7 @@ class Describing:
         required = []
         for name, needed in fields.items():
             kind, said = hints[name], needed
-            while typing.get_origin(kind) in QUALIFIERS:  # of a TypedDict; strings are resolved only now
+            while typing.get_origin(kind) in QUALIFIERS:  # of a TypedDict's key, resolved only here
                 said = QUALIFIERS[typing.get_origin(kind)]
                 (kind,) = typing.get_args(kind)
             kind, opaque = self._unwrapped(kind)
@@ -301,7 +302,7 @@ class Describing:
 
 
 def qualifiers() -> dict[Any, bool]:
-    """What marks a key of a TypedDict, and whether it must be there; ``typing`` has it since Python 3.11."""
+    """The qualifiers of TypedDict keys, and whether the key is required; in ``typing`` since Python 3.11."""
     found = {}
     for module in ("typing", "typing_extensions"):
         place = importlib.import_module(module) if importlib.util.find_spec(module) else None
@@ -315,40 +316,40 @@ QUALIFIERS = qualifiers()
 
 
 def titled(name: str) -> str:
-    """The name as Cog shows it."""
+    """The title that Cog makes of a name."""
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
 def is_union(hint: Any) -> bool:
-    """Whether a type is one of several; the second way of writing it is Python 3.10's."""
+    """Whether a type is a union, written as ``Union`` or with ``|``."""
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def alternatives(hint: Any) -> tuple[list[Any], bool]:
-    """The types that a value may be of, and whether it may be None."""
+    """The members of a union without None, or the type itself, and whether None is allowed."""
     members = typing.get_args(hint) if is_union(hint) else (hint,)
     kinds = [member for member in members if member is not NONE]
     return kinds, len(kinds) < len(members)
 
 
 def is_typed_dict(hint: Any) -> bool:
-    """Whether it is a TypedDict, of ``typing`` or of ``typing_extensions``."""
+    """Whether a type is a TypedDict of ``typing`` or ``typing_extensions``."""
     return inspect.isclass(hint) and issubclass(hint, dict) and hasattr(hint, "__required_keys__")
 
 
 def is_dict(hint: Any) -> bool:
-    """Whether it is a mapping of any sort."""
+    """Whether a type is a ``dict`` or a TypedDict."""
     return dict in (hint, typing.get_origin(hint)) or is_typed_dict(hint)
 
 
 def opaque_schema(hint: Any) -> Schema:
-    """The JSON Schema of what Cog passes on unseen: objects, or a list of them."""
+    """The JSON Schema of an opaque value, which Cog passes on unchecked: an object or a list of objects."""
     is_list = list in (hint, typing.get_origin(hint))
     return {"type": "array", "items": dict(OBJECT)} if is_list else dict(OBJECT)
 
 
 def plain(value: Any) -> Any:
-    """A default or a choice as JSON; ``NOTHING`` for what JSON has no word for."""
+    """A default or a choice as JSON; ``NOTHING`` for NaN and infinite numbers."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -364,7 +365,7 @@ def plain(value: Any) -> Any:
 
 if __name__ == "__main__":
     Path(sys.argv[2]).write_text(json.dumps(main(sys.argv[1])), encoding="utf-8")
-    with contextlib.suppress(Exception):  # the project may have put anything in their place
+    with contextlib.suppress(Exception):  # the project may have replaced the streams
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(0)  # not to wait for threads of the project, nor run what it does at exit
+    os._exit(0)  # skips the project's threads and exit handlers

@@ -1,4 +1,4 @@
-"""Whatever reading one model's files makes Python raise, as an error of that model: the others are served."""
+"""Turns any exception while reading one model's files into an error of that model only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def faults_of(model: str) -> Iterator[None]:
-    """Raise what goes wrong inside as a ``WeightsError`` that names ``model``; our own errors pass.
+    """Raise exceptions of the block as a ``WeightsError`` that names ``model``, except ``ApplianceError``.
 
-    Files of models come from anywhere, and libraries that parse them raise more than they document: a deeply
-    nested JSON file ends in ``RecursionError``, for one.
+    Files of models are untrusted, and libraries that parse them raise undocumented exceptions: a deeply nested
+    JSON file, for example, raises ``RecursionError``.
     """
     try:
         yield

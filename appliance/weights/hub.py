@@ -56,7 +56,7 @@ def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...] = ("*.saf
         LocalEntryNotFoundError,
         httpx.HTTPError,
         OSError,
-        ImportError,  # for a SOCKS proxy in the environment a further library is needed
+        ImportError,  # a SOCKS proxy in the environment needs another library
     ) as error:
         first = str(error).partition("\n")[0]
         raise WeightsError(

@@ -79,7 +79,7 @@ def client(url: str) -> httpx.Client:
             headers=encodings.IDENTITY,
             event_hooks={"response": [encodings.refuse]},
         )
-    except (ImportError, ValueError) as error:  # it is of a kind that needs a library, or none
+    except (ImportError, ValueError) as error:  # a library for the proxy is missing, or its URL is wrong
         raise WeightsError(
             f"{host} cannot be reached over the proxy of http_proxy, https_proxy or ALL_PROXY: {error}; "
             f"name an HTTP proxy, or exempt {host} with no_proxy"

@@ -1,4 +1,4 @@
-"""Modules of ours that Python imports at its start in the environment of a Cog project."""
+"""Modules of the appliance that are copied into the environment of a Cog project and imported at start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MODULES: Final = ("cog_shims", "cog_worker")
 
 
 def lend(environment: Path) -> None:
-    """Put them there as they are today; an environment may be older than this appliance, and in use.
+    """Copy the current modules; the environment may be in use, and built by an older appliance.
 
     Raises:
         WeightsError: there is no such environment.

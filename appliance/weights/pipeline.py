@@ -70,7 +70,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def completed(model: DiffusersModel, home: Path) -> DiffusersModel:
-    """``model`` with what its weights say filled into its options.
+    """Return ``model`` with its options completed from its weights.
 
     Raises:
         WeightsError: they say nothing that can be served.

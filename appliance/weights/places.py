@@ -62,10 +62,10 @@ def folder(home: Path, model: ModelConfig) -> Path:
 
 
 def present(home: Path, model: ModelConfig) -> bool:
-    """Whether the weights can be used without pulling; a pulled folder exists only when it is whole.
+    """Whether the weights are complete on disk; a downloaded folder exists only when it is complete.
 
     Raises:
-        WeightsError: what tells them from others cannot be read.
+        WeightsError: the files that identify the weights cannot be read.
     """
     with faults_of(model.name):
         return folder(home, model).exists()

@@ -43,7 +43,7 @@ COG: Final = "0.23.1"
 #: What else makes a build another one: how it is made here.
 _FORMAT: Final = 4
 DESCRIPTION: Final = "build.json"
-#: Lines of a build's log that say what is done next begin with it; the others are what tools print.
+#: Prefix of lines in a build's log that name the next step; the other lines are output of tools.
 STEP: Final = "==> "
 PROJECT: Final = "project"
 TRAINING: Final = "training"
@@ -53,8 +53,8 @@ _LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv"
 _TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
 _TAIL: Final = 2000  # characters of what a command said that are passed on
 _PIPE: Final = 65536  # bytes that a pipe holds
-_LOOK: Final = 500  # milliseconds between looks at a process that prints nothing
-#: Keys of cog.yaml that are used here, and what they hold.
+_LOOK: Final = 500  # milliseconds between checks of a process that prints nothing
+#: Keys of cog.yaml that are used here, and their types.
 _KINDS: Final[dict[str, type]] = {
     "build": dict,
     "build.python_packages": list,
@@ -68,7 +68,7 @@ _KIND_NAMES: Final = {dict: "a mapping", list: "a list", str: "text", int: "a wh
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
-    """Where the project is built, or will be."""
+    """The folder of the project's build, which may not exist yet."""
     assert isinstance(model, CogModel), "only a Cog model is a project"
     if isinstance(model.options, BuiltCogOptions):
         return Path(model.options.build)
@@ -76,12 +76,12 @@ def folder(home: Path, model: ModelConfig) -> Path:
 
 
 def content(build: Path) -> str:
-    """What tells the project of a build from any other."""
+    """The hash that identifies the project of a build."""
     return build.name.partition("-")[0]
 
 
 def _source(home: Path, model: CogModel) -> Path:
-    """Where the project itself is; one in a repository that is not fetched is nowhere yet."""
+    """The folder of the project's source, which does not exist before its repository is fetched."""
     source = model.source
     return checkout.project(home, source) if isinstance(source, GitSource) else source.path
 
@@ -92,10 +92,10 @@ def python(build: Path) -> Path:
 
 
 def described(build: Path) -> dict[str, Any]:
-    """What was found out when it was built.
+    """The description that was stored when the project was built.
 
     Raises:
-        WeightsError: it is not built, or not whole any more.
+        WeightsError: the project is not built, or the build is damaged.
     """
     try:
         found: dict[str, Any] = json.loads((build / DESCRIPTION).read_bytes())
@@ -149,7 +149,7 @@ def sweep(home: Path) -> None:
 
 
 def _runs(pid: str) -> bool:
-    """Whether there is such a process, and it is more than an entry that nobody has reaped yet."""
+    """Whether the process runs; a zombie does not."""
     try:
         return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -161,10 +161,12 @@ def _silent(_: str) -> None:
 
 
 def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> Path:
-    """Make the project runnable; does nothing if it is. ``say`` is told of each step, and what tools print.
+    """Build the project unless it is built already, and return the build's folder.
+
+    ``say`` gets a line for each step, and the output of tools.
 
     Raises:
-        WeightsError: it cannot be; the text is what the tool said.
+        WeightsError: the build failed; the text is the tool's output.
     """
     if isinstance(model.source, GitSource):
         say(f"{STEP}fetching {model.source.git}")
@@ -195,10 +197,10 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
 
 
 def _settings(name: str, project: Path) -> dict[str, Any]:
-    """``cog.yaml``.
+    """The content of ``cog.yaml``.
 
     Raises:
-        WeightsError: there is none, it says nothing about what to run, or a key is not what it should be.
+        WeightsError: the file is missing, names no handler, or has a key of the wrong type.
     """
     file = project / "cog.yaml"
     if not file.exists():
@@ -228,7 +230,7 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     venv = [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)]
     _run(name, venv, build, say)
     packages = [f"cog=={COG}", *map(str, wanted.get("python_packages") or ())]
-    # A file takes what may stand in a file of requirements, "-e ./package" too.
+    # Passed in a file, so that every line of a requirements file is allowed, such as "-e ./package".
     (build / _PACKAGES).write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
     requirements = ["--requirement", str(build / _PACKAGES)]
     if wanted.get("python_requirements"):
@@ -236,7 +238,7 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
         requirements += ["--requirement", str(build / PROJECT / wanted["python_requirements"])]
     say(f"{STEP}installing {' '.join(packages)}")
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
-    _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from there
+    _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from here
     lend(environment)
     _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()], say)
 
@@ -247,7 +249,7 @@ def _site_packages(build: Path) -> Path:
 
 
 def _renamed(build: Path, target: Path) -> None:
-    """Have editable packages, which name the folder that they were installed from, name what it becomes."""
+    """Replace the path of the unfinished build in editable packages by the path of the finished build."""
     packages = _site_packages(build)
     for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
         for file in packages.glob(pattern):
@@ -286,9 +288,9 @@ def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[s
 
 
 def _asked(name: str, handler: str, build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """What the project says of a handler.
+    """The description of a handler by ``describe_cog.py``.
 
-    It says it in a file: whatever it prints, while it is imported or at exit, is part of the build's log.
+    The description comes in a file, because everything that the project prints goes to the build's log.
     """
     script = Path(__file__).with_name("describe_cog.py")
     with tempfile.TemporaryDirectory() as folder:
@@ -337,13 +339,13 @@ def _publish_schema(interface: dict[str, Any], project: Path) -> None:
 
 
 def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -> None:
-    """Run a command; ``say`` gets each line that it prints. What it has started and left running is killed.
+    """Run a command; ``say`` gets each line of its output. Child processes that it leaves running are killed.
 
     Raises:
-        WeightsError: it failed, with the end of what it printed, or took too long.
+        WeightsError: the command failed (with the end of its output), or took too long.
     """
     variables = without_secrets()
-    variables.pop("VIRTUAL_ENV", None)  # the project has an environment of its own
+    variables.pop("VIRTUAL_ENV", None)  # the project has its own environment
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -372,12 +374,12 @@ def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
-    """What a process prints until it ends, by lines; long ones are cut in parts.
+    """Yield the lines that a process prints until it ends; long lines are split.
 
-    Processes that it has started may hold the pipe open for ever: they are not waited for.
+    Child processes may hold the pipe open for ever, so the end of the pipe is not waited for.
 
     Raises:
-        TimeoutError: it is later than ``deadline``, of ``time.monotonic``.
+        TimeoutError: ``deadline`` (of ``time.monotonic``) has passed.
     """
     assert process.stdout is not None, "it was started with a pipe"
     os.set_blocking(process.stdout.fileno(), False)

@@ -16,6 +16,6 @@ def found(folder: Path) -> tuple[str, ...]:
 
 
 def completed(model: PiperModel, home: Path) -> PiperModel:
-    """``model`` with the voices that are there filled into its options."""
+    """Return ``model`` with its options completed by the voices in its folder."""
     told = model.options.model_dump() | {"found": found(places.folder(home, model))}
     return model.model_copy(update={"options": FoundPiperOptions.model_validate(told)})

@@ -52,10 +52,10 @@ def _is_variant(file: Path, names: Iterable[str]) -> bool:
 
 
 def _numbers(file: Path) -> int | None:
-    """How many numbers a safetensors file holds, by its header; None of other files, and broken ones.
+    """Number of parameters in a safetensors file, from its header; None for other or damaged files.
 
     Raises:
-        WeightsError: its header is nested so deeply that nobody could read it.
+        WeightsError: its header is nested too deeply to be parsed.
     """
     if file.suffix != ".safetensors":
         return None

@@ -66,7 +66,7 @@ async def _together(read: Read, streams: int, salt: str) -> tuple[float, float]:
 
 
 async def lines(reply: httpx.Response) -> AsyncIterator[str]:
-    """Lines that end in line feeds; httpx's end at characters too that a model may say."""
+    """Lines of a response, split at line feeds only; httpx also splits at characters of a model's output."""
     rest = b""
     async for part in reply.aiter_bytes():
         *whole, rest = (rest + part).split(b"\n")

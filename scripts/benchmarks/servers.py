@@ -274,7 +274,7 @@ def _kill_group(pid: int) -> None:
 
 
 def lines(reply: httpx.Response) -> Iterator[str]:
-    """Lines that end in line feeds; httpx's end at characters too that a model may say."""
+    """Lines of a response, split at line feeds only; httpx also splits at characters of a model's output."""
     rest = b""
     for part in reply.iter_bytes():
         *whole, rest = (rest + part).split(b"\n")

@@ -103,7 +103,7 @@ def cards_of(
 
 
 def card_of_not_served(model: dict[str, str]) -> str:
-    """A model that cannot be served as HTML, with the reason."""
+    """HTML card of a model that cannot be served, with the reason."""
     name, problem = html.escape(model["name"]), html.escape(model["problem"])
     return (
         f'<div class="card"><div class="said"><h3>{name}</h3><p>{problem}</p>'

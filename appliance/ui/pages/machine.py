@@ -134,9 +134,9 @@ def render_devices(status: Mapping[str, Any]) -> str:
 
 
 def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
-    """HTML of the models with their queues, and of those that cannot be served.
+    """HTML of the models with their queues, and of models that cannot be served.
 
-    ``known`` is what the residency's report tells of each.
+    ``known`` maps names of models to their entries in ``GET /admin/residency``.
     """
     rows = [
         [
