@@ -113,7 +113,7 @@ class Connection(HttpToolsProtocol):
             self._since, self._window = now, 0
         elif now - self._since >= PATIENCE:
             if self._window < PROGRESS:
-                self.end(f"The request body brought under {PROGRESS:,} bytes within {PATIENCE:g} s")
+                self.end(f"Under {PROGRESS:,} bytes of the request body arrived within {PATIENCE:g} s")
             self._since, self._window = now, 0
 
     def end(self, why: str) -> None:
@@ -168,7 +168,7 @@ def look(connections: Iterable[Any], now: float, trusted: Callable[[str], bool])
     for client, found in slow.items():
         if len(found) > MOST_SLOW and not trusted(client):
             found.sort(key=lambda one: one[0])
-            why = f"Over {MOST_SLOW} requests of {client} are slow to arrive: send fewer at once"
+            why = f"Over {MOST_SLOW} requests from {client} arrive slowly: send fewer at once"
             for _, connection in found[:-MOST_SLOW]:
                 connection.end(why)
 

@@ -259,7 +259,7 @@ async def run(settings: Settings, node: RayNode, listener: Listener, console: Co
         kill_marked(HOME_MARK, str(settings.home))
         if stop.is_set() or not ready.is_set():
             raise
-        _log.error("%s; everything is started anew, and takes up what was accepted", error.detail)
+        _log.error("%s; restarting the appliance, which continues accepted predictions", error.detail)
         return _START_ANEW
     finally:
         tail.cancel()
@@ -306,7 +306,7 @@ async def _until_stopped(
     console.print(f"draining; running predictions get up to {patience:g} s", highlight=False)
     left = await node.drain_gateway(patience)
     if left:
-        console.print(f"{left} predictions are taken up at the next start")
+        console.print(f"{left} predictions will run at the next start")
 
 
 def _scheme(settings: Settings) -> str:

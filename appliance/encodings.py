@@ -82,4 +82,4 @@ class Decoder:
             ValueError: the data is truncated.
         """
         if self._gzip is not None and not self._gzip.eof:
-            raise ValueError("its gzip data breaks off")
+            raise ValueError("its gzip data is truncated")

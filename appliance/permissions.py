@@ -27,8 +27,8 @@ def tighten(home: Path) -> None:
     kept = sum(not _close(path) for path in (home, *_content(home)))
     if kept:
         _log.warning(
-            "%d files of the data folder %s stay open to other users because they belong to another one: "
-            "have their owner take these permissions away (chmod -R go= %s)",
+            "%d files of the data folder %s stay open to other users because another user owns them: "
+            "have their owner run chmod -R go= %s",
             kept,
             home,
             home,

@@ -169,7 +169,7 @@ class Pushes:
         except WeightsError as error:
             await self._end(build.id, status="failed", error=error.detail)
         except (StoreError, OSError) as error:
-            _log.error("build %s of %s is lost: %s", build.id, build.model, error)
+            _log.error("build %s of %s failed: %s", build.id, build.model, error)
             full = DiskFull.caused(error)
             reason = DiskFull().detail if full else f"it could not be made or stored: {error}"
             await self._end(build.id, status="failed", error=reason)

@@ -86,4 +86,4 @@ class Supervised:
                     await self._spawn()
                     break
                 except OSError as error:  # no memory for a process, no space for its log
-                    _log.error("the %s could not be started, it is tried again: %s", self._name, error)
+                    _log.error("the %s could not be started, trying again: %s", self._name, error)

@@ -85,8 +85,8 @@ async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
     ``files`` is how many bytes all its files may have together.
 
     Raises:
-        BodyTooLarge: the form says that it is larger than ``files`` and ``FIELDS`` allow, or is.
-        MalformedBody: it is no such form, breaks off, or has too many parts.
+        BodyTooLarge: the form, or its ``Content-Length``, is over ``files`` plus ``FIELDS`` bytes.
+        MalformedBody: the body is not a multipart form, is truncated, or has too many parts.
     """
     requests.check_encoding(request)
     if requests.content_length(request) > files + FIELDS:
@@ -126,16 +126,16 @@ async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
     except ClientDisconnect as error:
         raise MalformedBody("the connection closed before the body was complete") from error
     if not collector.complete:
-        raise MalformedBody("The form breaks off before its last boundary")
+        raise MalformedBody("The form ends before its last boundary")
 
 
 def too_long() -> MalformedBody:
     """The error for a form that has more than ``FIELDS`` bytes without the content of its files."""
-    return MalformedBody(f"The fields of the form beside its files are over {FIELDS:,} bytes")
+    return MalformedBody(f"The fields of the form other than its files are over {FIELDS:,} bytes")
 
 
 def _too_large(files: int) -> BodyTooLarge:
     return BodyTooLarge(
         f"The form is over {files + FIELDS:,} bytes: its files may have {files:,} together "
-        f"(files.max_upload in models.yaml), and everything else {FIELDS:,}"
+        f"(files.max_upload in models.yaml), and its other fields {FIELDS:,}"
     )

@@ -32,12 +32,12 @@ def _group() -> None:
 def link(
     id: Annotated[str, typer.Argument(help="The upload, as GET /v1/files lists it.")],
     hours: Annotated[
-        float, typer.Option(min=0, callback=finite, help="For how long the address is valid.")
+        float, typer.Option(min=0, callback=finite, help="Hours for which the URL is valid.")
     ] = 1.0,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Print an address at which anyone can download the file until its time is over; it needs no token."""
+    """Print a URL at which anyone can download the file without a token while the URL is valid."""
     from appliance import files
 
     async def signed(store: SQLiteStore) -> str:

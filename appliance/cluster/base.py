@@ -29,7 +29,7 @@ async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILEN
             waited += silence
             _log.warning(
                 "runner replica %s has not answered for %.1f s, and no model can be loaded there: unless the "
-                "machine is busy, see whether a firewall keeps its processes from its own address",
+                "machine is busy, check whether a firewall blocks connections to its own IP address",
                 replica,
                 waited,
             )

@@ -108,13 +108,13 @@ class RayNode:
                 _temp_dir=str(self.temp / "ray"),
             )
             await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))
-        except Exception as error:  # bare ones, too, are what Ray raises
+        except Exception as error:  # Ray also raises bare Exceptions
             self._refused = True
             reason = str(error) or "Serve did not answer in time"
             raise ApplianceError(
-                f"Ray did not start: {reason}; its logs, if it wrote any, are below {self.temp}. If it had "
-                "too little time, start again once the machine has less to do; if its folder does not suit "
-                "it, set TMPDIR to another folder, with a short path"
+                f"Ray did not start: {reason}; its logs, if there are any, are below {self.temp}. If it had "
+                "too little time, start again when the machine is less busy. If it cannot use that folder, "
+                "set TMPDIR to another folder with a short path"
             ) from error
 
     async def run_gateway(

@@ -178,7 +178,7 @@ class CogRunner:
             while (name := await self._asked(body, heard)) == _BUSY:
                 await self._until_free()
             if name not in _LAST:
-                self._died("it broke off in the middle of a prediction")
+                self._died("it closed the connection in the middle of a prediction")
         except httpx.HTTPError as error:
             self._died(f"it does not answer: {error}")
         except Exception as error:  # noqa: BLE001  # after any error ``run`` must stop waiting

@@ -20,9 +20,9 @@ Durability = Literal["full", "normal"]
 BUSY_TIMEOUT: Final = 5.0  # seconds
 
 _REMEDIES: Final = {
-    sqlite3.SQLITE_CORRUPT: "the file is damaged: put a copy of your own in its place, or move it and its"
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup, or move it and its"
     " -wal and -shm files away to start empty (`sqlite3 FILE .recover` may save what is in it)",
-    sqlite3.SQLITE_NOTADB: "the file is not a database: put a copy of your own in its place, or move it and"
+    sqlite3.SQLITE_NOTADB: "the file is not a database: restore it from a backup, or move it and"
     " its -wal and -shm files away to start empty",
     sqlite3.SQLITE_BUSY: "another process has been writing for too long: try again",
     sqlite3.SQLITE_READONLY: "it cannot be written: check the owner of the data folder",
@@ -100,9 +100,8 @@ def _check_whole(path: Path) -> None:
         expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
     if size < expected:
         raise StoreError(
-            f"{path}: the file is cut off: it has {size:,} bytes, too few for the database it was; nothing in"
-            " it was changed: put a copy of your own in its place, or move it and its -wal and -shm files"
-            " away to start empty"
+            f"{path}: the file is truncated: it has {size:,} bytes, fewer than the database had; it was not"
+            " changed: restore it from a backup, or move it and its -wal and -shm files away to start empty"
         )
 
 

@@ -66,7 +66,7 @@ class Bodies:
         taken = await asyncio.to_thread(_taken, self._folder) + self._arriving
         if taken + expected > self._files.quota:
             raise NoRoom(
-                f"Files that were picked in the pages take {taken:,} of {self._files.quota:,} bytes "
+                f"Files uploaded in the UI take {taken:,} of {self._files.quota:,} bytes "
                 "(files.quota in models.yaml): try again later"
             )
         self._arriving += expected
@@ -82,7 +82,7 @@ class Bodies:
             ApplianceError: this user, route or body may not upload files.
         """
         if not request.url.path.endswith("/upload"):
-            raise NotFound("Forms with files are not taken here.")
+            raise NotFound("Forms with files are not accepted at this path.")
         if not known.may_run:
             raise PermissionDenied(f'This token has the scope "{known.scope}"; this needs "run".')
         if not _BOUNDARY.search(request.headers["content-type"]):
@@ -95,7 +95,7 @@ class Bodies:
 
     def _too_large(self) -> ApplianceError:
         return BodyTooLarge(
-            f"Files that are picked at once must be less than {self._files.max_upload:,} bytes together "
+            f"Files uploaded at the same time must have fewer than {self._files.max_upload:,} bytes together "
             "(files.max_upload in models.yaml)"
         )
 

@@ -196,7 +196,7 @@ class Describing:
             return dict(OBJECT)
         raise ValueError(
             f"the type {getattr(hint, '__name__', hint)} is not supported; "
-            "Annotated[..., cog.Opaque] takes and gives it as a JSON object"
+            "Annotated[..., cog.Opaque] passes it as a JSON object"
         )
 
     def _unwrapped(self, hint: Any) -> tuple[Any, bool]:
@@ -211,7 +211,7 @@ class Describing:
         """Raise ``ValueError`` for a rule that this type does not support."""
         rules = (field.ge, field.le, field.min_length, field.max_length, field.regex, field.choices)
         if "anyOf" in kind and any(rule is not None for rule in rules):
-            raise ValueError("choices and bounds are not supported where several types are taken")
+            raise ValueError("choices and bounds are not supported for several types")
         is_file = "uri" in (kind.get("format"), kind.get("items", {}).get("format"))
         if getattr(field, "accept", None) is not None and not is_file:
             raise ValueError("accept is only for Path and File")
@@ -245,7 +245,7 @@ class Describing:
             return {"type": "array", "items": items, "x-cog-array-type": "iterator"}
         if origin in (self._cog.ConcatenateIterator, self._cog.AsyncConcatenateIterator):
             if arguments != (str,):
-                raise ValueError("what is concatenated must be str")
+                raise ValueError("a ConcatenateIterator must yield str")
             display = {"x-cog-array-type": "iterator", "x-cog-array-display": "concatenate"}
             return {"type": "array", "items": {"type": "string"}, **display}
         fields = self._fields(hint)
@@ -290,7 +290,7 @@ class Describing:
             kind, opaque = self._unwrapped(kind)
             members, nullable = alternatives(kind)
             if len(members) != 1:
-                raise ValueError(f"the field {name} of {hint.__name__} is of one of several types")
+                raise ValueError(f"the field {name} of {hint.__name__} must not be of one of several types")
             described = opaque_schema(members[0]) if opaque else self._output(members[0], (*within, hint))
             properties[name] = {**described, "title": titled(name)}
             if nullable:

@@ -15,8 +15,8 @@ _log = logging.getLogger(__name__)
 def faults_of(model: str) -> Iterator[None]:
     """Raise exceptions of the block as a ``WeightsError`` that names ``model``, except ``ApplianceError``.
 
-    Files of models are untrusted, and libraries that parse them raise undocumented exceptions: a deeply nested
-    JSON file, for example, raises ``RecursionError``.
+    Files of models are untrusted, and libraries that parse them raise undocumented exceptions: a deeply
+    nested JSON file, for example, raises ``RecursionError``.
     """
     try:
         yield

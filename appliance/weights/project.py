@@ -183,7 +183,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
     try:
         shutil.copytree(project, unfinished / PROJECT, ignore=_LEFT_OUT)
         _install(model.name, settings, unfinished, say)
-        say(f"{STEP}asking the project what it takes and gives")
+        say(f"{STEP}reading the inputs and the output of the project")
         description = _describe(model.name, settings, unfinished, say)
         _publish(description, unfinished)
         _renamed(unfinished, target)
@@ -269,7 +269,7 @@ def _tell_missing(name: str, packages: list[str], say: Callable[[str], None]) ->
 
 
 def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Ask the project what it takes and gives: this runs its code."""
+    """Find the inputs and the output of the project. This runs its code."""
     handler = str(settings.get("run", settings.get("predict")))
     description = _asked(name, handler, build, say)
     if isinstance(settings.get("train"), str):
@@ -301,7 +301,7 @@ def _asked(name: str, handler: str, build: Path, say: Callable[[str], None]) -> 
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"model {name}: its Cog project cannot be built: "
-                f"the program ended while {handler} was imported, before it said what it takes"
+                f"the program ended while {handler} was imported, before its inputs were known"
             ) from error
     return found
 

@@ -1,1 +1,1 @@
-"""Faults put into real appliances, and what became of all they had accepted."""
+"""Fault injection into real appliances, with counts of lost and wrong predictions and files."""

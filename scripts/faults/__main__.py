@@ -30,25 +30,25 @@ _COLUMNS: Final = ("accepted", "ended", "wrong", "lost")
 
 
 class Result(NamedTuple):
-    """What came of one case."""
+    """The result of one case."""
 
     case: str
     tally: Tally
-    seconds: float | None  # to recover
+    seconds: float | None  # seconds to recover; None: it did not recover
     skipped: str | None  # why it was not run
 
     @property
     def good(self) -> bool:
-        """Whether nothing was wrong or lost, and it serves again."""
+        """Whether nothing was wrong or lost, and the appliance recovered or gave a reason not to start."""
         return not self.tally.wrong and not self.tally.lost and (self.seconds is not None or self.refused)
 
     @property
     def refused(self) -> bool:
-        """Whether it was skipped, or the appliance said why it does not start and so accepted nothing."""
+        """Whether the case was skipped, or the appliance gave a reason not to start and accepted nothing."""
         return self.skipped is not None or (not self.tally.accepted and bool(self.tally.notes))
 
     def report(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as a JSON object."""
         counts = {name: getattr(self.tally, name) for name in (*_COLUMNS, "repeated")}
         return {
             "case": self.case,
@@ -60,10 +60,10 @@ class Result(NamedTuple):
 
 
 class Campaign:
-    """Runs cases one after the other; those that can share an appliance, until one of them spoils it."""
+    """Runs cases in order. Cases that can share an appliance do so until one of them fails."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
-        """``folder`` takes the data folders."""
+        """``folder`` is where the data folders are created."""
         self._settings = settings
         self._folder = folder
         self._ground: Ground | None = None
@@ -71,7 +71,7 @@ class Campaign:
         self._number = 0
 
     def run(self, case: Case) -> Result:
-        """Put the fault, and count."""
+        """Run one case: inject its fault, and count."""
         tally = Tally()
         try:
             if case.own is not None:
@@ -82,7 +82,7 @@ class Campaign:
             result = Result(case.name, tally, case.shared(ground, self._settings, tally), None)
         except Skipped as reason:
             return Result(case.name, tally, None, str(reason))
-        except (AssertionError, httpx.HTTPError, psutil.Error) as error:  # what was waited for has not come
+        except (AssertionError, httpx.HTTPError, psutil.Error) as error:  # a wait timed out or a call failed
             tally.lost += 1
             tally.note(" ".join(str(error).strip().splitlines()[-1:]) or type(error).__name__)
             result = Result(case.name, tally, None, None)
@@ -91,7 +91,7 @@ class Campaign:
         return result
 
     def close(self) -> None:
-        """End the appliance that cases share."""
+        """End the shared appliance."""
         if self._ground is not None:
             self._ground.close()
             self._ground = None
@@ -113,38 +113,34 @@ class Campaign:
 
 
 def main() -> int:
-    """Run what is asked for; returns the exit code."""
+    """Run the cases of the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/campaign",
         description="Starts real appliances with small models, kills and stops each of their processes "
-        "in each state, takes disk, clock, weights, database and file descriptors away, and counts what "
-        "was accepted, what ended, what ended wrong and what was lost. Exit status 1 if anything was wrong "
-        "or lost.",
-        epilog="wrong: a prediction ended with another output than was asked for, its webhook or the usage "
-        "says otherwise than its record, or a file has another content. lost: it was accepted, and neither "
-        "ended nor failed with a reason, or its end was never told. Seconds to recover are counted from the "
-        "end of the fault until a new prediction succeeds; a driver that has ended is started again. "
-        "docs/campaign.md says what has been found.",
+        "in each state, breaks disk, clock, weights, database and file descriptors, and counts the "
+        "predictions and files that were accepted, ended, wrong and lost. Exit status 1 if anything was "
+        "wrong or lost, or an appliance did not recover.",
+        epilog="wrong: a prediction has an unexpected output, its webhook or usage contradicts its record, "
+        "or the content of a file changed. lost: an accepted prediction did not end, or failed without a "
+        "reason, or its last webhook never arrived, or an accepted file is gone. Seconds to recover are "
+        "counted from the end of the fault until a new prediction succeeds; a driver that has ended is "
+        "started again. docs/campaign.md has the results so far.",
     )
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument(
         "--cases", metavar="PATTERN", action="append", help='such as "gateway/*" or "*/stop/*"'
     )
-    parser.add_argument(
-        "--short", action="store_true", help="a handful of cases, less of each: under a minute"
-    )
-    parser.add_argument(
-        "--patience", type=float, default=90.0, help="seconds to wait for an end (default: 90)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
+    parser.add_argument("--short", action="store_true", help="six cases with smaller amounts: under a minute")
+    parser.add_argument("--patience", type=float, default=90.0, help="longest wait in seconds (default: 90)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to FILE")
     arguments = parser.parse_args()
     chosen = _chosen(arguments.cases, short=arguments.short)
     if arguments.list:
         print("\n".join(case.name for case in chosen))
         return 0
     if not chosen:
-        parser.error(f"no case is called {' or '.join(arguments.cases)}; --list names them")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no appliance is left behind
+        parser.error(f"no case matches {' or '.join(arguments.cases)}; --list prints the names")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit stops the appliances
     console = Console()
     settings = Settings(arguments.short, arguments.patience, stopped=2.0 if arguments.short else 20.0)
     results: list[Result] = []
@@ -170,7 +166,7 @@ def _campaign(settings: Settings) -> Iterator[Campaign]:
 
 
 def _chosen(patterns: Sequence[str] | None, *, short: bool) -> list[Case]:
-    """In the order of the list, but those that need the pages last, which are started once for them."""
+    """The matching cases in the order of the list; cases that need the UI come last and share one."""
     cases = [case for case in CASES if not short or case.name in SHORT]
     if patterns:
         cases = [case for case in cases if any(fnmatch.fnmatch(case.name, each) for each in patterns)]

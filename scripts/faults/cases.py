@@ -13,20 +13,20 @@ from scripts.faults.states import STATES
 
 
 class Settings(NamedTuple):
-    """How hard and how long."""
+    """Settings of all cases."""
 
     short: bool
-    patience: float  # seconds after which nothing is waited for any more
+    patience: float  # longest wait in seconds
     stopped: float  # seconds that a process is stopped
 
 
 class Case(NamedTuple):
-    """One fault. ``shared`` runs on an appliance that cases share, ``own`` starts its own in a folder."""
+    """One fault. ``shared`` runs on a shared appliance, ``own`` starts a separate one in a folder."""
 
     name: str
     shared: Callable[[Ground, Settings, Tally], float | None] | None = None
     own: Callable[[Path, float, Tally], float | None] | None = None
-    ui: bool = False  # whether it needs the pages
+    ui: bool = False  # whether the case needs the UI
 
 
 def _process(role: str, fault: str, state: str) -> Case:
@@ -68,7 +68,7 @@ CASES: Final = (
     Case("database/empty", own=resources.database_empty),
     Case("descriptors/256", own=resources.few_descriptors),
 )
-#: Those of the short form: one appliance, under a minute.
+#: Cases of ``--short``: one appliance, under a minute.
 SHORT: Final = frozenset(
     {"gateway/kill/running", "host/kill/streaming", "zygote/kill/starting", "replica/stop/webhook",
      "gateway/stop/uploading", "logs/long"}

@@ -1,4 +1,4 @@
-"""One appliance under test, with a receiver of its webhooks, a caller that never rests, and a supervisor."""
+"""One appliance under test, with a webhook receiver, a client that calls all the time, and a supervisor."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ models:
   - {name: test/stream, kind: echo, options: {stream: true, concurrency: 8}}
   - {name: test/slow, kind: echo, options: {startup_delay: 2, concurrency: 8}}
 """
-START: Final = 240.0  # seconds for a start, on a machine that is busy
-_ORPHANS: Final = 10.0  # seconds that processes may outlive their driver
-_CALL: Final = 40.0  # seconds for a call, longer than a process is stopped
+START: Final = 240.0  # seconds for a start on a busy machine
+_ORPHANS: Final = 10.0  # seconds that processes may run on after their driver has ended
+_CALL: Final = 40.0  # timeout of a call in seconds; longer than the fault ``stop``
 
 
 class Served(Appliance):
-    """An appliance with further variables, or run by another command."""
+    """An appliance with additional environment variables, or run by another command."""
 
     further: Mapping[str, str]
 
     @property
     def environment(self) -> dict[str, str]:
-        """See ``Appliance``."""
+        """Variables of ``Appliance``, and the additional ones."""
         return {**super().environment, **self.further}
 
 
 class Ground:
-    """Cases begin here with an appliance that answers; ``close`` leaves no process behind."""
+    """The appliance of a case, ready to serve; ``close`` leaves no process behind."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Ground:
         prefix: tuple[str, ...] = (),
         further: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing runs before ``start``. ``models`` are further entries of models.yaml."""
+        """Nothing runs before ``start``. ``models`` has more entries for models.yaml."""
         home.mkdir(parents=True, exist_ok=True)
         config = home / "models.yaml"
         config.write_text(CONFIG + models)
@@ -62,23 +62,23 @@ class Ground:
         self.appliance.further = further or {}
         self.patience = patience
         self.ledger = Ledger()
-        self.notes: list[str] = []  # what the supervisor had to do
+        self.notes: list[str] = []  # events of the supervisor
         self._exit = contextlib.ExitStack()
         self.receiver: Receiver = self._exit.enter_context(receiving())
 
     def start(self) -> None:
-        """Start it, and make one prediction, so that a model is loaded."""
+        """Start the appliance, and make one prediction, so that a model is loaded."""
         self.appliance.start(START)
         wait_for(self.serves, "the first prediction")
 
     def close(self) -> None:
-        """Kill what is left of it."""
+        """Kill all processes of the appliance."""
         if self.appliance.process is not None:
             self.appliance.kill()
         self._exit.close()
 
     def client(self, timeout: float = _CALL) -> httpx.Client:
-        """A signed-in client with a limit for each call."""
+        """An HTTP client with the appliance's token and a timeout for each call."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
         url = self.appliance.url
         return httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
@@ -86,9 +86,9 @@ class Ground:
     def create(
         self, client: httpx.Client, model: str, output: str | None, *, told: bool = True, **input: Any
     ) -> str | None:
-        """Ask for a prediction whose output is ``output``; None if it was not accepted.
+        """Create a prediction that should have the output ``output``; None if it was not accepted.
 
-        With ``told`` the receiver hears of its end.
+        With ``told``, the receiver gets its last webhook.
         """
         hook = {"webhook": f"{self.receiver.url}/hook", "webhook_events_filter": ["completed"]}
         body = {"version": model, "input": input, **(hook if told else {})}
@@ -103,7 +103,7 @@ class Ground:
         return id
 
     def serves(self) -> bool:
-        """Whether a prediction that is asked for now succeeds soon."""
+        """Whether a new prediction soon succeeds."""
         body = {"version": "test/echo", "input": {"text": "well?"}}
         try:
             with self.client(timeout=15) as client:
@@ -115,20 +115,20 @@ class Ground:
         return reply.status_code == 201 and reply.json()["status"] == "succeeded"
 
     def recovered(self, since: float) -> float | None:
-        """Seconds from ``since`` until a new prediction succeeds; None if that is never.
+        """Seconds from ``since`` until a new prediction succeeds; None if none does within ``patience``.
 
-        A driver that has ended is started again, as a supervisor such as systemd does.
+        A driver that has ended is started again, as systemd would.
         """
         while time.monotonic() < since + self.patience:
             self._supervise()
             if self.serves():
                 return round(time.monotonic() - since, 1)
             time.sleep(0.1)
-        self.notes.append(f"serves nothing {self.patience:g} s after the fault")
+        self.notes.append(f"no prediction succeeds {self.patience:g} s after the fault")
         return None
 
     def check(self, tally: Tally, *, well: bool) -> None:
-        """Count what became of everything that was accepted; ``well``: it serves again."""
+        """Check all accepted predictions and files; ``well`` says whether the appliance has recovered."""
         patience = self.patience if well else 5.0
         files = self.appliance.home / "files"
         with self.client(timeout=30 if well else 2) as client:
@@ -147,18 +147,18 @@ class Ground:
             return
         code = process.returncode
         left = self._left_behind()
-        self.appliance.kill()  # the group as a whole, which is what systemd does
+        self.appliance.kill()  # the whole process group, as systemd does
         more = f", {len(left)} processes left behind ({', '.join(sorted(set(left)))})" if left else ""
         self.notes.append(f"the driver ended with code {code} and was started again{more}")
         try:
             self.appliance.start(START)
         except AssertionError as error:
             last = str(error).strip().splitlines()[-1:]
-            self.notes.append(f"it does not start: {' '.join(last)}")
+            self.notes.append(f"the appliance does not start: {' '.join(last)}")
             time.sleep(1)
 
     def _left_behind(self) -> list[str]:
-        """The names of what still runs a while after the driver has ended."""
+        """The names of processes that still run ``_ORPHANS`` seconds after the driver has ended."""
         deadline = time.monotonic() + _ORPHANS
         while time.monotonic() < deadline:
             if not self.appliance.processes():
@@ -172,10 +172,10 @@ class Ground:
 
 
 class Caller:
-    """Asks for a small prediction again and again while a case goes on; those accepted are in the ledger."""
+    """Makes small predictions during a case; accepted ones are entered in the ledger."""
 
     def __init__(self, ground: Ground, pause: float = 0.2) -> None:
-        """It calls from ``__enter__`` to ``__exit__``."""
+        """Calls are made from ``__enter__`` to ``__exit__``, ``pause`` seconds apart."""
         self._ground = ground
         self._pause = pause
         self._over = threading.Event()

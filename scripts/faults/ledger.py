@@ -1,4 +1,4 @@
-"""What an appliance has accepted, held against what became of it."""
+"""Compares the predictions and files that an appliance accepted with their results."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.accounting import all_predictions, is_quiet, summed, used
 from tests.receiver import Receiver
 
 _OVER: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
-_NOTES: Final = 3  # that a case shows
+_NOTES: Final = 3  # notes shown for one case
 
 T = TypeVar("T")
 
 
 class Expected(NamedTuple):
-    """What is known of a prediction when it is accepted."""
+    """The expected result of an accepted prediction."""
 
-    output: str | None  # joined, if it succeeds; None: not looked at
-    lines: int  # of its logs, at least
-    told: bool  # whether the receiver hears of its end
+    output: str | None  # joined output of a success; None: not checked
+    lines: int  # minimum number of lines in its logs
+    told: bool  # whether the receiver gets its last webhook
 
 
 class Tally:
@@ -35,20 +35,20 @@ class Tally:
     def __init__(self) -> None:
         self.accepted = 0
         self.ended = 0
-        self.wrong = 0  # ended other than the record, the receiver or the usage says
-        self.lost = 0  # neither ended nor failed with a reason, or its end was never told
-        self.repeated = 0  # ends that were told again, word for word, which webhooks may be
+        self.wrong = 0  # output, webhook, usage or file content is not as expected
+        self.lost = 0  # did not end, ended without a reason, no last webhook, or file gone
+        self.repeated = 0  # last webhooks that arrived again with the same body, which is allowed
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Keep the first few things to say about the case, the first line of each."""
+        """Keep the first line of ``text``, unless the case already has ``_NOTES`` notes."""
         text = text.strip().partition("\n")[0]
         if len(self.notes) < _NOTES and text not in self.notes:
             self.notes.append(text)
 
 
 class Ledger:
-    """Everything that was accepted in one case. Filled from many threads."""
+    """Accepted predictions and files of one case. Filled from many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -56,22 +56,22 @@ class Ledger:
         self.uploads: dict[str, str] = {}  # id -> SHA-256
 
     def accept(self, id: str, *, output: str | None, told: bool, lines: int = 0) -> None:
-        """The appliance has answered 201 for this prediction."""
+        """Enter a prediction for which the appliance answered 201."""
         with self._lock:
             self.predictions[id] = Expected(output, lines, told)
 
     def uploaded(self, id: str, content: bytes) -> None:
-        """The appliance has answered 201 for a file with this content."""
+        """Enter a file with this content for which the appliance answered 201."""
         with self._lock:
             self.uploads[id] = hashlib.sha256(content).hexdigest()
 
     def check(
         self, client: httpx.Client, receiver: Receiver, files: Path, patience: float, tally: Tally
     ) -> None:
-        """Wait for every end, for ``patience`` seconds in all, and count into ``tally``."""
+        """Wait up to ``patience`` seconds for all predictions to end, check them, and add to ``tally``."""
         deadline = time.monotonic() + patience
         tally.accepted += len(self.predictions) + len(self.uploads)
-        for id, expected in list(self.predictions.items()):  # a caller may go on meanwhile
+        for id, expected in list(self.predictions.items()):  # a caller may add predictions meanwhile
             record = _eventually(partial(_ended, client, id), deadline)
             if record is None:
                 tally.lost += 1
@@ -86,12 +86,12 @@ class Ledger:
 
     @staticmethod
     def check_usage(client: httpx.Client, tally: Tally) -> None:
-        """Every prediction that is over counts once in the usage, however often it ran."""
+        """Check that each ended prediction counts once in the usage, however often it ran."""
         if _eventually(lambda: is_quiet(client) or None, time.monotonic() + 30) is None:
-            return  # what has not ended is counted as lost already
+            return  # unfinished predictions are already counted as lost
         if used(client, "model") != summed(all_predictions(client), "model"):
             tally.wrong += 1
-            tally.note("the usage does not add up to the predictions")
+            tally.note("the usage is not the sum of the predictions")
 
     def _check_record(self, record: dict[str, Any], expected: Expected, tally: Tally) -> None:
         if record["status"] != "succeeded" and not record["error"]:
@@ -106,11 +106,11 @@ class Ledger:
             output = "".join(map(str, output))
         if expected.output is not None and output != expected.output:
             tally.wrong += 1
-            tally.note(f"{record['id']} has another output than was asked for")
+            tally.note(f"{record['id']} has an unexpected output")
         lines = record["logs"].count("\n")
         if lines < expected.lines and "lines" not in record["logs"][-500:]:
             tally.wrong += 1
-            tally.note(f"{record['id']} has {lines:,} of {expected.lines:,} lines, and does not say so")
+            tally.note(f"{record['id']} has {lines:,} of {expected.lines:,} lines and no notice")
 
 
 def _ended(client: httpx.Client, id: str) -> dict[str, Any] | None:
@@ -120,7 +120,7 @@ def _ended(client: httpx.Client, id: str) -> dict[str, Any] | None:
 
 
 def _seen(client: httpx.Client, id: str) -> str:
-    """What the appliance says of it, in a word."""
+    """The status of a prediction, or why it cannot be read."""
     try:
         reply = client.get(f"/v1/predictions/{id}")
     except httpx.HTTPError as error:
@@ -132,12 +132,12 @@ def _check_told(receiver: Receiver, record: dict[str, Any], deadline: float, tal
     told = _eventually(lambda: receiver.about(record["id"]) or None, deadline)
     if told is None:
         tally.lost += 1
-        tally.note(f"the end of {record['id']} was never told to the receiver")
+        tally.note(f"the receiver never got the last webhook of {record['id']}")
         return
     tally.repeated += len(told) - 1
     if any(one.record != record for one in told):
         tally.wrong += 1
-        tally.note(f"the receiver was told another end of {record['id']} than the record has")
+        tally.note(f"the last webhook of {record['id']} differs from its record")
 
 
 def _check_upload(
@@ -152,7 +152,7 @@ def _check_upload(
     tally.ended += 1
     if not found["checksums"]["sha256"] == hashlib.sha256(content.read_bytes()).hexdigest() == digest:
         tally.wrong += 1
-        tally.note(f"file {id} has another content")
+        tally.note(f"the content of file {id} changed")
 
 
 def _json(client: httpx.Client, path: str) -> dict[str, Any] | None:
@@ -162,7 +162,7 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any] | None:
 
 
 def _eventually(look: Callable[[], T | None], deadline: float) -> T | None:
-    """The first thing that ``look`` finds, which is asked at least once; None after the deadline."""
+    """Call ``look`` at least once, until it returns a result or the deadline passes; None if it does."""
     while True:
         try:
             found = look()

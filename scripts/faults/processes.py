@@ -1,4 +1,4 @@
-"""The processes of an appliance by the part that each plays, and what can be done to them."""
+"""The processes of an appliance by role, and faults that can be injected into them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def _called(name: str) -> Callable[[Appliance], list[int]]:
 
 
 def _zygote(appliance: Appliance) -> list[int]:
-    hosts = appliance.hosts()  # forked, so they have its command line
+    hosts = appliance.hosts()  # hosts are forked, so they have the zygote's command line
     return [process.pid for process in appliance.named("-m appliance.zygote") if process.pid not in hosts]
 
 
-#: Each part, and how its processes are found.
+#: Role -> function that finds its processes.
 ROLES: Final[dict[str, Callable[[Appliance], list[int]]]] = {
     "driver": _driver,
     "gateway": _with("ServeReplica:gateway"),
@@ -55,7 +55,7 @@ FAULTS: Final = ("kill", "stop")
 
 
 def put(appliance: Appliance, role: str, fault: str, stopped: float) -> float:
-    """Kill every process of that part, or stop it for ``stopped`` seconds; returns when that was over."""
+    """Kill the processes of a role, or stop them for ``stopped`` seconds; return the time of the end."""
     pids = wait_for(lambda: ROLES[role](appliance), f"a process of the {role}", 30)
     if fault == "kill":
         _send(pids, signal.SIGKILL)

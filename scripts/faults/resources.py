@@ -30,11 +30,11 @@ _TINY: Final = """
 
 
 class Skipped(Exception):
-    """The case needs something that this machine has not; the text says what."""
+    """The machine lacks something that the case needs; the text says what."""
 
 
 def disk_full(folder: Path, patience: float, tally: Tally) -> float | None:
-    """The data folder is on a disk that fills up while predictions are made, and is freed again."""
+    """The disk of the data folder is full while predictions are made, and then has space again."""
     with _small_disk(folder) as disk:
         ground = Ground(disk / "home", patience=patience)
         try:
@@ -56,7 +56,7 @@ def disk_full(folder: Path, patience: float, tally: Tally) -> float | None:
                     ground.create(client, "test/slow", "full", text="full")
                 (disk / "ballast").unlink()
                 seconds = ground.recovered(time.monotonic())
-            tally.note(f"uploads were answered {', '.join(map(str, sorted(said)))} while it was full")
+            tally.note(f"uploads got {', '.join(map(str, sorted(said)))} while the disk was full")
             ground.check(tally, well=seconds is not None)
             return seconds
         finally:
@@ -105,12 +105,12 @@ def _clock(folder: Path, patience: float, tally: Tally, jump: str) -> float | No
 
 
 def weights_missing(folder: Path, patience: float, tally: Tally) -> float | None:
-    """The weights of a model are gone when it is loaded again, and when the appliance starts again."""
+    """The weights of a model are missing when the model is loaded again, and when the appliance restarts."""
     return _weights(folder, patience, tally, lambda file: file.unlink())
 
 
 def weights_changed(folder: Path, patience: float, tally: Tally) -> float | None:
-    """The weights of a model were cut off in the middle since it was loaded."""
+    """The weights of a model are truncated after the model was loaded."""
     return _weights(folder, patience, tally, lambda file: os.truncate(file, file.stat().st_size // 2))
 
 
@@ -133,7 +133,7 @@ def _weights(folder: Path, patience: float, tally: Tally, damage: Callable[[Path
             ground.check(tally, well=well)
             ground.appliance.stop()
             ground.appliance.start(START)  # the other models are served
-            tally.note("it starts without them" if ground.serves() else "it serves nothing without them")
+            tally.note("starts without weights" if ground.serves() else "serves nothing without weights")
             shutil.copy(kept, file)
             ground.appliance.stop()
             ground.appliance.start(START)
@@ -148,9 +148,9 @@ def _weights(folder: Path, patience: float, tally: Tally, damage: Callable[[Path
 
 
 def database_empty(folder: Path, patience: float, tally: Tally) -> float | None:
-    """The database has no bytes when the appliance starts, as some file systems leave it after power is lost.
+    """The database file is empty at the start, as some file systems leave it after a power failure.
 
-    Right is to refuse to start and to name the file; what was in it comes back with a copy.
+    The appliance should refuse to start and name the file. A copy of the file then restores the data.
     """
     ground = Ground(folder / "home", patience=patience)
     try:
@@ -182,9 +182,9 @@ def database_empty(folder: Path, patience: float, tally: Tally) -> float | None:
 
 
 def few_descriptors(folder: Path, patience: float, tally: Tally) -> float | None:
-    """No process may open more than 256 files, and 300 connections are opened and left idle."""
+    """Each process may open at most 256 files, and 300 idle connections are opened."""
     if shutil.which("prlimit") is None:
-        raise Skipped("there is no prlimit (util-linux)")
+        raise Skipped("prlimit is not installed (Debian's package util-linux)")
     limit = ("prlimit", f"--nofile={_DESCRIPTORS}:{_DESCRIPTORS}")
     ground = Ground(folder / "home", patience=patience, prefix=limit)
     try:
@@ -217,10 +217,10 @@ def _first(text: str) -> str:
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of its own.
+    """Mount a small tmpfs.
 
     Raises:
-        Skipped: this process may not mount any.
+        Skipped: this process may not mount file systems.
     """
     disk = folder / "disk"
     disk.mkdir()
@@ -237,7 +237,7 @@ def _small_disk(folder: Path) -> Iterator[Path]:
 
 
 def _fill(file: Path) -> None:
-    """Write until there is no room."""
+    """Write until the disk is full."""
     with file.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while True:
             ballast.write(b"\1" * 65_536)

@@ -1,4 +1,4 @@
-"""What an appliance is in the middle of when a fault comes."""
+"""States into which an appliance is put before a fault."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.running import wait_for
 
 _MANY: Final = 3
 _WORDS: Final = "one two three four five six seven eight nine ten " * 3
-_PIECES: Final = 40  # of an upload
+_PIECES: Final = 40  # pieces of an upload
 _PIECE: Final = b"0123456789abcdef" * 2048
 
-#: Puts the appliance into a state; what it returns is called once the appliance serves again.
+#: Puts the appliance into a state. Returns a function to call once the appliance has recovered.
 State = Callable[[Ground], Callable[[], None]]
 
 
@@ -28,7 +28,7 @@ def _nothing() -> None:
 
 
 def starting(ground: Ground) -> Callable[[], None]:
-    """Predictions wait for their model, which is being loaded."""
+    """Predictions wait while their model is loaded."""
     with ground.client() as client:
         client.post("/admin/models/test/slow/unload")
         wait_for(lambda: not _loaded(client, "test/slow"), "the model to be unloaded", 60)
@@ -38,7 +38,7 @@ def starting(ground: Ground) -> Callable[[], None]:
 
 
 def running(ground: Ground) -> Callable[[], None]:
-    """Predictions compute."""
+    """Predictions are running."""
     with ground.client() as client:
         ids = [ground.create(client, "test/echo", f"run {n}", text=f"run {n}", delay=3) for n in range(_MANY)]
         wait_for(lambda: all(_record(client, id)["status"] == "processing" for id in ids), "them to run", 60)
@@ -46,7 +46,7 @@ def running(ground: Ground) -> Callable[[], None]:
 
 
 def streaming(ground: Ground) -> Callable[[], None]:
-    """Predictions have given a part of their output."""
+    """Predictions have streamed a part of their output."""
     with ground.client() as client:
         ids = [
             ground.create(client, "test/stream", _WORDS, text=_WORDS, chunk_delay=0.1) for _ in range(_MANY)
@@ -56,12 +56,12 @@ def streaming(ground: Ground) -> Callable[[], None]:
 
 
 def webhook(ground: Ground) -> Callable[[], None]:
-    """Predictions are over, and their receiver refuses to hear of it until the appliance serves again."""
+    """Predictions have ended, and the receiver refuses their webhooks until the appliance has recovered."""
     refused: set[str] = set()
 
     def refuse(one: Received) -> int:
         refused.add(one.record["id"])
-        ground.receiver.received.remove(one)  # what is refused was not told
+        ground.receiver.received.remove(one)  # a refused webhook does not count as received
         return 503
 
     ground.receiver.answer = refuse
@@ -76,7 +76,7 @@ def webhook(ground: Ground) -> Callable[[], None]:
 
 
 def uploading(ground: Ground) -> Callable[[], None]:
-    """One file is there, and another is half on its way."""
+    """One file is uploaded, and another is half uploaded."""
     with ground.client() as client:
         whole = client.post("/v1/files", files={"content": _PIECE})
         whole.raise_for_status()
@@ -98,7 +98,7 @@ STATES: Final[dict[str, State]] = {
 
 
 def _upload(ground: Ground, begun: threading.Event) -> None:
-    """Send a file slowly; it counts if the appliance says that it has it."""
+    """Upload a file slowly; enter it in the ledger if the appliance answers 201."""
     head = b'--x\r\nContent-Disposition: form-data; name="content"; filename="slow.bin"\r\n\r\n'
 
     def body() -> Iterator[bytes]:

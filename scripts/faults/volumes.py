@@ -1,4 +1,4 @@
-"""Cases of much at once: receivers that hang, large outputs, long logs, many predictions."""
+"""Cases with large volumes: receivers that hang, large outputs, long logs, many predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _THREADS: Final = 8
 
 
 def hanging_receivers(ground: Ground, tally: Tally, *, short: bool) -> float | None:
-    """Forty receivers take a webhook and never answer; others are told as ever meanwhile."""
+    """Forty receivers accept a webhook and never answer; another receiver must still get its webhooks."""
     with _hanging() as url, ground.client() as client:
         for number in range(_HANGING // (4 if short else 1)):
             body = {"version": "test/echo", "input": {"text": f"{number}"}, "webhook": url}
@@ -41,7 +41,7 @@ def hanging_receivers(ground: Ground, tally: Tally, *, short: bool) -> float | N
 
 
 def large_outputs(ground: Ground, tally: Tally, *, short: bool) -> float | None:
-    """Three predictions have an output of 50 MB, one of which is told to a receiver."""
+    """Three predictions have outputs of 50 MB; a receiver gets the webhook of one."""
     piece, repeat = "0123456789" * 100, 5_000 if short else 50_000
     with Caller(ground), ground.client(timeout=ground.patience) as client:
         for told in (True, False, False):
@@ -67,9 +67,9 @@ def long_logs(ground: Ground, tally: Tally, *, short: bool) -> float | None:
 
 
 def many_predictions(ground: Ground, tally: Tally, *, short: bool) -> float | None:
-    """20,000 predictions, one after the other in eight connections; the memory of the gateway is noted."""
+    """20,000 predictions over eight connections, one at a time on each; notes the gateway's memory."""
     count = 400 if short else 20_000
-    _predict(ground, _THREADS * 25, tally)  # so that nothing is made for the first time below
+    _predict(ground, _THREADS * 25, tally)  # warm-up, before memory is measured
     before = ground.appliance.gateway().memory_info().rss
     _predict(ground, count, tally)
     after = ground.appliance.gateway().memory_info().rss
@@ -83,7 +83,7 @@ def many_predictions(ground: Ground, tally: Tally, *, short: bool) -> float | No
 
 
 def _predict(ground: Ground, count: int, tally: Tally) -> None:
-    """Make ``count`` predictions, waiting for each; those that have not ended go into the ledger."""
+    """Make ``count`` predictions and wait for each; enter those that have not ended in the ledger."""
 
     def some(first: int) -> tuple[int, int]:
         made = right = 0
@@ -100,7 +100,7 @@ def _predict(ground: Ground, count: int, tally: Tally) -> None:
                 record = reply.json()
                 right += record["status"] == "succeeded" and record["output"] == f"{number}"
                 if record["status"] in {"starting", "processing"}:
-                    made -= 1  # counted with the ledger
+                    made -= 1  # the ledger counts it
                     ground.ledger.accept(record["id"], output=f"{number}", told=False)
         return made, right
 
@@ -113,12 +113,12 @@ def _predict(ground: Ground, count: int, tally: Tally) -> None:
 
 @contextmanager
 def _hanging() -> Iterator[str]:
-    """The address of a server that accepts connections and never says anything."""
+    """The URL of a server that accepts connections and never answers."""
     held: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
 
         def accept() -> None:
-            with contextlib.suppress(OSError):  # the listener was shut
+            with contextlib.suppress(OSError):  # the listening socket was closed
                 while True:
                     held.append(listener.accept()[0])
 

@@ -78,7 +78,7 @@ def test_builds_run_side_by_side_and_what_they_made_outlives_everything(
         waiting = begin(client, "waiting", files | {"more.md": "x"})
         for begun in (slow, passing):  # both are built at the same time
             until_described(client, begun)
-        assert (look(client, slow)["step"] or "").startswith("asking the project")
+        assert (look(client, slow)["step"] or "").startswith("reading the inputs")
         assert look(client, waiting)["status"] == "starting"
         canceled = client.post(passing.json()["urls"]["cancel"]).json()
         assert canceled["status"] == "canceled"

@@ -117,4 +117,4 @@ def test_cases_are_chosen_by_pattern(
     monkeypatch.setattr("sys.argv", ["campaign", "--cases", "nothing"])
     with pytest.raises(SystemExit):
         main()
-    assert "no case is called nothing" in capsys.readouterr().err
+    assert "no case matches nothing" in capsys.readouterr().err

@@ -170,7 +170,7 @@ async def test_a_body_must_make_progress(running: Running) -> None:
     running.after(2 * PATIENCE + 3)
     status, _, told = await answer(line)
     assert (status, told["title"]) == (408, "Request Timeout")
-    assert told["detail"] == "The request body brought under 16,384 bytes within 30 s"
+    assert told["detail"] == "Under 16,384 bytes of the request body arrived within 30 s"
     await eventually(lambda: running.left == 1)
 
 
@@ -214,7 +214,7 @@ async def test_one_client_has_few_slow_requests(running: Running) -> None:
     await eventually(lambda: running.left == 3)
     assert len(ended) == 3
     assert lines[0] not in ended
-    assert (await answer(ended[0]))[2]["detail"].startswith("Over 64 requests of 127.0.0.1 are slow to")
+    assert (await answer(ended[0]))[2]["detail"].startswith("Over 64 requests from 127.0.0.1 arrive slowly")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ async def test_an_input_that_is_stored_compressed_is_decoded(reachable: Api, ori
     assert (await reachable.get(record["output"][0])).text == text
 
 
-@pytest.mark.parametrize(("damage", "reason"), [(-3, "breaks off"), (0, "is damaged")])
+@pytest.mark.parametrize(("damage", "reason"), [(-3, "is truncated"), (0, "is damaged")])
 async def test_damaged_gzip_is_said(reachable: Api, origin: Origin, damage: int, reason: str) -> None:
     body = gzip.compress(b"x" * 1000)[:damage] if damage else b"no gzip at all"
     origin.answers["/a.txt"] = Answer(body, {"Content-Encoding": "gzip"})

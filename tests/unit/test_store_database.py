@@ -185,7 +185,7 @@ async def test_a_newer_database_is_refused(path: Path) -> None:
 async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"hello " * 1000)
-    with pytest.raises(StoreError, match="not a database: put a copy of your own in its place") as refusal:
+    with pytest.raises(StoreError, match="not a database: restore it from a backup") as refusal:
         await opened(path)
     assert str(path) in str(refusal.value)
     assert path.read_bytes() == b"hello " * 1000
@@ -199,7 +199,7 @@ async def test_a_database_that_was_cut_off_is_refused_and_left_alone(path: Path,
     await store.close()
     os.truncate(path, left)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=f"cut off: it has {left:,} bytes.*start empty") as refusal:
+    with pytest.raises(StoreError, match=f"truncated: it has {left:,} bytes.*start empty") as refusal:
         await opened(path)
     assert str(path) in str(refusal.value)
     assert path.read_bytes() == before
@@ -213,7 +213,7 @@ async def test_an_empty_database_with_a_wal_loses_neither(path: Path) -> None:
     await store.close()
     path.write_bytes(b"")
     wal.write_bytes(content)
-    with pytest.raises(StoreError, match="cut off"):
+    with pytest.raises(StoreError, match="truncated"):
         await opened(path)
     assert wal.read_bytes() == content
 
@@ -247,10 +247,10 @@ async def test_damage_is_named_with_a_remedy(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: 4096 * (table - 1)] + b"\xff" * 4096 + content[4096 * table :])
     store = await opened(path)
-    with pytest.raises(StoreError, match="damaged: put a copy of your own in its place") as refusal:
+    with pytest.raises(StoreError, match="damaged: restore it from a backup") as refusal:
         await store.list("me")
     assert str(path) in str(refusal.value)
-    with pytest.raises(StoreError, match="damaged: put a copy of your own in its place"):
+    with pytest.raises(StoreError, match="damaged: restore it from a backup"):
         await store.create(make())
     await store.close()
 
@@ -403,7 +403,7 @@ async def test_an_empty_file_is_refused_where_there_was_a_database(path: Path) -
     await store.own()
     await store.close()
     os.truncate(path, 0)
-    with pytest.raises(StoreError, match="the file is cut off: it has 0 bytes"):
+    with pytest.raises(StoreError, match="the file is truncated: it has 0 bytes"):
         await SQLiteStore(path).open()
     path.unlink()
     await store.open()

@@ -44,7 +44,7 @@ async def received(request: Request, services: Services, caller: Token) -> Async
 
     Raises:
         FileTooLarge: its files are over ``files.max_upload`` together.
-        BodyTooLarge: it says that it is larger than files and fields may be.
+        BodyTooLarge: its ``Content-Length`` is over the limits of files and fields.
         MalformedBody: it is no form, or its fields are too long.
     """
     form = Form()
