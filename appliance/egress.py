@@ -67,10 +67,10 @@ class Egress:
         self._refuse_unless(url.host, [address])
 
     def client(self, timeout: float, *, redirects: int = 0) -> httpx.AsyncClient:
-        """A client that uses no proxy and reaches permitted addresses only, also where it is redirected to.
+        """A client without proxies that connects to permitted addresses only, also after redirects.
 
-        Its answers are for ``aiter_raw``: everything else decompresses in memory what a stranger has sent.
-        ``timeout`` is in seconds, for connecting and between two pieces.
+        Read response bodies with ``aiter_raw``: httpx's other methods decompress untrusted data in memory
+        without a limit. ``timeout`` is in seconds, for connecting and between two chunks.
         """
         return httpx.AsyncClient(
             transport=_Guarded(self),

@@ -28,10 +28,10 @@ class Supervised:
         log: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing runs before ``start``; ``command`` is asked for each time.
+        """Nothing runs before ``start``; ``command`` is called for each start of the process.
 
-        What it prints is appended to ``log``. It gets this process's environment without secrets, and
-        ``variables``.
+        The output of the process is appended to ``log``. Its environment is this process's without secrets,
+        plus ``variables``.
         """
         self._name = name
         self._command = command

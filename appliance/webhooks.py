@@ -1,11 +1,11 @@
-"""Webhooks: events of predictions, signed and sent to whoever asked for them (replicate-api section 5).
+"""Webhooks: events of predictions, signed and sent to the URL that the request named.
 
-The last event of a prediction is in the store from the same transaction on as its end, and stays there
-until it is delivered or given up, so neither a restart nor a receiver that is away loses it. Earlier events
-are sent once: what they say is in the last one too.
+The last event of a prediction is stored in the same transaction as the prediction's end, and stays stored
+until it is delivered or given up. So neither a restart nor an unreachable receiver loses it. Earlier events
+are sent once, because the last one contains their data.
 
-What came of an attempt is written until the store takes it, and only then is the delivery looked at again:
-a full disk delays webhooks, and repeats none.
+The result of an attempt is stored, with retries, before the delivery is tried again: a full disk delays
+webhooks and repeats none.
 """
 
 from __future__ import annotations

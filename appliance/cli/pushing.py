@@ -49,10 +49,11 @@ def push(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a version of a model from a Cog project, without a restart. Needs a token that may administrate.
+    """Make a version of a model from a Cog project, without a restart. Needs a token with the scope admin.
 
-    Left out are .git, environments, caches, and what a .dockerignore names. models.yaml must say code.cog:
-    true. Memory is 1 GiB and what weights in the project take, where it is not said. Ctrl-C cancels it.
+    Not uploaded are .git, environments, caches, and files listed in .dockerignore. models.yaml must have
+    code.cog: true. The default memory is 1 GiB plus the size of the project's weights. Ctrl-C cancels
+    the build.
 
     Example: appliance push ./my-model me/my-model --memory 4GiB
     """

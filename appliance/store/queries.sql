@@ -186,7 +186,7 @@ UPDATE tokens SET revoked_at = :revoked_at WHERE id = :id AND revoked_at IS NULL
 INSERT INTO deliveries (id, prediction, attempts, due_at, receiver) VALUES (:id, :prediction, 0, :due_at, :receiver);
 
 -- query: due_deliveries
--- What is due, of each receiver so many at most, longest due first.
+-- Due deliveries, at most so many for each receiver, longest due first.
 WITH RECURSIVE receivers (receiver) AS (
     SELECT min(receiver) FROM deliveries WHERE ended_at IS NULL
     UNION ALL
@@ -220,7 +220,7 @@ SELECT id, prediction, attempts, due_at, problem, ended_at, receiver FROM delive
 WHERE prediction = :prediction ORDER BY id;
 
 -- query: webhook_keys
--- The keys of an owner that are valid, newest first.
+-- The valid keys of an owner, newest first.
 SELECT key FROM webhook_keys WHERE owner = :owner AND (expires_at IS NULL OR expires_at > :now)
 ORDER BY created_at DESC;
 
@@ -235,11 +235,11 @@ SELECT :key, :owner, :now
 WHERE NOT EXISTS (SELECT 1 FROM webhook_keys WHERE owner = :owner AND (expires_at IS NULL OR expires_at > :now));
 
 -- query: claim_webhook_keys
--- Keys from when there was one for all owners are this one's.
+-- Give this owner the keys of versions that had one key for all owners.
 UPDATE webhook_keys SET owner = :owner WHERE owner = '';
 
 -- query: expire_webhook_keys
--- The owner's other keys are not used for ever.
+-- Set an end for the owner's other keys.
 UPDATE webhook_keys SET expires_at = :expires_at WHERE owner = :owner AND key <> :key AND expires_at IS NULL;
 
 -- query: delete_webhook_keys
