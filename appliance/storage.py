@@ -50,7 +50,7 @@ class Storage:
 
 
 def full(folder: Path) -> bool:
-    """Whether the disk of ``folder``, or a quota on it, is full; found by writing small files."""
+    """Whether the disk of ``folder``, or a quota on it, is full; found by writing 1 MiB."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(_LEAST))
