@@ -26,7 +26,7 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1
     assert ran.stderr.startswith("appliance: Ray did not start: ")
-    assert "set TMPDIR to another folder, with a short path" in ran.stderr
+    assert "set TMPDIR to another folder with a short path" in ran.stderr
     (kept,) = long.glob("appliance-*")
     assert f"are below {kept}" in ran.stderr
     assert list(kept.glob("ray/session_*/logs")), "where Ray puts them"
