@@ -53,6 +53,8 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
 
 def translate(text: str) -> str:
     """``text`` with keys of models.yaml instead of vLLM's names, without advice about vLLM's flags."""
+    if "models.yaml" in text:  # a message of the appliance, which names the keys already
+        return text
     for pattern, words in _PHRASES:
         text = pattern.sub(words, text)
     kept: list[str] = []

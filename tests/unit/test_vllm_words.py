@@ -152,6 +152,10 @@ from appliance.runners import vllm_words
             "The prompt is too long -- 3000 tokens. Shorten it.",
             None,
         ),
+        (
+            "the model a/b takes no tools: its options in models.yaml set no tool_parser",
+            None,
+        ),
     ],
 )
 def test_names_of_vllm_become_keys_of_the_config(said: str, told: str | None) -> None:
