@@ -121,7 +121,7 @@ class Ground:
         """
         while time.monotonic() < since + self.patience:
             self._supervise()
-            if self.serves():
+            if self.serves() and not self._driver_ended:  # a gateway outlives its driver for a moment
                 return round(time.monotonic() - since, 1)
             time.sleep(0.1)
         self.notes.append(f"no prediction succeeds {self.patience:g} s after the fault")
@@ -141,9 +141,14 @@ class Ground:
         self.notes = []
         self.receiver.received.clear()
 
+    @property
+    def _driver_ended(self) -> bool:
+        process = self.appliance.process
+        return process is not None and process.poll() is not None
+
     def _supervise(self) -> None:
         process = self.appliance.process
-        if process is None or process.poll() is None:
+        if process is None or not self._driver_ended:
             return
         code = process.returncode
         left = self._left_behind()
