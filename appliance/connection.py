@@ -174,7 +174,7 @@ def look(connections: Iterable[Any], now: float, trusted: Callable[[str], bool])
 
 
 async def serve(server: uvicorn.Server, listening: socket.socket, trusted: Callable[[str], bool]) -> None:
-    """Serve until the server is told to exit. The ``http`` of its config must be ``Connection``."""
+    """Serve until the server is told to exit. The server's config must have ``http=Connection``."""
     watching = asyncio.get_running_loop().create_task(_watch(server, trusted))
     try:
         await server.serve(sockets=[listening])

@@ -1,4 +1,4 @@
-"""A web server on the loopback that answers as it is told."""
+"""A web server on loopback whose answers the test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multipart forms, parsed while they arrive: the content of a file is never in memory as a whole.
+"""Parse multipart forms while they arrive, without holding a whole file in memory.
 
 All other fields of a form are held in memory. Their total size is limited.
 """

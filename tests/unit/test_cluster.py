@@ -1,4 +1,4 @@
-"""A replica that cannot be reached is in the log: what waits for it waits for long."""
+"""The log names a replica that does not answer, because predictions wait for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cog projects that cannot be built: what is said of them, before anything is made."""
+"""Errors of Cog projects that cannot be built; they come before anything is created."""
 
 from __future__ import annotations
 

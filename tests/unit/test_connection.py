@@ -1,4 +1,4 @@
-"""Requests that come in and never finish, on real connections; the time is told, not waited for."""
+"""Requests that never finish arriving, on real connections; the tests pass in the time instead of waiting."""
 
 from __future__ import annotations
 

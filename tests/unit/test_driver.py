@@ -1,4 +1,4 @@
-"""What keeps the appliance from starting is said in one sentence, before anything starts."""
+"""Each obstacle to a start is reported in one sentence, before any process starts."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Dict, Iterator, List, Literal, NotRequired, O
 
 from cog import BaseModel, BaseRunner, ConcatenateIterator, File, Input, Opaque, Path, Secret
 
-# What may be in the way of whoever asks the project what it takes: all of it is nobody's business.
+# Output, a thread and a process that must not disturb the reading of the project's schema.
 atexit.register(print, "bye")
 print("imported", flush=True)
 if "describe_cog" in sys.argv[0]:
