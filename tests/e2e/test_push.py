@@ -144,15 +144,18 @@ def test_what_cannot_be_built_says_why_and_leaves_no_version(
     assert "someone" in someone_elses.stderr
 
 
-def archive(name: str, content: bytes = b"x", link: str | None = None) -> bytes:
+def archive(files: dict[str, bytes], link: str | None = None) -> bytes:
+    """Return a tar.gz of ``files``, and of a symlink named ``link`` to /etc/passwd if given."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as opened:
-        member = tarfile.TarInfo(name)
-        if link is None:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
             member.size = len(content)
-        else:
-            member.type, member.linkname = tarfile.SYMTYPE, link
-        opened.addfile(member, io.BytesIO(content))
+            opened.addfile(member, io.BytesIO(content))
+        if link is not None:
+            member = tarfile.TarInfo(link)
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            opened.addfile(member)
     return packed.getvalue()
 
 
@@ -160,9 +163,9 @@ def archive(name: str, content: bytes = b"x", link: str | None = None) -> bytes:
     ("content", "said"),
     [
         (b"no archive", "cannot be unpacked"),
-        (archive("../../escaped.txt"), "escaped.txt"),
-        (archive("link", link="/etc/passwd"), "absolute"),
-        (archive("a.txt"), "no cog.yaml"),
+        (archive({"../../escaped.txt": b"x"}), "escaped.txt"),
+        (archive({}, link="link"), "absolute"),
+        (archive({"a.txt": b"x"}), "no cog.yaml"),
     ],
 )
 def test_an_archive_that_is_none_or_reaches_out_is_refused(
@@ -180,6 +183,18 @@ def test_an_archive_that_is_none_or_reaches_out_is_refused(
     assert build["status"] == "failed"
     assert said in build["error"]
     assert not list(appliance.home.rglob("escaped.txt"))
+
+
+def test_a_running_build_is_listed_and_can_be_canceled(api: httpx.Client) -> None:
+    api.post("/v1/models", json={"owner": "appliance", "name": "slow", "visibility": "private", "hardware": "cpu"})
+    content = archive({"cog.yaml": b'run: "run.py:Runner"\n', "run.py": b"import time\ntime.sleep(600)\n"})
+    upload = api.post("/v1/files", files={"content": ("project.tar.gz", content)}).json()
+    begun = api.post("/v1/models/appliance/slow/versions", json={"source": upload["urls"]["get"]})
+    assert begun.status_code == 202, begun.text
+    assert begun.json()["id"] in [build["id"] for build in api.get("/v1/builds").json()["results"]]
+    canceled = api.post(f"/v1/builds/{begun.json()['id']}/cancel")
+    assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")
+    assert begun.json()["id"] not in [build["id"] for build in api.get("/v1/builds").json()["results"]]
 
 
 def test_only_an_administrator_pushes(api: httpx.Client, appliance: Appliance, new_token: Any) -> None:
