@@ -8,15 +8,15 @@ from typing import Any
 
 import httpx
 
-from appliance.api import create_api
-from appliance.api.services import Services
-from appliance.auth import Auth
 from appliance.config import Config
-from appliance.egress import Egress
-from appliance.ratelimit import RateLimits
-from appliance.retention import Retention
-from appliance.storage import Storage
-from appliance.webhooks import Webhooks
+from appliance.gateway.api import create_api
+from appliance.gateway.api.auth import Auth
+from appliance.gateway.api.rate_limit import RateLimits
+from appliance.gateway.api.services import Services
+from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.retention import Retention
+from appliance.gateway.webhooks.sender import Webhooks
+from appliance.machine.disk import Storage
 from tests.engines import DEVICES, Bench
 
 SECRET = "a secret with spaces"

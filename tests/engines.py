@@ -7,24 +7,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.catalogue import Card, Catalogue, Entry, describe
 from appliance.cluster.local import LocalCluster
 from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
-from appliance.egress import Egress
-from appliance.engine import Engine
-from appliance.errors import StoreError
-from appliance.files import Files
-from appliance.hardware import Device
-from appliance.inputs import Inputs
-from appliance.metrics import Metrics
-from appliance.prediction import Prediction, Status
-from appliance.pushing import Pushes
-from appliance.reload import Reload
+from appliance.domain.errors import StoreError
+from appliance.domain.prediction import Prediction, Status
+from appliance.domain.token import RunTokens
+from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.catalogue import Card, Catalogue, Entry, describe
+from appliance.gateway.catalogue.trainings import Trainings
+from appliance.gateway.engine import Engine
+from appliance.gateway.engine.reload import Reload
+from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.inputs import Inputs
+from appliance.machine import Device
+from appliance.observability.metrics import Metrics
+from appliance.observability.tracing import Tracing
 from appliance.scheduler import Asleep, Capacity, Demand, Origin, Scheduler
 from appliance.store import SQLiteStore
-from appliance.token import RunTokens
-from appliance.tracing import Tracing
-from appliance.training import Trainings
 
 MIB = 1024**2
 DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)

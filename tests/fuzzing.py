@@ -11,10 +11,10 @@ from urllib.parse import quote, urlencode
 import httpx
 from hypothesis import strategies as st
 
-from appliance import token
-from appliance.api import create_api, openapi
+from appliance.domain import token
+from appliance.domain.token import Token
+from appliance.gateway.api import create_api, openapi
 from appliance.store import VersionRow
-from appliance.token import Token
 from tests.apis import services_of
 from tests.engines import Bench
 

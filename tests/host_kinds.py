@@ -13,10 +13,10 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import ClassVar
 
-from appliance.errors import LoadFailed
-from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners import RUNNERS
-from appliance.runners.base import LoadSpec
+from appliance.domain.errors import LoadFailed
+from appliance.domain.prediction import Job, Log, Metric, Output
+from appliance.runners import KINDS
+from appliance.runners.base import Kind, LoadSpec
 
 
 class FamilyRunner:
@@ -132,4 +132,4 @@ for runner in (
     UntidyRunner,
     FullRunner,
 ):
-    RUNNERS[runner.kind] = f"{__name__}:{runner.__name__}"
+    KINDS[runner.kind] = Kind(runner=f"{__name__}:{runner.__name__}")

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import psutil
 
-from appliance.errors import HostLost
-from appliance.meter import Taken
-from appliance.prediction import Done, Emitted, Event, Job, Log, Metric, Output
-from appliance.replica import Replica
+from appliance.domain.errors import HostLost
+from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
+from appliance.worker.memory_monitor import Taken
+from appliance.worker.replica import Replica
 from tests.running import PATIENCE, ROOT, wait_for
 
 
@@ -29,7 +29,7 @@ class Zygote:
 
     def __enter__(self) -> Self:
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "appliance.zygote", "--socket", str(self.socket)]
+            command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(self.socket)]
             self.process = subprocess.Popen(
                 [*command, "--preload", "tests.host_kinds,no_such_module"],
                 cwd=ROOT,

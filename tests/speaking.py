@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from appliance import schema
-from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners.base import Interface, LoadSpec, Runner
+from appliance.domain import input_schema
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Job, Log, Metric, Output
+from appliance.runners.base import LoadSpec, Runner
 
 
 def load_spec(kind: str, weights: Path | None, **options: Any) -> LoadSpec:
@@ -39,7 +40,7 @@ def job(interface: Interface, folder: Path, **given: Any) -> Job:
     """A job with everything filled in; files are given as paths."""
     files = {name: given.pop(name) for name in interface.file_inputs if name in given}
     asked = {**given, **dict.fromkeys(files, "data:,x")}
-    complete = schema.validate(interface, asked)
+    complete = input_schema.validate(interface, asked)
     return Job("p", 1, complete | {name: str(path) for name, path in files.items()}, folder=str(folder))
 
 

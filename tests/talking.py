@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from appliance.errors import PredictionFailed
-from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners.echo import EchoRunner
+from appliance.domain.errors import PredictionFailed
+from appliance.domain.prediction import Job, Log, Metric, Output
+from appliance.runners.echo.runner import EchoRunner
 
 
 class TalkingRunner(EchoRunner):

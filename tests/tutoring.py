@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from appliance.catalogue import Entry
 from appliance.config import EchoOptions
-from appliance.errors import PredictionFailed
-from appliance.prediction import Job, Log, Metric, Output
-from appliance.runners import RUNNERS, TRAINERS
-from appliance.runners.base import Interface, LoadSpec
-from appliance.runners.echo import EchoRunner
+from appliance.domain.errors import PredictionFailed
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Job, Log, Metric, Output
+from appliance.gateway.catalogue.catalogue import Entry
+from appliance.runners import KINDS
+from appliance.runners.base import Kind, LoadSpec
+from appliance.runners.echo.runner import EchoRunner
 from tests.engines import entry
 
 
@@ -71,8 +72,7 @@ class Pupil(EchoRunner):
 
 def pupil(patch: pytest.MonkeyPatch) -> Entry:
     """A model of this kind; from now on all echo models are."""
-    patch.setitem(RUNNERS, "tutor", "tests.tutoring:Tutor")
-    patch.setitem(RUNNERS, "echo", "tests.tutoring:Pupil")
-    patch.setitem(TRAINERS, "echo", "tutor")
+    patch.setitem(KINDS, "tutor", Kind(runner="tests.tutoring:Tutor"))
+    patch.setitem(KINDS, "echo", Kind(runner="tests.tutoring:Pupil", trainer="tutor"))
     patch.setattr(EchoOptions, "trainable", True)
     return entry("test/pupil")

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from appliance import __version__, logs
-from appliance.cli import demo, files, local, pushing, remote, serving, tokens, usage, webhooks
-from appliance.errors import ApplianceError, ConfigError
+from appliance import __version__
+from appliance.cli import demo, files, local, push, remote, serve, tokens, usage, webhooks
+from appliance.domain.errors import ApplianceError, ConfigError
+from appliance.observability import logs
 
 _EPILOGUE = (
     "Exit codes: 0 done, 1 it failed and said why, 2 the command line or models.yaml is wrong, "
@@ -43,7 +44,7 @@ def _common(
     """What every command accepts."""
 
 
-for _group in (serving, local, remote, demo, usage, pushing, tokens, webhooks, files):
+for _group in (serve, local, remote, demo, usage, push, tokens, webhooks, files):
     _group.register(app)
 
 

@@ -14,10 +14,11 @@ from typing import IO, Any
 
 import httpx
 
-from appliance import encodings, schema
-from appliance.errors import ApplianceError, NotFound
-from appliance.media import from_data
-from appliance.sse import Event, Reader
+from appliance.domain import input_schema
+from appliance.domain.errors import ApplianceError, NotFound
+from appliance.protocols import content_encodings
+from appliance.protocols.media import from_data
+from appliance.protocols.sse import Event, Reader
 
 
 class Client:
@@ -148,8 +149,8 @@ class Client:
 
 
 def _client(**given: Any) -> httpx.Client:
-    hooks = {"response": [encodings.refuse]}
-    return httpx.Client(trust_env=False, headers=encodings.IDENTITY, event_hooks=hooks, **given)
+    hooks = {"response": [content_encodings.refuse]}
+    return httpx.Client(trust_env=False, headers=content_encodings.IDENTITY, event_hooks=hooks, **given)
 
 
 def _trust(address: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
@@ -191,9 +192,9 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
         value = json.loads(text)
     except ValueError:  # the server's error says which type is expected
         return key, text
-    if schema.fits(text, declared) and not schema.fits(value, declared):
+    if input_schema.fits(text, declared) and not input_schema.fits(value, declared):
         return key, text
-    if schema.non_finite(value) is not None:
+    if input_schema.non_finite(value) is not None:
         raise ApplianceError(f"-i {given}: it must be a finite number")
     return key, value
 

@@ -10,8 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from appliance.cli.remote import UrlOption, connected, reached
-from appliance.errors import ApplianceError, NotFound
-from appliance.proxies import NO_PROXIES
+from appliance.domain.errors import ApplianceError, NotFound
+from appliance.driver.proxies import NO_PROXIES
 
 #: Before Gradio is imported: it calls nobody.
 _QUIET: Final = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}

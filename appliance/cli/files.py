@@ -10,7 +10,7 @@ import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config, port
 from appliance.cli.tokens import in_store
-from appliance.errors import NotFound
+from appliance.domain.errors import NotFound
 
 if TYPE_CHECKING:
     from appliance.store import SQLiteStore
@@ -38,15 +38,15 @@ def link(
     home: HomeOption = None,
 ) -> None:
     """Print a URL at which anyone can download the file without a token while the URL is valid."""
-    from appliance import files
+    from appliance.gateway.files import file_store
 
     async def signed(store: SQLiteStore) -> str:
         file = await store.files.get(id)
         if file is None or file.prediction is not None:
             raise NotFound(f"there is no upload {id}")
-        secret = await files.signing_secret(store.files)
+        secret = await file_store.signing_secret(store.files)
         expiry = int(time.time() + 3600 * hours)
-        signature = files.signature(secret, file.owner, file.id, expiry)
+        signature = file_store.signature(secret, file.owner, file.id, expiry)
         asked = urlencode({"owner": file.owner, "expiry": expiry, "signature": signature})
         return f"/v1/files/{file.id}/download?{asked}"
 

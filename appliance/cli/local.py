@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance import permissions
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, port
-from appliance.errors import ApplianceError, ConfigError, WeightsError
+from appliance.domain.errors import ApplianceError, ConfigError, WeightsError
+from appliance.driver import permissions
 
 if TYPE_CHECKING:
     from appliance.config import Config, ModelConfig
+    from appliance.gateway.catalogue.servable import Servable
     from appliance.scheduler import Scheduler
-    from appliance.servable import Servable
 
 
 def register(app: typer.Typer) -> None:
@@ -45,13 +45,14 @@ def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOpt
 
 
 async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
-    from appliance import hardware, placement
-    from appliance.hardware.gpus import Gpus
-    from appliance.hardware.inuse import InUse
+    from appliance import machine
+    from appliance.gateway.catalogue import demands as placement
+    from appliance.gateway.catalogue.servable import servable
+    from appliance.machine.gpus import Gpus
+    from appliance.machine.usage import InUse
     from appliance.scheduler import Scheduler
-    from appliance.servable import servable
 
-    devices = hardware.discover(config.hardware)
+    devices = machine.discover(config.hardware)
     kind = devices[0].kind
     used = InUse(devices, Gpus.connect() if kind == "cuda" else None)()
     present = {model.name: _present(home, model) for model in config.models}
@@ -131,7 +132,7 @@ def _place_pinned(scheduler: Scheduler) -> None:
 
 async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
     """The most that models took here when they were loaded, by name."""
-    from appliance.catalogue import Catalogue
+    from appliance.gateway.catalogue.catalogue import Catalogue
     from appliance.store import SQLiteStore
 
     database = home / "appliance.db"
@@ -249,7 +250,7 @@ def certificate(
 
     Clients must be told to trust it: SSL_CERT_FILE for Python, NODE_EXTRA_CA_CERTS for Node.js.
     """
-    from appliance import certificate as certificates
+    from appliance.driver import certificate as certificates
 
     made, key = certificates.write(folder, names or [])
     typer.echo(f"tls: {{certificate: {made}, key: {key}}}")
@@ -272,7 +273,7 @@ def doctor(
 
     Exit code 1 when something must be mended; warnings alone leave it 0.
     """
-    from appliance import doctor as examination
+    from appliance.driver import doctor as examination
 
     checked = load_config(config)
     findings = examination.examine(checked, home_folder(home, checked), port(None, checked))

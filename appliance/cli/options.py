@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from appliance.errors import ConfigError
+from appliance.domain.errors import ConfigError
 
 if TYPE_CHECKING:
     from appliance.config import Config

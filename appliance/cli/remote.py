@@ -14,7 +14,7 @@ import typer
 
 from appliance.cli.local import size
 from appliance.cli.options import JsonOption, load_config, port
-from appliance.errors import ApplianceError, NotFound
+from appliance.domain.errors import ApplianceError, NotFound
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client

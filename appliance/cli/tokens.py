@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from appliance import permissions, token
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config
-from appliance.errors import ApplianceError
+from appliance.domain import token
+from appliance.domain.errors import ApplianceError
+from appliance.driver import permissions
 
 if TYPE_CHECKING:
+    from appliance.domain.token import Token
     from appliance.store import SQLiteStore
-    from appliance.token import Token
 
 T = TypeVar("T")
 

@@ -28,13 +28,13 @@ def register(app: typer.Typer) -> None:
 @group.command()
 def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOption = None) -> None:
     """Print the account's key, with which its receivers check signatures. Create one if it has none."""
-    from appliance import webhooks
+    from appliance.gateway.webhooks import sender
 
     account = load_config(config).server.account
 
     async def newest(store: SQLiteStore) -> str:
         await store.claim_webhook_keys(account)
-        return (await webhooks.keys(store, owner or account, time.time()))[0]
+        return (await sender.keys(store, owner or account, time.time()))[0]
 
     typer.echo(in_store(config, home, newest))
 
@@ -52,10 +52,10 @@ def rotate(
     home: HomeOption = None,
 ) -> None:
     """Make a new key for the account and print it. A running appliance uses it at once."""
-    from appliance import webhooks
+    from appliance.gateway.webhooks import sender
 
     account = load_config(config).server.account
-    key = webhooks.new_key()
+    key = sender.new_key()
 
     async def replace(store: SQLiteStore) -> None:
         await store.claim_webhook_keys(account)

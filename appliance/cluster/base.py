@@ -9,9 +9,9 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from appliance.meter import Taken
-from appliance.prediction import Emitted, Job
+from appliance.domain.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
+from appliance.worker.memory_monitor import Taken
 
 _log = logging.getLogger(__name__)
 

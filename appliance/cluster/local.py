@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from appliance.cluster.base import Adopted
-from appliance.errors import HostLost, PredictionFailed, SleepFailed
-from appliance.host import produced
-from appliance.meter import Taken
-from appliance.prediction import Done, Emitted, Event, Job, Output
+from appliance.domain.errors import HostLost, PredictionFailed, SleepFailed
+from appliance.domain.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner, Sleeper
+from appliance.worker.memory_monitor import Taken
+from appliance.worker.process import output_files
 
 
 class _Loaded:
@@ -136,8 +136,8 @@ class LocalCluster:
 
         try:
             async for event in loaded.runner.run(job):
-                if isinstance(event, Output) and produced.has_files(event):
-                    event = await produced.taken(job, event)  # noqa: PLW2901 - the same event
+                if isinstance(event, Output) and output_files.has_files(event):
+                    event = await output_files.taken(job, event)  # noqa: PLW2901 - the same event
                 emit(event)
         except asyncio.CancelledError:
             if loaded.spec.model in self._loaded:

@@ -20,13 +20,15 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from appliance import file, hostprocess, logs
 from appliance.cluster.base import Adopted, await_answer
-from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
-from appliance.meter import Taken
-from appliance.prediction import Emitted, Job
-from appliance.replica import Replica, ReplicaStats
+from appliance.domain import file
+from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.domain.prediction import Emitted, Job
+from appliance.observability import logs
 from appliance.runners.base import LoadSpec
+from appliance.worker import handle as hostprocess
+from appliance.worker.memory_monitor import Taken
+from appliance.worker.replica import Replica, ReplicaStats
 
 _log = logging.getLogger(__name__)
 

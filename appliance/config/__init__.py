@@ -8,10 +8,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from appliance.config import applied, yamlsource
+from appliance.config import runtime, yaml_source
 from appliance.config.changes import Changes, Report, compare
-from appliance.config.diffusion import DescribedDiffusersOptions, DiffusersOptions
-from appliance.config.disclosed import disclosed
 from appliance.config.models import (
     BuiltinSource,
     CogModel,
@@ -29,15 +27,8 @@ from appliance.config.models import (
     VllmModel,
     WhisperModel,
 )
-from appliance.config.options import (
-    BuiltCogOptions,
-    CogOptions,
-    EchoOptions,
-    EmbeddingsOptions,
-    Options,
-    VllmOptions,
-)
 from appliance.config.problems import Problem, disagreements, refusal, translate
+from appliance.config.redact import redact
 from appliance.config.sections import (
     CodeConfig,
     CollectionConfig,
@@ -55,8 +46,15 @@ from appliance.config.sections import (
     TlsConfig,
     UiConfig,
 )
-from appliance.config.speech import FoundPiperOptions, PiperOptions, WhisperOptions
-from appliance.config.tasks import TransformersOptions
+from appliance.runners.cog.options import BuiltCogOptions, CogOptions
+from appliance.runners.diffusers.options import DescribedDiffusersOptions, DiffusersOptions
+from appliance.runners.echo.options import EchoOptions
+from appliance.runners.embeddings.options import EmbeddingsOptions
+from appliance.runners.options import Options
+from appliance.runners.piper.options import FoundPiperOptions, PiperOptions
+from appliance.runners.transformers.options import TransformersOptions
+from appliance.runners.vllm.options import VllmOptions
+from appliance.runners.whisper.options import WhisperOptions
 
 __all__ = [
     "BuiltCogOptions",
@@ -103,12 +101,12 @@ __all__ = [
     "VllmOptions",
     "WhisperModel",
     "WhisperOptions",
-    "applied",
     "compare",
-    "disclosed",
     "home",
     "json_schema",
     "load",
+    "redact",
+    "runtime",
 ]
 
 #: Names the data folder, whatever the file says.
@@ -123,7 +121,7 @@ def load(path: Path) -> Config:
         ConfigError: with everything that is wrong, by line, model and key. Values are checked first one by
             one; whether they agree with each other is looked at once each is right.
     """
-    document = yamlsource.read(path)
+    document = yaml_source.read(path)
     if not isinstance(document.data, dict):
         what = "is empty" if document.data is None else "should be a mapping of keys to values"
         raise refusal([Problem((), f"{what}; it needs at least the key models")], document, str(path))

@@ -7,12 +7,17 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.config.diffusion import DiffusersOptions
-from appliance.config.options import CogOptions, EchoOptions, EmbeddingsOptions, Options, VllmOptions
-from appliance.config.section import Section, subsection
-from appliance.config.speech import PiperOptions, WhisperOptions
-from appliance.config.tasks import TransformersOptions
-from appliance.config.values import Address, Bytes, FilePath, ModelName, Seconds
+from appliance.domain.section import Section, subsection
+from appliance.domain.values import Address, Bytes, FilePath, ModelName, Seconds
+from appliance.runners.cog.options import CogOptions
+from appliance.runners.diffusers.options import DiffusersOptions
+from appliance.runners.echo.options import EchoOptions
+from appliance.runners.embeddings.options import EmbeddingsOptions
+from appliance.runners.options import Options
+from appliance.runners.piper.options import PiperOptions
+from appliance.runners.transformers.options import TransformersOptions
+from appliance.runners.vllm.options import VllmOptions
+from appliance.runners.whisper.options import WhisperOptions
 
 
 class FolderSource(Section):

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from appliance.config import textfile
+from appliance.config import text_file
 from appliance.config.models import (
     MODELS,
     CogModel,
@@ -21,10 +21,10 @@ from appliance.config.models import (
     PypiSource,
     VllmModel,
 )
-from appliance.config.section import Section
 from appliance.config.sections import Config, DeviceConfig, HardwareConfig
-from appliance.config.yamlsource import Document, Place
-from appliance.errors import ConfigError
+from appliance.config.yaml_source import Document, Place
+from appliance.domain.errors import ConfigError
+from appliance.domain.section import Section
 
 _SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
 
@@ -267,7 +267,7 @@ def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:
 def _unreadable(file: Path) -> str | None:
     """Why ``file`` cannot be read as text; None if it can."""
     try:
-        textfile.read(file)
+        text_file.read(file)
     except ConfigError as error:
         return f"the file {error}"
     return None

@@ -16,8 +16,8 @@ from appliance.config.models import (
     VllmModel,
     WhisperModel,
 )
-from appliance.config.section import Section, size, subsection
-from appliance.config.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
+from appliance.domain.section import Section, size, subsection
+from appliance.domain.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
 
 
 class TlsConfig(Section):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from appliance.errors import PredictionFailed
+from appliance.domain.errors import PredictionFailed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,63 +12,17 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
-from appliance.prediction import Job, Log, Metric, Output
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Job, Log, Metric, Output
 
 
-class Interface(msgspec.Struct, frozen=True):
-    """Inputs and output of a model, as JSON Schema in the form of replicate-api section 7.1.
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """What the appliance knows of a model kind before it imports the kind's runner."""
 
-    ``input`` is the whole ``Input`` object schema (properties carry ``x-order``), ``output`` the ``Output``
-    schema, ``components`` the further named schemas (enumerations) that ``input`` refers to. ``aliases`` maps
-    other names callers use for an input to the name it has here. With ``verbatim`` any object is an input,
-    and the runner itself says what is wrong with it.
-    """
-
-    input: dict[str, Any]
-    output: dict[str, Any]
-    components: dict[str, Any] = {}
-    aliases: dict[str, str] = {}
-    verbatim: bool = False
-
-    @property
-    def iterates(self) -> bool:
-        """Whether the output grows item by item."""
-        return self.output.get("x-cog-array-type") == "iterator"
-
-    @property
-    def file_inputs(self) -> list[str]:
-        """Names of the inputs that are files or lists of files."""
-        return [name for name, schema in self.input["properties"].items() if _is_file(schema)]
-
-    @property
-    def secret_inputs(self) -> list[str]:
-        """Names of the inputs that nobody but the model may read."""
-        return [name for name, schema in self.input["properties"].items() if schema.get("x-cog-secret")]
-
-    @property
-    def makes_files(self) -> bool:
-        """Whether files may be in the output."""
-        return _may_be_file(self.output)
-
-
-def _is_file(schema: dict[str, Any]) -> bool:
-    if schema.get("type") == "array":
-        return _is_file(schema.get("items", {}))
-    return schema.get("type") == "string" and schema.get("format") == "uri"
-
-
-def _may_be_file(schema: dict[str, Any]) -> bool:
-    """Objects say so for each property, if they have any."""
-    match schema.get("type"):
-        case "string":
-            return schema.get("format") == "uri"
-        case "array":
-            return _may_be_file(schema.get("items", {}))
-        case "object" if "properties" in schema:
-            return any(_may_be_file(part) for part in schema["properties"].values())
-        case "integer" | "number" | "boolean":
-            return False
-    return True
+    runner: str  # "module:Class", imported when it is needed first
+    trainer: str | None = None  # the kind of runner that trains new versions of the kind's models
+    preload: tuple[str, ...] = ()  # modules that the zygote imports, so that a load need not
+    preload_on_cpu: tuple[str, ...] = ()  # further ones on machines without a GPU
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from appliance.errors import PredictionFailed
+from appliance.domain.errors import PredictionFailed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

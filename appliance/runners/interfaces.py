@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from appliance.runners.base import Interface
+from appliance.domain.interface import Interface
 
 #: The schema of a file.
 FILE: Final[dict[str, Any]] = {"type": "string", "format": "uri"}

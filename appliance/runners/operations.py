@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from appliance.runners.base import Interface
+from appliance.domain.interface import Interface
 
 CHAT: Final = "chat.completions"
 COMPLETIONS: Final = "completions"

@@ -8,6 +8,7 @@ them, ``progress`` says what can get on where predictions wait for parts, ``jour
 ``scheduler`` puts them together.
 """
 
+from appliance.scheduler.event_log import Happening, What
 from appliance.scheduler.facts import (
     Asleep,
     Capacity,
@@ -24,7 +25,6 @@ from appliance.scheduler.facts import (
     Wake,
 )
 from appliance.scheduler.footprints import MARGIN, Footprint
-from appliance.scheduler.journal import Happening, What
 from appliance.scheduler.policy import BACKOFF, MIN_RESIDENCY, PATIENCE
 from appliance.scheduler.scheduler import Scheduler
 

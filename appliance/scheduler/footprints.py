@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from appliance.errors import NeverFits
+from appliance.domain.errors import NeverFits
+from appliance.scheduler.event_log import Journal, What
 from appliance.scheduler.facts import Demand, Origin, Residency
-from appliance.scheduler.journal import Journal, What
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import Model
 

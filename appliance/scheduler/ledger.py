@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.errors import NeverFits
+from appliance.domain.errors import NeverFits
 from appliance.scheduler.facts import Capacity, Demand, Origin, Residency
 from appliance.scheduler.model import Model
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.scheduler import policy
+from appliance.scheduler.children import Parts
+from appliance.scheduler.deadlock import hopeful
 from appliance.scheduler.facts import Decision, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import Model
-from appliance.scheduler.moves import Moves
-from appliance.scheduler.parts import Parts
 from appliance.scheduler.plan import Plan, plan
-from appliance.scheduler.progress import hopeful
+from appliance.scheduler.transitions import Moves
 
 
 class Placements:

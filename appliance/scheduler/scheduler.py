@@ -11,16 +11,16 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from appliance.scheduler import policy
+from appliance.scheduler.children import Parts
+from appliance.scheduler.deadlock import hopeful, why_never
+from appliance.scheduler.event_log import Happening, Journal, What
 from appliance.scheduler.facts import Capacity, Decision, Demand, Level, Refuse, Residency, Start
 from appliance.scheduler.footprints import Footprints
-from appliance.scheduler.journal import Happening, Journal, What
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import CHANGED, Model
-from appliance.scheduler.moves import Moves
-from appliance.scheduler.parts import Parts
 from appliance.scheduler.placements import Placements
-from appliance.scheduler.progress import hopeful, why_never
-from appliance.scheduler.siblings import Siblings, Waiting
+from appliance.scheduler.rebalancing import Siblings, Waiting
+from appliance.scheduler.transitions import Moves
 
 #: Where nothing of a model is on its device, or little.
 _AWAY: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypedDict, U
 
 import msgspec
 
-from appliance.prediction import Log, Metric, Output, Prediction, Status
-from appliance.slots import Receiver
-from appliance.token import Token
+from appliance.domain.prediction import Log, Metric, Output, Prediction, Status
+from appliance.domain.token import Token
 
 if TYPE_CHECKING:
     from appliance.store.files import FileTable
@@ -28,6 +27,13 @@ Predictions = list[Prediction]
 Tokens = list[Token]
 Keys = list[str]
 Ids = list[str]
+
+
+class Receiver(NamedTuple):
+    """An owner and the host that receives the owner's requests."""
+
+    owner: str
+    host: str
 
 
 class Cursor(NamedTuple):

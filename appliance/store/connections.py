@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
-from appliance.errors import StoreError
+from appliance.domain.errors import StoreError
 from appliance.store import rows
 from appliance.store.database import Durability, connect, connect_reader, store_error, upgrade
 from appliance.store.owner import OwnerLock

@@ -8,8 +8,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final, Literal
 
-from appliance import usage
-from appliance.errors import DiskFull, StoreError
+from appliance.domain import usage
+from appliance.domain.errors import DiskFull, StoreError
 from appliance.store import rows
 from appliance.store.owner import lock_file
 from appliance.store.queries import STEPS

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.file import File
+from appliance.domain.file import File
 from appliance.store import rows
 from appliance.store.base import Cursor
 from appliance.store.connections import Connections

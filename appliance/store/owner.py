@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from appliance.errors import StoreError
+from appliance.domain.errors import StoreError
 
 _POLL: Final = 0.05  # seconds between looks at a lock that another process holds
 

@@ -6,9 +6,9 @@ import asyncio
 import sqlite3
 from typing import Any, TypeVar
 
-from appliance.deployment import Release
-from appliance.errors import StoreError
-from appliance.model import Adapter, Build, Model, Project
+from appliance.domain.deployment import Release
+from appliance.domain.errors import StoreError
+from appliance.domain.model import Adapter, Build, Model, Project
 from appliance.store import rows
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES

@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from appliance import file
-from appliance.errors import StoreError, Unstorable
-from appliance.prediction import Prediction, Status, Webhook
-from appliance.slots import Receiver
-from appliance.store.base import Delivery, Progress, VersionRow
-from appliance.token import Scope, Token
+from appliance.domain import file
+from appliance.domain.errors import StoreError, Unstorable
+from appliance.domain.prediction import Prediction, Status, Webhook
+from appliance.domain.token import Scope, Token
+from appliance.store.base import Delivery, Progress, Receiver, VersionRow
 
 Row = tuple[Any, ...]
 T = TypeVar("T")

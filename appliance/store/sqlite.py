@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Unpack
 
-from appliance import usage
-from appliance.errors import StatusConflict, StoreError
-from appliance.prediction import MOVES, Done, Prediction, Status, new_id
+from appliance.domain import usage
+from appliance.domain.errors import StatusConflict, StoreError
+from appliance.domain.prediction import MOVES, Done, Prediction, Status, new_id
+from appliance.domain.token import Token
+from appliance.domain.usage import Usage
 from appliance.store import rows
 from appliance.store.base import (
     Cursor,
@@ -34,8 +36,6 @@ from appliance.store.footprints import FootprintTable
 from appliance.store.queries import QUERIES, narrowed
 from appliance.store.registry import Registry
 from appliance.store.usage import UsageTable
-from appliance.token import Token
-from appliance.usage import Usage
 
 _EMPTY: Final = rows.pack({})
 _VACUUM_PAGES: Final = 2000  # given back to the disk at a time, 8 MB

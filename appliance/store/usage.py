@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Collection
 from typing import Any
 
+from appliance.domain.usage import KEYS, Usage
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
-from appliance.usage import KEYS, Usage
 
 
 class UsageTable:

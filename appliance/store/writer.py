@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from appliance.errors import StoreError, Unstorable
+from appliance.domain.errors import StoreError, Unstorable
 from appliance.store.database import store_error
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from typing import Final
 import uvicorn
 
 from appliance import config as configuration
-from appliance import logs
+from appliance.observability import logs
 from appliance.ui.client import Api
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions

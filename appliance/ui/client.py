@@ -10,8 +10,7 @@ from typing import IO, Any, Final, NoReturn
 
 import httpx
 
-from appliance import encodings
-from appliance.errors import (
+from appliance.domain.errors import (
     ApplianceError,
     FieldProblem,
     InvalidInput,
@@ -20,7 +19,8 @@ from appliance.errors import (
     Throttled,
     Unauthenticated,
 )
-from appliance.sse import Event, Reader
+from appliance.protocols import content_encodings
+from appliance.protocols.sse import Event, Reader
 
 #: No time for an answer: models take theirs. A connection is there at once, or the gateway is not.
 _PATIENCE: Final = httpx.Timeout(None, connect=10.0)
@@ -42,8 +42,8 @@ class Api:
             limits=limits,
             timeout=_PATIENCE,
             trust_env=False,
-            headers=encodings.IDENTITY,
-            event_hooks={"response": [encodings.refuse_later]},
+            headers=content_encodings.IDENTITY,
+            event_hooks={"response": [content_encodings.refuse_later]},
         )
 
     def caller(self, secret: str, origin: str) -> Caller:

@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from appliance import logs
-from appliance.errors import ApplianceError
-from appliance.ui import session, shell
-from appliance.ui.built import Built, Frontend
+from appliance.domain.errors import ApplianceError
+from appliance.observability import logs
+from appliance.ui import layout, session
 from appliance.ui.client import Api
+from appliance.ui.page_app import Built, Frontend
 from appliance.ui.pages import model
 from appliance.ui.session import Session
 
@@ -60,7 +60,7 @@ class Demo:
         shown = model.Shown.of(described)
         if shown.document is None:
             raise ApplianceError(f"{name} has no version yet; train one, or push a project")
-        with shell.page(shown.name) as blocks:
+        with layout.page(shown.name) as blocks:
             model.playground(blocks, shown.name, shown.document, bare=True)
         return cls(api, secret, await Built.of(blocks, _LARGEST))
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.errors import FieldProblem, InvalidInput
-from appliance.schema import non_finite
+from appliance.domain.errors import FieldProblem, InvalidInput
+from appliance.domain.input_schema import non_finite
 
 _SHOWN: Final = 4  # fields that are neither required nor files and are seen at once
 _FEW: Final = 2  # so few more are not worth a fold

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import gradio as gr
 
-from appliance.errors import ApplianceError
-from appliance.ui import output, session, shell
+from appliance.domain.errors import ApplianceError
+from appliance.ui import layout, output, session
 from appliance.ui.client import Caller
 from appliance.ui.fields import Field, Widget, fields, filled_in
-from appliance.ui.following import Following, Seen
 from appliance.ui.output import Output
 from appliance.ui.snippets import LocalFile
+from appliance.ui.watcher import Following, Seen
 
 #: What is said before anything has run.
 _NOTHING_YET: Final = '<p class="note">What the model gives appears here.</p>'
@@ -141,11 +141,11 @@ async def run(
 
 def refused(error: ApplianceError) -> str:
     """Why nothing runs, as HTML for the status of a result."""
-    message = shell.message(error)
+    message = layout.message(error)
     return f'<p class="wrong" role="alert">{html.escape(message.title)}: {message.message}</p>'
 
 
-@shell.told
+@layout.told
 async def cancel(id: str | None, request: gr.Request) -> None:
     """Cancel the prediction that runs; it says so itself."""
     if id is not None:

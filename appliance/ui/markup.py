@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from appliance.ui.medium import gallery, medium
+from appliance.ui.media import gallery, medium
 
 #: Longest text that is shown of one value, in characters.
 LONGEST: Final = 50_000

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from appliance.ui.medium import gallery, medium
+from appliance.ui.media import gallery, medium
 
 _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
 

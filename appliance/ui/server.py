@@ -21,14 +21,14 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import Receive, Scope, Send
 
 from appliance.config import Config
-from appliance.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
-from appliance.ui import session, shell
-from appliance.ui.bodies import Bodies
-from appliance.ui.built import Built, Frontend
+from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
+from appliance.ui import layout, session
 from appliance.ui.client import Api
+from appliance.ui.layout import Page
+from appliance.ui.page_app import Built, Frontend
 from appliance.ui.pages import FIRST, PAGES, model
+from appliance.ui.request_bodies import Bodies
 from appliance.ui.session import Session, Sessions
-from appliance.ui.shell import Page
 
 _log = logging.getLogger(__name__)
 
@@ -109,10 +109,10 @@ class Server:
         else:
             built = await self._built_once(page)
         if opened and request.method in {"GET", "HEAD"}:
-            frame = shell.navigation(self._pages, known, root, self._title)
+            frame = layout.navigation(self._pages, known, root, self._title)
             await (await built.opened(request, root, frame, self._images))(scope, receive, send)
             return
-        inner = {**scope, "root_path": root, shell.PARAMETERS: found}
+        inner = {**scope, "root_path": root, layout.PARAMETERS: found}
         await self._bodies.pass_on(built.app, request, known, inner, send)
 
     # -- which page
@@ -261,8 +261,8 @@ def _refusal(request: Request, error: ApplianceError) -> Response:
 
 
 def _alone(title: str, content: str, status: int) -> Response:
-    headers = shell.policy("none") | {
+    headers = layout.policy("none") | {
         "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     }
-    return HTMLResponse(shell.alone(title, content), status, headers)
+    return HTMLResponse(layout.alone(title, content), status, headers)

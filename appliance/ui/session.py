@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.errors import ApplianceError, Unauthenticated
+from appliance.domain.errors import ApplianceError, Unauthenticated
 from appliance.ui.client import Api, Caller
 
 LIFETIME: Final = 7 * 86400  # seconds after which one signs in anew

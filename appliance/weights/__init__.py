@@ -11,11 +11,11 @@ GGUF file of any source is converted once to a folder that ends in ``-transforme
 
 from __future__ import annotations
 
-from appliance.weights.completing import completed
+from appliance.weights.complete_options import completed
+from appliance.weights.download import pull
 from appliance.weights.faults import faults_of
-from appliance.weights.places import folder, present, revision
-from appliance.weights.pulling import pull
+from appliance.weights.locations import folder, present, revision
 from appliance.weights.readahead import read_ahead
-from appliance.weights.weighing import weigh
+from appliance.weights.size import weigh
 
 __all__ = ["completed", "faults_of", "folder", "present", "pull", "read_ahead", "revision", "weigh"]

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
-from appliance.errors import WeightsError
+from appliance.domain.errors import WeightsError
 
 #: What an archive may become on the disk; it is a small file that could become a full disk.
 _BYTES: Final = 20 * 1024**3

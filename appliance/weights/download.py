@@ -1,102 +1,204 @@
-"""One file over HTTP: taken up where it stopped, and refused unless its hash is the one expected."""
+"""From a source to a folder of weights that is whole or not there at all."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-import httpx
+from rich.progress import Progress, TaskID
 
-from appliance import encodings
-from appliance.errors import WeightsError
+from appliance.config import (
+    BuiltinSource,
+    CogModel,
+    FolderSource,
+    GitSource,
+    HubSource,
+    ModelConfig,
+    PypiSource,
+    Source,
+)
+from appliance.domain.errors import WeightsError
+from appliance.weights import http_download, hub, index, locations, project
+from appliance.weights.faults import faults_of
+from appliance.weights.wheel import LICENSES, unpack
 
-#: Connections that break are taken up again this often in a row, if the last one brought nothing new.
-ATTEMPTS: Final = 4
-_PAUSE: Final = 1.0  # seconds before the second attempt; doubles
-
-#: Told bytes that are here and bytes there will be (None: the server does not say).
-Advance = Callable[[int, int | None], None]
+#: Below the weights folder: what is not whole yet. Safe to delete while nothing is being pulled.
+PARTIAL: Final = ".partial"
 
 
-def sha256_of(file: Path) -> str:
-    """The hash of a file, in lowercase hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def pull(home: Path, model: ModelConfig, progress: Progress | None = None) -> Path:
+    """Make the model's weights present and return their folder; does nothing if they are.
 
-
-def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Advance) -> None:
-    """Download ``url`` to ``file``, going on from what ``file`` holds already.
+    ``home`` is the data folder. A pull that was interrupted goes on where it stopped; two at a time of the
+    same weights wait for each other. ``progress`` gets one task, named after the model.
 
     Raises:
-        WeightsError: it cannot be had (what is here stays, for the next try) or its hash is another (it is
-            removed).
+        WeightsError: they cannot be had, or are not the ones the config means.
     """
-    resumed = file.exists()
-    _complete(client, url, file, advance)
-    found = sha256_of(file)
-    if found != sha256 and resumed:  # the part from before may be of another file, or damaged
-        file.unlink()
-        _complete(client, url, file, advance)
-        found = sha256_of(file)
-    if found != sha256:
-        file.unlink()
-        raise WeightsError(
-            f"{_name(url)} has the SHA-256 {found}, but models.yaml says {sha256}; "
-            "the file on the index is another one than was meant"
-        )
-
-
-def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """Connect until the whole file is here, or until nothing more comes."""
-    attempt = 1
-    while True:
-        before = _length(file)
+    source = locations.source_of(model)
+    with _Report(progress, model.name) as report, faults_of(model.name):
         try:
-            return _connection(client, url, file, advance)
-        except httpx.DecodingError as error:
-            raise WeightsError(f"{_name(url)} cannot be fetched: {error}") from error
-        except httpx.TransportError as error:
-            attempt = attempt + 1 if _length(file) == before else 1
-            if attempt > ATTEMPTS:
-                raise WeightsError(
-                    f"{_name(url)} cannot be fetched: {str(error) or type(error).__name__}; "
-                    f"{_length(file):,} bytes are kept, the next try goes on from there"
-                ) from error
-            time.sleep(_PAUSE * 2 ** (attempt - 1))
-        except httpx.HTTPStatusError as error:
+            return _pull(home, model, source, report)
+        except OSError as error:
+            place = error.filename or locations.root(home)
             raise WeightsError(
-                f"{_name(url)} cannot be fetched: "
-                f"{error.request.url.host} answered {error.response.status_code}"
+                f"weights of {model.name} cannot be kept: {place}: {error.strerror}"
             ) from error
 
 
-def _connection(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """What one request brings. A server that knows no ranges sends the file from its beginning."""
-    have = _length(file)
-    # Compressed, the bytes of a range would not be those of the file.
-    headers = {**encodings.IDENTITY, **({"Range": f"bytes={have}-"} if have else {})}
-    with client.stream("GET", url, headers=headers) as response:
-        if have and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing lies beyond what is here; the hash says whether it is right
-        response.raise_for_status()
-        goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
-        have = have if goes_on else 0
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdecimal() else None
-        advance(have, total)
-        with file.open("ab" if goes_on else "wb") as opened:
-            for chunk in response.iter_raw():  # as they come: what a break interrupts is on disk up to there
-                opened.write(chunk)
-                have += len(chunk)
-                advance(have, total)
+def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Path:
+    if isinstance(source, FolderSource) and not source.path.exists():
+        raise WeightsError(f"model {model.name}: there is nothing at {source.path}; correct its source")
+    target = locations.folder(home, model)
+    if target.exists():
+        return target
+    if isinstance(model, CogModel):
+        report.say("building its environment")
+        return project.build(home, model)
+    partial = locations.root(home) / PARTIAL
+    partial.mkdir(parents=True, exist_ok=True)
+    mark = locations.digest(source)
+    with _alone(partial / f"{mark}.lock", report):
+        if target.exists():  # another process was faster
+            return target
+        work = partial / mark
+        fetched = _fetch(source, model.WEIGHT_FILES, work, report)
+        if locations.is_gguf(source):
+            fetched = _converted(fetched, partial / f"{mark}-converted", report)
+        target.parent.mkdir(exist_ok=True)
+        fetched.rename(target)
+        shutil.rmtree(work, ignore_errors=True)
+    return target
 
 
-def _length(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) -> Path:
+    """The folder with what the source means, ready to be moved; for a GGUF file the folder that it is in."""
+    match source:
+        case FolderSource():
+            return source.path
+        case BuiltinSource():
+            return locations.BUILTIN / source.builtin
+        case GitSource():
+            raise AssertionError("only a project is in a repository, and projects are built")
+        case HubSource():
+            folder = work / "snapshot"
+            report.say("fetching from the hub")
+            hub.snapshot(source, folder, files)
+            shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's notes for resuming
+            if source.file and not locations.is_gguf(source):  # a voice, which has its description beside it
+                return (folder / source.file).parent
+            return folder / source.file if source.file else folder
+        case PypiSource():
+            work.mkdir(exist_ok=True)
+            wheel = _wheel(source, work / "wheel", report)
+            folder = work / "unpacked"
+            shutil.rmtree(folder, ignore_errors=True)
+            report.say("unpacking")
+            unpack(wheel, source.path, folder)
+            return folder / Path(source.path).name if locations.is_gguf(source) else folder
 
 
-def _name(url: str) -> str:
-    return url.partition("?")[0].rpartition("/")[2]
+def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
+    """The verified wheel: here from an earlier try, in a folder that pip uses as an index, or downloaded."""
+    if file.exists() and http_download.sha256_of(file) == source.sha256:
+        return file
+    report.say("asking pip where it is")
+    found = index.find(source)
+    if found.sha256 not in {None, source.sha256}:
+        raise WeightsError(
+            f"the index has {source.pypi} {source.version} with the SHA-256 {found.sha256}, "
+            f"but models.yaml says {source.sha256}; correct the one that is wrong"
+        )
+    address = urlsplit(found.url)
+    if address.scheme == "file":
+        local = Path(url2pathname(address.path))
+        if http_download.sha256_of(local) != source.sha256:
+            raise WeightsError(f"{local} does not have the SHA-256 that models.yaml says ({source.sha256})")
+        return local
+    report.say("downloading")
+    with index.client(found.url) as client:
+        http_download.fetch(client, found.url, file, source.sha256, report.advance)
+    return file
+
+
+def _converted(file: Path, folder: Path, report: _Report) -> Path:
+    """The transformers folder made of a GGUF file, in a process of its own (see ``weights.gguf``)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "appliance.weights.gguf", str(file), str(folder)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        with process:
+            try:
+                for line in process.stdout or ():
+                    report.say(f"converting: {line.strip()}")
+            except BaseException:  # Ctrl-C too: the process must not go on by itself
+                process.kill()
+                raise
+        if process.returncode != 0:
+            errors.seek(0)
+            last = [line.strip() for line in errors.read().split("\n") if line.strip()][-1:]
+            reason = last[0] if last else f"exit code {process.returncode}"
+            raise WeightsError(f"{file.name} cannot be converted: {reason}")
+    licenses = file.parent / LICENSES
+    if licenses.is_dir():
+        shutil.copytree(licenses, folder / LICENSES)
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, report: _Report) -> Iterator[None]:
+    """Wait until no other process pulls the same weights. The system lets go of it when a process dies."""
+    with lock.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report.say("another process is fetching it")
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+class _Report:
+    """One line of a progress display, or nothing."""
+
+    def __init__(self, progress: Progress | None, name: str) -> None:
+        self._progress = progress
+        self._name = name
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Report:
+        if self._progress is not None:
+            self._task = self._progress.add_task(self._name, total=None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"{self._name}: {'failed' if kind else 'ready'}")
+            self._progress.stop_task(self._task)
+
+    def say(self, step: str) -> None:
+        """Show what is being done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"{self._name}: {step}")
+
+    def advance(self, have: int, total: int | None) -> None:
+        """Show how many bytes are here."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=have, total=total)

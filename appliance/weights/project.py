@@ -22,19 +22,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from appliance.config import (
-    BuiltCogOptions,
-    CogModel,
-    FolderSource,
-    GitSource,
-    ModelConfig,
-    yamlsource,
-)
-from appliance.environment import without_secrets
-from appliance.errors import ConfigError, WeightsError
-from appliance.weights import checkout
+from appliance.config import BuiltCogOptions, CogModel, FolderSource, GitSource, ModelConfig, yaml_source
+from appliance.domain.errors import ConfigError, WeightsError
+from appliance.runners.child_environment import without_secrets
+from appliance.runners.cog.installed_modules import lend
+from appliance.weights import git
 from appliance.weights.fingerprint import fingerprint
-from appliance.weights.lent import lend
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +76,7 @@ def content(build: Path) -> str:
 def _source(home: Path, model: CogModel) -> Path:
     """The folder of the project's source, which does not exist before its repository is fetched."""
     source = model.source
-    return checkout.project(home, source) if isinstance(source, GitSource) else source.path
+    return git.project(home, source) if isinstance(source, GitSource) else source.path
 
 
 def python(build: Path) -> Path:
@@ -170,7 +163,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
     """
     if isinstance(model.source, GitSource):
         say(f"{STEP}fetching {model.source.git}")
-        checkout.fetch(home, model.source)
+        git.fetch(home, model.source)
     project = _source(home, model)
     settings = _settings(model.name, project)
     target = folder(home, model)
@@ -206,7 +199,7 @@ def _settings(name: str, project: Path) -> dict[str, Any]:
     if not file.exists():
         raise WeightsError(f"model {name}: {project} is no Cog project: it has no cog.yaml")
     try:
-        found = yamlsource.read(file).data
+        found = yaml_source.read(file).data
     except ConfigError as error:
         raise WeightsError(f"model {name}: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from appliance.errors import WeightsError
+from appliance.domain.errors import WeightsError
 
 #: The folder, beside the model, that licence files are kept in.
 LICENSES: Final = "licenses"

@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from appliance import hardware
+from appliance import machine
 from appliance.config import HardwareConfig
 from scripts.benchmarks.servers import START_TIMEOUT
 from tests.running import ROOT, Appliance, link_weights
@@ -29,7 +29,7 @@ MODELS: Final = ("bench/first", "bench/second")
 
 def measure(console: Console) -> dict[str, Any]:
     """Both at 0.4 of the card at once; then both at 0.7, which do not fit together."""
-    if not any(device.kind == "cuda" for device in hardware.discover(HardwareConfig())):
+    if not any(device.kind == "cuda" for device in machine.discover(HardwareConfig())):
         console.print("there is no GPU here: nothing is measured")
         return {"measured": False}
     together = _together(console)

@@ -23,8 +23,8 @@ _ROLES: Final = (
     ("ServeReplica:gateway", "gateway"),
     ("ServeReplica:runner", "runner replicas"),
     ("ServeController", "Serve controller"),
-    ("appliance.driver", "driver"),
-    ("appliance.zygote", "zygote and engine hosts"),
+    ("appliance.driver.main", "driver"),
+    ("appliance.worker.zygote", "zygote and engine hosts"),
     ("ray", "Ray"),
 )
 

@@ -18,7 +18,7 @@ import httpx
 from rich.console import Console
 
 from appliance import config, weights
-from appliance.hardware import cpu_threads
+from appliance.machine import cpu_threads
 from tests.running import ROOT, Appliance, free_port, link_weights, wait_for
 
 BENCH: Final = ROOT / ".bench"

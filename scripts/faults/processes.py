@@ -36,7 +36,9 @@ def _called(name: str) -> Callable[[Appliance], list[int]]:
 
 def _zygote(appliance: Appliance) -> list[int]:
     hosts = appliance.hosts()  # hosts are forked, so they have the zygote's command line
-    return [process.pid for process in appliance.named("-m appliance.zygote") if process.pid not in hosts]
+    return [
+        process.pid for process in appliance.named("-m appliance.worker.zygote") if process.pid not in hosts
+    ]
 
 
 #: Role -> function that finds its processes.

@@ -12,7 +12,7 @@ import pytest
 from replicate.client import Client
 from replicate.webhook import Webhooks, WebhookSigningSecret
 
-from appliance.webhooks import signature
+from appliance.gateway.webhooks.sender import signature
 from tests.e2e.clients import node
 from tests.e2e.conftest import command
 from tests.e2e.test_conformance_predictions import create, ended

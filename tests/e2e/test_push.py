@@ -186,7 +186,9 @@ def test_an_archive_that_is_none_or_reaches_out_is_refused(
 
 
 def test_a_running_build_is_listed_and_can_be_canceled(api: httpx.Client) -> None:
-    api.post("/v1/models", json={"owner": "appliance", "name": "slow", "visibility": "private", "hardware": "cpu"})
+    api.post(
+        "/v1/models", json={"owner": "appliance", "name": "slow", "visibility": "private", "hardware": "cpu"}
+    )
     content = archive({"cog.yaml": b'run: "run.py:Runner"\n', "run.py": b"import time\ntime.sleep(600)\n"})
     upload = api.post("/v1/files", files={"content": ("project.tar.gz", content)}).json()
     begun = api.post("/v1/models/appliance/slow/versions", json={"source": upload["urls"]["get"]})

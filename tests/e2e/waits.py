@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from appliance.api import web
+from appliance.gateway.api import ui_proxy
 from tests.e2e.clients import beta, client_of
 from tests.running import Appliance, fetch, wait_for
 
@@ -54,7 +54,7 @@ def kept(appliance: Appliance) -> int:
     connection.auto_open = 0
     with socket.socket(socket.AF_UNIX) as connection.sock:
         connection.sock.connect(str(appliance.home / "run" / "ui.sock"))
-        for pause in (3 * web.IDLE, 0):
+        for pause in (3 * ui_proxy.IDLE, 0):
             connection.request("GET", "/signin")
             answer = connection.getresponse()
             answer.read()

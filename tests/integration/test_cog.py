@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from appliance import file
 from appliance.config import CogModel
-from appliance.prediction import Done, Job, Output
-from appliance.replica import Replica
+from appliance.domain import file
+from appliance.domain.prediction import Done, Job, Output
 from appliance.runners.base import LoadSpec
 from appliance.weights import project
+from appliance.worker.replica import Replica
 from tests.hosting import Caller
 from tests.running import ROOT, wait_for
 

@@ -15,13 +15,14 @@ import msgspec
 import psutil
 import pytest
 
-from appliance import schema
 from appliance.config import CogModel
-from appliance.errors import WeightsError
-from appliance.prediction import Done
-from appliance.replica import Replica
-from appliance.runners.base import Interface, LoadSpec
+from appliance.domain import input_schema
+from appliance.domain.errors import WeightsError
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Done
+from appliance.runners.base import LoadSpec
 from appliance.weights import project
+from appliance.worker.replica import Replica
 from tests.hosting import Caller
 from tests.running import ROOT
 
@@ -233,7 +234,7 @@ async def test_inputs_that_are_left_out_are_none_to_the_project(built: Path, tmp
     given |= {"described_only": "z", "chosen": "a", "shared": None}
     caller = Caller(replica)
     try:
-        assert await caller.run("one", **schema.validate(interface, given)) == Done("succeeded")
+        assert await caller.run("one", **input_schema.validate(interface, given)) == Done("succeeded")
         assert caller.output("one")[-1] == {
             "bare_optional": None,
             "optional": [None, None, None, None],

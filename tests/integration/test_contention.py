@@ -175,7 +175,13 @@ def test_two_models_that_do_not_fit_together_alternate(appliance: Appliance, cli
 
 def test_kills_of_everything_during_loads_and_evictions(appliance: Appliance, client: httpx.Client) -> None:
     """Host, zygote, replica, Serve's controller and the gateway, each while models come and go."""
-    victims = ("hosts", "appliance.zygote", "ServeReplica:runner-", "ServeController", "ServeReplica:gateway")
+    victims = (
+        "hosts",
+        "appliance.worker.zygote",
+        "ServeReplica:runner-",
+        "ServeController",
+        "ServeReplica:gateway",
+    )
     assert ended(client, create(client, MODELS[0]))["status"] == "succeeded"
     ids: list[str] = []
     rng = random.Random(5)

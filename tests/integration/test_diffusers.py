@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from appliance import schema
 from appliance.config import DiffusersOptions
-from appliance.errors import LoadFailed, PredictionFailed
-from appliance.prediction import Job, Log, Metric, Output
+from appliance.domain import input_schema
+from appliance.domain.errors import LoadFailed, PredictionFailed
+from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
-from appliance.runners.diffusers import DiffusersRunner
-from appliance.weights import pipeline
+from appliance.runners.diffusers import pipeline
+from appliance.runners.diffusers.runner import DiffusersRunner
 from tests import random_pipelines
 from tests.running import PATIENCE
 
@@ -67,7 +67,9 @@ class Loaded:
         self._count += 1
         files = {name: str(value) for name, value in input.items() if isinstance(value, Path)}
         addresses = dict.fromkeys(files, "data:,")
-        validated = schema.validate(self.runner.interface(self.spec.options), {**input, **addresses}) | files
+        validated = (
+            input_schema.validate(self.runner.interface(self.spec.options), {**input, **addresses}) | files
+        )
         self.logs, found = "", None
         job = Job(f"prediction-{self._count}", 1, validated, folder=str(self.folder / str(self._count)))
         async for event in self.runner.run(job):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import PredictionFailed
-from appliance.runners.embeddings import EmbeddingsRunner
-from appliance.runners.transformers import TransformersRunner
+from appliance.domain.errors import PredictionFailed
+from appliance.runners.embeddings.runner import EmbeddingsRunner
+from appliance.runners.transformers.runner import TransformersRunner
 from tests import tiny_models
 from tests.speaking import job, load_spec, run
 

@@ -12,10 +12,10 @@ import msgspec
 import psutil
 import pytest
 
-from appliance.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
-from appliance.meter import LEAST_TOLERANCE
-from appliance.prediction import Done, Log
-from appliance.replica import LOOK, Replica
+from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.domain.prediction import Done, Log
+from appliance.worker.memory_monitor import LEAST_TOLERANCE
+from appliance.worker.replica import LOOK, Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
 from tests.running import PATIENCE
 

@@ -18,12 +18,13 @@ from PIL import Image
 from replicate.prediction import Prediction
 
 from appliance import config, weights
-from appliance.errors import LoadFailed, PredictionFailed
-from appliance.prediction import Log
+from appliance.domain.errors import LoadFailed, PredictionFailed
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Log
 from appliance.runners import audio
-from appliance.runners.base import Interface, Runner
-from appliance.runners.piper import PiperRunner
-from appliance.runners.whisper import WhisperRunner
+from appliance.runners.base import Runner
+from appliance.runners.piper.runner import PiperRunner
+from appliance.runners.whisper.runner import WhisperRunner
 from tests.running import ROOT, WEIGHTS
 from tests.speaking import Ran, job, load_spec, run, word_error_rate
 
@@ -172,8 +173,8 @@ async def test_a_long_sound_is_heard_in_parts(
 ) -> None:
     samples = audio.read(story, 16_000, "file", longest=60)
     audio.write(tmp_path / "twice.wav", np.concatenate([samples, samples]), 16_000)
-    monkeypatch.setattr("appliance.runners.whisper._PART", samples.size + 16_000)
-    monkeypatch.setattr("appliance.runners.whisper._SEARCHED", 32_000)
+    monkeypatch.setattr("appliance.runners.whisper.runner.runner._PART", samples.size + 16_000)
+    monkeypatch.setattr("appliance.runners.whisper.runner.runner._SEARCHED", 32_000)
     heard = await ear(tmp_path, audio=tmp_path / "twice.wav", word_timestamps=True)
     segments = heard.output["segments"]
     assert word_error_rate(f"{STORY} {STORY}", heard.output["transcription"]) < 0.2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.prediction import Output, Prediction, Status, new_id, new_stream_token
+from appliance.domain.prediction import Output, Prediction, Status, new_id, new_stream_token
 from appliance.store import SQLiteStore
 from appliance.store.database import Durability
 

@@ -21,9 +21,9 @@ import pytest_asyncio
 from PIL import Image
 
 from appliance.config import TransformersOptions
-from appliance.errors import LoadFailed, PredictionFailed
+from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio
-from appliance.runners.transformers import TransformersRunner
+from appliance.runners.transformers.runner import TransformersRunner
 from tests import tiny_models
 from tests.speaking import Ran, job, load_spec, run
 

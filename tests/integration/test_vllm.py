@@ -22,13 +22,14 @@ import pytest_asyncio
 from PIL import Image
 
 from appliance import config, weights
-from appliance.config.parsers import ReasoningParser, ToolParser
-from appliance.errors import LoadFailed
-from appliance.prediction import Done
-from appliance.replica import Replica
-from appliance.runners import PRELOADS, vllm_engine
+from appliance.domain.errors import LoadFailed
+from appliance.domain.prediction import Done
+from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
+from appliance.runners.vllm import engine
+from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
+from appliance.worker.replica import Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
 from tests.running import PATIENCE, ROOT, WEIGHTS, wait_for
 
@@ -42,10 +43,10 @@ class WarmZygote(Zygote):
     """A zygote as `appliance serve` starts it for language models."""
 
     def __enter__(self) -> WarmZygote:
-        command = [sys.executable, "-m", "appliance.zygote", "--socket", str(self.socket)]
+        command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(self.socket)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--preload", ",".join(PRELOADS["cpu"]["vllm"])],
+                [*command, "--preload", ",".join(preloaded_modules("vllm", "cpu"))],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -345,7 +346,7 @@ async def test_a_schema_that_no_answer_can_be_held_to_is_refused(
 async def test_deep_grey_pictures_keep_their_shades() -> None:
     from vllm.multimodal.media.image import ImageMediaIO
 
-    vllm_engine.read_deep_greys()
+    engine.read_deep_greys()
     for value, form in ((np.uint16(257 * 100), "PNG"), (np.float32(100 / 255), "TIFF")):
         file = io.BytesIO()
         Image.fromarray(np.full((8, 4), value)).save(file, form)

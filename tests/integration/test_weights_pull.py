@@ -22,8 +22,8 @@ import pytest
 
 from appliance import weights
 from appliance.config import ModelConfig, load
-from appliance.errors import WeightsError
-from appliance.weights import download
+from appliance.domain.errors import WeightsError
+from appliance.weights import http_download
 from tests.running import ROOT, WEIGHTS, wait_for
 
 CONTENT = b"".join(hashlib.sha256(number.to_bytes(4)).digest() for number in range(32 * 1024))  # 1 MiB
@@ -166,7 +166,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     monkeypatch.setenv("PIP_INDEX_URL", server.url)
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    monkeypatch.setattr(download, "_PAUSE", 0.0)
+    monkeypatch.setattr(http_download, "_PAUSE", 0.0)
     yield server
     server.shutdown()
     server.server_close()
@@ -189,7 +189,7 @@ def test_a_pull_that_failed_half_way_is_taken_up_there(index: Index, tmp_path: P
     index.available = half
     with pytest.raises(WeightsError, match=f"{half:,} bytes are kept"):
         weights.pull(tmp_path / "home", model)
-    assert index.ranges == [None, *[f"bytes={half}-"] * download.ATTEMPTS]
+    assert index.ranges == [None, *[f"bytes={half}-"] * http_download.ATTEMPTS]
     assert not weights.present(tmp_path / "home", model)
     index.available = None
     index.ranges.clear()

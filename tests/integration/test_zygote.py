@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance import leftovers
-from appliance.prediction import Done
-from appliance.replica import Replica
+from appliance.domain.prediction import Done
+from appliance.worker import cleanup
+from appliance.worker.replica import Replica
 from tests.hosting import Caller, Zygote, runs, spec, until_gone
 from tests.running import PATIENCE, ROOT, wait_for
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 REPLICA = """
 import asyncio, sys
 from pathlib import Path
-from appliance.replica import Replica
+from appliance.worker.replica import Replica
 from tests.hosting import spec
 
 async def main(socket, run_dir, kind):
@@ -152,7 +152,7 @@ async def test_sigterm_ends_it_with_all_hosts(zygote: Zygote, tmp_path: Path) ->
 
 async def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); input()"
-    command = [sys.executable, "-m", "appliance.zygote", "--socket", str(tmp_path / "z.sock")]
+    command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(tmp_path / "z.sock")]
     parent = subprocess.Popen(
         [sys.executable, "-c", script, *command],
         cwd=ROOT,
@@ -195,9 +195,9 @@ async def test_nonsense_is_refused_and_harms_nobody(zygote: Zygote, tmp_path: Pa
 HOST_LIKE = """
 import subprocess, sys, time
 from pathlib import Path
-from appliance import leftovers
+from appliance.worker import cleanup
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-leftovers.write(Path(sys.argv[1]), "test/model")
+cleanup.write(Path(sys.argv[1]), "test/model")
 print(child.pid, flush=True)
 if sys.argv[2] == "stay":
     time.sleep(1000)
@@ -207,7 +207,7 @@ if sys.argv[2] == "stay":
 @pytest.mark.parametrize("leader", ["stay", "go"])
 async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOST_LIKE, str(leftovers.folder(tmp_path)), leader],
+        [sys.executable, "-c", HOST_LIKE, str(cleanup.folder(tmp_path)), leader],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -218,15 +218,15 @@ async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str
     if leader == "go":
         process.wait()
     assert runs(child)
-    assert leftovers.reclaim(tmp_path) == [process.pid]
+    assert cleanup.reclaim(tmp_path) == [process.pid]
     process.communicate()
     await until_gone(process.pid, child)
-    assert leftovers.reclaim(tmp_path) == []
+    assert cleanup.reclaim(tmp_path) == []
 
 
 async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOST_LIKE, str(leftovers.folder(tmp_path)), "stay"],
+        [sys.executable, "-c", HOST_LIKE, str(cleanup.folder(tmp_path)), "stay"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -234,18 +234,18 @@ async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_pa
     )
     assert process.stdout is not None
     child = int(process.stdout.readline())
-    path = leftovers.folder(tmp_path) / str(process.pid)
-    mark = msgspec.json.decode(path.read_bytes(), type=leftovers.Mark)
+    path = cleanup.folder(tmp_path) / str(process.pid)
+    mark = msgspec.json.decode(path.read_bytes(), type=cleanup.Mark)
     others = (
         msgspec.structs.replace(mark, start=mark.start - 1),
         msgspec.structs.replace(mark, boot="another boot"),
     )
     for other in others:
         path.write_bytes(msgspec.json.encode(other))
-        assert leftovers.reclaim(tmp_path) == []
+        assert cleanup.reclaim(tmp_path) == []
         assert not path.exists()
     path.write_bytes(b"{")  # the machine went down while it was written
-    assert leftovers.reclaim(tmp_path) == []
+    assert cleanup.reclaim(tmp_path) == []
     assert runs(process.pid)
     assert runs(child)
     os.killpg(process.pid, signal.SIGKILL)

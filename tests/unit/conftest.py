@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance import token
+from appliance.domain import token
+from appliance.domain.token import Token
 from appliance.store import SQLiteStore, VersionRow
-from appliance.token import Token
 from tests.apis import SECRET, Api, services_of
 from tests.engines import Bench
 from tests.stores import opened

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "appliance"
+PAGE = ROOT / "docs" / "architecture.md"
+#: The packages in the order of the table on the architecture page: each may import those before it.
+PACKAGES = re.findall(r"^\| `([\w.]+)` \|", PAGE.read_text(), flags=re.MULTILINE)
 
-#: Lowest first. A module may import from lower layers, from its own package, and as the next table says.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("config", "prediction", "token", "file", "model", "deployment"),
-    (
-        "schema",
-        "scheduler",
-        "wire",
-        "ratelimit",
-        "slots",
-        "media",
-        "usage",
-        "sse",
-        "environment",
-        "encodings",
-        "proxies",
-        "logs",
-    ),
-    (
-        "store",
-        "auth",
-        "certificate",
-        "egress",
-        "weights",
-        "hardware",
-        "storage",
-        "permissions",
-        "connection",
-        "runners.base",
-        "frames",
-        "leftovers",
-        "listener",
-        "outbox",
-        "supervised",
-        "temporary",
-        "ui",
-    ),
-    ("runners", "webhooks", "files", "metrics", "tracing", "meter"),
-    ("catalogue", "placement", "host", "inputs", "retention", "callback"),
-    ("zygote", "hostprocess", "training", "pushing", "servable"),
-    ("replica",),
-    ("cluster",),
-    ("engine",),
-    ("reload",),
-    ("api",),
-    ("app",),
-    ("driver", "doctor"),
-    ("cli",),
-)
-#: Imports between modules of one layer, or upwards, that have a reason.
-EXCEPTIONS = {
-    ("schema", "runners.base"),  # the type of an interface, never loaded at run time
-    ("frames", "runners.base"),  # a host is told what to load
-}
 #: library -> the only places that may import it
 PLACES = {
     "ray": ("cluster",),
@@ -75,19 +27,19 @@ PLACES = {
     "vllm": ("runners",),
     "transformers": ("runners", "weights.gguf"),
     "typer": ("cli",),
-    "starlette": ("api", "ui"),
-    "python_multipart": ("api",),
+    "starlette": ("gateway.api", "ui"),
+    "python_multipart": ("gateway.api",),
     "peft": ("runners",),
-    "uvicorn": ("app", "connection", "ui"),
-    "cog": ("weights.describe_cog", "weights.cog_worker"),
+    "uvicorn": ("gateway", "ui"),
+    "cog": ("weights.describe_cog", "runners.cog"),
     "av": ("runners",),
     "PIL": ("runners",),
     "faster_whisper": ("runners.whisper",),
     "piper": ("runners.piper",),
     "onnxruntime": ("runners.piper",),
     "pandas": ("ui",),
-    "prometheus_client": ("metrics",),
-    "opentelemetry": ("tracing",),
+    "prometheus_client": ("observability.metrics",),
+    "opentelemetry": ("observability.tracing",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -98,9 +50,14 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -108,73 +65,80 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def unit(module: str) -> str | None:
-    """The entry of ``LAYERS`` that a module of ours belongs to: the longest that fits."""
-    known = [name for layer in LAYERS for name in layer]
-    fitting = [name for name in known if module == name or module.startswith(f"{name}.")]
-    return max(fitting, key=len, default=None)
+def package_of(module: str) -> str:
+    """The longest package of the table that ``module`` belongs to."""
+    return max((name for name in PACKAGES if f"{module}.".startswith(f"{name}.")), key=len, default="")
 
 
-def level(name: str) -> int:
-    return next(number for number, layer in enumerate(LAYERS) if name in layer)
+def runtime_imports(node: ast.AST) -> Iterator[str]:
+    """Imported modules, without those that only the type checker imports."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.ImportFrom) and node.module:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    for child in ast.iter_child_nodes(node):
+        yield from runtime_imports(child)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_go_down_only(path: Path) -> None:
-    here = name_of(path)
-    if not here:
-        return  # the package itself holds the version
-    mine = unit(here)
-    assert mine is not None, f"{here} has no layer yet: give it one in LAYERS and in DESIGN.md"
-    for imported in imports(path):
-        if not imported.startswith("appliance."):
-            continue
-        theirs = unit(imported.removeprefix("appliance."))
-        if theirs is None or theirs == mine or (mine, theirs) in EXCEPTIONS:
-            continue
-        assert level(theirs) < level(mine), f"{here} imports {imported}, which is not below it"
+def test_every_module_is_in_a_package() -> None:
+    """Only the package itself, which holds the version, is in none."""
+    assert [name for name in map(name_of, SOURCES) if not package_of(name)] == [""]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_special_libraries_stay_in_their_place(path: Path) -> None:
-    here = name_of(path)
-    for imported in imports(path):
-        places = PLACES.get(imported.partition(".")[0])
-        if places is not None:
-            assert any(here == place or here.startswith(f"{place}.") for place in places), (
-                f"{here} imports {imported}, which belongs in {' and '.join(places)}"
-            )
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_packages_above_them(package: str) -> None:
+    allowed = {"", *PACKAGES[: PACKAGES.index(package) + 1]}
+    files = [path for path in SOURCES if package_of(name_of(path)) == package]
+    assert files, f"docs/architecture.md lists {package}, which does not exist"
+    wrong = [
+        f"{name_of(path)} imports {imported}"
+        for path in files
+        for imported in imports(path)
+        if imported.startswith("appliance.")
+        and package_of(imported.removeprefix("appliance.")) not in allowed
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_files_are_short_enough_to_be_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 500
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_lines_end_in_line_feeds(path: Path) -> None:
-    """These end lines at characters too that models, projects and people write, such as U+2028 and U+0085."""
-    names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert not names & {"splitlines", "iter_lines", "aiter_lines"}, 'split("\\n") instead'
-
-
-def test_every_layer_is_in_the_design() -> None:
-    design = (PACKAGE / "DESIGN.md").read_text()
-    rows = [line for line in design.splitlines() if line.startswith("| ") and line[2].isdigit()]
-    assert len(rows) == len(LAYERS)
-    for number, (row, layer) in enumerate(zip(rows, LAYERS, strict=True)):
-        _, first, modules, *_ = (cell.strip() for cell in row.split("|"))
-        assert first == str(number)
-        assert {name.strip() for name in modules.split(",")} == set(layer)
-
-
-def test_every_exception_is_still_needed() -> None:
-    used = {
-        (unit(name_of(path)), unit(module.removeprefix("appliance.")))
-        for path in SOURCES
-        for module in imports(path)
+def test_no_modules_import_each_other() -> None:
+    modules = {f"appliance.{name_of(path)}": path for path in SOURCES if name_of(path)}
+    graph = {
+        module: {
+            name if name in modules else name.rpartition(".")[0]
+            for name in runtime_imports(parse(path))
+            if name.startswith("appliance.")
+        }
+        for module, path in modules.items()
     }
-    assert used >= {pair for pair in EXCEPTIONS if level(pair[1]) >= level(pair[0])}
+    graph = {module: found & graph.keys() for module, found in graph.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_special_libraries_stay_in_their_place() -> None:
+    wrong = [
+        f"{name_of(path)} imports {imported}, which belongs in {' and '.join(places)}"
+        for path in SOURCES
+        for imported in imports(path)
+        if (places := PLACES.get(imported.partition(".")[0])) is not None
+        and not any(f"{name_of(path)}.".startswith(f"{place}.") for place in places)
+    ]
+    assert wrong == []
+
+
+def test_files_are_short_enough_to_be_read() -> None:
+    assert [name_of(path) for path in SOURCES if len(path.read_text().splitlines()) > 500] == []
+
+
+def test_lines_end_in_line_feeds() -> None:
+    """These end lines at characters too that models, projects and people write, such as U+2028 and U+0085."""
+    wrong = {"splitlines", "iter_lines", "aiter_lines"}
+    found = [
+        f"{name_of(path)} line {node.lineno}: use split('\\n') instead of {node.attr}"
+        for path in SOURCES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and node.attr in wrong
+    ]
+    assert found == []
 
 
 def test_logging_is_set_up_in_one_place() -> None:

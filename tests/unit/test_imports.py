@@ -28,9 +28,9 @@ def loaded(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import appliance.api, appliance.engine, appliance.store, appliance.placement, appliance.doctor",
-        "import appliance.replica, appliance.zygote, appliance.host",
-        "from appliance.runners import RUNNERS, runner_class\nfor kind in RUNNERS: runner_class(kind)",
+        "import appliance.gateway.api, appliance.gateway.engine, appliance.store, appliance.driver.doctor",
+        "import appliance.worker.replica, appliance.worker.zygote, appliance.worker.process",
+        "from appliance.runners import KINDS, runner_class\nfor kind in KINDS: runner_class(kind)",
     ],
     ids=["gateway", "replica", "runners"],
 )
@@ -39,7 +39,7 @@ def test_no_process_but_the_host_imports_torch(statement: str) -> None:
 
 
 def test_what_ray_starts_imports_no_torch() -> None:
-    found = loaded("import appliance.app, appliance.driver, appliance.cluster.ray")
+    found = loaded("import appliance.gateway.app, appliance.driver.main, appliance.cluster.ray")
     assert "ray" in found
     assert not found & {"torch", "transformers", "vllm", "safetensors"}
 

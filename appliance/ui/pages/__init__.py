@@ -1,11 +1,11 @@
-"""The pages, in the order of the navigation. ``appliance.ui.shell`` says how one is added."""
+"""The pages, in the order of the navigation. ``appliance.ui.layout`` says how one is added."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from appliance.ui.layout import Page
 from appliance.ui.pages import explore, machine, prediction, predictions, settings, usage
-from appliance.ui.shell import Page
 
 #: Where one begins.
 FIRST: Final = Page("/explore", "Models", explore.build)

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import gradio as gr
 
-from appliance.errors import NotFound
-from appliance.ui import session, shell
-from appliance.ui.medium import picture
+from appliance.domain.errors import NotFound
+from appliance.ui import layout, session
+from appliance.ui.media import picture
 from appliance.ui.output import addresses
 
 _EVERY: Final = 3.0  # seconds between two looks at what is loaded
@@ -31,7 +31,7 @@ STATES: Final = {
 
 def build() -> gr.Blocks:
     """The page."""
-    with shell.page("Models") as blocks:
+    with layout.page("Models") as blocks:
         with gr.Row(equal_height=True):
             words = gr.Textbox(
                 placeholder="Search models", show_label=False, scale=3, min_width=200, container=False
@@ -44,13 +44,13 @@ def build() -> gr.Blocks:
         shown = gr.State("")
         clock = gr.Timer(_EVERY)
         given = [words, collection, shown]
-        blocks.load(collections, None, collection, **shell.QUIET)
+        blocks.load(collections, None, collection, **layout.QUIET)
         gr.on([blocks.load, words.change, collection.change, clock.tick], listing, given, [cards, shown],
-              trigger_mode="always_last", **shell.QUIET)  # fmt: skip
+              trigger_mode="always_last", **layout.QUIET)  # fmt: skip
     return blocks
 
 
-@shell.told
+@layout.told
 async def collections(request: gr.Request) -> Any:
     """The choices of the menu; it is not there where there are none."""
     found = (await session.of(request).caller.get("/v1/collections"))["results"]
@@ -58,7 +58,7 @@ async def collections(request: gr.Request) -> Any:
     return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
 
 
-@shell.told
+@layout.told
 async def listing(words: str, collection: str, shown: str, request: gr.Request) -> Any:
     """The cards that are asked for, and the same to compare with: what has not changed is not sent."""
     caller = session.of(request).caller

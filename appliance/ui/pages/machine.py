@@ -10,9 +10,9 @@ import gradio as gr
 import msgspec
 
 from appliance.config import Report
-from appliance.ui import markup, session, shell
+from appliance.ui import layout, markup, session
+from appliance.ui.layout import Marks
 from appliance.ui.markup import Segment
-from appliance.ui.shell import Marks
 
 #: Seconds between looks.
 PERIOD: Final = 2.0
@@ -24,7 +24,7 @@ _COLOURS: Final = 8  # of models in a bar, in style.css: c0, c1, ...
 
 def build() -> gr.Blocks:
     """The page."""
-    with shell.page("Machine") as blocks:
+    with layout.page("Machine") as blocks:
         devices = gr.HTML(elem_id="devices", min_height=110, apply_default_css=False)
         with gr.Row(visible=False, elem_classes="filters") as actions:
             model = gr.Dropdown(label="Model", choices=[], scale=3)
@@ -38,29 +38,29 @@ def build() -> gr.Blocks:
         decisions = gr.HTML(elem_id="decisions", min_height=110, apply_default_css=False)
         marks = gr.State([])
         shown = [marks, devices, models, host, decisions]
-        blocks.load(_begin, None, [actions, model], **shell.QUIET)
-        blocks.load(_show, marks, shown, **shell.QUIET)
-        gr.Timer(PERIOD).tick(_show, marks, shown, **shell.QUIET)
+        blocks.load(_begin, None, [actions, model], **layout.QUIET)
+        blocks.load(_show, marks, shown, **layout.QUIET)
+        gr.Timer(PERIOD).tick(_show, marks, shown, **layout.QUIET)
         for button, act in ((load, _load), (unload, _unload), (pin, _pin), (unpin, _unpin)):
-            button.click(act, model, None, **shell.QUIET).then(_show, marks, shown, **shell.QUIET)
-        reload.click(_reload, None, None, **shell.QUIET).then(_begin, None, [actions, model], **shell.QUIET)
+            button.click(act, model, None, **layout.QUIET).then(_show, marks, shown, **layout.QUIET)
+        reload.click(_reload, None, None, **layout.QUIET).then(_begin, None, [actions, model], **layout.QUIET)
     return blocks
 
 
-@shell.told
+@layout.told
 async def _begin(request: gr.Request) -> list[Any]:
     who = session.of(request)
     names = [each["name"] for each in (await who.caller.get("/admin/status"))["models"]]
     return [gr.Row(visible=who.admin), gr.Dropdown(choices=names, value=names[0] if names else None)]
 
 
-@shell.told
+@layout.told
 async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     status = await who.caller.get("/admin/status")
     if not who.admin:
         note = '<p class="note">The rest of this page is for tokens with the admin scope.</p>'
-        return shell.changed([render_devices(status), render_models(status, {}), note, ""], marks)
+        return layout.changed([render_devices(status), render_models(status, {}), note, ""], marks)
     residency = await who.caller.get("/admin/residency")
     made = [
         render_devices(status),
@@ -68,32 +68,32 @@ async def _show(marks: Marks, request: gr.Request) -> list[Any]:
         render_host(await who.caller.get("/admin/machine")),
         render_decisions(residency),
     ]
-    return shell.changed(made, marks)
+    return layout.changed(made, marks)
 
 
-@shell.told
+@layout.told
 async def _load(model: str, request: gr.Request) -> None:
     gr.Info(f"{escape(model)} is loaded as soon as there is room.")
     await session.of(request).caller.post(f"/admin/models/{model}/load")
 
 
-@shell.told
+@layout.told
 async def _unload(model: str, request: gr.Request) -> None:
     await session.of(request).caller.post(f"/admin/models/{model}/unload")
     gr.Info(f"{escape(model)} is unloaded once what runs on it is over.")
 
 
-@shell.told
+@layout.told
 async def _pin(model: str, request: gr.Request) -> None:
     await _told_of(model, "pin", request)
 
 
-@shell.told
+@layout.told
 async def _unpin(model: str, request: gr.Request) -> None:
     await _told_of(model, "unpin", request)
 
 
-@shell.told
+@layout.told
 async def _reload(request: gr.Request) -> None:
     answer = await session.of(request).caller.post("/admin/reload")
     lines = str(msgspec.convert(answer, Report)).split("\n")

@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 import msgspec
 
-from appliance.errors import ApplianceError, NotFound
-from appliance.ui import form, markup, output, session, shell, snippets
+from appliance.domain.errors import ApplianceError, NotFound
+from appliance.ui import form, layout, markup, output, session, snippets
 from appliance.ui.client import Caller
 from appliance.ui.form import Form, Result
 from appliance.ui.pages import explore
@@ -65,10 +65,10 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Its blocks."""
-        with shell.page(self._shown.name) as blocks:
+        with layout.page(self._shown.name) as blocks:
             heading = gr.HTML(_heading(self._shown), apply_default_css=False)
             clock = gr.Timer(_EVERY)
-            gr.on([blocks.load, clock.tick], self.heading, None, heading, **shell.QUIET)
+            gr.on([blocks.load, clock.tick], self.heading, None, heading, **layout.QUIET)
             if self._document is None:
                 gr.HTML(
                     '<div class="empty"><strong>This model has no version yet</strong>'
@@ -88,7 +88,7 @@ class Page:
                 ):
                     with gr.Tab(title) as tab:
                         part = gr.Markdown() if title == "Readme" else gr.HTML(apply_default_css=False)
-                        tab.select(made, None, part, **shell.QUIET)
+                        tab.select(made, None, part, **layout.QUIET)
         return blocks
 
     def _code(self, filled: Form) -> None:
@@ -103,7 +103,7 @@ class Page:
             with gr.Tab("OpenAI", visible=False) as dialect:
                 openai = gr.Code(language="python", show_label=False, elem_id="code-openai")
 
-        @shell.told
+        @layout.told
         async def written(request: gr.Request, *values: Any) -> list[Any]:
             caller = session.of(request).caller
             state = await _state(caller, self._shown.name)
@@ -118,17 +118,17 @@ class Page:
             made = [snippets.python(call), snippets.javascript(call), snippets.curl(call), other or ""]
             return [*made, gr.Tab(visible=other is not None)]
 
-        tab.select(written, filled.components, [python, javascript, curl, openai, dialect], **shell.QUIET)
+        tab.select(written, filled.components, [python, javascript, curl, openai, dialect], **layout.QUIET)
 
     # -- what is looked at
 
-    @shell.told
+    @layout.told
     async def heading(self, request: gr.Request) -> str:
         """Name, description, what it does at the moment."""
         caller = session.of(request).caller
         return _heading(self._shown, await _state(caller, self._shown.name))
 
-    @shell.told
+    @layout.told
     async def readme(self, request: gr.Request) -> str:
         """What its makers say."""
         try:
@@ -136,7 +136,7 @@ class Page:
         except NotFound:
             return "*This model has no readme. `readme` in `models.yaml` names a Markdown file.*"
 
-    @shell.told
+    @layout.told
     async def examples(self, request: gr.Request) -> str:
         """Predictions that were chosen to show what it can do."""
         caller = session.of(request).caller
@@ -150,7 +150,7 @@ class Page:
         kind = output.kind_of(self._document or {})
         return "".join(_example(record, kind, self._shown.name) for record in found)
 
-    @shell.told
+    @layout.told
     async def versions(self, request: gr.Request) -> str:
         """Every version, newest first."""
         found = (await session.of(request).caller.get(f"/v1/models/{self._shown.name}/versions"))["results"]
@@ -161,7 +161,7 @@ class Page:
         ]
         return markup.table(("Version", "Made"), rows, empty="There is no version yet.")
 
-    @shell.told
+    @layout.told
     async def performance(self, request: gr.Request) -> str:
         """What the newest predictions of the model took, of those that this token may see."""
         caller = session.of(request).caller
@@ -210,7 +210,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
             result = Result(output.kind_of(document), linked=not bare)
     running = gr.State()
 
-    @shell.told
+    @layout.told
     async def opened(request: gr.Request) -> list[Any]:
         known = session.of(request)
         button = gr.skip() if known.may_run else gr.Button("Your token can only look", interactive=False)
@@ -220,7 +220,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
         record = await known.caller.get(f"/admin/predictions/{earlier}")
         return [button, *filled.shown(record["input"])]
 
-    @shell.told
+    @layout.told
     async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
         same = [gr.skip() for _ in result.components]
         at_rest = [None, gr.Button(interactive=True), gr.Button(interactive=False), *same]
@@ -233,10 +233,10 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
         else:
             yield at_rest
 
-    blocks.load(opened, None, [go, *filled.components], **shell.QUIET)
+    blocks.load(opened, None, [go, *filled.components], **layout.QUIET)
     outputs = [running, go, stop, *result.components]
-    go.click(started, filled.components, outputs, trigger_mode="once", **shell.QUIET)
-    stop.click(form.cancel, running, None, **shell.QUIET)
+    go.click(started, filled.components, outputs, trigger_mode="once", **layout.QUIET)
+    stop.click(form.cancel, running, None, **layout.QUIET)
     return filled
 
 

@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from appliance.errors import NotFound
-from appliance.ui import markup, session, shell
-from appliance.ui.shell import Marks
+from appliance.domain.errors import NotFound
+from appliance.ui import layout, markup, session
+from appliance.ui.layout import Marks
 
 #: Seconds between looks while it is under way.
 PERIOD: Final = 1.0
@@ -28,7 +28,7 @@ _MISSING: Final = (
 
 def build() -> gr.Blocks:
     """The page."""
-    with shell.page("Prediction") as blocks:
+    with layout.page("Prediction") as blocks:
         head = gr.HTML(elem_id="prediction", min_height=160, apply_default_css=False)
         with gr.Row(elem_classes="actions"):
             cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False)
@@ -38,31 +38,31 @@ def build() -> gr.Blocks:
         timer = gr.Timer(PERIOD)
         marks = gr.State([])
         shown = [marks, head, body, cancel, again, example, timer]
-        blocks.load(_show, marks, shown, **shell.QUIET)
-        timer.tick(_show, marks, shown, **shell.QUIET)
-        cancel.click(_cancel, marks, shown, **shell.QUIET)
-        example.click(_turn_example, marks, shown, **shell.QUIET)
+        blocks.load(_show, marks, shown, **layout.QUIET)
+        timer.tick(_show, marks, shown, **layout.QUIET)
+        cancel.click(_cancel, marks, shown, **layout.QUIET)
+        example.click(_turn_example, marks, shown, **layout.QUIET)
     return blocks
 
 
-@shell.told
+@layout.told
 async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     try:
         record = await who.caller.get(_path(request))
     except NotFound:
         hidden = [gr.Button(visible=False) for _ in range(3)]
-        return [*shell.changed([_MISSING, ""], marks), *hidden, gr.Timer(active=False)]
+        return [*layout.changed([_MISSING, ""], marks), *hidden, gr.Timer(active=False)]
     return _shown(record, who, marks)
 
 
-@shell.told
+@layout.told
 async def _cancel(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     return _shown(await who.caller.post(f"{_path(request)}/cancel"), who, marks)
 
 
-@shell.told
+@layout.told
 async def _turn_example(marks: Marks, request: gr.Request) -> list[Any]:
     """Whoever sees the model sees this prediction on its page from now on, or no longer."""
     who = session.of(request)
@@ -73,14 +73,14 @@ async def _turn_example(marks: Marks, request: gr.Request) -> list[Any]:
 
 
 def _path(request: gr.Request) -> str:
-    return f"/admin/predictions/{shell.parameters(request)['id']}"
+    return f"/admin/predictions/{layout.parameters(request)['id']}"
 
 
 def _shown(record: dict[str, Any], who: session.Session, marks: Marks) -> list[Any]:
     over = record["status"] in _OVER
     rerun = who.may_run and record["type"] == "prediction" and not record.get("operation")
     return [
-        *shell.changed([head(record), body(record)], marks),
+        *layout.changed([head(record), body(record)], marks),
         gr.Button(visible=who.may_run and not over),
         gr.Button(
             visible=rerun and not record["data_removed"],

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
 
-from appliance.ui import markup, session, shell
-from appliance.ui.shell import Marks
+from appliance.ui import layout, markup, session
+from appliance.ui.layout import Marks
 
 #: Rows on a page.
 ROWS: Final = 25
@@ -30,7 +30,7 @@ _EMPTY: Final = (
 
 def build() -> gr.Blocks:
     """The page."""
-    with shell.page("Predictions") as blocks:
+    with layout.page("Predictions") as blocks:
         with gr.Row(elem_classes="filters"):
             states = [_NO_FILTER, *((state, state) for state in _STATES)]
             model = gr.Dropdown(label="Model", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
@@ -49,18 +49,18 @@ def build() -> gr.Blocks:
         asked = [marks, *filters]
         shown = [marks, rows, here, newer_at, older_at, newer, older]
         newest = gr.State("")
-        blocks.load(_choices, None, filters, **shell.QUIET).then(
-            _show, [newest, *asked], shown, **shell.QUIET
+        blocks.load(_choices, None, filters, **layout.QUIET).then(
+            _show, [newest, *asked], shown, **layout.QUIET
         )
         chosen = [each.input for each in filters]
-        gr.on(chosen, _show, [newest, *asked], shown, trigger_mode="always_last", **shell.QUIET)
-        newer.click(_show, [newer_at, *asked], shown, **shell.QUIET)
-        older.click(_show, [older_at, *asked], shown, **shell.QUIET)
-        gr.Timer(PERIOD).tick(_again, [here, *asked], shown, **shell.QUIET)
+        gr.on(chosen, _show, [newest, *asked], shown, trigger_mode="always_last", **layout.QUIET)
+        newer.click(_show, [newer_at, *asked], shown, **layout.QUIET)
+        older.click(_show, [older_at, *asked], shown, **layout.QUIET)
+        gr.Timer(PERIOD).tick(_again, [here, *asked], shown, **layout.QUIET)
     return blocks
 
 
-@shell.told
+@layout.told
 async def _choices(request: gr.Request) -> list[Any]:
     """What there is to choose from, and what the address of the page has chosen."""
     who = session.of(request)
@@ -79,7 +79,7 @@ async def _choices(request: gr.Request) -> list[Any]:
     ]
 
 
-@shell.told
+@layout.told
 async def _again(
     cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
@@ -89,7 +89,7 @@ async def _again(
     return await _show(cursor, marks, model, status, token, age, request)
 
 
-@shell.told
+@layout.told
 async def _show(
     cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
@@ -108,7 +108,7 @@ async def _show(
     )
     newer, older = _cursor(found["previous"]), _cursor(found["next"])
     return [
-        *shell.changed([render(found["results"], everyone=who.admin)], marks),
+        *layout.changed([render(found["results"], everyone=who.admin)], marks),
         cursor,
         newer,
         older,

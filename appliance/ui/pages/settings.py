@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from appliance.ui import markup, session, shell
+from appliance.ui import layout, markup, session
 
 _SCOPES: Final = [
     ("read: look at things", "read"),
@@ -21,7 +21,7 @@ _KEEP: Final = "Webhooks: hours for which the old key signs beside a new one"
 
 def build() -> gr.Blocks:
     """The page."""
-    with shell.page("Settings") as blocks:
+    with layout.page("Settings") as blocks:
         about = gr.HTML(elem_id="about", min_height=100, apply_default_css=False)
         tokens = gr.HTML(elem_id="tokens", min_height=120, apply_default_css=False)
         with gr.Row(elem_classes="filters"):
@@ -45,15 +45,15 @@ def build() -> gr.Blocks:
         key = gr.Textbox(label="The new key", visible=False, interactive=False, buttons=["copy"])
         with gr.Accordion("Configuration in effect", open=False):
             config = gr.HTML(elem_id="config", apply_default_css=False)
-        blocks.load(_show, None, [about, config], **shell.QUIET)
-        blocks.load(_tokens, None, [tokens, which], **shell.QUIET)
-        create.click(_create, [name, scope, owner], [secret, name, tokens, which], **shell.QUIET)
-        revoke.click(_revoke, which, [tokens, which], **shell.QUIET)
-        rotate.click(_rotate, keep, key, **shell.QUIET)
+        blocks.load(_show, None, [about, config], **layout.QUIET)
+        blocks.load(_tokens, None, [tokens, which], **layout.QUIET)
+        create.click(_create, [name, scope, owner], [secret, name, tokens, which], **layout.QUIET)
+        revoke.click(_revoke, which, [tokens, which], **layout.QUIET)
+        rotate.click(_rotate, keep, key, **layout.QUIET)
     return blocks
 
 
-@shell.told
+@layout.told
 async def _show(request: gr.Request) -> list[str]:
     caller = session.of(request).caller
     config = await caller.get("/admin/config")
@@ -65,19 +65,19 @@ async def _show(request: gr.Request) -> list[str]:
     ]
 
 
-@shell.told
+@layout.told
 async def _tokens(request: gr.Request) -> list[Any]:
     return await _listed(request)
 
 
-@shell.told
+@layout.told
 async def _create(name: str, scope: str, owner: str, request: gr.Request) -> list[Any]:
     body = {"name": name, "scope": scope, **({"owner": owner} if owner else {})}
     made = await session.of(request).caller.post("/admin/tokens", body)
     return [gr.Textbox(value=made["token"], visible=True), "", *await _listed(request)]
 
 
-@shell.told
+@layout.told
 async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
     if id is not None:
         revoked = await session.of(request).caller.send("DELETE", f"/admin/tokens/{id}")
@@ -85,7 +85,7 @@ async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
     return await _listed(request)
 
 
-@shell.told
+@layout.told
 async def _rotate(hours: float, request: gr.Request) -> Any:
     made = await session.of(request).caller.post("/admin/webhooks/secret", {"keep": 3600 * (hours or 0)})
     return gr.Textbox(value=made["key"], visible=True)

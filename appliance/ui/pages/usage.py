@@ -12,7 +12,7 @@ from typing import Any, Final
 import gradio as gr
 import pandas as pd
 
-from appliance.ui import markup, session, shell
+from appliance.ui import layout, markup, session
 
 _SPANS: Final = {"7 days": 7, "30 days": 30, "90 days": 90, "365 days": 365}
 _KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Account", "hardware": "Hardware"}
@@ -25,7 +25,7 @@ _EMPTY: Final = (
 
 def build() -> gr.Blocks:
     """The page."""
-    with shell.page("Usage") as blocks:
+    with layout.page("Usage") as blocks:
         with gr.Row(elem_classes="filters"):
             span = gr.Dropdown(label="The last", choices=list(_SPANS), value="30 days")
             keys = [(name, key) for key, name in _KEYS.items()]
@@ -38,11 +38,11 @@ def build() -> gr.Blocks:
         table = gr.HTML(elem_id="usage", min_height=200, apply_default_css=False)
         shown = [totals, days, models, table, download]
         asked = [blocks.load, span.input, by.input]
-        gr.on(asked, _show, [span, by], shown, trigger_mode="always_last", **shell.QUIET)
+        gr.on(asked, _show, [span, by], shown, trigger_mode="always_last", **layout.QUIET)
     return blocks
 
 
-@shell.told
+@layout.told
 async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
     caller = session.of(request).caller
     first = (datetime.now(UTC).date() - timedelta(days=_SPANS.get(span, 30) - 1)).isoformat()

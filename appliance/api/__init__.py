@@ -1,5 +1,0 @@
-"""Replicate's HTTP API: routes by resource; each parses, asks the engine or the store, and answers."""
-
-from appliance.api.application import Application, create_api
-
-__all__ = ["Application", "create_api"]

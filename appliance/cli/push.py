@@ -1,0 +1,167 @@
+"""`appliance push`: a Cog project of this machine becomes a version of a model of a running appliance."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, Final
+
+import typer
+
+from appliance.cli.local import size
+from appliance.cli.options import JsonOption
+from appliance.cli.remote import UrlOption, connected
+from appliance.domain.errors import ApplianceError, NotFound
+
+if TYPE_CHECKING:
+    from appliance.cli.client import Client
+
+#: What is of no use elsewhere; a .dockerignore may name more.
+_LEFT_OUT: Final = frozenset(
+    {
+        ".git", ".hg", ".cog", ".venv", "venv", "__pycache__", "node_modules", ".DS_Store",
+        ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints",
+    }
+)  # fmt: skip
+#: Patterns of paths, and whether what fits is left out or taken in after all.
+Patterns = list[tuple[re.Pattern[str], bool]]
+_LOOK: Final = 0.5  # seconds between looks at a build
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(push)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="The project: a folder with cog.yaml in it.")],
+    model: Annotated[str, typer.Argument(help="owner/name of the model; it is made if there is none.")],
+    memory: Annotated[str | None, typer.Option(help="Memory to reserve, such as 4GiB.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the model public, if it is made.")] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version of a model from a Cog project, without a restart. Needs a token with the scope admin.
+
+    Not uploaded are .git, environments, caches, and files listed in .dockerignore. models.yaml must have
+    code.cog: true. The default memory is 1 GiB plus the size of the project's weights. Ctrl-C cancels
+    the build.
+
+    Example: appliance push ./my-model me/my-model --memory 4GiB
+    """
+    if not (folder / "cog.yaml").is_file():
+        raise ApplianceError(f"{folder} is no Cog project: it has no cog.yaml")
+    owner, slash, name = model.partition("/")
+    if not (owner and slash and name):
+        raise ApplianceError(f"{model} should be owner/name")
+    client = connected(url)
+    _make_model(client, owner, name, public=public)
+    with tempfile.TemporaryFile() as archive:
+        _pack(folder, archive)
+        upload = _upload(client, archive, f"{name}.tar.gz")
+    body = {"source": upload["urls"]["get"], **({} if memory is None else {"memory": memory})}
+    build = client.post(f"/v1/models/{model}/versions", body)
+    try:
+        build = _followed(client, build)
+    except KeyboardInterrupt:
+        build = client.post(f"/v1/builds/{build['id']}/cancel")
+    client.call("DELETE", f"/v1/files/{upload['id']}")
+    if build["status"] == "canceled":
+        typer.echo(f"\nbuild {build['id']} is canceled", err=True)
+        raise typer.Exit(128 + signal.SIGINT)
+    if build["status"] != "succeeded":
+        raise ApplianceError(f"the build failed: {build['error']}")
+    typer.echo(json.dumps(build, indent=2) if as_json else f"{model}:{build['version']}")
+
+
+def _make_model(client: Client, owner: str, name: str, *, public: bool) -> None:
+    try:
+        client.get(f"/v1/models/{owner}/{name}")
+    except NotFound:
+        visibility = "public" if public else "private"
+        hardware = client.get("/v1/hardware")[0]["sku"]
+        client.post(
+            "/v1/models",
+            {"owner": owner, "name": name, "visibility": visibility, "hardware": hardware},
+        )
+        typer.echo(f"made the {visibility} model {owner}/{name}", err=True)
+
+
+def _pack(folder: Path, archive: IO[bytes]) -> None:
+    """Write the project as a tar.gz."""
+    left_out = _dockerignore(folder)
+    try:
+        with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=6) as packed:
+            for file, inside in sorted(_files(folder, Path(), left_out)):
+                packed.add(file, inside.as_posix(), recursive=False)
+    except OSError as error:
+        raise ApplianceError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+
+
+def _files(folder: Path, inside: Path, left_out: Patterns) -> Iterator[tuple[Path, Path]]:
+    for file in folder.iterdir():
+        place = inside / file.name
+        if file.name in _LEFT_OUT or file.suffix == ".pyc":
+            continue
+        if file.is_dir() and not file.is_symlink():
+            yield from _files(file, place, left_out)
+        elif not _ignored(place.as_posix(), left_out):
+            yield file, place
+
+
+def _dockerignore(folder: Path) -> Patterns:
+    """Of a .dockerignore, whose last line that fits counts."""
+    file = folder / ".dockerignore"
+    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    patterns = []
+    for line in lines:
+        text = line.strip()
+        if text and not text.startswith("#"):
+            back = text.startswith("!")
+            patterns.append((_pattern(text.removeprefix("!").strip().strip("/")), not back))
+    return patterns
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    found = re.split(r"(\*\*/|\*\*|\*|\?)", text.removeprefix("./"))
+    return re.compile("".join(parts.get(part, re.escape(part)) for part in found) + "(?:/.*)?")
+
+
+def _ignored(place: str, left_out: Patterns) -> bool:
+    return next((out for pattern, out in reversed(left_out) if pattern.fullmatch(place)), False)
+
+
+def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    total = archive.seek(0, os.SEEK_END)
+    archive.seek(0)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    with progress, progress.wrap_file(archive, total, description="uploading") as watched:
+        made: dict[str, Any] = client.upload(name, watched, "application/gzip")
+    typer.echo(f"uploaded {size(total)}", err=True)
+    return made
+
+
+def _followed(client: Client, build: dict[str, Any]) -> dict[str, Any]:
+    """The build when it is over; its log is shown as it grows."""
+    shown = 0
+    while True:
+        sys.stderr.write(build["logs"][shown:])
+        sys.stderr.flush()
+        shown = len(build["logs"])
+        if build["completed_at"] is not None:
+            return build
+        time.sleep(_LOOK)
+        build = client.get(f"/v1/builds/{build['id']}")

@@ -1,0 +1,254 @@
+"""This machine's Ray and Serve, as the driver starts and stops them, and the gateway's deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatus
+
+from appliance.domain.errors import ApplianceError, RayLost
+
+GATEWAY: Final = "gateway"
+#: Jobs and events travel in messages, files by path: the smallest store that Ray accepts comfortably.
+OBJECT_STORE: Final = 128 * 1024 * 1024
+START_TIMEOUT: Final = 120.0  # seconds for the gateway to come up
+#: Timeout of a call to Ray or Serve in seconds: if a process of Ray is dead, such a call may never return.
+_CALL_TIMEOUT: Final = 60.0
+_STOP_TIMEOUT: Final = 15.0
+_LOOK: Final = 0.5  # seconds between checks of Ray's processes
+#: Ray's essential processes. The raylet ends when one of its agents ends.
+_VITAL: Final = ("gcs_server", "raylet")
+
+#: They say at every start what is as it should be: that Ray asks for its own token, that Serve has started.
+_CHATTY: Final = ("ray._private.authentication", "ray.serve")
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class RunningGateway(Protocol):
+    """What the deployment needs of the gateway it holds."""
+
+    async def reload(self) -> str:
+        """Apply the edited config; the text says what that did.
+
+        Raises:
+            ConfigError: it is wrong, and nothing has changed.
+        """
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new work, let running work finish; returns how much did not."""
+
+    def check(self) -> None:
+        """Raise if the gateway can no longer serve; Serve then replaces it."""
+
+
+class GatewayReplica(Generic[S]):
+    """The Serve deployment around the gateway: Serve places, watches and restarts it."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, factory: Callable[[S], Awaitable[RunningGateway]], settings: S
+    ) -> None:
+        """Start the gateway on this replica's loop."""
+        self._gateway = await factory(settings)
+
+    async def drain(self, seconds: float) -> int:
+        """See ``RunningGateway.drain``."""
+        return await self._gateway.drain(seconds)
+
+    async def reload(self) -> tuple[bool, str]:
+        """See ``RunningGateway``: whether it was applied, and what is to be said about it."""
+        try:
+            return True, await self._gateway.reload()
+        except ApplianceError as error:
+            return False, error.detail
+
+    def check_health(self) -> None:
+        """Called by Serve every second."""
+        self._gateway.check()
+
+
+class RayNode:
+    """Ray and Serve on this machine, from ``start`` to ``stop``. Lives on the driver's loop."""
+
+    def __init__(self, temp: Path) -> None:
+        """``temp`` is a folder that only this user may enter, because Ray lets all users read its files.
+
+        Its path must be short, because Ray's sockets are in it. The folder is removed at the end.
+        """
+        self.temp = temp
+        self._lost = False
+        self._refused = False  # it did not start: its logs are kept until the next start
+
+    async def start(self) -> None:
+        """Start Ray, without its dashboard, and Serve, without its proxy.
+
+        Raises:
+            ApplianceError: they did not start.
+        """
+        for chatty in _CHATTY:
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=str(self.temp / "ray"),
+            )
+            await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))
+        except Exception as error:  # Ray also raises bare Exceptions
+            self._refused = True
+            reason = str(error) or "Serve did not answer in time"
+            raise ApplianceError(
+                f"Ray did not start: {reason}; its logs, if there are any, are below {self.temp}. If it had "
+                "too little time, start again when the machine is less busy. If it cannot use that folder, "
+                "set TMPDIR to another folder with a short path"
+            ) from error
+
+    async def run_gateway(
+        self,
+        factory: Callable[[S], Awaitable[RunningGateway]],
+        settings: S,
+        answers: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """Deploy the gateway and return once it ``answers``.
+
+        Raises:
+            ApplianceError: it could not start; the message is its own error.
+        """
+        deployment = serve.deployment(
+            GatewayReplica,
+            name=GATEWAY,
+            num_replicas=1,
+            max_ongoing_requests=1000,
+            max_constructor_retry_count=1,
+            health_check_period_s=1.0,
+            health_check_timeout_s=30.0,
+            graceful_shutdown_wait_loop_s=0.05,
+            graceful_shutdown_timeout_s=5.0,
+            ray_actor_options={"num_cpus": 0},
+        )
+        target = serve.RunTarget(deployment.bind(factory, settings), name=GATEWAY, route_prefix=None)
+        try:
+            await _in_time(
+                _CALL_TIMEOUT,
+                lambda: serve.run_many(
+                    [target],
+                    wait_for_applications_running=False,
+                    wait_for_ingress_deployment_creation=False,
+                ),
+            )
+            await self._until_answering(answers)
+        except TimeoutError as error:
+            raise ApplianceError(f"Ray Serve did not answer within {_CALL_TIMEOUT:g} s") from error
+
+    async def _until_answering(self, answers: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not await answers():
+            application = (await _in_time(_CALL_TIMEOUT, serve.status)).applications.get(GATEWAY)
+            if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
+                raise ApplianceError(f"the gateway could not start: {_reason(application)}")
+            if time.monotonic() > deadline:
+                raise ApplianceError(f"the gateway did not answer within {START_TIMEOUT:g} s")
+            await asyncio.sleep(0.1)
+
+    async def watch(self) -> NoReturn:
+        """Watch Ray's own processes.
+
+        Raises:
+            RayLost: an essential process has ended.
+        """
+        while True:
+            for name, process in ray._private.worker._global_node.dead_processes():  # noqa: SLF001 - no other way
+                if name in _VITAL:
+                    self._lost = True
+                    raise RayLost(f"Ray's process {name} (pid {process.pid}) ended with {process.returncode}")
+            await asyncio.sleep(_LOOK)
+
+    async def drain_gateway(self, seconds: float) -> int | None:
+        """Ask the gateway to drain; None if it is not there to be asked."""
+        try:
+            async with asyncio.timeout(seconds + 5.0):
+                handle = (await _gateway()).options(_by_reference=False)
+                return int(await handle.drain.remote(seconds))
+        except (RayError, TimeoutError, serve.exceptions.RayServeException):
+            return None
+
+    async def reload_gateway(self) -> tuple[bool, str]:
+        """Have the gateway apply the edited config; whether it did, and what is to be said about it."""
+        try:
+            handle = (await _gateway()).options(_by_reference=False)
+            applied, said = await handle.reload.remote()
+        except (RayError, TimeoutError, serve.exceptions.RayServeException) as error:
+            return False, f"the gateway cannot be asked now: {error}; try again"
+        return applied, said
+
+    async def stop(self) -> None:
+        """Stop all processes that Ray started, within a time limit. Do nothing if Ray is lost."""
+        if not self._lost:
+            with contextlib.suppress(TimeoutError):
+                await _in_time(_STOP_TIMEOUT, ray.shutdown)
+        if not self._refused:
+            shutil.rmtree(self.temp, ignore_errors=True)
+
+
+async def _gateway() -> Any:
+    return await _in_time(_CALL_TIMEOUT, lambda: serve.get_app_handle(GATEWAY))
+
+
+async def _in_time(seconds: float, call: Callable[[], T]) -> T:
+    """Run ``call`` in a daemon thread and return its result.
+
+    Raises:
+        TimeoutError: it takes longer than ``seconds``; the thread goes on.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)  # type: ignore[arg-type]  # None only if T allows it
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  # re-raised in the awaiting coroutine
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=work, name="ray-call", daemon=True).start()
+    async with asyncio.timeout(seconds):
+        return await outcome
+
+
+def node_address() -> str:
+    """Return the IP address of this machine that Ray's processes use to connect to each other."""
+    return str(ray.util.get_node_ip_address())
+
+
+def _reason(application: Any) -> str:
+    """The most telling line of Serve's report, which holds a whole traceback."""
+    messages = [deployment.message for deployment in application.deployments.values()]
+    text = "\n".join(message for message in [*messages, application.message] if message)
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    errors = [line for line in lines if "Error" in line or "errors." in line]
+    return (errors or lines or ["no reason given"])[-1]

@@ -1,0 +1,59 @@
+"""Reading of hand-written text files, with a size limit and clear errors."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from appliance.domain.errors import ConfigError
+
+LARGEST: Final = 1024 * 1024  # bytes
+
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read(path: Path) -> str:
+    """Return the text of a regular file, without a byte order mark.
+
+    Raises:
+        ConfigError: the file is missing, is not a regular file, cannot be read, is larger than ``LARGEST``,
+            or is not UTF-8.
+    """
+    try:
+        # Without O_NONBLOCK, `open` of a named pipe would block until another process opens it for writing.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            raise ConfigError(f"is {_KINDS.get(kind, 'no regular file')}: name a text file", file=str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    finally:
+        os.close(descriptor)
+    if len(content) > LARGEST:
+        raise ConfigError(f"is over {LARGEST // 1024**2} MiB: is it a text file?", file=str(path))
+    return _decoded(content, str(path))
+
+
+def _decoded(content: bytes, file: str) -> str:
+    if content.startswith(_UTF_16):
+        raise ConfigError("is UTF-16 text: save it as UTF-8", file=file)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError("is not UTF-8 text: save it as UTF-8", file=file, line=line) from error

@@ -1,0 +1,191 @@
+"""A YAML file as plain values, and the line that each of them stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from appliance.config import text_file
+from appliance.domain.errors import ConfigError
+
+Place = tuple[str | int, ...]  # the keys and positions that lead to a value
+
+DEEPEST: Final = 50  # maximum nesting of lists and mappings
+MOST: Final = 20_000  # maximum number of values, with aliases expanded
+
+_LARGEST_NUMBER: Final = 2**63 - 1
+_LONGEST_KEY: Final = 500  # characters
+_SHOWN: Final = 60  # characters of a value that cannot be read
+_MERGE: Final = "tag:yaml.org,2002:merge"
+
+
+class Document(msgspec.Struct, frozen=True):
+    """What a file holds. Lines count from 1; a mapping's entry stands where its key does."""
+
+    data: Any
+    lines: dict[Place, int]
+
+    def line(self, place: Place) -> int:
+        """The line of the value, or of the nearest one around it."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+
+def read(path: Path) -> Document:
+    """Read one YAML document.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML, a key is given twice, or there is more in it than
+            any config needs; names the line.
+    """
+    text = text_file.read(path)
+    try:
+        return _Reader(text, str(path)).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "is not YAML"
+        raise ConfigError(
+            f"is not YAML: {problem}", file=str(path), line=mark.line + 1 if mark else None
+        ) from error
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            f"is not YAML: the character U+{error.character:04X} is not allowed in it",
+            file=str(path),
+            line=text.count("\n", 0, error.position) + 1,
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", file=str(path)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that refuses too deep nesting and too many values before they take long."""
+
+    def __init__(self, text: str, refuse: Callable[[int, str], ConfigError]) -> None:
+        """``refuse`` makes the error from a line number and a message."""
+        super().__init__(text)
+        self._refuse = refuse
+        self._depth = 0
+        self._nodes = 0
+        self._merged = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in the stubs
+        line = event.start_mark.line + 1
+        self._nodes += 1
+        if self._nodes > MOST:
+            raise self._refuse(line, f"holds more than {MOST:,} keys and values: write fewer of them")
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise self._refuse(line, f"more than {DEEPEST} lists and mappings are inside each other")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self._merged += len(node.value)
+        if self._merged > MOST:
+            line = node.start_mark.line + 1
+            raise self._refuse(line, f"merges with << make more than {MOST:,} values: write fewer of them")
+
+
+class _Reader:
+    """Builds the values of one file from its nodes, as PyYAML's safe loader would."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._loader = _Loader(text, self._at)
+        self._count = 0
+        self._file = file
+        self._lines: dict[Place, int] = {}
+        self._checked: set[int] = set()  # mappings whose own keys were looked at before a merge changed them
+        self._open: set[int] = set()  # nodes being built, to find an anchor inside itself
+
+    def document(self) -> Document:
+        root = self._loader.get_single_node()
+        data = None if root is None else self._build(root, ())
+        return Document(data, self._lines)
+
+    def _build(self, node: yaml.Node, place: Place) -> Any:
+        self._lines.setdefault(place, node.start_mark.line + 1)
+        self._count += 1
+        if self._count > MOST:
+            raise self._refuse(node, f"aliases make more than {MOST:,} values: write fewer of them")
+        if id(node) in self._open:
+            raise self._refuse(node, "an anchor cannot be used inside itself")
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, place)
+            if isinstance(node, yaml.SequenceNode):
+                return [self._build(item, (*place, index)) for index, item in enumerate(node.value)]
+            return self._scalar(node)
+        finally:
+            self._open.remove(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+        self._check_keys(node)
+        self._loader.flatten_mapping(node)  # `<<: *anchor`; what the mapping says itself comes last and wins
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node)
+            self._lines[(*place, key)] = key_node.start_mark.line + 1
+            values[key] = self._build(value_node, (*place, key))
+        return values
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        if id(node) in self._checked:
+            return
+        self._checked.add(id(node))
+        seen: dict[str, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            key, line = self._key(key_node), key_node.start_mark.line + 1
+            if key in seen:
+                raise ConfigError(
+                    f"the key is given twice, first on line {seen[key]}; remove one of the two",
+                    file=self._file,
+                    line=line,
+                    key=key,
+                )
+            seen[key] = line
+
+    def _key(self, node: yaml.Node) -> str:
+        key = self._scalar(node) if isinstance(node, yaml.ScalarNode) else None
+        if not isinstance(key, str):
+            raise self._refuse(node, "a key must be text; put it in quotes")
+        if len(key) > _LONGEST_KEY:
+            raise self._refuse(node, f"a key has more than {_LONGEST_KEY} characters")
+        return key
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        shown = repr(node.value if len(node.value) <= _SHOWN else f"{node.value[:_SHOWN]}...")
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # Such as 31 February. PyYAML does not check the text after `!!bool` or `!!timestamp`.
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            raise self._refuse(node, f"{shown} is no value of its type{reason}; put it in quotes") from error
+        if isinstance(value, str):
+            return self._text(node, value)
+        if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+            raise self._refuse(node, f"{shown} is too large: the largest number is {_LARGEST_NUMBER:,}")
+        return value
+
+    def _text(self, node: yaml.Node, text: str) -> str:
+        """``text`` with each pair of surrogate escapes, as in JSON, joined to one character."""
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise self._refuse(node, "holds half of a character: \\ud800 to \\udfff come in pairs") from error
+
+    def _refuse(self, node: yaml.Node, message: str) -> ConfigError:
+        return self._at(node.start_mark.line + 1, message)
+
+    def _at(self, line: int, message: str) -> ConfigError:
+        return ConfigError(message, file=self._file, line=line)

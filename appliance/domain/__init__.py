@@ -1,0 +1,1 @@
+"""Records, value types and rules of the appliance, without I/O."""

@@ -1,0 +1,355 @@
+"""Inputs checked against a model's interface, and the OpenAPI document that publishes it. Pure.
+
+What is refused, in which words, and what passes is replicate-api section 1.4: strings are never taken for
+numbers, unknown keys inside ``input`` are dropped, ``null`` for an optional key is the same as no key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from appliance.domain.errors import FieldProblem, InvalidInput
+
+if TYPE_CHECKING:
+    from appliance.domain.interface import Interface
+
+#: On a string property: a list of strings is accepted as well, and handed on as it is.
+LIST_TOO: Final = "x-appliance-list"
+_REF: Final = "#/components/schemas/"
+_SCHEMES: Final = ("http", "https", "data")  # what files are fetched from; `inputs` knows how
+_MOST: Final = 2**63 - 1  # what a number without bounds of its own may be: models get 64 bits
+
+
+def validate(interface: Interface, input: Any) -> dict[str, Any]:
+    """The whole input a runner gets: aliases resolved, unknown keys dropped, defaults filled in.
+
+    Raises:
+        InvalidInput: one row for every key that is missing or wrong, by the name the caller used.
+    """
+    if not isinstance(input, dict):
+        raise InvalidInput([_wrong_type("input", "object", input)])
+    if interface.verbatim:
+        return _encodable(input)
+    given = _by_name(interface, input)
+    required = set(interface.input.get("required", ()))
+    validated: dict[str, Any] = {}
+    problems: list[FieldProblem] = []
+    for name, declared in interface.input["properties"].items():
+        schema = _resolved(declared, interface.components)
+        spelled, value = given.get(name, (name, None))
+        if name not in given or (value is None and name not in required):
+            if name in required:
+                problems.append(FieldProblem("required", "input", f"{name} is required"))
+            elif schema.get("default") is not None:  # a null counts as absent, as in Cog's runtime
+                validated[name] = schema["default"]
+            continue
+        found = list(_problems(value, schema, f"input.{spelled}"))
+        problems += found
+        if not found:
+            validated[name] = _as_declared(value, schema)
+    if problems:
+        raise InvalidInput(problems)
+    return _encodable(validated)
+
+
+def _encodable(input: dict[str, Any]) -> dict[str, Any]:
+    """``input``, if it can travel to the model.
+
+    Raises:
+        InvalidInput: an integer inside of an object or a list is too large.
+    """
+    try:
+        msgspec.msgpack.encode(input)
+    except OverflowError as error:
+        raise InvalidInput([FieldProblem("number_lte", "input", "Integers must fit in 64 bits")]) from error
+    return input
+
+
+def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:
+    """Refuse a request's body that does not fit; ``null`` for an optional key is the same as no key.
+
+    Raises:
+        InvalidInput: one row for every key that is missing, unknown or wrong.
+    """
+    problems = [
+        FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
+    ]
+    for key, value in given.items():
+        if key not in properties:
+            problems.append(
+                FieldProblem(
+                    "additional_property_not_allowed", "", f"Additional property {key} is not allowed"
+                )
+            )
+        elif value is not None:
+            problems += _problems(value, properties[key], key)
+    if problems:
+        raise InvalidInput(problems)
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether ``value`` is valid for a property with this schema."""
+    return next(_problems(value, schema, ""), None) is None
+
+
+def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Each value with the name the caller gave it, by the name it has here."""
+    given = {key: (key, value) for key, value in input.items()}
+    for alias, name in interface.aliases.items():
+        if input.get(alias) is not None and input.get(name) is None:
+            given[name] = alias, input[alias]
+    return given
+
+
+def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    """A property with the component that it refers to merged in, as Cog writes choices."""
+    references = [part["$ref"] for part in schema.get("allOf", ()) if "$ref" in part]
+    for reference in references:
+        schema = {**components[reference.removeprefix(_REF)], **schema}
+    return schema
+
+
+def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
+    """JSON knows one kind of number: 4.0 is an integer, and 4 is a number."""
+    match schema.get("type"):
+        case "integer":
+            return int(value)
+        case "number":
+            return float(value)
+    return value
+
+
+def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+    if "anyOf" in schema:
+        yield from _problems_of_any(value, schema["anyOf"], field)
+        return
+    kind = schema.get("type")
+    if kind == "string" and schema.get(LIST_TOO) and isinstance(value, list):
+        schema, kind = {"type": "array", "items": {"type": "string"}}, "array"
+    if kind is not None and not _is(value, kind):
+        yield _wrong_type(field, kind, value)
+        return
+    if "enum" in schema and value not in schema["enum"]:
+        choices = ", ".join(
+            f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in schema["enum"]
+        )
+        name = field.rpartition(".")[2]
+        yield FieldProblem("enum", field, f"{name} must be one of the following: {choices}")
+    match value:
+        case str():
+            yield from _text_problems(value, schema, field)
+        case list():
+            for index, item in enumerate(value):
+                yield from _problems(item, schema.get("items", {}), f"{field}.{index}")
+        case int() | float() if not isinstance(value, bool):
+            yield from _number_problems(value, schema, field)
+
+
+def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str) -> Iterator[FieldProblem]:
+    """The problems of a value that may have several types; none if the value is valid for one of them."""
+    fitting = [variant for variant in variants if "type" not in variant or _is(value, variant["type"])]
+    if not fitting:
+        yield _wrong_type(field, " or ".join(variant["type"] for variant in variants), value)
+        return
+    found = [list(_problems(value, variant, field)) for variant in fitting]
+    yield from min(found, key=len)
+
+
+def non_finite(value: object) -> str | None:
+    """Return the path of the first infinite or NaN number in a JSON value; None if there is none."""
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        path, part = waiting.pop()
+        if isinstance(part, float) and not math.isfinite(part):
+            return path
+        inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        waiting += reversed([(f"{path}.{key}".lstrip("."), each) for key, each in inner])
+    return None
+
+
+def _number_problems(
+    value: int | float,  # noqa: PYI041  # mypy would otherwise treat every value as a float
+    schema: dict[str, Any],
+    field: str,
+) -> Iterator[FieldProblem]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield FieldProblem("number", field, "Must be a finite number")
+        return
+    smallest, largest = schema.get("minimum", -_MOST), schema.get("maximum", _MOST)
+    if value < smallest:
+        yield FieldProblem("number_gte", field, f"Must be greater than or equal to {_shown(smallest)}")
+    if value > largest:
+        yield FieldProblem("number_lte", field, f"Must be less than or equal to {_shown(largest)}")
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[FieldProblem]:
+    shortest, longest, pattern = (schema.get(key) for key in ("minLength", "maxLength", "pattern"))
+    if shortest is not None and len(value) < shortest:
+        yield FieldProblem("string_gte", field, f"String length must be greater than or equal to {shortest}")
+    if longest is not None and len(value) > longest:
+        yield FieldProblem("string_lte", field, f"String length must be less than or equal to {longest}")
+    if pattern is not None and re.search(pattern, value) is None:
+        yield FieldProblem("pattern", field, f"Does not match pattern '{pattern}'")
+    if schema.get("format") == "uri" and not _is_uri(value):
+        yield FieldProblem("format", field, "Does not match format 'uri'")
+
+
+def _is_uri(value: str) -> bool:
+    try:
+        return urlsplit(value).scheme in _SCHEMES
+    except ValueError:  # a bracket that opens no IPv6 address, say
+        return False
+
+
+def _is(value: Any, kind: str) -> bool:
+    match kind:
+        case "integer":
+            return (isinstance(value, int) and not isinstance(value, bool)) or (
+                isinstance(value, float) and value.is_integer()
+            )
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+        case "boolean":
+            return isinstance(value, bool)
+        case "array":
+            return isinstance(value, list)
+        case "object":
+            return isinstance(value, dict)
+        case "null":
+            return value is None
+    raise ValueError(f"a model's interface declares the unknown type {kind!r}")
+
+
+def type_name(value: Any) -> str:
+    """What JSON Schema calls the type of a JSON value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"
+
+
+def _wrong_type(field: str, expected: str, value: Any) -> FieldProblem:
+    description = f"Invalid type. Expected: {expected}, given: {type_name(value)}"
+    return FieldProblem("invalid_type", field, description)
+
+
+# -- the published document --------------------------------------------------------------------------------
+
+
+def document(interface: Interface) -> dict[str, Any]:
+    """The version's whole OpenAPI document, in the form that Cog writes (replicate-api section 7)."""
+    output = {"title": "Output", **interface.output}
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": "0.1.0"},
+        "paths": {
+            "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {"200": {}})},
+            "/predictions": {
+                "post": {
+                    **_operation(
+                        "Predict",
+                        "predict_predictions_post",
+                        {"200": _ref("PredictionResponse"), "422": _ref("HTTPValidationError")},
+                    ),
+                    "description": "Run a single prediction on the model",
+                    "requestBody": {"content": {"application/json": {"schema": _ref("PredictionRequest")}}},
+                }
+            },
+        },
+        "components": {
+            "schemas": {"Input": interface.input, "Output": output, **interface.components, **_service()}
+        },
+    }
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF + name}
+
+
+def _operation(summary: str, identifier: str, answers: dict[str, Any]) -> dict[str, Any]:
+    names = {"200": "Successful Response", "422": "Validation Error"}
+    return {
+        "summary": summary,
+        "operationId": identifier,
+        "responses": {
+            code: {"description": names[code], "content": {"application/json": {"schema": schema}}}
+            for code, schema in answers.items()
+        },
+    }
+
+
+def _field(title: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "title": title, **more}
+
+
+def _object(title: str, properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "title": title, "properties": properties, **more}
+
+
+def _service() -> dict[str, Any]:
+    """The components that are the same for every model."""
+    times = {
+        name: _field(name.replace("_", " ").title(), format="date-time")
+        for name in ("created_at", "started_at", "completed_at")
+    }
+    statuses = ["starting", "processing", "succeeded", "canceled", "failed"]
+    return {
+        "Status": _field("Status", enum=statuses, description="An enumeration."),
+        "PredictionRequest": _object(
+            "PredictionRequest",
+            {"id": _field("Id"), "input": _ref("Input"), "created_at": times["created_at"]},
+        ),
+        "PredictionResponse": _object(
+            "PredictionResponse",
+            {
+                "id": _field("Id"),
+                "input": _ref("Input"),
+                "output": _ref("Output"),
+                "logs": _field("Logs", default=""),
+                "error": _field("Error"),
+                "status": _ref("Status"),
+                "metrics": {"type": "object", "title": "Metrics"},
+                "version": _field("Version"),
+                **times,
+            },
+        ),
+        "HTTPValidationError": _object(
+            "HTTPValidationError",
+            {"detail": {"type": "array", "title": "Detail", "items": _ref("ValidationError")}},
+        ),
+        "ValidationError": _object(
+            "ValidationError",
+            {
+                "loc": {
+                    "type": "array",
+                    "title": "Location",
+                    "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+                },
+                "msg": _field("Message"),
+                "type": _field("Error Type"),
+            },
+            required=["loc", "msg", "type"],
+        ),
+    }

@@ -1,0 +1,434 @@
+"""The driver behind ``appliance serve``: checks, pulls, starts everything, waits, and takes it down again.
+
+Run as ``python -m appliance.driver.main`` in the environment that ``appliance serve`` prepares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import IO, Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from appliance import config as configuration
+from appliance import machine, weights
+from appliance.cluster.ray_node import RayNode, node_address
+from appliance.config import Config, runtime
+from appliance.domain import token
+from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
+from appliance.domain.token import Token
+from appliance.driver import permissions, proxies, self_url, temporary_folder
+from appliance.driver.supervisor import Supervised
+from appliance.gateway.app import Settings, start_gateway
+from appliance.gateway.listener import Listener
+from appliance.observability import logs
+from appliance.runners import preloaded_modules
+from appliance.store import SQLiteStore
+from appliance.worker.cleanup import kill_marked
+from appliance.worker.zygote import reclaim
+
+_log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
+#: kind -> the input that a first try gives; the kinds that look best in one come first
+_ASKED: Final = {
+    "vllm": "prompt",
+    "diffusers": "prompt",
+    "embeddings": "texts",
+    "piper": "text",
+    "echo": "text",
+}
+#: Says in the environment of every process of an appliance whose it is.
+HOME_MARK: Final = "APPLIANCE_SERVES"
+#: Returned by ``run`` when Ray is lost: the driver then restarts itself with exec.
+_START_ANEW: Final = -1
+
+
+def zygote(settings: Settings) -> Supervised:
+    """What forks engine hosts; it imports while everything else starts."""
+
+    def command() -> list[str]:
+        kinds = {model.kind for model in settings.in_force.models}
+        device = settings.devices[0].kind
+        modules = [name for kind in sorted(kinds) for name in preloaded_modules(kind, device)]
+        preload = ",".join(dict.fromkeys(modules))
+        module = [sys.executable, "-m", "appliance.worker.zygote"]
+        return [*module, "--socket", str(settings.zygote_socket), "--preload", preload]
+
+    return Supervised("zygote", command, settings.home / "logs" / "zygote.log")
+
+
+def pages(settings: Settings) -> Supervised:
+    """What makes the pages for people."""
+    command = [sys.executable, "-m", "appliance.ui", "--socket", str(settings.ui_socket)]
+    command += ["--config", str(settings.config_file), "--home", str(settings.home)]
+    command += ["--api", os.environ[self_url.ADDRESS]]
+    if self_url.CERTIFICATES in os.environ:
+        command += ["--certificates", os.environ[self_url.CERTIFICATES]]
+    environment = {
+        "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
+        "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
+        **proxies.NO_PROXIES,  # Gradio makes HTTP clients at import, which fails with some proxies
+    }
+    return Supervised("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
+
+
+def take_lock(home: Path) -> IO[str]:
+    """Hold the data folder for this driver until the returned file is closed.
+
+    Raises:
+        ApplianceError: another driver holds it; names its pid.
+    """
+    file = (home / "run" / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise ApplianceError(
+            f"another appliance (pid {file.read().strip() or '?'}) already uses {home}; "
+            "stop it, or give this one its own --home"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
+    """Raise ``ApplianceError`` if Ray cannot make its object store in ``folder``; Ray itself would hang."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ApplianceError(
+            f"shared memory at {folder} cannot be written: {error.strerror}; Ray and models need it: mount a "
+            "writable tmpfs there (docker: --shm-size=1g)"
+        ) from error
+
+
+def prepare_home(settings: Settings) -> None:
+    """Make the folders of the data folder, and the log file.
+
+    Raises:
+        ApplianceError: they cannot be created or written.
+    """
+    home = settings.home
+    try:
+        for folder in (home, settings.run_dir, home / "logs", home / "weights", home / "cache"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.log_file.touch(mode=0o600)
+        (settings.run_dir / "lock").touch(mode=0o600)
+    except OSError as error:
+        raise ApplianceError(
+            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}; give it to the user "
+            "who runs the appliance, or name another with --home or APPLIANCE_HOME"
+        ) from error
+
+
+def check_tls(config: Config) -> None:
+    """Raise ``ConfigError`` if HTTPS cannot be spoken with what the config names."""
+    tls = config.server.tls
+    if tls is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{tls.certificate} and {tls.key} cannot be used: {error}; both must be PEM, and belong together",
+            key="server.tls",
+        ) from error
+
+
+async def first_token(database: Path, owner: str) -> str | None:
+    """Make sure that some token exists; returns a secret that has not been shown yet, or None.
+
+    A secret in ``APPLIANCE_TOKEN`` becomes a token if it is none yet, and is not shown.
+    """
+    store = SQLiteStore(database)
+    await store.open()
+    try:
+        given = os.environ.get(TOKEN_VARIABLE)
+        if given is not None:
+            if await store.find_token(token.digest(given)) is None:
+                await store.add_token(_token("environment", owner, given))
+            return None
+        if any(known.revoked_at is None for known in await store.list_tokens()):
+            return None
+        secret = token.new_token()
+        await store.add_token(_token("first", owner, secret))
+        return secret
+    finally:
+        await store.close()
+
+
+def _token(name: str, owner: str, secret: str) -> Token:
+    return Token(
+        id=token.new_id(), name=name, owner=owner, digest=token.digest(secret), created_at=time.time()
+    )
+
+
+def pull_missing(config: Config, home: Path, console: Console) -> None:
+    """Fetch weights that are not there; a model whose weights cannot be had is said, the others serve."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        for model in config.models:
+            try:
+                if model.source is not None and not weights.present(home, model):
+                    weights.pull(home, model, progress)
+            except WeightsError as error:
+                console.print(f"[yellow]{model.name} cannot be served yet: {error.detail}[/]")
+
+
+def banner(settings: Settings, secret: str | None) -> str:
+    """What a user needs to make the first call."""
+    url = settings.config.server.public_url or f"{_scheme(settings)}://{settings.host}:{settings.port}"
+    if secret is not None:
+        shown = f"{secret}   (shown this once; `appliance token create` makes more)"
+    elif TOKEN_VARIABLE in os.environ:
+        shown = f"the one in {TOKEN_VARIABLE}"
+    else:
+        shown = "the one shown at the first start; `appliance token create` makes another"
+    names = ", ".join(model.name for model in settings.config.models)
+    models = settings.config.models
+    example = min(models, key=lambda model: list(_ASKED).index(model.kind) if model.kind in _ASKED else 9)
+    called = example.aliases[0] if example.aliases else example.name
+    asked = _ASKED.get(example.kind, "prompt")
+    return "\n".join(
+        (
+            f"appliance is ready at {url}",
+            f"token:  {shown}",
+            f"models: {names}",
+            "",
+            f"  export REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN={secret or '<token>'}",
+            "  python -c 'import replicate",
+            f'print(*replicate.run("{called}", input={{"{asked}": "Hello!"}}), sep="")\'',
+        )
+    )
+
+
+async def follow_log(path: Path, out: IO[str]) -> None:
+    """Copy what is appended to ``path`` from now on."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            text = file.read()
+            if text:
+                out.write(text)
+                out.flush()
+            await asyncio.sleep(0.2)
+
+
+async def run(settings: Settings, node: RayNode, listener: Listener, console: Console) -> int:
+    """Start, wait for a signal, drain, stop. Returns the exit code, or ``_START_ANEW``.
+
+    Raises:
+        RayLost: Ray ended before the gateway answered, or during the stop.
+    """
+    stop, ready = asyncio.Event(), asyncio.Event()
+    _end_on_signals(stop)
+    secret = await first_token(settings.database, settings.config.server.account)
+    children = [zygote(settings)]
+    await children[0].start()
+    tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
+
+    async def started() -> None:
+        if settings.ui:  # not before: the imports of the one take time from the start of the other
+            children.append(pages(settings))
+            await children[-1].start()
+        console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
+        ready.set()
+
+    try:
+        await node.start()
+        _end_on_signals(stop)  # Ray has replaced the signal handlers
+        listener.lend()
+        await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
+    except RayLost as error:
+        # Kill the gateway at once: it still accepts predictions that nothing would run. Predictions that
+        # it has accepted are in the store.
+        kill_marked(HOME_MARK, str(settings.home))
+        if stop.is_set() or not ready.is_set():
+            raise
+        _log.error("%s; restarting the appliance, which continues accepted predictions", error.detail)
+        return _START_ANEW
+    finally:
+        tail.cancel()
+        listener.close()
+        await node.stop()
+        for child in children:
+            await child.stop()
+        reclaim(settings.run_dir)
+    return 0
+
+
+async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work``; raise ``RayLost`` as soon as Ray has died."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        await (working if working.done() else watching)
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.wait((working, watching), timeout=1.0)  # calls of Ray may ignore cancellation
+
+
+async def _until_stopped(
+    stop: asyncio.Event,
+    node: RayNode,
+    settings: Settings,
+    started: Callable[[], Awaitable[None]],
+    console: Console,
+) -> None:
+    """Run the gateway until ``stop``, then have it drain."""
+    stopping = asyncio.ensure_future(stop.wait())
+    starting = asyncio.ensure_future(node.run_gateway(start_gateway, settings, lambda: _answers(settings)))
+    await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # stopped during the start: nothing runs yet
+        starting.cancel()
+        return
+    await starting
+    await started()
+    reloads = asyncio.ensure_future(_reload_on_hangup(node, stop, console))
+    await stopping
+    reloads.cancel()
+    patience = settings.in_force.server.drain_timeout
+    console.print(f"draining; running predictions get up to {patience:g} s", highlight=False)
+    left = await node.drain_gateway(patience)
+    if left:
+        console.print(f"{left} predictions will run at the next start")
+
+
+def _scheme(settings: Settings) -> str:
+    return "http" if settings.config.server.tls is None else "https"
+
+
+def _end_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console) -> None:
+    """At each SIGHUP have models.yaml applied; one that tells of a closed terminal ends the appliance."""
+    hung_up = asyncio.Event()
+    at_terminal = os.isatty(0)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        if at_terminal and not os.isatty(0):
+            stop.set()
+            return
+        done, said = await node.reload_gateway()
+        heading = "models.yaml is reloaded" if done else "models.yaml is not reloaded"
+        console.print(f"{heading}: {said}", highlight=False, markup=False, soft_wrap=True)
+
+
+async def _answers(settings: Settings) -> bool:
+    host = self_url.reachable(settings.host)
+    # This process knows whom it has started there: the certificate is for others.
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - as said
+        try:
+            address = f"{_scheme(settings)}://{host}:{settings.port}/healthz"
+            reply = await client.get(address, timeout=2.0)
+        except httpx.HTTPError:
+            return False
+    return reply.status_code == httpx.codes.OK
+
+
+def main() -> int:
+    """The command line of ``python -m appliance.driver.main``; people use ``appliance serve``."""
+    parser = argparse.ArgumentParser(prog="python -m appliance.driver.main")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--no-pull", action="store_true")
+    parser.add_argument("--ui", action=argparse.BooleanOptionalAction)
+    arguments = parser.parse_args()
+    console = Console(stderr=False)
+    environment = dict(os.environ)
+    try:
+        code = _serve(arguments, console)
+    except ConfigError as error:
+        Console(stderr=True).print(f"appliance: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except ApplianceError as error:
+        Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
+        return 1
+    if code == _START_ANEW:
+        _start_anew(environment)
+    return code
+
+
+def _start_anew(environment: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a newly started driver with the same process id."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
+            pass
+    for entry in list(Path("/proc/self/fd").iterdir()):  # some libraries leave descriptors open
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(entry.name), int(entry.name) <= 2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606 - no shell is needed
+
+
+def _serve(arguments: argparse.Namespace, console: Console) -> int:
+    config = configuration.load(arguments.config)
+    home = (arguments.home or configuration.home(config)).absolute()
+    permissions.restrict()
+    settings = Settings(
+        config=config,
+        home=home,
+        host=arguments.host or config.server.host,
+        port=arguments.port or config.server.port,
+        devices=machine.discover(config.hardware),
+        config_file=arguments.config.absolute(),
+        ui=config.ui.enabled if arguments.ui is None else arguments.ui,
+        pull=not arguments.no_pull,
+    )
+    prepare_home(settings)
+    logs.configure(settings.log_file, config.logging)
+    permissions.tighten(home)
+    with take_lock(home):
+        killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
+        if killed:
+            console.print(f"stopped {len(killed)} processes left by a crashed run")
+        runtime.forget(settings.run_dir)
+        check_tls(config)
+        check_shared_memory()
+        with Listener(settings.host, settings.port, settings.listener_socket) as listener:
+            node = RayNode(temporary_folder.make(home))
+            os.environ[HOME_MARK] = str(home)  # inherited by all processes started from here on
+            temporary_folder.use(node.temp)
+            os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
+            own = [node_address(), urlsplit(os.environ[self_url.ADDRESS]).hostname or settings.host]
+            os.environ |= proxies.bypass(os.environ, own)
+            if not arguments.no_pull:
+                pull_missing(config, home, console)
+            try:
+                return asyncio.run(run(settings, node, listener, console))
+            finally:
+                kill_marked(HOME_MARK, str(home))  # processes that did not end in time
+
+
+if __name__ == "__main__":
+    ended_with = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended_with)  # Ray's exit handlers would wait for dead processes

@@ -1,6 +1,0 @@
-"""The one loop that owns every status: takes predictions, places models, runs, stores, publishes."""
-
-from appliance.engine.engine import Engine
-from appliance.engine.loop import INTERRUPTED
-
-__all__ = ["INTERRUPTED", "Engine"]

@@ -1,0 +1,165 @@
+"""Predictions and trainings as operators look at them: of every owner, with what happened to each."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance.domain import usage
+from appliance.domain.errors import InvalidVersion, PermissionDenied
+from appliance.domain.prediction import Prediction, Status
+from appliance.domain.token import Scope, Token
+from appliance.gateway.api import paging, requests, responses
+from appliance.gateway.api.services import Services
+from appliance.gateway.catalogue.catalogue import Entry
+from appliance.protocols import serializers
+from appliance.store import Delivery
+
+#: What a list leaves out, because it may be long.
+_LONG: Final = ("input", "output", "logs")
+
+
+class History:
+    """An administrator sees those of every owner here, any other token those of its own."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/admin/predictions", self.list, methods=["GET"]),
+            Route("/admin/predictions/{id}", self.get, methods=["GET"]),
+            Route("/admin/predictions/{id}/cancel", self.cancel, methods=["POST"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """``GET /admin/predictions``: newest first, without input, output and logs.
+
+        ``limit`` is how many are on a page, a hundred if it is not given. ``model``, ``status``, ``owner``,
+        ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
+        narrow the list.
+        """
+        caller = await requests.caller(request, self._services, Scope.READ)
+        status = requests.one_of(request, "status", tuple(Status))
+        type = requests.one_of(request, "type", ("prediction", "training"))
+        return await paging.of_predictions(
+            request,
+            self._services,
+            _owner(request, caller),
+            Shown(await self._names(caller)).brief,
+            size=requests.limit(request, paging.PAGE, paging.PAGE),
+            model=request.query_params.get("model"),
+            token=request.query_params.get("token"),
+            status=None if status is None else Status(status),
+            training=None if type is None else type == "training",
+        )
+
+    async def get(self, request: Request) -> Response:
+        """``GET /admin/predictions/{id}``: whole, with what its time went into and what was sent of it."""
+        caller = await requests.caller(request, self._services, Scope.READ)
+        record = await self._services.engine.get(request.path_params["id"], _all_of(caller))
+        return await self._answer(record, request, caller)
+
+    async def cancel(self, request: Request) -> Response:
+        """``POST /admin/predictions/{id}/cancel``; one that is over is answered as it is."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        record = await self._services.engine.cancel(request.path_params["id"], _all_of(caller))
+        return await self._answer(record, request, caller)
+
+    async def _answer(self, record: Prediction, request: Request, caller: Token) -> Response:
+        base = requests.origin(request, self._services)
+        deliveries = await self._services.store.deliveries(record.id)
+        entry = self._served(record)
+        prices = self._services.config.prices
+        examples = await self._services.store.registry.examples()
+        cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
+        body = {
+            **Shown(await self._names(caller)).whole(record, base),
+            "parts": await self._services.engine.parts(record),
+            "timeline": serializers.timeline(record, time.time()),
+            "model_state": None if entry is None else self._services.engine.residency(entry).value,
+            "newest_version": entry is not None and entry == self._services.catalogue.latest(entry.name),
+            "example": record.id in examples.get(record.model, ()),
+            "deliveries": [_delivery(delivery) for delivery in deliveries],
+            "cost": None if cost is None else float(cost),
+            "currency": None if cost is None else prices.currency,
+        }
+        return responses.json(body, base=base)
+
+    async def _names(self, caller: Token) -> dict[str, str]:
+        """What people call the tokens that this caller may know of."""
+        known = await self._services.store.list_tokens()
+        return {token.id: token.name for token in known if _all_of(caller) in {None, token.owner}}
+
+    def _served(self, record: Prediction) -> Entry | None:
+        """What would run the same again, if its version is not gone."""
+        try:
+            return self._services.catalogue.by_version(record.version)
+        except InvalidVersion:
+            return None
+
+
+def _all_of(caller: Token) -> str | None:
+    """The owner whose predictions this caller sees; None is every owner."""
+    return None if caller.may(Scope.ADMIN) else caller.owner
+
+
+def _owner(request: Request, caller: Token) -> str | None:
+    """The same, narrowed to the owner that is asked for.
+
+    Raises:
+        PermissionDenied: that is another one.
+    """
+    asked = request.query_params.get("owner")
+    if caller.may(Scope.ADMIN) or asked is None:
+        return asked if caller.may(Scope.ADMIN) else caller.owner
+    if asked != caller.owner:
+        raise PermissionDenied(
+            f'This token has the scope "{caller.scope}"; predictions of other owners need "{Scope.ADMIN}".'
+        )
+    return asked
+
+
+class Shown:
+    """Records as they are shown here."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        """``names`` are those of tokens, by their ids."""
+        self._names = names
+
+    def whole(self, record: Prediction, base: str) -> dict[str, Any]:
+        """All that is known of it."""
+        return {
+            **serializers.whichever(record, base),
+            "type": "prediction" if record.destination is None else "training",
+            "owner": record.owner,
+            "token": record.token,
+            "token_name": self._names.get(record.token or ""),
+            "hardware": record.hardware,
+            "attempts": record.attempt,
+        }
+
+    def brief(self, record: Prediction, base: str) -> dict[str, Any]:
+        """The same without what may be long."""
+        return {key: value for key, value in self.whole(record, base).items() if key not in _LONG}
+
+
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    state = "pending"
+    if delivery.ended_at is not None:
+        state = "delivered" if delivery.problem is None else "given up"
+    return {
+        "id": delivery.id,
+        "event": "completed",
+        "state": state,
+        "attempts": delivery.attempts + (delivery.ended_at is not None),
+        "due_at": serializers.timestamp(delivery.due_at) if state == "pending" else None,
+        "ended_at": None if delivery.ended_at is None else serializers.timestamp(delivery.ended_at),
+        "problem": delivery.problem,
+    }

@@ -1,0 +1,68 @@
+"""Admin routes for the config in effect, the machine, and the caller's webhook key."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance import machine
+from appliance.config import redact
+from appliance.domain.errors import FieldProblem, InvalidInput
+from appliance.domain.token import Scope
+from appliance.gateway.api import requests, responses
+from appliance.gateway.api.services import Services
+from appliance.gateway.webhooks import sender
+from appliance.protocols import serializers
+
+#: Seconds for which an old key signs beside the new one, unless the request says otherwise, and at most.
+KEEP: Final = 86400.0
+LONGEST_KEEP: Final = 30 * 86400.0
+
+
+class Settings:
+    """Everything here is for administrators."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/admin/config", self.config, methods=["GET"]),
+            Route("/admin/machine", self.machine, methods=["GET"]),
+            Route("/admin/webhooks/secret", self.rotate, methods=["POST"]),
+        ]
+
+    async def config(self, request: Request) -> Response:
+        """``GET /admin/config``: models.yaml as it is in effect, with every default and without secrets."""
+        await requests.caller(request, self._services, Scope.ADMIN)
+        return responses.json(redact(self._services.config))
+
+    async def machine(self, request: Request) -> Response:
+        """``GET /admin/machine``: main memory, and the data folder's disk, in bytes."""
+        await requests.caller(request, self._services, Scope.ADMIN)
+        memory = {"total": machine.host_memory(), "available": machine.available_memory()}
+        disk = msgspec.to_builtins(await self._services.storage.taken())
+        return responses.json({"threads": machine.cpu_threads(), "memory": memory, "disk": disk})
+
+    async def rotate(self, request: Request) -> Response:
+        """``POST /admin/webhooks/secret``: replace the key that signs the caller's webhooks.
+
+        For ``keep`` seconds, webhooks are signed with the old key too.
+        """
+        caller = await requests.caller(request, self._services, Scope.ADMIN)
+        given = await requests.body(request, self._services.config.limits.body)
+        requests.check_keys(given, required=(), optional=("keep",))
+        keep = given.get("keep", KEEP)
+        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 <= keep <= LONGEST_KEEP:
+            text = f"Must be a number of seconds from 0 to {LONGEST_KEEP:.0f}"
+            raise InvalidInput([FieldProblem("number", "keep", text)])
+        key, now = sender.new_key(), time.time()
+        await self._services.store.add_webhook_key(caller.owner, key, now, keep)
+        return responses.json({"key": key, "old_keys_until": serializers.timestamp(now + keep)}, 201)

@@ -1,0 +1,151 @@
+"""What was used and what it costs, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from datetime import date, timedelta
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance.domain import usage
+from appliance.domain.errors import FieldProblem, InvalidInput
+from appliance.domain.token import Scope, Token
+from appliance.domain.usage import KEYS, Priced
+from appliance.gateway.api import requests, responses
+from appliance.gateway.api.services import Services
+
+DAYS: Final = 30  # that are shown where the request does not say which
+#: What spreadsheets take for the beginning of a formula.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+class UsageReport:
+    """The routes about usage."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/admin/usage", self.get, methods=["GET"]),
+            Route("/admin/usage.csv", self.get_csv, methods=["GET"]),
+        ]
+
+    async def get(self, request: Request) -> Response:
+        """``GET /admin/usage?from=&to=&by=``: days in UTC, both included; ``by``: some of ``usage.KEYS``.
+
+        An admin's token sees what all owners used, any other what its own owner did. With
+        ``Accept: text/csv`` it is the same as ``/admin/usage.csv``.
+        """
+        if "text/csv" in request.headers.get("accept", ""):
+            return await self.get_csv(request)
+        caller = await requests.caller(request, self._services, Scope.READ)
+        first, last, by = _asked(request)
+        prices = self._services.config.prices
+        rows = await self._rows(caller, first, last, by)
+        named = await self._names(caller) if "token" in by else {}
+        shown = [_shown(each, by, named) for each in usage.table(rows, by, prices.per_second)]
+        return responses.json(
+            {
+                "from": first,
+                "to": last,
+                "by": by,
+                "currency": prices.currency if prices.per_second else None,
+                "rows": shown,
+                "total": _shown(usage.total(rows, prices.per_second), (), {}),
+            }
+        )
+
+    async def get_csv(self, request: Request) -> Response:
+        """``GET /admin/usage.csv``: the rows of the same, a line each under a line of names."""
+        caller = await requests.caller(request, self._services, Scope.READ)
+        first, last, by = _asked(request)
+        prices = self._services.config.prices
+        rows = await self._rows(caller, first, last, by)
+        named = await self._names(caller) if "token" in by else {}
+        columns = list(_shown(usage.total((), {}), by, {}))
+        written = io.StringIO()
+        lines = csv.DictWriter(written, [*columns, "currency"], lineterminator="\r\n")
+        lines.writeheader()
+        for each in usage.table(rows, by, prices.per_second):
+            cells = {name: _cell(value) for name, value in _shown(each, by, named).items()}
+            lines.writerow({**cells, "currency": prices.currency if each.cost is not None else ""})
+        name = f"usage-{first}-{last}.csv"
+        headers = {"content-disposition": f'attachment; filename="{name}"'}
+        return Response(written.getvalue(), 200, headers, "text/csv; charset=utf-8")
+
+    async def _rows(self, caller: Token, first: str, last: str, by: list[str]) -> list[usage.Usage]:
+        owner = None if caller.may(Scope.ADMIN) else caller.owner
+        return await self._services.store.usage.rows(by, first=first, last=last, owner=owner)
+
+    async def _names(self, caller: Token) -> dict[str, str]:
+        """What people call the tokens that the caller may know of."""
+        tokens = await self._services.store.list_tokens()
+        everyone = caller.may(Scope.ADMIN)
+        return {token.id: token.name for token in tokens if everyone or token.owner == caller.owner}
+
+
+def _asked(request: Request) -> tuple[str, str, list[str]]:
+    """First and last day, and what is to be told apart.
+
+    Raises:
+        InvalidInput: one of them cannot be read.
+    """
+    today = date.fromisoformat(usage.day(time.time()))
+    last = _day(request, "to", today)
+    first = _day(request, "from", max(date.min + timedelta(DAYS), last) - timedelta(days=DAYS - 1))
+    if first > last:
+        raise InvalidInput([FieldProblem("number_lte", "from", "Must not be after to")])
+    by = [part.strip() for part in request.query_params.get("by", "day").split(",") if part.strip()]
+    unknown = [part for part in by if part not in KEYS]
+    if unknown:
+        described = f"by must be some of the following, with commas between: {', '.join(KEYS)}"
+        raise InvalidInput([FieldProblem("enum", "by", described)])
+    return first.isoformat(), last.isoformat(), [key for key in KEYS if key in by]
+
+
+def _day(request: Request, key: str, otherwise: date) -> date:
+    text = request.query_params.get(key)
+    if not text:
+        return otherwise
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        described = "Does not match format 'date', such as 2026-01-31"
+        raise InvalidInput([FieldProblem("format", key, described)]) from error
+
+
+def _shown(each: Priced, by: list[str] | tuple[str, ...], named: dict[str, str]) -> dict[str, Any]:
+    """One row; times are seconds."""
+    used = each.usage
+    keys: dict[str, Any] = {key: getattr(used, key) for key in by}
+    if "token" in by:
+        keys["token_name"] = named.get(used.token or "")
+    return keys | {
+        "predictions": used.predictions,
+        "succeeded": used.succeeded,
+        "failed": used.failed,
+        "canceled": used.canceled,
+        "aborted": used.aborted,
+        "predict_time": usage.seconds(used.predict_us),
+        "cold_starts": used.cold_starts,
+        "cold_start": usage.seconds(used.cold_start_us),
+        "input_tokens": used.input_tokens,
+        "output_tokens": used.output_tokens,
+        "cost": None if each.cost is None else float(each.cost),
+        "unpriced_time": usage.seconds(each.unpriced_us),
+    }
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet does not take for a formula; numbers without exponents."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else value

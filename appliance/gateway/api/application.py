@@ -1,0 +1,226 @@
+"""The ASGI application: paths made uniform, CORS, routing, and the one place where errors become answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.domain.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
+from appliance.gateway.api import errors, requests
+from appliance.gateway.api.admin.builds import Builds
+from appliance.gateway.api.admin.examples import Examples
+from appliance.gateway.api.admin.history import History
+from appliance.gateway.api.admin.monitoring import Monitoring
+from appliance.gateway.api.admin.settings import Settings
+from appliance.gateway.api.admin.status import Admin
+from appliance.gateway.api.admin.tokens import Tokens
+from appliance.gateway.api.admin.usage import UsageReport
+from appliance.gateway.api.compat.anthropic import Anthropic
+from appliance.gateway.api.compat.audio import Audio
+from appliance.gateway.api.compat.embeddings import Embeddings
+from appliance.gateway.api.compat.images import Images
+from appliance.gateway.api.compat.openai import OpenAI
+from appliance.gateway.api.rate_limit import Standing
+from appliance.gateway.api.reference import Reference
+from appliance.gateway.api.replicate.account import Account
+from appliance.gateway.api.replicate.collections import Collections
+from appliance.gateway.api.replicate.deployments import Deployments
+from appliance.gateway.api.replicate.files import Files
+from appliance.gateway.api.replicate.models import Models
+from appliance.gateway.api.replicate.predictions import Predictions
+from appliance.gateway.api.replicate.streams import Streams
+from appliance.gateway.api.replicate.trainings import Trainings
+from appliance.gateway.api.replicate.versions import Versions
+from appliance.gateway.api.replicate.webhooks import WebhookKeys
+from appliance.gateway.api.services import Services
+from appliance.gateway.api.ui_proxy import Web
+
+_log = logging.getLogger(__name__)
+
+#: What answers, in the order in which routes are tried.
+RESOURCES: Final = (
+    Predictions,
+    Streams,
+    Deployments,
+    Trainings,
+    Files,
+    Models,
+    Builds,
+    Versions,
+    Collections,
+    Account,
+    WebhookKeys,
+    Admin,
+    Monitoring,
+    History,
+    Tokens,
+    Settings,
+    UsageReport,
+    Examples,
+    Reference,
+    OpenAI,
+    Embeddings,
+    Images,
+    Audio,
+    Anthropic,
+)
+
+#: How requests are counted that no route answers.
+UNMATCHED: Final = "unmatched"
+
+_CORS: Final = {
+    "access-control-allow-credentials": "true",
+    "access-control-expose-headers": "location, preference-applied, retry-after, x-request-id, request-id, "
+    "ratelimit-limit, ratelimit-remaining, ratelimit-reset",
+}
+_PREFLIGHT: Final = {
+    "access-control-allow-methods": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, QUERY",
+    "access-control-max-age": "86400",
+}
+_ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, last-event-id"
+
+
+def create_api(services: Services, ui: Path | None = None) -> Application:
+    """The application over ``services``; ``ui``: the socket of the UI, which has the paths left."""
+    routes = [route for resource in RESOURCES for route in resource(services).routes()]
+    for route in routes:
+        route.app = _named(route)
+    router = Router(routes, redirect_slashes=False, default=_not_found)
+    ours = frozenset(route.path.split("/")[1] for route in routes)
+    return Application(services, router, None if ui is None else Web(services, ui, ours))
+
+
+def _named(route: Route) -> ASGIApp:
+    """What answers for ``route``, and says in the scope which that is."""
+    answer = route.app
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[requests.ROUTE] = route.path
+        await answer(scope, receive, send)
+
+    return app
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound
+
+
+class Application:
+    """Everything around the routes."""
+
+    def __init__(self, services: Services, router: ASGIApp, web: Web | None = None) -> None:
+        """``router`` may raise any error of the tree; the metrics hear of every answer.
+
+        ``web`` answers what is not the API's.
+        """
+        self._metrics = services.metrics
+        self._tracing = services.tracing
+        self._router = router
+        self._web = web
+
+    async def close(self) -> None:
+        """Let go of the UI."""
+        if self._web is not None:
+            await self._web.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI; only HTTP is spoken."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"the appliance does not speak {scope['type']}")
+        if not scope["path"].startswith("/"):  # OPTIONS may request "*"
+            problem = BadRequest(f'"{scope["path"][:100]}" is no path of this appliance.')
+            await errors.answer(problem, "/", post=False)(scope, receive, send)
+        elif self._web is not None and self._web.takes(scope):
+            await self._web(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        asker = headers.get("origin")
+        if asker is not None:
+            send = _with_cors(send, asker)
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                wished = headers.get("access-control-request-headers", _ALLOWED_HEADERS)
+                allowed = {**_PREFLIGHT, "access-control-allow-headers": wished}
+                await Response(status_code=204, headers=allowed)(scope, receive, send)
+                return
+        # "app" makes Starlette's routes raise their 405 instead of answering it in plain text.
+        inner = {**scope, "app": self, "path": _uniform(scope["path"])}
+        status: int | None = None
+        began = time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _tell_standing(message, inner.get(requests.STANDING))
+            await send(message)
+
+        try:
+            await self._router(inner, receive, watched)
+        except Exception as error:
+            if status is not None:  # a stream broke in the middle: all that is left is to close it
+                raise
+            problem = _translated(error, scope)
+            answer = errors.answer(problem, inner["path"], post=scope["method"] == "POST")
+            await answer(scope, receive, watched)
+        finally:
+            if status is not None:  # the client was not gone before
+                took = time.perf_counter() - began
+                self._metrics.answered(inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took)
+            if self._tracing is not None and requests.SPAN in inner:
+                self._tracing.answered(inner[requests.SPAN], status)
+
+
+def _uniform(path: str) -> str:
+    """One spelling of each path: clients ask below /v1 and /v1/v1, with and without a slash at the end."""
+    if path.startswith("/v1/v1/"):
+        path = path.removeprefix("/v1")
+    return path.rstrip("/") or "/"
+
+
+def _translated(error: Exception, scope: Scope) -> ApplianceError:
+    if DiskFull.caused(error):
+        full = DiskFull(str(error))
+        full.__cause__ = error
+        error = full
+    match error:
+        case ApplianceError():
+            if error.status >= 500:
+                _log.error("%s %s: %s", scope["method"], scope["path"], error)
+            return error
+        case HTTPException(status_code=405):
+            return MethodNotAllowed(f'Method "{scope["method"]}" not allowed.')
+        case HTTPException(status_code=404):
+            return NotFound()
+    _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+    return ApplianceError("The appliance failed to answer this request; its log says why.")
+
+
+def _tell_standing(message: Message, standing: Standing | None) -> None:
+    if standing is not None:
+        headers = MutableHeaders(scope=message)
+        headers["ratelimit-limit"] = str(standing.limit)
+        headers["ratelimit-remaining"] = str(standing.remaining)
+        headers["ratelimit-reset"] = str(standing.reset)
+
+
+def _with_cors(send: Send, asker: str) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.update(_CORS)
+            headers["access-control-allow-origin"] = asker
+            headers.add_vary_header("Origin")
+        await send(message)
+
+    return with_headers

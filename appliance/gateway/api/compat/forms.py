@@ -1,0 +1,101 @@
+"""Forms with files, as OpenAI's clients send pictures and sound: each file becomes an upload."""
+
+from __future__ import annotations
+
+import contextlib
+import mimetypes
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+
+from appliance.domain.errors import FileTooLarge
+from appliance.domain.file import File
+from appliance.domain.token import Token
+from appliance.gateway.api import requests
+from appliance.gateway.api.multipart import FIELDS, Part, parts, too_long
+from appliance.gateway.api.services import Services
+from appliance.gateway.files.file_store import Incoming
+from appliance.gateway.files.inputs import safe_name
+
+_OPAQUE: Final = "application/octet-stream"
+
+
+class Form(msgspec.Struct):
+    """What came. ``name[]`` is the same as ``name``; fields that came several times are lists."""
+
+    fields: dict[str, Any] = {}
+    files: dict[str, list[File]] = {}
+
+    def put(self, name: str, value: str) -> None:
+        """Add a field; one whose name ends in ``[]`` is a list."""
+        plain = name.removesuffix("[]")
+        if name != plain or plain in self.fields:
+            known = self.fields.get(plain, [])
+            self.fields[plain] = [*(known if isinstance(known, list) else [known]), value]
+        else:
+            self.fields[plain] = value
+
+
+@contextlib.asynccontextmanager
+async def received(request: Request, services: Services, caller: Token) -> AsyncIterator[Form]:
+    """The form in ``request``; its files are uploads of ``caller``, unless what is done with it fails.
+
+    Raises:
+        FileTooLarge: its files are over ``files.max_upload`` together.
+        BodyTooLarge: its ``Content-Length`` is over the limits of files and fields.
+        MalformedBody: it is no form, or its fields are too long.
+    """
+    form = Form()
+    limit, expected = services.files.config.max_upload, requests.content_length(request)
+    size = rest = 0  # bytes of all files; bytes of all other fields
+    arriving: Incoming | None = None
+    try:
+        part: Part | None = None
+        text = bytearray()
+        async for found in parts(request, limit):
+            if isinstance(found, Part):
+                await _finish(form, part, text, arriving, services, caller)
+                part, text, arriving = found, bytearray(), None
+                if found.filename is not None:
+                    arriving = await services.files.incoming(expected or None)
+            elif arriving is not None:
+                size += len(found.data)
+                if size > limit:
+                    raise FileTooLarge(limit)
+                await arriving.write(found.data)
+            else:
+                text += found.data
+                rest += len(found.data)
+                if rest > FIELDS:
+                    raise too_long()
+        await _finish(form, part, text, arriving, services, caller)
+        arriving = None
+        yield form
+    except BaseException:
+        if arriving is not None:
+            arriving.discard()
+        for file in (file for files in form.files.values() for file in files):
+            await services.files.remove(file)
+        raise
+
+
+async def _finish(
+    form: Form,
+    part: Part | None,
+    text: bytearray,
+    arriving: Incoming | None,
+    services: Services,
+    caller: Token,
+) -> None:
+    """A part has come to its end."""
+    if part is None:
+        return
+    if arriving is None:
+        form.put(part.name, text.decode(errors="replace"))
+        return
+    name = safe_name(part.filename or "")
+    kind = part.content_type or mimetypes.guess_type(name)[0] or _OPAQUE
+    file = await services.files.keep(arriving, owner=caller.owner, name=name, content_type=kind, metadata={})
+    form.files.setdefault(part.name.removesuffix("[]"), []).append(file)

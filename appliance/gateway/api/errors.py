@@ -1,0 +1,128 @@
+"""Refusals in the shape that the client of each API reads: Replicate's, OpenAI's or Anthropic's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.responses import Response
+
+from appliance.domain.errors import (
+    ApplianceError,
+    InvalidInput,
+    ModelNotFound,
+    NotFound,
+    Throttled,
+    Unauthenticated,
+)
+from appliance.domain.prediction import Prediction, Status
+from appliance.gateway.engine import INTERRUPTED
+
+#: Where the routes of each API begin.
+OPENAI: Final = "/openai"
+ANTHROPIC: Final = "/anthropic"
+
+_OPENAI_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class Refusal(NamedTuple):
+    """What OpenAI's and Anthropic's clients are told of an error."""
+
+    status: int  # HTTP
+    message: str
+    parameter: str | None = None  # of the request that is at fault
+    code: str | None = None  # a word for programs
+
+    @classmethod
+    def of(cls, problem: ApplianceError) -> Refusal:
+        """An error of the appliance. A field that is wrong is 400 there, not 422."""
+        match problem:
+            case InvalidInput():
+                first = problem.problems[0]
+                text = "; ".join(
+                    f"{each.field}: {each.description}" if each.field else each.description
+                    for each in problem.problems
+                )
+                return cls(400, text, first.field or None)
+            case ModelNotFound():
+                return cls(404, problem.detail, "model", "model_not_found")
+            case NotFound():
+                return cls(404, problem.detail, None, "not_found")
+            case Unauthenticated():
+                return cls(401, problem.detail, None, "invalid_api_key")
+            case Throttled():
+                return cls(429, problem.detail, None, "rate_limit_exceeded")
+        return cls(400 if problem.status == 422 else problem.status, problem.detail)
+
+    @classmethod
+    def of_record(cls, record: Prediction, otherwise: int = 500) -> Refusal:
+        """How a prediction ended that did not succeed; ``otherwise`` is the status if its runner says so."""
+        if record.status is not Status.FAILED:
+            return cls(400, f"the prediction {record.id} was canceled", None, "canceled")
+        error = record.output.get("error") if isinstance(record.output, dict) else None
+        if isinstance(error, dict):  # what the model itself answered
+            return cls(error["code"], error["message"], error.get("param"))
+        text = record.error or "the prediction failed"
+        began = record.started_at is not None and not text.startswith(INTERRUPTED)
+        return cls(otherwise if began else 503, text)
+
+    def openai(self) -> dict[str, Any]:
+        """The body of an answer of OpenAI's API."""
+        kind = "server_error" if self.status >= 500 else _OPENAI_TYPES.get(self.status)
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind or "invalid_request_error",
+                "param": self.parameter,
+                "code": self.code,
+            }
+        }
+
+    def anthropic(self) -> dict[str, Any]:
+        """The body of an answer of Anthropic's API, and an event of its streams."""
+        kind = _ANTHROPIC_TYPES.get(
+            self.status, "api_error" if self.status >= 500 else "invalid_request_error"
+        )
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def event(self, number: int) -> dict[str, Any]:
+        """An event of a stream of OpenAI's Responses, the ``number``-th from 0."""
+        told = {"code": self.code or "server_error", "message": self.message, "param": self.parameter}
+        return {"type": "error", "sequence_number": number, **told}
+
+
+def refused(refusal: Refusal, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a request at ``path``, a route of OpenAI's or Anthropic's API."""
+    body = refusal.openai() if path.startswith(f"{OPENAI}/") else refusal.anthropic()
+    # Their clients try again by themselves, which would have the work done twice.
+    told = {"x-should-retry": "false"} if refusal.status >= 500 else {}
+    return Response(
+        msgspec.json.encode(body), refusal.status, {**told, **(headers or {})}, "application/json"
+    )
+
+
+def answer(problem: ApplianceError, path: str, *, post: bool) -> Response:
+    """The one answer to every error; ``post`` says that trying again might do the work twice."""
+    headers: dict[str, str] = {}
+    if isinstance(problem, Throttled):
+        headers["Retry-After"] = str(problem.retry_after)
+    if isinstance(problem, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if path.startswith((f"{OPENAI}/", f"{ANTHROPIC}/")):
+        return refused(Refusal.of(problem), path, headers)
+    if post and problem.status >= 500:
+        headers["x-should-retry"] = "false"
+    return Response(msgspec.json.encode(problem.body()), problem.status, headers, "application/problem+json")

@@ -1,0 +1,133 @@
+"""Pages of lists, and cursors: a place in a list, as text that clients hand back unread."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Unpack
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.domain.errors import FieldProblem, InvalidInput, NotFound
+from appliance.domain.prediction import Prediction
+from appliance.gateway.api import requests, responses
+from appliance.gateway.api.services import Services
+from appliance.protocols import serializers
+from appliance.store import Cursor, Filter
+
+PAGE: Final = 100
+_MOST_PLACES: Final = 10**9
+
+
+def encode(cursor: Cursor) -> str:
+    """The cursor as URL-safe text."""
+    packed = struct.pack(">?d", cursor.backwards, cursor.created_at) + cursor.id.encode()
+    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def decode(text: str) -> Cursor:
+    """The cursor that ``encode`` wrote.
+
+    Raises:
+        NotFound: it did not.
+    """
+    try:
+        packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        backwards, created_at = struct.unpack_from(">?d", packed)
+        return Cursor(created_at, packed[9:].decode(), backwards)
+    except (binascii.Error, struct.error, ValueError) as error:
+        raise NotFound("Invalid cursor") from error
+
+
+def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int, int]:
+    """Return the indices in ``names`` at which the page at ``cursor`` begins and ends.
+
+    The cursor holds the name next to the page and the index of that name. The index is used if the name is no
+    longer in the list.
+
+    Raises:
+        NotFound: the cursor belongs to another list.
+    """
+    if cursor is None:
+        return 0, size
+    try:
+        at = names.index(cursor.id)
+        behind = at + 1
+    except ValueError:
+        if not 0 <= cursor.created_at <= _MOST_PLACES:
+            raise NotFound("Invalid cursor") from None
+        at = behind = int(cursor.created_at)
+    return (max(0, at - size), at) if cursor.backwards else (behind, behind + size)
+
+
+def address(request: Request, base: str, cursor: Cursor) -> str:
+    """The address of the page at ``cursor``: this request's, with its other parameters kept."""
+    parameters = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+    return f"{base}{request.url.path}?{urlencode([*parameters, ('cursor', encode(cursor))])}"
+
+
+async def of_predictions(
+    request: Request,
+    services: Services,
+    owner: str | None,
+    shown: Callable[[Prediction, str], dict[str, Any]],
+    *,
+    size: int | None = None,
+    **filters: Unpack[Filter],
+) -> Response:
+    """The page of an owner's predictions, or of everyone's, that the request asks for; newest first.
+
+    ``size`` is how many are on a page, if not ``PAGE``. ``filters`` are beside those that every list takes
+    from the request.
+
+    Raises:
+        NotFound: the cursor is none of ours, or there is no such parent.
+        InvalidInput: another parameter is wrong.
+    """
+    base = requests.origin(request, services)
+    size = size or PAGE
+    given = request.query_params.get("cursor")
+    cursor = decode(given) if given else None
+    backwards = cursor is not None and cursor.backwards
+    narrowed: Filter = {
+        **filters,
+        "source": requests.one_of(request, "source", ("api", "web")),
+        "parent": request.query_params.get("parent"),
+        "created_after": _instant(request, "created_after"),
+        "created_before": _instant(request, "created_before"),
+    }
+    found = [*await services.engine.list(owner, cursor=cursor, limit=size + 1, **narrowed)]
+    more = len(found) > size
+    page = found[-size:] if backwards else found[:size]
+    older = more or backwards
+    newer = more if backwards else cursor is not None
+
+    def link(record: Prediction, *, back: bool) -> str:
+        return address(request, base, Cursor(record.created_at, record.id, back))
+
+    body = serializers.page(
+        [shown(record, base) for record in page],
+        next=link(page[-1], back=False) if page and older else None,
+        previous=link(page[0], back=True) if page and newer else None,
+    )
+    return responses.json(body, base=base)
+
+
+def _instant(request: Request, key: str) -> float | None:
+    """A query parameter that is a time in ISO 8601, in Unix seconds; without an offset it is UTC."""
+    text = request.query_params.get(key)
+    if not text:
+        return None
+    try:
+        # A "+" that was not escaped arrives as a space.
+        instant = datetime.fromisoformat(
+            text.strip().replace(" +", "+").replace(" ", "+" if "T" in text else " ")
+        )
+        return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput([FieldProblem("format", key, "Does not match format 'date-time'")]) from error

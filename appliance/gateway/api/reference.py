@@ -1,0 +1,90 @@
+"""The API's own description: the OpenAPI document, and Swagger UI to read and try it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Route
+
+from appliance.domain.errors import NotFound
+from appliance.gateway.api import openapi, responses
+from appliance.gateway.api.services import Services
+
+#: A package that holds nothing but Swagger UI's own files; only those are used, it is never imported.
+_PACKAGE: Final = "fastapi_swagger"
+_ASSETS: Final = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon-32x32.png": "image/png",
+}
+_START: Final = """SwaggerUIBundle({
+  url: "/openapi.json", dom_id: "#swagger", deepLinking: true, tryItOutEnabled: true, validatorUrl: null
+});
+"""
+_PAGE: Final = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>API of this appliance</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" href="/docs/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_POLICY: Final = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Reference:
+    """Routes that need no token: they say what is in this very code, and nothing of this machine."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is not needed: the document is the same everywhere."""
+        self._document = openapi.document()
+        self._folder = _folder()
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/openapi.json", self.document, methods=["GET"]),
+            Route("/v1/openapi.json", self.document, methods=["GET"]),
+            Route("/docs", self.page, methods=["GET"]),
+            Route("/docs/{asset}", self.asset, methods=["GET"]),
+        ]
+
+    async def document(self, request: Request) -> Response:
+        """``GET /openapi.json``."""
+        return responses.json(self._document)
+
+    async def page(self, request: Request) -> Response:
+        """``GET /docs``: Swagger UI."""
+        return HTMLResponse(_PAGE, headers=_POLICY)
+
+    async def asset(self, request: Request) -> Response:
+        """``GET /docs/{asset}``: what the page is made of."""
+        name = request.path_params["asset"]
+        if name == "start.js":
+            return Response(_START, media_type="text/javascript", headers=_POLICY)
+        if name not in _ASSETS:
+            raise NotFound
+        return FileResponse(self._folder / name, media_type=_ASSETS[name], headers=_POLICY)
+
+
+def _folder() -> Path:
+    found = importlib.util.find_spec(_PACKAGE)
+    assert found is not None, f"{_PACKAGE} is in pyproject.toml"
+    assert found.submodule_search_locations, f"{_PACKAGE} is a package"
+    return Path(found.submodule_search_locations[0]) / "resources"

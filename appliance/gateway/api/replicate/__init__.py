@@ -1,0 +1,1 @@
+"""Replicate's HTTP API, one module for each resource."""

@@ -1,0 +1,93 @@
+"""Collections of models, and the search over both."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance.config import CollectionConfig
+from appliance.domain.errors import MalformedQuery, NotFound
+from appliance.domain.token import Scope
+from appliance.gateway.api import requests, responses
+from appliance.gateway.api.replicate import models
+from appliance.gateway.api.services import Services
+from appliance.protocols import serializers
+
+DEFAULT_LIMIT: Final = 20
+MOST: Final = 50
+
+
+class Collections:
+    """The routes about collections, and ``/search``."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what they work with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [
+            Route("/v1/collections", self.list, methods=["GET"]),
+            Route("/v1/collections/{slug}", self.get, methods=["GET"]),
+            Route("/v1/search", self.search, methods=["GET"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """``GET /collections``: those of models.yaml, in its order."""
+        await requests.caller(request, self._services, Scope.READ)
+        return responses.json(
+            serializers.page([_brief(one) for one in self._services.catalogue.collections.values()])
+        )
+
+    async def get(self, request: Request) -> Response:
+        """``GET /collections/{slug}``: with its models whole."""
+        await requests.caller(request, self._services, Scope.READ)
+        found = self._services.catalogue.collections.get(request.path_params["slug"])
+        if found is None:
+            raise NotFound
+        listing = await models.Listing.of(self._services)
+        base = requests.origin(request, self._services)
+        cards = self._services.catalogue.cards  # has no models that cannot be served
+        shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
+        body = {**_brief(found), "full_description": found.full_description, "models": shown}
+        return responses.json(body, base=base)
+
+    async def search(self, request: Request) -> Response:
+        """``GET /search?query=&limit=``: models and collections, best first.
+
+        Replicate asks for no token here, and clients send none (2): it tells what is public only.
+        """
+        if "authorization" in request.headers:
+            await requests.caller(request, self._services, Scope.READ)
+        query = request.query_params.get("query")
+        if not query:
+            raise MalformedQuery('Query parameter "query" is required')
+        limit = requests.limit(request, DEFAULT_LIMIT, MOST)
+        listing = await models.Listing.of(self._services)
+        base = requests.origin(request, self._services)
+        found = [
+            {
+                "model": listing.shown(card, base),
+                "metadata": {
+                    "generated_description": card.description,
+                    "tags": [] if card.kind is None else [card.kind],
+                    "score": round(score, 3),
+                },
+            }
+            for card, score in self._services.catalogue.search(query)[:limit]
+        ]
+        words = query.lower().split()
+        collections = [
+            {**_brief(one), "models": list(one.models)}
+            for one in self._services.catalogue.collections.values()
+            if all(word in f"{one.slug} {one.name} {one.description}".lower() for word in words)
+        ]
+        body = {"query": query, "models": found, "collections": collections[:limit], "pages": []}
+        return responses.json(body, base=base)
+
+
+def _brief(collection: CollectionConfig) -> dict[str, Any]:
+    return {"name": collection.name, "slug": collection.slug, "description": collection.description}

@@ -1,0 +1,84 @@
+"""The route for webhook keys, and the parsing of a request's webhook URL and event filter."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from appliance.domain import input_schema
+from appliance.domain.errors import AddressRefused, FieldProblem, InvalidInput
+from appliance.domain.prediction import WEBHOOK_EVENTS, Webhook
+from appliance.domain.token import Scope
+from appliance.gateway.api import requests, responses
+from appliance.gateway.api.services import Services
+from appliance.gateway.webhooks import sender
+
+
+class WebhookKeys:
+    """The route about keys."""
+
+    def __init__(self, services: Services) -> None:
+        """``services`` is what it works with."""
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """What this resource answers."""
+        return [Route("/v1/webhooks/default/secret", self.get, methods=["GET"])]
+
+    async def get(self, request: Request) -> Response:
+        """``GET /webhooks/default/secret``: the caller's newest key."""
+        caller = await requests.caller(request, self._services, Scope.RUN)
+        newest, *_ = await sender.keys(self._services.store, caller.owner, time.time())
+        return responses.json({"key": newest})
+
+
+def webhook(given: dict[str, Any], origin: str, services: Services) -> Webhook | None:
+    """Where the body of a creation wants its events.
+
+    Raises:
+        InvalidInput: the address or an event cannot be.
+    """
+    events = given.get("webhook_events_filter")
+    problems = [] if events is None else _wrong_events(events)
+    url = given.get("webhook")
+    if url is not None:
+        problems += _wrong_address(url, services)
+    if problems:
+        raise InvalidInput(problems)
+    if url is None:
+        return None
+    return Webhook(url=url, events=tuple(WEBHOOK_EVENTS if events is None else events), origin=origin)
+
+
+def _wrong_events(events: Any) -> list[FieldProblem]:
+    field = "webhook_events_filter"
+    if not isinstance(events, list):
+        found = input_schema.type_name(events)
+        return [FieldProblem("invalid_type", field, f"Invalid type. Expected: array, given: {found}")]
+    choices = ", ".join(f'"{event}"' for event in WEBHOOK_EVENTS)
+    return [
+        FieldProblem("enum", f"{field}.{index}", f"{field}.{index} must be one of the following: {choices}")
+        for index, event in enumerate(events)
+        if event not in WEBHOOK_EVENTS
+    ]
+
+
+def _wrong_address(url: Any, services: Services) -> list[FieldProblem]:
+    if not isinstance(url, str):
+        found = input_schema.type_name(url)
+        return [FieldProblem("invalid_type", "webhook", f"Invalid type. Expected: string, given: {found}")]
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme in {"http", "https"} and parsed.host and "%" not in parsed.host:
+            services.egress.check(parsed)
+            return []
+    except AddressRefused as error:
+        return [FieldProblem("address", "webhook", error.detail)]
+    except (httpx.InvalidURL, ValueError, UnicodeError):
+        pass
+    return [FieldProblem("format", "webhook", "Does not match format 'uri'")]

@@ -1,0 +1,328 @@
+"""What every route reads from a request: the caller, the origin, the body, the headers with a meaning."""
+
+from __future__ import annotations
+
+import codecs
+import ipaddress
+import json
+import re
+import time
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from appliance.domain import input_schema
+from appliance.domain.errors import (
+    BodyTooLarge,
+    FieldProblem,
+    InvalidInput,
+    MalformedBody,
+    PermissionDenied,
+    Throttled,
+)
+from appliance.domain.token import Scope, Token
+from appliance.gateway.api.services import Services
+
+#: The longest wait that may be asked for, and what a bare ``Prefer: wait`` means, in seconds.
+LONGEST_WAIT: Final = 60
+#: Answered so much before the wait is over: a client whose own timeout is the wait sends its POST again.
+EARLY: Final = 1.0
+SHORTEST_DEADLINE: Final = 5  # seconds
+#: Where in an ASGI scope the caller's ``Standing`` is, for the headers of the answer.
+STANDING: Final = "appliance.standing"
+#: Where in an ASGI scope the template of the route is that answers.
+ROUTE: Final = "appliance.route"
+#: Where in an ASGI scope the span of a request is that asks for a prediction, where requests are traced.
+SPAN: Final = "appliance.span"
+
+_GZIP: Final = b"\x1f\x8b"
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE_ERRORS: Final = ("truncated", "surrogate")  # words of the decoder's messages
+_HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
+_WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
+_DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
+
+# The first two are without effect: clients send them although they are long gone (rule 13). The others are
+# checked by `webhooks.webhook`.
+_PASSED: Final = frozenset({"stream", "webhook_completed", "webhook", "webhook_events_filter"})
+
+
+class Wait(NamedTuple):
+    """An honoured ``Prefer: wait``."""
+
+    seconds: int
+    applied: str  # what ``Preference-Applied`` says
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the answer must leave."""
+        return max(self.seconds - EARLY, 0.5)
+
+
+async def caller(
+    request: Request,
+    services: Services,
+    needed: Scope,
+    *,
+    creates: bool = False,
+    authorization: str | None = None,
+) -> Token:
+    """Who makes this request, which is counted; ``creates`` says that it makes a prediction.
+
+    ``authorization`` stands for the header of that name, where the token comes in another one.
+
+    Raises:
+        Unauthenticated: no valid token.
+        PermissionDenied: the token may not do this.
+        Throttled: it has made too many requests.
+    """
+    token = await services.auth.caller(authorization or request.headers.get("authorization"))
+    if not token.may(needed):
+        raise PermissionDenied(f'This token has the scope "{token.scope}"; this needs "{needed}".')
+    if token.prediction is not None:  # what was accepted may do what it needs to
+        return token
+    standing = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())
+    if standing is not None:
+        request.scope[STANDING] = standing
+        if standing.retry_after:
+            raise Throttled(
+                f"Request was throttled. Your rate limit resets in ~{standing.reset}s.",
+                retry_after=standing.retry_after,
+            )
+    return token
+
+
+def trace(request: Request, services: Services) -> str | None:
+    """The traceparent for the prediction that this request asks for; None where nothing is traced."""
+    if services.tracing is None:
+        return None
+    span, traceparent = services.tracing.request(request.method, request.scope[ROUTE], request.headers)
+    request.scope[SPAN] = span
+    return traceparent
+
+
+def origin(request: Request, services: Services) -> str:
+    """Scheme and host that this client reaches us by, without a slash at the end."""
+    if services.config.server.public_url is not None:
+        return services.config.server.public_url.rstrip("/")
+    host = request.headers.get("host", "")
+    scheme = request.scope["scheme"]
+    if request.client is not None and is_proxy(services, request.client.host):
+        host = request.headers.get("x-forwarded-host", host).split(",")[0].strip()
+        forwarded = request.headers.get("x-forwarded-proto", "").split(",")[0].strip()
+        scheme = forwarded if forwarded in {"http", "https"} else scheme
+    if not _HOST.fullmatch(host):
+        server = request.scope.get("server") or (services.config.server.host, services.config.server.port)
+        host = f"{server[0]}:{server[1]}"
+    return f"{scheme}://{host}"
+
+
+def is_proxy(services: Services, client: str) -> bool:
+    """Whether ``client``, an IP address, is one of ``server.trusted_proxies``."""
+    if not services.config.server.trusted_proxies:
+        return False
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return False
+    networks = map(ipaddress.ip_network, services.config.server.trusted_proxies)
+    return any(address in network for network in networks if network.version == address.version)
+
+
+async def text_body(request: Request, limit: int) -> str:
+    """The text in the request, or in the JSON string that it is.
+
+    Raises:
+        BodyTooLarge: it is over the limit.
+        MalformedBody: it is no text.
+    """
+    received = await _received(request, limit)
+    try:
+        text = received.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBody("The request body is not text in UTF-8") from error
+    try:
+        return msgspec.json.decode(received, type=str)
+    except msgspec.DecodeError:
+        return text
+
+
+async def body(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object in the request, whatever its content type says; ``limit`` is in bytes.
+
+    Raises:
+        BodyTooLarge: it is over the limit; no more of it than that was read.
+        MalformedBody: it is no JSON, or not an object.
+    """
+    received = await _received(request, limit)
+    try:
+        value = msgspec.json.decode(received)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"The request body is not valid JSON: {_reason(received, error)}") from error
+    if not isinstance(value, dict):
+        raise MalformedBody(f"The request body must be a JSON object, not {input_schema.type_name(value)}")
+    return value
+
+
+def _not_finite(received: bytes) -> str | None:
+    """The error for a body that is JSON except for NaN or infinite numbers, which Python's parser accepts."""
+    try:
+        place = input_schema.non_finite(json.loads(received))
+    except (ValueError, RecursionError):
+        return None
+    return None if place is None else f"{place or 'it'} must be a finite number"
+
+
+def content_length(request: Request) -> int:
+    """How many bytes the body says it has; 0 if it does not say."""
+    given = request.headers.get("content-length", "")
+    return int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
+
+
+def check_encoding(request: Request) -> None:
+    """Refuse a compressed body before any of it is read.
+
+    Raises:
+        MalformedBody: the content encoding is not ``identity``.
+    """
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise MalformedBody(
+            f"The request body has the content encoding {encoding[:40]}, which is not supported: "
+            "send it without one"
+        )
+
+
+def _reason(received: bytes, error: Exception) -> str:
+    """Why a body is no JSON, with clearer words than the decoder's for common errors."""
+    if received.startswith(_GZIP):
+        return "it is compressed with gzip; send it as it is"
+    if received.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16; send it as UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return "text in it is not UTF-8"
+    not_finite = _not_finite(received)
+    if not_finite is not None:
+        return not_finite
+    if "out of range" in str(error):
+        return "a number in it is out of range, because it has too many digits or too large an exponent"
+    if any(words in str(error) for words in _SURROGATE_ERRORS) and _SURROGATE.search(received):
+        return r"text in it has half of a surrogate pair (\ud800 to \udfff), which is no character"
+    return str(error)
+
+
+async def _received(request: Request, limit: int) -> bytes:
+    """The body without a leading UTF-8 byte order mark, which some programs write."""
+    check_encoding(request)
+    received = bytearray()
+    if content_length(request) > limit:
+        raise _too_large(limit)
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect as error:
+        raise MalformedBody("the connection closed before the body was complete") from error
+    return bytes(received).removeprefix(codecs.BOM_UTF8)
+
+
+def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Refuse a body with keys that are missing or unknown.
+
+    Raises:
+        InvalidInput: names each.
+    """
+    problems = [
+        FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
+    ]
+    for key in given:
+        if key in required or key in optional or key in _PASSED:
+            continue
+        problems.append(
+            FieldProblem("additional_property_not_allowed", "", f"Additional property {key} is not allowed")
+        )
+    if problems:
+        raise InvalidInput(problems)
+
+
+def text(given: dict[str, Any], key: str) -> str:
+    """The string under ``key``, which ``check_keys`` has found.
+
+    Raises:
+        InvalidInput: it is not a string.
+    """
+    value = given[key]
+    if not isinstance(value, str):
+        description = f"Invalid type. Expected: string, given: {input_schema.type_name(value)}"
+        raise InvalidInput([FieldProblem("invalid_type", key, description)])
+    return value
+
+
+def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
+    """A query parameter that knows few values.
+
+    Raises:
+        InvalidInput: it has another.
+    """
+    value = request.query_params.get(key)
+    if value is None or value in choices:
+        return value
+    described = ", ".join(f'"{choice}"' for choice in choices)
+    raise InvalidInput([FieldProblem("enum", key, f"{key} must be one of the following: {described}")])
+
+
+def limit(request: Request, default: int, most: int) -> int:
+    """The query parameter ``limit``: how many are wanted, from 1 to ``most``.
+
+    Raises:
+        InvalidInput: it is no such number.
+    """
+    text = request.query_params.get("limit", str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidInput(
+            [FieldProblem("invalid_type", "limit", "Invalid type. Expected: integer, given: string")]
+        )
+    number = int(text)
+    if number < 1:
+        raise InvalidInput([FieldProblem("number_gte", "limit", "Must be greater than or equal to 1")])
+    if number > most:
+        raise InvalidInput([FieldProblem("number_lte", "limit", f"Must be less than or equal to {most}")])
+    return number
+
+
+def wait(request: Request) -> Wait | None:
+    """The wait that the ``Prefer`` headers ask for; what cannot be read is not a wish."""
+    for header in request.headers.getlist("prefer"):
+        for preference in re.split("[,;]", header):
+            match = _WAIT.fullmatch(preference)
+            if match is None:
+                continue
+            if match[1] is None:
+                return Wait(LONGEST_WAIT, "wait")
+            seconds = min(max(int(match[1]), 1), LONGEST_WAIT)
+            return Wait(seconds, f"wait={seconds}")
+    return None
+
+
+def deadline(request: Request) -> float | None:
+    """When ``Cancel-After`` ends the prediction, in Unix seconds.
+
+    Raises:
+        InvalidInput: it cannot be read, or is under five seconds.
+    """
+    header = request.headers.get("cancel-after")
+    if header is None:
+        return None
+    match = _DEADLINE.fullmatch(header.strip())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total < SHORTEST_DEADLINE:
+        described = f"Must be a duration of at least {SHORTEST_DEADLINE} seconds, such as 30s, 5m or 1h30m45s"
+        raise InvalidInput([FieldProblem("format", "Cancel-After", described)])
+    return time.time() + total
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is over the limit of {limit:,} bytes (limits.body in models.yaml)")

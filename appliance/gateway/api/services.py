@@ -1,0 +1,58 @@
+"""What the routes work with."""
+
+from __future__ import annotations
+
+import msgspec
+
+from appliance.cluster.base import Cluster
+from appliance.config import Config
+from appliance.gateway.api.auth import Auth
+from appliance.gateway.api.rate_limit import RateLimits
+from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.catalogue import Catalogue
+from appliance.gateway.catalogue.trainings import Trainings
+from appliance.gateway.engine import Engine
+from appliance.gateway.engine.reload import Reload
+from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.retention import Retention
+from appliance.gateway.webhooks.sender import Webhooks
+from appliance.machine import Device
+from appliance.machine.disk import Storage
+from appliance.observability.metrics import Metrics
+from appliance.observability.tracing import Tracing
+from appliance.store import Store
+
+
+class Services(msgspec.Struct, kw_only=True):
+    """Every part of a running gateway that a route may need."""
+
+    config: Config  # in force; only `configure` replaces it
+    catalogue: Catalogue
+    store: Store
+    engine: Engine
+    auth: Auth
+    rate_limits: RateLimits
+    egress: Egress
+    webhooks: Webhooks
+    retention: Retention
+    files: Files
+    trainings: Trainings
+    pushes: Pushes
+    metrics: Metrics
+    tracing: Tracing | None
+    cluster: Cluster
+    storage: Storage
+    reload: Reload
+    devices: tuple[Device, ...]
+    started_at: float  # Unix seconds
+
+    def configure(self, config: Config) -> None:
+        """Go by this config from now on, in everything but its models, which are ``Reload``'s part."""
+        limits = config.limits
+        self.config = config
+        self.engine.limit(limits)
+        self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
+        self.egress.allow(config.egress.allow)
+        self.files.config = config.files
+        self.retention.change(config.retention.predictions, config.retention.outputs)

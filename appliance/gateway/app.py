@@ -1,0 +1,261 @@
+"""The gateway: builds every part from the config, in the one place that knows them all, and listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from appliance.cluster.base import Cluster
+from appliance.cluster.ray import RayCluster
+from appliance.config import Config, runtime
+from appliance.domain.prediction import Prediction
+from appliance.domain.token import RunTokens
+from appliance.gateway import connections
+from appliance.gateway.api import Application, create_api, requests
+from appliance.gateway.api.auth import Auth
+from appliance.gateway.api.rate_limit import RateLimits
+from appliance.gateway.api.services import Services
+from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.demands import capacities
+from appliance.gateway.catalogue.servable import servable
+from appliance.gateway.catalogue.trainings import Trainings
+from appliance.gateway.engine import Engine
+from appliance.gateway.engine.reload import Reload, catalogue_of
+from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.inputs import Inputs
+from appliance.gateway.files.retention import Retention
+from appliance.gateway.listener import borrow
+from appliance.gateway.webhooks.sender import Webhooks
+from appliance.machine import Device, cpu_threads
+from appliance.machine.disk import Storage
+from appliance.machine.gpus import Gpus
+from appliance.machine.usage import InUse
+from appliance.observability import logs, tracing
+from appliance.observability.metrics import Metrics
+from appliance.scheduler import Scheduler
+from appliance.store import SQLiteStore, Store
+
+_log = logging.getLogger(__name__)
+
+OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the driver hands to the gateway. Paths are absolute."""
+
+    config: Config
+    home: Path
+    host: str
+    port: int
+    devices: tuple[Device, ...]
+    config_file: Path
+    ui: bool  # whether there are pages for people
+    pull: bool = True  # whether weights that are missing are fetched
+
+    @property
+    def in_force(self) -> Config:
+        """What holds now: the config that was applied last, else the one it was started with."""
+        return runtime.read(self.run_dir, self.config)
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.home / "appliance.db"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and marks of running processes; nothing in it outlives them."""
+        return self.home / "run"
+
+    @property
+    def zygote_socket(self) -> Path:
+        """Where engine hosts are forked."""
+        return self.run_dir / "zygote.sock"
+
+    @property
+    def ui_socket(self) -> Path:
+        """Where the UI listens."""
+        return self.run_dir / "ui.sock"
+
+    @property
+    def listener_socket(self) -> Path:
+        """Path of the Unix socket at which the driver hands out the listening socket."""
+        return self.run_dir / "listener.sock"
+
+    @property
+    def log_file(self) -> Path:
+        """Where the gateway writes its log."""
+        return self.home / "logs" / "appliance.log"
+
+
+async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
+    """Everything the API needs, wired but not started."""
+    home = settings.home
+    now = time.time()
+    devices = settings.devices
+    found = servable(settings.config, home, devices, now)
+    config = found.config
+    models = await catalogue_of(found, store)
+    egress = Egress(config.egress.allow)
+    webhooks = Webhooks(store, egress, config.server.account)
+    files = Files(store.files, home / "files", config.files)
+    trainings = Trainings(models, store, files)
+    run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
+    scheduler = Scheduler(capacities(devices), list(found.demands))
+    metrics = Metrics(scheduler)
+    pushes = Pushes(models, store, files, scheduler, home=home, devices=settings.devices)
+    traced = tracing.build(config.telemetry, os.environ)
+
+    def observe(record: Prediction) -> None:
+        webhooks.observe(record)
+        metrics.observe(record)
+        if traced is not None:
+            traced.observe(record)
+
+    engine = Engine(
+        limits=config.limits,
+        catalogue=models,
+        store=store,
+        cluster=cluster,
+        scheduler=scheduler,
+        home=home,
+        threads=config.hardware.threads or max(1, cpu_threads() - 1),
+        devices=settings.devices,
+        in_use=InUse(settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None),
+        files=files,
+        inputs=Inputs(files, egress, settings.run_dir / "inputs"),
+        run_tokens=run_tokens,
+        observe=observe,
+        heed=metrics.happened,
+        conclude=trainings.conclude,
+    )
+    return Services(
+        config=config,
+        catalogue=models,
+        store=store,
+        engine=engine,
+        auth=Auth(store, run_tokens, engine.running),
+        rate_limits=RateLimits(
+            requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
+        ),
+        egress=egress,
+        webhooks=webhooks,
+        retention=Retention(store, files, config.retention.predictions, config.retention.outputs),
+        files=files,
+        trainings=trainings,
+        pushes=pushes,
+        metrics=metrics,
+        tracing=traced,
+        cluster=cluster,
+        storage=Storage(home),
+        devices=settings.devices,
+        reload=Reload(
+            file=settings.config_file,
+            in_force=settings.config,
+            home=home,
+            run_dir=settings.run_dir,
+            devices=settings.devices,
+            catalogue=models,
+            store=store,
+            cluster=cluster,
+            engine=engine,
+            pushes=pushes,
+            trainings=trainings,
+            left_out=found.left_out,
+            pull=settings.pull,
+        ),
+        started_at=now,
+    )
+
+
+class Gateway:
+    """The running gateway of one process."""
+
+    def __init__(
+        self, services: Services, api: Application, server: uvicorn.Server, serving: asyncio.Task[None]
+    ) -> None:
+        """Made by ``start_gateway``."""
+        self._api = api
+        self._services = services
+        self._server = server
+        self._serving = serving
+
+    async def reload(self) -> str:
+        """Apply the edited models.yaml; see ``Reload.apply``."""
+        return str(await self._services.reload.apply(self._services.configure))
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new work and let running predictions finish; returns how many did not.
+
+        What did not finish stays stored and is taken up at the next start.
+        """
+        unfinished = await self._services.engine.drain(seconds)
+        await self._services.engine.close()
+        await self._services.reload.close()
+        await self._services.webhooks.close()
+        await self._services.retention.close()
+        await self._services.pushes.close()
+        await self._services.files.close()
+        if self._services.tracing is not None:
+            await self._services.tracing.close()
+        await self._services.store.close()
+        await self._api.close()
+        self._server.should_exit = True
+        return unfinished
+
+    def check(self) -> None:
+        """Raise if the listener is gone."""
+        if self._serving.done() and not self._server.should_exit:
+            raise RuntimeError("the gateway's listener stopped")
+
+
+async def start_gateway(settings: Settings) -> Gateway:
+    """Build and start everything on the running loop; returns once requests are answered."""
+    settings = msgspec.structs.replace(settings, config=settings.in_force)
+    logs.configure(settings.log_file, settings.config.logging)
+    store = SQLiteStore(settings.database)
+    await store.open()
+    await store.own(OWN_PATIENCE)
+    cluster = RayCluster(settings.zygote_socket, settings.run_dir)
+    services = await build_services(settings, store, cluster)
+    await services.files.start()
+    await services.pushes.load()
+    await services.trainings.load()
+    await services.webhooks.start()
+    services.retention.start()
+    await services.engine.deployed()
+    await services.engine.start()
+    tls = settings.config.server.tls
+    api = create_api(services, settings.ui_socket if settings.ui else None)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            api,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http=connections.Connection,
+            timeout_keep_alive=75,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
+            server_header=False,
+            proxy_headers=False,  # `requests.origin` decides whom to believe
+            date_header=False,
+        )
+    )
+    listener = await asyncio.to_thread(borrow, settings.listener_socket)
+    serving = asyncio.get_running_loop().create_task(
+        connections.serve(server, listener, partial(requests.is_proxy, services))
+    )
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    _log.info("listening on %s:%d", settings.host, settings.port)
+    return Gateway(services, api, server, serving)

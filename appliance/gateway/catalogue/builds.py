@@ -1,0 +1,323 @@
+"""Projects that are pushed while the appliance runs: built in a process of their own, then made versions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from appliance import weights
+from appliance.config import BuiltCogOptions
+from appliance.domain.errors import DiskFull, NotFound, StoreError, WeightsError
+from appliance.domain.file import File
+from appliance.domain.model import Build, Project
+from appliance.domain.prediction import new_id
+from appliance.gateway.catalogue.catalogue import Catalogue, Entry, describe_pushed, trainer_of
+from appliance.gateway.catalogue.demands import demand, training_demand
+from appliance.gateway.files.file_store import Files
+from appliance.machine import Device
+from appliance.scheduler import Scheduler
+from appliance.store import Store, VersionRow
+from appliance.weights import project
+from appliance.worker.cleanup import kill_marked
+
+_log = logging.getLogger(__name__)
+
+_LOGS: Final = 200_000  # characters of a build's log that are kept, the last ones
+_LINE: Final = 1024 * 1024  # bytes
+_CANCELED: Final = "it was canceled"
+#: Builds that run at the same time; other builds wait. One build can use all of a small machine.
+BUILDS_AT_ONCE: Final = 2
+#: Seconds that a build may take after it has started.
+BUILD_TIMEOUT: Final = 3600.0
+#: Environment variable with the id of the build, in each process that the build starts.
+BUILD_MARK: Final = "APPLIANCE_BUILD"
+
+
+class Pushes:
+    """Runs builds on the gateway's loop, ``BUILDS_AT_ONCE`` at the same time."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        store: Store,
+        files: Files,
+        scheduler: Scheduler,
+        *,
+        home: Path,
+        devices: tuple[Device, ...],
+    ) -> None:
+        """New versions go into ``catalogue``, ``store`` and ``scheduler``; builds are below ``home``."""
+        self._catalogue = catalogue
+        self._store = store
+        self._files = files
+        self._scheduler = scheduler
+        self._home = home
+        self._devices = devices
+        self.left_out: dict[str, str] = {}  # version that cannot be served -> reason
+        self._under_way: dict[str, Build] = {}  # oldest first
+        self._slots = asyncio.Semaphore(BUILDS_AT_ONCE)
+        self._changing = asyncio.Lock()  # guards the versions and their folders
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by the id of their build
+        self._canceled: set[str] = set()
+        self._accepting: set[str] = set()  # builds that can no longer be cancelled
+
+    async def load(self) -> None:
+        """Make the versions that were pushed before known; builds that were cut off have failed."""
+        await asyncio.to_thread(project.sweep, self._home)
+        await self.fill(self._catalogue)
+        for build in await self._store.registry.unfinished_builds():
+            self._under_way[build.id] = build
+            why = "the appliance was stopped while it was built; push it again"
+            await self._end(build.id, status="failed", error=why)
+            del self._under_way[build.id]
+
+    async def fill(self, catalogue: Catalogue) -> None:
+        """Make the versions that were pushed before known to ``catalogue``."""
+        left_out = {}
+        for pushed in await self._store.registry.projects():
+            try:
+                with weights.faults_of(pushed.model):
+                    self._serve(pushed, catalogue)
+            except WeightsError as error:
+                _log.error("version %s of %s is not served: %s", pushed.version, pushed.model, error.detail)
+                left_out[f"{pushed.model}@{pushed.version[:16]}"] = error.detail
+        self.left_out = left_out
+
+    async def start(self, model: str, source: File, memory: int | None) -> Build:
+        """Have the project in the archive ``source`` become a version of ``model``; that wish is stored."""
+        build = Build(
+            id=new_id(),
+            model=model,
+            owner=source.owner,
+            source=source.id,
+            memory=memory,
+            created_at=round(time.time(), 6),
+        )
+        await self._store.registry.put_build(build)
+        self._under_way[build.id] = build
+        task = asyncio.get_running_loop().create_task(self._run(build, self._files.path(source)))
+        self._tasks[build.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(build.id))
+        return build
+
+    def under_way(self, owner: str) -> list[Build]:
+        """The owner's unfinished builds, oldest first."""
+        return [build for build in self._under_way.values() if build.owner == owner]
+
+    async def cancel(self, id: str, owner: str) -> Build:
+        """Cancel a build and return its stored record; a finished build is returned unchanged.
+
+        Raises:
+            NotFound: there is no such build, or it has another owner.
+        """
+        await self.get(id, owner)
+        task = self._tasks.get(id)
+        if task is not None:
+            if id not in self._accepting and not self._under_way[id].over:
+                self._canceled.add(id)
+                task.cancel()
+            await asyncio.wait([task])
+            if id in self._under_way:  # the task was cancelled before its first step
+                self._canceled.discard(id)
+                await self._end(id, status="canceled", error=_CANCELED)
+                self._under_way.pop(id, None)
+        return await self.get(id, owner)
+
+    async def get(self, id: str, owner: str) -> Build:
+        """A build as it is now.
+
+        Raises:
+            NotFound: there is none, or it is another owner's.
+        """
+        build = self._under_way.get(id) or await self._store.registry.build(id)
+        if build is None or build.owner != owner:
+            raise NotFound
+        return build
+
+    async def remove(self, entry: Entry) -> None:
+        """A pushed version is no more: its build goes too, if no other version is of it."""
+        build = _build_of(entry)
+        async with self._changing:
+            if build is not None and build not in map(_build_of, self._catalogue.entries):
+                await asyncio.to_thread(shutil.rmtree, build, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End what is being built."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, build: Build, archive: Path) -> None:
+        """Build when a slot is free, and store the result."""
+        try:
+            version = await self._built(build, archive)
+        except asyncio.CancelledError:
+            if build.id not in self._canceled:
+                raise  # the appliance stops: the next start marks the build as failed
+            await self._end(build.id, status="canceled", error=_CANCELED)
+        except WeightsError as error:
+            await self._end(build.id, status="failed", error=error.detail)
+        except (StoreError, OSError) as error:
+            _log.error("build %s of %s failed: %s", build.id, build.model, error)
+            full = DiskFull.caused(error)
+            reason = DiskFull().detail if full else f"it could not be made or stored: {error}"
+            await self._end(build.id, status="failed", error=reason)
+        else:
+            _log.info("build %s made version %s of %s", build.id, version, build.model)
+            await self._end(build.id, status="succeeded", version=version)
+        finally:
+            self._under_way.pop(build.id, None)
+            self._canceled.discard(build.id)
+            self._accepting.discard(build.id)
+
+    async def _built(self, build: Build, archive: Path) -> str:
+        """Build and return the id of the new version.
+
+        Raises:
+            WeightsError: the build failed, or took too long.
+            StoreError: the version cannot be stored.
+            OSError: files of the version cannot be written.
+        """
+        if self._slots.locked():
+            self._say(build.id, f"{project.STEP}waiting: {BUILDS_AT_ONCE} other builds are under way\n")
+        async with self._slots:
+            self._change(build.id, status="processing")
+            await self._store.registry.put_build(self._under_way[build.id])
+            while True:
+                try:
+                    async with asyncio.timeout(BUILD_TIMEOUT):
+                        folder = await self._made(build, archive)
+                except TimeoutError as error:
+                    raise WeightsError(
+                        f"the build took longer than {BUILD_TIMEOUT:g} s, and was ended"
+                    ) from error
+                async with self._changing:
+                    if folder.exists():  # otherwise a version with this content was deleted meanwhile
+                        self._accepting.add(build.id)
+                        with weights.faults_of(build.model):
+                            return await self._accept(build, folder)
+
+    async def _made(self, build: Build, archive: Path) -> Path:
+        """Have it built; gives the folder.
+
+        Raises:
+            WeightsError: it cannot be.
+        """
+        mark = f"{secrets.token_hex(8)} "  # what the project itself prints cannot be taken for the end
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "appliance.weights.build_project"),
+            *(str(self._home), str(archive), build.model, mark),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=_LINE,
+            env={**os.environ, BUILD_MARK: build.id},
+            start_new_session=True,
+        )
+        end = ""
+        try:
+            assert process.stdout is not None, "it was started with a pipe"
+            async for line in process.stdout:
+                text = line.decode(errors="replace")
+                if text.startswith(mark):
+                    end = text.removeprefix(mark)
+                else:
+                    self._say(build.id, text)
+            code = await process.wait()
+        except ValueError as error:
+            raise WeightsError("the build wrote a line that is too long") from error
+        finally:  # also kill the build's processes and remove unfinished files
+            await asyncio.shield(asyncio.to_thread(_clear, self._home, build.id))
+        try:
+            told: dict[str, Any] = json.loads(end)
+            if "error" in told:
+                raise WeightsError(told["error"])
+            return Path(told["build"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"the build ended with code {code} in the middle; its log says more"
+            ) from error
+
+    def _say(self, id: str, line: str) -> None:
+        logs = (self._under_way[id].logs + line)[-_LOGS:]
+        step = line.removeprefix(project.STEP).strip() if line.startswith(project.STEP) else None
+        self._change(id, logs=logs, **({} if step is None else {"step": step}))
+
+    def _change(self, id: str, **changes: Any) -> None:
+        self._under_way[id] = msgspec.structs.replace(self._under_way[id], **changes)
+
+    async def _accept(self, build: Build, folder: Path) -> str:
+        """The build is a version from now on; one that is known already stays as it is.
+
+        Raises:
+            WeightsError: its model is gone.
+        """
+        if build.model not in self._catalogue.cards:
+            raise WeightsError(f"the model {build.model} was deleted meanwhile")
+        config, revision = project.pushed(build.model, folder, build.memory)
+        entry = describe_pushed(config, revision, round(time.time(), 6))
+        pushed = Project(
+            version=entry.version,
+            model=build.model,
+            build=folder.name,
+            created_at=entry.created_at,
+            memory=build.memory,
+        )
+        if all(each.version != entry.version for each in self._catalogue.served(build.model)):
+            await self._store.registry.add_project(pushed)
+            await self._store.record_version(
+                VersionRow(
+                    id=entry.version,
+                    model=build.model,
+                    created_at=entry.created_at,
+                    document=entry.document,
+                )
+            )
+            self._serve(pushed, self._catalogue)
+        return entry.version
+
+    def _serve(self, pushed: Project, catalogue: Catalogue) -> None:
+        if pushed.model not in catalogue.cards:
+            raise WeightsError("its model is gone")
+        folder = project.root(self._home) / pushed.build
+        config, revision = project.pushed(pushed.model, folder, pushed.memory)
+        entry = describe_pushed(config, revision, pushed.created_at)
+        demands = [demand(entry.model, self._home, self._devices)]
+        if trainer_of(entry) is not None:
+            demands.append(training_demand(entry.model, self._home))
+        for each in demands:
+            self._scheduler.add(each)
+        catalogue.add_pushed(entry)
+
+    async def _end(
+        self, id: str, *, status: str, version: str | None = None, error: str | None = None
+    ) -> None:
+        now = round(time.time(), 6)
+        self._change(id, status=status, step=None, version=version, error=error, completed_at=now)
+        try:
+            await self._store.registry.put_build(self._under_way[id])
+        except StoreError as problem:  # the next start says that it was cut off
+            _log.error("the end of build %s could not be stored: %s", id, problem)
+
+
+def _build_of(entry: Entry) -> str | None:
+    """The folder of its build, if it is a project."""
+    options = entry.model.options
+    return options.build if isinstance(options, BuiltCogOptions) else None
+
+
+def _clear(home: Path, id: str) -> None:
+    """Kill all processes of a build, and remove its unfinished files."""
+    kill_marked(BUILD_MARK, id)
+    project.sweep(home)

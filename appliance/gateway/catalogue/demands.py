@@ -1,0 +1,67 @@
+"""What each configured model asks of the machine, as the scheduler wants to know it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from appliance import weights
+from appliance.config import ModelConfig
+from appliance.domain.weight_size import Weight
+from appliance.machine import Device
+from appliance.scheduler import Asleep, Capacity, Demand, Origin
+
+TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
+
+
+def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Demand:
+    """Return how many devices and how much memory a configured model needs on a machine with these devices.
+
+    If main memory is a device in addition to others, models can sleep, and models that compute on the CPU are
+    placed in it.
+    """
+    share, memory, count, origin = None, None, 1, Origin.DECLARED
+    weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
+    kind, with_host_memory = devices[0].kind, devices[-1].host
+    on_host = with_host_memory and kind == "cuda" and model.options.ON_CPU
+    kind = "cpu" if on_host else kind
+    may_sleep = with_host_memory and not on_host and model.sleep == "auto"
+    sleep = model.options.asleep(weight, kind) if may_sleep else None
+    if model.memory is not None:
+        memory = model.memory
+    elif model.gpu is not None:
+        share = min(1.0, model.gpu)
+        count = max(1, int(model.gpu))
+    else:
+        memory, origin = model.options.footprint(weight, kind), Origin.ESTIMATED
+    return Demand(
+        model=model.name,
+        concurrency=model.options.predictions_at_once,
+        memory=memory,
+        share=share,
+        origin=origin,
+        devices=count,
+        pin=model.pin,
+        preload=model.preload,
+        idle_unload_after=model.idle_unload_after,
+        priority=model.priority,
+        asleep=None if sleep is None else Asleep(*sleep),
+        on_host=on_host,
+    )
+
+
+def training_demand(model: ModelConfig, home: Path) -> Demand:
+    """What training new versions of the model takes, while it is done."""
+    weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
+    return Demand(
+        model=model.training_key,
+        concurrency=1,
+        memory=model.options.training_footprint(weight),
+        origin=Origin.ESTIMATED,
+        idle_unload_after=TRAINER_IDLE,
+    )
+
+
+def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
+    """The devices as the scheduler knows them."""
+    return [Capacity(device.name, device.memory, host=device.host) for device in devices]

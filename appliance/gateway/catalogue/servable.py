@@ -1,0 +1,69 @@
+"""Finds out which configured models can be served; the others are left out, each with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from appliance import weights
+from appliance.config import Config, ModelConfig
+from appliance.domain.errors import WeightsError
+from appliance.gateway.catalogue import catalogue
+from appliance.gateway.catalogue.catalogue import Card, Entry
+from appliance.gateway.catalogue.demands import demand, training_demand
+from appliance.machine import Device
+from appliance.scheduler import Demand
+
+
+class Servable(msgspec.Struct, frozen=True, kw_only=True):
+    """The models of a config that can be served, in the order of the config."""
+
+    config: Config  # only models that can be served, with options completed from their weights
+    described: tuple[tuple[Card, Entry], ...]
+    demands: tuple[Demand, ...]  # of models and of their trainings
+    left_out: dict[str, str]  # model -> why it cannot be served
+
+
+def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float) -> Servable:
+    """Describe each model of ``config`` on a machine with these devices; ``now`` is the time of new versions.
+
+    Runs at start and at each reload. Computes the interface, version and size of each model. An error in one
+    model's files leaves out that model only.
+    """
+    models: list[ModelConfig] = []
+    described: list[tuple[Card, Entry]] = []
+    demands: list[Demand] = []
+    left_out: dict[str, str] = {}
+    for model in config.models:
+        try:
+            with weights.faults_of(model.name):
+                whole = weights.completed(home, model)
+                found = described_whole(whole, weights.revision(whole), now)
+                asked = demands_of(whole, home, devices)
+        except WeightsError as error:
+            left_out[model.name] = error.detail
+            continue
+        models.append(whole)
+        described.append(found)
+        demands += asked
+    return Servable(
+        config=config.model_copy(update={"models": tuple(models)}),
+        described=tuple(described),
+        demands=tuple(demands),
+        left_out=left_out,
+    )
+
+
+def described_whole(model: ModelConfig, revision: str, now: float) -> tuple[Card, Entry]:
+    """Return ``catalogue.describe``'s result; raise if it cannot be encoded or its trainings described."""
+    card, entry = catalogue.describe(model, revision, now)
+    catalogue.trainer_of(entry)
+    msgspec.json.encode((entry.document, entry.interface))
+    return card, entry
+
+
+def demands_of(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> list[Demand]:
+    """The demands of a model and of its trainings."""
+    trained = [training_demand(model, home)] if model.options.trainable else []
+    return [demand(model, home, devices), *trained]

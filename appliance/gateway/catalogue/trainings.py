@@ -1,0 +1,120 @@
+"""The result of a training: a new version of the model that it was for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from appliance.domain.errors import InvalidVersion, NotFound, PredictionFailed
+from appliance.domain.file import OutputFile
+from appliance.domain.model import Adapter
+from appliance.domain.prediction import Prediction
+from appliance.gateway.catalogue.catalogue import Catalogue, trained, version_of_adapter
+from appliance.gateway.files.file_store import Files
+from appliance.store import Store, VersionRow
+from appliance.weights.fingerprint import fingerprint
+
+_log = logging.getLogger(__name__)
+
+#: The folder that a trainer may leave its weights in; its output is an archive of it. Else it is the weights.
+ADAPTER: Final = "adapter"
+
+
+class Trainings:
+    """Lives on the gateway's loop."""
+
+    def __init__(self, catalogue: Catalogue, store: Store, files: Files) -> None:
+        """New versions go into ``catalogue`` and ``store``, their weights into ``files``."""
+        self._catalogue = catalogue
+        self._store = store
+        self._files = files
+
+    async def load(self) -> None:
+        """Make the versions of earlier trainings known, as far as what they began with is still served."""
+        await self.fill(self._catalogue)
+
+    async def fill(self, catalogue: Catalogue) -> None:
+        """The same in ``catalogue``, which is to take the place of the one in use."""
+        for adapter in await self._store.registry.adapters():
+            self._serve(adapter, catalogue)
+
+    async def conclude(self, record: Prediction) -> Prediction:
+        """A training has run to its end: make the version; gives the record with it as the output.
+
+        Raises:
+            PredictionFailed: its destination is gone, or what it was trained on.
+        """
+        weights = record.output
+        assert isinstance(weights, OutputFile), "a trainer's output is its adapter"
+        assert record.destination is not None
+        try:
+            card = self._catalogue.card(record.destination)
+        except NotFound as error:
+            raise PredictionFailed(f"the destination {record.destination} was deleted meanwhile") from error
+        made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
+        if not made.is_dir():
+            made = self._files.folder / weights.path
+        content = await asyncio.to_thread(fingerprint, made)
+        version = version_of_adapter(card.name, record.version, content)
+        place = self._files.folder / "versions" / version
+        await asyncio.to_thread(_copy, made, place)
+        adapter = Adapter(
+            version=version,
+            model=card.name,
+            base_model=record.model,
+            base_version=record.version,
+            training=record.id,
+            created_at=round(time.time(), 6),
+            path=f"versions/{version}" if made.is_dir() else f"versions/{version}/{made.name}",
+        )
+        try:
+            document = self._catalogue.by_version(record.version).document
+        except InvalidVersion as error:
+            raise PredictionFailed(
+                f"version {record.version} of {record.model}, which it was trained on, is not served any more"
+            ) from error
+        await self._store.registry.add_adapter(adapter)
+        await self._store.record_version(
+            VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)
+        )
+        self._serve(adapter, self._catalogue)
+        _log.info("training %s made version %s of %s", record, version, card.name)
+        return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
+
+    async def remove(self, version: str) -> None:
+        """The weights of a version that is no more go too."""
+        place = self._files.folder / "versions" / version
+        await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+
+    def _serve(self, adapter: Adapter, catalogue: Catalogue) -> None:
+        base = catalogue.trainer(adapter.base_version)
+        if base is None or adapter.model not in catalogue.cards:
+            _log.warning(
+                "version %s of %s cannot be run: it was trained on version %s of %s, which is not served now",
+                adapter.version,
+                adapter.model,
+                adapter.base_version,
+                adapter.base_model,
+            )
+            return
+        if all(entry.version != adapter.version for entry in catalogue.served(adapter.model)):
+            entry = catalogue.by_version(adapter.base_version)
+            catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
+
+
+def _copy(made: Path, place: Path) -> None:
+    """``made`` again at ``place``, whole or not at all."""
+    if place.exists():
+        return
+    unfinished = place.with_name(f".{place.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if made.is_dir():
+        shutil.copytree(made, unfinished)
+    else:
+        unfinished.mkdir()
+        shutil.copy(made, unfinished)
+    unfinished.rename(place)

@@ -1,0 +1,115 @@
+"""Several instances of one model: how many there may be, and which of them a prediction goes to.
+
+Each instance is loaded under a key of its own, ``owner/name`` for the first and ``owner/name#2`` and so on
+for the others, so the scheduler places, evicts and counts them like any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.domain.deployment import Release
+from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.scheduler import Demand, Residency, Scheduler
+
+#: Seconds without a prediction after which an instance beside the first gives its memory back.
+IDLE: Final = 60.0
+
+
+def key_of(runs_on: str, number: int) -> str:
+    """What instance ``number``, from 1, is loaded under."""
+    return runs_on if number == 1 else f"{runs_on}#{number}"
+
+
+def _further(demand: Demand, key: str) -> Demand:
+    return msgspec.structs.replace(demand, model=key, pin=False, preload=False, idle_unload_after=IDLE)
+
+
+class Instances:
+    """Owned by the engine."""
+
+    def __init__(self, catalogue: Catalogue, scheduler: Scheduler) -> None:
+        """Every model has one instance until ``scale`` says otherwise."""
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._allowed: dict[str, int] = {}
+        self._known: dict[str, int] = {}
+
+    def keys(self, runs_on: str) -> list[str]:
+        """Every instance that there ever was, used now or not."""
+        return [key_of(runs_on, number) for number in range(1, self._known.get(runs_on, 1) + 1)]
+
+    def scale(self, runs_on: str, low: int, high: int) -> None:
+        """Keep ``low`` instances loaded at all times, and use up to ``high``, at least one."""
+        self._allowed[runs_on] = max(1, high)
+        demand = self._scheduler.demand(runs_on)
+        for number in range(2, high + 1):
+            key = key_of(runs_on, number)
+            self._catalogue.host(msgspec.structs.replace(self._catalogue.hosted(runs_on), runs_on=key))
+            self._scheduler.add(_further(demand, key))
+        self._known[runs_on] = max(self._known.get(runs_on, 1), high)
+        keys = self.keys(runs_on)
+        self._scheduler.share(keys, self._allowed[runs_on])
+        for number, key in enumerate(keys, 1):
+            self._scheduler.keep(key, loaded=number <= low)
+
+    def deployed(self, releases: Sequence[Release]) -> None:
+        """Give every model the instances that these deployments of its versions ask for.
+
+        Versions that were trained on a model run on its instances. As many are kept loaded, and used, as the
+        most demanding of its deployments says.
+        """
+        for entry in self._catalogue.entries:
+            served = {entry.version, *self._catalogue.adapted(entry.runs_on)}
+            asked = [release for release in releases if release.version in served]
+            low = max((release.min_instances for release in asked), default=0)
+            high = max((release.max_instances for release in asked), default=1)
+            self.scale(entry.runs_on, low, max(high, 1))
+
+    def renewed(self, asked: dict[str, Demand]) -> dict[str, Demand]:
+        """What instances beside the first ask for, now that models ask for this; the others are no more."""
+        further: dict[str, Demand] = {}
+        hosting = self._catalogue.hosting
+        for runs_on in list(self._known):
+            if runs_on not in hosting:
+                del self._known[runs_on], self._allowed[runs_on]
+                continue
+            demand = asked.get(runs_on) or self._scheduler.demand(runs_on)
+            for key in self.keys(runs_on)[1:]:
+                self._catalogue.host(msgspec.structs.replace(hosting[runs_on], runs_on=key))
+                further[key] = _further(demand, key)
+        return further
+
+    def choose(self, entry: Entry) -> Entry:
+        """``entry`` on the instance that will have time for it soonest, as things are.
+
+        It may begin on another one, which has time before that: see ``scheduler.siblings``.
+        """
+        count = self._allowed.get(entry.runs_on, 1)
+        if count == 1:
+            return entry
+        keys = self.keys(entry.runs_on)[:count]
+        best = min(keys, key=self._burden)
+        return entry if best == entry.runs_on else msgspec.structs.replace(entry, runs_on=best)
+
+    def _burden(self, key: str) -> tuple[int, float]:
+        """The less, the better: free slots, then one that loads, then one that can be loaded, then queues."""
+        scheduler = self._scheduler
+        room = scheduler.demand(key).concurrency
+        taken = len(scheduler.running(key)) + scheduler.depth(key)
+        match scheduler.residency(key):
+            case Residency.READY if taken < room:
+                return 0, taken
+            case Residency.LOADING if taken < room:
+                return 1, taken
+            case Residency.WAKING if taken < room:
+                return 1, taken
+            case Residency.ASLEEP | Residency.COLD if taken < room and scheduler.has_room(key):
+                return 2, taken
+            case Residency.READY | Residency.LOADING:
+                return 3, taken / room
+        # It waits for its turn to load, or for others to make room.
+        return 4, taken / room

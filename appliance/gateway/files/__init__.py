@@ -1,0 +1,1 @@
+"""Uploaded files and output files, and the files that predictions take as inputs."""

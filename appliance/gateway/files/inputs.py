@@ -1,0 +1,167 @@
+"""Files that callers give to models: fetched, and handed on as paths on this machine.
+
+An input of ``format: uri`` may be a ``data:`` URL, an ``http(s)`` address, or the address of a file that was
+uploaded here or made here, under whatever host name the caller knows this appliance by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import mimetypes
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from appliance.domain.errors import AddressRefused, DiskFull, PredictionFailed
+from appliance.domain.file import File
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Prediction
+from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.file_store import Files
+from appliance.protocols import content_encodings, media
+
+_OURS: Final = re.compile(r"(?:/v1)*/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_REDIRECTS: Final = 10
+_SILENCE: Final = 30.0  # seconds a server may take to connect, or between two pieces
+
+
+class Inputs:
+    """Lives on the gateway's loop."""
+
+    def __init__(self, files: Files, egress: Egress, folder: Path) -> None:
+        """``folder`` is for what is fetched; nothing in it outlives the appliance."""
+        self._files = files
+        self._egress = egress
+        self._folder = folder
+
+    async def fetch(self, record: Prediction, interface: Interface, input: dict[str, Any]) -> dict[str, Any]:
+        """``input`` with absolute paths for its files; ``discard`` removes them.
+
+        Those of a request of another API, which has no inputs by name, are put into it instead.
+
+        Raises:
+            PredictionFailed: one of them cannot be had; the text names the input.
+        """
+        folder = self._folder / record.id
+        fetched = dict(input)
+        try:
+            async with asyncio.timeout(self._files.config.input_timeout):
+                if interface.verbatim:
+                    return await self._embedded(record, input, folder)
+                for name in interface.file_inputs:
+                    if isinstance(input.get(name), str):
+                        place = folder / name
+                        fetched[name] = await self._one(record, f"input.{name}", input[name], place)
+                    elif isinstance(input.get(name), list):
+                        fetched[name] = [
+                            await self._one(record, f"input.{name}.{at}", url, folder / name / str(at))
+                            for at, url in enumerate(input[name])
+                        ]
+        except TimeoutError as error:
+            limit = self._files.config.input_timeout
+            raise PredictionFailed(
+                f"the input files did not arrive within {limit:g} s (files.input_timeout)"
+            ) from error
+        return fetched
+
+    async def discard(self, id: str) -> None:
+        """Remove what was fetched for a prediction."""
+        folder = self._folder / id
+        if folder.exists():
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _embedded(self, record: Prediction, body: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """A copy of ``body`` with the pictures and sounds themselves in place of their addresses."""
+        copy: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(body))
+        for at, (place, key) in enumerate(media.addresses(copy)):
+            path = await self._one(record, key, place[key], folder / str(at))
+            place[key] = await asyncio.to_thread(_as_data, Path(path))
+        return copy
+
+    async def _one(self, record: Prediction, field: str, url: str, folder: Path) -> str:
+        """The path of one file.
+
+        Raises:
+            PredictionFailed: it cannot be had.
+        """
+        try:
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            if url[:5].lower() == "data:":
+                return await asyncio.to_thread(_written, url, folder)
+            ours = await self._ours(url, record.owner)
+            if ours is not None:
+                place = folder / safe_name(ours.name)
+                await asyncio.to_thread(_link, self._files.path(ours), place)
+                return str(place)
+            return await self._download(url, folder)
+        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
+            full = DiskFull.caused(error)
+            reason = DiskFull().detail if full else str(error) or type(error).__name__
+            shown = url if len(url) < 200 else url[:200] + "..."
+            raise PredictionFailed(f"{field}: {shown} cannot be fetched: {reason}") from error
+
+    async def _ours(self, url: str, owner: str) -> File | None:
+        match = _OURS.fullmatch(urlsplit(url).path)
+        if match is None:
+            return None
+        return await (self._files.upload(match[1], owner) if match[1] else self._files.output(match[2]))
+
+    async def _download(self, url: str, folder: Path) -> str:
+        limit = self._files.config.max_input
+        place = folder / safe_name(PurePosixPath(urlsplit(url).path).name)
+        client = self._egress.client(_SILENCE, redirects=_REDIRECTS)
+        async with client, client.stream("GET", url) as reply:
+            if not reply.is_success:
+                raise ValueError(f"HTTP {reply.status_code}")
+            decoder = content_encodings.Decoder(content_encodings.of(reply))
+            with place.open("wb") as file:
+                async for chunk in reply.aiter_raw(1024 * 1024):
+                    await asyncio.to_thread(_append, file, decoder.feed(chunk), limit)
+            decoder.end()
+        return str(place)
+
+
+def safe_name(name: str) -> str:
+    """A file name with nothing in it that a shell, a path or a header could take for more than a name."""
+    cleaned = _UNSAFE.sub("-", name).strip("-").lstrip(".")
+    return cleaned[-100:] or "file"
+
+
+def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
+    """Append ``pieces`` to ``file``, up to ``limit`` bytes."""
+    for piece in pieces:
+        if file.tell() + len(piece) > limit:
+            raise ValueError(f"it is over {limit:,} bytes (files.max_input in models.yaml)")
+        file.write(piece)
+
+
+def _written(url: str, folder: Path) -> str:
+    """The path of a file with what a ``data:`` URL holds."""
+    kind, data = media.from_data(url)
+    place = folder / f"file{mimetypes.guess_extension(kind) or ''}"
+    place.write_bytes(data)
+    return str(place)
+
+
+def _as_data(file: Path) -> str:
+    """What is in ``file`` as a ``data:`` URL."""
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _link(source: Path, place: Path) -> None:
+    """Have the same bytes at ``place``; they stay there when the file itself is removed."""
+    place.unlink(missing_ok=True)
+    try:
+        os.link(source, place)
+    except OSError:  # another file system
+        shutil.copyfile(source, place)

@@ -1,0 +1,1 @@
+"""Webhooks: events of predictions, signed and sent to the URL that the request named."""

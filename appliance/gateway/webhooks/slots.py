@@ -1,0 +1,67 @@
+"""A bounded number of slots, shared fairly between owners and between the hosts they send to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+
+from appliance.store.base import Receiver
+
+
+class Slots:
+    """Slots of one event loop.
+
+    An owner gets another slot while the owner holds fewer slots than are free. For one host, an owner gets
+    another slot while it holds fewer for that host than half of the free slots (dynamic thresholds, Choudhury
+    and Hahne 1998). So owners that hold slots for long leave some to others, and no slots are reserved for
+    idle owners.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Make ``count`` free slots."""
+        self._free = count
+        self._owners: Counter[str] = Counter()
+        self._receivers: Counter[Receiver] = Counter()
+        self._waiting: dict[Receiver, deque[asyncio.Future[None]]] = {}
+
+    def take(self, receiver: Receiver) -> bool:
+        """Take a slot if this receiver may have one now; return whether it was taken."""
+        if self._owners[receiver.owner] >= self._free or 2 * self._receivers[receiver] >= self._free:
+            return False
+        self._free -= 1
+        self._owners[receiver.owner] += 1
+        self._receivers[receiver] += 1
+        return True
+
+    async def wait(self, receiver: Receiver) -> None:
+        """Take a slot as soon as this receiver may have one."""
+        if receiver not in self._waiting and self.take(receiver):
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(receiver, deque()).append(granted)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():  # granted just before the cancellation
+                self.give_back(receiver)
+            raise
+
+    def give_back(self, receiver: Receiver) -> None:
+        """Free a slot of this receiver."""
+        self._free += 1
+        self._owners[receiver.owner] -= 1
+        self._receivers[receiver] -= 1
+        if not self._receivers[receiver]:  # callers can name any number of hosts: unused entries are removed
+            del self._receivers[receiver]
+        for waiting in list(self._waiting):
+            self._grant(waiting)
+
+    def _grant(self, receiver: Receiver) -> None:
+        """Give slots to waiters for this receiver, first come first served."""
+        queue = self._waiting.pop(receiver)
+        while queue and (queue[0].done() or self.take(receiver)):
+            granted = queue.popleft()
+            if not granted.done():  # done: the waiter was cancelled and takes no slot
+                granted.set_result(None)
+        if queue:  # moved to the end, so that other receivers are first next time
+            self._waiting[receiver] = queue

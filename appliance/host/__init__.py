@@ -1,7 +1,0 @@
-"""The engine host: the child process that holds one loaded model."""
-
-from __future__ import annotations
-
-from appliance.host.process import environment, run
-
-__all__ = ["environment", "run"]

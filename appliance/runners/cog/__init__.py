@@ -1,0 +1,10 @@
+"""Kind `cog`: Cog projects, run unmodified by the runtime of Cog."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(runner="appliance.runners.cog.runner:CogRunner", trainer="cog-train")
+TRAINER: Final = Kind(runner="appliance.runners.cog.runner:CogTrainer")

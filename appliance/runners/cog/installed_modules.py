@@ -1,0 +1,31 @@
+"""Modules of the appliance that are copied into the environment of a Cog project and imported at start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from appliance.domain.errors import WeightsError
+
+_MODULES: Final = ("cog_shims", "cog_worker")
+
+
+def lend(environment: Path) -> None:
+    """Copy the current modules; the environment may be in use, and built by an older appliance.
+
+    Raises:
+        WeightsError: there is no such environment.
+    """
+    packages = next((environment / "lib").glob("python*/site-packages"), None)
+    if packages is None:
+        raise WeightsError(
+            f"{environment} has no packages; remove {environment.parent} and run: appliance pull"
+        )
+    texts = {f"{name}.py": Path(__file__).with_name(f"{name}.py").read_bytes() for name in _MODULES}
+    texts["cog_shims.pth"] = b"import cog_shims\n"
+    for name, text in texts.items():
+        if not (packages / name).exists() or (packages / name).read_bytes() != text:
+            written = packages / f".{name}.{os.getpid()}"
+            written.write_bytes(text)
+            written.replace(packages / name)

@@ -1,0 +1,19 @@
+"""Kind `diffusers`: image and video models."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    runner="appliance.runners.diffusers.runner:DiffusersRunner",
+    preload=(
+        "torch",
+        "PIL.Image",
+        "PIL.WebPImagePlugin",
+        "transformers.models.clip.modeling_clip",
+        "transformers.models.clip.tokenization_clip",
+        "diffusers.pipelines.auto_pipeline",
+    ),
+)

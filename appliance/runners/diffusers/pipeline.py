@@ -1,0 +1,210 @@
+"""What a folder of diffusers weights is: its pipeline, what that can be asked for, and what it makes.
+
+Nothing heavy is imported: ``model_index.json`` names the pipeline's class, and what its ``__call__`` takes is
+read from the source text of the diffusers package that is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from appliance.domain.errors import WeightsError
+
+INDEX: Final = "model_index.json"
+_CLASS: Final = re.compile(r"^class (\w+)", re.MULTILINE)
+_SCALARS: Final = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+#: Tables of diffusers' auto_pipeline.py: the same weights under one name in each.
+_WITH_IMAGE: Final = ("AUTO_IMAGE2IMAGE_PIPELINES_MAPPING", "AUTO_IMAGE2VIDEO_PIPELINES_MAPPING")
+_WITH_MASK: Final = ("AUTO_INPAINT_PIPELINES_MAPPING",)
+_ALONE: Final = ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AUTO_TEXT2VIDEO_PIPELINES_MAPPING")
+#: Schedulers that one may be exchanged for another, as diffusers' ``KarrasDiffusionSchedulers`` names them.
+_EXCHANGEABLE: Final = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "HeunDiscrete", "EulerAncestralDiscrete"),
+        *("DPMSolverMultistep", "DPMSolverSinglestep", "KDPM2Discrete", "KDPM2AncestralDiscrete"),
+        *("DEISMultistep", "UniPCMultistep"),
+    )
+)
+_PICTURES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
+_SIDE: Final = 1024  # pixels, where neither the pipeline nor the weights say it
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """One argument of a pipeline's ``__call__``."""
+
+    type: str | None = None  # of JSON Schema, or "image"; None if it is nothing that a caller could give
+    default: Any = None
+    required: bool = False
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A pipeline class and what it can be called with."""
+
+    name: str
+    arguments: dict[str, Argument]
+
+
+class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the interface of the model depends on."""
+
+    call: Call
+    with_image: Call | None = None  # the class that begins with an image, sharing the weights
+    with_mask: Call | None = None  # the class that repaints a part of one
+    makes: Literal["images", "video"]
+    width: int  # pixels it was made for
+    height: int
+    multiple: int  # of pixels that sides must be
+    exchangeable: bool = False  # whether other schedulers may take its own one's place
+    safety_checker: bool = False
+
+
+def read(folder: Path) -> Pipeline:
+    """What the weights in ``folder`` are.
+
+    Raises:
+        WeightsError: there are none, or diffusers does not know their pipeline.
+    """
+    index = _json(folder / INDEX, folder)
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in _classes():
+        raise WeightsError(f"{folder / INDEX} names the pipeline {name!r}, which diffusers does not have")
+    call = _call(name)
+    components = {
+        key: value[1] for key, value in index.items() if isinstance(value, list) and len(value) == 2
+    }
+    width, height, multiple = _size(folder, call, components)
+    return Pipeline(
+        call=call,
+        with_image=_sibling(name, _WITH_IMAGE),
+        with_mask=_sibling(name, _WITH_MASK),
+        makes="video" if "num_frames" in call.arguments else "images",
+        width=width,
+        height=height,
+        multiple=multiple,
+        exchangeable=components.get("scheduler") in _EXCHANGEABLE,
+        safety_checker=components.get("safety_checker") is not None,
+    )
+
+
+def _json(file: Path, folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        what = (
+            "a diffusers model must be a folder with that file" if folder.exists() else "run: appliance pull"
+        )
+        raise WeightsError(f"there is no {file}: {what}") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be used: {error}") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{file} cannot be used: it should be a JSON object")
+    return found
+
+
+def _size(folder: Path, call: Call, components: dict[str, Any]) -> tuple[int, int, int]:
+    """Width, height, and what both must be multiples of, in pixels."""
+    scale = 8
+    if components.get("vae") is not None:
+        channels = _json(folder / "vae" / "config.json", folder).get("block_out_channels", ())
+        scale = 2 ** (len(channels) - 1) if channels else scale
+    side = _SIDE
+    for part in ("unet", "transformer"):
+        if components.get(part) is not None:
+            sample = _json(folder / part / "config.json", folder).get("sample_size")
+            side = sample * scale if isinstance(sample, int) else side
+    multiple = (
+        max(8, scale) if components.get("unet") is not None else 32 if "num_frames" in call.arguments else 16
+    )
+    width, height = (_default(call, key) or max(side, multiple) for key in ("width", "height"))
+    return width, height, multiple
+
+
+def _default(call: Call, key: str) -> int | None:
+    argument = call.arguments.get(key)
+    return argument.default if argument is not None and isinstance(argument.default, int) else None
+
+
+def _root() -> Path:
+    spec = importlib.util.find_spec("diffusers")
+    assert spec is not None, "diffusers is a dependency"
+    assert spec.origin is not None, "it is a package of files"
+    return Path(spec.origin).parent / "pipelines"
+
+
+@functools.cache
+def _classes() -> dict[str, Path]:
+    """Every class in diffusers' pipelines, and the file that it is in."""
+    files = sorted(_root().glob("**/*.py"))
+    return {name: file for file in files for name in _CLASS.findall(file.read_text(encoding="utf-8"))}
+
+
+@functools.cache
+def _call(name: str) -> Call:
+    """What ``__call__`` of this class takes, its own or that of a class that it is made from."""
+    tree = ast.parse(_classes()[name].read_text(encoding="utf-8"))
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for part in found.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__call__":
+            return Call(name, _arguments(part.args))
+    for base in found.bases:
+        if isinstance(base, ast.Name) and base.id in _classes():
+            return Call(name, _call(base.id).arguments)
+    return Call(name, {})
+
+
+def _arguments(given: ast.arguments) -> dict[str, Argument]:
+    names = [*given.posonlyargs, *given.args][1:]  # without self
+    without = len(names) - len(given.defaults)
+    pairs: list[tuple[ast.arg, ast.expr | None]] = [
+        (name, given.defaults[at - without] if at >= without else None) for at, name in enumerate(names)
+    ]
+    pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    return {name.arg: _argument(name, default) for name, default in pairs}
+
+
+def _argument(name: ast.arg, default: ast.expr | None) -> Argument:
+    try:
+        value = None if default is None else ast.literal_eval(default)
+    except ValueError:  # a name or a call: nothing that a caller could be told
+        value = None
+    if not isinstance(value, int | float | str | bool):
+        value = None
+    words = set(re.findall(r"\w+", "" if name.annotation is None else ast.unparse(name.annotation)))
+    if words & _PICTURES:
+        return Argument("image", required=default is None)
+    scalar = words - {"None", "Optional"}
+    return Argument(_SCALARS.get(*scalar) if len(scalar) == 1 else None, value, required=default is None)
+
+
+@functools.cache
+def _tables() -> dict[str, dict[str, str]]:
+    """The tables of diffusers' auto_pipeline.py: name of a table -> name of weights -> class."""
+    tables: dict[str, dict[str, str]] = {}
+    for node in ast.parse((_root() / "auto_pipeline.py").read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=rows)])):
+                tables[table] = {}
+                for row in rows:
+                    match row:
+                        case ast.Tuple(elts=[ast.Constant(value=str(key)), ast.Name(id=name)]):
+                            tables[table][key] = name
+    return tables
+
+
+def _sibling(name: str, tables: tuple[str, ...]) -> Call | None:
+    """The class that these tables have for the weights of a pipeline that makes things of text."""
+    for alone in _ALONE:
+        for key, known in _tables().get(alone, {}).items():
+            found = next((_tables()[table][key] for table in tables if key in _tables().get(table, {})), None)
+            if known == name and found not in {None, name}:
+                return _call(str(found))
+    return None

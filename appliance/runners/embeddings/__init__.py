@@ -1,0 +1,12 @@
+"""Kind `embeddings`: texts to vectors."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    runner="appliance.runners.embeddings.runner:EmbeddingsRunner",
+    preload=("torch", "transformers", "transformers.models.auto", "transformers.models.bert.modeling_bert"),
+)

@@ -1,0 +1,9 @@
+"""Training of LoRA adapters for language models."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(runner="appliance.runners.lora.runner:LoraTrainer")

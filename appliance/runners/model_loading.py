@@ -1,0 +1,148 @@
+"""Loading a model of kind `transformers`, and what its predictions are asked and answer.
+
+Weights are read from safetensors only, so that none of them is a program.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from appliance.domain.errors import LoadFailed, PredictionFailed
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Loading(NamedTuple):
+    """What to load, and how."""
+
+    folder: Path
+    device: str  # "cpu" or "cuda:0"
+    dtype: str  # "auto" or the name of one of torch's
+    max_batch: int
+    trust_remote_code: bool
+    models: list[Any]  # every model of torch that is loaded is added here
+
+
+class Asked(NamedTuple):
+    """One prediction."""
+
+    input: Mapping[str, Any]  # checked and complete; files are paths
+    folder: Path  # for files that are made; need not exist
+    unwanted: threading.Event  # set when nobody wants the result any more
+
+
+class Answer(NamedTuple):
+    """What came of it. Files in the output are paths."""
+
+    output: Any
+    metrics: Mapping[str, Any] = MappingProxyType({})
+
+
+Compute = Callable[[Asked], Answer]
+
+#: Weights that are used in training only, and often left out.
+_FOR_TRAINING: Final = ("masked_spec_embed",)
+
+
+def model_type(loading: Loading) -> str:
+    """What transformers calls the architecture; empty where the config does not say."""
+    described = json.loads((loading.folder / "config.json").read_bytes())
+    return str(described.get("model_type", "")) if isinstance(described, dict) else ""
+
+
+def from_folder(kind: Any, loading: Loading, **more: Any) -> Any:
+    """A tokenizer or the like out of the folder."""
+    return kind.from_pretrained(
+        loading.folder, local_files_only=True, trust_remote_code=loading.trust_remote_code, **more
+    )
+
+
+def model_of(loading: Loading, kind: str) -> Any:
+    """The model, all of whose weights must be there: the library would make up those that are missing.
+
+    Raises:
+        LoadFailed: some are.
+    """
+    import transformers
+
+    model, about = getattr(transformers, kind).from_pretrained(
+        loading.folder,
+        local_files_only=True,
+        trust_remote_code=loading.trust_remote_code,
+        use_safetensors=True,
+        dtype=loading.dtype,
+        output_loading_info=True,
+    )
+    missing = sorted(name for name in about["missing_keys"] if not name.endswith(_FOR_TRAINING))
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise LoadFailed(f"the weights are not made for this task: they lack {', '.join(missing[:5])}{more}")
+    placed = model.to(loading.device).eval()
+    loading.models.append(placed)
+    return placed
+
+
+def pipeline_of(loading: Loading, task: str, model: Any, **parts: Any) -> Any:
+    """A pipeline of the library around the model."""
+    from transformers import pipeline
+
+    return pipeline(
+        task, model=model, device=loading.device, trust_remote_code=loading.trust_remote_code, **parts
+    )
+
+
+def stopping(unwanted: threading.Event) -> Any:
+    """Ends the writing between two tokens."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    def stops(tokens: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        return torch.full((tokens.shape[0],), unwanted.is_set(), device=tokens.device)
+
+    return StoppingCriteriaList([stops])
+
+
+def most_tokens(model: Any, tokenizer: Any) -> int | None:
+    """Return the maximum number of input tokens; None if neither the model nor its tokenizer gives it."""
+    limits = (_positions(model), tokenizer.model_max_length)
+    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)  # more: not set
+
+
+def _positions(model: Any) -> int | None:
+    """The number of positions for tokens; None if the config does not give it.
+
+    Architectures like RoBERTa's count positions from ``padding_idx + 1``; smaller positions are unused:
+    https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
+    """
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
+    said = (getattr(model.config, name, None) for name in names)
+    positions = next((each for each in said if isinstance(each, int) and each > 0), None)
+    if positions is None:
+        return None
+    for name, module in model.named_modules():
+        first = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and first is not None:
+            return positions - int(first) - 1
+    return positions
+
+
+def fit(model: Any, tokenizer: Any, text: str) -> None:
+    """Refuse a text that is longer than the model takes, rather than leave its end out.
+
+    Raises:
+        PredictionFailed: it is.
+    """
+    limit = most_tokens(model, tokenizer)
+    if limit is None:
+        return
+    count = len(tokenizer(text, verbose=False)["input_ids"])
+    if count > limit:
+        raise PredictionFailed(
+            f"input.text: it is {count} tokens long, and this model takes {limit}; shorten it"
+        )

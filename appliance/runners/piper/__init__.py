@@ -1,0 +1,12 @@
+"""Kind `piper`: text to speech."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    runner="appliance.runners.piper.runner:PiperRunner",
+    preload=("av", "numpy"),  # not piper: it imports onnxruntime, whose threads do not survive a fork
+)

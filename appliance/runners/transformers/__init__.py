@@ -1,0 +1,12 @@
+"""Kind `transformers`: models for one task."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    runner="appliance.runners.transformers.runner:TransformersRunner",
+    preload=("torch", "transformers", "transformers.models.auto", "transformers.pipelines"),
+)

@@ -1,0 +1,251 @@
+"""The tasks of kind `transformers`: what each takes, what it gives, and what computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from appliance.domain.input_schema import LIST_TOO
+from appliance.runners.interfaces import FILE
+from appliance.runners.model_loading import Compute, Loading
+from appliance.runners.transformers import pipelines, seq2seq
+
+Schema = dict[str, Any]
+
+
+class Task(NamedTuple):
+    """One row of the table."""
+
+    inputs: Mapping[str, Schema]
+    output: Schema
+    load: Callable[[Loading], Compute]
+    required: tuple[str, ...]
+    aliases: Mapping[str, str] = MappingProxyType({})
+
+
+_NUMBER: Final[Schema] = {"type": "number"}
+_INTEGER: Final[Schema] = {"type": "integer"}
+_STRING: Final[Schema] = {"type": "string"}
+
+
+def _list_of(**properties: Schema) -> Schema:
+    return {"type": "array", "items": {"type": "object", "properties": properties}}
+
+
+def _text(description: str) -> Schema:
+    return {"type": "string", "minLength": 1, "description": description}
+
+
+def _count(default: int | None, description: str) -> Schema:
+    shown = {} if default is None else {"default": default}
+    return {"type": "integer", **shown, "minimum": 1, "maximum": 1000, "description": description}
+
+
+_IMAGE: Final[Schema] = {**FILE, "description": "Image to look at"}
+_GENERATION: Final[dict[str, Schema]] = {
+    "max_new_tokens": {
+        "type": "integer",
+        "default": 256,
+        "minimum": 1,
+        "maximum": 4096,
+        "description": "Longest output, in tokens",
+    },
+    "num_beams": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 16,
+        "description": "Outputs that are followed at a time; the best is given. Default: the model's",
+    },
+}
+_PREFIX: Final[Schema] = {
+    "type": "string",
+    "description": 'Text that goes before, such as "translate English to German: " for T5 models',
+}
+_LABELLED: Final = _list_of(label=_STRING, score=_NUMBER)
+_LABELS_SHOWN: Final = _count(5, "How many labels are given, the likeliest first")
+
+TASKS: Final[dict[str, Task]] = {
+    "automatic-speech-recognition": Task(
+        inputs={
+            "audio": {**FILE, "description": "Sound to transcribe: any file with a sound track"},
+            "task": {
+                "type": "string",
+                "enum": ["transcribe", "translate"],
+                "default": "transcribe",
+                "description": "translate: into English, by models that can",
+            },
+            "language": {
+                "type": "string",
+                "default": "None",
+                "description": "Language that is spoken, as a code or in English; None: it is found out",
+            },
+            "timestamp": {
+                "type": "string",
+                "enum": ["chunk", "word"],
+                "default": "chunk",
+                "description": "What the times are of; models that spell (CTC) tell those of words only",
+            },
+        },
+        output={
+            "type": "object",
+            "properties": {
+                "text": _STRING,
+                "chunks": _list_of(text=_STRING, timestamp={"type": "array", "items": _NUMBER}),
+            },
+        },
+        load=pipelines.speech_recognition,
+        required=("audio",),
+        aliases={"audio_file": "audio", "file": "audio"},
+    ),
+    "text-to-speech": Task(
+        inputs={
+            "text": _text("Text to speak"),
+            "output_format": {
+                "type": "string",
+                "enum": ["wav", "mp3", "flac", "opus"],
+                "default": "wav",
+                "description": "Format of the file",
+            },
+        },
+        output=dict(FILE),
+        load=pipelines.text_to_speech,
+        required=("text",),
+        aliases={"prompt": "text"},
+    ),
+    "reranking": Task(
+        inputs={
+            "query": _text("What is looked for"),
+            "documents": {
+                "type": "string",
+                LIST_TOO: True,
+                "description": "Texts to put in order, as a JSON list of strings; what is too long for the "
+                "model loses its end",
+            },
+            "top_k": _count(None, "How many documents are given, the best first. Default: all"),
+        },
+        output=_list_of(index=_INTEGER, score=_NUMBER, document=_STRING),
+        load=pipelines.reranking,
+        required=("query", "documents"),
+        aliases={"texts": "documents", "top_n": "top_k"},
+    ),
+    "image-classification": Task(
+        inputs={"image": _IMAGE, "top_k": _LABELS_SHOWN},
+        output=_LABELLED,
+        load=pipelines.image_classification,
+        required=("image",),
+        aliases={"input": "image"},
+    ),
+    "image-captioning": Task(
+        inputs={
+            "image": _IMAGE,
+            "prompt": {"type": "string", "description": "Beginning of the caption, or what is asked"},
+            **_GENERATION,
+        },
+        output=dict(_STRING),
+        load=seq2seq.image_captioning,
+        required=("image",),
+        aliases={"question": "prompt", "text": "prompt"},
+    ),
+    "object-detection": Task(
+        inputs={
+            "image": _IMAGE,
+            "threshold": {
+                "type": "number",
+                "default": 0.5,
+                "minimum": 0,
+                "maximum": 1,
+                "description": "How sure the model must be of what it gives",
+            },
+        },
+        output=_list_of(
+            label=_STRING,
+            score=_NUMBER,
+            box={
+                "type": "object",
+                "properties": dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _INTEGER),
+            },
+        ),
+        load=pipelines.object_detection,
+        required=("image",),
+        aliases={"input": "image", "confidence": "threshold"},
+    ),
+    "translation": Task(
+        inputs={
+            "text": _text("Text to translate"),
+            "source_language": {
+                "type": "string",
+                "description": "Language of the text, as the model calls it; not for models of two languages",
+            },
+            "target_language": {"type": "string", "description": "Language to translate into, likewise"},
+            "prefix": _PREFIX,
+            **_GENERATION,
+        },
+        output=dict(_STRING),
+        load=seq2seq.translation,
+        required=("text",),
+        aliases={"input_text": "text", "src_lang": "source_language", "tgt_lang": "target_language"},
+    ),
+    "summarization": Task(
+        inputs={"text": _text("Text to summarise"), "prefix": _PREFIX, **_GENERATION},
+        output=dict(_STRING),
+        load=seq2seq.summarization,
+        required=("text",),
+        aliases={"input_text": "text", "prompt": "text"},
+    ),
+    "text-classification": Task(
+        inputs={"text": _text("Text to classify"), "top_k": _LABELS_SHOWN},
+        output=_LABELLED,
+        load=pipelines.text_classification,
+        required=("text",),
+    ),
+    "zero-shot-classification": Task(
+        inputs={
+            "text": _text("Text to classify"),
+            "labels": {
+                "type": "string",
+                "minLength": 1,
+                LIST_TOO: True,
+                "description": "Labels to choose from, with commas between them or as a list",
+            },
+            "multi_label": {
+                "type": "boolean",
+                "default": False,
+                "description": "Whether several labels may be right, so that their scores are independent",
+            },
+            "hypothesis_template": {
+                "type": "string",
+                "default": "This example is {}.",
+                "pattern": r"\{\}",
+                "description": "Sentence that each label is put into, in place of {}",
+            },
+        },
+        output=_LABELLED,
+        load=pipelines.zero_shot_classification,
+        required=("text", "labels"),
+        aliases={"candidate_labels": "labels"},
+    ),
+    "token-classification": Task(
+        inputs={
+            "text": _text("Text to look through"),
+            "aggregation": {
+                "type": "string",
+                "enum": ["none", "simple", "first", "average", "max"],
+                "default": "simple",
+                "description": "How tokens are put together to entities",
+            },
+        },
+        output=_list_of(entity=_STRING, score=_NUMBER, word=_STRING, start=_INTEGER, end=_INTEGER),
+        load=pipelines.token_classification,
+        required=("text",),
+    ),
+    "fill-mask": Task(
+        inputs={
+            "text": _text("Text with [MASK] or <mask> in one place"),
+            "top_k": _count(5, "How many fillings are given, the likeliest first"),
+        },
+        output=_list_of(token=_STRING, score=_NUMBER, text=_STRING),
+        load=pipelines.fill_mask,
+        required=("text",),
+    ),
+}

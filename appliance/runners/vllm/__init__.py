@@ -1,0 +1,23 @@
+"""Kind `vllm`: language models."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    runner="appliance.runners.vllm.runner:VllmRunner",
+    trainer="lora",
+    preload=(
+        "vllm",
+        "transformers",
+        "vllm.engine.arg_utils",
+        "vllm.v1.engine.async_llm",
+        "vllm.entrypoints.openai.chat_completion.serving",
+        "vllm.entrypoints.openai.completion.serving",
+        "vllm.entrypoints.openai.responses.serving",
+        "vllm.entrypoints.anthropic.serving",
+    ),
+    preload_on_cpu=("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
+)

@@ -1,0 +1,268 @@
+"""What a language model is asked: its inputs, the text of its prompt and how it samples. Pure.
+
+Names, defaults and wording are those of the Llama models on Replicate (replicate-api section 9.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from string import Formatter
+from typing import Any, Final
+
+import msgspec
+
+from appliance.domain.errors import PredictionFailed
+from appliance.domain.interface import Interface
+
+#: What other model families and client libraries call an input. LiteLLM sends max_new_tokens, LlamaIndex
+#: max_length, whatever the model.
+ALIASES: Final[dict[str, str]] = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "stop": "stop_sequences",
+}
+
+_SEED_BITS: Final = 2**63 - 1  # what a torch generator takes
+_LARGEST_INTEGER: Final = 2**53 - 1  # beyond it JSON readers in other languages round
+_FIELDS: Final = ("prompt", "system_prompt")
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What a prediction gets that does not say it itself; taken from the model's options."""
+
+    system_prompt: str = "You are a helpful assistant."
+    max_tokens: int = 512
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 50
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Defaults:
+        """Those of a model's options; keys that are missing keep the values above."""
+        known = cls.__struct_fields__
+        return cls(**{name: value for name, value in options.items() if name in known})
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One prediction's input with everything filled in. Lengths are in tokens."""
+
+    prompt: str
+    system_prompt: str
+    prompt_template: str | None
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    presence_penalty: float
+    frequency_penalty: float
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+def interface(options: Mapping[str, Any]) -> Interface:
+    """Inputs and output of a language model with these options."""
+    ordered = {
+        name: {**schema, "title": name.replace("_", " ").title(), "x-order": order}
+        for order, (name, schema) in enumerate(_inputs(Defaults.of(options)).items())
+    }
+    return Interface(
+        input={"type": "object", "title": "Input", "required": ["prompt"], "properties": ordered},
+        output={
+            "type": "array",
+            "title": "Output",
+            "items": {"type": "string"},
+            "x-cog-array-type": "iterator",
+            "x-cog-array-display": "concatenate",
+        },
+        aliases=dict(ALIASES),
+    )
+
+
+def request(asked: Mapping[str, Any], defaults: Defaults) -> Request:
+    """The request that a validated input means.
+
+    Raises:
+        PredictionFailed: values that are each valid contradict each other.
+    """
+
+    def given(name: str) -> Any:
+        value = asked.get(name)
+        return getattr(defaults, name) if value is None else value
+
+    max_tokens, min_tokens = int(given("max_tokens")), int(asked.get("min_tokens") or 0)
+    seed = asked.get("seed")
+    if min_tokens > max_tokens:
+        raise PredictionFailed(
+            f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower it or raise max_tokens"
+        )
+    return Request(
+        prompt=asked.get("prompt") or "",
+        system_prompt=given("system_prompt"),
+        prompt_template=asked.get("prompt_template"),
+        max_tokens=max_tokens,
+        min_tokens=max(min_tokens, 0),
+        temperature=float(given("temperature")),
+        top_p=float(given("top_p")),
+        top_k=int(given("top_k")),
+        presence_penalty=float(given("presence_penalty")),
+        frequency_penalty=float(given("frequency_penalty")),
+        stop=stop_strings(asked.get("stop_sequences")),
+        seed=None if seed is None else seed & _SEED_BITS,
+    )
+
+
+def stop_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    r"""The stop sequences that an input means: a list as it is, a text cut at its commas.
+
+    Spaces count, so that ``\n, User:`` stops at `` User:``. Empty ones stop nothing and are left out.
+    """
+    if value is None:
+        return ()
+    pieces = value.split(",") if isinstance(value, str) else value
+    return tuple(dict.fromkeys(piece for piece in pieces if piece))
+
+
+def messages(prompt: str, system_prompt: str) -> list[dict[str, str]]:
+    """The conversation that a chat template turns into text; an empty system prompt is no message."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def fill(template: str, prompt: str, system_prompt: str) -> str:
+    """``template`` with its fields ``{prompt}`` and ``{system_prompt}`` replaced; an empty one is the prompt.
+
+    Raises:
+        PredictionFailed: E1003, it has no ``{prompt}``; E1004, it is no format string with these fields only.
+    """
+    if not template:
+        return prompt
+    pieces = list(_pieces(template))
+    if all(field != "prompt" for _, field in pieces):
+        raise PredictionFailed(
+            "E1003 BadPromptTemplate: You have submitted a prompt template that doesn't include '{prompt}'. "
+            "Your prompt would not be used."
+        )
+    values = {"prompt": prompt, "system_prompt": system_prompt}
+    return "".join(text + (values[field] if field else "") for text, field in pieces)
+
+
+def _pieces(template: str) -> Iterator[tuple[str, str | None]]:
+    """Literal text, and the field that follows it. ``str.format`` is not used: it reads attributes."""
+    try:
+        for text, field, spec, conversion in Formatter().parse(template):
+            if field is not None and (field not in _FIELDS or spec or conversion):
+                shown = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                raise _bad_template(f"it has {{{shown}}}")
+            yield text, field
+    except ValueError as error:
+        raise _bad_template(str(error)) from error
+
+
+def _bad_template(why: str) -> PredictionFailed:
+    return PredictionFailed(
+        "E1004 PromptTemplateError: Prompt template must be a valid Python format string with the fields "
+        f"{{prompt}} and {{system_prompt}} only, and with other braces doubled: {why}."
+    )
+
+
+def room(prompt_tokens: int, longest: int) -> int:
+    """How many tokens of output fit after the prompt.
+
+    ``longest`` is the model's context: prompt and output together.
+
+    Raises:
+        PredictionFailed: E1002, not a single one does.
+    """
+    if prompt_tokens >= longest:
+        raise PredictionFailed(
+            "E1002 PromptTooLong: Prompt length exceeds maximum input length. The prompt has "
+            f"{prompt_tokens} tokens; this model takes at most {longest - 1}, so that one of output fits."
+        )
+    return longest - prompt_tokens
+
+
+def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
+    """The schemas of the inputs, in their order; title and order are added later."""
+    return {
+        "prompt": {"type": "string", "description": "Prompt to send to the model."},
+        "system_prompt": {
+            "type": "string",
+            "default": defaults.system_prompt,
+            "description": "System prompt to send to the model. It guides how the model answers. Models "
+            "without a chat template ignore it, unless prompt_template says where it goes.",
+        },
+        "max_tokens": {
+            "type": "integer",
+            "default": defaults.max_tokens,
+            "minimum": 1,
+            "description": "The maximum number of tokens the model should generate as output. It is lowered "
+            "to what fits into the model's context after the prompt.",
+        },
+        "min_tokens": {
+            "type": "integer",
+            "default": 0,
+            "minimum": -1,  # what Llama 2 callers send for "none"
+            "description": "The minimum number of tokens the model should generate as output.",
+        },
+        "temperature": {
+            "type": "number",
+            "default": defaults.temperature,
+            "minimum": 0,
+            "maximum": 5,
+            "description": "The value used to modulate the next token probabilities; 0 always takes the "
+            "likeliest token.",
+        },
+        "top_p": {
+            "type": "number",
+            "default": defaults.top_p,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "A probability threshold for generating the output. If < 1.0, only keep the top "
+            "tokens with cumulative probability >= top_p (nucleus filtering). 0 takes the likeliest token.",
+        },
+        "top_k": {
+            "type": "integer",
+            "default": defaults.top_k,
+            "minimum": -1,
+            "description": "The number of highest probability tokens to consider for generating the output. "
+            "If > 0, only keep the top k tokens with highest probability (top-k filtering). 0 or -1 is off.",
+        },
+        "presence_penalty": {
+            "type": "number",
+            "default": defaults.presence_penalty,
+            "minimum": -2,
+            "maximum": 2,
+            "description": "Presence penalty: above 0, tokens that were in the output before get unlikelier.",
+        },
+        "frequency_penalty": {
+            "type": "number",
+            "default": defaults.frequency_penalty,
+            "minimum": -2,
+            "maximum": 2,
+            "description": "Frequency penalty: above 0, tokens get unlikelier the more often they were in "
+            "the output.",
+        },
+        "stop_sequences": {
+            "type": "string",
+            "x-appliance-list": True,
+            "description": "A comma-separated list of sequences to stop generation at. For example, "
+            "'<end>,<stop>' will stop generation at the first instance of '<end>' or '<stop>'. A list of "
+            "strings is taken as well.",
+        },
+        "prompt_template": {
+            "type": "string",
+            "description": "A template to format the prompt with: a Python format string that must contain "
+            "{prompt} and may contain {system_prompt}. If not provided, the chat template of the model is "
+            "used; an empty one sends the prompt as it is.",
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": -_LARGEST_INTEGER,
+            "maximum": _LARGEST_INTEGER,
+            "description": "Random seed. Leave blank to randomize the seed.",
+        },
+    }

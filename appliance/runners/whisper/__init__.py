@@ -1,0 +1,13 @@
+"""Kind `whisper`: speech to text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.runners.base import Kind
+
+KIND: Final = Kind(
+    runner="appliance.runners.whisper.runner:WhisperRunner",
+    # not faster_whisper: it imports onnxruntime, whose threads do not survive a fork
+    preload=("av", "ctranslate2", "tokenizers", "transformers.models.whisper.tokenization_whisper"),
+)

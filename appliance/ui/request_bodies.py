@@ -1,0 +1,184 @@
+"""Request bodies from browsers (uploaded files and data of events), with the same limits as in the API.
+
+Gradio accepts bodies of any size from every signed-in user, keeps form fields in memory, and does not remove
+the files of aborted uploads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.config import Config
+from appliance.domain.errors import (
+    ApplianceError,
+    BodyTooLarge,
+    MalformedBody,
+    NoRoom,
+    NotFound,
+    PermissionDenied,
+)
+from appliance.ui.session import Session
+
+_log = logging.getLogger(__name__)
+
+_FRAME: Final = 256 * 1024  # bytes of a form in addition to its files
+_ABANDONED: Final = 3600.0  # seconds after which the file of an unfinished upload is removed
+_FAILED: Final = "The page failed to answer this request; logs/ui.log in the data folder says why."
+_FORM: Final = "multipart/form-data"
+_BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
+
+
+class Bodies:
+    """Passes requests on to a page and limits their bodies."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        """``folder`` is where Gradio stores uploaded files."""
+        self._folder = folder
+        self._files = config.files
+        self._body = config.limits.body
+        self._arriving = 0  # maximum total size in bytes of unfinished uploads
+
+    async def pass_on(self, app: ASGIApp, request: Request, known: Session, scope: Scope, send: Send) -> None:
+        """Pass a request on to ``app``, which is called with ``scope``.
+
+        Raises:
+            ApplianceError: the body is too large, or this user may not send such a body.
+        """
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+            refusal: ApplianceError = BodyTooLarge(
+                f"The request body is over the limit of {self._body:,} bytes (limits.body in models.yaml)"
+            )
+            await _limited(app, scope, request.receive, send, self._body, refusal)
+            return
+        most = self._files.max_upload + _FRAME
+        expected = self._admitted(request, known, most)
+        taken = await asyncio.to_thread(_taken, self._folder) + self._arriving
+        if taken + expected > self._files.quota:
+            raise NoRoom(
+                f"Files uploaded in the UI take {taken:,} of {self._files.quota:,} bytes "
+                "(files.quota in models.yaml): try again later"
+            )
+        self._arriving += expected
+        try:
+            await _limited(app, scope, request.receive, send, expected, self._too_large())
+        finally:
+            self._arriving -= expected
+
+    def _admitted(self, request: Request, known: Session, most: int) -> int:
+        """The maximum size in bytes of a form with files.
+
+        Raises:
+            ApplianceError: this user, route or body may not upload files.
+        """
+        if not request.url.path.endswith("/upload"):
+            raise NotFound("Forms with files are not accepted at this path.")
+        if not known.may_run:
+            raise PermissionDenied(f'This token has the scope "{known.scope}"; this needs "run".')
+        if not _BOUNDARY.search(request.headers["content-type"]):
+            raise MalformedBody("The request body must be multipart/form-data with a boundary")
+        length = request.headers.get("content-length", "")
+        expected = int(length) if length.isascii() and length.isdecimal() and len(length) < 16 else most
+        if expected > most:
+            raise self._too_large()
+        return expected
+
+    def _too_large(self) -> ApplianceError:
+        return BodyTooLarge(
+            f"Files uploaded at the same time must have fewer than {self._files.max_upload:,} bytes together "
+            "(files.max_upload in models.yaml)"
+        )
+
+
+class _Answer:
+    """The response of a page; a plain-text error is held back, to be replaced."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.refused: int | None = None  # status of a held back error
+        self.text = b""
+        self.dropped = False
+
+    async def send(self, message: Message) -> None:
+        """Pass on an ASGI message of the page, or hold it back."""
+        if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
+            self.refused = message["status"]
+        elif self.refused is not None:
+            self.text += message.get("body", b"")
+        if self.refused is None and not self.dropped:
+            self.begun = True
+            await self._send(message)
+
+
+async def _limited(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, most: int, refusal: ApplianceError
+) -> None:
+    """Pass a request of at most ``most`` bytes on to ``app``.
+
+    Raises:
+        ApplianceError: ``refusal`` if the body is larger, or another error if the body has invalid text or
+            ``app`` failed.
+    """
+    received, answer = 0, _Answer(send)
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            answer.dropped = True
+            raise MultiPartException(refusal.detail)  # makes Gradio close the form's files
+        return message
+
+    try:
+        await app(scope, counted, answer.send)
+    except Exception as error:
+        if answer.begun:
+            raise
+        if answer.dropped:
+            raise refusal from error
+        if isinstance(error, UnicodeEncodeError):  # FastAPI cannot encode the refused value in its error
+            raise MalformedBody("The request body holds a lone surrogate, which is not text") from error
+        _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+        raise ApplianceError(_FAILED) from error
+    if answer.begun:
+        return
+    if answer.dropped:
+        raise refusal
+    if answer.refused is not None:
+        text = answer.text.decode(errors="replace").strip()
+        told = {"detail": text or _FAILED, "status": answer.refused}
+        await JSONResponse(told, answer.refused)(scope, receive, send)
+
+
+def _is_plain(start: Message) -> bool:
+    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
+    return any(kind.startswith(b"text/plain") for kind in kinds)
+
+
+def _taken(folder: Path) -> int:
+    """Bytes of all files below ``folder``, after removing the files of aborted uploads."""
+    taken = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            file = Path(place, name)
+            try:
+                facts = file.stat()
+                if Path(place) == folder and time.time() - facts.st_mtime > _ABANDONED:
+                    file.unlink()  # finished uploads are in subfolders
+                else:
+                    taken += facts.st_size
+            except FileNotFoundError:  # another request removed it
+                continue
+    return taken

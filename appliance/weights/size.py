@@ -1,0 +1,75 @@
+"""How large weights are, as far as their files say it without being read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from appliance.domain.errors import WeightsError
+from appliance.domain.weight_size import Weight
+
+#: What weight files are called; configs, tokenizers and licences weigh nothing. What comes first is loaded.
+_SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
+_LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
+
+
+def weigh(path: Path) -> Weight:
+    """The weights in a folder, or in the one file ``path``; nothing where nothing is there yet.
+
+    Of the same weights in several formats, or in several variants, those count that are loaded.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    files = [path] if path.is_file() else list(_loaded(path))
+    counts = [_numbers(file) for file in files]
+    known = [count for count in counts if count is not None]
+    numbers = sum(known) if files and len(known) == len(files) else None
+    return Weight(sum(file.stat().st_size for file in files), numbers)
+
+
+def _loaded(folder: Path) -> Iterator[Path]:
+    """The weight files that count, each folder by itself."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+    for inner in sorted({file.parent for file in files}):
+        here = [file for file in files if file.parent == inner]
+        formats = {file.suffix for file in here}
+        if ".safetensors" in formats:  # beside it the same in older formats
+            formats = {".safetensors", ".onnx"} & formats
+        names = {file.name for file in here}
+        for file in here:
+            if file.suffix in formats and not _is_variant(file, names):
+                yield file
+
+
+def _is_variant(file: Path, names: Iterable[str]) -> bool:
+    """Whether it is "model.fp16.safetensors" beside "model.safetensors"."""
+    whole, _, variant = file.stem.rpartition(".")
+    return bool(whole) and bool(variant) and f"{whole}{file.suffix}" in names
+
+
+def _numbers(file: Path) -> int | None:
+    """Number of parameters in a safetensors file, from its header; None for other or damaged files.
+
+    Raises:
+        WeightsError: its header is nested too deeply to be parsed.
+    """
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _LONGEST_HEADER:
+                return None
+            header: dict[str, Any] = json.loads(stream.read(length))
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        if any(not str(tensor["dtype"]).startswith(("F", "BF")) for tensor in tensors):
+            return None  # packed, most likely: a number of the file is several of the model
+        return sum(int(math.prod(tensor["shape"])) for tensor in tensors)
+    except RecursionError as error:
+        raise WeightsError(f"{file} is damaged: its header is nested too deeply; fetch it again") from error
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # whoever loads it will say so
+        return None

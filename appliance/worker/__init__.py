@@ -1,0 +1,1 @@
+"""Runner replicas, and the worker processes that hold the loaded models."""

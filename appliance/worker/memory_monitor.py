@@ -1,0 +1,81 @@
+"""What one engine host takes, measured while it runs, and whether that is more than it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.machine import process_memory
+from appliance.machine.gpus import Gpus
+
+#: A host may take a tenth more main memory than it has, or this many bytes if they are more: for libraries
+#: that are loaded late, and for what is freed only at the next collection.
+TOLERANCE: Final = 0.1
+LEAST_TOLERANCE: Final = 128 * 1024**2
+#: Peaks that differ by less are the same.
+_STEP: Final = 1024**2
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """The most that a host and its children have taken since the host was started."""
+
+    main: int  # bytes of main memory, without what a forked host has from the zygote
+    device: int | None = None  # bytes of one GPU, the fullest of its own; None where that is not known
+
+
+class Meter:
+    """Of one host. ``look`` may be called in any thread, one at a time."""
+
+    def __init__(self, group: int, devices: Sequence[str], limit: int | None) -> None:
+        """``group`` is the host's process group, ``devices`` its GPUs, ``limit`` for main memory, in bytes.
+
+        A host with GPUs has no limit here: what it reserves is theirs, and the driver refuses to give more.
+        """
+        self._group = group
+        self._devices = devices
+        self._gpus = Gpus.connect() if devices else None
+        self.limit = limit
+        self.over: int | None = None  # what it took when it was over its limit
+        self._inherited = process_memory.inherited(group)
+        self._ready = False
+        self._firm = 0  # at most, since files were looked at
+        self._main = 0
+        self._device: int | None = None
+
+    @property
+    def taken(self) -> Taken:
+        """The most so far."""
+        return Taken(self._main, self._device)
+
+    def ready(self) -> None:
+        """The model is loaded: what it maps of its weights from now on, it uses."""
+        self._ready = True
+        self._firm = 0
+
+    def look(self) -> bool:
+        """Measure; returns whether there is a new peak. ``over`` is set where it takes too much."""
+        before = self.taken
+        firm = process_memory.firm(self._group, self._inherited)
+        if firm > self._firm + _STEP:
+            self._firm = firm
+            files = process_memory.mapped(self._group) if self._ready else 0
+            self._main = max(self._main, firm + files)
+        if self.limit is not None and firm > self.limit + max(self.limit * TOLERANCE, LEAST_TOLERANCE):
+            self.over = firm
+        self._look_at_gpus()
+        return self._main > before.main + _STEP or (self._device or 0) > (before.device or 0) + _STEP
+
+    def on_device(self) -> int | None:
+        """Bytes of the fullest of its GPUs that it takes now; None where that is not known."""
+        if self._gpus is None:
+            return None
+        pids = process_memory.members(self._group)
+        sizes = [self._gpus.taken(device, pids) for device in self._devices]
+        return max((size for size in sizes if size is not None), default=None)
+
+    def _look_at_gpus(self) -> None:
+        now = self.on_device()
+        if now is not None:
+            self._device = max(now, self._device or 0)

@@ -1,0 +1,26 @@
+"""``python -m appliance.worker.process``: a worker process that was spawned because there is no zygote."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from pathlib import Path
+
+import msgspec
+
+from appliance.worker import protocol
+from appliance.worker.process.lifecycle import run
+
+
+def main() -> None:
+    """Read the first message, what to load, from the inherited socket; then be a host."""
+    parser = argparse.ArgumentParser(prog="python -m appliance.worker.process")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the runner replica")
+    arguments = parser.parse_args()
+    sock = socket.socket(fileno=arguments.fd)
+    order = protocol.receive(sock, msgspec.msgpack.Decoder(protocol.Fork))
+    run(sock, order.spec, Path(order.marks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Output streams that know whose output they carry.
+
+What a prediction writes to ``sys.stdout`` or ``sys.stderr`` becomes its logs; everything else goes where it
+went before, the host's log file. A prediction is recognised by a context variable, which its task and
+threads started with ``asyncio.to_thread`` carry. Writes of C code to descriptors 1 and 2 do not pass here and
+always end in the log file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final, TextIO
+
+from appliance.domain.errors import DiskFull
+
+#: Minimum seconds between two logged states of a redrawn line (a progress bar), and the same as a share of
+#: the time since the line was first redrawn.
+STATE_SECONDS: Final = 1.0
+STATE_SHARE: Final = 0.05
+
+#: Limits in characters of one prediction's log: the beginning, which is passed on at once, and the end of a
+#: longer log. A log is part of every response and webhook, so an unlimited one would slow all models.
+KEPT: Final = 8 * 1024 * 1024
+KEPT_END: Final = 64 * 1024
+
+
+class PredictionLog:
+    """Takes the text of one prediction, from any thread, until it is closed.
+
+    A carriage return restarts the line, as on a terminal: progress bars redraw their line thousands of times.
+    Text that was sent cannot be replaced, so each state of the line that is sent becomes a separate line. The
+    longer the line is redrawn, the fewer of its states are sent; the last state is always sent.
+    """
+
+    def __init__(self, emit: Callable[[str], None], late: TextIO) -> None:
+        """``emit`` is called on the running loop; ``late`` gets text that is written after ``close``."""
+        self._emit = emit
+        self._late = late
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._returned = False  # the last character was a carriage return: the next text replaces the line
+        self._held = ""  # the part of the line that was not sent yet
+        self._begun = False  # whether a part of the line was sent
+        self._replaces = False  # whether `_held` replaces the sent part
+        self._redrawn_at: float | None = None  # time when the line was first replaced
+        self._sent_at = 0.0  # time when a state of the line was last sent
+        self._timer: asyncio.TimerHandle | None = None
+        self._kept = 0  # number of characters passed on
+        self._end: str | None = None  # the latest text, once the log is over KEPT
+        self._left_out = 0  # number of lines
+        self.closed = False
+
+    def write(self, text: str) -> None:
+        """Take a piece of text; the order within one thread is kept."""
+        if threading.get_ident() == self._thread:
+            self._take(text)
+        else:
+            self._loop.call_soon_threadsafe(self._take, text)
+
+    def close(self) -> None:
+        """Pass on text that was held back, and the end of a log over ``KEPT``; the prediction is done."""
+        if not self.closed:
+            self._send(self._shown())
+            if self._end is not None:
+                self._trim(KEPT_END)
+                self._emit(f"[{self._left_out} lines of the log are left out here]\n{self._end}")
+        self.closed = True
+
+    def _take(self, text: str) -> None:
+        if self.closed:
+            self._late.write(text)
+            return
+        if "\r" not in text and not self._returned and self._redrawn_at is None:
+            self._begun = not text.endswith("\n") if text else self._begun
+            self._send(text)
+            return
+        sent = []
+        for number, line in enumerate(text.replace("\r\n", "\n").split("\n")):
+            if number > 0:
+                sent.append(self._ended())
+            self._redraw(line)
+        if self._is_due():
+            sent.append(self._shown())
+        self._send("".join(sent))
+
+    def _pass_on(self, text: str) -> None:
+        if self._end is not None:
+            self._end += text
+            self._trim(2 * KEPT_END)
+        elif self._kept + len(text) <= KEPT:
+            self._kept += len(text)
+            self._emit(text)
+        else:
+            whole = text.rfind("\n", 0, KEPT - self._kept) + 1  # lines
+            notice = f"[the log is over {KEPT:,} characters: its end follows when the prediction is over]\n"
+            self._emit(f"{text[:whole]}{notice}")
+            self._end = ""
+            self._pass_on(text[whole:])
+
+    def _trim(self, most: int) -> None:
+        """If ``_end`` has more than ``most`` characters, keep its last lines, with at most ``KEPT_END``."""
+        if self._end is not None and len(self._end) > most:
+            over = len(self._end) - KEPT_END
+            cut = self._end.find("\n", over - 1) + 1 or over
+            self._left_out += self._end.count("\n", 0, cut)
+            self._end = self._end[cut:]
+
+    def _redraw(self, line: str) -> None:
+        """Handle a part of a line; each carriage return in it restarts the line."""
+        for number, state in enumerate(line.split("\r")):
+            if number > 0:
+                self._returned = True
+            if not state:
+                continue
+            if not self._returned:
+                self._held += state
+                continue
+            self._returned = False
+            self._held, self._replaces = state, self._begun
+            if self._redrawn_at is None:
+                self._redrawn_at, self._sent_at = self._loop.time(), -math.inf
+
+    def _is_due(self) -> bool:
+        """Whether to send the held text now. If not, and there is any, start a timer that sends it."""
+        if not self._held or self._redrawn_at is None:
+            return bool(self._held)
+        due = self._sent_at + max(STATE_SECONDS, STATE_SHARE * (self._sent_at - self._redrawn_at))
+        now = self._loop.time()
+        if now < due and self._timer is None:
+            self._timer = self._loop.call_later(due - now, lambda: self._send(self._shown()))
+        return now >= due
+
+    def _shown(self) -> str:
+        """Return the held text and mark it as sent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._held:
+            return ""
+        text = f"\n{self._held}" if self._replaces else self._held
+        self._held, self._begun, self._replaces = "", True, False
+        self._sent_at = self._loop.time()
+        return text
+
+    def _ended(self) -> str:
+        """Return the held text with the end of the line."""
+        text = self._shown() + "\n"
+        self._begun = self._returned = False
+        self._redrawn_at = None
+        return text
+
+    def _send(self, text: str) -> None:
+        if text:
+            self._pass_on(text if text.isascii() else text.encode(errors="replace").decode())
+
+
+_current: ContextVar[PredictionLog | None] = ContextVar("prediction_log", default=None)
+
+
+def assign(log: PredictionLog) -> None:
+    """From here on the calling task's output is ``log``'s."""
+    _current.set(log)
+
+
+class CapturingStream(io.TextIOBase):
+    """A text stream in place of ``sys.stdout`` or ``sys.stderr``."""
+
+    def __init__(self, original: TextIO) -> None:
+        """``original`` takes what belongs to no prediction."""
+        self._original = original
+        self.buffer = original.buffer  # bytes written by hand go to the log file
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute, io a property
+        """Of the log file."""
+        return self._original.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]  # as above
+        """Of the log file."""
+        return self._original.errors
+
+    def write(self, text: str, /) -> int:
+        """Part of ``TextIOBase``."""
+        log = _current.get()
+        if log is None or log.closed:
+            return self._original.write(text)
+        log.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Part of ``TextIOBase``."""
+        self._original.flush()
+
+    def fileno(self) -> int:
+        """The log file's: for what writes past Python, such as ``faulthandler``."""
+        return self._original.fileno()
+
+    def writable(self) -> bool:
+        """Part of ``TextIOBase``."""
+        return True
+
+    def isatty(self) -> bool:
+        """Never: colours and cursor movements have no place in logs."""
+        return False
+
+
+def install() -> TextIO:
+    """Put capturing streams in place of this process's; returns a stream to the log file."""
+    out, log_file = _unclosed(1), _unclosed(2)
+    sys.stdout, sys.stderr = CapturingStream(out), CapturingStream(log_file)
+    return log_file
+
+
+class _LogFile(io.FileIO):
+    """Drops writes that fail on a full disk, so that a model does not fail because it prints."""
+
+    def write(self, data: Any, /) -> int:
+        """Part of ``FileIO``."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not DiskFull.caused(error):
+                raise
+            return memoryview(data).nbytes
+
+
+def _unclosed(descriptor: int) -> TextIO:
+    binary = io.BufferedWriter(_LogFile(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -1,0 +1,196 @@
+"""The messages between a runner replica, its engine host and the zygote, and how they are framed.
+
+A frame is a length (4 bytes, big-endian) and that many bytes of msgpack: one tagged struct. Both ends of
+every socket are processes of this appliance, of the same version.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from appliance.domain import file
+from appliance.domain.prediction import Emitted, Job
+from appliance.runners.base import LoadSpec
+
+_LENGTH: Final = struct.Struct(">I")
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
+T = TypeVar("T")
+
+
+class Run(msgspec.Struct, frozen=True, tag="run"):
+    """Replica to host: begin these predictions."""
+
+    jobs: list[Job]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Replica to host: stop these predictions; those it does not know are ignored."""
+
+    ids: list[str]
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Replica to host: drop what runs, without a word about it, close the runner and exit."""
+
+
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    """Replica to host: give the device back; nothing runs."""
+
+    level: int  # 1: weights go to main memory, 2: they are dropped
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """Replica to host: take the device again."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Host to replica: the model is loaded."""
+
+    memory: int  # bytes of main memory that host and children use, beside what the zygote has
+    seconds: float  # from the start of ``setup``
+    levels: list[int] = []  # of sleep that the model is able to
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Host to replica: the model cannot be loaded, or cannot go on; the host exits."""
+
+    error: str
+    starved: bool = False  # for want of memory on its device
+
+
+class Asleep(msgspec.Struct, frozen=True, tag="asleep"):
+    """Host to replica: the device is given back."""
+
+    left: int | None  # bytes of each device that the runner knows to hold still; None if it does not know
+
+
+class Awake(msgspec.Struct, frozen=True, tag="awake"):
+    """Host to replica: predictions may come again."""
+
+
+class Restless(msgspec.Struct, frozen=True, tag="restless"):
+    """Host to replica: it could not fall asleep, or wake, and should be ended."""
+
+    error: str
+
+
+class Events(msgspec.Struct, frozen=True, tag="events"):
+    """Host to replica: what happened, in order."""
+
+    events: list[Emitted]
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """Replica to zygote: start a host; the descriptor of its socket travels beside this."""
+
+    spec: LoadSpec
+    environment: dict[str, str]  # set in the host, over what the zygote has
+    log: str  # absolute path; the host's output streams are appended to it
+    marks: str  # absolute path of the folder where running hosts are noted
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Gateway to zygote: import these modules too, so that hosts forked later start with them."""
+
+    modules: list[str]
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    """Zygote to replica: the host runs, as leader of a process group of its own."""
+
+    pid: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Zygote to replica: the operating system would not fork."""
+
+    error: str
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """Zygote to replica: the host is gone, and what was left of its process group is killed."""
+
+    code: int | None  # exit code; None if a signal ended it
+    signal: int | None
+
+
+Down = Run | Cancel | Sleep | Wake | Stop
+Up = Ready | Failed | Asleep | Awake | Restless | Events
+ToZygote = Fork | Prepare
+FromZygote = Forked | Refused | Exited
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """One frame.
+
+    Raises:
+        ValueError: the message takes 4 GiB or more.
+    """
+    body = bytearray(_LENGTH.size)
+    _encoder.encode_into(message, body, _LENGTH.size)
+    size = len(body) - _LENGTH.size
+    if size >= 1 << 32:
+        raise ValueError(f"a message of {size} bytes does not fit into a frame")
+    _LENGTH.pack_into(body, 0, size)
+    return bytes(body)
+
+
+class Reader(Generic[T]):
+    """Cuts a stream of bytes into messages of one type."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        """``decoder`` says what the other end may send."""
+        self._decoder = decoder
+        self._rest = bytearray()
+        self._wanted = 0  # bytes that `_rest` must have before looking at it is of use
+
+    def feed(self, data: bytes) -> list[T]:
+        """The messages that are complete with ``data``; what is left over is kept.
+
+        Raises:
+            msgspec.DecodeError: the other end does not speak this protocol.
+        """
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:  # a large frame comes in hundreds of parts
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
+        view = memoryview(data)
+        at, end = 0, len(data)
+        self._wanted = 0
+        messages = []
+        while end - at >= _LENGTH.size:
+            body = at + _LENGTH.size
+            following = body + int(_LENGTH.unpack_from(data, at)[0])
+            if following > end:
+                self._wanted = following - at
+                break
+            messages.append(self._decoder.decode(view[body:following]))
+            at = following
+        self._rest += view[at:]
+        return messages
+
+
+def receive(sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """Wait for exactly one message on a blocking socket.
+
+    Raises:
+        EOFError: the other end has closed it.
+    """
+    (size,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
+    return decoder.decode(_exactly(sock, size))
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        if not part:
+            raise EOFError("the socket was closed in the middle of a message")
+        data += part
+    return bytes(data)

@@ -1,0 +1,645 @@
+"""The command line: what it prints, where, with which exit code; against a small HTTP server of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from appliance import __version__, config
+from appliance.cli import main
+from appliance.domain import token
+from appliance.gateway.catalogue.catalogue import Catalogue
+from appliance.gateway.catalogue.servable import servable
+from appliance.scheduler import MARGIN
+from appliance.store import FootprintRow
+from tests.engines import DEVICES
+from tests.stores import opened
+from tests.unit.gateway.catalogue.test_servable import nested_header
+
+SECRET = "a secret with spaces"
+CONFIG = """
+models:
+  - {name: test/echo, kind: echo, aliases: [other/name]}
+  - {name: test/large, kind: echo, memory: 900TiB}
+"""
+INPUTS = {"prompt": {"type": "string"}, "count": {"type": "integer"}}
+
+
+class Ran(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ran]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Runs the command line in a folder with a models.yaml, and a data folder below it."""
+    for name in [name for name in os.environ if name.startswith(("APPLIANCE_", "REPLICATE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APPLIANCE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "models.yaml").write_text(CONFIG)
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["appliance", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+class Server:
+    """Answers what it was told to, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, str], tuple[int, str, bytes]] = {}
+        self.asked: list[tuple[str, str, Any]] = []
+        self.tokens: list[str | None] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("content-length") or 0)
+                content = self.rfile.read(length)
+                is_json = "json" in (self.headers.get("content-type") or "")
+                body = json.loads(content) if content and is_json else None
+                path = self.path.partition("?")[0]
+                server.asked.append((self.command, path, body))
+                server.tokens.append(self.headers.get("authorization"))
+                missing = (404, "application/json", b'{"detail": "There is none."}')
+                status, kind, answer = server.answers.get((self.command, path), missing)
+                self.send_response(status)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_DELETE = do_GET  # noqa: N815 - the base class's names
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nothing: stderr is what tests look at."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def answer(self, method: str, path: str, value: Any, status: int = 200) -> None:
+        """Answer with JSON, or with bytes as an event stream."""
+        if isinstance(value, bytes):
+            self.answers[method, path] = (status, "text/event-stream", value)
+        else:
+            self.answers[method, path] = (status, "application/json", json.dumps(value).encode())
+
+    def predict(self, events: bytes, **final: Any) -> None:
+        """Answer everything about one model and its one prediction."""
+        schemas = {"Input": {"properties": INPUTS}}
+        version = {"id": "f" * 64, "openapi_schema": {"components": {"schemas": schemas}}}
+        self.answer("GET", "/v1/models/test/echo", {"latest_version": version})
+        self.answer("GET", f"/v1/models/test/echo/versions/{'f' * 64}", version)
+        created = {"id": "one", "status": "starting", "urls": {"stream": f"{self.url}/v1/streams/secret"}}
+        self.answer("POST", "/v1/predictions", created, 201)
+        self.answer("GET", "/v1/streams/secret", events)
+        self.answer("GET", "/v1/predictions/one", {**created, "error": None, **final})
+        self.answer("POST", "/v1/predictions/one/cancel", {**created, "status": "canceled"})
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server(command: Command, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that the environment names as the appliance."""
+    running = Server()
+    monkeypatch.setenv("APPLIANCE_URL", running.url)
+    monkeypatch.setenv("APPLIANCE_TOKEN", SECRET)
+    yield running
+    running.close()
+
+
+def sse(*events: tuple[str, str]) -> bytes:
+    return "".join(
+        f"event: {name}\nid: 1:{n}\n" + "".join(f"data: {line}\n" for line in data.split("\n")) + "\n"
+        for n, (name, data) in enumerate(events)
+    ).encode()
+
+
+# -- run -----------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_exactly_the_output(command: Command, server: Server) -> None:
+    pieces = ("Hel", "lo ", " there\n", "\u2028 and: so on", "")
+    server.predict(
+        b": hi\n\n" + sse(*(("output", piece) for piece in pieces), ("done", "{}")), status="succeeded"
+    )
+    ran = command("run", "test/echo", "-i", "prompt=12", "-i", "count=12")
+    assert ran == Ran(0, "".join(pieces) + "\n", "")
+    assert ("POST", "/v1/predictions", {"version": "test/echo", "input": {"prompt": "12", "count": 12}}) in (
+        server.asked
+    )
+
+
+def test_run_tells_a_failure_on_stderr(command: Command, server: Server) -> None:
+    events = sse(("output", "half"), ("error", '{"detail": "no more"}'), ("done", '{"reason": "error"}'))
+    server.predict(events, status="failed", error="no more")
+    ran = command("run", f"test/echo:{'f' * 64}")
+    assert (ran.code, ran.out) == (1, "half\n")
+    assert ran.err == "appliance: prediction one failed: no more\n"
+
+
+def test_run_as_json_prints_the_record_alone(command: Command, server: Server) -> None:
+    server.predict(sse(("output", "text"), ("done", "{}")), status="succeeded", output=["text"])
+    ran = command("run", "test/echo", "--json")
+    assert json.loads(ran.out)["output"] == ["text"]
+    server.predict(sse(("done", '{"reason": "error"}')), status="failed", error="no more")
+    ran = command("run", "test/echo", "--json")
+    assert (ran.code, json.loads(ran.out)["error"]) == (1, "no more")
+
+
+def test_ctrl_c_cancels_the_prediction(
+    command: Command, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.predict(sse(("output", "text"), ("done", "{}")))
+
+    def interrupted(text: str) -> None:
+        if text == "text":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("sys.stdout.write", interrupted)
+    ran = command("run", "test/echo")
+    assert ran.code == 130
+    assert "one is canceled" in ran.err
+    assert ("POST", "/v1/predictions/one/cancel", None) in server.asked
+
+
+def test_the_token_goes_to_the_api_and_not_to_streams(command: Command, server: Server) -> None:
+    server.predict(sse(("done", "{}")), status="succeeded")
+    command("run", "test/echo")
+    sent = {path: given for (_, path, _), given in zip(server.asked, server.tokens, strict=True)}
+    assert sent.pop("/v1/streams/secret") is None
+    assert set(sent.values()) == {f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize("arguments", [("run", "no/such", "-i", "prompt=x"), ("demo", "no/such")])
+def test_an_unknown_model_is_named(command: Command, server: Server, arguments: tuple[str, ...]) -> None:
+    ran = command(*arguments)
+    assert ran.code == 1
+    assert ran.err == "appliance: there is no model no/such; `appliance models` lists them\n"
+
+
+def test_a_refusal_is_passed_on(command: Command, server: Server) -> None:
+    server.predict(b"")
+    server.answer("POST", "/v1/predictions", {"detail": "- input.count: Invalid type\n"}, 422)
+    ran = command("run", "test/echo", "-i", "count=many")
+    assert (ran.code, ran.err) == (1, "appliance: - input.count: Invalid type (HTTP 422)\n")
+
+
+# -- errors of the connection --------------------------------------------------------------------------------
+
+
+def test_no_token_says_how_to_get_one(command: Command) -> None:
+    ran = command("models", "--url", "http://127.0.0.1:9")
+    assert ran.code == 1
+    assert "APPLIANCE_TOKEN" in ran.err
+    assert "appliance token create" in ran.err
+
+
+def test_nobody_there_says_how_to_start(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLICATE_API_TOKEN", SECRET)
+    server = Server()
+    server.close()
+    monkeypatch.setenv("APPLIANCE_PORT", server.url.rpartition(":")[2])  # of the address from models.yaml
+    ran = command("models")
+    assert (ran.code, ran.out) == (1, "")
+    assert f"nothing answers at {server.url}: start it with `appliance serve`" in ran.err
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "http://a:b", "ftp://127.0.0.1"])
+def test_what_is_no_address_is_said(command: Command, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("APPLIANCE_TOKEN", SECRET)
+    ran = command("models", "--url", url)
+    assert ran.code == 1
+    assert "is no address" in ran.err
+
+
+def test_another_server_is_recognised(command: Command, server: Server) -> None:
+    server.answers["GET", "/v1/models"] = (200, "text/html", b"<html>")
+    assert "is no appliance" in command("models").err
+
+
+def test_the_token_is_never_printed(
+    command: Command, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer("GET", "/v1/models", {"detail": "no"}, 401)
+    refused = command("models")
+    monkeypatch.setenv("APPLIANCE_TOKEN", "two\nlines")
+    broken = command("models")
+    assert refused.code == broken.code == 1
+    assert "does not know this token" in refused.err
+    assert "line break" in broken.err
+    for said in (*refused[1:], *broken[1:]):
+        assert SECRET not in said
+        assert "two" not in said
+
+
+def test_addresses_may_end_in_v1(command: Command, server: Server) -> None:
+    server.answer("GET", "/v1/models", {"results": []})
+    assert command("models", "--url", f"{server.url}/v1").code == 0
+    assert server.asked == [("GET", "/v1/models", None)]
+
+
+# -- models, predictions, status -----------------------------------------------------------------------------
+
+
+def test_models(command: Command, server: Server) -> None:
+    model = {"owner": "test", "name": "echo", "run_count": 3, "description": None}
+    server.answer("GET", "/v1/models", {"results": [model]})
+    assert command("models").out.split() == ["test/echo", "3", "runs"]
+    assert json.loads(command("models", "--json").out) == [model]
+
+
+def test_predictions(command: Command, server: Server) -> None:
+    records = [
+        {"id": f"id{n}", "status": "succeeded", "created_at": "2026-01-01T00:00:00.000000Z", "model": "a/b"}
+        for n in range(3)
+    ]
+    server.answer("GET", "/v1/predictions", {"results": records})
+    server.answer("GET", "/v1/predictions/id1", records[1])
+    server.answer("POST", "/v1/predictions/id1/cancel", {**records[1], "status": "canceled"})
+    assert [line.split()[0] for line in command("predictions", "--limit", "2").out.splitlines()] == [
+        "id0",
+        "id1",
+    ]
+    assert json.loads(command("predictions", "id1").out) == records[1]
+    assert json.loads(command("predictions", "id1", "--cancel").out)["status"] == "canceled"
+    nameless = command("predictions", "--cancel")
+    assert nameless.code == 1
+    assert "ID --cancel" in nameless.err
+
+
+def test_status(command: Command, server: Server) -> None:
+    found = {
+        "version": "1",
+        "uptime": 3.0,
+        "draining": True,
+        "devices": [
+            {
+                "name": "cpu",
+                "memory": 2**30,
+                "free": 2**28,
+                "foreign": 2**28,
+                "reserved": {"test/echo": 2**29},
+            }
+        ],
+        "models": [
+            {
+                "name": "test/echo",
+                "state": "ready",
+                "running": 1,
+                "queued": 2,
+                "devices": ["cpu"],
+                "memory": {
+                    "bytes": 2**29,
+                    "share": None,
+                    "from": "declared",
+                    "peak": 2**30,
+                    "exceeds": True,
+                    "out_of_memory": 3,
+                    "problem": None,
+                },
+            }
+        ],
+        "not_served": [{"name": "test/broken", "problem": "[its header] is damaged"}],
+        "decisions": [{"at": "2026-01-02T03:04:05.000000Z", "text": "model test/echo is ready after 1.0 s"}],
+    }
+    server.answer("GET", "/admin/status", found)
+    shown = command("status").out
+    for part in (
+        "draining",
+        "1.0 GiB",
+        "test/echo 512 MiB, other programs 256 MiB",
+        "512 MiB declared; took 1.0 GiB, more than it may; 3 times out of memory",
+        "ready",
+        "03:04:05  model test/echo is ready after 1.0 s",
+        "test/broken is not served: [its header] is damaged",
+    ):
+        assert part in shown
+    assert json.loads(command("status", "--json").out) == found
+
+
+def test_usage(command: Command, server: Server) -> None:
+    amounts = {
+        "predictions": 3, "predict_time": 1.5, "cold_start": 0.25, "input_tokens": 7, "output_tokens": 9,
+        "cost": None, "unpriced_time": 1.0,
+    }  # fmt: skip
+    rows = [
+        {"model": "a/b", "token": "t1", "token_name": "[laptop]", **amounts, "cost": 0.125},
+        {"model": "a/c", "token": "", "token_name": None, **amounts},
+    ]
+    total = {**amounts, "predictions": 6}
+    days = {"from": "2026-01-01", "to": "2026-01-31"}
+    found = {**days, "by": ["model", "token"], "currency": "EUR", "rows": rows, "total": total}
+    server.answer("GET", "/admin/usage", found)
+    lines = [line.split() for line in command("usage", "--by", "model,token").out.splitlines()]
+    assert ["a/b", "[laptop]", "3", "1.500000", "0.250000", "7", "9", "0.125000"] in lines
+    assert ["a/c", "-", "3", "1.500000", "0.250000", "7", "9", "-"] in lines
+    assert ["total", "6", "1.500000", "0.250000", "7", "9", "-"] in lines
+    assert "1.000000 s ran on hardware without a price" in " ".join(lines[-1])
+    assert json.loads(command("usage", "--json").out) == found
+    server.answers["GET", "/admin/usage.csv"] = (200, "text/csv", b"model,cost\r\n")
+    assert command("usage", "--csv").out.split() == ["model,cost"]
+
+
+# -- tokens --------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_shown_once_and_can_be_revoked(command: Command, tmp_path: Path) -> None:
+    made = command("token", "create", "laptop")
+    secret = made.out.strip()
+    assert secret.startswith(token.PREFIX)
+    assert secret not in made.err
+    assert secret.encode() not in (tmp_path / "home" / "appliance.db").read_bytes()
+    (listed,) = json.loads(command("token", "list", "--json").out)
+    assert (listed["name"], listed["owner"], listed["revoked_at"]) == ("laptop", "appliance", None)
+    assert command("token", "revoke", listed["id"]).code == 0
+    line = command("token", "list").out
+    assert "revoked" in line
+    assert secret not in line
+    assert (tmp_path / "home").stat().st_mode & 0o077 == 0
+
+
+def test_a_token_for_scripts(command: Command) -> None:
+    made = json.loads(command("token", "create", "--json").out)
+    assert made["token"].startswith(token.PREFIX)
+    assert made["name"] == "token"
+
+
+def test_revoking_no_token_is_an_error(command: Command) -> None:
+    ran = command("token", "revoke", "nothing")
+    assert ran.code == 1
+    assert "there is no token nothing" in ran.err
+
+
+# -- check, pull, schema, version ----------------------------------------------------------------------------
+
+
+def test_check_says_what_fits_where(command: Command, tmp_path: Path) -> None:
+    ran = command("check", "--json")
+    report = json.loads(ran.out)
+    small, large = report["models"]
+    assert (small["fits"], small["problem"]) == (True, None)
+    assert small["fits_on"] == [device["name"] for device in report["devices"]]
+    assert (large["fits"], large["fits_on"]) == (False, [])
+    assert "test/large" in large["problem"]
+    assert ran.code == 1
+    assert (small["from"], large["from"], small["peak"]) == ("estimated", "declared", None)
+    assert "nowhere" in command("check").out
+    (tmp_path / "models.yaml").write_text("models: [{name: test/echo, kind: echo}]")
+    assert command("check").code == 0
+
+
+def test_check_says_which_models_cannot_be_served_and_why(command: Command, tmp_path: Path) -> None:
+    nested_header(tmp_path)
+    broken = f"{{name: test/broken, kind: embeddings, source: {{path: {tmp_path}}}}}"
+    (tmp_path / "models.yaml").write_text(f"models: [{broken}, {{name: test/echo, kind: echo}}]")
+    ran = command("check", "--json")
+    left_out, echo = json.loads(ran.out)["models"]
+    assert (ran.code, left_out["fits"], echo["fits"]) == (1, False, True)
+    assert "model.safetensors is damaged" in left_out["problem"]
+    shown = command("check").out
+    assert f"test/broken is not served: {left_out['problem']}" in shown
+
+
+def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_path: Path) -> None:
+    declared = "hardware: {devices: [{name: one, memory: 1GiB}]}\nmodels:\n"
+    declared += "  - {name: test/echo, kind: echo}\n"
+    declared += "  - {name: test/pinned, kind: echo, memory: 600MiB, pin: true}\n"
+    declared += "  - {name: test/large, kind: echo, memory: 500MiB}\n"
+    (tmp_path / "models.yaml").write_text(declared)
+    found = servable(config.load(tmp_path / "models.yaml"), tmp_path, DEVICES, 0.0)
+    built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described])
+    loaded = built.loads_as(built.hosted("test/echo"))
+    row = FootprintRow(
+        loaded=loaded, device="cpu", model="test/echo", peak=100 << 20, main=100 << 20, measured_at=0.0
+    )
+
+    async def remember() -> None:
+        (tmp_path / "home").mkdir()
+        store = await opened(tmp_path / "home" / "appliance.db")
+        await store.footprints.put(row)
+        await store.close()
+
+    asyncio.run(remember())
+    ran = command("check", "--json")
+    measured, pinned, large = json.loads(ran.out)["models"]
+    assert (measured["from"], measured["peak"]) == ("measured", 100 << 20)
+    assert measured["memory"] == int((100 << 20) * MARGIN)
+    assert (pinned["fits"], pinned["fits_on"]) == (True, ["one"])
+    assert (large["fits"], large["fits_on"]) == (False, [])
+    assert "test/pinned is never unloaded" in large["problem"]
+    assert "measured, took 100 MiB" in command("check").out
+
+
+def test_a_wrong_config_is_refused_with_its_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text("models:\n  - {name: test/echo, kind: echo, pinn: true}\n")
+    for arguments in (("check",), ("serve",), ("token", "list"), ("doctor",)):
+        ran = command(*arguments)
+        assert ran.code == 2
+        assert "models.yaml:2" in ran.err
+        assert "pinn" in ran.err
+        assert "Traceback" not in ran.err
+
+
+def test_a_missing_config_is_named(command: Command) -> None:
+    ran = command("check", "--config", "other.yaml")
+    assert ran.code == 2
+    assert "other.yaml" in ran.err
+
+
+def test_pull_refuses_a_model_that_is_not_there(command: Command) -> None:
+    ran = command("pull", "no/such")
+    assert ran.code == 2
+    assert "no/such" in ran.err
+    assert "test/echo" in ran.err
+
+
+def test_pull_has_nothing_to_do_for_models_without_weights(command: Command, tmp_path: Path) -> None:
+    assert command("pull").code == command("pull", "other/name").code == 0
+    assert not (tmp_path / "home" / "weights").exists()
+
+
+def test_pull_takes_models_whose_options_hold_mappings_once(command: Command, tmp_path: Path) -> None:
+    """The shipped models.yaml has two of those kinds."""
+    (tmp_path / "voices").mkdir()
+    builtin = "{name: a/shapes, kind: diffusers, source: {builtin: tiny-shapes}, aliases: [b/shapes]}"
+    voices = f"{{name: a/voices, kind: piper, source: {{path: {tmp_path / 'voices'}}}}}"
+    (tmp_path / "models.yaml").write_text(f"models: [{builtin}, {voices}]")
+    everything = command("pull")
+    assert everything.code == 0, everything.err
+    assert ("a/shapes" in everything.out, "a/voices" in everything.out) == (True, True)
+    assert command("pull", "b/shapes", "a/shapes").out.count("a/shapes") == 1
+
+
+def test_pull_tells_what_cannot_be_had(command: Command, tmp_path: Path) -> None:
+    nowhere = "models: [{name: a/b, kind: vllm, source: {path: /no/such/weights.gguf}}]"
+    (tmp_path / "models.yaml").write_text(nowhere)
+    ran = command("pull")
+    assert ran.code == 1
+    assert "/no/such/weights.gguf" in ran.err
+
+
+def test_schema_and_version(command: Command) -> None:
+    assert "models" in json.loads(command("schema").out)["properties"]
+    assert command("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--no-such",), ("nosuch",), ("run",), ("predictions", "--limit", "0")]
+)
+def test_a_wrong_command_line_is_exit_code_2(command: Command, arguments: tuple[str, ...]) -> None:
+    assert command(*arguments).code == 2
+
+
+# -- serve ---------------------------------------------------------------------------------------------------
+
+
+class Executed(Exception):
+    """Instead of becoming the driver."""
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """What `serve` would have become: arguments and environment."""
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def execve(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        assert path == sys.executable
+        calls.append((arguments, environment))
+        raise Executed
+
+    monkeypatch.setattr(os, "execve", execve)
+    return calls
+
+
+Calls = list[tuple[list[str], dict[str, str]]]
+
+
+def test_serve_becomes_the_driver(
+    command: Command, executed: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("APPLIANCE_PORT", "8123")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for _ in range(2):
+        with pytest.raises(Executed):
+            command("serve")
+    (arguments, environment), (_, second) = executed
+    assert arguments[1:] == [
+        *("-m", "appliance.driver.main", "--config", str(tmp_path / "models.yaml")),
+        *("--home", str(tmp_path / "home"), "--port", "8123"),
+    ]
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+    assert environment["MALLOC_ARENA_MAX"] == "4"  # the user's own value wins
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert environment["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+
+
+def test_serve_passes_its_options_on(command: Command, executed: Calls, tmp_path: Path) -> None:
+    with pytest.raises(Executed):
+        command("serve", "--host", "0.0.0.0", "--port", "1234", "--home", "there", "--no-pull")
+    ((arguments, _),) = executed
+    assert arguments[5:] == [
+        *("--home", str(tmp_path / "there"), "--port", "1234", "--host", "0.0.0.0", "--no-pull")
+    ]
+
+
+@pytest.mark.parametrize("port", ["none", "0", "65536", "-1", "٣"])
+def test_a_wrong_port_in_the_environment_is_refused(
+    command: Command, executed: Calls, monkeypatch: pytest.MonkeyPatch, port: str
+) -> None:
+    monkeypatch.setenv("APPLIANCE_PORT", port)
+    ran = command("serve")
+    assert ran.code == 2
+    assert "APPLIANCE_PORT" in ran.err
+    assert executed == []
+
+
+def test_ctrl_c_cancels_the_build(
+    command: Command, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "cog.yaml").write_text("run: run.py:Runner\n")
+    build = {"id": "one", "status": "processing", "logs": "==> unpacking\n", "completed_at": None}
+    server.answer("GET", "/v1/models/me/mine", {})
+    server.answer("POST", "/v1/files", {"id": "file", "urls": {"get": f"{server.url}/v1/files/file"}}, 201)
+    server.answer("POST", "/v1/models/me/mine/versions", build, 202)
+    server.answer("POST", "/v1/builds/one/cancel", {**build, "status": "canceled", "completed_at": "now"})
+    server.answer("DELETE", "/v1/files/file", {})
+    monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    ran = command("push", "project", "me/mine")
+    assert ran.code == 130, ran.err
+    assert "==> unpacking" in ran.err
+    assert "build one is canceled" in ran.err
+    assert [(method, path) for method, path, _ in server.asked][-2:] == [
+        ("POST", "/v1/builds/one/cancel"),
+        ("DELETE", "/v1/files/file"),
+    ]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    look = (
+        "import sys\n"
+        "sys.argv = ['appliance', '--help']\n"
+        "from appliance.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'ray', 'torch', 'vllm', 'transformers', 'pydantic', 'httpx', 'starlette', 'uvicorn'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+    assert "Exit codes" in ran.stdout
+
+
+def test_the_key_of_the_account_that_is_named_is_shown_and_replaced(command: Command) -> None:
+    def key(*arguments: str) -> str:
+        ran = command("webhook", *arguments)
+        assert ran.code == 0, ran.err
+        return ran.out.strip()
+
+    account = config.Config.model_validate({"models": [{"name": "a/b", "kind": "echo"}]}).server.account
+    mine, theirs = key("secret"), key("secret", "--owner", "you")
+    assert mine != theirs
+    made = key("rotate", "--owner", "you")
+    assert made == key("secret", "--owner", "you") != theirs
+    assert mine == key("secret") == key("secret", "--owner", account)

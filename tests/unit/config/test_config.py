@@ -1,0 +1,456 @@
+"""What models.yaml may say, and how it is refused: with the file, the line, the model and the key."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance import config as configuration
+from appliance.config import (
+    Config,
+    EchoModel,
+    EchoOptions,
+    EmbeddingsOptions,
+    FolderSource,
+    HubSource,
+    ModelConfig,
+    PypiSource,
+    VllmModel,
+    VllmOptions,
+    json_schema,
+    load,
+)
+from appliance.domain.errors import ConfigError
+from appliance.domain.values import bytes_of, seconds_of
+from appliance.domain.weight_size import Weight
+
+Write = Callable[[str], Path]
+ECHO = "models:\n  - name: test/echo\n    kind: echo\n"
+VLLM = "models:\n  - name: test/llm\n    kind: vllm\n    source: {path: weights}\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        file = tmp_path / "models.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def refused(file: Path) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(caught.value).startswith(str(file))
+    return caught.value
+
+
+# -- what is read ----------------------------------------------------------------------------------------
+
+
+def test_a_short_file_gets_every_default(write: Write) -> None:
+    config = load(write(ECHO))
+    assert (config.server.host, config.server.port, config.server.drain_timeout) == ("127.0.0.1", 8000, 30.0)
+    assert config.limits.body == 20 * 1024 * 1024
+    assert config.hardware.devices == "auto"
+    (model,) = config.models
+    assert isinstance(model, EchoModel)
+    assert model.options == EchoOptions()
+    assert (model.source, model.aliases, model.gpu, model.memory, model.pin) == (None, (), None, None, False)
+
+
+def test_every_kind_of_value_is_read(write: Write) -> None:
+    config = load(
+        write(
+            """
+server: {public_url: "https://example.org/", drain_timeout: 1m30s}
+limits: {body: 1MB, run_timeout: 5}
+hardware:
+  devices: [{name: "gpu:0", memory: 2GiB}]
+models:
+  - name: test/wheel
+    kind: vllm
+    source: {pypi: package, version: "1.0", path: a/b.gguf, sha256: "%s"}
+    aliases: [other/name]
+    gpu: 1
+    idle_unload_after: 10m
+    options: {kv_cache: 64MiB, temperature: 1, enforce_eager: true}
+  - name: test/hub
+    kind: vllm
+    source: {hub: org/repo, revision: main}
+    memory: 1.5GiB
+  - name: test/folder
+    kind: vllm
+    source: {path: sub/weights}
+    gpu: 0.5
+"""
+            % ("a" * 64)
+        )
+    )
+    assert config.server.public_url == "https://example.org"
+    assert config.server.drain_timeout == 90
+    assert (config.limits.body, config.limits.run_timeout) == (1_000_000, 5.0)
+    assert not isinstance(config.hardware.devices, str)
+    assert config.hardware.devices[0].memory == 2 * 1024**3
+    wheel, hub, folder = config.models
+    assert wheel.source == PypiSource(pypi="package", version="1.0", path="a/b.gguf", sha256="a" * 64)
+    assert (wheel.aliases, wheel.gpu, wheel.idle_unload_after) == (("other/name",), 1.0, 600.0)
+    assert isinstance(wheel.options, VllmOptions)
+    assert (wheel.options.kv_cache, wheel.options.temperature) == (64 * 1024**2, 1.0)
+    assert hub.source == HubSource(hub="org/repo", revision="main")
+    assert hub.memory == 3 * 1024**3 // 2
+    assert isinstance(folder.source, FolderSource)
+
+
+def test_relative_paths_count_from_the_file(write: Write, tmp_path: Path) -> None:
+    config = load(write("server: {data: ./data}\n" + VLLM))
+    assert config.server.data == tmp_path / "data"
+    assert isinstance(config.models[0].source, FolderSource)
+    assert config.models[0].source.path == tmp_path / "weights"
+
+
+def test_a_home_folder_is_expanded(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert load(write("server: {data: ~/data}\n" + ECHO)).server.data == Path("/somewhere/data")
+
+
+def test_environment_variables_are_not_expanded(write: Write) -> None:
+    text = ECHO + "    description: ${HOME}\n"
+    assert load(write(text)).models[0].description == "${HOME}"
+
+
+def test_empty_sections_are_as_if_left_out(write: Write) -> None:
+    assert load(write("server:\nlimits:\nhardware:\n" + ECHO + "    options:\n")) == load(write(ECHO))
+
+
+def test_anchors_and_merges_work(write: Write) -> None:
+    config = load(
+        write(
+            """
+models:
+  - &base
+    name: test/one
+    kind: echo
+    options: &options {concurrency: 3}
+  - <<: *base
+    name: test/two
+    options: {<<: *options, stream: true}
+"""
+        )
+    )
+    assert [model.name for model in config.models] == ["test/one", "test/two"]
+    assert config.models[1].options == EchoOptions(concurrency=3, stream=True)
+
+
+def test_it_is_frozen_and_can_travel(write: Write) -> None:
+    config = load(write(ECHO))
+    with pytest.raises(ValueError, match="frozen"):
+        config.server.port = 1
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_a_model_is_made_of_its_kind() -> None:
+    model = ModelConfig.model_validate({"name": "a/b", "kind": "echo", "options": {"stream": True}})
+    assert isinstance(model, EchoModel)
+    assert model.options.stream
+
+
+# -- what is refused: the file ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("", 1, "is empty"),
+        ("# nothing\n", 1, "is empty"),
+        ("- 1\n", 1, "should be a mapping"),
+        ("server: {port: 1\nmodels: []\n", 2, "is not YAML"),
+        ("server:\n\tport: 1\n", 2, "is not YAML"),
+        ("a: 1\n---\nb: 1\n", 2, "is not YAML"),
+        ("server:\n  port: 1\n  host: x\n  port: 2\n", 4, "given twice, first on line 2"),
+        ("server: {8000: 1}\n", 1, "must be text"),
+        ("models: &a [*a]\n", 1, "inside itself"),
+        ("server: {data: 2024-02-31}\n", 1, "put it in quotes"),
+        ("models: !!python/name:os.system\n", 1, "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_config(write: Write, text: str, line: int, says: str) -> None:
+    error = refused(write(text))
+    assert error.line == line
+    assert says in str(error)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "No such file" in str(refused(tmp_path / "none.yaml"))
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_bytes(b"\xff\xfe\xfa")
+    assert "UTF-8" in str(refused(file))
+    file.write_bytes(b"a: \0")
+    assert "not YAML" in str(refused(file))
+
+
+# -- what is refused: values -----------------------------------------------------------------------------
+
+REFUSALS = [
+    # text, line, model, key, what the message says
+    ("sever: {}\n" + ECHO, 1, None, "sever", "did you mean server?"),
+    ("server:\n  prot: 1\n" + ECHO, 2, None, "server.prot", "did you mean port?"),
+    ("server:\n  zzz: 1\n" + ECHO, 2, None, "server.zzz", "unknown key: remove it (known here: host, port"),
+    ("server: {port: 0}\n" + ECHO, 1, None, "server.port", "0 should be greater than or equal to 1"),
+    ('server: {port: "80"}\n' + ECHO, 1, None, "server.port", "'80' should be a valid integer"),
+    ("server: 3\n" + ECHO, 1, None, "server", "should be a mapping"),
+    ("server: {public_url: example.org}\n" + ECHO, 1, None, "server.public_url", "http://"),
+    ("server: {data: 3}\n" + ECHO, 1, None, "server.data", "should be a path"),
+    ("server: {data: ~no-such-user-here/x}\n" + ECHO, 1, None, "server.data", "unknown user"),
+    ("limits: {body: 0}\n" + ECHO, 1, None, "limits.body", "12GiB"),
+    ("limits: {body: 20 MEG}\n" + ECHO, 1, None, "limits.body", "12GiB"),
+    ("limits: {body: true}\n" + ECHO, 1, None, "limits.body", "12GiB"),
+    ("limits: {run_timeout: soon}\n" + ECHO, 1, None, "limits.run_timeout", "1h30m"),
+    ("limits: {run_timeout: 0}\n" + ECHO, 1, None, "limits.run_timeout", "greater than 0"),
+    ("limits: {run_timeout: -1}\n" + ECHO, 1, None, "limits.run_timeout", "1h30m"),
+    ("limits: {run_timeout: .inf}\n" + ECHO, 1, None, "limits.run_timeout", "1h30m"),
+    ("hardware: {devices: gpu}\n" + ECHO, 1, None, "hardware.devices", "'auto'"),
+    ("hardware: {devices: []}\n" + ECHO, 1, None, "hardware.devices", "at least one"),
+    ("hardware:\n  devices:\n  - name: a\n" + ECHO, 3, None, "hardware.devices[0].memory", "is missing"),
+    (
+        "hardware:\n  devices:\n  - {name: a, memory: 1, mem: 2}\n" + ECHO,
+        3,
+        None,
+        "hardware.devices[0].mem",
+        "remove",
+    ),
+    (
+        "hardware:\n  devices: [{name: 'a,b', memory: 1}]\n" + ECHO,
+        2,
+        None,
+        "hardware.devices[0].name",
+        "letters",
+    ),
+    ("server: {}\n", 1, None, "models", "is missing"),
+    ("models: []\n", 1, None, "models", "at least one"),
+    ("models: {a: b}\n", 1, None, "models", "should be a list"),
+    ("models:\n  - 3\n", 2, "number 1", None, "should be a mapping"),
+    ("models:\n  - kind: echo\n", 2, "number 1", "name", "is missing"),
+    ("models:\n  - name: test/x\n", 2, "test/x", "kind", "is missing: give one of echo, vllm"),
+    ("models:\n  - name: test/x\n    kind: vlm\n", 3, "test/x", "kind", "no kind 'vlm'; did you mean vllm?"),
+    ("models:\n  - name: Test/X\n    kind: echo\n", 2, "Test/X", "name", "lowercase"),
+    ("models:\n  - name: test\n    kind: echo\n", 2, "test", "name", "owner/name"),
+    ("models:\n  - name: 3\n    kind: echo\n", 2, "number 1", "name", "put it in quotes"),
+    (ECHO + "    aliases: other/name\n", 4, "test/echo", "aliases", "should be a list"),
+    (ECHO + "    aliases:\n      - ok/ok\n      - bad\n", 6, "test/echo", "aliases[1]", "owner/name"),
+    (ECHO + "    memry: 1GiB\n", 4, "test/echo", "memry", "did you mean memory?"),
+    (ECHO + "    concurency: 4\n", 4, "test/echo", "concurency", "did you mean options.concurrency?"),
+    (ECHO + "    options: {max_tokens: 4}\n", 4, "test/echo", "options.max_tokens", "unknown key"),
+    (ECHO + "    options: 4\n", 4, "test/echo", "options", "should be a mapping"),
+    (ECHO + "    options:\n      concurrency: 0\n", 5, "test/echo", "options.concurrency", "0 should be"),
+    (ECHO + "    source: {path: x}\n", 4, "test/echo", "source", "remove the key"),
+    (ECHO + "    gpu: 0\n", 4, "test/echo", "gpu", "greater than 0"),
+    (ECHO + "    gpu: -1\n", 4, "test/echo", "gpu", "greater than 0"),
+    (ECHO + "    gpu: 1.5\n", 4, "test/echo", "gpu", "a share of one device"),
+    (ECHO + "    gpu: .nan\n", 4, "test/echo", "gpu", "finite"),
+    (ECHO + "    preload: 1\n", 4, "test/echo", "preload", "boolean"),
+    (ECHO + "    visibility: hidden\n", 4, "test/echo", "visibility", "'public' or 'private'"),
+    (ECHO + "    idle_unload_after: 0\n", 4, "test/echo", "idle_unload_after", "greater than 0"),
+    ("models:\n  - name: test/x\n    kind: vllm\n", 2, "test/x", "source", "is missing"),
+    (VLLM.replace("{path: weights}", "weights"), 4, "test/llm", "source", "path, hub, pypi or builtin"),
+    (VLLM.replace("path", "paht"), 4, "test/llm", "source", "path, hub, pypi or builtin"),
+    (VLLM.replace("path: weights", "hub: a/b"), 4, "test/llm", "source.revision", "is missing"),
+    (VLLM.replace("path: weights", "path: w, sha: x"), 4, "test/llm", "source.sha", "known here: path"),
+    (
+        VLLM.replace("path: weights", "pypi: p, version: '1', path: p, sha256: abc"),
+        4,
+        "test/llm",
+        "source.sha256",
+        "'abc'",
+    ),
+    (VLLM + "    options: {temperature: hot}\n", 5, "test/llm", "options.temperature", "number"),
+    (VLLM + "    options: {dtype: int4}\n", 5, "test/llm", "options.dtype", "'auto', 'float32'"),
+    # values that do not agree with each other
+    (ECHO + "    gpu: 0.5\n    memory: 1GiB\n", 5, "test/echo", "memory", "exclude each other"),
+    (
+        ECHO + "    pin: true\n    idle_unload_after: 1m\n",
+        5,
+        "test/echo",
+        "idle_unload_after",
+        "never unloaded",
+    ),
+    (VLLM + "    options: {max_model_len: 512}\n", 5, "test/llm", "options.max_tokens", "leaves no room"),
+    (VLLM + "    memory: 512MiB\n", 3 - 1, "test/llm", "options.kv_cache", "leave no room"),
+    (ECHO + "  - name: test/echo\n    kind: echo\n", 4, "test/echo", "name", "names are unique"),
+    (ECHO + "    aliases: [test/echo]\n", 4, "test/echo", "aliases[0]", "already means test/echo"),
+    (ECHO + "    aliases: [a/b, a/b]\n", 4, "test/echo", "aliases[1]", "already means test/echo"),
+    (
+        ECHO + "  - name: test/two\n    kind: echo\n    aliases: [test/echo]\n",
+        6,
+        "test/two",
+        "aliases[0]",
+        "already means test/echo",
+    ),
+    (
+        "hardware:\n  devices: [{name: a, memory: 1GiB}, {name: a, memory: 1GiB}]\n" + ECHO,
+        2,
+        None,
+        "hardware.devices[1].name",
+        "another device",
+    ),
+    (
+        "hardware: {devices: [{name: a, memory: 1GiB}, {name: b, memory: 2GiB}]}\n"
+        + ECHO
+        + "    memory: 3GiB\n",
+        5,
+        "test/echo",
+        "memory",
+        "the largest, b, has 2,147,483,648",
+    ),
+    (
+        "hardware: {devices: [{name: a, memory: 1GiB}]}\n" + ECHO + "    gpu: 2\n",
+        5,
+        "test/echo",
+        "gpu",
+        "2 devices are asked for, but 1 are declared",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "model", "key", "says"), REFUSALS)
+def test_a_wrong_value_is_refused_with_its_place(
+    write: Write, text: str, line: int, model: str | None, key: str | None, says: str
+) -> None:
+    error = refused(write(text))
+    assert (error.line, error.model, error.key) == (line, model, key)
+    assert says in str(error)
+    assert "\n" not in str(error)  # exactly one problem was found
+
+
+def test_every_problem_is_reported_in_the_order_of_the_file(write: Write) -> None:
+    file = write(ECHO + "    gpu: 0\n    pni: true\nserver:\n  port: 0\n")
+    lines = str(refused(file)).splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        [f"{file}:4", "model test/echo, key gpu"],
+        [f"{file}:5", "model test/echo, key pni"],
+        [f"{file}:7", "key server.port"],
+    ]
+
+
+# -- sizes and durations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1B", 1), ("1KB", 1000), ("2 KiB", 2048), ("1.5MiB", 1572864), ("3TB", 3 * 10**12), (7, 7)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(2, 2.0), (0.5, 0.5), ("30s", 30), ("1h30m", 5400), ("250ms", 0.25), ("1d", 86400)]
+)
+def test_durations(text: str | float, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@given(st.text(max_size=8))
+def test_any_other_text_is_refused_or_positive(text: str) -> None:
+    for read in (bytes_of, seconds_of):
+        try:
+            assert read(text) >= 0
+        except ValueError as error:
+            assert "such as" in str(error)
+
+
+# -- what the options mean -------------------------------------------------------------------------------
+
+
+def test_footprints_hold_weights_cache_and_process() -> None:
+    options = VllmOptions(kv_cache=1000, max_adapters=0)
+    assert options.footprint(Weight(500), "cuda") == 500 + 1000 + 1024**3
+    assert options.footprint(Weight(500), "cpu") == 2 * 500 + 1000 + 1024**3  # float32 there
+    assert (
+        VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(Weight(500), "cpu")
+        == 500 + 1000 + 1024**3
+    )
+    assert EchoOptions().footprint(Weight(), "cpu") == 64 * 1024**2
+    whole = Weight(stored=400, numbers=100)  # in 32 bits
+    assert options.footprint(whole, "cpu") == 400 + 1000 + 1024**3
+    assert options.footprint(whole, "cuda") == 400 + 1000 + 1024**3
+    halved = VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(whole, "cuda")
+    assert halved == 200 + 1000 + 1024**3
+    on_cpu, on_gpu = (EmbeddingsOptions().footprint(Weight(200, 100), kind) for kind in ("cpu", "cuda"))
+    assert on_cpu - on_gpu == 200
+
+
+def test_predictions_at_once_follow_the_kind() -> None:
+    assert EchoOptions(concurrency=3).predictions_at_once == 3
+    assert VllmOptions(max_num_seqs=5).predictions_at_once == 5
+
+
+@pytest.mark.parametrize("options", [EchoOptions, VllmOptions])
+def test_resources_are_options(options: type[EchoOptions | VllmOptions]) -> None:
+    assert set(options.model_fields) >= options.RESOURCES
+
+
+# -- the data folder -------------------------------------------------------------------------------------
+
+
+def test_the_data_folder(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APPLIANCE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert configuration.home(load(write(ECHO))) == Path("/somewhere/.local/share/appliance")
+    config = load(write("server: {data: data}\n" + ECHO))
+    assert configuration.home(config) == tmp_path / "data"
+    monkeypatch.setenv("APPLIANCE_HOME", "/elsewhere")
+    assert configuration.home(config) == Path("/elsewhere")
+
+
+# -- the schema ------------------------------------------------------------------------------------------
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for name, section in {"Config": schema, **schema["$defs"]}.items():
+        assert section["additionalProperties"] is False, name
+        for key, described in section["properties"].items():
+            assert described.get("description"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("document", "valid"),
+    [
+        ({"models": [{"name": "a/b", "kind": "echo", "memory": "1GiB", "idle_unload_after": "1h30m"}]}, True),
+        ({"server": None, "models": [{"name": "a/b", "kind": "vllm", "source": {"path": "x"}}]}, True),
+        ({"models": [{"name": "a/b", "kind": "echo", "memory": "1 giga"}]}, False),
+        ({"models": [{"name": "a/b", "kind": "echo", "idle_unload_after": ""}]}, False),
+        ({"models": [{"name": "a/b", "kind": "vllm"}]}, False),
+        ({"models": [{"name": "a/b", "kind": "echo", "nmae": 1}]}, False),
+        ({"models": []}, False),
+    ],
+)
+def test_the_schema_agrees_with_the_loader(document: dict[str, Any], valid: bool) -> None:
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(document) is valid
+    try:
+        Config.model_validate(document)
+    except ValueError:
+        assert not valid
+    else:
+        assert valid
+
+
+def test_a_model_class_is_known_for_every_kind() -> None:
+    kinds = json_schema()["properties"]["models"]["items"]["discriminator"]["mapping"]
+    assert set(kinds) == {
+        *("echo", "vllm", "embeddings", "diffusers", "whisper", "piper", "transformers", "cog")
+    }
+    assert VllmModel.model_fields["source"].is_required()

@@ -1,0 +1,166 @@
+"""The shipped models.yaml: loads as it is, and documents every key of the schema with its true default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from appliance.config import (
+    CogModel,
+    EchoModel,
+    FilesConfig,
+    HardwareConfig,
+    LimitsConfig,
+    LoggingConfig,
+    ModelConfig,
+    PricesConfig,
+    ServerConfig,
+    UiConfig,
+    VllmModel,
+    json_schema,
+    load,
+)
+from appliance.config.models import MODELS
+from appliance.domain.section import Section
+
+SHIPPED = Path(__file__).parents[3] / "models.yaml"
+
+
+def uncommented() -> str:
+    """The file with every key set: "#" is taken off unless a blank and text follow, which is prose."""
+    text = SHIPPED.read_text()
+    start = text.index("\nserver:")
+    return text[:start] + re.sub(r"^( *)#(?! \S)", r"\1", text[start:], flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, Any]:
+    """The plain values of the file with every key set, alternatives under the keys ``alternatives``."""
+    text = uncommented()
+    document: dict[str, Any] = yaml.safe_load(text)
+    blocks = re.findall(r"^    #\S.*\n(?:^    #  \S.*\n)*", text, re.MULTILINE)
+    document["alternatives"] = [yaml.safe_load(block.replace("#", "")) for block in blocks]
+    return document
+
+
+def examples(everything: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The example of each kind, which shows all of its options."""
+    models = everything["models"]
+    return {model["kind"]: model for model in models if model["name"].startswith("example/")}
+
+
+def options_of(kind: str) -> type[Section]:
+    options: type[Section] = MODELS[kind].model_fields["options"].annotation  # type: ignore[assignment] # it is one
+    return options
+
+
+def test_it_loads_with_the_default_models() -> None:
+    config = load(SHIPPED)
+    assert [(model.name, model.kind) for model in config.models] == [
+        ("appliance/smollm2-135m-instruct", "vllm"),
+        ("appliance/all-minilm-l6-v2", "embeddings"),
+        ("appliance/tiny-shapes", "diffusers"),
+        ("appliance/whisper-tiny-en", "whisper"),
+        ("appliance/piper-joe", "piper"),
+        ("appliance/echo", "echo"),
+    ]
+    assert "meta/meta-llama-3-70b-instruct" in config.models[0].aliases
+    assert config.server == ServerConfig()
+    assert config.limits == LimitsConfig()
+    assert config.hardware == HardwareConfig()
+
+
+def test_it_loads_with_every_key_set(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(uncommented())
+    for name in ("large-language-model.md", "certificate.pem", "key.pem"):
+        (tmp_path / name).touch()
+    config = load(file)
+    examples = {model.kind for model in config.models if model.name.startswith("example/")}
+    assert examples == MODELS.keys()
+    assert config.server.public_url == "https://models.example.org"
+
+
+def test_it_agrees_with_the_schema(everything: dict[str, Any]) -> None:
+    jsonschema.validate(yaml.safe_load(SHIPPED.read_text()), json_schema())
+    whole = {key: part for key, part in everything.items() if key != "alternatives"}
+    jsonschema.validate(whole, json_schema())
+
+
+def test_the_alternatives_it_shows_are_right(everything: dict[str, Any]) -> None:
+    base = examples(everything)["vllm"]
+    shown = list(everything["alternatives"])
+    assert [sorted(alternative) for alternative in shown] == [["source"]] * 3 + [["memory"], ["source"]]
+    project = shown.pop()
+    CogModel.model_validate({**examples(everything)["cog"], **project})
+    for alternative in shown:
+        changed = {key: value for key, value in base.items() if key != "gpu"} | alternative
+        assert isinstance(ModelConfig.model_validate(changed), VllmModel)
+    devices = re.search(r"^  # (devices: \[.*\])$", SHIPPED.read_text(), re.MULTILINE)
+    assert devices is not None
+    HardwareConfig.model_validate(yaml.safe_load(devices[1]))
+
+
+def test_every_key_of_the_schema_is_documented(everything: dict[str, Any]) -> None:
+    definitions = json_schema()["$defs"]
+    shown = examples(everything)
+    language_model = shown["vllm"]
+    sources = [language_model, *everything["alternatives"]]
+    keys = [sorted(place["source"]) for place in sources if "source" in place]
+    documented = {
+        "ServerConfig": set(everything["server"]),
+        "TlsConfig": set(everything["server"]["tls"]),
+        "LimitsConfig": set(everything["limits"]),
+        "CollectionConfig": set(everything["collections"][0]),
+        "FilesConfig": set(everything["files"]),
+        "CodeConfig": set(everything["code"]),
+        "LoggingConfig": set(everything["logging"]),
+        "TelemetryConfig": set(everything["telemetry"]),
+        "PricesConfig": set(everything["prices"]),
+        "RetentionConfig": set(everything["retention"]),
+        "EgressConfig": set(everything["egress"]),
+        "UiConfig": set(everything["ui"]),
+        "HardwareConfig": set(everything["hardware"]),
+        "DeviceConfig": {"name", "memory"},  # their example is held by the test above
+        **{model.__name__: {key for place in sources for key in place} for model in MODELS.values()},
+        **{options_of(kind).__name__: set(shown[kind]["options"]) for kind in MODELS},
+        "FolderSource": set(keys[0]),
+        "HubSource": set(keys[1]),
+        "PypiSource": set(keys[2]),
+        "BuiltinSource": set(keys[3]),
+        "GitSource": set(keys[4]),
+    }
+    assert documented == {name: set(schema["properties"]) for name, schema in definitions.items()}
+    assert set(everything) - {"alternatives"} == set(json_schema()["properties"])
+
+
+def test_the_defaults_it_shows_are_the_true_ones(everything: dict[str, Any]) -> None:
+    language_model = examples(everything)["vllm"]
+    shown: list[tuple[type[Section], dict[str, Any]]] = [
+        (ServerConfig, everything["server"]),
+        (LimitsConfig, everything["limits"]),
+        (FilesConfig, everything["files"]),
+        (UiConfig, everything["ui"]),
+        (HardwareConfig, everything["hardware"]),
+        (PricesConfig, everything["prices"]),
+        (LoggingConfig, everything["logging"]),
+        *((options_of(kind), shown["options"]) for kind, shown in examples(everything).items()),
+    ]
+    for section, values in shown:
+        read = section.model_validate(values)
+        fields = section.model_fields.items()
+        defaults = {
+            name: field.default
+            for name, field in fields
+            if not field.is_required() and field.default not in (None, (), {})
+        }
+        assert {name: getattr(read, name) for name in defaults} == defaults
+    model = ModelConfig.model_validate(language_model)
+    for name in ("aliases", "preload", "pin", "description", "visibility"):
+        assert getattr(model, name) == ModelConfig.model_fields[name].default
+    assert set(EchoModel.model_fields) == set(VllmModel.model_fields)

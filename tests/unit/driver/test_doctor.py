@@ -1,0 +1,193 @@
+"""What the doctor finds, in what state, with which fix."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import config as configuration
+from appliance import machine
+from appliance.config import Config
+from appliance.domain.errors import ApplianceError
+from appliance.driver import doctor
+from appliance.driver.doctor import Finding
+
+ECHO = "models: [{name: test/echo, kind: echo}]"
+
+
+def config(folder: Path, text: str = ECHO) -> Config:
+    file = folder / "models.yaml"
+    file.write_text(text)
+    return configuration.load(file)
+
+
+def listen() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+def specs(**origins: str | None) -> Callable[[str], ModuleSpec | None]:
+    """A ``find_spec`` that knows these modules only."""
+
+    def find(name: str) -> ModuleSpec | None:
+        origin = origins.get(name)
+        return None if origin is None else ModuleSpec(name, None, origin=origin)
+
+    return find
+
+
+def test_everything_is_looked_at_and_every_trouble_has_a_fix(tmp_path: Path) -> None:
+    found = doctor.examine(config(tmp_path), tmp_path, 1)
+    assert {finding.subject for finding in found} >= {
+        *("libraries", "bytecode", "devices", "disk", "data folder", "other runs", "port", "open files"),
+        "shared memory",
+    }
+    assert all(finding.fix for finding in found if finding.state != "ok")
+    assert all(set(finding.as_json()) == {"subject", "state", "found", "fix"} for finding in found)
+
+
+def test_libraries_that_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "ray.py"
+    source.write_text("")
+    monkeypatch.setattr(importlib.util, "find_spec", specs(ray=str(source)))
+    (raw,) = doctor.libraries(config(tmp_path))
+    assert (raw.state, "ray" in raw.found, "compileall" in raw.fix) == ("warning", True, True)
+    compiled = Path(importlib.util.cache_from_source(str(source)))
+    compiled.parent.mkdir(parents=True, exist_ok=True)
+    compiled.write_bytes(b"")
+    (fine,) = doctor.libraries(config(tmp_path))
+    assert fine.state == "ok"
+
+
+def test_libraries_that_a_configured_kind_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", specs(ray="built-in"))
+    assert [finding.state for finding in doctor.libraries(config(tmp_path))] == ["ok"]
+    model = f"models: [{{name: a/b, kind: vllm, source: {{path: {tmp_path}}}}}]"
+    (missing,) = doctor.libraries(config(tmp_path, model))
+    assert missing.state == "failed"
+    assert "vllm" in missing.found
+    assert "scripts/install" in missing.fix
+
+
+def test_python_that_may_not_keep_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert doctor.writing().state == "warning"
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE")
+    assert doctor.writing().state == "ok"
+
+
+def test_a_driver_that_does_not_answer_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def discover(_: object) -> None:
+        raise ApplianceError("a GPU does not answer (gone)")
+
+    monkeypatch.setattr(machine, "discover", discover)
+    found = doctor.devices(config(tmp_path))
+    assert (found.state, found.found) == ("failed", "a GPU does not answer (gone)")
+
+
+def test_declared_devices_are_named(tmp_path: Path) -> None:
+    declared = f"hardware: {{devices: [{{name: small, memory: 1GiB}}]}}\n{ECHO}"
+    found = doctor.devices(config(tmp_path, declared))
+    assert found.state == "ok"
+    assert "small" in found.found
+
+
+def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.disk(tmp_path / "not" / "yet").found.endswith("not/yet")
+    monkeypatch.setattr(doctor, "DISK", 2**80)
+    assert doctor.disk(tmp_path).state == "failed"
+
+
+def test_a_data_folder_open_to_others_is_a_warning(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    assert doctor.folder(home).state == "ok"
+    home.chmod(0o755)
+    found = doctor.folder(home)
+    assert (found.state, found.fix) == ("warning", f"chmod 700 {home}")
+
+
+def test_a_data_folder_that_cannot_be_written_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))  # answers None, as for False
+    assert doctor.folder(tmp_path / "new").state == "failed"
+    assert asked == [tmp_path]  # where it would have to be made
+
+
+def test_other_runs(tmp_path: Path) -> None:
+    assert doctor.leftovers(tmp_path).found == "nothing has run with this data folder yet"
+    (tmp_path / "run" / "hosts").mkdir(parents=True)
+    lock = tmp_path / "run" / "lock"
+    lock.write_text("123")
+    assert doctor.leftovers(tmp_path).found == "nothing is left of an earlier run"
+    (tmp_path / "run" / "hosts" / "4567").write_text("")
+    crashed = doctor.leftovers(tmp_path)
+    assert crashed.state == "warning"
+    assert "4567" in crashed.found
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        running = doctor.leftovers(tmp_path)
+    assert running.state == "ok"
+    assert "process 123" in running.found
+
+
+def test_a_port_in_use_names_its_holder() -> None:
+    with listen() as listener:
+        port = listener.getsockname()[1]
+        taken = doctor.listening("127.0.0.1", port)
+        assert taken.state == "warning"
+        assert f"(process {os.getpid()})" in taken.found
+    assert doctor.listening("127.0.0.1", port) == Finding("port", "ok", f"127.0.0.1:{port} is free")
+    assert doctor.holder(port) is None
+
+
+def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limits, state in (((1024, 4096), "warning"), ((doctor.FILES, doctor.FILES), "ok"), ((-1, -1), "ok")):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        assert doctor.open_files().state == state
+
+
+def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.shared_memory(tmp_path / "none").state == "failed"
+    assert doctor.shared_memory(tmp_path).state == "ok"
+    with monkeypatch.context() as read_only:
+        read_only.setattr("os.access", lambda *_: False)
+        assert doctor.shared_memory(tmp_path).found == f"{tmp_path} cannot be written"
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", 2**80)
+    assert doctor.shared_memory(tmp_path).state == "failed"
+
+
+def test_weights(tmp_path: Path) -> None:
+    here, missing = tmp_path / "here", tmp_path / "missing"
+    here.mkdir()
+    sources = "".join(
+        f"  - {{name: test/{path.name}, kind: vllm, source: {{path: {path}}}}}\n" for path in (here, missing)
+    )
+    first, second = doctor.pulled(config(tmp_path, f"models:\n{sources}"), tmp_path / "home")
+    assert first.state == "ok"
+    assert (second.state, "appliance pull test/missing" in second.fix) == ("warning", True)
+
+
+def test_the_command_fails_only_for_what_must_be_mended(tmp_path: Path) -> None:
+    config(tmp_path)
+    home = tmp_path / "home"
+    environment = {**os.environ, "APPLIANCE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", "from appliance.cli import main; main()", "doctor"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == int("failed" in ran.stdout), ran.stdout + ran.stderr
+    assert "-> unset PYTHONDONTWRITEBYTECODE" in ran.stdout

@@ -1,0 +1,126 @@
+"""Children of the driver are started again, end with it, and say what they print in their log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from appliance.driver import supervisor
+from appliance.driver.supervisor import Supervised
+
+LIVES = (
+    "import os; print(os.getpid(), os.environ['MARK'], flush=True); os.read(0, 1); print('left', flush=True)"
+)
+
+
+async def lines(log: Path, count: int) -> list[str]:
+    """The first ``count`` lines of a log, as soon as they are there."""
+    async with asyncio.timeout(60):
+        while not log.exists() or len(found := log.read_text().splitlines()) < count:
+            await asyncio.sleep(0.01)
+    return found[:count]
+
+
+def children() -> set[int]:
+    """The processes that this one has started, those that are over but not collected among them."""
+    return {each.pid for each in psutil.Process().children()}
+
+
+async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    log = tmp_path / "child.log"
+    child = Supervised("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    await child.start()
+    (first,) = await lines(log, 1)
+    pid, mark = first.split()
+    assert mark == "here"
+    os.kill(int(pid), 9)
+    _, second = await lines(log, 2)
+    await child.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(second.split()[0]), 0)
+    assert len(log.read_text().splitlines()) == 2
+
+
+async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zygote is one, and so all engine hosts that it forks: models may bring code of their own."""
+    secrets = (
+        "APPLIANCE_TOKEN",
+        "REPLICATE_API_TOKEN",
+        "RAY_AUTH_TOKEN",
+        "HF_TOKEN",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("OF_THE_OPERATOR", "passed on")
+    log = tmp_path / "child.log"
+    prints = "import json, os; print(json.dumps(dict(os.environ)), flush=True); os.read(0, 1)"
+    child = Supervised("child", lambda: [sys.executable, "-c", prints], log, {"MARK": "here"})
+    await child.start()
+    (told,) = await lines(log, 1)
+    await child.stop()
+    variables = json.loads(told)
+    assert "secret" not in variables.values()
+    assert (variables["OF_THE_OPERATOR"], variables["MARK"]) == ("passed on", "here")
+
+
+async def test_a_child_that_is_being_started_again_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far that has come."""
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.0)
+    others = children()
+    for wait in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
+        child = Supervised("child", lambda: [sys.executable, "-c", LIVES], tmp_path / "log", {"MARK": "x"})
+        await child.start()
+        (running,) = children() - others
+        os.kill(running, 9)
+        await asyncio.sleep(wait)
+        await child.stop()
+        assert children() <= others
+
+
+async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    command = repr([sys.executable, "-c", LIVES])
+    driver = (
+        "import asyncio, os, pathlib\n"
+        "from appliance.driver.supervisor import Supervised\n"
+        "async def main():\n"
+        f"    log = pathlib.Path({str(log)!r})\n"
+        f"    await Supervised('child', lambda: {command}, log, {{'MARK': 'x'}}).start()\n"
+        f"    while not pathlib.Path({str(log)!r}).read_text(): await asyncio.sleep(0.01)\n"
+        "    os._exit(0)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", driver)
+    await process.wait()
+    assert (await lines(log, 2))[1] == "left"
+
+
+async def test_a_child_that_cannot_be_started_for_a_while_is_started_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its log finds no space."""
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = folder / "child.log"
+    child = Supervised("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    await child.start()
+    (first,) = await lines(log, 1)
+    folder.rename(tmp_path / "away")
+    os.kill(int(first.split()[0]), 9)
+    await asyncio.sleep(0.1)  # several starts fail
+    (tmp_path / "away").rename(folder)
+    await lines(log, 2)
+    await child.stop()

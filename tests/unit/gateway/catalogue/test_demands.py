@@ -1,0 +1,66 @@
+"""What models ask of the machine: whether they can sleep there, and whose memory they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config import ModelConfig
+from appliance.gateway.catalogue.demands import capacities, demand
+from appliance.machine import Device
+from appliance.scheduler import Asleep, Capacity, Demand
+
+MIB = 1024**2
+GIB = 1024**3
+
+
+GPU = Device(name="cuda:0", kind="cuda", memory=5, label="a GPU")
+LOGICAL = Device(name="left", kind="cpu", memory=5, label="a CPU", logical=True)
+MAIN = Device(name="cpu", kind="cpu", memory=7, label="a CPU", host=True)
+
+
+def asked(
+    folder: Path, kind: str, *, cuda: bool = True, with_host_memory: bool = True, **keys: Any
+) -> Demand:
+    """Of a model with weights of a MiB."""
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(bytes(MIB))
+    source = {} if kind == "echo" else {"source": {"path": str(folder)}}
+    model = ModelConfig.model_validate({"name": "a/a", "kind": kind, **source, **keys})
+    devices = (GPU if cuda else LOGICAL, *([MAIN] if with_host_memory else []))
+    return demand(model, folder, devices)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "diffusers", "embeddings", "transformers"])
+def test_models_of_gpus_can_sleep_there_and_nowhere_else(tmp_path: Path, kind: str) -> None:
+    keys: dict[str, Any] = {"options": {"task": "fill-mask"}} if kind == "transformers" else {}
+    asleep = asked(tmp_path, kind, **keys).asleep
+    assert asleep is not None
+    assert GIB <= asleep.residue <= 2 * GIB
+    assert MIB // 2 <= asleep.main <= 2 * MIB
+    assert asked(tmp_path, kind, cuda=False, **keys).asleep is None
+    assert asked(tmp_path, kind, with_host_memory=False, **keys).asleep is None
+    assert asked(tmp_path, kind, sleep="never", **keys).asleep is None
+
+
+def test_a_pipeline_that_is_offloaded_does_not_sleep(tmp_path: Path) -> None:
+    assert asked(tmp_path, "diffusers", options={"offload": "model"}).asleep is None
+
+
+def test_what_computes_on_the_cpu_takes_main_memory_beside_gpus(tmp_path: Path) -> None:
+    assert asked(tmp_path, "piper").on_host
+    assert asked(tmp_path, "echo").on_host
+    assert not asked(tmp_path, "piper", cuda=False).on_host
+    assert not asked(tmp_path, "vllm").on_host
+
+
+def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_back(tmp_path: Path) -> None:
+    with_weights = asked(tmp_path, "echo", cuda=False, options={"weights": "8MiB"})
+    assert with_weights.asleep == Asleep(residue=MIB, main=8 * MIB)
+    assert asked(tmp_path, "echo", cuda=False).asleep is None
+
+
+def test_main_memory_is_a_device_of_its_own() -> None:
+    assert capacities((GPU, MAIN)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, host=True)]

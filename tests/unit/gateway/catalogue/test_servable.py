@@ -1,0 +1,114 @@
+"""One model whose files are of no use is left out, and said to be; the others are served."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import config as configuration
+from appliance.config import Config
+from appliance.domain.errors import WeightsError
+from appliance.gateway.catalogue.servable import Servable, servable
+from appliance.weights import present, project
+from tests.engines import DEVICES
+
+DEEP = 100_000
+ECHO = "  - {name: test/echo, kind: echo}\n"
+
+
+def nested_header(folder: Path) -> None:
+    """A safetensors file whose header no parser gets to the end of."""
+    header = b"[" * DEEP + b"]" * DEEP
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def nested_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[" * DEEP + "]" * DEEP)
+
+
+def odd_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]})
+    )
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text('{"block_out_channels": 5}')
+
+
+def built(description: dict[str, Any]) -> Callable[[Path], None]:
+    """A Cog project whose build says this."""
+
+    def build(folder: Path) -> None:
+        (folder / "project").mkdir()
+        (folder / "project" / "cog.yaml").write_text("run: run.py:Runner\n")
+        model = config_of(folder, COG).models[0]
+        place = project.folder(folder / "home", model)
+        place.mkdir(parents=True)
+        (place / project.DESCRIPTION).write_text(json.dumps(description))
+
+    return build
+
+
+def interface(**more: Any) -> dict[str, Any]:
+    return {"input": {"type": "object", "properties": {}, **more}, "output": {"type": "string"}}
+
+
+COG = "kind: cog, source: {path: project}"
+UNREADABLE = f"kind: vllm, source: {{path: {'x' * 300}.gguf}}"  # the system refuses such a name
+#: what is wrong -> what makes it so, the model in models.yaml, and what is said of it
+FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "nested header": (
+        nested_header,
+        "kind: embeddings, source: {path: .}",
+        "model.safetensors is damaged: its header is nested too deeply",
+    ),
+    "nested index": (nested_index, "kind: diffusers, source: {path: .}", "RecursionError"),
+    "odd index": (odd_index, "kind: diffusers, source: {path: .}", "TypeError"),
+    "unreadable path": (lambda _: None, UNREADABLE, "File name too long"),
+    "not built": (lambda _: None, COG, "is not built"),
+    "no concurrency": (built({"interface": interface()}), COG, "KeyError: 'concurrency'"),
+    "no interface": (built({"concurrency": 1}), COG, "KeyError: 'interface'"),
+    "odd interface": (built({"concurrency": 1, "interface": {"input": 5}}), COG, "ValidationError"),
+    "lone surrogate": (
+        built({"concurrency": 1, "interface": interface(description="\ud800")}),
+        COG,
+        "UnicodeEncodeError",
+    ),
+    "odd training": (
+        built({"concurrency": 1, "interface": interface(), "training": {"handler": "train.py:train"}}),
+        COG,
+        "KeyError: 'interface'",
+    ),
+}
+
+
+def config_of(folder: Path, model: str) -> Config:
+    file = folder / "models.yaml"
+    file.write_text(f"code: {{cog: true}}\nmodels:\n  - {{name: test/broken, {model}}}\n{ECHO}")
+    return configuration.load(file)
+
+
+def tried(config: Config, folder: Path) -> Servable:
+    return servable(config, folder / "home", DEVICES, 0.0)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_models_fault_leaves_it_out_and_the_rest_is_served(fault: str, tmp_path: Path) -> None:
+    make, model, said = FAULTS[fault]
+    make(tmp_path)
+    found = tried(config_of(tmp_path, model), tmp_path)
+    assert said in found.left_out.pop("test/broken")
+    assert found.left_out == {}
+    assert [model.name for model in found.config.models] == ["test/echo"]
+    assert [card.name for card, _ in found.described] == ["test/echo"]
+    assert [demand.model for demand in found.demands] == ["test/echo"]
+
+
+def test_what_tells_weights_from_others_and_cannot_be_read_is_an_error_of_the_weights(tmp_path: Path) -> None:
+    model = config_of(tmp_path, UNREADABLE).models[0]
+    with pytest.raises(WeightsError, match=r"files of test/broken cannot be used: .*File name too long"):
+        present(tmp_path / "home", model)

@@ -1,0 +1,78 @@
+"""Connections wait for the next gateway when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from appliance.domain.errors import ApplianceError
+from appliance.gateway.listener import Listener, borrow
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int) -> None:
+    path = tmp_path / "listener.sock"
+    with Listener("127.0.0.1", port, path) as listener:
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        listener.lend()
+        assert path.stat().st_mode & 0o777 == 0o600
+        for _ in range(2):  # gateways, one after the other
+            (await asyncio.to_thread(borrow, path)).close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"asked")
+        await writer.drain()
+
+        async def answer(reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> None:
+            writing.write(await reading.readexactly(5) + b" and answered")
+            writing.close()
+
+        async with await asyncio.start_server(answer, sock=await asyncio.to_thread(borrow, path)):
+            assert await reader.read() == b"asked and answered"
+        writer.close()
+    assert not path.exists()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+def test_an_address_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ApplianceError) as caught:
+        Listener("127.0.0.1", port, tmp_path / "listener.sock")
+    assert caught.value.detail.startswith(
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; choose"
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid"])
+def test_an_address_of_another_machine_is_said(tmp_path: Path, port: int, host: str) -> None:
+    with pytest.raises(
+        ApplianceError, match=f"cannot listen on {host}:{port}: .*; choose another port .*address"
+    ):
+        Listener(host, port, tmp_path / "listener.sock")
+
+
+async def test_an_address_that_is_taken_meanwhile_is_said_to_the_gateway(tmp_path: Path, port: int) -> None:
+    path = tmp_path / "listener.sock"
+    with Listener("127.0.0.1", port, path) as listener, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        listener.lend()
+        with pytest.raises(
+            ApplianceError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        ):
+            await asyncio.to_thread(borrow, path)
+
+
+def test_a_driver_that_is_gone_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ApplianceError, match="the driver hands out no listening socket at"):
+        borrow(tmp_path / "listener.sock")

@@ -1,0 +1,236 @@
+"""What Prometheus gets: it agrees with usage, survives restarts, and has few series."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from appliance import __version__
+from appliance.domain import token, usage
+from appliance.domain.prediction import Status
+from appliance.domain.token import Scope, Token
+from appliance.observability.metrics import Metrics, reason
+from appliance.scheduler import Capacity, Demand, Happening, Scheduler, Unload, What
+from tests.apis import Api, services_of
+from tests.engines import Bench
+
+DOCKER = Path(__file__).parents[3] / "docker"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def scraped(api: Api) -> Samples:
+    """Every sample, by name and labels."""
+    reply = await api.get("/metrics")
+    assert reply.status_code == 200, reply.text
+    families = text_string_to_metric_families(reply.text)
+    found = [sample for family in families for sample in family.samples]
+    samples = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found}
+    assert len(samples) == len(found)  # no series twice
+    return samples
+
+
+def sample(samples: Samples, name: str, **labels: str) -> float:
+    return samples[name, frozenset(labels.items())]
+
+
+async def test_totals_are_those_of_the_usage_also_after_a_restart(api: Api, bench: Bench) -> None:
+    for created in (api.create(text="a"), api.create(text="b"), api.create(fail="no")):
+        await api.ended(await created)
+    before = await scraped(api)
+    await bench.restart()
+    async with Api(services_of(bench)) as restarted:
+        await restarted.ended(await restarted.create())
+        after = await scraped(restarted)
+    (row,) = usage.table(await bench.store.usage.rows(["model"]), ["model"], {})
+    assert row.usage.predictions == 4
+    assert sample(before, "appliance_predictions_total", model="test/echo", status="succeeded") == 2
+    for status in Status:
+        if status.terminal:
+            counted = sample(after, "appliance_predictions_total", model="test/echo", status=status.value)
+            assert counted == getattr(row.usage, status.value)
+    took = sample(after, "appliance_predict_seconds_total", model="test/echo", hardware="cpu")
+    assert took == usage.seconds(row.usage.predict_us)
+    assert sample(after, "appliance_cold_starts_total", model="test/echo") == row.usage.cold_starts
+    waited = sample(after, "appliance_cold_start_seconds_total", model="test/echo")
+    assert waited == usage.seconds(row.usage.cold_start_us)
+    assert sample(after, "appliance_output_tokens_total", model="test/echo") == 0
+
+
+async def test_histograms_count_what_ran_since_the_start(api: Api, bench: Bench) -> None:
+    await api.ended(await api.create())
+    running = [await bench.until(await bench.submit(delay=30), Status.PROCESSING) for _ in range(2)]
+    waiting = await bench.submit()
+    samples = await scraped(api)
+    assert sample(samples, "appliance_queue_depth", model="test/echo") == 1
+    assert sample(samples, "appliance_running_predictions", model="test/echo") == 2
+    for prediction in (waiting, *running):
+        await bench.engine.cancel(prediction.id, "me")
+    samples = await scraped(api)
+    assert sample(samples, "appliance_prediction_queue_seconds_count", model="test/echo") == 3
+    assert sample(samples, "appliance_prediction_duration_seconds_count", model="test/echo") == 3
+
+
+async def test_memory_and_states(api: Api, bench: Bench) -> None:
+    await api.ended(await api.create())
+    samples = await scraped(api)
+    held = bench.scheduler.reserved("cpu")["test/echo"]
+    assert sample(samples, "appliance_device_reserved_bytes", device="cpu", model="test/echo") == held
+    whole = sample(samples, "appliance_device_memory_bytes", device="cpu")
+    assert whole - sample(samples, "appliance_device_free_bytes", device="cpu") == held
+    states = {
+        (dict(labels)["model"], dict(labels)["state"]): value
+        for (name, labels), value in samples.items()
+        if name == "appliance_model_state"
+    }
+    assert states["test/echo", "ready"] == states["test/big", "cold"] == 1
+    assert sum(states.values()) == len(bench.scheduler.models)
+    loads = sample(
+        samples, "appliance_residency_events_total", what="load", model="test/echo", reason="waiting"
+    )
+    assert loads == sample(samples, "appliance_model_load_seconds_count", model="test/echo") == 1
+    assert sample(samples, "appliance_build_info", version=__version__) == 1
+
+
+async def test_requests_are_counted_by_templates(api: Api) -> None:
+    for path in ("/v1/predictions/one", "/v1/predictions/two", "/nowhere", "/elsewhere"):
+        await api.get(path)
+    await api.request("MADEUP", "/nowhere")
+    await api.delete("/v1/predictions")
+    samples = await scraped(api)
+
+    def count(route: str, method: str, status: str) -> float:
+        name = "appliance_http_requests_total"
+        return sample(samples, name, route=route, method=method, status=status)
+
+    assert count("/v1/predictions/{id}", "GET", "404") == 2
+    assert count("unmatched", "GET", "404") == 2
+    assert count("unmatched", "other", "404") == 1
+    assert count("unmatched", "DELETE", "405") == 1
+    assert sample(samples, "appliance_http_request_duration_seconds_count", route="/v1/predictions/{id}") == 2
+
+
+async def test_both_formats_of_prometheus_are_spoken(api: Api) -> None:
+    await api.ended(await api.create())
+    reply = await api.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert reply.headers["content-type"].startswith("application/openmetrics-text")
+    names = {family.name for family in open_metrics(reply.text)}  # type: ignore[no-untyped-call]  # of a library
+    assert {"appliance_predictions", "appliance_queue_depth", "appliance_http_requests"} <= names
+    plain = await api.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain")
+
+
+async def test_metrics_are_for_the_account_and_for_admins(api: Api, bench: Bench) -> None:
+    known = {
+        ("me", Scope.READ): 200,
+        ("you", Scope.READ): 403,
+        ("you", Scope.RUN): 403,
+        ("you", Scope.ADMIN): 200,
+    }
+    for number, ((owner, scope), status) in enumerate(known.items()):
+        secret = f"secret {number}"
+        await bench.store.add_token(
+            Token(id=secret, name=secret, owner=owner, digest=token.digest(secret), created_at=0, scope=scope)
+        )
+        async with Api(api.services, secret) as client:
+            assert (await client.get("/metrics")).status_code == status
+
+
+def happenings() -> Iterator[Happening]:
+    """What a scheduler tells whose models want one place, one of which cannot be loaded."""
+    demands = [
+        Demand(model="a/a", concurrency=1, memory=10, preload=True, idle_unload_after=50.0),
+        Demand(model="a/b", concurrency=1, memory=10),
+    ]
+    subject = Scheduler([Capacity("gpu", 10)], demands)
+    subject.decide(0.0)
+    subject.loaded("a/a", 1.0)
+    subject.queued("p", "a/b", 10.0)
+    assert subject.decide(20.0) == [Unload("a/a", subject.happenings()[-1].why)]
+    subject.unloaded("a/a", 21.0)
+    subject.decide(22.0)
+    subject.load_failed("a/b", 23.0, "model a/b was not ready after 1 s")
+    subject.wanted("a/a")
+    subject.decide(24.0)
+    subject.loaded("a/a", 25.0)
+    subject.decide(200.0)
+    subject.lost("a/a", 201.0, "its host died of a very special reason")
+    yield from subject.happenings()
+
+
+def test_reasons_are_few() -> None:
+    told = [(each.what, reason(each)) for each in happenings()]
+    assert told == [
+        (What.LOAD, "asked for"),
+        (What.READY, ""),
+        (What.UNLOAD, "eviction"),
+        (What.UNLOADED, ""),
+        (What.LOAD, "waiting"),
+        (What.FAILED, "timeout"),
+        (What.LOAD, "asked for"),
+        (What.READY, ""),
+        (What.UNLOAD, "idle"),
+        (What.LOST, "other"),
+    ]
+
+
+async def test_the_dashboard_asks_for_what_there_is(api: Api, bench: Bench) -> None:
+    await api.ended(await api.create())
+    names = {name for name, _ in await scraped(api)}
+    dashboard = json.loads((DOCKER / "grafana" / "appliance.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions += [
+        variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable
+    ]
+    asked = {name for each in expressions for name in re.findall(r"(?:appliance|process)_\w+", each)}
+    assert len(asked) > 15
+    # No model has slept here; a histogram has no series before its first value.
+    assert asked - names == {"appliance_model_wake_seconds_bucket"}
+
+
+def test_instances_and_versions_are_one_model() -> None:
+    keys = ["a/a", "a/a#2", "a/a@1", "a/a@2", "a/a:training", "a/b"]
+    subject = Scheduler([Capacity("gpu", 100)], [Demand(model=key, concurrency=1, memory=10) for key in keys])
+    metrics = Metrics(subject)
+    for key in ("a/a#2", "a/a@1"):
+        subject.queued(f"for {key}", key, 0.0)
+        subject.decide(0.0)
+        subject.loaded(key, 1.0)
+        subject.decide(1.0)
+    for happening in subject.happenings():
+        metrics.happened(happening)
+    lines = metrics.page("", [], {})()[0].decode().splitlines()
+    for line in (
+        'appliance_model_state{model="a/a",state="ready"} 2.0',
+        'appliance_model_state{model="a/a",state="cold"} 1.0',
+        'appliance_model_state{model="a/a:training",state="cold"} 1.0',
+        'appliance_running_predictions{model="a/a"} 2.0',
+        'appliance_device_reserved_bytes{device="gpu",model="a/a"} 20.0',
+        'appliance_residency_events_total{model="a/a",reason="waiting",what="load"} 2.0',
+        'appliance_model_load_seconds_count{model="a/a"} 2.0',
+    ):
+        assert line in lines
+    assert not [line for line in lines if "#2" in line or "@" in line]
+
+
+def test_waking_is_measured() -> None:
+    subject = Metrics(Scheduler([Capacity("gpu", 10)], []))
+    subject.happened(
+        Happening(number=1, at=0, what=What.WOKEN, model="a/a", devices=("gpu",), memory=1, seconds=0.3)
+    )
+    page, _ = subject.page("", [], {})()
+    assert 'appliance_model_wake_seconds_bucket{le="0.5",model="a/a"} 1.0' in page.decode()
+
+
+def test_the_shipped_scrape_sends_a_token() -> None:
+    config: dict[str, Any] = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
+    (scrape,) = config["scrape_configs"]
+    assert scrape["authorization"]["type"] == "Bearer"
+    assert scrape.get("metrics_path", "/metrics") == "/metrics"

@@ -1,0 +1,41 @@
+"""A reserved port is its program's."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from appliance.runners.cog import free_port
+
+
+def listening(number: int, *, reuse: bool = True) -> socket.socket:
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        listener.bind(("127.0.0.1", number))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def test_a_server_that_is_told_may_listen_there_and_answers() -> None:
+    with free_port.reserved() as number, listening(number):
+        with socket.create_connection(("127.0.0.1", number), timeout=60):
+            pass
+        with pytest.raises(OSError, match="in use"):
+            listening(number)
+    with listening(number):
+        pass
+
+
+def test_nobody_else_is_given_it() -> None:
+    """However many ask: here so many that each would have to be spared by chance once in three."""
+    with ExitStack() as kept:
+        ours = {kept.enter_context(free_port.reserved()) for _ in range(80)}
+        assert len(ours) == 80
+        given = [kept.enter_context(listening(0)) for _ in range(400)]
+        assert not ours & {each.getsockname()[1] for each in given}

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from appliance.config import DiffusersOptions
+from appliance.domain import input_schema
+from appliance.domain.errors import InvalidInput, PredictionFailed
+from appliance.domain.interface import Interface
+from appliance.runners.diffusers import inputs
+from appliance.runners.diffusers.inputs import Size
+from appliance.runners.diffusers.pipeline import Argument, Call, Pipeline
+
+WORDS = {"prompt": Argument(), "negative_prompt": Argument(), "width": Argument(), "height": Argument()}
+STEPS = {"num_inference_steps": Argument("integer", 50), "guidance_scale": Argument("number", 7.5)}
+DRAWS = Call("Draws", {**WORDS, **STEPS, "eta": Argument("number", 0.0), "latents": Argument()})
+REDRAWS = Call("Redraws", {**DRAWS.arguments, "image": Argument(), "strength": Argument("number", 0.8)})
+REPAINTS = Call("Repaints", {**REDRAWS.arguments, "mask_image": Argument()})
+LARGE = Pipeline(
+    call=DRAWS, with_image=REDRAWS, with_mask=REPAINTS, makes="images", width=1024, height=1024, multiple=16,
+    exchangeable=True, safety_checker=True,
+)  # fmt: skip
+FILMS = Pipeline(
+    call=Call("Films", WORDS | {"num_frames": Argument("integer", 81), "frame_rate": Argument(default=25)}),
+    makes="video", width=704, height=480, multiple=32,
+)  # fmt: skip
+
+
+def options(pipeline: Pipeline, **more: Any) -> dict[str, Any]:
+    described = {"pipeline": msgspec.to_builtins(pipeline)}
+    return DiffusersOptions.model_validate(more).model_dump(mode="json") | described
+
+
+def interface(pipeline: Pipeline, **more: Any) -> Interface:
+    return inputs.interface(options(pipeline, **more))
+
+
+def size(image: Size | None = None, pipeline: Pipeline = LARGE, **given: Any) -> tuple[int, int]:
+    return inputs.size(given, pipeline, options(pipeline), image)
+
+
+def test_inputs_are_what_the_pipeline_takes() -> None:
+    found = interface(LARGE)
+    properties = found.input["properties"]
+    assert min(properties, key=lambda name: properties[name]["x-order"]) == "prompt"
+    assert found.input["required"] == ["prompt"]
+    assert {
+        "image",
+        "mask",
+        "prompt_strength",
+        "scheduler",
+        "eta",
+        "disable_safety_checker",
+    } <= properties.keys()
+    assert not {"latents", "strength", "mask_image", "lora", "num_frames"} & properties.keys()
+    assert properties["num_inference_steps"]["default"] == 50
+    assert found.file_inputs == ["image", "mask"]
+    assert found.output["items"]["format"] == "uri"
+    for name, declared in properties.items():
+        for reference in declared.get("allOf", ()):
+            assert reference["$ref"] == f"#/components/schemas/{name}"
+            assert declared["default"] in found.components[name]["enum"]
+
+
+def test_further_pictures_are_files() -> None:
+    pictures = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
+    controlled = Call("Controlled", DRAWS.arguments | pictures)
+    found = interface(msgspec.structs.replace(LARGE, call=controlled))
+    assert found.file_inputs == ["image", "mask", "control_image"]
+    assert inputs.further_pictures(controlled) == ["control_image"]
+
+
+def test_what_a_pipeline_does_not_take_is_no_input() -> None:
+    plain = msgspec.structs.replace(
+        LARGE, with_image=None, with_mask=None, exchangeable=False, safety_checker=False
+    )
+    absent = {"image", "mask", "prompt_strength", "scheduler", "disable_safety_checker"}
+    assert not absent & interface(plain).input["properties"].keys()
+    without_words = msgspec.structs.replace(plain, call=Call("Dreams", STEPS))
+    found = interface(without_words)
+    assert "required" not in found.input
+    assert not {"prompt", "width", "aspect_ratio"} & found.input["properties"].keys()
+
+
+def test_the_config_says_what_predictions_get_that_say_nothing() -> None:
+    found = interface(LARGE, num_inference_steps=4, guidance_scale=0, max_outputs=2, loras={"ink": "/ink"})
+    filled = input_schema.validate(found, {"prompt": "x"})
+    assert (filled["num_inference_steps"], filled["guidance_scale"], filled["lora"]) == (4, 0, "none")
+    assert found.components["lora"]["enum"] == ["none", "ink"]
+    with pytest.raises(InvalidInput, match="less than or equal to 2"):
+        input_schema.validate(found, {"prompt": "x", "num_outputs": 3})
+
+
+def test_other_names_of_inputs() -> None:
+    given = {"prompt": "x", "guidance": 3, "input_image": "https://a.example/b.png", "strength": 0.5}
+    filled = input_schema.validate(interface(LARGE), given)
+    assert (filled["guidance_scale"], filled["image"], filled["prompt_strength"]) == (
+        3,
+        given["input_image"],
+        0.5,
+    )
+
+
+def test_a_film_is_one_file() -> None:
+    found = interface(FILMS)
+    assert (found.output["type"], found.output["format"]) == ("string", "uri")
+    filled = input_schema.validate(found, {"prompt": "x", "frame_rate": 30})
+    assert (filled["num_frames"], filled["fps"], filled["output_format"]) == (81, 30, "mp4")
+    assert "num_outputs" not in filled
+
+
+@pytest.mark.parametrize("ratio", inputs.RATIOS)
+def test_l7_sizes_of_aspect_ratios(ratio: str) -> None:
+    width, height = inputs.RATIOS[ratio]
+    assert size(aspect_ratio=ratio) == (width, height)
+    half = size(aspect_ratio=ratio, megapixels="0.25")
+    assert all(abs(side - whole / 2) <= 8 for side, whole in zip(half, (width, height), strict=True))
+    small = msgspec.structs.replace(LARGE, width=64, height=64, multiple=8)
+    assert size(pipeline=small, aspect_ratio=ratio) == tuple(
+        round(side / 128) * 8 for side in (width, height)
+    )
+
+
+def test_sizes() -> None:
+    photo = Size(4000, 3000)
+    assert size() == (1024, 1024)
+    assert size(width=1000, height=520) == (992, 512)  # multiples of 16
+    assert size(width=512) == (512, 1024)
+    assert size(size="640x320", width=512, aspect_ratio="1:1") == (640, 320)
+    assert size(width=512, height=768, aspect_ratio="16:9") == (512, 768)
+    assert size(image=photo) == (1168, 880)  # its shape, with as many pixels as the model was made for
+    assert size(image=Size(200, 100)) == (192, 96)
+    assert size(image=photo, aspect_ratio="1:1") == (1024, 1024)
+    with pytest.raises(PredictionFailed, match="from 16 to 2048"):
+        size(size="4096x100")
+
+
+def test_which_class_is_called() -> None:
+    def name(*, image: bool, mask: bool) -> str:
+        return inputs.chosen(LARGE, image=image, mask=mask).name
+
+    assert name(image=False, mask=False) == "Draws"
+    assert name(image=True, mask=False) == "Redraws"
+    assert name(image=True, mask=True) == "Repaints"
+    with pytest.raises(PredictionFailed, match="no image"):
+        name(image=False, mask=True)
+    both = msgspec.structs.replace(LARGE, call=REPAINTS, with_image=None, with_mask=None)
+    assert inputs.chosen(both, image=True, mask=True).name == "Repaints"

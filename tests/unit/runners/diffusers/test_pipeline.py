@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import config as configuration
+from appliance.config import DescribedDiffusersOptions
+from appliance.domain.errors import WeightsError
+from appliance.domain.weight_size import Weight
+from appliance.gateway.catalogue.servable import servable
+from appliance.runners.diffusers import pipeline
+from tests.engines import DEVICES
+
+
+def weights(folder: Path, name: Any, **components: Any) -> Path:
+    """A folder with nothing but the files that say what it is; a component is its class and its config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"_class_name": name, "_diffusers_version": "0.42.1"}
+    for part, (kind, config) in components.items():
+        index[part] = [None, None] if kind is None else ["diffusers", kind]
+        (folder / part).mkdir(exist_ok=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+VAE = ("AutoencoderKL", {"block_out_channels": [8, 16, 32, 64]})
+STABLE_DIFFUSION = {
+    "vae": VAE,
+    "unet": ("UNet2DConditionModel", {"sample_size": 96}),
+    "scheduler": ("PNDMScheduler", {}),
+    "safety_checker": ("StableDiffusionSafetyChecker", {}),
+}
+
+
+def test_stable_diffusion_is_described(tmp_path: Path) -> None:
+    found = pipeline.read(weights(tmp_path, "StableDiffusionPipeline", **STABLE_DIFFUSION))
+    assert (found.width, found.height, found.multiple) == (768, 768, 8)
+    assert (found.makes, found.exchangeable, found.safety_checker) == ("images", True, True)
+    assert found.with_image is not None
+    assert found.with_mask is not None
+    assert (found.with_image.name, found.with_mask.name) == (
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    )
+    assert "mask_image" in found.with_mask.arguments
+    arguments = found.call.arguments
+    assert arguments["guidance_scale"] == pipeline.Argument("number", 7.5)
+    assert arguments["clip_skip"] == pipeline.Argument("integer")
+    assert arguments["latents"] == pipeline.Argument()
+
+
+def test_transformers_and_films(tmp_path: Path) -> None:
+    flux = pipeline.read(
+        weights(
+            tmp_path / "flux",
+            "FluxPipeline",
+            vae=VAE,
+            transformer=("FluxTransformer2DModel", {}),
+            scheduler=("FlowMatchEulerDiscreteScheduler", {}),
+            safety_checker=(None, {}),
+        )
+    )
+    assert (flux.width, flux.height, flux.multiple) == (1024, 1024, 16)
+    assert (flux.exchangeable, flux.safety_checker) == (False, False)
+    film = pipeline.read(
+        weights(
+            tmp_path / "ltx", "LTXPipeline", transformer=("LTXVideoTransformer3DModel", {"sample_size": None})
+        )
+    )
+    assert (film.makes, film.width, film.height, film.multiple) == ("video", 704, 512, 32)
+    assert film.with_image is not None
+    assert film.with_image.name == "LTXImageToVideoPipeline"
+    assert film.with_mask is None
+
+
+@pytest.mark.parametrize("name", [None, "NoSuchPipeline", ["mine", "Pipeline"]])
+def test_a_pipeline_that_diffusers_does_not_have(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(WeightsError, match="which diffusers does not have"):
+        pipeline.read(weights(tmp_path, name))
+
+
+def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="appliance pull"):
+        pipeline.read(tmp_path / "gone")
+    with pytest.raises(WeightsError, match="must be a folder with that file"):
+        pipeline.read(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(WeightsError, match="cannot be used"):
+        pipeline.read(tmp_path)
+
+
+def test_models_are_completed_or_left_out(tmp_path: Path) -> None:
+    weights(tmp_path / "here", "StableDiffusionPipeline", **STABLE_DIFFUSION)
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        "models:\n"
+        "  - {name: test/here, kind: diffusers, source: {path: here}}\n"
+        "  - {name: test/gone, kind: diffusers, source: {path: gone}}\n"
+        "  - {name: test/echo, kind: echo}\n"
+    )
+    found = servable(configuration.load(file), tmp_path, DEVICES, 0.0)
+    assert [model.name for model in found.config.models] == ["test/here", "test/echo"]
+    assert found.left_out.keys() == {"test/gone"}
+    options = found.config.models[0].options
+    assert isinstance(options, DescribedDiffusersOptions)
+    assert options.pipeline["call"]["name"] == "StableDiffusionPipeline"
+    assert options.footprint(Weight(), "cpu") > 4 * 768 * 768 * 4096

@@ -1,0 +1,143 @@
+"""The pure part of the embedding models; tests/e2e asks a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.domain.errors import PredictionFailed
+from appliance.runners.embeddings.runner import EmbeddingsRunner, longest, parse
+from appliance.runners.model_loading import most_tokens
+from appliance.worker.process.oom import starved
+from tests.speaking import job, load_spec, run
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        ('["one", "two"]', ["one", "two"]),
+        (["one", "two"], ["one", "two"]),
+        ("just a text", ["just a text"]),
+        ('"quoted"', ['"quoted"']),
+        ("42", ["42"]),
+        ("[not json", ["[not json"]),
+        ('[""]', [""]),
+    ],
+)
+def test_texts_as_callers_write_them(given: str | list[str], texts: list[str]) -> None:
+    assert parse(given) == texts
+
+
+@pytest.mark.parametrize("given", ["[]", [], "[1, 2]", '[["nested"]]', "[null]"])
+def test_what_is_no_list_of_texts(given: str | list[str]) -> None:
+    with pytest.raises(PredictionFailed, match="JSON list of strings"):
+        parse(given)
+
+
+def test_how_much_of_a_text_counts(tmp_path: Path) -> None:
+    assert longest(tmp_path, 512) == 512
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 256}))
+    assert longest(tmp_path, 512) == 256
+    assert longest(tmp_path, 128) == 128
+    assert longest(tmp_path, None) == 256
+
+
+def test_a_text_counts_whole_where_nothing_says_how_much(tmp_path: Path) -> None:
+    assert longest(tmp_path, None) is None
+
+
+class Model:
+    """As torch's modules are asked."""
+
+    def __init__(self, config: dict[str, Any], **modules: Any) -> None:
+        self.config = SimpleNamespace(**config)
+        self._modules = modules
+
+    def named_modules(self) -> list[tuple[str, Any]]:
+        return [("", self), *((name.replace("__", "."), module) for name, module in self._modules.items())]
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        (Model({"max_position_embeddings": 512}), 512),
+        (
+            Model(
+                {"max_position_embeddings": 514},
+                embeddings__word_embeddings=SimpleNamespace(padding_idx=1),
+                embeddings__position_embeddings=SimpleNamespace(padding_idx=1),
+            ),
+            512,
+        ),
+        (Model({"max_position_embeddings": 40}, position_embeddings=SimpleNamespace(padding_idx=None)), 40),
+        (Model({"max_position_embeddings": -1, "n_positions": 256}), 256),
+        (Model({"max_position_embeddings": 8192}), 1000),
+        (Model({}), 1000),
+    ],
+)
+def test_how_many_tokens_a_model_takes(model: Any, most: int) -> None:
+    assert most_tokens(model, SimpleNamespace(model_max_length=1000)) == most
+    endless = SimpleNamespace(model_max_length=int(1e30))
+    assert most_tokens(Model({}), endless) is None
+
+
+class Forwarding(EmbeddingsRunner):
+    """Its model computes a text's number of tokens, and stumbles over token 13."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__(load_spec("embeddings", Path("/none"), max_batch=32))
+        self.error = error
+        self.batches: list[int] = []
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+    def _forward(self, tokens: list[list[int]]) -> list[Any]:
+        self.batches.append(len(tokens))
+        if any(13 in each for each in tokens):
+            raise self.error("index out of range in self")
+        return [Vector([float(len(each))]) for each in tokens]
+
+
+class Vector(list[float]):
+    """As torch's vectors are asked."""
+
+    def tolist(self) -> list[float]:
+        return list(self)
+
+
+@pytest.mark.parametrize("error", [IndexError, RuntimeError, KeyError, MemoryError])
+async def test_an_input_that_cannot_be_embedded_fails_alone(tmp_path: Path, error: type[Exception]) -> None:
+    runner = Forwarding(error)
+    interface = EmbeddingsRunner.interface({})
+
+    async def asked(texts: list[str]) -> Any:
+        given = job(interface, tmp_path, texts=texts, normalize_embeddings=False)
+        return (await run(runner, given)).output
+
+    texts = [["1"], ["1 2", "3"], ["1 13"], ["1 2 3"]]
+    ended: list[Any] = await asyncio.gather(*map(asked, texts), return_exceptions=True)
+    assert ended[0] == [[1.0]]  # was computed before the others came
+    assert ended[1] == [[2.0], [1.0]]
+    assert isinstance(ended[2], PredictionFailed)
+    assert "index out of range" in str(ended[2])
+    assert starved(ended[2]) is None
+    assert ended[3] == [[3.0]]
+    assert max(runner.batches) > 2, "they were computed together at first"
+    assert await asked(["1 2 3 4"]) == [[4.0]]
+
+
+async def test_a_device_without_memory_is_recognised(tmp_path: Path) -> None:
+    class Full(Forwarding):
+        def _forward(self, tokens: list[list[int]]) -> list[Any]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    given = job(EmbeddingsRunner.interface({}), tmp_path, texts=["1"])
+    with pytest.raises(PredictionFailed) as failed:
+        await run(Full(RuntimeError), given)
+    assert starved(failed.value) is not None

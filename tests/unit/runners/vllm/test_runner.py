@@ -1,0 +1,128 @@
+"""The inputs and output that a language model shows, as clients read them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import jsonschema
+import pytest
+
+from appliance.config import VllmOptions
+from appliance.domain.interface import Interface
+from appliance.runners import runner_class
+from appliance.runners.vllm.compat import payload
+from appliance.runners.vllm.runner import VllmRunner
+
+
+def shown(**options: Any) -> Interface:
+    return VllmRunner.interface(VllmOptions(**options).model_dump())
+
+
+def test_it_is_the_runner_of_its_kind() -> None:
+    assert runner_class("vllm") is VllmRunner
+    assert VllmRunner.kind == "vllm"
+
+
+def test_the_inputs_are_those_of_the_contract_in_its_order() -> None:
+    properties = shown().input["properties"]
+    by_order = sorted(properties, key=lambda name: properties[name]["x-order"])
+    assert by_order == [
+        "prompt",
+        "system_prompt",
+        "max_tokens",
+        "min_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "presence_penalty",
+        "frequency_penalty",
+        "stop_sequences",
+        "prompt_template",
+        "seed",
+    ]
+    assert [properties[name]["x-order"] for name in by_order] == list(range(12))
+    assert properties["presence_penalty"]["title"] == "Presence Penalty"
+    assert all(schema["description"] for schema in properties.values())
+    assert shown().input["required"] == ["prompt"]
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    properties = shown().input["properties"]
+    assert {name: schema["default"] for name, schema in properties.items() if "default" in schema} == {
+        "system_prompt": "You are a helpful assistant.",
+        "max_tokens": 512,
+        "min_tokens": 0,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 50,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+
+
+def test_a_models_options_are_its_defaults() -> None:
+    asked = {"max_tokens": 9, "temperature": 0.0, "top_p": 0.5, "top_k": 0, "system_prompt": "Be brief."}
+    properties = shown(**asked).input["properties"]
+    assert {name: properties[name]["default"] for name in asked} == asked
+
+
+def test_the_output_is_text_that_grows_and_is_joined() -> None:
+    interface = shown()
+    assert interface.iterates
+    assert interface.output == {
+        "type": "array",
+        "title": "Output",
+        "items": {"type": "string"},
+        "x-cog-array-type": "iterator",
+        "x-cog-array-display": "concatenate",
+    }
+
+
+def test_other_names_that_clients_send() -> None:
+    assert shown().aliases == {
+        "max_new_tokens": "max_tokens",
+        "max_length": "max_tokens",
+        "min_new_tokens": "min_tokens",
+        "stop": "stop_sequences",
+    }
+    assert shown().input["properties"]["stop_sequences"]["x-appliance-list"] is True
+
+
+@pytest.mark.parametrize(
+    ("input", "valid"),
+    [
+        ({"prompt": "hi"}, True),
+        ({"prompt": "hi", "min_tokens": -1, "top_k": -1, "temperature": 5, "top_p": 0}, True),
+        ({"prompt": "hi", "stream": True}, True),
+        ({}, False),
+        ({"prompt": 1}, False),
+        ({"prompt": "hi", "max_tokens": 0}, False),
+        ({"prompt": "hi", "temperature": 5.1}, False),
+        ({"prompt": "hi", "top_p": 1.1}, False),
+        ({"prompt": "hi", "frequency_penalty": -2.1}, False),
+        ({"prompt": "hi", "seed": 2**64}, False),
+    ],
+)
+def test_what_the_schema_takes(input: dict[str, Any], valid: bool) -> None:
+    validator = jsonschema.Draft7Validator(shown().input)
+    assert validator.is_valid(input) is valid
+
+
+def test_the_gateway_can_ask_for_it_without_heavy_libraries() -> None:
+    code = (
+        "import sys; from appliance.runners import runner_class; runner_class('vllm').interface({});"
+        "print([name for name in ('torch', 'vllm', 'transformers') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_text_with_strange_line_ends_stays_whole_in_a_stream() -> None:
+    said = {"text": "one\u2028two\x85three\r\nfour"}
+    event = f"event: x\ndata: {json.dumps(said, ensure_ascii=False)}\n\n"
+    assert payload(event) == said
+    assert payload("data: [DONE]\n\n") is None
+    assert payload(": hi\n\n") is None

@@ -1,0 +1,410 @@
+"""The SQLite file under the store: group commit, other processes, upgrades, damage, and its queries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.errors import StoreError
+from appliance.domain.prediction import Prediction, new_id, new_stream_token
+from appliance.domain.token import Token
+from appliance.store import SQLiteStore, VersionRow
+from appliance.store.database import connect, upgrade
+from appliance.store.queries import QUERIES, STEPS, narrowed
+from appliance.store.writer import Writer
+from tests.stores import opened
+
+KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0)
+
+
+def make(**changes: Any) -> Prediction:
+    """A new prediction."""
+    prediction = Prediction(
+        id=new_id(),
+        model="acme/hello",
+        version="0" * 64,
+        owner="me",
+        input={},
+        created_at=1.0,
+        stream_token=new_stream_token(),
+    )
+    return prediction.evolve(**changes)
+
+
+def rows_of(path: Path, table: str) -> int:
+    connection = sqlite3.connect(path)
+    (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    connection.close()
+    return int(count)
+
+
+# Group commit
+
+
+class Traced:
+    """A writer over a table of numbers, and the statements that reach the database."""
+
+    def __init__(self, path: Path) -> None:
+        self.statements: list[str] = []
+        connection = connect(path, "normal")
+        connection.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
+        connection.set_trace_callback(self.statements.append)
+        self.writer = Writer(connection, path)
+        self.held = threading.Event()
+        self.gate = threading.Event()
+
+    def hold(self) -> asyncio.Future[bool]:
+        """Keep the thread busy until ``gate`` opens, so that what is put meanwhile becomes one batch."""
+
+        def action(_: sqlite3.Connection) -> bool:
+            self.held.set()
+            return self.gate.wait(10)
+
+        future = self.writer.put(action)
+        assert self.held.wait(10)
+        return future
+
+    def add(self, number: int, error: Exception | None = None) -> asyncio.Future[int]:
+        """Insert a number, then fail with ``error``."""
+
+        def action(connection: sqlite3.Connection) -> int:
+            connection.execute("INSERT INTO numbers VALUES (?)", (number,))
+            if error is not None:
+                raise error
+            return number
+
+        return self.writer.put(action)
+
+
+async def test_what_gathers_meanwhile_is_committed_at_once(path: Path) -> None:
+    traced = Traced(path)
+    held = traced.hold()
+    added = [traced.add(number) for number in range(5)]
+    traced.gate.set()
+    assert await held
+    assert await asyncio.gather(*added) == [0, 1, 2, 3, 4]
+    assert traced.statements.count("COMMIT") == 2
+    await traced.writer.close()
+
+
+async def test_a_write_that_fails_half_way_is_undone_alone(path: Path) -> None:
+    traced = Traced(path)
+    held = traced.hold()
+    added = [traced.add(0), traced.add(1, TypeError("a bug")), traced.add(2), traced.add(2), traced.add(3)]
+    traced.gate.set()
+    await held
+    outcomes = await asyncio.gather(*added, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [int, TypeError, int, StoreError, int]
+    assert str(path) in str(outcomes[3])
+    await traced.writer.close()
+    assert rows_of(path, "numbers") == 3
+
+
+async def test_cancelling_the_wait_does_not_take_the_write_back(store: SQLiteStore) -> None:
+    record = make()
+    waiting = asyncio.ensure_future(asyncio.wait_for(store.create(record), 10))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await store.record_version(VersionRow(id="v", model="m", created_at=1.0, document={}))
+    assert await store.get(record.id) == record
+
+
+async def test_close_commits_what_is_queued_and_ends_the_store(path: Path) -> None:
+    store = await opened(path)
+    records = [make() for _ in range(50)]
+    creations = [store.create(record) for record in records]
+    await store.close()
+    await asyncio.gather(*creations)
+    with pytest.raises(StoreError, match="closed"):
+        store.create(make())
+    with pytest.raises(StoreError, match="not open"):
+        await store.get(records[0].id)
+    with pytest.raises(StoreError, match="not open"):
+        await store.unfinished()
+    assert not path.with_name(f"{path.name}-wal").exists()
+    assert rows_of(path, "predictions") == 50
+
+
+# The file
+
+
+async def test_another_process_may_write_tokens_while_one_owns(store: SQLiteStore, path: Path) -> None:
+    await store.own()
+    other = await opened(path)
+    await other.add_token(KEY)
+    await other.close()
+    assert await store.find_token(KEY.digest) == KEY
+
+
+async def test_a_write_waits_for_another_process(store: SQLiteStore, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    record = make()
+    creation = store.create(record)
+    assert await store.get(record.id) is None  # reading does not wait
+    other.execute("COMMIT")
+    other.close()
+    await creation
+    assert await store.get(record.id) == record
+
+
+async def test_everything_is_there_after_reopening(path: Path) -> None:
+    store = await opened(path)
+    record = make()
+    await store.create(record)
+    await store.close()
+    store = await opened(path)
+    assert await store.get(record.id) == record
+    await store.close()
+
+
+async def test_the_database_is_private(store: SQLiteStore, path: Path) -> None:
+    await store.create(make())
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+async def test_a_newer_database_is_refused(path: Path) -> None:
+    await (await opened(path)).close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
+    connection.close()
+    with pytest.raises(StoreError, match="written by a newer appliance") as refusal:
+        await opened(path)
+    assert str(path) in str(refusal.value)
+
+
+async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"hello " * 1000)
+    with pytest.raises(StoreError, match="not a database: restore it from a backup") as refusal:
+        await opened(path)
+    assert str(path) in str(refusal.value)
+    assert path.read_bytes() == b"hello " * 1000
+
+
+@pytest.mark.parametrize("left", [0, 4096, 10_000])
+async def test_a_database_that_was_cut_off_is_refused_and_left_alone(path: Path, left: int) -> None:
+    store = await opened(path)
+    await store.own()
+    await store.create(make())
+    await store.close()
+    os.truncate(path, left)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=f"truncated: it has {left:,} bytes.*start empty") as refusal:
+        await opened(path)
+    assert str(path) in str(refusal.value)
+    assert path.read_bytes() == before
+
+
+async def test_an_empty_database_with_a_wal_loses_neither(path: Path) -> None:
+    store = await opened(path)
+    await store.create(make())
+    wal = path.with_name(f"{path.name}-wal")
+    content = wal.read_bytes()
+    await store.close()
+    path.write_bytes(b"")
+    wal.write_bytes(content)
+    with pytest.raises(StoreError, match="truncated"):
+        await opened(path)
+    assert wal.read_bytes() == content
+
+
+async def test_an_empty_file_that_never_was_a_database_becomes_one(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    await (await opened(path)).close()
+
+
+@pytest.mark.parametrize("version", [0, 3])
+async def test_another_program_s_database_is_refused_and_left_alone(path: Path, version: int) -> None:
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (a)")
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(StoreError, match=r"another program's \(its tables: theirs\)") as refusal:
+        await opened(path)
+    assert str(path) in str(refusal.value)
+    assert rows_of(path, "theirs") == 0
+
+
+async def test_damage_is_named_with_a_remedy(path: Path) -> None:
+    store = await opened(path)
+    await store.create(make(input={"text": "x" * 100_000}))
+    await store.close()
+    connection = sqlite3.connect(path)
+    (table,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'predictions'").fetchone()
+    connection.close()
+    content = path.read_bytes()
+    path.write_bytes(content[: 4096 * (table - 1)] + b"\xff" * 4096 + content[4096 * table :])
+    store = await opened(path)
+    with pytest.raises(StoreError, match="damaged: restore it from a backup") as refusal:
+        await store.list("me")
+    assert str(path) in str(refusal.value)
+    with pytest.raises(StoreError, match="damaged: restore it from a backup"):
+        await store.create(make())
+    await store.close()
+
+
+async def test_a_folder_that_cannot_hold_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "appliance.db"):
+        with pytest.raises(StoreError, match="cannot open the database"):
+            await opened(path)
+
+
+async def test_a_failed_step_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "appliance.store.database.STEPS", (*STEPS, "CREATE TABLE extra (a);\nCREATE TABLE tokens (a);")
+    )
+    with pytest.raises(StoreError, match="tokens already exists"):
+        await opened(path)
+    monkeypatch.undo()
+    store = await opened(path)
+    assert await store.unfinished() == []
+    await store.close()
+
+
+async def test_only_new_steps_are_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await opened(path)
+    record = make()
+    await store.create(record)
+    await store.close()
+    monkeypatch.setattr("appliance.store.database.STEPS", (*STEPS, "CREATE TABLE extra (a);"))
+    store = await opened(path)
+    assert await store.get(record.id) == record
+    await store.close()
+    assert rows_of(path, "extra") == 0
+
+
+async def test_one_owner_at_a_time(store: SQLiteStore, path: Path) -> None:
+    await store.own()
+    await store.own()
+    other = await opened(path)
+    with pytest.raises(StoreError, match=rf"in use by another appliance \(pid {os.getpid()}\)"):
+        await other.own()
+    waiting = asyncio.ensure_future(other.own(patience=10))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await store.close()
+    await waiting
+    await other.close()
+
+
+# The SQL
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> None:
+    description, statement = QUERIES[name].split("\n", 1)
+    assert description.startswith("-- ")
+    connection = connect(path, "normal")
+    upgrade(connection, path)
+    names = dict.fromkeys(sqlite_parameters(statement))
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[name]}", names)]
+    connection.close()
+    whole_tables = {
+        "run_counts": ["SCAN run_counts"],
+        "usage": ["USE TEMP B-TREE FOR GROUP BY"],  # of the days asked for, a row a day and user
+        "due_deliveries": [  # of the few receivers, whom an index finds, and of what is due of each
+            "SCAN r",
+            "SCAN r",
+            "USE TEMP B-TREE FOR ORDER BY",
+        ],
+        "webhook_keys": ["SCAN webhook_keys", "USE TEMP B-TREE FOR ORDER BY"],  # one or two an account
+        "insert_first_webhook_key": ["SCAN CONSTANT ROW", "SCAN webhook_keys"],
+        "claim_webhook_keys": ["SCAN webhook_keys"],
+        "expire_webhook_keys": ["SCAN webhook_keys"],
+        "delete_webhook_keys": ["SCAN webhook_keys"],
+        "all_tokens": ["SCAN tokens", "USE TEMP B-TREE FOR ORDER BY"],
+        "file_paths": ["SCAN files"],  # once at start
+        "oldest_with_files": [  # every few seconds, and only where there is a limit that is exceeded
+            "USE TEMP B-TREE FOR GROUP BY",
+            "USE TEMP B-TREE FOR ORDER BY",
+        ],
+        "all_models": ["SCAN models", "USE TEMP B-TREE FOR ORDER BY"],  # what people made by hand: few
+        "all_adapters": ["SCAN adapters"],
+        "all_projects": ["SCAN projects"],
+        "all_examples": ["SCAN examples"],
+        "all_footprints": ["SCAN footprints"],  # once at start
+        "deployments": ["SCAN r"],
+    }
+    slow = [step for step in plan if step.startswith(("SCAN", "USE TEMP")) and "USING INDEX" not in step]
+    if name == "version":  # sorts the few models that share one version
+        slow.remove("USE TEMP B-TREE FOR ORDER BY")
+    assert slow == whole_tables.get(name, [])
+
+
+@pytest.mark.parametrize("direction", ["newer", "older"])
+@pytest.mark.parametrize("owner", ["me", None])
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"token": "t"}, "predictions_by_token (token=?"),
+        ({"parent": "p", "status": "failed"}, "predictions_by_parent (parent=?"),
+        ({"source": "web"}, "predictions_by_source (source=?"),
+        ({"status": "failed"}, "predictions_by_{}end ({}status=?"),
+        ({"status": "failed", "model": "a/b"}, "predictions_by_{}end ({}status=?"),
+        ({"status": "processing"}, "predictions_unfinished ("),
+        ({"model": "a/b"}, "predictions_by_{}model ({}model=?"),
+        ({"model": "a/b", "status": "succeeded"}, "predictions_by_{}model ({}model=?"),
+    ],
+)
+def test_a_list_that_is_narrowed_looks_at_nothing_else(
+    path: Path, direction: str, owner: str | None, filters: dict[str, str], index: str
+) -> None:
+    owned = index.format("owner_and_", "owner=? AND ") if owner else index.format("", "")
+    training = {"training": False} if owner else {}
+    for name in ("predictions", "all_predictions") if owner else ("all_predictions",):
+        given = training if name == "predictions" else {}
+        assert owned in plan_of(path, f"{name}_{direction}", {"owner": owner, **given, **filters})
+
+
+def test_trainings_and_an_owner_s_lists_have_indexes(path: Path) -> None:
+    assert "trainings_by_creation (" in plan_of(path, "all_predictions_older", {"training": True})
+    assert "predictions_by_owner (owner=?" in plan_of(path, "all_predictions_older", {"owner": "me"})
+    mine = plan_of(path, "predictions_older", {"owner": "me", "training": True})
+    assert "predictions_by_time (owner=? AND <expr>=?" in mine
+
+
+def plan_of(path: Path, name: str, filters: dict[str, Any]) -> str:
+    """How SQLite carries out a list; it sorts nothing."""
+    every = ("owner", "training", "model", "status", "source", "parent", "token")
+    query = narrowed(name, dict.fromkeys(every) | filters)
+    connection = connect(path, "normal")
+    upgrade(connection, path)
+    names = dict.fromkeys(sqlite_parameters(query))
+    plan = "; ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", names))
+    connection.close()
+    assert "SCAN" not in plan
+    assert "USE TEMP" not in plan
+    return plan
+
+
+def sqlite_parameters(statement: str) -> list[str]:
+    """The names after colons."""
+    return re.findall(r":(\w+)", statement)
+
+
+async def test_an_empty_file_is_refused_where_there_was_a_database(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()  # as a start leaves it that is cut off at once
+    store = SQLiteStore(path)
+    await store.open()
+    await store.own()
+    await store.close()
+    os.truncate(path, 0)
+    with pytest.raises(StoreError, match="the file is truncated: it has 0 bytes"):
+        await SQLiteStore(path).open()
+    path.unlink()
+    await store.open()
+    await store.close()

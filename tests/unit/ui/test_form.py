@@ -1,0 +1,96 @@
+"""The components of a model's inputs, and what they mean together. Gradio builds on a running loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from appliance.runners.echo.runner import EchoRunner
+from appliance.ui.form import Form, Result
+from appliance.ui.output import Output
+from appliance.ui.snippets import LocalFile
+from appliance.ui.watcher import Seen
+
+
+def form() -> Form:
+    model = EchoRunner.interface({"files": True})
+    with gr.Blocks(analytics_enabled=False):
+        return Form({"components": {"schemas": {"Input": model.input, **model.components}}})
+
+
+def values(form: Form, **changed: Any) -> list[Any]:
+    """What the components hold as a browser first shows them, but for some by the names of their inputs."""
+    return [
+        changed.get(str(part.elem_id).removeprefix("input-").replace("-", "_"), part.value)
+        for part in form.components
+    ]
+
+
+async def test_a_form_that_nobody_touched_asks_for_nothing_special() -> None:
+    made = form()
+    assert made.filled_in(values(made)) == {}
+
+
+async def test_files_that_are_picked_come_before_addresses() -> None:
+    made = form()
+    given = values(
+        made,
+        text="x",
+        exit_code="7",
+        file="/tmp/a.png",
+        files=["/tmp/b"],
+        files_address=" http://c \n\nhttp://d",
+    )
+    assert made.filled_in(given) == {
+        "text": "x",
+        "exit_code": 7,
+        "file": LocalFile("/tmp/a.png"),
+        "files": [LocalFile("/tmp/b"), "http://c", "http://d"],
+    }
+    assert made.filled_in(values(made, file_address="http://e"))["file"] == "http://e"
+
+
+async def test_an_earlier_input_is_shown_and_means_the_same() -> None:
+    made = form()
+    input = {"text": "x", "repeat": 3, "exit_code": 1, "file": "http://a", "files": ["http://b", "http://c"]}
+    assert made.filled_in(made.shown(input)) == input
+
+
+def told(
+    status: str, *, model: dict[str, Any] | None = None, items: tuple[str, ...] = (), **record: Any
+) -> str:
+    """What is said of a prediction."""
+    with gr.Blocks(analytics_enabled=False):
+        result = Result(Output.TEXT, linked=True)
+    seen = Seen(
+        record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
+    )
+    first, *_ = result.shown(seen, [])
+    return str(first)
+
+
+async def test_it_is_said_how_a_prediction_stands() -> None:
+    loading = {"waits_for": "load", "queue_position": 2}
+    said = told("starting", metrics=loading, model={"load_seconds": 30.4})
+    assert "4 s of about 30 · waiting until the model is loaded, at place 2" in said
+    assert 'badge starting"' in said
+    assert 'badge processing"' in told("starting", metrics={}, items=("a",))  # it has begun since
+    running = told("processing", logs=" 10%|# | 1/10\r 40%|#### | 4/10")
+    assert '<progress max="100" value="40">' in running
+    over = told("succeeded", metrics={"predict_time": 1.5, "output_token_count": 1200}, output="x")
+    assert "1.50 s · 1,200 tokens" in over
+    assert "<progress" not in over
+    failed = told("failed", error="<b>no</b>", output=None)
+    assert "&lt;b&gt;no&lt;/b&gt;" in failed
+
+
+async def test_only_what_has_changed_is_sent() -> None:
+    with gr.Blocks(analytics_enabled=False):
+        result = Result(Output.TEXT, linked=False)
+    before: list[Any] = []
+    record = {"id": "x", "status": "processing", "logs": "same"}
+    result.shown(Seen(record=record, items=["a"], seconds=1.0), before)
+    again = result.shown(Seen(record=record, items=["a", "b"], seconds=1.0), before)
+    changed = [value for value in again if value != gr.skip()]
+    assert changed == ["ab"]

@@ -1,0 +1,40 @@
+"""Files of ours are found by their path, under whatever name of ours; nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.ui.media import gallery, medium, picture
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("https://here.example/outputs/1/a.png", "/outputs/1/a.png"),
+        ("http://another.name:5000/outputs/1/a.webp", "/outputs/1/a.webp"),
+        ("https://here.example/outputs/1/a.svg", "/outputs/1/a.svg"),
+        ("data:image/png;base64,AA==", "data:image/png;base64,AA=="),
+        ("https://here.example/outputs/1/a.wav", None),
+        ("https://elsewhere.example/a.png", None),
+        ("data:text/html,x", None),
+        ("a picture of /outputs/1/a.png", None),
+        ("http://[", None),
+        ("", None),
+    ],
+)
+def test_pictures_of_ours(address: str, source: str | None) -> None:
+    assert picture(address) == source
+
+
+def test_a_file_keeps_its_name_and_one_without_gets_a_number() -> None:
+    assert 'download="a b.tar"' in medium("https://here.example/outputs/1/a%20b.tar")
+    assert 'download="file 3"' in medium("data:application/zip;base64,AA==", 3)
+
+
+def test_what_is_in_the_address_opens_no_page() -> None:
+    assert "target=" in medium("https://here.example/outputs/1/a.png")
+    assert "target=" not in medium("data:image/png;base64,AA==")
+
+
+def test_nothing_makes_no_gallery() -> None:
+    assert gallery(["", medium("https://elsewhere.example/a.png")]) == ""

@@ -1,0 +1,63 @@
+"""Processes that a crashed run left behind, found by what is in their environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.worker import cleanup
+from appliance.worker.cleanup import kill_marked
+
+
+def test_marked_processes_are_killed_and_no_others() -> None:
+    def sleeping(value: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "60"], env={**os.environ, "APPLIANCE_TEST_MARK": value})
+
+    ours, another = sleeping("/data/one"), sleeping("/data/one/more")
+    try:
+        assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == [ours.pid]
+        assert ours.wait(10) == -signal.SIGKILL
+        assert another.poll() is None
+        assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == []
+    finally:
+        another.kill()
+        another.wait(10)
+
+
+def test_what_hosts_left_is_removed_and_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, shared = tmp_path / "tmp", tmp_path / "shm"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(cleanup, "_SHARED", shared)
+    program = "import os, tempfile, sys; from pathlib import Path; from appliance.worker import cleanup;"
+    program += "cleanup.own_places(Path(sys.argv[1])); print(tempfile.mkdtemp())"
+    shared.mkdir()
+    temporary.mkdir()
+    kept, gone = tmp_path / "other" / "run", tmp_path / "ours" / "run"
+    made = {}
+    for run in (kept, gone):
+        marks = cleanup.folder(run)
+        marks.mkdir(parents=True)
+        command = [sys.executable, "-c", program, str(marks)]
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        made[run] = Path(subprocess.check_output(command, text=True, env=environment).strip())
+        (shared / f"{made[run].parent.name}0123").touch()
+    (temporary / "appliance-of-someone").mkdir()
+    (shared / "psm_0123").touch()
+    planted = shared / f"{made[gone].parent.name}planted"
+    planted.mkdir()  # as anybody may, and cannot be removed like shared memory
+    assert cleanup.reclaim(gone) == []
+    planted.rmdir()
+    assert made[kept].exists()
+    assert sorted(path.name for path in temporary.iterdir()) == sorted(
+        [made[kept].parent.name, "appliance-of-someone"]
+    )
+    assert sorted(path.name for path in shared.iterdir()) == sorted(
+        [f"{made[kept].parent.name}0123", "psm_0123"]
+    )

@@ -1,0 +1,74 @@
+"""Framing: whatever the pieces in which bytes arrive, the same messages come out."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.domain.prediction import Done, Emitted, Job, Log, Metric, Output
+from appliance.worker import protocol
+from appliance.worker.protocol import Cancel, Down, Events, Exited, Failed, FromZygote, Ready, Run, Stop, Up
+
+DOWN = msgspec.msgpack.Decoder(Down)
+UP = msgspec.msgpack.Decoder(Up)
+
+MESSAGES: list[Up] = [
+    Ready(1 << 33, 0.25),
+    Failed("no weights\n"),
+    Events([]),
+    Events(
+        [
+            Emitted("a", 1, 1, Log("ü\n")),
+            Emitted("a", 1, 2, Output(["x", {"y": [1, None]}])),
+            Emitted("a", 1, 3, Output(["whole"], append=False)),
+            Emitted("a", 1, 4, Metric("predict_time", 0.5)),
+            Emitted("a", 1, 5, Done("failed", "why")),
+        ]
+    ),
+]
+
+
+@given(st.lists(st.sampled_from(MESSAGES)), st.lists(st.integers(0, 400)))
+def test_messages_survive_any_split(messages: list[Up], cuts: list[int]) -> None:
+    data = b"".join(protocol.encode(message) for message in messages)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    reader = protocol.Reader(UP)
+    received = [
+        message for start, end in itertools.pairwise(edges) for message in reader.feed(data[start:end])
+    ]
+    assert received == messages
+
+
+def test_a_large_message_arrives_whole_in_many_parts() -> None:
+    message = Events([Emitted("a", 1, 1, Output(["x" * 1_000_000]))])
+    data = protocol.encode(message) + protocol.encode(Failed("next"))
+    reader = protocol.Reader(UP)
+    received = [m for at in range(0, len(data), 4096) for m in reader.feed(data[at : at + 4096])]
+    assert received == [message, Failed("next")]
+
+
+def test_directions_have_their_own_messages() -> None:
+    reader = protocol.Reader(DOWN)
+    job = Job("a", 2, {"text": "hi"})
+    data = b"".join(protocol.encode(message) for message in (Run([job]), Cancel(["a"]), Stop()))
+    assert reader.feed(data) == [Run([job]), Cancel(["a"]), Stop()]
+    with pytest.raises(msgspec.ValidationError):
+        reader.feed(protocol.encode(Failed("the other way")))
+
+
+def test_receive_takes_one_message_and_no_byte_more() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(protocol.encode(Exited(3, None)) + protocol.encode(Exited(None, 9)))
+        decoder = msgspec.msgpack.Decoder(FromZygote)
+        assert protocol.receive(ours, decoder) == Exited(3, None)
+        assert protocol.receive(ours, decoder) == Exited(None, 9)
+        theirs.sendall(b"\0\0")
+        theirs.close()
+        with pytest.raises(EOFError):
+            protocol.receive(ours, decoder)

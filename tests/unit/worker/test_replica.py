@@ -1,0 +1,358 @@
+"""The replica's promises to the gateway, with a host whose messages the test writes itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from appliance.domain.errors import HostLost, LoadFailed, SleepFailed
+from appliance.domain.prediction import Done, Emitted, Job, Output
+from appliance.runners.base import LoadSpec
+from appliance.worker import replica as module
+from appliance.worker.memory_monitor import Taken
+from appliance.worker.protocol import (
+    Asleep,
+    Awake,
+    Cancel,
+    Down,
+    Events,
+    Failed,
+    Ready,
+    Restless,
+    Run,
+    Sleep,
+    Up,
+    Wake,
+)
+from appliance.worker.replica import Replica
+
+PID = 1 << 23  # more than there can be: of no process
+
+
+def spec(version: str = "a") -> LoadSpec:
+    return LoadSpec(
+        model="test/echo",
+        version=version * 64,
+        kind="echo",
+        options={},
+        weights=None,
+        device="cpu",
+        memory=1,
+        threads=1,
+        concurrency=1,
+        cache="/nonexistent",
+    )
+
+
+def output(id: str, n: int, text: str = "x") -> Emitted:
+    return Emitted(id, 1, n, Output([text]))
+
+
+def done(id: str, n: int) -> Emitted:
+    return Emitted(id, 1, n, Done("succeeded"))
+
+
+class ScriptedHost:
+    """Stands in for ``HostProcess``: remembers what it is told and says what the test wants."""
+
+    answers: tuple[Up, ...] = (Ready(1000, 0.5),)
+    started: list[ScriptedHost]
+
+    def __init__(self, spec: LoadSpec, receive: Callable[[Up], None]) -> None:
+        self.spec = spec
+        self.receive = receive
+        self.sent: list[Down] = []
+        self.pid = PID
+        self.signal: int | None = None
+        self.forked = True
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def start(
+        cls, zygote_socket: str, spec: LoadSpec, *, log: Path, marks: Path, receive: Callable[[Up], None]
+    ) -> ScriptedHost:
+        host = cls(spec, receive)
+        cls.started.append(host)
+        for answer in cls.answers:
+            asyncio.get_running_loop().call_soon(receive, answer)
+        return host
+
+    def send(self, message: Down) -> None:
+        self.sent.append(message)
+
+    def says(self, *events: Emitted) -> None:
+        self.receive(Events(list(events)))
+
+    def die(self, how: str) -> None:
+        self.end.set_result(how)
+
+    async def wait(self) -> str:
+        return await asyncio.shield(self.end)
+
+    async def kill(self, grace: float = 0.0) -> None:
+        if not self.end.done():
+            self.end.set_result("was killed by signal 9 (SIGKILL)")
+
+    def log_tail(self, lines: int = 20) -> str:
+        return "last words"
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedHost]:
+    monkeypatch.setattr(module, "HostProcess", ScriptedHost)
+    monkeypatch.setattr(ScriptedHost, "started", [], raising=False)
+    return ScriptedHost.started
+
+
+@pytest.fixture
+def replica(hosts: list[ScriptedHost]) -> Replica:
+    return Replica("runner-0", "/nonexistent", "/nonexistent")
+
+
+class Reader:
+    """One subscriber, reading as fast as it can."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.seen: list[Emitted] = []
+        self.taken: list[Taken] = []
+        self.task = asyncio.create_task(self._read(replica))
+
+    async def _read(self, replica: Replica) -> None:
+        async for batch in replica.events():
+            assert batch
+            if isinstance(batch, Taken):
+                self.taken.append(batch)
+            else:
+                self.seen += batch
+
+
+async def settle() -> None:
+    """Let everything run that is due."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_events_reach_the_subscriber_as_they_come(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    report = await replica.load(spec())
+    assert (report.memory, report.seconds, report.pid, report.forked) == (1000, 0.5, PID, True)
+    reader = Reader(replica)
+    await replica.exchange([Job("a", 1, {})], [], [])
+    await replica.exchange([], ["a"], [])
+    assert hosts[0].sent == [Run([Job("a", 1, {})]), Cancel(["a"])]
+    hosts[0].says(output("a", 1))
+    await settle()
+    assert reader.seen == [output("a", 1)]
+    hosts[0].says(done("a", 2))
+    await settle()
+    assert reader.seen == [output("a", 1), done("a", 2)]
+    await replica.unload()
+    await reader.task
+
+
+async def test_the_next_subscriber_misses_nothing(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    first = Reader(replica)
+    await settle()
+    hosts[0].says(output("a", 1), output("b", 1), done("a", 2))
+    await settle()
+    second = Reader(replica)
+    await first.task
+    hosts[0].says(output("b", 2))
+    await settle()
+    assert [e for e in second.seen if e.id == "a"] == [output("a", 1), done("a", 2)]
+    assert [e for e in second.seen if e.id == "b"] == [output("b", 1), output("b", 2)]
+    await replica.exchange([], [], ["a"])
+    third = Reader(replica)
+    await second.task
+    await settle()
+    assert third.seen == [output("b", 1), output("b", 2)]
+    stats = await replica.stats()
+    assert (stats.running, stats.held, stats.host, stats.spec) == (["b"], ["b"], PID, spec())
+
+
+async def test_a_job_sent_again_runs_once(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    for _ in range(2):
+        await replica.exchange([Job("a", 1, {})], [], [])
+    hosts[0].says(done("a", 1))
+    await replica.exchange([Job("a", 1, {})], [], [])
+    assert hosts[0].sent == [Run([Job("a", 1, {})])]
+
+
+async def test_a_dead_host_is_reported_after_what_it_left(
+    replica: Replica, hosts: list[ScriptedHost]
+) -> None:
+    await replica.load(spec())
+    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    hosts[0].says(output("b", 1), done("a", 1))
+    hosts[0].die("exited with code 3")
+    await settle()
+    for _ in range(2):  # nobody was subscribed; and whoever asks again hears the same
+        reader = Reader(replica)
+        with pytest.raises(HostLost, match=r"of test/echo exited with code 3\n.*\nlast words$"):
+            await reader.task
+        assert reader.seen == [done("a", 1), output("b", 1)]
+    with pytest.raises(HostLost, match="exited with code 3"):
+        await replica.exchange([Job("c", 1, {})], [], [])
+    await replica.exchange([], ["b"], ["a"])
+    stats = await replica.stats()
+    assert (stats.spec, stats.host, stats.held) == (spec(), None, ["b"])
+
+
+async def test_a_host_that_dies_under_a_subscriber(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    await replica.exchange([Job("a", 1, {})], [], [])
+    reader = Reader(replica)
+    await settle()
+    hosts[0].says(output("a", 1))
+    hosts[0].die("was killed by signal 9 (SIGKILL)")
+    with pytest.raises(HostLost, match="killed by signal 9"):
+        await reader.task
+    assert reader.seen == [output("a", 1)]
+
+
+async def test_the_model_can_be_loaded_again_after_a_death(
+    replica: Replica, hosts: list[ScriptedHost]
+) -> None:
+    await replica.load(spec())
+    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    hosts[0].says(done("a", 1), output("b", 1))
+    hosts[0].die("exited with code 3")
+    await settle()
+    await replica.load(spec())
+    await replica.exchange([Job("b", 2, {})], [], [])
+    assert hosts[1].sent == [Run([Job("b", 2, {})])]
+    reader = Reader(replica)
+    hosts[1].says(Emitted("b", 2, 1, Done("succeeded")))
+    await settle()
+    assert reader.seen == [done("a", 1), Emitted("b", 2, 1, Done("succeeded"))]
+
+
+async def test_loading_what_is_loaded_does_nothing(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    first = await replica.load(spec())
+    assert await replica.load(spec()) == first
+    assert len(hosts) == 1
+
+
+async def test_another_spec_takes_the_place_of_the_first(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec("a"))
+    reader = Reader(replica)
+    await settle()
+    await replica.load(spec("b"))
+    await reader.task
+    assert hosts[0].end.done()
+    assert not hosts[1].end.done()
+    assert (await replica.stats()).spec == spec("b")
+
+
+async def test_unloading_forgets_what_ran(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    hosts[0].says(done("a", 1), output("b", 1))
+    await replica.unload()
+    hosts[0].says(done("b", 2))
+    reader = Reader(replica)
+    with pytest.raises(HostLost, match="no model is loaded"):
+        await reader.task
+    assert reader.seen == [done("a", 1)]
+    with pytest.raises(HostLost, match="no model is loaded"):
+        await replica.exchange([Job("c", 1, {})], [], [])
+    assert (await replica.stats()).spec is None
+
+
+async def test_a_model_that_cannot_be_loaded(
+    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedHost, "answers", (Failed("no weights at /nowhere"),))
+    with pytest.raises(LoadFailed, match=r"^no weights at /nowhere\n.*\nlast words$"):
+        await replica.load(spec())
+    assert hosts[0].end.done()
+    assert (await replica.stats()).spec is None
+
+
+async def test_a_host_that_dies_while_it_loads(
+    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedHost, "answers", ())
+    loading = asyncio.create_task(replica.load(spec()))
+    await settle()
+    assert (await replica.stats()).spec is None
+    hosts[0].die("exited with code 1")
+    with pytest.raises(HostLost, match="exited with code 1 while it loaded"):
+        await loading
+
+
+async def test_an_unload_stops_a_load(
+    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedHost, "answers", ())
+    loading = [asyncio.create_task(replica.load(spec())) for _ in range(2)]
+    await settle()
+    await replica.unload()
+    for task in loading:
+        with pytest.raises(LoadFailed, match="unloaded while it was loading"):
+            await task
+    assert len(hosts) == 1
+    assert hosts[0].end.done()
+
+
+async def test_a_caller_that_goes_away_does_not_stop_the_load(
+    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedHost, "answers", ())
+    gone = asyncio.create_task(replica.load(spec()))
+    await settle()
+    gone.cancel()
+    again = asyncio.create_task(replica.load(spec()))
+    await settle()
+    hosts[0].receive(Ready(1, 1.0))
+    assert (await again).pid == PID
+    assert len(hosts) == 1
+
+
+async def test_a_host_falls_asleep_and_wakes_and_the_next_gateway_is_told(
+    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedHost, "answers", (Ready(1000, 0.5, [1, 2]),))
+    assert (await replica.load(spec())).levels == [1, 2]
+    sleeping = asyncio.create_task(replica.sleep(2))
+    await settle()
+    assert (await replica.stats()).turning
+    hosts[0].receive(Asleep(7))
+    assert await sleeping == 7
+    stats = await replica.stats()
+    assert (stats.levels, stats.level, stats.turning) == ([1, 2], 2, False)
+    waking = asyncio.create_task(replica.wake())
+    await settle()
+    hosts[0].receive(Awake())
+    await waking
+    assert (await replica.stats()).level is None
+    assert hosts[0].sent == [Sleep(2), Wake()]
+
+
+async def test_a_host_that_cannot_sleep_says_why(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    sleeping = asyncio.create_task(replica.sleep(1))
+    await settle()
+    hosts[0].receive(Restless("no room"))
+    with pytest.raises(SleepFailed, match=r"no room\nThe last lines of its log:\nlast words"):
+        await sleeping
+
+
+async def test_a_host_that_dies_while_it_wakes_is_lost(replica: Replica, hosts: list[ScriptedHost]) -> None:
+    await replica.load(spec())
+    sleeping = asyncio.create_task(replica.sleep(1))
+    await settle()
+    hosts[0].receive(Asleep(None))
+    await sleeping
+    waking = asyncio.create_task(replica.wake())
+    await settle()
+    hosts[0].die("was killed by signal 9 (SIGKILL)")
+    with pytest.raises(HostLost, match="signal 9"):
+        await waking
+    with pytest.raises(HostLost):
+        await replica.wake()
