@@ -13,7 +13,7 @@ from appliance.gateway.api import create_api
 from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.api.services import Services
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
@@ -31,7 +31,7 @@ CONFIG = Config.model_validate(
 
 def services_of(bench: Bench, config: Config = CONFIG) -> Services:
     """Everything the routes need, over ``bench``."""
-    egress = Egress(())
+    egress = FetchGuard(())
     return Services(
         config=config,
         catalogue=bench.catalogue,

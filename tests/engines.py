@@ -12,18 +12,18 @@ from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import RunTokens
-from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.catalogue import Card, Catalogue, Entry, describe
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.gateway.engine.reload import Reload
-from appliance.gateway.files.fetch_guard import Egress
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.fetch_guard import FetchGuard
+from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.machine import Device
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
-from appliance.scheduler import Asleep, Capacity, Demand, Origin, Scheduler
+from appliance.scheduler import Capacity, Demand, Origin, Scheduler, SleepFootprint
 from appliance.store import SQLiteStore
 
 MIB = 1024**2
@@ -64,7 +64,7 @@ class Bench:
         self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
         self.capacity = 10 * MIB
         self.main: int | None = None  # bytes for sleepers, if there is a place for them
-        self.asleep: Asleep | None = None  # what those of `more` hold when they sleep
+        self.asleep: SleepFootprint | None = None  # what those of `more` hold when they sleep
         self.estimated: dict[str, int] = {}  # what is not declared, by model
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
@@ -99,17 +99,17 @@ class Bench:
         await self.store.open()
         await self.store.own()
         self.catalogue = catalogue_of(*entries)
-        self.files = Files(self.store.files, self.folder / "files", self.files_config)
+        self.files = FileStore(self.store.files, self.folder / "files", self.files_config)
         await self.files.start()
         self.trainings = Trainings(self.catalogue, self.store, self.files)
         self.run_tokens = RunTokens("key")
-        self.inputs = Inputs(self.files, Egress(self.allowed), self.folder / "run" / "inputs")
+        self.inputs = Inputs(self.files, FetchGuard(self.allowed), self.folder / "run" / "inputs")
         capacities = [Capacity("cpu", self.capacity)]
         if self.main is not None:
             capacities.append(Capacity("main", self.main, host=True))
         self.scheduler = Scheduler(capacities, demands)
         self.metrics = Metrics(self.scheduler)
-        self.pushes = Pushes(
+        self.pushes = ProjectBuilds(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
         )
         self.engine = Engine(
@@ -126,8 +126,8 @@ class Bench:
             inputs=self.inputs,
             run_tokens=self.run_tokens,
             observe=self._observe,
-            heed=self.metrics.happened,
-            conclude=self.trainings.conclude,
+            on_event=self.metrics.happened,
+            finalize=self.trainings.finalize,
         )
         await self.pushes.load()
         await self.trainings.load()

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import psutil
 
-from appliance.domain.errors import HostLost
+from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.replica import Replica
 from tests.running import PATIENCE, ROOT, wait_for
 
@@ -71,8 +71,8 @@ class Caller:
         self.events: dict[str, list[Event]] = {}
         self.order: list[str] = []  # ids as they ended
         self.lost: str | None = None
-        self.error: HostLost | None = None
-        self.taken = Taken(0)
+        self.error: WorkerLost | None = None
+        self.taken = MemoryUsage(0)
         self._changed = asyncio.Condition()
         self._task = asyncio.get_running_loop().create_task(self._read())
 
@@ -127,13 +127,13 @@ class Caller:
         try:
             async for batch in self.replica.events():
                 async with self._changed:
-                    if isinstance(batch, Taken):
+                    if isinstance(batch, MemoryUsage):
                         self.taken = batch
                         batch = []  # noqa: PLW2901 - nothing else is in it
                     for emitted in batch:
                         self._take(emitted)
                     self._changed.notify_all()
-        except HostLost as error:
+        except WorkerLost as error:
             async with self._changed:
                 self.lost, self.error = error.detail, error
                 self._changed.notify_all()

@@ -18,7 +18,7 @@ from appliance.domain import input_schema
 from appliance.domain.errors import ApplianceError, NotFound
 from appliance.protocols import content_encodings
 from appliance.protocols.media import from_data
-from appliance.protocols.sse import Event, Reader
+from appliance.protocols.sse import EventReader, ServerSentEvent
 
 
 class Client:
@@ -114,13 +114,13 @@ class Client:
                     file.write(chunk)
         return place
 
-    def stream(self, url: str) -> Iterator[Event]:
+    def stream(self, url: str) -> Iterator[ServerSentEvent]:
         """The server-sent events at ``url``, which needs no token, until the server ends them."""
         with self._translated(), self._http.stream("GET", url) as reply:
             if reply.status_code != httpx.codes.OK:
                 reply.read()
                 raise _refused(reply)
-            reader = Reader()
+            reader = EventReader()
             for chunk in reply.iter_bytes():
                 yield from reader.feed(chunk)
 

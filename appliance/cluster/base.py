@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.domain.prediction import Emitted, Job
 from appliance.runners.base import LoadSpec
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Cluster(Protocol):
     def limit(self, model: str, memory: int) -> None:
         """What the host of the model may take of main memory from now on, in bytes."""
 
-    def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+    def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         """Everything unacknowledged, then what happens; ends when the model is unloaded.
 
         Among it is what the host takes, whenever that is more than before. It also ends when someone else

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from appliance.cluster.base import Adopted
-from appliance.domain.errors import HostLost, PredictionFailed, SleepFailed
+from appliance.domain.errors import PredictionFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner, Sleeper
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.process import output_files
 
 
@@ -18,7 +18,7 @@ class _Loaded:
     def __init__(self, spec: LoadSpec, runner: Runner) -> None:
         self.spec = spec
         self.runner = runner
-        self.events: asyncio.Queue[list[Emitted] | Taken | HostLost | None] = asyncio.Queue()
+        self.events: asyncio.Queue[list[Emitted] | MemoryUsage | WorkerLost | None] = asyncio.Queue()
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
 
@@ -63,7 +63,7 @@ class LocalCluster:
     def _sleeper(self, model: str) -> Sleeper:
         loaded = self._loaded.get(model)
         if loaded is None:
-            raise HostLost(f"{model} is not loaded")
+            raise WorkerLost(f"{model} is not loaded")
         if not isinstance(loaded.runner, Sleeper):
             raise SleepFailed(f"{model} is not able to sleep")
         return loaded.runner
@@ -99,14 +99,14 @@ class LocalCluster:
         """See ``Cluster.limit``; nobody is held to it here."""
         self.limits[model] = memory
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         """See ``Cluster.events``."""
         loaded = self._loaded.get(model)
         if loaded is None:
-            raise HostLost(f"{model} is not loaded")
+            raise WorkerLost(f"{model} is not loaded")
         queue = loaded.events
         while (batch := await queue.get()) is not None:
-            if isinstance(batch, HostLost):
+            if isinstance(batch, WorkerLost):
                 raise batch
             yield batch
 
@@ -117,14 +117,14 @@ class LocalCluster:
 
     def take(self, model: str, memory: int) -> None:
         """The host of ``model`` is found to take so many bytes of main memory."""
-        self._loaded[model].events.put_nowait(Taken(memory))
+        self._loaded[model].events.put_nowait(MemoryUsage(memory))
 
-    def lose(self, model: str, reason: str | HostLost) -> None:
+    def lose(self, model: str, reason: str | WorkerLost) -> None:
         """The host of ``model`` dies now: its predictions stop without a word."""
         loaded = self._loaded.pop(model)
         for task in loaded.tasks.values():
             task.cancel()
-        loaded.events.put_nowait(HostLost(reason) if isinstance(reason, str) else reason)
+        loaded.events.put_nowait(WorkerLost(reason) if isinstance(reason, str) else reason)
 
     async def _run(self, loaded: _Loaded, job: Job) -> None:
         n = 0

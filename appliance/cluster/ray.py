@@ -22,12 +22,12 @@ from ray.serve.handle import DeploymentHandle
 
 from appliance.cluster.base import Adopted, await_answer
 from appliance.domain import file
-from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Emitted, Job
 from appliance.observability import logs
 from appliance.runners.base import LoadSpec
 from appliance.worker import handle as hostprocess
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.replica import Replica, ReplicaStats
 
 _log = logging.getLogger(__name__)
@@ -57,25 +57,25 @@ class Outcome(msgspec.Struct, frozen=True):
     left: int | None = None  # bytes of each device that a sleeper is known to hold
 
     @classmethod
-    def of(cls, error: LoadFailed | HostLost | SleepFailed) -> Self:
+    def of(cls, error: LoadFailed | WorkerLost | SleepFailed) -> Self:
         """What ``raised`` makes the error of again."""
         match error:
             case OutOfMemory():
                 return cls(error.detail, "starved", error.took)
-            case HostLost():
+            case WorkerLost():
                 return cls(error.detail, "lost")
             case SleepFailed():
                 return cls(error.detail, "restless")
         return cls(error.detail, "failed")
 
-    def raised(self) -> LoadFailed | HostLost | SleepFailed:
+    def raised(self) -> LoadFailed | WorkerLost | SleepFailed:
         """The error, to be raised."""
         reason = self.error or ""
         match self.kind:
             case "starved":
                 return OutOfMemory(reason, self.took)
             case "lost":
-                return HostLost(reason)
+                return WorkerLost(reason)
             case "restless":
                 return SleepFailed(reason)
             case "failed":
@@ -84,7 +84,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 _exchange_decoder = msgspec.msgpack.Decoder(Exchange)
 _events_decoder = msgspec.msgpack.Decoder(list[Emitted], ext_hook=file.unpack)
-_taken_decoder = msgspec.msgpack.Decoder(Taken)
+_taken_decoder = msgspec.msgpack.Decoder(MemoryUsage)
 _outcome_decoder = msgspec.msgpack.Decoder(Outcome)
 _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 
@@ -101,7 +101,7 @@ class RunnerReplica:
         """Load a model; answers an ``Outcome``."""
         try:
             report = await self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
-        except (LoadFailed, HostLost) as error:
+        except (LoadFailed, WorkerLost) as error:
             return msgspec.msgpack.encode(Outcome.of(error))
         return msgspec.msgpack.encode(Outcome(levels=report.levels))
 
@@ -109,7 +109,7 @@ class RunnerReplica:
         """Have the host give its device back; answers an ``Outcome``."""
         try:
             left = await self._replica.sleep(level)
-        except (SleepFailed, HostLost) as error:
+        except (SleepFailed, WorkerLost) as error:
             return msgspec.msgpack.encode(Outcome.of(error))
         return msgspec.msgpack.encode(Outcome(left=left))
 
@@ -117,7 +117,7 @@ class RunnerReplica:
         """Have the host take its device again; answers an ``Outcome``."""
         try:
             await self._replica.wake()
-        except (SleepFailed, HostLost) as error:
+        except (SleepFailed, WorkerLost) as error:
             return msgspec.msgpack.encode(Outcome.of(error))
         return msgspec.msgpack.encode(Outcome())
 
@@ -134,8 +134,8 @@ class RunnerReplica:
         """Batches of events, and what the host takes; if it is lost, the last is an ``Outcome``."""
         try:
             async for batch in self._replica.events():
-                yield (b"t" if isinstance(batch, Taken) else b"e") + msgspec.msgpack.encode(batch)
-        except HostLost as error:
+                yield (b"t" if isinstance(batch, MemoryUsage) else b"e") + msgspec.msgpack.encode(batch)
+        except WorkerLost as error:
             yield b"x" + msgspec.msgpack.encode(Outcome.of(error))
 
     async def stats(self) -> bytes:
@@ -224,7 +224,7 @@ class RayCluster:
             outcome = _outcome_decoder.decode(await link.handle.load.remote(msgspec.msgpack.encode(spec)))
         except _GONE as error:
             _raise_if_cancelled(error)
-            raise HostLost(f"the runner replica of {spec.model} died while loading it: {error}") from error
+            raise WorkerLost(f"the runner replica of {spec.model} died while loading it: {error}") from error
         if outcome.error is None:
             return frozenset(outcome.levels)
         del self._links[spec.model]
@@ -254,13 +254,13 @@ class RayCluster:
     async def _turn(self, model: str, method: str, *arguments: int) -> Outcome:
         link = self._links.get(model)
         if link is None:
-            raise HostLost(f"{model} is not loaded")
+            raise WorkerLost(f"{model} is not loaded")
         try:
             call = getattr(link.handle, method).remote(*arguments)
             outcome = _outcome_decoder.decode(await call)
         except _GONE as error:
             _raise_if_cancelled(error)
-            raise HostLost(f"the runner replica of {model} is gone: {error}") from error
+            raise WorkerLost(f"the runner replica of {model} is gone: {error}") from error
         if outcome.error is not None:
             raise outcome.raised()
         return outcome
@@ -295,11 +295,11 @@ class RayCluster:
             link.limit = memory
             self._pump(link)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         """See ``Cluster.events``."""
         link = self._links.get(model)
         if link is None:
-            raise HostLost(f"{model} is not loaded")
+            raise WorkerLost(f"{model} is not loaded")
         link.stream = link.handle.options(stream=True).events.remote()
         try:
             async for payload in link.stream:
@@ -315,7 +315,7 @@ class RayCluster:
             if link.broken is None:
                 _raise_if_cancelled(error)
             first, _, _ = (link.broken or str(error) or type(error).__name__).partition("\n")
-            raise HostLost(f"the runner replica of {model} is gone: {first}") from error
+            raise WorkerLost(f"the runner replica of {model} is gone: {first}") from error
         finally:
             link.stream = None
 
@@ -336,7 +336,7 @@ class RayCluster:
         while (payload := link.take()) is not None:
             try:
                 await link.handle.exchange.remote(payload)
-            except HostLost:  # the reader of the events gets this error with its reason
+            except WorkerLost:  # the reader of the events gets this error with its reason
                 continue
             # After any error the events in this call are lost, so the stream of events must end.
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001

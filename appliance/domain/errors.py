@@ -320,14 +320,14 @@ class SleepFailed(ApplianceError):
     title = "Model failed to sleep"
 
 
-class HostLost(ApplianceError):
+class WorkerLost(ApplianceError):
     """An engine host or its replica died under a prediction."""
 
     status = 503
     title = "Prediction interrupted"
 
 
-class OutOfMemory(HostLost):
+class OutOfMemory(WorkerLost):
     """An engine host took more memory than it had, or than its device has, and was ended."""
 
     title = "Out of memory"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Weight(NamedTuple):
+class WeightSize(NamedTuple):
     """Of all weight files of one model."""
 
     stored: int = 0  # bytes

@@ -33,9 +33,9 @@ from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
 from appliance.domain.token import Token
 from appliance.driver import permissions, proxies, self_url, temporary_folder
-from appliance.driver.supervisor import Supervised
-from appliance.gateway.app import Settings, start_gateway
-from appliance.gateway.listener import Listener
+from appliance.driver.supervisor import Supervisor
+from appliance.gateway.app import GatewaySettings, start_gateway
+from appliance.gateway.listener import ListeningSocket
 from appliance.observability import logs
 from appliance.runners import preloaded_modules
 from appliance.store import SQLiteStore
@@ -59,7 +59,7 @@ HOME_MARK: Final = "APPLIANCE_SERVES"
 _START_ANEW: Final = -1
 
 
-def zygote(settings: Settings) -> Supervised:
+def zygote(settings: GatewaySettings) -> Supervisor:
     """What forks engine hosts; it imports while everything else starts."""
 
     def command() -> list[str]:
@@ -70,10 +70,10 @@ def zygote(settings: Settings) -> Supervised:
         module = [sys.executable, "-m", "appliance.worker.zygote"]
         return [*module, "--socket", str(settings.zygote_socket), "--preload", preload]
 
-    return Supervised("zygote", command, settings.home / "logs" / "zygote.log")
+    return Supervisor("zygote", command, settings.home / "logs" / "zygote.log")
 
 
-def pages(settings: Settings) -> Supervised:
+def pages(settings: GatewaySettings) -> Supervisor:
     """What makes the pages for people."""
     command = [sys.executable, "-m", "appliance.ui", "--socket", str(settings.ui_socket)]
     command += ["--config", str(settings.config_file), "--home", str(settings.home)]
@@ -85,7 +85,7 @@ def pages(settings: Settings) -> Supervised:
         "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
         **proxies.NO_PROXIES,  # Gradio makes HTTP clients at import, which fails with some proxies
     }
-    return Supervised("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
+    return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
 
 
 def take_lock(home: Path) -> IO[str]:
@@ -120,7 +120,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 
         ) from error
 
 
-def prepare_home(settings: Settings) -> None:
+def prepare_home(settings: GatewaySettings) -> None:
     """Make the folders of the data folder, and the log file.
 
     Raises:
@@ -193,7 +193,7 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
                 console.print(f"[yellow]{model.name} cannot be served yet: {error.detail}[/]")
 
 
-def banner(settings: Settings, secret: str | None) -> str:
+def banner(settings: GatewaySettings, secret: str | None) -> str:
     """What a user needs to make the first call."""
     url = settings.config.server.public_url or f"{_scheme(settings)}://{settings.host}:{settings.port}"
     if secret is not None:
@@ -232,7 +232,7 @@ async def follow_log(path: Path, out: IO[str]) -> None:
             await asyncio.sleep(0.2)
 
 
-async def run(settings: Settings, node: RayNode, listener: Listener, console: Console) -> int:
+async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocket, console: Console) -> int:
     """Start, wait for a signal, drain, stop. Returns the exit code, or ``_START_ANEW``.
 
     Raises:
@@ -290,7 +290,7 @@ async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
 async def _until_stopped(
     stop: asyncio.Event,
     node: RayNode,
-    settings: Settings,
+    settings: GatewaySettings,
     started: Callable[[], Awaitable[None]],
     console: Console,
 ) -> None:
@@ -313,7 +313,7 @@ async def _until_stopped(
         console.print(f"{left} predictions will run at the next start")
 
 
-def _scheme(settings: Settings) -> str:
+def _scheme(settings: GatewaySettings) -> str:
     return "http" if settings.config.server.tls is None else "https"
 
 
@@ -338,7 +338,7 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
         console.print(f"{heading}: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
-async def _answers(settings: Settings) -> bool:
+async def _answers(settings: GatewaySettings) -> bool:
     host = self_url.reachable(settings.host)
     # This process knows whom it has started there: the certificate is for others.
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - as said
@@ -392,7 +392,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     config = configuration.load(arguments.config)
     home = (arguments.home or configuration.home(config)).absolute()
     permissions.restrict()
-    settings = Settings(
+    settings = GatewaySettings(
         config=config,
         home=home,
         host=arguments.host or config.server.host,
@@ -412,7 +412,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         runtime.forget(settings.run_dir)
         check_tls(config)
         check_shared_memory()
-        with Listener(settings.host, settings.port, settings.listener_socket) as listener:
+        with ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener:
             node = RayNode(temporary_folder.make(home))
             os.environ[HOME_MARK] = str(home)  # inherited by all processes started from here on
             temporary_folder.use(node.temp)

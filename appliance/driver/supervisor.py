@@ -18,7 +18,7 @@ LONGEST_PAUSE: Final = 30.0  # for one that ends again and again
 _GRACE: Final = 5.0  # seconds that a process gets to end by itself
 
 
-class Supervised:
+class Supervisor:
     """One such process. Its standard input is a pipe of ours, which ends when the driver dies."""
 
     def __init__(

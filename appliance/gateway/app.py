@@ -23,14 +23,14 @@ from appliance.gateway.api import Application, create_api, requests
 from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.api.services import Services
-from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.demands import capacities
 from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.gateway.engine.reload import Reload, catalogue_of
-from appliance.gateway.files.fetch_guard import Egress
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.fetch_guard import FetchGuard
+from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.retention import Retention
 from appliance.gateway.listener import borrow
@@ -38,7 +38,7 @@ from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device, cpu_threads
 from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
-from appliance.machine.usage import InUse
+from appliance.machine.usage import DeviceUsage
 from appliance.observability import logs, tracing
 from appliance.observability.metrics import Metrics
 from appliance.scheduler import Scheduler
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the driver hands to the gateway. Paths are absolute."""
 
     config: Config
@@ -97,7 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "logs" / "appliance.log"
 
 
-async def build_services(settings: Settings, store: Store, cluster: Cluster) -> Services:
+async def build_services(settings: GatewaySettings, store: Store, cluster: Cluster) -> Services:
     """Everything the API needs, wired but not started."""
     home = settings.home
     now = time.time()
@@ -105,14 +105,14 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
     found = servable(settings.config, home, devices, now)
     config = found.config
     models = await catalogue_of(found, store)
-    egress = Egress(config.egress.allow)
+    egress = FetchGuard(config.egress.allow)
     webhooks = Webhooks(store, egress, config.server.account)
-    files = Files(store.files, home / "files", config.files)
+    files = FileStore(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
-    pushes = Pushes(models, store, files, scheduler, home=home, devices=settings.devices)
+    pushes = ProjectBuilds(models, store, files, scheduler, home=home, devices=settings.devices)
     traced = tracing.build(config.telemetry, os.environ)
 
     def observe(record: Prediction) -> None:
@@ -130,13 +130,13 @@ async def build_services(settings: Settings, store: Store, cluster: Cluster) -> 
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         devices=settings.devices,
-        in_use=InUse(settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None),
+        in_use=DeviceUsage(settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None),
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,
         observe=observe,
-        heed=metrics.happened,
-        conclude=trainings.conclude,
+        on_event=metrics.happened,
+        finalize=trainings.finalize,
     )
     return Services(
         config=config,
@@ -218,7 +218,7 @@ class Gateway:
             raise RuntimeError("the gateway's listener stopped")
 
 
-async def start_gateway(settings: Settings) -> Gateway:
+async def start_gateway(settings: GatewaySettings) -> Gateway:
     """Build and start everything on the running loop; returns once requests are answered."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
     logs.configure(settings.log_file, settings.config.logging)

@@ -21,7 +21,7 @@ _PATIENCE: Final = 30.0  # seconds within which the driver must hand over the so
 _GIVEN: Final = b"\0"  # message sent with the descriptor; any other message is an error
 
 
-class Listener:
+class ListeningSocket:
     """The driver's listening socket, which gateways get through a Unix socket. Lives on the driver's loop."""
 
     def __init__(self, host: str, port: int, path: Path) -> None:

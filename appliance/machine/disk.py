@@ -20,7 +20,7 @@ _LEAST: Final = 1024 * 1024  # bytes; a disk with less free space counts as full
 _BLOCK: Final = 512  # bytes, whatever the file system's own are
 
 
-class Taken(msgspec.Struct, frozen=True, kw_only=True):
+class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
     """A look at the disk; everything in bytes."""
 
     folder: str  # absolute path of the data folder
@@ -37,7 +37,7 @@ class Storage:
         self._home = home
         self._counted: tuple[float, dict[str, int]] | None = None
 
-    async def taken(self) -> Taken:
+    async def taken(self) -> DiskUsage:
         """What is taken now; the parts may be a minute old.
 
         Weights that lie elsewhere, or that a link leads to, are not counted: they are not in this folder.
@@ -46,7 +46,7 @@ class Storage:
         if self._counted is None or now - self._counted[0] > FRESH:
             self._counted = now, await asyncio.to_thread(_parts, self._home)
         disk = shutil.disk_usage(self._home)
-        return Taken(folder=str(self._home), total=disk.total, free=disk.free, parts=self._counted[1])
+        return DiskUsage(folder=str(self._home), total=disk.total, free=disk.free, parts=self._counted[1])
 
 
 def full(folder: Path) -> bool:

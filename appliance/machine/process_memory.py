@@ -36,7 +36,7 @@ def inherited(pid: int) -> int:
     return _sizes(look.parent, "status").get("RssAnon", 0)
 
 
-def firm(group: int, inherited: int = 0) -> int:
+def anonymous(group: int, inherited: int = 0) -> int:
     """Bytes of main memory of a process group that only its end frees, without those ``inherited`` by it.
 
     Pages of theirs that forked processes of the group share are counted in each.
@@ -51,7 +51,7 @@ def firm(group: int, inherited: int = 0) -> int:
     return total + shared
 
 
-def mapped(group: int) -> int:
+def file_backed(group: int) -> int:
     """Bytes of files, such as weights, that no other process maps: the kernel can drop and read them again.
 
     Reads every page table entry: milliseconds for each GiB.

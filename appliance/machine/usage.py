@@ -9,7 +9,7 @@ from appliance.machine.gpus import Gpus
 from appliance.machine.process_memory import available
 
 
-class InUse:
+class DeviceUsage:
     """Asked before a model is loaded, and after one was unloaded."""
 
     def __init__(

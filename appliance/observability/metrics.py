@@ -23,7 +23,7 @@ from appliance import __version__
 from appliance.domain import usage
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.usage import Usage
-from appliance.scheduler import Happening, Residency, Scheduler, What
+from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
 #: What usage has to be told apart by for ``Metrics.page``.
 USAGE_BY: Final = ("model",)
@@ -103,11 +103,11 @@ class Metrics:
         elif record.n == 0 and record.attempt == 1 and record.started_at is not None:
             self._queued.labels(record.model).observe(max(0.0, record.started_at - record.created_at))
 
-    def happened(self, happening: Happening) -> None:
+    def happened(self, happening: Event) -> None:
         """Something was decided about memory, or came of that."""
         model = named(happening.model)
         self._decisions.labels(happening.what.value, model, reason(happening)).inc()
-        took = {What.READY: self._loaded, What.WOKEN: self._woken}.get(happening.what)
+        took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(happening.what)
         if took is not None and happening.seconds is not None:
             took.labels(model).observe(happening.seconds)
 
@@ -154,7 +154,7 @@ def named(key: str) -> str:
     return _INSTANCE.split(key, maxsplit=1)[0]
 
 
-def reason(happening: Happening) -> str:
+def reason(happening: Event) -> str:
     """Which of a few reasons the text of a happening gives."""
     if happening.on_behalf_of is not None:
         return "eviction"

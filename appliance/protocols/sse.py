@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 
-class Event(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """One server-sent event."""
 
     name: str
     data: str
 
 
-class Reader:
+class EventReader:
     """Takes the bytes of a stream as they come, and gives the events that they complete."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Reader:
         self._name = ""
         self._data: list[str] = []
 
-    def feed(self, chunk: bytes) -> Iterator[Event]:
+    def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
         """The events that end in ``chunk``; comments and events without a name are left out."""
         # Lines end in LF alone: `splitlines` and the like also break at characters that a model may say.
         if b"\n" not in chunk:  # a long line arrives in many chunks
@@ -34,7 +34,7 @@ class Reader:
             field, _, value = line.decode(errors="replace").partition(":")
             if not line:
                 if self._name:
-                    yield Event(self._name, "\n".join(self._data))
+                    yield ServerSentEvent(self._name, "\n".join(self._data))
                 self._name, self._data = "", []
             elif field == "event":
                 self._name = value.removeprefix(" ")

@@ -22,7 +22,7 @@ _CLOSED: Final = {"protocol_whitelist": "none"}
 _FLOATS: Final = {"flt": "float32", "dbl": "float64"}
 
 
-class Format(NamedTuple):
+class AudioFormat(NamedTuple):
     """How sound is written."""
 
     container: str
@@ -32,13 +32,13 @@ class Format(NamedTuple):
 
 
 #: What files can be written as; the names are also their suffixes.
-FORMATS: Final[dict[str, Format]] = {
-    "wav": Format("wav", "pcm_s16le"),
-    "mp3": Format(
+FORMATS: Final[dict[str, AudioFormat]] = {
+    "wav": AudioFormat("wav", "pcm_s16le"),
+    "mp3": AudioFormat(
         "mp3", "libmp3lame", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000), 64_000
     ),
-    "flac": Format("flac", "flac"),
-    "opus": Format("ogg", "libopus", (8000, 12000, 16000, 24000, 48000)),
+    "flac": AudioFormat("flac", "flac"),
+    "opus": AudioFormat("ogg", "libopus", (8000, 12000, 16000, 24000, 48000)),
 }
 
 

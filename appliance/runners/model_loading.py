@@ -29,7 +29,7 @@ class Loading(NamedTuple):
     models: list[Any]  # every model of torch that is loaded is added here
 
 
-class Asked(NamedTuple):
+class TaskInput(NamedTuple):
     """One prediction."""
 
     input: Mapping[str, Any]  # checked and complete; files are paths
@@ -37,14 +37,14 @@ class Asked(NamedTuple):
     unwanted: threading.Event  # set when nobody wants the result any more
 
 
-class Answer(NamedTuple):
+class TaskResult(NamedTuple):
     """What came of it. Files in the output are paths."""
 
     output: Any
     metrics: Mapping[str, Any] = MappingProxyType({})
 
 
-Compute = Callable[[Asked], Answer]
+Compute = Callable[[TaskInput], TaskResult]
 
 #: Weights that are used in training only, and often left out.
 _FOR_TRAINING: Final = ("masked_spec_embed",)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from appliance.domain.section import Section
 from appliance.domain.values import GIB
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 
 TORCH_RESIDUE: Final = GIB
 
@@ -19,7 +19,7 @@ class Options(Section):
     #: Options that decide about speed and memory only: changing one keeps the model's version.
     RESOURCES: ClassVar[frozenset[str]] = frozenset()
     #: What to do when a host of this kind ran out of memory, as part of a sentence.
-    EASED_BY: ClassVar[str] = "ask for less at a time"
+    OOM_HINT: ClassVar[str] = "ask for less at a time"
 
     @property
     def predictions_at_once(self) -> int:
@@ -39,18 +39,18 @@ class Options(Section):
         """
         return self.model_dump(mode="json")
 
-    def training_footprint(self, weights: Weight) -> int:
+    def training_footprint(self, weights: WeightSize) -> int:
         """Bytes to reserve on a device for training; ``weights`` are those that it begins with."""
         raise NotImplementedError
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """Bytes to reserve on a ``device`` of that kind, where neither `gpu` nor `memory` says it.
 
         ``weights`` is what is known of the model's own.
         """
         raise NotImplementedError
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """Bytes that it keeps of each device asleep, and bytes of main memory if its weights go there.
 
         None if it cannot sleep there.
@@ -58,7 +58,7 @@ class Options(Section):
         return None
 
 
-def in_dtype(weights: Weight, dtype: str, device: Literal["cpu", "cuda"]) -> int:
+def in_dtype(weights: WeightSize, dtype: str, device: Literal["cpu", "cuda"]) -> int:
     """Bytes of the weights once they are loaded; ``auto`` is float32 on a CPU, and as stored on a GPU."""
     if dtype == "float32" or (dtype == "auto" and device == "cpu"):
         return weights.in_32_bits

@@ -8,9 +8,8 @@ them, ``progress`` says what can get on where predictions wait for parts, ``jour
 ``scheduler`` puts them together.
 """
 
-from appliance.scheduler.event_log import Happening, What
+from appliance.scheduler.event_log import Event, EventKind
 from appliance.scheduler.facts import (
-    Asleep,
     Capacity,
     Decision,
     Demand,
@@ -20,6 +19,7 @@ from appliance.scheduler.facts import (
     Refuse,
     Residency,
     Sleep,
+    SleepFootprint,
     Start,
     Unload,
     Wake,
@@ -33,12 +33,12 @@ __all__ = [
     "MARGIN",
     "MIN_RESIDENCY",
     "PATIENCE",
-    "Asleep",
     "Capacity",
     "Decision",
     "Demand",
+    "Event",
+    "EventKind",
     "Footprint",
-    "Happening",
     "Level",
     "Load",
     "Origin",
@@ -46,8 +46,8 @@ __all__ = [
     "Residency",
     "Scheduler",
     "Sleep",
+    "SleepFootprint",
     "Start",
     "Unload",
     "Wake",
-    "What",
 ]

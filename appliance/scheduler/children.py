@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-class Parts:
+class Children:
     """The unfinished parts of every prediction that has any."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ class Model(Protocol):
         """Whether it is never evicted."""
 
 
-def hopeful(
+def completable(
     models: Mapping[str, Model],
     parts: Mapping[str, set[str]],
     capacities: Sequence[Capacity],

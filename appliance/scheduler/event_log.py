@@ -11,7 +11,7 @@ import msgspec
 KEPT: Final = 200  # happenings
 
 
-class What(StrEnum):
+class EventKind(StrEnum):
     """The kinds of happenings."""
 
     LOAD = "load"  # memory is reserved and the load begins
@@ -32,12 +32,12 @@ class What(StrEnum):
     ADOPTED = "adopted"  # an earlier gateway left it loaded
 
 
-class Happening(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One decision, or what came of one."""
 
     number: int  # from 1, without gaps
     at: float  # seconds on the scheduler's clock
-    what: What
+    what: EventKind
     model: str
     devices: tuple[str, ...]
     memory: int  # bytes on each of the devices that it concerns: reserved, or freed
@@ -62,36 +62,36 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LINES: Final = {
-    What.LOAD: "model {model} is loaded on {where} with {memory} bytes{why}",
-    What.READY: "model {model} is ready{after}",
-    What.FAILED: "model {model} failed to load{after}{why}",
-    What.DRAIN: "model {model} is drained{why}",
-    What.SLEEP: "model {model} falls asleep{after}{why}",
-    What.ASLEEP: "model {model} is asleep and has freed {memory} bytes on {where}{after}",
-    What.WAKE: "model {model} is woken on {where} with {memory} bytes{why}",
-    What.WOKEN: "model {model} is awake{after}",
-    What.UNLOAD: "model {model} is unloaded{after}{why}",
-    What.UNLOADED: "model {model} has freed {memory} bytes on {where}{after}",
-    What.LOST: "model {model} is gone from {where}{why}",
-    What.STARVED: "model {model} ran out of memory{why}",
-    What.RESIZED: "model {model} holds {memory} bytes on {where}{why}",
-    What.EXCEEDS: "model {model} takes {memory} bytes on {where}{why}",
-    What.FOREIGN: "other programs take {memory} bytes on {where}",
-    What.ADOPTED: "model {model} is still loaded on {where} with {memory} bytes",
+    EventKind.LOAD: "model {model} is loaded on {where} with {memory} bytes{why}",
+    EventKind.READY: "model {model} is ready{after}",
+    EventKind.FAILED: "model {model} failed to load{after}{why}",
+    EventKind.DRAIN: "model {model} is drained{why}",
+    EventKind.SLEEP: "model {model} falls asleep{after}{why}",
+    EventKind.ASLEEP: "model {model} is asleep and has freed {memory} bytes on {where}{after}",
+    EventKind.WAKE: "model {model} is woken on {where} with {memory} bytes{why}",
+    EventKind.WOKEN: "model {model} is awake{after}",
+    EventKind.UNLOAD: "model {model} is unloaded{after}{why}",
+    EventKind.UNLOADED: "model {model} has freed {memory} bytes on {where}{after}",
+    EventKind.LOST: "model {model} is gone from {where}{why}",
+    EventKind.STARVED: "model {model} ran out of memory{why}",
+    EventKind.RESIZED: "model {model} holds {memory} bytes on {where}{why}",
+    EventKind.EXCEEDS: "model {model} takes {memory} bytes on {where}{why}",
+    EventKind.FOREIGN: "other programs take {memory} bytes on {where}",
+    EventKind.ADOPTED: "model {model} is still loaded on {where} with {memory} bytes",
 }
 
 
-class Journal:
+class EventLog:
     """A ring of happenings."""
 
     def __init__(self) -> None:
-        self._ring: deque[Happening] = deque(maxlen=KEPT)
+        self._ring: deque[Event] = deque(maxlen=KEPT)
         self._count = 0
 
     def add(
         self,
         at: float,
-        what: What,
+        what: EventKind,
         model: str,
         devices: tuple[str, ...],
         memory: int,
@@ -103,7 +103,7 @@ class Journal:
         """One more; the oldest goes."""
         self._count += 1
         self._ring.append(
-            Happening(
+            Event(
                 number=self._count,
                 at=at,
                 what=what,
@@ -121,7 +121,7 @@ class Journal:
         """How many there ever were: the number of the last."""
         return self._count
 
-    def since(self, number: int) -> list[Happening]:
+    def since(self, number: int) -> list[Event]:
         """Those after ``number`` that are still kept, oldest first."""
         missed = min(self._count - number, len(self._ring))
         return [self._ring[position] for position in range(len(self._ring) - missed, len(self._ring))]

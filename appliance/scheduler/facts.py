@@ -57,7 +57,7 @@ class Capacity(msgspec.Struct, frozen=True):
     host: bool = False  # main memory beside the devices: for sleepers, and models that compute on the CPU
 
 
-class Asleep(msgspec.Struct, frozen=True):
+class SleepFootprint(msgspec.Struct, frozen=True):
     """What a model that can sleep holds while it does."""
 
     residue: int  # bytes on each of its devices, at most
@@ -77,7 +77,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds
     priority: int = 0  # each step doubles what its waiting, and its being evicted, count for
-    asleep: Asleep | None = None  # None: it cannot sleep
+    asleep: SleepFootprint | None = None  # None: it cannot sleep
     on_host: bool = False  # it is held in main memory, beside the devices
 
     def bytes_on(self, capacity: Capacity) -> int:

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from appliance.domain.errors import NeverFits
-from appliance.scheduler.event_log import Journal, What
+from appliance.scheduler.event_log import EventKind, EventLog
 from appliance.scheduler.facts import Demand, Origin, Residency
 from appliance.scheduler.ledger import Ledger
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 
 #: What is held for each byte that was measured: the next prediction may be larger than any before.
 MARGIN: Final = 1.15
@@ -34,7 +34,7 @@ class Footprint(NamedTuple):
     estimate: int | None  # before anything was measured; None where models.yaml declares a size
     peak: int | None  # measured: the most that is expected of it; None before its first load
     exceeds: bool  # it takes more than models.yaml says
-    starved: int  # how often its host was ended, because it took too much memory
+    out_of_memory: int  # how often its host was ended, because it took too much memory
     devices: tuple[str, ...]  # that could hold it, or a part of it, with all unloaded but the pinned
     fits: bool  # whether they are enough
     problem: str | None  # why it does not fit
@@ -43,7 +43,7 @@ class Footprint(NamedTuple):
 class Footprints:
     """A part of the scheduler."""
 
-    def __init__(self, models: Mapping[str, Model], ledger: Ledger, journal: Journal) -> None:
+    def __init__(self, models: Mapping[str, ModelState], ledger: Ledger, journal: EventLog) -> None:
         """All three are the scheduler's own."""
         self._models = models
         self._ledger = ledger
@@ -63,13 +63,13 @@ class Footprints:
             estimate=None if declared else entry.estimate.memory,
             peak=entry.expected_peak or None,
             exceeds=entry.exceeds,
-            starved=entry.starved,
+            out_of_memory=entry.out_of_memory,
             devices=tuple(self._ledger.fitting(entry)),
             fits=problem is None,
             problem=problem,
         )
 
-    def asked(self, entry: Model, demand: Demand) -> None:
+    def asked(self, entry: ModelState, demand: Demand) -> None:
         """The model asks for this from now on, and what was measured of it still counts."""
         entry.demand = entry.estimate = demand
         self._expect(entry)
@@ -99,7 +99,7 @@ class Footprints:
             if entry.peak > entry.reserved and not entry.exceeds:
                 entry.exceeds = True
                 why = f"models.yaml says {entry.reserved}, raise its memory there"
-                self._journal.add(now, What.EXCEEDS, model, entry.devices, entry.peak, why=why)
+                self._journal.add(now, EventKind.EXCEEDS, model, entry.devices, entry.peak, why=why)
             return
         self._expect(entry)
         wanted, before = entry.demand.memory or 0, entry.reserved
@@ -108,9 +108,9 @@ class Footprints:
         holds = self._ledger.resize(entry, wanted)
         if abs(holds - before) > before * _WORTH_TELLING:
             why = f"it takes up to {entry.expected_peak:,}, and held {before:,}"
-            self._journal.add(now, What.RESIZED, model, entry.devices, holds, why=why)
+            self._journal.add(now, EventKind.RESIZED, model, entry.devices, holds, why=why)
 
-    def starved(
+    def out_of_memory(
         self, model: str, took: int | None, now: float, why: str = "", had: int | None = None
     ) -> bool:
         """Its host ended for want of memory, having taken ``took`` bytes; None: all that it had.
@@ -119,20 +119,20 @@ class Footprints:
         and more than it took.
         """
         entry = self._models[model]
-        entry.starved += 1
+        entry.out_of_memory += 1
         before = entry.demand.memory
         entry.peak = max(entry.peak, took or 0, 0 if entry.demand.origin is Origin.DECLARED else before or 0)
         entry.ran_once = True  # whatever it was: it is a reason to expect as much
         self._expect(entry)
-        self._journal.add(now, What.STARVED, model, entry.devices, took or entry.reserved, why=why)
+        self._journal.add(now, EventKind.STARVED, model, entry.devices, took or entry.reserved, why=why)
         return (entry.demand.memory or 0) > max(entry.reserved if had is None else had, took or 0)
 
-    def unloaded(self, entry: Model) -> None:
+    def unloaded(self, entry: ModelState) -> None:
         """It is not loaded any more: what it took this time counts for the next."""
         entry.unloaded()
         self._expect(entry)
 
-    def _expect(self, entry: Model) -> None:
+    def _expect(self, entry: ModelState) -> None:
         """Ask for what was measured and a margin, no more than there ever is."""
         peak = entry.expected_peak
         if entry.demand.origin is Origin.DECLARED or peak == 0:

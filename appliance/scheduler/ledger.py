@@ -12,7 +12,7 @@ from typing import Final
 
 from appliance.domain.errors import NeverFits
 from appliance.scheduler.facts import Capacity, Demand, Origin, Residency
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 
 _COMING: Final = frozenset({Residency.LOADING, Residency.WAKING})
 _GOING: Final = frozenset({Residency.UNLOADING, Residency.FALLING_ASLEEP})
@@ -25,11 +25,11 @@ class Ledger:
         """At least one device, each with a name of its own; main memory may be one beside the others."""
         self.capacities = {capacity.device: capacity for capacity in capacities}
         self.host = next((capacity.device for capacity in capacities if capacity.host), None)
-        self._here: dict[str, dict[str, Model]] = {device: {} for device in self.capacities}
+        self._here: dict[str, dict[str, ModelState]] = {device: {} for device in self.capacities}
         self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
         self._foreign = dict.fromkeys(self.capacities, 0)
 
-    def reserve(self, model: Model, devices: tuple[str, ...], memory: int) -> None:
+    def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
         """``memory`` bytes of each of these devices, in place of others, are the model's."""
         for device in model.devices:
             del self._here[device][model.name]
@@ -39,7 +39,7 @@ class Ledger:
             self._here[device][model.name] = model
             self._free[device] -= memory
 
-    def keep(self, model: Model, memory: int) -> None:
+    def keep(self, model: ModelState, memory: int) -> None:
         """``memory`` bytes of main memory are the model's, beside its devices."""
         if self.host is None:
             return
@@ -50,12 +50,12 @@ class Ledger:
         elif self.host not in model.devices:
             self._here[self.host].pop(model.name, None)
 
-    def release(self, model: Model) -> None:
+    def release(self, model: ModelState) -> None:
         """Whatever it held is free."""
         self.reserve(model, (), 0)
         self.keep(model, 0)
 
-    def held(self, model: Model, device: str) -> int:
+    def held(self, model: ModelState, device: str) -> int:
         """Bytes of the device that the model holds."""
         if device in model.devices:
             return model.reserved
@@ -65,7 +65,7 @@ class Ledger:
         """The devices that such a model may be placed on."""
         return [device for device, capacity in self.capacities.items() if demand.on_host is capacity.host]
 
-    def older_sleepers(self, model: Model) -> list[Model]:
+    def older_sleepers(self, model: ModelState) -> list[ModelState]:
         """Those that hold main memory and were used longer ago than the model; of these the first first."""
         if self.host is None:
             return []
@@ -76,7 +76,7 @@ class Ledger:
         ]
         return sorted(older, key=lambda each: (each.last_used, each.name))
 
-    def main_for(self, model: Model) -> int:
+    def main_for(self, model: ModelState) -> int:
         """Bytes of main memory that the model could sleep in: free ones, and those of older sleepers."""
         if self.host is None:
             return 0
@@ -90,7 +90,7 @@ class Ledger:
         here = self._here[self.host].values()
         return sum(each.main for each in here if each.state is Residency.UNLOADING)
 
-    def resize(self, model: Model, memory: int) -> int:
+    def resize(self, model: ModelState, memory: int) -> int:
         """Let a model that is placed hold ``memory`` bytes, or more than now only as far as they are free.
 
         Returns what it holds.
@@ -116,7 +116,7 @@ class Ledger:
         self._free[device] += before - foreign
         return abs(foreign - before) > capacity // 100
 
-    def limit(self, model: Model) -> int:
+    def limit(self, model: ModelState) -> int:
         """Bytes of each of its devices that a placed model may take before its host is ended.
 
         What models.yaml declares is a bound. An estimate may be wrong, so what nobody holds may be taken too.
@@ -125,7 +125,7 @@ class Ledger:
             return model.reserved
         return model.reserved + max(0, min(self.free(device) for device in model.devices))
 
-    def here(self, device: str) -> list[Model]:
+    def here(self, device: str) -> list[ModelState]:
         """The models that hold bytes of the device."""
         return list(self._here[device].values())
 
@@ -137,7 +137,7 @@ class Ledger:
         """Bytes by model on one device."""
         return {name: self.held(model, device) for name, model in self._here[device].items()}
 
-    def loading(self, device: str) -> Model | None:
+    def loading(self, device: str) -> ModelState | None:
         """What is being loaded there, or woken.
 
         Nothing may leave meanwhile: engines measure the memory that they find.
@@ -167,7 +167,7 @@ class Ledger:
         """Bytes that the model gets on each of these devices: what the smallest of them can give."""
         return min(demand.bytes_on(self.capacities[device]) for device in devices)
 
-    def check_fits(self, model: Model) -> None:
+    def check_fits(self, model: ModelState) -> None:
         """Raise ``NeverFits`` with the numbers if no devices could ever hold it beside the pinned."""
         demand = model.demand
         if model.devices and model.state is not Residency.ASLEEP:
@@ -188,17 +188,17 @@ class Ledger:
             f"{advice}"
         )
 
-    def fitting(self, model: Model) -> list[str]:
+    def fitting(self, model: ModelState) -> list[str]:
         """The devices that could hold it, or a part of it, beside the pinned."""
         left = self._beside_pinned(model)
         return [device for device in left if model.demand.bytes_on(self.capacities[device]) <= left[device]]
 
-    def most(self, model: Model) -> int:
+    def most(self, model: ModelState) -> int:
         """Bytes on each of its devices that the model could ever get, beside the pinned."""
         left = sorted(self._beside_pinned(model).values(), reverse=True)
         return left[min(model.demand.devices, len(left)) - 1] if left else 0
 
-    def _beside_pinned(self, model: Model) -> dict[str, int]:
+    def _beside_pinned(self, model: ModelState) -> dict[str, int]:
         left = {}
         for device in self.places(model.demand):
             here = (each for each in self._here[device].values() if each.pinned and each is not model)

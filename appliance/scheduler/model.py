@@ -17,7 +17,7 @@ def _averaged(before: float | None, value: float) -> float:
     return value if before is None else before + NEWEST * (value - before)
 
 
-class Model:
+class ModelState:
     """Everything known of one model; only the scheduler and its ledger write it."""
 
     def __init__(self, demand: Demand) -> None:
@@ -53,7 +53,7 @@ class Model:
         self.earlier = 0  # the same of the loads before, the older ones counting less
         self.ran_once = False  # since it was loaded
         self.exceeds = False  # models.yaml says less than it takes; that was said
-        self.starved = 0  # how often its host was ended because it took too much memory
+        self.out_of_memory = 0  # how often its host was ended because it took too much memory
         self.failures = 0
         self.blocked_until = 0.0
         self.drain_reason = ""
@@ -123,7 +123,7 @@ class Model:
         if self.successor is not None:
             self.demand = self.estimate = self.successor
             self.successor = None
-            self.peak = self.earlier = self.starved = 0  # those were of something else
+            self.peak = self.earlier = self.out_of_memory = 0  # those were of something else
 
     def become(self, state: Residency, now: float) -> float:
         """Change the state; returns how many seconds it was what it was."""

@@ -5,30 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.scheduler import policy
-from appliance.scheduler.children import Parts
-from appliance.scheduler.deadlock import hopeful
+from appliance.scheduler.children import Children
+from appliance.scheduler.deadlock import completable
 from appliance.scheduler.facts import Decision, Residency
 from appliance.scheduler.ledger import Ledger
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 from appliance.scheduler.plan import Plan, plan
-from appliance.scheduler.transitions import Moves
+from appliance.scheduler.transitions import Transitions
 
 
 class Placements:
     """A part of the scheduler, to whom all that it is given belongs."""
 
-    def __init__(self, models: Mapping[str, Model], ledger: Ledger, parts: Parts, moves: Moves) -> None:
+    def __init__(
+        self, models: Mapping[str, ModelState], ledger: Ledger, parts: Children, moves: Transitions
+    ) -> None:
         """Nothing is kept here."""
         self._models = models
         self._ledger = ledger
         self._parts = parts
         self._moves = moves
 
-    def rank(self, entry: Model, now: float) -> tuple[bool, float]:
+    def rank(self, entry: ModelState, now: float) -> tuple[bool, float]:
         """Sorted by it, the next to be loaded comes first."""
         return not self._has_part(entry), -policy.urgency(entry, now)
 
-    def _has_part(self, entry: Model) -> bool:
+    def _has_part(self, entry: ModelState) -> bool:
         return bool(entry.queue) and entry.queue[0] in self._parts
 
     def decide(self, now: float) -> list[Decision]:
@@ -64,7 +66,7 @@ class Placements:
 
     def _plan(
         self,
-        entry: Model,
+        entry: ModelState,
         promised: dict[str, int],
         now: float,
         ending: set[str] | None,
@@ -84,7 +86,7 @@ class Placements:
         return there if cost < here.cost else here
 
     def _claim(
-        self, entry: Model, promised: dict[str, int], now: float, ending: set[str] | None
+        self, entry: ModelState, promised: dict[str, int], now: float, ending: set[str] | None
     ) -> Plan | None:
         """The devices that are cleared for a model that waited long: once chosen they stay the same."""
         chosen = None
@@ -95,7 +97,7 @@ class Placements:
         entry.claim = () if chosen is None else chosen.devices
         return chosen
 
-    def _make_room(self, chosen: Plan, waiter: Model, now: float) -> list[Decision]:
+    def _make_room(self, chosen: Plan, waiter: ModelState, now: float) -> list[Decision]:
         """Have the victims that are idle leave, and drain the others, as soon as each has had its time."""
         moves: list[Decision] = []
         reason = f"makes room for {waiter.name}"
@@ -109,7 +111,7 @@ class Placements:
                 why = f"{reason}, which waited {waiter.waited(now):.0f} s"
                 self._moves.drain(victim, why, now, waiter.name, sleep=chosen.sleep)
             elif self._ledger.still(victim.devices):
-                moves += self._moves.give_way(victim, reason, now, waiter, sleep=chosen.sleep)
+                moves += self._moves.evict(victim, reason, now, waiter, sleep=chosen.sleep)
         return moves
 
     def of_parts(self, now: float) -> list[Decision]:
@@ -125,17 +127,17 @@ class Placements:
                     loads.append(self._begin(entry, tuple(roomy[: entry.demand.devices]), now))
         return loads
 
-    def _begin(self, entry: Model, devices: tuple[str, ...], now: float) -> Decision:
+    def _begin(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Decision:
         if entry.state is Residency.ASLEEP:
             return self._moves.wake(entry, now)
         return self._moves.load(entry, devices, now)
 
-    def lacks(self, waiter: Model, device: str) -> int:
+    def lacks(self, waiter: ModelState, device: str) -> int:
         """Bytes of the device that it needs besides what it holds as a sleeper."""
         need = waiter.demand.bytes_on(self._ledger.capacities[device])
         return need - self._ledger.held(waiter, device)
 
-    def _open(self, device: str, waiter: Model, promised: dict[str, int]) -> bool:
+    def _open(self, device: str, waiter: ModelState, promised: dict[str, int]) -> bool:
         """Whether the waiter may load there now: the bytes are free, and nothing else comes or goes.
 
         Two at a time would mis-measure each other's memory.
@@ -145,4 +147,4 @@ class Placements:
 
     def _hope(self, without: str) -> set[str]:
         capacities = list(self._ledger.capacities.values())
-        return hopeful(self._models, self._parts.unfinished, capacities, without=without)
+        return completable(self._models, self._parts.unfinished, capacities, without=without)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from appliance.scheduler import policy
 from appliance.scheduler.facts import Level, Residency
 from appliance.scheduler.ledger import Ledger
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 
 _LEAVING = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING})
 
@@ -17,7 +17,7 @@ class Plan(NamedTuple):
     """Devices for one model, and what has to leave them."""
 
     devices: tuple[str, ...]
-    victims: tuple[Model, ...]
+    victims: tuple[ModelState, ...]
     cost: float  # seconds that predictions wait because of it, besides its own load
     sleep: bool  # whether it is enough that those of them that can fall asleep
 
@@ -30,12 +30,12 @@ class _Option(NamedTuple):
     busy: bool
     left: int  # negative bytes that stay free
     device: str
-    victims: tuple[Model, ...]
+    victims: tuple[ModelState, ...]
     sleep: bool
 
 
 def plan(
-    model: Model,
+    model: ModelState,
     ledger: Ledger,
     promised: Mapping[str, int],
     now: float,
@@ -69,7 +69,7 @@ def plan(
 
 
 def _option(
-    model: Model,
+    model: ModelState,
     ledger: Ledger,
     device: str,
     promised: int,
@@ -105,15 +105,17 @@ def _option(
     if victims is None:
         return None
     wait = max([wait, *(policy.freed_in(victim, now) for victim in victims)])
-    cost = sum(policy.regret(victim, now, tiers[victim]) for victim in victims)
-    if patient and cost > policy.gain(model, now):
+    cost = sum(policy.eviction_cost(victim, now, tiers[victim]) for victim in victims)
+    if patient and cost > policy.eviction_benefit(model, now):
         return None
     cost += wait * policy.weight(model) * max(1, len(model.queue))
     left = ledger.free(device) + ledger.held(model, device) - promised - need
     return _Option(cost, len(victims), wait > 0, -left, device, victims, sleep)
 
 
-def _tiers(allowed: list[Model], ledger: Ledger, now: float, waiter: Model) -> dict[Model, Level | None]:
+def _tiers(
+    allowed: list[ModelState], ledger: Ledger, now: float, waiter: ModelState
+) -> dict[ModelState, Level | None]:
     """How each of them would make room: asleep, or unloaded with None."""
     return {
         each: policy.tier(each, now, ledger.main_for(each), waiter)
@@ -123,7 +125,7 @@ def _tiers(allowed: list[Model], ledger: Ledger, now: float, waiter: Model) -> d
     }
 
 
-def _leaves(model: Model, device: str, ledger: Ledger, level: Level | None = None) -> int:
+def _leaves(model: ModelState, device: str, ledger: Ledger, level: Level | None = None) -> int:
     """Bytes of the device that are free once the model has fallen asleep, or is unloaded."""
     held, asleep = ledger.held(model, device), model.demand.asleep
     if device not in model.devices:  # its weights in main memory, which go with the sleeper
@@ -133,13 +135,14 @@ def _leaves(model: Model, device: str, ledger: Ledger, level: Level | None = Non
 
 
 def _victims(
-    tiers: Mapping[Model, Level | None], missing: int, device: str, ledger: Ledger, now: float
-) -> tuple[Model, ...] | None:
+    tiers: Mapping[ModelState, Level | None], missing: int, device: str, ledger: Ledger, now: float
+) -> tuple[ModelState, ...] | None:
     """The cheapest models to evict for ``missing`` bytes; None if they are not enough."""
     if missing <= 0:
         return ()
     price = {
-        each: policy.regret(each, now, level) + policy.freed_in(each, now) for each, level in tiers.items()
+        each: policy.eviction_cost(each, now, level) + policy.freed_in(each, now)
+        for each, level in tiers.items()
     }
     frees = {each: _leaves(each, device, ledger, level) for each, level in tiers.items()}
     # By what a byte of theirs is worth; of equals, the least recently used.
@@ -147,7 +150,7 @@ def _victims(
         (each for each in tiers if frees[each] > 0),
         key=lambda each: (price[each] / frees[each], each.last_used, each.name),
     )
-    chosen: list[Model] = []
+    chosen: list[ModelState] = []
     for each in ordered:
         if missing <= 0:
             break
@@ -162,7 +165,7 @@ def _victims(
     return tuple(chosen)
 
 
-def _may_go(model: Model, now: float, *, patient: bool) -> bool:
+def _may_go(model: ModelState, now: float, *, patient: bool) -> bool:
     if model.pinned:
         return False
     if model.state is Residency.ASLEEP:
@@ -172,9 +175,9 @@ def _may_go(model: Model, now: float, *, patient: bool) -> bool:
     return model.state in {Residency.READY, Residency.LOADING, Residency.WAKING}
 
 
-def _ends(model: Model, ending: set[str] | None) -> bool:
+def _ends(model: ModelState, ending: set[str] | None) -> bool:
     return ending is None or model.running <= ending
 
 
-def _rest_of_load(loading: Model, now: float) -> float:
+def _rest_of_load(loading: ModelState, now: float) -> float:
     return max(1.0, policy.expected_return(loading) - (now - loading.state_since))

@@ -15,7 +15,7 @@ from math import inf
 from typing import Final
 
 from appliance.scheduler.facts import Level, Residency
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 
 #: A model that was just loaded is not evicted for at least this long.
 MIN_RESIDENCY: Final = 2.0
@@ -39,32 +39,32 @@ IDLE_SLEEP: Final = 0.5
 _AWAY: Final = 100.0
 
 
-def expected_load(model: Model) -> float:
+def expected_load(model: ModelState) -> float:
     """Seconds that its next load takes."""
     return _UNKNOWN_LOAD if model.load_seconds is None else max(0.01, model.load_seconds)
 
 
-def expected_sleep(model: Model, level: Level) -> float:
+def expected_sleep(model: ModelState, level: Level) -> float:
     """Seconds that it takes to fall asleep."""
     return model.sleep_seconds.get(level, _UNKNOWN_SLEEP[level] * expected_load(model))
 
 
-def expected_wake(model: Model, level: Level) -> float:
+def expected_wake(model: ModelState, level: Level) -> float:
     """Seconds that it takes to wake from that sleep."""
     return model.wake_seconds.get(level, _UNKNOWN_WAKE[level] * expected_load(model))
 
 
-def expected_return(model: Model) -> float:
+def expected_return(model: ModelState) -> float:
     """Seconds until it could be ready, from what it is now: its load, or its waking."""
     return expected_load(model) if model.level is None else max(0.01, expected_wake(model, model.level))
 
 
-def expected_run(model: Model) -> float:
+def expected_run(model: ModelState) -> float:
     """Seconds that a prediction of it takes."""
     return _UNKNOWN_RUN if model.run_seconds is None else model.run_seconds
 
 
-def expected_gap(model: Model, now: float) -> float:
+def expected_gap(model: ModelState, now: float) -> float:
     """Seconds until its next prediction: the average gap, or what it has already been silent for."""
     if model.last_arrival is None:
         return _UNKNOWN_GAP
@@ -72,12 +72,12 @@ def expected_gap(model: Model, now: float) -> float:
     return max(gap, now - model.last_arrival, 0.001)
 
 
-def weight(model: Model) -> float:
+def weight(model: ModelState) -> float:
     """What its priority multiplies."""
     return 2.0**model.demand.priority
 
 
-def min_residency(model: Model) -> float:
+def min_residency(model: ModelState) -> float:
     """Seconds that it may stay once it is ready."""
     if model.state is Residency.LOADING:
         return max(MIN_RESIDENCY, expected_load(model))
@@ -86,17 +86,17 @@ def min_residency(model: Model) -> float:
     return max(MIN_RESIDENCY, model.brought_in)
 
 
-def patience(model: Model) -> float:
+def patience(model: ModelState) -> float:
     """Seconds that it waits for others to fall idle before busy ones are drained for it."""
     return max(PATIENCE, 3 * expected_return(model))
 
 
-def quantum(model: Model) -> float:
+def quantum(model: ModelState) -> float:
     """Seconds in which it still takes what was queued when it is drained."""
     return min(min_residency(model), LONGEST_QUANTUM)
 
 
-def urgency(model: Model, now: float) -> float:
+def urgency(model: ModelState, now: float) -> float:
     """How much it should be the next to be loaded: by its wait, by how many share that, and its cost.
 
     It grows with the wait without limit, and all else in it is bounded: nothing starves.
@@ -105,7 +105,7 @@ def urgency(model: Model, now: float) -> float:
     return weight(model) * (1.0 + model.waited(now)) * float(sharing**0.25)
 
 
-def regret(model: Model, now: float, level: Level | None = None) -> float:
+def eviction_cost(model: ModelState, now: float, level: Level | None = None) -> float:
     """Seconds that predictions will wait for it to come back if it is evicted now.
 
     With ``level`` it falls asleep, else it is unloaded. A sleeper has less to lose than what is ready.
@@ -122,7 +122,7 @@ def regret(model: Model, now: float, level: Level | None = None) -> float:
     return weight(model) * back * returns * waiting
 
 
-def tier(model: Model, now: float, main: int, waiter: Model | None = None) -> Level | None:
+def tier(model: ModelState, now: float, main: int, waiter: ModelState | None = None) -> Level | None:
     """How an idle model that is ready makes room: asleep at this level, or unloaded with None.
 
     ``main`` is what main memory has for it, in bytes. What counts is how long its own predictions will wait
@@ -132,14 +132,14 @@ def tier(model: Model, now: float, main: int, waiter: Model | None = None) -> Le
     if asleep is None:
         return None
     waiting = 0.0 if waiter is None else weight(waiter) * max(1, len(waiter.queue))
-    tiers: list[tuple[float, Level | None]] = [(regret(model, now) + _UNLOAD * waiting, None)]
+    tiers: list[tuple[float, Level | None]] = [(eviction_cost(model, now) + _UNLOAD * waiting, None)]
     for level in sorted(model.levels):
         if level is Level.DROPPED or asleep.main <= main:
-            tiers.append((regret(model, now, level) + expected_sleep(model, level) * waiting, level))
+            tiers.append((eviction_cost(model, now, level) + expected_sleep(model, level) * waiting, level))
     return min(tiers, key=lambda each: each[0])[1]
 
 
-def gain(model: Model, now: float) -> float:
+def eviction_benefit(model: ModelState, now: float) -> float:
     """Seconds that its predictions have waited, and will at least: what its being loaded may cost others.
 
     As with skis that are rented until that has cost as much as buying them: a model that is asked all the
@@ -151,7 +151,7 @@ def gain(model: Model, now: float) -> float:
     return weight(model) * len(model.queue) * (model.waited(now) + expected_return(model))
 
 
-def freed_in(model: Model, now: float) -> float:
+def freed_in(model: ModelState, now: float) -> float:
     """Seconds until its memory could be another's: 0 if it is idle and has had its time."""
     held = now - model.state_since
     match model.state:
@@ -172,7 +172,7 @@ def freed_in(model: Model, now: float) -> float:
             return 0.0
 
 
-def had_its_time(model: Model, now: float) -> bool:
+def had_its_time(model: ModelState, now: float) -> bool:
     """Whether it may be evicted as far as its residency goes."""
     return (
         model.state is Residency.READY

@@ -11,9 +11,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from appliance.scheduler import policy
-from appliance.scheduler.children import Parts
+from appliance.scheduler.children import Children
 from appliance.scheduler.facts import Residency
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 
 
 class Waiting(NamedTuple):
@@ -23,10 +23,10 @@ class Waiting(NamedTuple):
     since: float
 
 
-class Siblings:
+class Rebalancing:
     """A part of the scheduler, to whom all that it is given belongs."""
 
-    def __init__(self, models: Mapping[str, Model], queued: dict[str, Waiting]) -> None:
+    def __init__(self, models: Mapping[str, ModelState], queued: dict[str, Waiting]) -> None:
         """No model has siblings until ``share`` says so."""
         self._models = models
         self._queued = queued
@@ -41,7 +41,7 @@ class Siblings:
             else:
                 self._others.pop(name, None)
 
-    def fill(self, now: float, parts: Parts, *, parts_only: bool) -> Iterator[Model]:
+    def fill(self, now: float, parts: Children, *, parts_only: bool) -> Iterator[ModelState]:
         """Give free slots what waits longest for other instances, parts first; yields who got any."""
         for taker in self._takers():
             for _ in range(taker.slots if taker.state is Residency.READY else 0):
@@ -73,7 +73,7 @@ class Siblings:
         away = (taker for taker in self._takers() if taker.away)
         return any(len(each.queue) > each.slots for taker in away for each in self._of(taker))
 
-    def relieve(self, entry: Model, now: float) -> None:
+    def relieve(self, entry: ModelState, now: float) -> None:
         """It cannot serve: what waits for it waits for an instance that does, if there is one."""
         serving = [each for each in self._of(entry) if each.state is Residency.READY]
         if serving:
@@ -81,7 +81,7 @@ class Siblings:
             for id in list(entry.queue):
                 self._move(id, sibling, now)
 
-    def _move(self, id: str, taker: Model, now: float) -> None:
+    def _move(self, id: str, taker: ModelState, now: float) -> None:
         waiting = self._queued[id]
         self._models[waiting.model].left(id)
         self._queued[id] = waiting._replace(model=taker.name)
@@ -89,18 +89,18 @@ class Siblings:
         if taker.waiting_since is None:
             taker.waiting_since = now
 
-    def _takers(self) -> Iterator[Model]:
+    def _takers(self) -> Iterator[ModelState]:
         """Those for whom nothing waits, and who stay what they are."""
         for name in self._others:
             entry = self._models.get(name)
             if entry is not None and not entry.queue and not entry.replaced:
                 yield entry
 
-    def _of(self, entry: Model) -> list[Model]:
+    def _of(self, entry: ModelState) -> list[ModelState]:
         found = (self._models.get(name) for name in self._others.get(entry.name, ()))
         return [each for each in found if each is not None]
 
-    def _movable(self, taker: Model, *, but_for_slots: bool = False) -> list[str]:
+    def _movable(self, taker: ModelState, *, but_for_slots: bool = False) -> list[str]:
         """The first that waits for each of the others, and need not run on what is loaded there.
 
         With ``but_for_slots`` those are passed over who will have a slot there once it is ready.

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from appliance.scheduler import policy
-from appliance.scheduler.children import Parts
-from appliance.scheduler.deadlock import hopeful, why_never
-from appliance.scheduler.event_log import Happening, Journal, What
+from appliance.scheduler.children import Children
+from appliance.scheduler.deadlock import completable, why_never
+from appliance.scheduler.event_log import Event, EventKind, EventLog
 from appliance.scheduler.facts import Capacity, Decision, Demand, Level, Refuse, Residency, Start
 from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.ledger import Ledger
-from appliance.scheduler.model import CHANGED, Model
+from appliance.scheduler.model import CHANGED, ModelState
 from appliance.scheduler.placements import Placements
-from appliance.scheduler.rebalancing import Siblings, Waiting
-from appliance.scheduler.transitions import Moves
+from appliance.scheduler.rebalancing import Rebalancing, Waiting
+from appliance.scheduler.transitions import Transitions
 
 #: Where nothing of a model is on its device, or little.
 _AWAY: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
@@ -31,7 +31,7 @@ _HERE: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
 WATCH: Final = 1.0
 
 
-class Standing(NamedTuple):
+class QueueEntry(NamedTuple):
     """How a model stands that waits to be loaded."""
 
     model: str
@@ -46,14 +46,14 @@ class Scheduler:
     def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
         """At least one device; model names are unique."""
         self._ledger = Ledger(capacities)
-        self._models = {demand.model: Model(demand) for demand in demands}
+        self._models = {demand.model: ModelState(demand) for demand in demands}
         self._queued: dict[str, Waiting] = {}  # by prediction id
-        self._parts = Parts()
-        self._journal = Journal()
+        self._parts = Children()
+        self._journal = EventLog()
         self.footprints = Footprints(self._models, self._ledger, self._journal)
-        self._moves = Moves(self._ledger, self._journal)
+        self._moves = Transitions(self._ledger, self._journal)
         self._placements = Placements(self._models, self._ledger, self._parts, self._moves)
-        self._siblings = Siblings(self._models, self._queued)
+        self._siblings = Rebalancing(self._models, self._queued)
 
     def knows(self, model: str) -> bool:
         """Whether it was told of this model."""
@@ -61,7 +61,7 @@ class Scheduler:
 
     def add(self, demand: Demand) -> None:
         """One more model; nothing happens if it is known."""
-        self._models.setdefault(demand.model, Model(demand))
+        self._models.setdefault(demand.model, ModelState(demand))
 
     def put(self, demand: Demand, now: float, *, anew: bool) -> None:
         """A model asks for this from now on; one that is not known is added.
@@ -96,12 +96,12 @@ class Scheduler:
             self._replace(entry, now)
         self._forget(entry)
 
-    def _replace(self, entry: Model, now: float) -> None:
+    def _replace(self, entry: ModelState, now: float) -> None:
         entry.replace()
         if entry.state is Residency.READY:
             self._moves.drain(entry, CHANGED, now)
 
-    def _gone(self, entry: Model, what: What, now: float, *, why: str = "") -> None:
+    def _gone(self, entry: ModelState, what: EventKind, now: float, *, why: str = "") -> None:
         self._moves.gone(entry, what, now, why=why)
         self.footprints.unloaded(entry)
         if entry.successor is not None:
@@ -109,7 +109,7 @@ class Scheduler:
         entry.succeed()
         self._forget(entry)
 
-    def _forget(self, entry: Model) -> None:
+    def _forget(self, entry: ModelState) -> None:
         if entry.leaves and entry.state is Residency.COLD and not entry.queue:
             self._models.pop(entry.name, None)
 
@@ -178,7 +178,7 @@ class Scheduler:
         self._moves.woken(entry, now)
         self._came_in(entry, now)
 
-    def _came_in(self, entry: Model, now: float) -> None:
+    def _came_in(self, entry: ModelState, now: float) -> None:
         """It is ready, but may not be wanted any more."""
         if entry.replaced:
             self._moves.drain(entry, CHANGED, now)
@@ -204,12 +204,12 @@ class Scheduler:
         ids = list(entry.queue)
         for id in ids:
             self.withdrawn(id)
-        self._gone(entry, What.FAILED, now, why=why)
+        self._gone(entry, EventKind.FAILED, now, why=why)
         return ids
 
     def unloaded(self, model: str, now: float) -> None:
         """The unload that was decided is confirmed: the memory is free."""
-        self._gone(self._models[model], What.UNLOADED, now)
+        self._gone(self._models[model], EventKind.UNLOADED, now)
 
     def lost(self, model: str, now: float, why: str = "") -> None:
         """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
@@ -219,12 +219,12 @@ class Scheduler:
         entry.running.clear()
         entry.began.clear()
         entry.wanted = entry.wanted or entry.pinned
-        self._gone(entry, What.LOST, now, why=why)
+        self._gone(entry, EventKind.LOST, now, why=why)
 
     def used(self, device: str, memory: int, now: float) -> None:
         """So many bytes of the device are in use, by models or by others."""
         if self._ledger.used(device, memory):
-            self._journal.add(now, What.FOREIGN, "", (device,), self._ledger.foreign(device))
+            self._journal.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
 
     def adopted(
         self,
@@ -382,15 +382,15 @@ class Scheduler:
         """Bytes of the device that no model has reserved."""
         return self._ledger.free(device)
 
-    def standings(self, now: float) -> list[Standing]:
+    def standings(self, now: float) -> list[QueueEntry]:
         """The models that wait to be loaded, the next one first."""
         waiting = [each for each in self._models.values() if each.wants_load(now)]
         return [
-            Standing(each.name, len(each.queue), each.waited(now), each.claim)
+            QueueEntry(each.name, len(each.queue), each.waited(now), each.claim)
             for each in sorted(waiting, key=lambda each: self._placements.rank(each, now))
         ]
 
-    def happenings(self, after: int = 0) -> list[Happening]:
+    def happenings(self, after: int = 0) -> list[Event]:
         """What was decided, and what came of it, after this number; the last of it, oldest first."""
         return self._journal.since(after)
 
@@ -442,7 +442,7 @@ class Scheduler:
         decisions += self._placements.decide(now)
         return decisions
 
-    def _starts(self, entry: Model, now: float, *, parts_only: bool) -> list[Decision]:
+    def _starts(self, entry: ModelState, now: float, *, parts_only: bool) -> list[Decision]:
         starts: list[Decision] = []
         while entry.slots:
             id = entry.next(now)
@@ -467,7 +467,7 @@ class Scheduler:
         refused: list[Decision] = []
         while any(id in self._queued for id in self._parts):
             capacities = list(self._ledger.capacities.values())
-            hope = hopeful(self._models, self._parts.unfinished, capacities)
+            hope = completable(self._models, self._parts.unfinished, capacities)
             stuck = [id for id in self._queued if id in self._parts and id not in hope]
             if not stuck:
                 break
@@ -487,7 +487,7 @@ class Scheduler:
                 if not entry.running and entry.next(now) is None:
                     waiter = self._models.get(entry.drained_for or "")
                     sleep = entry.drained_to_sleep
-                    due += self._moves.give_way(entry, entry.drain_reason, now, waiter, sleep=sleep)
+                    due += self._moves.evict(entry, entry.drain_reason, now, waiter, sleep=sleep)
             elif entry.state is Residency.ASLEEP and entry.dismissed:
                 due.append(self._moves.unload(entry, entry.dismissed, now))
             elif entry.state in {Residency.READY, Residency.ASLEEP} and entry.idle and not entry.pinned:

@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 from appliance.scheduler import policy
-from appliance.scheduler.event_log import Journal, What
+from appliance.scheduler.event_log import EventKind, EventLog
 from appliance.scheduler.facts import Level, Load, Residency, Sleep, Unload, Wake
 from appliance.scheduler.ledger import Ledger
-from appliance.scheduler.model import Model
+from appliance.scheduler.model import ModelState
 
 
-class Moves:
+class Transitions:
     """A part of the scheduler, whose ledger and journal they are."""
 
-    def __init__(self, ledger: Ledger, journal: Journal) -> None:
+    def __init__(self, ledger: Ledger, journal: EventLog) -> None:
         """Nothing has moved yet."""
         self._ledger = ledger
         self._journal = journal
 
     # -- in
 
-    def load(self, entry: Model, devices: tuple[str, ...], now: float) -> Load:
+    def load(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Load:
         """The model is to be loaded there; the bytes are free."""
         entry.become(Residency.LOADING, now)
         entry.load_began = now
         entry.claim = ()
         memory = self._ledger.need(entry.demand, devices)
         self._ledger.reserve(entry, devices, memory)
-        self._tell(entry, What.LOAD, now, why=_why(entry, now))
+        self._tell(entry, EventKind.LOAD, now, why=_why(entry, now))
         return Load(entry.name, devices, memory)
 
-    def loaded(self, entry: Model, levels: frozenset[Level], now: float) -> None:
+    def loaded(self, entry: ModelState, levels: frozenset[Level], now: float) -> None:
         """It is, and its host is able to sleep at these levels."""
         entry.load_seconds = entry.brought_in = entry.become(Residency.READY, now)
         entry.ready_since = entry.last_used = now
         entry.levels = levels
         entry.failures = 0
         entry.wanted = entry.pinned
-        self._tell(entry, What.READY, now, seconds=entry.load_seconds)
+        self._tell(entry, EventKind.READY, now, seconds=entry.load_seconds)
 
     def adopt(
-        self, entry: Model, devices: tuple[str, ...], memory: int, levels: frozenset[Level], now: float
+        self, entry: ModelState, devices: tuple[str, ...], memory: int, levels: frozenset[Level], now: float
     ) -> None:
         """An earlier gateway left it loaded, and awake."""
         entry.become(Residency.READY, now)
@@ -48,12 +48,12 @@ class Moves:
         entry.ready_since = entry.last_used = now
         entry.levels = levels
         entry.wanted = False
-        self._tell(entry, What.ADOPTED, now)
+        self._tell(entry, EventKind.ADOPTED, now)
 
     # -- to sleep and back
 
     def sleep(
-        self, entry: Model, level: Level, reason: str, now: float, on_behalf_of: str | None = None
+        self, entry: ModelState, level: Level, reason: str, now: float, on_behalf_of: str | None = None
     ) -> Sleep:
         """It falls asleep, as ``may_sleep`` says that it can; main memory has room for its weights."""
         asleep = entry.demand.asleep
@@ -62,10 +62,10 @@ class Moves:
         entry.level = level
         self._ledger.keep(entry, asleep.main if level is Level.KEPT else 0)
         ready = now - entry.ready_since
-        self._tell(entry, What.SLEEP, now, why=reason, on_behalf_of=on_behalf_of, seconds=ready)
+        self._tell(entry, EventKind.SLEEP, now, why=reason, on_behalf_of=on_behalf_of, seconds=ready)
         return Sleep(entry.name, level, asleep.residue, reason)
 
-    def asleep(self, entry: Model, now: float) -> None:
+    def asleep(self, entry: ModelState, now: float) -> None:
         """It has fallen asleep, and holds its residue from now on."""
         assert entry.level is not None
         assert entry.demand.asleep is not None
@@ -74,18 +74,18 @@ class Moves:
         freed = entry.reserved
         self._ledger.reserve(entry, entry.devices, min(entry.demand.asleep.residue, entry.reserved))
         freed -= entry.reserved
-        self._journal.add(now, What.ASLEEP, entry.name, entry.devices, freed, seconds=seconds)
+        self._journal.add(now, EventKind.ASLEEP, entry.name, entry.devices, freed, seconds=seconds)
 
-    def wake(self, entry: Model, now: float) -> Wake:
+    def wake(self, entry: ModelState, now: float) -> Wake:
         """Its devices are its own again; the bytes are free."""
         entry.become(Residency.WAKING, now)
         entry.load_began = now
         entry.claim = ()
         self._ledger.reserve(entry, entry.devices, self._ledger.need(entry.demand, entry.devices))
-        self._tell(entry, What.WAKE, now, why=_why(entry, now))
+        self._tell(entry, EventKind.WAKE, now, why=_why(entry, now))
         return Wake(entry.name)
 
-    def woken(self, entry: Model, now: float) -> None:
+    def woken(self, entry: ModelState, now: float) -> None:
         """It is ready again."""
         assert entry.level is not None
         seconds = entry.become(Residency.READY, now)
@@ -95,12 +95,18 @@ class Moves:
         entry.level = None
         entry.wanted = entry.pinned
         self._ledger.keep(entry, 0)
-        self._tell(entry, What.WOKEN, now, seconds=seconds)
+        self._tell(entry, EventKind.WOKEN, now, seconds=seconds)
 
     # -- out
 
-    def give_way(
-        self, entry: Model, reason: str, now: float, waiter: Model | None = None, *, sleep: bool = True
+    def evict(
+        self,
+        entry: ModelState,
+        reason: str,
+        now: float,
+        waiter: ModelState | None = None,
+        *,
+        sleep: bool = True,
     ) -> list[Sleep | Unload]:
         """Have an idle model leave its devices: asleep, or unloaded, whichever costs predictions less.
 
@@ -121,17 +127,17 @@ class Moves:
             return [self.unload(entry, reason, now, behalf)]
         return [self.sleep(entry, level, reason, now, behalf)]
 
-    def _short_of_main(self, entry: Model) -> int:
+    def _short_of_main(self, entry: ModelState) -> int:
         """Bytes of main memory that it lacks to sleep."""
         host, asleep = self._ledger.host, entry.demand.asleep
         if host is None or asleep is None:
             return 0
         return asleep.main - self._ledger.free(host)
 
-    def _clear_main(self, entry: Model, short: int, now: float) -> list[Sleep | Unload] | None:
+    def _clear_main(self, entry: ModelState, short: int, now: float) -> list[Sleep | Unload] | None:
         """Unload older sleepers for ``short`` bytes; None if they cannot be just now."""
         coming = self._ledger.leaving_main()
-        chosen: list[Model] = []
+        chosen: list[ModelState] = []
         for each in self._ledger.older_sleepers(entry):
             if coming >= short:
                 break
@@ -144,7 +150,13 @@ class Moves:
         return [self.unload(each, reason, now, entry.name) for each in chosen]
 
     def drain(
-        self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None, *, sleep: bool = False
+        self,
+        entry: ModelState,
+        reason: str,
+        now: float,
+        on_behalf_of: str | None = None,
+        *,
+        sleep: bool = False,
     ) -> None:
         """Let it finish what runs, and, if another model wants the room, what waits, for a bounded time.
 
@@ -158,9 +170,9 @@ class Moves:
         if entry.queue:
             entry.waiting_since = now
         why = f"{reason}; {len(entry.running)} run and {quota} may begin"
-        self._tell(entry, What.DRAIN, now, why=why, on_behalf_of=on_behalf_of)
+        self._tell(entry, EventKind.DRAIN, now, why=why, on_behalf_of=on_behalf_of)
 
-    def idle(self, entry: Model, now: float) -> list[Sleep | Unload]:
+    def idle(self, entry: ModelState, now: float) -> list[Sleep | Unload]:
         """Have it unloaded, or fall asleep, if nobody has wanted it for long."""
         limit, silent = entry.demand.idle_unload_after, now - entry.last_used
         if limit is None:
@@ -175,21 +187,21 @@ class Moves:
                 return [self.sleep(entry, level, f"idle for {silent:g} s", now)]
         return []
 
-    def unload(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
+    def unload(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
         """Its host is to be stopped."""
         self.stop(entry, reason, now, on_behalf_of)
         return Unload(entry.name, reason)
 
-    def stop(self, entry: Model, reason: str, now: float, on_behalf_of: str | None = None) -> None:
+    def stop(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> None:
         """Its host is being stopped: nothing may start there, its memory is still taken."""
         slept = entry.state is Residency.ASLEEP
         seconds = now - (entry.state_since if slept else entry.ready_since)
-        self._tell(entry, What.UNLOAD, now, why=reason, on_behalf_of=on_behalf_of, seconds=seconds)
+        self._tell(entry, EventKind.UNLOAD, now, why=reason, on_behalf_of=on_behalf_of, seconds=seconds)
         entry.become(Residency.UNLOADING, now)
 
-    def gone(self, entry: Model, what: What, now: float, *, why: str = "") -> None:
+    def gone(self, entry: ModelState, what: EventKind, now: float, *, why: str = "") -> None:
         """Its host is no more, and its memory is free."""
-        seconds = None if what is What.LOST else now - entry.state_since
+        seconds = None if what is EventKind.LOST else now - entry.state_since
         self._tell(entry, what, now, why=why, seconds=seconds)
         entry.become(Residency.COLD, now)
         entry.level, entry.dismissed = None, ""
@@ -197,8 +209,8 @@ class Moves:
 
     def _tell(
         self,
-        entry: Model,
-        what: What,
+        entry: ModelState,
+        what: EventKind,
         now: float,
         *,
         why: str = "",
@@ -217,7 +229,7 @@ class Moves:
         )
 
 
-def _why(entry: Model, now: float) -> str:
+def _why(entry: ModelState, now: float) -> str:
     if entry.queue:
         return f"{len(entry.queue)} wait for it, for {entry.waited(now):.1f} s"
     return "pinned" if entry.pinned else "asked for"

@@ -20,7 +20,7 @@ from appliance.domain.errors import (
     Unauthenticated,
 )
 from appliance.protocols import content_encodings
-from appliance.protocols.sse import Event, Reader
+from appliance.protocols.sse import EventReader, ServerSentEvent
 
 #: No time for an answer: models take theirs. A connection is there at once, or the gateway is not.
 _PATIENCE: Final = httpx.Timeout(None, connect=10.0)
@@ -116,14 +116,14 @@ class Caller:
         """The description of an upload, once it is complete."""
         return (await self._call("POST", "/v1/files", files={"content": (name, content, kind)})).json()
 
-    async def stream(self, address: str) -> AsyncIterator[Event]:
+    async def stream(self, address: str) -> AsyncIterator[ServerSentEvent]:
         """The server-sent events at an address that the API has named, until it ends them."""
         path = httpx.URL(address).raw_path.decode()
         async with self._translated(), self._http.stream("GET", path, headers=self._headers) as reply:
             if not reply.is_success:
                 await reply.aread()
                 _refuse(reply)
-            reader = Reader()
+            reader = EventReader()
             async for chunk in reply.aiter_bytes():
                 for event in reader.feed(chunk):
                     yield event

@@ -24,7 +24,7 @@ from appliance.domain.errors import ApplianceError
 from appliance.observability import logs
 from appliance.ui import layout, session
 from appliance.ui.client import Api
-from appliance.ui.page_app import Built, Frontend
+from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import model
 from appliance.ui.session import Session
 
@@ -42,7 +42,7 @@ _PASSED_BACK: Final = (
 class Demo:
     """The ASGI application."""
 
-    def __init__(self, api: Api, secret: str, built: Built) -> None:
+    def __init__(self, api: Api, secret: str, built: PageApp) -> None:
         """Made by ``of``."""
         self._api = api
         self._caller = api.caller(secret, api.address)
@@ -62,7 +62,7 @@ class Demo:
             raise ApplianceError(f"{name} has no version yet; train one, or push a project")
         with layout.page(shown.name) as blocks:
             model.playground(blocks, shown.name, shown.document, bare=True)
-        return cls(api, secret, await Built.of(blocks, _LARGEST))
+        return cls(api, secret, await PageApp.of(blocks, _LARGEST))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

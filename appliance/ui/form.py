@@ -14,9 +14,9 @@ from appliance.domain.errors import ApplianceError
 from appliance.ui import layout, output, session
 from appliance.ui.client import Caller
 from appliance.ui.fields import Field, Widget, fields, filled_in
-from appliance.ui.output import Output
+from appliance.ui.output import RenderedOutput
 from appliance.ui.snippets import LocalFile
-from appliance.ui.watcher import Following, Seen
+from appliance.ui.watcher import Seen, Watcher
 
 #: What is said before anything has run.
 _NOTHING_YET: Final = '<p class="note">What the model gives appears here.</p>'
@@ -30,7 +30,7 @@ _WAITS: Final = {
 _LINES: Final = 16  # of text that is seen without scrolling; fixed, so that nothing moves while it comes
 
 
-class Form:
+class ModelForm:
     """The components of one version's inputs. Made inside of a page's blocks."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class Form:
 class Result:
     """Where the output of a model appears."""
 
-    def __init__(self, kind: Output, *, linked: bool) -> None:
+    def __init__(self, kind: RenderedOutput, *, linked: bool) -> None:
         """Builds the components where it is called; ``linked``: with a link to the prediction."""
         self.kind = kind
         self._linked = linked
@@ -94,10 +94,14 @@ class Result:
             interactive=False,
             buttons=["copy"],
             elem_id="output",
-            visible=kind is Output.TEXT,
+            visible=kind is RenderedOutput.TEXT,
         )
-        self.media = gr.HTML(elem_id="media", apply_default_css=False, visible=kind is not Output.TEXT)
-        self.data = gr.JSON(label="Output", elem_id="data", visible=kind is Output.DATA, max_height=420)
+        self.media = gr.HTML(
+            elem_id="media", apply_default_css=False, visible=kind is not RenderedOutput.TEXT
+        )
+        self.data = gr.JSON(
+            label="Output", elem_id="data", visible=kind is RenderedOutput.DATA, max_height=420
+        )
         with gr.Accordion("Logs", open=False):
             self.logs = gr.Textbox(
                 show_label=False, lines=10, max_lines=10, interactive=False, elem_id="logs", container=False
@@ -110,9 +114,9 @@ class Result:
 
     def shown(self, seen: Seen, before: list[Any]) -> list[Any]:
         """How a prediction stands, for each component; ``before`` is what was shown last, and is updated."""
-        text = output.text_of(seen.output) if self.kind is Output.TEXT else ""
-        made = "" if self.kind is Output.TEXT else output.media(seen.output)
-        data = seen.output if self.kind is Output.DATA and seen.over else None
+        text = output.text_of(seen.output) if self.kind is RenderedOutput.TEXT else ""
+        made = "" if self.kind is RenderedOutput.TEXT else output.media(seen.output)
+        data = seen.output if self.kind is RenderedOutput.DATA and seen.over else None
         now = [_status(seen, linked=self._linked), text, made, data, seen.record.get("logs") or ""]
         changed = [
             gr.skip() if value == old else value for value, old in zip(now, before or [None] * 5, strict=True)
@@ -122,7 +126,7 @@ class Result:
 
 
 async def run(
-    form: Form, result: Result, spec: str, values: Sequence[Any], request: gr.Request
+    form: ModelForm, result: Result, spec: str, values: Sequence[Any], request: gr.Request
 ) -> AsyncIterator[tuple[str | None, list[Any]]]:
     """Run ``owner/name`` or ``owner/name:version`` with what is filled in.
 
@@ -135,7 +139,7 @@ async def run(
     given = await _uploaded(form.filled_in(values), caller)
     created = await caller.post("/v1/predictions", {"version": spec, "input": given})
     before: list[Any] = []
-    async for seen in Following(caller, created).seen():
+    async for seen in Watcher(caller, created).seen():
         yield None if seen.over else created["id"], result.shown(seen, before)
 
 

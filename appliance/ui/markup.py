@@ -17,7 +17,7 @@ LONGEST: Final = 50_000
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-class Segment(NamedTuple):
+class BarSegment(NamedTuple):
     """A part of a bar."""
 
     text: str
@@ -96,7 +96,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str)
     )
 
 
-def bar(segments: Sequence[Segment], total: float, *, label: str) -> str:
+def bar(segments: Sequence[BarSegment], total: float, *, label: str) -> str:
     """HTML of a bar of ``total``, with what each of its parts is below it."""
     drawn, named = "", ""
     for part in segments:

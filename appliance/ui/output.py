@@ -13,7 +13,7 @@ from appliance.ui.media import gallery, medium
 _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
 
 
-class Output(StrEnum):
+class RenderedOutput(StrEnum):
     """What the output of a model is."""
 
     TEXT = "text"
@@ -21,7 +21,7 @@ class Output(StrEnum):
     DATA = "data"  # any JSON value, perhaps with files in it
 
 
-def kind_of(document: Mapping[str, Any]) -> Output:
+def kind_of(document: Mapping[str, Any]) -> RenderedOutput:
     """What a version's output is, by its OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas.get("Output", {})
@@ -30,10 +30,10 @@ def kind_of(document: Mapping[str, Any]) -> Output:
         many = schema.get("x-cog-array-type") == "iterator"
         schema = schema.get("items", {})
         if schema.get("type") == "string" and schema.get("format") != "uri":
-            return Output.TEXT if many else Output.DATA
+            return RenderedOutput.TEXT if many else RenderedOutput.DATA
     if schema.get("type") != "string":
-        return Output.DATA
-    return Output.FILES if schema.get("format") == "uri" else Output.TEXT
+        return RenderedOutput.DATA
+    return RenderedOutput.FILES if schema.get("format") == "uri" else RenderedOutput.TEXT
 
 
 def text_of(output: Any) -> str:

@@ -37,7 +37,7 @@ class Frontend:
         await self._files(scope, receive, _kept(send) if scope["path"].startswith("/assets/") else send)
 
 
-class Built:
+class PageApp:
     """A page's blocks as an ASGI application."""
 
     def __init__(self, app: FastAPI, running: AsyncExitStack, shows: object) -> None:
@@ -48,7 +48,7 @@ class Built:
         self._running = running
 
     @classmethod
-    async def of(cls, blocks: gr.Blocks, largest: int, shows: object = None) -> Built:
+    async def of(cls, blocks: gr.Blocks, largest: int, shows: object = None) -> PageApp:
         """Mounted and started; ``largest`` is how many bytes a file that is picked may have."""
         app = FastAPI(openapi_url=None)
         blocks.queue(default_concurrency_limit=None, api_open=False)

@@ -39,7 +39,7 @@ _FORM: Final = "multipart/form-data"
 _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
 
 
-class Bodies:
+class RequestBodies:
     """Passes requests on to a page and limits their bodies."""
 
     def __init__(self, folder: Path, config: Config) -> None:

@@ -25,9 +25,9 @@ from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody,
 from appliance.ui import layout, session
 from appliance.ui.client import Api
 from appliance.ui.layout import Page
-from appliance.ui.page_app import Built, Frontend
+from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import FIRST, PAGES, model
-from appliance.ui.request_bodies import Bodies
+from appliance.ui.request_bodies import RequestBodies
 from appliance.ui.session import Session, Sessions
 
 _log = logging.getLogger(__name__)
@@ -48,12 +48,12 @@ class Server:
         """Pages are built when they are first asked for."""
         self._title = config.ui.title
         self._largest = config.files.max_upload
-        self._bodies = Bodies(Path(get_upload_folder()), config)
+        self._bodies = RequestBodies(Path(get_upload_folder()), config)
         self._sessions = sessions
         self._api = api
         self._pages = pages
-        self._built: dict[str, Built] = {}  # by the path of the page
-        self._models: dict[str, Built] = {}  # by the path of the model or version, opened last at the end
+        self._built: dict[str, PageApp] = {}  # by the path of the page
+        self._models: dict[str, PageApp] = {}  # by the path of the model or version, opened last at the end
         self._building = asyncio.Lock()
         self._frontend = Frontend()
         covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
@@ -135,13 +135,13 @@ class Server:
             raise NotFound("There is no such page.")
         return None, match[0], {}
 
-    async def _built_once(self, page: Page) -> Built:
+    async def _built_once(self, page: Page) -> PageApp:
         async with self._building:
             if page.path not in self._built:
-                self._built[page.path] = await Built.of(page.build(), self._largest)
+                self._built[page.path] = await PageApp.of(page.build(), self._largest)
             return self._built[page.path]
 
-    async def _model(self, root: str, known: Session, *, opened: bool) -> Built:
+    async def _model(self, root: str, known: Session, *, opened: bool) -> PageApp:
         """The page of a model, or a version, as it is now; it may have changed whenever its page is opened.
 
         Raises:
@@ -158,7 +158,7 @@ class Server:
             if kept is None or kept.shows != shown:
                 if kept is not None:
                     await kept.close()
-                kept = await Built.of(model.build(shown), self._largest, shown)
+                kept = await PageApp.of(model.build(shown), self._largest, shown)
             kept.opened_by.add(known.username)
             self._models[root] = kept
             for path in list(self._models)[:-_MOST]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.ui.output import Output
+from appliance.ui.output import RenderedOutput
 
 #: Before the name of a variable, until the text is the shell's; nobody's input has it.
 _MARK: Final = "\ue000\ue0ff"
@@ -29,22 +29,24 @@ class LocalFile(msgspec.Struct, frozen=True):
         return Path(self.path).name
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
     """What is called with what."""
 
     model: str  # owner/name, or owner/name:version
     kind: str | None
     origin: str
     input: Mapping[str, Any]  # files are of type LocalFile
-    output: Output
+    output: RenderedOutput
 
 
-def python(call: Call) -> str:
+def python(call: ExampleCall) -> str:
     """With Replicate's client for Python."""
     shown = {
-        Output.TEXT: 'for part in output:\n    print(part, end="", flush=True)',
-        Output.FILES: "for file in output if isinstance(output, list) else [output]:\n    print(file)",
-        Output.DATA: "print(output)",
+        RenderedOutput.TEXT: 'for part in output:\n    print(part, end="", flush=True)',
+        RenderedOutput.FILES: (
+            "for file in output if isinstance(output, list) else [output]:\n    print(file)"
+        ),
+        RenderedOutput.DATA: "print(output)",
     }[call.output]
     return (
         "# pip install replicate\n"
@@ -55,12 +57,12 @@ def python(call: Call) -> str:
     )
 
 
-def javascript(call: Call) -> str:
+def javascript(call: ExampleCall) -> str:
     """With Replicate's client for JavaScript."""
     files = any(isinstance(value, LocalFile) for value in _values(call.input))
     reading = 'import { readFile } from "node:fs/promises";\n' if files else ""
     given = _javascript(call.input)
-    if call.output is Output.TEXT:
+    if call.output is RenderedOutput.TEXT:
         use = (
             f"for await (const event of replicate.stream({json.dumps(call.model)}, {{ input }})) {{\n"
             '  if (event.event === "output") process.stdout.write(event.data);\n}\n'
@@ -77,7 +79,7 @@ def javascript(call: Call) -> str:
     )
 
 
-def curl(call: Call) -> str:
+def curl(call: ExampleCall) -> str:
     """With curl. Files are uploaded first."""
     lines = ["# export REPLICATE_API_TOKEN=<your token>"]
     names: dict[LocalFile, str] = {}
@@ -110,7 +112,7 @@ def curl(call: Call) -> str:
     )
 
 
-def openai(call: Call) -> str | None:
+def openai(call: ExampleCall) -> str | None:
     """With OpenAI's client for Python; None for a model that its API has no word for."""
     made = _OPENAI.get(call.kind or "")
     if made is None:
@@ -122,7 +124,7 @@ def openai(call: Call) -> str | None:
     )
 
 
-def _chat(call: Call) -> str:
+def _chat(call: ExampleCall) -> str:
     input = dict(call.input)
     messages = [{"role": "user", "content": input.get("prompt", "")}]
     if input.get("system_prompt"):
@@ -135,7 +137,7 @@ def _chat(call: Call) -> str:
     )
 
 
-def _embeddings(call: Call) -> str:
+def _embeddings(call: ExampleCall) -> str:
     given = call.input.get("texts", call.input.get("text", ""))
     return (
         f"answer = client.embeddings.create(model={_python(call.model)}, input={_python(given)})\n"
@@ -143,7 +145,7 @@ def _embeddings(call: Call) -> str:
     )
 
 
-def _images(call: Call) -> str:
+def _images(call: ExampleCall) -> str:
     input = call.input
     more = f"    n={input['num_outputs']},\n" if "num_outputs" in input else ""
     if "width" in input and "height" in input:
@@ -155,7 +157,7 @@ def _images(call: Call) -> str:
     )
 
 
-def _transcriptions(call: Call) -> str:
+def _transcriptions(call: ExampleCall) -> str:
     audio = call.input.get("audio")
     name = audio.name if isinstance(audio, LocalFile) else "speech.wav"
     return (
@@ -165,7 +167,7 @@ def _transcriptions(call: Call) -> str:
     )
 
 
-def _speech(call: Call) -> str:
+def _speech(call: ExampleCall) -> str:
     return (
         f"answer = client.audio.speech.create(\n    model={_python(call.model)},\n"
         f"    voice={_python(call.input.get('voice', 'alloy'))},\n"

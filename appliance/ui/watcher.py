@@ -43,7 +43,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         return self.record.get("output") if self.over else self.items
 
 
-class Following:
+class Watcher:
     """Follows one prediction from its creation to its end."""
 
     def __init__(self, caller: Caller, created: dict[str, Any]) -> None:

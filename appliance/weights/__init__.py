@@ -16,6 +16,6 @@ from appliance.weights.download import pull
 from appliance.weights.faults import faults_of
 from appliance.weights.locations import folder, present, revision
 from appliance.weights.readahead import read_ahead
-from appliance.weights.size import weigh
+from appliance.weights.size import weight_size_of
 
-__all__ = ["completed", "faults_of", "folder", "present", "pull", "read_ahead", "revision", "weigh"]
+__all__ = ["completed", "faults_of", "folder", "present", "pull", "read_ahead", "revision", "weight_size_of"]

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.domain.errors import WeightsError
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 
 #: What weight files are called; configs, tokenizers and licences weigh nothing. What comes first is loaded.
 _SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
 _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 
 
-def weigh(path: Path) -> Weight:
+def weight_size_of(path: Path) -> WeightSize:
     """The weights in a folder, or in the one file ``path``; nothing where nothing is there yet.
 
     Of the same weights in several formats, or in several variants, those count that are loaded.
@@ -28,7 +28,7 @@ def weigh(path: Path) -> Weight:
     counts = [_numbers(file) for file in files]
     known = [count for count in counts if count is not None]
     numbers = sum(known) if files and len(known) == len(files) else None
-    return Weight(sum(file.stat().st_size for file in files), numbers)
+    return WeightSize(sum(file.stat().st_size for file in files), numbers)
 
 
 def _loaded(folder: Path) -> Iterator[Path]:

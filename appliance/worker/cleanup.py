@@ -26,7 +26,7 @@ _SHARED: Final = Path("/dev/shm")  # noqa: S108 - where the kernel keeps shared 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Mark(msgspec.Struct, frozen=True):
+class PidFile(msgspec.Struct, frozen=True):
     """What identifies one engine host beside its process id."""
 
     start: int  # clock ticks since boot, as in /proc/<pid>/stat
@@ -52,7 +52,7 @@ def write(marks: Path, model: str) -> None:
     if own is None:
         raise RuntimeError("a process does not find itself in /proc")
     marks.mkdir(parents=True, exist_ok=True)
-    mark = Mark(own.start, _boot(), model)
+    mark = PidFile(own.start, _boot(), model)
     (marks / str(os.getpid())).write_bytes(msgspec.json.encode(mark))
 
 
@@ -99,7 +99,7 @@ def reclaim(run_dir: Path | str) -> list[int]:
     for path in sorted(marks.glob("[0-9]*")):
         pid = int(path.name)
         try:
-            mark = msgspec.json.decode(path.read_bytes(), type=Mark)
+            mark = msgspec.json.decode(path.read_bytes(), type=PidFile)
         except msgspec.DecodeError:  # the machine died while it was written: so did the host
             path.unlink()
             continue
@@ -112,7 +112,7 @@ def reclaim(run_dir: Path | str) -> list[int]:
     return killed
 
 
-def _runs(pid: int, mark: Mark) -> bool:
+def _runs(pid: int, mark: PidFile) -> bool:
     """Whether anything of the marked host's process group is alive."""
     leader = _look(pid)
     if leader is not None and leader.start != mark.start:

@@ -38,7 +38,7 @@ class _Finished:
         self.size = size
 
 
-class Outbox:
+class EventBuffer:
     """What was begun and is not acknowledged, in the order it was begun. Times are monotonic seconds."""
 
     def __init__(self, *, keep_seconds: float = KEEP_SECONDS, keep_bytes: int = KEEP_BYTES) -> None:

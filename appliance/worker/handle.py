@@ -21,7 +21,17 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.child_environment import without_secrets
 from appliance.worker import cleanup, protocol
 from appliance.worker.process import environment
-from appliance.worker.protocol import Down, Exited, Fork, Forked, FromZygote, Prepare, Refused, Stop, Up
+from appliance.worker.protocol import (
+    Exited,
+    Fork,
+    Forked,
+    FromZygote,
+    Prepare,
+    Refused,
+    Stop,
+    WorkerCommand,
+    WorkerEvent,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -29,16 +39,16 @@ LOG_LIMIT: Final = 10 * 1024 * 1024  # bytes of a log file above which the next 
 TAIL_BYTES: Final = 8192
 _SIGNALS: Final = {number.value: number.name for number in signal.Signals}
 _PATIENCE: Final = 2.0  # seconds that the two signs of a host's end may lie apart
-_decoder: Final = msgspec.msgpack.Decoder(Up)
+_decoder: Final = msgspec.msgpack.Decoder(WorkerEvent)
 T = TypeVar("T")
 
 
 class _Channel(asyncio.Protocol):
     """The socket to the host."""
 
-    def __init__(self, receive: Callable[[Up], None]) -> None:
+    def __init__(self, receive: Callable[[WorkerEvent], None]) -> None:
         self._receive = receive
-        self._reader: protocol.Reader[Up] = protocol.Reader(_decoder)
+        self._reader: protocol.MessageReader[WorkerEvent] = protocol.MessageReader(_decoder)
         self.transport: asyncio.Transport
         self.closed = asyncio.get_running_loop().create_future()
 
@@ -59,7 +69,9 @@ class _ZygoteLine(asyncio.Protocol):
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self._reader: protocol.Reader[FromZygote] = protocol.Reader(msgspec.msgpack.Decoder(FromZygote))
+        self._reader: protocol.MessageReader[FromZygote] = protocol.MessageReader(
+            msgspec.msgpack.Decoder(FromZygote)
+        )
         self.started: asyncio.Future[Forked | Refused | None] = loop.create_future()
         self.exited: asyncio.Future[Exited | None] = loop.create_future()
         self.transport: asyncio.BaseTransport
@@ -80,7 +92,7 @@ class _ZygoteLine(asyncio.Protocol):
         _settle(self.exited, None)
 
 
-class HostProcess:
+class WorkerHandle:
     """One running engine host. Made by ``start``."""
 
     def __init__(
@@ -111,7 +123,13 @@ class HostProcess:
 
     @classmethod
     async def start(
-        cls, zygote_socket: str, spec: LoadSpec, *, log: Path, marks: Path, receive: Callable[[Up], None]
+        cls,
+        zygote_socket: str,
+        spec: LoadSpec,
+        *,
+        log: Path,
+        marks: Path,
+        receive: Callable[[WorkerEvent], None],
     ) -> Self:
         """Fork a host through the zygote, or spawn one where that cannot be reached.
 
@@ -142,7 +160,7 @@ class HostProcess:
             raise
         return cls(pid, channel, exited, order=order, log_start=log_start, line=line)
 
-    def send(self, message: Down) -> None:
+    def send(self, message: WorkerCommand) -> None:
         """Queue ``message`` for the host; a host that is gone does not get it."""
         if not self._channel.transport.is_closing():
             self._channel.transport.write(protocol.encode(message))

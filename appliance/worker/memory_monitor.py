@@ -18,14 +18,14 @@ LEAST_TOLERANCE: Final = 128 * 1024**2
 _STEP: Final = 1024**2
 
 
-class Taken(msgspec.Struct, frozen=True):
+class MemoryUsage(msgspec.Struct, frozen=True):
     """The most that a host and its children have taken since the host was started."""
 
     main: int  # bytes of main memory, without what a forked host has from the zygote
     device: int | None = None  # bytes of one GPU, the fullest of its own; None where that is not known
 
 
-class Meter:
+class MemoryMonitor:
     """Of one host. ``look`` may be called in any thread, one at a time."""
 
     def __init__(self, group: int, devices: Sequence[str], limit: int | None) -> None:
@@ -45,9 +45,9 @@ class Meter:
         self._device: int | None = None
 
     @property
-    def taken(self) -> Taken:
+    def taken(self) -> MemoryUsage:
         """The most so far."""
-        return Taken(self._main, self._device)
+        return MemoryUsage(self._main, self._device)
 
     def ready(self) -> None:
         """The model is loaded: what it maps of its weights from now on, it uses."""
@@ -57,13 +57,13 @@ class Meter:
     def look(self) -> bool:
         """Measure; returns whether there is a new peak. ``over`` is set where it takes too much."""
         before = self.taken
-        firm = process_memory.firm(self._group, self._inherited)
-        if firm > self._firm + _STEP:
-            self._firm = firm
-            files = process_memory.mapped(self._group) if self._ready else 0
-            self._main = max(self._main, firm + files)
-        if self.limit is not None and firm > self.limit + max(self.limit * TOLERANCE, LEAST_TOLERANCE):
-            self.over = firm
+        anonymous = process_memory.anonymous(self._group, self._inherited)
+        if anonymous > self._firm + _STEP:
+            self._firm = anonymous
+            files = process_memory.file_backed(self._group) if self._ready else 0
+            self._main = max(self._main, anonymous + files)
+        if self.limit is not None and anonymous > self.limit + max(self.limit * TOLERANCE, LEAST_TOLERANCE):
+            self.over = anonymous
         self._look_at_gpus()
         return self._main > before.main + _STEP or (self._device or 0) > (before.device or 0) + _STEP
 

@@ -37,13 +37,13 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Replica to host: drop what runs, without a word about it, close the runner and exit."""
 
 
-class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+class SleepWorker(msgspec.Struct, frozen=True, tag="sleep"):
     """Replica to host: give the device back; nothing runs."""
 
     level: int  # 1: weights go to main memory, 2: they are dropped
 
 
-class Wake(msgspec.Struct, frozen=True, tag="wake"):
+class WakeWorker(msgspec.Struct, frozen=True, tag="wake"):
     """Replica to host: take the device again."""
 
 
@@ -59,20 +59,20 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Host to replica: the model cannot be loaded, or cannot go on; the host exits."""
 
     error: str
-    starved: bool = False  # for want of memory on its device
+    out_of_memory: bool = False  # for want of memory on its device
 
 
-class Asleep(msgspec.Struct, frozen=True, tag="asleep"):
+class WorkerAsleep(msgspec.Struct, frozen=True, tag="asleep"):
     """Host to replica: the device is given back."""
 
     left: int | None  # bytes of each device that the runner knows to hold still; None if it does not know
 
 
-class Awake(msgspec.Struct, frozen=True, tag="awake"):
+class WorkerAwake(msgspec.Struct, frozen=True, tag="awake"):
     """Host to replica: predictions may come again."""
 
 
-class Restless(msgspec.Struct, frozen=True, tag="restless"):
+class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="restless"):
     """Host to replica: it could not fall asleep, or wake, and should be ended."""
 
     error: str
@@ -118,8 +118,8 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     signal: int | None
 
 
-Down = Run | Cancel | Sleep | Wake | Stop
-Up = Ready | Failed | Asleep | Awake | Restless | Events
+WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
+WorkerEvent = Ready | Failed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | Events
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 
@@ -139,7 +139,7 @@ def encode(message: msgspec.Struct) -> bytes:
     return bytes(body)
 
 
-class Reader(Generic[T]):
+class MessageReader(Generic[T]):
     """Cuts a stream of bytes into messages of one type."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:

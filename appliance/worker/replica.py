@@ -16,26 +16,26 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Emitted, Job
 from appliance.machine.process_memory import kernel_kills
 from appliance.runners.base import LoadSpec
 from appliance.worker import cleanup
-from appliance.worker.event_buffer import Outbox
-from appliance.worker.handle import HostProcess
-from appliance.worker.memory_monitor import Meter, Taken
+from appliance.worker.event_buffer import EventBuffer
+from appliance.worker.handle import WorkerHandle
+from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
 from appliance.worker.protocol import (
-    Asleep,
-    Awake,
     Cancel,
     Events,
     Failed,
     Ready,
-    Restless,
     Run,
-    Sleep,
-    Up,
-    Wake,
+    SleepWorker,
+    WakeWorker,
+    WorkerAsleep,
+    WorkerAwake,
+    WorkerEvent,
+    WorkerSleepFailed,
 )
 
 CLOSE_GRACE: Final = 0.5  # seconds a host gets to close its runner before its group is killed
@@ -71,9 +71,9 @@ class _Subscriber:
     def __init__(self, first: list[Emitted]) -> None:
         self.batch = first
         self.wake = asyncio.Event()
-        self.taken: Taken | None = None
+        self.taken: MemoryUsage | None = None
         self.ended = False
-        self.error: HostLost | None = None
+        self.error: WorkerLost | None = None
         if first:
             self.wake.set()
 
@@ -81,13 +81,13 @@ class _Subscriber:
         self.batch.extend(events)
         self.wake.set()
 
-    def tell(self, taken: Taken) -> None:
+    def tell(self, taken: MemoryUsage) -> None:
         self.taken = taken
         self.wake.set()
 
-    def take(self) -> list[list[Emitted] | Taken]:
+    def take(self) -> list[list[Emitted] | MemoryUsage]:
         """What came since the last time."""
-        news: list[list[Emitted] | Taken] = []
+        news: list[list[Emitted] | MemoryUsage] = []
         if self.batch:
             news.append(self.batch)
         if self.taken is not None:
@@ -95,27 +95,27 @@ class _Subscriber:
         self.batch, self.taken = [], None
         return news
 
-    def end(self, error: HostLost | None = None) -> None:
+    def end(self, error: WorkerLost | None = None) -> None:
         self.ended, self.error = True, error
         self.wake.set()
 
 
-class _Hosted:
+class _LoadedWorker:
     """A host, what it was started with, what it takes and how it ended."""
 
-    def __init__(self, spec: LoadSpec, host: HostProcess) -> None:
+    def __init__(self, spec: LoadSpec, host: WorkerHandle) -> None:
         self.spec = spec
         self.host = host
         self._gpus = [name for name in spec.device.split(",") if name.startswith("cuda:")]
-        self.meter = Meter(host.pid, self._gpus, spec.limit)
+        self.meter = MemoryMonitor(host.pid, self._gpus, spec.limit)
         self.report: LoadReport | None = None  # once it is ready
         self.gave_up: str | None = None  # what it said when its device had no memory left
-        self.lost: HostLost | None = None
+        self.lost: WorkerLost | None = None
         self.level: int | None = None  # of the sleep that it is in
-        self.turning: asyncio.Future[Asleep | Awake | Restless] | None = None
+        self.turning: asyncio.Future[WorkerAsleep | WorkerAwake | WorkerSleepFailed] | None = None
         self._kills = kernel_kills()
 
-    def loss(self, end: str) -> HostLost:
+    def loss(self, end: str) -> WorkerLost:
         """Why the host is gone; ``end`` is what its end looked like."""
         called, taken = f"the engine host of {self.spec.model}", self.meter.taken
         if self.meter.over is not None:
@@ -129,13 +129,13 @@ class _Hosted:
             return OutOfMemory(reason, taken.device)
         if self.host.signal == signal.SIGKILL and kernel_kills() > self._kills:
             reason = f"{called} {end} when the kernel ended processes because main memory was used up"
-            return HostLost(reason) if self._gpus else OutOfMemory(reason, taken.main or None)
-        return HostLost(_with_log(f"{called} {end}", self.host))
+            return WorkerLost(reason) if self._gpus else OutOfMemory(reason, taken.main or None)
+        return WorkerLost(_with_log(f"{called} {end}", self.host))
 
-    def turned(self, message: Asleep | Awake | Restless) -> None:
+    def turned(self, message: WorkerAsleep | WorkerAwake | WorkerSleepFailed) -> None:
         """It has fallen asleep, or woken, or failed to."""
         turning, self.turning = self.turning, None
-        if isinstance(message, Awake):
+        if isinstance(message, WorkerAwake):
             self.level = None
         if turning is not None and not turning.done():
             turning.set_result(message)
@@ -150,10 +150,10 @@ class Replica:
         self.incarnation = secrets.token_hex(8)
         self._zygote_socket = zygote_socket
         self._run_dir = Path(run_dir)
-        self._outbox = Outbox()
-        self._loaded: _Hosted | None = None
+        self._outbox = EventBuffer()
+        self._loaded: _LoadedWorker | None = None
         self._loading: tuple[LoadSpec, asyncio.Task[LoadReport]] | None = None
-        self._hosted: _Hosted | None = None  # what loads, or is loaded
+        self._hosted: _LoadedWorker | None = None  # what loads, or is loaded
         self._subscriber: _Subscriber | None = None
         self._watch: asyncio.Task[None] | None = None
         self._measuring: asyncio.Task[None] | None = None
@@ -205,11 +205,11 @@ class Replica:
         """
         loaded = self._living()
         loaded.level = level
-        message = await self._turn(loaded, Sleep(level))
+        message = await self._turn(loaded, SleepWorker(level))
         measured = await asyncio.to_thread(loaded.meter.on_device)
         if measured is not None:
             return measured
-        return message.left if isinstance(message, Asleep) else None
+        return message.left if isinstance(message, WorkerAsleep) else None
 
     async def wake(self) -> None:
         """Have the host take its device again; returns once it is ready.
@@ -218,9 +218,11 @@ class Replica:
             SleepFailed: it did not.
             HostLost: there is no host, or it died.
         """
-        await self._turn(self._living(), Wake())
+        await self._turn(self._living(), WakeWorker())
 
-    async def _turn(self, loaded: _Hosted, message: Sleep | Wake) -> Asleep | Awake:
+    async def _turn(
+        self, loaded: _LoadedWorker, message: SleepWorker | WakeWorker
+    ) -> WorkerAsleep | WorkerAwake:
         if loaded.turning is not None:
             raise SleepFailed(f"{loaded.spec.model} is falling asleep or waking already")
         loaded.turning = turning = asyncio.get_running_loop().create_future()
@@ -233,15 +235,15 @@ class Replica:
             end.cancel()
         if not turning.done():
             raise loaded.loss(end.result())
-        answer: Asleep | Awake | Restless = turning.result()
-        if isinstance(answer, Restless):
+        answer: WorkerAsleep | WorkerAwake | WorkerSleepFailed = turning.result()
+        if isinstance(answer, WorkerSleepFailed):
             raise SleepFailed(_with_log(answer.error, loaded.host))
         return answer
 
-    def _living(self) -> _Hosted:
+    def _living(self) -> _LoadedWorker:
         loaded = self._loaded
         if loaded is None or loaded.lost is not None:
-            raise (loaded and loaded.lost) or HostLost(f"no model is loaded in {self.name}")
+            raise (loaded and loaded.lost) or WorkerLost(f"no model is loaded in {self.name}")
         return loaded
 
     async def exchange(
@@ -260,7 +262,7 @@ class Replica:
         loaded = self._loaded
         if loaded is None or loaded.lost is not None:
             if jobs:
-                raise (loaded and loaded.lost) or HostLost(f"no model is loaded in {self.name}")
+                raise (loaded and loaded.lost) or WorkerLost(f"no model is loaded in {self.name}")
             return
         fresh = self._outbox.admit(jobs)
         if fresh:
@@ -268,7 +270,7 @@ class Replica:
         if cancels:
             loaded.host.send(Cancel(cancels))
 
-    async def events(self) -> AsyncIterator[list[Emitted] | Taken]:
+    async def events(self) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         """Everything unacknowledged, then what happens, in batches; ends when the model is unloaded.
 
         Among them is what the host takes, whenever that is more than before.
@@ -283,7 +285,7 @@ class Replica:
         subscriber = self._subscriber = _Subscriber(self._outbox.events())
         loaded = self._loaded
         if loaded is None:
-            subscriber.end(HostLost(f"no model is loaded in {self.name}"))
+            subscriber.end(WorkerLost(f"no model is loaded in {self.name}"))
         else:
             if loaded.meter.taken.main:
                 subscriber.tell(loaded.meter.taken)
@@ -320,13 +322,13 @@ class Replica:
     async def _start(self, spec: LoadSpec) -> LoadReport:
         """Start a host and wait until it is ready."""
         answer: asyncio.Future[Ready | Failed] = asyncio.get_running_loop().create_future()
-        hosted: _Hosted | None = None
+        hosted: _LoadedWorker | None = None
 
-        def receive(message: Up) -> None:
+        def receive(message: WorkerEvent) -> None:
             if isinstance(message, Events):
                 if self._loaded is not None and self._loaded is hosted:
                     self._relay(message.events)
-            elif isinstance(message, Asleep | Awake | Restless):
+            elif isinstance(message, WorkerAsleep | WorkerAwake | WorkerSleepFailed):
                 if hosted is not None:
                     hosted.turned(message)
             elif not answer.done():
@@ -336,10 +338,10 @@ class Replica:
 
         log = self._run_dir / "logs" / f"{spec.model.replace('/', '--')}.log"
         try:
-            host = await HostProcess.start(
+            host = await WorkerHandle.start(
                 self._zygote_socket, spec, log=log, marks=cleanup.folder(self._run_dir), receive=receive
             )
-            hosted = self._hosted = _Hosted(spec, host)
+            hosted = self._hosted = _LoadedWorker(spec, host)
             self._watch = asyncio.get_running_loop().create_task(self._follow(hosted))
             ready = await self._first_answer(hosted, answer)
             hosted.report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked, ready.levels)
@@ -351,7 +353,7 @@ class Replica:
                 await hosted.host.kill()
             self._loading = None
 
-    async def _first_answer(self, hosted: _Hosted, answer: asyncio.Future[Ready | Failed]) -> Ready:
+    async def _first_answer(self, hosted: _LoadedWorker, answer: asyncio.Future[Ready | Failed]) -> Ready:
         end = asyncio.ensure_future(hosted.host.wait())
         first: set[asyncio.Future[Any]] = {answer, end}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -360,13 +362,13 @@ class Replica:
         end.cancel()
         message = answer.result()
         if isinstance(message, Failed):
-            if message.starved:
+            if message.out_of_memory:
                 hosted.gave_up = message.error
                 raise hosted.loss("ended")
             raise LoadFailed(_with_log(message.error, hosted.host))
         return message
 
-    async def _follow(self, hosted: _Hosted) -> None:
+    async def _follow(self, hosted: _LoadedWorker) -> None:
         """Measure the host until it is gone, end it if it takes too much, and say how it ended."""
         end = asyncio.ensure_future(hosted.host.wait())
         while not (await asyncio.wait({end}, timeout=LOOK))[0]:
@@ -387,7 +389,7 @@ class Replica:
             self._subscriber.offer(kept)
 
 
-def _with_log(sentence: str, host: HostProcess) -> str:
+def _with_log(sentence: str, host: WorkerHandle) -> str:
     """``sentence``, and below it what the host logged last."""
     tail = host.log_tail()
     return f"{sentence}\nThe last lines of its log:\n{tail}" if tail else sentence

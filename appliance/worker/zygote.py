@@ -44,7 +44,7 @@ class _Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.reader = protocol.Reader(msgspec.msgpack.Decoder(ToZygote))
+        self.reader = protocol.MessageReader(msgspec.msgpack.Decoder(ToZygote))
         self.descriptors: list[int] = []
         self.pid: int | None = None
         self.marks = Path()

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Log
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
 from appliance.worker.replica import LOOK, Replica
@@ -227,7 +227,7 @@ async def test_a_host_killed_while_it_loads(replica: Replica, zygote: Zygote, tm
     child = await _child(tmp_path)
     (mark,) = (zygote.run_dir / "hosts").iterdir()
     os.kill(int(mark.name), signal.SIGKILL)
-    with pytest.raises(HostLost, match=r"killed by signal 9 .* while it loaded"):
+    with pytest.raises(WorkerLost, match=r"killed by signal 9 .* while it loaded"):
         await loading
     await until_gone(child)
 

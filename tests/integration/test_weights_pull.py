@@ -45,7 +45,7 @@ def test_the_default_model_is_a_transformers_folder(default_model: tuple[ModelCo
     config = json.loads((folder / "config.json").read_text())
     assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
     assert "quantization_config" not in config
-    assert 260_000_000 < weights.weigh(folder).stored < 280_000_000
+    assert 260_000_000 < weights.weight_size_of(folder).stored < 280_000_000
     assert "<|im_start|>" in (folder / "chat_template.jinja").read_text()
     assert (folder / "tokenizer.json").exists()
     assert "Apache License" in (folder / "licenses" / "LICENSE").read_text()

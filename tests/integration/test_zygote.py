@@ -235,7 +235,7 @@ async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_pa
     assert process.stdout is not None
     child = int(process.stdout.readline())
     path = cleanup.folder(tmp_path) / str(process.pid)
-    mark = msgspec.json.decode(path.read_bytes(), type=cleanup.Mark)
+    mark = msgspec.json.decode(path.read_bytes(), type=cleanup.PidFile)
     others = (
         msgspec.structs.replace(mark, start=mark.start - 1),
         msgspec.structs.replace(mark, boot="another boot"),

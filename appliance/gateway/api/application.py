@@ -28,7 +28,7 @@ from appliance.gateway.api.compat.audio import Audio
 from appliance.gateway.api.compat.embeddings import Embeddings
 from appliance.gateway.api.compat.images import Images
 from appliance.gateway.api.compat.openai import OpenAI
-from appliance.gateway.api.rate_limit import Standing
+from appliance.gateway.api.rate_limit import RateLimitState
 from appliance.gateway.api.reference import Reference
 from appliance.gateway.api.replicate.account import Account
 from appliance.gateway.api.replicate.collections import Collections
@@ -41,7 +41,7 @@ from appliance.gateway.api.replicate.trainings import Trainings
 from appliance.gateway.api.replicate.versions import Versions
 from appliance.gateway.api.replicate.webhooks import WebhookKeys
 from appliance.gateway.api.services import Services
-from appliance.gateway.api.ui_proxy import Web
+from appliance.gateway.api.ui_proxy import UiProxy
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def create_api(services: Services, ui: Path | None = None) -> Application:
         route.app = _named(route)
     router = Router(routes, redirect_slashes=False, default=_not_found)
     ours = frozenset(route.path.split("/")[1] for route in routes)
-    return Application(services, router, None if ui is None else Web(services, ui, ours))
+    return Application(services, router, None if ui is None else UiProxy(services, ui, ours))
 
 
 def _named(route: Route) -> ASGIApp:
@@ -116,7 +116,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Application:
     """Everything around the routes."""
 
-    def __init__(self, services: Services, router: ASGIApp, web: Web | None = None) -> None:
+    def __init__(self, services: Services, router: ASGIApp, web: UiProxy | None = None) -> None:
         """``router`` may raise any error of the tree; the metrics hear of every answer.
 
         ``web`` answers what is not the API's.
@@ -206,7 +206,7 @@ def _translated(error: Exception, scope: Scope) -> ApplianceError:
     return ApplianceError("The appliance failed to answer this request; its log says why.")
 
 
-def _tell_standing(message: Message, standing: Standing | None) -> None:
+def _tell_standing(message: Message, standing: RateLimitState | None) -> None:
     if standing is not None:
         headers = MutableHeaders(scope=message)
         headers["ratelimit-limit"] = str(standing.limit)

@@ -16,7 +16,7 @@ MEMORY: Final = 1.0
 _REMEMBERED: Final = 1000  # tokens; more than any appliance has users
 
 
-class Tokens(Protocol):
+class TokenLookup(Protocol):
     """Where tokens are kept."""
 
     async def find_token(self, digest: str) -> Token | None:
@@ -27,7 +27,7 @@ class Auth:
     """Checks the ``Authorization`` header of requests."""
 
     def __init__(
-        self, tokens: Tokens, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
+        self, tokens: TokenLookup, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
     ) -> None:
         """``tokens`` is asked once a second and token, ``running`` for an attempt if it runs."""
         self._tokens = tokens

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 
-class Standing(NamedTuple):
+class RateLimitState(NamedTuple):
     """Where a caller stands after a request."""
 
     limit: int  # requests a minute
@@ -31,7 +31,7 @@ class RateLimits:
         """These from now on; a bucket never holds more than its limit."""
         self._limits = {False: requests, True: predictions}
 
-    def take(self, caller: str, *, creates: bool, now: float) -> Standing | None:
+    def take(self, caller: str, *, creates: bool, now: float) -> RateLimitState | None:
         """Count one request of the token ``caller``; None where there is no limit. ``now`` is in seconds."""
         limit = self._limits[creates]
         if limit is None:
@@ -44,4 +44,4 @@ class RateLimits:
             content -= 1
         self._buckets[caller, creates] = content, now
         wait = math.ceil((1 - content) / rate) if refused else 0
-        return Standing(limit, int(content), math.ceil((limit - content) / rate), wait)
+        return RateLimitState(limit, int(content), math.ceil((limit - content) / rate), wait)

@@ -8,13 +8,13 @@ from appliance.cluster.base import Cluster
 from appliance.config import Config
 from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
-from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Engine
 from appliance.gateway.engine.reload import Reload
-from appliance.gateway.files.fetch_guard import Egress
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.fetch_guard import FetchGuard
+from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device
@@ -33,12 +33,12 @@ class Services(msgspec.Struct, kw_only=True):
     engine: Engine
     auth: Auth
     rate_limits: RateLimits
-    egress: Egress
+    egress: FetchGuard
     webhooks: Webhooks
     retention: Retention
-    files: Files
+    files: FileStore
     trainings: Trainings
-    pushes: Pushes
+    pushes: ProjectBuilds
     metrics: Metrics
     tracing: Tracing | None
     cluster: Cluster

@@ -62,7 +62,7 @@ the data folder says why.</p>
 """
 
 
-class Web:
+class UiProxy:
     """The forwarder."""
 
     def __init__(self, services: Services, socket: Path, api: frozenset[str]) -> None:

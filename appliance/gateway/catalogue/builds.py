@@ -23,7 +23,7 @@ from appliance.domain.model import Build, Project
 from appliance.domain.prediction import new_id
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry, describe_pushed, trainer_of
 from appliance.gateway.catalogue.demands import demand, training_demand
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.file_store import FileStore
 from appliance.machine import Device
 from appliance.scheduler import Scheduler
 from appliance.store import Store, VersionRow
@@ -43,14 +43,14 @@ BUILD_TIMEOUT: Final = 3600.0
 BUILD_MARK: Final = "APPLIANCE_BUILD"
 
 
-class Pushes:
+class ProjectBuilds:
     """Runs builds on the gateway's loop, ``BUILDS_AT_ONCE`` at the same time."""
 
     def __init__(
         self,
         catalogue: Catalogue,
         store: Store,
-        files: Files,
+        files: FileStore,
         scheduler: Scheduler,
         *,
         home: Path,

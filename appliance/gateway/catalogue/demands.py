@@ -7,9 +7,9 @@ from typing import Final
 
 from appliance import weights
 from appliance.config import ModelConfig
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.machine import Device
-from appliance.scheduler import Asleep, Capacity, Demand, Origin
+from appliance.scheduler import Capacity, Demand, Origin, SleepFootprint
 
 TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory is given back
 
@@ -21,7 +21,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
     placed in it.
     """
     share, memory, count, origin = None, None, 1, Origin.DECLARED
-    weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
+    weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
     kind, with_host_memory = devices[0].kind, devices[-1].host
     on_host = with_host_memory and kind == "cuda" and model.options.ON_CPU
     kind = "cpu" if on_host else kind
@@ -45,14 +45,14 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         preload=model.preload,
         idle_unload_after=model.idle_unload_after,
         priority=model.priority,
-        asleep=None if sleep is None else Asleep(*sleep),
+        asleep=None if sleep is None else SleepFootprint(*sleep),
         on_host=on_host,
     )
 
 
 def training_demand(model: ModelConfig, home: Path) -> Demand:
     """What training new versions of the model takes, while it is done."""
-    weight = weights.weigh(weights.folder(home, model)) if model.source else Weight()
+    weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
     return Demand(
         model=model.training_key,
         concurrency=1,

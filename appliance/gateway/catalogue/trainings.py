@@ -14,7 +14,7 @@ from appliance.domain.file import OutputFile
 from appliance.domain.model import Adapter
 from appliance.domain.prediction import Prediction
 from appliance.gateway.catalogue.catalogue import Catalogue, trained, version_of_adapter
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.file_store import FileStore
 from appliance.store import Store, VersionRow
 from appliance.weights.fingerprint import fingerprint
 
@@ -27,7 +27,7 @@ ADAPTER: Final = "adapter"
 class Trainings:
     """Lives on the gateway's loop."""
 
-    def __init__(self, catalogue: Catalogue, store: Store, files: Files) -> None:
+    def __init__(self, catalogue: Catalogue, store: Store, files: FileStore) -> None:
         """New versions go into ``catalogue`` and ``store``, their weights into ``files``."""
         self._catalogue = catalogue
         self._store = store
@@ -42,7 +42,7 @@ class Trainings:
         for adapter in await self._store.registry.adapters():
             self._serve(adapter, catalogue)
 
-    async def conclude(self, record: Prediction) -> Prediction:
+    async def finalize(self, record: Prediction) -> Prediction:
         """A training has run to its end: make the version; gives the record with it as the output.
 
         Raises:

@@ -29,7 +29,7 @@ def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
     return {**input, **hidden} if hidden else input
 
 
-class Live:
+class ActivePrediction:
     """A prediction under way. Only the engine writes; anyone may read ``prediction`` and wait for changes."""
 
     def __init__(self, prediction: Prediction, entry: Entry, input: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ class Live:
         self.submitted = False  # this attempt was handed to a host
         self.fetched: asyncio.Task[dict[str, Any]] | None = None  # the input, its files fetched
         self.parts: set[str] = set()  # ids of predictions that it asked for and that are not finished
-        self.starved = False  # its host ran out of memory once while it ran
+        self.out_of_memory = False  # its host ran out of memory once while it ran
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: Events = []
         self.saving: asyncio.Future[None] | None = None  # the last write of this attempt's events
@@ -125,7 +125,7 @@ def items(prediction: Prediction, *, iterates: bool) -> list[Any]:
 Seen = list[tuple[int, Any]] | Prediction | None
 
 
-async def follow(live: Live, after: int, idle: float) -> AsyncIterator[Seen]:
+async def follow(live: ActivePrediction, after: int, idle: float) -> AsyncIterator[Seen]:
     """Items with a number over ``after``, each once, as they come; None after ``idle`` seconds without."""
     position = after
     while True:
@@ -141,7 +141,7 @@ async def follow(live: Live, after: int, idle: float) -> AsyncIterator[Seen]:
             yield None
 
 
-async def fetched(live: Live) -> dict[str, Any]:
+async def fetched(live: ActivePrediction) -> dict[str, Any]:
     """The input as its model gets it.
 
     Raises:

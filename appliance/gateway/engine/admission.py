@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from appliance.config import LimitsConfig
 from appliance.domain.errors import Throttled, Unauthenticated
 from appliance.domain.prediction import Prediction
-from appliance.gateway.engine.active import Live
+from appliance.gateway.engine.active import ActivePrediction
 from appliance.scheduler import Scheduler
 
 
 class Admission:
     """One per engine."""
 
-    def __init__(self, limits: LimitsConfig, scheduler: Scheduler, live: Mapping[str, Live]) -> None:
+    def __init__(
+        self, limits: LimitsConfig, scheduler: Scheduler, live: Mapping[str, ActivePrediction]
+    ) -> None:
         """``live`` has the predictions that are not finished, by id."""
         self.limits = limits
         self._scheduler = scheduler

@@ -22,7 +22,7 @@ STILL: Final = 6  # looks without a change after which no more is expected
 _MOST: Final = 0.8
 
 
-class Room:
+class DeviceMemory:
     """One per engine."""
 
     def __init__(

@@ -21,17 +21,17 @@ from appliance.gateway.catalogue.catalogue import Catalogue, Entry, operating
 from appliance.gateway.engine import report
 from appliance.gateway.engine.active import HIDDEN, Seen, follow, items, without_secrets
 from appliance.gateway.engine.admission import Admission
-from appliance.gateway.engine.device_memory import Room
+from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.instances import Instances
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.loop import INTERRUPTED, Loop
-from appliance.gateway.engine.memory_profiles import Sizes
+from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.gateway.engine.queue_info import shown
 from appliance.gateway.engine.reconcile import renew
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.machine import Device
-from appliance.scheduler import Demand, Happening, Residency, Scheduler
+from appliance.scheduler import Demand, Event, Residency, Scheduler
 from appliance.store import Cursor, Filter, Store
 
 _log = logging.getLogger(__name__)
@@ -55,18 +55,18 @@ class Engine:
         threads: int,
         devices: Sequence[Device],
         in_use: Callable[[], dict[str, int]],
-        files: Files,
+        files: FileStore,
         inputs: Inputs,
         run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
-        heed: Callable[[Happening], None],
-        conclude: Callable[[Prediction], Awaitable[Prediction]],
+        on_event: Callable[[Event], None],
+        finalize: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """``home`` is the data folder, ``threads`` and ``devices`` what the machine has, ``in_use``
         says how many bytes of each device anybody uses now, as far as that is known.
 
-        ``observe`` is told of every change of a prediction, after its status is stored, ``heed`` of every
-        decision about memory and what came of it; ``conclude`` makes a version of what a training has made,
+        ``observe`` is told of every change of a prediction, after its status is stored, ``on_event`` of every
+        decision about memory and what came of it; ``finalize`` makes a version of what a training has made,
         before its end is stored.
         """
         self._catalogue = catalogue
@@ -74,11 +74,11 @@ class Engine:
         self._cluster = cluster
         self._scheduler = scheduler
         kinds = {device.name: device.kind for device in devices}
-        self._sizes = Sizes(catalogue, scheduler, cluster, store, kinds)
+        self._sizes = MemoryProfiles(catalogue, scheduler, cluster, store, kinds)
         self._loads = Loads(
             catalogue, cluster, scheduler, limits, self._sizes, home=home, threads=threads, devices=devices
         )
-        self._room = Room(scheduler, in_use, kinds)
+        self._room = DeviceMemory(scheduler, in_use, kinds)
         self._instances = Instances(catalogue, scheduler)
         self._started = False
         self._loop = Loop(
@@ -94,8 +94,8 @@ class Engine:
             inputs=inputs,
             run_tokens=run_tokens,
             observe=observe,
-            heed=heed,
-            conclude=conclude,
+            on_event=on_event,
+            finalize=finalize,
         )
         self._admission = Admission(limits, scheduler, self._loop.live)
 

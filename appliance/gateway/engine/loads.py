@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 from appliance import weights
 from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
-from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed
+from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
-from appliance.gateway.engine.memory_profiles import Sizes
+from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.gateway.engine.prefetch import Prefetch
 from appliance.machine import Device, disk, joint_sku
 from appliance.runners.base import LoadSpec
@@ -42,7 +42,7 @@ class Loads:
         cluster: Cluster,
         scheduler: Scheduler,
         limits: LimitsConfig,
-        sizes: Sizes,
+        sizes: MemoryProfiles,
         *,
         home: Path,
         threads: int,
@@ -103,11 +103,11 @@ class Loads:
             return self._failed(name, f"model {name} was not ready after {self.limits.load_timeout:g} s")
         except OutOfMemory as error:
             return self._out_of_memory(name, error)
-        except (LoadFailed, HostLost) as error:
+        except (LoadFailed, WorkerLost) as error:
             if await self._waited_for_space(name):
                 self._scheduler.lost(name, time.monotonic(), "the disk was full")
                 return None
-            if isinstance(error, HostLost):
+            if isinstance(error, WorkerLost):
                 return self._host_lost(name, error.detail)
             return self._failed(name, error.detail)
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
@@ -152,7 +152,7 @@ class Loads:
             return f"it was not asleep after {self.limits.load_timeout:g} s"
         except SleepFailed as error:
             return error.detail
-        except HostLost:
+        except WorkerLost:
             return None  # whoever reads its events hears of it too
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be put to sleep", name, extra={"model": name})
@@ -176,7 +176,7 @@ class Loads:
             return f"it was not awake after {self.limits.load_timeout:g} s"
         except SleepFailed as error:
             return error.detail
-        except HostLost:
+        except WorkerLost:
             return None  # the same
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
             _log.exception("model %s could not be woken", name, extra={"model": name})
@@ -242,7 +242,7 @@ class Loads:
 
     def _out_of_memory(self, name: str, error: OutOfMemory) -> Failure | None:
         """It is loaded once more, if it gets more memory then."""
-        verdict = self._sizes.starved(name, error)
+        verdict = self._sizes.out_of_memory(name, error)
         if not verdict.grown or name in self._starved:
             return self._failed(name, verdict.sentence)
         self._starved.add(name)

@@ -20,16 +20,16 @@ from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, 
 from appliance.domain.token import RunTokens
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.gateway.engine import report
-from appliance.gateway.engine.active import Events, Live, fetched
-from appliance.gateway.engine.device_memory import Room
+from appliance.gateway.engine.active import ActivePrediction, Events, fetched
+from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.loads import Loads
-from appliance.gateway.engine.memory_profiles import Sizes
+from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.gateway.engine.records import Records, concluded_by
-from appliance.gateway.engine.workers import Hosts
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.engine.workers import Workers
+from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.scheduler import Decision, Load, Refuse, Residency, Scheduler, Sleep, Start, Unload, Wake
-from appliance.scheduler.event_log import Happening
+from appliance.scheduler.event_log import Event
 from appliance.store import RETRY_STORE, Store
 
 T = TypeVar("T")
@@ -52,14 +52,14 @@ class Loop:
         cluster: Cluster,
         scheduler: Scheduler,
         loads: Loads,
-        sizes: Sizes,
-        room: Room,
-        files: Files,
+        sizes: MemoryProfiles,
+        room: DeviceMemory,
+        files: FileStore,
         inputs: Inputs,
         run_tokens: RunTokens,
         observe: Callable[[Prediction], None],
-        heed: Callable[[Happening], None],
-        conclude: Callable[[Prediction], Awaitable[Prediction]],
+        on_event: Callable[[Event], None],
+        finalize: Callable[[Prediction], Awaitable[Prediction]],
     ) -> None:
         """Nothing happens before ``start``."""
         self.limits = limits
@@ -71,14 +71,14 @@ class Loop:
         self._loads = loads
         self._sizes = sizes
         self._room = room
-        self.hosts = Hosts(cluster, scheduler, sizes, room, self)
+        self.hosts = Workers(cluster, scheduler, sizes, room, self)
         self._files = files
         self._inputs = inputs
         self._run_tokens = run_tokens
         self._observe = observe
-        self._heed = heed
-        self._conclude = conclude
-        self.live: dict[str, Live] = {}
+        self._heed = on_event
+        self._conclude = finalize
+        self.live: dict[str, ActivePrediction] = {}
         self.draining = False
         self._closed = False
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}  # canceled, but still in their host
@@ -118,9 +118,9 @@ class Loop:
 
     def admit(
         self, prediction: Prediction, entry: Entry, validated: dict[str, Any], *, queue: bool = True
-    ) -> Live:
+    ) -> ActivePrediction:
         """Make a prediction known here; with ``queue`` it waits for its model from now on."""
-        live = Live(prediction, entry, validated)
+        live = ActivePrediction(prediction, entry, validated)
         self.live[prediction.id] = live
         whole = self.live.get(prediction.parent or "")
         if whole is not None:
@@ -133,20 +133,20 @@ class Loop:
             self._queue(live)
         return live
 
-    def _queue(self, live: Live, *, front: bool = False) -> None:
+    def _queue(self, live: ActivePrediction, *, front: bool = False) -> None:
         parent = live.prediction.parent
         whole = parent if parent in self.live else None
         now = time.monotonic()
         self._scheduler.queued(live.id, live.entry.runs_on, now, front=front, whole=whole)
 
-    def _fetch(self, live: Live) -> None:
+    def _fetch(self, live: ActivePrediction) -> None:
         """Begin to fetch the files of the input, while it waits for its model."""
         if live.fetched is None and live.entry.files_in:
             live.fetched = asyncio.get_running_loop().create_task(
                 self._inputs.fetch(live.prediction, live.entry.interface, live.input)
             )
 
-    def forget(self, live: Live) -> None:
+    def forget(self, live: ActivePrediction) -> None:
         """The prediction could not be stored: it never was."""
         live.ending = True
         live.stop_timers()
@@ -154,13 +154,13 @@ class Loop:
         self._scheduler.withdrawn(live.id)
         self._drop_inputs(live)
 
-    def _remove(self, live: Live) -> None:
+    def _remove(self, live: ActivePrediction) -> None:
         self.live.pop(live.id, None)
         whole = self.live.get(live.prediction.parent or "")
         if whole is not None:
             whole.parts.discard(live.id)
 
-    def _drop_inputs(self, live: Live) -> None:
+    def _drop_inputs(self, live: ActivePrediction) -> None:
         if live.fetched is not None:
             live.fetched.cancel()
             self.spawn(self._inputs.discard(live.id))
@@ -202,7 +202,7 @@ class Loop:
             case Unload(model):
                 self.spawn(self.hosts.unload(model))
 
-    async def _run(self, live: Live, cold_start: float) -> None:
+    async def _run(self, live: ActivePrediction, cold_start: float) -> None:
         """Claim the prediction, then hand it to its model; ``cold_start`` is what it waited for a load."""
         model = live.entry.runs_on
         live.claimed = True
@@ -254,7 +254,7 @@ class Loop:
             ),
         )
 
-    def limit_run(self, live: Live) -> None:
+    def limit_run(self, live: ActivePrediction) -> None:
         """Start the clock of ``limits.run_timeout``."""
         live.timers.append(
             asyncio.get_running_loop().call_later(self.limits.run_timeout, self._timed_out, live)
@@ -299,7 +299,7 @@ class Loop:
             live.unsaved.append((emitted.n, event))
             self._show(live, live.prediction.apply(event, emitted.n))
 
-    def _show(self, live: Live, record: Prediction) -> None:
+    def _show(self, live: ActivePrediction, record: Prediction) -> None:
         live.show(record)
         self._observe(record)
 
@@ -313,7 +313,7 @@ class Loop:
         self._scheduler.finished(id, model, time.monotonic())
         self.decide()
 
-    def end(self, live: Live, status: Status, error: str | None = None) -> None:
+    def end(self, live: ActivePrediction, status: Status, error: str | None = None) -> None:
         """Begin the one terminal move of a prediction: stored first, then shown."""
         live.ending = True
         live.stop_timers()
@@ -331,7 +331,7 @@ class Loop:
             record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
         self.spawn(self._finish(live, record))
 
-    def _end_parts(self, live: Live) -> None:
+    def _end_parts(self, live: ActivePrediction) -> None:
         """Nobody waits any more for what this attempt of a prediction has asked for."""
         for part in [self.live[id] for id in live.parts]:
             if not part.ending:
@@ -343,7 +343,7 @@ class Loop:
             self.limits.cancel_grace, self._stuck, model, id, attempt
         )
 
-    async def _finish(self, live: Live, record: Prediction) -> None:
+    async def _finish(self, live: ActivePrediction, record: Prediction) -> None:
         if record.destination is not None and record.status is Status.SUCCEEDED:
             record = await concluded_by(self._conclude, record)
             for key in self._loads.of(live.entry.model.name):
@@ -366,13 +366,13 @@ class Loop:
         """Store the end of a prediction that is not live here, because its version is not served any more."""
         self._observe(await self._records.end(record))
 
-    def _deadline(self, live: Live) -> None:
+    def _deadline(self, live: ActivePrediction) -> None:
         if not live.ending:
             waiting = live.prediction.status is Status.STARTING and not live.claimed
             self.end(live, Status.ABORTED if waiting else Status.CANCELED)
             self.decide()
 
-    def _timed_out(self, live: Live) -> None:
+    def _timed_out(self, live: ActivePrediction) -> None:
         if not live.ending:
             limit = self.limits.run_timeout
             self.end(live, Status.FAILED, f"Prediction ran longer than limits.run_timeout ({limit:g} s)")
@@ -384,8 +384,8 @@ class Loop:
         _log.error("model %s did not stop prediction %s in time; its host is killed", model, id, extra=about)
         self.spawn(self.hosts.kill(model, "it did not respond to a cancel"))
 
-    def host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
-        """The host is gone. If it ``starved``, ``again`` says whether the next gets more memory."""
+    def host_lost(self, model: str, reason: str, *, out_of_memory: bool = False, again: bool = True) -> None:
+        """The host is gone. If it ``out_of_memory``, ``again`` says whether the next gets more memory."""
         running = self._scheduler.running(model)
         _log.error(
             "model %s lost its host with %d predictions: %s",
@@ -402,15 +402,15 @@ class Loop:
             if live.prediction.status is not Status.PROCESSING or live.ending:
                 continue
             # If it gets no more, predictions run again only if it could have been another one's fault.
-            if starved and (live.starved or (not again and len(running) == 1)):
+            if out_of_memory and (live.out_of_memory or (not again and len(running) == 1)):
                 self.end(live, Status.FAILED, reason)
             else:
-                live.starved = live.starved or starved
+                live.out_of_memory = live.out_of_memory or out_of_memory
                 self.retry_or_fail(live, reason)
         self.end_outdated()
         self.decide()
 
-    def retry_or_fail(self, live: Live, reason: str) -> None:
+    def retry_or_fail(self, live: ActivePrediction, reason: str) -> None:
         """Run it again if nobody can have seen output of the lost run, else fail it with what it has."""
         prediction = live.prediction
         if prediction.status is Status.PROCESSING and prediction.output is not None:
@@ -420,7 +420,7 @@ class Loop:
         else:
             self.spawn(self._requeue(live))
 
-    async def _requeue(self, live: Live) -> None:
+    async def _requeue(self, live: ActivePrediction) -> None:
         live.stop_timers()
         live.unsaved.clear()
         live.saving = None
@@ -459,7 +459,7 @@ class Loop:
                 live.saving = self._store.append(live.id, live.prediction.attempt, events)
                 live.saving.add_done_callback(partial(self._saved, live, events))
 
-    def _saved(self, live: Live, events: Events, written: asyncio.Future[None]) -> None:
+    def _saved(self, live: ActivePrediction, events: Events, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
         if error is None or isinstance(error, (StatusConflict, Unstorable)):  # the end will say which
             return

@@ -13,7 +13,7 @@ from appliance.domain.errors import OutOfMemory
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.scheduler import Origin, Scheduler
 from appliance.store import FootprintRow, Store
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 
 #: Peaks that differ by a smaller share are not written anew.
 _STEP: Final = 0.01
@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
     grown: bool
 
 
-class Sizes:
+class MemoryProfiles:
     """One per engine; used on its loop only."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Sizes:
         """Of the devices that the model is placed on: cpu or cuda."""
         return "cpu" if self._scheduler.demand(model).on_host else next(iter(self._kinds.values()))
 
-    def measured(self, model: str, taken: Taken) -> None:
+    def measured(self, model: str, taken: MemoryUsage) -> None:
         """The host of the model has taken so much, at most."""
         if self._scheduler.replaced(model):
             return
@@ -90,7 +90,7 @@ class Sizes:
             self._scheduler.footprints.measured(model, peak, time.monotonic())
             self.keep(model)
 
-    def starved(self, model: str, error: OutOfMemory) -> Verdict:
+    def out_of_memory(self, model: str, error: OutOfMemory) -> Verdict:
         """The host of the model is gone because it ran out of memory."""
         if self._scheduler.replaced(model):
             return Verdict(f"Out of memory: {error.detail}", grown=False)
@@ -98,10 +98,10 @@ class Sizes:
         # In main memory it could take what nobody held; of a GPU a host takes what it is told to.
         footprints = self._scheduler.footprints
         had = footprints.limit(model) if self._kind(model) == "cpu" else None
-        grown = footprints.starved(model, error.took, time.monotonic(), error.detail, had)
+        grown = footprints.out_of_memory(model, error.took, time.monotonic(), error.detail, had)
         self.keep(model)
         demand = self._scheduler.demand(model)
-        lower = entry.model.options.EASED_BY
+        lower = entry.model.options.OOM_HINT
         if demand.origin is Origin.DECLARED:
             key = "memory" if demand.memory is not None else "gpu"
             advice = f"raise {key} of {entry.model.name} in models.yaml, or {lower}"

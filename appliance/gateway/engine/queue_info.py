@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.domain.prediction import Prediction, Status
-from appliance.gateway.engine.active import Live
+from appliance.gateway.engine.active import ActivePrediction
 from appliance.scheduler import Residency, Scheduler
 
 #: Where the model is -> what its predictions wait for.
@@ -17,7 +17,7 @@ _FOR: Final = {
 }
 
 
-def shown(live: Live, scheduler: Scheduler) -> Prediction:
+def shown(live: ActivePrediction, scheduler: Scheduler) -> Prediction:
     """The record as it is now; while it waits its metrics say at which place, and for what.
 
     ``queue_position`` counts the predictions of its model from 1, which is next. ``waits_for`` is ``slot``,

@@ -14,15 +14,15 @@ _log = logging.getLogger(__name__)
 
 
 async def concluded_by(
-    conclude: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
+    finalize: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
 ) -> Prediction:
-    """Return what ``conclude`` makes of a finished training, or a failure if it could not make the version.
+    """Return what ``finalize`` makes of a finished training, or a failure if it could not make the version.
 
-    While the disk is full or the store refuses the version, ``conclude`` is tried again; it is idempotent.
+    While the disk is full or the store refuses the version, ``finalize`` is tried again; it is idempotent.
     """
     while True:
         try:
-            return await conclude(record)
+            return await finalize(record)
         except (ApplianceError, OSError) as error:
             refused = isinstance(error, StoreError) and not isinstance(error, Unstorable)
             if not refused and not DiskFull.caused(error):

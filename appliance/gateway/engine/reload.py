@@ -15,7 +15,7 @@ from appliance import weights
 from appliance.cluster.base import Cluster
 from appliance.config import Changes, Config, Report, compare, runtime
 from appliance.domain.errors import WeightsError
-from appliance.gateway.catalogue.builds import Pushes
+from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import Servable, servable
 from appliance.gateway.catalogue.trainings import Trainings
@@ -42,7 +42,7 @@ class Reload:
         store: Store,
         cluster: Cluster,
         engine: Engine,
-        pushes: Pushes,
+        pushes: ProjectBuilds,
         trainings: Trainings,
         left_out: dict[str, str],
         pull: bool = True,

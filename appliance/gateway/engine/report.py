@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
-from appliance.scheduler import Footprint, Happening, Residency, Scheduler, What
+from appliance.scheduler import Event, EventKind, Footprint, Residency, Scheduler
 
 _log = logging.getLogger(__name__)
 
@@ -17,13 +17,13 @@ _log = logging.getLogger(__name__)
 SHOWN: Final = 5
 
 _LEVELS: Final = {
-    What.FAILED: logging.ERROR,
-    What.STARVED: logging.ERROR,
-    What.EXCEEDS: logging.WARNING,
+    EventKind.FAILED: logging.ERROR,
+    EventKind.STARVED: logging.ERROR,
+    EventKind.EXCEEDS: logging.WARNING,
 }
 
 
-def log(happening: Happening) -> None:
+def log(happening: Event) -> None:
     """A line in the log for what was decided, or came of it."""
     _log.log(
         _LEVELS.get(happening.what, logging.INFO), "%s", happening, extra={"model": happening.model or None}
@@ -124,7 +124,7 @@ def footprint(known: Footprint) -> dict[str, Any]:
         "estimate": known.estimate,
         "peak": known.peak,
         "exceeds": known.exceeds,
-        "out_of_memory": known.starved,
+        "out_of_memory": known.out_of_memory,
         "fits": known.fits,
         "fits_on": list(known.devices),
         "problem": known.problem,

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from appliance.cluster.base import Cluster
-from appliance.domain.errors import HostLost, OutOfMemory
+from appliance.domain.errors import OutOfMemory, WorkerLost
 from appliance.domain.prediction import Emitted
-from appliance.gateway.engine.device_memory import Room
-from appliance.gateway.engine.memory_profiles import Sizes
+from appliance.gateway.engine.device_memory import DeviceMemory
+from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.scheduler import Residency, Scheduler
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 _THERE: Final = frozenset(Residency) - {Residency.COLD, Residency.LOADING, Residency.UNLOADING}
 
 
-class Listener(Protocol):
+class WorkerListener(Protocol):
     """Who owns the predictions."""
 
     def apply(self, model: str, emitted: Emitted) -> None:
         """Take in one event of a model's host."""
 
-    def host_lost(self, model: str, reason: str, *, starved: bool = False, again: bool = True) -> None:
+    def host_lost(self, model: str, reason: str, *, out_of_memory: bool = False, again: bool = True) -> None:
         """The host is gone."""
 
     def decide(self) -> None:
@@ -46,11 +46,16 @@ class Listener(Protocol):
         ...
 
 
-class Hosts:
+class Workers:
     """Of one engine."""
 
     def __init__(
-        self, cluster: Cluster, scheduler: Scheduler, sizes: Sizes, room: Room, listener: Listener
+        self,
+        cluster: Cluster,
+        scheduler: Scheduler,
+        sizes: MemoryProfiles,
+        room: DeviceMemory,
+        listener: WorkerListener,
     ) -> None:
         """Nothing is followed yet."""
         self._cluster = cluster
@@ -69,25 +74,25 @@ class Hosts:
         try:
             while self._there(model):  # a late request of an earlier reader may have taken this one's place
                 await self._read(model)
-        except HostLost as error:
+        except WorkerLost as error:
             if self._there(model):
                 self._lost(model, error)
         except Exception as error:  # noqa: BLE001  # after any error the host's predictions must end
             _log.exception("the events of model %s could not be read", model, extra={"model": model})
             self._listener.spawn(self.kill(model, f"its events could not be read: {error}"))
 
-    def _lost(self, model: str, error: HostLost) -> None:
+    def _lost(self, model: str, error: WorkerLost) -> None:
         if model in self._turns:  # what it was asked must not reach the next one
             self._turns.pop(model).cancel()
         if isinstance(error, OutOfMemory):
-            verdict = self._sizes.starved(model, error)
-            self._listener.host_lost(model, verdict.sentence, starved=True, again=verdict.grown)
+            verdict = self._sizes.out_of_memory(model, error)
+            self._listener.host_lost(model, verdict.sentence, out_of_memory=True, again=verdict.grown)
         else:
             self._listener.host_lost(model, error.detail)
 
     async def _read(self, model: str) -> None:
         async for batch in self._cluster.events(model):
-            if isinstance(batch, Taken):
+            if isinstance(batch, MemoryUsage):
                 self._sizes.measured(model, batch)
             else:
                 for emitted in batch:

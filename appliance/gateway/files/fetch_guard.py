@@ -27,7 +27,7 @@ _TUNNELS: Final = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", 
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-class Egress:
+class FetchGuard:
     """Decides which addresses may be reached, and makes clients that keep to it."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ class Egress:
 class _Guarded(httpx.AsyncBaseTransport):
     """Connects to the address that was checked, and speaks to it as to the name that was asked for."""
 
-    def __init__(self, egress: Egress) -> None:
+    def __init__(self, egress: FetchGuard) -> None:
         self._egress = egress
         # No connection is kept: names that resolve to one address would share it, whatever its certificate.
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))

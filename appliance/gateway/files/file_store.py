@@ -51,7 +51,7 @@ async def signing_secret(table: FileTable) -> str:
 
 
 class Incoming:
-    """An upload on its way to the disk; made by ``Files.incoming``."""
+    """An upload on its way to the disk; made by ``FileStore.incoming``."""
 
     def __init__(self, path: Path, expected: int) -> None:
         """``path`` must not exist; the file stays there. ``expected`` is its size in bytes."""
@@ -97,7 +97,7 @@ class Incoming:
         self._buffer.clear()
 
 
-class Files:
+class FileStore:
     """Lives on the gateway's loop."""
 
     def __init__(self, table: FileTable, folder: Path, config: FilesConfig) -> None:

@@ -24,8 +24,8 @@ from appliance.domain.errors import AddressRefused, DiskFull, PredictionFailed
 from appliance.domain.file import File
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Prediction
-from appliance.gateway.files.fetch_guard import Egress
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.fetch_guard import FetchGuard
+from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import content_encodings, media
 
 _OURS: Final = re.compile(r"(?:/v1)*/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+")
@@ -37,7 +37,7 @@ _SILENCE: Final = 30.0  # seconds a server may take to connect, or between two p
 class Inputs:
     """Lives on the gateway's loop."""
 
-    def __init__(self, files: Files, egress: Egress, folder: Path) -> None:
+    def __init__(self, files: FileStore, egress: FetchGuard, folder: Path) -> None:
         """``folder`` is for what is fetched; nothing in it outlives the appliance."""
         self._files = files
         self._egress = egress

@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from appliance.domain.errors import StoreError
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.file_store import FileStore
 from appliance.store import Store
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,9 @@ _OFTEN: Final = 5.0  # the same where a disk may fill
 class Retention:
     """Removes data that is old enough; lives on the gateway's loop."""
 
-    def __init__(self, store: Store, files: Files, keep: float | None, outputs: int | None = None) -> None:
+    def __init__(
+        self, store: Store, files: FileStore, keep: float | None, outputs: int | None = None
+    ) -> None:
         """``keep`` is for how many seconds after their end predictions keep their data; None is for ever.
 
         ``outputs`` is what the files of all of them may take together, in bytes; None is no limit.

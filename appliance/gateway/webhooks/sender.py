@@ -27,7 +27,7 @@ import httpx
 from appliance import __version__
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status, new_id
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks.slots import Slots
 from appliance.protocols import serializers
 from appliance.store import RETRY_STORE, Delivery, Store
@@ -96,7 +96,7 @@ class _Watched:
 class Webhooks:
     """Sends events; lives on the gateway's loop."""
 
-    def __init__(self, store: Store, egress: Egress, account: str) -> None:
+    def __init__(self, store: Store, egress: FetchGuard, account: str) -> None:
         """``account`` is ``server.account`` of models.yaml. Nothing is sent before ``start``."""
         self._store = store
         self._egress = egress

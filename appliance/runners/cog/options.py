@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from appliance.domain.values import GIB
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
 _COG_HOST: Final = GIB
@@ -17,7 +17,7 @@ class CogOptions(Options):
     """Options of a Cog project."""
 
     RESOURCES = frozenset({"concurrency"})
-    EASED_BY = "lower its option concurrency"
+    OOM_HINT = "lower its option concurrency"
 
     concurrency: int | None = Field(
         default=None, ge=1, le=1000, description="Predictions at a time. Default: what the project says."
@@ -31,7 +31,7 @@ class CogOptions(Options):
         """See ``Options``."""
         return self.concurrency or 1
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``. What a project holds is its own business: `memory` should say it."""
         return weights.stored + _COG_HOST
 
@@ -49,7 +49,7 @@ class BuiltCogOptions(CogOptions):
         """See ``Options``."""
         return self.trains
 
-    def training_footprint(self, weights: Weight) -> int:
+    def training_footprint(self, weights: WeightSize) -> int:
         """See ``Options``; nobody knows."""
         return self.footprint(weights, "cpu")  # the same on every device
 

@@ -196,7 +196,7 @@ class CogRunner:
                     return _BUSY
                 heard.put_nowait(("refused", {"detail": detail}))
                 return "refused"
-            reader = sse.Reader()
+            reader = sse.EventReader()
             async for part in reply.aiter_bytes():
                 for name, data in reader.feed(part):
                     heard.put_nowait((name, json.loads(data)))

@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
-from appliance.runners.diffusers.pipeline import Argument, Call, Pipeline
+from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 from appliance.runners.interfaces import FILE, interface_of
 
 #: Width and height of each aspect ratio for a model made for 1024 x 1024, as FLUX models have them.
@@ -241,7 +241,7 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _further(call: Call) -> dict[str, Any]:
+def _further(call: PipelineCall) -> dict[str, Any]:
     """What else the pipeline takes that is a picture, a number, a text, or yes or no."""
     found: dict[str, Any] = {}
     for name, argument in call.arguments.items():
@@ -274,19 +274,19 @@ def _format(*, video: bool) -> dict[str, Any]:
     }
 
 
-def further_pictures(call: Call) -> list[str]:
+def further_pictures(call: PipelineCall) -> list[str]:
     """The inputs that are pictures beside the image and the mask: to control what is made, say."""
     return [
         name for name, argument in call.arguments.items() if argument.type == "image" and name not in _OURS
     ]
 
 
-def calls(pipeline: Pipeline) -> tuple[Call | None, ...]:
+def calls(pipeline: Pipeline) -> tuple[PipelineCall | None, ...]:
     """Every class that the weights can be used with."""
     return pipeline.call, pipeline.with_image, pipeline.with_mask
 
 
-def chosen(pipeline: Pipeline, *, image: bool, mask: bool) -> Call:
+def chosen(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
     """The class for what was given.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from appliance.domain.values import GIB, KIB, FilePath
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
 _HOST = GIB // 2
@@ -20,7 +20,7 @@ class DiffusersOptions(Options):
     """Options of a diffusers pipeline."""
 
     RESOURCES = frozenset({"max_outputs", "max_side", "offload", "vae_tiling"})
-    EASED_BY = "lower its options max_outputs or max_side, or set vae_tiling or, on a GPU, offload"
+    OOM_HINT = "lower its options max_outputs or max_side, or set vae_tiling or, on a GPU, offload"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -70,17 +70,17 @@ class DiffusersOptions(Options):
         description="Decode in tiles, which takes less memory for large pictures and more time.",
     )
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``. What is offloaded is in main memory already, and comes and goes by itself."""
         if device == "cpu" or self.offload != "none":
             return None
         return TORCH_RESIDUE, self._loaded(weights, device)
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return self._loaded(weights, device) + self._pixels() * _PIXEL + _HOST
 
-    def _loaded(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def _loaded(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         dtype = "bfloat16" if self.dtype == "auto" and device == "cuda" else self.dtype
         return in_dtype(weights, dtype, device)
 

@@ -46,7 +46,7 @@ class Argument(msgspec.Struct, frozen=True):
     required: bool = False
 
 
-class Call(msgspec.Struct, frozen=True):
+class PipelineCall(msgspec.Struct, frozen=True):
     """A pipeline class and what it can be called with."""
 
     name: str
@@ -56,9 +56,9 @@ class Call(msgspec.Struct, frozen=True):
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the interface of the model depends on."""
 
-    call: Call
-    with_image: Call | None = None  # the class that begins with an image, sharing the weights
-    with_mask: Call | None = None  # the class that repaints a part of one
+    call: PipelineCall
+    with_image: PipelineCall | None = None  # the class that begins with an image, sharing the weights
+    with_mask: PipelineCall | None = None  # the class that repaints a part of one
     makes: Literal["images", "video"]
     width: int  # pixels it was made for
     height: int
@@ -110,7 +110,7 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _size(folder: Path, call: Call, components: dict[str, Any]) -> tuple[int, int, int]:
+def _size(folder: Path, call: PipelineCall, components: dict[str, Any]) -> tuple[int, int, int]:
     """Width, height, and what both must be multiples of, in pixels."""
     scale = 8
     if components.get("vae") is not None:
@@ -128,7 +128,7 @@ def _size(folder: Path, call: Call, components: dict[str, Any]) -> tuple[int, in
     return width, height, multiple
 
 
-def _default(call: Call, key: str) -> int | None:
+def _default(call: PipelineCall, key: str) -> int | None:
     argument = call.arguments.get(key)
     return argument.default if argument is not None and isinstance(argument.default, int) else None
 
@@ -148,17 +148,17 @@ def _classes() -> dict[str, Path]:
 
 
 @functools.cache
-def _call(name: str) -> Call:
+def _call(name: str) -> PipelineCall:
     """What ``__call__`` of this class takes, its own or that of a class that it is made from."""
     tree = ast.parse(_classes()[name].read_text(encoding="utf-8"))
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for part in found.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__call__":
-            return Call(name, _arguments(part.args))
+            return PipelineCall(name, _arguments(part.args))
     for base in found.bases:
         if isinstance(base, ast.Name) and base.id in _classes():
-            return Call(name, _call(base.id).arguments)
-    return Call(name, {})
+            return PipelineCall(name, _call(base.id).arguments)
+    return PipelineCall(name, {})
 
 
 def _arguments(given: ast.arguments) -> dict[str, Argument]:
@@ -200,7 +200,7 @@ def _tables() -> dict[str, dict[str, str]]:
     return tables
 
 
-def _sibling(name: str, tables: tuple[str, ...]) -> Call | None:
+def _sibling(name: str, tables: tuple[str, ...]) -> PipelineCall | None:
     """The class that these tables have for the weights of a pipeline that makes things of text."""
     for alone in _ALONE:
         for key, known in _tables().get(alone, {}).items():

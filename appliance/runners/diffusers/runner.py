@@ -24,7 +24,7 @@ from appliance.runners import images, threads, torch_offload
 from appliance.runners.base import LoadSpec
 from appliance.runners.diffusers import inputs
 from appliance.runners.diffusers.inputs import Size
-from appliance.runners.diffusers.pipeline import Call, Pipeline
+from appliance.runners.diffusers.pipeline import Pipeline, PipelineCall
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,10 +53,10 @@ class _Canceled(Exception):
     """Raised in the computing thread, between two steps."""
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """One prediction, ready to be computed."""
 
-    call: Call
+    call: PipelineCall
     input: dict[str, Any]
     size: Size | None  # None where the pipeline takes none
     image: Image | None
@@ -215,7 +215,7 @@ class DiffusersRunner:
 
     # -- computing
 
-    def _asked(self, input: dict[str, Any]) -> _Asked:
+    def _asked(self, input: dict[str, Any]) -> _Request:
         image, mask = (_opened(name, input.get(name)) for name in ("image", "mask"))
         call = inputs.chosen(self._pipeline, image=image is not None, mask=mask is not None)
         size = None
@@ -227,9 +227,9 @@ class DiffusersRunner:
         seed = input.get("seed")
         if seed is None:
             seed = random.SystemRandom().randrange(2**32)
-        return _Asked(call, {**input, **further}, size, image, mask, seed)
+        return _Request(call, {**input, **further}, size, image, mask, seed)
 
-    def _compute(self, asked: _Asked, stop: threading.Event) -> _Made:
+    def _compute(self, asked: _Request, stop: threading.Event) -> _Made:
         """In a thread of its own.
 
         Raises:
@@ -290,7 +290,7 @@ class DiffusersRunner:
         scheduler.step = step
         return scheduler
 
-    def _arguments(self, asked: _Asked) -> dict[str, Any]:
+    def _arguments(self, asked: _Request) -> dict[str, Any]:
         """What the pipeline is called with."""
         import torch
 

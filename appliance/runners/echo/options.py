@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from appliance.domain.values import MIB, Bytes, Seconds
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
 #: What an engine host takes besides weights and KV cache: the process with its libraries, and working memory.
@@ -22,7 +22,7 @@ class EchoOptions(Options):
 
     ON_CPU = True
     RESOURCES = frozenset({"concurrency", "startup_delay", "weights", "residue", "sleep_delay"})
-    EASED_BY = "lower its option concurrency"
+    OOM_HINT = "lower its option concurrency"
 
     concurrency: int = Field(default=64, ge=1, le=10_000, description="Predictions that run at a time.")
     startup_delay: Seconds = Field(
@@ -46,10 +46,10 @@ class EchoOptions(Options):
         """See ``Options``."""
         return self.concurrency
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return weights.stored + (self.weights or 0) + _ECHO_HOST
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``; what it gives back it holds on any device."""
         return None if self.weights is None else (_ECHO_RESIDUE, self.weights)

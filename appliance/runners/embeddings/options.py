@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from appliance.domain.values import GIB
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import TORCH_RESIDUE, Options
 
 _EMBEDDINGS_HOST: Final = GIB // 2
@@ -18,7 +18,7 @@ class EmbeddingsOptions(Options):
     """Options of an embedding model."""
 
     RESOURCES = frozenset({"max_batch"})
-    EASED_BY = "lower its option max_batch"
+    OOM_HINT = "lower its option max_batch"
 
     max_batch: int = Field(
         default=64, ge=1, le=4096, description="Texts computed together, of one prediction or of many."
@@ -32,12 +32,12 @@ class EmbeddingsOptions(Options):
         """See ``Options``."""
         return _EMBEDDED_AT_ONCE
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``."""
         kept = self.footprint(weights, device) - _EMBEDDINGS_HOST
         return (TORCH_RESIDUE, kept) if device == "cuda" else None
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``. Computed in 32 bits on a CPU, in 16 on a GPU; taken to be stored in 32."""
         in_32_bits = weights.stored if weights.numbers is None else weights.in_32_bits
         return (in_32_bits if device == "cpu" else in_32_bits // 2) + _EMBEDDINGS_HOST

@@ -53,7 +53,7 @@ _OUTPUT: Final = {
 _GPU: Final = "cuda:0"  # the first that its host sees
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """Texts that wait to be computed."""
 
     tokens: list[list[int]]
@@ -68,7 +68,7 @@ class EmbeddingsRunner:
     def __init__(self, spec: LoadSpec) -> None:
         """See ``Runner``."""
         self._spec = spec
-        self._waiting: deque[_Asked] = deque()
+        self._waiting: deque[_Request] = deque()
         self._computing: asyncio.Task[None] | None = None
         self._model: Any
         self._tokenizer: Any
@@ -130,7 +130,7 @@ class EmbeddingsRunner:
 
     async def _computed(self, tokens: list[list[int]]) -> list[Any]:
         """The vectors of these texts, computed together with whatever else waits."""
-        asked = _Asked(tokens, asyncio.get_running_loop().create_future())
+        asked = _Request(tokens, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._computing is None or self._computing.done():
             self._computing = asyncio.get_running_loop().create_task(self._compute_all())
@@ -146,7 +146,7 @@ class EmbeddingsRunner:
                 count += len(taken[-1].tokens)
             await self._compute(taken)
 
-    async def _compute(self, asked: list[_Asked]) -> None:
+    async def _compute(self, asked: list[_Request]) -> None:
         """Embed the texts of several predictions; if that fails, one prediction at a time."""
         try:
             vectors = await asyncio.to_thread(self._forward, [each for one in asked for each in one.tokens])

@@ -25,7 +25,7 @@ class Example(NamedTuple):
     text: str
 
 
-class Segment(NamedTuple):
+class TextSegment(NamedTuple):
     """A part of an example's text."""
 
     text: str
@@ -84,16 +84,16 @@ def _messages(where: str, messages: list[Any]) -> Iterator[dict[str, str]]:
         raise PredictionFailed(f'{where}: "messages" has no answer of the assistant to learn')
 
 
-def segments(example: Example, render: Render | None) -> list[Segment]:
+def segments(example: Example, render: Render | None) -> list[TextSegment]:
     """The text of an example, cut where learning begins and ends.
 
     Without ``render``, for models that know no conversations, contents follow each other as they are.
     """
     if not example.messages:
-        return [Segment(example.text, learnt=True)]
+        return [TextSegment(example.text, learnt=True)]
     if render is None:
-        return [Segment(part["content"], part["role"] == "assistant") for part in example.messages]
-    found: list[Segment] = []
+        return [TextSegment(part["content"], part["role"] == "assistant") for part in example.messages]
+    found: list[TextSegment] = []
     done = ""
     for at, message in enumerate(example.messages):
         if message["role"] != "assistant":
@@ -101,7 +101,10 @@ def segments(example: Example, render: Render | None) -> list[Segment]:
         asked = render(example.messages[:at], answer=True)
         whole = render(example.messages[: at + 1], answer=False)
         if not (asked.startswith(done) and whole.startswith(asked)):  # a template that rewrites the past
-            return [Segment(render(example.messages, answer=False), learnt=True)]
-        found += [Segment(asked[len(done) :], learnt=False), Segment(whole[len(asked) :], learnt=True)]
+            return [TextSegment(render(example.messages, answer=False), learnt=True)]
+        found += [
+            TextSegment(asked[len(done) :], learnt=False),
+            TextSegment(whole[len(asked) :], learnt=True),
+        ]
         done = whole
     return found

@@ -21,7 +21,7 @@ from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
-from appliance.runners.lora.examples import Example, Segment, read, segments
+from appliance.runners.lora.examples import Example, TextSegment, read, segments
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller may set, by the names of the inputs."""
 
     train_data: str
@@ -178,7 +178,7 @@ class LoraTrainer:
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """See ``Runner``."""
-        settings = msgspec.convert(job.input, Settings)
+        settings = msgspec.convert(job.input, TrainingSettings)
         examples = await asyncio.to_thread(self._encoded, settings)
         tokens = sum(len(example.tokens) for example in examples)
         yield Log(f"Read {len(examples)} examples with {tokens} tokens\n")
@@ -228,7 +228,7 @@ class LoraTrainer:
         # The host sees only its own devices, so a GPU is the first one here.
         self._model = model.to("cpu" if on_cpu else "cuda:0")
 
-    def _encoded(self, settings: Settings) -> list[Encoded]:
+    def _encoded(self, settings: TrainingSettings) -> list[Encoded]:
         """The training data as tokens.
 
         Raises:
@@ -258,7 +258,7 @@ class LoraTrainer:
         tokens: list[int] = []
         if not example.messages or template is None:  # else the template writes both ends
             tokens = self._beginning(parts[0].text)
-            parts.append(Segment(getattr(self._tokenizer, "eos_token", None) or "", learnt=True))
+            parts.append(TextSegment(getattr(self._tokenizer, "eos_token", None) or "", learnt=True))
         labels = [_IGNORED] * len(tokens)
         for part in parts:
             ids = self._tokenizer.encode(part.text, add_special_tokens=False)
@@ -278,7 +278,7 @@ class LoraTrainer:
 class Training:
     """One run: a fresh adapter on the base model, and its optimizer. Not for the event loop: it computes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrainingSettings) -> None:
         """Nothing is computed before ``begin``."""
         self._settings = settings
         self._model: Any = None
@@ -355,7 +355,7 @@ class Training:
         return {name: torch.tensor(values, device=self._model.device) for name, values in rows.items()}
 
 
-def _steps(examples: list[Encoded], settings: Settings) -> Iterator[list[list[Encoded]]]:
+def _steps(examples: list[Encoded], settings: TrainingSettings) -> Iterator[list[list[Encoded]]]:
     """The batches of every step, without end; each epoch in an order of its own."""
     order = random.Random(settings.seed)
     size, each = settings.train_batch_size, settings.gradient_accumulation_steps

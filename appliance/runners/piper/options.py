@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from appliance.domain.values import MIB
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
 _PIPER_HOST: Final = 512 * MIB
@@ -24,7 +24,7 @@ class PiperOptions(Options):
         "hosted models it stands in for.",
     )
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return weights.stored + _PIPER_HOST
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from appliance.domain.values import GIB
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
 #: What an engine host takes besides weights: the process with its libraries, and working memory.
@@ -34,7 +34,7 @@ class TransformersOptions(Options):
     """Options of a model for one task, run with transformers."""
 
     RESOURCES = frozenset({"max_batch"})
-    EASED_BY = "lower its option max_batch"
+    OOM_HINT = "lower its option max_batch"
 
     task: Task = Field(description="What it is for, which decides about its inputs and output.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -48,10 +48,10 @@ class TransformersOptions(Options):
         default=False, description="Run Python code that comes with the weights. Only for sources you trust."
     )
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``."""
         return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         return in_dtype(weights, self.dtype, device) + _HOST

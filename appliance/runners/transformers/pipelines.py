@@ -10,10 +10,10 @@ from typing import Any, Final
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio, images
 from appliance.runners.model_loading import (
-    Answer,
-    Asked,
     Compute,
     Loading,
+    TaskInput,
+    TaskResult,
     fit,
     from_folder,
     model_of,
@@ -47,7 +47,7 @@ def speech_recognition(loading: Loading) -> Compute:
     )
     languages = getattr(model.generation_config, "lang_to_id", None) if writes else None
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         rate = int(extractor.sampling_rate)
         sound = audio.read(Path(asked.input["audio"]), rate, "audio", longest=_LONGEST)
         word = asked.input["timestamp"] == "word"
@@ -68,7 +68,7 @@ def speech_recognition(loading: Loading) -> Compute:
             for part in heard.get("chunks", ())
         ]
         output = {"text": heard["text"], "chunks": chunks}
-        return Answer(output, {"audio_duration": round(sound.size / rate, 3)})
+        return TaskResult(output, {"audio_duration": round(sound.size / rate, 3)})
 
     return compute
 
@@ -103,7 +103,7 @@ def text_to_speech(loading: Loading) -> Compute:
     model = model_of(loading, "AutoModelForTextToWaveform")
     pipe = pipeline_of(loading, "text-to-audio", model, tokenizer=from_folder(AutoTokenizer, loading))
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         import numpy as np
 
         more = {"stopping_criteria": stopping(asked.unwanted)} if model.can_generate() else {}
@@ -114,7 +114,7 @@ def text_to_speech(loading: Loading) -> Compute:
         asked.folder.mkdir(parents=True, exist_ok=True)
         file = asked.folder / f"output.{asked.input['output_format']}"
         audio.write(file, samples, int(made["sampling_rate"]))
-        return Answer(file, {"audio_duration": round(samples.size / made["sampling_rate"], 3)})
+        return TaskResult(file, {"audio_duration": round(samples.size / made["sampling_rate"], 3)})
 
     return compute
 
@@ -126,9 +126,9 @@ def image_classification(loading: Loading) -> Compute:
     """Which labels fit an image."""
     pipe = _sees(loading, "image-classification", "AutoModelForImageClassification")
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         picture = images.read(Path(asked.input["image"]), "image")
-        return Answer(_labelled(pipe(picture, top_k=asked.input["top_k"])))
+        return TaskResult(_labelled(pipe(picture, top_k=asked.input["top_k"])))
 
     return compute
 
@@ -137,14 +137,14 @@ def object_detection(loading: Loading) -> Compute:
     """What is where in an image; boxes are in its pixels."""
     pipe = _sees(loading, "object-detection", "AutoModelForObjectDetection")
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         picture = images.read(Path(asked.input["image"]), "image")
         found = pipe(picture, threshold=asked.input["threshold"])
         boxes = [
             {"label": part["label"], "score": float(part["score"]), "box": dict(part["box"])}
             for part in found
         ]
-        return Answer(sorted(boxes, key=lambda part: -part["score"]))
+        return TaskResult(sorted(boxes, key=lambda part: -part["score"]))
 
     return compute
 
@@ -172,7 +172,7 @@ def reranking(loading: Loading) -> Compute:
     size = loading.max_batch if tokenizer.pad_token is not None else 1
     limit = most_tokens(model, tokenizer)
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         query, documents = asked.input["query"], _listed(asked.input["documents"])
         scores: list[float] = []
         for at in range(0, len(documents), size):
@@ -192,7 +192,7 @@ def reranking(loading: Loading) -> Compute:
             found = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(1)[:, 1]
             scores += found.tolist()
         order = sorted(range(len(scores)), key=lambda number: -scores[number])[: asked.input.get("top_k")]
-        return Answer(
+        return TaskResult(
             [{"index": number, "score": scores[number], "document": documents[number]} for number in order]
         )
 
@@ -220,9 +220,9 @@ def text_classification(loading: Loading) -> Compute:
     """Which labels fit a text."""
     pipe = _reads(loading, "text-classification", "AutoModelForSequenceClassification")
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         fit(pipe.model, pipe.tokenizer, asked.input["text"])
-        return Answer(_labelled(pipe(asked.input["text"], top_k=asked.input["top_k"])))
+        return TaskResult(_labelled(pipe(asked.input["text"], top_k=asked.input["top_k"])))
 
     return compute
 
@@ -233,7 +233,7 @@ def zero_shot_classification(loading: Loading) -> Compute:
     if pipe.entailment_id < 0:
         raise LoadFailed('the model has no label called "entailment", by which labels are compared')
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         given = asked.input["labels"]
         parts = given if isinstance(given, list) else given.split(",")
         labels = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
@@ -247,7 +247,7 @@ def zero_shot_classification(loading: Loading) -> Compute:
             hypothesis_template=asked.input["hypothesis_template"],
         )
         pairs = zip(found["labels"], found["scores"], strict=True)
-        return Answer(_labelled([{"label": label, "score": score} for label, score in pairs]))
+        return TaskResult(_labelled([{"label": label, "score": score} for label, score in pairs]))
 
     return compute
 
@@ -256,11 +256,11 @@ def token_classification(loading: Loading) -> Compute:
     """Names and the like in a text; ``start`` and ``end`` count its characters."""
     pipe = _reads(loading, "token-classification", "AutoModelForTokenClassification")
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         text = asked.input["text"]
         fit(pipe.model, pipe.tokenizer, text)
         found = pipe(text, aggregation_strategy=asked.input["aggregation"])
-        return Answer(
+        return TaskResult(
             [
                 {
                     "entity": part["entity_group"] if "entity_group" in part else part["entity"],
@@ -281,13 +281,13 @@ def fill_mask(loading: Loading) -> Compute:
     pipe = _reads(loading, "fill-mask", "AutoModelForMaskedLM")
     mask = pipe.tokenizer.mask_token
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         text = asked.input["text"].replace("[MASK]", mask).replace("<mask>", mask)
         if text.count(mask) != 1:
             raise PredictionFailed("input.text: there must be [MASK] or <mask> in it, once")
         fit(pipe.model, pipe.tokenizer, text)
         found = pipe(text, top_k=asked.input["top_k"])
-        return Answer(
+        return TaskResult(
             [
                 {"token": part["token_str"], "score": float(part["score"]), "text": part["sequence"]}
                 for part in found

@@ -18,7 +18,7 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import torch_offload
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import interface_of
-from appliance.runners.model_loading import Asked, Compute, Loading
+from appliance.runners.model_loading import Compute, Loading, TaskInput
 from appliance.runners.threads import interruptible
 from appliance.runners.transformers.tasks import TASKS
 
@@ -72,7 +72,7 @@ class TransformersRunner:
         began = time.perf_counter()
         try:
             answer = await interruptible(
-                lambda unwanted: self._compute(Asked(job.input, Path(job.folder), unwanted))
+                lambda unwanted: self._compute(TaskInput(job.input, Path(job.folder), unwanted))
             )
         except _REFUSALS as error:
             raise PredictionFailed(f"{self._task} cannot be done with this input: {_words(error)}") from error

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from appliance.domain.errors import PredictionFailed
 from appliance.runners import images
 from appliance.runners.model_loading import (
-    Answer,
-    Asked,
     Compute,
     Loading,
+    TaskInput,
+    TaskResult,
     fit,
     from_folder,
     model_of,
@@ -38,7 +38,7 @@ def image_captioning(loading: Loading) -> Compute:
     looks = None if whole else from_folder(AutoImageProcessor, loading, backend="pil")
     chats = whole and bool(getattr(processor, "chat_template", None))
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         picture = images.read(Path(asked.input["image"]), "image")
         prompt = asked.input.get("prompt") or None
         if looks is not None:
@@ -51,7 +51,7 @@ def image_captioning(loading: Loading) -> Compute:
         answer = _generated(model, inputs, asked)
         begun = inputs["input_ids"].shape[1] if chats else 0
         caption = tokenizer.decode(answer[0][begun:], skip_special_tokens=True).strip()
-        return Answer(caption, {"output_token_count": int(answer.shape[1] - begun)})
+        return TaskResult(caption, {"output_token_count": int(answer.shape[1] - begun)})
 
     return compute
 
@@ -83,7 +83,7 @@ def _rewriting(loading: Loading, task: str) -> Compute:
     usual = special.get(task, {}).get("prefix", "")  # T5 is told what to do so
     native = getattr(tokenizer, "src_lang", None)
 
-    def compute(asked: Asked) -> Answer:
+    def compute(asked: TaskInput) -> TaskResult:
         prefix = asked.input.get("prefix")
         more = _languages(tokenizer, native, asked.input) if task == "translation" else {}
         text = (usual if prefix is None else prefix) + asked.input["text"]
@@ -95,7 +95,7 @@ def _rewriting(loading: Loading, task: str) -> Compute:
             "input_token_count": int(inputs["input_ids"].shape[1]),
             "output_token_count": int(answer.shape[1]),
         }
-        return Answer(written, counts)
+        return TaskResult(written, counts)
 
     return compute
 
@@ -127,7 +127,7 @@ def _languages(tokenizer: Any, native: str | None, input: Mapping[str, Any]) -> 
     return {"forced_bos_token_id": tokens["target_language"]}
 
 
-def _generated(model: Any, inputs: Mapping[str, Any], asked: Asked, **more: Any) -> torch.Tensor:
+def _generated(model: Any, inputs: Mapping[str, Any], asked: TaskInput, **more: Any) -> torch.Tensor:
     """The tokens that the model writes, until it ends or is not wanted any more."""
     beams = asked.input.get("num_beams")
     moved = {

@@ -46,7 +46,7 @@ class _Refused(Exception):
         self.error = {**error, "message": message}
 
 
-class Dialects:
+class CompatApis:
     """Answers the operations of one loaded model."""
 
     def __init__(self, engine: AsyncLLM, spec: LoadSpec) -> None:

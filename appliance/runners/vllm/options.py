@@ -8,7 +8,7 @@ from pydantic import Field
 
 from appliance.domain.section import size
 from appliance.domain.values import GIB, Bytes
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options, in_dtype
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
@@ -26,7 +26,7 @@ class VllmOptions(Options):
             "reasoning_parser",
         }
     )  # fmt: skip
-    EASED_BY = "lower its options kv_cache, max_num_seqs or max_model_len"
+    OOM_HINT = "lower its options kv_cache, max_num_seqs or max_model_len"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -99,14 +99,14 @@ class VllmOptions(Options):
         """See ``Options``."""
         return self.max_num_seqs
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``."""
         loaded = in_dtype(weights, self.dtype, device)
         # An adapter of rank 16 is about a fiftieth of its model.
         adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
         return loaded + adapters + self.kv_cache + _VLLM_HOST
 
-    def asleep(self, weights: Weight, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """See ``Options``. vLLM's backend for CPUs says that it sleeps, and gives nothing back."""
         kept = self.footprint(weights, device) - self.kv_cache - _VLLM_HOST
         return (_VLLM_RESIDUE, kept) if device == "cuda" else None
@@ -121,6 +121,6 @@ class VllmOptions(Options):
         told = super().loaded(adapted=adapted, weights=weights)
         return told if adapted else {**told, "max_adapters": 0}
 
-    def training_footprint(self, weights: Weight) -> int:
+    def training_footprint(self, weights: WeightSize) -> int:
         """See ``Options``. Weights in float32, and as much again for what is computed with them."""
         return 2 * weights.in_32_bits + _VLLM_HOST

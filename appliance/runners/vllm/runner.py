@@ -21,7 +21,7 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
 from appliance.runners.vllm import engine, errors, inputs
-from appliance.runners.vllm.compat import Dialects
+from appliance.runners.vllm.compat import CompatApis
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
@@ -44,7 +44,7 @@ class VllmRunner:
         self._spec = spec
         self._defaults = inputs.Defaults.of(spec.options)
         self._engine: AsyncLLM
-        self._dialects: Dialects | None = None
+        self._dialects: CompatApis | None = None
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template knows no system role
@@ -88,10 +88,10 @@ class VllmRunner:
         except EngineDeadError:  # seen here before `add_reader` saw it
             self._core_died()
 
-    def _operations(self) -> Dialects:
+    def _operations(self) -> CompatApis:
         """What answers in the words of other APIs; made for the first who asks, so no load waits for it."""
         if self._dialects is None:
-            self._dialects = Dialects(self._engine, self._spec)
+            self._dialects = CompatApis(self._engine, self._spec)
         return self._dialects
 
     async def _predict(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[Log | Output | Metric]:

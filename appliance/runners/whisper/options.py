@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from appliance.domain.values import MIB, Seconds
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
 #: What an engine host takes besides weights: the process with its libraries, working memory.
@@ -19,7 +19,7 @@ class WhisperOptions(Options):
     """Options of a model that hears."""
 
     RESOURCES = frozenset({"max_duration"})
-    EASED_BY = "lower its option max_duration"
+    OOM_HINT = "lower its option max_duration"
 
     compute_type: Literal[
         "auto",
@@ -46,7 +46,7 @@ class WhisperOptions(Options):
         description="Longest sound that is accepted; it decides about memory. Seconds, or text such as 2h.",
     )
 
-    def footprint(self, weights: Weight, device: Literal["cpu", "cuda"]) -> int:
+    def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
         sound = int(self.max_duration * _SECOND)
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored

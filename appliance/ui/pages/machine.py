@@ -12,7 +12,7 @@ import msgspec
 from appliance.config import Report
 from appliance.ui import layout, markup, session
 from appliance.ui.layout import Marks
-from appliance.ui.markup import Segment
+from appliance.ui.markup import BarSegment
 
 #: Seconds between looks.
 PERIOD: Final = 2.0
@@ -114,7 +114,7 @@ def render_devices(status: Mapping[str, Any]) -> str:
     for device in status["devices"]:
         held = sorted(device["reserved"].items(), key=lambda each: -each[1])
         segments = [
-            Segment(
+            BarSegment(
                 f"{name} {markup.size(taken)}, {state.get(name, 'loaded')}",
                 taken,
                 f"{colour.get(name, 'c0')} {state.get(name, '')}",
@@ -123,8 +123,8 @@ def render_devices(status: Mapping[str, Any]) -> str:
         ]
         if device["foreign"]:
             others = f"other programs {markup.size(device['foreign'])}"
-            segments.append(Segment(others, device["foreign"], "others"))
-        segments.append(Segment(f"free {markup.size(device['free'])}", device["free"], "free"))
+            segments.append(BarSegment(others, device["foreign"], "others"))
+        segments.append(BarSegment(f"free {markup.size(device['free'])}", device["free"], "free"))
         total = device["memory"]
         held_text = f"{markup.size(sum(device['reserved'].values()))} of {markup.size(total)} reserved"
         drawn = markup.bar(segments, total, label=f"{device['name']}: {held_text}")
@@ -174,21 +174,21 @@ def render_host(machine: Mapping[str, Any]) -> str:
     used = memory["total"] - memory["available"]
     ram = markup.bar(
         [
-            Segment(f"in use {markup.size(used)}", used, "c0"),
-            Segment(f"available {markup.size(memory['available'])}", memory["available"], "free"),
+            BarSegment(f"in use {markup.size(used)}", used, "c0"),
+            BarSegment(f"available {markup.size(memory['available'])}", memory["available"], "free"),
         ],
         memory["total"],
         label=f"main memory: {markup.size(used)} of {markup.size(memory['total'])} in use",
     )
     parts = [
-        Segment(f"{name} {markup.size(taken)}", taken, f"c{number % _COLOURS}")
+        BarSegment(f"{name} {markup.size(taken)}", taken, f"c{number % _COLOURS}")
         for number, (name, taken) in enumerate(disk["parts"].items())
         if taken >= _SHOWN
     ]
     elsewhere = disk["total"] - disk["free"] - sum(disk["parts"].values())
     if elsewhere > 0:
-        parts.append(Segment(f"outside of it {markup.size(elsewhere)}", elsewhere, "others"))
-    parts.append(Segment(f"free {markup.size(disk['free'])}", disk["free"], "free"))
+        parts.append(BarSegment(f"outside of it {markup.size(elsewhere)}", elsewhere, "others"))
+    parts.append(BarSegment(f"free {markup.size(disk['free'])}", disk["free"], "free"))
     drawn = markup.bar(parts, disk["total"], label=f"disk: {markup.size(disk['free'])} free")
     return markup.section("Main memory", ram) + markup.section("Disk", drawn, disk["folder"])
 

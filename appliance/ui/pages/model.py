@@ -14,7 +14,7 @@ import msgspec
 from appliance.domain.errors import ApplianceError, NotFound
 from appliance.ui import form, layout, markup, output, session, snippets
 from appliance.ui.client import Caller
-from appliance.ui.form import Form, Result
+from appliance.ui.form import ModelForm, Result
 from appliance.ui.pages import explore
 
 _EVERY = 3.0  # seconds between two looks at what the model does
@@ -55,7 +55,7 @@ class Shown(msgspec.Struct, frozen=True):
         return cls(name, model["description"] or "", links, document, chosen)
 
 
-class Page:
+class ModelPage:
     """The page of one model."""
 
     def __init__(self, shown: Shown) -> None:
@@ -91,7 +91,7 @@ class Page:
                         tab.select(made, None, part, **layout.QUIET)
         return blocks
 
-    def _code(self, filled: Form) -> None:
+    def _code(self, filled: ModelForm) -> None:
         """The tab with the call in other languages; it is made when one looks at it."""
         with gr.Tab("Code") as tab, gr.Tabs():
             with gr.Tab("Python"):
@@ -107,7 +107,7 @@ class Page:
         async def written(request: gr.Request, *values: Any) -> list[Any]:
             caller = session.of(request).caller
             state = await _state(caller, self._shown.name)
-            call = snippets.Call(
+            call = snippets.ExampleCall(
                 model=self._shown.spec,
                 kind=None if state is None else state["kind"],
                 origin=caller.origin,
@@ -191,10 +191,10 @@ class Page:
 
 def build(shown: Shown) -> gr.Blocks:
     """The page of one model."""
-    return Page(shown).build()
+    return ModelPage(shown).build()
 
 
-def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> Form:
+def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> ModelForm:
     """Form and output of ``owner/name`` or ``owner/name:version`` side by side.
 
     ``bare``: nothing leads from there to other pages. ``?from=`` in the address fills in the input of an
@@ -202,7 +202,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
-            filled = Form(document)
+            filled = ModelForm(document)
             with gr.Row(elem_classes=["go"]):
                 go = gr.Button("Run", variant="primary", elem_id="run")
                 stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
@@ -266,10 +266,10 @@ def _heading(shown: Shown, state: dict[str, Any] | None = None) -> str:
     )
 
 
-def _example(record: dict[str, Any], kind: output.Output, name: str) -> str:
+def _example(record: dict[str, Any], kind: output.RenderedOutput, name: str) -> str:
     made = output.media(record.get("output"))
-    text = output.text_of(record.get("output")) if kind is output.Output.TEXT else ""
-    if kind is output.Output.DATA:
+    text = output.text_of(record.get("output")) if kind is output.RenderedOutput.TEXT else ""
+    if kind is output.RenderedOutput.DATA:
         text = json.dumps(record.get("output"), indent=2, ensure_ascii=False)
     said = f"<pre>{html.escape(text)}</pre>" if text else ""
     given = html.escape(json.dumps(record["input"], indent=2, ensure_ascii=False))

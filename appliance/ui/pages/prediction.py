@@ -138,7 +138,9 @@ def timeline(record: Mapping[str, Any]) -> str:
     phases = record["timeline"]
     total = sum(each["seconds"] for each in phases)
     segments = [
-        markup.Segment(f"{each['phase']} {markup.duration(each['seconds'])}", each["seconds"], each["phase"])
+        markup.BarSegment(
+            f"{each['phase']} {markup.duration(each['seconds'])}", each["seconds"], each["phase"]
+        )
         for each in phases
     ]
     note = ""

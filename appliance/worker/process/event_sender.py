@@ -25,7 +25,7 @@ FRAME_BYTES: Final = 64 * 1024  # more than this leaves at once
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 
 
-class Outgoing:
+class EventSender:
     """What waits to be sent by one host."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
@@ -90,7 +90,7 @@ class Outgoing:
 class EventStream:
     """The events of one run of one prediction."""
 
-    def __init__(self, job: Job, outgoing: Outgoing) -> None:
+    def __init__(self, job: Job, outgoing: EventSender) -> None:
         """Nothing is sent yet."""
         self._job = job
         self._outgoing = outgoing

@@ -33,20 +33,20 @@ from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner, Sleeper
 from appliance.worker import cleanup, protocol
 from appliance.worker.process import capture, output_files
-from appliance.worker.process.event_sender import EventStream, Outgoing
-from appliance.worker.process.oom import starved
+from appliance.worker.process.event_sender import EventSender, EventStream
+from appliance.worker.process.oom import out_of_memory
 from appliance.worker.protocol import (
-    Asleep,
-    Awake,
     Cancel,
-    Down,
     Failed,
     Ready,
-    Restless,
     Run,
-    Sleep,
+    SleepWorker,
     Stop,
-    Wake,
+    WakeWorker,
+    WorkerAsleep,
+    WorkerAwake,
+    WorkerCommand,
+    WorkerSleepFailed,
 )
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def environment(spec: LoadSpec) -> dict[str, str]:
     }
 
 
-class Host(asyncio.Protocol):
+class WorkerProcess(asyncio.Protocol):
     """The host's end of the socket to its replica, and the predictions that run."""
 
     def __init__(self, spec: LoadSpec, log_file: TextIO, orphaned: Callable[[], object]) -> None:
@@ -82,23 +82,25 @@ class Host(asyncio.Protocol):
         self._spec = spec
         self._log_file = log_file
         self._orphaned = orphaned
-        self._reader: protocol.Reader[Down] = protocol.Reader(msgspec.msgpack.Decoder(Down))
+        self._reader: protocol.MessageReader[WorkerCommand] = protocol.MessageReader(
+            msgspec.msgpack.Decoder(WorkerCommand)
+        )
         self._runner: Runner | None = None
         self._waiting: deque[Job] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._awake = True  # False from being told to sleep until it is awake again
         self._turning: asyncio.Task[None] | None = None  # it falls asleep, or wakes
         self._transport: asyncio.Transport
-        self._outgoing: Outgoing
+        self._outgoing: EventSender
         self._closing = False
         self.stopped = asyncio.Event()  # the replica asks for the end, or there is no going on
-        self.starved: str | None = None  # what was said when the memory of the device was used up
+        self.out_of_memory: str | None = None  # what was said when the memory of the device was used up
         self._closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Part of ``asyncio.Protocol``."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        self._outgoing = Outgoing(self._transport.write)
+        self._outgoing = EventSender(self._transport.write)
 
     def data_received(self, data: bytes) -> None:
         """Part of ``asyncio.Protocol``."""
@@ -109,9 +111,9 @@ class Host(asyncio.Protocol):
                     self._fill()
                 case Cancel(ids):
                     self._cancel(ids)
-                case Sleep(level):
+                case SleepWorker(level):
                     self._turning = asyncio.get_running_loop().create_task(self._sleep(level))
-                case Wake():
+                case WakeWorker():
                     self._turning = asyncio.get_running_loop().create_task(self._wake())
                 case Stop():
                     self.stopped.set()
@@ -159,12 +161,12 @@ class Host(asyncio.Protocol):
 
     def _starve(self, reason: str) -> None:
         """The memory of the device is used up: a fresh host, with more of it, is to run what runs here."""
-        self.starved = self.starved or reason
+        self.out_of_memory = self.out_of_memory or reason
         self.stopped.set()
 
     def _ended(self, id: str, stream: EventStream, task: asyncio.Task[None]) -> None:
         del self._running[id]
-        if not stream.done and self.starved is None:
+        if not stream.done and self.out_of_memory is None:
             if task.cancelled():  # before its first step
                 stream.emit(Done("canceled"))
             else:
@@ -175,19 +177,21 @@ class Host(asyncio.Protocol):
         """Have the model give its device back."""
         runner = self._runner
         if runner is None or not isinstance(runner, Sleeper) or level not in runner.levels:
-            self._send(Restless(f"{self._spec.model} is not able to sleep at level {level}"))
+            self._send(WorkerSleepFailed(f"{self._spec.model} is not able to sleep at level {level}"))
         elif self._running or self._waiting:
             count = len(self._running) + len(self._waiting)
-            self._send(Restless(f"{self._spec.model} cannot sleep while {count} predictions are here"))
+            self._send(
+                WorkerSleepFailed(f"{self._spec.model} cannot sleep while {count} predictions are here")
+            )
         else:
             self._awake = False
             try:
                 left = await runner.sleep(level)
             except Exception as error:  # noqa: BLE001  # libraries raise what they like; the host is ended
                 traceback.print_exc()
-                self._send(Restless(f"{self._spec.model} could not fall asleep: {_words(error)}"))
+                self._send(WorkerSleepFailed(f"{self._spec.model} could not fall asleep: {_words(error)}"))
             else:
-                self._send(Asleep(left))
+                self._send(WorkerAsleep(left))
 
     async def _wake(self) -> None:
         """Have the model take its device again, then begin what came meanwhile."""
@@ -197,13 +201,13 @@ class Host(asyncio.Protocol):
                 await runner.wake()
         except Exception as error:  # noqa: BLE001  # the same
             traceback.print_exc()
-            self._send(Restless(f"{self._spec.model} could not wake: {_words(error)}"))
+            self._send(WorkerSleepFailed(f"{self._spec.model} could not wake: {_words(error)}"))
             return
         self._awake = True
-        self._send(Awake())
+        self._send(WorkerAwake())
         self._fill()
 
-    def _send(self, message: Asleep | Awake | Restless) -> None:
+    def _send(self, message: WorkerAsleep | WorkerAwake | WorkerSleepFailed) -> None:
         self._transport.write(protocol.encode(message))
 
     def _cancel(self, ids: list[str]) -> None:
@@ -240,7 +244,7 @@ async def _predict(
     except asyncio.CancelledError:
         done = Done("canceled")
     except Exception as error:  # noqa: BLE001  # a model's code raises what it likes; its prediction fails
-        reason = starved(error)
+        reason = out_of_memory(error)
         if reason is not None:
             starve(reason)
             return
@@ -259,7 +263,7 @@ async def _predict(
 async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
     """Be a host until the replica says stop; returns the exit code."""
     started = time.perf_counter()
-    host = Host(spec, log_file, _end_with_group)
+    host = WorkerProcess(spec, log_file, _end_with_group)
     await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=sock)
     setup = asyncio.create_task(_set_up(spec))
     stop = asyncio.create_task(host.stopped.wait())
@@ -273,18 +277,20 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
         if not isinstance(error, LoadFailed):
             traceback.print_exc()
         said = error.detail if isinstance(error, LoadFailed) else f"{type(error).__name__}: {error}"
-        reason = starved(error)
-        await host.close(Failed(said if reason is None else reason, starved=reason is not None))
+        reason = out_of_memory(error)
+        await host.close(Failed(said if reason is None else reason, out_of_memory=reason is not None))
         return 1
     seconds = round(time.perf_counter() - started, 3)
     _log.info("%s is ready after %.3f s", spec.model, seconds)
     levels = list(runner.levels) if isinstance(runner, Sleeper) else []
     group = os.getpgrp()
-    memory = process_memory.firm(group, process_memory.inherited(os.getpid())) + process_memory.mapped(group)
+    memory = process_memory.anonymous(
+        group, process_memory.inherited(os.getpid())
+    ) + process_memory.file_backed(group)
     host.ready(runner, Ready(memory, seconds, levels))
     await stop
-    if host.starved is not None:
-        await host.close(Failed(host.starved, starved=True))
+    if host.out_of_memory is not None:
+        await host.close(Failed(host.out_of_memory, out_of_memory=True))
         return 1
     await runner.close()
     await host.close()

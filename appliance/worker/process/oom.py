@@ -13,7 +13,7 @@ _WORDS: Final = (
 )
 
 
-def starved(error: BaseException) -> str | None:
+def out_of_memory(error: BaseException) -> str | None:
     """What the error, or one that it follows from, says of memory; None if it is about something else."""
     said = None
     for each in _chain(error):

@@ -10,7 +10,7 @@ import pytest
 from ray import serve
 
 from appliance.cluster.ray import RayCluster, _Link
-from appliance.domain.errors import HostLost
+from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Job
 from appliance.runners.base import LoadSpec
 
@@ -50,7 +50,7 @@ async def sent(handle: Handle) -> tuple[RayCluster, Stream]:
 
 
 async def test_a_host_that_is_lost_is_told_of_by_its_events_alone() -> None:
-    handle = Handle(HostLost("it ran out of memory"))
+    handle = Handle(WorkerLost("it ran out of memory"))
     cluster, stream = await sent(handle)
     assert not stream.canceled  # the reason is still to come there
     cluster.submit("a/b", Job("q", 1, {}))
@@ -76,6 +76,6 @@ async def test_a_replica_that_cannot_be_started_is_a_lost_host(monkeypatch: pyte
         model="a/b", version="v", kind="echo", options={}, weights=None, device="cpu", memory=1, threads=1,
         concurrency=1, cache="cache",
     )  # fmt: skip
-    with pytest.raises(HostLost, match="Serve is not there"):
+    with pytest.raises(WorkerLost, match="Serve is not there"):
         await cluster.load(spec)
     await cluster.close()

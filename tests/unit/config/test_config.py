@@ -29,7 +29,7 @@ from appliance.config import (
 )
 from appliance.domain.errors import ConfigError
 from appliance.domain.values import bytes_of, seconds_of
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 
 Write = Callable[[str], Path]
 ECHO = "models:\n  - name: test/echo\n    kind: echo\n"
@@ -375,19 +375,19 @@ def test_any_other_text_is_refused_or_positive(text: str) -> None:
 
 def test_footprints_hold_weights_cache_and_process() -> None:
     options = VllmOptions(kv_cache=1000, max_adapters=0)
-    assert options.footprint(Weight(500), "cuda") == 500 + 1000 + 1024**3
-    assert options.footprint(Weight(500), "cpu") == 2 * 500 + 1000 + 1024**3  # float32 there
+    assert options.footprint(WeightSize(500), "cuda") == 500 + 1000 + 1024**3
+    assert options.footprint(WeightSize(500), "cpu") == 2 * 500 + 1000 + 1024**3  # float32 there
     assert (
-        VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(Weight(500), "cpu")
+        VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(WeightSize(500), "cpu")
         == 500 + 1000 + 1024**3
     )
-    assert EchoOptions().footprint(Weight(), "cpu") == 64 * 1024**2
-    whole = Weight(stored=400, numbers=100)  # in 32 bits
+    assert EchoOptions().footprint(WeightSize(), "cpu") == 64 * 1024**2
+    whole = WeightSize(stored=400, numbers=100)  # in 32 bits
     assert options.footprint(whole, "cpu") == 400 + 1000 + 1024**3
     assert options.footprint(whole, "cuda") == 400 + 1000 + 1024**3
     halved = VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(whole, "cuda")
     assert halved == 200 + 1000 + 1024**3
-    on_cpu, on_gpu = (EmbeddingsOptions().footprint(Weight(200, 100), kind) for kind in ("cpu", "cuda"))
+    on_cpu, on_gpu = (EmbeddingsOptions().footprint(WeightSize(200, 100), kind) for kind in ("cpu", "cuda"))
     assert on_cpu - on_gpu == 200
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from appliance.driver import supervisor
-from appliance.driver.supervisor import Supervised
+from appliance.driver.supervisor import Supervisor
 
 LIVES = (
     "import os; print(os.getpid(), os.environ['MARK'], flush=True); os.read(0, 1); print('left', flush=True)"
@@ -37,7 +37,7 @@ async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
 ) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
     log = tmp_path / "child.log"
-    child = Supervised("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    child = Supervisor("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
     await child.start()
     (first,) = await lines(log, 1)
     pid, mark = first.split()
@@ -64,7 +64,7 @@ async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("OF_THE_OPERATOR", "passed on")
     log = tmp_path / "child.log"
     prints = "import json, os; print(json.dumps(dict(os.environ)), flush=True); os.read(0, 1)"
-    child = Supervised("child", lambda: [sys.executable, "-c", prints], log, {"MARK": "here"})
+    child = Supervisor("child", lambda: [sys.executable, "-c", prints], log, {"MARK": "here"})
     await child.start()
     (told,) = await lines(log, 1)
     await child.stop()
@@ -80,7 +80,7 @@ async def test_a_child_that_is_being_started_again_is_ended_too(
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.0)
     others = children()
     for wait in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
-        child = Supervised("child", lambda: [sys.executable, "-c", LIVES], tmp_path / "log", {"MARK": "x"})
+        child = Supervisor("child", lambda: [sys.executable, "-c", LIVES], tmp_path / "log", {"MARK": "x"})
         await child.start()
         (running,) = children() - others
         os.kill(running, 9)
@@ -94,10 +94,10 @@ async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path
     command = repr([sys.executable, "-c", LIVES])
     driver = (
         "import asyncio, os, pathlib\n"
-        "from appliance.driver.supervisor import Supervised\n"
+        "from appliance.driver.supervisor import Supervisor\n"
         "async def main():\n"
         f"    log = pathlib.Path({str(log)!r})\n"
-        f"    await Supervised('child', lambda: {command}, log, {{'MARK': 'x'}}).start()\n"
+        f"    await Supervisor('child', lambda: {command}, log, {{'MARK': 'x'}}).start()\n"
         f"    while not pathlib.Path({str(log)!r}).read_text(): await asyncio.sleep(0.01)\n"
         "    os._exit(0)\n"
         "asyncio.run(main())\n"
@@ -115,7 +115,7 @@ async def test_a_child_that_cannot_be_started_for_a_while_is_started_then(
     folder = tmp_path / "logs"
     folder.mkdir()
     log = folder / "child.log"
-    child = Supervised("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
+    child = Supervisor("child", lambda: [sys.executable, "-c", LIVES], log, {"MARK": "here"})
     await child.start()
     (first,) = await lines(log, 1)
     folder.rename(tmp_path / "away")

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from appliance.cluster.local import LocalCluster
-from appliance.domain.errors import DiskFull, HostLost, LoadFailed, PredictionFailed
+from appliance.domain.errors import DiskFull, LoadFailed, PredictionFailed, WorkerLost
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.gateway.engine import loads, loop, records
 from appliance.gateway.engine.records import concluded_by
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import Incoming
 from appliance.gateway.webhooks import sender as webhooks
 from appliance.gateway.webhooks.sender import Webhooks
@@ -87,7 +87,7 @@ class NoHosts(LocalCluster):
         return await super().load(spec)
 
 
-@pytest.mark.parametrize("error", [HostLost("exited with code 1"), LoadFailed("no space left on device")])
+@pytest.mark.parametrize("error", [WorkerLost("exited with code 1"), LoadFailed("no space left on device")])
 async def test_what_waits_for_a_load_waits_for_space_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -131,14 +131,14 @@ async def test_a_training_waits_for_the_space_of_its_version(monkeypatch: pytest
         id="p", model="a/b", version="v", owner="me", input={}, created_at=1.0, stream_token="t"
     ).started(2.0)
 
-    async def conclude(record: Prediction) -> Prediction:
+    async def finalize(record: Prediction) -> Prediction:
         if errors:
             raise errors.pop()
         return record.evolve(output="made")
 
-    assert (await concluded_by(conclude, record)).output == "made"
+    assert (await concluded_by(finalize, record)).output == "made"
     errors = [PredictionFailed("its destination is gone")]
-    ended = await concluded_by(conclude, record)
+    ended = await concluded_by(finalize, record)
     assert (ended.status, ended.error) == (
         Status.FAILED,
         "the new version could not be made: its destination is gone",
@@ -167,7 +167,7 @@ class Notifying(Bench):
     async def start(self) -> Bench:
         store = SQLiteStore(self.folder / "appliance.db", durability="normal")
         await store.open()
-        self.sender = Webhooks(store, Egress(("127.0.0.0/8",)), "me")
+        self.sender = Webhooks(store, FetchGuard(("127.0.0.0/8",)), "me")
         await super().start()
         self.sender._store = self.store
         await store.close()

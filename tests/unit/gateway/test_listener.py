@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import ApplianceError
-from appliance.gateway.listener import Listener, borrow
+from appliance.gateway.listener import ListeningSocket, borrow
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def port() -> int:
 
 async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int) -> None:
     path = tmp_path / "listener.sock"
-    with Listener("127.0.0.1", port, path) as listener:
+    with ListeningSocket("127.0.0.1", port, path) as listener:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         listener.lend()
@@ -46,7 +46,7 @@ async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int
 
 def test_an_address_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)), pytest.raises(ApplianceError) as caught:
-        Listener("127.0.0.1", port, tmp_path / "listener.sock")
+        ListeningSocket("127.0.0.1", port, tmp_path / "listener.sock")
     assert caught.value.detail.startswith(
         f"cannot listen on 127.0.0.1:{port}: Address already in use; choose"
     )
@@ -57,12 +57,12 @@ def test_an_address_of_another_machine_is_said(tmp_path: Path, port: int, host: 
     with pytest.raises(
         ApplianceError, match=f"cannot listen on {host}:{port}: .*; choose another port .*address"
     ):
-        Listener(host, port, tmp_path / "listener.sock")
+        ListeningSocket(host, port, tmp_path / "listener.sock")
 
 
 async def test_an_address_that_is_taken_meanwhile_is_said_to_the_gateway(tmp_path: Path, port: int) -> None:
     path = tmp_path / "listener.sock"
-    with Listener("127.0.0.1", port, path) as listener, socket.socket() as other:
+    with ListeningSocket("127.0.0.1", port, path) as listener, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
         other.listen()

@@ -17,7 +17,7 @@ from appliance.domain import token, usage
 from appliance.domain.prediction import Status
 from appliance.domain.token import Scope, Token
 from appliance.observability.metrics import Metrics, reason
-from appliance.scheduler import Capacity, Demand, Happening, Scheduler, Unload, What
+from appliance.scheduler import Capacity, Demand, Event, EventKind, Scheduler, Unload
 from tests.apis import Api, services_of
 from tests.engines import Bench
 
@@ -143,7 +143,7 @@ async def test_metrics_are_for_the_account_and_for_admins(api: Api, bench: Bench
             assert (await client.get("/metrics")).status_code == status
 
 
-def happenings() -> Iterator[Happening]:
+def happenings() -> Iterator[Event]:
     """What a scheduler tells whose models want one place, one of which cannot be loaded."""
     demands = [
         Demand(model="a/a", concurrency=1, memory=10, preload=True, idle_unload_after=50.0),
@@ -168,16 +168,16 @@ def happenings() -> Iterator[Happening]:
 def test_reasons_are_few() -> None:
     told = [(each.what, reason(each)) for each in happenings()]
     assert told == [
-        (What.LOAD, "asked for"),
-        (What.READY, ""),
-        (What.UNLOAD, "eviction"),
-        (What.UNLOADED, ""),
-        (What.LOAD, "waiting"),
-        (What.FAILED, "timeout"),
-        (What.LOAD, "asked for"),
-        (What.READY, ""),
-        (What.UNLOAD, "idle"),
-        (What.LOST, "other"),
+        (EventKind.LOAD, "asked for"),
+        (EventKind.READY, ""),
+        (EventKind.UNLOAD, "eviction"),
+        (EventKind.UNLOADED, ""),
+        (EventKind.LOAD, "waiting"),
+        (EventKind.FAILED, "timeout"),
+        (EventKind.LOAD, "asked for"),
+        (EventKind.READY, ""),
+        (EventKind.UNLOAD, "idle"),
+        (EventKind.LOST, "other"),
     ]
 
 
@@ -223,7 +223,7 @@ def test_instances_and_versions_are_one_model() -> None:
 def test_waking_is_measured() -> None:
     subject = Metrics(Scheduler([Capacity("gpu", 10)], []))
     subject.happened(
-        Happening(number=1, at=0, what=What.WOKEN, model="a/a", devices=("gpu",), memory=1, seconds=0.3)
+        Event(number=1, at=0, what=EventKind.WOKEN, model="a/a", devices=("gpu",), memory=1, seconds=0.3)
     )
     page, _ = subject.page("", [], {})()
     assert 'appliance_model_wake_seconds_bucket{le="0.5",model="a/a"} 1.0' in page.decode()

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.cli.client import Client
 from appliance.domain.errors import ApplianceError, WeightsError
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.ui.client import Api as UiApi
 from appliance.weights import http_download, index
 from tests.apis import Api
@@ -109,7 +109,7 @@ async def test_the_body_of_a_redirect_is_not_read(reachable: Api, origin: Origin
 
 async def test_a_receiver_of_webhooks_may_answer_as_it_likes(origin: Origin) -> None:
     origin.answers["/hook"] = Answer(bomb(2), {"Content-Encoding": "gzip, gzip"})
-    egress = Egress(("127.0.0.0/8",))
+    egress = FetchGuard(("127.0.0.0/8",))
     async with egress.client(5.0) as client, client.stream("GET", f"{origin.url}/hook") as reply:
         assert reply.is_success
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.protocols.sse import Event, Reader
+from appliance.protocols.sse import EventReader, ServerSentEvent
 
 STREAM = (
     ": hi\n\n"
@@ -18,15 +18,15 @@ STREAM = (
     "event: cut off\ndata: x\n"
 ).encode()
 EVENTS = [
-    Event("output", "two\nlines \u2028 and a separator"),
-    Event("output", "\n x"),
-    Event("done", "{}"),
+    ServerSentEvent("output", "two\nlines \u2028 and a separator"),
+    ServerSentEvent("output", "\n x"),
+    ServerSentEvent("done", "{}"),
 ]
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_events_are_the_same_however_the_bytes_come(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(STREAM)]
-    reader = Reader()
+    reader = EventReader()
     read = [event for begin, end in pairwise(places) for event in reader.feed(STREAM[begin:end])]
     assert read == EVENTS

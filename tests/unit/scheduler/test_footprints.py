@@ -13,12 +13,12 @@ from appliance.scheduler import (
     MARGIN,
     Capacity,
     Demand,
+    EventKind,
     Load,
     Origin,
     Scheduler,
     Start,
     Unload,
-    What,
 )
 
 GIB = 1024**3
@@ -58,7 +58,7 @@ def holds(subject: Scheduler, name: str) -> int:
     return subject.reserved("gpu0")[name]
 
 
-def told(subject: Scheduler, what: What) -> list[str]:
+def told(subject: Scheduler, what: EventKind) -> list[str]:
     return [str(each) for each in subject.happenings() if each.what is what]
 
 
@@ -74,7 +74,7 @@ def test_an_estimate_gives_way_to_less_once_a_prediction_has_run() -> None:
     assert subject.free("gpu0") == 10 * GIB - int(2 * GIB * MARGIN)
     known = subject.footprints.of("a/a")
     assert (known.demand.origin, known.peak, known.estimate) == (Origin.MEASURED, 2 * GIB, 4 * GIB)
-    assert told(subject, What.RESIZED)[0] == (
+    assert told(subject, EventKind.RESIZED)[0] == (
         f"model a/a holds {int(GIB * MARGIN)} bytes on gpu0: it takes up to {GIB:,}, and held {4 * GIB:,}"
     )
 
@@ -99,8 +99,8 @@ def test_what_is_declared_stays_and_that_it_is_too_little_is_said_once() -> None
     assert holds(subject, "a/a") == 4 * GIB
     known = subject.footprints.of("a/a")
     assert (known.demand.memory, known.exceeds, known.peak) == (4 * GIB, True, 6 * GIB)
-    assert len(told(subject, What.EXCEEDS)) == 1
-    assert not subject.footprints.starved("a/a", 7 * GIB, 5.0)
+    assert len(told(subject, EventKind.EXCEEDS)) == 1
+    assert not subject.footprints.out_of_memory("a/a", 7 * GIB, 5.0)
     assert subject.demand("a/a").memory == 4 * GIB
 
 
@@ -117,26 +117,26 @@ def test_a_declared_size_is_a_bound_and_an_estimate_may_take_what_nobody_holds()
 def test_one_that_ran_out_of_memory_gets_more_and_remembers_it() -> None:
     subject = scheduler(estimated("a/a"))
     loaded(subject, "a/a")
-    assert subject.footprints.starved("a/a", 5 * GIB, 1.0, "too large")
+    assert subject.footprints.out_of_memory("a/a", 5 * GIB, 1.0, "too large")
     subject.lost("a/a", 1.0)
     assert subject.demand("a/a").memory == int(5 * GIB * MARGIN)
     loaded(subject, "a/a", 2.0)
-    assert subject.footprints.starved("a/a", None, 3.0)  # on a GPU it is not known: all that it had
+    assert subject.footprints.out_of_memory("a/a", None, 3.0)  # on a GPU it is not known: all that it had
     subject.lost("a/a", 3.0)
     assert subject.demand("a/a").memory == int(int(5 * GIB * MARGIN) * MARGIN)
-    assert subject.footprints.of("a/a").starved == 2
-    assert told(subject, What.STARVED)[0] == "model a/a ran out of memory: too large"
+    assert subject.footprints.of("a/a").out_of_memory == 2
+    assert told(subject, EventKind.STARVED)[0] == "model a/a ran out of memory: too large"
 
 
 def test_no_more_is_asked_for_than_there_could_ever_be() -> None:
     subject = scheduler(estimated("a/a"), declared("b/b", 3, pin=True))
     loaded(subject, "b/b")
     loaded(subject, "a/a", 1.0)
-    assert subject.footprints.starved("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB)
+    assert subject.footprints.out_of_memory("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB)
     subject.lost("a/a", 2.0)
     assert subject.demand("a/a").memory == 7 * GIB  # the rest is pinned
     loaded(subject, "a/a", 3.0)
-    assert not subject.footprints.starved("a/a", 9 * GIB, 4.0)
+    assert not subject.footprints.out_of_memory("a/a", 9 * GIB, 4.0)
     subject.check_fits("a/a")
 
 
@@ -146,7 +146,7 @@ def test_one_that_took_more_than_there_could_ever_be_is_not_tried_again_for_a_li
     loaded(subject, "a/a", 1.0)
     had = subject.footprints.limit("a/a")
     assert had == 9 * GIB
-    assert not subject.footprints.starved("a/a", 11 * GIB, 2.0, had=had)  # without b/b it would have 10
+    assert not subject.footprints.out_of_memory("a/a", 11 * GIB, 2.0, had=had)  # without b/b it would have 10
     assert subject.demand("a/a").memory == 10 * GIB
 
 
@@ -182,7 +182,7 @@ def test_what_others_take_of_a_device_is_not_there_for_models() -> None:
     assert [each for each in decided if isinstance(each, Load)] == []
     subject.unloaded("a/a", 6.0)
     assert [each.model for each in subject.decide(6.0) if isinstance(each, Load)] == ["b/b"]
-    assert told(subject, What.FOREIGN) == [f"other programs take {3 * GIB} bytes on gpu0"]
+    assert told(subject, EventKind.FOREIGN) == [f"other programs take {3 * GIB} bytes on gpu0"]
 
 
 def test_what_waits_for_others_to_let_go_is_loaded_when_they_do() -> None:
@@ -263,7 +263,7 @@ class Machine:
         self.coming.remove(name)
         if self.wild and self.chance.random() < 0.3:
             took = self.chance.choice([None, self.chance.randint(1, 12 * GIB)])
-            self.subject.footprints.starved(name, took, now)
+            self.subject.footprints.out_of_memory(name, took, now)
             self.subject.lost(name, now)
         else:
             self.subject.loaded(name, now)

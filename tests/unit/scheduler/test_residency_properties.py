@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from appliance.scheduler import (
     MIN_RESIDENCY,
-    Asleep,
     Capacity,
     Decision,
     Demand,
@@ -20,6 +19,7 @@ from appliance.scheduler import (
     Residency,
     Scheduler,
     Sleep,
+    SleepFootprint,
     Start,
     Unload,
     Wake,
@@ -68,7 +68,7 @@ class World:
                     model=name,
                     memory=size * GIB,
                     concurrency=self.random.randint(1, 3),
-                    asleep=Asleep(RESIDUE, size * GIB) if sleeping and not on_host[name] else None,
+                    asleep=SleepFootprint(RESIDUE, size * GIB) if sleeping and not on_host[name] else None,
                     on_host=on_host[name],
                     idle_unload_after=self.random.choice([None, 20.0]) if sleeping else None,
                 )

@@ -13,12 +13,12 @@ from appliance.scheduler import (
     PATIENCE,
     Capacity,
     Demand,
+    EventKind,
     Load,
     Residency,
     Scheduler,
     Start,
     Unload,
-    What,
 )
 
 GIB = 1024**3
@@ -47,7 +47,7 @@ def used(scheduler: Scheduler, name: str, *times: float) -> None:
         scheduler.finished(f"{name}@{now}", name, now)
 
 
-def told(scheduler: Scheduler, what: What) -> list[tuple[str, str, str | None, int, float | None]]:
+def told(scheduler: Scheduler, what: EventKind) -> list[tuple[str, str, str | None, int, float | None]]:
     return [
         (each.model, each.why, each.on_behalf_of, each.memory, each.seconds)
         for each in scheduler.happenings()
@@ -476,11 +476,11 @@ def test_every_decision_is_told_with_its_reason_its_bytes_and_its_time() -> None
     subject.unloaded("a/a", 22.0)
     subject.decide(22.0)
     assert subject.load_failed("b/b", 25.0, "no such file") == ["p"]
-    assert told(subject, What.UNLOAD) == [("a/a", "makes room for b/b", "b/b", 6 * GIB, 16.0)]
-    assert told(subject, What.UNLOADED) == [("a/a", "", None, 6 * GIB, 1.0)]
-    assert told(subject, What.LOAD)[1] == ("b/b", "1 wait for it, for 2.0 s", None, 6 * GIB, None)
-    assert told(subject, What.READY) == [("a/a", "", None, 6 * GIB, 5.0)]
-    assert told(subject, What.FAILED) == [("b/b", "no such file", None, 6 * GIB, 3.0)]
+    assert told(subject, EventKind.UNLOAD) == [("a/a", "makes room for b/b", "b/b", 6 * GIB, 16.0)]
+    assert told(subject, EventKind.UNLOADED) == [("a/a", "", None, 6 * GIB, 1.0)]
+    assert told(subject, EventKind.LOAD)[1] == ("b/b", "1 wait for it, for 2.0 s", None, 6 * GIB, None)
+    assert told(subject, EventKind.READY) == [("a/a", "", None, 6 * GIB, 5.0)]
+    assert told(subject, EventKind.FAILED) == [("b/b", "no such file", None, 6 * GIB, 3.0)]
     numbers = [each.number for each in subject.happenings()]
     assert numbers == list(range(1, len(numbers) + 1))
     assert [each.number for each in subject.happenings(after=numbers[-2])] == numbers[-1:]

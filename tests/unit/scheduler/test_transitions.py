@@ -9,18 +9,18 @@ import pytest
 from appliance.domain.errors import NeverFits
 from appliance.scheduler import (
     MIN_RESIDENCY,
-    Asleep,
     Capacity,
     Demand,
+    EventKind,
     Level,
     Load,
     Residency,
     Scheduler,
     Sleep,
+    SleepFootprint,
     Start,
     Unload,
     Wake,
-    What,
 )
 
 GIB = 1024**3
@@ -36,7 +36,7 @@ def scheduler(*demands: Demand, main: int = 100, devices: int = 1) -> Scheduler:
 
 
 def model(name: str, gib: int = 8, **options: Any) -> Demand:
-    asleep = Asleep(residue=GIB, main=6 * GIB)
+    asleep = SleepFootprint(residue=GIB, main=6 * GIB)
     return Demand(model=name, memory=gib * GIB, **{"concurrency": 1, "asleep": asleep, **options})
 
 
@@ -72,7 +72,7 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     subject.asleep("a/a", 62.0)
     assert subject.decide(62.0) == [Load("b/b", ("gpu0",), 8 * GIB)]
     assert subject.reserved("gpu0") == {"a/a": GIB, "b/b": 8 * GIB}
-    happened = [each for each in subject.happenings() if each.what is What.ASLEEP]
+    happened = [each for each in subject.happenings() if each.what is EventKind.ASLEEP]
     assert [(each.memory, each.seconds) for each in happened] == [(7 * GIB, 2.0)]
 
 

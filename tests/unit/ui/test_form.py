@@ -7,19 +7,19 @@ from typing import Any
 import gradio as gr
 
 from appliance.runners.echo.runner import EchoRunner
-from appliance.ui.form import Form, Result
-from appliance.ui.output import Output
+from appliance.ui.form import ModelForm, Result
+from appliance.ui.output import RenderedOutput
 from appliance.ui.snippets import LocalFile
 from appliance.ui.watcher import Seen
 
 
-def form() -> Form:
+def form() -> ModelForm:
     model = EchoRunner.interface({"files": True})
     with gr.Blocks(analytics_enabled=False):
-        return Form({"components": {"schemas": {"Input": model.input, **model.components}}})
+        return ModelForm({"components": {"schemas": {"Input": model.input, **model.components}}})
 
 
-def values(form: Form, **changed: Any) -> list[Any]:
+def values(form: ModelForm, **changed: Any) -> list[Any]:
     """What the components hold as a browser first shows them, but for some by the names of their inputs."""
     return [
         changed.get(str(part.elem_id).removeprefix("input-").replace("-", "_"), part.value)
@@ -62,7 +62,7 @@ def told(
 ) -> str:
     """What is said of a prediction."""
     with gr.Blocks(analytics_enabled=False):
-        result = Result(Output.TEXT, linked=True)
+        result = Result(RenderedOutput.TEXT, linked=True)
     seen = Seen(
         record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
     )
@@ -87,7 +87,7 @@ async def test_it_is_said_how_a_prediction_stands() -> None:
 
 async def test_only_what_has_changed_is_sent() -> None:
     with gr.Blocks(analytics_enabled=False):
-        result = Result(Output.TEXT, linked=False)
+        result = Result(RenderedOutput.TEXT, linked=False)
     before: list[Any] = []
     record = {"id": "x", "status": "processing", "logs": "same"}
     result.shown(Seen(record=record, items=["a"], seconds=1.0), before)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.ui import markup
-from appliance.ui.markup import Segment
+from appliance.ui.markup import BarSegment
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -75,7 +75,7 @@ def test_what_people_wrote_is_inert_and_can_be_read(text: str) -> None:
     inert(markup.link(f"/{text}", text))
     inert(markup.link(f"/p/{text}", text))
     inert(markup.table([text], [[escape(text)]], empty=""))
-    inert(markup.bar([Segment(text, 1, "c0")], 1, label=text))
+    inert(markup.bar([BarSegment(text, 1, "c0")], 1, label=text))
     inert(markup.pairs({text: escape(text)}))
     inert(markup.tiles({text: text}))
 

@@ -10,7 +10,7 @@ import pytest
 from appliance.runners.echo.runner import EchoRunner
 from appliance.runners.vllm.inputs import interface
 from appliance.ui import output
-from appliance.ui.output import Output
+from appliance.ui.output import RenderedOutput
 
 ORIGIN = "http://models.example.org"
 
@@ -22,19 +22,19 @@ def document(schema: dict[str, Any], **schemas: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("schema", "kind"),
     [
-        (interface({}).output, Output.TEXT),
-        (EchoRunner.interface({"stream": True}).output, Output.TEXT),
-        (EchoRunner.interface({"files": True}).output, Output.FILES),
-        ({"type": "string"}, Output.TEXT),
-        ({"type": "string", "format": "uri"}, Output.FILES),
-        ({"type": "array", "items": {"type": "string", "format": "uri"}}, Output.FILES),
-        ({"type": "array", "items": {"type": "string"}}, Output.DATA),
-        ({"type": "object"}, Output.DATA),
-        ({"$ref": "#/components/schemas/Made"}, Output.FILES),
-        ({}, Output.DATA),
+        (interface({}).output, RenderedOutput.TEXT),
+        (EchoRunner.interface({"stream": True}).output, RenderedOutput.TEXT),
+        (EchoRunner.interface({"files": True}).output, RenderedOutput.FILES),
+        ({"type": "string"}, RenderedOutput.TEXT),
+        ({"type": "string", "format": "uri"}, RenderedOutput.FILES),
+        ({"type": "array", "items": {"type": "string", "format": "uri"}}, RenderedOutput.FILES),
+        ({"type": "array", "items": {"type": "string"}}, RenderedOutput.DATA),
+        ({"type": "object"}, RenderedOutput.DATA),
+        ({"$ref": "#/components/schemas/Made"}, RenderedOutput.FILES),
+        ({}, RenderedOutput.DATA),
     ],
 )
-def test_what_a_model_gives_follows_from_its_schema(schema: dict[str, Any], kind: Output) -> None:
+def test_what_a_model_gives_follows_from_its_schema(schema: dict[str, Any], kind: RenderedOutput) -> None:
     made = {"type": "string", "format": "uri"}
     assert output.kind_of(document(schema, Made=made)) is kind
 

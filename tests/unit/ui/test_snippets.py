@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from appliance.ui import snippets
-from appliance.ui.output import Output
-from appliance.ui.snippets import Call, LocalFile
+from appliance.ui.output import RenderedOutput
+from appliance.ui.snippets import ExampleCall, LocalFile
 
 HOSTILE = {
     "prompt": 'quotes " \' and \\ back\nlines\u2028 $(id) `id` $HOME ${x}\nEND-OF-INPUT\n"""\x7f é 🦀',
@@ -23,12 +23,16 @@ HOSTILE = {
 }
 
 
-def call(input: dict[str, Any], output: Output = Output.TEXT, kind: str | None = "vllm") -> Call:
-    return Call(model="test/echo", kind=kind, origin="http://127.0.0.1:1", input=input, output=output)
+def call(
+    input: dict[str, Any], output: RenderedOutput = RenderedOutput.TEXT, kind: str | None = "vllm"
+) -> ExampleCall:
+    return ExampleCall(model="test/echo", kind=kind, origin="http://127.0.0.1:1", input=input, output=output)
 
 
-@pytest.mark.parametrize("output", list(Output))
-def test_python_asks_for_what_the_form_holds(output: Output, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("output", list(RenderedOutput))
+def test_python_asks_for_what_the_form_holds(
+    output: RenderedOutput, tmp_path: Path, monkeypatch: Any
+) -> None:
     (tmp_path / "cat's.png").write_bytes(b"cat")
     monkeypatch.chdir(tmp_path)
     asked: list[Any] = []
@@ -49,8 +53,8 @@ def test_python_asks_for_what_the_form_holds(output: Output, tmp_path: Path, mon
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js")
-@pytest.mark.parametrize("output", [Output.TEXT, Output.FILES])
-def test_javascript_asks_for_what_the_form_holds(output: Output, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", [RenderedOutput.TEXT, RenderedOutput.FILES])
+def test_javascript_asks_for_what_the_form_holds(output: RenderedOutput, tmp_path: Path) -> None:
     (tmp_path / "cat's.png").write_bytes(b"cat")
     code = snippets.javascript(call({**HOSTILE, "image": LocalFile("/tmp/x/cat's.png")}, output))
     client = (
@@ -61,7 +65,7 @@ def test_javascript_asks_for_what_the_form_holds(output: Output, tmp_path: Path)
         "  }\n}\n"
     )
     code = code.replace('import Replicate from "replicate";', client)
-    if output is Output.FILES:
+    if output is RenderedOutput.FILES:
         code = code.replace("console.log(await", "console.log(JSON.stringify(await").replace("));", ")));")
     (tmp_path / "call.mjs").write_text(code)
     ran = subprocess.run(["node", "call.mjs"], cwd=tmp_path, capture_output=True, text=True, check=False)

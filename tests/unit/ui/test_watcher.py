@@ -12,7 +12,7 @@ import pytest
 from appliance.domain.errors import InvalidInput, NotFound, Unauthenticated
 from appliance.ui.client import Api as Reached
 from appliance.ui.client import Caller
-from appliance.ui.watcher import Following, Seen
+from appliance.ui.watcher import Seen, Watcher
 from tests.apis import SECRET, Api
 
 BASE = "http://models.example.org:8000"
@@ -28,7 +28,7 @@ async def caller(api: Api) -> AsyncIterator[Caller]:
 
 async def followed(caller: Caller, **input: Any) -> list[Seen]:
     created = await caller.post("/v1/predictions", {"version": "test/stream", "input": input})
-    return [seen async for seen in Following(caller, created).seen()]
+    return [seen async for seen in Watcher(caller, created).seen()]
 
 
 async def test_it_is_seen_from_its_start_to_its_end(caller: Caller) -> None:

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from appliance import weights
 from appliance.config import HubSource, ModelConfig
 from appliance.domain.errors import WeightsError
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.weights import download as pulling
 from appliance.weights import http_download, hub, index, locations
 from appliance.weights.fingerprint import fingerprint
@@ -99,9 +99,9 @@ def test_only_weight_files_weigh(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"12345")
     (tmp_path / "sub" / "model.onnx").write_bytes(b"123")
     (tmp_path / "tokenizer.json").write_bytes(b"1234567")
-    assert weights.weigh(tmp_path) == Weight(8)
-    assert weights.weigh(tmp_path / "model.safetensors") == Weight(5)
-    assert weights.weigh(tmp_path / "none") == Weight()
+    assert weights.weight_size_of(tmp_path) == WeightSize(8)
+    assert weights.weight_size_of(tmp_path / "model.safetensors") == WeightSize(5)
+    assert weights.weight_size_of(tmp_path / "none") == WeightSize()
 
 
 def stored(path: Path, dtype: str, *shapes: list[int]) -> int:
@@ -113,14 +113,16 @@ def stored(path: Path, dtype: str, *shapes: list[int]) -> int:
 
 def test_what_is_stored_in_safetensors_is_counted(tmp_path: Path) -> None:
     size = stored(tmp_path / "model.safetensors", "F32", [2, 3], [4], [])
-    weight = weights.weigh(tmp_path)
-    assert weight == Weight(size, 11)
+    weight = weights.weight_size_of(tmp_path)
+    assert weight == WeightSize(size, 11)
     assert (weight.in_16_bits, weight.in_32_bits) == (22, 44)
     size += stored(tmp_path / "more.safetensors", "BF16", [5])
-    assert weights.weigh(tmp_path) == Weight(size, 16)
+    assert weights.weight_size_of(tmp_path) == WeightSize(size, 16)
     size += stored(tmp_path / "packed.safetensors", "I32", [5])
-    assert weights.weigh(tmp_path) == Weight(size)  # four of the model's in one of the file's, perhaps
-    assert Weight(size).in_32_bits == 2 * size
+    assert weights.weight_size_of(tmp_path) == WeightSize(
+        size
+    )  # four of the model's in one of the file's, perhaps
+    assert WeightSize(size).in_32_bits == 2 * size
 
 
 def test_the_same_weights_in_other_formats_and_variants_do_not_count(tmp_path: Path) -> None:
@@ -129,8 +131,8 @@ def test_the_same_weights_in_other_formats_and_variants_do_not_count(tmp_path: P
     stored(tmp_path / "unet" / "model.fp16.safetensors", "F16", [2, 3])
     (tmp_path / "unet" / "pytorch_model.bin").write_bytes(b"12345")
     (tmp_path / "model.bin").write_bytes(b"123")
-    assert weights.weigh(tmp_path / "unet") == Weight(size, 6)
-    assert weights.weigh(tmp_path) == Weight(size + 3)
+    assert weights.weight_size_of(tmp_path / "unet") == WeightSize(size, 6)
+    assert weights.weight_size_of(tmp_path) == WeightSize(size + 3)
 
 
 # -- fingerprints ----------------------------------------------------------------------------------------
@@ -396,7 +398,7 @@ def test_pull_leaves_the_weights_and_nothing_else(
         assert [task.description for task in progress.tasks] == ["test/model: ready"]
     assert folder == weights.folder(home, wanted)
     assert weights.present(home, wanted)
-    assert weights.weigh(folder).stored == len(CONTENT)
+    assert weights.weight_size_of(folder).stored == len(CONTENT)
     assert (folder / "licenses" / "LICENSE").read_bytes() == b"licence one"
     assert [file.suffix for file in (home / "weights" / pulling.PARTIAL).iterdir()] == [".lock"]
     assert weights.pull(home, wanted) == folder

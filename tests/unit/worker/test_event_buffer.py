@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.domain.prediction import Done, Emitted, Event, Job, Output
-from appliance.worker.event_buffer import Outbox
+from appliance.worker.event_buffer import EventBuffer
 
 
 def job(id: str, attempt: int = 1) -> Job:
@@ -15,7 +15,7 @@ def emitted(id: str, n: int, event: Event, attempt: int = 1) -> Emitted:
 
 
 def test_a_job_is_admitted_once_per_attempt() -> None:
-    outbox = Outbox()
+    outbox = EventBuffer()
     assert outbox.admit([job("a"), job("b"), job("a")]) == [job("a"), job("b")]
     assert outbox.admit([job("a")]) == []
     assert outbox.admit([job("a", 2)]) == [job("a", 2)]
@@ -24,7 +24,7 @@ def test_a_job_is_admitted_once_per_attempt() -> None:
 
 
 def test_events_stay_until_the_end_is_acknowledged() -> None:
-    outbox = Outbox()
+    outbox = EventBuffer()
     outbox.admit([job("a")])
     events = [emitted("a", 1, Output(["x"])), emitted("a", 2, Done("succeeded"))]
     assert outbox.record(events[:1], 0.0) == events[:1]
@@ -38,7 +38,7 @@ def test_events_stay_until_the_end_is_acknowledged() -> None:
 
 
 def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
-    outbox = Outbox()
+    outbox = EventBuffer()
     outbox.admit([job("a")])
     outbox.record([emitted("a", 1, Output(["old"]))], 0.0)
     outbox.admit([job("a", 2)])
@@ -50,7 +50,7 @@ def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
 
 
 def test_a_lost_host_takes_along_what_had_not_ended() -> None:
-    outbox = Outbox()
+    outbox = EventBuffer()
     outbox.admit([job("a"), job("b")])
     end = emitted("a", 1, Done("succeeded"))
     outbox.record([end, emitted("b", 1, Output(["x"]))], 0.0)
@@ -59,13 +59,13 @@ def test_a_lost_host_takes_along_what_had_not_ended() -> None:
     assert outbox.admit([job("b", 1)]) == [job("b", 1)]
 
 
-def finish(outbox: Outbox, id: str, now: float, text: str = "") -> None:
+def finish(outbox: EventBuffer, id: str, now: float, text: str = "") -> None:
     outbox.admit([job(id)])
     outbox.record([emitted(id, 1, Output([text])), emitted(id, 2, Done("succeeded"))], now)
 
 
 def test_the_oldest_ended_go_when_time_is_over() -> None:
-    outbox = Outbox(keep_seconds=10)
+    outbox = EventBuffer(keep_seconds=10)
     outbox.admit([job("running")])
     finish(outbox, "a", 0.0)
     finish(outbox, "b", 5.0)
@@ -76,7 +76,7 @@ def test_the_oldest_ended_go_when_time_is_over() -> None:
 
 
 def test_the_oldest_ended_go_when_space_is_over_but_never_the_last() -> None:
-    outbox = Outbox(keep_bytes=1000)
+    outbox = EventBuffer(keep_bytes=1000)
     for id in "abc":
         finish(outbox, id, 0.0, "x" * 400)
     assert outbox.ids == ["b", "c"]

@@ -15,8 +15,8 @@ import pytest
 
 from appliance.machine import Device, process_memory
 from appliance.machine.gpus import Gpus
-from appliance.machine.usage import InUse
-from appliance.worker.memory_monitor import Meter, Taken
+from appliance.machine.usage import DeviceUsage
+from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
 
 MIB = 1024**2
 HUNGRY = """
@@ -91,7 +91,7 @@ class NVML:
 
 
 def test_what_a_group_takes_is_measured_and_only_new_peaks_are_news(hungry: Process) -> None:
-    meter = Meter(hungry.process.pid, [], limit=None)
+    meter = MemoryMonitor(hungry.process.pid, [], limit=None)
     assert meter.look()
     small = meter.taken.main
     assert 0 < small < 40 * MIB
@@ -103,7 +103,7 @@ def test_what_a_group_takes_is_measured_and_only_new_peaks_are_news(hungry: Proc
 
 
 def over(group: int, limit: int) -> int | None:
-    meter = Meter(group, [], limit)
+    meter = MemoryMonitor(group, [], limit)
     meter.look()
     return meter.over
 
@@ -114,7 +114,7 @@ def test_a_group_over_its_limit_and_the_tolerance_is_found_out(hungry: Process) 
     assert over(group, 8 * MIB) is None  # within what any process may take
     hungry.take(90)
     assert (over(group, 8 * MIB) or 0) > 150 * MIB
-    meter = Meter(group, [], limit=200 * MIB)
+    meter = MemoryMonitor(group, [], limit=200 * MIB)
     meter.look()
     before, meter.limit = meter.over, MIB  # others have taken what was free
     meter.look()
@@ -123,14 +123,16 @@ def test_a_group_over_its_limit_and_the_tolerance_is_found_out(hungry: Process) 
 
 
 def test_files_that_are_mapped_count_once_the_model_is_loaded(hungry: Process) -> None:
-    meter = Meter(hungry.process.pid, [], limit=None)
+    meter = MemoryMonitor(hungry.process.pid, [], limit=None)
     meter.look()
     loading = meter.taken.main
     meter.ready()
     meter.look()
     assert meter.taken.main > loading + 19 * MIB
     group = hungry.process.pid
-    assert abs(meter.taken.main - process_memory.firm(group) - process_memory.mapped(group)) < 2 * MIB
+    assert (
+        abs(meter.taken.main - process_memory.anonymous(group) - process_memory.file_backed(group)) < 2 * MIB
+    )
 
 
 FORKING = """
@@ -160,18 +162,18 @@ def test_what_a_forked_group_has_from_its_parent_is_not_its_own() -> None:
         assert process_memory.inherited(parent.pid) == 0
         deadline = time.monotonic() + 60
         # The child of its own shares 30 MiB with it, which are counted in both.
-        while not 65 * MIB < process_memory.firm(group, inherited) < 80 * MIB:
-            assert time.monotonic() < deadline, process_memory.firm(group, inherited)
+        while not 65 * MIB < process_memory.anonymous(group, inherited) < 80 * MIB:
+            assert time.monotonic() < deadline, process_memory.anonymous(group, inherited)
             time.sleep(0.01)
         parent.communicate()
 
 
 def test_a_group_that_is_gone_takes_nothing(hungry: Process) -> None:
-    meter = Meter(hungry.process.pid, [], limit=0)
+    meter = MemoryMonitor(hungry.process.pid, [], limit=0)
     hungry.process.kill()
     hungry.process.wait()
     assert not meter.look()
-    assert meter.taken == Taken(0)
+    assert meter.taken == MemoryUsage(0)
 
 
 def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +181,7 @@ def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(process_memory, "members", lambda group: [1, 2] if group == own else [])
     nvml = NVML({1: 10 * MIB, 9: 70 * MIB}, {1: 10 * MIB, 2: 20 * MIB})
     monkeypatch.setattr(Gpus, "connect", lambda: Gpus(nvml))
-    meter = Meter(own, ["cuda:0", "cuda:1"], limit=None)
+    meter = MemoryMonitor(own, ["cuda:0", "cuda:1"], limit=None)
     assert meter.look()
     assert meter.taken.device == 30 * MIB
     nvml.gpus[1][2] = 5 * MIB
@@ -207,10 +209,10 @@ def test_how_much_of_each_device_is_in_use() -> None:
         Device(name="part", kind="cpu", memory=80 * MIB, label="", logical=True),
     ]
     nvml = NVML({9: 70 * MIB})
-    assert InUse(devices, Gpus(nvml), lambda: 60 * MIB)() == {"cuda:0": 70 * MIB, "cpu": 20 * MIB}
-    assert InUse(devices[1:], None, lambda: 90 * MIB)() == {"cpu": 0}
+    assert DeviceUsage(devices, Gpus(nvml), lambda: 60 * MIB)() == {"cuda:0": 70 * MIB, "cpu": 20 * MIB}
+    assert DeviceUsage(devices[1:], None, lambda: 90 * MIB)() == {"cpu": 0}
     nvml.broken = True
-    assert InUse(devices, Gpus(nvml), lambda: 90 * MIB)() == {"cpu": 0}
+    assert DeviceUsage(devices, Gpus(nvml), lambda: 90 * MIB)() == {"cpu": 0}
 
 
 def test_kills_for_want_of_memory_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:

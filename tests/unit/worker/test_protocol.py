@@ -12,12 +12,23 @@ from hypothesis import strategies as st
 
 from appliance.domain.prediction import Done, Emitted, Job, Log, Metric, Output
 from appliance.worker import protocol
-from appliance.worker.protocol import Cancel, Down, Events, Exited, Failed, FromZygote, Ready, Run, Stop, Up
+from appliance.worker.protocol import (
+    Cancel,
+    Events,
+    Exited,
+    Failed,
+    FromZygote,
+    Ready,
+    Run,
+    Stop,
+    WorkerCommand,
+    WorkerEvent,
+)
 
-DOWN = msgspec.msgpack.Decoder(Down)
-UP = msgspec.msgpack.Decoder(Up)
+DOWN = msgspec.msgpack.Decoder(WorkerCommand)
+UP = msgspec.msgpack.Decoder(WorkerEvent)
 
-MESSAGES: list[Up] = [
+MESSAGES: list[WorkerEvent] = [
     Ready(1 << 33, 0.25),
     Failed("no weights\n"),
     Events([]),
@@ -34,10 +45,10 @@ MESSAGES: list[Up] = [
 
 
 @given(st.lists(st.sampled_from(MESSAGES)), st.lists(st.integers(0, 400)))
-def test_messages_survive_any_split(messages: list[Up], cuts: list[int]) -> None:
+def test_messages_survive_any_split(messages: list[WorkerEvent], cuts: list[int]) -> None:
     data = b"".join(protocol.encode(message) for message in messages)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    reader = protocol.Reader(UP)
+    reader = protocol.MessageReader(UP)
     received = [
         message for start, end in itertools.pairwise(edges) for message in reader.feed(data[start:end])
     ]
@@ -47,13 +58,13 @@ def test_messages_survive_any_split(messages: list[Up], cuts: list[int]) -> None
 def test_a_large_message_arrives_whole_in_many_parts() -> None:
     message = Events([Emitted("a", 1, 1, Output(["x" * 1_000_000]))])
     data = protocol.encode(message) + protocol.encode(Failed("next"))
-    reader = protocol.Reader(UP)
+    reader = protocol.MessageReader(UP)
     received = [m for at in range(0, len(data), 4096) for m in reader.feed(data[at : at + 4096])]
     assert received == [message, Failed("next")]
 
 
 def test_directions_have_their_own_messages() -> None:
-    reader = protocol.Reader(DOWN)
+    reader = protocol.MessageReader(DOWN)
     job = Job("a", 2, {"text": "hi"})
     data = b"".join(protocol.encode(message) for message in (Run([job]), Cancel(["a"]), Stop()))
     assert reader.feed(data) == [Run([job]), Cancel(["a"]), Stop()]

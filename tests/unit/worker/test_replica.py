@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.errors import HostLost, LoadFailed, SleepFailed
+from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Job, Output
 from appliance.runners.base import LoadSpec
 from appliance.worker import replica as module
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import (
-    Asleep,
-    Awake,
     Cancel,
-    Down,
     Events,
     Failed,
     Ready,
-    Restless,
     Run,
-    Sleep,
-    Up,
-    Wake,
+    SleepWorker,
+    WakeWorker,
+    WorkerAsleep,
+    WorkerAwake,
+    WorkerCommand,
+    WorkerEvent,
+    WorkerSleepFailed,
 )
 from appliance.worker.replica import Replica
 
@@ -58,13 +58,13 @@ def done(id: str, n: int) -> Emitted:
 class ScriptedHost:
     """Stands in for ``HostProcess``: remembers what it is told and says what the test wants."""
 
-    answers: tuple[Up, ...] = (Ready(1000, 0.5),)
+    answers: tuple[WorkerEvent, ...] = (Ready(1000, 0.5),)
     started: list[ScriptedHost]
 
-    def __init__(self, spec: LoadSpec, receive: Callable[[Up], None]) -> None:
+    def __init__(self, spec: LoadSpec, receive: Callable[[WorkerEvent], None]) -> None:
         self.spec = spec
         self.receive = receive
-        self.sent: list[Down] = []
+        self.sent: list[WorkerCommand] = []
         self.pid = PID
         self.signal: int | None = None
         self.forked = True
@@ -72,7 +72,13 @@ class ScriptedHost:
 
     @classmethod
     async def start(
-        cls, zygote_socket: str, spec: LoadSpec, *, log: Path, marks: Path, receive: Callable[[Up], None]
+        cls,
+        zygote_socket: str,
+        spec: LoadSpec,
+        *,
+        log: Path,
+        marks: Path,
+        receive: Callable[[WorkerEvent], None],
     ) -> ScriptedHost:
         host = cls(spec, receive)
         cls.started.append(host)
@@ -80,7 +86,7 @@ class ScriptedHost:
             asyncio.get_running_loop().call_soon(receive, answer)
         return host
 
-    def send(self, message: Down) -> None:
+    def send(self, message: WorkerCommand) -> None:
         self.sent.append(message)
 
     def says(self, *events: Emitted) -> None:
@@ -102,7 +108,7 @@ class ScriptedHost:
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedHost]:
-    monkeypatch.setattr(module, "HostProcess", ScriptedHost)
+    monkeypatch.setattr(module, "WorkerHandle", ScriptedHost)
     monkeypatch.setattr(ScriptedHost, "started", [], raising=False)
     return ScriptedHost.started
 
@@ -117,13 +123,13 @@ class Reader:
 
     def __init__(self, replica: Replica) -> None:
         self.seen: list[Emitted] = []
-        self.taken: list[Taken] = []
+        self.taken: list[MemoryUsage] = []
         self.task = asyncio.create_task(self._read(replica))
 
     async def _read(self, replica: Replica) -> None:
         async for batch in replica.events():
             assert batch
-            if isinstance(batch, Taken):
+            if isinstance(batch, MemoryUsage):
                 self.taken.append(batch)
             else:
                 self.seen += batch
@@ -193,10 +199,10 @@ async def test_a_dead_host_is_reported_after_what_it_left(
     await settle()
     for _ in range(2):  # nobody was subscribed; and whoever asks again hears the same
         reader = Reader(replica)
-        with pytest.raises(HostLost, match=r"of test/echo exited with code 3\n.*\nlast words$"):
+        with pytest.raises(WorkerLost, match=r"of test/echo exited with code 3\n.*\nlast words$"):
             await reader.task
         assert reader.seen == [done("a", 1), output("b", 1)]
-    with pytest.raises(HostLost, match="exited with code 3"):
+    with pytest.raises(WorkerLost, match="exited with code 3"):
         await replica.exchange([Job("c", 1, {})], [], [])
     await replica.exchange([], ["b"], ["a"])
     stats = await replica.stats()
@@ -210,7 +216,7 @@ async def test_a_host_that_dies_under_a_subscriber(replica: Replica, hosts: list
     await settle()
     hosts[0].says(output("a", 1))
     hosts[0].die("was killed by signal 9 (SIGKILL)")
-    with pytest.raises(HostLost, match="killed by signal 9"):
+    with pytest.raises(WorkerLost, match="killed by signal 9"):
         await reader.task
     assert reader.seen == [output("a", 1)]
 
@@ -256,10 +262,10 @@ async def test_unloading_forgets_what_ran(replica: Replica, hosts: list[Scripted
     await replica.unload()
     hosts[0].says(done("b", 2))
     reader = Reader(replica)
-    with pytest.raises(HostLost, match="no model is loaded"):
+    with pytest.raises(WorkerLost, match="no model is loaded"):
         await reader.task
     assert reader.seen == [done("a", 1)]
-    with pytest.raises(HostLost, match="no model is loaded"):
+    with pytest.raises(WorkerLost, match="no model is loaded"):
         await replica.exchange([Job("c", 1, {})], [], [])
     assert (await replica.stats()).spec is None
 
@@ -282,7 +288,7 @@ async def test_a_host_that_dies_while_it_loads(
     await settle()
     assert (await replica.stats()).spec is None
     hosts[0].die("exited with code 1")
-    with pytest.raises(HostLost, match="exited with code 1 while it loaded"):
+    with pytest.raises(WorkerLost, match="exited with code 1 while it loaded"):
         await loading
 
 
@@ -322,23 +328,23 @@ async def test_a_host_falls_asleep_and_wakes_and_the_next_gateway_is_told(
     sleeping = asyncio.create_task(replica.sleep(2))
     await settle()
     assert (await replica.stats()).turning
-    hosts[0].receive(Asleep(7))
+    hosts[0].receive(WorkerAsleep(7))
     assert await sleeping == 7
     stats = await replica.stats()
     assert (stats.levels, stats.level, stats.turning) == ([1, 2], 2, False)
     waking = asyncio.create_task(replica.wake())
     await settle()
-    hosts[0].receive(Awake())
+    hosts[0].receive(WorkerAwake())
     await waking
     assert (await replica.stats()).level is None
-    assert hosts[0].sent == [Sleep(2), Wake()]
+    assert hosts[0].sent == [SleepWorker(2), WakeWorker()]
 
 
 async def test_a_host_that_cannot_sleep_says_why(replica: Replica, hosts: list[ScriptedHost]) -> None:
     await replica.load(spec())
     sleeping = asyncio.create_task(replica.sleep(1))
     await settle()
-    hosts[0].receive(Restless("no room"))
+    hosts[0].receive(WorkerSleepFailed("no room"))
     with pytest.raises(SleepFailed, match=r"no room\nThe last lines of its log:\nlast words"):
         await sleeping
 
@@ -347,12 +353,12 @@ async def test_a_host_that_dies_while_it_wakes_is_lost(replica: Replica, hosts: 
     await replica.load(spec())
     sleeping = asyncio.create_task(replica.sleep(1))
     await settle()
-    hosts[0].receive(Asleep(None))
+    hosts[0].receive(WorkerAsleep(None))
     await sleeping
     waking = asyncio.create_task(replica.wake())
     await settle()
     hosts[0].die("was killed by signal 9 (SIGKILL)")
-    with pytest.raises(HostLost, match="signal 9"):
+    with pytest.raises(WorkerLost, match="signal 9"):
         await waking
-    with pytest.raises(HostLost):
+    with pytest.raises(WorkerLost):
         await replica.wake()

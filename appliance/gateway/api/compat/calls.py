@@ -50,7 +50,7 @@ class Disconnected(Exception):
     """The client has gone."""
 
 
-class Format(NamedTuple):
+class ApiFormat(NamedTuple):
     """How one API writes its streams."""
 
     named: bool  # whether an event carries the type of its object
@@ -58,9 +58,9 @@ class Format(NamedTuple):
     error: Callable[[Refusal, int], dict[str, Any]]  # an event that says what went wrong, and its number
 
 
-CHUNKS: Final = Format(named=False, last=b"data: [DONE]\n\n", error=lambda refusal, _: refusal.openai())
-EVENTS: Final = Format(named=True, last=b"", error=Refusal.event)
-MESSAGES: Final = Format(named=True, last=b"", error=lambda refusal, _: refusal.anthropic())
+CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda refusal, _: refusal.openai())
+EVENTS: Final = ApiFormat(named=True, last=b"", error=Refusal.event)
+MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda refusal, _: refusal.anthropic())
 
 
 class Calls:
@@ -105,7 +105,7 @@ class Calls:
         return entry
 
     async def operate(
-        self, request: Request, operation: str, format: Format, *required: str, streams: bool = True
+        self, request: Request, operation: str, format: ApiFormat, *required: str, streams: bool = True
     ) -> Response:
         """Answer a request with what the model's own runner answers to the same body."""
         caller = await self.caller(request, Scope.RUN, creates=True)
@@ -187,7 +187,7 @@ class Calls:
             await self._services.engine.cancel(record.id, record.owner)
 
     async def _stream(
-        self, request: Request, record: Prediction, format: Format, told: dict[str, str]
+        self, request: Request, record: Prediction, format: ApiFormat, told: dict[str, str]
     ) -> Response:
         """A stream, or the refusal if nothing comes of it.
 
@@ -209,7 +209,7 @@ class Calls:
         return StreamingResponse(events, 200, {**HEADERS, **told}, "text/event-stream")
 
     async def _events(
-        self, record: Prediction, first: Any, seen: AsyncIterator[Any], format: Format
+        self, record: Prediction, first: Any, seen: AsyncIterator[Any], format: ApiFormat
     ) -> AsyncIterator[bytes]:
         ended = False
         count, broken = 0, False

@@ -5,17 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.gateway.api.rate_limit import RateLimits, Standing
+from appliance.gateway.api.rate_limit import RateLimits, RateLimitState
 
 
 def test_a_burst_passes_then_requests_pass_as_the_bucket_fills() -> None:
     limits = RateLimits(requests=None, predictions=60)
-    assert limits.take("t", creates=True, now=0.0) == Standing(60, 59, 1, 0)
+    assert limits.take("t", creates=True, now=0.0) == RateLimitState(60, 59, 1, 0)
     for _ in range(59):
         standing = limits.take("t", creates=True, now=0.0)
         assert standing is not None
         assert standing.retry_after == 0
-    assert limits.take("t", creates=True, now=0.0) == Standing(60, 0, 60, 1)
+    assert limits.take("t", creates=True, now=0.0) == RateLimitState(60, 0, 60, 1)
     standing = limits.take("t", creates=True, now=1.0)
     assert standing is not None
     assert standing.retry_after == 0

@@ -10,7 +10,7 @@ import pytest
 from appliance.config import ModelConfig
 from appliance.gateway.catalogue.demands import capacities, demand
 from appliance.machine import Device
-from appliance.scheduler import Asleep, Capacity, Demand
+from appliance.scheduler import Capacity, Demand, SleepFootprint
 
 MIB = 1024**2
 GIB = 1024**3
@@ -58,7 +58,7 @@ def test_what_computes_on_the_cpu_takes_main_memory_beside_gpus(tmp_path: Path) 
 
 def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_back(tmp_path: Path) -> None:
     with_weights = asked(tmp_path, "echo", cuda=False, options={"weights": "8MiB"})
-    assert with_weights.asleep == Asleep(residue=MIB, main=8 * MIB)
+    assert with_weights.asleep == SleepFootprint(residue=MIB, main=8 * MIB)
     assert asked(tmp_path, "echo", cuda=False).asleep is None
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from appliance.cluster.local import LocalCluster
-from appliance.domain.errors import HostLost, LoadFailed, OutOfMemory, SleepFailed, StoreError
+from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, StoreError, WorkerLost
 from appliance.domain.prediction import Emitted, Prediction
 from appliance.gateway.engine import loop, records
 from appliance.runners.base import LoadSpec
-from appliance.scheduler import Asleep, Residency, policy
+from appliance.scheduler import Residency, SleepFootprint, policy
 from appliance.store import SQLiteStore
-from appliance.worker.memory_monitor import Taken
+from appliance.worker.memory_monitor import MemoryUsage
 from tests.engines import MIB, Bench, entry
 
 NAMES = ["test/a", "test/b", "test/c", "test/d"]
@@ -57,7 +57,7 @@ class Chaos(LocalCluster):
             if self.happens(0.1):
                 raise LoadFailed("no luck")
             if self.happens(0.1):
-                raise HostLost("died while it loaded")
+                raise WorkerLost("died while it loaded")
             return await super().load(spec)
         except BaseException:
             del self.held[spec.model]
@@ -66,7 +66,7 @@ class Chaos(LocalCluster):
     async def unload(self, model: str) -> None:
         loaded = self._loaded.get(model)
         if loaded is not None and self.happens(0.5):
-            loaded.events.put_nowait(HostLost("its stream broke"))
+            loaded.events.put_nowait(WorkerLost("its stream broke"))
         await self.pause()
         await super().unload(model)
         await self.pause()
@@ -89,7 +89,7 @@ class Chaos(LocalCluster):
             raise SleepFailed("fast asleep")
         await super().wake(model)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         async for batch in super().events(model):
             yield batch
             if self.happens(0.02):
@@ -103,7 +103,7 @@ class Chaos(LocalCluster):
         """One of the hosts dies, or is ended because it takes too much."""
         if self._loaded:
             model = self.random.choice(sorted(self._loaded))
-            self.lose(model, OutOfMemory("too much", 2 * MIB) if self.happens(0.3) else HostLost("struck"))
+            self.lose(model, OutOfMemory("too much", 2 * MIB) if self.happens(0.3) else WorkerLost("struck"))
             self.held.pop(model, None)
 
 
@@ -159,7 +159,7 @@ async def test_everything_ends_and_nothing_is_overbooked(
     caplog.set_level(logging.ERROR)
     bench = Bench(tmp_path, cancel_grace=0.02)
     bench.more = [entry(name, concurrency=2, weights=65536) for name in NAMES]
-    bench.capacity, bench.main, bench.asleep = ROOM, 2 * MIB, Asleep(RESIDUE, MIB)
+    bench.capacity, bench.main, bench.asleep = ROOM, 2 * MIB, SleepFootprint(RESIDUE, MIB)
     bench.cluster = cluster = Chaos(seed)
     await bench.start()
     refuse_some_writes(bench.store, cluster, monkeypatch)

@@ -13,8 +13,8 @@ import pytest
 from appliance.cluster.local import LocalCluster
 from appliance.domain.errors import OutOfMemory
 from appliance.domain.prediction import Prediction, Status
-from appliance.gateway.engine.device_memory import Room
-from appliance.gateway.engine.memory_profiles import Sizes
+from appliance.gateway.engine.device_memory import DeviceMemory
+from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.scheduler import Capacity, Demand, Load, Origin, Residency, Scheduler
 from tests.engines import MIB, Bench, entry
 
@@ -132,7 +132,7 @@ async def test_a_host_of_an_earlier_gateway_hears_it_too(bench: Bench) -> None:
     cluster = LocalCluster()
     demand = Demand(model="test/echo", concurrency=1, memory=2 * MIB)
     scheduler = Scheduler([Capacity("cpu", 9 * MIB)], [demand])
-    sizes = Sizes(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
+    sizes = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
     scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0)
     sizes.adopted("test/echo")
     sizes.tell_limits()
@@ -150,7 +150,7 @@ class Driver:
         return {"gpu0": (self.used.pop(0) if len(self.used) > 1 else self.used[0]) * MIB}
 
 
-def placed(used: Driver) -> tuple[Scheduler, Room]:
+def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
     scheduler = Scheduler(
         [Capacity("gpu0", 100 * MIB)],
         [Demand(model=name, memory=60 * MIB, concurrency=1) for name in ("a/a", "b/b")],
@@ -159,7 +159,7 @@ def placed(used: Driver) -> tuple[Scheduler, Room]:
     scheduler.decide(0.0)
     scheduler.loaded("a/a", 0.0)
     scheduler.footprints.measured("a/a", 50 * MIB, 0.0)
-    return scheduler, Room(scheduler, used, {"gpu0": "cuda"})
+    return scheduler, DeviceMemory(scheduler, used, {"gpu0": "cuda"})
 
 
 async def test_memory_is_waited_for_until_the_driver_has_it_back() -> None:

@@ -17,7 +17,7 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.engine.reload import catalogue_of
-from appliance.scheduler import Asleep
+from appliance.scheduler import SleepFootprint
 from tests.apis import SECRET, Api, services_of
 from tests.engines import MIB, Bench
 from tests.unit.gateway.catalogue.test_servable import nested_header
@@ -131,7 +131,7 @@ async def test_models_that_can_sleep_still_can_after_a_reload(tmp_path: Path) ->
     await bench.start()
     edited = await Edited(bench).start()
     await edited.reload({**ECHO, "options": {"weights": "1MiB"}}, STREAM)
-    assert bench.scheduler.demand("test/echo").asleep == Asleep(residue=MIB, main=MIB)
+    assert bench.scheduler.demand("test/echo").asleep == SleepFootprint(residue=MIB, main=MIB)
     await edited.services.reload.close()
     await bench.stop()
     await bench.cluster.close()

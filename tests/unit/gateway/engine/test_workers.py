@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from appliance.cluster.local import LocalCluster
-from appliance.domain.errors import HostLost
+from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Emitted, Status
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency
-from appliance.scheduler.event_log import What
-from appliance.worker.memory_monitor import Taken
+from appliance.scheduler.event_log import EventKind
+from appliance.worker.memory_monitor import MemoryUsage
 from tests.engines import Bench
 
 
@@ -44,7 +44,7 @@ class Interrupted(LocalCluster):
         super().__init__()
         self.asked: list[str] = []
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         self.asked.append(model)
         if self.asked.count(model) > 1:
             async for batch in super().events(model):
@@ -67,7 +67,7 @@ class Faulty(LocalCluster):
         self.fail("load")
         return await super().load(spec)
 
-    async def events(self, model: str) -> AsyncIterator[list[Emitted] | Taken]:
+    async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         async for batch in super().events(model):
             self.fail("events")
             yield batch
@@ -86,7 +86,7 @@ async def started(folder: Path, cluster: LocalCluster) -> Bench:
     return await bench.start()
 
 
-def whats(bench: Bench) -> list[What]:
+def whats(bench: Bench) -> list[EventKind]:
     return [each.what for each in bench.scheduler.happenings() if each.model == "test/echo"]
 
 
@@ -106,7 +106,7 @@ async def test_a_host_that_is_being_ended_cannot_be_lost(tmp_path: Path) -> None
     assert bench.engine.residency(bench.echo) is Residency.READY
     await bench.engine.unload(bench.echo)
     await within(lambda: bench.engine.residency(bench.echo) is Residency.COLD)
-    once = [What.LOAD, What.READY, What.DRAIN, What.UNLOAD, What.UNLOADED]
+    once = [EventKind.LOAD, EventKind.READY, EventKind.DRAIN, EventKind.UNLOAD, EventKind.UNLOADED]
     assert whats(bench) == once * 2
     await bench.stop()
 
@@ -123,7 +123,7 @@ async def test_a_host_that_two_predictions_are_stuck_in_is_ended_once(tmp_path: 
     cluster.go.set()
     assert (await bench.ended(await bench.submit(text="next"))).output == "next"
     assert cluster.ended == ["test/echo"]
-    assert whats(bench).count(What.LOST) == 1
+    assert whats(bench).count(EventKind.LOST) == 1
     await bench.stop()
 
 
@@ -137,7 +137,7 @@ async def test_a_stream_that_ends_while_the_model_is_loaded_is_asked_for_again(t
 async def test_nothing_is_handed_to_a_model_that_is_not_loaded() -> None:
     cluster = LocalCluster()
     cluster.cancel("test/echo", "a")
-    with pytest.raises(HostLost, match="test/echo is not loaded"):
+    with pytest.raises(WorkerLost, match="test/echo is not loaded"):
         await anext(aiter(cluster.events("test/echo")))
 
 

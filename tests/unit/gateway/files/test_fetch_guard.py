@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from appliance.domain.errors import AddressRefused
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ from appliance.gateway.files.fetch_guard import Egress
     ],
 )
 def test_only_public_addresses_are_permitted(address: str, permitted: bool) -> None:
-    assert Egress(()).permits(ipaddress.ip_address(address)) is permitted
+    assert FetchGuard(()).permits(ipaddress.ip_address(address)) is permitted
 
 
 def test_a_network_can_be_allowed() -> None:
-    egress = Egress(["10.1.0.0/16", "::1/128"])
+    egress = FetchGuard(["10.1.0.0/16", "::1/128"])
     assert egress.permits(ipaddress.ip_address("10.1.2.3"))
     assert egress.permits(ipaddress.ip_address("::ffff:10.1.2.3"))
     assert egress.permits(ipaddress.ip_address("::1"))
@@ -57,11 +57,11 @@ def test_a_network_can_be_allowed() -> None:
 )
 def test_what_is_in_plain_sight_is_refused_at_once(url: str) -> None:
     with pytest.raises(AddressRefused, match=r"egress\.allow"):
-        Egress(()).check(httpx.URL(url))
+        FetchGuard(()).check(httpx.URL(url))
 
 
 def test_a_name_is_not_judged_before_it_is_resolved() -> None:
-    Egress(()).check(httpx.URL("https://example.org/"))
+    FetchGuard(()).check(httpx.URL("https://example.org/"))
 
 
 @pytest.mark.parametrize("host", ["harmless.example", "2130706433", "127.1", "0x7f.1"])
@@ -70,7 +70,7 @@ async def test_what_a_name_resolves_to_is_what_counts(host: str, monkeypatch: py
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
 
     monkeypatch.setattr("socket.getaddrinfo", resolve)
-    async with Egress(()).client(5.0) as client:
+    async with FetchGuard(()).client(5.0) as client:
         with pytest.raises(AddressRefused, match=r"127\.0\.0\.1, which is not public"):
             await client.post(f"http://{host}/")
 
@@ -83,7 +83,7 @@ async def test_of_several_addresses_a_permitted_one_is_taken(monkeypatch: pytest
         ]
 
     monkeypatch.setattr("socket.getaddrinfo", resolve)
-    assert await Egress(()).resolve("mixed.example", 80) == "93.184.215.14"
+    assert await FetchGuard(()).resolve("mixed.example", 80) == "93.184.215.14"
 
 
 async def test_a_name_without_an_address_is_a_failed_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,4 +92,4 @@ async def test_a_name_without_an_address_is_a_failed_connection(monkeypatch: pyt
 
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     with pytest.raises(httpx.ConnectError, match=r"nowhere\.example cannot be resolved"):
-        await Egress(()).resolve("nowhere.example", 80)
+        await FetchGuard(()).resolve("nowhere.example", 80)

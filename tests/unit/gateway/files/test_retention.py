@@ -11,7 +11,7 @@ import pytest
 from appliance.config import FilesConfig
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.files import retention
-from appliance.gateway.files.file_store import Files
+from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.retention import Retention
 from appliance.protocols import serializers
 from appliance.store import SQLiteStore
@@ -29,8 +29,8 @@ def prediction(id: str, created_at: float) -> Prediction:
     )
 
 
-def files_of(store: SQLiteStore, folder: Path) -> Files:
-    return Files(store.files, folder / "files", FilesConfig())
+def files_of(store: SQLiteStore, folder: Path) -> FileStore:
+    return FileStore(store.files, folder / "files", FilesConfig())
 
 
 async def ended(store: SQLiteStore, id: str, at: float, text: str = "answer") -> Prediction:

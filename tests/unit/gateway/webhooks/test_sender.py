@@ -17,7 +17,7 @@ import pytest
 
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender as webhooks
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.store import Delivery, SQLiteStore
@@ -106,7 +106,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def sender(store: SQLiteStore) -> AsyncIterator[Webhooks]:
-    sender = Webhooks(store, Egress(("127.0.0.0/8",)), "me")
+    sender = Webhooks(store, FetchGuard(("127.0.0.0/8",)), "me")
     await sender.start()
     yield sender
     await sender.close()
@@ -286,7 +286,7 @@ async def test_the_account_of_models_yaml_keeps_the_key_that_was_everyone_s(
     with sqlite3.connect(path) as connection:
         connection.execute("INSERT INTO webhook_keys (key, created_at) VALUES ('whsec_b2xk', 1.0)")
     connection.close()
-    sender = Webhooks(store, Egress(()), "me")
+    sender = Webhooks(store, FetchGuard(()), "me")
     await sender.start()
     await sender.close()
     assert await webhooks.keys(store, "me", 2.0) == ["whsec_b2xk"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.prediction import WEBHOOK_EVENTS, Prediction, Status, Webhook
-from appliance.gateway.files.fetch_guard import Egress
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.store import SQLiteStore
@@ -38,7 +38,7 @@ class Sent(Webhooks):
     """Keeps what would be sent."""
 
     def __init__(self, store: SQLiteStore) -> None:
-        super().__init__(store, Egress(()), "me")
+        super().__init__(store, FetchGuard(()), "me")
         self.sent: list[tuple[str, Any, str]] = []
 
     async def _post(self, record: Prediction, id: str) -> str | None:

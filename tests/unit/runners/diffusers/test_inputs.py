@@ -11,19 +11,23 @@ from appliance.domain.errors import InvalidInput, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners.diffusers import inputs
 from appliance.runners.diffusers.inputs import Size
-from appliance.runners.diffusers.pipeline import Argument, Call, Pipeline
+from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 
 WORDS = {"prompt": Argument(), "negative_prompt": Argument(), "width": Argument(), "height": Argument()}
 STEPS = {"num_inference_steps": Argument("integer", 50), "guidance_scale": Argument("number", 7.5)}
-DRAWS = Call("Draws", {**WORDS, **STEPS, "eta": Argument("number", 0.0), "latents": Argument()})
-REDRAWS = Call("Redraws", {**DRAWS.arguments, "image": Argument(), "strength": Argument("number", 0.8)})
-REPAINTS = Call("Repaints", {**REDRAWS.arguments, "mask_image": Argument()})
+DRAWS = PipelineCall("Draws", {**WORDS, **STEPS, "eta": Argument("number", 0.0), "latents": Argument()})
+REDRAWS = PipelineCall(
+    "Redraws", {**DRAWS.arguments, "image": Argument(), "strength": Argument("number", 0.8)}
+)
+REPAINTS = PipelineCall("Repaints", {**REDRAWS.arguments, "mask_image": Argument()})
 LARGE = Pipeline(
     call=DRAWS, with_image=REDRAWS, with_mask=REPAINTS, makes="images", width=1024, height=1024, multiple=16,
     exchangeable=True, safety_checker=True,
 )  # fmt: skip
 FILMS = Pipeline(
-    call=Call("Films", WORDS | {"num_frames": Argument("integer", 81), "frame_rate": Argument(default=25)}),
+    call=PipelineCall(
+        "Films", WORDS | {"num_frames": Argument("integer", 81), "frame_rate": Argument(default=25)}
+    ),
     makes="video", width=704, height=480, multiple=32,
 )  # fmt: skip
 
@@ -66,7 +70,7 @@ def test_inputs_are_what_the_pipeline_takes() -> None:
 
 def test_further_pictures_are_files() -> None:
     pictures = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
-    controlled = Call("Controlled", DRAWS.arguments | pictures)
+    controlled = PipelineCall("Controlled", DRAWS.arguments | pictures)
     found = interface(msgspec.structs.replace(LARGE, call=controlled))
     assert found.file_inputs == ["image", "mask", "control_image"]
     assert inputs.further_pictures(controlled) == ["control_image"]
@@ -78,7 +82,7 @@ def test_what_a_pipeline_does_not_take_is_no_input() -> None:
     )
     absent = {"image", "mask", "prompt_strength", "scheduler", "disable_safety_checker"}
     assert not absent & interface(plain).input["properties"].keys()
-    without_words = msgspec.structs.replace(plain, call=Call("Dreams", STEPS))
+    without_words = msgspec.structs.replace(plain, call=PipelineCall("Dreams", STEPS))
     found = interface(without_words)
     assert "required" not in found.input
     assert not {"prompt", "width", "aspect_ratio"} & found.input["properties"].keys()

@@ -9,7 +9,7 @@ import pytest
 from appliance import config as configuration
 from appliance.config import DescribedDiffusersOptions
 from appliance.domain.errors import WeightsError
-from appliance.domain.weight_size import Weight
+from appliance.domain.weight_size import WeightSize
 from appliance.gateway.catalogue.servable import servable
 from appliance.runners.diffusers import pipeline
 from tests.engines import DEVICES
@@ -108,4 +108,4 @@ def test_models_are_completed_or_left_out(tmp_path: Path) -> None:
     options = found.config.models[0].options
     assert isinstance(options, DescribedDiffusersOptions)
     assert options.pipeline["call"]["name"] == "StableDiffusionPipeline"
-    assert options.footprint(Weight(), "cpu") > 4 * 768 * 768 * 4096
+    assert options.footprint(WeightSize(), "cpu") > 4 * 768 * 768 * 4096

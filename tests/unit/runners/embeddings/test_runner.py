@@ -13,7 +13,7 @@ import pytest
 from appliance.domain.errors import PredictionFailed
 from appliance.runners.embeddings.runner import EmbeddingsRunner, longest, parse
 from appliance.runners.model_loading import most_tokens
-from appliance.worker.process.oom import starved
+from appliance.worker.process.oom import out_of_memory
 from tests.speaking import job, load_spec, run
 
 
@@ -126,7 +126,7 @@ async def test_an_input_that_cannot_be_embedded_fails_alone(tmp_path: Path, erro
     assert ended[1] == [[2.0], [1.0]]
     assert isinstance(ended[2], PredictionFailed)
     assert "index out of range" in str(ended[2])
-    assert starved(ended[2]) is None
+    assert out_of_memory(ended[2]) is None
     assert ended[3] == [[3.0]]
     assert max(runner.batches) > 2, "they were computed together at first"
     assert await asked(["1 2 3 4"]) == [[4.0]]
@@ -140,4 +140,4 @@ async def test_a_device_without_memory_is_recognised(tmp_path: Path) -> None:
     given = job(EmbeddingsRunner.interface({}), tmp_path, texts=["1"])
     with pytest.raises(PredictionFailed) as failed:
         await run(Full(RuntimeError), given)
-    assert starved(failed.value) is not None
+    assert out_of_memory(failed.value) is not None

@@ -11,8 +11,8 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Job, Log, Metric, Output
 from appliance.worker import protocol
 from appliance.worker.process import event_sender
-from appliance.worker.process.event_sender import FRAME_BYTES, EventStream, Outgoing
-from appliance.worker.protocol import Events, Up
+from appliance.worker.process.event_sender import FRAME_BYTES, EventSender, EventStream
+from appliance.worker.protocol import Events, WorkerEvent
 
 
 class Wire:
@@ -20,8 +20,10 @@ class Wire:
 
     def __init__(self) -> None:
         self.batches: list[list[Emitted]] = []
-        self._reader: protocol.Reader[Up] = protocol.Reader(msgspec.msgpack.Decoder(Up))
-        self.outgoing = Outgoing(self.write)
+        self._reader: protocol.MessageReader[WorkerEvent] = protocol.MessageReader(
+            msgspec.msgpack.Decoder(WorkerEvent)
+        )
+        self.outgoing = EventSender(self.write)
 
     def write(self, data: bytes) -> None:
         for message in self._reader.feed(data):
