@@ -77,7 +77,7 @@ async def test_an_unexpected_exception_fails_the_prediction_and_is_logged_in_it(
     assert done.status == "failed"
     assert done.error == "can't multiply sequence by non-int of type 'str'"
     assert "Traceback" in caller.logs("a")
-    assert "echo.py" in caller.logs("a")
+    assert "echo/runner.py" in caller.logs("a")
     assert await caller.run("b") == Done("succeeded")
 
 

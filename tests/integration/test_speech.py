@@ -173,8 +173,8 @@ async def test_a_long_sound_is_heard_in_parts(
 ) -> None:
     samples = audio.read(story, 16_000, "file", longest=60)
     audio.write(tmp_path / "twice.wav", np.concatenate([samples, samples]), 16_000)
-    monkeypatch.setattr("appliance.runners.whisper.runner.runner._PART", samples.size + 16_000)
-    monkeypatch.setattr("appliance.runners.whisper.runner.runner._SEARCHED", 32_000)
+    monkeypatch.setattr("appliance.runners.whisper.runner._PART", samples.size + 16_000)
+    monkeypatch.setattr("appliance.runners.whisper.runner._SEARCHED", 32_000)
     heard = await ear(tmp_path, audio=tmp_path / "twice.wav", word_timestamps=True)
     segments = heard.output["segments"]
     assert word_error_rate(f"{STORY} {STORY}", heard.output["transcription"]) < 0.2
