@@ -24,7 +24,7 @@ from appliance.machine import Device
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.scheduler import Capacity, Demand, Origin, Scheduler, SleepFootprint
-from appliance.store import SQLiteStore
+from tests.stores import opened
 
 MIB = 1024**2
 DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)
@@ -95,8 +95,7 @@ class Bench:
             for entry in entries
             if entry.model.options.trainable
         ]
-        self.store = SQLiteStore(self.folder / "appliance.db", durability="normal")
-        await self.store.open()
+        self.store = await opened(self.folder / "appliance.db")
         await self.store.own()
         self.catalogue = catalogue_of(*entries)
         self.files = FileStore(self.store.files, self.folder / "files", self.files_config)
