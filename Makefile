@@ -1,6 +1,6 @@
 # Shortcuts for what one does most often; each calls a script that also works without make.
 .DEFAULT_GOAL := help
-.PHONY: help install serve lint format types unit integration e2e test bench screenshots
+.PHONY: help install serve lint format types docs unit integration e2e test bench screenshots
 
 help: ## list these commands
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -19,6 +19,9 @@ format: ## fix style and format where that can be done automatically
 
 types: ## check types and the direction of imports
 	scripts/check
+
+docs: ## build the manual and check its links
+	scripts/docs
 
 unit: ## run the tests that need neither Ray nor a network
 	scripts/test -n 2 --dist loadfile tests/unit

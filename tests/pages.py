@@ -21,11 +21,11 @@ BASE = "http://models.example.org:8000"
 class Pages:
     """One UI."""
 
-    def __init__(self, routes: Routes, folder: Path) -> None:
+    def __init__(self, routes: Routes, folder: Path, manual: Path = Path("/nonexistent")) -> None:
         self.api = Api(BASE)
         self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
         self.sessions = Sessions(self.api, folder / "ui.key")
-        self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions)
+        self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions, manual=manual)
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
         """A browser that keeps cookies, as the gateway passes its requests on."""

@@ -146,13 +146,17 @@ def message(error: ApplianceError) -> gr.Error:
 # -- the frame -----------------------------------------------------------------------------------------------
 
 
-def navigation(pages: Sequence[Page], session: Session, here: str, title: str) -> str:
-    """The bar on top of every page; ``here`` is the path of the page."""
+def navigation(
+    pages: Sequence[Page], session: Session, here: str, title: str, *, manual: bool = False
+) -> str:
+    """The bar on top of every page. ``here`` is the path of the page; ``manual`` adds a link to it."""
     shown = [page for page in pages if page.listed and (session.admin or not page.admin)]
     current = {here: ' aria-current="page"'}
     links = "".join(
         f'<a href="{page.path}"{current.get(page.path, "")}>{html.escape(page.title)}</a>' for page in shown
     )
+    if manual:
+        links += '<a href="/manual/">Manual</a>'
     can = {"admin": "", "run": " · cannot change the appliance", "read": " · can only look"}[session.scope]
     return (
         f'<header class="frame"><div><a class="brand" href="/">{html.escape(title)}</a>'

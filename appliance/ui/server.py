@@ -1,6 +1,6 @@
 """The paths of the UI: sign-in and sign-out, the pages, and the files of Gradio's frontend.
 
-Everything but the sign-in and those files needs a session, Gradio's own routes included.
+Everything but the sign-in, those files and the manual needs a session, Gradio's own routes included.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody,
 from appliance.ui import layout, session
 from appliance.ui.client import Api
 from appliance.ui.layout import Page
+from appliance.ui.manual import FOLDER as MANUAL_FOLDER
+from appliance.ui.manual import Manual
 from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import FIRST, PAGES, model
 from appliance.ui.request_bodies import RequestBodies
@@ -44,7 +46,14 @@ _MOST: Final = 64  # pages of models that are kept
 class Server:
     """The ASGI application."""
 
-    def __init__(self, config: Config, api: Api, sessions: Sessions, pages: Sequence[Page] = PAGES) -> None:
+    def __init__(
+        self,
+        config: Config,
+        api: Api,
+        sessions: Sessions,
+        pages: Sequence[Page] = PAGES,
+        manual: Path = MANUAL_FOLDER,
+    ) -> None:
         """Pages are built when they are first asked for."""
         self._title = config.ui.title
         self._largest = config.files.max_upload
@@ -56,6 +65,7 @@ class Server:
         self._models: dict[str, PageApp] = {}  # by the path of the model or version, opened last at the end
         self._building = asyncio.Lock()
         self._frontend = Frontend()
+        self._manual = Manual(manual)
         covers = {urlsplit(one.cover_image_url) for one in config.models if one.cover_image_url}
         self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
 
@@ -79,8 +89,9 @@ class Server:
 
     async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
         scope, path = request.scope, request.url.path
-        if self._frontend.takes(path):
-            await self._frontend(scope, receive, send)
+        public = self._public_files(path)
+        if public is not None:
+            await public(scope, receive, send)
             return
         asker = request.headers.get("origin")
         if request.method not in _SAFE and asker not in {None, session.origin(request)}:
@@ -109,11 +120,14 @@ class Server:
         else:
             built = await self._built_once(page)
         if opened and request.method in {"GET", "HEAD"}:
-            frame = layout.navigation(self._pages, known, root, self._title)
+            frame = layout.navigation(self._pages, known, root, self._title, manual=self._manual.available)
             await (await built.opened(request, root, frame, self._images))(scope, receive, send)
             return
         inner = {**scope, "root_path": root, layout.PARAMETERS: found}
         await self._bodies.pass_on(built.app, request, known, inner, send)
+
+    def _public_files(self, path: str) -> Frontend | Manual | None:
+        return next((files for files in (self._frontend, self._manual) if files.takes(path)), None)
 
     # -- which page
 

@@ -9,11 +9,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
+import yaml
+from playwright.sync_api import Browser, expect
 
 from appliance import config
+from tests.e2e.browsing import watched
 from tests.running import PATIENCE, ROOT, Appliance
 
 pytestmark = pytest.mark.e2e
@@ -121,14 +125,55 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / link).exists(), f"{page}: {link}"
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    linked = {ROOT / link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[0].read_text())}
-    assert set(PAGES[1:]) <= linked
+def test_the_readme_links_the_contents_which_link_every_page() -> None:
+    contents = ROOT / "docs" / "index.md"
+    assert "](docs/index.md)" in PAGES[0].read_text()
+    linked = {contents.parent / link for link in re.findall(r"\]\(([^)#]+)\)", contents.read_text())}
+    assert set(PAGES[1:]) - linked == {contents}
+
+
+def test_the_navigation_of_the_manual_lists_every_page() -> None:
+    assert sorted(navigation()) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES[1:])
+
+
+def test_the_manual_is_served_without_a_token(appliance: Appliance) -> None:
+    with httpx.Client(base_url=appliance.url, timeout=PATIENCE, trust_env=False) as client:
+        for page in navigation():
+            path = "" if page == "index.md" else f"{page.removesuffix('.md')}/"
+            reply = client.get(f"/manual/{path}", headers={"Accept": "text/html"})
+            assert reply.status_code == 200, path
+            (title,) = re.findall(r"^# (.+)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)[:1]
+            assert title.replace("'", "&#39;") in reply.text.replace("&rsquo;", "&#39;"), path
+        assert client.get("/manual/nothing/").status_code == 404
+        assert client.get("/manual/..%2f..%2f..%2fmodels.yaml").status_code == 404
+
+
+def test_the_manual_can_be_searched_and_asks_no_other_server(appliance: Appliance, browser: Browser) -> None:
+    with watched(browser, appliance.url) as page:
+        page.goto("/manual/")
+        page.get_by_role("link", name="Architecture", exact=True).first.click()
+        expect(page.get_by_role("heading", name="The life of a prediction")).to_be_visible()
+        page.get_by_role("textbox", name="Search").fill("zygote")
+        expect(page.get_by_role("link", name=re.compile("Glossary")).first).to_be_visible()
 
 
 def test_the_table_names_every_command(appliance: Appliance) -> None:
     page = (ROOT / "docs" / "operate.md").read_text()
     assert set(re.findall(r"^\| `appliance (\w+)`", page, re.MULTILINE)) == commands(appliance)
+
+
+def navigation() -> list[str]:
+    """The pages in the navigation of mkdocs.yml."""
+    listed: list[Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    found: list[str] = []
+    while listed:
+        entry = listed.pop()
+        if isinstance(entry, str):
+            found.append(entry)
+        else:
+            for below in entry.values():
+                listed += [below] if isinstance(below, str) else below
+    return found
 
 
 def commands(appliance: Appliance) -> set[str]:

@@ -1,0 +1,71 @@
+"""The manual: the pages of docs/, which ``scripts/install`` builds, served at /manual/ without sign-in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.ui import layout
+
+FOLDER: Final = Path(__file__).parents[1] / "assets" / "manual"
+PATH: Final = "/manual"
+_INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+_log = logging.getLogger(__name__)
+
+
+class Manual:
+    """ASGI application for the files of the built site.
+
+    ``available`` is false where the site was not built.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the pages in ``folder`` to allow exactly the inline scripts that they contain."""
+        self.available = (folder / "index.html").is_file()
+        if not self.available:
+            _log.warning("no manual at /manual/: %s has no pages: run scripts/install to build them", folder)
+            return
+        self._files: ASGIApp = GZipMiddleware(StaticFiles(directory=folder, html=True), compresslevel=4)
+        self._headers = layout.policy("none") | {
+            "content-security-policy": f"default-src 'self'; script-src 'self' {_script_hashes(folder)}; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'self'; "
+            "form-action 'self'; frame-ancestors 'none'",
+            "cache-control": "no-cache",  # browsers ask whether a file has changed
+        }
+
+    def takes(self, path: str) -> bool:
+        """Whether ``path`` belongs to the manual."""
+        return self.available and (path == PATH or path.startswith(f"{PATH}/"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request with a file of the site.
+
+        Raises:
+            HTTPException: there is no such file, or the method is neither GET nor HEAD.
+        """
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        await self._files({**scope, "root_path": PATH}, receive, send_with_headers)
+
+
+def _script_hashes(folder: Path) -> str:
+    """Sources of a content security policy that allow the inline scripts of all pages in ``folder``."""
+    scripts = {
+        script for page in folder.rglob("*.html") for script in _INLINE_SCRIPT.findall(page.read_bytes())
+    }
+    digests = sorted(base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)

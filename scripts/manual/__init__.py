@@ -1,0 +1,1 @@
+"""What mkdocs.yml needs to build the manual."""
