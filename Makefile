@@ -1,4 +1,4 @@
-# Shortcuts for what one does most often; each calls a script that also works without make.
+# Common tasks. Each calls a script that also works without make.
 .DEFAULT_GOAL := help
 .PHONY: help install serve lint format types docs unit integration e2e test bench screenshots
 
@@ -17,7 +17,7 @@ lint: ## check style and format
 format: ## fix style and format where that can be done automatically
 	scripts/lint --fix
 
-types: ## check types and the direction of imports
+types: ## check types, and which package imports which
 	scripts/check
 
 docs: ## build the manual and check its links
@@ -40,5 +40,5 @@ test: ## run everything that CI runs
 bench: ## compare with other servers; prints ratios
 	scripts/bench
 
-screenshots: ## take a picture of every page of the UI into .screenshots/
+screenshots: ## save a screenshot of every page of the UI in .screenshots/
 	scripts/screenshots
