@@ -15,7 +15,7 @@ from appliance.domain.token import RunTokens
 from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.catalogue import Card, Catalogue, Entry, describe
 from appliance.gateway.catalogue.trainings import Trainings
-from appliance.gateway.engine import Engine
+from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
@@ -111,7 +111,7 @@ class Bench:
         self.pushes = ProjectBuilds(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
         )
-        self.engine = Engine(
+        dependencies = Dependencies(
             limits=self.limits,
             catalogue=self.catalogue,
             store=self.store,
@@ -128,6 +128,7 @@ class Bench:
             on_event=self.metrics.happened,
             finalize=self.trainings.finalize,
         )
+        self.engine = Engine(dependencies)
         await self.pushes.load()
         await self.trainings.load()
         await self.engine.start()

@@ -1,30 +1,32 @@
-"""The record of one prediction, the moves its status may make, and the events that change it.
+"""The record of one prediction, the changes that its status may make, and the events that change the record.
 
 Pure: no clock is read and nothing is stored here. ``Prediction`` is frozen; every change makes a new
-record. Only ``appliance.engine`` asks for changes, and only ``appliance.store`` keeps them.
+record. Only ``appliance.gateway.engine`` makes changes, and only ``appliance.store`` stores them.
 """
 
 from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import Any, Final, Literal
+from itertools import islice
+from typing import Any, Final, Literal, overload
 from urllib.parse import urlsplit
 
 import msgspec
 
-#: Crockford's alphabet without i, l, o, u, as in the ids that Replicate hands out (replicate-api 3.1).
+#: Crockford's alphabet without i, l, o, u, as in the ids that Replicate hands out.
 _CROCKFORD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
 ID_LENGTH: Final = 26
-FILE_STREAM: Final = "files-"  # begins the tokens of streams of files
+FILE_STREAM: Final = "files-"  # prefix of stream tokens of predictions that output files
 
 
 class Status(StrEnum):
     """Where a prediction stands; the values are the strings stored and served."""
 
-    STARTING = "starting"  # accepted and committed: queued, or its model is being loaded
-    PROCESSING = "processing"  # handed to an engine host
+    STARTING = "starting"  # accepted and stored: queued, or its model is being loaded
+    PROCESSING = "processing"  # handed to a worker process
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # `error` says why
     CANCELED = "canceled"  # by the caller, or by a deadline while running
@@ -32,7 +34,7 @@ class Status(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether no further move is possible."""
+        """Whether the status cannot change any more."""
         return self in TERMINAL
 
 
@@ -40,7 +42,7 @@ TERMINAL: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, S
 
 WEBHOOK_EVENTS: Final = ("start", "output", "logs", "completed")
 
-#: status -> the statuses it may move to. `processing -> starting` is a re-queue after a lost host.
+#: Status -> the statuses it may change to. `processing -> starting` is a retry after a lost worker process.
 MOVES: Final[dict[Status, frozenset[Status]]] = {
     Status.STARTING: frozenset({Status.PROCESSING, Status.FAILED, Status.CANCELED, Status.ABORTED}),
     Status.PROCESSING: frozenset({Status.STARTING, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}),
@@ -49,7 +51,7 @@ MOVES: Final[dict[Status, frozenset[Status]]] = {
 
 
 class Log(msgspec.Struct, frozen=True, tag="log"):
-    """Text the model wrote to its output streams; newline-separated, may be part of a line."""
+    """Text that the model wrote to stdout or stderr; may be a part of a line."""
 
     text: str
 
@@ -57,8 +59,8 @@ class Log(msgspec.Struct, frozen=True, tag="log"):
 class Output(msgspec.Struct, frozen=True, tag="output"):
     """Output of the model.
 
-    With ``append`` the values are further items of an iterator output (a few tokens travel together);
-    without it ``values`` holds exactly one item, the whole output.
+    With ``append`` the values are further items of an iterator's output (several tokens may come in one
+    event); without it ``values`` holds exactly one item, the whole output.
     """
 
     values: list[Any]
@@ -73,7 +75,7 @@ class Metric(msgspec.Struct, frozen=True, tag="metric"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The last event of a run; exactly one is sent. ``error`` is set only with ``failed``."""
+    """The last event of a run; exactly one is sent. ``error`` is set only if the status is ``failed``."""
 
     status: Literal["succeeded", "failed", "canceled"]
     error: str | None = None
@@ -83,9 +85,9 @@ Event = Log | Output | Metric | Done
 
 
 class Emitted(msgspec.Struct, frozen=True, array_like=True):
-    """One event on its way from an engine host to the engine.
+    """One event on its way from a worker process to the engine.
 
-    ``n`` counts the events of one attempt from 1 without gaps, so a re-attached engine can tell which
+    ``n`` counts the events of one attempt from 1 without gaps, so that a restarted gateway can tell which
     it has already applied.
     """
 
@@ -96,24 +98,24 @@ class Emitted(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One run of one prediction, as handed to an engine host: the input is validated and complete."""
+    """One run of one prediction, as handed to a worker process; the input is validated and complete."""
 
     id: str
     attempt: int
     input: dict[str, Any]  # files are absolute paths on this machine
-    folder: str = ""  # absolute path for files that the run makes; created when the first one is
-    adapter: str | None = None  # absolute path of the folder with the weights that a training made
-    inline: int = -1  # files of up to so many bytes are put into the output as data: URLs
-    token: str | None = None  # acts for the prediction's owner while it runs; for models that call others
+    folder: str = ""  # absolute path of a folder for output files; created with the first one
+    adapter: str | None = None  # absolute path of the folder with a trained version's weights
+    inline: int = -1  # output files of at most so many bytes become data: URLs
+    token: str | None = None  # lets a model that calls others act for the prediction's owner while it runs
     operation: str | None = None  # see `Prediction`
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """Where events of a prediction are sent."""
+    """The URL that events of a prediction are sent to."""
 
     url: str
-    events: tuple[str, ...]  # of WEBHOOK_EVENTS
-    origin: str  # of the request that asked for it; addresses in what is sent begin with it
+    events: tuple[str, ...]  # some of WEBHOOK_EVENTS
+    origin: str  # scheme and host of the request that made the prediction; URLs in the body begin with it
 
     @property
     def host(self) -> str:
@@ -124,16 +126,71 @@ class Webhook(msgspec.Struct, frozen=True):
             return ""
 
 
+class OutputItems(Sequence[Any]):
+    """The output of an iterator so far: immutable, and extended without a copy of what is there.
+
+    Records of one run share one list, and each of them sees the items that were there when it was made.
+    """
+
+    __slots__ = ("_length", "_shared")
+
+    def __init__(self, shared: list[Any]) -> None:
+        """``shared`` is owned by this object from now on."""
+        self._shared = shared
+        self._length = len(shared)
+
+    def extended(self, values: Sequence[Any]) -> OutputItems:
+        """Return these items and ``values``; copies only if others were added after these before."""
+        if len(self._shared) != self._length:
+            return OutputItems([*self, *values])
+        self._shared.extend(values)
+        return OutputItems(self._shared)
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return one item, or a list of those in a slice."""
+        if isinstance(index, slice):
+            return [self._shared[position] for position in range(*index.indices(self._length))]
+        return self._shared[range(self._length)[index]]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the items."""
+        return islice(self._shared, self._length)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other one is a list, or output, of the same items."""
+        return isinstance(other, list | OutputItems) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Look like a list."""
+        return repr(list(self))
+
+
+def _items_of(output: Any) -> OutputItems:
+    if isinstance(output, OutputItems):
+        return output
+    return OutputItems(list(output) if isinstance(output, list) else [])
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """One request and all that is known of it. Times are Unix seconds, UTC."""
+    """The record of one prediction. Times are Unix seconds."""
 
     id: str
     model: str  # owner/name as configured, also when the caller used an alias
     version: str  # 64 hex digits
     owner: str  # account that made it
-    input: dict[str, Any]  # exactly the keys the caller gave, verbatim
+    input: dict[str, Any]  # as the caller sent it, without defaults; secrets are replaced
     status: Status = Status.STARTING
-    output: Any = None
+    output: Any = None  # JSON data; `OutputItems` while an iterator runs
     logs: str = ""
     error: str | None = None
     metrics: dict[str, Any] = {}
@@ -142,51 +199,49 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float | None = None
     completed_at: float | None = None
     deadline: float | None = None  # from Cancel-After
-    stream_token: str  # unguessable part of urls.stream
-    attempt: int = 0  # runs begun so far; 1 while the first is under way
-    n: int = 0  # last event of this attempt that is applied
+    stream_token: str  # secret part of urls.stream
+    attempt: int = 0  # number of runs begun; 1 during the first
+    n: int = 0  # number of the last event of this attempt that was applied
     data_removed: bool = False
     webhook: Webhook | None = None
-    deployment: str | None = None  # owner/name, if it was made through one
+    deployment: str | None = None  # owner/name of the deployment that it was made through
     destination: str | None = None  # of a training: the model that gets the new version
     parent: str | None = None  # the prediction that asked for this one while it ran
-    # What is asked for, where that is not the model's own prediction: one of `runners.operations`. `input` is
-    # then a request of another API, and `output` the answer to it, or the parts of its stream.
+    # One of `runners.operations`, for a request of another API such as OpenAI's. `input` is then the body of
+    # that request, and `output` the response to it, or the items of its stream.
     operation: str | None = None
-    token: str | None = None  # id of the token that asked for it; of a part, the one that asked for the whole
-    hardware: str | None = None  # SKU of what it last ran on
-    trace: str | None = (
-        None  # the W3C traceparent of the request that asked for it, where requests are traced
-    )
+    token: str | None = None  # id of the token that asked for it; a child has its parent's
+    hardware: str | None = None  # SKU of the devices that it last ran on
+    trace: str | None = None  # W3C traceparent of the request that asked for it, if requests are traced
 
     def __str__(self) -> str:
-        """For logs: the id, and what it is a part of."""
-        return self.id if self.parent is None else f"{self.id} (part of {self.parent})"
+        """For logs: the id, and the id of the parent."""
+        return self.id if self.parent is None else f"{self.id} (child of {self.parent})"
 
     @property
     def about(self) -> dict[str, str]:
-        """For logs: what a record is about that names it."""
+        """For logs: fields of a log record about this prediction."""
         return {"prediction": self.id, "model": self.model}
 
     def evolve(self, **changes: Any) -> Prediction:
-        """A copy with ``changes`` applied."""
+        """Return a copy with these fields changed."""
         return msgspec.structs.replace(self, **changes)
 
     def move(self, status: Status, **changes: Any) -> Prediction:
-        """A copy in ``status``.
+        """Return a copy with another status, and these fields changed.
 
         Raises:
-            ValueError: the move is not in ``MOVES``.
+            ValueError: ``MOVES`` does not have this change of status.
         """
         if status not in MOVES[self.status]:
             raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
     def started(self, now: float, cold_start: float = 0.0, hardware: str | None = None) -> Prediction:
-        """Claimed for a run: processing, next attempt, nothing applied yet.
+        """Return the record as claimed for its next attempt: processing, without output of an earlier one.
 
-        ``cold_start`` is how many seconds it waited for its model to be loaded, ``hardware`` the SKU of what
-        that is loaded on.
+        ``cold_start`` is how many seconds it waited for its model to be loaded, ``hardware`` the SKU of the
+        devices that the model is loaded on.
         """
         metrics = {"cold_start": round(cold_start, 6)} if cold_start > 0 else {}
         return self.move(
@@ -201,23 +256,30 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def finished(self, status: Status, now: float, error: str | None = None) -> Prediction:
-        """Terminal at ``now``; output, logs and metrics so far are kept."""
+        """Return the record as ended at ``now``, with the output, logs and metrics so far."""
         metrics = dict(self.metrics)
         if self.started_at is not None:
             metrics.setdefault("predict_time", round(max(0.0, now - self.started_at), 6))
         metrics["total_time"] = round(now - self.created_at, 6)
-        return self.move(status, completed_at=now, error=error, metrics=metrics)
+        return self.move(status, completed_at=now, error=error, metrics=metrics, output=self.plain_output)
+
+    @property
+    def plain_output(self) -> Any:
+        """The output as JSON data: a list in place of ``OutputItems``."""
+        return list(self.output) if isinstance(self.output, OutputItems) else self.output
 
     def apply(self, event: Log | Output | Metric, n: int) -> Prediction:
-        """The record after event number ``n``; a number already applied changes nothing."""
+        """Return the record after event number ``n``; an event that was applied before changes nothing.
+
+        Takes constant time on average, however long the output is.
+        """
         if n <= self.n:
             return self
         match event:
             case Log(text):
                 return self.evolve(logs=self.logs + text, n=n)
             case Output(values, append=True):
-                before = self.output if isinstance(self.output, list) else []
-                return self.evolve(output=[*before, *values], n=n)
+                return self.evolve(output=_items_of(self.output).extended(values), n=n)
             case Output(values):
                 return self.evolve(output=values[0], n=n)
             case Metric(name, value):
@@ -225,13 +287,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_id() -> str:
-    """A fresh id: 26 characters, 128 bits and more of randomness."""
+    """Return a new random id of 26 characters, which has 130 bits."""
     return base64.b32encode(secrets.token_bytes(17))[:ID_LENGTH].translate(_CROCKFORD).decode()
 
 
 def new_stream_token(*, files: bool = False) -> str:
-    """A fresh capability for a stream URL: 256 bits, safe in a path.
+    """Return a new secret token of 256 random bits for a stream URL.
 
-    With ``files`` it is one for a stream of files, which has another address: a client looks at that.
+    With ``files`` the token has the prefix of streams of files: their URLs differ, because Replicate's
+    JavaScript client tells by the URL whether the items are files.
     """
     return (FILE_STREAM if files else "") + secrets.token_hex(32)

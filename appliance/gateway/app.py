@@ -27,7 +27,7 @@ from appliance.gateway.catalogue.builds import ProjectBuilds
 from appliance.gateway.catalogue.demands import capacities
 from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.catalogue.trainings import Trainings
-from appliance.gateway.engine import Engine
+from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.reload import Reload, catalogue_of
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
@@ -121,7 +121,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         if traced is not None:
             traced.observe(record)
 
-    engine = Engine(
+    dependencies = Dependencies(
         limits=config.limits,
         catalogue=models,
         store=store,
@@ -138,6 +138,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         on_event=metrics.happened,
         finalize=trainings.finalize,
     )
+    engine = Engine(dependencies)
     return Services(
         config=config,
         catalogue=models,

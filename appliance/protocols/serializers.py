@@ -81,7 +81,7 @@ def prediction(record: Prediction, base: str) -> dict[str, Any]:
         },
     }
     if record.output is not None or record.status.terminal:
-        shown["output"] = record.output
+        shown["output"] = record.plain_output
     if record.started_at is not None:
         shown["started_at"] = timestamp(record.started_at)
     if record.completed_at is not None:

@@ -70,7 +70,7 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
         "data_removed": prediction.data_removed,
         "error": prediction.error,
         "logs": prediction.logs,
-        "output": None if prediction.output is None else pack(prediction.output),
+        "output": None if prediction.output is None else pack(prediction.plain_output),
         "metrics": pack(prediction.metrics) if prediction.metrics else None,
         "webhook": None if prediction.webhook is None else pack(prediction.webhook),
         "deployment": prediction.deployment,

@@ -53,7 +53,7 @@ def test_a23_a_project_calls_other_models_as_whoever_called_it(
     listed = api.get("/v1/predictions", params={"parent": whole["id"]}).json()["results"]
     assert [each["id"] for each in listed] == whole["parts"][::-1]
     log = (appliance.home / "logs" / "appliance.log").read_text()
-    assert all(f"{id} (part of {whole['id']})" in log for id in whole["parts"])
+    assert all(f"{id} (child of {whole['id']})" in log for id in whole["parts"])
 
 
 def test_the_next_prediction_of_the_same_process_has_a_token_of_its_own(

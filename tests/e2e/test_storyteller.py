@@ -34,4 +34,4 @@ def test_a_story_is_written_drawn_and_read_aloud(api: httpx.Client, appliance: A
     assert {part["parent"] for part in parts} == {whole["id"]}
     assert story["text"] == "".join(parts[0]["output"]).strip()
     log = (appliance.home / "logs" / "appliance.log").read_text()
-    assert all(f"{id} (part of {whole['id']})" in log for id in whole["parts"])
+    assert all(f"{id} (child of {whole['id']})" in log for id in whole["parts"])

@@ -1,6 +1,7 @@
-"""The one loop that owns every status: takes predictions, places models, runs, stores, publishes."""
+"""The engine owns every unfinished prediction and decides, with the scheduler, which models are loaded."""
 
+from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.engine import Engine
-from appliance.gateway.engine.loop import INTERRUPTED
+from appliance.gateway.engine.predictions import INTERRUPTED
 
-__all__ = ["INTERRUPTED", "Engine"]
+__all__ = ["INTERRUPTED", "Dependencies", "Engine"]

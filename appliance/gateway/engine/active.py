@@ -1,53 +1,52 @@
-"""One prediction that is not finished, with what only its running process needs to know."""
+"""One unfinished prediction: its record, and the state that is kept in memory only."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from appliance.domain.errors import PredictionFailed
-from appliance.domain.prediction import Prediction
+from appliance.domain.prediction import OutputItems, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.store import Progress
 
 _log = logging.getLogger(__name__)
 
-#: What is stored and shown in place of a secret input.
+#: Stored and shown in place of a secret input.
 HIDDEN: Final = "**********"
 
-#: What a host has told of a prediction, with the numbers it gave them.
+#: Events of one attempt, with the numbers that the worker process gave them.
 Events = list[tuple[int, Progress]]
 
 
 def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
-    """``input`` as it may be stored and shown."""
+    """Return ``input`` with every secret value replaced by ``HIDDEN``."""
     hidden = dict.fromkeys((name for name in entry.interface.secret_inputs if name in input), HIDDEN)
     return {**input, **hidden} if hidden else input
 
 
 class ActivePrediction:
-    """A prediction under way. Only the engine writes; anyone may read ``prediction`` and wait for changes."""
+    """An unfinished prediction. Only ``Predictions`` and ``Saver`` change it; others read it and wait."""
 
     def __init__(self, prediction: Prediction, entry: Entry, input: dict[str, Any]) -> None:
         """``input`` is the validated input, with every default filled in."""
         self.prediction = prediction
         self.entry = entry
         self.input = input
-        self.claimed = False  # a claim is on its way to the store, or was made
-        self.ending = False  # a terminal record is on its way to the store
-        self.submitted = False  # this attempt was handed to a host
-        self.fetched: asyncio.Task[dict[str, Any]] | None = None  # the input, its files fetched
-        self.parts: set[str] = set()  # ids of predictions that it asked for and that are not finished
-        self.out_of_memory = False  # its host ran out of memory once while it ran
+        self.claimed = False  # the claim is being stored, or is stored
+        self.ending = False  # the terminal record is being stored
+        self.submitted = False  # this attempt was handed to a worker process
+        self.fetched: asyncio.Task[dict[str, Any]] | None = None  # downloads the input files
+        self.out_of_memory = False  # its worker process ran out of memory once while it ran
         self.timers: list[asyncio.TimerHandle] = []
-        self.unsaved: Events = []
+        self.unsaved: Events = []  # shown, but not stored yet
         self.saving: asyncio.Future[None] | None = None  # the last write of this attempt's events
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._enders: set[asyncio.Future[None]] = set()
+        self._waiting_for_change: set[asyncio.Future[None]] = set()
+        self._waiting_for_end: set[asyncio.Future[None]] = set()
 
     @property
     def id(self) -> str:
@@ -59,104 +58,109 @@ class ActivePrediction:
         """Whether the output is a growing list; not so for calls of the OpenAI and Anthropic APIs."""
         return self.entry.interface.iterates and self.prediction.operation is None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is queued: not claimed for a run, and not ending."""
+        return self.prediction.status is Status.STARTING and not self.claimed and not self.ending
+
     def begins_on(self, instance: str) -> None:
-        """It may not be the one that was chosen when it arrived."""
+        """Set the instance that runs it, which may not be the one that was chosen when it arrived."""
         if instance != self.entry.runs_on:
             self.entry = msgspec.structs.replace(self.entry, runs_on=instance)
 
     def runs(self, claimed: Prediction) -> bool:
-        """Whether the attempt that began with this record goes on: it may have ended, or lost its host."""
+        """Whether the attempt that was claimed with this record still runs."""
         return not self.ending and self.prediction is claimed
 
     def show(self, prediction: Prediction) -> None:
-        """Replace the record and wake everyone who waits for that."""
+        """Replace the record, and wake everyone who waits for a change or for the end."""
         self.prediction = prediction
-        _wake(self._waiters)
+        _wake(self._waiting_for_change)
         if prediction.status.terminal:
-            _wake(self._enders)
+            _wake(self._waiting_for_end)
 
     def stop_timers(self) -> None:
-        """No deadline applies any more."""
+        """Cancel the timers of the deadline and of ``limits.run_timeout``."""
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()
 
     async def changed(self, seconds: float) -> bool:
-        """Return at the next ``show``, or False when there is none for so long."""
+        """Return True at the next ``show``, or False after ``seconds`` without one."""
         try:
             async with asyncio.timeout(seconds):
-                await _wait_in(self._waiters)
+                await _wait_in(self._waiting_for_change)
         except TimeoutError:
             return False
         return True
 
     async def ended(self) -> None:
-        """Return once the terminal record is committed."""
+        """Return once the terminal record is stored."""
         if not self.prediction.status.terminal:
-            await _wait_in(self._enders)
+            await _wait_in(self._waiting_for_end)
 
 
-async def _wait_in(waiters: set[asyncio.Future[None]]) -> None:
-    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiters.add(waiter)
+async def _wait_in(waiting: set[asyncio.Future[None]]) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting.add(future)
     try:
-        await waiter
+        await future
     finally:
-        waiters.discard(waiter)
+        waiting.discard(future)
 
 
-def _wake(waiters: set[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
-    waiters.clear()
+def _wake(waiting: set[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+    waiting.clear()
 
 
-def items(prediction: Prediction, *, iterates: bool) -> list[Any]:
-    """The output as a stream sees it: the items of an iterator, else the whole output once it is final."""
+def items(prediction: Prediction, *, iterates: bool) -> Sequence[Any]:
+    """Return the output as stream items: those of an iterator, else the one whole output once it is final."""
+    output = prediction.output
     if iterates:
-        return prediction.output if isinstance(prediction.output, list) else []
-    final = prediction.status.terminal and prediction.output is not None
-    return [prediction.output] if final else []
+        return output if isinstance(output, list | OutputItems) else []
+    return [output] if prediction.status.terminal and output is not None else []
 
 
-#: What a follower sees: new items with their numbers from 1, None when nothing came for a while, and last of
-#: all the terminal record.
+#: What a follower gets: new items with their numbers from 1, None after a silence, and the terminal record
+#: last.
 Seen = list[tuple[int, Any]] | Prediction | None
 
 
-async def follow(live: ActivePrediction, after: int, idle: float) -> AsyncIterator[Seen]:
-    """Items with a number over ``after``, each once, as they come; None after ``idle`` seconds without."""
+async def follow(active: ActivePrediction, after: int, idle: float) -> AsyncIterator[Seen]:
+    """Yield items with a number over ``after``, each once; None after ``idle`` seconds without any."""
     position = after
     while True:
-        current = live.prediction
-        present = items(current, iterates=live.entry.interface.iterates)
+        current = active.prediction
+        present = items(current, iterates=active.entry.interface.iterates)
         if len(present) > position:
             yield list(enumerate(present[position:], position + 1))
             position = len(present)
         if current.status.terminal:
             yield current
             return
-        if live.prediction is current and not await live.changed(idle):
+        if active.prediction is current and not await active.changed(idle):
             yield None
 
 
-async def fetched(live: ActivePrediction) -> dict[str, Any]:
-    """The input as its model gets it.
+async def fetched_input(active: ActivePrediction) -> dict[str, Any]:
+    """Return the input with its files downloaded, as the model gets it.
 
     Raises:
-        PredictionFailed: a file of it cannot be had, or its end has stopped that.
+        PredictionFailed: a file could not be downloaded, or the prediction ended before it was.
     """
-    if live.fetched is None:
-        return live.input
+    if active.fetched is None:
+        return active.input
     try:
-        return await asyncio.shield(live.fetched)
+        return await asyncio.shield(active.fetched)
     except asyncio.CancelledError as error:
-        if live.fetched.cancelled():
+        if active.fetched.cancelled():
             raise PredictionFailed("the prediction ended while its input was fetched") from error
         raise
     except PredictionFailed:
         raise
-    except Exception as error:  # whatever it is, the prediction must not wait for ever
-        _log.exception("the input of prediction %s was not fetched", live.prediction)
+    except Exception as error:  # any error must end the prediction: it would hold its slot for ever
+        _log.exception("the input files of prediction %s could not be fetched", active.prediction)
         raise PredictionFailed(f"the input files could not be fetched: {error}") from error

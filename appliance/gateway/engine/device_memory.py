@@ -1,4 +1,4 @@
-"""What of the devices others use: told to the scheduler before it decides, and waited for after an unload."""
+"""Device memory in use: measured for the scheduler before it decides, and waited for after an unload."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from appliance.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
-#: Seconds for which what was found in use is believed.
+#: Seconds after which a measurement is out of date.
 FRESH: Final = 0.2
-#: A driver gives memory back a little after the processes are gone: for how long that is waited for.
+#: Seconds to wait for a GPU driver to free the memory of a process that has ended.
 PATIENCE: Final = 10.0
-LOOK: Final = 0.05  # seconds between looks
-STILL: Final = 6  # looks without a change after which no more is expected
-#: Of what a model has taken at most, it may have given back a part before.
+LOOK: Final = 0.05  # seconds between measurements while waiting
+STILL: Final = 6  # equal measurements in a row after which no more is expected
+#: Share of its peak that a model must free: it may have freed a part of that before.
 _MOST: Final = 0.8
 
 
 class DeviceMemory:
-    """One per engine."""
+    """Measures devices on behalf of the scheduler."""
 
     def __init__(
         self, scheduler: Scheduler, in_use: Callable[[], dict[str, int]], kinds: Mapping[str, str]
     ) -> None:
-        """``in_use`` says how many bytes of each device anybody uses, as far as that is known."""
+        """``in_use`` measures the bytes in use of each device where it can; ``kinds`` are cpu or cuda."""
         self._scheduler = scheduler
         self._in_use = in_use
         self._kinds = kinds
         self._looked = float("-inf")
 
     def look(self, now: float) -> None:
-        """Tell the scheduler what is in use, if a model waits to be loaded and that is not known already."""
+        """Call ``refresh`` if a model waits to be loaded and the last measurement is out of date."""
         if now >= self._looked + FRESH and self._scheduler.waits(now):
             self.refresh()
 
     def refresh(self) -> None:
-        """Tell the scheduler what is in use now; what no model holds of it is someone else's."""
+        """Tell the scheduler what is in use now; what exceeds its reservations is used by other programs."""
         now = self._looked = time.monotonic()
         for device, memory in self._in_use().items():
             self._scheduler.used(device, memory, now)
 
-    def before(self, model: str) -> dict[str, int]:
-        """What is in use of the GPUs of a model that is about to be unloaded."""
+    def usage_of_gpus(self, model: str) -> dict[str, int]:
+        """Return the bytes in use of each GPU that a loaded model is placed on; empty if it is on the CPU."""
         gpus = [device for device in self._scheduler.devices(model) if self._kinds[device] == "cuda"]
-        return self._of(gpus) if gpus else {}
+        return self._measure(gpus) if gpus else {}
 
-    async def given_back(self, model: str, before: dict[str, int]) -> None:
-        """Return once the memory that the model had, whose host is gone, can be used again.
+    async def wait_until_freed(self, model: str, before: dict[str, int]) -> None:
+        """Return once the GPU memory of a model whose worker process has ended is free.
 
-        Where it does not come back in time it counts as foreign from then on, until it does.
+        ``before`` is what ``usage_of_gpus`` returned before the unload. After ``PATIENCE`` the memory that is
+        not free counts as used by other programs, until it is.
         """
         if not before:
             return
@@ -61,7 +62,7 @@ class DeviceMemory:
         deadline = time.monotonic() + PATIENCE
         last, still = before, 0
         while time.monotonic() < deadline:
-            found = self._of(list(before))
+            found = self._measure(list(before))
             gone = [before[device] - found.get(device, 0) for device in before]
             still = still + 1 if found == last else 0
             last = found
@@ -69,8 +70,8 @@ class DeviceMemory:
                 break
             await asyncio.sleep(LOOK)
         else:
-            _log.warning("the memory of model %s did not come back in %g s", model, PATIENCE)
+            _log.warning("the GPU memory of model %s is not free %.1f s after its unload", model, PATIENCE)
 
-    def _of(self, devices: Sequence[str]) -> dict[str, int]:
+    def _measure(self, devices: Sequence[str]) -> dict[str, int]:
         found = self._in_use()
         return {device: found[device] for device in devices if device in found}

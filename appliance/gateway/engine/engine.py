@@ -1,38 +1,38 @@
-"""The doors of the engine: every prediction enters through ``submit`` and is read through the others."""
+"""The engine: predictions enter through ``submit``, models through ``load``; others read both here.
+
+Facts come in (a request, an event of a worker process, a timer), the scheduler is asked what to do next, and
+``decide`` carries that out. ``predictions`` owns statuses, ``loads`` and ``workers`` own worker processes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
-import msgspec
-
-from appliance.cluster.base import Adopted, Cluster
 from appliance.config import LimitsConfig
 from appliance.domain import input_schema
-from appliance.domain.errors import InvalidVersion, NotFound, RequestError, ShuttingDown, StoreError
+from appliance.domain.errors import InvalidVersion, LoadFailed, NotFound, ShuttingDown, StoreError
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id, new_stream_token
-from appliance.domain.token import RunTokens
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry, operating
-from appliance.gateway.engine import report
-from appliance.gateway.engine.active import HIDDEN, Seen, follow, items, without_secrets
-from appliance.gateway.engine.admission import Admission
+from appliance.gateway.catalogue.catalogue import Entry, operating
+from appliance.gateway.engine import admission, recovery, report
+from appliance.gateway.engine.active import Seen, follow, items, without_secrets
+from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.instances import Instances
-from appliance.gateway.engine.loads import Loads
-from appliance.gateway.engine.loop import INTERRUPTED, Loop
+from appliance.gateway.engine.loads import Failed, Loads, Ready, Retry
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
-from appliance.gateway.engine.queue_info import shown
-from appliance.gateway.engine.reconcile import renew
-from appliance.gateway.files.file_store import FileStore
-from appliance.gateway.files.inputs import Inputs
-from appliance.machine import Device
-from appliance.scheduler import Demand, Event, Residency, Scheduler
-from appliance.store import Cursor, Filter, Store
+from appliance.gateway.engine.predictions import Predictions
+from appliance.gateway.engine.prefetch import Prefetch
+from appliance.gateway.engine.queue_info import with_queue_info
+from appliance.gateway.engine.reconcile import reconcile
+from appliance.gateway.engine.saver import Saver
+from appliance.gateway.engine.tasks import Tasks
+from appliance.gateway.engine.workers import Workers
+from appliance.scheduler import Decision, Demand, Load, Refuse, Residency, Sleep, Start, Unload, Wake
+from appliance.store import Cursor, Filter
 
 _log = logging.getLogger(__name__)
 
@@ -43,72 +43,150 @@ Ids = list[str]  # named here because the method ``list`` hides the builtin
 class Engine:
     """One per gateway; used on its event loop only."""
 
-    def __init__(
-        self,
-        *,
-        limits: LimitsConfig,
-        catalogue: Catalogue,
-        store: Store,
-        cluster: Cluster,
-        scheduler: Scheduler,
-        home: Path,
-        threads: int,
-        devices: Sequence[Device],
-        in_use: Callable[[], dict[str, int]],
-        files: FileStore,
-        inputs: Inputs,
-        run_tokens: RunTokens,
-        observe: Callable[[Prediction], None],
-        on_event: Callable[[Event], None],
-        finalize: Callable[[Prediction], Awaitable[Prediction]],
-    ) -> None:
-        """``home`` is the data folder, ``threads`` and ``devices`` what the machine has, ``in_use``
-        says how many bytes of each device anybody uses now, as far as that is known.
-
-        ``observe`` is told of every change of a prediction, after its status is stored, ``on_event`` of every
-        decision about memory and what came of it; ``finalize`` makes a version of what a training has made,
-        before its end is stored.
-        """
-        self._catalogue = catalogue
-        self._store = store
-        self._cluster = cluster
-        self._scheduler = scheduler
-        kinds = {device.name: device.kind for device in devices}
-        self._sizes = MemoryProfiles(catalogue, scheduler, cluster, store, kinds)
-        self._loads = Loads(
-            catalogue, cluster, scheduler, limits, self._sizes, home=home, threads=threads, devices=devices
+    def __init__(self, dependencies: Dependencies) -> None:
+        """Nothing happens before ``start``."""
+        self._dependencies = dependencies
+        self._catalogue = dependencies.catalogue
+        self._store = dependencies.store
+        self._scheduler = dependencies.scheduler
+        self._tasks = Tasks()
+        kinds = {device.name: device.kind for device in dependencies.devices}
+        self._memory_profiles = MemoryProfiles(
+            self._catalogue, self._scheduler, dependencies.cluster, self._store, kinds
         )
-        self._room = DeviceMemory(scheduler, in_use, kinds)
-        self._instances = Instances(catalogue, scheduler)
-        self._started = False
-        self._loop = Loop(
-            limits=limits,
-            catalogue=catalogue,
-            store=store,
-            cluster=cluster,
-            scheduler=scheduler,
-            loads=self._loads,
-            sizes=self._sizes,
-            room=self._room,
-            files=files,
-            inputs=inputs,
-            run_tokens=run_tokens,
-            observe=observe,
-            on_event=on_event,
-            finalize=finalize,
+        self._device_memory = DeviceMemory(self._scheduler, dependencies.in_use, kinds)
+        self.instances = Instances(self._catalogue, self._scheduler)
+        self._prefetch = Prefetch(self._catalogue, self._scheduler, dependencies.home)
+        self._loads = Loads(dependencies, self._memory_profiles)
+        self._predictions = Predictions(
+            dependencies, self._tasks, self._loads, decide=self.decide, kill_worker=self._kill_worker
         )
-        self._admission = Admission(limits, scheduler, self._loop.live)
+        self._active = self._predictions.active
+        self._workers = Workers(
+            dependencies,
+            self._tasks,
+            self._loads,
+            self._memory_profiles,
+            self._device_memory,
+            self._predictions,
+            decide=self.decide,
+        )
+        self._saver = Saver(self._store, self._active)
+        self._saving: asyncio.Task[None] | None = None
+        self._draining = False
+        self._closed = False
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._last_event = 0  # number of the last event of the scheduler's log that was handled
 
     async def start(self) -> None:
-        """Take up what an earlier gateway left, then begin to decide."""
-        await self._sizes.load()
-        held = await self._adopt(await self._cluster.adopt())
-        for prediction in await self._store.unfinished():
-            self._recover(prediction, held)
+        """Take over what an earlier gateway left, then begin to decide."""
+        await self._memory_profiles.load()
+        held = await recovery.adopt_models(self._dependencies, self._loads, self._memory_profiles)
+        failed = await recovery.recover_predictions(
+            self._dependencies, self._predictions, self.instances, self._memory_profiles, held
+        )
+        for record in failed:
+            self._tasks.spawn(self._predictions.end_unserved(record))
         for model in held:
-            self._loop.hosts.follow(model)
-        self._started = True
-        self._loop.start()
+            self._workers.follow(model)
+        self._saving = self._tasks.spawn(self._saver.run())
+        self.decide()
+
+    async def close(self) -> None:
+        """Stop deciding and write what is not written yet."""
+        self._draining = self._closed = True
+        self._prefetch.close()
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._predictions.close()
+        await self._tasks.cancel()
+        await self._saver.close()
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new work and let what runs finish for ``seconds``; return how many were still running.
+
+        What still waits or runs stays stored and is taken up at the next start.
+        """
+        self._draining = True
+        running = [active.ended() for active in self._active.values() if active.claimed]
+        if not running:
+            return 0
+        tasks = [asyncio.ensure_future(wait) for wait in running]
+        _, unfinished = await asyncio.wait(tasks, timeout=seconds)
+        for task in unfinished:
+            task.cancel()
+        return len(unfinished)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no new work is taken; None if it is."""
+        if self._draining:
+            return "it is draining"
+        return None if self._saving is not None and not self._saving.done() else "the engine has stopped"
+
+    # -- decisions ---------------------------------------------------------------------------------------
+
+    def decide(self) -> None:
+        """Carry out what the scheduler decides; while draining, only children of running predictions start."""
+        if self._closed:
+            return
+        now = time.monotonic()
+        self._device_memory.look(now)
+        for decision in self._scheduler.decide(now, parts_only=self._draining):
+            self._carry_out(decision)
+        for event in self._scheduler.happenings(self._last_event):
+            self._last_event = event.number
+            report.log(event)
+            self._dependencies.on_event(event)
+        self._memory_profiles.tell_limits()
+        self._prefetch.look(now)
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+        at = self._scheduler.next_wakeup(now)
+        if at is not None:
+            self._wakeup = asyncio.get_running_loop().call_later(max(0.0, at - now), self.decide)
+
+    def _carry_out(self, decision: Decision) -> None:
+        match decision:
+            case Refuse(id, reason):
+                self._predictions.end(self._active[id], Status.FAILED, reason)
+            case Start(id, model, cold_start):
+                self._predictions.start(id, model, cold_start)
+            case Load():
+                self._tasks.spawn(self._load(decision))
+            case Sleep():
+                self._workers.sleep(decision)
+            case Wake(model):
+                self._workers.wake(model)
+            case Unload(model):
+                self._tasks.spawn(self._workers.unload(model))
+
+    async def _load(self, decided: Load) -> None:
+        """Load a model, then tell everyone concerned how that ended."""
+        model = decided.model
+        outcome = await self._loads.load(self._catalogue.hosted(model), decided.devices, decided.memory)
+        now = time.monotonic()
+        match outcome:
+            case Ready(levels):
+                self._scheduler.loaded(model, now, levels)
+                self._loads.settle(model)
+                if self._scheduler.residency(model) is Residency.READY:
+                    self._workers.follow(model)
+                    self._loads.reload_model(model)
+            case Retry(reason):
+                self._scheduler.lost(model, now, reason)
+            case Failed(reason):
+                for id in self._scheduler.load_failed(model, now, reason):
+                    self._predictions.end(self._active[id], Status.FAILED, reason)
+                self._loads.settle(model, LoadFailed(reason))
+        self._predictions.end_outdated()
+        self.decide()
+
+    def _kill_worker(self, model: str, reason: str) -> None:
+        self._tasks.spawn(self._workers.kill(model, reason))
+
+    # -- predictions -------------------------------------------------------------------------------------
 
     async def submit(
         self,
@@ -125,15 +203,15 @@ class Engine:
         token: str | None = None,
         trace: str | None = None,
     ) -> Prediction:
-        """Accept a prediction: it is committed when this returns. ``deadline`` is in Unix seconds.
+        """Accept a prediction and return its record once that is stored. ``deadline`` is in Unix seconds.
 
-        With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the running prediction
-        that asks for it. With ``operation`` the input is a request of another API, an object, and ``entry``
-        one of a kind that answers it. ``token`` is the id of the token that asks, ``trace`` the
-        traceparent of its request; a part has those of its whole.
+        With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the id of the running
+        prediction that asks for this one. With ``operation`` the input is the body of a request of another
+        API, and ``entry`` is of a kind that answers such requests. ``token`` is the id of the token that
+        asks, ``trace`` the traceparent of its request; a child has those of its parent.
 
         Raises:
-            Unauthenticated: ``parent`` does not run any more.
+            Unauthenticated: ``parent`` has ended.
             InvalidInput: names every wrong field.
             NeverFits: no device could hold the model.
             Throttled: too many predictions wait.
@@ -142,16 +220,16 @@ class Engine:
         if operation is not None:
             entry = operating(entry, input)
         validated = input_schema.validate(entry.interface, input)
-        if self._loop.draining and parent is None:
+        if self._draining and parent is None:
             raise ShuttingDown
-        self._place(entry)
+        recovery.make_known(self._dependencies, self._memory_profiles, entry)
         self._scheduler.check_fits(entry.runs_on)
-        entry = self._instances.choose(entry)
+        entry = self.instances.choose(entry)
         if parent is None:
-            self._admission.check(entry.runs_on)
+            admission.check_queues(self._dependencies, entry.runs_on)
         else:
-            whole = self._admission.check_part(parent)
-            token, trace = whole.token, whole.trace
+            asking = admission.check_child(self._dependencies, self._predictions, parent)
+            token, trace = asking.token, asking.trace
         prediction = Prediction(
             id=new_id(),
             model=entry.name,
@@ -170,28 +248,40 @@ class Engine:
             trace=trace,
         )
         if parent is not None:
-            _log.info("prediction %s asks for %s", prediction, entry.name)
-        # Writes keep their order, so the claim may be queued before the creation is committed; nobody
+            _log.info("prediction %s is queued on %s", prediction, entry.name)
+        # The store keeps the order of writes, so a claim may be queued before the creation is stored; nobody
         # knows the id until this returns.
         created = self._store.create(prediction)
-        live = self._loop.admit(prediction, entry, validated)
-        self._loop.decide()
+        active = self._predictions.add(prediction, entry, validated)
+        self._predictions.enqueue(active)
+        self.decide()
         try:
             await created
         except StoreError:
-            self._loop.forget(live)
+            self._predictions.forget(active)
             raise
         return prediction
 
     async def get(self, id: str, owner: str | None) -> Prediction:
-        """The record as it is now; with no ``owner``, whoever's it is.
+        """Return the record as it is now; without an ``owner``, of any owner.
 
         Raises:
-            NotFound: there is none, or it is another owner's.
+            NotFound: there is no such prediction of this owner.
         """
-        live = self._loop.live.get(id)
-        prediction = shown(live, self._scheduler) if live is not None else await self._store.get(id)
+        active = self._active.get(id)
+        prediction = await self._store.get(id) if active is None else with_queue_info(active, self._scheduler)
         if prediction is None or owner not in {None, prediction.owner}:
+            raise NotFound
+        return prediction
+
+    async def by_stream_token(self, token: str) -> Prediction:
+        """Return the record of the prediction whose stream URL has this token.
+
+        Raises:
+            NotFound: there is none.
+        """
+        prediction = self._predictions.by_stream_token(token) or await self._store.by_stream_token(token)
+        if prediction is None:
             raise NotFound
         return prediction
 
@@ -203,260 +293,161 @@ class Engine:
         limit: int = 100,
         **filters: Unpack[Filter],
     ) -> Sequence[Prediction]:
-        """One page, newest first, with running predictions as they are now; see ``Store.list``.
+        """Return one page of ``Store.list``, newest first, with unfinished predictions as they are now.
 
         Raises:
-            NotFound: there is no prediction ``parent`` of this owner's.
+            NotFound: there is no prediction ``parent`` of this owner.
         """
         parent = filters.get("parent")
-        if parent is not None:  # its parts are younger: that leaves little to look through
+        if parent is not None:  # children are younger, so there are fewer rows to look through
             since = (await self.get(parent, owner)).created_at
             filters["created_after"] = max(filters.get("created_after") or since, since)
         stored = await self._store.list(owner, cursor=cursor, limit=limit, **filters)
-        live = self._loop.live
-        return [shown(live[each.id], self._scheduler) if each.id in live else each for each in stored]
+        active = self._active
+        return [
+            with_queue_info(active[each.id], self._scheduler) if each.id in active else each
+            for each in stored
+        ]
 
-    async def parts(self, record: Prediction) -> Ids:
-        """The ids of what a prediction has asked for while it ran, oldest first."""
+    async def children_of(self, record: Prediction) -> Ids:
+        """Return the ids of the predictions that this one has asked for, finished or not, oldest first."""
         return await self._store.parts(record.id)
 
     async def cancel(self, id: str, owner: str | None) -> Prediction:
-        """Cancel it if it is not finished; returns the record either way.
+        """Cancel an unfinished prediction; return the terminal record, also of one that had ended before.
 
         Raises:
-            NotFound: there is none, or it is another owner's.
+            NotFound: there is no such prediction of this owner.
         """
         prediction = await self.get(id, owner)
-        live = self._loop.live.get(id)
-        if live is None:
+        active = self._active.get(id)
+        if active is None:
             return prediction
-        if not live.ending:
-            self._loop.end(live, Status.CANCELED)
-        await live.ended()
-        return live.prediction
+        if not active.ending:
+            self._predictions.end(active, Status.CANCELED)
+        await active.ended()
+        return active.prediction
 
     async def wait(self, id: str, seconds: float) -> Prediction | None:
-        """The record once it is terminal, or as it is after ``seconds``; None if it is not known here."""
-        live = self._loop.live.get(id)
-        if live is None:
+        """Return the terminal record, or the record as it is after ``seconds``; None if the id is unknown."""
+        active = self._active.get(id)
+        if active is None:
             return await self._store.get(id)
         try:
             async with asyncio.timeout(seconds):
-                await live.ended()
+                await active.ended()
         except TimeoutError:
             pass
-        return live.prediction
+        return active.prediction
 
     async def follow(
         self, prediction: Prediction, after: int = 0, *, idle: float = 10.0
     ) -> AsyncIterator[Seen]:
-        """Output items with a number over ``after`` (from 1), each once; then the terminal record.
+        """Yield output items with a number over ``after`` (from 1), each once; then the terminal record.
 
-        What is there comes in one list; None says that nothing came for ``idle`` seconds.
+        Items that are there come in one list; None means that nothing came for ``idle`` seconds.
         """
-        live = self._loop.live.get(prediction.id)
-        if live is not None:
-            async for seen in follow(live, after, idle):
+        active = self._active.get(prediction.id)
+        if active is not None:
+            async for seen in follow(active, after, idle):
                 yield seen
             return
-        stored = await self._store.get(prediction.id)
-        if stored is None:
+        ended = prediction if prediction.status.terminal else await self._store.get(prediction.id)
+        if ended is None:
             raise NotFound
-        present = items(stored, iterates=self._iterates(stored))[after:]
+        present = items(ended, iterates=self._iterates(ended))[after:]
         if present:
             yield list(enumerate(present, after + 1))
-        yield stored
+        yield ended
 
     def item_count(self, prediction: Prediction) -> int:
-        """How many items a follower of this terminal prediction has seen."""
+        """Return how many items a follower of this terminal prediction has seen."""
         return len(items(prediction, iterates=self._iterates(prediction)))
 
-    def residency(self, entry: Entry) -> Residency:
-        """Where the model is now."""
-        return self._scheduler.residency(entry.runs_on)
+    def _iterates(self, ended: Prediction) -> bool:
+        """Whether the output came item by item; assumed of a list whose version is not served any more."""
+        try:
+            return recovery.served(self._catalogue, ended).interface.iterates
+        except InvalidVersion:
+            return isinstance(ended.output, list)
 
     def running(self, id: str, attempt: int) -> Prediction | None:
-        """The record of a prediction if this attempt of it runs now."""
-        live = self._loop.live.get(id)
-        if live is None or live.ending or live.prediction.status is not Status.PROCESSING:
+        """Return the record of a prediction if this attempt of it runs now."""
+        active = self._active.get(id)
+        if active is None or active.ending or active.prediction.status is not Status.PROCESSING:
             return None
-        return live.prediction if live.prediction.attempt == attempt else None
+        return active.prediction if active.prediction.attempt == attempt else None
 
     def uses(self, version: str) -> bool:
-        """Whether predictions of this version are under way."""
-        return any(live.prediction.version == version for live in self._loop.live.values())
+        """Whether predictions of this version are unfinished."""
+        return any(active.prediction.version == version for active in self._active.values())
+
+    # -- models ------------------------------------------------------------------------------------------
+
+    def residency(self, entry: Entry) -> Residency:
+        """Whether the model is loaded, asleep, on its way there, or none of these."""
+        return self._scheduler.residency(entry.runs_on)
 
     async def deployed(self) -> None:
-        """Give every model the instances that its deployments ask for, as they are stored."""
-        self._instances.deployed(await self._store.registry.deployments())
-        if self._started:
-            self._loop.decide()
+        """Give every model the instances that its stored deployments ask for."""
+        self.instances.deployed(await self._store.registry.deployments())
+        if self._saving is not None:
+            self.decide()
 
     def limit(self, limits: LimitsConfig) -> None:
-        """These hold from now on; a prediction that runs keeps the time it had."""
-        self._admission.limits = self._loop.limits = self._loads.limits = limits
+        """Apply new limits; a prediction that runs keeps the run timeout that it had."""
+        self._dependencies.limits = limits
 
-    def renew(self, demands: Iterable[Demand], before: Mapping[str, Entry]) -> None:
-        """The catalogue has the models of an edited models.yaml: see ``renewal.renew``.
+    def reconcile(self, demands: Iterable[Demand], before: Mapping[str, Entry]) -> None:
+        """Apply an edited models.yaml, whose models are in the catalogue now: see ``reconcile.reconcile``.
 
-        What runs ends on what it began with, and what waits for a model that is loaded does too. What waits
-        for one that is not, and will not be as it was, fails.
+        Predictions that run, or wait for a loaded model, end on the version that they began with. Those that
+        wait for a version that is not loaded and will not be loaded again fail.
         """
-        for entry in renew(self._scheduler, self._catalogue, self._instances, demands, before):
-            self._sizes.renewed(entry)
-        self._loop.end_outdated()
-        self._loop.decide()
-
-    def _iterates(self, stored: Prediction) -> bool:
-        """Whether its output came item by item; of a version that is gone, a list is taken for a yes."""
-        try:
-            return self._served(stored).interface.iterates
-        except InvalidVersion:
-            return isinstance(stored.output, list)
+        for entry in reconcile(self._scheduler, self._catalogue, self.instances, demands, before):
+            self._memory_profiles.reset(entry)
+        self._predictions.end_outdated()
+        self.decide()
 
     async def load(self, entry: Entry) -> None:
-        """Load the model when there is room; returns when it is ready.
+        """Load the model when there is memory for it; return when it is ready.
 
         Raises:
             LoadFailed: it could not be loaded.
         """
         self._scheduler.check_fits(entry.runs_on)
         if self._scheduler.residency(entry.runs_on) is not Residency.READY:
-            ready = asyncio.ensure_future(self._loads.ready(entry.runs_on))
+            ready = self._loads.ready(entry.runs_on)
             self._scheduler.wanted(entry.runs_on)
-            self._loop.decide()
-            await ready
+            self.decide()
+            await asyncio.shield(ready)
 
     async def unload(self, entry: Entry) -> None:
-        """Unload the model once what runs on it is done; returns at once."""
-        for key in self._instances.keys(entry.runs_on):
+        """Unload every instance of the model once the predictions on it have ended; return at once."""
+        for key in self.instances.keys(entry.runs_on):
             if self._scheduler.knows(key):
                 self._scheduler.unwanted(key, "asked for", time.monotonic())
-        self._loop.decide()
+        self.decide()
 
     def pin(self, entry: Entry, *, pinned: bool) -> None:
-        """Load the model and never evict it, or let it be evicted, whatever models.yaml says, until the end.
+        """Load the model and never evict it, or let it be evicted, until this gateway stops.
 
         Raises:
-            NeverFits: it is to be pinned, and no device could hold it beside what is pinned.
+            NeverFits: it is to be pinned, and no device could hold it next to the models that are pinned.
         """
         if pinned:
             self._scheduler.check_fits(entry.runs_on)
         self._scheduler.pin(entry.runs_on, pinned=pinned)
-        self._loop.decide()
+        self.decide()
 
     def status(self) -> dict[str, Any]:
-        """Models and devices as they are now, for people and for `/admin/status`."""
-        self._room.refresh()
+        """Return the state of models and devices, for `/admin/status`."""
+        self._device_memory.refresh()
         entries = self._catalogue.entries
-        models = [(entry, self._instances.keys(entry.runs_on)) for entry in entries]
-        return {"draining": self._loop.draining, **report.status(self._scheduler, models)}
+        models = [(entry, self.instances.keys(entry.runs_on)) for entry in entries]
+        return {"draining": self._draining, **report.status(self._scheduler, models)}
 
     def residency_report(self) -> dict[str, Any]:
-        """Where every model is and why, for `/admin/residency`; see ``report.residency``."""
-        self._room.refresh()
+        """Return where every model is and why, for `/admin/residency`; see ``report.residency``."""
+        self._device_memory.refresh()
         return report.residency(self._scheduler)
-
-    @property
-    def problem(self) -> str | None:
-        """Why no new work is taken; None if it is."""
-        return self._loop.problem
-
-    async def drain(self, seconds: float) -> int:
-        """Take no new work and let what runs finish for ``seconds``; returns how many were still running.
-
-        What still waits or runs stays stored and is taken up at the next start.
-        """
-        self._loop.draining = True
-        running = [live.ended() for live in self._loop.live.values() if live.claimed]
-        if not running:
-            return 0
-        tasks = [asyncio.ensure_future(wait) for wait in running]
-        _, unfinished = await asyncio.wait(tasks, timeout=seconds)
-        for task in unfinished:
-            task.cancel()
-        return len(unfinished)
-
-    async def _adopt(self, found: Sequence[Adopted]) -> dict[str, frozenset[str]]:
-        """Keep the loaded models that are still configured as they are; returns the ids each holds."""
-        held: dict[str, frozenset[str]] = {}
-        for adopted in found:
-            spec = adopted.spec
-            if not await self._loads.adopt(adopted):
-                continue
-            self._sizes.adopted(spec.model)
-            held[spec.model] = adopted.held
-            _log.info("model %s is still loaded, with %d predictions", spec.model, len(adopted.held))
-        return held
-
-    def _recover(self, prediction: Prediction, held: dict[str, frozenset[str]]) -> None:
-        """Queue again, attach again, or end what an earlier gateway accepted."""
-        try:
-            entry = self._served(prediction)
-            self._place(entry)
-            entry = self._on_its_instance(entry, prediction.id, held)
-            validated = input_schema.validate(entry.interface, prediction.input)
-        except RequestError:
-            reason = f"version {prediction.version} of {prediction.model} is no longer served here"
-            record = prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
-            self._loop.spawn(self._loop.end_unserved(record))
-            return
-        if any(prediction.input.get(name) == HIDDEN for name in entry.interface.secret_inputs):
-            reason = "its secret input was kept in memory only, and the appliance was stopped"
-            record = prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
-            self._loop.spawn(self._loop.end_unserved(record))
-            return
-        waiting = prediction.status is Status.STARTING
-        live = self._loop.admit(prediction, entry, validated, queue=waiting)
-        if waiting:
-            return
-        live.claimed = True
-        if prediction.id in held.get(entry.runs_on, ()):
-            live.submitted = True
-            whole = prediction.parent if prediction.parent in self._loop.live else None
-            self._scheduler.resumed(prediction.id, entry.runs_on, whole)
-            self._loop.limit_run(live)
-        else:
-            self._loop.retry_or_fail(live, "the appliance was stopped while it ran")
-
-    def _place(self, entry: Entry) -> None:
-        """Let the scheduler know of a version that is loaded apart from its base: it takes as much.
-
-        Raises:
-            InvalidVersion: a reload has replaced it since it was looked up.
-        """
-        if self._scheduler.knows(entry.runs_on):
-            if not self._catalogue.serves(entry):
-                raise InvalidVersion
-        elif not self._scheduler.knows(entry.model.name):
-            raise InvalidVersion
-        else:
-            self._catalogue.host(entry)
-            base = self._scheduler.demand(entry.model.name)
-            self._scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))
-        self._sizes.recall(entry)
-
-    def _on_its_instance(self, entry: Entry, id: str, held: dict[str, frozenset[str]]) -> Entry:
-        """``entry`` on the instance that still holds this prediction, or on one that has time for it."""
-        for key in self._instances.keys(entry.runs_on):
-            if id in held.get(key, ()):
-                return msgspec.structs.replace(entry, runs_on=key)
-        return self._instances.choose(entry)
-
-    def _served(self, prediction: Prediction) -> Entry:
-        """What runs it.
-
-        Raises:
-            InvalidVersion: nothing does any more.
-        """
-        if prediction.destination is None:
-            entry = self._catalogue.by_version(prediction.version)
-            return entry if prediction.operation is None else operating(entry, prediction.input)
-        trainer = self._catalogue.trainer(prediction.version)
-        if trainer is None:
-            raise InvalidVersion
-        return trainer
-
-    async def close(self) -> None:
-        """Stop deciding and write what is not written yet."""
-        await self._loop.close()

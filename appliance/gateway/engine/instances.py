@@ -15,12 +15,12 @@ from appliance.domain.deployment import Release
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.scheduler import Demand, Residency, Scheduler
 
-#: Seconds without a prediction after which an instance beside the first gives its memory back.
+#: Seconds without a prediction after which an instance other than the first is unloaded.
 IDLE: Final = 60.0
 
 
 def key_of(runs_on: str, number: int) -> str:
-    """What instance ``number``, from 1, is loaded under."""
+    """Return the key of instance ``number``, which counts from 1."""
     return runs_on if number == 1 else f"{runs_on}#{number}"
 
 
@@ -29,17 +29,17 @@ def _further(demand: Demand, key: str) -> Demand:
 
 
 class Instances:
-    """Owned by the engine."""
+    """How many instances each model may have, and which exist."""
 
     def __init__(self, catalogue: Catalogue, scheduler: Scheduler) -> None:
-        """Every model has one instance until ``scale`` says otherwise."""
+        """Every model has one instance until ``scale`` is called."""
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._allowed: dict[str, int] = {}
         self._known: dict[str, int] = {}
 
     def keys(self, runs_on: str) -> list[str]:
-        """Every instance that there ever was, used now or not."""
+        """Return the keys of every instance that there ever was, used now or not."""
         return [key_of(runs_on, number) for number in range(1, self._known.get(runs_on, 1) + 1)]
 
     def scale(self, runs_on: str, low: int, high: int) -> None:
@@ -59,8 +59,8 @@ class Instances:
     def deployed(self, releases: Sequence[Release]) -> None:
         """Give every model the instances that these deployments of its versions ask for.
 
-        Versions that were trained on a model run on its instances. As many are kept loaded, and used, as the
-        most demanding of its deployments says.
+        Versions that were trained on a model run on its instances, so their deployments count too. The
+        largest ``min_instances`` and ``max_instances`` of these deployments hold.
         """
         for entry in self._catalogue.entries:
             served = {entry.version, *self._catalogue.adapted(entry.runs_on)}
@@ -69,8 +69,11 @@ class Instances:
             high = max((release.max_instances for release in asked), default=1)
             self.scale(entry.runs_on, low, max(high, 1))
 
-    def renewed(self, asked: dict[str, Demand]) -> dict[str, Demand]:
-        """What instances beside the first ask for, now that models ask for this; the others are no more."""
+    def demands_after_reload(self, asked: dict[str, Demand]) -> dict[str, Demand]:
+        """Return the demands of all instances but the first; forget the models that are not served any more.
+
+        ``asked`` has the demands of the models in the edited models.yaml.
+        """
         further: dict[str, Demand] = {}
         hosting = self._catalogue.hosting
         for runs_on in list(self._known):
@@ -84,9 +87,9 @@ class Instances:
         return further
 
     def choose(self, entry: Entry) -> Entry:
-        """``entry`` on the instance that will have time for it soonest, as things are.
+        """Return ``entry`` on the instance that is expected to have a free slot first.
 
-        It may begin on another one, which has time before that: see ``scheduler.siblings``.
+        The prediction may still begin on another one: see ``scheduler.rebalancing``.
         """
         count = self._allowed.get(entry.runs_on, 1)
         if count == 1:
@@ -96,20 +99,20 @@ class Instances:
         return entry if best == entry.runs_on else msgspec.structs.replace(entry, runs_on=best)
 
     def _burden(self, key: str) -> tuple[int, float]:
-        """The less, the better: free slots, then one that loads, then one that can be loaded, then queues."""
+        """Sort key, best first: free slots; being loaded; can be loaded; full; waiting for memory."""
         scheduler = self._scheduler
-        room = scheduler.demand(key).concurrency
+        slots = scheduler.demand(key).concurrency
         taken = len(scheduler.running(key)) + scheduler.depth(key)
         match scheduler.residency(key):
-            case Residency.READY if taken < room:
+            case Residency.READY if taken < slots:
                 return 0, taken
-            case Residency.LOADING if taken < room:
+            case Residency.LOADING if taken < slots:
                 return 1, taken
-            case Residency.WAKING if taken < room:
+            case Residency.WAKING if taken < slots:
                 return 1, taken
-            case Residency.ASLEEP | Residency.COLD if taken < room and scheduler.has_room(key):
+            case Residency.ASLEEP | Residency.COLD if taken < slots and scheduler.has_room(key):
                 return 2, taken
             case Residency.READY | Residency.LOADING:
-                return 3, taken / room
-        # It waits for its turn to load, or for others to make room.
-        return 4, taken / room
+                return 3, taken / slots
+        # It waits for its turn to load, or for others to be evicted.
+        return 4, taken / slots

@@ -1,129 +1,115 @@
-"""Carrying out the scheduler's loads, and telling whoever waits for one how it ended."""
+"""Loading models, as the scheduler has decided."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from appliance import weights
-from appliance.cluster.base import Adopted, Cluster
-from appliance.config import LimitsConfig
-from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.cluster.base import Adopted
+from appliance.domain.errors import LoadFailed, OutOfMemory, WorkerLost
+from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
-from appliance.gateway.engine.prefetch import Prefetch
-from appliance.machine import Device, disk, joint_sku
+from appliance.machine import disk, joint_sku
 from appliance.runners.base import LoadSpec
-from appliance.scheduler import Level, Residency, Scheduler, Sleep
+from appliance.scheduler import Level, Residency
 from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
 
-ATTEMPTS: Final = 3  # loads in a row that lose their host before what waits fails
+ATTEMPTS: Final = 3  # loads in a row that may lose their worker process before the load fails
 
 
-class Failure(NamedTuple):
-    """A load that is given up: why, and the predictions that waited for it."""
+class Ready(NamedTuple):
+    """The model is loaded; ``levels`` are the sleep levels that its worker process supports."""
+
+    levels: frozenset[Level]
+
+
+class Retry(NamedTuple):
+    """The model is not loaded; it is to be loaded again, and predictions wait on."""
 
     reason: str
-    waiting: list[str]
+
+
+class Failed(NamedTuple):
+    """The model could not be loaded; predictions that wait for it fail."""
+
+    reason: str
 
 
 class Loads:
-    """Loads one model at a time per device, as the scheduler says; owns no prediction."""
+    """Loads models and remembers how; the scheduler and predictions are told by the caller."""
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        cluster: Cluster,
-        scheduler: Scheduler,
-        limits: LimitsConfig,
-        sizes: MemoryProfiles,
-        *,
-        home: Path,
-        threads: int,
-        devices: Sequence[Device],
-    ) -> None:
-        """``home`` is the data folder, ``threads`` and ``devices`` what the machine has."""
-        self._catalogue = catalogue
-        self._cluster = cluster
-        self._scheduler = scheduler
-        self.limits = limits
-        self._sizes = sizes
-        self._home = home
-        self._prefetch = Prefetch(catalogue, scheduler, home)
-        self._threads = threads
-        self._devices = {device.name: device for device in devices}
-        self._told: dict[str, dict[str, Any]] = {}  # by what is loaded: the options it was loaded with
-        self._lost: dict[str, int] = {}
-        self._starved: set[str] = set()  # what ran out of memory while it was loaded, and is tried again
-        self._ready: dict[str, asyncio.Future[None]] = {}
+    def __init__(self, dependencies: Dependencies, memory_profiles: MemoryProfiles) -> None:
+        """Nothing is loaded yet."""
+        self._dependencies = dependencies
+        self._catalogue = dependencies.catalogue
+        self._cluster = dependencies.cluster
+        self._scheduler = dependencies.scheduler
+        self._memory_profiles = memory_profiles
+        self._devices = {device.name: device for device in dependencies.devices}
+        self._options: dict[str, dict[str, Any]] = {}  # by instance: the options of its last load
+        self._lost: dict[str, int] = {}  # by instance: loads in a row that lost their worker process
+        self._out_of_memory: set[str] = set()  # instances whose last load ran out of memory
+        self._waiting: dict[str, asyncio.Future[None]] = {}  # by instance: resolved when its load is done
 
-    def ahead(self, now: float) -> None:
-        """Read the weights of what is loaded next; call it after each decision."""
-        self._prefetch.look(now)
+    def ready(self, instance: str) -> asyncio.Future[None]:
+        """Return a future that ends with the instance's next load; it may raise ``LoadFailed``."""
+        if instance not in self._waiting:
+            self._waiting[instance] = asyncio.get_running_loop().create_future()
+        return self._waiting[instance]
 
-    def close(self) -> None:
-        """Read nothing more."""
-        self._prefetch.close()
+    def settle(self, instance: str, error: LoadFailed | None = None) -> None:
+        """Resolve what ``ready`` returned: the instance is loaded or woken, or its load failed."""
+        future = self._waiting.pop(instance, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # marks it as seen: the caller may be gone
 
-    async def ready(self, name: str) -> None:
-        """Return when the model's next load is done.
+    async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Ready | Retry | Failed:
+        """Load ``entry`` on ``devices``, with ``memory`` bytes reserved on each of them."""
+        outcome = await self._load(entry, devices, memory)
+        if not isinstance(outcome, Retry):
+            self._lost.pop(entry.runs_on, None)
+            self._out_of_memory.discard(entry.runs_on)
+        return outcome
 
-        Raises:
-            LoadFailed: it was given up.
-        """
-        future = self._ready.get(name)
-        if future is None:
-            future = self._ready[name] = asyncio.get_running_loop().create_future()
-        await asyncio.shield(future)
-
-    def of(self, model: str) -> list[str]:
-        """The instances of the model that were loaded since this gateway began, and may be still."""
-        return [key for key in self._told if key.partition("#")[0] == model]
-
-    def current(self, entry: Entry) -> bool:
-        """Whether it would be loaded now as it was."""
-        return self._told.get(entry.runs_on, {}) in ({}, self._catalogue.options(entry))
-
-    async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Failure | None:
-        """Load ``entry`` and tell the scheduler how it went; None if it is ready or will be tried again."""
-        name = entry.runs_on
+    async def _load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Ready | Retry | Failed:
+        instance, timeout = entry.runs_on, self._dependencies.limits.load_timeout
         try:
             spec = self._spec(entry, devices, memory)
-            self._told[name] = spec.options
-            async with asyncio.timeout(self.limits.load_timeout):
+            self._options[instance] = spec.options
+            async with asyncio.timeout(timeout):
                 levels = await self._cluster.load(spec)
         except TimeoutError:
-            await self._cluster.unload(name)
-            return self._failed(name, f"model {name} was not ready after {self.limits.load_timeout:g} s")
+            await self._cluster.unload(instance)
+            return Failed(f"model {instance} was not ready after {timeout:g} s")
         except OutOfMemory as error:
-            return self._out_of_memory(name, error)
+            return self._after_out_of_memory(instance, error)
         except (LoadFailed, WorkerLost) as error:
-            if await self._waited_for_space(name):
-                self._scheduler.lost(name, time.monotonic(), "the disk was full")
-                return None
-            if isinstance(error, WorkerLost):
-                return self._host_lost(name, error.detail)
-            return self._failed(name, error.detail)
+            if await self._waited_for_disk(instance):
+                return Retry("the disk was full")
+            return (
+                self._after_loss(instance, error) if isinstance(error, WorkerLost) else Failed(error.detail)
+            )
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
-            _log.exception("model %s could not be loaded", name, extra={"model": name})
-            await self._cluster.unload(name)
-            return self._failed(name, f"model {name} could not be loaded: {error}")
-        self._lost.pop(name, None)
-        self._starved.discard(name)
-        self._scheduler.loaded(name, time.monotonic(), map(Level, levels))
-        self._settle(name, None)
-        return None
+            _log.exception("model %s could not be loaded", instance, extra={"model": instance})
+            await self._cluster.unload(instance)
+            return Failed(f"model {instance} could not be loaded: {error}")
+        return Ready(frozenset(map(Level, levels)))
 
     async def adopt(self, adopted: Adopted) -> bool:
-        """Keep what an earlier gateway left loaded, if it would be loaded so again; else unload it.
+        """Keep a model that an earlier gateway loaded, if it would be loaded so again now; else unload it.
 
-        What was falling asleep or waking is unloaded too: nobody waits for it, and nothing ran there.
+        A model that was falling asleep or waking is unloaded too: no prediction ran there.
         """
         spec = adopted.spec
         kept = self._catalogue.hosts(spec) and not adopted.turning
@@ -142,56 +128,65 @@ class Loads:
         )
         return True
 
-    async def sleep(self, decided: Sleep) -> str | None:
-        """Have a model fall asleep and tell the scheduler; returns why its host must be ended, if it must."""
-        name = decided.model
-        try:
-            async with asyncio.timeout(self.limits.load_timeout):
-                left = await self._cluster.sleep(name, decided.level)
-        except TimeoutError:
-            return f"it was not asleep after {self.limits.load_timeout:g} s"
-        except SleepFailed as error:
-            return error.detail
-        except WorkerLost:
-            return None  # whoever reads its events hears of it too
-        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
-            _log.exception("model %s could not be put to sleep", name, extra={"model": name})
-            return f"it could not be put to sleep: {error}"
-        if left is not None and left > decided.residue:
-            return f"it sleeps, but still holds {left} bytes of its device; {decided.residue} may be left"
-        if self._is(name, Residency.FALLING_ASLEEP):
-            self._scheduler.asleep(name, time.monotonic())
-        return None
+    def reload_instances(self, model: str) -> None:
+        """Call ``reload_model`` for every instance that was loaded since this gateway began."""
+        for instance in self._options:
+            if instance.partition("#")[0] == model:
+                self.reload_model(instance)
 
-    def _is(self, name: str, state: Residency) -> bool:
-        """Whether it is still so: its host may have died meanwhile."""
-        return self._scheduler.knows(name) and self._scheduler.residency(name) is state
+    def reload_model(self, instance: str) -> None:
+        """Load a ready model again if its options have changed since: a first version was trained on it.
 
-    async def wake(self, name: str) -> str | None:
-        """Wake a model and tell the scheduler; returns why its host must be ended, if it must."""
-        try:
-            async with asyncio.timeout(self.limits.load_timeout):
-                await self._cluster.wake(name)
-        except TimeoutError:
-            return f"it was not awake after {self.limits.load_timeout:g} s"
-        except SleepFailed as error:
-            return error.detail
-        except WorkerLost:
-            return None  # the same
-        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
-            _log.exception("model %s could not be woken", name, extra={"model": name})
-            return f"it could not be woken: {error}"
-        if self._is(name, Residency.WAKING):
-            self._scheduler.woken(name, time.monotonic())
-            self._settle(name, None)
-        return None
+        What runs there may end first. The scheduler acts on it at its next decision.
+        """
+        if self._scheduler.residency(instance) is not Residency.READY:
+            return
+        loaded_with = self._options.get(instance)
+        if loaded_with and loaded_with != self._catalogue.options(self._catalogue.hosted(instance)):
+            self._scheduler.unwanted(instance, "a first version was trained on it", time.monotonic())
+            self._scheduler.wanted(instance)
 
-    def hardware(self, name: str) -> str:
-        """The SKU of what it is loaded on."""
-        return joint_sku(self._devices[device].sku for device in self._scheduler.devices(name))
+    def hardware(self, instance: str) -> str:
+        """Return the SKU of the devices that an instance is loaded on."""
+        return joint_sku(self._devices[device].sku for device in self._scheduler.devices(instance))
+
+    async def _waited_for_disk(self, instance: str) -> bool:
+        """Wait until the disk has space; return False at once if it has.
+
+        Worker processes write pid files, logs and caches, so a full disk makes any load fail.
+        """
+        waited, home = False, self._dependencies.home
+        while await asyncio.to_thread(disk.full, home):
+            if not waited:
+                text = "the disk of %s is full: model %s is loaded once there is space: free some"
+                _log.error(text, home, instance, extra={"model": instance})
+            waited = True
+            await asyncio.sleep(RETRY_STORE)
+        return waited
+
+    def _after_loss(self, instance: str, error: WorkerLost) -> Retry | Failed:
+        """Retry a load whose worker process died, up to ``ATTEMPTS``: something else may have killed it."""
+        self._lost[instance] = self._lost.get(instance, 0) + 1
+        if self._lost[instance] >= ATTEMPTS:
+            return Failed(error.detail)
+        about = {"model": instance}
+        _log.warning("model %s could not be loaded, trying again: %s", instance, error.detail, extra=about)
+        return Retry(error.detail)
+
+    def _after_out_of_memory(self, instance: str, error: OutOfMemory) -> Retry | Failed:
+        """Retry a load that ran out of memory once, if the next one gets more."""
+        verdict = self._memory_profiles.out_of_memory(instance, error)
+        if not verdict.grown or instance in self._out_of_memory:
+            return Failed(verdict.sentence)
+        self._out_of_memory.add(instance)
+        about = {"model": instance}
+        _log.warning(
+            "model %s could not be loaded, trying again: %s", instance, verdict.sentence, extra=about
+        )
+        return Retry(error.detail)
 
     def _spec(self, entry: Entry, devices: tuple[str, ...], memory: int) -> LoadSpec:
-        model = entry.model
+        model, home = entry.model, self._dependencies.home
         # A logical device is the CPU under another name.
         device = ",".join(devices) if self._devices[devices[0]].kind == "cuda" else "cpu"
         return LoadSpec(
@@ -199,63 +194,13 @@ class Loads:
             version=entry.version,
             kind=entry.kind,
             options=self._catalogue.options(entry),
-            weights=None if model.source is None else str(weights.folder(self._home, model)),
+            weights=None if model.source is None else str(weights.folder(home, model)),
             device=device,
             placement=devices,
             memory=memory,
-            limit=self._sizes.limit(entry.runs_on),
-            threads=model.threads or self._threads,
+            limit=self._memory_profiles.limit(entry.runs_on),
+            threads=model.threads or self._dependencies.threads,
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
-            cache=str(self._home / "cache" / entry.kind),
+            cache=str(home / "cache" / entry.kind),
             sleeps=self._scheduler.demand(entry.runs_on).asleep is not None,
         )
-
-    def _failed(self, name: str, reason: str) -> Failure:
-        self._lost.pop(name, None)
-        self._starved.discard(name)
-        waiting = self._scheduler.load_failed(name, time.monotonic(), reason)
-        self._settle(name, LoadFailed(reason))
-        return Failure(reason, waiting)
-
-    async def _waited_for_space(self, name: str) -> bool:
-        """Wait until the disk has space; return False at once if it has.
-
-        Hosts write pid files, logs and caches, so a load that fails on a full disk is not the model's fault.
-        """
-        waited = False
-        while await asyncio.to_thread(disk.full, self._home):
-            if not waited:
-                text = "the disk of %s is full: model %s is loaded once there is space: free some"
-                _log.error(text, self._home, name, extra={"model": name})
-            waited = True
-            await asyncio.sleep(RETRY_STORE)
-        return waited
-
-    def _host_lost(self, name: str, reason: str) -> Failure | None:
-        """A host that dies while it loads may have been killed from outside: try again, but not for ever."""
-        self._lost[name] = self._lost.get(name, 0) + 1
-        if self._lost[name] >= ATTEMPTS:
-            return self._failed(name, reason)
-        _log.warning("model %s: %s; it is loaded again", name, reason, extra={"model": name})
-        self._scheduler.lost(name, time.monotonic(), reason)
-        return None
-
-    def _out_of_memory(self, name: str, error: OutOfMemory) -> Failure | None:
-        """It is loaded once more, if it gets more memory then."""
-        verdict = self._sizes.out_of_memory(name, error)
-        if not verdict.grown or name in self._starved:
-            return self._failed(name, verdict.sentence)
-        self._starved.add(name)
-        _log.warning("model %s: %s", name, verdict.sentence)
-        self._scheduler.lost(name, time.monotonic(), error.detail)
-        return None
-
-    def _settle(self, name: str, error: LoadFailed | None) -> None:
-        future = self._ready.pop(name, None)
-        if future is None or future.done():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-            future.exception()  # whoever asked may have gone: then nobody needs to hear of it

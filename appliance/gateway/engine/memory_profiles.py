@@ -1,4 +1,4 @@
-"""What hosts were found to take: told to the scheduler, and kept between starts."""
+"""Memory profiles: how much memory each model was measured to use, kept in the store between starts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import msgspec
 
 from appliance.cluster.base import Cluster
 from appliance.domain.errors import OutOfMemory
+from appliance.domain.units import readable_bytes
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.scheduler import Origin, Scheduler
 from appliance.store import FootprintRow, Store
 from appliance.worker.memory_monitor import MemoryUsage
 
-#: Peaks that differ by a smaller share are not written anew.
+#: A peak is written again once it differs from the stored one by more than this share.
 _STEP: Final = 0.01
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is to be said of a host that ran out of memory, and whether its next one will have more."""
+    """What to tell the user after a worker process ran out of memory, and whether the next one gets more."""
 
     sentence: str
     grown: bool
 
 
 class MemoryProfiles:
-    """One per engine; used on its loop only."""
+    """One per engine; used on its event loop only."""
 
     def __init__(
         self,
@@ -37,26 +38,28 @@ class MemoryProfiles:
         store: Store,
         kinds: Mapping[str, str],
     ) -> None:
-        """``kinds`` has cpu or cuda by device."""
+        """``kinds`` maps devices to ``cpu`` or ``cuda``."""
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._cluster = cluster
         self._store = store
         self._kinds = kinds
-        self._kept: dict[tuple[str, str], FootprintRow] = {}  # by what is loaded, and the kind of device
+        self._kept: dict[
+            tuple[str, str], FootprintRow
+        ] = {}  # by `Catalogue.loads_as`, and the kind of device
         self._recalled: set[str] = set()
-        self._main: dict[str, int] = {}  # model -> the most it has taken of main memory
-        self._limits: dict[str, int] = {}  # model -> what its replica was told
+        self._main: dict[str, int] = {}  # by model: peak bytes of main memory
+        self._limits: dict[str, int] = {}  # by model: the limit in bytes that its worker process was told
 
     async def load(self) -> None:
-        """Take up what earlier runs have found."""
+        """Read the stored profiles, and tell the scheduler those of its models."""
         rows = await self._store.footprints.all()
         self._kept = {(row.loaded, row.device): row for row in rows}
         for model in self._scheduler.models:
             self.recall(self._catalogue.hosted(model))
 
     def recall(self, entry: Entry) -> None:
-        """Tell the scheduler what is known of a model that it may not have heard of before."""
+        """Tell the scheduler the stored profile of a model, once."""
         model = entry.runs_on
         if model in self._recalled:
             return
@@ -66,22 +69,22 @@ class MemoryProfiles:
             self._main[model] = row.main
             self._scheduler.footprints.recalled(model, row.peak)
 
-    def renewed(self, entry: Entry) -> None:
-        """The model is another one from now on; what is known of it counts once nothing else is loaded."""
+    def reset(self, entry: Entry) -> None:
+        """Use another profile for a changed model, once its former version is not loaded any more."""
         self._recalled.discard(entry.runs_on)
-        self.gone(entry.runs_on)
+        self.unloaded(entry.runs_on)
 
-    def gone(self, model: str) -> None:
-        """Nothing is loaded for the model any more."""
+    def unloaded(self, model: str) -> None:
+        """Tell the scheduler the profile of a changed model whose former version was just unloaded."""
         if not self._scheduler.replaced(model):
             self.recall(self._catalogue.hosted(model))
 
     def _kind(self, model: str) -> str:
-        """Of the devices that the model is placed on: cpu or cuda."""
+        """Return the kind of devices that the model is placed on: ``cpu`` or ``cuda``."""
         return "cpu" if self._scheduler.demand(model).on_host else next(iter(self._kinds.values()))
 
     def measured(self, model: str, taken: MemoryUsage) -> None:
-        """The host of the model has taken so much, at most."""
+        """Record the peak memory of the model's worker process."""
         if self._scheduler.replaced(model):
             return
         peak = taken.main if self._kind(model) == "cpu" else taken.device
@@ -91,11 +94,11 @@ class MemoryProfiles:
             self.keep(model)
 
     def out_of_memory(self, model: str, error: OutOfMemory) -> Verdict:
-        """The host of the model is gone because it ran out of memory."""
+        """Record that the model's worker process ran out of memory; return what to do about it."""
         if self._scheduler.replaced(model):
             return Verdict(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.hosted(model)
-        # In main memory it could take what nobody held; of a GPU a host takes what it is told to.
+        # In main memory it was limited to what nobody else held; on a GPU it uses what it is configured to.
         footprints = self._scheduler.footprints
         had = footprints.limit(model) if self._kind(model) == "cpu" else None
         grown = footprints.out_of_memory(model, error.took, time.monotonic(), error.detail, had)
@@ -105,14 +108,14 @@ class MemoryProfiles:
         if demand.origin is Origin.DECLARED:
             key = "memory" if demand.memory is not None else "gpu"
             advice = f"raise {key} of {entry.model.name} in models.yaml, or {lower}"
-        elif grown:
-            advice = f"its next load gets {demand.memory:,}; if that is not enough, {lower}"
+        elif grown and demand.memory is not None:
+            advice = f"its next load gets {readable_bytes(demand.memory)}; if that is not enough, {lower}"
         else:
             advice = f"there is no more for it on this machine: {lower}, or choose a smaller model"
         return Verdict(f"Out of memory: {error.detail}; {advice}", grown)
 
     def keep(self, model: str) -> None:
-        """Store what is expected of the model, where that has changed."""
+        """Store the profile of the model if it has changed."""
         if self._scheduler.replaced(model):
             return
         known = self._scheduler.footprints.of(model)
@@ -134,19 +137,19 @@ class MemoryProfiles:
         self._store.footprints.put(row)
 
     def limit(self, model: str) -> int | None:
-        """What a host of the model may take of main memory; None where its device has memory of its own."""
+        """Return how many bytes of main memory the model may use; None if it is placed on a GPU."""
         limit = self._scheduler.footprints.limit(model) if self._kind(model) == "cpu" else None
         if limit is not None:
             self._limits[model] = limit
         return limit
 
     def adopted(self, model: str) -> None:
-        """An earlier gateway has told its host what it may take: that may be different now."""
+        """Have ``tell_limits`` send the worker process of an adopted model its limit, which may be new."""
         if self._kind(model) == "cpu":
             self._limits[model] = 0
 
     def tell_limits(self) -> None:
-        """Let hosts know where what they may take has changed."""
+        """Tell worker processes the limits that have changed."""
         for model, before in list(self._limits.items()):
             known = self._scheduler.knows(model)
             limit = self._scheduler.footprints.limit(model) if known else None

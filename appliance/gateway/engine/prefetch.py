@@ -1,4 +1,4 @@
-"""The weights of the model that is loaded next, read while others still make room for it."""
+"""Reads the weights of the model that is loaded next into the page cache, while others are still evicted."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from pathlib import Path
 from typing import Final
 
 from appliance import machine, weights
+from appliance.domain.units import readable_bytes
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.scheduler import Residency, Scheduler
 
 _log = logging.getLogger(__name__)
 
-#: Of the main memory that is available: the rest is for loading them.
+#: Share of the available main memory that may be filled; the rest is left for the load itself.
 SHARE: Final = 0.5
 
 
 class Prefetch:
-    """One per engine. It reads in a thread of the gateway, which is on the machine where models are."""
+    """Reads in a thread of the gateway, which is on the machine where models are loaded."""
 
     def __init__(self, catalogue: Catalogue, scheduler: Scheduler, home: Path) -> None:
         """``home`` is the data folder."""
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._home = home
-        self._model: str | None = None  # that is next
+        self._model: str | None = None  # the model that is loaded next
         self._stop = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
     def look(self, now: float) -> None:
-        """Begin to read for the model that is next, if that is another one; call it after each decision."""
+        """Begin to read the weights of the model that is loaded next; call it after each decision."""
         following = self._next(now)
         if following == self._model:
             return
-        # While it is loaded, reading ahead of that still helps.
+        # Once its load has begun, reading on still helps.
         if following is not None or self._scheduler.residency(self._model or "") is Residency.COLD:
             self._stop.set()
         self._model = following
@@ -45,22 +46,22 @@ class Prefetch:
             self._task = asyncio.get_running_loop().create_task(reading)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._stop.set()
 
     def _next(self, now: float) -> str | None:
         if not self._scheduler.waits(now):
             return None
-        for standing in self._scheduler.standings(now):
-            if self._scheduler.residency(standing.model) is Residency.COLD:
-                return standing.model
+        for waiting in self._scheduler.standings(now):
+            if self._scheduler.residency(waiting.model) is Residency.COLD:
+                return waiting.model
         return None
 
     async def _read(self, entry: Entry, stop: threading.Event) -> None:
-        if entry.model.source is None or entry.kind == "cog":  # its folder is mostly an environment
+        if entry.model.source is None or entry.kind == "cog":  # most of its folder is a Python environment
             return
         place = weights.folder(self._home, entry.model)
         budget = int(machine.available_memory() * SHARE)
         done = await asyncio.to_thread(weights.read_ahead, place, budget, stop)
         name = entry.runs_on
-        _log.info("read %d bytes of the weights of %s ahead", done, name, extra={"model": name})
+        _log.info("read %s of the weights of %s ahead", readable_bytes(done), name, extra={"model": name})

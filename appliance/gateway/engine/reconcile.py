@@ -1,4 +1,4 @@
-"""What an edited models.yaml means for what is loaded: what stays, what is loaded anew, what goes."""
+"""Reconciles the loaded models with an edited models.yaml: keeps, reloads or unloads each."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from appliance.gateway.engine.instances import Instances
 from appliance.scheduler import Demand, Scheduler
 
 
-def renew(
+def reconcile(
     scheduler: Scheduler,
     catalogue: Catalogue,
     instances: Instances,
     demands: Iterable[Demand],
     before: Mapping[str, Entry],
 ) -> list[Entry]:
-    """Tell the scheduler what is served now; gives what is, or will be, loaded as something else than before.
+    """Tell the scheduler which models are served now; return the entries whose load has changed.
 
-    ``demands`` is what the models of models.yaml ask for, ``before`` what could be loaded until now, by what
-    it was loaded under; ``catalogue`` has the models of now.
+    ``demands`` are those of the models in models.yaml. ``before`` maps instances to the entries that could be
+    loaded until now; ``catalogue`` has the new ones.
     """
     now = time.monotonic()
     asked = {demand.model: demand for demand in demands}
-    asked |= instances.renewed(asked)
+    asked |= instances.demands_after_reload(asked)
     hosting = catalogue.hosting
     for key, entry in hosting.items():
         if _apart(entry) and key not in asked and scheduler.knows(key):
-            base = asked.get(entry.model.name) or scheduler.demand(entry.model.name)  # pushed: not asked for
+            base = asked.get(entry.model.name) or scheduler.demand(
+                entry.model.name
+            )  # pushed, so not in models.yaml
             asked[key] = msgspec.structs.replace(base, model=key, pin=False, preload=False)
     changed = []
     for key, demand in asked.items():
         if key in hosting:
             known = before.get(key)
-            anew = known is None or _loading(known) != _loading(hosting[key])
+            anew = known is None or _load_key(known) != _load_key(hosting[key])
             scheduler.put(demand, now, anew=anew)
             if anew:
                 changed.append(hosting[key])
@@ -48,11 +50,11 @@ def renew(
 
 
 def _apart(entry: Entry) -> bool:
-    """Whether it is loaded for itself, as its base is: a project with weights of its own."""
+    """Whether it is loaded apart from its base model: a Cog project with trained weights of its own."""
     return entry.runs_on != entry.model.name and entry.kind == entry.model.kind and entry.adapter is not None
 
 
-def _loading(entry: Entry) -> tuple[Any, ...]:
-    """What makes it another thing that is loaded."""
+def _load_key(entry: Entry) -> tuple[Any, ...]:
+    """Return everything that requires a reload when it changes."""
     model = entry.model
     return entry.version, entry.kind, model.options, model.source, model.memory, model.gpu, model.threads

@@ -1,4 +1,4 @@
-"""Writes of predictions that must be made, however long the store refuses them."""
+"""Writes of predictions that are repeated until the store takes them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from appliance.store import RETRY_STORE, Store
 _log = logging.getLogger(__name__)
 
 
-async def concluded_by(
+async def finalized(
     finalize: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
 ) -> Prediction:
-    """Return what ``finalize`` makes of a finished training, or a failure if it could not make the version.
+    """Return the record that ``finalize`` makes of a succeeded training, or a failed one if it makes no version.
 
     While the disk is full or the store refuses the version, ``finalize`` is tried again; it is idempotent.
     """
@@ -30,41 +30,40 @@ async def concluded_by(
                 return record.evolve(
                     status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
                 )
-            _log.error("the version that training %s made is not stored yet: %s", record, error)
+            _log.error("training %s: its version is not stored, trying again: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
 
 
-class Records:
-    """One per engine."""
+async def end(store: Store, record: Prediction) -> Prediction:
+    """Store a terminal record, however long that takes; return the record that is stored.
 
-    def __init__(self, store: Store) -> None:
-        """``store`` is where they are written."""
-        self._store = store
+    Another one is stored if the output cannot be encoded, or if the prediction had ended before.
+    """
+    while True:
+        try:
+            await store.finish(record)
+            return record
+        except StatusConflict:
+            _log.exception("prediction %s had ended already: its first end stays", record)
+            return await store.get(record.id) or record
+        except Unstorable as error:
+            reason = f"the output of model {record.model} cannot be stored: {error}"
+            _log.error("prediction %s fails: %s", record, reason)
+            record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
+        except StoreError as error:  # for example a full disk
+            _log.error("prediction %s: its end is not stored, trying again: %s", record, error)
+            await asyncio.sleep(RETRY_STORE)
 
-    async def end(self, record: Prediction) -> Prediction:
-        """Store a terminal record, however long that takes; returns what is stored."""
-        while True:
-            try:
-                await self._store.finish(record)
-                return record
-            except StatusConflict:
-                _log.exception("prediction %s was finished by someone else", record)
-                return await self._store.get(record.id) or record
-            except Unstorable as error:
-                reason = f"the output of model {record.model} cannot be stored: {error}"
-                _log.error("prediction %s fails: %s", record, reason)
-                record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
-            except StoreError as error:  # a full disk, say: the end is kept and written when it can be
-                _log.error("the end of prediction %s could not be stored: %s", record, error)
-                await asyncio.sleep(RETRY_STORE)
 
-    async def requeue(self, record: Prediction) -> None:
-        """Store that a prediction waits again, unless its end is there, or on its way."""
-        while True:
-            try:
-                return await self._store.requeue(record)
-            except StatusConflict:  # its end is on its way to the store, or there
-                return None
-            except StoreError as error:
-                _log.error("prediction %s could not be queued again, it waits: %s", record, error)
-                await asyncio.sleep(RETRY_STORE)
+async def requeue(store: Store, record: Prediction) -> None:
+    """Store that a prediction waits again, unless its end is stored or queued in the store."""
+    while True:
+        try:
+            return await store.requeue(record)
+        except StatusConflict:
+            return None
+        except StoreError as error:
+            _log.error(
+                "prediction %s: its new place in the queue is not stored, trying again: %s", record, error
+            )
+            await asyncio.sleep(RETRY_STORE)

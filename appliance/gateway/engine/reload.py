@@ -97,14 +97,14 @@ class Reload:
             not_served = found.left_out | missing
             await self._prepare(found.config)
             fresh = await self._models(found)
-            # From here to `renew` nothing waits: requests see what was before, or what is now.
+            # From here to `reconcile` nothing awaits: requests see what was before, or what is now.
             runtime.write(self._run_dir, changes.config)
             before = self._catalogue.hosting
             self._catalogue.become(fresh)
             self._in_force = changes.config
             self.left_out = {name: not_served[name] for name in found.left_out}
             configure(found.config)
-            self._engine.renew(list(found.demands), before)
+            self._engine.reconcile(list(found.demands), before)
             await self._engine.deployed()
             return self._told(changes, not_served)
 

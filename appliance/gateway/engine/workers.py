@@ -1,7 +1,7 @@
-"""The engine's side of hosts that are loaded: their events are read, they turn, and they leave.
+"""The worker processes of loaded models: their events are read; they sleep, wake and are stopped.
 
-What is said of a host counts only while it is the one that is loaded: a host that is being unloaded cannot be
-lost any more, and nothing is read of it once it is gone, since its model may be loaded again by then.
+A worker process that is being stopped cannot be lost any more, and nothing is read from it once it is gone:
+its model may be loaded again by then, in another process.
 """
 
 from __future__ import annotations
@@ -9,136 +9,179 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
 
-from appliance.cluster.base import Cluster
-from appliance.domain.errors import OutOfMemory, WorkerLost
-from appliance.domain.prediction import Emitted
+from appliance.domain.errors import OutOfMemory, SleepFailed, WorkerLost
+from appliance.domain.units import readable_bytes
+from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.device_memory import DeviceMemory
-from appliance.gateway.engine.memory_profiles import MemoryProfiles
-from appliance.scheduler import Residency, Scheduler
+from appliance.gateway.engine.loads import Loads
+from appliance.gateway.engine.memory_profiles import MemoryProfiles, Verdict
+from appliance.gateway.engine.predictions import Predictions
+from appliance.gateway.engine.tasks import Tasks
+from appliance.scheduler import Residency, Sleep
 from appliance.worker.memory_monitor import MemoryUsage
 
 _log = logging.getLogger(__name__)
 
-#: A host is there, and is not being ended.
-_THERE: Final = frozenset(Residency) - {Residency.COLD, Residency.LOADING, Residency.UNLOADING}
-
-
-class WorkerListener(Protocol):
-    """Who owns the predictions."""
-
-    def apply(self, model: str, emitted: Emitted) -> None:
-        """Take in one event of a model's host."""
-
-    def host_lost(self, model: str, reason: str, *, out_of_memory: bool = False, again: bool = True) -> None:
-        """The host is gone."""
-
-    def decide(self) -> None:
-        """Something has changed."""
-
-    def renew(self, key: str) -> None:
-        """The model may have to be loaded again."""
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it beside."""
-        ...
+#: States in which a model has a worker process that is not being stopped.
+_PRESENT: Final = frozenset(Residency) - {Residency.COLD, Residency.LOADING, Residency.UNLOADING}
 
 
 class Workers:
-    """Of one engine."""
+    """Keeps in touch with the worker process of every loaded model."""
 
     def __init__(
         self,
-        cluster: Cluster,
-        scheduler: Scheduler,
-        sizes: MemoryProfiles,
-        room: DeviceMemory,
-        listener: WorkerListener,
+        dependencies: Dependencies,
+        tasks: Tasks,
+        loads: Loads,
+        memory_profiles: MemoryProfiles,
+        device_memory: DeviceMemory,
+        predictions: Predictions,
+        *,
+        decide: Callable[[], None],
     ) -> None:
-        """Nothing is followed yet."""
-        self._cluster = cluster
-        self._scheduler = scheduler
-        self._sizes = sizes
-        self._room = room
-        self._listener = listener
-        self._readers: dict[str, asyncio.Task[None]] = {}  # by model that is loaded
-        self._turns: dict[str, asyncio.Task[None]] = {}  # by model that falls asleep or wakes
+        """``decide`` asks the scheduler what to do next."""
+        self._dependencies = dependencies
+        self._cluster = dependencies.cluster
+        self._scheduler = dependencies.scheduler
+        self._tasks = tasks
+        self._loads = loads
+        self._memory_profiles = memory_profiles
+        self._device_memory = device_memory
+        self._predictions = predictions
+        self._decide = decide
+        self._readers: dict[str, asyncio.Task[None]] = {}  # by loaded model
+        self._transitions: dict[str, asyncio.Task[None]] = {}  # by model that falls asleep or wakes
 
     def follow(self, model: str) -> None:
-        """Apply the events of a model that is loaded, until it is unloaded or lost."""
-        self._readers[model] = self._listener.spawn(self._follow(model))
+        """Read the events of a loaded model's worker process until it is stopped or lost."""
+        self._readers[model] = self._tasks.spawn(self._follow(model))
 
     async def _follow(self, model: str) -> None:
         try:
-            while self._there(model):  # a late request of an earlier reader may have taken this one's place
+            while self._present(model):  # a late request of an earlier reader may have ended this stream
                 await self._read(model)
         except WorkerLost as error:
-            if self._there(model):
+            if self._present(model):
                 self._lost(model, error)
-        except Exception as error:  # noqa: BLE001  # after any error the host's predictions must end
+        except Exception as error:  # noqa: BLE001  # after any error the predictions that run there must end
             _log.exception("the events of model %s could not be read", model, extra={"model": model})
-            self._listener.spawn(self.kill(model, f"its events could not be read: {error}"))
-
-    def _lost(self, model: str, error: WorkerLost) -> None:
-        if model in self._turns:  # what it was asked must not reach the next one
-            self._turns.pop(model).cancel()
-        if isinstance(error, OutOfMemory):
-            verdict = self._sizes.out_of_memory(model, error)
-            self._listener.host_lost(model, verdict.sentence, out_of_memory=True, again=verdict.grown)
-        else:
-            self._listener.host_lost(model, error.detail)
+            self._tasks.spawn(self.kill(model, f"its events could not be read: {error}"))
 
     async def _read(self, model: str) -> None:
         async for batch in self._cluster.events(model):
             if isinstance(batch, MemoryUsage):
-                self._sizes.measured(model, batch)
+                self._memory_profiles.measured(model, batch)
             else:
                 for emitted in batch:
-                    self._listener.apply(model, emitted)
-            self._listener.decide()
+                    self._predictions.apply(model, emitted)
+            self._decide()
 
-    def _there(self, model: str) -> bool:
-        return self._scheduler.residency(model) in _THERE
+    def _present(self, model: str) -> bool:
+        return self._scheduler.residency(model) in _PRESENT
 
-    def turn(self, model: str, turning: Callable[[], Awaitable[str | None]]) -> None:
-        """Let a model fall asleep or wake; if it cannot, its host is ended, and it never sleeps again.
+    def _lost(self, model: str, error: WorkerLost) -> None:
+        if model in self._transitions:  # its request must not reach the model's next worker process
+            self._transitions.pop(model).cancel()
+        if isinstance(error, OutOfMemory):
+            verdict = self._memory_profiles.out_of_memory(model, error)
+            self._gone(model, verdict.sentence, verdict)
+        else:
+            self._gone(model, error.detail)
 
-        ``turning`` does it, and says why it could not.
-        """
-        self._turns[model] = self._listener.spawn(self._turn(model, turning))
+    def _gone(self, model: str, reason: str, oom: Verdict | None = None) -> None:
+        running = self._scheduler.running(model)
+        _log.error(
+            "lost the worker process of model %s, which ran %d predictions: %s",
+            model, len(running), reason, extra={"model": model},
+        )  # fmt: skip
+        self._scheduler.lost(model, time.monotonic(), reason)
+        self._memory_profiles.unloaded(model)
+        self._predictions.worker_lost(running, reason, oom)
+        self._predictions.end_outdated()
+        self._decide()
 
-    async def _turn(self, model: str, turning: Callable[[], Awaitable[str | None]]) -> None:
-        trouble = await turning()
-        self._turns.pop(model, None)
-        if trouble is not None and self._there(model):
+    def sleep(self, decided: Sleep) -> None:
+        """Have a model fall asleep; if it cannot, its worker process is killed, and it never sleeps again."""
+        asleep = partial(self._fall_asleep, decided)
+        self._transitions[decided.model] = self._tasks.spawn(
+            self._transition(decided.model, asleep, "asleep")
+        )
+
+    def wake(self, model: str) -> None:
+        """Wake a model; if it cannot, its worker process is killed, and it never sleeps again."""
+        awake = partial(self._awake, model)
+        self._transitions[model] = self._tasks.spawn(self._transition(model, awake, "awake"))
+
+    async def _transition(
+        self, model: str, transition: Callable[[], Awaitable[str | None]], target: str
+    ) -> None:
+        problem = await self._problem_of(model, transition, target)
+        self._transitions.pop(model, None)
+        if problem is not None and self._present(model):
             self._scheduler.sleepless(model)
-            await self.kill(model, trouble)
-        self._listener.renew(model)
-        self._listener.decide()
+            await self.kill(model, problem)
+        self._loads.reload_model(model)
+        self._decide()
+
+    async def _problem_of(
+        self, model: str, transition: Callable[[], Awaitable[str | None]], target: str
+    ) -> str | None:
+        """Carry out a transition to ``target``; return why the worker process must be killed, if it must."""
+        timeout = self._dependencies.limits.load_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await transition()
+        except TimeoutError:
+            return f"it was not {target} after {timeout:g} s"
+        except SleepFailed as error:
+            return error.detail
+        except WorkerLost:
+            return None  # the reader of its events gets this error too, and handles it
+        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
+            _log.exception("model %s could not be put %s", model, target, extra={"model": model})
+            return f"it could not be put {target}: {error}"
+
+    async def _fall_asleep(self, decided: Sleep) -> str | None:
+        left = await self._cluster.sleep(decided.model, decided.level)
+        if left is not None and left > decided.residue:
+            held, allowed = readable_bytes(left), readable_bytes(decided.residue)
+            return f"it sleeps, but still holds {held} of its device; at most {allowed} may be left"
+        if self._scheduler.residency(decided.model) is Residency.FALLING_ASLEEP:  # not lost meanwhile
+            self._scheduler.asleep(decided.model, time.monotonic())
+        return None
+
+    async def _awake(self, model: str) -> None:
+        await self._cluster.wake(model)
+        if self._scheduler.residency(model) is Residency.WAKING:  # not lost meanwhile
+            self._scheduler.woken(model, time.monotonic())
+            self._loads.settle(model)
 
     async def unload(self, model: str) -> None:
-        """End the host of a model on which nothing runs, as was decided."""
-        before = self._room.before(model)
-        await self._end(model)
-        await self._room.given_back(model, before)
+        """Stop the worker process of a model on which nothing runs, and wait until its memory is free."""
+        before = self._device_memory.usage_of_gpus(model)
+        await self._stop(model)
+        await self._device_memory.wait_until_freed(model, before)
         self._scheduler.unloaded(model, time.monotonic())
         if before:
-            self._room.refresh()
-        self._sizes.keep(model)
-        self._sizes.gone(model)
-        self._listener.decide()
+            self._device_memory.refresh()
+        self._memory_profiles.keep(model)
+        self._memory_profiles.unloaded(model)
+        self._decide()
 
-    async def kill(self, model: str, why: str) -> None:
-        """End a host whatever runs there; nothing happens if it is gone, or is being ended already."""
-        if not self._there(model):
+    async def kill(self, model: str, reason: str) -> None:
+        """Stop a worker process whatever runs there, unless it is gone or being stopped already."""
+        if not self._present(model):
             return
-        self._scheduler.stopping(model, time.monotonic(), why)
-        await self._end(model)
-        self._listener.host_lost(model, f"its engine host was stopped: {why}")
+        self._scheduler.stopping(model, time.monotonic(), reason)
+        await self._stop(model)
+        self._gone(model, f"its worker process was stopped: {reason}")
 
-    async def _end(self, model: str) -> None:
+    async def _stop(self, model: str) -> None:
         await self._cluster.unload(model)
         reader = self._readers.pop(model, None)
         if reader is not None:

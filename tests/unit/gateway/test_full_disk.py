@@ -16,8 +16,8 @@ import pytest
 from appliance.cluster.local import LocalCluster
 from appliance.domain.errors import DiskFull, LoadFailed, PredictionFailed, WorkerLost
 from appliance.domain.prediction import Prediction, Status, Webhook
-from appliance.gateway.engine import loads, loop, records
-from appliance.gateway.engine.records import concluded_by
+from appliance.gateway.engine import loads, predictions, records
+from appliance.gateway.engine.records import finalized
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import Incoming
 from appliance.gateway.webhooks import sender as webhooks
@@ -136,9 +136,9 @@ async def test_a_training_waits_for_the_space_of_its_version(monkeypatch: pytest
             raise errors.pop()
         return record.evolve(output="made")
 
-    assert (await concluded_by(finalize, record)).output == "made"
+    assert (await finalized(finalize, record)).output == "made"
     errors = [PredictionFailed("its destination is gone")]
-    ended = await concluded_by(finalize, record)
+    ended = await finalized(finalize, record)
     assert (ended.status, ended.error) == (
         Status.FAILED,
         "the new version could not be made: its destination is gone",
@@ -197,7 +197,7 @@ async def until(true: Callable[[], Awaitable[bool]], what: str) -> None:
 async def test_each_of_200_predictions_is_told_of_once_although_the_disk_is_full_meanwhile(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (loop, records, webhooks):
+    for module in (predictions, records, webhooks):
         monkeypatch.setattr(module, "RETRY_STORE", 0.05)
     bench = Notifying(tmp_path, queue=1000)
     await bench.start()

@@ -133,9 +133,9 @@ def test_a_record_that_names_a_prediction_or_a_decision_is_about_it(file: Path) 
             _log.info("%s", happening)
     one, two, *text = lines(file)
     first, second = json.loads(one), json.loads(two)
-    assert (first["prediction"], first["model"], first["message"]) == ("p1", "a/b", "p1 (part of p0) waits")
+    assert (first["prediction"], first["model"], first["message"]) == ("p1", "a/b", "p1 (child of p0) waits")
     assert (second["prediction"], second["model"]) == ("bound", "a/c")
-    assert text[0].endswith(" [a/b] p1 (part of p0) waits")  # what the text says is not said twice
+    assert text[0].endswith(" [a/b] p1 (child of p0) waits")  # what the text says is not said twice
     assert text[1].endswith(" [bound] model a/c is ready")
 
 

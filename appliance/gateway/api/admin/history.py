@@ -81,7 +81,7 @@ class History:
         cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
         body = {
             **Shown(await self._names(caller)).whole(record, base),
-            "parts": await self._services.engine.parts(record),
+            "parts": await self._services.engine.children_of(record),
             "timeline": serializers.timeline(record, time.time()),
             "model_state": None if entry is None else self._services.engine.residency(entry).value,
             "newest_version": entry is not None and entry == self._services.catalogue.latest(entry.name),

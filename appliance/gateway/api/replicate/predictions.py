@@ -83,7 +83,7 @@ class Predictions:
     async def _shown(self, record: Prediction, request: Request) -> dict[str, Any]:
         """A training too, whose address in the answer to its creation was once one of these (2.7)."""
         shown = serializers.whichever(record, self._base(request))
-        parts = await self._services.engine.parts(record)
+        parts = await self._services.engine.children_of(record)
         return {**shown, "parts": parts} if parts else shown
 
     async def _body(self, request: Request) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from appliance.domain.errors import NotFound
 from appliance.domain.prediction import Prediction
 from appliance.gateway.api import requests
 from appliance.gateway.api.services import Services
@@ -38,9 +37,7 @@ class Streams:
 
     async def get(self, request: Request) -> Response:
         """``GET /streams/{token}``: from the beginning, or from behind ``Last-Event-ID``."""
-        record = await self._services.store.by_stream_token(request.path_params["token"])
-        if record is None:
-            raise NotFound
+        record = await self._services.engine.by_stream_token(request.path_params["token"])
         after = serializers.event_number(request.headers.get("last-event-id"))
         events = self._events(record, after, requests.origin(request, self._services))
         return StreamingResponse(events, 200, HEADERS, "text/event-stream")

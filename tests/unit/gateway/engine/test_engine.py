@@ -11,7 +11,7 @@ import pytest
 
 from appliance.domain.errors import InvalidInput, NeverFits, NotFound, ShuttingDown, StoreError, Throttled
 from appliance.domain.prediction import Prediction, Status
-from appliance.gateway.engine import loop
+from appliance.gateway.engine import saver
 from appliance.gateway.engine.active import Events
 from tests.engines import Bench, entry, refusal
 
@@ -186,7 +186,7 @@ async def test_a_restart_finds_no_hole_where_the_store_refused_for_a_while(
             return refusal(StoreError("the disk is full"))
         return append(id, attempt, events)
 
-    monkeypatch.setattr(loop, "SAVE_INTERVAL", 0.02)
+    monkeypatch.setattr(saver, "SAVE_INTERVAL", 0.02)
     monkeypatch.setattr(bench.store, "append", refusing)
     prediction = await bench.submit(bench.stream, text="a b c d e f g ", repeat=1000, chunk_delay=0.01)
     while refused < 10:

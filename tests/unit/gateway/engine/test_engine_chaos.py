@@ -17,7 +17,7 @@ import pytest
 from appliance.cluster.local import LocalCluster
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, StoreError, WorkerLost
 from appliance.domain.prediction import Emitted, Prediction
-from appliance.gateway.engine import loop, records
+from appliance.gateway.engine import predictions, records
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint, policy
 from appliance.store import SQLiteStore
@@ -154,7 +154,7 @@ async def test_everything_ends_and_nothing_is_overbooked(
     monkeypatch.setattr(policy, "MIN_RESIDENCY", 0.005)
     monkeypatch.setattr(policy, "PATIENCE", 0.02)
     monkeypatch.setattr(policy, "BACKOFF", (0.005, 0.02))
-    for module in (loop, records):
+    for module in (predictions, records):
         monkeypatch.setattr(module, "RETRY_STORE", 0.005)
     caplog.set_level(logging.ERROR)
     bench = Bench(tmp_path, cancel_grace=0.02)

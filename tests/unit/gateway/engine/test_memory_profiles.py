@@ -132,11 +132,11 @@ async def test_a_host_of_an_earlier_gateway_hears_it_too(bench: Bench) -> None:
     cluster = LocalCluster()
     demand = Demand(model="test/echo", concurrency=1, memory=2 * MIB)
     scheduler = Scheduler([Capacity("cpu", 9 * MIB)], [demand])
-    sizes = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
+    profiles = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
     scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0)
-    sizes.adopted("test/echo")
-    sizes.tell_limits()
-    sizes.tell_limits()
+    profiles.adopted("test/echo")
+    profiles.tell_limits()
+    profiles.tell_limits()
     assert cluster.limits == {"test/echo": 3 * MIB}
 
 
@@ -164,26 +164,26 @@ def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
 
 async def test_memory_is_waited_for_until_the_driver_has_it_back() -> None:
     driver = Driver(52, 52, 52, 30, 3)
-    scheduler, room = placed(driver)
-    before = room.before("a/a")
-    await room.given_back("a/a", before)
+    scheduler, device_memory = placed(driver)
+    before = device_memory.usage_of_gpus("a/a")
+    await device_memory.wait_until_freed("a/a", before)
     assert driver.used == [3]
     scheduler.unloaded("a/a", 1.0)
-    room.refresh()
+    device_memory.refresh()
     assert scheduler.footprints.foreign("gpu0") == 3 * MIB
 
 
 async def test_what_does_not_come_back_is_foreign() -> None:
     """Another program has taken some of it meanwhile: that it changes no more is enough."""
     driver = Driver(52, 45)
-    scheduler, room = placed(driver)
-    await room.given_back("a/a", room.before("a/a"))
+    scheduler, device_memory = placed(driver)
+    await device_memory.wait_until_freed("a/a", device_memory.usage_of_gpus("a/a"))
     scheduler.unloaded("a/a", 1.0)
-    room.refresh()
+    device_memory.refresh()
     assert scheduler.footprints.foreign("gpu0") == 45 * MIB
     scheduler.queued("p", "b/b", 2.0)
     assert scheduler.decide(2.0) == []
     driver.used = [20]
-    room.look(time.monotonic() + 1.0)
+    device_memory.look(time.monotonic() + 1.0)
     assert Load("b/b", ("gpu0",), 60 * MIB) in scheduler.decide(3.0)
     assert scheduler.residency("b/b") is Residency.LOADING

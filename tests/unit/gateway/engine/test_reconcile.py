@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from appliance.gateway.engine.instances import Instances
-from appliance.gateway.engine.reconcile import renew
+from appliance.gateway.engine.reconcile import reconcile
 from appliance.scheduler import Capacity, Demand, Scheduler
 from tests.engines import MIB, catalogue_of, entry
 
@@ -19,5 +19,5 @@ def test_what_was_trained_on_a_pushed_version_stays_as_it_is() -> None:
     demands = [Demand(model=name, concurrency=1, memory=MIB) for name in ("test/pushed", "test/pushed@1")]
     scheduler = Scheduler([Capacity("cpu", 10 * MIB)], demands)
     before = dict(catalogue.hosting)
-    assert renew(scheduler, catalogue, Instances(catalogue, scheduler), [], before) == []
+    assert reconcile(scheduler, catalogue, Instances(catalogue, scheduler), [], before) == []
     assert [scheduler.demand(each.model) for each in demands] == demands

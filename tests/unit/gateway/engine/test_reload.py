@@ -54,7 +54,7 @@ class Edited:
         before = self.bench.catalogue.hosting
         found = servable(config, self.bench.folder, self.bench.devices, 0.0)
         self.bench.catalogue.become(await catalogue_of(found, self.bench.store))
-        self.bench.engine.renew([], before)
+        self.bench.engine.reconcile([], before)
         self.services.configure(config)
         report = await self.services.reload.apply(self.services.configure)
         assert report == Report()
@@ -257,10 +257,10 @@ async def test_a_gateway_that_takes_over_finds_what_is_in_force(edited: Edited) 
 
 
 async def test_instances_of_a_changed_model_are_loaded_anew_too(edited: Edited) -> None:
-    edited.bench.engine._instances.scale("test/echo", 2, 2)
+    edited.bench.engine.instances.scale("test/echo", 2, 2)
     for key in ("test/echo", "test/echo#2"):
         edited.bench.scheduler.wanted(key)
-    edited.bench.engine._loop.decide()
+    edited.bench.engine.decide()
     while edited.bench.scheduler.reserved("cpu") != {"test/echo": MIB, "test/echo#2": MIB}:
         await asyncio.sleep(0.005)
     await edited.reload(ECHO | {"memory": "2MiB"})

@@ -285,9 +285,9 @@ async def test_a_part_knows_its_whole_and_a_whole_its_parts(
     for prediction in (part, second, other):
         assert (await bench.ended(prediction)).status is Status.SUCCEEDED
     assert (part.parent, other.parent) == (whole.id, None)
-    assert await bench.engine.parts(whole) == [part.id, second.id]
+    assert await bench.engine.children_of(whole) == [part.id, second.id]
     assert [found.id for found in await bench.engine.list("me", parent=whole.id)] == [second.id, part.id]
-    assert f"{part.id} (part of {whole.id})" in caplog.text
+    assert f"{part.id} (child of {whole.id})" in caplog.text
     await bench.engine.cancel(whole.id, "me")
 
 
@@ -331,7 +331,7 @@ async def test_a_full_queue_keeps_no_part_out_but_a_whole_must_not_run_away(tmp_
     parts = [
         await bench.engine.submit(bench.echo, {"delay": 30}, owner="me", parent=whole.id) for _ in range(2)
     ]
-    with pytest.raises(Throttled, match="2 parts"):
+    with pytest.raises(Throttled, match="2 children"):
         await part_of(bench, whole, text="x")
     await bench.engine.cancel(whole.id, "me")
     for part in parts:

@@ -51,7 +51,7 @@ async def test_one_whose_cluster_is_gone_is_not(api: Api, monkeypatch: pytest.Mo
 
 
 async def test_one_whose_engine_has_stopped_is_not(api: Api, bench: Bench) -> None:
-    (saver,) = [task for task in asyncio.all_tasks() if "_save_forever" in repr(task.get_coro())]
+    (saver,) = [task for task in asyncio.all_tasks() if "Saver.run" in repr(task.get_coro())]
     saver.cancel()
     await asyncio.wait([saver])
     assert await ready(api) == (503, ["the engine has stopped"])

@@ -1,0 +1,39 @@
+"""The objects and settings that the engine works with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from appliance.cluster.base import Cluster
+from appliance.config import LimitsConfig
+from appliance.domain.prediction import Prediction
+from appliance.domain.token import RunTokens
+from appliance.gateway.catalogue.catalogue import Catalogue
+from appliance.gateway.files.file_store import FileStore
+from appliance.gateway.files.inputs import Inputs
+from appliance.machine import Device
+from appliance.scheduler import Event, Scheduler
+from appliance.store import Store
+
+
+class Dependencies(msgspec.Struct, kw_only=True):
+    """Passed on to each part of the engine. Only ``limits`` changes: when models.yaml is reloaded."""
+
+    limits: LimitsConfig
+    catalogue: Catalogue
+    store: Store
+    cluster: Cluster
+    scheduler: Scheduler
+    home: Path  # the data folder
+    threads: int  # CPU threads for a model that does not set `threads`
+    devices: Sequence[Device]
+    in_use: Callable[[], dict[str, int]]  # bytes used of each device, where that can be measured
+    files: FileStore
+    inputs: Inputs
+    run_tokens: RunTokens
+    observe: Callable[[Prediction], None]  # called with each new record, after its status is stored
+    on_event: Callable[[Event], None]  # called with each event of the scheduler's event log
+    finalize: Callable[[Prediction], Awaitable[Prediction]]  # makes a version of a succeeded training

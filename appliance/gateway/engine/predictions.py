@@ -1,0 +1,362 @@
+"""The unfinished predictions, and every change of a status.
+
+A prediction begins, is re-queued and ends here and nowhere else. The store guards each of these writes: it
+refuses one that does not follow from the stored status. A new status is shown once it is stored. No method
+awaits between reading a prediction's state and changing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from appliance.domain.errors import PredictionFailed, StatusConflict, StoreError
+from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
+from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.engine import records
+from appliance.gateway.engine.active import ActivePrediction, fetched_input
+from appliance.gateway.engine.dependencies import Dependencies
+from appliance.gateway.engine.loads import Loads
+from appliance.gateway.engine.memory_profiles import Verdict
+from appliance.gateway.engine.tasks import Tasks
+from appliance.store import RETRY_STORE
+
+_log = logging.getLogger(__name__)
+
+OUTDATED: Final = "model {} was changed or removed in models.yaml meanwhile; send the prediction again"
+INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
+
+
+class Predictions:
+    """Every prediction that has not ended."""
+
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        tasks: Tasks,
+        loads: Loads,
+        *,
+        decide: Callable[[], None],
+        kill_worker: Callable[[str, str], None],
+    ) -> None:
+        """``decide`` asks the scheduler what to do next; ``kill_worker`` takes a model and the reason."""
+        self._dependencies = dependencies
+        self._catalogue = dependencies.catalogue
+        self._store = dependencies.store
+        self._cluster = dependencies.cluster
+        self._scheduler = dependencies.scheduler
+        self._tasks = tasks
+        self._loads = loads
+        self._decide = decide
+        self._kill_worker = kill_worker
+        self.active: dict[str, ActivePrediction] = {}  # by id
+        self._by_stream_token: dict[str, ActivePrediction] = {}
+        self._leaving: dict[
+            tuple[str, int], asyncio.TimerHandle
+        ] = {}  # canceled, but not out of their worker
+
+    def children_of(self, id: str) -> list[ActivePrediction]:
+        """Return the unfinished predictions that this one has asked for."""
+        return [active for active in self.active.values() if active.prediction.parent == id]
+
+    def by_stream_token(self, token: str) -> Prediction | None:
+        """Return the record of the unfinished prediction whose stream URL has this token."""
+        active = self._by_stream_token.get(token)
+        return None if active is None else active.prediction
+
+    def add(self, prediction: Prediction, entry: Entry, validated: dict[str, Any]) -> ActivePrediction:
+        """Make an accepted prediction known; call ``enqueue`` or ``resume`` next."""
+        active = ActivePrediction(prediction, entry, validated)
+        self.active[active.id] = self._by_stream_token[prediction.stream_token] = active
+        self._start_deadline(active)
+        return active
+
+    def enqueue(self, active: ActivePrediction) -> None:
+        """Have a new prediction wait for its model, and begin to fetch its input files."""
+        self._fetch(active)
+        self._queue(active)
+
+    def resume(self, active: ActivePrediction, *, held: bool) -> None:
+        """Go on with a run that an earlier gateway began; ``held`` if its worker process still has it."""
+        active.claimed = True
+        if not held:
+            self.retry_or_fail(active, "the appliance was stopped while it ran")
+            return
+        active.submitted = True
+        self._scheduler.resumed(active.id, active.entry.runs_on, self._parent(active))
+        self._start_run_timeout(active)
+
+    def forget(self, active: ActivePrediction) -> None:
+        """Drop a prediction whose creation could not be stored."""
+        active.ending = True
+        active.stop_timers()
+        self._remove(active)
+        self._scheduler.withdrawn(active.id)
+        self._drop_inputs(active)
+
+    def start(self, id: str, instance: str, cold_start: float) -> None:
+        """Begin a run on ``instance``; ``cold_start`` is the seconds that it waited for a load."""
+        active = self.active[id]
+        active.begins_on(instance)
+        self._tasks.spawn(self._run(active, cold_start))
+
+    def close(self) -> None:
+        """Cancel every timer."""
+        for active in self.active.values():
+            active.stop_timers()
+        for timer in self._leaving.values():
+            timer.cancel()
+
+    def _parent(self, active: ActivePrediction) -> str | None:
+        """Return the id of the prediction that waits for this one, if there is one that has not ended."""
+        parent = active.prediction.parent
+        return parent if parent in self.active else None
+
+    def _queue(self, active: ActivePrediction, *, front: bool = False) -> None:
+        now = time.monotonic()
+        self._scheduler.queued(active.id, active.entry.runs_on, now, front=front, whole=self._parent(active))
+
+    def _fetch(self, active: ActivePrediction) -> None:
+        if active.fetched is None and active.entry.files_in:
+            active.fetched = asyncio.get_running_loop().create_task(
+                self._dependencies.inputs.fetch(active.prediction, active.entry.interface, active.input)
+            )
+
+    def _drop_inputs(self, active: ActivePrediction) -> None:
+        if active.fetched is not None:
+            active.fetched.cancel()
+            self._tasks.spawn(self._dependencies.inputs.discard(active.id))
+
+    def _remove(self, active: ActivePrediction) -> None:
+        self.active.pop(active.id, None)
+        self._by_stream_token.pop(active.prediction.stream_token, None)
+
+    # -- a run -------------------------------------------------------------------------------------------
+
+    async def _run(self, active: ActivePrediction, cold_start: float) -> None:
+        """Store the claim, then hand the prediction to its worker process."""
+        model = active.entry.runs_on
+        active.claimed = True
+        claimed = active.prediction.started(time.time(), cold_start, self._loads.hardware(model))
+        try:
+            await self._store.claim(claimed)
+        except StatusConflict:
+            if not active.ending:
+                _log.exception("prediction %s was not claimed: it is no longer starting", claimed)
+            self._remove(active)
+            self._free_slot(active.id, model)
+            return
+        except StoreError as error:
+            _log.error("prediction %s waits again: its claim could not be stored: %s", claimed, error)
+            await asyncio.sleep(RETRY_STORE)
+            self._scheduler.finished(active.id, model, time.monotonic())
+            await self._requeue(active)
+            return
+        if active.ending:  # canceled meanwhile: its end is stored after the claim
+            self._free_slot(active.id, model)
+            return
+        self._show(active, claimed)
+        if active.id not in self._scheduler.running(model):
+            self.retry_or_fail(active, "its worker process died before it began")
+            return
+        self._start_run_timeout(active)
+        try:
+            self._fetch(active)
+            input = await fetched_input(active)
+        except PredictionFailed as error:
+            if not active.ending:
+                self.end(active, Status.FAILED, error.detail)
+                self._decide()
+            return
+        if active.runs(claimed):
+            active.submitted = True
+            self._cluster.submit(model, self._job(active, input))
+
+    def _job(self, active: ActivePrediction, input: dict[str, Any]) -> Job:
+        id, attempt = active.id, active.prediction.attempt
+        files = self._dependencies.files
+        token = self._dependencies.run_tokens.make(id, attempt) if active.entry.calls_others else None
+        return Job(
+            id,
+            attempt,
+            input,
+            folder=files.outputs(id, attempt),
+            adapter=active.entry.adapter,
+            inline=files.inline,
+            token=token,
+            operation=active.prediction.operation,
+        )
+
+    def apply(self, model: str, emitted: Emitted) -> None:
+        """Apply one event of a model's worker process; events of earlier attempts are ignored."""
+        active = self.active.get(emitted.id)
+        event = emitted.event
+        if active is not None and active.prediction.attempt != emitted.attempt:
+            return
+        if isinstance(event, Done):
+            self._left(model, emitted)
+            if active is None:
+                self._cluster.acknowledge(model, emitted.id)
+        if active is None or active.ending:
+            return
+        if isinstance(event, Done):
+            self.end(active, Status(event.status), event.error)
+            return
+        if emitted.n > active.prediction.n:
+            if isinstance(event, Output) and active.entry.files_out:
+                registered = self._dependencies.files.register(active.prediction, event.values)
+                event = Output(registered, append=event.append)
+            active.unsaved.append((emitted.n, event))
+            self._show(active, active.prediction.apply(event, emitted.n))
+
+    def _show(self, active: ActivePrediction, record: Prediction) -> None:
+        active.show(record)
+        self._dependencies.observe(record)
+
+    def _left(self, model: str, emitted: Emitted) -> None:
+        """Free the slot of a prediction that has left its worker process."""
+        if (timer := self._leaving.pop((emitted.id, emitted.attempt), None)) is not None:
+            timer.cancel()
+        self._scheduler.finished(emitted.id, model, time.monotonic())
+
+    def _free_slot(self, id: str, model: str) -> None:
+        self._scheduler.finished(id, model, time.monotonic())
+        self._decide()
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def end(self, active: ActivePrediction, status: Status, error: str | None = None) -> None:
+        """Begin the one change to a terminal status: the record is stored, then shown.
+
+        Unless it succeeded, its unfinished children are canceled: nobody waits for them any more.
+        """
+        active.ending = True
+        active.stop_timers()
+        model, id = active.entry.runs_on, active.id
+        runs = not self._scheduler.withdrawn(id) and id in self._scheduler.running(model)
+        if runs and active.submitted:
+            self._cancel_in_worker(model, id, active.prediction.attempt)
+        elif runs and active.prediction.status is Status.PROCESSING:
+            self._scheduler.finished(id, model, time.monotonic())
+        active.unsaved.clear()
+        if status is not Status.SUCCEEDED:
+            self._cancel_children(active)
+        record = active.prediction.finished(status, time.time(), error)
+        if status is Status.SUCCEEDED and record.output is None and active.iterates:
+            record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
+        self._tasks.spawn(self._finish(active, record))
+
+    def _cancel_children(self, active: ActivePrediction) -> None:
+        for child in self.children_of(active.id):
+            if not child.ending:
+                self.end(child, Status.CANCELED)
+
+    def _cancel_in_worker(self, model: str, id: str, attempt: int) -> None:
+        self._cluster.cancel(model, id)
+        self._leaving[id, attempt] = asyncio.get_running_loop().call_later(
+            self._dependencies.limits.cancel_grace, self._stuck, model, id, attempt
+        )
+
+    def _stuck(self, model: str, id: str, attempt: int) -> None:
+        """Kill a worker process that did not stop a canceled prediction in time; retry its other runs."""
+        self._leaving.pop((id, attempt), None)
+        grace = self._dependencies.limits.cancel_grace
+        _log.error(
+            "killing the worker process of model %s: it did not stop prediction %s within %.1f s",
+            model, id, grace, extra={"model": model, "prediction": id},
+        )  # fmt: skip
+        self._kill_worker(model, "it did not respond to a cancel")
+
+    async def _finish(self, active: ActivePrediction, record: Prediction) -> None:
+        if record.destination is not None and record.status is Status.SUCCEEDED:
+            record = await records.finalized(self._dependencies.finalize, record)
+            self._loads.reload_instances(active.entry.model.name)
+            self._decide()
+        stored = await records.end(self._store, record)
+        self._remove(active)
+        self._show(active, stored)
+        self._drop_inputs(active)
+        self._cluster.acknowledge(active.entry.runs_on, active.id)
+
+    async def end_unserved(self, record: Prediction) -> None:
+        """Store and show the terminal ``record`` of a prediction whose version is not served any more."""
+        self._dependencies.observe(await records.end(self._store, record))
+
+    def end_outdated(self) -> None:
+        """Fail the predictions that wait for a version that is not loaded and will not be loaded again."""
+        for active in list(self.active.values()):
+            if not active.waits or self._catalogue.serves(active.entry):
+                continue
+            if not self._scheduler.stays(active.id):
+                self.end(active, Status.FAILED, OUTDATED.format(active.entry.name))
+
+    def _start_deadline(self, active: ActivePrediction) -> None:
+        deadline = active.prediction.deadline
+        if deadline is not None:
+            delay = max(0.0, deadline - time.time())
+            active.timers.append(asyncio.get_running_loop().call_later(delay, self._deadline, active))
+
+    def _deadline(self, active: ActivePrediction) -> None:
+        if not active.ending:
+            self.end(active, Status.ABORTED if active.waits else Status.CANCELED)
+            self._decide()
+
+    def _start_run_timeout(self, active: ActivePrediction) -> None:
+        timeout = self._dependencies.limits.run_timeout
+        active.timers.append(asyncio.get_running_loop().call_later(timeout, self._timed_out, active))
+
+    def _timed_out(self, active: ActivePrediction) -> None:
+        if not active.ending:
+            limit = self._dependencies.limits.run_timeout
+            self.end(active, Status.FAILED, f"Prediction ran longer than limits.run_timeout ({limit:g} s)")
+
+    # -- lost runs ---------------------------------------------------------------------------------------
+
+    def worker_lost(self, ids: Iterable[str], reason: str, oom: Verdict | None) -> None:
+        """Retry or fail the predictions that a lost worker process ran; ``oom`` if it ran out of memory."""
+        ids = frozenset(ids)
+        for key in [key for key in self._leaving if key[0] in ids]:
+            self._leaving.pop(key).cancel()
+        for active in [self.active[id] for id in ids if id in self.active]:
+            if active.prediction.status is not Status.PROCESSING or active.ending:
+                continue
+            # Without more memory, one is retried only if another one that ran there may have taken too much.
+            if oom is not None and (active.out_of_memory or (not oom.grown and len(ids) == 1)):
+                self.end(active, Status.FAILED, reason)
+            else:
+                active.out_of_memory = active.out_of_memory or oom is not None
+                self.retry_or_fail(active, reason)
+
+    def retry_or_fail(self, active: ActivePrediction, reason: str) -> None:
+        """Queue a lost run again if nobody can have seen its output, else fail it with the output it has."""
+        prediction = active.prediction
+        if prediction.status is Status.PROCESSING and prediction.output is not None:
+            self.end(active, Status.FAILED, f"{INTERRUPTED}: {reason}")
+        elif prediction.attempt >= self._dependencies.limits.attempts:
+            self.end(active, Status.FAILED, f"{INTERRUPTED}: {reason} (attempt {prediction.attempt})")
+        else:
+            self._tasks.spawn(self._requeue(active))
+
+    async def _requeue(self, active: ActivePrediction) -> None:
+        active.stop_timers()
+        active.unsaved.clear()
+        active.saving = None
+        active.submitted = False
+        self._cancel_children(active)
+        record = active.prediction
+        if record.status is Status.PROCESSING:
+            record = record.move(Status.STARTING, started_at=None)
+            await records.requeue(self._store, record)
+        if active.ending:
+            return
+        active.claimed = False
+        if not self._catalogue.serves(active.entry):
+            self.end(active, Status.FAILED, OUTDATED.format(active.entry.name))
+            return
+        self._show(active, record)
+        self._start_deadline(active)
+        self._queue(active, front=True)
+        self._decide()

@@ -1,0 +1,113 @@
+"""What a starting gateway does with the models and predictions that an earlier one left."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import msgspec
+
+from appliance.domain import input_schema
+from appliance.domain.errors import InvalidVersion, RequestError
+from appliance.domain.prediction import Prediction, Status
+from appliance.gateway.catalogue.catalogue import Catalogue, Entry, operating
+from appliance.gateway.engine.active import HIDDEN
+from appliance.gateway.engine.dependencies import Dependencies
+from appliance.gateway.engine.instances import Instances
+from appliance.gateway.engine.loads import Loads
+from appliance.gateway.engine.memory_profiles import MemoryProfiles
+from appliance.gateway.engine.predictions import INTERRUPTED, Predictions
+
+_log = logging.getLogger(__name__)
+
+#: By instance that is still loaded: the ids of the predictions that its worker process holds.
+Held = dict[str, frozenset[str]]
+
+
+async def adopt_models(dependencies: Dependencies, loads: Loads, memory_profiles: MemoryProfiles) -> Held:
+    """Keep the loaded models that are still configured as they are; unload the others."""
+    held: Held = {}
+    for adopted in await dependencies.cluster.adopt():
+        model = adopted.spec.model
+        if await loads.adopt(adopted):
+            memory_profiles.adopted(model)
+            held[model] = adopted.held
+            _log.info("model %s is still loaded and holds %d predictions", model, len(adopted.held))
+    return held
+
+
+async def recover_predictions(
+    dependencies: Dependencies,
+    predictions: Predictions,
+    instances: Instances,
+    memory_profiles: MemoryProfiles,
+    held: Held,
+) -> list[Prediction]:
+    """Queue, resume or retry every unfinished prediction; return failed records of those that cannot run."""
+    failed: list[Prediction] = []
+    for prediction in await dependencies.store.unfinished():
+        try:
+            entry = served(dependencies.catalogue, prediction)
+            make_known(dependencies, memory_profiles, entry)
+            entry = _on_its_instance(instances, entry, prediction.id, held)
+            validated = input_schema.validate(entry.interface, prediction.input)
+        except RequestError:
+            reason = f"version {prediction.version} of {prediction.model} is no longer served here"
+            failed.append(_interrupted(prediction, reason))
+            continue
+        if any(prediction.input.get(name) == HIDDEN for name in entry.interface.secret_inputs):
+            reason = "its secret input was kept in memory only, and the appliance was stopped"
+            failed.append(_interrupted(prediction, reason))
+            continue
+        active = predictions.add(prediction, entry, validated)
+        if prediction.status is Status.STARTING:
+            predictions.enqueue(active)
+        else:
+            predictions.resume(active, held=prediction.id in held.get(entry.runs_on, ()))
+    return failed
+
+
+def make_known(dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: Entry) -> None:
+    """Tell the scheduler of a version that is loaded apart from its base model; it needs as much memory.
+
+    Raises:
+        InvalidVersion: a reload has replaced the version since it was looked up.
+    """
+    scheduler, catalogue = dependencies.scheduler, dependencies.catalogue
+    if scheduler.knows(entry.runs_on):
+        if not catalogue.serves(entry):
+            raise InvalidVersion
+    elif not scheduler.knows(entry.model.name):
+        raise InvalidVersion
+    else:
+        catalogue.host(entry)
+        base = scheduler.demand(entry.model.name)
+        scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))
+    memory_profiles.recall(entry)
+
+
+def served(catalogue: Catalogue, prediction: Prediction) -> Entry:
+    """Return the catalogue entry that runs a stored prediction.
+
+    Raises:
+        InvalidVersion: its version is no longer served.
+    """
+    if prediction.destination is None:
+        entry = catalogue.by_version(prediction.version)
+        return entry if prediction.operation is None else operating(entry, prediction.input)
+    trainer = catalogue.trainer(prediction.version)
+    if trainer is None:
+        raise InvalidVersion
+    return trainer
+
+
+def _interrupted(prediction: Prediction, reason: str) -> Prediction:
+    return prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
+
+
+def _on_its_instance(instances: Instances, entry: Entry, id: str, held: Held) -> Entry:
+    """Return ``entry`` on the instance that still holds this prediction, or on the least busy one."""
+    for key in instances.keys(entry.runs_on):
+        if id in held.get(key, ()):
+            return msgspec.structs.replace(entry, runs_on=key)
+    return instances.choose(entry)

@@ -1,0 +1,58 @@
+"""Stores the events of running predictions, several at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from appliance.domain.errors import StatusConflict, Unstorable
+from appliance.gateway.engine.active import ActivePrediction, Events
+from appliance.store import Store
+
+_log = logging.getLogger(__name__)
+
+SAVE_INTERVAL: Final = 0.25  # seconds between writes of a running prediction's events
+
+
+class Saver:
+    """Writes the ``unsaved`` events of active predictions."""
+
+    def __init__(self, store: Store, active: Mapping[str, ActivePrediction]) -> None:
+        """``active`` maps ids to unfinished predictions; it may change at any time."""
+        self._store = store
+        self._active = active
+
+    async def run(self) -> None:
+        """Save every ``SAVE_INTERVAL``, until cancelled."""
+        while True:
+            await asyncio.sleep(SAVE_INTERVAL)
+            self.save()
+
+    def save(self) -> None:
+        """Queue the writes of events that are not stored yet; a later ``Store.finish`` is written after them.
+
+        At most one write of a prediction is in progress: were one refused and the next one made, a restart
+        would find a gap in the output.
+        """
+        for active in self._active.values():
+            if active.unsaved and not active.ending and (active.saving is None or active.saving.done()):
+                events, active.unsaved = active.unsaved, []
+                active.saving = self._store.append(active.id, active.prediction.attempt, events)
+                active.saving.add_done_callback(partial(self._saved, active, events))
+
+    async def close(self) -> None:
+        """Wait for writes in progress, then queue the last ones, which are written when the store is closed."""
+        writes = [active.saving for active in self._active.values() if active.saving is not None]
+        await asyncio.gather(*writes, return_exceptions=True)
+        self.save()
+
+    def _saved(self, active: ActivePrediction, events: Events, written: asyncio.Future[None]) -> None:
+        error = None if written.cancelled() else written.exception()
+        if error is None or isinstance(error, StatusConflict | Unstorable):  # `Store.finish` reports these
+            return
+        _log.error("prediction %s: new output is not stored, trying again: %s", active.prediction, error)
+        if active.saving is written and not active.ending:
+            active.unsaved[:0] = events
