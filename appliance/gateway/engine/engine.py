@@ -127,7 +127,7 @@ class Engine:
     # -- decisions ---------------------------------------------------------------------------------------
 
     def decide(self) -> None:
-        """Carry out what the scheduler decides; while draining, only children of running predictions start."""
+        """Carry out what the scheduler decides; while draining, start only children of running predictions."""
         if self._closed:
             return
         now = time.monotonic()

@@ -18,7 +18,7 @@ _FOR: Final = {
 
 
 def with_queue_info(active: ActivePrediction, scheduler: Scheduler) -> Prediction:
-    """Return the record as it is now; while it is queued, with the metrics ``queue_position`` and ``waits_for``.
+    """Return the record as it is now; of a queued one with the metrics ``queue_position`` and ``waits_for``.
 
     ``queue_position`` counts the predictions of its model from 1, which is next. ``waits_for`` is ``slot``
     (as many predictions run as may run at a time), ``load`` (the model is being loaded or woken) or ``room``

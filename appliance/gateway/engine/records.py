@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 async def finalized(
     finalize: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
 ) -> Prediction:
-    """Return the record that ``finalize`` makes of a succeeded training, or a failed one if it makes no version.
+    """Return the record of a succeeded training with its version, or a failed record if none can be made.
 
     While the disk is full or the store refuses the version, ``finalize`` is tried again; it is idempotent.
     """

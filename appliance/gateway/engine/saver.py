@@ -44,7 +44,7 @@ class Saver:
                 active.saving.add_done_callback(partial(self._saved, active, events))
 
     async def close(self) -> None:
-        """Wait for writes in progress, then queue the last ones, which are written when the store is closed."""
+        """Wait for writes in progress, then queue the last ones, which the closing store writes."""
         writes = [active.saving for active in self._active.values() if active.saving is not None]
         await asyncio.gather(*writes, return_exceptions=True)
         self.save()

@@ -22,7 +22,7 @@ from appliance.store import SQLiteStore, rows
 from appliance.store.queries import STEPS
 from tests.apis import Api, services_of
 from tests.engines import MIB, Bench
-from tests.stores import opened
+from tests.stores import created as opened
 
 DAY = 86400.0
 NOON = 1_800_000_000.0 - 1_800_000_000.0 % DAY + DAY / 2  # of some day
