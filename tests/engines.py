@@ -86,7 +86,7 @@ class Bench:
                 concurrency=entry.model.options.predictions_at_once,
                 memory=self.estimated.get(entry.name, sizes.get(entry.name, MIB)),
                 origin=Origin.ESTIMATED if entry.name in self.estimated else Origin.DECLARED,
-                asleep=self.asleep if entry in self.more else None,
+                sleep_footprint=self.asleep if entry in self.more else None,
             )
             for entry in entries
         ]
@@ -105,7 +105,7 @@ class Bench:
         self.inputs = Inputs(self.files, FetchGuard(self.allowed), self.folder / "run" / "inputs")
         capacities = [Capacity("cpu", self.capacity)]
         if self.main is not None:
-            capacities.append(Capacity("main", self.main, host=True))
+            capacities.append(Capacity("main", self.main, is_main_memory=True))
         self.scheduler = Scheduler(capacities, demands)
         self.metrics = Metrics(self.scheduler)
         self.pushes = ProjectBuilds(

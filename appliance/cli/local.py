@@ -65,7 +65,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     scheduler = Scheduler(placement.capacities(devices), demands)
     for name, peak in (await _measured(found, home, kind)).items():
         if scheduler.knows(name):
-            scheduler.footprints.recalled(name, peak)
+            scheduler.footprints.restore_peak(name, peak)
     _place_pinned(scheduler)
     models = [
         _left_out(model, found.left_out[model.name])

@@ -309,7 +309,7 @@ class LoadFailed(ApplianceError):
     title = "Model failed to load"
 
 
-class NeverFits(LoadFailed):
+class ModelTooLarge(LoadFailed):
     """The model needs more memory than any device of this machine has."""
 
 

@@ -37,7 +37,7 @@ _INSTANCE: Final = re.compile("[@#]")
 #: How the reasons of decisions begin, or what they hold -> the label that stands for them.
 _REASONS: Final = (
     (re.compile(r"pinned"), "pinned"),
-    (re.compile(r"\d+ wait for it"), "waiting"),
+    (re.compile(r"\d+ predictions? waiting"), "waiting"),
     (re.compile(r"asked for"), "asked for"),
     (re.compile(r"idle for"), "idle"),
     (re.compile(r".* was not ready after"), "timeout"),
@@ -106,8 +106,8 @@ class Metrics:
     def happened(self, happening: Event) -> None:
         """Something was decided about memory, or came of that."""
         model = named(happening.model)
-        self._decisions.labels(happening.what.value, model, reason(happening)).inc()
-        took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(happening.what)
+        self._decisions.labels(happening.kind.value, model, reason(happening)).inc()
+        took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(happening.kind)
         if took is not None and happening.seconds is not None:
             took.labels(model).observe(happening.seconds)
 
@@ -158,8 +158,8 @@ def reason(happening: Event) -> str:
     """Which of a few reasons the text of a happening gives."""
     if happening.on_behalf_of is not None:
         return "eviction"
-    otherwise = "other" if happening.why else ""
-    return next((name for pattern, name in _REASONS if pattern.match(happening.why)), otherwise)
+    otherwise = "other" if happening.reason else ""
+    return next((name for pattern, name in _REASONS if pattern.match(happening.reason)), otherwise)
 
 
 def _of_usage(used: Iterable[Usage]) -> list[Metric]:
@@ -207,7 +207,7 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
     )
     for model, keys in itertools.groupby(sorted(scheduler.models, key=named), named):
         instances = list(keys)
-        queued.add_metric([model], sum(map(scheduler.depth, instances)))
+        queued.add_metric([model], sum(map(scheduler.queue_length, instances)))
         running.add_metric([model], sum(len(scheduler.running(key)) for key in instances))
         # One that is not loaded is an instance only as the model itself.
         states = Counts(
@@ -218,7 +218,7 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
     for device, capacity in scheduler.capacities.items():
         memory.add_metric([device], capacity)
         free.add_metric([device], scheduler.free(device))
-        foreign.add_metric([device], scheduler.footprints.foreign(device))
+        foreign.add_metric([device], scheduler.footprints.foreign_memory(device))
         held: Counts[str] = Counts()
         for key, amount in scheduler.reserved(device).items():
             held[named(key)] += amount

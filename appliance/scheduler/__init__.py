@@ -1,11 +1,23 @@
-"""Which prediction runs, which model is loaded where, and which makes room: pure decisions.
+"""The scheduler: pure decisions about which predictions start and which models are loaded, asleep or evicted.
 
-``facts`` has what goes in and comes out, ``model`` what is known of one model, ``ledger`` who holds which
-bytes, ``footprints`` what models were found to take, ``policy`` what a model's place is worth, ``plan`` where
-one could be loaded and who would make room, ``placements`` which of those that wait are, ``moves`` changes a
-model's residency with all that goes with it, ``siblings`` has instances of one model share what waits for
-them, ``progress`` says what can get on where predictions wait for parts, ``journal`` what was decided, and
-``scheduler`` puts them together.
+The engine reports facts with their times (a prediction is queued, a load has finished, a worker process
+died), then calls ``Scheduler.decide``, which returns decisions: ``Start`` a prediction, ``Load``, ``Unload``,
+``Sleep`` or ``Wake`` a model, ``Refuse`` a prediction. A model is COLD, LOADING, READY, DRAINING,
+FALLING_ASLEEP, ASLEEP, WAKING or UNLOADING (``facts.Residency``). Nothing here does I/O or reads a clock.
+
+In reading order:
+
+- ``facts``: devices, what models ask for, their states, and the decisions.
+- ``model``: what is known of one model; ``ledger``: who has reserved how many bytes of which device;
+  ``footprints``: how much memory models were measured to take.
+- ``policy``: urgency of a load, cost and benefit of an eviction; ``plan``: the devices for one load and the
+models
+  that leave them; ``placements``: which waiting models are loaded or woken now.
+- ``transitions``: the only place where a model's state changes.
+- ``children`` and ``deadlock``: predictions that wait for child predictions, and children that could never
+start.
+- ``rebalancing``: instances of one model share the predictions that wait for any of them.
+- ``event_log``: the last changes, for people; ``scheduler``: puts everything together.
 """
 
 from appliance.scheduler.event_log import Event, EventKind
@@ -13,13 +25,13 @@ from appliance.scheduler.facts import (
     Capacity,
     Decision,
     Demand,
-    Level,
     Load,
     Origin,
     Refuse,
     Residency,
     Sleep,
     SleepFootprint,
+    SleepLevel,
     Start,
     Unload,
     Wake,
@@ -39,7 +51,6 @@ __all__ = [
     "Event",
     "EventKind",
     "Footprint",
-    "Level",
     "Load",
     "Origin",
     "Refuse",
@@ -47,6 +58,7 @@ __all__ = [
     "Scheduler",
     "Sleep",
     "SleepFootprint",
+    "SleepLevel",
     "Start",
     "Unload",
     "Wake",

@@ -1,4 +1,8 @@
-"""Which waiting or running predictions are parts of others, that wait for them."""
+"""Parents and children among unfinished predictions.
+
+A model that calls another model makes a child prediction. The parent holds its slot and memory while it
+waits.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,41 @@ from collections.abc import Iterator
 
 
 class Children:
-    """The unfinished parts of every prediction that has any."""
+    """The unfinished children of every prediction that has any. Iterates over the ids of all children."""
 
     def __init__(self) -> None:
-        self._whole: dict[str, str] = {}
-        self.unfinished: dict[str, set[str]] = {}  # by the prediction that they are parts of
+        self._parent: dict[str, str] = {}  # by child
+        self.unfinished: dict[str, set[str]] = {}  # children by parent; no entry is empty
 
     def __contains__(self, id: str) -> bool:
-        return id in self._whole
+        return id in self._parent
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._whole)
+        return iter(self._parent)
 
     def __bool__(self) -> bool:
-        return bool(self._whole)
+        return bool(self._parent)
 
-    def relate(self, id: str, whole: str | None) -> None:
-        """``id`` is a part of ``whole``, if that is not None."""
-        if whole is not None:
-            self._whole[id] = whole
-            self.unfinished.setdefault(whole, set()).add(id)
+    def of(self, parent: str) -> frozenset[str]:
+        """Return the ids of the unfinished children of a prediction."""
+        return frozenset(self.unfinished.get(parent, ()))
 
-    def over(self, id: str) -> None:
-        """``id`` is over, or begins anew: nobody waits for it, and it waits for nobody."""
-        whole = self._whole.pop(id, None)
-        if whole is not None:
-            self.unfinished[whole].discard(id)
-            if not self.unfinished[whole]:
-                del self.unfinished[whole]
-        for part in self.unfinished.pop(id, ()):
-            del self._whole[part]
+    def parent_of(self, id: str) -> str | None:
+        """Return the id of the prediction whose child this is; None if it is not a child."""
+        return self._parent.get(id)
+
+    def add(self, id: str, parent: str | None) -> None:
+        """Record ``id`` as a child of ``parent``; do nothing without a parent."""
+        if parent is not None:
+            self._parent[id] = parent
+            self.unfinished.setdefault(parent, set()).add(id)
+
+    def remove(self, id: str) -> None:
+        """Forget a prediction that has finished or starts anew, as a child and as a parent."""
+        parent = self._parent.pop(id, None)
+        if parent is not None:
+            self.unfinished[parent].discard(id)
+            if not self.unfinished[parent]:
+                del self.unfinished[parent]
+        for child in self.unfinished.pop(id, ()):
+            del self._parent[child]

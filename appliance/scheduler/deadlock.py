@@ -1,82 +1,79 @@
-"""Which predictions can get on, where some of them wait for parts of theirs.
+"""Which predictions can finish, and which children could never start because of a deadlock.
 
-A prediction that waits for a part keeps its slot and the memory of its model meanwhile. If the part needs
-those, they wait for each other for ever. Pure.
+A prediction that waits for a child keeps its slot and the memory of its model. If the child needs that slot
+or memory, the two wait for each other for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
-from appliance.scheduler.facts import Capacity, Demand, Residency
+from appliance.domain.units import readable_bytes
+from appliance.scheduler.facts import Capacity, Residency
+from appliance.scheduler.model import ModelState
 
-#: What is loaded, or will be: what waits for it begins once it has a slot.
-RUNNING: Final = frozenset({Residency.READY, Residency.LOADING, Residency.WAKING})
-
-
-class Model(Protocol):
-    """What is looked at of a model."""
-
-    demand: Demand
-    state: Residency
-    running: set[str]
-    devices: tuple[str, ...]
-    reserved: int
-
-    @property
-    def name(self) -> str:
-        """What it is loaded as."""
-
-    @property
-    def waiting(self) -> Iterable[str]:
-        """The ids that wait for it."""
-
-    @property
-    def pinned(self) -> bool:
-        """Whether it is never evicted."""
+#: States in which a model holds its memory and needs only a free slot to start a prediction.
+_PLACED: Final = frozenset({Residency.READY, Residency.LOADING, Residency.WAKING})
 
 
-def completable(
-    models: Mapping[str, Model],
-    parts: Mapping[str, set[str]],
+def completable_predictions(
+    models: Mapping[str, ModelState],
+    children: Mapping[str, set[str]],
     capacities: Sequence[Capacity],
     *,
     without: str | None = None,
 ) -> set[str]:
-    """The ids of all running and waiting predictions that can come to their end.
+    """Return the ids of all running and waiting predictions that can finish.
 
-    ``parts`` has the unfinished parts of every prediction that has any; it is taken to wait for one of them.
-    What waits for the model ``without`` is taken to wait for ever.
+    Starts from those that wait for no child, and adds what can start or continue once these have finished,
+    until nothing more is found. ``children`` has the unfinished children by parent; a parent is assumed to
+    wait for only one of them. The queue of the model ``without`` is assumed never to start.
     """
-    hope: set[str] = set()
+    completable: set[str] = set()
     while True:
-        more: set[str] = set()
+        found: set[str] = set()
         for name, model in models.items():
-            more |= {id for id in model.running if not parts.get(id) or not hope.isdisjoint(parts[id])}
-            if name != without and _starts(model, models.values(), capacities, hope):
-                more.update(model.waiting)
-        if more <= hope:
-            return hope
-        hope |= more
+            found |= {
+                id for id in model.running if not children.get(id) or not completable.isdisjoint(children[id])
+            }
+            if name != without and _can_start(model, models.values(), capacities, completable):
+                found.update(model.queue)
+        if found <= completable:
+            return completable
+        completable |= found
 
 
-def _starts(model: Model, models: Iterable[Model], capacities: Sequence[Capacity], hope: set[str]) -> bool:
-    """Whether what waits for ``model`` gets its turn once those in ``hope`` have ended."""
-    if model.state in RUNNING:
-        return len(model.running) < model.demand.concurrency or not hope.isdisjoint(model.running)
-    if model.state is Residency.DRAINING and not model.running <= hope:
+def _can_start(
+    model: ModelState,
+    models: Collection[ModelState],
+    capacities: Sequence[Capacity],
+    completable: set[str],
+) -> bool:
+    """Return whether the model's queue gets a slot once the completable predictions have finished."""
+    if model.state in _PLACED:
+        return len(model.running) < model.demand.concurrency or not completable.isdisjoint(model.running)
+    if model.state is Residency.DRAINING and not model.running <= completable:
         return False
-    free = free_at_last(model, models, capacities, hope)
-    roomy = [c for c in fitting(model, capacities) if model.demand.bytes_on(c) <= free[c.device]]
-    return len(roomy) >= model.demand.devices
+    free = _eventually_free(model, models, capacities, completable)
+    large_enough = [
+        each for each in _eligible(model, capacities) if model.demand.bytes_on(each) <= free[each.device]
+    ]
+    return len(large_enough) >= model.demand.devices
 
 
-def free_at_last(
-    model: Model, models: Iterable[Model], capacities: Sequence[Capacity], hope: set[str]
+def _eventually_free(
+    model: ModelState,
+    models: Collection[ModelState],
+    capacities: Sequence[Capacity],
+    completable: set[str],
 ) -> dict[str, int]:
-    """Bytes of each device that ``model`` could get once those in ``hope`` have ended."""
-    staying = [each for each in models if each is not model and (each.pinned or not each.running <= hope)]
+    """Return the bytes of each device that ``model`` could get once the completable predictions have
+    finished.
+    """
+    staying = [
+        each for each in models if each is not model and (each.pinned or not each.running <= completable)
+    ]
     return {
         capacity.device: capacity.memory
         - sum(each.reserved for each in staying if capacity.device in each.devices)
@@ -84,26 +81,30 @@ def free_at_last(
     }
 
 
-def fitting(model: Model, capacities: Sequence[Capacity]) -> list[Capacity]:
-    """Those that such a model may be placed on."""
-    return [capacity for capacity in capacities if capacity.host is model.demand.on_host]
+def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> list[Capacity]:
+    return [capacity for capacity in capacities if capacity.is_main_memory is model.demand.on_cpu]
 
 
-def why_never(model: Model, models: Iterable[Model], capacities: Sequence[Capacity], hope: set[str]) -> str:
-    """Why what waits for ``model`` could never begin, for people."""
-    name, demand, models = model.name, model.demand, list(models)
-    if model.state in RUNNING:
+def explain_deadlock(
+    model: ModelState,
+    models: Collection[ModelState],
+    capacities: Sequence[Capacity],
+    completable: set[str],
+) -> str:
+    """Return the error message for a child that waits for ``model`` and could never start."""
+    name, demand = model.name, model.demand
+    if model.state in _PLACED:
         return (
-            f"this part could never begin: model {name} runs {demand.concurrency} at a time, and those "
-            "that it runs wait for their own parts"
+            f"this child prediction could never start: model {name} runs {demand.concurrency} at a time, and "
+            "those that it runs wait for their own children"
         )
-    places = fitting(model, capacities)
-    waiting = sorted(each.name for each in models if each.devices and not each.running <= hope)
-    free = free_at_last(model, models, capacities, hope)
-    sizes = ", ".join(f"{place.device} has {free[place.device]:,}" for place in places)
-    needs = max(demand.bytes_on(place) for place in places)
+    devices = _eligible(model, capacities)
+    waiting = sorted(each.name for each in models if each.devices and not each.running <= completable)
+    free = _eventually_free(model, models, capacities, completable)
+    sizes = ", ".join(f"{each.device} has {readable_bytes(free[each.device])}" for each in devices)
+    needed = max(demand.bytes_on(each) for each in devices)
     return (
-        f"this part could never begin: model {name} needs {needs:,} bytes on {demand.devices} device(s), "
-        f"but beside {', '.join(waiting)}, which waits for its parts, {sizes} bytes; "
-        "lower their memory in models.yaml"
+        f"this child prediction could never start: model {name} needs {readable_bytes(needed)} on "
+        f"{demand.devices} device(s), but beside {', '.join(waiting)}, whose predictions wait for their "
+        f"children, {sizes} left; lower their memory in models.yaml"
     )

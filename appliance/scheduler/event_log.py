@@ -1,4 +1,4 @@
-"""What was decided about memory, and what came of it: the last of it, for people."""
+"""The last changes of models' residency and memory, for the log, the metrics and ``GET /admin/residency``."""
 
 from __future__ import annotations
 
@@ -8,120 +8,116 @@ from typing import Final
 
 import msgspec
 
-KEPT: Final = 200  # happenings
+from appliance.domain.units import readable_bytes
+
+KEPT: Final = 200  # events
 
 
 class EventKind(StrEnum):
-    """The kinds of happenings."""
+    """The kinds of events. The values are part of the HTTP API and of the metrics' labels."""
 
     LOAD = "load"  # memory is reserved and the load begins
-    READY = "ready"  # it is loaded; seconds: how long that took
-    FAILED = "failed"  # it could not be loaded; seconds: until that was known
-    DRAIN = "drain"  # it takes nothing new
-    SLEEP = "sleep"  # its weights leave the device; seconds: how long it was ready
-    ASLEEP = "asleep"  # they have left it; seconds: how long that took; memory: what is free now
-    WAKE = "wake"  # the device is reserved again, and its weights come back
-    WOKEN = "woken"  # it is ready; seconds: how long that took
-    UNLOAD = "unload"  # its host is stopped; seconds: how long it was ready
-    UNLOADED = "unloaded"  # its memory is free; seconds: how long that took
-    LOST = "lost"  # its host died; its memory is free
-    STARVED = "starved"  # its host ended for want of memory; memory: what it took
-    RESIZED = "resized"  # it was measured, and holds more or less from now on; memory: what it holds
-    EXCEEDS = "exceeds"  # it takes more than models.yaml says; memory: what it takes
-    FOREIGN = "foreign"  # other programs take more or less of a device; memory: what they take
-    ADOPTED = "adopted"  # an earlier gateway left it loaded
+    READY = "ready"  # the model is loaded; seconds: duration of the load
+    FAILED = "failed"  # the load failed; seconds: until the failure was known
+    DRAIN = "drain"  # the model takes no new predictions
+    SLEEP = "sleep"  # its weights begin to leave the devices; seconds: how long it was ready
+    ASLEEP = "asleep"  # its weights have left the devices; seconds: duration; memory: freed bytes
+    WAKE = "wake"  # device memory is reserved again, and its weights come back
+    WOKEN = "woken"  # the model is ready again; seconds: duration of the waking
+    UNLOAD = "unload"  # its worker process is being stopped; seconds: how long it was ready
+    UNLOADED = "unloaded"  # its memory is free; seconds: duration of the unload
+    LOST = "lost"  # its worker process died; its memory is free
+    OUT_OF_MEMORY = "starved"  # its worker process ran out of memory; memory: bytes that it took
+    RESIZED = "resized"  # its reservation follows a measurement; memory: bytes reserved from now on
+    EXCEEDS = "exceeds"  # it takes more than models.yaml declares; memory: bytes that it takes
+    FOREIGN = "foreign"  # other programs take more or less of a device; memory: bytes that they take
+    ADOPTED = "adopted"  # an earlier gateway process left the model loaded
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision, or what came of one."""
+    """One change of a model's residency or memory."""
 
     number: int  # from 1, without gaps
     at: float  # seconds on the scheduler's clock
-    what: EventKind
+    kind: EventKind
     model: str
     devices: tuple[str, ...]
-    memory: int  # bytes on each of the devices that it concerns: reserved, or freed
-    why: str = ""
-    on_behalf_of: str | None = None  # the model that gets the room
+    memory: int  # bytes on each of the devices; reserved ones unless the kind says otherwise
+    reason: str = ""
+    on_behalf_of: str | None = None  # the model that gets the memory
     seconds: float | None = None
 
     @property
     def about(self) -> dict[str, str]:
-        """For the log: what a record is about that names it."""
+        """Fields that a log record about this event carries."""
         return {"model": self.model}
 
     def __str__(self) -> str:
-        """One line for the log."""
-        return _LINES[self.what].format(
+        return _LINES[self.kind].format(
             model=self.model,
             where=",".join(self.devices),
-            memory=self.memory,
+            memory=readable_bytes(self.memory),
             after="" if self.seconds is None else f" after {self.seconds:.1f} s",
-            why=f": {self.why}" if self.why else "",
+            reason=f": {self.reason}" if self.reason else "",
         )
 
 
 _LINES: Final = {
-    EventKind.LOAD: "model {model} is loaded on {where} with {memory} bytes{why}",
+    EventKind.LOAD: "loading model {model} on {where} with {memory}{reason}",
     EventKind.READY: "model {model} is ready{after}",
-    EventKind.FAILED: "model {model} failed to load{after}{why}",
-    EventKind.DRAIN: "model {model} is drained{why}",
-    EventKind.SLEEP: "model {model} falls asleep{after}{why}",
-    EventKind.ASLEEP: "model {model} is asleep and has freed {memory} bytes on {where}{after}",
-    EventKind.WAKE: "model {model} is woken on {where} with {memory} bytes{why}",
+    EventKind.FAILED: "model {model} failed to load{after}{reason}",
+    EventKind.DRAIN: "draining model {model}{reason}",
+    EventKind.SLEEP: "putting model {model} to sleep{after}{reason}",
+    EventKind.ASLEEP: "model {model} is asleep and has freed {memory} on {where}{after}",
+    EventKind.WAKE: "waking model {model} on {where} with {memory}{reason}",
     EventKind.WOKEN: "model {model} is awake{after}",
-    EventKind.UNLOAD: "model {model} is unloaded{after}{why}",
-    EventKind.UNLOADED: "model {model} has freed {memory} bytes on {where}{after}",
-    EventKind.LOST: "model {model} is gone from {where}{why}",
-    EventKind.STARVED: "model {model} ran out of memory{why}",
-    EventKind.RESIZED: "model {model} holds {memory} bytes on {where}{why}",
-    EventKind.EXCEEDS: "model {model} takes {memory} bytes on {where}{why}",
-    EventKind.FOREIGN: "other programs take {memory} bytes on {where}",
-    EventKind.ADOPTED: "model {model} is still loaded on {where} with {memory} bytes",
+    EventKind.UNLOAD: "unloading model {model}{after}{reason}",
+    EventKind.UNLOADED: "model {model} is unloaded and has freed {memory} on {where}{after}",
+    EventKind.LOST: "model {model} was lost on {where}{reason}",
+    EventKind.OUT_OF_MEMORY: "model {model} ran out of memory{reason}",
+    EventKind.RESIZED: "model {model} now reserves {memory} on {where}{reason}",
+    EventKind.EXCEEDS: "model {model} takes {memory} on {where}{reason}",
+    EventKind.FOREIGN: "other programs take {memory} of {where}",
+    EventKind.ADOPTED: "model {model} is still loaded on {where} with {memory}",
 }
 
 
 class EventLog:
-    """A ring of happenings."""
+    """The last ``KEPT`` events, numbered over all that were ever added."""
 
     def __init__(self) -> None:
-        self._ring: deque[Event] = deque(maxlen=KEPT)
+        self._events: deque[Event] = deque(maxlen=KEPT)
         self._count = 0
 
     def add(
         self,
         at: float,
-        what: EventKind,
+        kind: EventKind,
         model: str,
         devices: tuple[str, ...],
         memory: int,
         *,
-        why: str = "",
+        reason: str = "",
         on_behalf_of: str | None = None,
         seconds: float | None = None,
     ) -> None:
-        """One more; the oldest goes."""
+        """Append an event; the fields are those of ``Event``."""
         self._count += 1
-        self._ring.append(
+        self._events.append(
             Event(
                 number=self._count,
                 at=at,
-                what=what,
+                kind=kind,
                 model=model,
                 devices=devices,
                 memory=memory,
-                why=why,
+                reason=reason,
                 on_behalf_of=on_behalf_of,
                 seconds=seconds,
             )
         )
 
-    @property
-    def count(self) -> int:
-        """How many there ever were: the number of the last."""
-        return self._count
-
     def since(self, number: int) -> list[Event]:
-        """Those after ``number`` that are still kept, oldest first."""
-        missed = min(self._count - number, len(self._ring))
-        return [self._ring[position] for position in range(len(self._ring) - missed, len(self._ring))]
+        """Return the kept events with a higher number, oldest first."""
+        count = min(self._count - number, len(self._events))
+        return [self._events[position] for position in range(len(self._events) - count, len(self._events))]

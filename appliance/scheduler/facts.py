@@ -1,4 +1,4 @@
-"""What the scheduler is told of devices and models, and what it decides."""
+"""The vocabulary of the scheduler: devices, what models ask for, states of a model, and decisions."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import msgspec
 
 
 class Residency(StrEnum):
-    """Where a model's weights are."""
+    """The state of one model: whether it is loaded, and what is being done to it."""
 
-    COLD = "cold"  # not loaded
-    LOADING = "loading"  # reserved, an engine host is starting
-    READY = "ready"  # takes predictions
-    DRAINING = "draining"  # finishes what runs, takes nothing new, then makes room
-    FALLING_ASLEEP = "falling asleep"  # its weights leave the device, which is still reserved
-    ASLEEP = "asleep"  # its host lives, and holds little of the device
-    WAKING = "waking"  # the device is reserved again, its weights come back
-    UNLOADING = "unloading"  # its host is being stopped; memory is still reserved
+    COLD = "cold"  # not loaded; holds no memory
+    LOADING = "loading"  # its memory is reserved and its worker process is starting
+    READY = "ready"  # runs predictions
+    DRAINING = "draining"  # finishes what runs and a bounded part of its queue, then leaves its devices
+    FALLING_ASLEEP = "falling asleep"  # its weights are leaving the devices; the memory is still reserved
+    ASLEEP = "asleep"  # its worker process lives, but holds only a small residue of device memory
+    WAKING = "waking"  # its memory is reserved again and its weights are coming back
+    UNLOADING = "unloading"  # its worker process is being stopped; the memory is still reserved
 
 
-#: What each state may become. A host may die in any state that has one.
-MAY_BECOME: Final = {
-    Residency.COLD: {Residency.LOADING, Residency.READY},  # ready: an earlier gateway has left it so
+#: The states that may follow each state. A worker process may die in every state except COLD.
+ALLOWED_TRANSITIONS: Final = {
+    Residency.COLD: {Residency.LOADING, Residency.READY},  # READY: loaded by an earlier gateway process
     Residency.LOADING: {Residency.READY, Residency.COLD},
     Residency.READY: {Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UNLOADING, Residency.COLD},
     Residency.DRAINING: {Residency.FALLING_ASLEEP, Residency.UNLOADING, Residency.COLD},
@@ -34,34 +34,34 @@ MAY_BECOME: Final = {
 }
 
 
-class Level(IntEnum):
+class SleepLevel(IntEnum):
     """Where the weights of a sleeping model are."""
 
     KEPT = 1  # in main memory
-    DROPPED = 2  # nowhere: they are read again, from the page cache if it still has them
+    DROPPED = 2  # nowhere: they are read from disk again, or from the page cache if they are still in it
 
 
 class Origin(StrEnum):
-    """Where the number of bytes that a model asks for comes from."""
+    """Where the memory size in a ``Demand`` comes from."""
 
-    DECLARED = "declared"  # models.yaml says it; never replaced
-    ESTIMATED = "estimated"  # from the size of its weights and its options, before it was ever loaded
-    MEASURED = "measured"  # the most that it took when it was loaded, and a margin
+    DECLARED = "declared"  # from models.yaml; never replaced
+    ESTIMATED = "estimated"  # from the size of the weights and the options, before the first load
+    MEASURED = "measured"  # the highest use that was measured, plus a margin
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """One device and the bytes it has for models."""
+    """One device and the bytes that models may use of it."""
 
     device: str
     memory: int
-    host: bool = False  # main memory beside the devices: for sleepers, and models that compute on the CPU
+    is_main_memory: bool = False  # beside GPUs: for weights of sleeping models and for models on the CPU
 
 
 class SleepFootprint(msgspec.Struct, frozen=True):
-    """What a model that can sleep holds while it does."""
+    """Memory that a model holds while it sleeps."""
 
     residue: int  # bytes on each of its devices, at most
-    main: int  # bytes of main memory, where its weights are kept there
+    main_memory: int  # bytes of main memory at SleepLevel.KEPT
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,25 +72,25 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None  # bytes on each of its devices; exclusive with share
     share: float | None = None  # of each of its devices, over 0 up to 1
     origin: Origin = Origin.DECLARED  # of memory or share
-    devices: int = 1  # how many devices hold it together
+    devices: int = 1  # number of devices that hold the model together
     pin: bool = False  # loaded at start and never evicted
     preload: bool = False  # loaded at start
     idle_unload_after: float | None = None  # seconds
-    priority: int = 0  # each step doubles what its waiting, and its being evicted, count for
-    asleep: SleepFootprint | None = None  # None: it cannot sleep
-    on_host: bool = False  # it is held in main memory, beside the devices
+    priority: int = 0  # each step doubles the weight of its waiting time and of its eviction cost
+    sleep_footprint: SleepFootprint | None = None  # None: the model cannot sleep
+    on_cpu: bool = False  # computes on the CPU beside GPUs, and is held in main memory
 
     def bytes_on(self, capacity: Capacity) -> int:
-        """Bytes this model takes of that device."""
+        """Return the bytes that this model takes of the device."""
         return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Run this prediction now; a slot of its model is taken until ``finished``."""
+    """Run this prediction on ``model`` now. It holds a slot of the model until ``Scheduler.finished``."""
 
     id: str
     model: str
-    cold_start: float = 0.0  # seconds that it waited while its model was loaded
+    cold_start: float = 0.0  # seconds that it waited while its model was loaded or woken
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -102,29 +102,29 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Unload(msgspec.Struct, frozen=True):
-    """Stop this model's host; nothing runs on it."""
+    """Stop this model's worker process; no prediction runs on it."""
 
     model: str
     reason: str
 
 
 class Sleep(msgspec.Struct, frozen=True):
-    """Have this model's host give its device back, all but ``residue`` bytes; nothing runs on it."""
+    """Have this model free all but ``residue`` bytes of each device; no prediction runs on it."""
 
     model: str
-    level: Level
+    level: SleepLevel
     residue: int
     reason: str
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """Have this model's host take its device again, which is reserved."""
+    """Have this sleeping model take its devices again; their memory is reserved."""
 
     model: str
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """This waiting prediction, a part of one that runs, could never begin; it is forgotten."""
+    """Fail this waiting child prediction, which could never start. The scheduler has removed it."""
 
     id: str
     reason: str

@@ -1,7 +1,8 @@
-"""What models were found to take, and what follows for what they hold.
+"""How much memory models were measured to take, and what they reserve because of that.
 
-A size that models.yaml declares is never replaced; that a model takes more is said. An estimate gives way to
-what was measured: to more at once, as far as there is room, and to less once a prediction has run.
+A size that models.yaml declares is never replaced; if the model takes more, the event log says so. An
+estimate is replaced by the measured peak plus a margin: upwards at once, as far as memory is free, and
+downwards only after a prediction has run.
 """
 
 from __future__ import annotations
@@ -11,86 +12,87 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from appliance.domain.errors import NeverFits
+from appliance.domain.errors import ModelTooLarge
+from appliance.domain.units import readable_bytes
 from appliance.scheduler.event_log import EventKind, EventLog
 from appliance.scheduler.facts import Demand, Origin, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import ModelState
 
-#: What is held for each byte that was measured: the next prediction may be larger than any before.
+#: Bytes that are reserved for each measured byte: the next prediction may be larger than any before.
 MARGIN: Final = 1.15
-#: Less than this is not held for a model that was measured, in bytes.
-LEAST: Final = 16 * 1024**2
-#: Changes under this share of what is held are not worth telling.
-_WORTH_TELLING: Final = 0.05
+#: The least that is reserved for a measured model, in bytes.
+MINIMUM: Final = 16 * 1024**2
+#: A change of less than this share of the reservation is not logged.
+_LOGGED_CHANGE: Final = 0.05
 
 _PLACED: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY, Residency.DRAINING})
 
 
 class Footprint(NamedTuple):
-    """What is known of the memory that one model takes, in bytes on each of its devices."""
+    """Memory that one model takes, in bytes on each of its devices."""
 
     demand: Demand
-    estimate: int | None  # before anything was measured; None where models.yaml declares a size
-    peak: int | None  # measured: the most that is expected of it; None before its first load
-    exceeds: bool  # it takes more than models.yaml says
-    out_of_memory: int  # how often its host was ended, because it took too much memory
-    devices: tuple[str, ...]  # that could hold it, or a part of it, with all unloaded but the pinned
-    fits: bool  # whether they are enough
-    problem: str | None  # why it does not fit
+    estimate: int | None  # before anything was measured; None if models.yaml declares a size
+    peak: int | None  # the highest use that is expected of it, as measured; None before its first load
+    exceeds: bool  # it takes more than models.yaml declares
+    out_of_memory: int  # how often its worker process was ended because it took too much memory
+    devices: tuple[str, ...]  # that could hold the model, or its part, with all but pinned models unloaded
+    fits: bool  # whether these are enough devices
+    problem: str | None  # why the model does not fit
 
 
 class Footprints:
-    """A part of the scheduler."""
+    """Measured memory of all models of a scheduler."""
 
-    def __init__(self, models: Mapping[str, ModelState], ledger: Ledger, journal: EventLog) -> None:
-        """All three are the scheduler's own."""
+    def __init__(self, models: Mapping[str, ModelState], ledger: Ledger, event_log: EventLog) -> None:
+        """Share the models, the ledger and the event log with the scheduler."""
         self._models = models
         self._ledger = ledger
-        self._journal = journal
+        self._event_log = event_log
 
     def of(self, model: str) -> Footprint:
-        """What is known of the memory that the model takes."""
+        """Return the memory that a model takes, and whether the machine could hold the model."""
         entry = self._models[model]
         declared = entry.demand.origin is Origin.DECLARED
         try:
             self._ledger.check_fits(entry)
             problem = None
-        except NeverFits as error:
+        except ModelTooLarge as error:
             problem = error.detail
         return Footprint(
             demand=entry.demand,
-            estimate=None if declared else entry.estimate.memory,
+            estimate=None if declared else entry.estimated_demand.memory,
             peak=entry.expected_peak or None,
             exceeds=entry.exceeds,
             out_of_memory=entry.out_of_memory,
-            devices=tuple(self._ledger.fitting(entry)),
+            devices=tuple(self._ledger.devices_large_enough(entry)),
             fits=problem is None,
             problem=problem,
         )
 
-    def asked(self, entry: ModelState, demand: Demand) -> None:
-        """The model asks for this from now on, and what was measured of it still counts."""
-        entry.demand = entry.estimate = demand
-        self._expect(entry)
-
-    def foreign(self, device: str) -> int:
-        """Bytes of the device that other programs take."""
-        return self._ledger.foreign(device)
-
     def limit(self, model: str) -> int | None:
-        """Bytes of each of its devices that its host may take; None while it is not placed."""
+        """Return the bytes of each device that the worker process may use; None if it is not placed."""
         entry = self._models[model]
         return self._ledger.limit(entry) if entry.devices and entry.state in _PLACED else None
 
-    def recalled(self, model: str, peak: int) -> None:
-        """So much was expected of the model when the appliance was stopped."""
-        entry = self._models[model]
-        entry.earlier = peak
-        self._expect(entry)
+    def foreign_memory(self, device: str) -> int:
+        """Return the bytes of the device that other programs use."""
+        return self._ledger.foreign(device)
 
-    def measured(self, model: str, peak: int, now: float) -> None:
-        """Its host has taken ``peak`` bytes of a device, at most, since it was started."""
+    def set_demand(self, entry: ModelState, demand: Demand) -> None:
+        """Replace the demand of a model whose measured peak is still valid."""
+        entry.demand = entry.estimated_demand = demand
+        self._apply_peak(entry)
+
+    def restore_peak(self, model: str, peak: int) -> None:
+        """Set the peak, in bytes, that was measured before the appliance was restarted."""
+        entry = self._models[model]
+        entry.earlier_peak = peak
+        self._apply_peak(entry)
+
+    def record_peak(self, model: str, peak: int, now: float) -> None:
+        """Take in the most bytes of one device that the worker process has used since it was started."""
         entry = self._models[model]
         if entry.state not in _PLACED:
             return
@@ -98,47 +100,50 @@ class Footprints:
         if entry.demand.origin is Origin.DECLARED:
             if entry.peak > entry.reserved and not entry.exceeds:
                 entry.exceeds = True
-                why = f"models.yaml says {entry.reserved}, raise its memory there"
-                self._journal.add(now, EventKind.EXCEEDS, model, entry.devices, entry.peak, why=why)
+                reason = f"models.yaml declares {readable_bytes(entry.reserved)}: raise its memory there"
+                self._event_log.add(now, EventKind.EXCEEDS, model, entry.devices, entry.peak, reason=reason)
             return
-        self._expect(entry)
+        self._apply_peak(entry)
         wanted, before = entry.demand.memory or 0, entry.reserved
         if wanted == before or (wanted < before and not entry.ran_once):
             return
-        holds = self._ledger.resize(entry, wanted)
-        if abs(holds - before) > before * _WORTH_TELLING:
-            why = f"it takes up to {entry.expected_peak:,}, and held {before:,}"
-            self._journal.add(now, EventKind.RESIZED, model, entry.devices, holds, why=why)
+        reserved = self._ledger.resize(entry, wanted)
+        if abs(reserved - before) > before * _LOGGED_CHANGE:
+            peak_text, before_text = readable_bytes(entry.expected_peak), readable_bytes(before)
+            reason = f"it takes up to {peak_text}, and {before_text} were reserved"
+            self._event_log.add(now, EventKind.RESIZED, model, entry.devices, reserved, reason=reason)
 
-    def out_of_memory(
-        self, model: str, took: int | None, now: float, why: str = "", had: int | None = None
+    def record_out_of_memory(
+        self, model: str, took: int | None, now: float, reason: str = "", had: int | None = None
     ) -> bool:
-        """Its host ended for want of memory, having taken ``took`` bytes; None: all that it had.
+        """Take in that the worker process ran out of memory, and reserve more for the next load.
 
-        Returns whether its next load is worth a try: it gets more than it ``had``, by default than it held,
-        and more than it took.
+        ``took`` is what it used, in bytes; None stands for all that it had. ``had`` is what it could use, by
+        default what it had reserved. Returns whether the next load gets more than both, so that it is worth a
+        try.
         """
         entry = self._models[model]
         entry.out_of_memory += 1
         before = entry.demand.memory
         entry.peak = max(entry.peak, took or 0, 0 if entry.demand.origin is Origin.DECLARED else before or 0)
-        entry.ran_once = True  # whatever it was: it is a reason to expect as much
-        self._expect(entry)
-        self._journal.add(now, EventKind.STARVED, model, entry.devices, took or entry.reserved, why=why)
+        entry.ran_once = True  # running out of memory is as good a measurement as a prediction
+        self._apply_peak(entry)
+        memory = took or entry.reserved
+        self._event_log.add(now, EventKind.OUT_OF_MEMORY, model, entry.devices, memory, reason=reason)
         return (entry.demand.memory or 0) > max(entry.reserved if had is None else had, took or 0)
 
-    def unloaded(self, entry: ModelState) -> None:
-        """It is not loaded any more: what it took this time counts for the next."""
-        entry.unloaded()
-        self._expect(entry)
+    def end_measurement(self, entry: ModelState) -> None:
+        """Adjust the demand of a model that has just been unloaded by what it took this time."""
+        entry.end_measurement()
+        self._apply_peak(entry)
 
-    def _expect(self, entry: ModelState) -> None:
-        """Ask for what was measured and a margin, no more than there ever is."""
+    def _apply_peak(self, entry: ModelState) -> None:
+        """Set the demand to the expected peak and a margin, within what the devices could ever give."""
         peak = entry.expected_peak
         if entry.demand.origin is Origin.DECLARED or peak == 0:
             return
-        wanted = max(LEAST, min(int(peak * MARGIN), self._ledger.most(entry)))
+        wanted = max(MINIMUM, min(int(peak * MARGIN), self._ledger.most_available(entry)))
         less = wanted < (entry.demand.memory or 0)
-        if less and not entry.ran_once and not entry.earlier:
-            return  # its first prediction may take more than loading it
+        if less and not entry.ran_once and not entry.earlier_peak:
+            return  # the first prediction may take more memory than loading did
         entry.demand = msgspec.structs.replace(entry.demand, memory=wanted, origin=Origin.MEASURED)

@@ -1,8 +1,8 @@
-"""Bytes by device: what there is, who holds it, and whether a device is busy loading or unloading.
+"""Which model has reserved how many bytes of which device.
 
-Main memory is a device too, where there are others beside it: models that compute on the CPU are placed
-there, and sleepers keep their weights there. What a model holds is what models.yaml declares, which stays, or
-else an estimate, which what was measured takes the place of: see ``footprints``.
+A reservation is made before a load is started, and freed only when the unload is confirmed, so devices are
+never overbooked. On a machine with GPUs main memory is a device too: it holds models that compute on the CPU,
+and the weights of sleeping models.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.domain.errors import NeverFits
+from appliance.domain.errors import ModelTooLarge
+from appliance.domain.units import readable_bytes
 from appliance.scheduler.facts import Capacity, Demand, Origin, Residency
 from appliance.scheduler.model import ModelState
 
@@ -19,188 +20,200 @@ _GOING: Final = frozenset({Residency.UNLOADING, Residency.FALLING_ASLEEP})
 
 
 class Ledger:
-    """A reservation is made before anything is done, and let go only when what frees it is confirmed."""
+    """Reserved, free and foreign bytes of every device. All sizes are in bytes."""
 
     def __init__(self, capacities: Sequence[Capacity]) -> None:
-        """At least one device, each with a name of its own; main memory may be one beside the others."""
+        """Start with all memory free. ``capacities`` has at least one device, each with a unique name."""
         self.capacities = {capacity.device: capacity for capacity in capacities}
-        self.host = next((capacity.device for capacity in capacities if capacity.host), None)
-        self._here: dict[str, dict[str, ModelState]] = {device: {} for device in self.capacities}
+        #: The name of the device that is main memory; None without GPUs.
+        self.main_memory = next((each.device for each in capacities if each.is_main_memory), None)
+        self._models: dict[str, dict[str, ModelState]] = {device: {} for device in self.capacities}
         self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
         self._foreign = dict.fromkeys(self.capacities, 0)
 
+    # -- changes -----------------------------------------------------------------------------------------
+
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
-        """``memory`` bytes of each of these devices, in place of others, are the model's."""
+        """Reserve ``memory`` bytes on each of ``devices``, in place of what the model had on its devices."""
         for device in model.devices:
-            del self._here[device][model.name]
+            del self._models[device][model.name]
             self._free[device] += model.reserved
         model.devices, model.reserved = devices, memory
         for device in devices:
-            self._here[device][model.name] = model
+            self._models[device][model.name] = model
             self._free[device] -= memory
 
-    def keep(self, model: ModelState, memory: int) -> None:
-        """``memory`` bytes of main memory are the model's, beside its devices."""
-        if self.host is None:
+    def reserve_main_memory(self, model: ModelState, memory: int) -> None:
+        """Reserve main memory for the weights of a sleeping model, in place of what it had for them."""
+        if self.main_memory is None:
             return
-        self._free[self.host] += model.main - memory
-        model.main = memory
+        self._free[self.main_memory] += model.main_memory - memory
+        model.main_memory = memory
         if memory:
-            self._here[self.host][model.name] = model
-        elif self.host not in model.devices:
-            self._here[self.host].pop(model.name, None)
+            self._models[self.main_memory][model.name] = model
+        elif self.main_memory not in model.devices:
+            self._models[self.main_memory].pop(model.name, None)
 
     def release(self, model: ModelState) -> None:
-        """Whatever it held is free."""
+        """Free all memory that the model has reserved."""
         self.reserve(model, (), 0)
-        self.keep(model, 0)
-
-    def held(self, model: ModelState, device: str) -> int:
-        """Bytes of the device that the model holds."""
-        if device in model.devices:
-            return model.reserved
-        return model.main if device == self.host else 0
-
-    def places(self, demand: Demand) -> list[str]:
-        """The devices that such a model may be placed on."""
-        return [device for device, capacity in self.capacities.items() if demand.on_host is capacity.host]
-
-    def older_sleepers(self, model: ModelState) -> list[ModelState]:
-        """Those that hold main memory and were used longer ago than the model; of these the first first."""
-        if self.host is None:
-            return []
-        older = [
-            each
-            for each in self.here(self.host)
-            if each.state is Residency.ASLEEP and each.idle and each.last_used < model.last_used
-        ]
-        return sorted(older, key=lambda each: (each.last_used, each.name))
-
-    def main_for(self, model: ModelState) -> int:
-        """Bytes of main memory that the model could sleep in: free ones, and those of older sleepers."""
-        if self.host is None:
-            return 0
-        older = sum(each.main for each in self.older_sleepers(model))
-        return self.free(self.host) + self.leaving_main() + older
-
-    def leaving_main(self) -> int:
-        """Bytes of main memory that sleepers give back, which are being unloaded."""
-        if self.host is None:
-            return 0
-        here = self._here[self.host].values()
-        return sum(each.main for each in here if each.state is Residency.UNLOADING)
+        self.reserve_main_memory(model, 0)
 
     def resize(self, model: ModelState, memory: int) -> int:
-        """Let a model that is placed hold ``memory`` bytes, or more than now only as far as they are free.
+        """Change what a placed model has reserved, upwards only as far as memory is free.
 
-        Returns what it holds.
+        Returns what it has reserved now.
         """
-        room = min(self.free(device) for device in model.devices)
-        memory = min(memory, model.reserved + max(0, room))
+        free = min(self.free(device) for device in model.devices)
+        memory = min(memory, model.reserved + max(0, free))
         self.reserve(model, model.devices, memory)
         return memory
 
-    def foreign(self, device: str) -> int:
-        """Bytes of the device that programs take which are not the appliance's."""
-        return self._foreign[device]
-
-    def used(self, device: str, memory: int) -> bool:
-        """So many bytes of the device are in use by anybody; what no model holds of them is foreign.
+    def record_use(self, device: str, used: int) -> bool:
+        """Derive how much other programs use of a device from how much is in use in all.
 
         Returns whether that has changed by more than a hundredth of the device.
         """
         capacity = self.capacities[device].memory
-        held = sum(self.reserved(device).values())
-        before, foreign = self._foreign[device], min(capacity, max(0, memory - held))
+        reserved = sum(self.reserved(device).values())
+        before, foreign = self._foreign[device], min(capacity, max(0, used - reserved))
         self._foreign[device] = foreign
         self._free[device] += before - foreign
         return abs(foreign - before) > capacity // 100
 
-    def limit(self, model: ModelState) -> int:
-        """Bytes of each of its devices that a placed model may take before its host is ended.
+    # -- questions about a device ------------------------------------------------------------------------
 
-        What models.yaml declares is a bound. An estimate may be wrong, so what nobody holds may be taken too.
+    def free(self, device: str) -> int:
+        """Return the unreserved bytes; negative while other programs use what models have reserved."""
+        return self._free[device]
+
+    def foreign(self, device: str) -> int:
+        """Return the bytes that other programs use."""
+        return self._foreign[device]
+
+    def models_on(self, device: str) -> list[ModelState]:
+        """Return the models that have reserved memory of the device."""
+        return list(self._models[device].values())
+
+    def reserved(self, device: str) -> dict[str, int]:
+        """Return the reserved bytes by model."""
+        return {name: self.reserved_by(model, device) for name, model in self._models[device].items()}
+
+    def loading(self, device: str) -> ModelState | None:
+        """Return the model that is being loaded or woken on the device, if any.
+
+        No other model may leave the device meanwhile: engines measure its free memory while they load.
+        """
+        for each in self._models[device].values():
+            if each.state in _COMING and device in each.devices:
+                return each
+        return None
+
+    def none_loading(self, devices: Sequence[str]) -> bool:
+        """Return whether no model is being loaded or woken on any of these devices."""
+        return all(self.loading(device) is None for device in devices)
+
+    def unloading(self, device: str) -> bool:
+        """Return whether a model is being unloaded or falls asleep on the device."""
+        return any(each.state in _GOING and device in each.devices for each in self._models[device].values())
+
+    # -- questions about a model -------------------------------------------------------------------------
+
+    def reserved_by(self, model: ModelState, device: str) -> int:
+        """Return the bytes of the device that the model has reserved."""
+        if device in model.devices:
+            return model.reserved
+        return model.main_memory if device == self.main_memory else 0
+
+    def memory_for(self, demand: Demand, devices: Sequence[str]) -> int:
+        """Return the bytes that the model reserves on each of these devices; the smallest one decides."""
+        return min(demand.bytes_on(self.capacities[device]) for device in devices)
+
+    def limit(self, model: ModelState) -> int:
+        """Return the bytes of each device that a placed model may use before its worker process is ended.
+
+        A size declared in models.yaml is the limit. An estimate may be wrong, so free memory is added to it.
         """
         if model.demand.origin is Origin.DECLARED:
             return model.reserved
         return model.reserved + max(0, min(self.free(device) for device in model.devices))
 
-    def here(self, device: str) -> list[ModelState]:
-        """The models that hold bytes of the device."""
-        return list(self._here[device].values())
+    def eligible_devices(self, demand: Demand) -> list[str]:
+        """Return the devices of the kind that the model runs on: GPUs, or main memory."""
+        return [
+            device for device, capacity in self.capacities.items() if demand.on_cpu is capacity.is_main_memory
+        ]
 
-    def free(self, device: str) -> int:
-        """Bytes of the device that nobody holds; negative while others take what models have reserved."""
-        return self._free[device]
-
-    def reserved(self, device: str) -> dict[str, int]:
-        """Bytes by model on one device."""
-        return {name: self.held(model, device) for name, model in self._here[device].items()}
-
-    def loading(self, device: str) -> ModelState | None:
-        """What is being loaded there, or woken.
-
-        Nothing may leave meanwhile: engines measure the memory that they find.
-        """
-        for each in self._here[device].values():
-            if each.state in _COMING and device in each.devices:
-                return each
-        return None
-
-    def unloading(self, device: str) -> bool:
-        """Whether something is being unloaded there, or falls asleep."""
-        return any(each.state in _GOING and device in each.devices for each in self._here[device].values())
-
-    def still(self, devices: Sequence[str]) -> bool:
-        """Whether nothing is being loaded on these devices."""
-        return all(self.loading(device) is None for device in devices)
-
-    def roomy(self, demand: Demand) -> list[str]:
-        """The devices that have the bytes now."""
+    def devices_free_for(self, demand: Demand) -> list[str]:
+        """Return the devices that have enough free memory for the model now."""
         return [
             device
-            for device in self.places(demand)
+            for device in self.eligible_devices(demand)
             if self.free(device) >= demand.bytes_on(self.capacities[device])
         ]
 
-    def need(self, demand: Demand, devices: Sequence[str]) -> int:
-        """Bytes that the model gets on each of these devices: what the smallest of them can give."""
-        return min(demand.bytes_on(self.capacities[device]) for device in devices)
-
-    def check_fits(self, model: ModelState) -> None:
-        """Raise ``NeverFits`` with the numbers if no devices could ever hold it beside the pinned."""
-        demand = model.demand
-        if model.devices and model.state is not Residency.ASLEEP:
-            return
-        left = self._beside_pinned(model)
-        if len(self.fitting(model)) >= demand.devices:
-            return
-        sizes = ", ".join(f"{device} has {self.capacities[device].memory:,}" for device in left)
-        needs = f"{demand.memory:,} bytes" if demand.memory is not None else f"a share of {demand.share}"
-        names = sorted({each.name for device in left for each in self.here(device) if each.pinned})
-        beside = f", of which {', '.join(names)} is never unloaded" if names else ""
-        advice = "lower its memory in models.yaml or choose a smaller model"
-        if demand.origin is Origin.ESTIMATED:
-            needs = f"an estimated {needs}"
-            advice = "say with memory in models.yaml what it takes, if it is less, or choose a smaller model"
-        raise NeverFits(
-            f"model {model.name} needs {needs} on {demand.devices} device(s), but {sizes} bytes{beside}; "
-            f"{advice}"
-        )
-
-    def fitting(self, model: ModelState) -> list[str]:
-        """The devices that could hold it, or a part of it, beside the pinned."""
+    def devices_large_enough(self, model: ModelState) -> list[str]:
+        """Return the devices that could hold the model, or its part, if only pinned models stayed loaded."""
         left = self._beside_pinned(model)
         return [device for device in left if model.demand.bytes_on(self.capacities[device]) <= left[device]]
 
-    def most(self, model: ModelState) -> int:
-        """Bytes on each of its devices that the model could ever get, beside the pinned."""
+    def most_available(self, model: ModelState) -> int:
+        """Return the bytes of each device that the model could get if only pinned models stayed loaded."""
         left = sorted(self._beside_pinned(model).values(), reverse=True)
         return left[min(model.demand.devices, len(left)) - 1] if left else 0
 
     def _beside_pinned(self, model: ModelState) -> dict[str, int]:
         left = {}
-        for device in self.places(model.demand):
-            here = (each for each in self._here[device].values() if each.pinned and each is not model)
-            left[device] = self.capacities[device].memory - sum(self.held(each, device) for each in here)
+        for device in self.eligible_devices(model.demand):
+            pinned = (each for each in self._models[device].values() if each.pinned and each is not model)
+            left[device] = self.capacities[device].memory - sum(
+                self.reserved_by(each, device) for each in pinned
+            )
         return left
+
+    def check_fits(self, model: ModelState) -> None:
+        """Raise ``ModelTooLarge`` if no devices could ever hold the model beside the pinned models."""
+        demand = model.demand
+        if model.devices and model.state is not Residency.ASLEEP:
+            return
+        if len(self.devices_large_enough(model)) >= demand.devices:
+            return
+        devices = self.eligible_devices(demand)
+        sizes = ", ".join(f"{each} has {readable_bytes(self.capacities[each].memory)}" for each in devices)
+        needs = f"a share of {demand.share:g}" if demand.memory is None else readable_bytes(demand.memory)
+        pinned = sorted({each.name for device in devices for each in self.models_on(device) if each.pinned})
+        beside = f", part of which is reserved for pinned models ({', '.join(pinned)})" if pinned else ""
+        advice = "lower its memory in models.yaml or choose a smaller model"
+        if demand.origin is Origin.ESTIMATED:
+            needs = f"an estimated {needs}"
+            advice = "if it needs less, declare its memory in models.yaml; otherwise choose a smaller model"
+        raise ModelTooLarge(
+            f"model {model.name} needs {needs} on {demand.devices} device(s), but {sizes}{beside}; {advice}"
+        )
+
+    # -- questions about main memory for sleeping models -------------------------------------------------
+
+    def older_sleepers(self, model: ModelState) -> list[ModelState]:
+        """Return the sleeping models in main memory used before ``model`` was, least recently used first."""
+        if self.main_memory is None:
+            return []
+        older = [
+            each
+            for each in self.models_on(self.main_memory)
+            if each.state is Residency.ASLEEP and each.idle and each.last_used < model.last_used
+        ]
+        return sorted(older, key=lambda each: (each.last_used, each.name))
+
+    def main_memory_for(self, model: ModelState) -> int:
+        """Return the main memory that the model could get to sleep, if older sleepers were unloaded."""
+        if self.main_memory is None:
+            return 0
+        older = sum(each.main_memory for each in self.older_sleepers(model))
+        return self.free(self.main_memory) + self.main_memory_being_freed() + older
+
+    def main_memory_being_freed(self) -> int:
+        """Return the main memory of sleeping models that are being unloaded."""
+        if self.main_memory is None:
+            return 0
+        models = self._models[self.main_memory].values()
+        return sum(each.main_memory for each in models if each.state is Residency.UNLOADING)

@@ -1,15 +1,15 @@
-"""What the scheduler knows of one model."""
+"""Everything that the scheduler knows of one model."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Final
 
-from appliance.scheduler.facts import MAY_BECOME, Demand, Level, Residency
+from appliance.scheduler.facts import ALLOWED_TRANSITIONS, Demand, Residency, SleepLevel
 
-#: Why something is unloaded that a reload has changed.
+#: The reason in the log for unloading a model that a reload has changed.
 CHANGED: Final = "models.yaml was changed"
-#: Weight of the newest gap, or run, in the moving averages.
+#: Weight of the newest value in the moving averages.
 NEWEST: Final = 0.2
 
 
@@ -18,178 +18,210 @@ def _averaged(before: float | None, value: float) -> float:
 
 
 class ModelState:
-    """Everything known of one model; only the scheduler and its ledger write it."""
+    """State, queue and measurements of one model; only the scheduler and its parts write them.
+
+    Times are on the scheduler's clock, in seconds; memory is in bytes.
+    """
 
     def __init__(self, demand: Demand) -> None:
         self.demand = demand
         self.state = Residency.COLD
+        self.state_since = 0.0
+
+        # Predictions
         self.queue: deque[str] = deque()
         self.running: set[str] = set()
-        self.devices: tuple[str, ...] = ()
-        self.reserved = 0  # bytes on each of its devices
-        self.main = 0  # bytes of main memory beside them, for the weights of a sleeper
-        self.level: Level | None = None  # of its sleep, from falling asleep until it is awake
-        self.levels: frozenset[Level] = frozenset()  # that its host is able to
-        self.sleeps = True  # False once it has failed to
-        self.wanted = demand.pin or demand.preload  # load it although nothing is queued
-        self.kept = False  # as if it was pinned
-        self.by_hand: bool | None = None  # in place of `demand.pin`, if someone said so
-        self.claim: tuple[str, ...] = ()  # devices that are cleared for it, because it waited long
-        self.waiting_since: float | None = None  # of what is queued; anew when it is drained
-        self.state_since = 0.0  # when it became what it is
-        self.load_began: float | None = None  # or its waking
+        self.started_at: dict[str, float] = {}  # by running prediction
+        self.waiting_since: float | None = (
+            None  # since when its queue waits for a load; restarts with a drain
+        )
+
+        # Memory
+        self.devices: tuple[str, ...] = ()  # that hold the model, or are reserved for it
+        self.reserved = 0  # on each of its devices
+        self.main_memory = 0  # beside its devices, for its weights while it sleeps
+        self.claimed_devices: tuple[str, ...] = ()  # being cleared for it, because it has waited long
+        self.estimated_demand = demand  # before anything was measured
+        self.peak = 0  # highest use of one device since the model was loaded
+        self.earlier_peak = 0  # the same of earlier loads; it decays: see `end_measurement`
+        self.ran_once = False  # whether a prediction has finished since the model was loaded
+        self.exceeds = False  # it takes more than models.yaml declares, and the event log says so
+        self.out_of_memory = 0  # how often its worker process ran out of memory
+
+        # Sleep
+        self.sleep_level: SleepLevel | None = None  # set from FALLING_ASLEEP until it is READY again
+        self.sleep_levels: frozenset[SleepLevel] = frozenset()  # that its worker process supports
+        self.sleep_enabled = True  # False after sleeping or waking has failed
+
+        # Whether it is to be loaded or unloaded
+        self.wanted = demand.pin or demand.preload  # load it although its queue is empty
+        self.keep_loaded = False  # pinned by the minimum number of instances of a deployment
+        self.pin_override: bool | None = None  # set by an operator; replaces `demand.pin`
+        self.failures = 0  # failed loads in a row
+        self.blocked_until = 0.0  # no load before this time, after a failed one
+        self.pending_unload = ""  # reason to unload it once it has woken, loaded or fallen asleep
+
+        # Drain
+        self.drain_reason = ""
+        self.drained_for: str | None = None  # the model that gets the memory
+        self.sleep_after_drain = False  # fall asleep instead of being unloaded, if it can
+        self.drain_quota = 0  # how many of its queue may still start
+        self.drain_quota_until = 0.0
+
+        # Reload of models.yaml
+        self.next_demand: Demand | None = None  # takes effect once the model is unloaded
+        self.removed = False  # forget the model once it is unloaded and its queue is empty
+        self.before_replacement: set[str] = (
+            set()
+        )  # of its queue: run on what is loaded now, before next_demand
+
+        # Measured times
+        self.load_began: float | None = None  # of the last load or waking
         self.ready_since = 0.0
         self.last_used = 0.0
         self.last_arrival: float | None = None
-        self.gap: float | None = None  # seconds between arrivals, averaged
-        self.load_seconds: float | None = None  # what its last load took
-        self.sleep_seconds: dict[Level, float] = {}  # what falling asleep took the last time
-        self.wake_seconds: dict[Level, float] = {}  # what waking took the last time
-        self.brought_in = 0.0  # what became of it being ready took: a load, or falling asleep and waking
-        self.run_seconds: float | None = None  # what a prediction takes, averaged
-        self.began: dict[str, float] = {}  # of what runs
-        self.estimate = demand  # what it asked for before anything was measured
-        self.peak = 0  # bytes on one device that it took at most since it was loaded
-        self.earlier = 0  # the same of the loads before, the older ones counting less
-        self.ran_once = False  # since it was loaded
-        self.exceeds = False  # models.yaml says less than it takes; that was said
-        self.out_of_memory = 0  # how often its host was ended because it took too much memory
-        self.failures = 0
-        self.blocked_until = 0.0
-        self.drain_reason = ""
-        self.drained_for: str | None = None  # the model that gets the room
-        self.drained_to_sleep = False  # if it can
-        self.dismissed = ""  # why it is to be unloaded, although it sleeps or is on its way in
-        self.quota = 0  # how many of the queue it still takes while it drains
-        self.quota_until = 0.0
-        self.successor: Demand | None = None  # what it asks for once what is loaded now is gone
-        self.leaves = False  # it is forgotten once nothing of it is left
-        self.staying: set[str] = set()  # of its queue: what still runs on what is loaded now
+        self.arrival_gap: float | None = None  # average between arrivals
+        self.run_seconds: float | None = None  # average duration of a prediction
+        self.load_seconds: float | None = None  # duration of the last load
+        self.sleep_seconds: dict[SleepLevel, float] = {}  # the last duration of falling asleep
+        self.wake_seconds: dict[SleepLevel, float] = {}  # the last duration of waking
+        self.became_ready_in = (
+            0.0  # duration of the load, or of falling asleep and waking, before it was READY
+        )
 
     @property
     def name(self) -> str:
-        """What it is loaded as."""
+        """The key under which the model is loaded."""
         return self.demand.model
 
     @property
-    def waiting(self) -> deque[str]:
-        """The ids that wait for it, first come first."""
-        return self.queue
-
-    @property
     def pinned(self) -> bool:
-        """Whether it is never evicted."""
-        return not self.leaves and (self.kept or (self.demand.pin if self.by_hand is None else self.by_hand))
+        """Whether the model is never evicted."""
+        pinned = self.demand.pin if self.pin_override is None else self.pin_override
+        return not self.removed and (self.keep_loaded or pinned)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits for it or runs on it."""
+        """Whether no prediction waits for the model or runs on it."""
         return not self.queue and not self.running
 
     @property
-    def replaced(self) -> bool:
-        """Whether what is loaded now is not what will be loaded for it next."""
-        return self.leaves or self.successor is not None
+    def outdated(self) -> bool:
+        """Whether the loaded model is not the one that models.yaml asks for now."""
+        return self.removed or self.next_demand is not None
 
     @property
-    def slots(self) -> int:
-        """How many more may run on it at a time."""
+    def free_slots(self) -> int:
+        """How many more predictions may run at the same time."""
         return max(0, self.demand.concurrency - len(self.running))
 
-    def next(self, now: float) -> str | None:
-        """The id that may begin next, if it has a slot."""
+    @property
+    def can_sleep(self) -> bool:
+        """Whether the model could fall asleep instead of being unloaded."""
+        return self.demand.sleep_footprint is not None and self.sleep_enabled and bool(self.sleep_levels)
+
+    @property
+    def loadable(self) -> bool:
+        """Whether the model is cold or asleep, and may be loaded or woken."""
+        return self.state in {Residency.COLD, Residency.ASLEEP} and not self.pending_unload
+
+    @property
+    def expected_peak(self) -> int:
+        """Bytes that the model is expected to take of one device at most; 0 if nothing was measured."""
+        return max(self.peak, self.earlier_peak)
+
+    def wants_load(self, now: float) -> bool:
+        """Whether the model should be loaded or woken as soon as memory allows."""
+        return self.loadable and (bool(self.queue) or self.wanted) and now >= self.blocked_until
+
+    def waited(self, now: float) -> float:
+        """Return for how many seconds its queue has waited for a load, not counting time before a drain."""
+        return 0.0 if self.waiting_since is None else now - self.waiting_since
+
+    def cold_start(self, queued_at: float) -> float:
+        """Return the seconds of the last load or waking that fell after ``queued_at``; the model is ready."""
+        if self.load_began is None:  # an earlier gateway process loaded it
+            return 0.0
+        return max(0.0, self.ready_since - max(queued_at, self.load_began))
+
+    def next_to_start(self, now: float) -> str | None:
+        """Return the prediction that starts when a slot is free; None if none may start."""
         if not self.queue:
             return None
         if self.state is Residency.READY:
             return self.queue[0]
         if self.state is not Residency.DRAINING:
             return None
-        if self.replaced:
-            return next((id for id in self.queue if id in self.staying), None)
-        return self.queue[0] if self.quota > 0 and now < self.quota_until else None
+        if self.outdated:
+            return next((id for id in self.queue if id in self.before_replacement), None)
+        return self.queue[0] if self.drain_quota > 0 and now < self.drain_quota_until else None
 
-    def replace(self) -> None:
-        """What is loaded for it is not what it asks for any more: what waits for that now still has it."""
-        if self.state is not Residency.UNLOADING:
-            self.staying.update(self.queue)
-        self.drained_to_sleep = False
-        if self.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
-            self.dismissed = CHANGED
-            self.staying.clear()  # it would have to be woken for them
+    # -- changes -----------------------------------------------------------------------------------------
 
-    def succeed(self) -> None:
-        """Nothing of it is loaded any more: from now on it asks for what it was told last."""
-        self.staying.clear()
-        if self.successor is not None:
-            self.demand = self.estimate = self.successor
-            self.successor = None
-            self.peak = self.earlier = self.out_of_memory = 0  # those were of something else
-
-    def become(self, state: Residency, now: float) -> float:
-        """Change the state; returns how many seconds it was what it was."""
-        assert state in MAY_BECOME[self.state], f"{self.name} is {self.state} and cannot become {state}"
+    def transition_to(self, state: Residency, now: float) -> float:
+        """Change the state; return how many seconds the previous state lasted."""
+        assert state in ALLOWED_TRANSITIONS[self.state], (
+            f"model {self.name} is {self.state} and cannot become {state}"
+        )
         before = now - self.state_since
         self.state, self.state_since = state, now
         return before
 
-    def arrived(self, now: float) -> None:
-        """A new prediction for it."""
+    def record_arrival(self, now: float) -> None:
+        """Update the average gap between predictions."""
         if self.last_arrival is not None:
-            self.gap = _averaged(self.gap, now - self.last_arrival)
+            self.arrival_gap = _averaged(self.arrival_gap, now - self.last_arrival)
         self.last_arrival = now
 
-    def left(self, id: str) -> None:
-        """What waited for it does not any more."""
+    def dequeue(self, id: str) -> None:
+        """Remove a prediction that will not start here from the queue."""
         self.queue.remove(id)
-        self.staying.discard(id)
+        self.before_replacement.discard(id)
         if not self.queue:
             self.waiting_since = None
-            self.claim = ()
+            self.claimed_devices = ()
 
-    def ran(self, id: str, now: float) -> None:
-        """What ran is over."""
+    def start(self, id: str, now: float) -> None:
+        """Move a prediction from the queue to a slot."""
+        self.queue.remove(id)
+        self.before_replacement.discard(id)
+        self.drain_quota -= self.state is Residency.DRAINING
+        self.running.add(id)
+        self.started_at[id] = now
+
+    def finish(self, id: str, now: float) -> None:
+        """Free the slot of a prediction."""
         self.running.discard(id)
         self.last_used = now
         self.ran_once = True
-        began = self.began.pop(id, None)
-        if began is not None:
-            self.run_seconds = _averaged(self.run_seconds, now - began)
+        started_at = self.started_at.pop(id, None)
+        if started_at is not None:
+            self.run_seconds = _averaged(self.run_seconds, now - started_at)
 
-    @property
-    def expected_peak(self) -> int:
-        """Bytes on one device that it is expected to take at most."""
-        return max(self.peak, self.earlier)
+    def mark_outdated(self) -> None:
+        """Let the predictions that wait now run on what is loaded, before it is replaced or removed."""
+        if self.state is not Residency.UNLOADING:
+            self.before_replacement.update(self.queue)
+        self.sleep_after_drain = False
+        if self.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
+            self.pending_unload = CHANGED
+            self.before_replacement.clear()  # the old version is not woken for them
 
-    def unloaded(self) -> None:
-        """What it took this time is of the past.
+    def apply_next_demand(self) -> None:
+        """Take over the new demand, now that nothing of the model is loaded."""
+        self.before_replacement.clear()
+        if self.next_demand is not None:
+            self.demand = self.estimated_demand = self.next_demand
+            self.next_demand = None
+            # These were measured with other weights or options.
+            self.peak = self.earlier_peak = self.out_of_memory = 0
 
-        One large prediction must not hold memory for ever: where less was taken this time, the expectation
-        goes half of the way back.
+    def end_measurement(self) -> None:
+        """Fold the peak of the load that has ended into ``earlier_peak``.
+
+        One large prediction must not reserve memory for ever: after a lower peak, the expectation goes half
+        of the way down to it.
         """
         if self.ran_once and self.peak:
-            self.earlier = max(self.peak, (self.earlier + self.peak) // 2)
+            self.earlier_peak = max(self.peak, (self.earlier_peak + self.peak) // 2)
         self.peak, self.ran_once, self.exceeds = 0, False, False
-
-    @property
-    def may_sleep(self) -> bool:
-        """Whether it could fall asleep instead of being unloaded."""
-        return self.demand.asleep is not None and self.sleeps and bool(self.levels)
-
-    @property
-    def away(self) -> bool:
-        """Whether it would have to be loaded, or woken, to run anything, and could be."""
-        return self.state in {Residency.COLD, Residency.ASLEEP} and not self.dismissed
-
-    def wants_load(self, now: float) -> bool:
-        """Whether it should be loaded, or woken, as soon as there is a place."""
-        return self.away and (bool(self.queue) or self.wanted) and now >= self.blocked_until
-
-    def waited(self, now: float) -> float:
-        """Seconds that it has waited for its turn to be loaded; what it held before does not count."""
-        return 0.0 if self.waiting_since is None else now - self.waiting_since
-
-    def loaded_since(self, queued_at: float) -> float:
-        """Seconds of its last load, or waking, that fell after ``queued_at``; it is ready."""
-        if self.load_began is None:  # an earlier gateway loaded it
-            return 0.0
-        return max(0.0, self.ready_since - max(queued_at, self.load_began))

@@ -1,4 +1,4 @@
-"""Which of the models that wait are loaded, or woken, and where, and who makes room for them there."""
+"""Which waiting models are loaded or woken now, and which other models leave their devices for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from appliance.scheduler import policy
 from appliance.scheduler.children import Children
-from appliance.scheduler.deadlock import completable
+from appliance.scheduler.deadlock import completable_predictions
 from appliance.scheduler.facts import Decision, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import ModelState
@@ -15,136 +15,150 @@ from appliance.scheduler.transitions import Transitions
 
 
 class Placements:
-    """A part of the scheduler, to whom all that it is given belongs."""
+    """Decides loads, wakes and evictions. It keeps no state of its own."""
 
     def __init__(
-        self, models: Mapping[str, ModelState], ledger: Ledger, parts: Children, moves: Transitions
+        self,
+        models: Mapping[str, ModelState],
+        ledger: Ledger,
+        children: Children,
+        transitions: Transitions,
     ) -> None:
-        """Nothing is kept here."""
+        """Share all of these with the scheduler."""
         self._models = models
         self._ledger = ledger
-        self._parts = parts
-        self._moves = moves
-
-    def rank(self, entry: ModelState, now: float) -> tuple[bool, float]:
-        """Sorted by it, the next to be loaded comes first."""
-        return not self._has_part(entry), -policy.urgency(entry, now)
-
-    def _has_part(self, entry: ModelState) -> bool:
-        return bool(entry.queue) and entry.queue[0] in self._parts
+        self._children = children
+        self._transitions = transitions
 
     def decide(self, now: float) -> list[Decision]:
-        """Load what waits, the most urgent first; the others may use only what the earlier ones leave.
+        """Load waiting models, the most urgent first, and evict others for them.
 
-        Parts go first: what waits for them holds memory. Those that fit at once take it although it may be
-        promised, since the promise may be one that their whole has to keep.
+        Each model that cannot be loaded yet is promised memory, and less urgent ones get only what is left.
+        Children that fit at once ignore promises: their parents hold memory, and may be what keeps a promise
+        from being fulfilled.
         """
-        decisions = self.of_parts(now)
+        decisions = self.load_for_children(now)
         waiting = [entry for entry in self._models.values() if entry.wants_load(now)]
         waiting.sort(key=lambda entry: self.rank(entry, now))
         promised: dict[str, int] = dict.fromkeys(self._ledger.capacities, 0)
         for entry in waiting:
-            # What runs where a part of it waits for this model does not end before this one is loaded.
-            ending = self._hope(entry.name) if self._parts else None
-            chosen = self._plan(entry, promised, now, ending, patient=True)
+            # A parent whose child waits for this model does not finish before this model is loaded.
+            completable = self._completable_without(entry.name) if self._children else None
+            chosen = self._plan(entry, promised, now, completable, patient=True)
             if chosen is None and entry.queue and entry.waited(now) >= policy.patience(entry):
-                chosen = self._claim(entry, promised, now, ending)
+                chosen = self._claim(entry, promised, now, completable)
             if chosen is None:
                 continue
             if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
-                if self._ledger.still(entry.devices):
+                if self._ledger.none_loading(entry.devices):
                     reason = f"it is loaded on {', '.join(chosen.devices)} sooner than it could be woken"
-                    decisions.append(self._moves.unload(entry, reason, now))
+                    decisions.append(self._transitions.unload(entry, reason, now))
                 continue
-            if all(self._open(device, entry, promised) for device in chosen.devices):
-                decisions.append(self._begin(entry, chosen.devices, now))
+            if all(self._can_load_now(device, entry, promised) for device in chosen.devices):
+                decisions.append(self._load_or_wake(entry, chosen.devices, now))
                 continue
             for device in chosen.devices:
-                promised[device] += self.lacks(entry, device)
-            decisions += self._make_room(chosen, entry, now)
+                promised[device] += self.missing_memory(entry, device)
+            decisions += self._evict(chosen, entry, now)
         return decisions
+
+    def load_for_children(self, now: float) -> list[Decision]:
+        """Load or wake the models that children wait for, where memory is free."""
+        loads: list[Decision] = []
+        nothing = dict.fromkeys(self._ledger.capacities, 0)
+        for entry in self._models.values():
+            if self._child_is_next(entry) and entry.wants_load(now):
+                asleep = entry.state is Residency.ASLEEP
+                among = entry.devices if asleep else sorted(self._ledger.eligible_devices(entry.demand))
+                free = [device for device in among if self._can_load_now(device, entry, nothing)]
+                if len(free) >= entry.demand.devices:
+                    loads.append(self._load_or_wake(entry, tuple(free[: entry.demand.devices]), now))
+        return loads
+
+    def rank(self, entry: ModelState, now: float) -> tuple[bool, float]:
+        """Return the sort key by which the model to load next comes first."""
+        return not self._child_is_next(entry), -policy.urgency(entry, now)
+
+    def missing_memory(self, entry: ModelState, device: str) -> int:
+        """Return the bytes of the device that the model needs besides those that it holds asleep."""
+        needed = entry.demand.bytes_on(self._ledger.capacities[device])
+        return needed - self._ledger.reserved_by(entry, device)
+
+    def _child_is_next(self, entry: ModelState) -> bool:
+        return bool(entry.queue) and entry.queue[0] in self._children
 
     def _plan(
         self,
         entry: ModelState,
         promised: dict[str, int],
         now: float,
-        ending: set[str] | None,
+        completable: set[str] | None,
         *,
         patient: bool,
         among: tuple[str, ...] | None = None,
     ) -> Plan | None:
-        """Where it is loaded, or, if it sleeps, woken; it may be loaded elsewhere if that is sooner."""
-        there = plan(entry, self._ledger, promised, now, patient=patient, ending=ending, among=among)
+        """Plan a load; for a sleeping model plan whichever is better, waking it or loading it elsewhere."""
+        load = plan(entry, self._ledger, promised, now, patient=patient, completable=completable, among=among)
         if entry.state is not Residency.ASLEEP:
-            return there
-        here = plan(entry, self._ledger, promised, now, patient=patient, ending=ending, among=entry.devices)
-        if here is None or there is None:
-            return here or there
-        slower = policy.expected_load(entry) - policy.expected_return(entry)
-        cost = there.cost + policy.weight(entry) * max(1, len(entry.queue)) * slower
-        return there if cost < here.cost else here
+            return load
+        wake = plan(
+            entry, self._ledger, promised, now, patient=patient, completable=completable, among=entry.devices
+        )
+        if wake is None or load is None:
+            return wake or load
+        slower_by = policy.expected_load(entry) - policy.expected_time_to_ready(entry)
+        cost = load.cost + policy.priority_weight(entry) * max(1, len(entry.queue)) * slower_by
+        return load if cost < wake.cost else wake
 
     def _claim(
-        self, entry: ModelState, promised: dict[str, int], now: float, ending: set[str] | None
+        self, entry: ModelState, promised: dict[str, int], now: float, completable: set[str] | None
     ) -> Plan | None:
-        """The devices that are cleared for a model that waited long: once chosen they stay the same."""
+        """Plan impatiently for a model that has waited long, on the devices that it has claimed before.
+
+        Changing devices would drain more models than necessary.
+        """
         chosen = None
-        if entry.claim:
-            chosen = self._plan(entry, promised, now, ending, patient=False, among=entry.claim)
+        if entry.claimed_devices:
+            claimed = entry.claimed_devices
+            chosen = self._plan(entry, promised, now, completable, patient=False, among=claimed)
         if chosen is None:
-            chosen = self._plan(entry, promised, now, ending, patient=False)
-        entry.claim = () if chosen is None else chosen.devices
+            chosen = self._plan(entry, promised, now, completable, patient=False)
+        entry.claimed_devices = () if chosen is None else chosen.devices
         return chosen
 
-    def _make_room(self, chosen: Plan, waiter: ModelState, now: float) -> list[Decision]:
-        """Have the victims that are idle leave, and drain the others, as soon as each has had its time."""
-        moves: list[Decision] = []
+    def _evict(self, chosen: Plan, waiter: ModelState, now: float) -> list[Decision]:
+        """Evict idle victims and drain busy ones, each once its minimum residency is over."""
+        decisions: list[Decision] = []
         reason = f"makes room for {waiter.name}"
         for victim in chosen.victims:
             if victim.state is Residency.ASLEEP:
-                if self._ledger.still(victim.devices):
-                    moves.append(self._moves.unload(victim, reason, now, waiter.name))
-            elif not policy.had_its_time(victim, now):
+                if self._ledger.none_loading(victim.devices):
+                    decisions.append(self._transitions.unload(victim, reason, now, waiter.name))
+            elif not policy.residency_elapsed(victim, now):
                 continue
             elif not victim.idle:
                 why = f"{reason}, which waited {waiter.waited(now):.0f} s"
-                self._moves.drain(victim, why, now, waiter.name, sleep=chosen.sleep)
-            elif self._ledger.still(victim.devices):
-                moves += self._moves.evict(victim, reason, now, waiter, sleep=chosen.sleep)
-        return moves
+                self._transitions.drain(victim, why, now, waiter.name, sleep=chosen.sleep)
+            elif self._ledger.none_loading(victim.devices):
+                decisions += self._transitions.evict(victim, reason, now, waiter, sleep=chosen.sleep)
+        return decisions
 
-    def of_parts(self, now: float) -> list[Decision]:
-        """Load what parts wait for, as far as there is room."""
-        loads: list[Decision] = []
-        nothing = dict.fromkeys(self._ledger.capacities, 0)
-        for entry in self._models.values():
-            if self._has_part(entry) and entry.wants_load(now):
-                asleep = entry.state is Residency.ASLEEP
-                among = entry.devices if asleep else sorted(self._ledger.places(entry.demand))
-                roomy = [device for device in among if self._open(device, entry, nothing)]
-                if len(roomy) >= entry.demand.devices:
-                    loads.append(self._begin(entry, tuple(roomy[: entry.demand.devices]), now))
-        return loads
-
-    def _begin(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Decision:
+    def _load_or_wake(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Decision:
         if entry.state is Residency.ASLEEP:
-            return self._moves.wake(entry, now)
-        return self._moves.load(entry, devices, now)
+            return self._transitions.wake(entry, now)
+        return self._transitions.load(entry, devices, now)
 
-    def lacks(self, waiter: ModelState, device: str) -> int:
-        """Bytes of the device that it needs besides what it holds as a sleeper."""
-        need = waiter.demand.bytes_on(self._ledger.capacities[device])
-        return need - self._ledger.held(waiter, device)
+    def _can_load_now(self, device: str, entry: ModelState, promised: dict[str, int]) -> bool:
+        """Return whether the memory is free and no other model is coming to, or leaving, the device.
 
-    def _open(self, device: str, waiter: ModelState, promised: dict[str, int]) -> bool:
-        """Whether the waiter may load there now: the bytes are free, and nothing else comes or goes.
-
-        Two at a time would mis-measure each other's memory.
+        Engines measure free memory while they load, so two changes at a time would falsify each other's
+        numbers.
         """
         busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
-        return self._ledger.free(device) >= self.lacks(waiter, device) + promised[device] and not busy
+        needed = self.missing_memory(entry, device) + promised[device]
+        return self._ledger.free(device) >= needed and not busy
 
-    def _hope(self, without: str) -> set[str]:
+    def _completable_without(self, model: str) -> set[str]:
+        """Return the predictions that can finish although this model is not loaded."""
         capacities = list(self._ledger.capacities.values())
-        return completable(self._models, self._parts.unfinished, capacities, without=without)
+        return completable_predictions(self._models, self._children.unfinished, capacities, without=model)

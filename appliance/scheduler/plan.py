@@ -1,4 +1,4 @@
-"""Where a model is loaded, and who makes room for it there: the choice that costs predictions the least."""
+"""Chooses the devices for a load and the models that leave them, so that predictions wait the least."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from appliance.scheduler import policy
-from appliance.scheduler.facts import Level, Residency
+from appliance.scheduler.facts import Residency, SleepLevel
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import ModelState
 
@@ -14,21 +14,21 @@ _LEAVING = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UN
 
 
 class Plan(NamedTuple):
-    """Devices for one model, and what has to leave them."""
+    """Devices for one model, and the models that have to leave them."""
 
     devices: tuple[str, ...]
     victims: tuple[ModelState, ...]
-    cost: float  # seconds that predictions wait because of it, besides its own load
-    sleep: bool  # whether it is enough that those of them that can fall asleep
+    cost: float  # seconds that predictions wait because of it, without the model's own load
+    sleep: bool  # True: victims that can sleep may do so; False: all have to be unloaded
 
 
 class _Option(NamedTuple):
-    """One device; sorted, the best comes first."""
+    """A plan for one device. The first five fields order options, best first."""
 
     cost: float  # seconds that predictions wait because of it
     evictions: int
-    busy: bool
-    left: int  # negative bytes that stay free
+    must_wait: bool
+    negative_free: int  # minus the bytes that stay free
     device: str
     victims: tuple[ModelState, ...]
     sleep: bool
@@ -41,19 +41,29 @@ def plan(
     now: float,
     *,
     patient: bool,
-    ending: set[str] | None = None,
+    completable: set[str] | None = None,
     among: Iterable[str] | None = None,
 ) -> Plan | None:
-    """The best devices of ``among`` (default: all it may have) for ``model``; None while there is no way.
+    """Return the best plan to load ``model``; None if there is none at the moment.
 
-    ``promised`` has bytes by device that others, who come first, wait for. A patient model takes the room of
-    idle ones that have had their time; an impatient one of whoever is not pinned, once that has ended what it
-    does. ``ending`` has the predictions that end without this model being loaded; None stands for all of
-    them.
+    A patient model evicts only idle models whose minimum residency is over, and only if that costs less than
+    its benefit. An impatient one may evict every model that is not pinned, once its predictions have
+    finished.
+
+    Args:
+        model: The model to load.
+        ledger: Reservations of all devices.
+        promised: Bytes by device that are kept for more urgent models.
+        now: Seconds on the scheduler's clock.
+        patient: Whether the model still waits for others to become idle.
+        completable: The predictions that can finish before this model is loaded; None stands for all.
+        among: The devices to choose from; by default all that the model may be loaded on.
     """
     options = []
-    for device in ledger.places(model.demand) if among is None else among:
-        option = _option(model, ledger, device, promised[device], now, patient=patient, ending=ending)
+    for device in ledger.eligible_devices(model.demand) if among is None else among:
+        option = _plan_for_device(
+            model, ledger, device, promised[device], now, patient=patient, completable=completable
+        )
         if option is not None:
             options.append(option)
     if len(options) < model.demand.devices:
@@ -68,7 +78,7 @@ def plan(
     )
 
 
-def _option(
+def _plan_for_device(
     model: ModelState,
     ledger: Ledger,
     device: str,
@@ -76,108 +86,120 @@ def _option(
     now: float,
     *,
     patient: bool,
-    ending: set[str] | None,
+    completable: set[str] | None,
 ) -> _Option | None:
-    need = model.demand.bytes_on(ledger.capacities[device])
-    here = [each for each in ledger.here(device) if each is not model]
-    if need > ledger.capacities[device].memory:
+    needed = model.demand.bytes_on(ledger.capacities[device])
+    if needed > ledger.capacities[device].memory:
         return None
+    others = [each for each in ledger.models_on(device) if each is not model]
+    # A sleeping model that is woken, or loaded elsewhere, brings what it still holds here.
+    available = ledger.free(device) + ledger.reserved_by(model, device) - promised
+    missing = needed - available
+
+    # Memory that becomes free anyway comes first, the soonest of it first.
     loading = ledger.loading(device)
     wait = 0.0 if loading is None else _rest_of_load(loading, now)
-    # A sleeper that is woken, or loaded elsewhere, brings what it still holds.
-    missing = need + promised - ledger.free(device) - ledger.held(model, device)
     leaving = sorted(
-        (policy.freed_in(each, now), _leaves(each, device, ledger))
-        for each in here
-        if each.state in _LEAVING and (each.state is not Residency.DRAINING or _ends(each, ending))
+        (policy.seconds_until_free(each, now), _freed_memory(each, device, ledger))
+        for each in others
+        if each.state in _LEAVING and (each.state is not Residency.DRAINING or _finishes(each, completable))
     )
     for seconds, memory in leaving:
         if missing > 0:
             missing -= memory
             wait = max(wait, seconds)
-    allowed = [each for each in here if _may_go(each, now, patient=patient) and _ends(each, ending)]
-    tiers = _tiers(allowed, ledger, now, model)
-    victims = _victims(tiers, missing, device, ledger, now)
+
+    # What is still missing is freed by evictions: by sleep if that is enough, else by unloading.
+    candidates = [
+        each for each in others if _evictable(each, now, patient=patient) and _finishes(each, completable)
+    ]
+    levels = _sleep_levels(candidates, ledger, now, model)
+    victims = _cheapest_victims(levels, missing, device, ledger, now)
     sleep = victims is not None
-    if victims is None:  # what is left of sleepers may be too much
-        tiers = dict.fromkeys(tiers)
-        victims = _victims(tiers, missing, device, ledger, now)
+    if victims is None:  # sleeping models may keep too much
+        levels = dict.fromkeys(levels)
+        victims = _cheapest_victims(levels, missing, device, ledger, now)
     if victims is None:
         return None
-    wait = max([wait, *(policy.freed_in(victim, now) for victim in victims)])
-    cost = sum(policy.eviction_cost(victim, now, tiers[victim]) for victim in victims)
+    wait = max([wait, *(policy.seconds_until_free(victim, now) for victim in victims)])
+    cost = sum(policy.eviction_cost(victim, now, levels[victim]) for victim in victims)
     if patient and cost > policy.eviction_benefit(model, now):
         return None
-    cost += wait * policy.weight(model) * max(1, len(model.queue))
-    left = ledger.free(device) + ledger.held(model, device) - promised - need
-    return _Option(cost, len(victims), wait > 0, -left, device, victims, sleep)
+    cost += wait * policy.priority_weight(model) * max(1, len(model.queue))
+    return _Option(cost, len(victims), wait > 0, needed - available, device, victims, sleep)
 
 
-def _tiers(
-    allowed: list[ModelState], ledger: Ledger, now: float, waiter: ModelState
-) -> dict[ModelState, Level | None]:
-    """How each of them would make room: asleep, or unloaded with None."""
-    return {
-        each: policy.tier(each, now, ledger.main_for(each), waiter)
-        if each.may_sleep and each.state is not Residency.ASLEEP
-        else None
-        for each in allowed
-    }
-
-
-def _leaves(model: ModelState, device: str, ledger: Ledger, level: Level | None = None) -> int:
-    """Bytes of the device that are free once the model has fallen asleep, or is unloaded."""
-    held, asleep = ledger.held(model, device), model.demand.asleep
-    if device not in model.devices:  # its weights in main memory, which go with the sleeper
-        return held if model.state in {Residency.ASLEEP, Residency.UNLOADING} else 0
-    falls = model.level if model.state is Residency.FALLING_ASLEEP else level
-    return held if falls is None or asleep is None else max(0, held - asleep.residue)
-
-
-def _victims(
-    tiers: Mapping[ModelState, Level | None], missing: int, device: str, ledger: Ledger, now: float
+def _cheapest_victims(
+    levels: Mapping[ModelState, SleepLevel | None], missing: int, device: str, ledger: Ledger, now: float
 ) -> tuple[ModelState, ...] | None:
-    """The cheapest models to evict for ``missing`` bytes; None if they are not enough."""
+    """Return the models to evict for ``missing`` bytes at the least cost; None if all are not enough.
+
+    ``levels`` holds the candidates, with the level at which each would sleep; None means an unload.
+    """
     if missing <= 0:
         return ()
     price = {
-        each: policy.eviction_cost(each, now, level) + policy.freed_in(each, now)
-        for each, level in tiers.items()
+        each: policy.eviction_cost(each, now, level) + policy.seconds_until_free(each, now)
+        for each, level in levels.items()
     }
-    frees = {each: _leaves(each, device, ledger, level) for each, level in tiers.items()}
-    # By what a byte of theirs is worth; of equals, the least recently used.
+    freed = {each: _freed_memory(each, device, ledger, level) for each, level in levels.items()}
+    # By cost per freed byte; among equals the least recently used first.
     ordered = sorted(
-        (each for each in tiers if frees[each] > 0),
-        key=lambda each: (price[each] / frees[each], each.last_used, each.name),
+        (each for each in levels if freed[each] > 0),
+        key=lambda each: (price[each] / freed[each], each.last_used, each.name),
     )
     chosen: list[ModelState] = []
     for each in ordered:
         if missing <= 0:
             break
         chosen.append(each)
-        missing -= frees[each]
+        missing -= freed[each]
     if missing > 0:
         return None
-    for each in sorted(chosen, key=lambda each: -price[each]):  # without whom it is enough as well
-        if missing + frees[each] <= 0:
+    for each in sorted(chosen, key=lambda each: -price[each]):  # spare those that are not needed after all
+        if missing + freed[each] <= 0:
             chosen.remove(each)
-            missing += frees[each]
+            missing += freed[each]
     return tuple(chosen)
 
 
-def _may_go(model: ModelState, now: float, *, patient: bool) -> bool:
+def _sleep_levels(
+    candidates: list[ModelState], ledger: Ledger, now: float, waiter: ModelState
+) -> dict[ModelState, SleepLevel | None]:
+    """Return for each candidate the level at which it would sleep; None if it would be unloaded."""
+    return {
+        each: policy.cheapest_sleep_level(each, now, ledger.main_memory_for(each), waiter)
+        if each.can_sleep and each.state is not Residency.ASLEEP
+        else None
+        for each in candidates
+    }
+
+
+def _freed_memory(model: ModelState, device: str, ledger: Ledger, level: SleepLevel | None = None) -> int:
+    """Return the bytes of the device that are free once the model has fallen asleep, or was unloaded."""
+    reserved, footprint = ledger.reserved_by(model, device), model.demand.sleep_footprint
+    if device not in model.devices:  # main memory, which holds weights of a sleeping model until its unload
+        return reserved if model.state in {Residency.ASLEEP, Residency.UNLOADING} else 0
+    if model.state is Residency.FALLING_ASLEEP:
+        level = model.sleep_level
+    return reserved if level is None or footprint is None else max(0, reserved - footprint.residue)
+
+
+def _evictable(model: ModelState, now: float, *, patient: bool) -> bool:
+    """Return whether a patient, or an impatient, model may evict this one."""
     if model.pinned:
         return False
     if model.state is Residency.ASLEEP:
         return not patient or model.idle
     if patient:
-        return model.idle and policy.had_its_time(model, now)
+        return model.idle and policy.residency_elapsed(model, now)
     return model.state in {Residency.READY, Residency.LOADING, Residency.WAKING}
 
 
-def _ends(model: ModelState, ending: set[str] | None) -> bool:
-    return ending is None or model.running <= ending
+def _finishes(model: ModelState, completable: set[str] | None) -> bool:
+    """Return whether all predictions that run on the model can finish."""
+    return completable is None or model.running <= completable
 
 
 def _rest_of_load(loading: ModelState, now: float) -> float:
-    return max(1.0, policy.expected_return(loading) - (now - loading.state_since))
+    return max(1.0, policy.expected_time_to_ready(loading) - (now - loading.state_since))

@@ -1,12 +1,12 @@
-"""What a place on a device is worth to a model, how long it may keep it, and who is next.
+"""The numbers that decisions rest on: expected durations, urgency of a load, cost and benefit of an eviction.
 
-Times are seconds. All of it rests on what was measured: how long loads, predictions, falling asleep and
-waking took, and how often predictions came.
+All times are in seconds and derive from what was measured: how long loads, predictions, falling asleep and
+waking took, and how often predictions arrived. Costs and benefits are seconds that predictions wait, summed
+over them.
 
-The bound on thrash: a model is evicted for another one no sooner after it became ready than that had taken
-(and ``MIN_RESIDENCY``): its load, or falling asleep and waking. So each of these is followed by at least as
-long a time in which it served, and it spends at most half of any long time on its way in or out, however
-the predictions alternate.
+Thrashing is bounded: a model is not evicted for another one until it has been ready for as long as it took to
+become ready (by a load, or by falling asleep and waking), and at least ``MIN_RESIDENCY``. So a model spends
+at most half of any long period becoming ready or leaving, however predictions for different models alternate.
 """
 
 from __future__ import annotations
@@ -14,168 +14,185 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-from appliance.scheduler.facts import Level, Residency
+from appliance.scheduler.facts import Residency, SleepLevel
 from appliance.scheduler.model import ModelState
 
-#: A model that was just loaded is not evicted for at least this long.
+#: A model that has become ready is not evicted for at least this long.
 MIN_RESIDENCY: Final = 2.0
-#: A model that waits at least this long, and three times what its load takes, has busy ones drained for it.
+#: Busy models are drained for a model that has waited this long, and three times the duration of its load.
 PATIENCE: Final = 15.0
-#: A drained model still takes what was queued, for as long as its load took, but no longer than this.
+#: A draining model starts predictions of its queue for as long as its load took, but no longer than this.
 LONGEST_QUANTUM: Final = 60.0
-#: After a failed load the next one waits this long, doubling up to the second number.
+#: Delay of the next load after a failed one: the first, doubling up to the second.
 BACKOFF: Final = (10.0, 300.0)
-
-_UNKNOWN_LOAD: Final = 5.0  # of a model that was never loaded
-_UNKNOWN_RUN: Final = 5.0  # of a model that never ran
-_UNKNOWN_GAP: Final = 600.0  # of a model that was asked once or never
-_UNLOAD: Final = 1.0
-#: What falling asleep and waking are taken to need at first, as shares of a load.
-_UNKNOWN_SLEEP: Final = {Level.KEPT: 0.1, Level.DROPPED: 0.02}
-_UNKNOWN_WAKE: Final = {Level.KEPT: 0.1, Level.DROPPED: 0.4}
-#: What is idle falls asleep after this share of the time after which it is unloaded.
+#: An idle model falls asleep after this share of `idle_unload_after`.
 IDLE_SLEEP: Final = 0.5
-#: Who is evicted stays away for about this long.
-_AWAY: Final = 100.0
+
+# Assumed durations until something was measured.
+_UNKNOWN_LOAD: Final = 5.0
+_UNKNOWN_RUN: Final = 5.0
+_UNKNOWN_GAP: Final = 600.0
+_UNLOAD: Final = 1.0
+#: Assumed durations of falling asleep and waking, as shares of a load.
+_UNKNOWN_SLEEP: Final = {SleepLevel.KEPT: 0.1, SleepLevel.DROPPED: 0.02}
+_UNKNOWN_WAKE: Final = {SleepLevel.KEPT: 0.1, SleepLevel.DROPPED: 0.4}
+#: Assumed time that an evicted model stays evicted.
+_EVICTED: Final = 100.0
+
+# -- expected durations ----------------------------------------------------------------------------------
 
 
 def expected_load(model: ModelState) -> float:
-    """Seconds that its next load takes."""
+    """Return the expected duration of the model's next load."""
     return _UNKNOWN_LOAD if model.load_seconds is None else max(0.01, model.load_seconds)
 
 
-def expected_sleep(model: ModelState, level: Level) -> float:
-    """Seconds that it takes to fall asleep."""
+def expected_sleep(model: ModelState, level: SleepLevel) -> float:
+    """Return the expected duration of falling asleep at a level."""
     return model.sleep_seconds.get(level, _UNKNOWN_SLEEP[level] * expected_load(model))
 
 
-def expected_wake(model: ModelState, level: Level) -> float:
-    """Seconds that it takes to wake from that sleep."""
+def expected_wake(model: ModelState, level: SleepLevel) -> float:
+    """Return the expected duration of waking from a level."""
     return model.wake_seconds.get(level, _UNKNOWN_WAKE[level] * expected_load(model))
 
 
-def expected_return(model: ModelState) -> float:
-    """Seconds until it could be ready, from what it is now: its load, or its waking."""
-    return expected_load(model) if model.level is None else max(0.01, expected_wake(model, model.level))
+def expected_time_to_ready(model: ModelState) -> float:
+    """Return the expected duration of the load, or of the waking if the model sleeps."""
+    if model.sleep_level is None:
+        return expected_load(model)
+    return max(0.01, expected_wake(model, model.sleep_level))
 
 
 def expected_run(model: ModelState) -> float:
-    """Seconds that a prediction of it takes."""
+    """Return the expected duration of one prediction."""
     return _UNKNOWN_RUN if model.run_seconds is None else model.run_seconds
 
 
 def expected_gap(model: ModelState, now: float) -> float:
-    """Seconds until its next prediction: the average gap, or what it has already been silent for."""
+    """Return the expected time to the next prediction: the average gap, or the current gap if longer."""
     if model.last_arrival is None:
         return _UNKNOWN_GAP
-    gap = _UNKNOWN_GAP if model.gap is None else model.gap
+    gap = _UNKNOWN_GAP if model.arrival_gap is None else model.arrival_gap
     return max(gap, now - model.last_arrival, 0.001)
 
 
-def weight(model: ModelState) -> float:
-    """What its priority multiplies."""
-    return 2.0**model.demand.priority
+# -- how long a model stays and waits --------------------------------------------------------------------
 
 
 def min_residency(model: ModelState) -> float:
-    """Seconds that it may stay once it is ready."""
+    """Return how long the model may stay ready before it can be evicted."""
     if model.state is Residency.LOADING:
         return max(MIN_RESIDENCY, expected_load(model))
-    if model.level is not None:  # it sleeps, or wakes
-        return max(MIN_RESIDENCY, expected_sleep(model, model.level) + expected_wake(model, model.level))
-    return max(MIN_RESIDENCY, model.brought_in)
+    level = model.sleep_level
+    if level is not None:  # it sleeps or wakes
+        return max(MIN_RESIDENCY, expected_sleep(model, level) + expected_wake(model, level))
+    return max(MIN_RESIDENCY, model.became_ready_in)
+
+
+def residency_elapsed(model: ModelState, now: float) -> bool:
+    """Return whether the model is ready, not pinned, and has stayed for its minimum residency."""
+    return (
+        model.state is Residency.READY
+        and not model.pinned
+        and now - model.state_since >= min_residency(model)
+    )
 
 
 def patience(model: ModelState) -> float:
-    """Seconds that it waits for others to fall idle before busy ones are drained for it."""
-    return max(PATIENCE, 3 * expected_return(model))
+    """Return how long the model waits for others to become idle before busy ones are drained for it."""
+    return max(PATIENCE, 3 * expected_time_to_ready(model))
 
 
 def quantum(model: ModelState) -> float:
-    """Seconds in which it still takes what was queued when it is drained."""
+    """Return how long a draining model still starts predictions that were queued before the drain."""
     return min(min_residency(model), LONGEST_QUANTUM)
 
 
-def urgency(model: ModelState, now: float) -> float:
-    """How much it should be the next to be loaded: by its wait, by how many share that, and its cost.
-
-    It grows with the wait without limit, and all else in it is bounded: nothing starves.
-    """
-    sharing = len(model.queue) / max(1.0, expected_return(model))
-    return weight(model) * (1.0 + model.waited(now)) * float(sharing**0.25)
-
-
-def eviction_cost(model: ModelState, now: float, level: Level | None = None) -> float:
-    """Seconds that predictions will wait for it to come back if it is evicted now.
-
-    With ``level`` it falls asleep, else it is unloaded. A sleeper has less to lose than what is ready.
-    """
-    back, gap = (
-        expected_load(model) if level is None else expected_wake(model, level),
-        expected_gap(model, now),
-    )
-    if model.state is Residency.ASLEEP:
-        back = max(0.0, back - expected_return(model))
-    returns = 1.0 if model.queue else _AWAY / (_AWAY + gap)
-    # While it comes back further predictions come, and wait half of that on average.
-    waiting = max(1.0, len(model.queue)) + back / gap / 2
-    return weight(model) * back * returns * waiting
-
-
-def tier(model: ModelState, now: float, main: int, waiter: ModelState | None = None) -> Level | None:
-    """How an idle model that is ready makes room: asleep at this level, or unloaded with None.
-
-    ``main`` is what main memory has for it, in bytes. What counts is how long its own predictions will wait
-    for it to come back, and the ``waiter`` for it to go.
-    """
-    asleep = model.demand.asleep
-    if asleep is None:
-        return None
-    waiting = 0.0 if waiter is None else weight(waiter) * max(1, len(waiter.queue))
-    tiers: list[tuple[float, Level | None]] = [(eviction_cost(model, now) + _UNLOAD * waiting, None)]
-    for level in sorted(model.levels):
-        if level is Level.DROPPED or asleep.main <= main:
-            tiers.append((eviction_cost(model, now, level) + expected_sleep(model, level) * waiting, level))
-    return min(tiers, key=lambda each: each[0])[1]
-
-
-def eviction_benefit(model: ModelState, now: float) -> float:
-    """Seconds that its predictions have waited, and will at least: what its being loaded may cost others.
-
-    As with skis that are rented until that has cost as much as buying them: a model that is asked all the
-    time is not evicted at once because it happens to be idle for a moment. What is wanted although nothing
-    waits for it, because it is pinned or someone asked for it by hand, may cost anything.
-    """
-    if not model.queue:
-        return inf
-    return weight(model) * len(model.queue) * (model.waited(now) + expected_return(model))
-
-
-def freed_in(model: ModelState, now: float) -> float:
-    """Seconds until its memory could be another's: 0 if it is idle and has had its time."""
-    held = now - model.state_since
+def seconds_until_free(model: ModelState, now: float) -> float:
+    """Return when another model could use its memory; 0 if it is idle and its minimum residency is over."""
+    elapsed = now - model.state_since
     match model.state:
         case Residency.LOADING | Residency.WAKING:
-            return max(0.0, expected_return(model) - held) + min_residency(model)
+            return max(0.0, expected_time_to_ready(model) - elapsed) + min_residency(model)
         case Residency.READY:
-            rest = max(0.0, min_residency(model) - held)
+            rest = max(0.0, min_residency(model) - elapsed)
             busy = 0.0 if model.idle else expected_run(model)
             return rest + busy + (quantum(model) if model.queue else 0.0)
-        case Residency.DRAINING:  # one that takes long is expected to take as long again
-            return max(expected_run(model) - held, held) + _UNLOAD
+        case Residency.DRAINING:  # a prediction that takes long is expected to take as long again
+            return max(expected_run(model) - elapsed, elapsed) + _UNLOAD
         case Residency.FALLING_ASLEEP:
-            rest = 0.0 if model.level is None else expected_sleep(model, model.level) - held
-            return max(rest, held / 2, 0.0)
+            level = model.sleep_level
+            rest = 0.0 if level is None else expected_sleep(model, level) - elapsed
+            return max(rest, elapsed / 2, 0.0)
         case Residency.UNLOADING | Residency.ASLEEP:
             return _UNLOAD
         case Residency.COLD:
             return 0.0
 
 
-def had_its_time(model: ModelState, now: float) -> bool:
-    """Whether it may be evicted as far as its residency goes."""
-    return (
-        model.state is Residency.READY
-        and not model.pinned
-        and now - model.state_since >= min_residency(model)
-    )
+# -- which model is loaded next, and which is evicted for it ---------------------------------------------
+
+
+def priority_weight(model: ModelState) -> float:
+    """Return the factor that the model's priority puts on waiting times and costs."""
+    return 2.0**model.demand.priority
+
+
+def urgency(model: ModelState, now: float) -> float:
+    """Return a number that is highest for the model to load next.
+
+    It grows with the waiting time without limit, and with the number of waiting predictions per second of
+    load only by the fourth root, so no model starves.
+    """
+    sharing = len(model.queue) / max(1.0, expected_time_to_ready(model))
+    return priority_weight(model) * (1.0 + model.waited(now)) * float(sharing**0.25)
+
+
+def eviction_cost(model: ModelState, now: float, level: SleepLevel | None = None) -> float:
+    """Return how long predictions are expected to wait for the model to be ready again after an eviction.
+
+    With ``level`` it falls asleep, otherwise it is unloaded. For a sleeping model only the difference between
+    a load and its waking counts.
+    """
+    back = expected_load(model) if level is None else expected_wake(model, level)
+    gap = expected_gap(model, now)
+    if model.state is Residency.ASLEEP:
+        back = max(0.0, back - expected_time_to_ready(model))
+    probability_of_return = 1.0 if model.queue else _EVICTED / (_EVICTED + gap)
+    # More predictions arrive while it is loaded again; they wait for half of that on average.
+    waiting = max(1.0, len(model.queue)) + back / gap / 2
+    return priority_weight(model) * back * probability_of_return * waiting
+
+
+def eviction_benefit(model: ModelState, now: float) -> float:
+    """Return how long predictions of the model have waited and will wait: the most an eviction for it may
+    cost.
+
+    This is the ski rental rule: wait until waiting has cost as much as the eviction. So a model that is used
+    all the time is not evicted because it is idle for a moment. A model that is to be loaded without a queue
+    (pinned, or loaded by an operator) may cost anything.
+    """
+    if not model.queue:
+        return inf
+    return priority_weight(model) * len(model.queue) * (model.waited(now) + expected_time_to_ready(model))
+
+
+def cheapest_sleep_level(
+    model: ModelState, now: float, main_memory: int, waiter: ModelState | None = None
+) -> SleepLevel | None:
+    """Return the level at which a ready, idle model should fall asleep; None if it should be unloaded.
+
+    The cheapest choice is the one with the least waiting: of its own predictions until it is ready again, and
+    of the ``waiter``'s until it has left. ``main_memory`` is what is available for its weights, in bytes.
+    """
+    footprint = model.demand.sleep_footprint
+    if footprint is None:
+        return None
+    waiting = 0.0 if waiter is None else priority_weight(waiter) * max(1, len(waiter.queue))
+    options: list[tuple[float, SleepLevel | None]] = [(eviction_cost(model, now) + _UNLOAD * waiting, None)]
+    for level in sorted(model.sleep_levels):
+        if level is SleepLevel.DROPPED or footprint.main_memory <= main_memory:
+            cost = eviction_cost(model, now, level) + expected_sleep(model, level) * waiting
+            options.append((cost, level))
+    return min(options, key=lambda option: option[0])[1]

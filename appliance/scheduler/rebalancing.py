@@ -1,7 +1,7 @@
-"""Instances of one model share what waits for any of them: none idles while a prediction waits for another.
+"""Sharing of waiting predictions among the instances of one model.
 
-Which instance a prediction goes to is chosen when it arrives, by what is known then. That another one is free
-first, or that there is room for one more, shows only later.
+A prediction is assigned to an instance when it arrives. Only later it may turn out that another instance has
+a free slot first, or that memory is free to load one more instance; then the prediction is moved.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from appliance.scheduler.facts import Residency
 from appliance.scheduler.model import ModelState
 
 
-class Waiting(NamedTuple):
-    """A prediction that has not begun."""
+class QueuedPrediction(NamedTuple):
+    """A prediction that has not started."""
 
     model: str  # the instance in whose queue it is
     since: float
 
 
 class Rebalancing:
-    """A part of the scheduler, to whom all that it is given belongs."""
+    """Moves waiting predictions between instances of one model."""
 
-    def __init__(self, models: Mapping[str, ModelState], queued: dict[str, Waiting]) -> None:
-        """No model has siblings until ``share`` says so."""
+    def __init__(self, models: Mapping[str, ModelState], queued: dict[str, QueuedPrediction]) -> None:
+        """Share the models and the waiting predictions with the scheduler."""
         self._models = models
         self._queued = queued
-        self._others: dict[str, tuple[str, ...]] = {}  # by who may take what waits for them
+        self._others: dict[str, tuple[str, ...]] = {}  # instance -> those whose predictions it may take
 
-    def share(self, instances: Sequence[str], used: int) -> None:
-        """These are instances of one model; the first ``used`` of them may take what waits for any."""
+    def set_instances(self, instances: Sequence[str], used: int) -> None:
+        """Declare the instances of one model; the first ``used`` of them may take predictions of any."""
         for number, name in enumerate(instances):
             others = tuple(each for each in instances if each != name) if number < used else ()
             if others:
@@ -41,72 +41,77 @@ class Rebalancing:
             else:
                 self._others.pop(name, None)
 
-    def fill(self, now: float, parts: Children, *, parts_only: bool) -> Iterator[ModelState]:
-        """Give free slots what waits longest for other instances, parts first; yields who got any."""
-        for taker in self._takers():
-            for _ in range(taker.slots if taker.state is Residency.READY else 0):
-                found = self._movable(taker)
-                ranked = [(id not in parts, self._queued[id].since, id) for id in found]
-                if not ranked or (parts_only and min(ranked)[0]):
+    def fill_free_slots(self, now: float, children: Children, *, children_only: bool) -> Iterator[ModelState]:
+        """Move the longest waiting predictions to free slots, children first; yield the receivers."""
+        for receiver in self._receivers():
+            for _ in range(receiver.free_slots if receiver.state is Residency.READY else 0):
+                found = self._movable(receiver)
+                ranked = [(id not in children, self._queued[id].since, id) for id in found]
+                if not ranked or (children_only and min(ranked)[0]):
                     break
-                self._move(min(ranked)[-1], taker, now)
-            if taker.queue:
-                yield taker
+                self._move(min(ranked)[-1], receiver, now)
+            if receiver.queue:
+                yield receiver
 
-    def spread(self, now: float, has_room: Callable[[str], bool]) -> None:
-        """Have instances loaded for what will not get a slot where it waits, even once that is ready.
+    def load_more_instances(self, now: float, fits_now: Callable[[str], bool]) -> None:
+        """Move predictions to instances that are not loaded, so that these get loaded into free memory.
 
-        It has waited for as long as the load takes: whoever loads at once may find that a slot came free
-        meanwhile, and whoever never does waits behind what may run for hours.
+        A prediction is moved if it will have no slot where it waits even once that instance is ready, and
+        only after it has waited for as long as a load takes: loading at once may be in vain because a slot
+        becomes free meanwhile, and never loading would leave it behind predictions that may run for hours.
         """
-        for taker in self._takers():
-            if not taker.away or now < taker.blocked_until:
+        for receiver in self._receivers():
+            if not receiver.loadable or now < receiver.blocked_until:
                 continue
-            due = now - policy.expected_return(taker)
-            found = self._movable(taker, but_for_slots=True)
+            due = now - policy.expected_time_to_ready(receiver)
+            found = self._movable(receiver, beyond_slots=True)
             late = [(since, id) for id in found if (since := self._queued[id].since) <= due]
-            if late and has_room(taker.name):
-                self._move(min(late)[-1], taker, now)
+            if late and fits_now(receiver.name):
+                self._move(min(late)[-1], receiver, now)
 
-    def crowded(self) -> bool:
-        """Whether an instance is away while more wait for others than these have slots."""
-        away = (taker for taker in self._takers() if taker.away)
-        return any(len(each.queue) > each.slots for taker in away for each in self._of(taker))
+    def could_load_more(self) -> bool:
+        """Return whether more predictions wait for an instance than it has slots, while another is not
+        loaded.
+        """
+        loadable = (receiver for receiver in self._receivers() if receiver.loadable)
+        return any(
+            len(each.queue) > each.free_slots for receiver in loadable for each in self._others_of(receiver)
+        )
 
-    def relieve(self, entry: ModelState, now: float) -> None:
-        """It cannot serve: what waits for it waits for an instance that does, if there is one."""
-        serving = [each for each in self._of(entry) if each.state is Residency.READY]
-        if serving:
-            sibling = min(serving, key=lambda each: len(each.queue) + len(each.running))
+    def move_to_ready_instance(self, entry: ModelState, now: float) -> None:
+        """Move the queue of an instance that failed to load to the least busy one that is ready, if any."""
+        ready = [each for each in self._others_of(entry) if each.state is Residency.READY]
+        if ready:
+            receiver = min(ready, key=lambda each: len(each.queue) + len(each.running))
             for id in list(entry.queue):
-                self._move(id, sibling, now)
+                self._move(id, receiver, now)
 
-    def _move(self, id: str, taker: ModelState, now: float) -> None:
-        waiting = self._queued[id]
-        self._models[waiting.model].left(id)
-        self._queued[id] = waiting._replace(model=taker.name)
-        taker.queue.append(id)
-        if taker.waiting_since is None:
-            taker.waiting_since = now
+    def _move(self, id: str, receiver: ModelState, now: float) -> None:
+        queued = self._queued[id]
+        self._models[queued.model].dequeue(id)
+        self._queued[id] = queued._replace(model=receiver.name)
+        receiver.queue.append(id)
+        if receiver.waiting_since is None:
+            receiver.waiting_since = now
 
-    def _takers(self) -> Iterator[ModelState]:
-        """Those for whom nothing waits, and who stay what they are."""
+    def _receivers(self) -> Iterator[ModelState]:
+        """Yield the instances with an empty queue that are not about to be replaced."""
         for name in self._others:
             entry = self._models.get(name)
-            if entry is not None and not entry.queue and not entry.replaced:
+            if entry is not None and not entry.queue and not entry.outdated:
                 yield entry
 
-    def _of(self, entry: ModelState) -> list[ModelState]:
+    def _others_of(self, entry: ModelState) -> list[ModelState]:
         found = (self._models.get(name) for name in self._others.get(entry.name, ()))
         return [each for each in found if each is not None]
 
-    def _movable(self, taker: ModelState, *, but_for_slots: bool = False) -> list[str]:
-        """The first that waits for each of the others, and need not run on what is loaded there.
+    def _movable(self, receiver: ModelState, *, beyond_slots: bool = False) -> list[str]:
+        """Return the first waiting prediction of each other instance that may run on any instance.
 
-        With ``but_for_slots`` those are passed over who will have a slot there once it is ready.
+        With ``beyond_slots`` predictions are skipped that get a slot as soon as their instance is ready.
         """
         found = []
-        for each in self._of(taker):
-            queue = islice(each.queue, each.slots if but_for_slots else 0, None)
-            found += [id for id in queue if id not in each.staying][:1]
+        for each in self._others_of(receiver):
+            queue = islice(each.queue, each.free_slots if beyond_slots else 0, None)
+            found += [id for id in queue if id not in each.before_replacement][:1]
         return found

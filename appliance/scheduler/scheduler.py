@@ -1,8 +1,8 @@
-"""The queues, the residency of every model and the ledger of every device: pure decisions.
+"""The scheduler: takes in facts, and decides which predictions start and which models are loaded or leave.
 
-The engine tells the scheduler what happened (``queued``, ``finished``, ``loaded``, ...) and asks ``decide``
-what to do next; nothing here does I/O, reads a clock or awaits. Times are seconds on any one monotonic clock,
-passed in by the caller.
+The engine reports what has happened (``queued``, ``finished``, ``loaded``, ...) and then asks ``decide`` what
+to do. Nothing here does I/O, reads a clock or awaits. Times are seconds on any one monotonic clock, and are
+passed in.
 """
 
 from __future__ import annotations
@@ -12,219 +12,240 @@ from typing import Final, NamedTuple
 
 from appliance.scheduler import policy
 from appliance.scheduler.children import Children
-from appliance.scheduler.deadlock import completable, why_never
+from appliance.scheduler.deadlock import completable_predictions, explain_deadlock
 from appliance.scheduler.event_log import Event, EventKind, EventLog
-from appliance.scheduler.facts import Capacity, Decision, Demand, Level, Refuse, Residency, Start
+from appliance.scheduler.facts import Capacity, Decision, Demand, Refuse, Residency, SleepLevel, Start
 from appliance.scheduler.footprints import Footprints
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import CHANGED, ModelState
 from appliance.scheduler.placements import Placements
-from appliance.scheduler.rebalancing import Rebalancing, Waiting
+from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
 from appliance.scheduler.transitions import Transitions
 
-#: Where nothing of a model is on its device, or little.
-_AWAY: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
-#: Where it is ready, or will be.
-_HERE: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
+_READY_OR_COMING: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
+_COLD_OR_ASLEEP: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
 
-#: Seconds after which what waits is looked at again although nothing happened.
-WATCH: Final = 1.0
+#: While models wait to be loaded, ``decide`` is called again after this many seconds.
+RECHECK_INTERVAL: Final = 1.0
 
 
 class QueueEntry(NamedTuple):
-    """How a model stands that waits to be loaded."""
+    """A model that waits to be loaded."""
 
     model: str
     predictions: int  # that wait for it
     waited: float  # seconds
-    claim: tuple[str, ...]  # devices that are being cleared for it
+    claimed_devices: tuple[str, ...]  # being cleared for it
 
 
 class Scheduler:
-    """One per engine."""
+    """Decides for all models and devices of one machine."""
 
     def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
-        """At least one device; model names are unique."""
+        """Start with all models cold. There is at least one device, and names of models are unique."""
         self._ledger = Ledger(capacities)
         self._models = {demand.model: ModelState(demand) for demand in demands}
-        self._queued: dict[str, Waiting] = {}  # by prediction id
-        self._parts = Children()
-        self._journal = EventLog()
-        self.footprints = Footprints(self._models, self._ledger, self._journal)
-        self._moves = Transitions(self._ledger, self._journal)
-        self._placements = Placements(self._models, self._ledger, self._parts, self._moves)
-        self._siblings = Rebalancing(self._models, self._queued)
+        self._queued: dict[str, QueuedPrediction] = {}  # by prediction id
+        self._children = Children()
+        self._event_log = EventLog()
+        self.footprints = Footprints(self._models, self._ledger, self._event_log)
+        self._transitions = Transitions(self._ledger, self._event_log)
+        self._placements = Placements(self._models, self._ledger, self._children, self._transitions)
+        self._rebalancing = Rebalancing(self._models, self._queued)
 
-    def knows(self, model: str) -> bool:
-        """Whether it was told of this model."""
-        return model in self._models
+    # -- models ------------------------------------------------------------------------------------------
 
     def add(self, demand: Demand) -> None:
-        """One more model; nothing happens if it is known."""
+        """Add a model; do nothing if the model is known."""
         self._models.setdefault(demand.model, ModelState(demand))
 
-    def put(self, demand: Demand, now: float, *, anew: bool) -> None:
-        """A model asks for this from now on; one that is not known is added.
+    def update(self, demand: Demand, now: float, *, replace: bool) -> None:
+        """Add a model or change its demand.
 
-        With ``anew`` what is loaded for it is something else than it asks for now: it is unloaded once what
-        runs on it, and what waits for it already, is done, and then loaded as it is asked for.
+        With ``replace`` its loaded form is outdated (another version or other options, say): the predictions
+        that run on it or wait for it finish, then it is unloaded, and loaded again with the new demand.
         """
         entry = self._models.get(demand.model)
         if entry is None:
             self.add(demand)
             return
-        before, entry.leaves = entry.successor or entry.demand, False
+        before, entry.removed = entry.next_demand or entry.demand, False
         if (demand.pin and not before.pin) or (demand.preload and not before.preload):
-            entry.wanted = entry.state not in _HERE
+            entry.wanted = entry.state not in _READY_OR_COMING
         entry.blocked_until = 0.0
-        if anew and entry.devices:
-            entry.successor = demand
+        if replace and entry.devices:
+            entry.next_demand = demand
             self._replace(entry, now)
-        elif entry.successor is not None:
-            entry.successor = demand
-        elif anew:
-            entry.successor = demand
-            entry.succeed()
+        elif entry.next_demand is not None:
+            entry.next_demand = demand
+        elif replace:
+            entry.next_demand = demand
+            entry.apply_next_demand()
         else:
-            self.footprints.asked(entry, demand)
+            self.footprints.set_demand(entry, demand)
 
     def remove(self, model: str, now: float) -> None:
-        """A model is not served any more: it is forgotten once what runs on it and waits for it is done."""
+        """Forget a model once the predictions that run on it or wait for it have finished."""
         entry = self._models[model]
-        entry.leaves, entry.successor, entry.wanted, entry.kept = True, None, False, False
+        entry.removed, entry.next_demand, entry.wanted, entry.keep_loaded = True, None, False, False
         if entry.devices:
             self._replace(entry, now)
-        self._forget(entry)
+        self._forget_if_removed(entry)
 
-    def _replace(self, entry: ModelState, now: float) -> None:
-        entry.replace()
-        if entry.state is Residency.READY:
-            self._moves.drain(entry, CHANGED, now)
+    def set_instances(self, instances: Sequence[str], used: int) -> None:
+        """Declare the instances of one model; the first ``used`` of them may take predictions of any."""
+        self._rebalancing.set_instances(instances, used)
 
-    def _gone(self, entry: ModelState, what: EventKind, now: float, *, why: str = "") -> None:
-        self._moves.gone(entry, what, now, why=why)
-        self.footprints.unloaded(entry)
-        if entry.successor is not None:
-            entry.wanted = entry.wanted or entry.drained_for is None  # it was loaded, so it is again
-        entry.succeed()
-        self._forget(entry)
+    def keep_loaded(self, model: str, *, loaded: bool) -> None:
+        """Pin the model while a deployment needs it, whatever its demand says; undo that with False."""
+        entry = self._models[model]
+        entry.keep_loaded = loaded
+        if loaded and entry.state in _COLD_OR_ASLEEP:
+            entry.wanted = True
 
-    def _forget(self, entry: ModelState) -> None:
-        if entry.leaves and entry.state is Residency.COLD and not entry.queue:
-            self._models.pop(entry.name, None)
+    def pin(self, model: str, *, pinned: bool) -> None:
+        """Pin or unpin the model by hand, whatever its demand says."""
+        entry = self._models[model]
+        entry.pin_override = pinned
+        if entry.state is Residency.COLD:
+            entry.wanted = entry.pinned
 
-    # -- facts -------------------------------------------------------------------------------------------
+    def request_load(self, model: str) -> None:
+        """Load the model as soon as memory allows, although no prediction waits for it."""
+        entry = self._models[model]
+        entry.wanted = entry.state not in _READY_OR_COMING
+        entry.blocked_until = 0.0
+        entry.pending_unload = ""
 
-    def check_fits(self, model: str) -> None:
-        """Raise ``NeverFits`` with the numbers if no choice of devices could ever hold the model."""
-        self._ledger.check_fits(self._models[model])
+    def request_unload(self, model: str, reason: str, now: float) -> None:
+        """Unload the model once its running predictions have finished; later predictions load it again.
 
-    def queued(
-        self, id: str, model: str, now: float, *, front: bool = False, whole: str | None = None
-    ) -> None:
-        """A prediction waits for its model; ``front`` is for one that already had its turn.
-
-        With ``whole`` it is a part of that prediction, which holds a slot while it waits for it: parts go
-        before the others.
+        A model that is being loaded or woken is unloaded afterwards, unless predictions wait for it then.
         """
         entry = self._models[model]
-        self._parts.relate(id, whole)
+        entry.wanted = False
+        if entry.state is Residency.READY:
+            self._transitions.drain(entry, reason, now)
+        elif entry.state is Residency.DRAINING:
+            entry.sleep_after_drain = False
+        elif entry.devices and entry.state is not Residency.UNLOADING:
+            entry.pending_unload = reason
+
+    def _replace(self, entry: ModelState, now: float) -> None:
+        entry.mark_outdated()
+        if entry.state is Residency.READY:
+            self._transitions.drain(entry, CHANGED, now)
+
+    def _forget_if_removed(self, entry: ModelState) -> None:
+        if entry.removed and entry.state is Residency.COLD and not entry.queue:
+            self._models.pop(entry.name, None)
+
+    # -- facts about predictions -------------------------------------------------------------------------
+
+    def queued(
+        self, id: str, model: str, now: float, *, front: bool = False, parent: str | None = None
+    ) -> None:
+        """A prediction waits for its model; ``front`` is for one that runs again.
+
+        ``parent`` is the prediction whose child it is. Children go before others, because their parent holds
+        a slot while it waits.
+        """
+        entry = self._models[model]
+        self._children.add(id, parent)
         if front:
             entry.queue.appendleft(id)
         else:
-            entry.arrived(now)
-            if whole is not None:
-                entry.queue.insert(sum(each in self._parts for each in entry.queue), id)
+            entry.record_arrival(now)
+            if parent is not None:
+                entry.queue.insert(sum(each in self._children for each in entry.queue), id)
             else:
                 entry.queue.append(id)
-        self._queued[id] = Waiting(model, now)
+        self._queued[id] = QueuedPrediction(model, now)
         if entry.waiting_since is None:
             entry.waiting_since = now
 
     def withdrawn(self, id: str) -> bool:
-        """A waiting prediction is no longer wanted; False if it was not waiting."""
-        waiting = self._queued.pop(id, None)
-        if waiting is None:
+        """A waiting prediction will not start. Returns False if it was not waiting."""
+        queued = self._queued.pop(id, None)
+        if queued is None:
             return False
-        entry = self._models[waiting.model]
-        entry.left(id)
-        self._parts.over(id)
-        self._forget(entry)
+        entry = self._models[queued.model]
+        entry.dequeue(id)
+        self._children.remove(id)
+        self._forget_if_removed(entry)
         return True
 
     def finished(self, id: str, model: str, now: float) -> None:
-        """A started prediction let go of its slot."""
+        """A started prediction has left its slot."""
         entry = self._models.get(model)
         if entry is not None:
             first = not entry.ran_once
-            entry.ran(id, now)
-            if first:  # what was measured before counts from now on
-                self.footprints.measured(model, 0, now)
-        self._parts.over(id)
+            entry.finish(id, now)
+            if first:  # lower peaks count only after a first prediction
+                self.footprints.record_peak(model, 0, now)
+        self._children.remove(id)
 
-    def loaded(self, model: str, now: float, levels: Iterable[Level] = ()) -> None:
-        """The load that was decided is done; ``levels`` are the sleeps that the host is able to."""
+    def resumed(self, id: str, model: str, parent: str | None = None) -> None:
+        """A prediction still runs on an adopted model, and holds a slot."""
+        self._models[model].running.add(id)
+        self._children.add(id, parent)
+
+    # -- facts about models and devices ------------------------------------------------------------------
+
+    def loaded(self, model: str, now: float, levels: Iterable[SleepLevel] = ()) -> None:
+        """A load has finished; the worker process supports these sleep levels."""
         entry = self._models[model]
-        self._moves.loaded(entry, frozenset(levels), now)
-        self._came_in(entry, now)
+        self._transitions.loaded(entry, frozenset(levels), now)
+        self._unload_if_pending(entry, now)
 
-    def asleep(self, model: str, now: float) -> None:
-        """It has fallen asleep as was decided, and holds no more than its residue."""
-        self._moves.asleep(self._models[model], now)
+    def load_failed(self, model: str, now: float, reason: str = "") -> list[str]:
+        """A load has failed. Returns the ids of predictions that waited for it; they are removed.
 
-    def woken(self, model: str, now: float) -> None:
-        """It was woken as was decided, and is ready."""
-        entry = self._models[model]
-        self._moves.woken(entry, now)
-        self._came_in(entry, now)
-
-    def _came_in(self, entry: ModelState, now: float) -> None:
-        """It is ready, but may not be wanted any more."""
-        if entry.replaced:
-            self._moves.drain(entry, CHANGED, now)
-        elif entry.dismissed and not entry.queue:
-            self._moves.drain(entry, entry.dismissed, now)
-        entry.dismissed = ""
-
-    def sleepless(self, model: str) -> None:
-        """Its host could not sleep or wake as was decided: from now on it is unloaded instead."""
-        self._models[model].sleeps = False
-
-    def load_failed(self, model: str, now: float, why: str = "") -> list[str]:
-        """The load that was decided failed; returns the ids that were waiting, now forgotten.
-
-        What waited for an instance whose siblings serve waits for one of these.
+        Predictions move to another instance of the model if one is ready.
         """
         entry = self._models[model]
         entry.failures += 1
         first, longest = policy.BACKOFF
         entry.blocked_until = now + min(first * 2 ** (entry.failures - 1), longest)
         entry.wanted = entry.pinned
-        self._siblings.relieve(entry, now)
+        self._rebalancing.move_to_ready_instance(entry, now)
         ids = list(entry.queue)
         for id in ids:
             self.withdrawn(id)
-        self._gone(entry, EventKind.FAILED, now, why=why)
+        self._gone(entry, EventKind.FAILED, now, reason=reason)
         return ids
 
+    def asleep(self, model: str, now: float) -> None:
+        """A model has fallen asleep and holds only its residue."""
+        self._transitions.asleep(self._models[model], now)
+
+    def woken(self, model: str, now: float) -> None:
+        """A model has been woken."""
+        entry = self._models[model]
+        self._transitions.woken(entry, now)
+        self._unload_if_pending(entry, now)
+
+    def sleep_failed(self, model: str) -> None:
+        """A model could not sleep or wake; from now on it is unloaded instead."""
+        self._models[model].sleep_enabled = False
+
+    def stopping(self, model: str, now: float, reason: str = "") -> None:
+        """The worker process is being killed: nothing may start on it, and its memory is not free yet."""
+        self._transitions.stop(self._models[model], reason, now)
+
     def unloaded(self, model: str, now: float) -> None:
-        """The unload that was decided is confirmed: the memory is free."""
+        """An unload is confirmed: the memory is free."""
         self._gone(self._models[model], EventKind.UNLOADED, now)
 
-    def lost(self, model: str, now: float, why: str = "") -> None:
-        """The host died; its memory is free and nothing runs on it. What waits keeps waiting."""
+    def lost(self, model: str, now: float, reason: str = "") -> None:
+        """The worker process died: its memory is free and nothing runs on it. The queue keeps waiting."""
         entry = self._models[model]
         for id in entry.running:
-            self._parts.over(id)
+            self._children.remove(id)
         entry.running.clear()
-        entry.began.clear()
+        entry.started_at.clear()
         entry.wanted = entry.wanted or entry.pinned
-        self._gone(entry, EventKind.LOST, now, why=why)
-
-    def used(self, device: str, memory: int, now: float) -> None:
-        """So many bytes of the device are in use, by models or by others."""
-        if self._ledger.used(device, memory):
-            self._journal.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
+        self._gone(entry, EventKind.LOST, now, reason=reason)
 
     def adopted(
         self,
@@ -233,263 +254,246 @@ class Scheduler:
         memory: int,
         now: float,
         *,
-        levels: Iterable[Level] = (),
-        level: Level | None = None,
+        levels: Iterable[SleepLevel] = (),
+        level: SleepLevel | None = None,
     ) -> None:
-        """A host of an earlier gateway is still there; with ``level`` it sleeps."""
+        """An earlier gateway process has left the model loaded; with ``level`` it sleeps."""
         entry = self._models[model]
-        self._moves.adopt(entry, devices, memory, frozenset(levels), now)
-        entry.ran_once = True  # for all that is known
+        self._transitions.adopt(entry, devices, memory, frozenset(levels), now)
+        entry.ran_once = True  # a prediction may have run under the earlier gateway process
         if level is not None:
-            self._moves.sleep(entry, level, "it has slept since before the gateway began", now)
-            self._moves.asleep(entry, now)
+            self._transitions.sleep(entry, level, "asleep since before the gateway started", now)
+            self._transitions.asleep(entry, now)
 
-    def resumed(self, id: str, model: str, whole: str | None = None) -> None:
-        """A prediction still runs on an adopted host: it holds a slot."""
-        self._models[model].running.add(id)
-        self._parts.relate(id, whole)
+    def device_used(self, device: str, memory: int, now: float) -> None:
+        """This many bytes of the device are in use, by models and by other programs."""
+        if self._ledger.record_use(device, memory):
+            self._event_log.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
 
-    def stopping(self, model: str, now: float, why: str = "") -> None:
-        """The host is being killed: nothing may start there, its memory is still taken."""
-        self._moves.stop(self._models[model], why, now)
+    def _unload_if_pending(self, entry: ModelState, now: float) -> None:
+        """Drain a model that has become ready, if it is outdated or is to be unloaded meanwhile."""
+        if entry.outdated:
+            self._transitions.drain(entry, CHANGED, now)
+        elif entry.pending_unload and not entry.queue:
+            self._transitions.drain(entry, entry.pending_unload, now)
+        entry.pending_unload = ""
 
-    def keep(self, model: str, *, loaded: bool) -> None:
-        """Whether something beside the config wants it loaded at all times."""
-        entry = self._models[model]
-        entry.kept = loaded
-        if loaded and entry.state in _AWAY:
-            entry.wanted = True
-
-    def pin(self, model: str, *, pinned: bool) -> None:
-        """Someone wants it loaded at all times, or evictable, whatever its demand says."""
-        entry = self._models[model]
-        entry.by_hand = pinned
-        if entry.state is Residency.COLD:
-            entry.wanted = entry.pinned
-
-    def wanted(self, model: str) -> None:
-        """Load it when there is room, although nothing waits for it."""
-        entry = self._models[model]
-        entry.wanted = entry.state not in _HERE
-        entry.blocked_until = 0.0
-        entry.dismissed = ""
-
-    def unwanted(self, model: str, reason: str, now: float) -> None:
-        """Unload it once what runs on it is done; later predictions load it again.
-
-        What is on its way in is unloaded once it is there, unless predictions wait for it.
-        """
-        entry = self._models[model]
-        entry.wanted = False
-        if entry.state is Residency.READY:
-            self._moves.drain(entry, reason, now)
-        elif entry.state is Residency.DRAINING:
-            entry.drained_to_sleep = False
-        elif entry.devices and entry.state is not Residency.UNLOADING:
-            entry.dismissed = reason
-
-    # -- questions ---------------------------------------------------------------------------------------
-
-    @property
-    def models(self) -> list[str]:
-        """Every model that it was told of."""
-        return list(self._models)
-
-    @property
-    def capacities(self) -> dict[str, int]:
-        """Bytes by device."""
-        return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
-
-    def demand(self, model: str) -> Demand:
-        """What the model asks of the machine."""
-        return self._models[model].demand
-
-    def has_room(self, model: str) -> bool:
-        """Whether it could be loaded now without another one making room."""
-        entry = self._models[model]
-        if entry.state is Residency.ASLEEP:
-            return all(
-                self._placements.lacks(entry, device) <= self._ledger.free(device) for device in entry.devices
-            )
-        return len(self._ledger.roomy(entry.demand)) >= entry.demand.devices
-
-    def residency(self, model: str) -> Residency:
-        """Where the model is now."""
-        entry = self._models.get(model)
-        return Residency.COLD if entry is None else entry.state
-
-    def replaced(self, model: str) -> bool:
-        """Whether what is loaded under this name, if anything, is not what is asked for now."""
-        entry = self._models.get(model)
-        return entry is None or entry.replaced
-
-    def share(self, instances: Sequence[str], used: int) -> None:
-        """These are instances of one model; the first ``used`` of them may take what waits for any."""
-        self._siblings.share(instances, used)
-
-    def waits_for(self, id: str) -> str | None:
-        """What it waits to begin on; None: it does not wait."""
-        waiting = self._queued.get(id)
-        return None if waiting is None else waiting.model
-
-    def place(self, id: str) -> int | None:
-        """Its place among the predictions that wait for its model, from 1; None: it does not wait."""
-        waiting = self._queued.get(id)
-        return None if waiting is None else self._models[waiting.model].queue.index(id) + 1
-
-    def stays(self, id: str) -> bool:
-        """Whether this prediction waits for what is loaded now, although that is to be replaced."""
-        waiting = self._queued.get(id)
-        return waiting is not None and id in self._models[waiting.model].staying
-
-    def pinned(self, model: str) -> bool:
-        """Whether it is never evicted."""
-        return self._models[model].pinned
-
-    def load_seconds(self, model: str) -> float | None:
-        """What the model's last load took, if there was one."""
-        return self._models[model].load_seconds
-
-    def loading_for(self, model: str, now: float) -> float | None:
-        """Since how many seconds the model is loaded or woken, if it is."""
-        known = self._models[model]
-        if known.state not in {Residency.LOADING, Residency.WAKING} or known.load_began is None:
-            return None
-        return now - known.load_began
-
-    def depth(self, model: str | None = None) -> int:
-        """How many predictions wait, for one model or for all."""
-        return len(self._queued) if model is None else len(self._models[model].queue)
-
-    def level(self, model: str) -> Level | None:
-        """How deeply the model sleeps, if it does, or is on its way there or back."""
-        return self._models[model].level
-
-    def running(self, model: str) -> frozenset[str]:
-        """The ids that hold a slot of this model."""
-        entry = self._models.get(model)
-        return frozenset() if entry is None else frozenset(entry.running)
-
-    def devices(self, model: str) -> tuple[str, ...]:
-        """The devices that hold, or are reserved for, this model."""
-        return self._models[model].devices
-
-    def reserved(self, device: str) -> dict[str, int]:
-        """Bytes by model on one device."""
-        return self._ledger.reserved(device)
-
-    def free(self, device: str) -> int:
-        """Bytes of the device that no model has reserved."""
-        return self._ledger.free(device)
-
-    def standings(self, now: float) -> list[QueueEntry]:
-        """The models that wait to be loaded, the next one first."""
-        waiting = [each for each in self._models.values() if each.wants_load(now)]
-        return [
-            QueueEntry(each.name, len(each.queue), each.waited(now), each.claim)
-            for each in sorted(waiting, key=lambda each: self._placements.rank(each, now))
-        ]
-
-    def happenings(self, after: int = 0) -> list[Event]:
-        """What was decided, and what came of it, after this number; the last of it, oldest first."""
-        return self._journal.since(after)
-
-    def waits(self, now: float) -> bool:
-        """Whether a model waits to be loaded."""
-        return any(each.wants_load(now) for each in self._models.values())
-
-    def next_wakeup(self, now: float) -> float | None:
-        """When ``decide`` may have something new to say although nothing happens; None for never."""
-        times = []
-        waits = False
-        for entry in self._models.values():
-            if entry.state in {Residency.COLD, Residency.ASLEEP} and (entry.queue or entry.wanted):
-                waits = True
-                times.append(max(entry.blocked_until, now + WATCH))
-                if entry.queue and entry.waiting_since is not None:
-                    times.append(entry.waiting_since + policy.patience(entry))
-        for entry in self._models.values():
-            limit = entry.demand.idle_unload_after
-            may_go = entry.state in {Residency.READY, Residency.ASLEEP} and not entry.pinned
-            if may_go and entry.idle and limit is not None and self._ledger.still(entry.devices):
-                times.append(entry.last_used + limit)
-                if entry.state is Residency.READY and entry.may_sleep:
-                    times.append(entry.last_used + limit * policy.IDLE_SLEEP)
-            if waits and may_go and entry.state is Residency.READY:
-                times.append(entry.state_since + policy.min_residency(entry))
-        if self._siblings.crowded():
-            times.append(now + WATCH)
-        due = [at for at in times if at > now]
-        return min(due, default=None)
+    def _gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str = "") -> None:
+        self._transitions.gone(entry, kind, now, reason=reason)
+        self.footprints.end_measurement(entry)
+        if entry.next_demand is not None:  # load it again, unless it left for another model
+            entry.wanted = entry.wanted or entry.drained_for is None
+        entry.apply_next_demand()
+        self._forget_if_removed(entry)
 
     # -- decisions ---------------------------------------------------------------------------------------
 
-    def decide(self, now: float, *, parts_only: bool = False) -> list[Decision]:
-        """What to do now. The scheduler takes it as done, so carry out every decision, in order.
+    def decide(self, now: float, *, children_only: bool = False) -> list[Decision]:
+        """Return what to do now; the scheduler assumes that every decision is carried out, in this order.
 
-        With ``parts_only`` nothing begins but what running predictions may wait for.
+        With ``children_only`` only children start, because running predictions may wait for them.
         """
         decisions: list[Decision] = []
         for entry in self._models.values():
-            decisions += self._starts(entry, now, parts_only=parts_only)
-        for entry in self._siblings.fill(now, self._parts, parts_only=parts_only):
-            decisions += self._starts(entry, now, parts_only=parts_only)
-        decisions += self._refusals()
-        if parts_only:
-            return decisions + self._placements.of_parts(now)
+            decisions += self._starts(entry, now, children_only=children_only)
+        for entry in self._rebalancing.fill_free_slots(now, self._children, children_only=children_only):
+            decisions += self._starts(entry, now, children_only=children_only)
+        decisions += self._refuse_deadlocked()
+        if children_only:
+            return decisions + self._placements.load_for_children(now)
         decisions += self._departures(now)
-        self._siblings.spread(now, self.has_room)
+        self._rebalancing.load_more_instances(now, self.fits_now)
         decisions += self._placements.decide(now)
         return decisions
 
-    def _starts(self, entry: ModelState, now: float, *, parts_only: bool) -> list[Decision]:
+    def _starts(self, entry: ModelState, now: float, *, children_only: bool) -> list[Decision]:
         starts: list[Decision] = []
-        while entry.slots:
-            id = entry.next(now)
-            if id is None or (parts_only and id not in self._parts):
+        while entry.free_slots:
+            id = entry.next_to_start(now)
+            if id is None or (children_only and id not in self._children):
                 break
-            entry.queue.remove(id)
-            entry.staying.discard(id)
-            entry.quota -= entry.state is Residency.DRAINING
-            queued_at = self._queued.pop(id).since
-            entry.running.add(id)
-            entry.began[id] = now
-            starts.append(Start(id, entry.name, entry.loaded_since(queued_at)))
+            entry.start(id, now)
+            starts.append(Start(id, entry.name, entry.cold_start(self._queued.pop(id).since)))
         if not entry.queue:
             entry.waiting_since = None
         return starts
 
-    def _refusals(self) -> list[Decision]:
-        """Parts that could never begin, because what they need is held by those that wait for them.
+    def _refuse_deadlocked(self) -> list[Decision]:
+        """Refuse children that could never start, because waiting parents hold what they need.
 
-        The last of them goes first: that may be all that the others need.
+        The newest child goes first: without it, the others may be able to start.
         """
         refused: list[Decision] = []
-        while any(id in self._queued for id in self._parts):
+        while any(id in self._queued for id in self._children):
             capacities = list(self._ledger.capacities.values())
-            hope = completable(self._models, self._parts.unfinished, capacities)
-            stuck = [id for id in self._queued if id in self._parts and id not in hope]
+            completable = completable_predictions(self._models, self._children.unfinished, capacities)
+            stuck = [id for id in self._queued if id in self._children and id not in completable]
             if not stuck:
                 break
             id = stuck[-1]
             entry = self._models[self._queued[id].model]
-            refused.append(Refuse(id, why_never(entry, self._models.values(), capacities, hope)))
+            reason = explain_deadlock(entry, self._models.values(), capacities, completable)
+            refused.append(Refuse(id, reason))
             self.withdrawn(id)
         return refused
 
     def _departures(self, now: float) -> list[Decision]:
-        """What is drained, what was sent away in its sleep, and what nobody wanted for long."""
-        due: list[Decision] = []
+        """Unload, or put to sleep, models that are drained, are to be unloaded, or were idle for long."""
+        decisions: list[Decision] = []
         for entry in self._models.values():
-            if not entry.devices or not self._ledger.still(entry.devices):
+            if not entry.devices or not self._ledger.none_loading(entry.devices):
                 continue
             if entry.state is Residency.DRAINING:
-                if not entry.running and entry.next(now) is None:
+                if not entry.running and entry.next_to_start(now) is None:
                     waiter = self._models.get(entry.drained_for or "")
-                    sleep = entry.drained_to_sleep
-                    due += self._moves.evict(entry, entry.drain_reason, now, waiter, sleep=sleep)
-            elif entry.state is Residency.ASLEEP and entry.dismissed:
-                due.append(self._moves.unload(entry, entry.dismissed, now))
+                    sleep = entry.sleep_after_drain
+                    decisions += self._transitions.evict(entry, entry.drain_reason, now, waiter, sleep=sleep)
+            elif entry.state is Residency.ASLEEP and entry.pending_unload:
+                decisions.append(self._transitions.unload(entry, entry.pending_unload, now))
             elif entry.state in {Residency.READY, Residency.ASLEEP} and entry.idle and not entry.pinned:
-                due += self._moves.idle(entry, now)
-        return due
+                decisions += self._transitions.leave_if_idle(entry, now)
+        return decisions
+
+    def next_wakeup(self, now: float) -> float | None:
+        """Return when ``decide`` should be called although nothing has happened; None for never."""
+        times = []
+        waiting = False
+        for entry in self._models.values():
+            if entry.state in {Residency.COLD, Residency.ASLEEP} and (entry.queue or entry.wanted):
+                waiting = True
+                times.append(max(entry.blocked_until, now + RECHECK_INTERVAL))
+                if entry.queue and entry.waiting_since is not None:
+                    times.append(entry.waiting_since + policy.patience(entry))
+        for entry in self._models.values():
+            limit = entry.demand.idle_unload_after
+            may_leave = entry.state in {Residency.READY, Residency.ASLEEP} and not entry.pinned
+            if may_leave and entry.idle and limit is not None and self._ledger.none_loading(entry.devices):
+                times.append(entry.last_used + limit)
+                if entry.state is Residency.READY and entry.can_sleep:
+                    times.append(entry.last_used + limit * policy.IDLE_SLEEP)
+            if waiting and may_leave and entry.state is Residency.READY:
+                times.append(entry.state_since + policy.min_residency(entry))
+        if self._rebalancing.could_load_more():
+            times.append(now + RECHECK_INTERVAL)
+        return min((at for at in times if at > now), default=None)
+
+    # -- questions about predictions ---------------------------------------------------------------------
+
+    def queued_for(self, id: str) -> str | None:
+        """Return the model, or instance, in whose queue the prediction is; None if it does not wait."""
+        queued = self._queued.get(id)
+        return None if queued is None else queued.model
+
+    def queue_position(self, id: str) -> int | None:
+        """Return the prediction's position in its model's queue, from 1; None if it does not wait."""
+        queued = self._queued.get(id)
+        return None if queued is None else self._models[queued.model].queue.index(id) + 1
+
+    def served_before_replacement(self, id: str) -> bool:
+        """Return whether the prediction waits, and will run on what is loaded now although it is outdated."""
+        queued = self._queued.get(id)
+        return queued is not None and id in self._models[queued.model].before_replacement
+
+    def children_of(self, id: str) -> frozenset[str]:
+        """Return the ids of the unfinished children of a prediction."""
+        return self._children.of(id)
+
+    def parent_of(self, id: str) -> str | None:
+        """Return the id of the prediction whose unfinished child this is; None if it is not a child."""
+        return self._children.parent_of(id)
+
+    # -- questions about models --------------------------------------------------------------------------
+
+    @property
+    def models(self) -> list[str]:
+        """Names of all models and further instances."""
+        return list(self._models)
+
+    def knows(self, model: str) -> bool:
+        """Return whether a model, or instance, was added and not forgotten."""
+        return model in self._models
+
+    def demand(self, model: str) -> Demand:
+        """Return what the model asks of the machine."""
+        return self._models[model].demand
+
+    def residency(self, model: str) -> Residency:
+        """Return the state of the model; COLD if it is not known."""
+        entry = self._models.get(model)
+        return Residency.COLD if entry is None else entry.state
+
+    def is_outdated(self, model: str) -> bool:
+        """Return whether the model is not known, or is loaded in a form that is to be replaced."""
+        entry = self._models.get(model)
+        return entry is None or entry.outdated
+
+    def pinned(self, model: str) -> bool:
+        """Return whether the model is never evicted."""
+        return self._models[model].pinned
+
+    def devices(self, model: str) -> tuple[str, ...]:
+        """Return the devices that hold the model, or are reserved for it."""
+        return self._models[model].devices
+
+    def running(self, model: str) -> frozenset[str]:
+        """Return the ids of the predictions that hold a slot of the model."""
+        entry = self._models.get(model)
+        return frozenset() if entry is None else frozenset(entry.running)
+
+    def queue_length(self, model: str | None = None) -> int:
+        """Return how many predictions wait for one model, or for all."""
+        return len(self._queued) if model is None else len(self._models[model].queue)
+
+    def load_seconds(self, model: str) -> float | None:
+        """Return the duration of the model's last load, if there was one."""
+        return self._models[model].load_seconds
+
+    def loading_seconds(self, model: str, now: float) -> float | None:
+        """Return for how long the model has been loading or waking; None if it is not."""
+        entry = self._models[model]
+        if entry.state not in {Residency.LOADING, Residency.WAKING} or entry.load_began is None:
+            return None
+        return now - entry.load_began
+
+    def check_fits(self, model: str) -> None:
+        """Raise ``ModelTooLarge`` if no devices could ever hold the model beside the pinned models."""
+        self._ledger.check_fits(self._models[model])
+
+    def fits_now(self, model: str) -> bool:
+        """Return whether the model could be loaded or woken without evicting another."""
+        entry = self._models[model]
+        if entry.state is Residency.ASLEEP:
+            missing, free = self._placements.missing_memory, self._ledger.free
+            return all(missing(entry, device) <= free(device) for device in entry.devices)
+        return len(self._ledger.devices_free_for(entry.demand)) >= entry.demand.devices
+
+    # -- questions about devices and decisions -----------------------------------------------------------
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """Bytes that models may use, by device."""
+        return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
+
+    def reserved(self, device: str) -> dict[str, int]:
+        """Return the reserved bytes of one device by model."""
+        return self._ledger.reserved(device)
+
+    def free(self, device: str) -> int:
+        """Return the bytes of the device that are neither reserved nor used by other programs."""
+        return self._ledger.free(device)
+
+    def load_queue(self, now: float) -> list[QueueEntry]:
+        """Return the models that wait to be loaded, the next one first."""
+        waiting = [each for each in self._models.values() if each.wants_load(now)]
+        return [
+            QueueEntry(each.name, len(each.queue), each.waited(now), each.claimed_devices)
+            for each in sorted(waiting, key=lambda each: self._placements.rank(each, now))
+        ]
+
+    def has_waiting_models(self, now: float) -> bool:
+        """Return whether a model waits to be loaded."""
+        return any(each.wants_load(now) for each in self._models.values())
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return the kept events with a number above ``after``, oldest first."""
+        return self._event_log.since(after)

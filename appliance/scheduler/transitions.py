@@ -1,103 +1,111 @@
-"""Every change of a model's residency, with what it reserves or frees and what is told of it."""
+"""Every change of a model's residency, together with its reservation and its event."""
 
 from __future__ import annotations
 
 from appliance.scheduler import policy
 from appliance.scheduler.event_log import EventKind, EventLog
-from appliance.scheduler.facts import Level, Load, Residency, Sleep, Unload, Wake
+from appliance.scheduler.facts import Load, Residency, Sleep, SleepLevel, Unload, Wake
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import ModelState
 
 
 class Transitions:
-    """A part of the scheduler, whose ledger and journal they are."""
+    """Changes models, the ledger and the event log together. Methods that decide return the decision."""
 
-    def __init__(self, ledger: Ledger, journal: EventLog) -> None:
-        """Nothing has moved yet."""
+    def __init__(self, ledger: Ledger, event_log: EventLog) -> None:
+        """Share the ledger and the event log with the scheduler."""
         self._ledger = ledger
-        self._journal = journal
+        self._event_log = event_log
 
-    # -- in
+    # -- loading -----------------------------------------------------------------------------------------
 
     def load(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Load:
-        """The model is to be loaded there; the bytes are free."""
-        entry.become(Residency.LOADING, now)
+        """Load the model on devices that have the memory free."""
+        entry.transition_to(Residency.LOADING, now)
         entry.load_began = now
-        entry.claim = ()
-        memory = self._ledger.need(entry.demand, devices)
+        entry.claimed_devices = ()
+        memory = self._ledger.memory_for(entry.demand, devices)
         self._ledger.reserve(entry, devices, memory)
-        self._tell(entry, EventKind.LOAD, now, why=_why(entry, now))
+        self._log(entry, EventKind.LOAD, now, reason=_load_reason(entry, now))
         return Load(entry.name, devices, memory)
 
-    def loaded(self, entry: ModelState, levels: frozenset[Level], now: float) -> None:
-        """It is, and its host is able to sleep at these levels."""
-        entry.load_seconds = entry.brought_in = entry.become(Residency.READY, now)
+    def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
+        """Mark the model ready and record the sleep levels that its worker process supports."""
+        entry.load_seconds = entry.became_ready_in = entry.transition_to(Residency.READY, now)
         entry.ready_since = entry.last_used = now
-        entry.levels = levels
+        entry.sleep_levels = levels
         entry.failures = 0
         entry.wanted = entry.pinned
-        self._tell(entry, EventKind.READY, now, seconds=entry.load_seconds)
+        self._log(entry, EventKind.READY, now, seconds=entry.load_seconds)
 
     def adopt(
-        self, entry: ModelState, devices: tuple[str, ...], memory: int, levels: frozenset[Level], now: float
+        self,
+        entry: ModelState,
+        devices: tuple[str, ...],
+        memory: int,
+        levels: frozenset[SleepLevel],
+        now: float,
     ) -> None:
-        """An earlier gateway left it loaded, and awake."""
-        entry.become(Residency.READY, now)
+        """Mark a model ready that an earlier gateway process has loaded."""
+        entry.transition_to(Residency.READY, now)
         self._ledger.reserve(entry, devices, memory)
-        entry.brought_in = policy.expected_load(entry)
+        entry.became_ready_in = policy.expected_load(entry)
         entry.ready_since = entry.last_used = now
-        entry.levels = levels
+        entry.sleep_levels = levels
         entry.wanted = False
-        self._tell(entry, EventKind.ADOPTED, now)
+        self._log(entry, EventKind.ADOPTED, now)
 
-    # -- to sleep and back
+    # -- sleeping and waking -----------------------------------------------------------------------------
 
     def sleep(
-        self, entry: ModelState, level: Level, reason: str, now: float, on_behalf_of: str | None = None
+        self, entry: ModelState, level: SleepLevel, reason: str, now: float, on_behalf_of: str | None = None
     ) -> Sleep:
-        """It falls asleep, as ``may_sleep`` says that it can; main memory has room for its weights."""
-        asleep = entry.demand.asleep
-        assert asleep is not None, f"{entry.name} cannot sleep"
-        entry.become(Residency.FALLING_ASLEEP, now)
-        entry.level = level
-        self._ledger.keep(entry, asleep.main if level is Level.KEPT else 0)
+        """Put a model to sleep that can sleep, and for whose weights main memory is free."""
+        footprint = entry.demand.sleep_footprint
+        assert footprint is not None, f"model {entry.name} cannot sleep"
+        entry.transition_to(Residency.FALLING_ASLEEP, now)
+        entry.sleep_level = level
+        main_memory = footprint.main_memory if level is SleepLevel.KEPT else 0
+        self._ledger.reserve_main_memory(entry, main_memory)
         ready = now - entry.ready_since
-        self._tell(entry, EventKind.SLEEP, now, why=reason, on_behalf_of=on_behalf_of, seconds=ready)
-        return Sleep(entry.name, level, asleep.residue, reason)
+        self._log(entry, EventKind.SLEEP, now, reason=reason, on_behalf_of=on_behalf_of, seconds=ready)
+        return Sleep(entry.name, level, footprint.residue, reason)
 
     def asleep(self, entry: ModelState, now: float) -> None:
-        """It has fallen asleep, and holds its residue from now on."""
-        assert entry.level is not None
-        assert entry.demand.asleep is not None
-        seconds = entry.become(Residency.ASLEEP, now)
-        entry.sleep_seconds[entry.level] = seconds
-        freed = entry.reserved
-        self._ledger.reserve(entry, entry.devices, min(entry.demand.asleep.residue, entry.reserved))
-        freed -= entry.reserved
-        self._journal.add(now, EventKind.ASLEEP, entry.name, entry.devices, freed, seconds=seconds)
+        """Mark the model asleep and free its device memory except the residue."""
+        assert entry.sleep_level is not None
+        assert entry.demand.sleep_footprint is not None
+        seconds = entry.transition_to(Residency.ASLEEP, now)
+        entry.sleep_seconds[entry.sleep_level] = seconds
+        before = entry.reserved
+        residue = min(entry.demand.sleep_footprint.residue, entry.reserved)
+        self._ledger.reserve(entry, entry.devices, residue)
+        freed = before - entry.reserved
+        self._event_log.add(now, EventKind.ASLEEP, entry.name, entry.devices, freed, seconds=seconds)
 
     def wake(self, entry: ModelState, now: float) -> Wake:
-        """Its devices are its own again; the bytes are free."""
-        entry.become(Residency.WAKING, now)
+        """Wake a model whose devices have its memory free."""
+        entry.transition_to(Residency.WAKING, now)
         entry.load_began = now
-        entry.claim = ()
-        self._ledger.reserve(entry, entry.devices, self._ledger.need(entry.demand, entry.devices))
-        self._tell(entry, EventKind.WAKE, now, why=_why(entry, now))
+        entry.claimed_devices = ()
+        memory = self._ledger.memory_for(entry.demand, entry.devices)
+        self._ledger.reserve(entry, entry.devices, memory)
+        self._log(entry, EventKind.WAKE, now, reason=_load_reason(entry, now))
         return Wake(entry.name)
 
     def woken(self, entry: ModelState, now: float) -> None:
-        """It is ready again."""
-        assert entry.level is not None
-        seconds = entry.become(Residency.READY, now)
-        entry.wake_seconds[entry.level] = seconds
-        entry.brought_in = policy.expected_sleep(entry, entry.level) + seconds
+        """Mark a woken model ready and free the main memory of its weights."""
+        assert entry.sleep_level is not None
+        seconds = entry.transition_to(Residency.READY, now)
+        entry.wake_seconds[entry.sleep_level] = seconds
+        entry.became_ready_in = policy.expected_sleep(entry, entry.sleep_level) + seconds
         entry.ready_since = entry.last_used = now
-        entry.level = None
+        entry.sleep_level = None
         entry.wanted = entry.pinned
-        self._ledger.keep(entry, 0)
-        self._tell(entry, EventKind.WOKEN, now, seconds=seconds)
+        self._ledger.reserve_main_memory(entry, 0)
+        self._log(entry, EventKind.WOKEN, now, seconds=seconds)
 
-    # -- out
+    # -- leaving -----------------------------------------------------------------------------------------
 
     def evict(
         self,
@@ -108,43 +116,45 @@ class Transitions:
         *,
         sleep: bool = True,
     ) -> list[Sleep | Unload]:
-        """Have an idle model leave its devices: asleep, or unloaded, whichever costs predictions less.
+        """Put an idle model to sleep or unload it, whichever makes predictions wait less.
 
-        Where main memory is short of what it needs to sleep, older sleepers are unloaded, and it follows once
-        they have gone. Without ``sleep`` it is unloaded.
+        Without ``sleep`` it is unloaded. If main memory lacks space for its weights, older sleeping models
+        are unloaded first, and the model stays ready until a later decision.
         """
-        behalf = None if waiter is None else waiter.name
-        level, main = None, self._ledger.main_for(entry)
-        if sleep and entry.may_sleep:
-            level = policy.tier(entry, now, main, waiter)
-            short = self._short_of_main(entry) if level is Level.KEPT else 0
-            if short > 0:
-                moves = self._clear_main(entry, short, now)
-                if moves is not None:
-                    return moves
-                level = policy.tier(entry, now, main=0, waiter=waiter)
+        beneficiary = None if waiter is None else waiter.name
+        level, main_memory = None, self._ledger.main_memory_for(entry)
+        if sleep and entry.can_sleep:
+            level = policy.cheapest_sleep_level(entry, now, main_memory, waiter)
+            missing = self._missing_main_memory(entry) if level is SleepLevel.KEPT else 0
+            if missing > 0:
+                unloads = self._unload_older_sleepers(entry, missing, now)
+                if unloads is not None:
+                    return unloads
+                level = policy.cheapest_sleep_level(entry, now, main_memory=0, waiter=waiter)
         if level is None:
-            return [self.unload(entry, reason, now, behalf)]
-        return [self.sleep(entry, level, reason, now, behalf)]
+            return [self.unload(entry, reason, now, beneficiary)]
+        return [self.sleep(entry, level, reason, now, beneficiary)]
 
-    def _short_of_main(self, entry: ModelState) -> int:
-        """Bytes of main memory that it lacks to sleep."""
-        host, asleep = self._ledger.host, entry.demand.asleep
-        if host is None or asleep is None:
+    def _missing_main_memory(self, entry: ModelState) -> int:
+        """Return the bytes of main memory that have to be freed before the model can sleep."""
+        device, footprint = self._ledger.main_memory, entry.demand.sleep_footprint
+        if device is None or footprint is None:
             return 0
-        return asleep.main - self._ledger.free(host)
+        return footprint.main_memory - self._ledger.free(device)
 
-    def _clear_main(self, entry: ModelState, short: int, now: float) -> list[Sleep | Unload] | None:
-        """Unload older sleepers for ``short`` bytes; None if they cannot be just now."""
-        coming = self._ledger.leaving_main()
+    def _unload_older_sleepers(
+        self, entry: ModelState, missing: int, now: float
+    ) -> list[Sleep | Unload] | None:
+        """Unload sleeping models that free ``missing`` bytes; return None if that is not possible now."""
+        freed = self._ledger.main_memory_being_freed()
         chosen: list[ModelState] = []
         for each in self._ledger.older_sleepers(entry):
-            if coming >= short:
+            if freed >= missing:
                 break
-            if self._ledger.still(each.devices):
+            if self._ledger.none_loading(each.devices):
                 chosen.append(each)
-                coming += each.main
-        if coming < short:
+                freed += each.main_memory
+        if freed < missing:
             return None
         reason = f"makes room in main memory for {entry.name}, which falls asleep"
         return [self.unload(each, reason, now, entry.name) for each in chosen]
@@ -158,78 +168,82 @@ class Transitions:
         *,
         sleep: bool = False,
     ) -> None:
-        """Let it finish what runs, and, if another model wants the room, what waits, for a bounded time.
+        """Let running predictions finish before the model leaves.
 
-        With ``sleep`` it may fall asleep then, instead of being unloaded.
+        If it leaves on behalf of another model, the predictions that wait now may still start, for a bounded
+        time. With ``sleep`` it may fall asleep instead of being unloaded.
         """
         quota = 0 if on_behalf_of is None else len(entry.queue)
-        entry.drained_to_sleep = sleep
-        entry.quota, entry.quota_until = quota, now + policy.quantum(entry)
+        entry.sleep_after_drain = sleep
+        entry.drain_quota, entry.drain_quota_until = quota, now + policy.quantum(entry)
         entry.drain_reason, entry.drained_for = reason, on_behalf_of
-        entry.become(Residency.DRAINING, now)
+        entry.transition_to(Residency.DRAINING, now)
         if entry.queue:
             entry.waiting_since = now
-        why = f"{reason}; {len(entry.running)} run and {quota} may begin"
-        self._tell(entry, EventKind.DRAIN, now, why=why, on_behalf_of=on_behalf_of)
+        reason = f"{reason}; {len(entry.running)} running, {quota} waiting may start"
+        self._log(entry, EventKind.DRAIN, now, reason=reason, on_behalf_of=on_behalf_of)
 
-    def idle(self, entry: ModelState, now: float) -> list[Sleep | Unload]:
-        """Have it unloaded, or fall asleep, if nobody has wanted it for long."""
-        limit, silent = entry.demand.idle_unload_after, now - entry.last_used
+    def leave_if_idle(self, entry: ModelState, now: float) -> list[Sleep | Unload]:
+        """Unload a model that was idle for ``idle_unload_after``; put it to sleep after half of that."""
+        limit, idle_seconds = entry.demand.idle_unload_after, now - entry.last_used
         if limit is None:
             return []
         if now >= entry.last_used + limit:
             return [self.unload(entry, f"idle for {limit:g} s", now)]
-        first = limit * policy.IDLE_SLEEP
-        if entry.state is Residency.READY and entry.may_sleep and now >= entry.last_used + first:
-            room = 0 if self._ledger.host is None else self._ledger.free(self._ledger.host)
-            level = policy.tier(entry, now, room)
+        sleep_at = entry.last_used + limit * policy.IDLE_SLEEP
+        if entry.state is Residency.READY and entry.can_sleep and now >= sleep_at:
+            device = self._ledger.main_memory
+            level = policy.cheapest_sleep_level(
+                entry, now, 0 if device is None else self._ledger.free(device)
+            )
             if level is not None:
-                return [self.sleep(entry, level, f"idle for {silent:g} s", now)]
+                return [self.sleep(entry, level, f"idle for {idle_seconds:g} s", now)]
         return []
 
     def unload(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
-        """Its host is to be stopped."""
+        """Unload the model; its memory stays reserved until that is confirmed."""
         self.stop(entry, reason, now, on_behalf_of)
         return Unload(entry.name, reason)
 
     def stop(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> None:
-        """Its host is being stopped: nothing may start there, its memory is still taken."""
-        slept = entry.state is Residency.ASLEEP
-        seconds = now - (entry.state_since if slept else entry.ready_since)
-        self._tell(entry, EventKind.UNLOAD, now, why=reason, on_behalf_of=on_behalf_of, seconds=seconds)
-        entry.become(Residency.UNLOADING, now)
+        """Mark the model as unloading; its memory stays reserved until the worker process is gone."""
+        since = entry.state_since if entry.state is Residency.ASLEEP else entry.ready_since
+        self._log(entry, EventKind.UNLOAD, now, reason=reason, on_behalf_of=on_behalf_of, seconds=now - since)
+        entry.transition_to(Residency.UNLOADING, now)
 
-    def gone(self, entry: ModelState, what: EventKind, now: float, *, why: str = "") -> None:
-        """Its host is no more, and its memory is free."""
-        seconds = None if what is EventKind.LOST else now - entry.state_since
-        self._tell(entry, what, now, why=why, seconds=seconds)
-        entry.become(Residency.COLD, now)
-        entry.level, entry.dismissed = None, ""
+    def gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str = "") -> None:
+        """Mark the model cold and free all its memory: its worker process has ended."""
+        seconds = None if kind is EventKind.LOST else now - entry.state_since
+        self._log(entry, kind, now, reason=reason, seconds=seconds)
+        entry.transition_to(Residency.COLD, now)
+        entry.sleep_level, entry.pending_unload = None, ""
         self._ledger.release(entry)
 
-    def _tell(
+    def _log(
         self,
         entry: ModelState,
-        what: EventKind,
+        kind: EventKind,
         now: float,
         *,
-        why: str = "",
+        reason: str = "",
         on_behalf_of: str | None = None,
         seconds: float | None = None,
     ) -> None:
-        self._journal.add(
+        self._event_log.add(
             now,
-            what,
+            kind,
             entry.name,
             entry.devices,
             entry.reserved,
-            why=why,
+            reason=reason,
             on_behalf_of=on_behalf_of,
             seconds=seconds,
         )
 
 
-def _why(entry: ModelState, now: float) -> str:
+def _load_reason(entry: ModelState, now: float) -> str:
     if entry.queue:
-        return f"{len(entry.queue)} wait for it, for {entry.waited(now):.1f} s"
+        count = len(entry.queue)
+        predictions = "1 prediction" if count == 1 else f"{count} predictions"
+        return f"{predictions} waiting for {entry.waited(now):.1f} s"
     return "pinned" if entry.pinned else "asked for"

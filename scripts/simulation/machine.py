@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 class _Event(NamedTuple):
     at: float
     number: int
-    what: str
+    kind: str
     model: str
     id: str
 
@@ -93,7 +93,7 @@ class Machine:
         heapq.heappush(self._events, _Event(at, self._number, what, model, id))
 
     def _happen(self, event: _Event, progress: Callable[[], None]) -> None:
-        match event.what:
+        match event.kind:
             case "come":
                 if self._state[event.model] is Residency.READY:
                     self._ready_at_arrival[event.id] = self._loads_of[event.model]

@@ -68,7 +68,7 @@ def test_all_who_wait_for_a_model_share_one_load(appliance: Appliance, client: h
         texts = list(pool.map(lambda text: said(client, "test/slow", text), "abcde"))
     assert texts == list("abcde")
     log = (appliance.home / "logs" / "appliance.log").read_text()
-    assert log.count("model test/slow is loaded on") == 1
+    assert log.count("loading model test/slow on") == 1
 
 
 def of(client: httpx.Client, name: str) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
         preload=model.preload,
         idle_unload_after=model.idle_unload_after,
         priority=model.priority,
-        asleep=None if sleep is None else SleepFootprint(*sleep),
-        on_host=on_host,
+        sleep_footprint=None if sleep is None else SleepFootprint(*sleep),
+        on_cpu=on_host,
     )
 
 
@@ -64,4 +64,4 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
 
 def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
     """The devices as the scheduler knows them."""
-    return [Capacity(device.name, device.memory, host=device.host) for device in devices]
+    return [Capacity(device.name, device.memory, is_main_memory=device.host) for device in devices]

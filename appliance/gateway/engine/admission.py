@@ -12,8 +12,8 @@ def check_queues(dependencies: Dependencies, model: str) -> None:
     """Raise ``Throttled`` if the queue of the model, or of the appliance, is full."""
     limits, scheduler = dependencies.limits, dependencies.scheduler
     for depth, limit, subject in (
-        (scheduler.depth(model), limits.queue_per_model, f"model {model}"),
-        (scheduler.depth(), limits.queue, "the appliance"),
+        (scheduler.queue_length(model), limits.queue_per_model, f"model {model}"),
+        (scheduler.queue_length(), limits.queue, "the appliance"),
     ):
         if depth >= limit:
             raise Throttled(

@@ -36,14 +36,14 @@ class DeviceMemory:
 
     def look(self, now: float) -> None:
         """Call ``refresh`` if a model waits to be loaded and the last measurement is out of date."""
-        if now >= self._looked + FRESH and self._scheduler.waits(now):
+        if now >= self._looked + FRESH and self._scheduler.has_waiting_models(now):
             self.refresh()
 
     def refresh(self) -> None:
         """Tell the scheduler what is in use now; what exceeds its reservations is used by other programs."""
         now = self._looked = time.monotonic()
         for device, memory in self._in_use().items():
-            self._scheduler.used(device, memory, now)
+            self._scheduler.device_used(device, memory, now)
 
     def usage_of_gpus(self, model: str) -> dict[str, int]:
         """Return the bytes in use of each GPU that a loaded model is placed on; empty if it is on the CPU."""

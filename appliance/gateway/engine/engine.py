@@ -127,14 +127,14 @@ class Engine:
     # -- decisions ---------------------------------------------------------------------------------------
 
     def decide(self) -> None:
-        """Carry out what the scheduler decides; while draining, start only children of running predictions."""
+        """Carry out the scheduler's decisions; while draining, start only children of running predictions."""
         if self._closed:
             return
         now = time.monotonic()
         self._device_memory.look(now)
-        for decision in self._scheduler.decide(now, parts_only=self._draining):
+        for decision in self._scheduler.decide(now, children_only=self._draining):
             self._carry_out(decision)
-        for event in self._scheduler.happenings(self._last_event):
+        for event in self._scheduler.events(self._last_event):
             self._last_event = event.number
             report.log(event)
             self._dependencies.on_event(event)
@@ -418,7 +418,7 @@ class Engine:
         self._scheduler.check_fits(entry.runs_on)
         if self._scheduler.residency(entry.runs_on) is not Residency.READY:
             ready = self._loads.ready(entry.runs_on)
-            self._scheduler.wanted(entry.runs_on)
+            self._scheduler.request_load(entry.runs_on)
             self.decide()
             await asyncio.shield(ready)
 
@@ -426,7 +426,7 @@ class Engine:
         """Unload every instance of the model once the predictions on it have ended; return at once."""
         for key in self.instances.keys(entry.runs_on):
             if self._scheduler.knows(key):
-                self._scheduler.unwanted(key, "asked for", time.monotonic())
+                self._scheduler.request_unload(key, "asked for", time.monotonic())
         self.decide()
 
     def pin(self, entry: Entry, *, pinned: bool) -> None:

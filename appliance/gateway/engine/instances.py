@@ -52,9 +52,9 @@ class Instances:
             self._scheduler.add(_further(demand, key))
         self._known[runs_on] = max(self._known.get(runs_on, 1), high)
         keys = self.keys(runs_on)
-        self._scheduler.share(keys, self._allowed[runs_on])
+        self._scheduler.set_instances(keys, self._allowed[runs_on])
         for number, key in enumerate(keys, 1):
-            self._scheduler.keep(key, loaded=number <= low)
+            self._scheduler.keep_loaded(key, loaded=number <= low)
 
     def deployed(self, releases: Sequence[Release]) -> None:
         """Give every model the instances that these deployments of its versions ask for.
@@ -102,7 +102,7 @@ class Instances:
         """Sort key, best first: free slots; being loaded; can be loaded; full; waiting for memory."""
         scheduler = self._scheduler
         slots = scheduler.demand(key).concurrency
-        taken = len(scheduler.running(key)) + scheduler.depth(key)
+        taken = len(scheduler.running(key)) + scheduler.queue_length(key)
         match scheduler.residency(key):
             case Residency.READY if taken < slots:
                 return 0, taken
@@ -110,7 +110,7 @@ class Instances:
                 return 1, taken
             case Residency.WAKING if taken < slots:
                 return 1, taken
-            case Residency.ASLEEP | Residency.COLD if taken < slots and scheduler.has_room(key):
+            case Residency.ASLEEP | Residency.COLD if taken < slots and scheduler.fits_now(key):
                 return 2, taken
             case Residency.READY | Residency.LOADING:
                 return 3, taken / slots

@@ -15,7 +15,7 @@ from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.machine import disk, joint_sku
 from appliance.runners.base import LoadSpec
-from appliance.scheduler import Level, Residency
+from appliance.scheduler import Residency, SleepLevel
 from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ ATTEMPTS: Final = 3  # loads in a row that may lose their worker process before 
 class Ready(NamedTuple):
     """The model is loaded; ``levels`` are the sleep levels that its worker process supports."""
 
-    levels: frozenset[Level]
+    levels: frozenset[SleepLevel]
 
 
 class Retry(NamedTuple):
@@ -104,7 +104,7 @@ class Loads:
             _log.exception("model %s could not be loaded", instance, extra={"model": instance})
             await self._cluster.unload(instance)
             return Failed(f"model {instance} could not be loaded: {error}")
-        return Ready(frozenset(map(Level, levels)))
+        return Ready(frozenset(map(SleepLevel, levels)))
 
     async def adopt(self, adopted: Adopted) -> bool:
         """Keep a model that an earlier gateway loaded, if it would be loaded so again now; else unload it.
@@ -114,7 +114,7 @@ class Loads:
         spec = adopted.spec
         kept = self._catalogue.hosts(spec) and not adopted.turning
         if kept and adopted.level is not None:
-            kept = self._scheduler.demand(spec.model).asleep is not None
+            kept = self._scheduler.demand(spec.model).sleep_footprint is not None
         if not kept:
             await self._cluster.unload(spec.model)
             return False
@@ -123,8 +123,8 @@ class Loads:
             spec.placement,
             spec.memory,
             time.monotonic(),
-            levels=map(Level, adopted.levels),
-            level=None if adopted.level is None else Level(adopted.level),
+            levels=map(SleepLevel, adopted.levels),
+            level=None if adopted.level is None else SleepLevel(adopted.level),
         )
         return True
 
@@ -143,8 +143,8 @@ class Loads:
             return
         loaded_with = self._options.get(instance)
         if loaded_with and loaded_with != self._catalogue.options(self._catalogue.hosted(instance)):
-            self._scheduler.unwanted(instance, "a first version was trained on it", time.monotonic())
-            self._scheduler.wanted(instance)
+            self._scheduler.request_unload(instance, "a first version was trained on it", time.monotonic())
+            self._scheduler.request_load(instance)
 
     def hardware(self, instance: str) -> str:
         """Return the SKU of the devices that an instance is loaded on."""
@@ -202,5 +202,5 @@ class Loads:
             threads=model.threads or self._dependencies.threads,
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(home / "cache" / entry.kind),
-            sleeps=self._scheduler.demand(entry.runs_on).asleep is not None,
+            sleeps=self._scheduler.demand(entry.runs_on).sleep_footprint is not None,
         )

@@ -67,7 +67,7 @@ class MemoryProfiles:
         row = self._kept.get((self._catalogue.loads_as(entry), self._kind(model)))
         if row is not None:
             self._main[model] = row.main
-            self._scheduler.footprints.recalled(model, row.peak)
+            self._scheduler.footprints.restore_peak(model, row.peak)
 
     def reset(self, entry: Entry) -> None:
         """Use another profile for a changed model, once its former version is not loaded any more."""
@@ -76,32 +76,32 @@ class MemoryProfiles:
 
     def unloaded(self, model: str) -> None:
         """Tell the scheduler the profile of a changed model whose former version was just unloaded."""
-        if not self._scheduler.replaced(model):
+        if not self._scheduler.is_outdated(model):
             self.recall(self._catalogue.hosted(model))
 
     def _kind(self, model: str) -> str:
         """Return the kind of devices that the model is placed on: ``cpu`` or ``cuda``."""
-        return "cpu" if self._scheduler.demand(model).on_host else next(iter(self._kinds.values()))
+        return "cpu" if self._scheduler.demand(model).on_cpu else next(iter(self._kinds.values()))
 
     def measured(self, model: str, taken: MemoryUsage) -> None:
         """Record the peak memory of the model's worker process."""
-        if self._scheduler.replaced(model):
+        if self._scheduler.is_outdated(model):
             return
         peak = taken.main if self._kind(model) == "cpu" else taken.device
         self._main[model] = max(taken.main, self._main.get(model, 0))
         if peak:
-            self._scheduler.footprints.measured(model, peak, time.monotonic())
+            self._scheduler.footprints.record_peak(model, peak, time.monotonic())
             self.keep(model)
 
     def out_of_memory(self, model: str, error: OutOfMemory) -> Verdict:
         """Record that the model's worker process ran out of memory; return what to do about it."""
-        if self._scheduler.replaced(model):
+        if self._scheduler.is_outdated(model):
             return Verdict(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.hosted(model)
         # In main memory it was limited to what nobody else held; on a GPU it uses what it is configured to.
         footprints = self._scheduler.footprints
         had = footprints.limit(model) if self._kind(model) == "cpu" else None
-        grown = footprints.out_of_memory(model, error.took, time.monotonic(), error.detail, had)
+        grown = footprints.record_out_of_memory(model, error.took, time.monotonic(), error.detail, had)
         self.keep(model)
         demand = self._scheduler.demand(model)
         lower = entry.model.options.OOM_HINT
@@ -116,7 +116,7 @@ class MemoryProfiles:
 
     def keep(self, model: str) -> None:
         """Store the profile of the model if it has changed."""
-        if self._scheduler.replaced(model):
+        if self._scheduler.is_outdated(model):
             return
         known = self._scheduler.footprints.of(model)
         if known.peak is None or known.demand.origin is Origin.ESTIMATED:

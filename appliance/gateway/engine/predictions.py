@@ -117,7 +117,7 @@ class Predictions:
 
     def _queue(self, active: ActivePrediction, *, front: bool = False) -> None:
         now = time.monotonic()
-        self._scheduler.queued(active.id, active.entry.runs_on, now, front=front, whole=self._parent(active))
+        self._scheduler.queued(active.id, active.entry.runs_on, now, front=front, parent=self._parent(active))
 
     def _fetch(self, active: ActivePrediction) -> None:
         if active.fetched is None and active.entry.files_in:
@@ -290,7 +290,7 @@ class Predictions:
         for active in list(self.active.values()):
             if not active.waits or self._catalogue.serves(active.entry):
                 continue
-            if not self._scheduler.stays(active.id):
+            if not self._scheduler.served_before_replacement(active.id):
                 self.end(active, Status.FAILED, OUTDATED.format(active.entry.name))
 
     def _start_deadline(self, active: ActivePrediction) -> None:

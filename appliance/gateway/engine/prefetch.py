@@ -50,9 +50,9 @@ class Prefetch:
         self._stop.set()
 
     def _next(self, now: float) -> str | None:
-        if not self._scheduler.waits(now):
+        if not self._scheduler.has_waiting_models(now):
             return None
-        for waiting in self._scheduler.standings(now):
+        for waiting in self._scheduler.load_queue(now):
             if self._scheduler.residency(waiting.model) is Residency.COLD:
                 return waiting.model
         return None

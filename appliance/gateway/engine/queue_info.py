@@ -25,8 +25,8 @@ def with_queue_info(active: ActivePrediction, scheduler: Scheduler) -> Predictio
     (other models hold the memory that it needs). Neither is ever stored.
     """
     record = active.prediction
-    instance = scheduler.waits_for(active.id) if record.status is Status.STARTING else None
+    instance = scheduler.queued_for(active.id) if record.status is Status.STARTING else None
     if instance is None:
         return record
-    place, reason = scheduler.place(active.id), _FOR.get(scheduler.residency(instance), "room")
+    place, reason = scheduler.queue_position(active.id), _FOR.get(scheduler.residency(instance), "room")
     return record.evolve(metrics={**record.metrics, "queue_position": place, "waits_for": reason})

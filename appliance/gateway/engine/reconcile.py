@@ -40,7 +40,7 @@ def reconcile(
         if key in hosting:
             known = before.get(key)
             anew = known is None or _load_key(known) != _load_key(hosting[key])
-            scheduler.put(demand, now, anew=anew)
+            scheduler.update(demand, now, replace=anew)
             if anew:
                 changed.append(hosting[key])
     for key in scheduler.models:

@@ -18,7 +18,7 @@ SHOWN: Final = 5
 
 _LEVELS: Final = {
     EventKind.FAILED: logging.ERROR,
-    EventKind.STARVED: logging.ERROR,
+    EventKind.OUT_OF_MEMORY: logging.ERROR,
     EventKind.EXCEEDS: logging.WARNING,
 }
 
@@ -26,23 +26,23 @@ _LEVELS: Final = {
 def log(happening: Event) -> None:
     """A line in the log for what was decided, or came of it."""
     _log.log(
-        _LEVELS.get(happening.what, logging.INFO), "%s", happening, extra={"model": happening.model or None}
+        _LEVELS.get(happening.kind, logging.INFO), "%s", happening, extra={"model": happening.model or None}
     )
 
 
 def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) -> dict[str, Any]:
     """What waits, ``models`` with their instances, devices and the newest decisions."""
     return {
-        "queued": scheduler.depth(),
+        "queued": scheduler.queue_length(),
         "models": [
             {
                 "name": entry.runs_on,
                 "kind": entry.model.kind,
                 "state": scheduler.residency(entry.runs_on).value,
-                "loading_for": _rounded(scheduler.loading_for(entry.runs_on, time.monotonic())),
+                "loading_for": _rounded(scheduler.loading_seconds(entry.runs_on, time.monotonic())),
                 "load_seconds": _rounded(scheduler.load_seconds(entry.runs_on)),  # None: not known yet
                 "pinned": scheduler.pinned(entry.runs_on),
-                "queued": sum(map(scheduler.depth, keys)),
+                "queued": sum(map(scheduler.queue_length, keys)),
                 "running": sum(len(scheduler.running(key)) for key in keys),
                 "devices": list(scheduler.devices(entry.runs_on)),
                 "instances": sum(scheduler.residency(key) is not Residency.COLD for key in keys),
@@ -55,7 +55,7 @@ def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) 
                 "name": device,
                 "reserved": scheduler.reserved(device),
                 "free": scheduler.free(device),
-                "foreign": scheduler.footprints.foreign(device),
+                "foreign": scheduler.footprints.foreign_memory(device),
             }
             for device in scheduler.capacities
         ],
@@ -77,7 +77,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
                 "name": device,
                 "memory": memory,
                 "free": scheduler.free(device),
-                "foreign": scheduler.footprints.foreign(device),
+                "foreign": scheduler.footprints.foreign_memory(device),
                 "reserved": scheduler.reserved(device),
             }
             for device, memory in scheduler.capacities.items()
@@ -87,7 +87,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
                 "name": model,
                 "state": scheduler.residency(model).value,
                 "devices": list(scheduler.devices(model)),
-                "queued": scheduler.depth(model),
+                "queued": scheduler.queue_length(model),
                 "running": len(scheduler.running(model)),
                 "load_seconds": _rounded(scheduler.load_seconds(model)),
                 "pinned": scheduler.pinned(model),
@@ -102,9 +102,9 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
                 "model": standing.model,
                 "queued": standing.predictions,
                 "waited": _rounded(standing.waited),
-                "cleared_for_it": list(standing.claim),
+                "cleared_for_it": list(standing.claimed_devices),
             }
-            for position, standing in enumerate(scheduler.standings(now), 1)
+            for position, standing in enumerate(scheduler.load_queue(now), 1)
         ],
         "decisions": decisions(scheduler),
     }
@@ -134,15 +134,15 @@ def footprint(known: Footprint) -> dict[str, Any]:
 def decisions(scheduler: Scheduler, last: int | None = None) -> list[dict[str, Any]]:
     """The ``last`` decisions, or all that are kept, and what came of them; newest first."""
     started = _started()
-    happenings = scheduler.happenings()
+    happenings = scheduler.events()
     return [
         {
             "number": each.number,
             "at": serializers.timestamp(started + each.at),
-            "what": each.what.value,
+            "what": each.kind.value,
             "model": each.model,
             "for": each.on_behalf_of,
-            "why": each.why,
+            "why": each.reason,
             "devices": list(each.devices),
             "memory": each.memory,
             "seconds": _rounded(each.seconds),

@@ -123,7 +123,7 @@ class Workers:
         problem = await self._problem_of(model, transition, target)
         self._transitions.pop(model, None)
         if problem is not None and self._present(model):
-            self._scheduler.sleepless(model)
+            self._scheduler.sleep_failed(model)
             await self.kill(model, problem)
         self._loads.reload_model(model)
         self._decide()

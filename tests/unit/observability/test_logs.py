@@ -125,7 +125,7 @@ def test_a_record_that_names_a_prediction_or_a_decision_is_about_it(file: Path) 
     prediction = Prediction(
         id="p1", model="a/b", version="v", owner="me", input={}, created_at=0, stream_token="", parent="p0"
     )
-    happening = Event(number=1, at=0, what=EventKind.READY, model="a/c", devices=("cpu",), memory=1)
+    happening = Event(number=1, at=0, kind=EventKind.READY, model="a/c", devices=("cpu",), memory=1)
     for config in (JSON, LoggingConfig()):
         logs.configure(file, config)
         with logs.bind(prediction="bound"):

@@ -153,20 +153,20 @@ def happenings() -> Iterator[Event]:
     subject.decide(0.0)
     subject.loaded("a/a", 1.0)
     subject.queued("p", "a/b", 10.0)
-    assert subject.decide(20.0) == [Unload("a/a", subject.happenings()[-1].why)]
+    assert subject.decide(20.0) == [Unload("a/a", subject.events()[-1].reason)]
     subject.unloaded("a/a", 21.0)
     subject.decide(22.0)
     subject.load_failed("a/b", 23.0, "model a/b was not ready after 1 s")
-    subject.wanted("a/a")
+    subject.request_load("a/a")
     subject.decide(24.0)
     subject.loaded("a/a", 25.0)
     subject.decide(200.0)
     subject.lost("a/a", 201.0, "its host died of a very special reason")
-    yield from subject.happenings()
+    yield from subject.events()
 
 
 def test_reasons_are_few() -> None:
-    told = [(each.what, reason(each)) for each in happenings()]
+    told = [(each.kind, reason(each)) for each in happenings()]
     assert told == [
         (EventKind.LOAD, "asked for"),
         (EventKind.READY, ""),
@@ -204,7 +204,7 @@ def test_instances_and_versions_are_one_model() -> None:
         subject.decide(0.0)
         subject.loaded(key, 1.0)
         subject.decide(1.0)
-    for happening in subject.happenings():
+    for happening in subject.events():
         metrics.happened(happening)
     lines = metrics.page("", [], {})()[0].decode().splitlines()
     for line in (
@@ -223,7 +223,7 @@ def test_instances_and_versions_are_one_model() -> None:
 def test_waking_is_measured() -> None:
     subject = Metrics(Scheduler([Capacity("gpu", 10)], []))
     subject.happened(
-        Event(number=1, at=0, what=EventKind.WOKEN, model="a/a", devices=("gpu",), memory=1, seconds=0.3)
+        Event(number=1, at=0, kind=EventKind.WOKEN, model="a/a", devices=("gpu",), memory=1, seconds=0.3)
     )
     page, _ = subject.page("", [], {})()
     assert 'appliance_model_wake_seconds_bucket{le="0.5",model="a/a"} 1.0' in page.decode()

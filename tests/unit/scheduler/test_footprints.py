@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.domain.errors import NeverFits
+from appliance.domain.errors import ModelTooLarge
 from appliance.scheduler import (
     MARGIN,
     Capacity,
@@ -37,7 +37,7 @@ def declared(name: str, gib: float = 4, *, pin: bool = False) -> Demand:
 
 
 def loaded(subject: Scheduler, name: str, now: float = 0.0) -> None:
-    subject.wanted(name)
+    subject.request_load(name)
     assert name in [each.model for each in subject.decide(now) if isinstance(each, Load)]
     subject.loaded(name, now)
 
@@ -49,7 +49,7 @@ def ran(subject: Scheduler, name: str, now: float) -> None:
 
 
 def unloaded(subject: Scheduler, name: str, now: float) -> None:
-    subject.unwanted(name, "asked for", now)
+    subject.request_unload(name, "asked for", now)
     subject.decide(now)
     subject.unloaded(name, now)
 
@@ -59,23 +59,23 @@ def holds(subject: Scheduler, name: str) -> int:
 
 
 def told(subject: Scheduler, what: EventKind) -> list[str]:
-    return [str(each) for each in subject.happenings() if each.what is what]
+    return [str(each) for each in subject.events() if each.kind is what]
 
 
 def test_an_estimate_gives_way_to_less_once_a_prediction_has_run() -> None:
     subject = scheduler(estimated("a/a"))
     loaded(subject, "a/a")
-    subject.footprints.measured("a/a", GIB, 1.0)
+    subject.footprints.record_peak("a/a", GIB, 1.0)
     assert holds(subject, "a/a") == 4 * GIB  # its first prediction may take more than loading it
     ran(subject, "a/a", 2.0)
     assert holds(subject, "a/a") == int(GIB * MARGIN)
-    subject.footprints.measured("a/a", 2 * GIB, 3.0)
+    subject.footprints.record_peak("a/a", 2 * GIB, 3.0)
     assert holds(subject, "a/a") == int(2 * GIB * MARGIN)
     assert subject.free("gpu0") == 10 * GIB - int(2 * GIB * MARGIN)
     known = subject.footprints.of("a/a")
     assert (known.demand.origin, known.peak, known.estimate) == (Origin.MEASURED, 2 * GIB, 4 * GIB)
     assert told(subject, EventKind.RESIZED)[0] == (
-        f"model a/a holds {int(GIB * MARGIN)} bytes on gpu0: it takes up to {GIB:,}, and held {4 * GIB:,}"
+        "model a/a now reserves 1.1 GiB on gpu0: it takes up to 1.0 GiB, and 4.0 GiB were reserved"
     )
 
 
@@ -83,7 +83,7 @@ def test_an_estimate_gives_way_to_more_at_once_but_only_to_what_is_free() -> Non
     subject = scheduler(estimated("a/a"), declared("b/b", 5))
     loaded(subject, "a/a")
     loaded(subject, "b/b", 1.0)
-    subject.footprints.measured("a/a", 6 * GIB, 2.0)
+    subject.footprints.record_peak("a/a", 6 * GIB, 2.0)
     assert holds(subject, "a/a") == 5 * GIB
     assert subject.free("gpu0") == 0
     assert subject.demand("a/a").memory == int(6 * GIB * MARGIN)  # the next time
@@ -93,14 +93,14 @@ def test_what_is_declared_stays_and_that_it_is_too_little_is_said_once() -> None
     subject = scheduler(declared("a/a"))
     loaded(subject, "a/a")
     ran(subject, "a/a", 1.0)
-    subject.footprints.measured("a/a", GIB, 2.0)
-    subject.footprints.measured("a/a", 5 * GIB, 3.0)
-    subject.footprints.measured("a/a", 6 * GIB, 4.0)
+    subject.footprints.record_peak("a/a", GIB, 2.0)
+    subject.footprints.record_peak("a/a", 5 * GIB, 3.0)
+    subject.footprints.record_peak("a/a", 6 * GIB, 4.0)
     assert holds(subject, "a/a") == 4 * GIB
     known = subject.footprints.of("a/a")
     assert (known.demand.memory, known.exceeds, known.peak) == (4 * GIB, True, 6 * GIB)
     assert len(told(subject, EventKind.EXCEEDS)) == 1
-    assert not subject.footprints.out_of_memory("a/a", 7 * GIB, 5.0)
+    assert not subject.footprints.record_out_of_memory("a/a", 7 * GIB, 5.0)
     assert subject.demand("a/a").memory == 4 * GIB
 
 
@@ -117,26 +117,28 @@ def test_a_declared_size_is_a_bound_and_an_estimate_may_take_what_nobody_holds()
 def test_one_that_ran_out_of_memory_gets_more_and_remembers_it() -> None:
     subject = scheduler(estimated("a/a"))
     loaded(subject, "a/a")
-    assert subject.footprints.out_of_memory("a/a", 5 * GIB, 1.0, "too large")
+    assert subject.footprints.record_out_of_memory("a/a", 5 * GIB, 1.0, "too large")
     subject.lost("a/a", 1.0)
     assert subject.demand("a/a").memory == int(5 * GIB * MARGIN)
     loaded(subject, "a/a", 2.0)
-    assert subject.footprints.out_of_memory("a/a", None, 3.0)  # on a GPU it is not known: all that it had
+    assert subject.footprints.record_out_of_memory(
+        "a/a", None, 3.0
+    )  # on a GPU it is not known: all that it had
     subject.lost("a/a", 3.0)
     assert subject.demand("a/a").memory == int(int(5 * GIB * MARGIN) * MARGIN)
     assert subject.footprints.of("a/a").out_of_memory == 2
-    assert told(subject, EventKind.STARVED)[0] == "model a/a ran out of memory: too large"
+    assert told(subject, EventKind.OUT_OF_MEMORY)[0] == "model a/a ran out of memory: too large"
 
 
 def test_no_more_is_asked_for_than_there_could_ever_be() -> None:
     subject = scheduler(estimated("a/a"), declared("b/b", 3, pin=True))
     loaded(subject, "b/b")
     loaded(subject, "a/a", 1.0)
-    assert subject.footprints.out_of_memory("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB)
+    assert subject.footprints.record_out_of_memory("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB)
     subject.lost("a/a", 2.0)
     assert subject.demand("a/a").memory == 7 * GIB  # the rest is pinned
     loaded(subject, "a/a", 3.0)
-    assert not subject.footprints.out_of_memory("a/a", 9 * GIB, 4.0)
+    assert not subject.footprints.record_out_of_memory("a/a", 9 * GIB, 4.0)
     subject.check_fits("a/a")
 
 
@@ -146,7 +148,9 @@ def test_one_that_took_more_than_there_could_ever_be_is_not_tried_again_for_a_li
     loaded(subject, "a/a", 1.0)
     had = subject.footprints.limit("a/a")
     assert had == 9 * GIB
-    assert not subject.footprints.out_of_memory("a/a", 11 * GIB, 2.0, had=had)  # without b/b it would have 10
+    assert not subject.footprints.record_out_of_memory(
+        "a/a", 11 * GIB, 2.0, had=had
+    )  # without b/b it would have 10
     assert subject.demand("a/a").memory == 10 * GIB
 
 
@@ -157,7 +161,7 @@ def test_one_large_prediction_does_not_hold_memory_for_ever() -> None:
         now = 100.0 * round_
         loaded(subject, "a/a", now)
         ran(subject, "a/a", now + 1)
-        subject.footprints.measured("a/a", peak, now + 2)
+        subject.footprints.record_peak("a/a", peak, now + 2)
         unloaded(subject, "a/a", now + 3)
         expected.append(subject.footprints.of("a/a").peak)
     assert expected == [8 * GIB, 9 * GIB // 2, 11 * GIB // 4, 15 * GIB // 8]
@@ -166,8 +170,8 @@ def test_one_large_prediction_does_not_hold_memory_for_ever() -> None:
 
 def test_what_an_earlier_run_has_found_is_known_from_the_start() -> None:
     subject = scheduler(estimated("a/a"), declared("b/b"))
-    subject.footprints.recalled("a/a", GIB)
-    subject.footprints.recalled("b/b", GIB)
+    subject.footprints.restore_peak("a/a", GIB)
+    subject.footprints.restore_peak("b/b", GIB)
     assert subject.demand("a/a").memory == int(GIB * MARGIN)
     assert (subject.demand("b/b").memory, subject.footprints.of("b/b").peak) == (4 * GIB, GIB)
 
@@ -175,38 +179,38 @@ def test_what_an_earlier_run_has_found_is_known_from_the_start() -> None:
 def test_what_others_take_of_a_device_is_not_there_for_models() -> None:
     subject = scheduler(declared("a/a", 4), declared("b/b", 5))
     loaded(subject, "a/a")
-    subject.used("gpu0", 7 * GIB, 1.0)
-    assert (subject.footprints.foreign("gpu0"), subject.free("gpu0")) == (3 * GIB, 3 * GIB)
+    subject.device_used("gpu0", 7 * GIB, 1.0)
+    assert (subject.footprints.foreign_memory("gpu0"), subject.free("gpu0")) == (3 * GIB, 3 * GIB)
     subject.queued("p", "b/b", 5.0)
     decided = subject.decide(5.0)
     assert [each for each in decided if isinstance(each, Load)] == []
     subject.unloaded("a/a", 6.0)
     assert [each.model for each in subject.decide(6.0) if isinstance(each, Load)] == ["b/b"]
-    assert told(subject, EventKind.FOREIGN) == [f"other programs take {3 * GIB} bytes on gpu0"]
+    assert told(subject, EventKind.FOREIGN) == ["other programs take 3.0 GiB of gpu0"]
 
 
 def test_what_waits_for_others_to_let_go_is_loaded_when_they_do() -> None:
     subject = scheduler(declared("a/a", 8))
     subject.check_fits("a/a")
-    subject.used("gpu0", 5 * GIB, 0.0)
+    subject.device_used("gpu0", 5 * GIB, 0.0)
     subject.check_fits("a/a")  # it could: what others take is not for ever
     subject.queued("p", "a/a", 0.0)
     assert subject.decide(0.0) == []
     assert subject.next_wakeup(0.0) == 1.0
-    subject.used("gpu0", 2 * GIB, 1.0)
+    subject.device_used("gpu0", 2 * GIB, 1.0)
     assert [type(each) for each in subject.decide(1.0)] == [Load]
 
 
 def test_that_a_model_never_fits_is_said_with_where_its_size_comes_from() -> None:
     subject = scheduler(estimated("a/a", 20), declared("b/b", 20))
-    with pytest.raises(NeverFits, match=r"an estimated 21,474,836,480 bytes .* say with memory"):
+    with pytest.raises(ModelTooLarge, match=r"an estimated 20.0 GiB .* declare its memory"):
         subject.check_fits("a/a")
-    with pytest.raises(NeverFits, match=r"needs 21,474,836,480 bytes .* lower its memory in models.yaml"):
+    with pytest.raises(ModelTooLarge, match=r"needs 20.0 GiB .* lower its memory in models.yaml"):
         subject.check_fits("b/b")
     known = subject.footprints.of("a/a")
     assert not known.fits
     assert known.problem is not None
-    assert "gpu0 has 10,737,418,240" in known.problem
+    assert "gpu0 has 10.0 GiB" in known.problem
 
 
 class Machine:
@@ -233,11 +237,11 @@ class Machine:
     def step(self, now: float) -> None:
         for device in self.subject.capacities:
             if not self.wild or self.chance.random() < 0.2:
-                self.subject.used(device, self.chance.randint(0, 10 * GIB) * self.wild, now)
+                self.subject.device_used(device, self.chance.randint(0, 10 * GIB) * self.wild, now)
         leaving = self.decide(now)
         for name in [name for name in self.names if self.subject.devices(name)]:
             if self.chance.random() < 0.3:
-                self.subject.footprints.measured(name, self.chance.randint(1, 10 * GIB), now)
+                self.subject.footprints.record_peak(name, self.chance.randint(1, 10 * GIB), now)
         for name in [name for name in sorted(self.coming) if self.chance.random() < 0.5]:
             self.come(name, now)
         for name in leaving:
@@ -263,14 +267,14 @@ class Machine:
         self.coming.remove(name)
         if self.wild and self.chance.random() < 0.3:
             took = self.chance.choice([None, self.chance.randint(1, 12 * GIB)])
-            self.subject.footprints.out_of_memory(name, took, now)
+            self.subject.footprints.record_out_of_memory(name, took, now)
             self.subject.lost(name, now)
         else:
             self.subject.loaded(name, now)
 
     def check(self) -> None:
         for device, capacity in self.subject.capacities.items():
-            foreign, free = self.subject.footprints.foreign(device), self.subject.free(device)
+            foreign, free = self.subject.footprints.foreign_memory(device), self.subject.free(device)
             assert sum(self.subject.reserved(device).values()) + free + foreign == capacity
             assert free >= 0 or foreign > 0, f"{device} is over its capacity"
 

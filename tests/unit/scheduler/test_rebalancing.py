@@ -21,14 +21,14 @@ def scheduler(*loaded: str, used: int = 3, memory: int = 12 * GIB, concurrency: 
         [Demand(model=key, memory=4 * GIB, concurrency=concurrency) for key in KEYS]
         + [Demand(model="m/other", memory=4 * GIB, concurrency=1)],
     )
-    subject.share(KEYS, used)
+    subject.set_instances(KEYS, used)
     for key in loaded:
         load(subject, key, 0.0)
     return subject
 
 
 def load(subject: Scheduler, key: str, now: float) -> None:
-    subject.wanted(key)
+    subject.request_load(key)
     assert Load in {type(decision) for decision in subject.decide(now)}
     subject.loaded(key, now)
 
@@ -45,7 +45,7 @@ def test_what_waits_for_a_busy_instance_begins_on_one_that_is_free() -> None:
     subject.finished("b", SECOND, 1.0)
     assert subject.decide(1.0) == [Start("c", SECOND)]
     assert subject.running(SECOND) == {"c"}
-    assert (subject.depth(), subject.depth(FIRST)) == (0, 0)
+    assert (subject.queue_length(), subject.queue_length(FIRST)) == (0, 0)
 
 
 def test_who_waited_longest_goes_first_and_parts_before_all() -> None:
@@ -54,7 +54,7 @@ def test_who_waited_longest_goes_first_and_parts_before_all() -> None:
     subject.decide(0.0)
     ask(subject, 1.0, late=FIRST)
     ask(subject, 0.5, early=SECOND)
-    subject.queued("part", FIRST, 2.0, whole="a")
+    subject.queued("part", FIRST, 2.0, parent="a")
     subject.finished("c", THIRD, 3.0)
     assert subject.decide(3.0) == [Start("part", THIRD)]
     subject.finished("part", THIRD, 4.0)
@@ -67,7 +67,7 @@ def test_as_many_begin_as_there_are_slots() -> None:
     assert subject.decide(0.0) == [
         Start("p0", FIRST), Start("p1", FIRST), Start("p2", SECOND), Start("p3", SECOND),
     ]  # fmt: skip
-    assert subject.waits_for("p4") == FIRST
+    assert subject.queued_for("p4") == FIRST
 
 
 def test_what_waits_for_an_instance_that_loads_begins_where_a_slot_is_free_before() -> None:
@@ -86,7 +86,7 @@ def test_an_instance_that_is_not_used_any_more_takes_nothing_and_gives_what_wait
     subject = scheduler(FIRST, SECOND)
     ask(subject, 0.0, a=FIRST, b=SECOND, c=FIRST, d=SECOND)
     subject.decide(0.0)
-    subject.share(KEYS, 1)
+    subject.set_instances(KEYS, 1)
     subject.finished("b", SECOND, 1.0)
     assert subject.decide(1.0) == [Start("d", SECOND)]  # it was its own
     subject.finished("d", SECOND, 2.0)
@@ -106,11 +106,11 @@ def test_one_more_is_loaded_when_there_is_room_for_what_waits_as_long_as_that_ta
     subject.decide(0.0)
     assert subject.decide(LOAD + 5) == []  # there is no room
     subject.finished("other", "m/other", LOAD + 5)
-    subject.unwanted("m/other", "asked for", LOAD + 5)
+    subject.request_unload("m/other", "asked for", LOAD + 5)
     subject.decide(LOAD + 5)
     subject.unloaded("m/other", LOAD + 6)
     assert subject.decide(LOAD + 6) == [Load(SECOND, ("gpu",), 4 * GIB)]
-    assert subject.waits_for("b") == SECOND
+    assert subject.queued_for("b") == SECOND
     subject.loaded(SECOND, LOAD + 9)
     assert subject.decide(LOAD + 9) == [Start("b", SECOND, cold_start=3.0)]
 
@@ -142,7 +142,7 @@ def test_a_load_that_fails_fails_no_prediction_that_another_instance_can_run() -
     ask(subject, 1.0, b=SECOND)
     assert subject.decide(1.0) == [Load(SECOND, ("gpu",), 4 * GIB)]
     assert subject.load_failed(SECOND, 2.0, "no") == []
-    assert subject.waits_for("b") == FIRST
+    assert subject.queued_for("b") == FIRST
     subject.finished("a", FIRST, 3.0)
     assert subject.decide(3.0) == [Start("b", FIRST)]
     subject.lost(FIRST, 4.0, "died")
@@ -156,13 +156,13 @@ def test_what_was_asked_of_the_old_config_is_not_run_by_an_instance_of_the_new_o
     ask(subject, 0.0, a=FIRST, b=SECOND, old=FIRST)
     subject.decide(0.0)
     for key in (FIRST, SECOND):
-        subject.put(Demand(model=key, memory=3 * GIB, concurrency=1), 1.0, anew=True)
+        subject.update(Demand(model=key, memory=3 * GIB, concurrency=1), 1.0, replace=True)
     subject.finished("b", SECOND, 2.0)
     subject.decide(2.0)
     subject.unloaded(SECOND, 3.0)
     load(subject, SECOND, 3.0)
     assert subject.decide(7.0) == []
-    assert subject.stays("old")
+    assert subject.served_before_replacement("old")
     subject.finished("a", FIRST, 8.0)
     assert subject.decide(8.0) == [Start("old", FIRST)]
 
@@ -172,9 +172,9 @@ def test_while_the_appliance_stops_only_parts_begin() -> None:
     ask(subject, 0.0, a=FIRST, b=SECOND)
     subject.decide(0.0)
     ask(subject, 1.0, c=FIRST)
-    assert subject.decide(1.0, parts_only=True) == []
-    subject.queued("part", FIRST, 2.0, whole="a")
-    assert subject.decide(2.0, parts_only=True) == [Start("part", THIRD)]
+    assert subject.decide(1.0, children_only=True) == []
+    subject.queued("part", FIRST, 2.0, parent="a")
+    assert subject.decide(2.0, children_only=True) == [Start("part", THIRD)]
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,12 +14,12 @@ from appliance.scheduler import (
     Capacity,
     Decision,
     Demand,
-    Level,
     Load,
     Residency,
     Scheduler,
     Sleep,
     SleepFootprint,
+    SleepLevel,
     Start,
     Unload,
     Wake,
@@ -61,15 +61,17 @@ class World:
         self.subject = Scheduler(
             [
                 *(Capacity(f"gpu{number}", 10 * GIB) for number in range(devices)),
-                *([Capacity("host", main * GIB, host=True)] if sleeping else []),
+                *([Capacity("host", main * GIB, is_main_memory=True)] if sleeping else []),
             ],
             [
                 Demand(
                     model=name,
                     memory=size * GIB,
                     concurrency=self.random.randint(1, 3),
-                    asleep=SleepFootprint(RESIDUE, size * GIB) if sleeping and not on_host[name] else None,
-                    on_host=on_host[name],
+                    sleep_footprint=SleepFootprint(RESIDUE, size * GIB)
+                    if sleeping and not on_host[name]
+                    else None,
+                    on_cpu=on_host[name],
                     idle_unload_after=self.random.choice([None, 20.0]) if sleeping else None,
                 )
                 for name, size in self.sizes.items()
@@ -136,7 +138,7 @@ class World:
         if what == "load":
             self.ready[model] = self.now, took
             self.moving[model] += took
-            self.subject.loaded(model, self.now, list(Level) if self.sleeping else [])
+            self.subject.loaded(model, self.now, list(SleepLevel) if self.sleeping else [])
         elif what == "sleep":
             self.asleep.add(model)
             self.fell[model] = took
@@ -206,7 +208,7 @@ class World:
             case Sleep(model, level):
                 self.leave(model)
                 assert model not in self.asleep
-                self.keeps[model] = self.sizes[model] * GIB if level is Level.KEPT else 0
+                self.keeps[model] = self.sizes[model] * GIB if level is SleepLevel.KEPT else 0
                 self.begin("sleep", model, SLEEP, failures=["lose"])
             case Wake(model):
                 assert model in self.asleep

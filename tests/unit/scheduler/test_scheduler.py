@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.errors import NeverFits
+from appliance.domain.errors import ModelTooLarge
 from appliance.scheduler import (
     BACKOFF,
     MIN_RESIDENCY,
@@ -34,7 +34,7 @@ def model(name: str, gib: float = 4, **options: Any) -> Demand:
 
 def loaded(scheduler: Scheduler, name: str, now: float, took: float = 0.0) -> None:
     """Ready at ``now``, after a load that took so long."""
-    scheduler.wanted(name)
+    scheduler.request_load(name)
     assert Load in {type(decision) for decision in scheduler.decide(now - took)}
     scheduler.loaded(name, now)
 
@@ -49,9 +49,9 @@ def used(scheduler: Scheduler, name: str, *times: float) -> None:
 
 def told(scheduler: Scheduler, what: EventKind) -> list[tuple[str, str, str | None, int, float | None]]:
     return [
-        (each.model, each.why, each.on_behalf_of, each.memory, each.seconds)
-        for each in scheduler.happenings()
-        if each.what is what
+        (each.model, each.reason, each.on_behalf_of, each.memory, each.seconds)
+        for each in scheduler.events()
+        if each.kind is what
     ]
 
 
@@ -181,7 +181,7 @@ def test_a_share_is_a_share_of_the_device() -> None:
 
 def test_what_can_never_fit_is_said_with_the_numbers() -> None:
     subject = scheduler(model("big/model", 11))
-    with pytest.raises(NeverFits, match=r"big/model needs 11,811,160,064 bytes.*10,737,418,240"):
+    with pytest.raises(ModelTooLarge, match=r"big/model needs 11.0 GiB.*10.0 GiB"):
         subject.check_fits("big/model")
 
 
@@ -212,7 +212,7 @@ def test_what_waited_for_a_lost_model_waits_on_and_loads_it_again() -> None:
     subject.decide(1.0)
     subject.lost("a/a", 0.0)
     assert subject.running("a/a") == frozenset()
-    assert subject.depth("a/a") == 1
+    assert subject.queue_length("a/a") == 1
     assert [type(decision) for decision in subject.decide(2.0)] == [Load]
 
 
@@ -221,7 +221,7 @@ def test_an_unwanted_model_finishes_first_and_is_loaded_again_on_demand() -> Non
     loaded(subject, "a/a", 0.0)
     subject.queued("p", "a/a", 1.0)
     subject.decide(1.0)
-    subject.unwanted("a/a", "asked for", 1.0)
+    subject.request_unload("a/a", "asked for", 1.0)
     assert subject.decide(2.0) == []
     subject.finished("p", "a/a", 3.0)
     assert subject.decide(3.0) == [Unload("a/a", "asked for")]
@@ -232,9 +232,9 @@ def test_an_unwanted_model_finishes_first_and_is_loaded_again_on_demand() -> Non
 
 def test_a_model_that_is_unwanted_while_it_loads_is_unloaded_once_it_is_there() -> None:
     subject = scheduler(model("a/a"))
-    subject.wanted("a/a")
+    subject.request_load("a/a")
     assert [type(decision) for decision in subject.decide(0.0)] == [Load]
-    subject.unwanted("a/a", "asked for", 1.0)
+    subject.request_unload("a/a", "asked for", 1.0)
     subject.loaded("a/a", 2.0)
     assert subject.decide(2.0) == [Unload("a/a", "asked for")]
     subject.unloaded("a/a", 3.0)
@@ -245,7 +245,7 @@ def test_a_model_that_is_unwanted_while_it_loads_stays_for_whoever_waits_for_it(
     subject = scheduler(model("a/a"))
     subject.queued("p", "a/a", 0.0)
     subject.decide(0.0)
-    subject.unwanted("a/a", "asked for", 1.0)
+    subject.request_unload("a/a", "asked for", 1.0)
     subject.loaded("a/a", 2.0)
     assert subject.decide(2.0) == [Start("p", "a/a", 2.0)]
     subject.finished("p", "a/a", 3.0)
@@ -254,10 +254,10 @@ def test_a_model_that_is_unwanted_while_it_loads_stays_for_whoever_waits_for_it(
 
 def test_a_model_that_is_wanted_again_while_it_loads_stays() -> None:
     subject = scheduler(model("a/a"))
-    subject.wanted("a/a")
+    subject.request_load("a/a")
     subject.decide(0.0)
-    subject.unwanted("a/a", "asked for", 1.0)
-    subject.wanted("a/a")
+    subject.request_unload("a/a", "asked for", 1.0)
+    subject.request_load("a/a")
     subject.loaded("a/a", 2.0)
     assert subject.decide(2.0) == []
 
@@ -367,7 +367,7 @@ def test_a_drained_model_takes_what_was_queued_but_nothing_that_comes_later() ->
     assert subject.decide(2004.0) == [Load("b/b", ("gpu0",), 6 * GIB)]
     subject.loaded("b/b", 2005.0)
     assert subject.decide(2005.0) == [Start("p", "b/b", 1.0)]
-    assert subject.depth("a/a") == 1  # it was not revived: what came later queues again
+    assert subject.queue_length("a/a") == 1  # it was not revived: what came later queues again
 
 
 def test_a_drained_model_takes_nothing_more_once_its_quantum_is_over() -> None:
@@ -375,7 +375,7 @@ def test_a_drained_model_takes_nothing_more_once_its_quantum_is_over() -> None:
     drained(subject, at=2000.0)
     subject.finished("runs", "a/a", 2020.0)  # its load took 20 s
     assert [type(decision) for decision in subject.decide(2020.0)] == [Unload]
-    assert subject.depth("a/a") == 2
+    assert subject.queue_length("a/a") == 2
 
 
 def test_a_large_model_that_waited_long_gets_a_device_cleared_for_it() -> None:
@@ -398,8 +398,8 @@ def test_a_large_model_that_waited_long_gets_a_device_cleared_for_it() -> None:
     subject.unloaded("small/0", now)
     subject.queued("s9", "small/5", now)
     assert subject.decide(now) == []  # the room is kept for who waited
-    assert [each.model for each in subject.standings(now)] == ["large/x", "small/5"]
-    assert subject.standings(now)[0].claim == ("gpu0",)
+    assert [each.model for each in subject.load_queue(now)] == ["large/x", "small/5"]
+    assert subject.load_queue(now)[0].claimed_devices == ("gpu0",)
 
 
 def test_who_waited_longest_is_loaded_first_and_priority_counts_double() -> None:
@@ -439,7 +439,7 @@ def test_what_is_asked_for_all_the_time_is_not_evicted_for_one_prediction_at_onc
 
 def test_what_is_loaded_by_hand_evicts_whatever_is_idle() -> None:
     subject = hot()
-    subject.wanted("c/c")
+    subject.request_load("c/c")
     assert subject.decide(59.5) == [Unload("hot/x", "makes room for c/c")]
 
 
@@ -455,7 +455,7 @@ def test_what_can_never_fit_beside_a_pinned_model_is_said() -> None:
     subject = scheduler(model("a/a", 6, pin=True), model("b/b", 6))
     subject.check_fits("b/b")  # not loaded yet: it may still fail
     subject.decide(0.0)
-    with pytest.raises(NeverFits, match=r"b/b needs .*a/a is never unloaded"):
+    with pytest.raises(ModelTooLarge, match=r"b/b needs .*reserved for pinned models \(a/a\)"):
         subject.check_fits("b/b")
     subject.check_fits("a/a")
 
@@ -478,13 +478,13 @@ def test_every_decision_is_told_with_its_reason_its_bytes_and_its_time() -> None
     assert subject.load_failed("b/b", 25.0, "no such file") == ["p"]
     assert told(subject, EventKind.UNLOAD) == [("a/a", "makes room for b/b", "b/b", 6 * GIB, 16.0)]
     assert told(subject, EventKind.UNLOADED) == [("a/a", "", None, 6 * GIB, 1.0)]
-    assert told(subject, EventKind.LOAD)[1] == ("b/b", "1 wait for it, for 2.0 s", None, 6 * GIB, None)
+    assert told(subject, EventKind.LOAD)[1] == ("b/b", "1 prediction waiting for 2.0 s", None, 6 * GIB, None)
     assert told(subject, EventKind.READY) == [("a/a", "", None, 6 * GIB, 5.0)]
     assert told(subject, EventKind.FAILED) == [("b/b", "no such file", None, 6 * GIB, 3.0)]
-    numbers = [each.number for each in subject.happenings()]
+    numbers = [each.number for each in subject.events()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert [each.number for each in subject.happenings(after=numbers[-2])] == numbers[-1:]
-    assert subject.happenings(after=numbers[-1]) == []
+    assert [each.number for each in subject.events(after=numbers[-2])] == numbers[-1:]
+    assert subject.events(after=numbers[-1]) == []
 
 
 def test_a_changed_model_finishes_what_it_has_before_it_is_loaded_anew() -> None:
@@ -493,9 +493,9 @@ def test_a_changed_model_finishes_what_it_has_before_it_is_loaded_anew() -> None
     for id in ("runs", "waits"):
         subject.queued(id, "a/a", 1.0)
     assert subject.decide(1.0) == [Start("runs", "a/a")]
-    subject.put(model("a/a", gib=6, concurrency=3), 2.0, anew=True)
+    subject.update(model("a/a", gib=6, concurrency=3), 2.0, replace=True)
     subject.queued("later", "a/a", 2.0)
-    assert [subject.stays(id) for id in ("waits", "later")] == [True, False]
+    assert [subject.served_before_replacement(id) for id in ("waits", "later")] == [True, False]
     assert subject.decide(2.0) == []
     subject.finished("runs", "a/a", 3.0)
     assert subject.decide(3.0) == [Start("waits", "a/a")]  # one at a time still: it is what was loaded
@@ -511,7 +511,7 @@ def test_a_model_that_changes_while_it_loads_serves_those_who_came_before() -> N
     subject = scheduler(model("a/a"))
     subject.queued("before", "a/a", 0.0)
     subject.decide(0.0)
-    subject.put(model("a/a", gib=2), 1.0, anew=True)
+    subject.update(model("a/a", gib=2), 1.0, replace=True)
     subject.queued("after", "a/a", 1.0)
     subject.loaded("a/a", 2.0)
     (begun,) = subject.decide(2.0)
@@ -524,11 +524,11 @@ def test_a_model_that_changes_while_it_loads_serves_those_who_came_before() -> N
 def test_what_a_model_asks_for_changes_at_once_where_nothing_is_loaded_anew() -> None:
     subject = scheduler(model("a/a", concurrency=1), model("b/b", gib=8))
     loaded(subject, "a/a", 0.0)
-    subject.put(model("a/a", concurrency=2, pin=True), 1.0, anew=False)
+    subject.update(model("a/a", concurrency=2, pin=True), 1.0, replace=False)
     for id in ("one", "two"):
         subject.queued(id, "a/a", 1.0)
     assert subject.decide(1.0) == [Start("one", "a/a"), Start("two", "a/a")]
-    with pytest.raises(NeverFits):
+    with pytest.raises(ModelTooLarge):
         subject.check_fits("b/b")  # beside what is pinned now
 
 
@@ -554,7 +554,7 @@ def test_a_removed_model_that_comes_back_while_it_goes_is_loaded_again() -> None
     subject.queued("runs", "a/a", 1.0)
     subject.decide(1.0)
     subject.remove("a/a", 2.0)
-    subject.put(model("a/a", gib=1), 3.0, anew=True)
+    subject.update(model("a/a", gib=1), 3.0, replace=True)
     subject.queued("new", "a/a", 3.0)
     subject.finished("runs", "a/a", 4.0)
     assert [type(each) for each in subject.decide(4.0)] == [Unload]

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.errors import NeverFits
+from appliance.domain.errors import ModelTooLarge
 from appliance.scheduler import (
     MIN_RESIDENCY,
     Capacity,
     Demand,
     EventKind,
-    Level,
     Load,
     Residency,
     Scheduler,
     Sleep,
     SleepFootprint,
+    SleepLevel,
     Start,
     Unload,
     Wake,
@@ -25,22 +25,22 @@ from appliance.scheduler import (
 
 GIB = 1024**3
 LOAD = 20.0  # seconds that a load takes here
-BOTH = (Level.KEPT, Level.DROPPED)
-KEPT = (Level.KEPT,)
+BOTH = (SleepLevel.KEPT, SleepLevel.DROPPED)
+KEPT = (SleepLevel.KEPT,)
 
 
 def scheduler(*demands: Demand, main: int = 100, devices: int = 1) -> Scheduler:
     """Devices of 10 GiB, and ``main`` GiB of main memory beside them."""
     gpus = [Capacity(f"gpu{number}", 10 * GIB) for number in range(devices)]
-    return Scheduler([*gpus, Capacity("host", main * GIB, host=True)], demands)
+    return Scheduler([*gpus, Capacity("host", main * GIB, is_main_memory=True)], demands)
 
 
 def model(name: str, gib: int = 8, **options: Any) -> Demand:
-    asleep = SleepFootprint(residue=GIB, main=6 * GIB)
-    return Demand(model=name, memory=gib * GIB, **{"concurrency": 1, "asleep": asleep, **options})
+    asleep = SleepFootprint(residue=GIB, main_memory=6 * GIB)
+    return Demand(model=name, memory=gib * GIB, **{"concurrency": 1, "sleep_footprint": asleep, **options})
 
 
-def loaded(subject: Scheduler, name: str, now: float, levels: tuple[Level, ...] = KEPT) -> None:
+def loaded(subject: Scheduler, name: str, now: float, levels: tuple[SleepLevel, ...] = KEPT) -> None:
     """Ready at ``now``, after a load that took ``LOAD``; it was asked once, and that is over."""
     subject.queued(f"{name}@{now}", name, now - LOAD)
     assert Load in {type(decision) for decision in subject.decide(now - LOAD)}
@@ -64,7 +64,7 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0)
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Sleep("a/a", Level.KEPT, GIB, "makes room for b/b")]
+    assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.KEPT, GIB, "makes room for b/b")]
     assert subject.residency("a/a") is Residency.FALLING_ASLEEP
     assert subject.free("gpu0") == 2 * GIB
     assert subject.reserved("host") == {"a/a": 6 * GIB}
@@ -72,7 +72,7 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     subject.asleep("a/a", 62.0)
     assert subject.decide(62.0) == [Load("b/b", ("gpu0",), 8 * GIB)]
     assert subject.reserved("gpu0") == {"a/a": GIB, "b/b": 8 * GIB}
-    happened = [each for each in subject.happenings() if each.what is EventKind.ASLEEP]
+    happened = [each for each in subject.events() if each.kind is EventKind.ASLEEP]
     assert [(each.memory, each.seconds) for each in happened] == [(7 * GIB, 2.0)]
 
 
@@ -81,7 +81,7 @@ def test_a_sleeper_is_woken_where_it_sleeps_and_gives_main_memory_back() -> None
     loaded(subject, "a/a", 20.0)
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "a/a", 200.0)
-    assert subject.decide(200.0) == [Sleep("b/b", Level.KEPT, GIB, "makes room for a/a")]
+    assert subject.decide(200.0) == [Sleep("b/b", SleepLevel.KEPT, GIB, "makes room for a/a")]
     subject.asleep("b/b", 201.0)
     assert subject.decide(201.0) == [Wake("a/a")]
     assert subject.residency("a/a") is Residency.WAKING
@@ -104,7 +104,7 @@ def test_a_prediction_that_comes_while_its_model_falls_asleep_wakes_it() -> None
 
 def test_what_will_soon_be_asked_again_keeps_its_weights_and_what_will_not_drops_them() -> None:
     """Dropping them takes little of the waiter's time; reading them again takes its own predictions' time."""
-    for gap, level in ((5.0, Level.KEPT), (2_000.0, Level.DROPPED)):
+    for gap, level in ((5.0, SleepLevel.KEPT), (2_000.0, SleepLevel.DROPPED)):
         subject = scheduler(model("a/a"), model("b/b"))
         loaded(subject, "a/a", 20.0, BOTH)
         now = 20.0 + gap
@@ -119,7 +119,7 @@ def test_without_room_in_main_memory_weights_are_dropped() -> None:
     subject = scheduler(model("a/a"), model("b/b"), main=5)
     loaded(subject, "a/a", 20.0, BOTH)
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Sleep("a/a", Level.DROPPED, GIB, "makes room for b/b")]
+    assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.DROPPED, GIB, "makes room for b/b")]
     assert subject.reserved("host") == {}
 
 
@@ -132,7 +132,7 @@ def test_the_least_recently_used_sleeper_leaves_main_memory_for_the_next() -> No
     assert first == Unload("a/a", "makes room in main memory for b/b, which falls asleep")
     assert subject.decide(200.2) == []  # it has not gone yet
     subject.unloaded("a/a", 200.5)
-    assert subject.decide(200.5) == [Sleep("b/b", Level.KEPT, GIB, "makes room for c/c")]
+    assert subject.decide(200.5) == [Sleep("b/b", SleepLevel.KEPT, GIB, "makes room for c/c")]
 
 
 def test_a_host_that_says_it_cannot_sleep_is_unloaded() -> None:
@@ -145,7 +145,7 @@ def test_a_host_that_says_it_cannot_sleep_is_unloaded() -> None:
 def test_what_failed_to_sleep_once_is_unloaded_from_then_on() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0)
-    subject.sleepless("a/a")
+    subject.sleep_failed("a/a")
     subject.queued("p", "b/b", 60.0)
     assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b")]
 
@@ -169,7 +169,7 @@ def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
     subject = scheduler(model("a/a", idle_unload_after=40.0))
     loaded(subject, "a/a", 20.0)
     assert subject.next_wakeup(20.0) == 40.0
-    assert subject.decide(40.0) == [Sleep("a/a", Level.KEPT, GIB, "idle for 20 s")]
+    assert subject.decide(40.0) == [Sleep("a/a", SleepLevel.KEPT, GIB, "idle for 20 s")]
     subject.asleep("a/a", 41.0)
     assert subject.next_wakeup(41.0) == 60.0
     assert subject.decide(60.0) == [Unload("a/a", "idle for 40 s")]
@@ -181,7 +181,7 @@ def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
     subject = scheduler(model("a/a", idle_unload_after=40.0))
     loaded(subject, "a/a", 20.0)
     subject.decide(40.0)
-    subject.unwanted("a/a", "asked for", 41.0)
+    subject.request_unload("a/a", "asked for", 41.0)
     assert subject.decide(41.0) == []  # it is on its way to sleep
     subject.asleep("a/a", 42.0)
     assert subject.decide(42.0) == [Unload("a/a", "asked for")]
@@ -195,7 +195,7 @@ def test_a_model_that_is_to_make_room_by_sleeping_is_unloaded_if_someone_asks_fo
     subject.queued("p", "b/b", 22.0)
     assert subject.decide(200.0) == []  # it is drained for b/b
     assert subject.residency("a/a") is Residency.DRAINING
-    subject.unwanted("a/a", "asked for", 201.0)
+    subject.request_unload("a/a", "asked for", 201.0)
     subject.finished("long", "a/a", 202.0)
     assert [type(decision) for decision in subject.decide(202.0)] == [Unload]
 
@@ -205,9 +205,9 @@ def test_a_model_that_is_sent_away_while_it_wakes_is_unloaded_once_it_is_awake()
     loaded(subject, "a/a", 20.0)
     subject.decide(40.0)
     subject.asleep("a/a", 42.0)
-    subject.wanted("a/a")
+    subject.request_load("a/a")
     assert subject.decide(43.0) == [Wake("a/a")]
-    subject.unwanted("a/a", "asked for", 44.0)
+    subject.request_unload("a/a", "asked for", 44.0)
     subject.woken("a/a", 45.0)
     assert subject.decide(45.0) == [Unload("a/a", "asked for")]
 
@@ -225,7 +225,7 @@ def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
     subject.loaded("b/b", 121.0, BOTH)
     subject.decide(121.0)  # it runs, and goes on for long
     subject.finished("long", "c/c", 122.0)
-    subject.unwanted("c/c", "asked for", 122.0)
+    subject.request_unload("c/c", "asked for", 122.0)
     subject.decide(122.0)
     subject.unloaded("c/c", 123.0)
     subject.queued("q", "a/a", 200.0)
@@ -236,7 +236,9 @@ def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
 
 
 def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out() -> None:
-    subject = scheduler(model("a/a"), model("b/b"), model("c/c", 7, on_host=True, asleep=None), main=12)
+    subject = scheduler(
+        model("a/a"), model("b/b"), model("c/c", 7, on_cpu=True, sleep_footprint=None), main=12
+    )
     loaded(subject, "a/a", 20.0)
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "c/c", 200.0)
@@ -247,8 +249,8 @@ def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out
 
 
 def test_a_model_for_the_cpu_that_main_memory_cannot_hold_is_refused_with_the_numbers() -> None:
-    subject = scheduler(model("c/c", 7, on_host=True), main=5)
-    with pytest.raises(NeverFits, match=r"host has 5,368,709,120 bytes"):
+    subject = scheduler(model("c/c", 7, on_cpu=True), main=5)
+    with pytest.raises(ModelTooLarge, match=r"host has 5.0 GiB"):
         subject.check_fits("c/c")
 
 
@@ -271,7 +273,7 @@ def test_after_waking_it_stays_for_as_long_as_going_and_coming_took() -> None:
 
 def test_a_sleeper_that_an_earlier_gateway_left_is_woken() -> None:
     subject = scheduler(model("a/a"))
-    subject.adopted("a/a", ("gpu0",), 8 * GIB, 0.0, levels=BOTH, level=Level.KEPT)
+    subject.adopted("a/a", ("gpu0",), 8 * GIB, 0.0, levels=BOTH, level=SleepLevel.KEPT)
     assert subject.residency("a/a") is Residency.ASLEEP
     assert subject.reserved("gpu0") == {"a/a": GIB}
     subject.queued("p", "a/a", 1.0)

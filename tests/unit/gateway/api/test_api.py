@@ -416,7 +416,7 @@ async def test_a_body_over_the_limit_is_413_however_it_is_sent(api: Api) -> None
 async def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(api: Api) -> None:
     reply = await api.post("/v1/models/test/big/predictions", json={"input": {}})
     assert reply.status_code == 503
-    assert "104,857,600" in reply.json()["detail"]
+    assert "needs 100.0 MiB" in reply.json()["detail"]
     assert reply.headers["x-should-retry"] == "false"
 
 
@@ -723,7 +723,7 @@ async def test_residency_says_what_was_decided_why_and_how_long_it_took(api: Api
         MIB,
         ["cpu"],
     )
-    assert load["why"].startswith("1 wait for it")
+    assert load["why"].startswith("1 prediction waiting")
     assert (ready["what"], ready["number"]) == ("ready", load["number"] + 1)
     (echo,) = [each for each in found["models"] if each["name"] == "test/echo"]
     assert (echo["state"], echo["load_seconds"]) == ("ready", ready["seconds"])

@@ -36,31 +36,31 @@ def asked(
 @pytest.mark.parametrize("kind", ["vllm", "diffusers", "embeddings", "transformers"])
 def test_models_of_gpus_can_sleep_there_and_nowhere_else(tmp_path: Path, kind: str) -> None:
     keys: dict[str, Any] = {"options": {"task": "fill-mask"}} if kind == "transformers" else {}
-    asleep = asked(tmp_path, kind, **keys).asleep
+    asleep = asked(tmp_path, kind, **keys).sleep_footprint
     assert asleep is not None
     assert GIB <= asleep.residue <= 2 * GIB
-    assert MIB // 2 <= asleep.main <= 2 * MIB
-    assert asked(tmp_path, kind, cuda=False, **keys).asleep is None
-    assert asked(tmp_path, kind, with_host_memory=False, **keys).asleep is None
-    assert asked(tmp_path, kind, sleep="never", **keys).asleep is None
+    assert MIB // 2 <= asleep.main_memory <= 2 * MIB
+    assert asked(tmp_path, kind, cuda=False, **keys).sleep_footprint is None
+    assert asked(tmp_path, kind, with_host_memory=False, **keys).sleep_footprint is None
+    assert asked(tmp_path, kind, sleep="never", **keys).sleep_footprint is None
 
 
 def test_a_pipeline_that_is_offloaded_does_not_sleep(tmp_path: Path) -> None:
-    assert asked(tmp_path, "diffusers", options={"offload": "model"}).asleep is None
+    assert asked(tmp_path, "diffusers", options={"offload": "model"}).sleep_footprint is None
 
 
 def test_what_computes_on_the_cpu_takes_main_memory_beside_gpus(tmp_path: Path) -> None:
-    assert asked(tmp_path, "piper").on_host
-    assert asked(tmp_path, "echo").on_host
-    assert not asked(tmp_path, "piper", cuda=False).on_host
-    assert not asked(tmp_path, "vllm").on_host
+    assert asked(tmp_path, "piper").on_cpu
+    assert asked(tmp_path, "echo").on_cpu
+    assert not asked(tmp_path, "piper", cuda=False).on_cpu
+    assert not asked(tmp_path, "vllm").on_cpu
 
 
 def test_an_echo_model_sleeps_on_logical_devices_if_it_has_something_to_give_back(tmp_path: Path) -> None:
     with_weights = asked(tmp_path, "echo", cuda=False, options={"weights": "8MiB"})
-    assert with_weights.asleep == SleepFootprint(residue=MIB, main=8 * MIB)
-    assert asked(tmp_path, "echo", cuda=False).asleep is None
+    assert with_weights.sleep_footprint == SleepFootprint(residue=MIB, main_memory=8 * MIB)
+    assert asked(tmp_path, "echo", cuda=False).sleep_footprint is None
 
 
 def test_main_memory_is_a_device_of_its_own() -> None:
-    assert capacities((GPU, MAIN)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, host=True)]
+    assert capacities((GPU, MAIN)) == [Capacity("cuda:0", 5), Capacity("cpu", 7, is_main_memory=True)]

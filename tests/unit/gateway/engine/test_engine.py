@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.errors import InvalidInput, NeverFits, NotFound, ShuttingDown, StoreError, Throttled
+from appliance.domain.errors import InvalidInput, ModelTooLarge, NotFound, ShuttingDown, StoreError, Throttled
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine import saver
 from appliance.gateway.engine.active import Events
@@ -210,7 +210,7 @@ async def test_a_version_that_is_gone_fails_and_says_so(bench: Bench) -> None:
 
 
 async def test_a_model_that_cannot_fit_is_refused_with_the_numbers(bench: Bench) -> None:
-    with pytest.raises(NeverFits, match="test/big needs 104,857,600 bytes"):
+    with pytest.raises(ModelTooLarge, match=r"test/big needs 100\.0 MiB"):
         await bench.submit(bench.big)
 
 

@@ -134,7 +134,7 @@ async def act(bench: Bench, cluster: Chaos, made: list[Prediction]) -> None:
         case "cancel" if made:
             await bench.engine.cancel(cluster.random.choice(made[-8:]).id, None)
         case "load":
-            bench.scheduler.wanted(chosen.runs_on)
+            bench.scheduler.request_load(chosen.runs_on)
         case "unload":
             await bench.engine.unload(chosen)
         case "pin" if sum(bench.scheduler.pinned(each.runs_on) for each in bench.more) == 0:

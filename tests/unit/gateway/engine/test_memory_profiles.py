@@ -155,10 +155,10 @@ def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
         [Capacity("gpu0", 100 * MIB)],
         [Demand(model=name, memory=60 * MIB, concurrency=1) for name in ("a/a", "b/b")],
     )
-    scheduler.wanted("a/a")
+    scheduler.request_load("a/a")
     scheduler.decide(0.0)
     scheduler.loaded("a/a", 0.0)
-    scheduler.footprints.measured("a/a", 50 * MIB, 0.0)
+    scheduler.footprints.record_peak("a/a", 50 * MIB, 0.0)
     return scheduler, DeviceMemory(scheduler, used, {"gpu0": "cuda"})
 
 
@@ -170,7 +170,7 @@ async def test_memory_is_waited_for_until_the_driver_has_it_back() -> None:
     assert driver.used == [3]
     scheduler.unloaded("a/a", 1.0)
     device_memory.refresh()
-    assert scheduler.footprints.foreign("gpu0") == 3 * MIB
+    assert scheduler.footprints.foreign_memory("gpu0") == 3 * MIB
 
 
 async def test_what_does_not_come_back_is_foreign() -> None:
@@ -180,7 +180,7 @@ async def test_what_does_not_come_back_is_foreign() -> None:
     await device_memory.wait_until_freed("a/a", device_memory.usage_of_gpus("a/a"))
     scheduler.unloaded("a/a", 1.0)
     device_memory.refresh()
-    assert scheduler.footprints.foreign("gpu0") == 45 * MIB
+    assert scheduler.footprints.foreign_memory("gpu0") == 45 * MIB
     scheduler.queued("p", "b/b", 2.0)
     assert scheduler.decide(2.0) == []
     driver.used = [20]

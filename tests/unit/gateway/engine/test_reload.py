@@ -119,7 +119,7 @@ async def test_a_model_that_was_loaded_is_loaded_anew_and_others_stay(edited: Ed
     scheduler = edited.bench.scheduler
     while scheduler.reserved("cpu") != {"test/echo": 2 * MIB, "test/stream": MIB}:
         await asyncio.sleep(0.005)
-    assert [each.what.value for each in scheduler.happenings() if each.model == "test/stream"] == [
+    assert [each.kind.value for each in scheduler.events() if each.model == "test/stream"] == [
         "load", "ready",
     ]  # fmt: skip
     assert scheduler.demand("test/stream").priority == 1
@@ -131,7 +131,7 @@ async def test_models_that_can_sleep_still_can_after_a_reload(tmp_path: Path) ->
     await bench.start()
     edited = await Edited(bench).start()
     await edited.reload({**ECHO, "options": {"weights": "1MiB"}}, STREAM)
-    assert bench.scheduler.demand("test/echo").asleep == SleepFootprint(residue=MIB, main=MIB)
+    assert bench.scheduler.demand("test/echo").sleep_footprint == SleepFootprint(residue=MIB, main_memory=MIB)
     await edited.services.reload.close()
     await bench.stop()
     await bench.cluster.close()
@@ -259,7 +259,7 @@ async def test_a_gateway_that_takes_over_finds_what_is_in_force(edited: Edited) 
 async def test_instances_of_a_changed_model_are_loaded_anew_too(edited: Edited) -> None:
     edited.bench.engine.instances.scale("test/echo", 2, 2)
     for key in ("test/echo", "test/echo#2"):
-        edited.bench.scheduler.wanted(key)
+        edited.bench.scheduler.request_load(key)
     edited.bench.engine.decide()
     while edited.bench.scheduler.reserved("cpu") != {"test/echo": MIB, "test/echo#2": MIB}:
         await asyncio.sleep(0.005)

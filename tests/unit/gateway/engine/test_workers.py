@@ -87,7 +87,7 @@ async def started(folder: Path, cluster: LocalCluster) -> Bench:
 
 
 def whats(bench: Bench) -> list[EventKind]:
-    return [each.what for each in bench.scheduler.happenings() if each.model == "test/echo"]
+    return [each.kind for each in bench.scheduler.events() if each.model == "test/echo"]
 
 
 async def test_a_host_that_is_being_ended_cannot_be_lost(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def running(subject: Scheduler, id: str, name: str, now: float = 0.0) -> None:
 def test_a_part_that_fits_beside_its_whole_is_loaded_and_runs() -> None:
     subject = scheduler(model("w/w"), model("p/p"))
     running(subject, "whole", "w/w")
-    subject.queued("part", "p/p", 1.0, whole="whole")
+    subject.queued("part", "p/p", 1.0, parent="whole")
     assert subject.decide(1.0) == [Load("p/p", ("gpu0",), 4 * GIB)]
     subject.loaded("p/p", 2.0)
     assert subject.decide(2.0) == [Start("part", "p/p", cold_start=1.0)]
@@ -60,13 +60,13 @@ def test_a_part_that_fits_beside_its_whole_is_loaded_and_runs() -> None:
 def test_a_part_that_can_never_fit_beside_its_whole_is_refused_at_once_with_the_numbers() -> None:
     subject = scheduler(model("w/w", 6), model("p/p", 6))
     running(subject, "whole", "w/w")
-    subject.queued("part", "p/p", 1.0, whole="whole")
+    subject.queued("part", "p/p", 1.0, parent="whole")
     (refused,) = subject.decide(1.0)
     assert isinstance(refused, Refuse)
     assert refused.id == "part"
-    for said in ("p/p", "w/w", f"{6 * GIB:,}", f"{4 * GIB:,}"):
+    for said in ("p/p", "w/w", "6.0 GiB", "4.0 GiB"):
         assert said in refused.reason
-    assert subject.depth() == 0
+    assert subject.queue_length() == 0
     assert subject.decide(2.0) == []
 
 
@@ -82,7 +82,7 @@ def test_a_whole_is_not_drained_for_its_own_part_but_another_model_is() -> None:
     subject = scheduler(model("w/w", 4), model("x/x", 4), model("p/p", 4))
     running(subject, "whole", "w/w")
     running(subject, "other", "x/x")
-    subject.queued("part", "p/p", 1.0, whole="whole")
+    subject.queued("part", "p/p", 1.0, parent="whole")
     subject.decide(1.0 + PATIENCE + MIN_RESIDENCY)
     assert subject.residency("w/w") is Residency.READY
     assert subject.residency("x/x") is Residency.DRAINING
@@ -93,7 +93,7 @@ def test_a_part_goes_before_what_waits_already_and_parts_keep_their_order() -> N
     running(subject, "whole", "w/w")
     running(subject, "first", "p/p")
     for id, whole in (("a", None), ("part-1", "whole"), ("b", None), ("part-2", "whole")):
-        subject.queued(id, "p/p", 1.0, whole=whole)
+        subject.queued(id, "p/p", 1.0, parent=whole)
     order: list[str] = []
     for _ in range(4):
         subject.finished(["first", *order][-1], "p/p", 2.0)
@@ -106,7 +106,7 @@ def test_a_part_goes_before_what_waits_already_and_parts_keep_their_order() -> N
 def test_a_prediction_that_asks_for_itself_is_refused_when_it_has_the_only_slot() -> None:
     subject = scheduler(model("w/w", concurrency=1))
     running(subject, "whole", "w/w")
-    subject.queued("part", "w/w", 1.0, whole="whole")
+    subject.queued("part", "w/w", 1.0, parent="whole")
     (refused,) = subject.decide(1.0)
     assert isinstance(refused, Refuse)
     assert "1 at a time" in refused.reason
@@ -116,8 +116,8 @@ def test_two_wholes_that_hold_what_the_other_needs_are_parted_by_refusing_one_pa
     subject = scheduler(model("v/v", 4), model("w/w", 4), model("p/p", 4), model("q/q", 4))
     running(subject, "one", "v/v")
     running(subject, "two", "w/w")
-    subject.queued("part-of-one", "p/p", 1.0, whole="one")
-    subject.queued("part-of-two", "q/q", 2.0, whole="two")
+    subject.queued("part-of-one", "p/p", 1.0, parent="one")
+    subject.queued("part-of-two", "q/q", 2.0, parent="two")
     # Of the first one alone it could be thought that the other ends; so it waits.
     (refused,) = subject.decide(2.0)
     assert isinstance(refused, Refuse)
@@ -133,7 +133,7 @@ def test_a_part_takes_the_room_that_is_promised_to_one_that_waits_for_its_whole(
     late = 1.0 + PATIENCE + MIN_RESIDENCY
     assert subject.decide(late) == []
     assert subject.residency("w/w") is Residency.DRAINING  # for y/y, as nothing speaks against it
-    subject.queued("part", "p/p", late, whole="whole")
+    subject.queued("part", "p/p", late, parent="whole")
     assert subject.decide(late) == [Load("p/p", ("gpu0",), 2 * GIB)]
 
 
@@ -141,21 +141,21 @@ def test_what_outlives_its_whole_waits_like_any_other() -> None:
     subject = scheduler(model("w/w", 6), model("v/v", 1), model("p/p", 6))
     running(subject, "busy", "w/w")
     running(subject, "whole", "v/v")
-    subject.queued("left", "p/p", 1.0, whole="whole")
+    subject.queued("left", "p/p", 1.0, parent="whole")
     subject.finished("whole", "v/v", 2.0)
     assert subject.decide(2.0) == []
-    assert subject.depth("p/p") == 1
+    assert subject.queue_length("p/p") == 1
 
 
 def test_while_all_else_is_held_back_parts_still_begin() -> None:
     subject = scheduler(model("w/w"), model("p/p"))
     running(subject, "whole", "w/w")
     subject.queued("next", "w/w", 1.0)
-    subject.queued("part", "p/p", 1.0, whole="whole")
-    assert subject.decide(1.0, parts_only=True) == [Load("p/p", ("gpu0",), 4 * GIB)]
+    subject.queued("part", "p/p", 1.0, parent="whole")
+    assert subject.decide(1.0, children_only=True) == [Load("p/p", ("gpu0",), 4 * GIB)]
     subject.loaded("p/p", 2.0)
     subject.queued("other", "p/p", 2.0)
-    assert subject.decide(2.0, parts_only=True) == [Start("part", "p/p", cold_start=1.0)]
+    assert subject.decide(2.0, children_only=True) == [Start("part", "p/p", cold_start=1.0)]
 
 
 class World:
@@ -180,7 +180,7 @@ class World:
         self.on[id] = self.chance.choice(self.names)
         if whole is not None:
             self.whole[id] = whole
-        self.subject.queued(id, self.on[id], self.now, whole=whole)
+        self.subject.queued(id, self.on[id], self.now, parent=whole)
 
     def go_on(self, id: str) -> None:
         """It runs, or a part of it has ended."""
@@ -250,7 +250,7 @@ def test_whatever_asks_for_whatever_all_of_it_ends(
         if len(world.ended) == len(world.on):
             break
     assert len(world.ended) == len(world.on)
-    assert not subject._parts
+    assert not subject._children
 
 
 @pytest.mark.parametrize("seed", range(5))
