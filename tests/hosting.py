@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import psutil
 
 from appliance.domain.errors import WorkerLost
@@ -129,9 +130,10 @@ class Caller:
                 async with self._changed:
                     if isinstance(batch, MemoryUsage):
                         self.taken = batch
-                        batch = []  # noqa: PLW2901 - nothing else is in it
-                    for emitted in batch:
-                        self._take(emitted)
+                    else:
+                        sent = msgspec.msgpack.encode(batch)
+                        for emitted in msgspec.msgpack.decode(sent, type=list[Emitted]):
+                            self._take(emitted)
                     self._changed.notify_all()
         except WorkerLost as error:
             async with self._changed:

@@ -6,16 +6,13 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
-
-from appliance.domain.prediction import Done, Emitted, Job
+from appliance.domain.prediction import Job
+from appliance.worker.protocol import RelayedEvent
 
 _log = logging.getLogger(__name__)
 
 KEEP_SECONDS: Final = 600.0  # how long a finished prediction is kept for a gateway that may come back
-KEEP_BYTES: Final = 256 * 1024 * 1024  # all finished predictions together
-
-_encoder: Final = msgspec.msgpack.Encoder()
+KEEP_BYTES: Final = 256 * 1024 * 1024  # encoded events of all finished predictions together
 
 
 class _Held:
@@ -25,7 +22,7 @@ class _Held:
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
-        self.events: list[Emitted] = []
+        self.events: list[RelayedEvent] = []
 
 
 class _Finished:
@@ -71,16 +68,18 @@ class EventBuffer:
             fresh.append(job)
         return fresh
 
-    def record(self, events: Iterable[Emitted], now: float) -> list[Emitted]:
+    def record(self, events: Iterable[RelayedEvent], now: float) -> list[RelayedEvent]:
         """Keep ``events``; returns those of predictions that are held, to be passed on."""
         kept = []
         for emitted in events:
             held = self._held.get(emitted.id)
             if held is None or held.attempt != emitted.attempt:
                 continue
-            held.events.append(emitted)
-            kept.append(emitted)
-            if isinstance(emitted.event, Done):
+            # A decoded `Raw` keeps the whole message that it came in alive; a copy keeps the event alone.
+            own = RelayedEvent(emitted.id, emitted.attempt, emitted.n, emitted.event.copy())
+            held.events.append(own)
+            kept.append(own)
+            if own.is_last:
                 self._finish(emitted.id, held, now)
         return kept
 
@@ -95,12 +94,12 @@ class EventBuffer:
         for id in self.running:
             self._forget(id)
 
-    def events(self) -> list[Emitted]:
+    def events(self) -> list[RelayedEvent]:
         """Everything held, each prediction's events in order."""
         return [emitted for held in self._held.values() for emitted in held.events]
 
     def _finish(self, id: str, held: _Held, now: float) -> None:
-        size = len(_encoder.encode(held.events))
+        size = sum(memoryview(relayed.event).nbytes for relayed in held.events)
         self._finished[id] = _Finished(now, size)
         self._bytes += size
         while True:

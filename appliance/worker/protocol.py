@@ -13,11 +13,12 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from appliance.domain import file
-from appliance.domain.prediction import Emitted, Job
+from appliance.domain.prediction import Done, Emitted, Job
 from appliance.runners.base import LoadSpec
 
 _LENGTH: Final = struct.Struct(">I")
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
+_DONE: Final = Done.__struct_config__.tag
 T = TypeVar("T")
 
 
@@ -79,9 +80,35 @@ class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="restless"):
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
-    """Host to replica: what happened, in order."""
+    """Worker process to replica: events of predictions, in order; read there as ``RelayedEvents``."""
 
     events: list[Emitted]
+
+
+class _EventTag(msgspec.Struct):
+    """The type of an event; decoding it skips all other fields."""
+
+    type: str
+
+
+class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
+    """An ``Emitted`` whose event stays encoded: the replica only passes it on, and the gateway decodes it."""
+
+    id: str
+    attempt: int
+    n: int
+    event: msgspec.Raw
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this event ends the prediction."""
+        return _tag_decoder.decode(self.event).type == _DONE
+
+
+class RelayedEvents(msgspec.Struct, frozen=True, tag="events"):
+    """``Events`` as the replica reads them."""
+
+    events: list[RelayedEvent]
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
@@ -119,7 +146,8 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 
 
 WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
-WorkerEvent = Ready | Failed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | Events
+WorkerEvent = Ready | Failed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents
+_tag_decoder: Final = msgspec.msgpack.Decoder(_EventTag)
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 

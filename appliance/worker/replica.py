@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
-from appliance.domain.prediction import Emitted, Job
+from appliance.domain.prediction import Job
 from appliance.machine.process_memory import kernel_kills
 from appliance.runners.base import LoadSpec
 from appliance.worker import cleanup
@@ -26,9 +26,10 @@ from appliance.worker.handle import WorkerHandle
 from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
 from appliance.worker.protocol import (
     Cancel,
-    Events,
     Failed,
     Ready,
+    RelayedEvent,
+    RelayedEvents,
     Run,
     SleepWorker,
     WakeWorker,
@@ -68,7 +69,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
 class _Subscriber:
     """The one reader of ``Replica.events``."""
 
-    def __init__(self, first: list[Emitted]) -> None:
+    def __init__(self, first: list[RelayedEvent]) -> None:
         self.batch = first
         self.wake = asyncio.Event()
         self.taken: MemoryUsage | None = None
@@ -77,7 +78,7 @@ class _Subscriber:
         if first:
             self.wake.set()
 
-    def offer(self, events: list[Emitted]) -> None:
+    def offer(self, events: list[RelayedEvent]) -> None:
         self.batch.extend(events)
         self.wake.set()
 
@@ -85,9 +86,9 @@ class _Subscriber:
         self.taken = taken
         self.wake.set()
 
-    def take(self) -> list[list[Emitted] | MemoryUsage]:
+    def take(self) -> list[list[RelayedEvent] | MemoryUsage]:
         """What came since the last time."""
-        news: list[list[Emitted] | MemoryUsage] = []
+        news: list[list[RelayedEvent] | MemoryUsage] = []
         if self.batch:
             news.append(self.batch)
         if self.taken is not None:
@@ -150,7 +151,7 @@ class Replica:
         self.incarnation = secrets.token_hex(8)
         self._zygote_socket = zygote_socket
         self._run_dir = Path(run_dir)
-        self._outbox = EventBuffer()
+        self._event_buffer = EventBuffer()
         self._loaded: _LoadedWorker | None = None
         self._loading: tuple[LoadSpec, asyncio.Task[LoadReport]] | None = None
         self._hosted: _LoadedWorker | None = None  # what loads, or is loaded
@@ -188,7 +189,7 @@ class Replica:
             task.cancel()
             await asyncio.wait({task})
         loaded, self._loaded = self._loaded, None
-        self._outbox.forget_running()
+        self._event_buffer.forget_running()
         if self._subscriber is not None:
             self._subscriber.end()
         if loaded is not None:
@@ -256,7 +257,7 @@ class Replica:
         Raises:
             HostLost: there are jobs and no host to run them.
         """
-        self._outbox.acknowledge(acknowledged)
+        self._event_buffer.acknowledge(acknowledged)
         if limit is not None and self._hosted is not None:
             self._hosted.meter.limit = limit
         loaded = self._loaded
@@ -264,13 +265,13 @@ class Replica:
             if jobs:
                 raise (loaded and loaded.lost) or WorkerLost(f"no model is loaded in {self.name}")
             return
-        fresh = self._outbox.admit(jobs)
+        fresh = self._event_buffer.admit(jobs)
         if fresh:
             loaded.host.send(Run(fresh))
         if cancels:
             loaded.host.send(Cancel(cancels))
 
-    async def events(self) -> AsyncIterator[list[Emitted] | MemoryUsage]:
+    async def events(self) -> AsyncIterator[list[RelayedEvent] | MemoryUsage]:
         """Everything unacknowledged, then what happens, in batches; ends when the model is unloaded.
 
         Among them is what the host takes, whenever that is more than before.
@@ -282,7 +283,7 @@ class Replica:
         """
         if self._subscriber is not None:
             self._subscriber.end()
-        subscriber = self._subscriber = _Subscriber(self._outbox.events())
+        subscriber = self._subscriber = _Subscriber(self._event_buffer.events())
         loaded = self._loaded
         if loaded is None:
             subscriber.end(WorkerLost(f"no model is loaded in {self.name}"))
@@ -311,8 +312,8 @@ class Replica:
         return ReplicaStats(
             incarnation=self.incarnation,
             spec=None if loaded is None else loaded.spec,
-            running=self._outbox.running,
-            held=self._outbox.ids,
+            running=self._event_buffer.running,
+            held=self._event_buffer.ids,
             host=None if loaded is None or loaded.lost is not None else loaded.host.pid,
             levels=[] if loaded is None or loaded.report is None else loaded.report.levels,
             level=None if loaded is None else loaded.level,
@@ -325,7 +326,7 @@ class Replica:
         hosted: _LoadedWorker | None = None
 
         def receive(message: WorkerEvent) -> None:
-            if isinstance(message, Events):
+            if isinstance(message, RelayedEvents):
                 if self._loaded is not None and self._loaded is hosted:
                     self._relay(message.events)
             elif isinstance(message, WorkerAsleep | WorkerAwake | WorkerSleepFailed):
@@ -383,8 +384,8 @@ class Replica:
         if self._subscriber is not None:
             self._subscriber.end(hosted.lost)
 
-    def _relay(self, events: list[Emitted]) -> None:
-        kept = self._outbox.record(events, time.monotonic())
+    def _relay(self, events: list[RelayedEvent]) -> None:
+        kept = self._event_buffer.record(events, time.monotonic())
         if kept and self._subscriber is not None:
             self._subscriber.offer(kept)
 

@@ -12,7 +12,7 @@ from appliance.domain.prediction import Done, Emitted, Job, Log, Metric, Output
 from appliance.worker import protocol
 from appliance.worker.process import event_sender
 from appliance.worker.process.event_sender import FRAME_BYTES, EventSender, EventStream
-from appliance.worker.protocol import Events, WorkerEvent
+from appliance.worker.protocol import Events
 
 
 class Wire:
@@ -20,14 +20,11 @@ class Wire:
 
     def __init__(self) -> None:
         self.batches: list[list[Emitted]] = []
-        self._reader: protocol.MessageReader[WorkerEvent] = protocol.MessageReader(
-            msgspec.msgpack.Decoder(WorkerEvent)
-        )
+        self._reader: protocol.MessageReader[Events] = protocol.MessageReader(msgspec.msgpack.Decoder(Events))
         self.outgoing = EventSender(self.write)
 
     def write(self, data: bytes) -> None:
         for message in self._reader.feed(data):
-            assert isinstance(message, Events)
             self.batches.append(message.events)
 
     def stream(self, id: str) -> EventStream:
