@@ -6,16 +6,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from appliance.domain.deployment import Release
 from appliance.domain.file import File, OutputFile, refuse
 from appliance.domain.model import Build
 from appliance.domain.prediction import FILE_STREAM, Prediction, Status
+from appliance.protocols.response_types import (
+    AccountResponse,
+    BuildResponse,
+    BuildUrls,
+    DeploymentConfiguration,
+    DeploymentRelease,
+    DeploymentResponse,
+    FileChecksums,
+    FileResponse,
+    FileUrls,
+    Item,
+    Page,
+    PredictionResponse,
+    PredictionUrls,
+    TrainingResponse,
+    VersionResponse,
+)
 
 #: The Cog whose schema dialect versions are written in; clients read it to tell iterators from lists.
 COG_VERSION: Final = "0.23.1"
@@ -34,125 +52,161 @@ def timestamp(seconds: float) -> str:
 
 
 def encode(value: Any, base: str = "") -> bytes:
-    """``value`` as JSON, with an absolute address for every file in it."""
-    return msgspec.json.encode(
-        value, enc_hook=lambda part: base + part.address if isinstance(part, OutputFile) else refuse(part)
+    """``value`` as JSON, with an absolute URL for every file in it."""
+    return msgspec.json.encode(value, enc_hook=_file_urls(base))
+
+
+def to_builtins(value: Any, base: str = "") -> Any:
+    """``value`` as the dicts, lists and texts that its JSON decodes to."""
+    return msgspec.to_builtins(value, enc_hook=_file_urls(base))
+
+
+def _file_urls(base: str) -> Callable[[Any], Any]:
+    return lambda part: base + part.address if isinstance(part, OutputFile) else refuse(part)
+
+
+def file(row: File, base: str) -> FileResponse:
+    """An upload, with the fields that every client looks for."""
+    return FileResponse(
+        id=row.id,
+        name=row.name,
+        content_type=row.content_type,
+        size=row.size,
+        etag=row.md5,
+        checksums=FileChecksums(sha256=row.sha256, md5=row.md5),
+        metadata=row.metadata,
+        created_at=timestamp(row.created_at),
+        expires_at=timestamp(FOR_EVER if row.expires_at is None else row.expires_at),
+        urls=FileUrls(get=f"{base}/v1/files/{row.id}"),
     )
 
 
-def file(row: File, base: str) -> dict[str, Any]:
-    """An upload, as JSON that holds what every client looks for."""
-    return {
-        "id": row.id,
-        "name": row.name,
-        "content_type": row.content_type,
-        "size": row.size,
-        "etag": row.md5,
-        "checksums": {"sha256": row.sha256, "md5": row.md5},
-        "metadata": row.metadata,
-        "created_at": timestamp(row.created_at),
-        "expires_at": timestamp(FOR_EVER if row.expires_at is None else row.expires_at),
-        "urls": {"get": f"{base}/v1/files/{row.id}"},
-    }
+def prediction(record: Prediction, base: str) -> PredictionResponse:
+    """A prediction as ``GET`` returns it.
 
-
-def prediction(record: Prediction, base: str) -> dict[str, Any]:
-    """The record as ``GET`` shows it.
-
-    Output that is not there yet is left out: a client that polls takes null for an answer (rule 6).
+    ``output`` is absent until there is some: a client that polls takes null for the final output.
     """
-    address = f"{base}/v1/predictions/{record.id}"
-    shown: dict[str, Any] = {
+    url = f"{base}/v1/predictions/{record.id}"
+    urls = PredictionUrls(
+        get=url,
+        cancel=f"{url}/cancel",
+        stream=f"{base}{_stream_path(record.stream_token)}",
+        web=f"{base}/p/{record.id}",
+    )
+    output = UNSET if record.output is None and not record.status.terminal else record.output
+    return PredictionResponse(**_common(record), urls=urls, output=output)
+
+
+class _Common(TypedDict):
+    """The fields that predictions and trainings build alike."""
+
+    id: str
+    model: str
+    version: str
+    input: dict[str, Any]
+    logs: str
+    error: str | None
+    status: Status
+    created_at: str
+    data_removed: bool
+    source: str
+    started_at: str | UnsetType
+    completed_at: str | UnsetType
+    metrics: dict[str, Any] | UnsetType
+    webhook: str | UnsetType
+    webhook_events_filter: list[str] | UnsetType
+    deployment: str | UnsetType
+    parent: str | UnsetType
+    operation: str | UnsetType
+    deadline: str | UnsetType
+
+
+def _common(record: Prediction) -> _Common:
+    webhook = record.webhook
+    return {
         "id": record.id,
         "model": record.model,
         "version": record.version,
         "input": record.input,
         "logs": record.logs,
         "error": record.error,
-        "status": record.status.value,
+        "status": record.status,
         "created_at": timestamp(record.created_at),
         "data_removed": record.data_removed,
         "source": record.source,
-        "urls": {
-            "get": address,
-            "cancel": f"{address}/cancel",
-            "stream": f"{base}{_stream_path(record.stream_token)}",
-            "web": f"{base}/p/{record.id}",
-        },
+        "started_at": _time(record.started_at),
+        "completed_at": _time(record.completed_at),
+        "metrics": record.metrics or UNSET,
+        "webhook": UNSET if webhook is None else webhook.url,
+        "webhook_events_filter": UNSET if webhook is None else list(webhook.events),
+        "deployment": UNSET if record.deployment is None else record.deployment,
+        "parent": UNSET if record.parent is None else record.parent,
+        "operation": UNSET if record.operation is None else record.operation,
+        "deadline": _time(record.deadline),
     }
-    if record.output is not None or record.status.terminal:
-        shown["output"] = record.plain_output
-    if record.started_at is not None:
-        shown["started_at"] = timestamp(record.started_at)
-    if record.completed_at is not None:
-        shown["completed_at"] = timestamp(record.completed_at)
-    if record.metrics:
-        shown["metrics"] = record.metrics
-    if record.webhook is not None:
-        shown["webhook"] = record.webhook.url
-        shown["webhook_events_filter"] = list(record.webhook.events)
-    if record.deployment is not None:
-        shown["deployment"] = record.deployment
-    if record.parent is not None:
-        shown["parent"] = record.parent
-    if record.operation is not None:
-        shown["operation"] = record.operation
-    if record.deadline is not None:
-        shown["deadline"] = timestamp(record.deadline)
-    return shown
+
+
+def _time(seconds: float | None) -> str | UnsetType:
+    return UNSET if seconds is None else timestamp(seconds)
 
 
 def _stream_path(token: str) -> str:
-    """The JavaScript client makes file objects of what comes from an address that begins so."""
+    """The JavaScript client makes file objects from URLs that begin with ``/v1/files/stream``."""
     return f"/v1/files/stream/{token}" if token.startswith(FILE_STREAM) else f"/v1/streams/{token}"
 
 
-def accepted(record: Prediction, base: str) -> dict[str, Any]:
-    """A record as the answer to its creation: always ``starting`` and without output, until it is terminal.
+def accepted(record: Prediction, base: str) -> PredictionResponse:
+    """The response to the creation of a prediction: ``starting`` and without output, unless it is terminal.
 
-    Clients take the output in this answer for seen already, and any other status for final (rule 3).
+    Clients do not read output from the stream again that was in this response, and they take every status
+    but ``starting`` for final.
     """
     if record.status.terminal:
         return prediction(record, base)
-    first = record.evolve(
-        status=Status.STARTING, output=None, logs="", metrics={}, started_at=None, completed_at=None
+    response = prediction(
+        record.evolve(
+            status=Status.STARTING, output=None, logs="", metrics={}, started_at=None, completed_at=None
+        ),
+        base,
     )
-    return {**prediction(first, base), "output": None}
+    response.output = None
+    return response
 
 
-def version(id: str, created_at: float, document: dict[str, Any]) -> dict[str, Any]:
+def version(id: str, created_at: float, document: dict[str, Any]) -> VersionResponse:
     """A version; ``document`` is its whole OpenAPI document."""
-    return {
-        "id": id,
-        "created_at": timestamp(created_at),
-        "cog_version": COG_VERSION,
-        "openapi_schema": document,
-    }
+    return VersionResponse(
+        id=id, created_at=timestamp(created_at), cog_version=COG_VERSION, openapi_schema=document
+    )
 
 
-def training(record: Prediction, base: str) -> dict[str, Any]:
-    """A training as ``GET`` shows it: its output is an object, or is not there."""
-    address = f"{base}/v1/trainings/{record.id}"
-    shown = prediction(record, base)
-    if not isinstance(record.output, dict):  # the bare weights, of which no version is made yet or ever
-        shown.pop("output", None)
-    urls = {"get": address, "cancel": f"{address}/cancel", "web": shown["urls"]["web"]}
-    return {**shown, "urls": urls, "destination": record.destination}
+def training(record: Prediction, base: str) -> TrainingResponse:
+    """A training as ``GET`` returns it. ``output`` is absent until a version was made of the weights."""
+    url = f"{base}/v1/trainings/{record.id}"
+    return TrainingResponse(
+        **_common(record),
+        urls=PredictionUrls(get=url, cancel=f"{url}/cancel", web=f"{base}/p/{record.id}"),
+        output=record.plain_output if isinstance(record.output, dict) else UNSET,
+        destination=UNSET if record.destination is None else record.destination,
+    )
 
 
-def whichever(record: Prediction, base: str) -> dict[str, Any]:
-    """A prediction or a training as ``GET`` shows it."""
+def prediction_or_training(record: Prediction, base: str) -> PredictionResponse:
+    """A prediction or a training as ``GET`` returns it."""
     return (prediction if record.destination is None else training)(record, base)
 
 
-def listed(record: Prediction, base: str) -> dict[str, Any]:
+def listed(record: Prediction, base: str) -> PredictionResponse:
     """A prediction as an item of a list: ``output`` is null until there is some.
 
     ``GET`` of one prediction omits ``output`` instead, because streaming clients would treat null as output.
     Replicate's description requires ``output`` in lists of predictions, and allows no null in lists of
     trainings.
     """
-    return {"output": None, **prediction(record, base)}
+    response = prediction(record, base)
+    if response.output is UNSET:
+        response.output = None
+    return response
 
 
 def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:
@@ -181,59 +235,54 @@ def _phase(name: str, begin: float, end: float | None, now: float) -> dict[str, 
     }
 
 
-def build(record: Build, base: str) -> dict[str, Any]:
-    """A pushed project on its way to be a version."""
-    return {
-        "id": record.id,
-        "model": record.model,
-        "version": record.version,
-        "status": record.status,
-        "step": record.step,
-        "logs": record.logs,
-        "error": record.error,
-        "created_at": timestamp(record.created_at),
-        "completed_at": None if record.completed_at is None else timestamp(record.completed_at),
-        "urls": {
-            "get": f"{base}/v1/builds/{record.id}",
-            "cancel": f"{base}/v1/builds/{record.id}/cancel",
-        },
-    }
+def build(record: Build, base: str) -> BuildResponse:
+    """The build of a version from a pushed project."""
+    url = f"{base}/v1/builds/{record.id}"
+    return BuildResponse(
+        id=record.id,
+        model=record.model,
+        version=record.version,
+        status=record.status,
+        step=record.step,
+        logs=record.logs,
+        error=record.error,
+        created_at=timestamp(record.created_at),
+        completed_at=None if record.completed_at is None else timestamp(record.completed_at),
+        urls=BuildUrls(get=url, cancel=f"{url}/cancel"),
+    )
 
 
-def release(record: Release, account: dict[str, Any]) -> dict[str, Any]:
-    """A deployment in its newest release; ``account`` made that."""
-    return {
-        "owner": record.owner,
-        "name": record.name,
-        "current_release": {
-            "number": record.number,
-            "model": record.model,
-            "version": record.version,
-            "created_at": timestamp(record.created_at),
-            "created_by": account,
-            "configuration": {
-                "hardware": record.hardware,
-                "min_instances": record.min_instances,
-                "max_instances": record.max_instances,
-            },
-        },
-    }
+def release(record: Release, created_by: AccountResponse) -> DeploymentResponse:
+    """A deployment with its newest release."""
+    return DeploymentResponse(
+        owner=record.owner,
+        name=record.name,
+        current_release=DeploymentRelease(
+            number=record.number,
+            model=record.model,
+            version=record.version,
+            created_at=timestamp(record.created_at),
+            created_by=created_by,
+            configuration=DeploymentConfiguration(
+                hardware=record.hardware,
+                min_instances=record.min_instances,
+                max_instances=record.max_instances,
+            ),
+        ),
+    )
 
 
-def account(username: str, name: str | None, base: str) -> dict[str, Any]:
-    """An account; one client insists on a name, others on addresses, of which it has one only."""
-    return {
-        "type": "organization",
-        "username": username,
-        "name": name or username,
-        "github_url": f"{base}/{username}",
-        "avatar_url": f"{base}/{username}",
-    }
+def account(username: str, name: str | None, base: str) -> AccountResponse:
+    """An account. Some clients require a name, others the two URLs; both URLs are the account's own."""
+    url = f"{base}/{username}"
+    return AccountResponse(
+        type="organization", username=username, name=name or username, github_url=url, avatar_url=url
+    )
 
 
-def page(results: list[Any], *, next: str | None = None, previous: str | None = None) -> dict[str, Any]:
-    """The envelope of every list; ``next`` and ``previous`` are absolute addresses."""
-    return {"next": next, "previous": previous, "results": results}
+def page(results: list[Item], *, next: str | None = None, previous: str | None = None) -> Page[Item]:
+    """A page of a list; ``next`` and ``previous`` are absolute URLs."""
+    return Page(next=next, previous=previous, results=results)
 
 
 # -- server-sent events ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import binascii
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Unpack
+from typing import Final, Unpack
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -75,7 +75,7 @@ async def of_predictions(
     request: Request,
     services: Services,
     owner: str | None,
-    shown: Callable[[Prediction, str], dict[str, Any]],
+    shown: Callable[[Prediction, str], object],
     *,
     size: int | None = None,
     **filters: Unpack[Filter],

@@ -284,7 +284,9 @@ class Webhooks:
         if record.webhook is None:
             return None
         assert self._client is not None, "nothing is sent before start"
-        body = serializers.encode(serializers.whichever(record, record.webhook.origin), record.webhook.origin)
+        body = serializers.encode(
+            serializers.prediction_or_training(record, record.webhook.origin), record.webhook.origin
+        )
         now = time.time()
         signed = headers(await keys(self._store, record.owner, now), id, int(now), body)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.domain.prediction import Prediction, Status
@@ -26,9 +27,14 @@ def record(**changes: Any) -> Prediction:
     return base.evolve(**changes)
 
 
+def body(response: Any) -> Any:
+    """What a client reads."""
+    return msgspec.json.decode(serializers.encode(response, BASE))
+
+
 def test_a_new_prediction() -> None:
     address = f"{BASE}/v1/predictions/kr2d2jhqbsrj60cjb2vtmekgh4"
-    assert serializers.prediction(record(), BASE) == {
+    assert body(serializers.prediction(record(), BASE)) == {
         "id": "kr2d2jhqbsrj60cjb2vtmekgh4",
         "model": "acme/hello",
         "version": "0" * 64,
@@ -57,7 +63,7 @@ def test_what_is_known_later_is_shown_later() -> None:
         metrics={"predict_time": 1.0},
         deadline=CREATED + 60,
     )
-    shown = serializers.prediction(finished, BASE)
+    shown = body(serializers.prediction(finished, BASE))
     assert shown["output"] == "hello"
     assert shown["started_at"] == "2023-11-14T22:13:21.250000Z"
     assert shown["completed_at"] == "2023-11-14T22:13:22.250000Z"
@@ -66,14 +72,16 @@ def test_what_is_known_later_is_shown_later() -> None:
 
 
 def test_output_is_absent_until_there_is_some_and_null_only_at_the_end() -> None:
-    assert "output" not in serializers.prediction(record(status=Status.PROCESSING), BASE)
-    assert serializers.prediction(record(status=Status.PROCESSING, output=["a"]), BASE)["output"] == ["a"]
-    assert serializers.prediction(record(status=Status.FAILED, error="no"), BASE)["output"] is None
+    assert "output" not in body(serializers.prediction(record(status=Status.PROCESSING), BASE))
+    assert body(serializers.prediction(record(status=Status.PROCESSING, output=["a"]), BASE))["output"] == [
+        "a"
+    ]
+    assert body(serializers.prediction(record(status=Status.FAILED, error="no"), BASE))["output"] is None
 
 
 def test_the_answer_to_a_creation_is_starting_without_output_or_final() -> None:
     running = record(status=Status.PROCESSING, output=["seen"], logs="x", started_at=CREATED)
-    answer = serializers.accepted(running, BASE)
+    answer = body(serializers.accepted(running, BASE))
     assert (answer["status"], answer["output"], answer["logs"]) == ("starting", None, "")
     assert "started_at" not in answer
     done = record(status=Status.SUCCEEDED, output=["all"], completed_at=CREATED)

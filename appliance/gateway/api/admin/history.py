@@ -136,7 +136,7 @@ class Shown:
     def whole(self, record: Prediction, base: str) -> dict[str, Any]:
         """All that is known of it."""
         return {
-            **serializers.whichever(record, base),
+            **serializers.to_builtins(serializers.prediction_or_training(record, base), base),
             "type": "prediction" if record.destination is None else "training",
             "owner": record.owner,
             "token": record.token,

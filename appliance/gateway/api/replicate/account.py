@@ -10,6 +10,7 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import Services
 from appliance.protocols import serializers
+from appliance.protocols.response_types import HardwareResponse
 
 
 class Account:
@@ -38,7 +39,7 @@ class Account:
         """``GET /hardware``: a bare array, each kind of device once."""
         await requests.caller(request, self._services, Scope.READ)
         kinds = {device.sku: device.label for device in self._services.devices}
-        return responses.json([{"name": name, "sku": key} for key, name in kinds.items()])
+        return responses.json([HardwareResponse(name=name, sku=sku) for sku, name in kinds.items()])
 
 
 def account_name(username: str, services: Services) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +15,14 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate import models
 from appliance.gateway.api.services import Services
 from appliance.protocols import serializers
+from appliance.protocols.response_types import (
+    CollectionDetailResponse,
+    CollectionResponse,
+    FoundCollection,
+    FoundMetadata,
+    FoundModel,
+    SearchResultsResponse,
+)
 
 DEFAULT_LIMIT: Final = 20
 MOST: Final = 50
@@ -52,7 +60,13 @@ class Collections:
         base = requests.origin(request, self._services)
         cards = self._services.catalogue.cards  # has no models that cannot be served
         shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
-        body = {**_brief(found), "full_description": found.full_description, "models": shown}
+        body = CollectionDetailResponse(
+            name=found.name,
+            slug=found.slug,
+            description=found.description,
+            full_description=found.full_description,
+            models=shown,
+        )
         return responses.json(body, base=base)
 
     async def search(self, request: Request) -> Response:
@@ -69,25 +83,27 @@ class Collections:
         listing = await models.Listing.of(self._services)
         base = requests.origin(request, self._services)
         found = [
-            {
-                "model": listing.shown(card, base),
-                "metadata": {
-                    "generated_description": card.description,
-                    "tags": [] if card.kind is None else [card.kind],
-                    "score": round(score, 3),
-                },
-            }
+            FoundModel(
+                model=listing.shown(card, base),
+                metadata=FoundMetadata(
+                    generated_description=card.description,
+                    tags=[] if card.kind is None else [card.kind],
+                    score=round(score, 3),
+                ),
+            )
             for card, score in self._services.catalogue.search(query)[:limit]
         ]
         words = query.lower().split()
         collections = [
-            {**_brief(one), "models": list(one.models)}
+            FoundCollection(
+                name=one.name, slug=one.slug, description=one.description, models=list(one.models)
+            )
             for one in self._services.catalogue.collections.values()
             if all(word in f"{one.slug} {one.name} {one.description}".lower() for word in words)
         ]
-        body = {"query": query, "models": found, "collections": collections[:limit], "pages": []}
+        body = SearchResultsResponse(query=query, models=found, collections=collections[:limit], pages=[])
         return responses.json(body, base=base)
 
 
-def _brief(collection: CollectionConfig) -> dict[str, Any]:
-    return {"name": collection.name, "slug": collection.slug, "description": collection.description}
+def _brief(collection: CollectionConfig) -> CollectionResponse:
+    return CollectionResponse(name=collection.name, slug=collection.slug, description=collection.description)

@@ -20,6 +20,7 @@ from appliance.gateway.api.replicate.predictions import Creation
 from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
+from appliance.protocols.response_types import DeploymentResponse
 
 #: Seconds that a deployment must not have been used for before it can be deleted.
 UNUSED: Final = 15 * 60
@@ -148,7 +149,7 @@ class Deployments:
             raise NotFound
         return release
 
-    def _shown(self, release: Release, request: Request) -> dict[str, Any]:
+    def _shown(self, release: Release, request: Request) -> DeploymentResponse:
         by = release.created_by
         return serializers.release(
             release,

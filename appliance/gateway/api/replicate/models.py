@@ -20,6 +20,7 @@ from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Card
 from appliance.protocols import serializers
+from appliance.protocols.response_types import ModelResponse
 from appliance.store import Cursor
 
 PAGE: Final = 25  # models on a page, as on Replicate
@@ -178,7 +179,7 @@ class Models:
         )
         return responses.json(body, base=base)
 
-    async def _shown(self, card: Card, request: Request) -> dict[str, Any]:
+    async def _shown(self, card: Card, request: Request) -> ModelResponse:
         return (await Listing.of(self._services)).shown(card, requests.origin(request, self._services))
 
     async def _card(self, request: Request) -> Card:
@@ -229,27 +230,27 @@ class Listing:
         examples = {model: record for model, record in found.items() if record is not None}
         return cls(services, await services.store.run_counts(), examples)
 
-    def shown(self, card: Card, base: str) -> dict[str, Any]:
+    def shown(self, card: Card, base: str) -> ModelResponse:
         """A model as every list shows it."""
         latest = self._catalogue.latest(card.name)
         example = self._examples.get(card.name)
         owner, name = card.name.split("/")
-        return {
-            "url": f"{base}/{card.name}",
-            "owner": owner,
-            "name": name,
-            "description": card.description or None,
-            "visibility": card.visibility,
-            "is_official": False,
-            "created_at": serializers.timestamp(card.created_at),
-            "github_url": card.github_url,
-            "paper_url": card.paper_url,
-            "license_url": card.license_url,
-            "weights_url": card.weights_url,
-            "cover_image_url": card.cover_image_url,
-            "run_count": self._counts.get(card.name, 0),
-            "default_example": None if example is None else serializers.prediction(example, base),
-            "latest_version": None
+        return ModelResponse(
+            url=f"{base}/{card.name}",
+            owner=owner,
+            name=name,
+            description=card.description or None,
+            visibility=card.visibility,
+            is_official=False,
+            created_at=serializers.timestamp(card.created_at),
+            github_url=card.github_url,
+            paper_url=card.paper_url,
+            license_url=card.license_url,
+            weights_url=card.weights_url,
+            cover_image_url=card.cover_image_url,
+            run_count=self._counts.get(card.name, 0),
+            default_example=None if example is None else serializers.prediction(example, base),
+            latest_version=None
             if latest is None
             else serializers.version(latest.version, latest.created_at, latest.document),
-        }
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +17,7 @@ from appliance.gateway.api.replicate import webhooks
 from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
+from appliance.protocols.response_types import PredictionResponse
 
 _VERSION: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -80,11 +82,11 @@ class Predictions:
         caller = await requests.caller(request, self._services, Scope.READ)
         return await paging.of_predictions(request, self._services, caller.owner, serializers.listed)
 
-    async def _shown(self, record: Prediction, request: Request) -> dict[str, Any]:
+    async def _shown(self, record: Prediction, request: Request) -> PredictionResponse:
         """A training too, whose address in the answer to its creation was once one of these (2.7)."""
-        shown = serializers.whichever(record, self._base(request))
-        parts = await self._services.engine.children_of(record)
-        return {**shown, "parts": parts} if parts else shown
+        response = serializers.prediction_or_training(record, self._base(request))
+        response.parts = await self._services.engine.children_of(record) or UNSET
+        return response
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return await requests.body(request, self._services.config.limits.body)

@@ -17,6 +17,7 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import Services
 from appliance.gateway.webhooks import sender
+from appliance.protocols.response_types import WebhookSecretResponse
 
 
 class WebhookKeys:
@@ -34,7 +35,7 @@ class WebhookKeys:
         """``GET /webhooks/default/secret``: the caller's newest key."""
         caller = await requests.caller(request, self._services, Scope.RUN)
         newest, *_ = await sender.keys(self._services.store, caller.owner, time.time())
-        return responses.json({"key": newest})
+        return responses.json(WebhookSecretResponse(key=newest))
 
 
 def webhook(given: dict[str, Any], origin: str, services: Services) -> Webhook | None:

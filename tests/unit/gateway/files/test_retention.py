@@ -53,7 +53,7 @@ async def test_data_goes_and_the_record_stays(tmp_path: Path) -> None:
     assert found == old.evolve(input={}, output=None, logs="", data_removed=True)
     assert found is not None
     shown = serializers.prediction(found, "http://x")
-    assert (shown["data_removed"], shown["input"], shown["output"], shown["error"]) == (
+    assert (shown.data_removed, shown.input, shown.output, shown.error) == (
         True,
         {},
         None,
