@@ -10,7 +10,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.domain.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
@@ -90,23 +90,25 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, la
 
 def create_api(services: Services, ui: Path | None = None) -> Application:
     """The application over ``services``; ``ui``: the socket of the UI, which has the paths left."""
-    routes = [route for resource in RESOURCES for route in resource(services).routes()]
-    for route in routes:
-        route.app = _named(route)
+    routes = [
+        _CountedRoute(route.path, route.endpoint, methods=route.methods)
+        for resource in RESOURCES
+        for route in resource(services).routes()
+    ]
     router = Router(routes, redirect_slashes=False, default=_not_found)
     ours = frozenset(route.path.split("/")[1] for route in routes)
     return Application(services, router, None if ui is None else UiProxy(services, ui, ours))
 
 
-def _named(route: Route) -> ASGIApp:
-    """What answers for ``route``, and says in the scope which that is."""
-    answer = route.app
+class _CountedRoute(Route):
+    """A route that puts its path template into the scope, where metrics and traces read it."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[requests.ROUTE] = route.path
-        await answer(scope, receive, send)
-
-    return app
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match path and method as Starlette does."""
+        match, child_scope = super().matches(scope)
+        if match is Match.FULL:  # a request with another method gets 405 and counts as unmatched
+            child_scope[requests.ROUTE] = self.path
+        return match, child_scope
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

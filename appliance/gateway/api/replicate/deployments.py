@@ -16,7 +16,7 @@ from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotF
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.account import account_name
-from appliance.gateway.api.replicate.predictions import Creation
+from appliance.gateway.api.replicate.predictions import create_prediction
 from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
@@ -120,8 +120,8 @@ class Deployments:
         requests.check_keys(given, required=("input",))
         if release.max_instances == 0:
             raise BadRequest(f"Deployment {release.deployment} is off: its max_instances is 0.")
-        return await Creation(self._services).create(
-            request, caller, self._entry(release), given, deployment=release.deployment
+        return await create_prediction(
+            request, self._services, caller, self._entry(release), given, deployment=release.deployment
         )
 
     async def _released(self, release: Release, request: Request) -> Response:

@@ -46,7 +46,7 @@ class Predictions:
         given = await self._body(request)
         requests.check_keys(given, required=("version", "input"))
         entry = self._services.catalogue.by_spec(requests.text(given, "version"), caller.owner)
-        return await Creation(self._services).create(request, caller, entry, given)
+        return await create_prediction(request, self._services, caller, entry, given)
 
     async def create_for_model(self, request: Request) -> Response:
         """``POST /models/{owner}/{name}/predictions``."""
@@ -54,7 +54,7 @@ class Predictions:
         entry = self._services.catalogue.resolve("{owner}/{name}".format(**request.path_params), caller.owner)
         given = await self._body(request)
         requests.check_keys(given, required=("input",))
-        return await Creation(self._services).create(request, caller, entry, given)
+        return await create_prediction(request, self._services, caller, entry, given)
 
     async def create_for_version(self, request: Request) -> Response:
         """``POST /models/{version id}/predictions``, which LiteLLM makes of ``owner/name:version``."""
@@ -63,7 +63,7 @@ class Predictions:
         entry = self._services.catalogue.by_spec(version if _VERSION.fullmatch(version) else "", caller.owner)
         given = await self._body(request)
         requests.check_keys(given, required=("input",), optional=("version",))
-        return await Creation(self._services).create(request, caller, entry, given)
+        return await create_prediction(request, self._services, caller, entry, given)
 
     async def get(self, request: Request) -> Response:
         """``GET /predictions/{id}``."""
@@ -95,43 +95,35 @@ class Predictions:
         return requests.origin(request, self._services)
 
 
-class Creation:
-    """What every way to create a prediction has in common."""
-
-    def __init__(self, services: Services) -> None:
-        """``services`` is what it works with."""
-        self._services = services
-
-    async def create(
-        self,
-        request: Request,
-        caller: Token,
-        entry: Entry,
-        given: dict[str, Any],
-        *,
-        deployment: str | None = None,
-    ) -> Response:
-        """Create what ``given`` describes, and wait for it as long as the caller wishes."""
-        wait = requests.wait(request)
-        engine = self._services.engine
-        base = requests.origin(request, self._services)
-        record = await engine.submit(
-            entry,
-            given["input"],
-            owner=caller.owner,
-            deadline=requests.deadline(request),
-            webhook=webhooks.webhook(given, base, self._services),
-            deployment=deployment,
-            parent=caller.prediction,
-            token=caller.id,
-            trace=requests.trace(request, self._services),
-        )
-        headers = {"Location": f"{base}/v1/predictions/{record.id}"}
-        if wait is None:
-            return responses.json(serializers.accepted(record, base), 201, headers)
-        headers["Preference-Applied"] = wait.applied
-        # Whoever hangs up meanwhile leaves the prediction running: only a cancel ends one.
-        waited = await engine.wait(record.id, wait.patience)
-        record = record if waited is None else waited
-        status = 201 if record.status.terminal else 202
-        return responses.json(serializers.accepted(record, base), status, headers, base=base)
+async def create_prediction(
+    request: Request,
+    services: Services,
+    caller: Token,
+    entry: Entry,
+    given: dict[str, Any],
+    *,
+    deployment: str | None = None,
+) -> Response:
+    """Create the prediction that the body ``given`` describes, and wait for it as ``Prefer`` says."""
+    wait = requests.wait(request)
+    base = requests.origin(request, services)
+    record = await services.engine.submit(
+        entry,
+        given["input"],
+        owner=caller.owner,
+        deadline=requests.deadline(request),
+        webhook=webhooks.webhook(given, base, services),
+        deployment=deployment,
+        parent=caller.prediction,
+        token=caller.id,
+        trace=requests.trace(request, services),
+    )
+    headers = {"Location": f"{base}/v1/predictions/{record.id}"}
+    if wait is None:
+        return responses.json(serializers.accepted(record, base), 201, headers)
+    headers["Preference-Applied"] = wait.applied
+    # A client that disconnects meanwhile leaves the prediction running: only a cancel request ends it.
+    waited = await services.engine.wait(record.id, wait.patience)
+    record = record if waited is None else waited
+    status = 201 if record.status.terminal else 202
+    return responses.json(serializers.accepted(record, base), status, headers, base=base)
