@@ -93,7 +93,7 @@ def prediction(record: Prediction, base: str) -> PredictionResponse:
         stream=f"{base}{_stream_path(record.stream_token)}",
         web=f"{base}/p/{record.id}",
     )
-    output = UNSET if record.output is None and not record.status.terminal else record.output
+    output = UNSET if record.output is None and not record.status.terminal else record.plain_output
     return PredictionResponse(**_common(record), urls=urls, output=output)
 
 
