@@ -1,39 +1,39 @@
 """Every exception the appliance raises on purpose.
 
-    ApplianceError                 anything below; carries an HTTP status and a title
-    |-- ConfigError                models.yaml cannot be used as it stands
-    |-- RequestError               the caller's request cannot be carried out
-    |   |-- MalformedBody          400  the body is not JSON, or not a JSON object
-    |   |-- MalformedQuery         400  a query parameter is missing
-    |   |-- BadRequest             400  what is asked for is not possible as things stand
-    |   |-- Unauthenticated        401  no token, or not one of ours
-    |   |-- PermissionDenied       403  the token may not do this
-    |   |-- NotFound               404  no such resource, or not the caller's
-    |   |   |-- DestinationNotFound     the same, of a training's destination
-    |   |   `-- ModelNotFound           the same, of a model named in a request of another API
-    |   |-- MethodNotAllowed       405  the route exists, the method does not
-    |   |-- BodyTooLarge           413  the body is over the configured limit
-    |   |-- FileTooLarge           413  the uploaded file is over the configured limit
-    |   |-- NoRoom                 413  all uploads together would be over the configured limit
-    |   |-- InvalidInput           422  one or more fields are wrong; names each
-    |   |-- InvalidVersion         422  the version does not exist
-    |   |-- AddressRefused         422  the address may not be reached on a caller's behalf
-    |   `-- Throttled              429  a queue or rate limit is reached; says when to retry
-    |-- ShuttingDown               503  the appliance is draining and takes no new work
-    |-- StoreError                 the database refused; the request can be retried
-    |   |-- DiskFull          507  nothing can be written until there is space again
-    |   |-- StatusConflict         a guarded status update found another status
-    |   `-- Unstorable             a value that no database could take; trying again is useless
-    |-- WeightsError               weights are missing, damaged or unreachable
-    |-- LoadFailed                 an engine host could not make its model ready
-    |   `-- NeverFits              the model needs more memory than any device has
-    |-- SleepFailed                an engine host could not let its model sleep, or wake
-    |-- HostLost                   an engine host or its replica died under a prediction
-    |   `-- OutOfMemory            the host took more memory than it had, or the device has
-    |-- RayLost                    a process of Ray that nothing runs without has ended
-    `-- PredictionFailed           the model refused or failed one prediction; others go on
+    ApplianceError                   base class; carries an HTTP status and a title
+    |-- ConfigError                  models.yaml has a mistake
+    |-- RequestError                 the request of a client cannot be carried out
+    |   |-- MalformedBody       400  the body is not a JSON object
+    |   |-- MalformedQuery      400  a query parameter is missing
+    |   |-- BadRequest          400  the request is not possible at the moment
+    |   |-- Unauthenticated     401  no token, or an unknown one
+    |   |-- PermissionDenied    403  the token does not permit the request
+    |   |-- NotFound            404  no such resource, or it belongs to another owner
+    |   |   |-- DestinationNotFound     the destination of a training does not exist
+    |   |   `-- ModelNotFound           the model named in a request to another API does not exist
+    |   |-- MethodNotAllowed    405  the route exists, but not with this method
+    |   |-- BodyTooLarge        413  the body exceeds the configured limit
+    |   |-- FileTooLarge        413  the uploaded file exceeds the configured limit
+    |   |-- FileQuotaExceeded   413  all uploaded files together would exceed `files.quota`
+    |   |-- InvalidInput        422  fields of the input are wrong; names each
+    |   |-- InvalidVersion      422  the version does not exist
+    |   |-- UrlRefused          422  the appliance must not fetch this URL for a client
+    |   `-- Throttled           429  a queue or rate limit is reached; says when to retry
+    |-- ShuttingDown            503  the appliance is shutting down and accepts no new work
+    |-- StoreError                   the database failed; the request can be retried
+    |   |-- DiskFull            507  nothing can be written until the disk has free space
+    |   |-- StatusConflict           a prediction was not in the status that an update expected
+    |   `-- UnstorableValue          a value that the database cannot hold; retrying does not help
+    |-- WeightsError                 weights are missing, damaged or cannot be downloaded
+    |-- LoadFailed                   a worker process could not load its model
+    |   `-- ModelTooLarge            the model needs more memory than the devices could ever give
+    |-- SleepFailed                  a worker process could not put its model to sleep or wake it
+    |-- WorkerLost                   a worker process or its replica died during a prediction
+    |   `-- OutOfMemory              the worker process took more memory than it may, or than exists
+    |-- RayLost                      an essential process of Ray has ended
+    `-- PredictionFailed             one prediction failed; others are not affected
 
-Foreign exceptions become one of these at the edge that met them, ``from exc``.
+Exceptions of libraries are turned into one of these where they are caught first (``raise ... from exc``).
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class ApplianceError(Exception):
-    """Base of the tree. ``str(error)`` is the sentence shown to people."""
+    """Base class. ``str(error)`` is the message shown to people."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str | None] = "Internal server error"
 
     @property
     def detail(self) -> str:
-        """The human sentence of this error; never empty."""
+        """The message for people; never empty."""
         return str(self) or (self.__doc__ or type(self).__name__).partition("\n")[0]
 
     def body(self) -> dict[str, Any]:
-        """The contract's JSON error body (replicate-api section 1.3)."""
+        """Return the JSON body of the error response, in the shape of Replicate's API."""
         title = {"title": self.title} if self.title is not None else {}
         return {**title, "detail": self.detail, "status": self.status}
 
 
 class ConfigError(ApplianceError):
-    """models.yaml cannot be used as it stands."""
+    """models.yaml has a mistake."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ConfigError(ApplianceError):
         model: str | None = None,
         key: str | None = None,
     ) -> None:
-        """``message`` says what is wrong and what to do; the rest says where."""
+        """``message`` says what is wrong and what to do; the other arguments say where."""
         self.message = message
         self.file = file
         self.line = line
@@ -86,7 +86,7 @@ class ConfigError(ApplianceError):
 
 
 class RequestError(ApplianceError):
-    """The caller's request cannot be carried out."""
+    """The request of a client cannot be carried out."""
 
     status = 400
     title: ClassVar[str | None] = None
@@ -103,19 +103,19 @@ class MalformedQuery(RequestError):
 
 
 class BadRequest(RequestError):
-    """What is asked for is not possible as things stand; the text says why."""
+    """The request is not possible at the moment; the message says why."""
 
     title = "Bad request"
 
 
 class Unauthenticated(RequestError):
-    """No token, or not one of ours."""
+    """The request has no token, or an unknown one."""
 
     status = 401
     title = "Unauthenticated"
 
     def __init__(self, *, token_given: bool) -> None:
-        """``token_given`` picks between the contract's two exact sentences."""
+        """``token_given`` picks between the two messages of Replicate's API."""
         super().__init__(
             "You did not pass a valid authentication token"
             if token_given
@@ -124,19 +124,19 @@ class Unauthenticated(RequestError):
 
 
 class PermissionDenied(RequestError):
-    """The token may not do this."""
+    """The token does not permit this request."""
 
     status = 403
     title = "Permission denied"
 
 
 class NotFound(RequestError):
-    """No such resource, or not the caller's."""
+    """The resource does not exist, or belongs to another owner."""
 
     status = 404
 
     def __init__(self, message: str = "The requested resource could not be found.") -> None:
-        """The default message is the contract's exact generic sentence."""
+        """The default message is that of Replicate's API."""
         super().__init__(message)
 
 
@@ -144,7 +144,7 @@ class DestinationNotFound(NotFound):
     """A training's destination does not exist."""
 
     def __init__(self) -> None:
-        """The message is the contract's exact sentence."""
+        """Use the message of Replicate's API."""
         super().__init__("The specified training destination does not exist")
 
 
@@ -152,44 +152,44 @@ class ModelNotFound(NotFound):
     """The model that a request of OpenAI's or Anthropic's API names does not exist."""
 
     def __init__(self, name: str) -> None:
-        """``name`` is as the caller gave it."""
+        """``name`` is the model's name as the client gave it."""
         super().__init__(f"The model `{name}` does not exist, or has no version yet.")
 
 
 class MethodNotAllowed(RequestError):
-    """The route exists but does not take this method."""
+    """The route exists, but not with this method."""
 
     status = 405
     title = "Method not allowed"
 
 
 class BodyTooLarge(RequestError):
-    """The request body is over the configured limit."""
+    """The request body exceeds the configured limit."""
 
     status = 413
     title = "Request too large"
 
 
 class FileTooLarge(RequestError):
-    """The uploaded file is over the configured limit."""
+    """The uploaded file exceeds the configured limit."""
 
     status = 413
 
     def __init__(self, limit: int) -> None:
-        """``limit`` is in bytes; the wording is the contract's."""
+        """``limit`` is in bytes; the message is that of Replicate's API."""
         size = f"{limit // 10**6}MB" if limit % 10**6 == 0 else f"{limit:,} bytes"
         super().__init__(f"Files must be less than {size} in size")
 
 
-class NoRoom(RequestError):
-    """All uploads together would be over the configured limit."""
+class FileQuotaExceeded(RequestError):
+    """All uploaded files together would exceed ``files.quota``."""
 
     status = 413
     title = "No room for the file"
 
 
 class FieldProblem(NamedTuple):
-    """One row of ``invalid_fields`` (replicate-api section 1.4)."""
+    """One row of ``invalid_fields`` in the body of ``InvalidInput``."""
 
     type: str
     field: str
@@ -197,13 +197,13 @@ class FieldProblem(NamedTuple):
 
 
 class InvalidInput(RequestError):
-    """One or more fields are wrong; each is named."""
+    """One or more fields of the input are wrong; the message names each."""
 
     status = 422
     title = "Input validation failed"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
-        """``problems`` must hold at least one row; their order is kept."""
+        """``problems`` has at least one row; their order is kept."""
         self.problems = tuple(problems)
         super().__init__(
             "".join(
@@ -215,7 +215,7 @@ class InvalidInput(RequestError):
         )
 
     def body(self) -> dict[str, Any]:
-        """The common shape plus ``invalid_fields``."""
+        """Return the common body with ``invalid_fields`` added."""
         return {
             **super().body(),
             "invalid_fields": [problem._asdict() for problem in self.problems],
@@ -229,14 +229,14 @@ class InvalidVersion(RequestError):
     title = "Invalid version or not permitted"
 
     def __init__(self) -> None:
-        """The message is the contract's exact sentence."""
+        """Use the message of Replicate's API."""
         super().__init__(
             "The specified version does not exist (or perhaps you don't have permission to use it?)"
         )
 
 
-class AddressRefused(RequestError):
-    """An address may not be reached on a caller's behalf."""
+class UrlRefused(RequestError):
+    """The appliance must not fetch this URL on behalf of a client."""
 
     status = 422
     title = "Address not permitted"
@@ -253,87 +253,87 @@ class Throttled(RequestError):
         super().__init__(message)
 
     def body(self) -> dict[str, Any]:
-        """The common shape plus ``retry_after`` in seconds."""
+        """Return the common body with ``retry_after``, in seconds, added."""
         return {**super().body(), "retry_after": self.retry_after}
 
 
 class ShuttingDown(ApplianceError):
-    """The appliance is shutting down and takes no new work; try again shortly."""
+    """The appliance is shutting down and accepts no new work; try again shortly."""
 
     status = 503
     title = "Service unavailable"
 
 
 class StoreError(ApplianceError):
-    """The database refused an operation."""
+    """A database operation failed."""
 
     status = 500
 
 
 class DiskFull(StoreError):
-    """A write failed because the disk of the data folder, or a quota on it, is full."""
+    """A write failed because the disk of the data folder, or the quota on it, is full."""
 
     status = 507
     title = "Insufficient storage"
 
     @property
     def detail(self) -> str:
-        """One sentence for callers. ``str`` of the error also names the file, for the log."""
+        """The message for clients. ``str(error)`` also names the file, for the log."""
         return "The disk of the appliance is full: free some space on it, then try again"
 
     @staticmethod
     def caused(error: BaseException) -> bool:
-        """Whether ``error`` was caused by a full disk or a full quota."""
+        """Return whether ``error`` was caused by a full disk or quota."""
         return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 class StatusConflict(StoreError):
-    """A guarded status update found the prediction in another status."""
+    """A prediction was not in the status that an update expected."""
 
 
-class Unstorable(StoreError):
+class UnstorableValue(StoreError):
     """A value cannot be stored: text that is not Unicode, an integer over 64 bits, nesting too deep."""
 
 
 class WeightsError(ApplianceError):
-    """Weights are missing, damaged or unreachable."""
+    """Weights are missing, damaged or cannot be downloaded."""
 
     status = 503
     title = "Weights unavailable"
 
 
 class LoadFailed(ApplianceError):
-    """An engine host could not make its model ready."""
+    """A worker process could not load its model."""
 
     status = 503
     title = "Model failed to load"
 
 
 class ModelTooLarge(LoadFailed):
-    """The model needs more memory than any device of this machine has."""
+    """The model needs more memory than the devices of this machine could ever give it."""
 
 
 class SleepFailed(ApplianceError):
-    """An engine host could not let its model fall asleep, or wake; it is of no use any more."""
+    """A worker process could not put its model to sleep or wake it, and has to be stopped."""
 
     status = 503
     title = "Model failed to sleep"
 
 
 class WorkerLost(ApplianceError):
-    """An engine host or its replica died under a prediction."""
+    """A worker process or its replica died during a prediction."""
 
     status = 503
     title = "Prediction interrupted"
 
 
 class OutOfMemory(WorkerLost):
-    """An engine host took more memory than it had, or than its device has, and was ended."""
+    """A worker process was ended because it took more memory than it may, or than its device has."""
 
     title = "Out of memory"
 
     def __init__(self, message: str, took: int | None) -> None:
-        """``took`` is in bytes on one device; None where it is not known."""
+        """``took`` is in bytes on one device; None if it is not known."""
         self.took = took
         super().__init__(message)
 
@@ -346,7 +346,7 @@ class RayLost(ApplianceError):
 
 
 class PredictionFailed(ApplianceError):
-    """The model refused or failed this one prediction."""
+    """One prediction failed; others on the model are not affected."""
 
     status = 500
     title = "Prediction failed"

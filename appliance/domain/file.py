@@ -48,11 +48,11 @@ class OutputFile:
         self.path = path
 
     def __eq__(self, other: object) -> bool:
-        """See the class."""
+        """Files are equal if their ids are."""
         return isinstance(other, OutputFile) and self.id == other.id
 
     def __hash__(self) -> int:
-        """See the class."""
+        """Return the hash of the id."""
         return hash(self.id)
 
     def __repr__(self) -> str:

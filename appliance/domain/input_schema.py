@@ -1,7 +1,7 @@
 """Inputs checked against a model's interface, and the OpenAPI document that publishes it. Pure.
 
-What is refused, in which words, and what passes is replicate-api section 1.4: strings are never taken for
-numbers, unknown keys inside ``input`` are dropped, ``null`` for an optional key is the same as no key.
+Inputs are accepted and refused as Replicate does it, with the same messages: a string is never converted to a
+number, unknown keys inside ``input`` are dropped, and ``null`` for an optional key is the same as no key.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _wrong_type(field: str, expected: str, value: Any) -> FieldProblem:
 
 
 def document(interface: Interface) -> dict[str, Any]:
-    """The version's whole OpenAPI document, in the form that Cog writes (replicate-api section 7)."""
+    """The version's whole OpenAPI document, in the form that Cog writes."""
     output = {"title": "Output", **interface.output}
     return {
         "openapi": "3.0.2",

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Interface(msgspec.Struct, frozen=True):
-    """Inputs and output of a model, as JSON Schema in the form of replicate-api section 7.1.
+    """Inputs and output of a model, as JSON Schema in the form that Replicate and Cog publish.
 
     ``input`` is the whole ``Input`` object schema (properties carry ``x-order``), ``output`` the ``Output``
     schema, ``components`` the further named schemas (enumerations) that ``input`` refers to. ``aliases`` maps

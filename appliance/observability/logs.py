@@ -23,13 +23,13 @@ from appliance.domain.errors import ConfigError
 if TYPE_CHECKING:  # the command line and the zygote import this module, which must import fast
     from appliance.config import LoggingConfig
 
-#: Go before the config.
+#: Environment variables that override the configuration.
 FORMAT_VARIABLE: Final = "APPLIANCE_LOG_FORMAT"
 LEVEL_VARIABLE: Final = "APPLIANCE_LOG_LEVEL"
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
-#: The admin token, masked wherever it turns up.
+#: The environment variable with the admin token, which is masked wherever it occurs.
 _TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 
 _MASK: Final = "***"
@@ -56,10 +56,10 @@ _model: ContextVar[str | None] = ContextVar("model", default=None)
 def configure(file: Path | None = None, config: LoggingConfig | None = None, *, level: str = "info") -> None:
     """Send every logger's records to ``file``, appending, or to stderr; a second call replaces the first.
 
-    ``APPLIANCE_LOG_FORMAT`` and ``APPLIANCE_LOG_LEVEL`` go before ``config``, and that before ``level``.
+    ``APPLIANCE_LOG_FORMAT`` and ``APPLIANCE_LOG_LEVEL`` override ``config``, which overrides ``level``.
 
     Raises:
-        ConfigError: a variable holds what is neither a format nor a level.
+        ConfigError: one of these variables has an unknown format or level.
     """
     chosen = os.environ.get(FORMAT_VARIABLE) or ("text" if config is None else config.format)
     level = os.environ.get(LEVEL_VARIABLE) or (level if config is None else config.level)
@@ -82,9 +82,9 @@ def configure(file: Path | None = None, config: LoggingConfig | None = None, *, 
 
 @contextlib.contextmanager
 def bind(*, prediction: str | None = None, model: str | None = None) -> Iterator[None]:
-    """Name what the records of this task are about, until the block ends; None leaves a name as it was.
+    """Add the prediction and model to the log records of this task until the block ends.
 
-    Tasks started inside inherit it.
+    None leaves a name as it was. Tasks that are started inside the block inherit the names.
     """
     tokens = _prediction.set(prediction or _prediction.get()), _model.set(model or _model.get())
     try:
@@ -95,10 +95,10 @@ def bind(*, prediction: str | None = None, model: str | None = None) -> Iterator
 
 
 def add_context(record: logging.LogRecord) -> bool:
-    """Filter: put the names of what the record is about on it.
+    """Logging filter: set ``prediction`` and ``model`` on the record.
 
-    Those that it was logged with (``extra``) go before those of its arguments, which may say what they are
-    ``about``, and these before the bound ones.
+    Names in ``extra`` override those of the record's arguments (their attribute ``about``), and these
+    override the ones set with ``bind``.
     """
     given = [each.about for each in record.args or () if hasattr(each, "about")]
     for name, bound in (("prediction", _prediction), ("model", _model)):

@@ -1,9 +1,9 @@
 """The appliance's metrics for Prometheus.
 
-What predictions took comes from the usage that the store holds, read at each scrape: so it survives restarts
-and agrees with ``/admin/usage`` to the unit. What is now comes from the scheduler, at each scrape too. Only
-histograms, requests and decisions are counted here, from the start of the gateway on. Labels take few values:
-none is made up by whoever sends a request.
+Totals of predictions come from the usage in the store, read at each scrape, so they survive restarts and
+equal those of ``/admin/usage``. The current state (queues, models, memory) is read from the scheduler at each
+scrape. Only histograms, requests and decisions are counted here, from the start of the gateway. Labels have
+few values, and no client can invent one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from appliance.domain.prediction import Prediction, Status
 from appliance.domain.usage import Usage
 from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
-#: What usage has to be told apart by for ``Metrics.page``.
+#: The grouping of the usage that ``Metrics.page`` takes.
 USAGE_BY: Final = ("model",)
-#: Methods that are counted by name; clients may send any.
+#: HTTP methods with a label of their own; clients may send any method.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 _PREDICTION_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _LOAD_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
-#: Begins, in the name of what is loaded, what is no part of the model's.
+#: Separates a model's name from a version or an instance number in the key that it is loaded under.
 _INSTANCE: Final = re.compile("[@#]")
-#: How the reasons of decisions begin, or what they hold -> the label that stands for them.
+#: Patterns of reasons in scheduler events -> the value of the label.
 _REASONS: Final = (
     (re.compile(r"pinned"), "pinned"),
-    (re.compile(r"\d+ predictions? waiting"), "waiting"),
+    (re.compile(r"\d+ predictions? waiting for"), "waiting"),
     (re.compile(r"asked for"), "asked for"),
     (re.compile(r"idle for"), "idle"),
     (re.compile(r".* was not ready after"), "timeout"),
@@ -45,10 +45,10 @@ _REASONS: Final = (
 
 
 class Metrics:
-    """One per gateway; used on its loop."""
+    """All metrics of one gateway; use it on the gateway's event loop only."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        """Everything that is counted here begins at zero; ``scheduler`` is looked at when a page is made."""
+        """Start all counters at zero; ``scheduler`` is read whenever a page is made."""
         self._scheduler = scheduler
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -95,7 +95,7 @@ class Metrics:
         return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
 
     def observe(self, record: Prediction) -> None:
-        """A prediction has become ``record``."""
+        """Count a prediction that has changed to ``record``."""
         if record.status.terminal:
             if "predict_time" in record.metrics:
                 took = usage.seconds(usage.microseconds(record.metrics["predict_time"]))
@@ -103,16 +103,16 @@ class Metrics:
         elif record.n == 0 and record.attempt == 1 and record.started_at is not None:
             self._queued.labels(record.model).observe(max(0.0, record.started_at - record.created_at))
 
-    def happened(self, happening: Event) -> None:
-        """Something was decided about memory, or came of that."""
-        model = named(happening.model)
-        self._decisions.labels(happening.kind.value, model, reason(happening)).inc()
-        took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(happening.kind)
-        if took is not None and happening.seconds is not None:
-            took.labels(model).observe(happening.seconds)
+    def happened(self, event: Event) -> None:
+        """Count an event of the scheduler."""
+        model = named(event.model)
+        self._decisions.labels(event.kind.value, model, reason(event)).inc()
+        took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(event.kind)
+        if took is not None and event.seconds is not None:
+            took.labels(model).observe(event.seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """A request was answered by ``route``, which is a template, ``seconds`` after it came."""
+        """Count a request; ``route`` is the template of its path, ``seconds`` its whole duration."""
         known = method if method in _METHODS else "other"
         self._requests.labels(route, known, str(status)).inc()
         self._answered.labels(route).observe(seconds)
@@ -120,10 +120,10 @@ class Metrics:
     def page(
         self, accept: str, used: Iterable[Usage], webhooks: Mapping[str, int]
     ) -> Callable[[], tuple[bytes, str]]:
-        """Takes down what is now; the result encodes it, in any thread, and gives it with its content type.
+        """Collect the current values; return a function that encodes them, in any thread.
 
-        ``accept`` is the header of that name, ``used`` all usage by ``USAGE_BY``, ``webhooks`` how many were
-        sent with which outcome.
+        The function returns the page and its content type. ``accept`` is the header of that name, ``used``
+        the usage grouped by ``USAGE_BY``, ``webhooks`` the number of attempts by outcome.
         """
         sent = CounterMetricFamily(
             "appliance_webhooks", "Attempts to send a webhook, by what came of them.", labels=["outcome"]
@@ -138,7 +138,7 @@ class Metrics:
 
 
 class _Page(Collector):
-    """What one scrape gets."""
+    """The metrics of one scrape."""
 
     def __init__(self, registry: CollectorRegistry, families: list[Metric]) -> None:
         self._registry = registry
@@ -150,16 +150,16 @@ class _Page(Collector):
 
 
 def named(key: str) -> str:
-    """The model of what is loaded: instances and versions of it come and go, and are not told apart."""
+    """Return the name of the model in the key of an instance or version, for use as a label."""
     return _INSTANCE.split(key, maxsplit=1)[0]
 
 
-def reason(happening: Event) -> str:
-    """Which of a few reasons the text of a happening gives."""
-    if happening.on_behalf_of is not None:
+def reason(event: Event) -> str:
+    """Return the label value for the reason of an event: one of a few words."""
+    if event.on_behalf_of is not None:
         return "eviction"
-    otherwise = "other" if happening.reason else ""
-    return next((name for pattern, name in _REASONS if pattern.match(happening.reason)), otherwise)
+    otherwise = "other" if event.reason else ""
+    return next((name for pattern, name in _REASONS if pattern.match(event.reason)), otherwise)
 
 
 def _of_usage(used: Iterable[Usage]) -> list[Metric]:
@@ -209,7 +209,7 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
         instances = list(keys)
         queued.add_metric([model], sum(map(scheduler.queue_length, instances)))
         running.add_metric([model], sum(len(scheduler.running(key)) for key in instances))
-        # One that is not loaded is an instance only as the model itself.
+        # A further instance counts only while it is placed; the model itself always counts.
         states = Counts(
             scheduler.residency(key) for key in instances if key == model or scheduler.devices(key)
         )

@@ -1,23 +1,46 @@
-"""The scheduler: pure decisions about which predictions start and which models are loaded, asleep or evicted.
+"""Decides which predictions start, which models are loaded where, and which leave for others.
 
-The engine reports facts with their times (a prediction is queued, a load has finished, a worker process
-died), then calls ``Scheduler.decide``, which returns decisions: ``Start`` a prediction, ``Load``, ``Unload``,
-``Sleep`` or ``Wake`` a model, ``Refuse`` a prediction. A model is COLD, LOADING, READY, DRAINING,
-FALLING_ASLEEP, ASLEEP, WAKING or UNLOADING (``facts.Residency``). Nothing here does I/O or reads a clock.
+The scheduler is pure: no I/O, no clock, no tasks. The engine (``appliance.gateway.engine``) carries its
+decisions out, and so does the simulator (``scripts/simulate``).
 
-In reading order:
+**In go facts**, each with its time: devices and what models ask for (``Capacity``, ``Demand``), and what
+happened to predictions (``queued``, ``finished``, ...), to models (``loaded``, ``unloaded``, ``lost``, ...)
+and to devices (``device_used``).
 
-- ``facts``: devices, what models ask for, their states, and the decisions.
-- ``model``: what is known of one model; ``ledger``: who has reserved how many bytes of which device;
-  ``footprints``: how much memory models were measured to take.
-- ``policy``: urgency of a load, cost and benefit of an eviction; ``plan``: the devices for one load and the
-models
-  that leave them; ``placements``: which waiting models are loaded or woken now.
-- ``transitions``: the only place where a model's state changes.
-- ``children`` and ``deadlock``: predictions that wait for child predictions, and children that could never
-start.
-- ``rebalancing``: instances of one model share the predictions that wait for any of them.
-- ``event_log``: the last changes, for people; ``scheduler``: puts everything together.
+**Out come decisions**, from ``Scheduler.decide``:
+
+- ``Start`` a prediction on a model that is ready, or ``Refuse`` a child prediction that could never start;
+- ``Load`` a model on devices, or ``Unload`` it;
+- put a model to ``Sleep`` (its weights leave the devices, its worker process stays), or ``Wake`` it.
+
+``Scheduler.next_wakeup`` says when to call ``decide`` although nothing has happened.
+
+**A model** is in one of these states (``Residency``)::
+
+    COLD --> LOADING --> READY --> (DRAINING) --> UNLOADING --> COLD
+                           ^             |
+                           |             v
+                         WAKING      FALLING_ASLEEP
+                           ^             |
+                           |             v
+                           +--------- ASLEEP --> UNLOADING --> COLD
+
+An idle model skips DRAINING. If its worker process dies, the model becomes COLD from any state.
+
+Files, in reading order:
+
+- ``facts``: devices, demands, states and decisions
+- ``model``: everything known of one model
+- ``scheduler``: the class that puts all together; read ``decide`` first
+- ``placements``: which waiting models are loaded, and who is evicted for them
+- ``plan``: the best devices and victims for one model
+- ``policy``: the numbers behind that, such as costs, patience and the bound on thrashing
+- ``ledger``: reserved bytes of every device
+- ``transitions``: every change of a model's state
+- ``footprints``: measured memory of models
+- ``rebalancing``: sharing of predictions among instances of one model
+- ``children``, ``deadlock``: predictions that wait for child predictions
+- ``event_log``: what happened lately, for people
 """
 
 from appliance.scheduler.event_log import Event, EventKind

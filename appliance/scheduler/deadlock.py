@@ -68,9 +68,7 @@ def _eventually_free(
     capacities: Sequence[Capacity],
     completable: set[str],
 ) -> dict[str, int]:
-    """Return the bytes of each device that ``model`` could get once the completable predictions have
-    finished.
-    """
+    """Return the bytes by device that ``model`` could get once the completable predictions have finished."""
     staying = [
         each for each in models if each is not model and (each.pinned or not each.running <= completable)
     ]

@@ -72,7 +72,7 @@ class Footprints:
         )
 
     def limit(self, model: str) -> int | None:
-        """Return the bytes of each device that the worker process may use; None if it is not placed."""
+        """Return the bytes of each device that the worker process may use; None while it has no device."""
         entry = self._models[model]
         return self._ledger.limit(entry) if entry.devices and entry.state in _PLACED else None
 

@@ -1,4 +1,4 @@
-"""Chooses the devices for a load and the models that leave them, so that predictions wait the least."""
+"""On which devices a model is loaded, and which models leave them for it, at the least cost."""
 
 from __future__ import annotations
 

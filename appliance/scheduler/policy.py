@@ -70,7 +70,7 @@ def expected_run(model: ModelState) -> float:
 
 
 def expected_gap(model: ModelState, now: float) -> float:
-    """Return the expected time to the next prediction: the average gap, or the current gap if longer."""
+    """Return the expected time to the next prediction: the average gap, or the current one if longer."""
     if model.last_arrival is None:
         return _UNKNOWN_GAP
     gap = _UNKNOWN_GAP if model.arrival_gap is None else model.arrival_gap
@@ -166,8 +166,7 @@ def eviction_cost(model: ModelState, now: float, level: SleepLevel | None = None
 
 
 def eviction_benefit(model: ModelState, now: float) -> float:
-    """Return how long predictions of the model have waited and will wait: the most an eviction for it may
-    cost.
+    """Return the most that an eviction for the model may cost: how long its predictions will have waited.
 
     This is the ski rental rule: wait until waiting has cost as much as the eviction. So a model that is used
     all the time is not evicted because it is idle for a moment. A model that is to be loaded without a queue

@@ -70,9 +70,7 @@ class Rebalancing:
                 self._move(min(late)[-1], receiver, now)
 
     def could_load_more(self) -> bool:
-        """Return whether more predictions wait for an instance than it has slots, while another is not
-        loaded.
-        """
+        """Return whether predictions exceed the free slots of an instance while another is not loaded."""
         loadable = (receiver for receiver in self._receivers() if receiver.loadable)
         return any(
             len(each.queue) > each.free_slots for receiver in loadable for each in self._others_of(receiver)

@@ -271,7 +271,7 @@ class Scheduler:
             self._event_log.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
 
     def _unload_if_pending(self, entry: ModelState, now: float) -> None:
-        """Drain a model that has become ready, if it is outdated or is to be unloaded meanwhile."""
+        """Drain a model that is outdated, or was to be unloaded, now that it has become ready."""
         if entry.outdated:
             self._transitions.drain(entry, CHANGED, now)
         elif entry.pending_unload and not entry.queue:
@@ -463,8 +463,10 @@ class Scheduler:
         """Return whether the model could be loaded or woken without evicting another."""
         entry = self._models[model]
         if entry.state is Residency.ASLEEP:
-            missing, free = self._placements.missing_memory, self._ledger.free
-            return all(missing(entry, device) <= free(device) for device in entry.devices)
+            return all(
+                self._placements.missing_memory(entry, device) <= self._ledger.free(device)
+                for device in entry.devices
+            )
         return len(self._ledger.devices_free_for(entry.demand)) >= entry.demand.devices
 
     # -- questions about devices and decisions -----------------------------------------------------------
@@ -485,10 +487,8 @@ class Scheduler:
     def load_queue(self, now: float) -> list[QueueEntry]:
         """Return the models that wait to be loaded, the next one first."""
         waiting = [each for each in self._models.values() if each.wants_load(now)]
-        return [
-            QueueEntry(each.name, len(each.queue), each.waited(now), each.claimed_devices)
-            for each in sorted(waiting, key=lambda each: self._placements.rank(each, now))
-        ]
+        waiting.sort(key=lambda each: self._placements.rank(each, now))
+        return [QueueEntry(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
 
     def has_waiting_models(self, now: float) -> bool:
         """Return whether a model waits to be loaded."""

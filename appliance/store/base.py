@@ -98,8 +98,8 @@ class Store(Protocol):
     called after an ``append`` commits with it or later, never before. The future is done after the commit;
     cancelling it does not take the write back. Await it or let it be (asyncio logs the error of one that was
     let be); it is no coroutine, so ``create_task`` does not take it. A write that fails fails alone, with
-    ``StoreError`` (an id that exists, a full disk) or its subclasses ``Unstorable`` (the value is at fault)
-    and ``StatusConflict``. What is handed over must not be changed afterwards.
+    ``StoreError`` (an id that exists, a full disk) or its subclasses ``UnstorableValue`` (the value is at
+    fault) and ``StatusConflict``. What is handed over must not be changed afterwards.
 
     All methods belong to the event loop that called ``open``.
     """

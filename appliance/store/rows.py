@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from appliance.domain import file
-from appliance.domain.errors import StoreError, Unstorable
+from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
 from appliance.store.base import Delivery, Progress, Receiver, VersionRow
@@ -34,7 +34,7 @@ def pack(value: Any) -> bytes | str:
         except OverflowError:
             return json.dumps(msgspec.to_builtins(value, enc_hook=file.refuse), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as exc:  # UnicodeEncodeError is a ValueError
-        raise Unstorable(f"a value cannot be stored: {exc}") from exc
+        raise UnstorableValue(f"a value cannot be stored: {exc}") from exc
 
 
 def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:

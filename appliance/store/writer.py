@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from appliance.domain.errors import StoreError, Unstorable
+from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.store.database import store_error
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Writer:
         if isinstance(error, sqlite3.Error):
             translated: Exception = store_error(error, self._path)
         elif isinstance(error, (OverflowError, UnicodeEncodeError)):  # sqlite3 could not bind a parameter
-            translated = Unstorable(f"{self._path}: a value cannot be stored: {error}")
+            translated = UnstorableValue(f"{self._path}: a value cannot be stored: {error}")
         else:
             return error
         translated.__cause__ = error

@@ -23,8 +23,8 @@ from appliance.config import Config
 from appliance.domain.errors import (
     ApplianceError,
     BodyTooLarge,
+    FileQuotaExceeded,
     MalformedBody,
-    NoRoom,
     NotFound,
     PermissionDenied,
 )
@@ -65,7 +65,7 @@ class RequestBodies:
         expected = self._admitted(request, known, most)
         taken = await asyncio.to_thread(_taken, self._folder) + self._arriving
         if taken + expected > self._files.quota:
-            raise NoRoom(
+            raise FileQuotaExceeded(
                 f"Files uploaded in the UI take {taken:,} of {self._files.quota:,} bytes "
                 "(files.quota in models.yaml): try again later"
             )

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from appliance.domain import token
 from appliance.domain.token import Token
@@ -14,6 +15,10 @@ from appliance.store import SQLiteStore, VersionRow
 from tests.apis import SECRET, Api, services_of
 from tests.engines import Bench
 from tests.stores import opened
+
+
+settings.register_profile("appliance", deadline=None)  # no test says how fast anything is: machines differ
+settings.load_profile("appliance")
 
 
 @pytest.fixture(autouse=True)

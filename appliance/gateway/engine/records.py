@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from appliance.domain.errors import ApplianceError, DiskFull, StatusConflict, StoreError, Unstorable
+from appliance.domain.errors import ApplianceError, DiskFull, StatusConflict, StoreError, UnstorableValue
 from appliance.domain.prediction import Prediction, Status
 from appliance.store import RETRY_STORE, Store
 
@@ -24,7 +24,7 @@ async def finalized(
         try:
             return await finalize(record)
         except (ApplianceError, OSError) as error:
-            refused = isinstance(error, StoreError) and not isinstance(error, Unstorable)
+            refused = isinstance(error, StoreError) and not isinstance(error, UnstorableValue)
             if not refused and not DiskFull.caused(error):
                 reason = error.detail if isinstance(error, ApplianceError) else str(error)
                 return record.evolve(
@@ -46,7 +46,7 @@ async def end(store: Store, record: Prediction) -> Prediction:
         except StatusConflict:
             _log.exception("prediction %s had ended already: its first end stays", record)
             return await store.get(record.id) or record
-        except Unstorable as error:
+        except UnstorableValue as error:
             reason = f"the output of model {record.model} cannot be stored: {error}"
             _log.error("prediction %s fails: %s", record, reason)
             record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})

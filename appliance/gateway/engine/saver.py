@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from appliance.domain.errors import StatusConflict, Unstorable
+from appliance.domain.errors import StatusConflict, UnstorableValue
 from appliance.gateway.engine.active import ActivePrediction, Events
 from appliance.store import Store
 
@@ -51,7 +51,9 @@ class Saver:
 
     def _saved(self, active: ActivePrediction, events: Events, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
-        if error is None or isinstance(error, StatusConflict | Unstorable):  # `Store.finish` reports these
+        if error is None or isinstance(
+            error, StatusConflict | UnstorableValue
+        ):  # `Store.finish` reports these
             return
         _log.error("prediction %s: new output is not stored, trying again: %s", active.prediction, error)
         if active.saving is written and not active.ending:

@@ -14,7 +14,7 @@ from typing import Final
 
 import httpx
 
-from appliance.domain.errors import AddressRefused
+from appliance.domain.errors import UrlRefused
 from appliance.protocols import content_encodings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -99,7 +99,7 @@ class FetchGuard:
         for address in addresses:
             if self.permits(address):
                 return str(address)
-        raise AddressRefused(
+        raise UrlRefused(
             f"{host} is at {', '.join(map(str, dict.fromkeys(addresses)))}, which is not public; "
             "egress.allow in models.yaml can permit its network"
         )

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import NoRoom, StoreError, Unstorable
+from appliance.domain.errors import FileQuotaExceeded, StoreError, UnstorableValue
 from appliance.domain.file import File, OutputFile
 from appliance.domain.prediction import Prediction, new_id
 from appliance.store import RETRY_STORE
@@ -149,7 +149,7 @@ class FileStore:
         self._arriving = [one for one in self._arriving if not one.done]
         taken += sum(one.expected for one in self._arriving)
         if taken + expected > self.config.quota:
-            raise NoRoom(
+            raise FileQuotaExceeded(
                 f"Uploads take {taken:,} of {self.config.quota:,} bytes (files.quota in models.yaml): "
                 "delete some, or wait until they expire"
             )
@@ -248,7 +248,7 @@ class FileStore:
 
     def _saved(self, file: File, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
-        if isinstance(error, StoreError) and not isinstance(error, Unstorable):  # a full disk, say
+        if isinstance(error, StoreError) and not isinstance(error, UnstorableValue):  # a full disk, say
             _log.error("file %s of prediction %s is not stored yet: %s", file.name, file.prediction, error)
             asyncio.get_running_loop().call_later(RETRY_STORE, self._save, file)
             return

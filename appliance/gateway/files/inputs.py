@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from appliance.domain.errors import AddressRefused, DiskFull, PredictionFailed
+from appliance.domain.errors import DiskFull, PredictionFailed, UrlRefused
 from appliance.domain.file import File
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Prediction
@@ -103,7 +103,7 @@ class Inputs:
                 await asyncio.to_thread(_link, self._files.path(ours), place)
                 return str(place)
             return await self._download(url, folder)
-        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
+        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
             full = DiskFull.caused(error)
             reason = DiskFull().detail if full else str(error) or type(error).__name__
             shown = url if len(url) < 200 else url[:200] + "..."

@@ -250,7 +250,7 @@ def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out
 
 def test_a_model_for_the_cpu_that_main_memory_cannot_hold_is_refused_with_the_numbers() -> None:
     subject = scheduler(model("c/c", 7, on_cpu=True), main=5)
-    with pytest.raises(ModelTooLarge, match=r"host has 5.0 GiB"):
+    with pytest.raises(ModelTooLarge, match=r"host has 5\.0 GiB"):
         subject.check_fits("c/c")
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.domain.errors import StatusConflict, StoreError, Unstorable
+from appliance.domain.errors import StatusConflict, StoreError, UnstorableValue
 from appliance.domain.prediction import (
     MOVES,
     Done,
@@ -334,7 +334,7 @@ async def test_a_failing_write_fails_alone(store: SQLiteStore) -> None:
         return_exceptions=True,
     )
     kinds = [type(outcome) for outcome in outcomes]
-    assert kinds == [type(None), StoreError, Unstorable, Unstorable, StatusConflict, type(None)]
+    assert kinds == [type(None), StoreError, UnstorableValue, UnstorableValue, StatusConflict, type(None)]
     assert await store.get(first.id) == first
     assert await store.get(last.id) == last
     assert await store.run_counts() == {"acme/hello": 2}

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain import input_schema
-from appliance.domain.errors import AddressRefused, FieldProblem, InvalidInput
+from appliance.domain.errors import FieldProblem, InvalidInput, UrlRefused
 from appliance.domain.prediction import WEBHOOK_EVENTS, Webhook
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
@@ -78,7 +78,7 @@ def _wrong_address(url: Any, services: Services) -> list[FieldProblem]:
         if parsed.scheme in {"http", "https"} and parsed.host and "%" not in parsed.host:
             services.egress.check(parsed)
             return []
-    except AddressRefused as error:
+    except UrlRefused as error:
         return [FieldProblem("address", "webhook", error.detail)]
     except (httpx.InvalidURL, ValueError, UnicodeError):
         pass

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.domain.errors import AddressRefused
+from appliance.domain.errors import UrlRefused
 from appliance.gateway.files.fetch_guard import FetchGuard
 
 
@@ -56,7 +56,7 @@ def test_a_network_can_be_allowed() -> None:
     "url", ["http://127.0.0.1/", "http://localhost:1/", "http://x.LOCALHOST./", "http://[fe80::1]/"]
 )
 def test_what_is_in_plain_sight_is_refused_at_once(url: str) -> None:
-    with pytest.raises(AddressRefused, match=r"egress\.allow"):
+    with pytest.raises(UrlRefused, match=r"egress\.allow"):
         FetchGuard(()).check(httpx.URL(url))
 
 
@@ -71,7 +71,7 @@ async def test_what_a_name_resolves_to_is_what_counts(host: str, monkeypatch: py
 
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     async with FetchGuard(()).client(5.0) as client:
-        with pytest.raises(AddressRefused, match=r"127\.0\.0\.1, which is not public"):
+        with pytest.raises(UrlRefused, match=r"127\.0\.0\.1, which is not public"):
             await client.post(f"http://{host}/")
 
 

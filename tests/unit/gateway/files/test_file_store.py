@@ -18,7 +18,7 @@ import pytest
 from msgspec import structs
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import StoreError, Unstorable
+from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.domain.file import File
 from appliance.gateway.files import file_store
 from appliance.gateway.files.file_store import signature
@@ -425,7 +425,7 @@ async def test_what_can_never_be_stored_is_not_tried_for_ever(
     def refusing(_: File) -> asyncio.Future[None]:
         nonlocal tried
         tried += 1
-        return refusal(Unstorable("no text"))
+        return refusal(UnstorableValue("no text"))
 
     monkeypatch.setattr(file_store, "RETRY_STORE", 0.0)
     monkeypatch.setattr(bench.store.files, "add", refusing)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from appliance.config import FilesConfig
-from appliance.domain.errors import NoRoom
+from appliance.domain.errors import FileQuotaExceeded
 from appliance.gateway.api.multipart import FIELDS
 from tests.apis import Api
 from tests.engines import Bench
@@ -65,7 +65,7 @@ async def test_a_form_that_says_it_is_too_large_is_not_read_at_all(api: Api, pat
 async def test_uploads_under_way_count_towards_the_quota(bench: Bench) -> None:
     bench.files.config = FilesConfig.model_validate({"quota": 4000, "max_upload": 3000})
     first = await bench.files.incoming(2500)
-    with pytest.raises(NoRoom, match=r"2,500 of 4,000 bytes \(files\.quota"):
+    with pytest.raises(FileQuotaExceeded, match=r"2,500 of 4,000 bytes \(files\.quota"):
         await bench.files.incoming(None)
     second = await bench.files.incoming(1500)
     first.discard()
