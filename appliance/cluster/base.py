@@ -45,14 +45,14 @@ class Adopted(msgspec.Struct, frozen=True):
     held: frozenset[str]
     levels: frozenset[int] = frozenset()  # of sleep that it is able to
     level: int | None = None  # of the sleep that it is in
-    turning: bool = False  # it is falling asleep, or waking
+    changing_sleep_state: bool = False  # it is falling asleep, or waking
 
 
 class Cluster(Protocol):
     """Loads models and carries jobs to them and events back.
 
     ``submit``, ``cancel`` and ``acknowledge`` only queue: what waits for one model travels together. What
-    goes wrong with the replica or its host is reported in one place, by ``events``.
+    goes wrong with the replica or its worker process is reported in one place, by ``events``.
     """
 
     async def adopt(self) -> list[Adopted]:
@@ -70,12 +70,12 @@ class Cluster(Protocol):
 
         Raises:
             LoadFailed: the model cannot be loaded; the message says why.
-            HostLost: the replica or the host died meanwhile; trying again may help.
-            OutOfMemory: the host took too much memory; more of it may help.
+            WorkerLost: the replica or the worker process died meanwhile; trying again may help.
+            OutOfMemory: the worker process took too much memory; more of it may help.
         """
 
     async def unload(self, model: str) -> None:
-        """Stop the model's host; returns once its memory is free. Nothing happens if it is not loaded."""
+        """Stop the model's worker process and return once its memory is free; no-op if it is not loaded."""
 
     async def sleep(self, model: str, level: int) -> int | None:
         """Have a model on which nothing runs give its devices back, and stay in its process.
@@ -83,39 +83,39 @@ class Cluster(Protocol):
         Returns how many bytes of each device are known to be held still; None if nothing is known.
 
         Raises:
-            SleepFailed: it did not; the host should be unloaded.
-            HostLost: the replica or the host died; ``events`` says so too.
+            SleepFailed: it did not; the worker process should be unloaded.
+            WorkerLost: the replica or the worker process died; ``events`` says so too.
         """
 
     async def wake(self, model: str) -> None:
         """Have a model that sleeps take its devices again; returns once it is ready.
 
         Raises:
-            SleepFailed: it did not; the host should be unloaded.
-            HostLost: the replica or the host died; ``events`` says so too.
+            SleepFailed: it did not; the worker process should be unloaded.
+            WorkerLost: the replica or the worker process died; ``events`` says so too.
         """
 
     def submit(self, model: str, job: Job) -> None:
         """Hand a job to a loaded model; one that is being unloaded takes none."""
 
     def cancel(self, model: str, id: str) -> None:
-        """Ask the model to stop a prediction; ``Done`` still arrives, if it was there and the host lives."""
+        """Ask the model to cancel a prediction. Its ``Done`` event still arrives, unless the process dies."""
 
     def acknowledge(self, model: str, id: str) -> None:
         """The prediction is stored as finished; its events need not be kept any longer."""
 
     def limit(self, model: str, memory: int) -> None:
-        """What the host of the model may take of main memory from now on, in bytes."""
+        """What the worker process of the model may take of main memory from now on, in bytes."""
 
     def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         """Everything unacknowledged, then what happens; ends when the model is unloaded.
 
-        Among it is what the host takes, whenever that is more than before. It also ends when someone else
-        asks for them: then ask again, if you are the one who should have them.
+        Each new peak of the worker process's memory is among them. The events also end when another caller
+        asks for them; the caller that should have them then asks again.
 
         Raises:
-            HostLost: the replica or the host died, the message says how; or the model is not loaded.
-            OutOfMemory: the host took too much memory.
+            WorkerLost: the replica or the worker process died (the message says how), or no model is loaded.
+            OutOfMemory: the worker process took too much memory.
         """
         ...
 

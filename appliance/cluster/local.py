@@ -1,4 +1,4 @@
-"""Models in this very process, without replicas, hosts or Ray: what unit tests run the engine on."""
+"""Run models in this process, without replicas, worker processes or Ray, for unit tests of the engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Loaded:
 
 
 class LocalCluster:
-    """``Cluster`` on the running loop. ``lose`` plays the death of a host, ``take`` what one takes."""
+    """A ``Cluster`` on the running loop. ``lose`` simulates a worker's death, ``take`` its memory use."""
 
     def __init__(self) -> None:
         """Nothing is loaded."""
@@ -116,11 +116,11 @@ class LocalCluster:
             await self.unload(model)
 
     def take(self, model: str, memory: int) -> None:
-        """The host of ``model`` is found to take so many bytes of main memory."""
+        """Simulate a worker process that takes ``memory`` bytes of main memory."""
         self._loaded[model].events.put_nowait(MemoryUsage(memory))
 
     def lose(self, model: str, reason: str | WorkerLost) -> None:
-        """The host of ``model`` dies now: its predictions stop without a word."""
+        """Simulate the death of the worker process: its predictions stop without an end event."""
         loaded = self._loaded.pop(model)
         for task in loaded.tasks.values():
             task.cancel()

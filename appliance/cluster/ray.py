@@ -26,7 +26,7 @@ from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, Worker
 from appliance.domain.prediction import Emitted, Job
 from appliance.observability import logs
 from appliance.runners.base import LoadSpec
-from appliance.worker import handle as hostprocess
+from appliance.worker import handle as worker_handle
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.replica import Replica, ReplicaStats
 
@@ -44,15 +44,15 @@ class Exchange(msgspec.Struct, frozen=True):
     jobs: list[Job]
     cancels: list[str]
     acknowledged: list[str]
-    limit: int | None = None  # bytes of main memory that the host may take from now on
+    limit: int | None = None  # bytes of main memory that the worker process may take from now on
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """How a call went, or why events end; errors travel as data: exceptions change their type on the way."""
 
     error: str | None = None
-    kind: Literal["failed", "lost", "starved", "restless"] = "failed"
-    took: int | None = None  # bytes, of a host that ran out of memory
+    kind: Literal["failed", "lost", "oom", "sleep_failed"] = "failed"
+    took: int | None = None  # bytes, of a worker process that ran out of memory
     levels: list[int] = []  # of sleep that a loaded model is able to
     left: int | None = None  # bytes of each device that a sleeper is known to hold
 
@@ -61,22 +61,22 @@ class Outcome(msgspec.Struct, frozen=True):
         """What ``raised`` makes the error of again."""
         match error:
             case OutOfMemory():
-                return cls(error.detail, "starved", error.took)
+                return cls(error.detail, "oom", error.took)
             case WorkerLost():
                 return cls(error.detail, "lost")
             case SleepFailed():
-                return cls(error.detail, "restless")
+                return cls(error.detail, "sleep_failed")
         return cls(error.detail, "failed")
 
     def raised(self) -> LoadFailed | WorkerLost | SleepFailed:
         """The error, to be raised."""
         reason = self.error or ""
         match self.kind:
-            case "starved":
+            case "oom":
                 return OutOfMemory(reason, self.took)
             case "lost":
                 return WorkerLost(reason)
-            case "restless":
+            case "sleep_failed":
                 return SleepFailed(reason)
             case "failed":
                 return LoadFailed(reason)
@@ -106,7 +106,7 @@ class RunnerReplica:
         return msgspec.msgpack.encode(Outcome(levels=report.levels))
 
     async def sleep(self, level: int) -> bytes:
-        """Have the host give its device back; answers an ``Outcome``."""
+        """Have the worker process give its device back; answers an ``Outcome``."""
         try:
             left = await self._replica.sleep(level)
         except (SleepFailed, WorkerLost) as error:
@@ -114,7 +114,7 @@ class RunnerReplica:
         return msgspec.msgpack.encode(Outcome(left=left))
 
     async def wake(self) -> bytes:
-        """Have the host take its device again; answers an ``Outcome``."""
+        """Have the worker process take its device again; answers an ``Outcome``."""
         try:
             await self._replica.wake()
         except (SleepFailed, WorkerLost) as error:
@@ -122,7 +122,7 @@ class RunnerReplica:
         return msgspec.msgpack.encode(Outcome())
 
     async def unload(self) -> None:
-        """Stop the host; returns once it is gone."""
+        """Stop the worker process; returns once it is gone."""
         await self._replica.unload()
 
     async def exchange(self, payload: bytes) -> None:
@@ -131,7 +131,7 @@ class RunnerReplica:
         await self._replica.exchange(message.jobs, message.cancels, message.acknowledged, message.limit)
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Batches of events, and what the host takes; if it is lost, the last is an ``Outcome``."""
+        """Yield batches of events and memory use; if the worker process is lost, an ``Outcome`` is last."""
         try:
             async for batch in self._replica.events():
                 yield (b"t" if isinstance(batch, MemoryUsage) else b"e") + msgspec.msgpack.encode(batch)
@@ -170,7 +170,7 @@ class RayCluster:
     """``Cluster`` on Ray Serve. Lives on the gateway's loop; every method is called there."""
 
     def __init__(self, zygote_socket: Path, run_dir: Path) -> None:
-        """``zygote_socket`` is where hosts are forked; ``run_dir`` holds their logs and marks."""
+        """``zygote_socket`` forks worker processes; ``run_dir`` holds their logs and pid files."""
         self._zygote_socket = zygote_socket
         self._run_dir = run_dir
         self._links: dict[str, _Link] = {}  # by model
@@ -198,7 +198,7 @@ class RayCluster:
             else:
                 self._links[stats.spec.model] = link
                 held, levels = frozenset(stats.held), frozenset(stats.levels)
-                adopted.append(Adopted(stats.spec, held, levels, stats.level, stats.turning))
+                adopted.append(Adopted(stats.spec, held, levels, stats.level, stats.changing_sleep_state))
         self._keep_spare()
         return adopted
 
@@ -213,7 +213,7 @@ class RayCluster:
 
     async def prepare(self, modules: list[str]) -> None:
         """See ``Cluster.prepare``."""
-        await hostprocess.prepare(self._zygote_socket, modules)
+        await worker_handle.prepare(self._zygote_socket, modules)
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """See ``Cluster.load``."""
@@ -245,13 +245,13 @@ class RayCluster:
 
     async def sleep(self, model: str, level: int) -> int | None:
         """See ``Cluster.sleep``."""
-        return (await self._turn(model, "sleep", level)).left
+        return (await self._change_sleep_state(model, "sleep", level)).left
 
     async def wake(self, model: str) -> None:
         """See ``Cluster.wake``."""
-        await self._turn(model, "wake")
+        await self._change_sleep_state(model, "wake")
 
-    async def _turn(self, model: str, method: str, *arguments: int) -> Outcome:
+    async def _change_sleep_state(self, model: str, method: str, *arguments: int) -> Outcome:
         link = self._links.get(model)
         if link is None:
             raise WorkerLost(f"{model} is not loaded")

@@ -21,7 +21,7 @@ import msgspec
 from appliance import machine, weights
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, WeightsError
-from appliance.worker import cleanup as marks
+from appliance.worker import cleanup
 
 FILES: Final = 4096  # open files; every client and every replica takes some
 SHARED_MEMORY: Final = 256 * 1024**2  # bytes; Ray's object store lies there
@@ -137,7 +137,7 @@ def leftovers(home: Path) -> Finding:
     except OSError as error:
         fix = f"chown -R {os.getuid()} {home}"
         return Finding("other runs", "failed", f"{lock}: {error.strerror}", fix)
-    hosts = sorted(int(mark.name) for mark in marks.folder(home / "run").glob("[0-9]*"))
+    hosts = sorted(int(file.name) for file in cleanup.folder(home / "run").glob("[0-9]*"))
     if hosts:
         found = f"a run crashed and may have left engine hosts: processes {', '.join(map(str, hosts))}"
         return Finding("other runs", "warning", found, "the next `appliance serve` ends them")

@@ -1,9 +1,10 @@
-"""What engine hosts leave behind: processes that a crash has orphaned, temporary files, shared memory.
+"""What worker processes leave behind: processes that a crash has orphaned, temporary files, shared memory.
 
-A mark is the file ``<run_dir>/hosts/<pid>``. It holds the process's start time and the boot it belongs to: a
-process id alone may long be someone else's. A host keeps temporary files, sockets among them, in a folder
-that names its appliance and itself, and gives its shared memory such names: libraries tidy up when they end,
-and hosts are killed.
+A pid file is ``<run_dir>/hosts/<pid>``. It holds the start time of the process and the id of the boot,
+because the kernel may since have given the process id to another process. The folder keeps its old name, so
+that the first start after an upgrade still finds what the version before it left. A worker process keeps its
+temporary files and sockets in a folder whose name holds the appliance and the process id, and names its
+shared memory in the same way: worker processes are killed, so their libraries cannot tidy up.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class PidFile(msgspec.Struct, frozen=True):
-    """What identifies one engine host beside its process id."""
+    """Identifies one worker process, together with its process id."""
 
     start: int  # clock ticks since boot, as in /proc/<pid>/stat
     boot: str
@@ -42,25 +43,25 @@ class _Process(NamedTuple):
 
 
 def folder(run_dir: Path) -> Path:
-    """Where the marks of an appliance are."""
+    """The folder with the pid files of an appliance."""
     return run_dir / "hosts"
 
 
-def write(marks: Path, model: str) -> None:
-    """Mark the calling process as an engine host of ``model``."""
+def write(pid_files: Path, model: str) -> None:
+    """Write the pid file of the calling process, a worker process of ``model``."""
     own = _look(os.getpid())
     if own is None:
         raise RuntimeError("a process does not find itself in /proc")
-    marks.mkdir(parents=True, exist_ok=True)
-    mark = PidFile(own.start, _boot(), model)
-    (marks / str(os.getpid())).write_bytes(msgspec.json.encode(mark))
+    pid_files.mkdir(parents=True, exist_ok=True)
+    pid_file = PidFile(own.start, _boot(), model)
+    (pid_files / str(os.getpid())).write_bytes(msgspec.json.encode(pid_file))
 
 
-def own_places(marks: Path) -> None:
-    """Have the calling process, a host, keep what is temporary where it is found when it is gone."""
-    name = f"{_prefix(marks)}{os.getpid()}-"
+def own_places(pid_files: Path) -> None:
+    """Have the calling worker process keep temporary files where they are found after its end."""
+    name = f"{_prefix(pid_files)}{os.getpid()}-"
     folder = Path(tempfile.gettempdir()) / name
-    shutil.rmtree(folder, ignore_errors=True)  # of a host with the same number, if the machine has crashed
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process with this id
     folder.mkdir(mode=0o700)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # it has been looked up in the zygote
@@ -69,15 +70,15 @@ def own_places(marks: Path) -> None:
     shared_memory._SHM_SAFE_NAME_LENGTH = len(name) + 17  # type: ignore[attr-defined]  # noqa: SLF001 - as above
 
 
-def remove(marks: Path, pid: int) -> None:
-    """The host is gone: its mark can go, and what it kept that was temporary."""
-    (marks / str(pid)).unlink(missing_ok=True)
-    _remove_temporary(f"{_prefix(marks)}{pid}-")
+def remove(pid_files: Path, pid: int) -> None:
+    """Remove the pid file and the temporary files of a worker process that has ended."""
+    (pid_files / str(pid)).unlink(missing_ok=True)
+    _remove_temporary(f"{_prefix(pid_files)}{pid}-")
 
 
-def _prefix(marks: Path) -> str:
-    """How the names begin of what is temporary in the hosts of one appliance."""
-    return f"appliance-{hashlib.sha256(str(marks).encode()).hexdigest()[:8]}-"
+def _prefix(pid_files: Path) -> str:
+    """The start of the names of temporary files and shared memory of one appliance."""
+    return f"appliance-{hashlib.sha256(str(pid_files).encode()).hexdigest()[:8]}-"
 
 
 def _remove_temporary(prefix: str) -> None:
@@ -89,37 +90,40 @@ def _remove_temporary(prefix: str) -> None:
 
 
 def reclaim(run_dir: Path | str) -> list[int]:
-    """Kill the engine hosts of an earlier run, with all of their process groups, and remove their marks.
+    """Kill the process groups of an earlier run's worker processes and remove their pid files.
 
     A group whose leader is gone is ended too, and what was temporary is removed. Returns the process ids of
-    the hosts that still ran.
+    the worker processes that still ran.
     """
-    marks = folder(Path(run_dir))
+    pid_files = folder(Path(run_dir))
     killed = []
-    for path in sorted(marks.glob("[0-9]*")):
+    for path in sorted(pid_files.glob("[0-9]*")):
         pid = int(path.name)
         try:
-            mark = msgspec.json.decode(path.read_bytes(), type=PidFile)
-        except msgspec.DecodeError:  # the machine died while it was written: so did the host
+            pid_file = msgspec.json.decode(path.read_bytes(), type=PidFile)
+        except msgspec.DecodeError:  # the machine died while it was written: so did the worker process
             path.unlink()
             continue
-        if mark.boot == _boot() and _runs(pid, mark):
+        if pid_file.boot == _boot() and _runs(pid, pid_file):
             with contextlib.suppress(ProcessLookupError):  # it ended just now
                 os.killpg(pid, signal.SIGKILL)
             killed.append(pid)
         path.unlink()
-    _remove_temporary(_prefix(marks))
+    _remove_temporary(_prefix(pid_files))
     return killed
 
 
-def _runs(pid: int, mark: PidFile) -> bool:
-    """Whether anything of the marked host's process group is alive."""
+def _runs(pid: int, pid_file: PidFile) -> bool:
+    """Whether any process is alive in the process group that the pid file names."""
     leader = _look(pid)
-    if leader is not None and leader.start != mark.start:
+    if leader is not None and leader.start != pid_file.start:
         return False  # the process id has a new owner, so the old group is empty
     members = (_look(int(path.name)) for path in Path("/proc").glob("[0-9]*"))
     return any(
-        member.group == pid and member.session == pid and member.start >= mark.start and member.state != "Z"
+        member.group == pid
+        and member.session == pid
+        and member.start >= pid_file.start
+        and member.state != "Z"
         for member in members
         if member is not None
     )

@@ -90,7 +90,7 @@ class EventBuffer:
                 self._forget(id)
 
     def forget_running(self) -> None:
-        """The host is gone: what had not ended there never will."""
+        """The worker process is gone: what had not ended there never will."""
         for id in self.running:
             self._forget(id)
 

@@ -1,4 +1,4 @@
-"""The runner replica's side of an engine host: start it, talk to it, know how it ended, end it."""
+"""The runner replica's side of a worker process: start, exchange messages, report how it ended, kill."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ from appliance.worker.protocol import (
 
 _log = logging.getLogger(__name__)
 
-LOG_LIMIT: Final = 10 * 1024 * 1024  # bytes of a log file above which the next host begins a new one
+LOG_LIMIT: Final = (
+    10 * 1024 * 1024
+)  # bytes of a log file above which the next worker process begins a new one
 TAIL_BYTES: Final = 8192
 _SIGNALS: Final = {number.value: number.name for number in signal.Signals}
-_PATIENCE: Final = 2.0  # seconds that the two signs of a host's end may lie apart
+_PATIENCE: Final = 2.0  # seconds that the two signs of a worker process's end may lie apart
 _decoder: Final = msgspec.msgpack.Decoder(WorkerEvent)
 T = TypeVar("T")
 
 
 class _Channel(asyncio.Protocol):
-    """The socket to the host."""
+    """The socket to the worker process."""
 
     def __init__(self, receive: Callable[[WorkerEvent], None]) -> None:
         self._receive = receive
@@ -65,7 +67,7 @@ class _Channel(asyncio.Protocol):
 
 
 class _ZygoteLine(asyncio.Protocol):
-    """The connection to the zygote that lives as long as the host."""
+    """The connection to the zygote that lives as long as the worker process."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -93,7 +95,7 @@ class _ZygoteLine(asyncio.Protocol):
 
 
 class WorkerHandle:
-    """One running engine host. Made by ``start``."""
+    """One running worker process. Made by ``start``."""
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class WorkerHandle:
         log_start: int,
         line: _ZygoteLine | None,
     ) -> None:
-        """``exited`` resolves to None when nobody can say any more how the host ended."""
+        """``exited`` resolves to None when nobody can say any more how the worker process ended."""
         self.pid = pid
         self.signal: int | None = None  # that ended it, once it is gone
         self._channel = channel
@@ -128,19 +130,19 @@ class WorkerHandle:
         spec: LoadSpec,
         *,
         log: Path,
-        marks: Path,
+        pid_files: Path,
         receive: Callable[[WorkerEvent], None],
     ) -> Self:
-        """Fork a host through the zygote, or spawn one where that cannot be reached.
+        """Fork a worker process through the zygote, or spawn one where that cannot be reached.
 
-        ``log`` is the file its output goes to, ``marks`` the folder where it is noted while it runs. From now
-        on ``receive`` is called with every message of the host, in order, on the running loop.
+        ``log`` is the file for its output, ``pid_files`` the folder for its pid file. From now
+        on ``receive`` is called with every message of the worker process, in order, on the running loop.
 
         Raises:
             LoadFailed: the operating system would not start a process.
         """
         log_start = _begin_log(log)
-        order = Fork(spec, environment(spec), str(log), str(marks))
+        order = Fork(spec, environment(spec), str(log), str(pid_files))
         ours, theirs = socket.socketpair()
         line = None
         try:
@@ -153,7 +155,7 @@ class WorkerHandle:
             _, channel = await asyncio.get_running_loop().create_unix_connection(
                 lambda: _Channel(receive), sock=ours
             )
-        except BaseException:  # a host that was started all the same ends with its socket
+        except BaseException:  # a worker process that was started all the same ends with its socket
             ours.close()
             if line is not None:
                 line.transport.close()
@@ -161,21 +163,21 @@ class WorkerHandle:
         return cls(pid, channel, exited, order=order, log_start=log_start, line=line)
 
     def send(self, message: WorkerCommand) -> None:
-        """Queue ``message`` for the host; a host that is gone does not get it."""
+        """Queue ``message`` for the worker process; a worker process that is gone does not get it."""
         if not self._channel.transport.is_closing():
             self._channel.transport.write(protocol.encode(message))
 
     async def wait(self) -> str:
-        """How the host ended, as the end of a sentence: "exited with code 3".
+        """How the worker process ended, as the end of a sentence: "exited with code 3".
 
-        Returns once the host and all of its children are gone and every message was received.
+        Returns once the worker process and all of its children are gone and every message was received.
         """
         return await asyncio.shield(self._end)
 
     async def kill(self, grace: float = 0.0) -> None:
-        """End the host with its whole process group; returns once it is gone.
+        """End the worker process with its whole process group; returns once it is gone.
 
-        With ``grace`` the host gets that many seconds to close its runner first.
+        With ``grace`` the worker process gets that many seconds to close its runner first.
         """
         if grace > 0 and not self._end.done():
             self.send(Stop())
@@ -184,21 +186,21 @@ class WorkerHandle:
         await self.wait()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that this host wrote to its log file; empty if it wrote none that can be read."""
+        """The last lines that this worker process wrote to its log; empty if none can be read."""
         try:
             with Path(self._order.log).open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(self._log_start, end - TAIL_BYTES))
                 text = file.read().decode(errors="replace")
-        except OSError:  # the loss of the host must be reported in any case
+        except OSError:  # the loss of the worker process must be reported in any case
             return ""
         return tail(text, lines)
 
     async def _watch(self) -> str:
-        """Follow the host to its end and clean up behind it."""
+        """Follow the worker process to its end and clean up behind it."""
         exited, closed = self._exited, self._channel.closed
         await asyncio.wait({exited, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if exited.done() and exited.result() is None:  # the zygote is gone, the host lives on
+        if exited.done() and exited.result() is None:  # the zygote is gone, the worker process lives on
             await closed
         await asyncio.wait({exited}, timeout=_PATIENCE)
         self._kill_group()
@@ -207,14 +209,14 @@ class WorkerHandle:
         self._channel.transport.abort()
         if self._line is not None:
             self._line.transport.close()
-        cleanup.remove(Path(self._order.marks), self.pid)
+        cleanup.remove(Path(self._order.pid_files), self.pid)
         status = exited.result() if exited.done() else None
         self.signal = None if status is None else status.signal
         return _describe(status)
 
     def _kill_group(self) -> None:
         if self._over or (self._exited.done() and self._exited.result() is not None):
-            return  # whoever reaped the host has killed the group with it
+            return  # whoever reaped the worker process has killed the group with it
         with contextlib.suppress(ProcessLookupError):
             try:
                 os.killpg(self.pid, signal.SIGKILL)
@@ -223,18 +225,20 @@ class WorkerHandle:
 
 
 async def prepare(zygote_socket: Path, modules: list[str]) -> None:
-    """Have the zygote import these modules; returns at once, and hosts asked for meanwhile wait for it."""
+    """Have the zygote import these modules; returns at once. Forks requested meanwhile wait for them."""
     try:
         _, writer = await asyncio.open_unix_connection(zygote_socket)
         writer.write(protocol.encode(Prepare(modules)))
         writer.close()
         await writer.wait_closed()
     except OSError as error:  # the next one is started with what is in force then
-        _log.warning("no zygote at %s (%s): it is told nothing", zygote_socket, error)
+        _log.warning(
+            "no zygote at %s (%s): modules of new model kinds are not preloaded", zygote_socket, error
+        )
 
 
 async def _ask_zygote(path: str, order: Fork, theirs: socket.socket) -> _ZygoteLine | None:
-    """Have the zygote fork the host; None if there is no zygote.
+    """Have the zygote fork the worker process; None if there is no zygote.
 
     Raises:
         LoadFailed: the operating system would not fork.
@@ -248,7 +252,9 @@ async def _ask_zygote(path: str, order: Fork, theirs: socket.socket) -> _ZygoteL
         sock.sendall(frame[sent:])
     except OSError as error:
         sock.close()
-        _log.warning("no zygote at %s (%s): a host for %s is spawned", path, error, order.spec.model)
+        _log.warning(
+            "no zygote at %s (%s): a worker process for %s is spawned", path, error, order.spec.model
+        )
         return None
     _, line = await asyncio.get_running_loop().create_unix_connection(_ZygoteLine, sock=sock)
     try:
@@ -263,14 +269,14 @@ async def _ask_zygote(path: str, order: Fork, theirs: socket.socket) -> _ZygoteL
         case Refused(reason):
             raise LoadFailed(reason)
         case None:
-            _log.warning("the zygote at %s ended: a host for %s is spawned", path, order.spec.model)
+            _log.warning("the zygote at %s ended: a worker process for %s is spawned", path, order.spec.model)
             return None
 
 
 def _spawn(
     order: Fork, theirs: socket.socket, ours: socket.socket
 ) -> tuple[int, asyncio.Future[Exited | None]]:
-    """Start a host the slow way. A pidfd, because child watchers want the main thread's loop."""
+    """Start a worker process the slow way. A pidfd, because child watchers want the main thread's loop."""
     loop = asyncio.get_running_loop()
     exited: asyncio.Future[Exited | None] = loop.create_future()
     with Path(order.log).open("ab") as log:
@@ -325,7 +331,7 @@ def _describe(status: Exited | None) -> str:
 
 
 def _begin_log(log: Path) -> int:
-    """Make sure the log file exists and is not too large; returns where the new host's part begins."""
+    """Create the log file, or rotate one that is too large; returns where the new process's part begins."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         log.replace(log.with_name(log.name + ".1"))

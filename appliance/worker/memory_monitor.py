@@ -1,4 +1,4 @@
-"""What one engine host takes, measured while it runs, and whether that is more than it may take."""
+"""Measure the memory that one worker process takes, and whether that exceeds its limit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import msgspec
 from appliance.machine import process_memory
 from appliance.machine.gpus import Gpus
 
-#: A host may take a tenth more main memory than it has, or this many bytes if they are more: for libraries
-#: that are loaded late, and for what is freed only at the next collection.
+#: A worker process may take a tenth more main memory than its limit, or this many bytes if that is more,
+#: because some libraries are loaded late and some objects are freed only at the next garbage collection.
 TOLERANCE: Final = 0.1
 LEAST_TOLERANCE: Final = 128 * 1024**2
 #: Peaks that differ by less are the same.
@@ -19,19 +19,19 @@ _STEP: Final = 1024**2
 
 
 class MemoryUsage(msgspec.Struct, frozen=True):
-    """The most that a host and its children have taken since the host was started."""
+    """Peak memory of a worker process and its children since its start."""
 
-    main: int  # bytes of main memory, without what a forked host has from the zygote
+    main: int  # bytes of main memory, without what a forked worker process has from the zygote
     device: int | None = None  # bytes of one GPU, the fullest of its own; None where that is not known
 
 
 class MemoryMonitor:
-    """Of one host. ``look`` may be called in any thread, one at a time."""
+    """The memory monitor of one worker process. ``look`` may be called in any thread, one at a time."""
 
     def __init__(self, group: int, devices: Sequence[str], limit: int | None) -> None:
-        """``group`` is the host's process group, ``devices`` its GPUs, ``limit`` for main memory, in bytes.
+        """``group`` is the process group, ``devices`` are its GPUs, ``limit`` is bytes of main memory.
 
-        A host with GPUs has no limit here: what it reserves is theirs, and the driver refuses to give more.
+        A process with GPUs has no limit here: it reserves GPU memory, and the GPU's driver refuses more.
         """
         self._group = group
         self._devices = devices
@@ -40,7 +40,7 @@ class MemoryMonitor:
         self.over: int | None = None  # what it took when it was over its limit
         self._inherited = process_memory.inherited(group)
         self._ready = False
-        self._firm = 0  # at most, since files were looked at
+        self._anonymous = 0  # at most, since files were looked at
         self._main = 0
         self._device: int | None = None
 
@@ -52,14 +52,14 @@ class MemoryMonitor:
     def ready(self) -> None:
         """The model is loaded: what it maps of its weights from now on, it uses."""
         self._ready = True
-        self._firm = 0
+        self._anonymous = 0
 
     def look(self) -> bool:
         """Measure; returns whether there is a new peak. ``over`` is set where it takes too much."""
         before = self.taken
         anonymous = process_memory.anonymous(self._group, self._inherited)
-        if anonymous > self._firm + _STEP:
-            self._firm = anonymous
+        if anonymous > self._anonymous + _STEP:
+            self._anonymous = anonymous
             files = process_memory.file_backed(self._group) if self._ready else 0
             self._main = max(self._main, anonymous + files)
         if self.limit is not None and anonymous > self.limit + max(self.limit * TOLERANCE, LEAST_TOLERANCE):

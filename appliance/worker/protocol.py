@@ -1,4 +1,4 @@
-"""The messages between a runner replica, its engine host and the zygote, and how they are framed.
+"""The messages between a runner replica, its worker process and the zygote, and how they are framed.
 
 A frame is a length (4 bytes, big-endian) and that many bytes of msgpack: one tagged struct. Both ends of
 every socket are processes of this appliance, of the same version.
@@ -23,58 +23,58 @@ T = TypeVar("T")
 
 
 class Run(msgspec.Struct, frozen=True, tag="run"):
-    """Replica to host: begin these predictions."""
+    """Replica to worker process: begin these predictions."""
 
     jobs: list[Job]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Replica to host: stop these predictions; those it does not know are ignored."""
+    """Replica to worker process: stop these predictions; those it does not know are ignored."""
 
     ids: list[str]
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
-    """Replica to host: drop what runs, without a word about it, close the runner and exit."""
+    """Replica to worker process: drop predictions without sending any event, close the runner and exit."""
 
 
 class SleepWorker(msgspec.Struct, frozen=True, tag="sleep"):
-    """Replica to host: give the device back; nothing runs."""
+    """Replica to worker process: give the device back; nothing runs."""
 
     level: int  # 1: weights go to main memory, 2: they are dropped
 
 
 class WakeWorker(msgspec.Struct, frozen=True, tag="wake"):
-    """Replica to host: take the device again."""
+    """Replica to worker process: take the device again."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Host to replica: the model is loaded."""
+    """Worker process to replica: the model is loaded."""
 
-    memory: int  # bytes of main memory that host and children use, beside what the zygote has
+    memory: int  # bytes of main memory that worker process and children use, beside what the zygote has
     seconds: float  # from the start of ``setup``
     levels: list[int] = []  # of sleep that the model is able to
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Host to replica: the model cannot be loaded, or cannot go on; the host exits."""
+    """Worker process to replica: the model cannot be loaded, or cannot go on; the worker process exits."""
 
     error: str
     out_of_memory: bool = False  # for want of memory on its device
 
 
 class WorkerAsleep(msgspec.Struct, frozen=True, tag="asleep"):
-    """Host to replica: the device is given back."""
+    """Worker process to replica: the device is given back."""
 
     left: int | None  # bytes of each device that the runner knows to hold still; None if it does not know
 
 
 class WorkerAwake(msgspec.Struct, frozen=True, tag="awake"):
-    """Host to replica: predictions may come again."""
+    """Worker process to replica: predictions may come again."""
 
 
-class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="restless"):
-    """Host to replica: it could not fall asleep, or wake, and should be ended."""
+class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="sleep_failed"):
+    """Worker process to replica: it could not fall asleep, or wake, and should be ended."""
 
     error: str
 
@@ -112,22 +112,22 @@ class RelayedEvents(msgspec.Struct, frozen=True, tag="events"):
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Replica to zygote: start a host; the descriptor of its socket travels beside this."""
+    """Replica to zygote: start a worker process; the descriptor of its socket travels beside this."""
 
     spec: LoadSpec
-    environment: dict[str, str]  # set in the host, over what the zygote has
-    log: str  # absolute path; the host's output streams are appended to it
-    marks: str  # absolute path of the folder where running hosts are noted
+    environment: dict[str, str]  # set in the worker process, over what the zygote has
+    log: str  # absolute path; the worker process's output streams are appended to it
+    pid_files: str  # absolute path of the folder of pid files
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """Gateway to zygote: import these modules too, so that hosts forked later start with them."""
+    """Gateway to zygote: import these modules too, so that worker processes forked later start with them."""
 
     modules: list[str]
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
-    """Zygote to replica: the host runs, as leader of a process group of its own."""
+    """Zygote to replica: the worker process runs, as leader of a process group of its own."""
 
     pid: int
 
@@ -139,7 +139,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
-    """Zygote to replica: the host is gone, and what was left of its process group is killed."""
+    """Zygote to replica: the worker process is gone, and what was left of its process group is killed."""
 
     code: int | None  # exit code; None if a signal ended it
     signal: int | None

@@ -1,4 +1,4 @@
-"""The runner replica without Ray: one engine host at a time, jobs down to it, events up from it.
+"""The runner replica without Ray: one worker process at a time, jobs down to it, events up from it.
 
 It outlives gateways: what a prediction has emitted is held until the gateway acknowledges the prediction, so
 that the next gateway can subscribe and miss nothing. It never imports a heavy library.
@@ -39,14 +39,14 @@ from appliance.worker.protocol import (
     WorkerSleepFailed,
 )
 
-CLOSE_GRACE: Final = 0.5  # seconds a host gets to close its runner before its group is killed
-LOOK: Final = 0.5  # seconds between looks at what a host takes
+CLOSE_GRACE: Final = 0.5  # seconds a worker process gets to close its runner before its group is killed
+LOOK: Final = 0.5  # seconds between looks at what a worker process takes
 
 
 class LoadReport(msgspec.Struct, frozen=True):
     """How a model was loaded."""
 
-    memory: int  # bytes of main memory of the host and its children, beside what the zygote has
+    memory: int  # bytes of main memory of the worker process and its children, beside what the zygote has
     seconds: float  # from the start of ``setup``; the time to start the process is not in it
     pid: int
     forked: bool  # by the zygote; otherwise it had to import everything itself
@@ -57,13 +57,13 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     """What a replica holds."""
 
     incarnation: str  # random; another one means that the replica was restarted and knows nothing
-    spec: LoadSpec | None  # what is loaded, or was until its host died
+    spec: LoadSpec | None  # what is loaded, or was until its worker process died
     running: list[str]  # prediction ids
     held: list[str]  # all that are not acknowledged, running ones among them
-    host: int | None  # process id of the host that is ready
+    pid: int | None  # process id of the worker process that is ready
     levels: list[int] = []  # of sleep that it is able to
     level: int | None = None  # of the sleep that it is in
-    turning: bool = False  # it is falling asleep, or waking
+    changing_sleep_state: bool = False  # it is falling asleep, or waking
 
 
 class _Subscriber:
@@ -102,51 +102,52 @@ class _Subscriber:
 
 
 class _LoadedWorker:
-    """A host, what it was started with, what it takes and how it ended."""
+    """A worker process, what it was started with, what it takes and how it ended."""
 
-    def __init__(self, spec: LoadSpec, host: WorkerHandle) -> None:
+    def __init__(self, spec: LoadSpec, handle: WorkerHandle) -> None:
         self.spec = spec
-        self.host = host
+        self.handle = handle
         self._gpus = [name for name in spec.device.split(",") if name.startswith("cuda:")]
-        self.meter = MemoryMonitor(host.pid, self._gpus, spec.limit)
+        self.memory_monitor = MemoryMonitor(handle.pid, self._gpus, spec.limit)
         self.report: LoadReport | None = None  # once it is ready
         self.gave_up: str | None = None  # what it said when its device had no memory left
         self.lost: WorkerLost | None = None
         self.level: int | None = None  # of the sleep that it is in
-        self.turning: asyncio.Future[WorkerAsleep | WorkerAwake | WorkerSleepFailed] | None = None
+        self.changing_sleep_state: asyncio.Future[WorkerAsleep | WorkerAwake | WorkerSleepFailed] | None = (
+            None
+        )
         self._kills = kernel_kills()
 
     def loss(self, end: str) -> WorkerLost:
-        """Why the host is gone; ``end`` is what its end looked like."""
-        called, taken = f"the engine host of {self.spec.model}", self.meter.taken
-        if self.meter.over is not None:
-            had = self.meter.limit or 0
+        """Why the worker process is gone; ``end`` is what its end looked like."""
+        called, taken = f"the worker process of {self.spec.model}", self.memory_monitor.taken
+        if self.memory_monitor.over is not None:
+            over, had = self.memory_monitor.over, self.memory_monitor.limit or 0
             return OutOfMemory(
-                f"{called} took {self.meter.over:,} bytes of main memory, had {had:,}, and was ended",
-                self.meter.over,
+                f"{called} took {over:,} bytes of main memory, had {had:,}, and was ended", over
             )
         if self.gave_up is not None:
             reason = f"{called} found no memory on {self.spec.device}: {self.gave_up}"
             return OutOfMemory(reason, taken.device)
-        if self.host.signal == signal.SIGKILL and kernel_kills() > self._kills:
+        if self.handle.signal == signal.SIGKILL and kernel_kills() > self._kills:
             reason = f"{called} {end} when the kernel ended processes because main memory was used up"
             return WorkerLost(reason) if self._gpus else OutOfMemory(reason, taken.main or None)
-        return WorkerLost(_with_log(f"{called} {end}", self.host))
+        return WorkerLost(_with_log(f"{called} {end}", self.handle))
 
-    def turned(self, message: WorkerAsleep | WorkerAwake | WorkerSleepFailed) -> None:
+    def sleep_state_changed(self, message: WorkerAsleep | WorkerAwake | WorkerSleepFailed) -> None:
         """It has fallen asleep, or woken, or failed to."""
-        turning, self.turning = self.turning, None
+        changing_sleep_state, self.changing_sleep_state = self.changing_sleep_state, None
         if isinstance(message, WorkerAwake):
             self.level = None
-        if turning is not None and not turning.done():
-            turning.set_result(message)
+        if changing_sleep_state is not None and not changing_sleep_state.done():
+            changing_sleep_state.set_result(message)
 
 
 class Replica:
-    """Loads one model at a time and relays between its host and the gateway. Lives on one event loop."""
+    """Load one model at a time and relay between its worker process and the gateway, on one event loop."""
 
     def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
-        """``name`` is for people; hosts are marked and logged below ``run_dir``. Nothing runs yet."""
+        """``name`` is for people; ``run_dir`` holds the pid files and logs of worker processes."""
         self.name = name
         self.incarnation = secrets.token_hex(8)
         self._zygote_socket = zygote_socket
@@ -154,7 +155,7 @@ class Replica:
         self._event_buffer = EventBuffer()
         self._loaded: _LoadedWorker | None = None
         self._loading: tuple[LoadSpec, asyncio.Task[LoadReport]] | None = None
-        self._hosted: _LoadedWorker | None = None  # what loads, or is loaded
+        self._worker: _LoadedWorker | None = None  # what loads, or is loaded
         self._subscriber: _Subscriber | None = None
         self._watch: asyncio.Task[None] | None = None
         self._measuring: asyncio.Task[None] | None = None
@@ -167,7 +168,7 @@ class Replica:
 
         Raises:
             LoadFailed: the model cannot be loaded, or was unloaded meanwhile.
-            HostLost: the host died while it loaded.
+            WorkerLost: the worker process died while it loaded.
         """
         loaded = self._loaded
         if loaded is not None and loaded.report and loaded.spec == spec and loaded.lost is None:
@@ -183,7 +184,7 @@ class Replica:
         return task.result()
 
     async def unload(self) -> None:
-        """End the host, if there is one; returns once its memory is free. What ran there is forgotten."""
+        """End the worker process, if any, and return once its memory is free. Its predictions are dropped."""
         if self._loading is not None:
             task = self._loading[1]
             task.cancel()
@@ -193,52 +194,52 @@ class Replica:
         if self._subscriber is not None:
             self._subscriber.end()
         if loaded is not None:
-            await loaded.host.kill(grace=CLOSE_GRACE)
+            await loaded.handle.kill(grace=CLOSE_GRACE)
 
     async def sleep(self, level: int) -> int | None:
-        """Have the host give its device back; returns how many bytes of it it still holds, if that is known.
+        """Put the model to sleep; returns the bytes of its device that it still holds, if that is known.
 
-        On a GPU the driver says it; elsewhere the runner.
+        On a GPU the GPU's driver reports them; elsewhere the runner does.
 
         Raises:
             SleepFailed: it did not.
-            HostLost: there is no host, or it died.
+            WorkerLost: there is no worker process, or it died.
         """
         loaded = self._living()
         loaded.level = level
-        message = await self._turn(loaded, SleepWorker(level))
-        measured = await asyncio.to_thread(loaded.meter.on_device)
+        message = await self._change_sleep_state(loaded, SleepWorker(level))
+        measured = await asyncio.to_thread(loaded.memory_monitor.on_device)
         if measured is not None:
             return measured
         return message.left if isinstance(message, WorkerAsleep) else None
 
     async def wake(self) -> None:
-        """Have the host take its device again; returns once it is ready.
+        """Have the worker process take its device again; returns once it is ready.
 
         Raises:
             SleepFailed: it did not.
-            HostLost: there is no host, or it died.
+            WorkerLost: there is no worker process, or it died.
         """
-        await self._turn(self._living(), WakeWorker())
+        await self._change_sleep_state(self._living(), WakeWorker())
 
-    async def _turn(
+    async def _change_sleep_state(
         self, loaded: _LoadedWorker, message: SleepWorker | WakeWorker
     ) -> WorkerAsleep | WorkerAwake:
-        if loaded.turning is not None:
+        if loaded.changing_sleep_state is not None:
             raise SleepFailed(f"{loaded.spec.model} is falling asleep or waking already")
-        loaded.turning = turning = asyncio.get_running_loop().create_future()
-        loaded.host.send(message)
-        end = asyncio.ensure_future(loaded.host.wait())
-        first: set[asyncio.Future[Any]] = {turning, end}
+        loaded.changing_sleep_state = changing_sleep_state = asyncio.get_running_loop().create_future()
+        loaded.handle.send(message)
+        end = asyncio.ensure_future(loaded.handle.wait())
+        first: set[asyncio.Future[Any]] = {changing_sleep_state, end}
         try:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             end.cancel()
-        if not turning.done():
+        if not changing_sleep_state.done():
             raise loaded.loss(end.result())
-        answer: WorkerAsleep | WorkerAwake | WorkerSleepFailed = turning.result()
+        answer: WorkerAsleep | WorkerAwake | WorkerSleepFailed = changing_sleep_state.result()
         if isinstance(answer, WorkerSleepFailed):
-            raise SleepFailed(_with_log(answer.error, loaded.host))
+            raise SleepFailed(_with_log(answer.error, loaded.handle))
         return answer
 
     def _living(self) -> _LoadedWorker:
@@ -252,14 +253,14 @@ class Replica:
     ) -> None:
         """Take what the gateway has for this model. A job that is known already is ignored.
 
-        ``limit`` is what its host may take of main memory from now on, in bytes; None leaves it as it is.
+        ``limit`` is the new limit of its worker process, in bytes of main memory; None changes nothing.
 
         Raises:
-            HostLost: there are jobs and no host to run them.
+            WorkerLost: there are jobs and no worker process to run them.
         """
         self._event_buffer.acknowledge(acknowledged)
-        if limit is not None and self._hosted is not None:
-            self._hosted.meter.limit = limit
+        if limit is not None and self._worker is not None:
+            self._worker.memory_monitor.limit = limit
         loaded = self._loaded
         if loaded is None or loaded.lost is not None:
             if jobs:
@@ -267,19 +268,19 @@ class Replica:
             return
         fresh = self._event_buffer.admit(jobs)
         if fresh:
-            loaded.host.send(Run(fresh))
+            loaded.handle.send(Run(fresh))
         if cancels:
-            loaded.host.send(Cancel(cancels))
+            loaded.handle.send(Cancel(cancels))
 
     async def events(self) -> AsyncIterator[list[RelayedEvent] | MemoryUsage]:
         """Everything unacknowledged, then what happens, in batches; ends when the model is unloaded.
 
-        Among them is what the host takes, whenever that is more than before.
+        Among them is what the worker process takes, whenever that is more than before.
         There is one subscriber at a time: a new one ends the one before.
 
         Raises:
-            HostLost: the host died; the message says how, and ends with the last lines of its log. Or there
-                is none: the replica was restarted.
+            WorkerLost: the worker process died; the message says how and ends with the last lines of its
+                log. Or there is none, because the replica was restarted.
         """
         if self._subscriber is not None:
             self._subscriber.end()
@@ -288,8 +289,8 @@ class Replica:
         if loaded is None:
             subscriber.end(WorkerLost(f"no model is loaded in {self.name}"))
         else:
-            if loaded.meter.taken.main:
-                subscriber.tell(loaded.meter.taken)
+            if loaded.memory_monitor.taken.main:
+                subscriber.tell(loaded.memory_monitor.taken)
             if loaded.lost is not None:
                 subscriber.end(loaded.lost)
         try:
@@ -314,75 +315,75 @@ class Replica:
             spec=None if loaded is None else loaded.spec,
             running=self._event_buffer.running,
             held=self._event_buffer.ids,
-            host=None if loaded is None or loaded.lost is not None else loaded.host.pid,
+            pid=None if loaded is None or loaded.lost is not None else loaded.handle.pid,
             levels=[] if loaded is None or loaded.report is None else loaded.report.levels,
             level=None if loaded is None else loaded.level,
-            turning=loaded is not None and loaded.turning is not None,
+            changing_sleep_state=loaded is not None and loaded.changing_sleep_state is not None,
         )
 
     async def _start(self, spec: LoadSpec) -> LoadReport:
-        """Start a host and wait until it is ready."""
+        """Start a worker process and wait until it is ready."""
         answer: asyncio.Future[Ready | Failed] = asyncio.get_running_loop().create_future()
-        hosted: _LoadedWorker | None = None
+        worker: _LoadedWorker | None = None
 
         def receive(message: WorkerEvent) -> None:
             if isinstance(message, RelayedEvents):
-                if self._loaded is not None and self._loaded is hosted:
+                if self._loaded is not None and self._loaded is worker:
                     self._relay(message.events)
             elif isinstance(message, WorkerAsleep | WorkerAwake | WorkerSleepFailed):
-                if hosted is not None:
-                    hosted.turned(message)
+                if worker is not None:
+                    worker.sleep_state_changed(message)
             elif not answer.done():
                 answer.set_result(message)
-            elif isinstance(message, Failed) and hosted is not None:
-                hosted.gave_up = message.error
+            elif isinstance(message, Failed) and worker is not None:
+                worker.gave_up = message.error
 
         log = self._run_dir / "logs" / f"{spec.model.replace('/', '--')}.log"
         try:
-            host = await WorkerHandle.start(
-                self._zygote_socket, spec, log=log, marks=cleanup.folder(self._run_dir), receive=receive
+            handle = await WorkerHandle.start(
+                self._zygote_socket, spec, log=log, pid_files=cleanup.folder(self._run_dir), receive=receive
             )
-            hosted = self._hosted = _LoadedWorker(spec, host)
-            self._watch = asyncio.get_running_loop().create_task(self._follow(hosted))
-            ready = await self._first_answer(hosted, answer)
-            hosted.report = LoadReport(ready.memory, ready.seconds, host.pid, host.forked, ready.levels)
-            hosted.meter.ready()
-            self._loaded = hosted
-            return hosted.report
+            worker = self._worker = _LoadedWorker(spec, handle)
+            self._watch = asyncio.get_running_loop().create_task(self._follow(worker))
+            ready = await self._first_answer(worker, answer)
+            worker.report = LoadReport(ready.memory, ready.seconds, handle.pid, handle.forked, ready.levels)
+            worker.memory_monitor.ready()
+            self._loaded = worker
+            return worker.report
         finally:
-            if hosted is not None and hosted.report is None:
-                await hosted.host.kill()
+            if worker is not None and worker.report is None:
+                await worker.handle.kill()
             self._loading = None
 
-    async def _first_answer(self, hosted: _LoadedWorker, answer: asyncio.Future[Ready | Failed]) -> Ready:
-        end = asyncio.ensure_future(hosted.host.wait())
+    async def _first_answer(self, worker: _LoadedWorker, answer: asyncio.Future[Ready | Failed]) -> Ready:
+        end = asyncio.ensure_future(worker.handle.wait())
         first: set[asyncio.Future[Any]] = {answer, end}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise hosted.loss(f"{end.result()} while it loaded")
+            raise worker.loss(f"{end.result()} while it loaded")
         end.cancel()
         message = answer.result()
         if isinstance(message, Failed):
             if message.out_of_memory:
-                hosted.gave_up = message.error
-                raise hosted.loss("ended")
-            raise LoadFailed(_with_log(message.error, hosted.host))
+                worker.gave_up = message.error
+                raise worker.loss("ended")
+            raise LoadFailed(_with_log(message.error, worker.handle))
         return message
 
-    async def _follow(self, hosted: _LoadedWorker) -> None:
-        """Measure the host until it is gone, end it if it takes too much, and say how it ended."""
-        end = asyncio.ensure_future(hosted.host.wait())
+    async def _follow(self, worker: _LoadedWorker) -> None:
+        """Measure the worker process until it is gone, end it if it takes too much, and say how it ended."""
+        end = asyncio.ensure_future(worker.handle.wait())
         while not (await asyncio.wait({end}, timeout=LOOK))[0]:
-            news = await asyncio.to_thread(hosted.meter.look)
-            if hosted.meter.over is not None:
-                await hosted.host.kill()
-            elif news and self._loaded is hosted and self._subscriber is not None:
-                self._subscriber.tell(hosted.meter.taken)
-        if self._loaded is not hosted:  # it was unloaded, or never ready: nobody wants to know
+            news = await asyncio.to_thread(worker.memory_monitor.look)
+            if worker.memory_monitor.over is not None:
+                await worker.handle.kill()
+            elif news and self._loaded is worker and self._subscriber is not None:
+                self._subscriber.tell(worker.memory_monitor.taken)
+        if self._loaded is not worker:  # it was unloaded, or never ready: nobody wants to know
             return
-        hosted.lost = hosted.loss(end.result())
+        worker.lost = worker.loss(end.result())
         if self._subscriber is not None:
-            self._subscriber.end(hosted.lost)
+            self._subscriber.end(worker.lost)
 
     def _relay(self, events: list[RelayedEvent]) -> None:
         kept = self._event_buffer.record(events, time.monotonic())
@@ -390,7 +391,7 @@ class Replica:
             self._subscriber.offer(kept)
 
 
-def _with_log(sentence: str, host: WorkerHandle) -> str:
-    """``sentence``, and below it what the host logged last."""
-    tail = host.log_tail()
+def _with_log(sentence: str, handle: WorkerHandle) -> str:
+    """``sentence``, and below it what the worker process logged last."""
+    tail = handle.log_tail()
     return f"{sentence}\nThe last lines of its log:\n{tail}" if tail else sentence

@@ -1,8 +1,9 @@
 """The zygote imports heavy libraries once and forks worker processes: ``python -m appliance.worker.zygote``.
 
 One thread, no event loop, nothing that a forked child could inherit in a broken state. A client connects,
-sends one ``Fork`` with the socket of the host beside it, and keeps the connection: it hears on it that the
-host has ended, and closing it kills the host. Orphans of dead hosts are adopted and reaped here.
+sends one ``Fork`` with the socket of the worker process beside it, and keeps the connection. The zygote
+reports the end of the worker process on that connection; closing it kills the worker process. The zygote
+adopts and reaps the orphans of dead worker processes.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ _CHUNK: Final = 65536
 
 
 class _Client:
-    """One connection, and the host that lives as long as it."""
+    """One connection, and the worker process that lives as long as it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.reader = protocol.MessageReader(msgspec.msgpack.Decoder(ToZygote))
         self.descriptors: list[int] = []
         self.pid: int | None = None
-        self.marks = Path()
+        self.pid_files = Path()
 
     def tell(self, message: protocol.FromZygote) -> None:
         """Send ``message``; a client that is gone needs none."""
@@ -81,7 +82,7 @@ class Zygote:
         fresh.rename(path)  # takes the place of an earlier zygote's socket without a gap
 
     def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT, then kill every host."""
+        """Serve until SIGTERM or SIGINT, then kill every worker process."""
         self._catch_signals()
         for sock in (self._listener, self._wake):
             sock.setblocking(False)
@@ -110,8 +111,8 @@ class Zygote:
     def _end(self) -> None:
         for pid, client in self._hosts.items():
             _kill_group(pid)
-            cleanup.remove(client.marks, pid)
-        _log.info("ended, with %d engine hosts", len(self._hosts))
+            cleanup.remove(client.pid_files, pid)
+        _log.info("ended, with %d worker processes", len(self._hosts))
 
     def _accept(self) -> None:
         client = _Client(self._listener.accept()[0])
@@ -140,7 +141,7 @@ class Zygote:
                 self._fork(client, order, client.descriptors.pop())
 
     def _drop(self, client: _Client) -> None:
-        """The client is gone: its host has nobody left to talk to."""
+        """The client is gone: its worker process has nobody left to talk to."""
         self._selector.unregister(client.sock)
         self._clients.discard(client)
         client.close()
@@ -153,14 +154,14 @@ class Zygote:
         try:
             pid = os.fork()
         except OSError as error:
-            _log.error("cannot fork a host for %s: %s", order.spec.model, error)
+            _log.error("cannot fork a worker process for %s: %s", order.spec.model, error)
             os.close(descriptor)
             client.tell(Refused(f"cannot start a process: {error.strerror}"))
             return
         if pid == 0:
             self._become_host(order, descriptor)
         os.close(descriptor)
-        client.pid, client.marks = pid, Path(order.marks)
+        client.pid, client.pid_files = pid, Path(order.pid_files)
         self._hosts[pid] = client
         _log.info("host %d forked for %s", pid, order.spec.model)
         client.tell(Forked(pid))
@@ -180,7 +181,7 @@ class Zygote:
                 sock.close()
             os.environ.update(order.environment)
             logging.getLogger().handlers.clear()
-            process.run(socket.socket(fileno=descriptor), order.spec, Path(order.marks))
+            process.run(socket.socket(fileno=descriptor), order.spec, Path(order.pid_files))
         except BaseException:  # noqa: BLE001  # a child must never return into the zygote's loop
             traceback.print_exc()
             sys.stderr.flush()
@@ -188,7 +189,7 @@ class Zygote:
             os._exit(1)
 
     def _reap(self) -> None:
-        """Collect every child that has ended; most that are no hosts are orphans of dead hosts."""
+        """Reap every child that has ended; most of the others are orphans of dead worker processes."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -201,7 +202,7 @@ class Zygote:
                 continue
             with contextlib.suppress(ProcessLookupError):  # it had no children, or took them along
                 os.killpg(pid, signal.SIGKILL)
-            cleanup.remove(client.marks, pid)
+            cleanup.remove(client.pid_files, pid)
             client.pid = None
             exited = _exited(status)
             _log.info("host %d ended: %s", pid, exited)
@@ -216,7 +217,7 @@ def _exited(status: int) -> Exited:
 
 
 def _kill_group(pid: int) -> None:
-    """Kill a host that is not reaped yet, so that ``pid`` is surely its own, and its children."""
+    """Kill a worker process that is not reaped yet, so that ``pid`` is surely its own, and its children."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # just forked, not a leader yet
@@ -235,8 +236,8 @@ def _redirect(log: str) -> None:
 
 
 def preload(names: list[str]) -> None:
-    """Import what hosts will need; what cannot be imported is logged, and hosts will say it again."""
-    gc.disable()  # imports only add; hosts switch it on again
+    """Import modules for worker processes; a failed import is logged, and fails again there."""
+    gc.disable()  # imports only add; worker processes switch it on again
     for name in names:
         if name in sys.modules:
             continue
@@ -248,11 +249,13 @@ def preload(names: list[str]) -> None:
         else:
             _log.info("imported %s in %.1f s", name, time.perf_counter() - started)
     gc.collect()
-    gc.freeze()  # what is shared stays shared: no collection in a host touches these objects
+    gc.freeze()  # what is shared stays shared: no collection in a worker process touches these objects
     _stop_threads()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if len(threads) > 1:
-        _log.warning("imports have started threads, which no forked host will have: %s", ", ".join(threads))
+        _log.warning(
+            "imports have started threads, which no forked worker process will have: %s", ", ".join(threads)
+        )
 
 
 def _stop_threads() -> None:
@@ -264,7 +267,7 @@ def _stop_threads() -> None:
 
 
 def _tie_to_parent() -> None:
-    """End when the parent does, and adopt orphans of hosts instead of leaving them to init."""
+    """End when the parent does, and adopt orphans of worker processes instead of leaving them to init."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_PR_SET_PDEATHSIG, signal.SIGTERM), (_PR_SET_CHILD_SUBREAPER, 1)):
         if libc.prctl(option, value, 0, 0, 0) != 0:

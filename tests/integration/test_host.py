@@ -132,7 +132,7 @@ async def test_how_a_host_died_is_said(
     await caller.start("a", **input)
     lost = await caller.over()
     assert lost is not None
-    assert lost.splitlines()[0] == f"the engine host of test/echo {how}"
+    assert lost.splitlines()[0] == f"the worker process of test/echo {how}"
     assert "is ready after" in lost
     assert caller.output("before") == ["kept"]
     await replica.load(spec(tmp_path))

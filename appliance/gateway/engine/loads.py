@@ -112,7 +112,7 @@ class Loads:
         A model that was falling asleep or waking is unloaded too: no prediction ran there.
         """
         spec = adopted.spec
-        kept = self._catalogue.hosts(spec) and not adopted.turning
+        kept = self._catalogue.hosts(spec) and not adopted.changing_sleep_state
         if kept and adopted.level is not None:
             kept = self._scheduler.demand(spec.model).sleep_footprint is not None
         if not kept:

@@ -1,4 +1,4 @@
-"""The engine host: the child process that holds one loaded model."""
+"""The worker process: the child process that holds one loaded model."""
 
 from __future__ import annotations
 

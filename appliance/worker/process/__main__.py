@@ -13,13 +13,13 @@ from appliance.worker.process.lifecycle import run
 
 
 def main() -> None:
-    """Read the first message, what to load, from the inherited socket; then be a host."""
+    """Read the first message, what to load, from the inherited socket; then be a worker process."""
     parser = argparse.ArgumentParser(prog="python -m appliance.worker.process")
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the runner replica")
     arguments = parser.parse_args()
     sock = socket.socket(fileno=arguments.fd)
     order = protocol.receive(sock, msgspec.msgpack.Decoder(protocol.Fork))
-    run(sock, order.spec, Path(order.marks))
+    run(sock, order.spec, Path(order.pid_files))
 
 
 if __name__ == "__main__":

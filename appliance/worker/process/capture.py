@@ -1,7 +1,7 @@
 """Output streams that know whose output they carry.
 
 What a prediction writes to ``sys.stdout`` or ``sys.stderr`` becomes its logs; everything else goes where it
-went before, the host's log file. A prediction is recognised by a context variable, which its task and
+went before: the worker's log file. A prediction is recognised by a context variable, which its task and
 threads started with ``asyncio.to_thread`` carry. Writes of C code to descriptors 1 and 2 do not pass here and
 always end in the log file.
 """

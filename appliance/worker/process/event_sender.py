@@ -1,4 +1,4 @@
-"""Events on their way out of an engine host: numbered, merged and sent a few at a time.
+"""Events on their way out of a worker process: numbered, merged and sent a few at a time.
 
 The first event of a prediction and its last leave at the end of the loop's current turn. What comes between
 waits until ``INTERVAL`` has passed since the last frame, and consecutive output items or log texts of one
@@ -26,7 +26,7 @@ _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 
 
 class EventSender:
-    """What waits to be sent by one host."""
+    """What waits to be sent by one worker process."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         """``write`` takes whole frames."""

@@ -1,7 +1,8 @@
-"""The life of an engine host: load the model, run predictions, end with the replica.
+"""The life of a worker process: load the model, run predictions, end with the replica.
 
 One task a prediction, on one event loop. The process leads a process group, which is killed as a whole:
-whoever starts hosts sees to that when the host exits, and the host itself when its replica is gone.
+the zygote kills it when the worker process exits (the replica, if it spawned the process), and the worker
+process itself does when its replica is gone.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ _THREAD_VARIABLES: Final = (
 
 
 def environment(spec: LoadSpec) -> dict[str, str]:
-    """The variables a host needs in its environment: its threads and the devices it may see.
+    """The variables a worker process needs in its environment: its threads and the devices it may see.
 
     Libraries that are already imported in the zygote have read some of them by then; a runner sets threads
     through its library as well.
@@ -75,7 +76,7 @@ def environment(spec: LoadSpec) -> dict[str, str]:
 
 
 class WorkerProcess(asyncio.Protocol):
-    """The host's end of the socket to its replica, and the predictions that run."""
+    """The worker process's end of the socket to its replica, and the predictions that run."""
 
     def __init__(self, spec: LoadSpec, log_file: TextIO, orphaned: Callable[[], object]) -> None:
         """``orphaned`` is called when the replica is gone."""
@@ -160,7 +161,7 @@ class WorkerProcess(asyncio.Protocol):
             task.add_done_callback(partial(self._ended, job.id, stream))
 
     def _starve(self, reason: str) -> None:
-        """The memory of the device is used up: a fresh host, with more of it, is to run what runs here."""
+        """The device is out of memory: a new worker process with more of it runs these predictions again."""
         self.out_of_memory = self.out_of_memory or reason
         self.stopped.set()
 
@@ -170,7 +171,9 @@ class WorkerProcess(asyncio.Protocol):
             if task.cancelled():  # before its first step
                 stream.emit(Done("canceled"))
             else:
-                stream.emit(Done("failed", f"the engine host could not send the end: {task.exception()!r}"))
+                stream.emit(
+                    Done("failed", f"the worker process could not send the end: {task.exception()!r}")
+                )
         self._fill()
 
     async def _sleep(self, level: int) -> None:
@@ -187,7 +190,7 @@ class WorkerProcess(asyncio.Protocol):
             self._awake = False
             try:
                 left = await runner.sleep(level)
-            except Exception as error:  # noqa: BLE001  # libraries raise what they like; the host is ended
+            except Exception as error:  # noqa: BLE001  # libraries raise what they like; the worker process is ended
                 traceback.print_exc()
                 self._send(WorkerSleepFailed(f"{self._spec.model} could not fall asleep: {_words(error)}"))
             else:
@@ -261,7 +264,7 @@ async def _predict(
 
 
 async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
-    """Be a host until the replica says stop; returns the exit code."""
+    """Be a worker process until the replica says stop; returns the exit code."""
     started = time.perf_counter()
     host = WorkerProcess(spec, log_file, _end_with_group)
     await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=sock)
@@ -308,22 +311,22 @@ def _words(error: Exception) -> str:
 
 
 def _end_with_group() -> NoReturn:
-    """The replica is gone, and nobody will ask for this host's results: end, with all children."""
-    print("the runner replica is gone; the engine host ends", file=sys.stderr, flush=True)
+    """The replica is gone, and nobody will ask for this worker process's results: end, with all children."""
+    print("the runner replica is gone; the worker process ends", file=sys.stderr, flush=True)
     os.killpg(0, signal.SIGKILL)
     raise AssertionError("a process outlived SIGKILL")
 
 
-def run(sock: socket.socket, spec: LoadSpec, marks: Path) -> NoReturn:
-    """Be the engine host of ``spec`` in this process, which must lead its process group; never returns.
+def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
+    """Be the worker process of ``spec`` in this process, which must lead its process group; never returns.
 
-    ``sock`` is connected to the runner replica; descriptors 1 and 2 are the log file; ``marks`` is the folder
-    where running hosts are noted.
+    ``sock`` is connected to the runner replica; descriptors 1 and 2 are the log file; ``pid_files`` is the
+    folder of pid files.
     """
     code = 1
     try:
-        cleanup.write(marks, spec.model)
-        cleanup.own_places(marks)
+        cleanup.write(pid_files, spec.model)
+        cleanup.own_places(pid_files)
         log_file = capture.install()
         faulthandler.enable(log_file)
         logs.configure()

@@ -42,9 +42,9 @@ def test_what_hosts_left_is_removed_and_nothing_of_others(
     kept, gone = tmp_path / "other" / "run", tmp_path / "ours" / "run"
     made = {}
     for run in (kept, gone):
-        marks = cleanup.folder(run)
-        marks.mkdir(parents=True)
-        command = [sys.executable, "-c", program, str(marks)]
+        pid_files = cleanup.folder(run)
+        pid_files.mkdir(parents=True)
+        command = [sys.executable, "-c", program, str(pid_files)]
         environment = {**os.environ, "TMPDIR": str(temporary)}
         made[run] = Path(subprocess.check_output(command, text=True, env=environment).strip())
         (shared / f"{made[run].parent.name}0123").touch()

@@ -1,4 +1,4 @@
-"""The replica's promises to the gateway, with a host whose messages the test writes itself."""
+"""The replica's promises to the gateway, with a worker process whose messages the test writes itself."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def done(id: str, n: int) -> Emitted:
     return Emitted(id, 1, n, Done("succeeded"))
 
 
-class ScriptedHost:
-    """Stands in for ``HostProcess``: remembers what it is told and says what the test wants."""
+class ScriptedWorker:
+    """Stands in for ``WorkerHandle``: remembers what it is told and says what the test wants."""
 
     answers: tuple[WorkerEvent, ...] = (Ready(1000, 0.5),)
-    started: list[ScriptedHost]
+    started: list[ScriptedWorker]
 
     def __init__(self, spec: LoadSpec, receive: Callable[[WorkerEvent], None]) -> None:
         self.spec = spec
@@ -82,14 +82,14 @@ class ScriptedHost:
         spec: LoadSpec,
         *,
         log: Path,
-        marks: Path,
+        pid_files: Path,
         receive: Callable[[WorkerEvent], None],
-    ) -> ScriptedHost:
-        host = cls(spec, receive)
-        cls.started.append(host)
+    ) -> ScriptedWorker:
+        worker = cls(spec, receive)
+        cls.started.append(worker)
         for answer in cls.answers:
             asyncio.get_running_loop().call_soon(receive, answer)
-        return host
+        return worker
 
     def send(self, message: WorkerCommand) -> None:
         self.sent.append(message)
@@ -113,14 +113,14 @@ class ScriptedHost:
 
 
 @pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedHost]:
-    monkeypatch.setattr(module, "WorkerHandle", ScriptedHost)
-    monkeypatch.setattr(ScriptedHost, "started", [], raising=False)
-    return ScriptedHost.started
+def workers(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedWorker]:
+    monkeypatch.setattr(module, "WorkerHandle", ScriptedWorker)
+    monkeypatch.setattr(ScriptedWorker, "started", [], raising=False)
+    return ScriptedWorker.started
 
 
 @pytest.fixture
-def replica(hosts: list[ScriptedHost]) -> Replica:
+def replica(workers: list[ScriptedWorker]) -> Replica:
     return Replica("runner-0", "/nonexistent", "/nonexistent")
 
 
@@ -147,30 +147,34 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_events_reach_the_subscriber_as_they_come(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_events_reach_the_subscriber_as_they_come(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
     report = await replica.load(spec())
     assert (report.memory, report.seconds, report.pid, report.forked) == (1000, 0.5, PID, True)
     reader = Reader(replica)
     await replica.exchange([Job("a", 1, {})], [], [])
     await replica.exchange([], ["a"], [])
-    assert hosts[0].sent == [Run([Job("a", 1, {})]), Cancel(["a"])]
-    hosts[0].says(output("a", 1))
+    assert workers[0].sent == [Run([Job("a", 1, {})]), Cancel(["a"])]
+    workers[0].says(output("a", 1))
     await settle()
     assert reader.seen == [output("a", 1)]
-    hosts[0].says(done("a", 2))
+    workers[0].says(done("a", 2))
     await settle()
     assert reader.seen == [output("a", 1), done("a", 2)]
     await replica.unload()
     await reader.task
 
 
-async def test_event_bodies_are_passed_on_byte_for_byte(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_event_bodies_are_passed_on_byte_for_byte(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {})], [], [])
     # Longer than needed, and with an unknown field: decoding and encoding it again would change it.
     body = b"\xde\x00\x03\xa4type\xd9\x06output\xa6values\x91\xcf" + bytes(7) + b"\x07\xa5extra\xc0"
-    hosts[0].receive(RelayedEvents([RelayedEvent("a", 1, 1, msgspec.Raw(body))]))
-    hosts[0].says(done("a", 2))
+    workers[0].receive(RelayedEvents([RelayedEvent("a", 1, 1, msgspec.Raw(body))]))
+    workers[0].says(done("a", 2))
     for _ in range(2):  # the second subscriber is the gateway after a restart
         events = replica.events()
         batch = await anext(events)
@@ -187,16 +191,16 @@ async def test_event_bodies_are_passed_on_byte_for_byte(replica: Replica, hosts:
     assert (await replica.stats()).held == []
 
 
-async def test_the_next_subscriber_misses_nothing(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_the_next_subscriber_misses_nothing(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
     first = Reader(replica)
     await settle()
-    hosts[0].says(output("a", 1), output("b", 1), done("a", 2))
+    workers[0].says(output("a", 1), output("b", 1), done("a", 2))
     await settle()
     second = Reader(replica)
     await first.task
-    hosts[0].says(output("b", 2))
+    workers[0].says(output("b", 2))
     await settle()
     assert [e for e in second.seen if e.id == "a"] == [output("a", 1), done("a", 2)]
     assert [e for e in second.seen if e.id == "b"] == [output("b", 1), output("b", 2)]
@@ -206,25 +210,25 @@ async def test_the_next_subscriber_misses_nothing(replica: Replica, hosts: list[
     await settle()
     assert third.seen == [output("b", 1), output("b", 2)]
     stats = await replica.stats()
-    assert (stats.running, stats.held, stats.host, stats.spec) == (["b"], ["b"], PID, spec())
+    assert (stats.running, stats.held, stats.pid, stats.spec) == (["b"], ["b"], PID, spec())
 
 
-async def test_a_job_sent_again_runs_once(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_a_job_sent_again_runs_once(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     for _ in range(2):
         await replica.exchange([Job("a", 1, {})], [], [])
-    hosts[0].says(done("a", 1))
+    workers[0].says(done("a", 1))
     await replica.exchange([Job("a", 1, {})], [], [])
-    assert hosts[0].sent == [Run([Job("a", 1, {})])]
+    assert workers[0].sent == [Run([Job("a", 1, {})])]
 
 
 async def test_a_dead_host_is_reported_after_what_it_left(
-    replica: Replica, hosts: list[ScriptedHost]
+    replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
-    hosts[0].says(output("b", 1), done("a", 1))
-    hosts[0].die("exited with code 3")
+    workers[0].says(output("b", 1), done("a", 1))
+    workers[0].die("exited with code 3")
     await settle()
     for _ in range(2):  # nobody was subscribed; and whoever asks again hears the same
         reader = Reader(replica)
@@ -235,61 +239,63 @@ async def test_a_dead_host_is_reported_after_what_it_left(
         await replica.exchange([Job("c", 1, {})], [], [])
     await replica.exchange([], ["b"], ["a"])
     stats = await replica.stats()
-    assert (stats.spec, stats.host, stats.held) == (spec(), None, ["b"])
+    assert (stats.spec, stats.pid, stats.held) == (spec(), None, ["b"])
 
 
-async def test_a_host_that_dies_under_a_subscriber(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_a_host_that_dies_under_a_subscriber(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {})], [], [])
     reader = Reader(replica)
     await settle()
-    hosts[0].says(output("a", 1))
-    hosts[0].die("was killed by signal 9 (SIGKILL)")
+    workers[0].says(output("a", 1))
+    workers[0].die("was killed by signal 9 (SIGKILL)")
     with pytest.raises(WorkerLost, match="killed by signal 9"):
         await reader.task
     assert reader.seen == [output("a", 1)]
 
 
 async def test_the_model_can_be_loaded_again_after_a_death(
-    replica: Replica, hosts: list[ScriptedHost]
+    replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
-    hosts[0].says(done("a", 1), output("b", 1))
-    hosts[0].die("exited with code 3")
+    workers[0].says(done("a", 1), output("b", 1))
+    workers[0].die("exited with code 3")
     await settle()
     await replica.load(spec())
     await replica.exchange([Job("b", 2, {})], [], [])
-    assert hosts[1].sent == [Run([Job("b", 2, {})])]
+    assert workers[1].sent == [Run([Job("b", 2, {})])]
     reader = Reader(replica)
-    hosts[1].says(Emitted("b", 2, 1, Done("succeeded")))
+    workers[1].says(Emitted("b", 2, 1, Done("succeeded")))
     await settle()
     assert reader.seen == [done("a", 1), Emitted("b", 2, 1, Done("succeeded"))]
 
 
-async def test_loading_what_is_loaded_does_nothing(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_loading_what_is_loaded_does_nothing(replica: Replica, workers: list[ScriptedWorker]) -> None:
     first = await replica.load(spec())
     assert await replica.load(spec()) == first
-    assert len(hosts) == 1
+    assert len(workers) == 1
 
 
-async def test_another_spec_takes_the_place_of_the_first(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_another_spec_takes_the_place_of_the_first(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
     await replica.load(spec("a"))
     reader = Reader(replica)
     await settle()
     await replica.load(spec("b"))
     await reader.task
-    assert hosts[0].end.done()
-    assert not hosts[1].end.done()
+    assert workers[0].end.done()
+    assert not workers[1].end.done()
     assert (await replica.stats()).spec == spec("b")
 
 
-async def test_unloading_forgets_what_ran(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_unloading_forgets_what_ran(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
-    hosts[0].says(done("a", 1), output("b", 1))
+    workers[0].says(done("a", 1), output("b", 1))
     await replica.unload()
-    hosts[0].says(done("b", 2))
+    workers[0].says(done("b", 2))
     reader = Reader(replica)
     with pytest.raises(WorkerLost, match="no model is loaded"):
         await reader.task
@@ -300,93 +306,95 @@ async def test_unloading_forgets_what_ran(replica: Replica, hosts: list[Scripted
 
 
 async def test_a_model_that_cannot_be_loaded(
-    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+    replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedHost, "answers", (Failed("no weights at /nowhere"),))
+    monkeypatch.setattr(ScriptedWorker, "answers", (Failed("no weights at /nowhere"),))
     with pytest.raises(LoadFailed, match=r"^no weights at /nowhere\n.*\nlast words$"):
         await replica.load(spec())
-    assert hosts[0].end.done()
+    assert workers[0].end.done()
     assert (await replica.stats()).spec is None
 
 
 async def test_a_host_that_dies_while_it_loads(
-    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+    replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedHost, "answers", ())
+    monkeypatch.setattr(ScriptedWorker, "answers", ())
     loading = asyncio.create_task(replica.load(spec()))
     await settle()
     assert (await replica.stats()).spec is None
-    hosts[0].die("exited with code 1")
+    workers[0].die("exited with code 1")
     with pytest.raises(WorkerLost, match="exited with code 1 while it loaded"):
         await loading
 
 
 async def test_an_unload_stops_a_load(
-    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+    replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedHost, "answers", ())
+    monkeypatch.setattr(ScriptedWorker, "answers", ())
     loading = [asyncio.create_task(replica.load(spec())) for _ in range(2)]
     await settle()
     await replica.unload()
     for task in loading:
         with pytest.raises(LoadFailed, match="unloaded while it was loading"):
             await task
-    assert len(hosts) == 1
-    assert hosts[0].end.done()
+    assert len(workers) == 1
+    assert workers[0].end.done()
 
 
 async def test_a_caller_that_goes_away_does_not_stop_the_load(
-    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+    replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedHost, "answers", ())
+    monkeypatch.setattr(ScriptedWorker, "answers", ())
     gone = asyncio.create_task(replica.load(spec()))
     await settle()
     gone.cancel()
     again = asyncio.create_task(replica.load(spec()))
     await settle()
-    hosts[0].receive(Ready(1, 1.0))
+    workers[0].receive(Ready(1, 1.0))
     assert (await again).pid == PID
-    assert len(hosts) == 1
+    assert len(workers) == 1
 
 
 async def test_a_host_falls_asleep_and_wakes_and_the_next_gateway_is_told(
-    replica: Replica, hosts: list[ScriptedHost], monkeypatch: pytest.MonkeyPatch
+    replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedHost, "answers", (Ready(1000, 0.5, [1, 2]),))
+    monkeypatch.setattr(ScriptedWorker, "answers", (Ready(1000, 0.5, [1, 2]),))
     assert (await replica.load(spec())).levels == [1, 2]
     sleeping = asyncio.create_task(replica.sleep(2))
     await settle()
-    assert (await replica.stats()).turning
-    hosts[0].receive(WorkerAsleep(7))
+    assert (await replica.stats()).changing_sleep_state
+    workers[0].receive(WorkerAsleep(7))
     assert await sleeping == 7
     stats = await replica.stats()
-    assert (stats.levels, stats.level, stats.turning) == ([1, 2], 2, False)
+    assert (stats.levels, stats.level, stats.changing_sleep_state) == ([1, 2], 2, False)
     waking = asyncio.create_task(replica.wake())
     await settle()
-    hosts[0].receive(WorkerAwake())
+    workers[0].receive(WorkerAwake())
     await waking
     assert (await replica.stats()).level is None
-    assert hosts[0].sent == [SleepWorker(2), WakeWorker()]
+    assert workers[0].sent == [SleepWorker(2), WakeWorker()]
 
 
-async def test_a_host_that_cannot_sleep_says_why(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_a_host_that_cannot_sleep_says_why(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     sleeping = asyncio.create_task(replica.sleep(1))
     await settle()
-    hosts[0].receive(WorkerSleepFailed("no room"))
+    workers[0].receive(WorkerSleepFailed("no room"))
     with pytest.raises(SleepFailed, match=r"no room\nThe last lines of its log:\nlast words"):
         await sleeping
 
 
-async def test_a_host_that_dies_while_it_wakes_is_lost(replica: Replica, hosts: list[ScriptedHost]) -> None:
+async def test_a_host_that_dies_while_it_wakes_is_lost(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
     await replica.load(spec())
     sleeping = asyncio.create_task(replica.sleep(1))
     await settle()
-    hosts[0].receive(WorkerAsleep(None))
+    workers[0].receive(WorkerAsleep(None))
     await sleeping
     waking = asyncio.create_task(replica.wake())
     await settle()
-    hosts[0].die("was killed by signal 9 (SIGKILL)")
+    workers[0].die("was killed by signal 9 (SIGKILL)")
     with pytest.raises(WorkerLost, match="signal 9"):
         await waking
     with pytest.raises(WorkerLost):
