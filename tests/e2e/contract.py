@@ -83,7 +83,7 @@ def _as_3_1(value: Any) -> Any:
 
 
 def _with_output(body: Any) -> Any:
-    """Output that is not there yet is left out on purpose (rule 6), though the document requires it."""
+    """Add the null output that Replicate's document requires: streaming clients take null for output."""
     if isinstance(body, dict) and "results" in body:
         return {**body, "results": [_with_output(one) for one in body["results"]]}
     under_way = isinstance(body, dict) and body.get("status") in {"starting", "processing"}

@@ -1,4 +1,4 @@
-"""The ASGI application: paths made uniform, CORS, routing, and the one place where errors become answers."""
+"""The ASGI application: normalized paths, CORS, routing, and the translation of errors to responses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from appliance.gateway.api.ui_proxy import UiProxy
 
 _log = logging.getLogger(__name__)
 
-#: What answers, in the order in which routes are tried.
+#: The resources, in the order in which their routes are tried.
 RESOURCES: Final = (
     Predictions,
     Streams,
@@ -73,7 +73,7 @@ RESOURCES: Final = (
     Anthropic,
 )
 
-#: How requests are counted that no route answers.
+#: The route label in the metrics of requests that match no route.
 UNMATCHED: Final = "unmatched"
 
 _CORS: Final = {
@@ -89,7 +89,7 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, la
 
 
 def create_api(services: Services, ui: Path | None = None) -> Application:
-    """The application over ``services``; ``ui``: the socket of the UI, which has the paths left."""
+    """Return the application. Paths outside the API go to the UI at the Unix socket ``ui``, if given."""
     routes = [
         _CountedRoute(route.path, route.endpoint, methods=route.methods)
         for resource in RESOURCES
@@ -134,7 +134,7 @@ class Application:
             await self._web.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI; only HTTP is spoken."""
+        """Handle an HTTP request; other ASGI protocols are not supported."""
         if scope["type"] != "http":
             raise NotImplementedError(f"the appliance does not speak {scope['type']}")
         if not scope["path"].startswith("/"):  # OPTIONS may request "*"
@@ -147,9 +147,9 @@ class Application:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        asker = headers.get("origin")
-        if asker is not None:
-            send = _with_cors(send, asker)
+        client_origin = headers.get("origin")
+        if client_origin is not None:
+            send = _with_cors(send, client_origin)
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 wished = headers.get("access-control-request-headers", _ALLOWED_HEADERS)
                 allowed = {**_PREFLIGHT, "access-control-allow-headers": wished}
@@ -164,7 +164,7 @@ class Application:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _tell_standing(message, inner.get(requests.STANDING))
+                _add_rate_limit(message, inner.get(requests.RATE_LIMIT))
             await send(message)
 
         try:
@@ -208,20 +208,20 @@ def _translated(error: Exception, scope: Scope) -> ApplianceError:
     return ApplianceError("The appliance failed to answer this request; its log says why.")
 
 
-def _tell_standing(message: Message, standing: RateLimitState | None) -> None:
-    if standing is not None:
+def _add_rate_limit(message: Message, state: RateLimitState | None) -> None:
+    if state is not None:
         headers = MutableHeaders(scope=message)
-        headers["ratelimit-limit"] = str(standing.limit)
-        headers["ratelimit-remaining"] = str(standing.remaining)
-        headers["ratelimit-reset"] = str(standing.reset)
+        headers["ratelimit-limit"] = str(state.limit)
+        headers["ratelimit-remaining"] = str(state.remaining)
+        headers["ratelimit-reset"] = str(state.reset)
 
 
-def _with_cors(send: Send, asker: str) -> Send:
+def _with_cors(send: Send, client_origin: str) -> Send:
     async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers.update(_CORS)
-            headers["access-control-allow-origin"] = asker
+            headers["access-control-allow-origin"] = client_origin
             headers.add_vary_header("Origin")
         await send(message)
 

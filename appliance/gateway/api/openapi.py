@@ -58,11 +58,11 @@ class Operation(NamedTuple):
     path: str
     id: str
     summary: str
-    answers: dict[int, str | None]  # status -> component, media type, or None for an empty body
+    responses: dict[int, str | None]  # status -> component, media type, or None for an empty body
     body: str | None = None  # component
     parameters: Sequence[str] = ()
     required: Sequence[str] = ()  # query parameters
-    refusals: Sequence[int] = (401, 403, 404, 422, 429)
+    errors: Sequence[int] = (401, 403, 404, 422, 429)
 
 
 _MADE: Final[dict[int, str | None]] = {201: "Prediction", 202: "Prediction"}
@@ -74,83 +74,83 @@ _READ: Final = (401, 403, 404, 429)
 _CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
 
 OPERATIONS: Final = (
-    Operation("get", "/account", "account.get", "The account of the token", {200: "Account"}, refusals=_READ),
+    Operation("get", "/account", "account.get", "The account of the token", {200: "Account"}, errors=_READ),
     Operation("get", "/builds", "builds.list", "Your builds that are under way, oldest first",
-              {200: "BuildPage"}, refusals=_READ),
+              {200: "BuildPage"}, errors=_READ),
     Operation("post", "/builds/{id}/cancel", "builds.cancel", "Cancel a build", {200: "Build"},
-              refusals=_READ),
+              errors=_READ),
     Operation("get", "/builds/{id}", "builds.get", "A project on its way to be a version", {200: "Build"},
-              refusals=_READ),
+              errors=_READ),
     Operation("get", "/collections", "collections.list", "Collections of models", {200: "CollectionPage"},
-              refusals=_READ),
+              errors=_READ),
     Operation("get", "/collections/{slug}", "collections.get", "A collection", {200: "CollectionDetail"},
-              refusals=_READ),
+              errors=_READ),
     Operation("get", "/deployments", "deployments.list", "Your deployments", {200: "DeploymentPage"},
-              refusals=_READ),
+              errors=_READ),
     Operation("post", "/deployments", "deployments.create", "Make a deployment", {200: "Deployment"},
-              "DeploymentCreation", refusals=_CHANGE),
-    Operation("get", _DEPLOYMENT, "deployments.get", "A deployment", {200: "Deployment"}, refusals=_READ),
+              "DeploymentCreation", errors=_CHANGE),
+    Operation("get", _DEPLOYMENT, "deployments.get", "A deployment", {200: "Deployment"}, errors=_READ),
     Operation("patch", _DEPLOYMENT, "deployments.update", "Make a further release of a deployment",
-              {200: "Deployment"}, "DeploymentUpdate", refusals=_CHANGE),
+              {200: "Deployment"}, "DeploymentUpdate", errors=_CHANGE),
     Operation("delete", _DEPLOYMENT, "deployments.delete", "Delete a deployment that is offline and unused",
-              {204: None}, refusals=_CHANGE),
+              {204: None}, errors=_CHANGE),
     Operation("post", f"{_DEPLOYMENT}/predictions", "deployments.predictions.create",
-              "Make a prediction through a deployment", _MADE, "PredictionCreation", _CREATES, refusals=_RUN),
+              "Make a prediction through a deployment", _MADE, "PredictionCreation", _CREATES, errors=_RUN),
     Operation("get", "/files", "files.list", "Your uploads", {200: "FilePage"}, None, ("cursor",),
-              refusals=_READ),
+              errors=_READ),
     Operation("post", "/files", "files.create", "Upload a file", {201: "File"}, "FileCreation",
-              refusals=_CHANGE),
-    Operation("get", "/files/{id}", "files.get", "What is known of an upload", {200: "File"}, refusals=_READ),
-    Operation("delete", "/files/{id}", "files.delete", "Delete an upload", {204: None}, refusals=_READ),
+              errors=_CHANGE),
+    Operation("get", "/files/{id}", "files.get", "What is known of an upload", {200: "File"}, errors=_READ),
+    Operation("delete", "/files/{id}", "files.delete", "Delete an upload", {204: None}, errors=_READ),
     Operation("get", "/files/{id}/download", "files.download", "An upload's bytes, with a signature",
               {200: "*/*"}, None, (), ("owner", "expiry", "signature"), (404,)),
     Operation("get", "/hardware", "hardware.list", "The kinds of devices of this machine",
-              {200: "Hardware"}, refusals=_READ),
+              {200: "Hardware"}, errors=_READ),
     Operation("get", "/models", "models.list", "Public models", {200: "ModelPage"}, None,
               ("cursor", "sort_by", "sort_direction"), (), (401, 403, 404, 422, 429)),
     Operation("post", "/models", "models.create", "Make a model, which gets versions from trainings",
-              {201: "Model"}, "ModelCreation", refusals=_CHANGE),
+              {201: "Model"}, "ModelCreation", errors=_CHANGE),
     Operation("query", "/models", "models.search", "Public models that a text may mean", {200: "ModelPage"},
-              "text/plain", ("cursor",), refusals=(400, 401, 403, 404, 413, 429)),
-    Operation("get", _MODEL, "models.get", "A model", {200: "Model"}, refusals=_READ),
+              "text/plain", ("cursor",), errors=(400, 401, 403, 404, 413, 429)),
+    Operation("get", _MODEL, "models.get", "A model", {200: "Model"}, errors=_READ),
     Operation("patch", _MODEL, "models.update", "Change what is said of a model", {200: "Model"},
-              "ModelUpdate", refusals=_CHANGE),
+              "ModelUpdate", errors=_CHANGE),
     Operation("delete", _MODEL, "models.delete", "Delete a private model without versions", {204: None},
-              refusals=_CHANGE),
+              errors=_CHANGE),
     Operation("get", f"{_MODEL}/examples", "models.examples.list",
-              "Predictions that show what a model can do", {200: "PredictionPage"}, refusals=_READ),
+              "Predictions that show what a model can do", {200: "PredictionPage"}, errors=_READ),
     Operation("post", f"{_MODEL}/predictions", "models.predictions.create",
               "Make a prediction with a model's newest version", _MADE, "PredictionCreation", _CREATES,
-              refusals=_RUN),
+              errors=_RUN),
     Operation("get", f"{_MODEL}/readme", "models.readme.get", "A model's readme, in Markdown",
-              {200: "text/plain"}, refusals=_READ),
+              {200: "text/plain"}, errors=_READ),
     Operation("get", f"{_MODEL}/versions", "models.versions.list", "A model's versions, newest first",
-              {200: "VersionPage"}, refusals=_READ),
+              {200: "VersionPage"}, errors=_READ),
     Operation("post", f"{_MODEL}/versions", "models.versions.create",
               "Make a version of the Cog project in an uploaded archive", {202: "Build"}, "VersionCreation",
-              refusals=_CHANGE),
-    Operation("get", _VERSION, "models.versions.get", "A version", {200: "Version"}, refusals=_READ),
+              errors=_CHANGE),
+    Operation("get", _VERSION, "models.versions.get", "A version", {200: "Version"}, errors=_READ),
     Operation("delete", _VERSION, "models.versions.delete",
-              "Delete a version of a private model, with its predictions", {202: None}, refusals=_CHANGE),
+              "Delete a version of a private model, with its predictions", {202: None}, errors=_CHANGE),
     Operation("post", f"{_VERSION}/trainings", "trainings.create", "Train a new version", {201: "Training"},
-              "TrainingCreation", ("Cancel-After",), refusals=_RUN),
+              "TrainingCreation", ("Cancel-After",), errors=_RUN),
     Operation("get", "/predictions", "predictions.list", "Your predictions, newest first",
               {200: "PredictionPage"}, None, _LISTS),
     Operation("post", "/predictions", "predictions.create", "Make a prediction", _MADE,
-              "VersionPredictionCreation", _CREATES, refusals=_RUN),
+              "VersionPredictionCreation", _CREATES, errors=_RUN),
     Operation("get", "/predictions/{id}", "predictions.get", "A prediction", {200: "Prediction"},
-              refusals=_READ),
+              errors=_READ),
     Operation("post", "/predictions/{id}/cancel", "predictions.cancel", "Cancel a prediction",
-              {200: "Prediction"}, refusals=_READ),
+              {200: "Prediction"}, errors=_READ),
     Operation("get", "/search", "search", "Models and collections", {200: "SearchResults"}, None, ("limit",),
               ("query",), (400, 401, 403, 422, 429, 500)),
     Operation("get", "/trainings", "trainings.list", "Your trainings, newest first", {200: "TrainingPage"},
               None, _LISTS),
-    Operation("get", "/trainings/{id}", "trainings.get", "A training", {200: "Training"}, refusals=_READ),
+    Operation("get", "/trainings/{id}", "trainings.get", "A training", {200: "Training"}, errors=_READ),
     Operation("post", "/trainings/{id}/cancel", "trainings.cancel", "Cancel a training", {200: "Training"},
-              refusals=_READ),
+              errors=_READ),
     Operation("get", "/webhooks/default/secret", "webhooks.default.secret.get",
-              "The key that webhooks are signed with", {200: "WebhookSecret"}, refusals=_READ),
+              "The key that webhooks are signed with", {200: "WebhookSecret"}, errors=_READ),
 )  # fmt: skip
 #: Operations that need no token: a search tells what is public, a download is signed.
 OPEN: Final = frozenset({"search", "files.download"})
@@ -179,13 +179,15 @@ def document() -> dict[str, Any]:
 
 
 def _described(operation: Operation) -> dict[str, Any]:
-    answers = {str(status): _answer(status, shape, operation) for status, shape in operation.answers.items()}
-    answers |= {str(status): _refusal(status) for status in operation.refusals}
+    responses = {
+        str(status): _response(status, shape, operation) for status, shape in operation.responses.items()
+    }
+    responses |= {str(status): _error(status) for status in operation.errors}
     described: dict[str, Any] = {
         "operationId": operation.id,
         "summary": operation.summary,
         "tags": [operation.id.split(".")[0]],
-        "responses": answers,
+        "responses": responses,
     }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
@@ -214,8 +216,8 @@ def _body(shape: str) -> dict[str, Any]:
     return {"multipart/form-data" if shape == "FileCreation" else _JSON: {"schema": ref(shape)}}
 
 
-def _answer(status: int, shape: str | None, operation: Operation) -> dict[str, Any]:
-    waited = operation.answers is _MADE
+def _response(status: int, shape: str | None, operation: Operation) -> dict[str, Any]:
+    waited = operation.responses is _MADE
     text = {200: "OK", 201: "Made", 202: "Accepted", 204: "Done"}[status]
     if waited:
         text = {
@@ -228,7 +230,7 @@ def _answer(status: int, shape: str | None, operation: Operation) -> dict[str, A
         return {"description": text, "content": {shape: {"schema": _TEXT}}}
     schema = {"type": "array", "items": ref(shape)} if shape == "Hardware" else ref(shape)
     described: dict[str, Any] = {"description": text, "content": {_JSON: {"schema": schema}}}
-    if operation.answers is _MADE:
+    if operation.responses is _MADE:
         described["headers"] = {
             **_header("Location", "Address of the prediction"),
             **_header("Preference-Applied", "The wait that was honoured"),
@@ -236,7 +238,7 @@ def _answer(status: int, shape: str | None, operation: Operation) -> dict[str, A
     return described
 
 
-def _refusal(status: int) -> dict[str, Any]:
+def _error(status: int) -> dict[str, Any]:
     shape = ref(_SHAPES.get(status, "Problem"))
     if status == 422:  # a version that does not exist has no field
         shape = {"anyOf": [shape, ref("Problem")]}

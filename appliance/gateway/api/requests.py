@@ -24,16 +24,17 @@ from appliance.domain.errors import (
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api.services import Services
 
-#: The longest wait that may be asked for, and what a bare ``Prefer: wait`` means, in seconds.
+#: The longest wait in seconds, and the wait of ``Prefer: wait`` without a number.
 LONGEST_WAIT: Final = 60
-#: Answered so much before the wait is over: a client whose own timeout is the wait sends its POST again.
+#: Seconds before the end of the wait at which the response is sent: a client whose timeout equals the wait
+#: would otherwise repeat its POST.
 EARLY: Final = 1.0
 SHORTEST_DEADLINE: Final = 5  # seconds
-#: Where in an ASGI scope the caller's ``Standing`` is, for the headers of the answer.
-STANDING: Final = "appliance.standing"
-#: Where in an ASGI scope the template of the route is that answers.
+#: Key in an ASGI scope of the caller's ``RateLimitState``, which the response headers show.
+RATE_LIMIT: Final = "appliance.rate_limit"
+#: Key in an ASGI scope of the path template of the matched route.
 ROUTE: Final = "appliance.route"
-#: Where in an ASGI scope the span of a request is that asks for a prediction, where requests are traced.
+#: Key in an ASGI scope of the span of a request that creates a prediction; absent without tracing.
 SPAN: Final = "appliance.span"
 
 _GZIP: Final = b"\x1f\x8b"
@@ -43,8 +44,8 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
 
-# The first two are without effect: clients send them although they are long gone (rule 13). The others are
-# checked by `webhooks.webhook`.
+# The first two are deprecated and have no effect, but clients still send them. `webhooks.webhook` checks the
+# others.
 _PASSED: Final = frozenset({"stream", "webhook_completed", "webhook", "webhook_events_filter"})
 
 
@@ -82,13 +83,13 @@ async def caller(
         raise PermissionDenied(f'This token has the scope "{token.scope}"; this needs "{needed}".')
     if token.prediction is not None:  # what was accepted may do what it needs to
         return token
-    standing = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())
-    if standing is not None:
-        request.scope[STANDING] = standing
-        if standing.retry_after:
+    state = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())
+    if state is not None:
+        request.scope[RATE_LIMIT] = state
+        if state.retry_after:
             raise Throttled(
-                f"Request was throttled. Your rate limit resets in ~{standing.reset}s.",
-                retry_after=standing.retry_after,
+                f"Request was throttled. Your rate limit resets in ~{state.reset}s.",
+                retry_after=state.retry_after,
             )
     return token
 

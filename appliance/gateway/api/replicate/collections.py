@@ -72,7 +72,7 @@ class Collections:
     async def search(self, request: Request) -> Response:
         """``GET /search?query=&limit=``: models and collections, best first.
 
-        Replicate asks for no token here, and clients send none (2): it tells what is public only.
+        Replicate needs no token here and clients send none: only public models are found.
         """
         if "authorization" in request.headers:
             await requests.caller(request, self._services, Scope.READ)

@@ -83,7 +83,7 @@ class Predictions:
         return await paging.of_predictions(request, self._services, caller.owner, serializers.listed)
 
     async def _shown(self, record: Prediction, request: Request) -> PredictionResponse:
-        """A training too, whose address in the answer to its creation was once one of these (2.7)."""
+        """Trainings too: recorded Replicate responses give a new training a prediction's URL."""
         response = serializers.prediction_or_training(record, self._base(request))
         response.parts = await self._services.engine.children_of(record) or UNSET
         return response
