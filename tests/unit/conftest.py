@@ -16,7 +16,6 @@ from tests.apis import SECRET, Api, services_of
 from tests.engines import Bench
 from tests.stores import opened
 
-
 settings.register_profile("appliance", deadline=None)  # no test says how fast anything is: machines differ
 settings.load_profile("appliance")
 
