@@ -1,6 +1,20 @@
-"""The model kinds: one package for each, with its options, interface, inputs, runner and preloaded modules.
+"""The model kinds of models.yaml, one package each.
 
-Importing a kind's package is cheap; heavy libraries load in ``setup``.
+To add a kind, copy ``runners/echo/`` and edit, file by file:
+
+    runners/<kind>/options.py       options of the kind in models.yaml, and its memory footprint
+    runners/<kind>/runner.py        the ``Runner``: inputs and output, loading, predictions
+    runners/<kind>/__init__.py      ``KIND``: the runner's class and the modules to preload
+    runners/__init__.py             one line in ``KINDS``
+    config/models.py                a ``ModelConfig`` class with ``kind``, ``source`` and ``options``, and one
+                                    line in ``MODELS``
+    config/sections.py              the class in ``_AnyModel``
+    weights/complete_options.py     only if options are read from the weights, as for `diffusers` and `piper`
+    models.yaml                     a commented example with every option
+    tests/unit/runners/<kind>/      its tests
+
+``config`` imports every ``options.py``, so a kind's package must not import ``config`` or ``weights``.
+Options and ``Runner.interface`` run in the gateway: heavy libraries are imported in ``Runner.setup``.
 """
 
 from __future__ import annotations
@@ -11,7 +25,7 @@ from typing import Final, Literal, cast
 from appliance.runners import cog, diffusers, echo, embeddings, lora, piper, transformers, vllm, whisper
 from appliance.runners.base import Kind, Runner
 
-#: The kinds of models.yaml by name, and the kinds of runners that train new versions of them.
+#: Every kind of models.yaml, and the trainers `cog-train` and `lora`, which train new versions of models.
 KINDS: Final[dict[str, Kind]] = {
     "cog": cog.KIND,
     "cog-train": cog.TRAINER,
@@ -30,13 +44,18 @@ def runner_class(kind: str) -> type[Runner]:
     """Import and return the runner class of a kind.
 
     Raises:
-        KeyError: there is no such kind. The config and the catalogue name only kinds that exist.
+        KeyError: no such kind exists.
     """
     module, _, name = KINDS[kind].runner.partition(":")
     return cast("type[Runner]", getattr(importlib.import_module(module), name))
 
 
+def kinds_with_operation(operation: str) -> set[str]:
+    """Return the kinds whose runners answer ``operation``, a constant of ``runners.operations``."""
+    return {name for name, kind in KINDS.items() if operation in kind.operations}
+
+
 def preloaded_modules(kind: str, device: Literal["cpu", "cuda"]) -> tuple[str, ...]:
-    """Modules that the zygote imports before it forks worker processes of this kind."""
+    """Return the modules that the zygote imports before it forks worker processes of this kind."""
     known = KINDS[kind]
     return known.preload + (known.preload_on_cpu if device == "cpu" else ())

@@ -17,12 +17,13 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """What the appliance knows of a model kind before it imports the kind's runner."""
+    """What the appliance knows about a model kind without importing the kind's runner."""
 
-    runner: str  # "module:Class", imported when it is needed first
+    runner: str  # "module:Class", imported on first use
     trainer: str | None = None  # the kind of runner that trains new versions of the kind's models
-    preload: tuple[str, ...] = ()  # modules that the zygote imports, so that a load need not
-    preload_on_cpu: tuple[str, ...] = ()  # further ones on machines without a GPU
+    preload: tuple[str, ...] = ()  # modules that the zygote imports before it forks worker processes
+    preload_on_cpu: tuple[str, ...] = ()  # additional ones on machines without a GPU
+    operations: frozenset[str] = frozenset()  # constants of `operations` that the runner answers
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):

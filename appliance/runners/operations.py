@@ -1,7 +1,8 @@
-"""What a model can be asked for beside its own predictions: the operations of OpenAI's and Anthropic's APIs.
+"""Operations: requests of OpenAI's and Anthropic's APIs that a runner answers itself, besides predictions.
 
-The input of one is the whole body of such a request, its output the answer, or the objects of the stream if
-the body asks for one. An answer that refuses is the output of a failed prediction.
+A kind lists the operations that it supports in ``Kind.operations``. The input of an operation is the whole
+request body, unchanged; its output is the response body or, if the request asks for a stream, the stream's
+events. An error response is the output of a failed prediction.
 """
 
 from __future__ import annotations
@@ -17,13 +18,8 @@ RESPONSES: Final = "responses"
 MESSAGES: Final = "messages"
 COUNT_TOKENS: Final = "messages.count_tokens"
 
-#: kind -> the operations that its runner takes as `Job.operation`
-OPERATIONS: Final[dict[str, frozenset[str]]] = {
-    "vllm": frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS})
-}
-
 _INPUT: Final[dict[str, Any]] = {"type": "object", "title": "Input", "properties": {}}
-_ANSWER: Final = {"type": "object", "title": "Output", "properties": {}}
+_RESPONSE: Final = {"type": "object", "title": "Output", "properties": {}}
 _STREAM: Final = {
     "type": "array",
     "title": "Output",
@@ -33,10 +29,10 @@ _STREAM: Final = {
 
 
 def streams(body: Mapping[str, Any]) -> bool:
-    """Whether a request asks for a stream."""
+    """Whether the request body asks for a stream."""
     return body.get("stream") is True
 
 
 def interface(body: Mapping[str, Any]) -> Interface:
-    """Input and output of the operation that ``body`` asks for."""
-    return Interface(input=_INPUT, output=_STREAM if streams(body) else _ANSWER, verbatim=True)
+    """Return the interface of an operation: any object in; out comes an object, or a stream if asked for."""
+    return Interface(input=_INPUT, output=_STREAM if streams(body) else _RESPONSE, verbatim=True)

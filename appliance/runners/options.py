@@ -1,4 +1,4 @@
-"""The options of each model kind: what its runner can be told."""
+"""The base class of every kind's options in models.yaml, and what the appliance derives from them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from appliance.domain.section import Section
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 
-TORCH_RESIDUE: Final = GIB
+TORCH_RESIDUE: Final = GIB  # bytes that a sleeping torch model may keep: CUDA context, workspaces
 
 
 class Options(Section):
-    """What the appliance itself needs to know of any kind's options."""
+    """Options of one model kind: the keys under ``options`` in models.yaml."""
 
-    #: Whether it computes on the CPU although there are GPUs.
+    #: Whether models of this kind run on the CPU even on a machine with GPUs.
     ON_CPU: ClassVar[bool] = False
-    #: Options that decide about speed and memory only: changing one keeps the model's version.
-    RESOURCES: ClassVar[frozenset[str]] = frozenset()
-    #: What to do when a host of this kind ran out of memory, as part of a sentence.
+    #: Options that affect speed and memory only: they are not part of the model's version.
+    UNVERSIONED: ClassVar[frozenset[str]] = frozenset()
+    #: What to do when a worker process of this kind ran out of memory, as part of a sentence.
     OOM_HINT: ClassVar[str] = "ask for less at a time"
 
     @property
     def predictions_at_once(self) -> int:
-        """How many predictions one engine host may run at a time."""
+        """Maximum number of predictions that one worker process runs at a time."""
         return 1
 
     @property
@@ -31,35 +31,33 @@ class Options(Section):
         """Whether new versions of the model can be trained."""
         return False
 
-    def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
-        """What a runner is told.
+    def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
+        """Return the options that the runner gets, as JSON values.
 
-        ``adapted`` says whether trained versions run on what is loaded, ``weights`` is the file of the one
-        trained version that is loaded.
+        Args:
+            adapted: whether trained versions (adapters) run on the loaded model.
+            weights: the weights file of the trained version that is loaded; None: the model's own weights.
         """
         return self.model_dump(mode="json")
 
     def training_footprint(self, weights: WeightSize) -> int:
-        """Bytes to reserve on a device for training; ``weights`` are those that it begins with."""
+        """Return the bytes to reserve on a device for training a model with these ``weights``."""
         raise NotImplementedError
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Bytes to reserve on a ``device`` of that kind, where neither `gpu` nor `memory` says it.
-
-        ``weights`` is what is known of the model's own.
-        """
+        """Return the bytes to reserve on the device if the model sets neither `gpu` nor `memory`."""
         raise NotImplementedError
 
-    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Bytes that it keeps of each device asleep, and bytes of main memory if its weights go there.
+    def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+        """Return what a sleeping model keeps: bytes on each device, and bytes of main memory at level 1.
 
-        None if it cannot sleep there.
+        None if the model cannot sleep on this kind of device.
         """
         return None
 
 
 def in_dtype(weights: WeightSize, dtype: str, device: Literal["cpu", "cuda"]) -> int:
-    """Bytes of the weights once they are loaded; ``auto`` is float32 on a CPU, and as stored on a GPU."""
+    """Return the bytes of the loaded weights; ``auto`` is float32 on a CPU and as stored on a GPU."""
     if dtype == "float32" or (dtype == "auto" and device == "cpu"):
         return weights.in_32_bits
     return weights.stored if dtype == "auto" else weights.in_16_bits

@@ -87,7 +87,7 @@ def version_of(model: ModelConfig, revision: str) -> str:
             "model": model.name,
             "kind": model.kind,
             "weights": revision,
-            "options": model.options.model_dump(mode="json", exclude=set(model.options.RESOURCES)),
+            "options": model.options.model_dump(mode="json", exclude=set(model.options.UNVERSIONED)),
         }
     )
 
@@ -300,7 +300,7 @@ class Catalogue:
         """What the runner of ``entry`` is told."""
         adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.model.name))
         apart = entry.adapter if entry.runs_on != entry.model.name else None
-        return entry.model.options.loaded(adapted=adapted, weights=apart)
+        return entry.model.options.runner_options(adapted=adapted, weights=apart)
 
     def loads_as(self, entry: Entry) -> str:
         """Hex digits that are the same as long as the same is loaded for ``entry``, with the same options."""

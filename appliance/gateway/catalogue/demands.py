@@ -26,7 +26,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
     on_host = with_host_memory and kind == "cuda" and model.options.ON_CPU
     kind = "cpu" if on_host else kind
     may_sleep = with_host_memory and not on_host and model.sleep == "auto"
-    sleep = model.options.asleep(weight, kind) if may_sleep else None
+    sleep = model.options.sleep_footprint(weight, kind) if may_sleep else None
     if model.memory is not None:
         memory = model.memory
     elif model.gpu is not None:

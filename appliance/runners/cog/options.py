@@ -10,52 +10,58 @@ from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
-_COG_HOST: Final = GIB
+_PROCESS: Final = GIB
 
 
 class CogOptions(Options):
     """Options of a Cog project."""
 
-    RESOURCES = frozenset({"concurrency"})
+    UNVERSIONED = frozenset({"concurrency"})
     OOM_HINT = "lower its option concurrency"
 
     concurrency: int | None = Field(
-        default=None, ge=1, le=1000, description="Predictions at a time. Default: what the project says."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Predictions that run at the same time. Default: the value that the project declares.",
     )
     environment: dict[str, str] = Field(
-        default={}, description="Further environment variables of the project's process."
+        default={}, description="Additional environment variables for the project's process."
     )
 
     @property
     def predictions_at_once(self) -> int:
-        """See ``Options``."""
+        """Maximum number of predictions that one worker process runs at a time."""
         return self.concurrency or 1
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """See ``Options``. What a project holds is its own business: `memory` should say it."""
-        return weights.stored + _COG_HOST
+        """Estimate the bytes to reserve on the device.
+
+        The memory that a project allocates is unknown; set `memory` for it.
+        """
+        return weights.stored + _PROCESS
 
 
 class BuiltCogOptions(CogOptions):
-    """The same with what was found out when the project was built; never in the file."""
+    """``CogOptions`` plus the results of the build; users cannot set them."""
 
-    RESOURCES = frozenset({"concurrency", "build", "trains"})
+    UNVERSIONED = frozenset({"concurrency", "build", "trains"})
 
-    build: str  # absolute path
-    trains: bool  # whether it has a train()
+    build: str  # absolute path of the build
+    trains: bool  # whether the project defines train()
 
     @property
     def trainable(self) -> bool:
-        """See ``Options``."""
+        """Whether new versions of the model can be trained."""
         return self.trains
 
     def training_footprint(self, weights: WeightSize) -> int:
-        """See ``Options``; nobody knows."""
-        return self.footprint(weights, "cpu")  # the same on every device
+        """Estimate the bytes to reserve on the device for a training: the same as for predictions."""
+        return self.footprint(weights, "cpu")  # does not depend on the device
 
-    def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
-        """See ``Options``. A project gets trained weights by a variable of its environment."""
-        told = super().loaded(adapted=adapted, weights=weights)
+    def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
+        """Options that the runner gets; trained weights are passed in COG_WEIGHTS."""
+        told = super().runner_options(adapted=adapted, weights=weights)
         if weights is not None:
             told["environment"] = {**told["environment"], "COG_WEIGHTS": weights}
         return told

@@ -73,7 +73,6 @@ class CogRunner:
     folder: ClassVar[str] = "project"  # in the build
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._build = Path(spec.options["build"])
         self._interface = self.interface(spec.options)
@@ -95,7 +94,7 @@ class CogRunner:
         return msgspec.convert(description["interface"], Interface)
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         description = json.loads((self._build / "build.json").read_bytes())
         lend(self._build / "venv")
         with free_port.reserved() as number:
@@ -141,7 +140,7 @@ class CogRunner:
         self._watch = asyncio.get_running_loop().create_task(self._watch_for_ever())
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         id = f"{job.id}-{job.attempt}"
         body: dict[str, Any] = {"id": id, "input": self._addresses(job)}
         if job.token is not None:
@@ -211,7 +210,7 @@ class CogRunner:
         return output
 
     async def close(self) -> None:
-        """See ``Runner``."""
+        """Do nothing: the process ends and frees everything."""
         if self._watch is not None:
             self._watch.cancel()
         await self._client.aclose()

@@ -77,7 +77,6 @@ class DiffusersRunner:
     kind: ClassVar[str] = "diffusers"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._pipeline = msgspec.convert(spec.options["pipeline"], Pipeline)
         self._pipes: dict[str, Any] = {}  # by the name of the class; all share their weights
@@ -91,7 +90,7 @@ class DiffusersRunner:
         return inputs.interface(options)
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         weights = Path(self._spec.weights or "")
         if not self._spec.weights or not weights.is_dir():
             raise LoadFailed(
@@ -107,7 +106,7 @@ class DiffusersRunner:
             ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         asked = await asyncio.to_thread(self._asked, job.input)
         yield Log(f"Using seed: {asked.seed}\n")
         if asked.size is not None:
@@ -136,19 +135,25 @@ class DiffusersRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """See ``Sleeper``; what is offloaded comes and goes by itself."""
+        """Sleep levels that this model supports; empty where sleeping would free nothing.
+
+        A pipeline with the option ``offload`` moves its weights by itself, so it cannot sleep.
+        """
         return torch_offload.levels(self._spec) if self._spec.options["offload"] == "none" else ()
 
     async def sleep(self, level: int) -> int:
-        """See ``Sleeper``. All pipelines share the weights of the first, which is asked to move them."""
+        """Move the weights to main memory and free the device.
+
+        All pipelines share the weights of the first, so moving the first moves all.
+        """
         return await asyncio.to_thread(torch_offload.fall_asleep, list(self._pipes.values())[:1])
 
     async def wake(self) -> None:
-        """See ``Sleeper``."""
+        """Move the weights back to the device."""
         await asyncio.to_thread(torch_offload.wake, list(self._pipes.values())[:1], "cuda")
 
     async def close(self) -> None:
-        """See ``Runner``; everything goes with the process."""
+        """Do nothing: the process ends and frees everything."""
 
     # -- loading
 

@@ -10,46 +10,52 @@ from appliance.domain.values import MIB, Bytes, Seconds
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
-#: What an engine host takes besides weights and KV cache: the process with its libraries, and working memory.
-_ECHO_HOST: Final = 64 * MIB
-#: What a sleeper keeps of each device at most: the CUDA context, libraries' workspaces, graphs. A sleep that
-#: leaves more ends the host.
-_ECHO_RESIDUE: Final = MIB
+#: Bytes that a worker process needs besides weights: libraries and working memory.
+_PROCESS: Final = 64 * MIB
+#: Maximum bytes that a sleeping model may keep on its device; a worker process that keeps more is ended.
+_RESIDUE: Final = MIB
 
 
 class EchoOptions(Options):
-    """Options of an echo model, which says back what it is told."""
+    """Options of an echo model, which returns its input."""
 
     ON_CPU = True
-    RESOURCES = frozenset({"concurrency", "startup_delay", "weights", "residue", "sleep_delay"})
+    UNVERSIONED = frozenset({"concurrency", "startup_delay", "weights", "residue", "sleep_delay"})
     OOM_HINT = "lower its option concurrency"
 
-    concurrency: int = Field(default=64, ge=1, le=10_000, description="Predictions that run at a time.")
+    concurrency: int = Field(
+        default=64, ge=1, le=10_000, description="Maximum number of predictions that run at the same time."
+    )
     startup_delay: Seconds = Field(
-        default=0.0, description="How long loading takes: seconds, or text such as 2s."
+        default=0.0, description="Time that loading takes: seconds, or text such as 2s."
     )
     stream: bool = Field(
-        default=False, description="Whether the output is a stream of words instead of one text."
+        default=False, description="Stream the output word by word instead of returning one text."
     )
-    files: bool = Field(default=False, description="Whether the output is files instead of text.")
+    files: bool = Field(default=False, description="Return files instead of text.")
     weights: Bytes | None = Field(
-        default=None, description="Memory to hold as if it was weights, which is given back asleep."
+        default=None, description="Memory to allocate in place of weights; sleeping frees it."
     )
-    residue: Bytes | None = Field(default=None, description="What of that is kept asleep all the same.")
+    residue: Bytes | None = Field(
+        default=None, description="Part of `weights` that stays allocated while the model sleeps."
+    )
     sleep_delay: Seconds = Field(
         default=0.0,
-        description="How long falling asleep and waking take: seconds, or text such as 2s.",
+        description="Time that sleeping and waking take: seconds, or text such as 2s.",
     )
 
     @property
     def predictions_at_once(self) -> int:
-        """See ``Options``."""
+        """Maximum number of predictions that one worker process runs at a time."""
         return self.concurrency
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """See ``Options``."""
-        return weights.stored + (self.weights or 0) + _ECHO_HOST
+        """Estimate the bytes to reserve on the device."""
+        return weights.stored + (self.weights or 0) + _PROCESS
 
-    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """See ``Options``; what it gives back it holds on any device."""
-        return None if self.weights is None else (_ECHO_RESIDUE, self.weights)
+    def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+        """Estimate the bytes that a sleeping model keeps on the device and in main memory.
+
+        An echo model with ``weights`` can sleep on any device, the CPU included.
+        """
+        return None if self.weights is None else (_RESIDUE, self.weights)

@@ -99,7 +99,6 @@ class EchoRunner:
     kind: ClassVar[str] = "echo"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._startup_delay = float(spec.options.get("startup_delay", 0.0))
         self._stream = bool(spec.options.get("stream", False))
         self._files = bool(spec.options.get("files", False))
@@ -134,12 +133,12 @@ class EchoRunner:
         return Interface(input={"type": "object", "title": "Input", "properties": properties}, output=output)
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         await asyncio.sleep(self._startup_delay)
         self._weights = self._read()
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         defaults: dict[str, Any] = {name: schema.get("default") for name, schema in _INPUTS.items()}
         asked = defaults | job.input
         held = bytearray(asked["memory"] * _MEBIBYTE)
@@ -156,7 +155,7 @@ class EchoRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """See ``Sleeper``; without weights there is nothing to give back."""
+        """Sleep levels that this model supports; empty without the option ``weights``."""
         return (1, 2) if self._size else ()
 
     @property
@@ -170,7 +169,7 @@ class EchoRunner:
         return self._kept
 
     async def sleep(self, level: int) -> int:
-        """See ``Sleeper``."""
+        """Move the weights to main memory and free the device."""
         await asyncio.sleep(self._sleep_delay)
         assert self._weights is not None
         self._kept = self._weights[:] if level == 1 else b""
@@ -180,7 +179,7 @@ class EchoRunner:
         return 0 if self._left is None else len(self._left)
 
     async def wake(self) -> None:
-        """See ``Sleeper``."""
+        """Move the weights back to the device."""
         await asyncio.sleep(self._sleep_delay)
         self._weights = _memory(self._kept) if self._kept else self._read()
         self._kept, self._left = b"", None
@@ -190,7 +189,7 @@ class EchoRunner:
         return _memory(_PATTERN * (self._size // len(_PATTERN) + 1), self._size) if self._size else None
 
     async def close(self) -> None:
-        """See ``Runner``; there is nothing to let go of."""
+        """Do nothing: the process ends and frees everything."""
 
     async def _prepare(self, asked: dict[str, Any]) -> None:
         if asked["print"] is not None:

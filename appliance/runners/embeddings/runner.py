@@ -66,7 +66,6 @@ class EmbeddingsRunner:
     kind: ClassVar[str] = "embeddings"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._waiting: deque[_Request] = deque()
         self._computing: asyncio.Task[None] | None = None
@@ -89,7 +88,7 @@ class EmbeddingsRunner:
         )
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         if self._spec.weights is None or not Path(self._spec.weights).is_dir():
             raise LoadFailed(
                 f"model {self._spec.model}: there are no weights at {self._spec.weights}; run: appliance pull"
@@ -100,7 +99,7 @@ class EmbeddingsRunner:
             raise LoadFailed(f"{self._spec.model} cannot be loaded as an embedding model: {error}") from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         texts = parse(job.input["texts"])
         tokens = await asyncio.to_thread(self._tokens, texts)
         yield Metric("input_token_count", sum(map(len, tokens)))
@@ -114,19 +113,19 @@ class EmbeddingsRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """See ``Sleeper``."""
+        """Sleep levels that this model supports; empty where sleeping would free nothing."""
         return torch_offload.levels(self._spec)
 
     async def sleep(self, level: int) -> int:
-        """See ``Sleeper``."""
+        """Move the weights to main memory and free the device."""
         return await asyncio.to_thread(torch_offload.fall_asleep, [self._model])
 
     async def wake(self) -> None:
-        """See ``Sleeper``."""
+        """Move the weights back to the device."""
         await asyncio.to_thread(torch_offload.wake, [self._model], _GPU)
 
     async def close(self) -> None:
-        """See ``Runner``; everything goes with the process."""
+        """Do nothing: the process ends and frees everything."""
 
     async def _computed(self, tokens: list[list[int]]) -> list[Any]:
         """The vectors of these texts, computed together with whatever else waits."""

@@ -146,7 +146,6 @@ class LoraTrainer:
     kind: ClassVar[str] = "lora"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._model: Any
         self._tokenizer: Any
@@ -166,7 +165,7 @@ class LoraTrainer:
         )
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         if self._spec.weights is None or not Path(self._spec.weights).is_dir():
             raise LoadFailed(
                 f"model {self._spec.model}: there are no weights at {self._spec.weights}; run: appliance pull"
@@ -177,7 +176,7 @@ class LoraTrainer:
             raise LoadFailed(f"{self._spec.model} cannot be loaded for training: {error}") from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         settings = msgspec.convert(job.input, TrainingSettings)
         examples = await asyncio.to_thread(self._encoded, settings)
         tokens = sum(len(example.tokens) for example in examples)
@@ -204,7 +203,7 @@ class LoraTrainer:
         yield Output([folder], append=False)
 
     async def close(self) -> None:
-        """See ``Runner``; everything goes with the process."""
+        """Do nothing: the process ends and frees everything."""
 
     def _load(self, weights: str) -> None:
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")

@@ -10,28 +10,29 @@ from appliance.domain.values import MIB
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
-_PIPER_HOST: Final = 512 * MIB
+_PROCESS: Final = 512 * MIB
 
 
 class PiperOptions(Options):
-    """Options of voices."""
+    """Options of a model with Piper voices."""
 
     ON_CPU = True
 
     voices: dict[str, str] = Field(
         default={},
-        description="Further names that callers may use for voices of the weights, such as those of the "
-        "hosted models it stands in for.",
+        description="Additional names for voices: name -> voice in the weights. Use it for the "
+        "voice names of a"
+        "hosted model that this model replaces.",
     )
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """See ``Options``."""
-        return weights.stored + _PIPER_HOST
+        """Estimate the bytes to reserve on the device."""
+        return weights.stored + _PROCESS
 
 
 class FoundPiperOptions(PiperOptions):
-    """The same with the voices that the weights hold; never in the file."""
+    """``PiperOptions`` plus the voices in the weights; users cannot set them."""
 
-    RESOURCES = frozenset({"found"})
+    UNVERSIONED = frozenset({"found"})
 
     found: tuple[str, ...]  # the first is the default

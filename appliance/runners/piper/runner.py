@@ -66,7 +66,6 @@ class PiperRunner:
     kind: ClassVar[str] = "piper"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._voices: dict[str, Any] = {}  # by name
 
@@ -83,7 +82,7 @@ class PiperRunner:
         )
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         place = Path(self._spec.weights or "")
         if self._spec.weights is None or not place.exists():
             raise LoadFailed(
@@ -106,7 +105,7 @@ class PiperRunner:
                 )
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         import numpy as np
 
         text = job.input["text"]
@@ -132,7 +131,7 @@ class PiperRunner:
         yield Output([file], append=False)
 
     async def close(self) -> None:
-        """See ``Runner``; everything goes with the process."""
+        """Do nothing: the process ends and frees everything."""
 
     def _load(self, file: Path) -> Any:
         """One voice.

@@ -1,4 +1,4 @@
-"""The options of kind `transformers`: a model for one task."""
+"""Options of models for one task, run with transformers, in models.yaml."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
-#: What an engine host takes besides weights: the process with its libraries, and working memory.
-_HOST: Final = GIB
+#: Bytes that a worker process needs besides weights: libraries and working memory.
+_PROCESS: Final = GIB
 
-#: What a model can be for.
+#: The supported tasks.
 Task = Literal[
     "automatic-speech-recognition",
     "text-to-speech",
@@ -33,25 +33,30 @@ Task = Literal[
 class TransformersOptions(Options):
     """Options of a model for one task, run with transformers."""
 
-    RESOURCES = frozenset({"max_batch"})
+    UNVERSIONED = frozenset({"max_batch"})
     OOM_HINT = "lower its option max_batch"
 
-    task: Task = Field(description="What it is for, which decides about its inputs and output.")
+    task: Task = Field(description="Task of the model; it determines the inputs and the output.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="What is computed in. auto: as the weights are, on a GPU; float32 on a CPU.",
+        description="Number format to compute in. auto: the format of the weights on a GPU, "
+        "float32 on a CPU.",
     )
     max_batch: int = Field(
-        default=16, ge=1, le=4096, description="Texts of one prediction that are computed together."
+        default=16,
+        ge=1,
+        le=4096,
+        description="Maximum number of texts of one prediction computed in one batch.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the weights. Only for sources you trust."
+        default=False,
+        description="Run Python code from the weights folder. Enable it only for sources you trust.",
     )
 
-    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """See ``Options``."""
+    def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+        """Estimate the bytes that a sleeping model keeps on the device and in main memory."""
         return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """See ``Options``."""
-        return in_dtype(weights, self.dtype, device) + _HOST
+        """Estimate the bytes to reserve on the device."""
+        return in_dtype(weights, self.dtype, device) + _PROCESS

@@ -35,7 +35,6 @@ class TransformersRunner:
     kind: ClassVar[str] = "transformers"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._task: str = spec.options["task"]
         self._compute: Compute
@@ -48,7 +47,7 @@ class TransformersRunner:
         return interface_of(task.inputs, task.output, required=task.required, aliases=task.aliases)
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         folder = Path(self._spec.weights or "")
         if self._spec.weights is None or not folder.is_dir():
             raise LoadFailed(
@@ -68,7 +67,7 @@ class TransformersRunner:
             ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         began = time.perf_counter()
         try:
             answer = await interruptible(
@@ -85,19 +84,19 @@ class TransformersRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """See ``Sleeper``."""
+        """Sleep levels that this model supports; empty where sleeping would free nothing."""
         return torch_offload.levels(self._spec) if self._models else ()
 
     async def sleep(self, level: int) -> int:
-        """See ``Sleeper``."""
+        """Move the weights to main memory and free the device."""
         return await asyncio.to_thread(torch_offload.fall_asleep, self._models)
 
     async def wake(self) -> None:
-        """See ``Sleeper``."""
+        """Move the weights back to the device."""
         await asyncio.to_thread(torch_offload.wake, self._models, _GPU)
 
     async def close(self) -> None:
-        """See ``Runner``; everything goes with the process."""
+        """Do nothing: the process ends and frees everything."""
 
     def _load(self, folder: Path) -> Compute:
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
+from appliance.runners import operations
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
     runner="appliance.runners.vllm.runner:VllmRunner",
     trainer="lora",
+    operations=frozenset(
+        {
+            operations.CHAT,
+            operations.COMPLETIONS,
+            operations.RESPONSES,
+            operations.MESSAGES,
+            operations.COUNT_TOKENS,
+        }
+    ),
     preload=(
         "vllm",
         "transformers",

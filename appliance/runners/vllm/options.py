@@ -12,15 +12,15 @@ from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options, in_dtype
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
-_VLLM_HOST: Final = GIB
-_VLLM_RESIDUE: Final = 2 * GIB
+_PROCESS: Final = GIB
+_RESIDUE: Final = 2 * GIB
 
 
 class VllmOptions(Options):
     """Options of a language model served by vLLM."""
 
-    # Parsers sort what a model has written; they do not change it.
-    RESOURCES = frozenset(
+    # Parsers split the generated text into fields; they do not change the text.
+    UNVERSIONED = frozenset(
         {
             "max_num_seqs", "kv_cache", "enforce_eager", "max_adapters", "max_adapter_rank", "tool_parser",
             "reasoning_parser",
@@ -30,97 +30,113 @@ class VllmOptions(Options):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Number format to compute in. auto: the one of the weights on a GPU; on a CPU bfloat16 "
-        "where the processor multiplies it, else float32. In float32 an answer hardly depends on what else "
-        "is computed at the same time.",
+        description="Number format to compute in. auto: the format of the weights on a GPU; on a "
+        "CPU bfloat16"
+        "if the processor supports it, else float32. With float32, outputs hardly depend on the other "
+        "predictions of the same batch.",
     )
     max_model_len: int | None = Field(
         default=None,
         ge=16,
-        description="Longest prompt and output together, in tokens. Default: what the model was made for.",
+        description="Maximum length of prompt and output together, in tokens. Default: the "
+        "model's own limit.",
     )
     max_num_seqs: int = Field(
-        default=32, ge=1, le=4096, description="Predictions computed together; further ones wait."
+        default=32,
+        ge=1,
+        le=4096,
+        description="Maximum number of predictions computed in one batch; others wait.",
     )
     kv_cache: Bytes = size(
         "512MiB",
-        "Memory for the attention cache, which limits how many tokens are in flight. Part of `memory`.",
+        "Memory for the attention (KV) cache; limits the tokens of running predictions. Part of `memory`.",
     )
     enforce_eager: bool | None = Field(
         default=None,
-        description="Skip compilation and CUDA graphs: starts sooner, runs slower on a GPU. "
+        description="Skip compilation and CUDA graphs: loads faster, runs slower on a GPU. "
         "Default: true on a CPU, false on a GPU.",
     )
     max_adapters: int = Field(
         default=4,
         ge=0,
         le=64,
-        description="Trained versions whose predictions are computed together; further ones take turns. "
-        "Costs nothing before the first one is trained. 0: the model cannot be trained.",
+        description="Maximum number of trained versions (LoRA adapters) in one batch; others take turns. "
+        "Costs nothing until the first version is trained. 0: the model cannot be trained.",
     )
     max_adapter_rank: Literal[8, 16, 32, 64, 128] = Field(
-        default=16, description="Largest rank of a trained version. A larger one takes memory and time."
+        default=16,
+        description="Largest LoRA rank of a trained version. A larger rank needs more memory and time.",
     )
     system_prompt: str = Field(
-        default="You are a helpful assistant.", description="System prompt of predictions that give none."
+        default="You are a helpful assistant.", description="Default system prompt of a prediction."
     )
     max_tokens: int = Field(
-        default=512, ge=1, description="Longest output of predictions that give no max_tokens."
+        default=512, ge=1, description="Default max_tokens of a prediction: the longest output in tokens."
     )
     temperature: float = Field(
-        default=0.6, ge=0, le=5, description="Temperature of predictions that give none; 0 is greedy."
+        default=0.6, ge=0, le=5, description="Default temperature of a prediction; 0 is greedy decoding."
     )
-    top_p: float = Field(default=0.9, gt=0, le=1, description="top_p of predictions that give none.")
-    top_k: int = Field(default=50, ge=0, description="top_k of predictions that give none; 0 is off.")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="Default top_p of a prediction.")
+    top_k: int = Field(default=50, ge=0, description="Default top_k of a prediction; 0 turns it off.")
     presence_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Presence penalty of predictions that give none."
+        default=0.0, ge=-2, le=2, description="Default presence penalty of a prediction."
     )
     frequency_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Frequency penalty of predictions that give none."
+        default=0.0, ge=-2, le=2, description="Default frequency penalty of a prediction."
     )
     chat_template: str | None = Field(
-        default=None, description="Jinja chat template, as text. Default: the tokenizer's own."
+        default=None, description="Jinja chat template, as text. Default: the tokenizer's template."
     )
     tool_parser: ToolParser | None = Field(
         default=None,
-        description="How the model writes tool calls, by vLLM's name for it. Default: it takes no tools.",
+        description="vLLM's tool call parser for this model, such as hermes. Default: tools are refused.",
     )
     reasoning_parser: ReasoningParser | None = Field(
         default=None,
-        description="How the model writes what it thinks before it answers, by vLLM's name for it. "
-        "Default: all that it writes is the answer.",
+        description="vLLM's reasoning parser for this model, such as qwen3. "
+        "Default: everything that the model writes is its answer.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the weights. Only for sources you trust."
+        default=False,
+        description="Run Python code from the weights folder. Enable it only for sources you trust.",
     )
 
     @property
     def predictions_at_once(self) -> int:
-        """See ``Options``."""
+        """Maximum number of predictions that one worker process runs at a time."""
         return self.max_num_seqs
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """See ``Options``."""
+        """Estimate the bytes to reserve on the device."""
         loaded = in_dtype(weights, self.dtype, device)
         # An adapter of rank 16 is about a fiftieth of its model.
         adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
-        return loaded + adapters + self.kv_cache + _VLLM_HOST
+        return loaded + adapters + self.kv_cache + _PROCESS
 
-    def asleep(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """See ``Options``. vLLM's backend for CPUs says that it sleeps, and gives nothing back."""
-        kept = self.footprint(weights, device) - self.kv_cache - _VLLM_HOST
-        return (_VLLM_RESIDUE, kept) if device == "cuda" else None
+    def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
+        """Estimate the bytes that a sleeping model keeps on the device and in main memory.
+
+        None on a CPU: vLLM's CPU backend accepts sleep requests but frees nothing.
+        """
+        kept = self.footprint(weights, device) - self.kv_cache - _PROCESS
+        return (_RESIDUE, kept) if device == "cuda" else None
 
     @property
     def trainable(self) -> bool:
-        """See ``Options``."""
+        """Whether new versions of the model can be trained."""
         return self.max_adapters > 0
 
-    def loaded(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
-        """See ``Options``. An engine that is ready for adapters computes a sixth slower on a CPU."""
-        told = super().loaded(adapted=adapted, weights=weights)
+    def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
+        """Options that the runner gets.
+
+        Without trained versions, adapters are disabled: on a CPU they make vLLM a sixth slower.
+        """
+        told = super().runner_options(adapted=adapted, weights=weights)
         return told if adapted else {**told, "max_adapters": 0}
 
     def training_footprint(self, weights: WeightSize) -> int:
-        """See ``Options``. Weights in float32, and as much again for what is computed with them."""
-        return 2 * weights.in_32_bits + _VLLM_HOST
+        """Estimate the bytes to reserve on the device for a training.
+
+        Weights in float32, and the same again for gradients and activations.
+        """
+        return 2 * weights.in_32_bits + _PROCESS

@@ -40,7 +40,6 @@ class VllmRunner:
     kind: ClassVar[str] = "vllm"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._defaults = inputs.Defaults.of(spec.options)
         self._engine: AsyncLLM
@@ -58,7 +57,7 @@ class VllmRunner:
         return inputs.interface(options)
 
     async def setup(self) -> None:
-        """See ``Runner``. The loop stands still while vLLM loads; nothing else runs in a host before that."""
+        """Load the model. This blocks the event loop; nothing else runs in the process yet."""
         spec = self._spec
         if spec.weights is None or not Path(spec.weights).is_dir():
             raise LoadFailed(
@@ -74,7 +73,7 @@ class VllmRunner:
             self._operations()  # a parser that does not fit is said now
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         adapter = await self._adapter(job)
@@ -124,20 +123,23 @@ class VllmRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """See ``Sleeper``."""
+        """Sleep levels that this model supports; empty where sleeping would free nothing."""
         return engine.levels(self._spec)
 
     async def sleep(self, level: int) -> None:
-        """See ``Sleeper``. What it still holds only the driver knows: the core is a process of its own."""
+        """Move the weights to main memory and free the device.
+
+        The bytes still held are unknown here, because vLLM's engine core is a process of its own.
+        """
         await self._engine.sleep(level)
         self._level = level
 
     async def wake(self) -> None:
-        """See ``Sleeper``."""
+        """Move the weights back to the device."""
         await engine.wake(self._engine, self._level)
 
     async def close(self) -> None:
-        """See ``Runner``."""
+        """Do nothing: the process ends and frees everything."""
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().remove_reader(process.sentinel)
         if "," in self._spec.device:  # its workers have shared memory to give back

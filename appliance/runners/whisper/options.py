@@ -10,15 +10,15 @@ from appliance.domain.values import MIB, Seconds
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.options import Options
 
-#: What an engine host takes besides weights: the process with its libraries, working memory.
-_WHISPER_HOST: Final = 768 * MIB
-_SECOND: Final = 128_000  # bytes of one second of sound, while it is read
+#: Bytes that a worker process needs besides weights: libraries and working memory.
+_PROCESS: Final = 768 * MIB
+_SECOND: Final = 128_000  # bytes of memory for one second of audio while it is decoded
 
 
 class WhisperOptions(Options):
-    """Options of a model that hears."""
+    """Options of a speech-to-text model."""
 
-    RESOURCES = frozenset({"max_duration"})
+    UNVERSIONED = frozenset({"max_duration"})
     OOM_HINT = "lower its option max_duration"
 
     compute_type: Literal[
@@ -33,21 +33,28 @@ class WhisperOptions(Options):
         "float32",
     ] = Field(
         default="auto",
-        description="What is computed in. auto: int8 on a CPU, float16 on a GPU.",
+        description="Number format to compute in. auto: int8 on a CPU, float16 on a GPU.",
     )
     beam_size: int = Field(
-        default=5, ge=1, le=64, description="Transcripts that are followed at a time; 1 is fastest."
+        default=5,
+        ge=1,
+        le=64,
+        description="Beam width: candidate transcripts kept while decoding; 1 is fastest.",
     )
     vad_filter: bool = Field(
-        default=False, description="Leave out what is not speech before it is transcribed."
+        default=False, description="Skip parts without speech (voice activity detection)."
     )
     max_duration: Annotated[Seconds, Field(gt=0)] = Field(
         default=7200.0,
-        description="Longest sound that is accepted; it decides about memory. Seconds, or text such as 2h.",
+        description="Longest audio that is accepted: seconds, or text such as 2h. Longer audio "
+        "needs more memory.",
     )
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """See ``Options``. Weights are taken to be in 16 bits, which float32 doubles."""
+        """Estimate the bytes to reserve on the device.
+
+        Weights are assumed to be stored in 16 bits; float32 doubles them.
+        """
         sound = int(self.max_duration * _SECOND)
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
-        return loaded + sound + _WHISPER_HOST
+        return loaded + sound + _PROCESS

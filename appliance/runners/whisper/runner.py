@@ -151,7 +151,6 @@ class WhisperRunner:
     kind: ClassVar[str] = "whisper"
 
     def __init__(self, spec: LoadSpec) -> None:
-        """See ``Runner``."""
         self._spec = spec
         self._model: Any
         self._names: Mapping[str, str] = {}  # of languages, by their codes
@@ -167,7 +166,7 @@ class WhisperRunner:
         )
 
     async def setup(self) -> None:
-        """See ``Runner``."""
+        """Load the model."""
         folder = Path(self._spec.weights or "")
         if self._spec.weights is None or not folder.is_dir():
             raise LoadFailed(
@@ -185,7 +184,7 @@ class WhisperRunner:
             raise LoadFailed(f"{self._spec.model} cannot be loaded as a Whisper model: {error}") from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """See ``Runner``."""
+        """Run one prediction."""
         language = self._language(job.input["language"])
         if job.input["translate"] and not self._model.model.is_multilingual:
             raise PredictionFailed("input.translate: this model knows English only, and translates nothing")
@@ -225,7 +224,7 @@ class WhisperRunner:
         yield Output([result], append=False)
 
     async def close(self) -> None:
-        """See ``Runner``; everything goes with the process."""
+        """Do nothing: the process ends and frees everything."""
 
     def _load(self, folder: Path) -> None:
         from faster_whisper import WhisperModel

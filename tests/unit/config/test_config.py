@@ -398,7 +398,7 @@ def test_predictions_at_once_follow_the_kind() -> None:
 
 @pytest.mark.parametrize("options", [EchoOptions, VllmOptions])
 def test_resources_are_options(options: type[EchoOptions | VllmOptions]) -> None:
-    assert set(options.model_fields) >= options.RESOURCES
+    assert set(options.model_fields) >= options.UNVERSIONED
 
 
 # -- the data folder -------------------------------------------------------------------------------------

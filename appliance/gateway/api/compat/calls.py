@@ -32,7 +32,7 @@ from appliance.gateway.api.replicate.streams import HEADERS
 from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import media, serializers
-from appliance.runners import operations
+from appliance.runners import kinds_with_operation, operations
 
 #: Seconds of silence after which a comment is sent in a stream.
 IDLE: Final = 10.0
@@ -110,7 +110,7 @@ class Calls:
         """Answer a request with what the model's own runner answers to the same body."""
         caller = await self.caller(request, Scope.RUN, creates=True)
         given = await self.body(request, *required)
-        kinds = {kind for kind, known in operations.OPERATIONS.items() if operation in known}
+        kinds = kinds_with_operation(operation)
         entry = self.entry(given["model"], caller, kinds)
         if not streams:
             given.pop("stream", None)

@@ -15,11 +15,11 @@ from appliance.gateway.api.compat.calls import CHUNKS, EVENTS, Calls
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
-from appliance.runners import operations
+from appliance.runners import kinds_with_operation, operations
 
 #: The kinds that answer any route of this API.
 KINDS: Final = frozenset(
-    {*operations.OPERATIONS, *embeddings.KINDS, *images.KINDS, *audio.HEARS, *audio.SPEAKS}
+    {*kinds_with_operation(operations.CHAT), *embeddings.KINDS, *images.KINDS, *audio.HEARS, *audio.SPEAKS}
 )
 
 

@@ -19,7 +19,7 @@ from appliance.domain.prediction import Status
 from appliance.gateway.api import create_api
 from appliance.gateway.api.compat import audio, calls, embeddings, forms, images
 from appliance.gateway.catalogue.catalogue import Entry
-from appliance.runners import KINDS, operations
+from appliance.runners import KINDS
 from appliance.runners.base import Kind
 from tests.apis import SECRET, Api
 from tests.engines import Bench, entry
@@ -33,8 +33,8 @@ FULL = {"message": "it is over the limit", "code": 400, "param": "messages", "ty
 @pytest.fixture(autouse=True)
 def talking(monkeypatch: pytest.MonkeyPatch) -> None:
     """The echo models of the bench take operations."""
-    monkeypatch.setitem(KINDS, "echo", Kind(runner="tests.talking:TalkingRunner"))
-    monkeypatch.setitem(operations.OPERATIONS, "echo", operations.OPERATIONS["vllm"])
+    talking = Kind(runner="tests.talking:TalkingRunner", operations=KINDS["vllm"].operations)
+    monkeypatch.setitem(KINDS, "echo", talking)
 
 
 async def test_an_answer_is_the_output_of_a_prediction(api: Api) -> None:
