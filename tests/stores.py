@@ -5,19 +5,19 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from appliance.store import SQLiteStore
+from appliance.store import Store
 
 _empty: list[bytes] = []  # an empty database, once this process has made one
 
 
-async def created(path: Path) -> SQLiteStore:
+async def created(path: Path) -> Store:
     """Open a store that does not wait for the disk."""
-    store = SQLiteStore(path, durability="normal")
+    store = Store(path, durability="normal")
     await store.open()
     return store
 
 
-async def opened(path: Path) -> SQLiteStore:
+async def opened(path: Path) -> Store:
     """Open a store; a new database is the copy of one that this process has made before.
 
     Each step of the schema is a transaction of its own, and waits for the disk.

@@ -13,7 +13,7 @@ from appliance.cli.tokens import in_store
 from appliance.domain.errors import NotFound
 
 if TYPE_CHECKING:
-    from appliance.store import SQLiteStore
+    from appliance.store import Store
 
 group = typer.Typer(no_args_is_help=True, help="Make addresses at which uploads can be downloaded.")
 
@@ -40,7 +40,7 @@ def link(
     """Print a URL at which anyone can download the file without a token while the URL is valid."""
     from appliance.gateway.files import file_store
 
-    async def signed(store: SQLiteStore) -> str:
+    async def signed(store: Store) -> str:
         file = await store.files.get(id)
         if file is None or file.prediction is not None:
             raise NotFound(f"there is no upload {id}")

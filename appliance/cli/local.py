@@ -133,15 +133,15 @@ def _place_pinned(scheduler: Scheduler) -> None:
 async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
     """The most that models took here when they were loaded, by name."""
     from appliance.gateway.catalogue.catalogue import Catalogue
-    from appliance.store import SQLiteStore
+    from appliance.store import Store
 
     database = home / "appliance.db"
     if not database.exists():
         return {}
-    store = SQLiteStore(database)
+    store = Store(database)
     await store.open()
     try:
-        rows = await store.footprints.all()
+        rows = await store.memory_profiles.all()
     finally:
         await store.close()
     peaks = {row.loaded: row.peak for row in rows if row.device == device}

@@ -18,7 +18,7 @@ from appliance.driver import permissions
 
 if TYPE_CHECKING:
     from appliance.domain.token import Token
-    from appliance.store import SQLiteStore
+    from appliance.store import Store
 
 T = TypeVar("T")
 
@@ -90,9 +90,9 @@ def revoke(
     typer.echo(f"token {id} ({revoked.name}) is revoked")
 
 
-def in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore], Awaitable[T]]) -> T:
+def in_store(config: ConfigOption, home: HomeOption, act: Callable[[Store], Awaitable[T]]) -> T:
     """What ``act`` gives on the database of the data folder, which a running appliance may be using."""
-    from appliance.store import SQLiteStore
+    from appliance.store import Store
 
     folder = home_folder(home, load_config(config))
     permissions.restrict()
@@ -102,7 +102,7 @@ def in_store(config: ConfigOption, home: HomeOption, act: Callable[[SQLiteStore]
         raise ApplianceError(f"the data folder {folder} cannot be made: {error.strerror}") from error
 
     async def run() -> T:
-        store = SQLiteStore(folder / "appliance.db")
+        store = Store(folder / "appliance.db")
         await store.open()
         try:
             return await act(store)

@@ -11,7 +11,7 @@ from appliance.cli.options import ConfigOption, HomeOption, finite, load_config
 from appliance.cli.tokens import in_store
 
 if TYPE_CHECKING:
-    from appliance.store import SQLiteStore
+    from appliance.store import Store
 
 group = typer.Typer(no_args_is_help=True, help="Show or replace the key that signs an account's webhooks.")
 
@@ -32,7 +32,7 @@ def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOpt
 
     account = load_config(config).server.account
 
-    async def newest(store: SQLiteStore) -> str:
+    async def newest(store: Store) -> str:
         await store.claim_webhook_keys(account)
         return (await sender.keys(store, owner or account, time.time()))[0]
 
@@ -57,7 +57,7 @@ def rotate(
     account = load_config(config).server.account
     key = sender.new_key()
 
-    async def replace(store: SQLiteStore) -> None:
+    async def replace(store: Store) -> None:
         await store.claim_webhook_keys(account)
         await store.add_webhook_key(owner or account, key, time.time(), 3600 * keep)
 

@@ -38,7 +38,7 @@ from appliance.gateway.app import GatewaySettings, start_gateway
 from appliance.gateway.listener import ListeningSocket
 from appliance.observability import logs
 from appliance.runners import preloaded_modules
-from appliance.store import SQLiteStore
+from appliance.store import Store
 from appliance.worker.cleanup import kill_marked
 from appliance.worker.zygote import reclaim
 
@@ -158,7 +158,7 @@ async def first_token(database: Path, owner: str) -> str | None:
 
     A secret in ``APPLIANCE_TOKEN`` becomes a token if it is none yet, and is not shown.
     """
-    store = SQLiteStore(database)
+    store = Store(database)
     await store.open()
     try:
         given = os.environ.get(TOKEN_VARIABLE)

@@ -42,7 +42,7 @@ from appliance.machine.usage import DeviceUsage
 from appliance.observability import logs, tracing
 from appliance.observability.metrics import Metrics
 from appliance.scheduler import Scheduler
-from appliance.store import SQLiteStore, Store
+from appliance.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     """Build and start everything on the running loop; returns once requests are answered."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
     logs.configure(settings.log_file, settings.config.logging)
-    store = SQLiteStore(settings.database)
+    store = Store(settings.database)
     await store.open()
     await store.own(OWN_PATIENCE)
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)

@@ -1,17 +1,52 @@
-"""Where predictions, versions, files, tokens and the rest are kept; the only package with SQL in it."""
+"""The SQLite database of the appliance; the only package with SQL."""
 
-from appliance.store.base import RETRY_STORE, Cursor, Delivery, Filter, Progress, Store, VersionRow
-from appliance.store.footprints import FootprintRow
-from appliance.store.sqlite import SQLiteStore
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from appliance.store.database import Durability
+from appliance.store.files import FileTable
+from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
+from appliance.store.predictions import PredictionTable
+from appliance.store.records import RETRY_STORE, Cursor, Delivery, Filter, Progress, Receiver, VersionRow
+from appliance.store.registry import Registry
+from appliance.store.retention import Deletions
+from appliance.store.tokens import TokenTable
+from appliance.store.usage import UsageTable
+from appliance.store.versions import VersionTable
+from appliance.store.webhooks import WebhookTable
 
 __all__ = [
     "RETRY_STORE",
     "Cursor",
     "Delivery",
     "Filter",
-    "FootprintRow",
+    "MemoryProfileRow",
     "Progress",
-    "SQLiteStore",
+    "Receiver",
     "Store",
     "VersionRow",
 ]
+
+
+class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
+    """The store in the SQLite file ``path``; its folder is created if needed.
+
+    ``Connections`` says what a write promises. A committed write survives the death of the process at either
+    ``durability``. ``full`` also waits for the disk at each commit, so that the write survives a power cut;
+    ``normal`` may then lose the last moments, without damage to the rest.
+    """
+
+    def __init__(self, path: Path, *, durability: Durability = "full") -> None:
+        """Open nothing yet; ``open`` does."""
+        super().__init__(path, durability=durability)
+        self.files = FileTable(self)
+        self.memory_profiles = MemoryProfileTable(self)
+        self.registry = Registry(self)
+        self.usage = UsageTable(self)
+
+    def check(self) -> asyncio.Future[None]:
+        """Commit a small write; the future fails with StoreError if writes are not possible now."""
+        return self.change("write_something", {"at": time.time()})

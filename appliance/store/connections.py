@@ -25,10 +25,21 @@ _READERS: Final = 2  # threads, each with a connection of its own
 
 
 class Connections:
-    """What every table of the store reads and writes through; see ``Store`` for what a write promises."""
+    """Reads and writes for all tables of the store.
+
+    Writes return a future at once. They take effect in the order of the calls, awaited or not: a ``finish``
+    called after an ``append`` commits with it or later, never before. The future is done after the commit;
+    cancelling it does not undo the write. Awaiting it is optional (asyncio logs the error of a future that
+    was not awaited); it is not a coroutine, so ``create_task`` does not accept it. A failed write fails
+    alone, with ``StoreError`` (an id that exists, a full disk) or its subclasses ``UnstorableValue`` (the
+    value is at fault) and ``StatusConflict``. The caller must not change values after passing them to a
+    write.
+
+    All methods must be called on the event loop that called ``open``.
+    """
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:
-        """Touches nothing; ``open`` does."""
+        """Open nothing yet; ``open`` does."""
         self._path = path
         self._durability: Durability = durability
         self._lock = OwnerLock(path)
@@ -38,13 +49,17 @@ class Connections:
         self._threads: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
-        """See ``Store.open``."""
+        """Open the database; create or upgrade it if needed.
+
+        Raises:
+            StoreError: the file is damaged, newer than this code, or cannot be opened; the text names it.
+        """
         writing = await asyncio.to_thread(self._prepare)
         self._threads = ThreadPoolExecutor(_READERS, "store-reader")
         self._writer = Writer(writing, self._path)
 
     def _prepare(self) -> sqlite3.Connection:
-        with contextlib.ExitStack() as opened:  # closes again what was opened, if the rest fails
+        with contextlib.ExitStack() as opened:  # closes the connections if a later one fails
             try:
                 writing = opened.enter_context(contextlib.closing(connect(self._path, self._durability)))
                 upgrade(writing, self._path)
@@ -61,11 +76,18 @@ class Connections:
         return writing
 
     async def own(self, patience: float = 0.0) -> None:
-        """See ``Store.own``."""
+        """Become the one process that may run predictions from this database, until ``close`` or death.
+
+        Waits up to ``patience`` seconds for another owner to release it. Reads and token writes need no
+        ownership.
+
+        Raises:
+            StoreError: another process owns the database; the text names its pid.
+        """
         await self._lock.take(patience)
 
     async def close(self) -> None:
-        """See ``Store.close``."""
+        """Commit the queued writes, then close the database. Later calls raise StoreError."""
         threads, self._threads = self._threads, None
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)
@@ -75,11 +97,11 @@ class Connections:
         if inline is not None:
             inline.close()
         if self._writer is not None:
-            await self._writer.close()  # last, so that SQLite folds the WAL into the file and removes it
+            await self._writer.close()  # last, so that SQLite copies the WAL into the database and removes it
         self._lock.release()
 
     def change(self, query: str, parameters: Parameters) -> asyncio.Future[None]:
-        """Queue one statement of ``QUERIES``."""
+        """Queue one statement of ``QUERIES`` as a write."""
 
         def action(connection: sqlite3.Connection) -> None:
             connection.execute(QUERIES[query], parameters)
@@ -93,7 +115,7 @@ class Connections:
         return self._writer.put(action)
 
     def row(self, query: str, parameters: Parameters) -> rows.Row | None:
-        """One row, read on the event loop; only for queries that an index answers."""
+        """Read one row on the event loop; only for queries that an index answers."""
         if self._inline is None:
             raise StoreError(f"{self._path}: the store is not open")
         try:
@@ -103,7 +125,7 @@ class Connections:
         return row
 
     async def read(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``action`` in a reader thread; its queries all see the same state of the database."""
+        """Run ``action`` in a reader thread, in one transaction."""
 
         def reading() -> T:
             connection = self._readers.get()

@@ -1,4 +1,4 @@
-"""Opening the SQLite file: connections, steps of the schema, and sentences for what SQLite refuses."""
+"""Opening the SQLite file: connections, migrations, and messages for errors of SQLite."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
 
 
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
-    """A connection that writes. It may be used by one thread at a time; transactions are begun by hand.
+    """Return a connection that can write, for one thread at a time; the caller begins transactions.
 
     Raises:
-        StoreError: the file cannot be opened, is no database, has lost its content, or lies where WAL does
-            not work.
+        StoreError: the file cannot be opened, is not a database, is truncated, or is on a file system
+            without WAL support.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +60,18 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
         raise StoreError(f"{path}: cannot open the database: {exc.strerror}") from exc
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
-        # Counts for a new file only. What is removed can then be given back to the disk bit by bit.
+        # Affects a new file only. Free pages can then be returned to the disk in small steps.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute(f"PRAGMA synchronous = {durability}")
-        # After a burst the WAL file is cut back to this many bytes; without it it keeps its largest size.
+        # Truncates the WAL file to this many bytes after a burst; by default it keeps its largest size.
         connection.execute("PRAGMA journal_size_limit = 67108864")
     except sqlite3.Error as exc:
         connection.close()
         raise store_error(exc, path) from exc
     if mode != "wal":
         connection.close()
-        raise StoreError(f"{path}: no WAL database can lie here: put the data folder on a local disk")
+        raise StoreError(f"{path}: no WAL support on this file system: put the data folder on a local disk")
     return connection
 
 
@@ -116,7 +116,7 @@ def _check_ours(connection: sqlite3.Connection, path: Path, found: int) -> None:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write. The database must exist; the one thread using it may change."""
+    """Return a read-only connection, for one thread at a time. The database must exist."""
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -127,10 +127,10 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def upgrade(connection: sqlite3.Connection, path: Path) -> None:
-    """Run the steps of the schema that the database has not had, all of them or none.
+    """Run the migrations that the database has not had, all of them or none.
 
     Raises:
-        StoreError: the database comes from a newer appliance, or a step failed.
+        StoreError: a newer appliance wrote the database, or a migration failed.
     """
     try:
         connection.execute("BEGIN IMMEDIATE")  # two processes may open a new database at once
@@ -141,7 +141,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 " upgrade the appliance, or use another data folder"
             )
         _check_ours(connection, path, found)
-        _know_metrics(connection)
+        _define_metric_functions(connection)
         for step in STEPS[found:]:
             for statement in statements(step):
                 connection.execute(statement)
@@ -154,8 +154,8 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute("ROLLBACK")
 
 
-def _know_metrics(connection: sqlite3.Connection) -> None:
-    """Let steps read stored metrics: those in seconds as microseconds, and those that count something."""
+def _define_metric_functions(connection: sqlite3.Connection) -> None:
+    """Define SQL functions that migrations read metrics with: seconds as microseconds, and counts."""
     for name, read in (("metric_us", usage.microseconds), ("metric_count", usage.whole)):
         connection.create_function(
             name, 2, lambda body, metric, read=read: read(rows.metric(body, metric)), deterministic=True
@@ -163,17 +163,17 @@ def _know_metrics(connection: sqlite3.Connection) -> None:
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> None:
-    """Give up to so many empty pages back to the disk; nothing where the file was made without that."""
+    """Return up to ``pages`` free pages to the disk; none if the file was created without auto_vacuum."""
     (empty,) = connection.execute("PRAGMA freelist_count").fetchone()
     for _ in range(min(empty, pages)):
-        # One at a time: the module takes a statement without columns for done after its first step.
+        # One at a time: Python's sqlite3 stops a statement without result columns after its first step.
         connection.execute("PRAGMA incremental_vacuum(1)")
 
 
 def statements(script: str) -> list[str]:
-    """The statements of an SQL script, each beginning on a line of its own.
+    """Split an SQL script into its statements, each of which begins on a new line.
 
-    ``executescript`` will not do: it would commit the transaction around it.
+    ``executescript`` is no alternative, because it commits the open transaction first.
     """
     found: list[str] = []
     statement = ""

@@ -1,4 +1,4 @@
-"""What is known of files: uploads, and what predictions made. Their bytes are elsewhere."""
+"""The table of files: uploads and output files. It has no bytes of files; ``FileStore`` keeps those."""
 
 from __future__ import annotations
 
@@ -11,59 +11,58 @@ import msgspec
 
 from appliance.domain.file import File
 from appliance.store import rows
-from appliance.store.base import Cursor
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
+from appliance.store.records import Cursor
 
 Files = list[File]
 
 
 class FileTable:
-    """Part of a ``Store``; writes keep its promises."""
+    """``Store.files``."""
 
     def __init__(self, connections: Connections) -> None:
-        """``connections`` is the store that this is part of."""
         self._connections = connections
 
     def add(self, file: File) -> asyncio.Future[None]:
-        """Keep what is known of a file; nothing happens if its id is known."""
+        """Store the row of a file; nothing changes if its id is stored."""
         columns = msgspec.structs.asdict(file) | {"metadata": rows.pack(file.metadata)}
         return self._connections.change("insert_file", columns)
 
     async def get(self, id: str) -> File | None:
-        """One file."""
+        """Return the file with this id; None if there is none."""
         row = self._connections.row("file", {"id": id})
         return None if row is None else _file(row)
 
     async def uploads(self, owner: str, *, cursor: Cursor | None = None, limit: int = 100) -> Files:
-        """A page of an owner's uploads, newest first; only forwards."""
+        """Return a page of an owner's uploads, newest first; ``cursor.backwards`` is ignored."""
         place = (math.inf, "") if cursor is None else (cursor.created_at, cursor.id)
         return await self._list(
             "uploads", {"owner": owner, "place_created_at": place[0], "place_id": place[1], "limit": limit}
         )
 
     async def expired(self, now: float, limit: int) -> Files:
-        """Uploads whose time is over."""
+        """Return up to ``limit`` uploads that expired before ``now`` (Unix seconds)."""
         return await self._list("expired_uploads", {"now": now, "limit": limit})
 
     async def uploaded_bytes(self) -> int:
-        """What all uploads take."""
+        """Return the size of all uploads together, in bytes."""
         return await self._connections.read(
             lambda connection: int(connection.execute(QUERIES["uploaded_bytes"]).fetchone()[0])
         )
 
     async def paths(self) -> set[str]:
-        """Where every file is."""
+        """Return the path of every file, relative to the folder of files."""
         return await self._connections.read(
             lambda connection: {row[0] for row in connection.execute(QUERIES["file_paths"])}
         )
 
     def remove(self, id: str) -> asyncio.Future[None]:
-        """Forget a file."""
+        """Delete the row of a file."""
         return self._connections.change("delete_file", {"id": id})
 
     async def secret(self, name: str, fresh: str) -> str:
-        """A key of the appliance's own: the one that is stored, else ``fresh``, which is stored."""
+        """Return the stored secret called ``name``; if there is none, store ``fresh`` and return it."""
         await self._connections.change("insert_secret", {"name": name, "value": fresh})
         row = self._connections.row("secret", {"name": name})
         assert row is not None, "it was inserted"

@@ -10,7 +10,7 @@ from typing import Final
 
 from appliance.domain.errors import StoreError
 
-_POLL: Final = 0.05  # seconds between looks at a lock that another process holds
+_POLL: Final = 0.05  # seconds between attempts to take a lock that another process holds
 
 
 def lock_file(database: Path) -> Path:
@@ -19,15 +19,15 @@ def lock_file(database: Path) -> Path:
 
 
 class OwnerLock:
-    """A lock file beside the database. The kernel frees it when its process dies, however it dies."""
+    """A lock file next to the database. The kernel releases it when its process dies for any reason."""
 
     def __init__(self, database: Path) -> None:
-        """Nothing is taken yet."""
+        """Take nothing yet; ``take`` does."""
         self._path = lock_file(database)
         self._descriptor: int | None = None
 
     async def take(self, patience: float) -> None:
-        """Take the lock, trying for ``patience`` seconds; no matter if this object holds it already.
+        """Take the lock, trying for ``patience`` seconds; return at once if this object holds it.
 
         Raises:
             StoreError: another process holds it, or the file cannot be written.
@@ -35,7 +35,7 @@ class OwnerLock:
         if self._descriptor is not None:
             return
         try:
-            # Not inherited by child processes, so an engine host never outlives its gateway as the owner.
+            # Not inherited by child processes, so a child never holds the lock after its gateway has died.
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise StoreError(f"{self._path}: cannot open the lock file: {exc.strerror}") from exc
@@ -65,7 +65,7 @@ class OwnerLock:
             await asyncio.sleep(_POLL)
 
     def release(self) -> None:
-        """Give the lock back, if held. The file stays: removing it could take it from under a new owner."""
+        """Release the lock, if held. The file stays: a new owner may have locked it already."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""The SQL files, cut into their named parts."""
+"""The SQL statements, read from the SQL files of this package."""
 
 from __future__ import annotations
 
@@ -9,16 +9,35 @@ from typing import Any, Final
 
 
 def parts(file: str, keyword: str) -> dict[str, str]:
-    """The parts of an SQL file of this package that begin with ``-- keyword: name``, by name and in order."""
+    """Return the parts of an SQL file that begin with ``-- keyword: name``, by name, in file order."""
     text = resources.files("appliance.store").joinpath(file).read_text(encoding="utf-8")
     _, *rest = re.split(rf"^-- {keyword}: (\S+)\n", text, flags=re.MULTILINE)
     return dict(zip(rest[::2], rest[1::2], strict=True))
 
 
-#: name -> one SQL statement
-QUERIES: Final = parts("queries.sql", "query")
+#: Columns of a prediction in ``INSERT`` and ``SELECT``: all but its number and what only usage reads.
+COLUMNS: Final = (
+    *("id", "model", "version", "owner", "status", "source", "created_at", "started_at", "completed_at"),
+    *("deadline", "stream_token", "attempt", "n", "data_removed", "error", "logs", "output", "metrics"),
+    *("webhook", "deployment", "destination", "parent", "operation", "token", "hardware", "trace"),
+)
+_PLACEHOLDERS: Final = {
+    "{columns}": ", ".join(COLUMNS),
+    "{values}": ", ".join(f":{name}" for name in COLUMNS),
+    "{prediction}": ", ".join(f"p.{name}" for name in COLUMNS),
+}
 
-#: the steps that build the tables; a database that has had all of them is at user_version len(STEPS)
+
+def _filled(query: str) -> str:
+    for placeholder, columns in _PLACEHOLDERS.items():
+        query = query.replace(placeholder, columns)
+    return query
+
+
+#: name -> one SQL statement
+QUERIES: Final = {name: _filled(query) for name, query in parts("queries.sql", "query").items()}
+
+#: The migrations, in order; the user_version of a database is the number of migrations that it has had.
 STEPS: Final = tuple(parts("schema.sql", "step").values())
 
 #: Filter of a list of predictions -> its SQL condition, in a form that an index can serve.
@@ -51,7 +70,7 @@ def narrowed(name: str, given: Mapping[str, Any]) -> str:
 
 
 def _index(given: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The index with the fewest matching rows, and the condition of a partial index; None: SQLite chooses."""
+    """Return the index with the fewest matching rows and its condition; None if SQLite should choose."""
     owned = given["owner"] is not None
     if given["token"] is not None:
         return "predictions_by_token", "p.token IS NOT NULL"

@@ -2,15 +2,7 @@
 
 -- query: insert_prediction
 -- A new prediction without its input; refused when the id or the stream token exists.
-INSERT INTO predictions (
-    id, model, version, owner, status, source, created_at, started_at, completed_at, deadline, stream_token,
-    attempt, n, data_removed, error, logs, output, metrics, webhook, deployment, destination,
-    parent, operation, token, hardware, trace
-) VALUES (
-    :id, :model, :version, :owner, :status, :source, :created_at, :started_at, :completed_at, :deadline,
-    :stream_token, :attempt, :n, :data_removed, :error, :logs, :output, :metrics, :webhook, :deployment,
-    :destination, :parent, :operation, :token, :hardware, :trace
-);
+INSERT INTO predictions ({columns}) VALUES ({values});
 
 -- query: insert_input
 -- The input of the prediction inserted last.
@@ -27,8 +19,8 @@ UPDATE predictions SET
     output_tokens = :output_tokens
 WHERE id = :id AND status IN (:from_status, :or_from_status) AND attempt = coalesce(:from_attempt, attempt);
 
--- query: standing
--- Status and attempt of one prediction, to word a conflict.
+-- query: status_and_attempt
+-- Status and attempt of one prediction, for the message of a conflict.
 SELECT status, attempt FROM predictions WHERE id = :id;
 
 -- query: running
@@ -42,25 +34,19 @@ ON CONFLICT DO NOTHING;
 
 -- query: prediction_by_id
 -- One prediction with its input.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.id = :id;
 
 -- query: prediction_by_stream_token
 -- The prediction whose urls.stream carries this token.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
 -- query: unfinished_predictions
 -- All that are neither finished nor given up, oldest first.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
 ORDER BY p.created_at, p.id;
@@ -74,9 +60,7 @@ ORDER BY e.n;
 
 -- query: predictions_older
 -- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
@@ -88,9 +72,7 @@ LIMIT :limit;
 
 -- query: predictions_newer
 -- The page of predictions just above a place, oldest first.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
     AND (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
@@ -102,9 +84,7 @@ LIMIT :limit;
 
 -- query: all_predictions_older
 -- A page of everyone's predictions, newest first. Every column but those that are shown is in one index.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)
@@ -116,9 +96,7 @@ LIMIT :limit;
 
 -- query: all_predictions_newer
 -- The page of everyone's predictions just above a place, oldest first.
-SELECT p.id, p.model, p.version, p.owner, p.status, p.source, p.created_at, p.started_at, p.completed_at,
-    p.deadline, p.stream_token, p.attempt, p.n, p.data_removed, p.error, p.logs, p.output, p.metrics, p.webhook,
-    p.deployment, p.destination, p.parent, p.operation, p.token, p.hardware, p.trace, i.body
+SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
     AND (:model IS NULL OR p.model = :model) AND (:status IS NULL OR p.status = :status)

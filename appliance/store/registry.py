@@ -1,4 +1,4 @@
-"""What is made through the API beside predictions: models, their versions, deployments, examples."""
+"""The tables of what callers create besides predictions: models, versions, builds, deployments, examples."""
 
 from __future__ import annotations
 
@@ -17,72 +17,71 @@ T = TypeVar("T")
 
 
 class Registry:
-    """Part of a ``Store``; writes keep its promises."""
+    """``Store.registry``."""
 
     def __init__(self, connections: Connections) -> None:
-        """``connections`` is the store that this is part of."""
         self._connections = connections
 
     async def models(self) -> list[Model]:
-        """Every model, oldest first."""
+        """Return every model created through the API, oldest first."""
         return await self._bodies("all_models", {}, Model)
 
     def add_model(self, model: Model) -> asyncio.Future[None]:
-        """Store a new model; StoreError if its name exists."""
+        """Store a new model; the future fails with StoreError if its name exists."""
         columns = {"name": model.name, "created_at": model.created_at, "body": rows.pack(model)}
         return self._insert("insert_model", columns, f"model {model.name}")
 
     def update_model(self, model: Model) -> asyncio.Future[None]:
-        """Replace what is said of a model."""
+        """Replace the record of a model."""
         return self._connections.change("update_model", {"name": model.name, "body": rows.pack(model)})
 
     def remove_model(self, name: str) -> asyncio.Future[None]:
-        """Forget a model, which has no versions."""
+        """Delete a model that has no versions."""
         return self._connections.change("delete_model", {"name": name})
 
     async def adapters(self) -> list[Adapter]:
-        """Every trained version, oldest first."""
+        """Return every trained version, oldest first."""
         return await self._bodies("all_adapters", {}, Adapter)
 
     def add_adapter(self, adapter: Adapter) -> asyncio.Future[None]:
-        """Store a trained version; the same one again replaces it."""
+        """Store a trained version, or replace it."""
         columns = {"version": adapter.version, "model": adapter.model, "body": rows.pack(adapter)}
         return self._connections.change("insert_adapter", columns)
 
     async def projects(self) -> list[Project]:
-        """Every pushed version, oldest first."""
+        """Return every pushed version, oldest first."""
         return await self._bodies("all_projects", {}, Project)
 
     def add_project(self, project: Project) -> asyncio.Future[None]:
-        """Store a pushed version; the same one again replaces it."""
+        """Store a pushed version, or replace it."""
         columns = {"version": project.version, "model": project.model, "body": rows.pack(project)}
         return self._connections.change("insert_project", columns)
 
     def put_build(self, build: Build) -> asyncio.Future[None]:
-        """Store a build, or how far it has come."""
+        """Store a build, or replace its record."""
         columns = {"id": build.id, "over": build.over, "body": rows.pack(build)}
         return self._connections.change("put_build", columns)
 
     async def build(self, id: str) -> Build | None:
-        """One build."""
+        """Return the build with this id; None if there is none."""
         row = self._connections.row("build", {"id": id})
         return None if row is None else rows.unpack(row[0], Build)
 
     async def unfinished_builds(self) -> list[Build]:
-        """Those that are not over."""
+        """Return the builds that are not finished."""
         return await self._bodies("unfinished_builds", {}, Build)
 
     async def deployments(self, owner: str | None = None) -> list[Release]:
-        """The newest release of every deployment, newest first."""
+        """Return the newest release of every deployment, newest first."""
         return await self._bodies("deployments", {"owner": owner}, Release)
 
     async def deployment(self, owner: str, name: str) -> Release | None:
-        """The newest release of one deployment."""
+        """Return the newest release of one deployment; None if there is none."""
         row = self._connections.row("deployment", {"owner": owner, "name": name})
         return None if row is None else rows.unpack(row[0], Release)
 
     def add_release(self, release: Release) -> asyncio.Future[None]:
-        """Store a release; StoreError if its number exists. Number 1 makes the deployment."""
+        """Store a release; number 1 creates the deployment. Fails with StoreError if its number exists."""
         columns = {
             "owner": release.owner,
             "name": release.name,
@@ -92,16 +91,16 @@ class Registry:
         return self._insert("insert_release", columns, f"release {release.number} of {release.deployment}")
 
     def remove_deployment(self, owner: str, name: str) -> asyncio.Future[None]:
-        """Forget a deployment with its releases."""
+        """Delete a deployment with its releases."""
         return self._connections.change("delete_deployment", {"owner": owner, "name": name})
 
     async def last_use(self, deployment: str) -> float | None:
-        """When the last prediction was made through it, Unix seconds."""
+        """Return the Unix time of the last prediction made through a deployment; None if there is none."""
         row = self._connections.row("last_use_of_deployment", {"deployment": deployment})
         return None if row is None else row[0]
 
     async def examples(self) -> dict[str, list[str]]:
-        """Ids of the predictions that show what a model can do, by model."""
+        """Return the ids of example predictions, by model."""
 
         def action(connection: sqlite3.Connection) -> dict[str, list[str]]:
             found: dict[str, list[str]] = {}
@@ -112,11 +111,11 @@ class Registry:
         return await self._connections.read(action)
 
     def add_example(self, model: str, prediction: str) -> asyncio.Future[None]:
-        """Let a prediction show what its model can do; its data is kept from then on."""
+        """Make a prediction an example of its model; retention keeps its data from then on."""
         return self._connections.change("insert_example", {"model": model, "prediction": prediction})
 
     def remove_example(self, model: str, prediction: str) -> asyncio.Future[None]:
-        """It does not any more."""
+        """Remove a prediction from the examples of its model."""
         return self._connections.change("delete_example", {"model": model, "prediction": prediction})
 
     def _insert(self, query: str, columns: dict[str, Any], what: str) -> asyncio.Future[None]:

@@ -1,4 +1,4 @@
-"""Usage: what predictions took, added up where their end is stored, and kept when they are gone."""
+"""The table of usage: totals that the end of a prediction adds to, and that outlive the prediction."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from appliance.store.queries import QUERIES
 
 
 class UsageTable:
-    """Part of a ``Store``."""
+    """``Store.usage``."""
 
     def __init__(self, connections: Connections) -> None:
-        """``connections`` is the store that this is part of."""
         self._connections = connections
 
     async def rows(
@@ -26,15 +25,16 @@ class UsageTable:
         last: str = "9999-12-31",
         owner: str | None = None,
     ) -> list[Usage]:
-        """What was used from ``first`` to ``last`` day, both included, told apart by some of ``usage.KEYS``.
+        """Return the usage from the ``first`` to the ``last`` day, both included, grouped by ``by``.
 
-        Hardware is always told apart, because that is what prices go by. With ``owner``, what that one used.
+        ``by`` names some of ``usage.KEYS``. Rows are always grouped by hardware too, because prices depend on
+        it. With ``owner``, only the usage of that account.
         """
-        asked: dict[str, Any] = {f"by_{key}": key in by for key in KEYS if key != "hardware"}
-        asked |= {"first": first, "last": last, "owner": owner}
+        parameters: dict[str, Any] = {f"by_{key}": key in by for key in KEYS if key != "hardware"}
+        parameters |= {"first": first, "last": last, "owner": owner}
 
         def action(connection: sqlite3.Connection) -> list[Usage]:
-            found = connection.execute(QUERIES["usage"], asked)
+            found = connection.execute(QUERIES["usage"], parameters)
             return [Usage(**dict(zip(Usage.__struct_fields__, row, strict=True))) for row in found]
 
         return await self._connections.read(action)

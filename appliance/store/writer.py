@@ -1,8 +1,8 @@
-"""The one thread that writes, with group commit.
+"""The writer thread, with group commit.
 
-The thread takes everything that is queued, carries it out in one transaction, commits once and wakes the
-event loop once. It never waits for company: while one batch is being committed the next one gathers by
-itself, so batches grow with the load and a lone write pays no delay.
+The thread takes all queued writes, executes them in one transaction, commits once and wakes the event loop
+once. It never waits for more writes: while one batch commits, the queue fills with the next one, so batches
+grow with the load and a single write is not delayed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from appliance.store.database import store_error
 
 T = TypeVar("T")
 
-#: Carries out one write. It may run twice (see ``Writer._commit``), so it changes nothing but the database,
-#: and it raises StoreError only before its first change.
+#: Executes one write. It may run twice (see ``Writer._commit``), so it must change only the database, and
+#: raise StoreError only before its first change.
 Action = Callable[[sqlite3.Connection], T]
 
 
@@ -38,21 +38,21 @@ class _Outcome(NamedTuple):
 
 
 class Writer:
-    """Owns the writing connection. ``put`` and ``close`` belong to the event loop that made it."""
+    """Owns the writing connection. Call ``put`` and ``close`` on the event loop that created it."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        """Starts the thread; ``path`` is for error texts."""
+        """Start the thread; ``path`` is for error messages."""
         self._connection = connection
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
         self._closed = False
-        # A daemon, so that a process that never closes its store can exit; nothing acknowledged is lost.
+        # A daemon, so that a process that never closes its store can exit; no committed write is lost.
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
     def put(self, action: Action[T]) -> asyncio.Future[T]:
-        """Queue a write; the future is done when it is committed or refused.
+        """Queue a write; the future is done when the write is committed or has failed.
 
         Raises:
             StoreError: the store is closed.
@@ -64,7 +64,7 @@ class Writer:
         return future
 
     async def close(self) -> None:
-        """Commit what is queued, end the thread and close the connection."""
+        """Commit the queued writes, end the thread and close the connection."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -85,14 +85,14 @@ class Writer:
         self._connection.close()
 
     def _commit(self, batch: list[_Write]) -> list[_Outcome]:
-        """Carry out ``batch`` in one transaction.
+        """Execute ``batch`` in one transaction.
 
-        A refusal (StoreError) has changed nothing and the rest goes on. Anything else leaves the transaction
-        in doubt: it is rolled back and each write gets one of its own, so that only the culprit fails.
+        A write that raises StoreError has changed nothing, and the others continue. After any other error the
+        transaction is rolled back and each write gets its own, so that only the faulty write fails.
         """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:  # another process writes for too long: it does so to all of them
+        except sqlite3.Error as error:  # another process holds the write lock for too long: all writes fail
             return [_Outcome(write.future, None, self._translated(error)) for write in batch]
         outcomes = []
         try:
@@ -102,9 +102,9 @@ class Writer:
                 except StoreError as refusal:
                     outcomes.append(_Outcome(write.future, None, refusal))
             self._connection.execute("COMMIT")
-        # Whatever it is, the caller that awaits the write is the one to hear of it; the thread must live on.
+        # Any error goes to the caller that awaits the write; the thread must continue.
         except Exception as error:  # noqa: BLE001
-            # A transaction that cannot even be rolled back makes the next BEGIN fail, which then says so.
+            # If the rollback fails too, the next BEGIN fails and reports it.
             with contextlib.suppress(sqlite3.Error):
                 self._connection.rollback()
             if len(batch) > 1:
@@ -124,7 +124,7 @@ class Writer:
 
 
 def _resolve(outcomes: list[_Outcome]) -> None:
-    """Runs on the loop, once a batch."""
+    """Set the results of one batch; runs on the event loop."""
     for future, value, error in outcomes:
         if future.done():  # its awaiting task was cancelled
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.prediction import Output, Prediction, Status, new_id, new_stream_token
-from appliance.store import SQLiteStore
+from appliance.store import Store
 from appliance.store.database import Durability
 
 pytestmark = pytest.mark.integration
@@ -22,7 +22,7 @@ CLIENTS = 8
 
 async def write_forever(path: Path, durability: Durability) -> None:
     """What the child does: run predictions, and say after each commit what was committed."""
-    store = SQLiteStore(path, durability=durability)
+    store = Store(path, durability=durability)
     await store.open()
     await store.own(patience=10)
 
@@ -69,7 +69,7 @@ def killed_run(path: Path, durability: Durability, lines: int) -> list[list[str]
 
 
 async def check(path: Path, said: list[list[str]]) -> None:
-    store = SQLiteStore(path)
+    store = Store(path)
     await store.open()
     await store.own()  # the kernel has freed the lock of the killed child
     for word, id in said:

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from appliance.domain import token
 from appliance.domain.token import Token
-from appliance.store import SQLiteStore, VersionRow
+from appliance.store import Store, VersionRow
 from tests.apis import SECRET, Api, services_of
 from tests.engines import Bench
 from tests.stores import opened
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+async def store(path: Path) -> AsyncIterator[Store]:
     store = await opened(path)
     yield store
     await store.close()

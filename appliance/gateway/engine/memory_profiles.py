@@ -13,7 +13,7 @@ from appliance.domain.errors import OutOfMemory
 from appliance.domain.units import readable_bytes
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.scheduler import Origin, Scheduler
-from appliance.store import FootprintRow, Store
+from appliance.store import MemoryProfileRow, Store
 from appliance.worker.memory_monitor import MemoryUsage
 
 #: A peak is written again once it differs from the stored one by more than this share.
@@ -44,16 +44,14 @@ class MemoryProfiles:
         self._cluster = cluster
         self._store = store
         self._kinds = kinds
-        self._kept: dict[
-            tuple[str, str], FootprintRow
-        ] = {}  # by `Catalogue.loads_as`, and the kind of device
+        self._kept: dict[tuple[str, str], MemoryProfileRow] = {}  # by `Catalogue.loads_as` and kind of device
         self._recalled: set[str] = set()
         self._main: dict[str, int] = {}  # by model: peak bytes of main memory
         self._limits: dict[str, int] = {}  # by model: the limit in bytes that its worker process was told
 
     async def load(self) -> None:
         """Read the stored profiles, and tell the scheduler those of its models."""
-        rows = await self._store.footprints.all()
+        rows = await self._store.memory_profiles.all()
         self._kept = {(row.loaded, row.device): row for row in rows}
         for model in self._scheduler.models:
             self.recall(self._catalogue.hosted(model))
@@ -126,7 +124,7 @@ class MemoryProfiles:
         before = self._kept.get((loaded, device))
         if before is not None and abs(before.peak - known.peak) <= before.peak * _STEP:
             return
-        row = self._kept[loaded, device] = FootprintRow(
+        row = self._kept[loaded, device] = MemoryProfileRow(
             loaded=loaded,
             device=device,
             model=entry.model.name,
@@ -134,7 +132,7 @@ class MemoryProfiles:
             main=self._main.get(model, 0),
             measured_at=time.time(),
         )
-        self._store.footprints.put(row)
+        self._store.memory_profiles.put(row)
 
     def limit(self, model: str) -> int | None:
         """Return how many bytes of main memory the model may use; None if it is placed on a GPU."""

@@ -30,8 +30,7 @@ from appliance.domain.prediction import Prediction, Status, new_id
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks.slots import Slots
 from appliance.protocols import serializers
-from appliance.store import RETRY_STORE, Delivery, Store
-from appliance.store.base import Receiver
+from appliance.store import RETRY_STORE, Delivery, Receiver, Store
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +185,7 @@ class Webhooks:
         """Send an event that is not the last one; give it up if no slot becomes free in time."""
         assert record.webhook is not None, "events of others are not sent"
         receiver = Receiver(record.owner, record.webhook.host)
-        problem: str | None = f"requests to {receiver.host} took all slots for {TIMEOUT:g} s"
+        problem: str | None = f"requests to {receiver.hostname} took all slots for {TIMEOUT:g} s"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TIMEOUT):
                 await self._slots_before_the_end.wait(receiver)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 
-from appliance.store.base import Receiver
+from appliance.store import Receiver
 
 
 class Slots:

@@ -23,7 +23,7 @@ from appliance.domain import token
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import servable
 from appliance.scheduler import MARGIN
-from appliance.store import FootprintRow
+from appliance.store import MemoryProfileRow
 from tests.engines import DEVICES
 from tests.stores import opened
 from tests.unit.gateway.catalogue.test_servable import nested_header
@@ -445,14 +445,14 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     found = servable(config.load(tmp_path / "models.yaml"), tmp_path, DEVICES, 0.0)
     built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described])
     loaded = built.loads_as(built.hosted("test/echo"))
-    row = FootprintRow(
+    row = MemoryProfileRow(
         loaded=loaded, device="cpu", model="test/echo", peak=100 << 20, main=100 << 20, measured_at=0.0
     )
 
     async def remember() -> None:
         (tmp_path / "home").mkdir()
         store = await opened(tmp_path / "home" / "appliance.db")
-        await store.footprints.put(row)
+        await store.memory_profiles.put(row)
         await store.close()
 
     asyncio.run(remember())

@@ -18,7 +18,7 @@ from appliance.domain import token, usage
 from appliance.domain.prediction import Metric, Prediction, Status, new_id, new_stream_token
 from appliance.domain.token import Scope, Token
 from appliance.domain.usage import KEYS, Usage
-from appliance.store import SQLiteStore, rows
+from appliance.store import Store, rows
 from appliance.store.queries import STEPS
 from tests.apis import Api, services_of
 from tests.engines import MIB, Bench
@@ -42,7 +42,7 @@ def made(**changes: Any) -> Prediction:
 
 
 async def ended(
-    store: SQLiteStore,
+    store: Store,
     status: Status = Status.SUCCEEDED,
     *,
     took: float | None = 1.0,
@@ -68,7 +68,7 @@ def micros(*records: Prediction) -> int:
     return sum(int(Decimal(repr(record.metrics.get("predict_time", 0))) * 1_000_000) for record in records)
 
 
-async def everything(store: SQLiteStore) -> Usage:
+async def everything(store: Store) -> Usage:
     return usage.total(await store.usage.rows(()), {}).usage
 
 
@@ -98,7 +98,7 @@ def test_what_a_model_makes_up_counts_nothing(value: Any) -> None:
     )
 
 
-async def test_a_prediction_counts_whole_on_the_day_of_its_end(store: SQLiteStore) -> None:
+async def test_a_prediction_counts_whole_on_the_day_of_its_end(store: Store) -> None:
     midnight = NOON + DAY / 2
     await ended(store, took=100.0, at=midnight - 0.0001)
     await ended(store, took=100.0, at=midnight)
@@ -111,7 +111,7 @@ async def test_a_prediction_counts_whole_on_the_day_of_its_end(store: SQLiteStor
     assert await store.usage.rows(["day"], last=usage.day(NOON)) == rows[:1]
 
 
-async def test_everything_is_told_apart_and_adds_up(store: SQLiteStore) -> None:
+async def test_everything_is_told_apart_and_adds_up(store: Store) -> None:
     records = [
         await ended(store, status, took=took, at=at, model=model, owner=owner, token=made_by, metrics=metrics)
         for at in (NOON, NOON + DAY)
@@ -143,14 +143,14 @@ async def test_everything_is_told_apart_and_adds_up(store: SQLiteStore) -> None:
     assert [(row.usage.owner, row.usage.predictions) for row in by_owner] == [("you", 16)]
 
 
-async def test_an_end_that_is_refused_is_not_counted(store: SQLiteStore) -> None:
+async def test_an_end_that_is_refused_is_not_counted(store: Store) -> None:
     record = await ended(store)
     with pytest.raises(Exception, match="cannot become"):
         await store.finish(record.evolve(status=Status.FAILED))
     assert (await everything(store)).predictions == 1
 
 
-async def test_usage_outlives_the_data_and_the_predictions(store: SQLiteStore, path: Path) -> None:
+async def test_usage_outlives_the_data_and_the_predictions(store: Store, path: Path) -> None:
     record = await ended(store)
     before = await everything(store)
     assert await store.remove_data(NOON + 1, 10) == [record.id]

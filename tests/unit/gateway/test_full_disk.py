@@ -24,7 +24,7 @@ from appliance.gateway.webhooks import sender as webhooks
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import disk
 from appliance.runners.base import LoadSpec
-from appliance.store import SQLiteStore
+from appliance.store import Store
 from appliance.worker.process import capture
 from tests.apis import Api
 from tests.engines import Bench
@@ -34,7 +34,7 @@ FULL = Path("/dev/full")  # the kernel's own
 TOLD = "The disk of the appliance is full: free some space on it, then try again"
 
 
-async def fill(store: SQLiteStore, *, full: bool) -> None:
+async def fill(store: Store, *, full: bool) -> None:
     """Have SQLite itself find no space for a further page, or as many as it likes."""
 
     def action(connection: sqlite3.Connection) -> None:
@@ -165,7 +165,7 @@ class Notifying(Bench):
         self.sender.observe(record)
 
     async def start(self) -> Bench:
-        store = SQLiteStore(self.folder / "appliance.db", durability="normal")
+        store = Store(self.folder / "appliance.db", durability="normal")
         await store.open()
         self.sender = Webhooks(store, FetchGuard(("127.0.0.0/8",)), "me")
         await super().start()

@@ -16,7 +16,7 @@ import pytest
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, new_id, new_stream_token
 from appliance.domain.token import Token
-from appliance.store import SQLiteStore, VersionRow
+from appliance.store import Store, VersionRow
 from appliance.store.database import connect, upgrade
 from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
@@ -108,7 +108,7 @@ async def test_a_write_that_fails_half_way_is_undone_alone(path: Path) -> None:
     assert rows_of(path, "numbers") == 3
 
 
-async def test_cancelling_the_wait_does_not_take_the_write_back(store: SQLiteStore) -> None:
+async def test_cancelling_the_wait_does_not_take_the_write_back(store: Store) -> None:
     record = make()
     waiting = asyncio.ensure_future(asyncio.wait_for(store.create(record), 10))
     await asyncio.sleep(0)
@@ -136,7 +136,7 @@ async def test_close_commits_what_is_queued_and_ends_the_store(path: Path) -> No
 # The file
 
 
-async def test_another_process_may_write_tokens_while_one_owns(store: SQLiteStore, path: Path) -> None:
+async def test_another_process_may_write_tokens_while_one_owns(store: Store, path: Path) -> None:
     await store.own()
     other = await opened(path)
     await other.add_token(KEY)
@@ -144,7 +144,7 @@ async def test_another_process_may_write_tokens_while_one_owns(store: SQLiteStor
     assert await store.find_token(KEY.digest) == KEY
 
 
-async def test_a_write_waits_for_another_process(store: SQLiteStore, path: Path) -> None:
+async def test_a_write_waits_for_another_process(store: Store, path: Path) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     record = make()
@@ -166,7 +166,7 @@ async def test_everything_is_there_after_reopening(path: Path) -> None:
     await store.close()
 
 
-async def test_the_database_is_private(store: SQLiteStore, path: Path) -> None:
+async def test_the_database_is_private(store: Store, path: Path) -> None:
     await store.create(make())
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
@@ -286,7 +286,7 @@ async def test_only_new_steps_are_run(path: Path, monkeypatch: pytest.MonkeyPatc
     assert rows_of(path, "extra") == 0
 
 
-async def test_one_owner_at_a_time(store: SQLiteStore, path: Path) -> None:
+async def test_one_owner_at_a_time(store: Store, path: Path) -> None:
     await store.own()
     await store.own()
     other = await opened(path)
@@ -398,13 +398,13 @@ def sqlite_parameters(statement: str) -> list[str]:
 async def test_an_empty_file_is_refused_where_there_was_a_database(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.touch()  # as a start leaves it that is cut off at once
-    store = SQLiteStore(path)
+    store = Store(path)
     await store.open()
     await store.own()
     await store.close()
     os.truncate(path, 0)
     with pytest.raises(StoreError, match="the file is truncated: it has 0 bytes"):
-        await SQLiteStore(path).open()
+        await Store(path).open()
     path.unlink()
     await store.open()
     await store.close()

@@ -26,7 +26,7 @@ from appliance.domain.prediction import (
     new_stream_token,
 )
 from appliance.domain.token import Token
-from appliance.store import Cursor, Progress, SQLiteStore, VersionRow
+from appliance.store import Cursor, Progress, Store, VersionRow
 from tests.stores import opened
 
 
@@ -50,7 +50,7 @@ def token(name: str, **changes: Any) -> Token:
     return Token(**{**fields, **changes})
 
 
-async def in_status(store: SQLiteStore, status: Status) -> Prediction:
+async def in_status(store: Store, status: Status) -> Prediction:
     """A stored prediction that has come to ``status`` by legal moves."""
     record = make()
     await store.create(record)
@@ -63,7 +63,7 @@ async def in_status(store: SQLiteStore, status: Status) -> Prediction:
     return record
 
 
-def move(store: SQLiteStore, record: Prediction) -> asyncio.Future[None]:
+def move(store: Store, record: Prediction) -> asyncio.Future[None]:
     """The write that leads to the status of ``record``."""
     match record.status:
         case Status.STARTING:
@@ -128,7 +128,7 @@ def test_every_record_survives(path: Path) -> None:
     [2**70, -(2**70), 10**400, math.inf, -math.inf, [2**70, math.inf, {"a": "\0"}], "a\0b", "\U0001f9ff"],
     ids=lambda value: repr(value)[:20],
 )
-async def test_values_that_some_encodings_lose(store: SQLiteStore, value: Any) -> None:
+async def test_values_that_some_encodings_lose(store: Store, value: Any) -> None:
     record = make(input={"value": value}).started(1.0).evolve(output=value, metrics={"m": value})
     await store.create(record.evolve(status=Status.STARTING, attempt=0))
     await store.claim(record)
@@ -140,7 +140,7 @@ async def test_values_that_some_encodings_lose(store: SQLiteStore, value: Any) -
     assert stored.output == ([*value, value] if isinstance(value, list) else [value])
 
 
-async def test_nan_stays_nan(store: SQLiteStore) -> None:
+async def test_nan_stays_nan(store: Store) -> None:
     record = make(input={"value": math.nan, "big": 2**70})
     await store.create(record)
     stored = await store.get(record.id)
@@ -160,7 +160,7 @@ def nested(depth: int) -> list[Any]:
     ["\ud800", {"\udfff": 1}, [2**70, "\ud800"], object(), nested(100_000), 10**5000],
     ids=["surrogate", "surrogate key", "surrogate as JSON", "object", "too deep", "too long"],
 )
-async def test_a_value_that_cannot_be_stored_is_refused(store: SQLiteStore, value: Any) -> None:
+async def test_a_value_that_cannot_be_stored_is_refused(store: Store, value: Any) -> None:
     record = make(input={"value": value})
     with pytest.raises(StoreError, match="a value cannot be stored"):
         await store.create(record)
@@ -168,12 +168,12 @@ async def test_a_value_that_cannot_be_stored_is_refused(store: SQLiteStore, valu
     assert await store.run_counts() == {}
 
 
-async def test_text_columns_refuse_lone_surrogates_too(store: SQLiteStore) -> None:
+async def test_text_columns_refuse_lone_surrogates_too(store: Store) -> None:
     with pytest.raises(StoreError, match="a value cannot be stored"):
         await store.create(make(logs="\ud800"))
 
 
-async def test_ids_and_stream_tokens_are_taken_once(store: SQLiteStore) -> None:
+async def test_ids_and_stream_tokens_are_taken_once(store: Store) -> None:
     first = make()
     await store.create(first)
     with pytest.raises(StoreError, match="exists already"):
@@ -184,7 +184,7 @@ async def test_ids_and_stream_tokens_are_taken_once(store: SQLiteStore) -> None:
     assert await store.run_counts() == {"acme/hello": 1}
 
 
-async def test_by_stream_token(store: SQLiteStore) -> None:
+async def test_by_stream_token(store: Store) -> None:
     record = await in_status(store, Status.SUCCEEDED)
     await in_status(store, Status.SUCCEEDED)
     assert await store.by_stream_token(record.stream_token) == record
@@ -197,7 +197,7 @@ async def test_by_stream_token(store: SQLiteStore) -> None:
 
 @pytest.mark.parametrize("before", Status)
 @pytest.mark.parametrize("after", Status)
-async def test_a_status_moves_only_as_allowed(store: SQLiteStore, before: Status, after: Status) -> None:
+async def test_a_status_moves_only_as_allowed(store: Store, before: Status, after: Status) -> None:
     record = await in_status(store, before)
     attempt = record.attempt + (after is Status.PROCESSING)
     moved = record.evolve(status=after, attempt=attempt, logs="moved")
@@ -210,7 +210,7 @@ async def test_a_status_moves_only_as_allowed(store: SQLiteStore, before: Status
         assert await store.get(record.id) == record
 
 
-async def test_a_claim_or_requeue_of_another_attempt_is_refused(store: SQLiteStore) -> None:
+async def test_a_claim_or_requeue_of_another_attempt_is_refused(store: Store) -> None:
     record = await in_status(store, Status.STARTING)
     with pytest.raises(StatusConflict):
         await store.claim(record.started(1.0).evolve(attempt=2))
@@ -221,7 +221,7 @@ async def test_a_claim_or_requeue_of_another_attempt_is_refused(store: SQLiteSto
     assert await store.get(record.id) == claimed
 
 
-async def test_a_cancel_may_overtake_a_queued_claim(store: SQLiteStore) -> None:
+async def test_a_cancel_may_overtake_a_queued_claim(store: Store) -> None:
     record = await in_status(store, Status.STARTING)
     claim = store.claim(record.started(1.0))
     canceled = record.finished(Status.CANCELED, 2.0)
@@ -230,12 +230,12 @@ async def test_a_cancel_may_overtake_a_queued_claim(store: SQLiteStore) -> None:
     assert await store.get(record.id) == canceled
 
 
-async def test_an_unknown_prediction_cannot_move(store: SQLiteStore) -> None:
+async def test_an_unknown_prediction_cannot_move(store: Store) -> None:
     with pytest.raises(StatusConflict, match="it is not stored"):
         await store.finish(make().finished(Status.CANCELED, 1.0))
 
 
-async def test_records_in_the_wrong_status_are_misuse(store: SQLiteStore) -> None:
+async def test_records_in_the_wrong_status_are_misuse(store: Store) -> None:
     record = make()
     with pytest.raises(ValueError, match="cannot be created"):
         store.create(record.started(1.0))
@@ -249,7 +249,7 @@ async def test_records_in_the_wrong_status_are_misuse(store: SQLiteStore) -> Non
 # Events
 
 
-async def test_events_are_folded_until_the_end(store: SQLiteStore, path: Path) -> None:
+async def test_events_are_folded_until_the_end(store: Store, path: Path) -> None:
     record = await in_status(store, Status.PROCESSING)
     events: list[tuple[int, Progress]] = [
         (1, Log("one\n")),
@@ -271,7 +271,7 @@ async def test_events_are_folded_until_the_end(store: SQLiteStore, path: Path) -
     assert rows_of(path, "events") == 0
 
 
-async def test_a_requeue_drops_the_events_of_the_attempt(store: SQLiteStore, path: Path) -> None:
+async def test_a_requeue_drops_the_events_of_the_attempt(store: Store, path: Path) -> None:
     record = await in_status(store, Status.PROCESSING)
     await store.append(record.id, 1, [(1, Log("lost")), (2, Log("lost"))])
     again = record.move(Status.STARTING, started_at=None)
@@ -281,7 +281,7 @@ async def test_a_requeue_drops_the_events_of_the_attempt(store: SQLiteStore, pat
     second = again.started(1003.0)
     await store.claim(second)
     with pytest.raises(
-        StatusConflict, match="cannot take events of attempt 1: it is processing in attempt 2"
+        StatusConflict, match="cannot store events of attempt 1: it is processing in attempt 2"
     ):
         await store.append(record.id, 1, [(3, Log("late"))])
     await store.append(record.id, 2, [(1, Log("kept"))])
@@ -289,14 +289,14 @@ async def test_a_requeue_drops_the_events_of_the_attempt(store: SQLiteStore, pat
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PROCESSING])
-async def test_only_a_running_prediction_takes_events(store: SQLiteStore, status: Status, path: Path) -> None:
+async def test_only_a_running_prediction_takes_events(store: Store, status: Status, path: Path) -> None:
     record = await in_status(store, status)
-    with pytest.raises(StatusConflict, match="cannot take events"):
+    with pytest.raises(StatusConflict, match="cannot store events"):
         await store.append(record.id, record.attempt, [(1, Log("x"))])
     assert rows_of(path, "events") == 0
 
 
-async def test_done_is_not_appended(store: SQLiteStore) -> None:
+async def test_done_is_not_appended(store: Store) -> None:
     record = await in_status(store, Status.PROCESSING)
     wrong: Any = [(1, Done("succeeded"))]
     with pytest.raises(ValueError, match="call finish"):
@@ -306,7 +306,7 @@ async def test_done_is_not_appended(store: SQLiteStore) -> None:
 # Order and group commit
 
 
-async def test_writes_take_effect_in_the_order_of_the_calls(store: SQLiteStore, path: Path) -> None:
+async def test_writes_take_effect_in_the_order_of_the_calls(store: Store, path: Path) -> None:
     for _ in range(20):
         record = make()
         claimed = record.started(1.0)
@@ -322,7 +322,7 @@ async def test_writes_take_effect_in_the_order_of_the_calls(store: SQLiteStore, 
     assert rows_of(path, "events") == 0
 
 
-async def test_a_failing_write_fails_alone(store: SQLiteStore) -> None:
+async def test_a_failing_write_fails_alone(store: Store) -> None:
     first, last = make(), make()
     outcomes = await asyncio.gather(
         store.create(first),
@@ -377,7 +377,7 @@ def test_pages_walk_everything_once_in_both_directions(tmp_path: Path) -> None:
         runner.run(paged.close())
 
 
-async def test_list_filters(store: SQLiteStore) -> None:
+async def test_list_filters(store: Store) -> None:
     old = make(created_at=1.0)
     other_model = make(created_at=2.0, model="acme/other")
     failed = make(created_at=3.0)
@@ -407,7 +407,7 @@ async def test_list_filters(store: SQLiteStore) -> None:
     assert await store.list("you", training=None) == [foreign]
 
 
-async def test_unfinished_are_all_that_are_not_terminal_oldest_first(store: SQLiteStore) -> None:
+async def test_unfinished_are_all_that_are_not_terminal_oldest_first(store: Store) -> None:
     young = make(created_at=9.0)
     await store.create(young)
     standing = {status: await in_status(store, status) for status in Status}
@@ -419,7 +419,7 @@ async def test_unfinished_are_all_that_are_not_terminal_oldest_first(store: SQLi
 # Versions, counters, tokens
 
 
-async def test_a_version_keeps_the_time_it_was_first_seen(store: SQLiteStore) -> None:
+async def test_a_version_keeps_the_time_it_was_first_seen(store: Store) -> None:
     first = VersionRow(id="1" * 64, model="acme/hello", created_at=1.0, document={"a": 1})
     assert await store.record_version(first) == first
     later = await store.record_version(
@@ -429,7 +429,7 @@ async def test_a_version_keeps_the_time_it_was_first_seen(store: SQLiteStore) ->
     assert await store.version("1" * 64) == later
 
 
-async def test_versions_of_models(store: SQLiteStore) -> None:
+async def test_versions_of_models(store: Store) -> None:
     rows = [
         VersionRow(id=id, model=model, created_at=at, document={})
         for id, model, at in (("1", "a/a", 1.0), ("2", "a/a", 2.0), ("2", "b/b", 3.0))
@@ -444,7 +444,7 @@ async def test_versions_of_models(store: SQLiteStore) -> None:
     assert await store.version("3") is None
 
 
-async def test_run_counts_survive_the_records(store: SQLiteStore, path: Path) -> None:
+async def test_run_counts_survive_the_records(store: Store, path: Path) -> None:
     for model, count in (("a/a", 3), ("b/b", 1)):
         for _ in range(count):
             await store.create(make(model=model))
@@ -454,7 +454,7 @@ async def test_run_counts_survive_the_records(store: SQLiteStore, path: Path) ->
     assert await store.run_counts() == {"a/a": 3, "b/b": 1}
 
 
-async def test_tokens(store: SQLiteStore) -> None:
+async def test_tokens(store: Store) -> None:
     first, second = token("first"), token("second", created_at=2.0)
     await store.add_token(second)
     await store.add_token(first)
@@ -471,7 +471,7 @@ async def test_tokens(store: SQLiteStore) -> None:
         await store.add_token(first)
 
 
-async def test_versions_stay_while_something_refers_to_them(store: SQLiteStore) -> None:
+async def test_versions_stay_while_something_refers_to_them(store: Store) -> None:
     for number in range(3):
         await store.record_version(
             VersionRow(id=str(number) * 64, model="acme/hello", created_at=number, document={})

@@ -20,7 +20,7 @@ from appliance.domain.prediction import Emitted, Prediction
 from appliance.gateway.engine import predictions, records
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint, policy
-from appliance.store import SQLiteStore
+from appliance.store import Store
 from appliance.worker.memory_monitor import MemoryUsage
 from tests.engines import MIB, Bench, entry
 
@@ -107,7 +107,7 @@ class Chaos(LocalCluster):
             self.held.pop(model, None)
 
 
-def refuse_some_writes(store: SQLiteStore, cluster: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse_some_writes(store: Store, cluster: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a disk that is full at times."""
 
     def refusing(write: Callable[[Prediction], Awaitable[None]]) -> Callable[[Prediction], Awaitable[None]]:

@@ -14,7 +14,7 @@ from appliance.gateway.files import retention
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.retention import Retention
 from appliance.protocols import serializers
-from appliance.store import SQLiteStore
+from appliance.store import Store
 
 
 def prediction(id: str, created_at: float) -> Prediction:
@@ -29,11 +29,11 @@ def prediction(id: str, created_at: float) -> Prediction:
     )
 
 
-def files_of(store: SQLiteStore, folder: Path) -> FileStore:
+def files_of(store: Store, folder: Path) -> FileStore:
     return FileStore(store.files, folder / "files", FilesConfig())
 
 
-async def ended(store: SQLiteStore, id: str, at: float, text: str = "answer") -> Prediction:
+async def ended(store: Store, id: str, at: float, text: str = "answer") -> Prediction:
     started = prediction(id, at).started(at)
     record = started.evolve(output=[text], logs="log").finished(Status.FAILED, at, "it broke")
     await store.create(prediction(id, at))
@@ -43,7 +43,7 @@ async def ended(store: SQLiteStore, id: str, at: float, text: str = "answer") ->
 
 
 async def test_data_goes_and_the_record_stays(tmp_path: Path) -> None:
-    store = SQLiteStore(tmp_path / "db", durability="normal")
+    store = Store(tmp_path / "db", durability="normal")
     await store.open()
     old, young = await ended(store, "old", 100.0), await ended(store, "young", 200.0)
     await store.create(prediction("waiting", 50.0))
@@ -66,7 +66,7 @@ async def test_data_goes_and_the_record_stays(tmp_path: Path) -> None:
 
 async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
     file = tmp_path / "db"
-    store = SQLiteStore(file, durability="normal")
+    store = Store(file, durability="normal")
     await store.open()
     for number in range(20):
         await ended(store, f"p{number}", 100.0, "x" * 200_000)
@@ -80,7 +80,7 @@ async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
 
 async def test_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH", 2)
-    store = SQLiteStore(tmp_path / "db", durability="normal")
+    store = Store(tmp_path / "db", durability="normal")
     await store.open()
     for number in range(5):
         await ended(store, f"p{number}", 100.0)
@@ -95,7 +95,7 @@ async def test_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_without_a_time_nothing_is_ever_removed(tmp_path: Path) -> None:
-    store = SQLiteStore(tmp_path / "db", durability="normal")
+    store = Store(tmp_path / "db", durability="normal")
     await store.open()
     await ended(store, "old", 100.0)
     keeping = Retention(store, files_of(store, tmp_path), None)

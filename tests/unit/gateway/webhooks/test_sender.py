@@ -20,7 +20,7 @@ from appliance.domain.prediction import Prediction, Status, Webhook, new_id
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender as webhooks
 from appliance.gateway.webhooks.sender import Webhooks
-from appliance.store import Delivery, SQLiteStore
+from appliance.store import Delivery, Store
 from tests.apis import SECRET, Api
 from tests.engines import Bench, refusal
 
@@ -28,7 +28,7 @@ from tests.engines import Bench, refusal
 class FullDisk:
     """Refuses one kind of write until there is space again."""
 
-    def __init__(self, store: SQLiteStore, write: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store: Store, write: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.refused = 0
         self.full = True
         self._write = getattr(store, write)
@@ -105,14 +105,14 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def sender(store: SQLiteStore) -> AsyncIterator[Webhooks]:
+async def sender(store: Store) -> AsyncIterator[Webhooks]:
     sender = Webhooks(store, FetchGuard(("127.0.0.0/8",)), "me")
     await sender.start()
     yield sender
     await sender.close()
 
 
-async def finished(store: SQLiteStore, sender: Webhooks, url: str, owner: str = "me") -> Prediction:
+async def finished(store: Store, sender: Webhooks, url: str, owner: str = "me") -> Prediction:
     """A prediction whose end is stored, and to be sent to ``url``."""
     record = Prediction(
         id=new_id(),
@@ -131,7 +131,7 @@ async def finished(store: SQLiteStore, sender: Webhooks, url: str, owner: str = 
     return record
 
 
-async def over(store: SQLiteStore, record: Prediction) -> Delivery:
+async def over(store: Store, record: Prediction) -> Delivery:
     """Its delivery, once that is over."""
     deadline = time.monotonic() + 20  # for hangs
     while True:
@@ -143,7 +143,7 @@ async def over(store: SQLiteStore, record: Prediction) -> Delivery:
 
 
 async def test_a_delivery_that_cannot_be_recorded_is_not_sent_again(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = FullDisk(store, "end_delivery", monkeypatch)
     record = await finished(store, sender, receiver.url)
@@ -155,7 +155,7 @@ async def test_a_delivery_that_cannot_be_recorded_is_not_sent_again(
 
 
 async def test_an_attempt_that_cannot_be_recorded_is_not_made_again_before_it_is(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "RETRIES", (0.01,))
     receiver.status = 500
@@ -169,7 +169,7 @@ async def test_an_attempt_that_cannot_be_recorded_is_not_made_again_before_it_is
 
 
 async def test_what_is_due_is_looked_up_again_after_an_error(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "RETRY_STORE", 0.02)
     due, refused = store.due_deliveries, asyncio.Event()
@@ -187,7 +187,7 @@ async def test_what_is_due_is_looked_up_again_after_an_error(
 
 
 async def test_a_look_up_that_is_older_than_the_end_of_a_delivery_repeats_nothing(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     due, ended, held = store.due_deliveries, asyncio.Event(), asyncio.Event()
     records = [await finished(store, sender, receiver.url)]
@@ -220,7 +220,7 @@ async def test_a_look_up_that_is_older_than_the_end_of_a_delivery_repeats_nothin
 
 
 async def test_an_attempt_has_one_limit_however_its_answer_drips(
-    store: SQLiteStore, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "TIMEOUT", 0.2)
     monkeypatch.setattr(webhooks, "RETRIES", ())
@@ -231,7 +231,7 @@ async def test_an_attempt_has_one_limit_however_its_answer_drips(
 
 @pytest.mark.parametrize("owner", ["you", "me"])
 async def test_receivers_that_hold_their_slots_keep_no_others_waiting(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver, owner: str
+    store: Store, sender: Webhooks, receiver: Receiver, owner: str
 ) -> None:
     async with listening(drip, "127.0.0.2") as url:
         for _ in range(2 * webhooks.AT_ONCE):
@@ -242,7 +242,7 @@ async def test_receivers_that_hold_their_slots_keep_no_others_waiting(
 
 
 async def test_an_address_that_no_resolver_takes_fails_like_any_other(
-    store: SQLiteStore, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "RETRIES", ())
     delivery = await over(store, await finished(store, sender, f"http://{'a' * 70}.example/"))
@@ -251,7 +251,7 @@ async def test_an_address_that_no_resolver_takes_fails_like_any_other(
 
 
 async def test_a_prediction_that_cannot_be_read_is_looked_at_later_and_no_attempt_counts(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "RETRIES", (0.02,))
     get, failing = store.get, iter(range(5))
@@ -268,7 +268,7 @@ async def test_a_prediction_that_cannot_be_read_is_looked_at_later_and_no_attemp
 
 
 async def test_each_account_s_webhooks_are_signed_with_a_key_of_its_own(
-    store: SQLiteStore, sender: Webhooks, receiver: Receiver
+    store: Store, sender: Webhooks, receiver: Receiver
 ) -> None:
     used = {}
     for owner in ("me", "you"):
@@ -281,7 +281,7 @@ async def test_each_account_s_webhooks_are_signed_with_a_key_of_its_own(
 
 
 async def test_the_account_of_models_yaml_keeps_the_key_that_was_everyone_s(
-    store: SQLiteStore, path: Path, receiver: Receiver
+    store: Store, path: Path, receiver: Receiver
 ) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("INSERT INTO webhook_keys (key, created_at) VALUES ('whsec_b2xk', 1.0)")
@@ -295,7 +295,7 @@ async def test_the_account_of_models_yaml_keeps_the_key_that_was_everyone_s(
     assert await webhooks.keys(store, "you", 3.0) == [other]
 
 
-async def test_a_first_key_that_two_ask_for_at_once_is_one(store: SQLiteStore) -> None:
+async def test_a_first_key_that_two_ask_for_at_once_is_one(store: Store) -> None:
     first, second = await asyncio.gather(*(webhooks.keys(store, "me", time.time()) for _ in range(2)))
     assert first == second
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from appliance.gateway.webhooks.slots import Slots
-from appliance.store.base import Receiver
+from appliance.store import Receiver
 
 MINE = Receiver("me", "a.example")
 

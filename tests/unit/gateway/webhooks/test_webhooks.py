@@ -13,7 +13,7 @@ from appliance.domain.prediction import WEBHOOK_EVENTS, Prediction, Status, Webh
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender
 from appliance.gateway.webhooks.sender import Webhooks
-from appliance.store import SQLiteStore
+from appliance.store import Store
 from tests.vectors import SIGNATURES
 
 
@@ -37,7 +37,7 @@ def test_keys_are_fresh_and_can_be_split_at_their_underscore() -> None:
 class Sent(Webhooks):
     """Keeps what would be sent."""
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__(store, FetchGuard(()), "me")
         self.sent: list[tuple[str, Any, str]] = []
 
@@ -63,7 +63,7 @@ async def test_events_about_output_are_joined_and_the_first_comes_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "THROTTLE", 0.05)
-    sent = Sent(SQLiteStore(tmp_path / "db"))
+    sent = Sent(Store(tmp_path / "db"))
     running = record().started(2.0)
     sent.observe(running)
     for count in range(1, 21):
@@ -91,7 +91,7 @@ async def test_events_about_output_are_joined_and_the_first_comes_at_once(
 async def test_only_what_was_asked_for_is_sent(
     tmp_path: Path, events: tuple[str, ...], seen: list[Any]
 ) -> None:
-    sent = Sent(SQLiteStore(tmp_path / "db"))
+    sent = Sent(Store(tmp_path / "db"))
     running = record(*events).started(2.0)
     sent.observe(running)
     sent.observe(running.evolve(output=["a"], logs="log"))
@@ -103,7 +103,7 @@ async def test_only_what_was_asked_for_is_sent(
 
 
 async def test_a_prediction_without_a_webhook_is_nothing_to_it(tmp_path: Path) -> None:
-    sent = Sent(SQLiteStore(tmp_path / "db"))
+    sent = Sent(Store(tmp_path / "db"))
     sent.observe(record().evolve(webhook=None).started(2.0))
     await asyncio.sleep(0.01)
     assert sent.sent == []
@@ -111,7 +111,7 @@ async def test_a_prediction_without_a_webhook_is_nothing_to_it(tmp_path: Path) -
 
 
 async def test_the_end_is_due_from_the_same_transaction_on(tmp_path: Path) -> None:
-    store = SQLiteStore(tmp_path / "db")
+    store = Store(tmp_path / "db")
     await store.open()
     for id, events in (("told", WEBHOOK_EVENTS), ("not", ("start",))):
         prediction = record(*events).evolve(id=id, stream_token=id)
@@ -130,7 +130,7 @@ async def test_the_end_is_due_from_the_same_transaction_on(tmp_path: Path) -> No
 
 
 async def test_an_old_key_is_used_beside_the_new_one_until_it_expires(tmp_path: Path) -> None:
-    store = SQLiteStore(tmp_path / "db")
+    store = Store(tmp_path / "db")
     await store.open()
     await store.add_webhook_key("me", "whsec_old", 100.0, 0.0)
     await store.add_webhook_key("me", "whsec_new", 200.0, 50.0)

@@ -1,0 +1,46 @@
+"""The table of measured memory, kept between starts of the appliance."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+import msgspec
+
+from appliance.store import rows
+from appliance.store.connections import Connections
+from appliance.store.queries import QUERIES
+
+
+class MemoryProfileRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory that one version used when it was loaded with certain options on one kind of device."""
+
+    loaded: str  # hex digest of version, kind and options
+    device: str  # "cpu" or "cuda"
+    model: str  # for logs and reports
+    peak: int  # bytes on each device
+    main: int  # bytes of main memory
+    measured_at: float  # Unix seconds
+
+
+class MemoryProfileTable:
+    """``Store.memory_profiles``."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def put(self, row: MemoryProfileRow) -> asyncio.Future[None]:
+        """Store a row, or replace the row of the same version, options and device."""
+        return self._connections.change("put_footprint", msgspec.structs.asdict(row))
+
+    async def all(self) -> list[MemoryProfileRow]:
+        """Return every row, in no order."""
+
+        def action(connection: sqlite3.Connection) -> list[MemoryProfileRow]:
+            return [_memory_profile(row) for row in connection.execute(QUERIES["all_footprints"])]
+
+        return await self._connections.read(action)
+
+
+def _memory_profile(row: rows.Row) -> MemoryProfileRow:
+    return MemoryProfileRow(**dict(zip(MemoryProfileRow.__struct_fields__, row, strict=True)))

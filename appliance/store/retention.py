@@ -1,0 +1,77 @@
+"""Deletion of old predictions and of versions, over all tables that refer to them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import Final
+
+from appliance.store import rows
+from appliance.store.connections import Connections
+from appliance.store.database import shrink
+from appliance.store.queries import QUERIES
+
+_EMPTY: Final = rows.pack({})
+_VACUUM_PAGES: Final = 2000  # returned to the disk at a time, 8 MB
+
+
+class Deletions(Connections):
+    """Deletes data of predictions, and versions."""
+
+    def remove_data(self, before: float, limit: int) -> asyncio.Future[list[str]]:
+        """Delete input, output and logs of up to ``limit`` predictions that ended before this Unix time.
+
+        Examples keep their data. Returns the ids; the rows of their files are deleted too, so that the caller
+        can delete the bytes. Also returns free pages of the database to the disk.
+        """
+
+        def action(connection: sqlite3.Connection) -> list[str]:
+            found = connection.execute(QUERIES["predictions_with_data"], {"before": before, "limit": limit})
+            return _empty(connection, found.fetchall())
+
+        return self.write(action)
+
+    def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
+        """Delete data of the oldest predictions until all output files fit in ``limit`` bytes.
+
+        Deletes the data of ``batch`` predictions at most; otherwise as ``remove_data``.
+        """
+
+        def action(connection: sqlite3.Connection) -> list[str]:
+            (taken,) = connection.execute(QUERIES["output_bytes"]).fetchone()
+            oldest = (
+                connection.execute(QUERIES["oldest_with_files"], {"limit": batch}) if taken > limit else ()
+            )
+            removed: list[tuple[int, str]] = []
+            for number, id, size in oldest:
+                if taken <= limit:
+                    break
+                removed.append((number, id))
+                taken -= size
+            return _empty(connection, removed)
+
+        return self.write(action)
+
+    def remove_version(self, id: str, model: str) -> asyncio.Future[list[str]]:
+        """Delete a version and its predictions; return their ids."""
+
+        def action(connection: sqlite3.Connection) -> list[str]:
+            names = {"id": id, "model": model}
+            found = connection.execute(QUERIES["predictions_of_version"], names).fetchall()
+            removed = _empty(connection, found)
+            connection.executemany(QUERIES["delete_prediction"], [{"number": number} for number, _ in found])
+            for query in ("delete_version", "delete_adapter", "delete_project"):
+                connection.execute(QUERIES[query], names)
+            return removed
+
+        return self.write(action)
+
+
+def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:
+    """Delete the data of predictions and the rows of their files; return the ids."""
+    emptied = [{"number": number, "id": id, "body": _EMPTY} for number, id in found]
+    for query in ("remove_data", "empty_input", "delete_files_of_prediction"):
+        connection.executemany(QUERIES[query], emptied)
+    if emptied:
+        shrink(connection, _VACUUM_PAGES)
+    return [id for _, id in found]

@@ -1,0 +1,50 @@
+"""The table of API tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+
+from appliance.domain.errors import StoreError
+from appliance.domain.token import Token
+from appliance.store import rows
+from appliance.store.connections import Connections
+from appliance.store.queries import QUERIES
+
+
+class TokenTable(Connections):
+    """API tokens, by the digests of their secrets."""
+
+    def add_token(self, token: Token) -> asyncio.Future[None]:
+        """Store a token, without its secret."""
+
+        def action(connection: sqlite3.Connection) -> None:
+            try:
+                connection.execute(QUERIES["insert_token"], rows.token_columns(token))
+            except sqlite3.IntegrityError as exc:
+                raise StoreError(f"token {token.id} exists already ({exc})") from exc
+
+        return self.write(action)
+
+    async def find_token(self, digest: str) -> Token | None:
+        """Return the token with this digest; None if there is none or it is revoked."""
+        row = self.row("token_by_digest", {"digest": digest})
+        return None if row is None else rows.token(row)
+
+    async def list_tokens(self) -> list[Token]:
+        """Return every token, including revoked ones, oldest first."""
+        return await self.read(
+            lambda connection: [rows.token(row) for row in connection.execute(QUERIES["all_tokens"])]
+        )
+
+    def revoke_token(self, id: str) -> asyncio.Future[Token | None]:
+        """Revoke a token now and return it; None if there is none. A second call changes nothing."""
+        now = time.time()
+
+        def action(connection: sqlite3.Connection) -> Token | None:
+            connection.execute(QUERIES["revoke_token"], {"id": id, "revoked_at": now})
+            row = connection.execute(QUERIES["token_by_id"], {"id": id}).fetchone()
+            return None if row is None else rows.token(row)
+
+        return self.write(action)

@@ -1,0 +1,48 @@
+"""The table of model versions."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+from appliance.store import rows
+from appliance.store.connections import Connections, Parameters
+from appliance.store.queries import QUERIES
+from appliance.store.records import VersionRow
+
+
+class VersionTable(Connections):
+    """Versions of models, with their OpenAPI documents."""
+
+    def record_version(self, row: VersionRow) -> asyncio.Future[VersionRow]:
+        """Store a version, or a new document of a stored one. The result has the first ``created_at``."""
+
+        def action(connection: sqlite3.Connection) -> VersionRow:
+            columns: Parameters = {
+                "id": row.id,
+                "model": row.model,
+                "created_at": row.created_at,
+                "document": rows.pack(row.document),
+            }
+            connection.execute(QUERIES["record_version"], columns)
+            return rows.version(connection.execute(QUERIES["version"], columns).fetchone())
+
+        return self.write(action)
+
+    def forget_versions(self, model: str, served: str) -> asyncio.Future[None]:
+        """Delete the versions of ``model`` that are neither ``served`` nor named by any prediction."""
+        return self.change("forget_versions", {"model": model, "served": served})
+
+    async def versions(self, model: str) -> list[VersionRow]:
+        """Return all versions that the model ever had, newest first."""
+
+        def action(connection: sqlite3.Connection) -> list[VersionRow]:
+            found = connection.execute(QUERIES["versions_of_model"], {"model": model})
+            return [rows.version(row) for row in found]
+
+        return await self.read(action)
+
+    async def version(self, id: str, model: str | None = None) -> VersionRow | None:
+        """Return one version of ``model``, or, without ``model``, of the model that had it first."""
+        row = self.row("version", {"id": id, "model": model})
+        return None if row is None else rows.version(row)
