@@ -115,11 +115,11 @@ _DEFAULT_HOME: Final = "~/.local/share/appliance"
 
 
 def load(path: Path) -> Config:
-    """Read and check a config file; nothing is left to guess afterwards.
+    """Read and validate a config file.
 
     Raises:
-        ConfigError: with everything that is wrong, by line, model and key. Values are checked first one by
-            one; whether they agree with each other is looked at once each is right.
+        ConfigError: every problem, with its line, model and key. Conflicts between values are reported only
+            if each value is valid.
     """
     document = yaml_source.read(path)
     if not isinstance(document.data, dict):

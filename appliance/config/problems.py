@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words, and where: file, line, model and key."""
+"""Turns problems of a config into error messages with file, line, model and key."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from appliance.domain.section import Section
 _SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
 
 
-#: What main memory is called beside other devices.
+#: Name of the device that is main memory.
 HOST: Final = "cpu"
 
 _SHOWN: Final = 200  # characters of a wrong value
 
 
 class Problem(NamedTuple):
-    """One thing to mend. ``place`` may name a key that is missing from the file."""
+    """One problem. ``place`` may name a key that is missing from the file."""
 
     place: Place
     message: str
@@ -74,7 +74,7 @@ def _names(place: Place, data: Any) -> tuple[str | None, str | None]:
 
 
 def translate(error: ValidationError) -> Iterator[Problem]:
-    """Pydantic's findings."""
+    """Yield the errors that pydantic reports, in our words."""
     for detail in error.errors(include_url=False):
         kind, given = detail["type"], detail["input"]
         if kind == "too_short" and given:
@@ -175,7 +175,7 @@ def _nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def disagreements(config: Config) -> Iterator[Problem]:
-    """What no single value shows: names used twice, sizes that no declared device has, keys at odds."""
+    """Yield the conflicts between values: duplicate names, sizes that fit on no device, excluding keys."""
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
     yield from _collections(config)
@@ -185,7 +185,7 @@ def disagreements(config: Config) -> Iterator[Problem]:
                 yield Problem(("server", "tls", key), f"{said}; `appliance certificate` makes both")
     for index, model in enumerate(config.models):
         if isinstance(model, CogModel) and not config.code.cog:
-            reason = "Cog projects are code, and none is run here: set cog to true under code to permit it"
+            reason = "Cog projects run their own code: set cog to true under code to allow it"
             yield Problem(("models", index, "kind"), reason)
         for key, message in (*_at_odds(model), *_impossible(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
@@ -229,13 +229,14 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
     for position, device in enumerate(hardware.devices):
         if device.name in seen:
             yield Problem(
-                ("hardware", "devices", position, "name"), f"another device is called {device.name!r}"
+                ("hardware", "devices", position, "name"),
+                f"another device has the name {device.name!r}: names are unique",
             )
         seen.add(device.name)
         if device.name == HOST and hardware.host_memory is not None:
             yield Problem(
                 ("hardware", "devices", position, "name"),
-                f"{HOST} is the main memory beside the devices, of size host_memory: call this one otherwise",
+                f"{HOST} is the name of main memory (see host_memory): give this device another name",
             )
 
 
@@ -274,7 +275,7 @@ def _unreadable(file: Path) -> str | None:
 
 
 def _impossible(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
-    """Against declared devices only: those of the machine are not known here; the scheduler checks them."""
+    """Yield demands that no declared device fits; the scheduler checks the machine's own devices."""
     if hardware.devices == "auto":
         return
     largest = max(hardware.devices, key=lambda device: device.memory)

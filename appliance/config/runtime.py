@@ -1,6 +1,6 @@
-"""The config that a reload has put in force, for what starts after it: a gateway that takes over, a zygote.
+"""The config in force after reloads, in ``run/config.json``, for gateways and zygotes that start later.
 
-It is kept as checked values, not as the file: that may be edited again at any time, and be wrong.
+It holds the validated values, because models.yaml may be edited, and be invalid, at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NAME: Final = "config.json"
 
 
 def write(run_dir: Path, config: Config) -> None:
-    """Put ``config`` in force for whatever this run of the appliance starts from now on."""
+    """Store ``config`` as the config in force."""
     fresh = run_dir / f".{_NAME}"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -25,7 +25,7 @@ def write(run_dir: Path, config: Config) -> None:
 
 
 def read(run_dir: Path, started_with: Config) -> Config:
-    """What is in force: what was written last, else what the appliance was started with."""
+    """Return the config in force: the stored one, or ``started_with`` if none is stored."""
     try:
         text = (run_dir / _NAME).read_bytes()
     except FileNotFoundError:
@@ -36,5 +36,5 @@ def read(run_dir: Path, started_with: Config) -> Config:
 
 
 def forget(run_dir: Path) -> None:
-    """A new run begins with its own file."""
+    """Remove the stored config when a new run of the appliance starts."""
     (run_dir / _NAME).unlink(missing_ok=True)

@@ -21,17 +21,17 @@ from appliance.domain.values import Address, Bytes, DeviceName, FilePath, ModelN
 
 
 class TlsConfig(Section):
-    """What HTTPS is spoken with."""
+    """Certificate and key for HTTPS."""
 
     certificate: FilePath = Field(
-        description="PEM file with the certificate, and those between it and its root. A relative path "
-        "counts from the config file."
+        description="PEM file with the certificate and its intermediate certificates. A relative path is "
+        "resolved against the folder of this file."
     )
     key: FilePath = Field(description="PEM file with its private key, without a passphrase.")
 
 
 class ServerConfig(Section):
-    """Where the appliance listens, what it calls itself, where it keeps its data."""
+    """Listening, URLs, account and data folder of the appliance."""
 
     host: str = Field(
         default="127.0.0.1",
@@ -46,18 +46,18 @@ class ServerConfig(Section):
     )
     tls: TlsConfig | None = Field(
         default=None,
-        description="Speak HTTPS. Official clients make file objects of outputs at https addresses only. "
+        description="Serve HTTPS. Replicate's official clients return file objects only for https URLs. "
         "Default: plain HTTP.",
     )
     public_url: Address | None = Field(
         default=None,
-        description="Address under which clients reach it, for the links in its answers. "
-        "Default: the one that each client used.",
+        description="URL at which clients reach the appliance, used for links in responses. "
+        "Default: the URL that each client used.",
     )
     trusted_proxies: tuple[NetworkName, ...] = Field(
         default=(),
         strict=False,
-        description="Networks of reverse proxies whose X-Forwarded-Proto and X-Forwarded-Host are believed.",
+        description="Networks of reverse proxies whose X-Forwarded-Proto and X-Forwarded-Host are trusted.",
     )
     account: str = Field(
         default="appliance",
@@ -65,40 +65,46 @@ class ServerConfig(Section):
         description="Username of the account that owns the tokens.",
     )
     account_name: str | None = Field(
-        default=None, min_length=1, description="The account's name for people. Default: the username."
+        default=None, min_length=1, description="Display name of the account. Default: the username."
     )
     data: FilePath | None = Field(
         default=None,
         description="Data folder: database, weights, caches, logs. Overridden by APPLIANCE_HOME and --home. "
-        "A relative path counts from the config file. Default: ~/.local/share/appliance.",
+        "A relative path is resolved against the folder of this file. Default: ~/.local/share/appliance.",
     )
     drain_timeout: Seconds = Field(
-        default=30.0, description="How long running predictions may go on when the appliance is stopped."
+        default=30.0, description="Time for running predictions to finish when the appliance is stopped."
     )
 
 
 class LimitsConfig(Section):
-    """What protects the appliance from its clients, and predictions from a broken model."""
+    """Limits on requests, queues, loads and predictions."""
 
     body: Bytes = size("20MiB", "Largest request body.")
     queue_per_model: int = Field(
-        default=1000, ge=1, description="Predictions that may wait for one model; more are answered with 429."
+        default=1000,
+        ge=1,
+        description="Maximum number of predictions that wait for one model; more get status 429.",
     )
-    queue: int = Field(default=5000, ge=1, description="Predictions that may wait in all.")
+    queue: int = Field(
+        default=5000, ge=1, description="Maximum number of predictions that wait for all models together."
+    )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="Requests of one token that do not create a prediction; more are answered with 429. "
-        "As many may come at once. Default: no limit.",
+        description="Maximum requests per minute of one token, except those that create predictions; more "
+        "get status 429. They may come in one burst. Default: no limit.",
     )
     predictions_per_minute: int | None = Field(
-        default=None, ge=1, description="Predictions that one token may create, likewise. Default: no limit."
+        default=None,
+        ge=1,
+        description="Maximum predictions per minute that one token creates. Default: no limit.",
     )
     attempts: int = Field(
         default=2,
         ge=1,
         le=10,
-        description="How often a prediction is run when its engine host dies before it has shown any output.",
+        description="Maximum number of runs of a prediction whose worker process dies before any output.",
     )
     run_timeout: Annotated[Seconds, Field(gt=0)] = Field(
         default=1800.0, description="A prediction that runs longer fails."
@@ -108,58 +114,55 @@ class LimitsConfig(Section):
     )
     cancel_grace: Annotated[Seconds, Field(gt=0)] = Field(
         default=10.0,
-        description="An engine host that does not confirm a cancellation within this time is killed.",
+        description="A worker process that does not confirm a cancellation within this time is killed.",
     )
 
 
 class UiConfig(Section):
-    """The pages for people."""
+    """The web UI."""
 
-    enabled: bool = Field(
-        default=True, description="Whether browsers get pages at /. Overridden by --ui and --no-ui."
-    )
-    title: str = Field(
-        default="Appliance", min_length=1, max_length=60, description="What the pages call this appliance."
-    )
+    enabled: bool = Field(default=True, description="Serve the web UI at /. Overridden by --ui and --no-ui.")
+    title: str = Field(default="Appliance", min_length=1, max_length=60, description="Title of the pages.")
 
 
 class CodeConfig(Section):
-    """Whose code is run."""
+    """Permission to run code of others."""
 
     cog: bool = Field(
         default=False,
-        description="Whether Cog projects may be built and run, with the rights of the appliance.",
+        description="Allow building and running Cog projects, with the appliance's own permissions.",
     )
 
 
 class EgressConfig(Section):
-    """What may be reached because a caller asks for it."""
+    """Networks that requests of callers may reach."""
 
     allow: tuple[NetworkName, ...] = Field(
         default=(),
         strict=False,
-        description="Networks that webhooks and inputs may reach although they are private or loopback.",
+        description="Private or loopback networks that webhooks and input URLs may reach.",
     )
 
 
 class FilesConfig(Section):
-    """What callers upload, what models make, and what models are given."""
+    """Uploads, output files and input files."""
 
     max_upload: Bytes = size("100MB", "Largest upload.")
-    quota: Bytes = size("20GiB", "What all uploads may take together; more are refused.")
+    quota: Bytes = size("20GiB", "Maximum size of all uploads together; more are refused.")
     keep: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=86400.0,
-        description="How long an upload is kept; null keeps it until it is deleted.",
+        description="Time until an upload is deleted; null keeps it until a client deletes it.",
     )
     outputs: Literal["url", "data"] = Field(
         default="url",
-        description="How outputs name their files: by addresses that nobody can guess, or by data: URLs, "
-        "which hold the file itself. Over plain HTTP official clients make file objects of the latter only.",
+        description="How outputs refer to files: url for unguessable URLs, data for data: URLs "
+        "with the content."
+        "Over plain HTTP Replicate's official clients return file objects only for data: URLs.",
     )
-    max_data: Bytes = size("10MiB", "With data: a larger file has an address all the same.")
-    max_input: Bytes = size("1GiB", "Largest file that is fetched for an input.")
+    max_data: Bytes = size("10MiB", "With outputs: data, larger files still get a URL.")
+    max_input: Bytes = size("1GiB", "Largest file that is downloaded for an input.")
     input_timeout: Annotated[Seconds, Field(gt=0)] = Field(
-        default=300.0, description="How long the files of one prediction's input may take to arrive."
+        default=300.0, description="Time limit for downloading the input files of one prediction."
     )
 
 
@@ -168,26 +171,26 @@ class RetentionConfig(Section):
 
     predictions: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None,
-        description="Input, output, logs and files of a prediction are removed so long after its end; "
-        "that it was, how it ended and its metrics stay. Default: never.",
+        description="Time after the end of a prediction until its input, output, logs and files are removed; "
+        "its status and metrics stay. Default: never.",
     )
     outputs: Bytes | None = Field(
         default=None,
-        description="What the files of all outputs may take together: over it, those of the oldest "
-        "predictions are removed as above, before their time. Default: no limit.",
+        description="Maximum size of all output files together: above it, the oldest predictions are removed "
+        "early, as with `predictions`. Default: no limit.",
     )
 
 
 class PricesConfig(Section):
-    """What models cost, by what they run on."""
+    """Prices of predictions, by hardware."""
 
     currency: str = Field(
         default="USD", pattern="^[A-Z]{3}$", description="ISO 4217 code of the currency of the prices."
     )
     per_second: dict[DeviceName, Annotated[float, Field(ge=0, le=1e6)]] = Field(
         default={},
-        description="Price of a second of predictions, by SKU, as GET /v1/hardware names them. What runs on "
-        "others has no cost. Default: none has.",
+        description="Price of one second of a prediction, by hardware SKU (see GET /v1/hardware). Other "
+        "hardware costs nothing. Default: no prices.",
     )
 
 
@@ -196,20 +199,21 @@ class TelemetryConfig(Section):
 
     otlp_endpoint: Address | None = Field(
         default=None,
-        description="Address of an OpenTelemetry collector that takes OTLP over HTTP; /v1/traces is added. "
-        "Overridden by OTEL_EXPORTER_OTLP_ENDPOINT. Default: nothing is traced.",
+        description="URL of an OpenTelemetry collector for OTLP over HTTP; /v1/traces is appended. "
+        "Overridden by OTEL_EXPORTER_OTLP_ENDPOINT. Default: no tracing.",
     )
 
 
 class LoggingConfig(Section):
-    """What the log looks like."""
+    """Format and level of the log."""
 
     format: Literal["text", "json"] = Field(
         default="text",
-        description="Lines for people, or a JSON object a line. Overridden by APPLIANCE_LOG_FORMAT.",
+        description="text: readable lines; json: one JSON object per line. Overridden by "
+        "APPLIANCE_LOG_FORMAT.",
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least that is logged. Overridden by APPLIANCE_LOG_LEVEL."
+        default="info", description="Lowest level that is logged. Overridden by APPLIANCE_LOG_LEVEL."
     )
 
 
@@ -217,19 +221,19 @@ class CollectionConfig(Section):
     """A list of models under a heading."""
 
     slug: str = Field(
-        pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", description="Its name in addresses, unique."
+        pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", description="Unique name of the collection in URLs."
     )
-    name: str = Field(min_length=1, description="Its name for people.")
-    description: str = Field(description="What is in it, in a sentence.")
-    full_description: str | None = Field(default=None, description="The same at length, in Markdown.")
+    name: str = Field(min_length=1, description="Display name of the collection.")
+    description: str = Field(description="Description in one sentence.")
+    full_description: str | None = Field(default=None, description="Long description, in Markdown.")
     models: tuple[ModelName, ...] = Field(strict=False, description="Names of models in this file, in order.")
 
 
 class DeviceConfig(Section):
     """A logical device: a part of main memory on which models are placed as if it were a GPU."""
 
-    name: DeviceName = Field(description="Its name, unique.")
-    memory: Bytes = Field(description="What models may reserve on it.")
+    name: DeviceName = Field(description="Unique name of the device.")
+    memory: Bytes = Field(description="Memory that models may reserve on the device.")
 
 
 _Devices = tuple[DeviceConfig, ...]
@@ -240,7 +244,7 @@ def _devices_tag(value: object) -> str:
 
 
 class HardwareConfig(Section):
-    """What models may use of the machine."""
+    """Devices, threads and memory for models."""
 
     devices: Annotated[
         Annotated[Literal["auto"], Tag("auto")]
@@ -248,20 +252,21 @@ class HardwareConfig(Section):
         Discriminator(_devices_tag),
     ] = Field(
         default="auto",
-        description="auto: the machine's GPUs, or the CPU where there is none. Or a list of logical devices.",
+        description="auto: the GPUs of the machine, or the CPU if it has none. Or a list of logical devices.",
     )
     threads: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="CPU threads a model may compute with. Default: all that the appliance may use but one, "
-        "which keeps requests moving.",
+        description="CPU threads that one model may use. Default: all CPUs of the appliance but "
+        "one, which is"
+        "left for handling requests.",
     )
     host_memory: Bytes | None = Field(
         default=None,
-        description="Memory of the device called cpu: for all models where there is no GPU, beside GPUs for "
-        "those that compute on the CPU and the weights of sleepers. Default: 80 % of the main memory the "
-        "appliance may use; beside logical devices there is no cpu unless this is given.",
+        description="Main memory for models (the device named cpu): for all models if there is no GPU; with "
+        "GPUs, for models on the CPU and for weights of sleeping models. Default: 80 % of the main memory of "
+        "the appliance; with logical devices there is no cpu device unless this is set.",
     )
 
 
@@ -281,17 +286,17 @@ _AnyModel = Annotated[
 class Config(Section):
     """models.yaml."""
 
-    server: ServerConfig = subsection(ServerConfig(), "Address, account, data folder.")
+    server: ServerConfig = subsection(ServerConfig(), "Bind address, account, data folder.")
     limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
     retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
     files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
-    code: CodeConfig = subsection(CodeConfig(), "Whose code is run.")
-    egress: EgressConfig = subsection(EgressConfig(), "Networks that may be reached for callers.")
-    ui: UiConfig = subsection(UiConfig(), "The pages for people.")
+    code: CodeConfig = subsection(CodeConfig(), "Permission to run code of others.")
+    egress: EgressConfig = subsection(EgressConfig(), "Networks that requests of callers may reach.")
+    ui: UiConfig = subsection(UiConfig(), "The web UI.")
     hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
-    logging: LoggingConfig = subsection(LoggingConfig(), "What the log looks like.")
+    logging: LoggingConfig = subsection(LoggingConfig(), "Format and level of the log.")
     telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")
-    prices: PricesConfig = subsection(PricesConfig(), "What a second costs.")
+    prices: PricesConfig = subsection(PricesConfig(), "Prices of predictions.")
     collections: tuple[CollectionConfig, ...] = Field(
         default=(), strict=False, description="Lists of models under a heading."
     )
@@ -302,7 +307,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, value: Any) -> Any:
-        """A section whose keys are all commented out reads as null; it is one that says nothing."""
+        """Drop empty sections: YAML reads a section whose keys are all commented out as null."""
         if not isinstance(value, dict):
             return value
         return {key: part for key, part in value.items() if part is not None or key == "models"}

@@ -1,7 +1,7 @@
 """Inputs checked against a model's interface, and the OpenAPI document that publishes it. Pure.
 
-Inputs are accepted and refused as Replicate does it, with the same messages: a string is never converted to a
-number, unknown keys inside ``input`` are dropped, and ``null`` for an optional key is the same as no key.
+The rules and the error texts are those of Replicate's API: strings are never converted to numbers, unknown
+keys inside ``input`` are dropped, and ``null`` for an optional key counts as an absent key.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 LIST_TOO: Final = "x-appliance-list"
 _REF: Final = "#/components/schemas/"
 _SCHEMES: Final = ("http", "https", "data")  # what files are fetched from; `inputs` knows how
-_MOST: Final = 2**63 - 1  # what a number without bounds of its own may be: models get 64 bits
+_MOST: Final = 2**63 - 1  # limit of numbers without declared bounds: msgpack has 64 bits
 
 
 def validate(interface: Interface, input: Any) -> dict[str, Any]:
-    """The whole input a runner gets: aliases resolved, unknown keys dropped, defaults filled in.
+    """Return the input for the runner: aliases resolved, unknown keys dropped, defaults filled in.
 
     Raises:
         InvalidInput: one row for every key that is missing or wrong, by the name the caller used.
@@ -59,7 +59,7 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
 
 
 def _encodable(input: dict[str, Any]) -> dict[str, Any]:
-    """``input``, if it can travel to the model.
+    """Return ``input`` if it can be encoded as msgpack.
 
     Raises:
         InvalidInput: an integer inside of an object or a list is too large.
@@ -94,7 +94,7 @@ def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether ``value`` is valid for a property with this schema."""
+    """Return whether ``value`` is valid for a property with this schema."""
     return next(_problems(value, schema, ""), None) is None
 
 
@@ -259,7 +259,7 @@ def _wrong_type(field: str, expected: str, value: Any) -> FieldProblem:
 
 
 def document(interface: Interface) -> dict[str, Any]:
-    """The version's whole OpenAPI document, in the form that Cog writes."""
+    """Return the OpenAPI document of a model version, in the form that Cog writes."""
     output = {"title": "Output", **interface.output}
     return {
         "openapi": "3.0.2",

@@ -8,12 +8,12 @@ import msgspec
 
 
 class Interface(msgspec.Struct, frozen=True):
-    """Inputs and output of a model, as JSON Schema in the form that Replicate and Cog publish.
+    """Inputs and output of a model, as JSON Schema in the form of Cog's OpenAPI documents.
 
     ``input`` is the whole ``Input`` object schema (properties carry ``x-order``), ``output`` the ``Output``
     schema, ``components`` the further named schemas (enumerations) that ``input`` refers to. ``aliases`` maps
-    other names callers use for an input to the name it has here. With ``verbatim`` any object is an input,
-    and the runner itself says what is wrong with it.
+    other names of an input to its name here. With ``verbatim`` any object is a valid input: only the runner
+    validates it.
     """
 
     input: dict[str, Any]
@@ -34,7 +34,7 @@ class Interface(msgspec.Struct, frozen=True):
 
     @property
     def secret_inputs(self) -> list[str]:
-        """Names of the inputs that nobody but the model may read."""
+        """Names of the inputs that are secret: only the model may read their values."""
         return [name for name, schema in self.input["properties"].items() if schema.get("x-cog-secret")]
 
     @property
@@ -50,7 +50,7 @@ def _is_file(schema: dict[str, Any]) -> bool:
 
 
 def _may_be_file(schema: dict[str, Any]) -> bool:
-    """Objects say so for each property, if they have any."""
+    """Whether a value of this schema may contain a file; an object without declared properties may."""
     match schema.get("type"):
         case "string":
             return schema.get("format") == "uri"

@@ -1,4 +1,4 @@
-"""What every section of models.yaml has in common."""
+"""The base class of all sections of models.yaml."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from appliance.domain.values import bytes_of
 
 
 class Section(BaseModel):
-    """Frozen, no unknown keys, and no guessing: the text "1" is not the number 1."""
+    """A frozen section that refuses unknown keys and converts no types: the text "1" is not the number 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def subsection(default: Section, description: str) -> Any:
-    """A field that is a section with nothing required; in the file it may be empty, which reads as null."""
+    """Declare a field that is a section without required keys; it may be empty (null) in the file."""
 
     def or_null(schema: dict[str, Any]) -> None:
         schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "null"}]
@@ -25,5 +25,5 @@ def subsection(default: Section, description: str) -> Any:
 
 
 def size(default: str, description: str) -> Any:
-    """A field of type ``Bytes`` whose schema shows the default as people write it."""
+    """Declare a field of type ``Bytes`` whose JSON schema shows the default as text, such as 20MiB."""
     return Field(default=bytes_of(default), description=description, json_schema_extra={"default": default})

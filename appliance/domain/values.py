@@ -1,4 +1,4 @@
-"""The kinds of values that models.yaml holds: sizes, durations, names, addresses and paths."""
+"""The value types of models.yaml: sizes, durations, names, URLs and paths."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ADDRESS: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
 def bytes_of(value: object) -> int:
-    """The bytes meant by a whole number or by text such as ``12GiB`` or ``500MB``; at least 1."""
+    """Return the bytes that a whole number or text such as ``12GiB`` or ``500MB`` means; at least 1."""
     size: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
@@ -54,7 +54,7 @@ def bytes_of(value: object) -> int:
 
 
 def seconds_of(value: object) -> float:
-    """The seconds meant by a number or by text such as ``30s``, ``5m`` or ``1h30m``; at least 0."""
+    """Return the seconds that a number or text such as ``30s``, ``5m`` or ``1h30m`` means; at least 0."""
     seconds: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value) if abs(value) <= LARGEST_SIZE else None
@@ -89,12 +89,12 @@ def _device(value: str) -> str:
 
 def _address(value: str) -> str:
     if not _ADDRESS.fullmatch(value):
-        raise PydanticCustomError("address", 'should be an address that begins with "http://" or "https://"')
+        raise PydanticCustomError("address", 'should be a URL that begins with "http://" or "https://"')
     return value.rstrip("/")
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
-    """A relative path counts from the folder of the config file."""
+    """Return an absolute path; a relative one is resolved against the folder of the config file."""
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value:
@@ -107,7 +107,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
             {"variable": found[0]},
         )
     if "\0" in value:
-        raise PydanticCustomError("path", "holds the character U+0000, which no path can")
+        raise PydanticCustomError("path", "contains the character U+0000, which is not allowed in paths")
     try:
         path = Path(value).expanduser()
     except RuntimeError as error:  # ~user where there is no such user

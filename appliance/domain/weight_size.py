@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class WeightSize(NamedTuple):
-    """Of all weight files of one model."""
+    """Size of all weight files of one model."""
 
     stored: int = 0  # bytes
-    numbers: int | None = None  # that the files hold, where all of them say it
+    numbers: int | None = None  # number of parameters; None if a file does not give it
 
     @property
     def in_16_bits(self) -> int:
-        """Bytes with each number in 16 bits, as they are taken to be stored where that is not known."""
+        """Bytes with 16 bits for each parameter; the stored size if the number of parameters is unknown."""
         return self.stored if self.numbers is None else 2 * self.numbers
 
     @property
     def in_32_bits(self) -> int:
-        """Bytes with each number in 32 bits."""
+        """Bytes with 32 bits for each parameter."""
         return 2 * self.in_16_bits

@@ -1,4 +1,4 @@
-"""An interface out of a table of inputs, in the form of replicate-api section 7.1."""
+"""Builds a model's interface from a table of its inputs, in the form of Cog's OpenAPI schemas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def interface_of(
     required: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
 ) -> Interface:
-    """``inputs`` are in the order in which people see them; an ``enum`` becomes a component, as in Cog."""
+    """Return the interface; inputs keep their order, and each ``enum`` becomes a component, as in Cog."""
     properties: dict[str, dict[str, Any]] = {}
     components: dict[str, dict[str, Any]] = {}
     for order, (name, schema) in enumerate(inputs.items()):

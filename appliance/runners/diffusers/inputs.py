@@ -1,6 +1,6 @@
 """What a picture or video is asked for with: inputs that follow from the pipeline, and sizes. Pure.
 
-Names are those of the image models on Replicate (replicate-api section 9.2); what else the pipeline's own
+Names are those of the image models on Replicate; what else the pipeline's own
 signature takes follows under the names it has there.
 """
 

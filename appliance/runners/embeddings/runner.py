@@ -1,6 +1,6 @@
 """Embeddings: texts to vectors, with transformers; the texts of many predictions are computed together.
 
-Inputs are those of the embedding models on Replicate (replicate-api section 9.4). On a CPU this has run; on
+Inputs are those of the embedding models on Replicate. On a CPU this has run; on
 a GPU it has not yet.
 """
 

@@ -1,6 +1,6 @@
 """Text to speech, with Piper voices in ONNX form; computed on the CPU, on machines with a GPU as well.
 
-Inputs are those of the speech models on Replicate (replicate-api section 9.4). piper-tts is under the
+Inputs are those of the speech models on Replicate. piper-tts is under the
 GPL-3.0; it is used as a library, in the engine host alone.
 """
 

@@ -1,6 +1,6 @@
 """What a language model is asked: its inputs, the text of its prompt and how it samples. Pure.
 
-Names, defaults and wording are those of the Llama models on Replicate (replicate-api section 9.1).
+Names, defaults and wording are those of the Llama models on Replicate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speech to text, with faster-whisper, which runs Whisper in CTranslate2.
 
-Inputs and output are those of openai/whisper on Replicate (replicate-api section 9.3). On a CPU this has run;
+Inputs and output are those of openai/whisper on Replicate. On a CPU this has run;
 on a GPU it has not yet.
 """
 
