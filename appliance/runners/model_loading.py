@@ -1,6 +1,6 @@
-"""Loading a model of kind `transformers`, and what its predictions are asked and answer.
+"""Loads models of kind `transformers`; defines the input and the result of their predictions.
 
-Weights are read from safetensors only, so that none of them is a program.
+Weights are read from safetensors only, because other formats can contain code.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class Loading(NamedTuple):
-    """What to load, and how."""
+class LoadRequest(NamedTuple):
+    """What to load: folder, device, number format and limits."""
 
     folder: Path
     device: str  # "cpu" or "cuda:0"
@@ -30,15 +30,15 @@ class Loading(NamedTuple):
 
 
 class TaskInput(NamedTuple):
-    """One prediction."""
+    """Input of one prediction."""
 
     input: Mapping[str, Any]  # checked and complete; files are paths
     folder: Path  # for files that are made; need not exist
-    unwanted: threading.Event  # set when nobody wants the result any more
+    cancelled: threading.Event  # set when the prediction is canceled
 
 
 class TaskResult(NamedTuple):
-    """What came of it. Files in the output are paths."""
+    """Result of one prediction. Files in the output are paths."""
 
     output: Any
     metrics: Mapping[str, Any] = MappingProxyType({})
@@ -50,24 +50,24 @@ Compute = Callable[[TaskInput], TaskResult]
 _FOR_TRAINING: Final = ("masked_spec_embed",)
 
 
-def model_type(loading: Loading) -> str:
+def model_type(loading: LoadRequest) -> str:
     """What transformers calls the architecture; empty where the config does not say."""
     described = json.loads((loading.folder / "config.json").read_bytes())
     return str(described.get("model_type", "")) if isinstance(described, dict) else ""
 
 
-def from_folder(kind: Any, loading: Loading, **more: Any) -> Any:
-    """A tokenizer or the like out of the folder."""
+def from_folder(kind: Any, loading: LoadRequest, **more: Any) -> Any:
+    """Load a tokenizer, processor or the like from the folder."""
     return kind.from_pretrained(
         loading.folder, local_files_only=True, trust_remote_code=loading.trust_remote_code, **more
     )
 
 
-def model_of(loading: Loading, kind: str) -> Any:
-    """The model, all of whose weights must be there: the library would make up those that are missing.
+def model_of(loading: LoadRequest, kind: str) -> Any:
+    """Load the model; refuse missing weights, which the library would fill with random numbers.
 
     Raises:
-        LoadFailed: some are.
+        LoadFailed: weights are missing.
     """
     import transformers
 
@@ -82,13 +82,13 @@ def model_of(loading: Loading, kind: str) -> Any:
     missing = sorted(name for name in about["missing_keys"] if not name.endswith(_FOR_TRAINING))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise LoadFailed(f"the weights are not made for this task: they lack {', '.join(missing[:5])}{more}")
+        raise LoadFailed(f"the weights do not fit this task: missing are {', '.join(missing[:5])}{more}")
     placed = model.to(loading.device).eval()
     loading.models.append(placed)
     return placed
 
 
-def pipeline_of(loading: Loading, task: str, model: Any, **parts: Any) -> Any:
+def pipeline_of(loading: LoadRequest, task: str, model: Any, **parts: Any) -> Any:
     """A pipeline of the library around the model."""
     from transformers import pipeline
 
@@ -97,13 +97,13 @@ def pipeline_of(loading: Loading, task: str, model: Any, **parts: Any) -> Any:
     )
 
 
-def stopping(unwanted: threading.Event) -> Any:
-    """Ends the writing between two tokens."""
+def stopping_criteria(cancelled: threading.Event) -> Any:
+    """Return a criterion that stops generation between two tokens after a cancel."""
     import torch
     from transformers import StoppingCriteriaList
 
     def stops(tokens: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
-        return torch.full((tokens.shape[0],), unwanted.is_set(), device=tokens.device)
+        return torch.full((tokens.shape[0],), cancelled.is_set(), device=tokens.device)
 
     return StoppingCriteriaList([stops])
 
@@ -133,10 +133,10 @@ def _positions(model: Any) -> int | None:
 
 
 def fit(model: Any, tokenizer: Any, text: str) -> None:
-    """Refuse a text that is longer than the model takes, rather than leave its end out.
+    """Refuse a text that is longer than the model accepts, instead of truncating it.
 
     Raises:
-        PredictionFailed: it is.
+        PredictionFailed: the text is too long.
     """
     limit = most_tokens(model, tokenizer)
     if limit is None:
@@ -144,5 +144,5 @@ def fit(model: Any, tokenizer: Any, text: str) -> None:
     count = len(tokenizer(text, verbose=False)["input_ids"])
     if count > limit:
         raise PredictionFailed(
-            f"input.text: it is {count} tokens long, and this model takes {limit}; shorten it"
+            f"input.text: the text has {count} tokens, but this model accepts at most {limit}; shorten it"
         )

@@ -1,4 +1,4 @@
-"""Computing in a thread for the event loop: a cancel ends what computes before it is passed on."""
+"""Runs blocking computations in threads; a cancel is raised only after the computation has stopped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Models of torch that sleep: their weights wait in main memory, and the device gets back what they held.
-
-It has not run on a GPU.
-"""
+"""Sleep of torch models: moves weights to main memory and frees the device. Not tested on a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from appliance.runners.base import LoadSpec
 
 
 def levels(spec: LoadSpec) -> tuple[int, ...]:
-    """Of sleep that such a model is able to: on a CPU none, because its device is main memory."""
+    """Return the supported sleep levels: none on a CPU, whose memory is main memory."""
     return (1,) if spec.sleeps and spec.device != "cpu" else ()
 
 
 def fall_asleep(models: Iterable[Any]) -> int:
-    """Move them to main memory, and give back what torch holds of the device for later.
+    """Move the models to main memory and free torch's cache on the device.
 
-    Returns the bytes of the device that torch still holds; the CUDA context is not among them.
+    Return the bytes that torch still holds on the device, without the CUDA context.
     """
     import torch
 
@@ -32,7 +29,7 @@ def fall_asleep(models: Iterable[Any]) -> int:
 
 
 def wake(models: Iterable[Any], device: str) -> None:
-    """Move them to ``device`` again."""
+    """Move the models back to ``device``."""
     import torch
 
     for model in models:

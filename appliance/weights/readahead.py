@@ -1,4 +1,4 @@
-"""Weights read into the page cache before they are asked for, so that loading them waits for no disk."""
+"""Reads weights into the page cache before a load, so that the load does not wait for the disk."""
 
 from __future__ import annotations
 

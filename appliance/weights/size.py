@@ -1,4 +1,4 @@
-"""How large weights are, as far as their files say it without being read."""
+"""Size of weights, from file sizes and safetensors headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 
 
 def weight_size_of(path: Path) -> WeightSize:
-    """The weights in a folder, or in the one file ``path``; nothing where nothing is there yet.
+    """Return the size of the weights in a folder or file; zero if it does not exist.
 
     Of the same weights in several formats, or in several variants, those count that are loaded.
 

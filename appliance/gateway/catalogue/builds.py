@@ -86,7 +86,7 @@ class ProjectBuilds:
         left_out = {}
         for pushed in await self._store.registry.projects():
             try:
-                with weights.faults_of(pushed.model):
+                with weights.as_weights_errors(pushed.model):
                     self._serve(pushed, catalogue)
             except WeightsError as error:
                 _log.error("version %s of %s is not served: %s", pushed.version, pushed.model, error.detail)
@@ -205,7 +205,7 @@ class ProjectBuilds:
                 async with self._changing:
                     if folder.exists():  # otherwise a version with this content was deleted meanwhile
                         self._accepting.add(build.id)
-                        with weights.faults_of(build.model):
+                        with weights.as_weights_errors(build.model):
                             return await self._accept(build, folder)
 
     async def _made(self, build: Build, archive: Path) -> Path:

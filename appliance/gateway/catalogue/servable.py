@@ -37,8 +37,8 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
     left_out: dict[str, str] = {}
     for model in config.models:
         try:
-            with weights.faults_of(model.name):
-                whole = weights.completed(home, model)
+            with weights.as_weights_errors(model.name):
+                whole = weights.complete_options(home, model)
                 found = described_whole(whole, weights.revision(whole), now)
                 asked = demands_of(whole, home, devices)
         except WeightsError as error:

@@ -11,8 +11,8 @@ from appliance.domain.errors import WeightsError
 _MODULES: Final = ("cog_shims", "cog_worker")
 
 
-def lend(environment: Path) -> None:
-    """Copy the current modules; the environment may be in use, and built by an older appliance.
+def install_modules(environment: Path) -> None:
+    """Copy the modules of this version into the environment. It may be in use, and built by an older version.
 
     Raises:
         WeightsError: there is no such environment.

@@ -38,7 +38,7 @@ from appliance.protocols import sse
 from appliance.runners.base import LoadSpec
 from appliance.runners.child_environment import without_secrets
 from appliance.runners.cog import cog_worker, free_port
-from appliance.runners.cog.installed_modules import lend
+from appliance.runners.cog.installed_modules import install_modules
 from appliance.runners.cog.pipes import InPipe
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class CogRunner:
     async def setup(self) -> None:
         """Load the model."""
         description = json.loads((self._build / "build.json").read_bytes())
-        lend(self._build / "venv")
+        install_modules(self._build / "venv")
         with free_port.reserved() as number:
             programs = self._build / "venv" / "bin"
             self._pipes = [InPipe(self._hear_text)]

@@ -11,7 +11,7 @@ from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio, images
 from appliance.runners.model_loading import (
     Compute,
-    Loading,
+    LoadRequest,
     TaskInput,
     TaskResult,
     fit,
@@ -20,7 +20,7 @@ from appliance.runners.model_loading import (
     model_type,
     most_tokens,
     pipeline_of,
-    stopping,
+    stopping_criteria,
 )
 
 _LONGEST: Final = 3600.0  # seconds of sound
@@ -30,7 +30,7 @@ _CHUNK: Final = 30.0  # seconds of sound that models that spell hear at once
 # -- sound
 
 
-def speech_recognition(loading: Loading) -> Compute:
+def speech_recognition(loading: LoadRequest) -> Compute:
     """Models that spell (CTC) and models that write, such as Whisper."""
     from transformers import AutoFeatureExtractor, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
@@ -54,7 +54,9 @@ def speech_recognition(loading: Loading) -> Compute:
         settings: dict[str, Any] = {"chunk_length_s": _CHUNK}
         spoken = _spoken(asked.input, languages)
         if writes:
-            settings = {"generate_kwargs": {**spoken, "stopping_criteria": stopping(asked.unwanted)}}
+            settings = {
+                "generate_kwargs": {**spoken, "stopping_criteria": stopping_criteria(asked.cancelled)}
+            }
         if pipe.type == "seq2seq_whisper":
             settings["return_timestamps"] = "word" if word else True
         elif pipe.type == "ctc" and word:
@@ -96,7 +98,7 @@ def _spoken(input: Mapping[str, Any], languages: Mapping[str, Any] | None) -> di
     return {"task": input["task"], **({"language": code} if named else {})}
 
 
-def text_to_speech(loading: Loading) -> Compute:
+def text_to_speech(loading: LoadRequest) -> Compute:
     """Models that make sound themselves, such as VITS; not those that need another one as a vocoder."""
     from transformers import AutoTokenizer
 
@@ -106,7 +108,7 @@ def text_to_speech(loading: Loading) -> Compute:
     def compute(asked: TaskInput) -> TaskResult:
         import numpy as np
 
-        more = {"stopping_criteria": stopping(asked.unwanted)} if model.can_generate() else {}
+        more = {"stopping_criteria": stopping_criteria(asked.cancelled)} if model.can_generate() else {}
         made = pipe(asked.input["text"], **({"generate_kwargs": more} if more else {}))
         samples = np.asarray(made["audio"], dtype=np.float32).reshape(-1)
         if not samples.size:
@@ -122,7 +124,7 @@ def text_to_speech(loading: Loading) -> Compute:
 # -- images
 
 
-def image_classification(loading: Loading) -> Compute:
+def image_classification(loading: LoadRequest) -> Compute:
     """Which labels fit an image."""
     pipe = _sees(loading, "image-classification", "AutoModelForImageClassification")
 
@@ -133,7 +135,7 @@ def image_classification(loading: Loading) -> Compute:
     return compute
 
 
-def object_detection(loading: Loading) -> Compute:
+def object_detection(loading: LoadRequest) -> Compute:
     """What is where in an image; boxes are in its pixels."""
     pipe = _sees(loading, "object-detection", "AutoModelForObjectDetection")
 
@@ -149,7 +151,7 @@ def object_detection(loading: Loading) -> Compute:
     return compute
 
 
-def _sees(loading: Loading, task: str, kind: str) -> Any:
+def _sees(loading: LoadRequest, task: str, kind: str) -> Any:
     """A pipeline over images, which are prepared with Pillow: torchvision is not needed."""
     from transformers import AutoImageProcessor
 
@@ -160,7 +162,7 @@ def _sees(loading: Loading, task: str, kind: str) -> Any:
 # -- text to numbers and labels
 
 
-def reranking(loading: Loading) -> Compute:
+def reranking(loading: LoadRequest) -> Compute:
     """Cross-encoders: how well each document answers a query, from 0 to 1."""
     import torch
     from transformers import AutoTokenizer
@@ -176,7 +178,7 @@ def reranking(loading: Loading) -> Compute:
         query, documents = asked.input["query"], _listed(asked.input["documents"])
         scores: list[float] = []
         for at in range(0, len(documents), size):
-            if asked.unwanted.is_set():
+            if asked.cancelled.is_set():
                 break
             some = documents[at : at + size]
             inputs = tokenizer(
@@ -216,7 +218,7 @@ def _listed(given: str | list[str]) -> list[str]:
     return documents
 
 
-def text_classification(loading: Loading) -> Compute:
+def text_classification(loading: LoadRequest) -> Compute:
     """Which labels fit a text."""
     pipe = _reads(loading, "text-classification", "AutoModelForSequenceClassification")
 
@@ -227,7 +229,7 @@ def text_classification(loading: Loading) -> Compute:
     return compute
 
 
-def zero_shot_classification(loading: Loading) -> Compute:
+def zero_shot_classification(loading: LoadRequest) -> Compute:
     """Which of the caller's labels fit a text, by a model that was trained on inference between sentences."""
     pipe = _reads(loading, "zero-shot-classification", "AutoModelForSequenceClassification")
     if pipe.entailment_id < 0:
@@ -252,7 +254,7 @@ def zero_shot_classification(loading: Loading) -> Compute:
     return compute
 
 
-def token_classification(loading: Loading) -> Compute:
+def token_classification(loading: LoadRequest) -> Compute:
     """Names and the like in a text; ``start`` and ``end`` count its characters."""
     pipe = _reads(loading, "token-classification", "AutoModelForTokenClassification")
 
@@ -276,7 +278,7 @@ def token_classification(loading: Loading) -> Compute:
     return compute
 
 
-def fill_mask(loading: Loading) -> Compute:
+def fill_mask(loading: LoadRequest) -> Compute:
     """What may stand in a gap of a text."""
     pipe = _reads(loading, "fill-mask", "AutoModelForMaskedLM")
     mask = pipe.tokenizer.mask_token
@@ -297,7 +299,7 @@ def fill_mask(loading: Loading) -> Compute:
     return compute
 
 
-def _reads(loading: Loading, task: str, kind: str) -> Any:
+def _reads(loading: LoadRequest, task: str, kind: str) -> Any:
     from transformers import AutoTokenizer
 
     return pipeline_of(loading, task, model_of(loading, kind), tokenizer=from_folder(AutoTokenizer, loading))

@@ -18,7 +18,7 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import torch_offload
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import interface_of
-from appliance.runners.model_loading import Compute, Loading, TaskInput
+from appliance.runners.model_loading import Compute, LoadRequest, TaskInput
 from appliance.runners.threads import interruptible
 from appliance.runners.transformers.tasks import TASKS
 
@@ -71,7 +71,7 @@ class TransformersRunner:
         began = time.perf_counter()
         try:
             answer = await interruptible(
-                lambda unwanted: self._compute(TaskInput(job.input, Path(job.folder), unwanted))
+                lambda cancelled: self._compute(TaskInput(job.input, Path(job.folder), cancelled))
             )
         except _REFUSALS as error:
             raise PredictionFailed(f"{self._task} cannot be done with this input: {_words(error)}") from error
@@ -107,7 +107,7 @@ class TransformersRunner:
         torch.set_num_threads(self._spec.threads)
         asked = self._spec.options["dtype"]
         on_cpu = self._spec.device == "cpu"
-        loading = Loading(
+        loading = LoadRequest(
             folder=folder,
             device="cpu" if on_cpu else _GPU,
             dtype=("float32" if on_cpu else "auto") if asked == "auto" else asked,

@@ -13,20 +13,20 @@ from appliance.domain.errors import PredictionFailed
 from appliance.runners import images
 from appliance.runners.model_loading import (
     Compute,
-    Loading,
+    LoadRequest,
     TaskInput,
     TaskResult,
     fit,
     from_folder,
     model_of,
-    stopping,
+    stopping_criteria,
 )
 
 if TYPE_CHECKING:
     import torch
 
 
-def image_captioning(loading: Loading) -> Compute:
+def image_captioning(loading: LoadRequest) -> Compute:
     """Models such as BLIP, which take a beginning, ViT-GPT2, which take none, and those to chat with."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.processing_utils import ProcessorMixin
@@ -64,17 +64,17 @@ def _chat(processor: Any, prompt: str | None) -> str:
     return text
 
 
-def translation(loading: Loading) -> Compute:
+def translation(loading: LoadRequest) -> Compute:
     """Models of two languages, such as Marian and T5, and of many, such as NLLB, M2M100 and mBART."""
     return _rewriting(loading, "translation")
 
 
-def summarization(loading: Loading) -> Compute:
+def summarization(loading: LoadRequest) -> Compute:
     """Models that write, such as BART, Pegasus and T5."""
     return _rewriting(loading, "summarization")
 
 
-def _rewriting(loading: Loading, task: str) -> Compute:
+def _rewriting(loading: LoadRequest, task: str) -> Compute:
     from transformers import AutoTokenizer
 
     model = model_of(loading, "AutoModelForSeq2SeqLM")
@@ -139,6 +139,6 @@ def _generated(model: Any, inputs: Mapping[str, Any], asked: TaskInput, **more: 
         **more,
         **({} if beams is None else {"num_beams": beams}),
         max_new_tokens=asked.input["max_new_tokens"],
-        stopping_criteria=stopping(asked.unwanted),
+        stopping_criteria=stopping_criteria(asked.cancelled),
     )
     return tokens.cpu()

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from appliance.domain.input_schema import LIST_TOO
 from appliance.runners.interfaces import FILE
-from appliance.runners.model_loading import Compute, Loading
+from appliance.runners.model_loading import Compute, LoadRequest
 from appliance.runners.transformers import pipelines, seq2seq
 
 Schema = dict[str, Any]
@@ -19,7 +19,7 @@ class Task(NamedTuple):
 
     inputs: Mapping[str, Schema]
     output: Schema
-    load: Callable[[Loading], Compute]
+    load: Callable[[LoadRequest], Compute]
     required: tuple[str, ...]
     aliases: Mapping[str, str] = MappingProxyType({})
 

@@ -51,7 +51,7 @@ def test_the_voices_that_are_there_can_be_chosen(tmp_path: Path) -> None:
         "options": {"voices": {"alloy": "a"}},
     }  # fmt: skip
     given = PiperModel.model_validate(model, context={"folder": tmp_path})
-    found = weights.completed(tmp_path, given)
+    found = weights.complete_options(tmp_path, given)
     interface = PiperRunner.interface(found.options.model_dump(mode="json"))
     assert interface.components["voice"]["enum"] == ["a", "b", "alloy"]
     assert input_schema.validate(interface, {"text": "Hi"})["voice"] == "a"

@@ -1,4 +1,4 @@
-"""Turns any exception while reading one model's files into an error of that model only."""
+"""Turns exceptions while reading a model's files into errors of that model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def faults_of(model: str) -> Iterator[None]:
+def as_weights_errors(model: str) -> Iterator[None]:
     """Raise exceptions of the block as a ``WeightsError`` that names ``model``, except ``ApplianceError``.
 
     Files of models are untrusted, and libraries that parse them raise undocumented exceptions: a deeply
@@ -24,8 +24,10 @@ def faults_of(model: str) -> Iterator[None]:
         raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        raise WeightsError(f"files of {model} cannot be used: {place}{error.strerror or error}") from error
+        raise WeightsError(
+            f"the files of model {model} cannot be used: {place}{error.strerror or error}"
+        ) from error
     except Exception as error:
-        _log.debug("files of %s cannot be used", model, exc_info=True)
+        _log.debug("the files of model %s cannot be used", model, exc_info=True)
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise WeightsError(f"files of {model} cannot be used: {reason}") from error
+        raise WeightsError(f"the files of model {model} cannot be used: {reason}") from error
