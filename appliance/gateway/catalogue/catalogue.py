@@ -1,7 +1,7 @@
 """The models that can be called: names, aliases, versions and interfaces.
 
-Those of models.yaml are there from the start; others are made through the API and get versions from
-trainings.
+Models of models.yaml are in the catalogue from the start. Models created through the API get their versions
+from trainings and builds.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of a model."""
+    """Description of a model."""
 
     name: str  # owner/name
     visibility: str = "public"
-    kind: str | None = None  # of models.yaml; None for a model that was made through the API
+    kind: str | None = None  # of models.yaml; None for a model that was created through the API
     aliases: tuple[str, ...] = ()
     created_at: float = 0.0  # Unix seconds
     description: str = ""
@@ -43,44 +43,44 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def owner(self) -> str:
-        """The account that it belongs to."""
+        """The account that the model belongs to."""
         return self.name.partition("/")[0]
 
     def visible(self, account: str | None) -> bool:
-        """Whether ``account`` may know of it; None is the appliance itself.
+        """Return whether ``account`` may see the model; None is the appliance itself.
 
-        What models.yaml has is for everyone who has a token, private or not.
+        Models of models.yaml are visible to every token, private or not.
         """
         return self.kind is not None or self.visibility == "public" or account in {None, self.owner}
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One version that can be run now."""
+    """A version that can run now."""
 
-    name: str  # owner/name of the model it is a version of
+    name: str  # owner/name of the model
     version: str  # 64 hex digits
-    model: ModelConfig  # what runs it
+    model: ModelConfig  # the config that it runs with
     kind: str  # of runner
-    runs_on: str  # what is loaded for it; several entries may share that
+    runs_on: str  # key of the loaded model that runs it; several entries may share one
     interface: Interface
     document: dict[str, Any]  # the version's whole openapi_schema
     created_at: float  # when this version was first seen, Unix seconds
-    origin: str  # the version that is loaded for it, with trained weights over it or not
-    adapter: str | None = None  # absolute path of trained weights over those of `model`
+    origin: str  # the version that is loaded to run it: itself, or the base of a trained version
+    adapter: str | None = None  # absolute path of trained weights that apply to those of `model`
     files_in: bool = False
     files_out: bool = False
 
     @property
     def calls_others(self) -> bool:
-        """Whether it may call other models of this appliance."""
+        """Whether it may call other models of this appliance while it runs."""
         return self.model.kind == "cog"
 
 
 def version_of(model: ModelConfig, revision: str) -> str:
-    """The id of what ``model`` computes: kind, weights and the options that change outputs.
+    """Return the version id: a digest of name, kind, weights and the options that change outputs.
 
-    The name counts too, so that two models never share an id; memory, residency and descriptions do not, so
-    that changing them keeps the version.
+    The name is included so that two models never share an id. Memory, residency and descriptions are not, so
+    changing them keeps the version.
     """
     return _digest(
         {
@@ -93,12 +93,29 @@ def version_of(model: ModelConfig, revision: str) -> str:
 
 
 def version_of_adapter(model: str, base_version: str, content: str) -> str:
-    """The id of a version of ``model`` that has these trained weights over another version."""
+    """Return the id of a version of ``model`` that applies trained weights to another version."""
     return _digest({"model": model, "base": base_version, "adapter": content})
 
 
 def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
+
+
+class _Index:
+    """Everything that a catalogue serves, by the keys it is looked up by."""
+
+    def __init__(self, cards: Iterable[Card], collections: Iterable[CollectionConfig]) -> None:
+        self.cards = {card.name: card for card in cards}
+        self.entries: tuple[
+            Entry, ...
+        ] = ()  # loaded under their own key: models.yaml in its order, then pushed
+        self.collections = {collection.slug: collection for collection in collections}
+        self.names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
+        self.served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # by model, newest last
+        self.versions: dict[str, Entry] = {}
+        self.hosted: dict[str, Entry] = {}  # by `runs_on`
+        self.trainers: dict[str, Entry] = {}  # by the version that they train
+        self.changes = 0  # number of additions and removals
 
 
 class Catalogue:
@@ -107,33 +124,47 @@ class Catalogue:
     def __init__(
         self, cards: Iterable[Card], entries: Iterable[Entry], collections: Iterable[CollectionConfig] = ()
     ) -> None:
-        """Names and aliases are unique; the config has checked that, and that collections name models."""
-        self.cards = {card.name: card for card in cards}
-        self.entries = tuple(entries)  # what is loaded for itself: of models.yaml in its order, then pushed
-        self.collections = {collection.slug: collection for collection in collections}
-        self._names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
-        self._served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # newest last
-        self._versions: dict[str, Entry] = {}
-        self._hosted = {entry.runs_on: entry for entry in self.entries}
-        self._trainers: dict[str, Entry] = {}  # by the version that they begin with
-        self.changes = 0  # how often something was made or removed
-        for entry in self.entries:
+        """Names and aliases must be unique, and collections name models; the config has checked both."""
+        self._index = _Index(cards, collections)
+        self._index.entries = tuple(entries)
+        self._index.hosted = {entry.runs_on: entry for entry in self._index.entries}
+        for entry in self._index.entries:
             self.add_version(entry)
             self._add_trainer(entry)
 
-    # -- what is made and removed
+    @property
+    def cards(self) -> dict[str, Card]:
+        """The models by name; only this class changes them."""
+        return self._index.cards
 
-    def become(self, other: Catalogue) -> None:
-        """Serve what ``other`` does; whoever holds this catalogue does so too from now on."""
-        for entry in other._versions.values():
-            if entry.runs_on not in other._hosted:  # apart from its base, and was loaded before
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The versions loaded under their own key: those of models.yaml in its order, then pushed ones."""
+        return self._index.entries
+
+    @property
+    def collections(self) -> dict[str, CollectionConfig]:
+        """The collections of models.yaml by slug."""
+        return self._index.collections
+
+    @property
+    def changes(self) -> int:
+        """Number of additions and removals so far."""
+        return self._index.changes
+
+    # -- changes
+
+    def replace_with(self, other: Catalogue) -> None:
+        """Serve what ``other`` serves; do not use ``other`` afterwards."""
+        for entry in other._index.versions.values():
+            if entry.runs_on not in other._index.hosted:  # a trained version with a copy of its own
                 other.host(entry)
-        self.__dict__.update(other.__dict__)
+        self._index = other._index
 
     def put(self, model: Model) -> Card:
-        """A model was made through the API, or is described anew."""
-        self.changes += 1
-        card = self.cards[model.name] = Card(
+        """Add a model created through the API, or replace its description."""
+        self._index.changes += 1
+        card = self._index.cards[model.name] = Card(
             name=model.name,
             visibility=model.visibility,
             created_at=model.created_at,
@@ -145,28 +176,28 @@ class Catalogue:
             weights_url=model.weights_url,
             cover_image_url=model.cover_image_url,
         )
-        self._names[model.name] = model.name
-        self._served.setdefault(model.name, [])
+        self._index.names[model.name] = model.name
+        self._index.served.setdefault(model.name, [])
         return card
 
     def remove(self, name: str) -> None:
-        """A model without versions is no more."""
-        self.changes += 1
-        del self.cards[name], self._names[name], self._served[name]
+        """Remove a model that has no versions."""
+        self._index.changes += 1
+        del self._index.cards[name], self._index.names[name], self._index.served[name]
 
     def add_version(self, entry: Entry) -> None:
-        """A version can be run from now on; the newest of its model is the one that was made last."""
-        self.changes += 1
-        if entry in self._served[entry.name]:
+        """Add a version; the version of a model with the last ``created_at`` is its newest."""
+        self._index.changes += 1
+        if entry in self._index.served[entry.name]:
             return
-        self._served[entry.name].append(entry)
-        self._served[entry.name].sort(key=lambda each: each.created_at)
-        self._versions.setdefault(entry.version, entry)
+        self._index.served[entry.name].append(entry)
+        self._index.served[entry.name].sort(key=lambda each: each.created_at)
+        self._index.versions.setdefault(entry.version, entry)
 
     def add_pushed(self, entry: Entry) -> None:
-        """The same of a version that is loaded for itself, and may have a trainer."""
-        if entry not in self.entries:
-            self.entries = (*self.entries, entry)
+        """Add a version that is loaded under its own key, and its trainer if it can be trained."""
+        if entry not in self._index.entries:
+            self._index.entries = (*self._index.entries, entry)
         self.host(entry)
         self.add_version(entry)
         self._add_trainer(entry)
@@ -174,62 +205,62 @@ class Catalogue:
     def _add_trainer(self, entry: Entry) -> None:
         trainer = trainer_of(entry)
         if trainer is not None:
-            self._trainers[entry.version] = trainer
+            self._index.trainers[entry.version] = trainer
             self.host(trainer)
 
     def remove_version(self, entry: Entry) -> None:
-        """A version cannot be run any more."""
-        self.changes += 1
-        self._served[entry.name].remove(entry)
-        if entry in self.entries:
-            self.entries = tuple(each for each in self.entries if each != entry)
-            self._trainers.pop(entry.version, None)
-        if self._versions.get(entry.version) == entry:
-            del self._versions[entry.version]
+        """Remove a version."""
+        self._index.changes += 1
+        self._index.served[entry.name].remove(entry)
+        if entry in self._index.entries:
+            self._index.entries = tuple(each for each in self._index.entries if each != entry)
+            self._index.trainers.pop(entry.version, None)
+        if self._index.versions.get(entry.version) == entry:
+            del self._index.versions[entry.version]
 
-    # -- what is found
+    # -- lookup
 
     def public(self) -> list[Card]:
-        """The models that lists and searches show, newest version first."""
-        shown = [card for card in self.cards.values() if card.visibility == "public"]
-        return sorted(shown, key=lambda card: self._newest(card.name), reverse=True)
+        """Return the models that lists and searches show, newest version first."""
+        public = [card for card in self._index.cards.values() if card.visibility == "public"]
+        return sorted(public, key=lambda card: self._newest(card.name), reverse=True)
 
     def _newest(self, name: str) -> float:
         latest = self.latest(name)
-        return self.cards[name].created_at if latest is None else latest.created_at
+        return self._index.cards[name].created_at if latest is None else latest.created_at
 
     def search(self, query: str) -> list[tuple[Card, float]]:
-        """The public models that ``query`` may mean, best first, with a score over 0 up to 1.
+        """Return the public models that match ``query``, best first, each with a score over 0 up to 1.
 
-        A model is found when every word of the query is somewhere in what is said of it; a word in its name
-        or an alias counts more than one in its description, and that more than one in its readme.
+        A model matches if its name, aliases, description and readme together contain every word of the query.
+        A word in a name or alias counts most, one in the description less, one in the readme least.
         """
         words = query.lower().split()
         found = [(card, _score(card, words)) for card in self.public()]
         return sorted((pair for pair in found if pair[1] > 0), key=lambda pair: pair[1], reverse=True)
 
     def card(self, name: str, account: str | None = None) -> Card:
-        """The model called ``owner/name``, or standing in for it.
+        """Return the model with the name or alias ``owner/name``.
 
         Raises:
-            NotFound: no model has this name or alias, or ``account`` may not know of it.
+            NotFound: no model has this name or alias, or ``account`` may not see it.
         """
-        card = self.cards.get(self._names.get(name, ""))
+        card = self._index.cards.get(self._index.names.get(name, ""))
         if card is None or not card.visible(account):
             raise NotFound
         return card
 
     def latest(self, name: str) -> Entry | None:
-        """The newest version of a model that can be run."""
-        served = self._served[name]
+        """Return the newest version of a model; None if it has none."""
+        served = self._index.served[name]
         return served[-1] if served else None
 
     def served(self, name: str) -> Sequence[Entry]:
-        """All versions of a model that can be run, newest last."""
-        return self._served[name]
+        """Return all versions of a model that can run, newest last."""
+        return self._index.served[name]
 
     def resolve(self, name: str, account: str | None = None) -> Entry:
-        """The newest version of the model called ``owner/name``, or standing in for it.
+        """Return the newest version of the model with the name or alias ``owner/name``.
 
         Raises:
             NotFound: there is no such model, or it has no version yet.
@@ -240,21 +271,21 @@ class Catalogue:
         return entry
 
     def by_version(self, version: str, account: str | None = None) -> Entry:
-        """The model served as this version id.
+        """Return the version with this id.
 
         Raises:
-            InvalidVersion: no model is, or ``account`` may not know of it.
+            InvalidVersion: no version has this id, or ``account`` may not see its model.
         """
-        entry = self._versions.get(version)
-        if entry is None or not self.cards[entry.name].visible(account):
+        entry = self._index.versions.get(version)
+        if entry is None or not self._index.cards[entry.name].visible(account):
             raise InvalidVersion
         return entry
 
     def by_spec(self, spec: str, account: str | None = None) -> Entry:
-        """The model meant by ``owner/name``, ``owner/name:version`` or a version id.
+        """Return the version for ``owner/name``, ``owner/name:version`` or a version id.
 
         Raises:
-            InvalidVersion: nothing is meant by it; ``:latest`` is refused as on Replicate.
+            InvalidVersion: there is none; ``:latest`` is refused, as on Replicate.
         """
         if _HEX64.fullmatch(spec):
             return self.by_version(spec, account)
@@ -263,52 +294,52 @@ class Catalogue:
             card = self.card(name, account)
         except NotFound as error:
             raise InvalidVersion from error
-        for entry in reversed(self._served[card.name]):
+        for entry in reversed(self._index.served[card.name]):
             if not colon or entry.version == version:
                 return entry
         raise InvalidVersion
 
     def adapted(self, key: str) -> set[str]:
-        """The trained versions that run on what is loaded under ``key``."""
-        entries = (entry for served in self._served.values() for entry in served)
+        """Return the trained versions that run on the model loaded under ``key``."""
+        entries = (entry for served in self._index.served.values() for entry in served)
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
     def host(self, entry: Entry) -> None:
-        """Something more can be loaded, under the ``runs_on`` of ``entry``."""
-        self._hosted[entry.runs_on] = entry
+        """Let ``entry`` be loaded under its ``runs_on``."""
+        self._index.hosted[entry.runs_on] = entry
 
     def hosted(self, key: str) -> Entry:
-        """What is loaded under ``runs_on``, for any of those that share it."""
-        return self._hosted[key]
+        """Return the entry that is loaded under the key ``runs_on``."""
+        return self._index.hosted[key]
 
     @property
     def hosting(self) -> dict[str, Entry]:
-        """Everything that can be loaded, by what it is loaded under."""
-        return dict(self._hosted)
+        """A copy of all entries that can be loaded, by the key that they are loaded under."""
+        return dict(self._index.hosted)
 
     def serves(self, entry: Entry) -> bool:
-        """Whether what ``entry`` runs on would be loaded now as it was when the entry was found."""
-        hosted = self._hosted.get(entry.runs_on)
+        """Return whether the key that ``entry`` runs on would still be loaded with the same version."""
+        hosted = self._index.hosted.get(entry.runs_on)
         return hosted is not None and hosted.origin == entry.origin
 
     def hosts(self, spec: LoadSpec) -> bool:
-        """Whether what is loaded so would be loaded so again."""
-        entry = self._hosted.get(spec.model)
+        """Return whether ``spec`` has the version and options that would be loaded now."""
+        entry = self._index.hosted.get(spec.model)
         return entry is not None and (entry.version, self.options(entry)) == (spec.version, spec.options)
 
     def options(self, entry: Entry) -> dict[str, Any]:
-        """What the runner of ``entry`` is told."""
+        """Return the options for the runner of ``entry``."""
         adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.model.name))
         apart = entry.adapter if entry.runs_on != entry.model.name else None
         return entry.model.options.runner_options(adapted=adapted, weights=apart)
 
     def loads_as(self, entry: Entry) -> str:
-        """Hex digits that are the same as long as the same is loaded for ``entry``, with the same options."""
+        """Return a hex digest of the version, kind and options that are loaded for ``entry``."""
         return _digest({"version": entry.version, "kind": entry.kind, "options": self.options(entry)})
 
     def trainer(self, version: str) -> Entry | None:
-        """What trains new versions that begin with this one; None if it cannot be trained."""
-        return self._trainers.get(version)
+        """Return the entry that trains this version; None if it cannot be trained."""
+        return self._index.trainers.get(version)
 
 
 def _score(card: Card, words: Sequence[str]) -> float:
@@ -323,7 +354,7 @@ def _score(card: Card, words: Sequence[str]) -> float:
 
 
 def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card, Entry]:
-    """One configured model, and the version of it whose weights are at ``revision``."""
+    """Return a configured model, and its version with the weights at ``revision``."""
     card = Card(
         name=model.name,
         visibility=model.visibility,
@@ -356,14 +387,14 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card
 
 
 def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> Entry:
-    """A version that was pushed. Each is loaded for itself, under a name that no model can have."""
+    """Return a pushed version. Each is loaded under a key of its own, which no model can have as its name."""
     _, entry = describe(model, revision, created_at)
     key = f"{model.name}@{entry.version[:16]}"
     return msgspec.structs.replace(entry, model=model.model_copy(update={"name": key}), runs_on=key)
 
 
 def trainer_of(entry: Entry) -> Entry | None:
-    """The entry that runs trainings of ``entry``; None if it cannot be trained."""
+    """Return the entry that runs trainings of ``entry``; None if it cannot be trained."""
     kind = KINDS[entry.kind].trainer
     if kind is None or not entry.model.options.trainable:
         return None
@@ -378,10 +409,10 @@ def trainer_of(entry: Entry) -> Entry | None:
     )
 
 
-def trained(base: Entry, adapter: Adapter, place: str) -> Entry:
-    """The version that a training made of ``base``; its weights are at ``place``, an absolute path.
+def trained(base: Entry, adapter: Adapter, path: str) -> Entry:
+    """Return the version that a training made from ``base``; its weights are at ``path``, an absolute path.
 
-    An adapter runs on what is loaded for its base; a Cog project is loaded once for each of its weights.
+    An adapter runs on the loaded base model. A Cog project is loaded once for each set of weights.
     """
     apart = base.kind == "cog"
     return msgspec.structs.replace(
@@ -389,13 +420,13 @@ def trained(base: Entry, adapter: Adapter, place: str) -> Entry:
         name=adapter.model,
         version=adapter.version,
         created_at=adapter.created_at,
-        adapter=place,
+        adapter=path,
         runs_on=f"{base.runs_on}@{adapter.version[:16]}" if apart else base.runs_on,
     )
 
 
 def operating(entry: Entry, body: dict[str, Any]) -> Entry:
-    """``entry`` as it answers the operation that ``body`` asks for."""
+    """Return ``entry`` with the interface of the operation that ``body`` requests."""
     return msgspec.structs.replace(
         entry,
         interface=operations.interface(body),

@@ -100,7 +100,7 @@ class Reload:
             # From here to `reconcile` nothing awaits: requests see what was before, or what is now.
             runtime.write(self._run_dir, changes.config)
             before = self._catalogue.hosting
-            self._catalogue.become(fresh)
+            self._catalogue.replace_with(fresh)
             self._in_force = changes.config
             self.left_out = {name: not_served[name] for name in found.left_out}
             configure(found.config)

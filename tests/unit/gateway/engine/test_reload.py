@@ -53,7 +53,7 @@ class Edited:
         self.services = services_of(self.bench, config)
         before = self.bench.catalogue.hosting
         found = servable(config, self.bench.folder, self.bench.devices, 0.0)
-        self.bench.catalogue.become(await catalogue_of(found, self.bench.store))
+        self.bench.catalogue.replace_with(await catalogue_of(found, self.bench.store))
         self.bench.engine.reconcile([], before)
         self.services.configure(config)
         report = await self.services.reload.apply(self.services.configure)
