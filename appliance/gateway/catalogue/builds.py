@@ -1,4 +1,4 @@
-"""Projects that are pushed while the appliance runs: built in a process of their own, then made versions."""
+"""Builds add versions: a pushed Cog project is built in a separate process and becomes a version."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from appliance.worker.cleanup import kill_marked
 
 _log = logging.getLogger(__name__)
 
-_LOGS: Final = 200_000  # characters of a build's log that are kept, the last ones
+_LOGS: Final = 200_000  # characters of a build's log that are kept, from its end
 _LINE: Final = 1024 * 1024  # bytes
 _CANCELED: Final = "it was canceled"
 #: Builds that run at the same time; other builds wait. One build can use all of a small machine.
@@ -56,7 +56,7 @@ class ProjectBuilds:
         home: Path,
         devices: tuple[Device, ...],
     ) -> None:
-        """New versions go into ``catalogue``, ``store`` and ``scheduler``; builds are below ``home``."""
+        """Add new versions to ``catalogue``, ``store`` and ``scheduler``; keep builds below ``home``."""
         self._catalogue = catalogue
         self._store = store
         self._files = files
@@ -72,17 +72,17 @@ class ProjectBuilds:
         self._accepting: set[str] = set()  # builds that can no longer be cancelled
 
     async def load(self) -> None:
-        """Make the versions that were pushed before known; builds that were cut off have failed."""
+        """Add the versions that were pushed earlier, and mark interrupted builds as failed."""
         await asyncio.to_thread(project.sweep, self._home)
         await self.fill(self._catalogue)
         for build in await self._store.registry.unfinished_builds():
             self._under_way[build.id] = build
-            why = "the appliance was stopped while it was built; push it again"
+            why = "the appliance stopped during the build; push the project again"
             await self._end(build.id, status="failed", error=why)
             del self._under_way[build.id]
 
     async def fill(self, catalogue: Catalogue) -> None:
-        """Make the versions that were pushed before known to ``catalogue``."""
+        """Add the versions that were pushed earlier to ``catalogue``."""
         left_out = {}
         for pushed in await self._store.registry.projects():
             try:
@@ -94,7 +94,7 @@ class ProjectBuilds:
         self.left_out = left_out
 
     async def start(self, model: str, source: File, memory: int | None) -> Build:
-        """Have the project in the archive ``source`` become a version of ``model``; that wish is stored."""
+        """Start to build the archive ``source`` into a version of ``model``; return the stored build."""
         build = Build(
             id=new_id(),
             model=model,
@@ -134,10 +134,10 @@ class ProjectBuilds:
         return await self.get(id, owner)
 
     async def get(self, id: str, owner: str) -> Build:
-        """A build as it is now.
+        """Return the current record of a build.
 
         Raises:
-            NotFound: there is none, or it is another owner's.
+            NotFound: there is no such build, or it has another owner.
         """
         build = self._under_way.get(id) or await self._store.registry.build(id)
         if build is None or build.owner != owner:
@@ -145,14 +145,14 @@ class ProjectBuilds:
         return build
 
     async def remove(self, entry: Entry) -> None:
-        """A pushed version is no more: its build goes too, if no other version is of it."""
+        """Delete the build of a deleted version, unless another version uses it."""
         build = _build_of(entry)
         async with self._changing:
             if build is not None and build not in map(_build_of, self._catalogue.entries):
                 await asyncio.to_thread(shutil.rmtree, build, ignore_errors=True)
 
     async def close(self) -> None:
-        """End what is being built."""
+        """Stop all builds; the next start marks them as failed."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -161,7 +161,7 @@ class ProjectBuilds:
     async def _run(self, build: Build, archive: Path) -> None:
         """Build when a slot is free, and store the result."""
         try:
-            version = await self._built(build, archive)
+            version = await self._new_version(build, archive)
         except asyncio.CancelledError:
             if build.id not in self._canceled:
                 raise  # the appliance stops: the next start marks the build as failed
@@ -171,7 +171,7 @@ class ProjectBuilds:
         except (StoreError, OSError) as error:
             _log.error("build %s of %s failed: %s", build.id, build.model, error)
             full = DiskFull.caused(error)
-            reason = DiskFull().detail if full else f"it could not be made or stored: {error}"
+            reason = DiskFull().detail if full else f"the version could not be written or stored: {error}"
             await self._end(build.id, status="failed", error=reason)
         else:
             _log.info("build %s made version %s of %s", build.id, version, build.model)
@@ -181,7 +181,7 @@ class ProjectBuilds:
             self._canceled.discard(build.id)
             self._accepting.discard(build.id)
 
-    async def _built(self, build: Build, archive: Path) -> str:
+    async def _new_version(self, build: Build, archive: Path) -> str:
         """Build and return the id of the new version.
 
         Raises:
@@ -190,17 +190,17 @@ class ProjectBuilds:
             OSError: files of the version cannot be written.
         """
         if self._slots.locked():
-            self._say(build.id, f"{project.STEP}waiting: {BUILDS_AT_ONCE} other builds are under way\n")
+            self._log_line(build.id, f"{project.STEP}waiting: {BUILDS_AT_ONCE} other builds are under way\n")
         async with self._slots:
             self._change(build.id, status="processing")
             await self._store.registry.put_build(self._under_way[build.id])
             while True:
                 try:
                     async with asyncio.timeout(BUILD_TIMEOUT):
-                        folder = await self._made(build, archive)
+                        folder = await self._build_folder(build, archive)
                 except TimeoutError as error:
                     raise WeightsError(
-                        f"the build took longer than {BUILD_TIMEOUT:g} s, and was ended"
+                        f"the build took longer than {BUILD_TIMEOUT:g} s and was stopped"
                     ) from error
                 async with self._changing:
                     if folder.exists():  # otherwise a version with this content was deleted meanwhile
@@ -208,13 +208,13 @@ class ProjectBuilds:
                         with weights.as_weights_errors(build.model):
                             return await self._accept(build, folder)
 
-    async def _made(self, build: Build, archive: Path) -> Path:
-        """Have it built; gives the folder.
+    async def _build_folder(self, build: Build, archive: Path) -> Path:
+        """Build in a separate process; return the folder of the build.
 
         Raises:
-            WeightsError: it cannot be.
+            WeightsError: the build failed.
         """
-        mark = f"{secrets.token_hex(8)} "  # what the project itself prints cannot be taken for the end
+        mark = f"{secrets.token_hex(8)} "  # output of the project cannot imitate the result line
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance.weights.build_project"),
             *(str(self._home), str(archive), build.model, mark),
@@ -225,31 +225,31 @@ class ProjectBuilds:
             env={**os.environ, BUILD_MARK: build.id},
             start_new_session=True,
         )
-        end = ""
+        result = ""
         try:
-            assert process.stdout is not None, "it was started with a pipe"
+            assert process.stdout is not None, "stdout is a pipe"
             async for line in process.stdout:
                 text = line.decode(errors="replace")
                 if text.startswith(mark):
-                    end = text.removeprefix(mark)
+                    result = text.removeprefix(mark)
                 else:
-                    self._say(build.id, text)
+                    self._log_line(build.id, text)
             code = await process.wait()
         except ValueError as error:
             raise WeightsError("the build wrote a line that is too long") from error
         finally:  # also kill the build's processes and remove unfinished files
             await asyncio.shield(asyncio.to_thread(_clear, self._home, build.id))
         try:
-            told: dict[str, Any] = json.loads(end)
-            if "error" in told:
-                raise WeightsError(told["error"])
-            return Path(told["build"])
+            outcome: dict[str, Any] = json.loads(result)
+            if "error" in outcome:
+                raise WeightsError(outcome["error"])
+            return Path(outcome["build"])
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(
-                f"the build ended with code {code} in the middle; its log says more"
+                f"the build process exited with code {code} before it finished; see the log of the build"
             ) from error
 
-    def _say(self, id: str, line: str) -> None:
+    def _log_line(self, id: str, line: str) -> None:
         logs = (self._under_way[id].logs + line)[-_LOGS:]
         step = line.removeprefix(project.STEP).strip() if line.startswith(project.STEP) else None
         self._change(id, logs=logs, **({} if step is None else {"step": step}))
@@ -258,13 +258,13 @@ class ProjectBuilds:
         self._under_way[id] = msgspec.structs.replace(self._under_way[id], **changes)
 
     async def _accept(self, build: Build, folder: Path) -> str:
-        """The build is a version from now on; one that is known already stays as it is.
+        """Add the build as a version, unless this version exists; return its id.
 
         Raises:
-            WeightsError: its model is gone.
+            WeightsError: its model was deleted.
         """
         if build.model not in self._catalogue.cards:
-            raise WeightsError(f"the model {build.model} was deleted meanwhile")
+            raise WeightsError(f"the model {build.model} was deleted during the build")
         config, revision = project.pushed(build.model, folder, build.memory)
         entry = describe_pushed(config, revision, round(time.time(), 6))
         pushed = Project(
@@ -289,7 +289,7 @@ class ProjectBuilds:
 
     def _serve(self, pushed: Project, catalogue: Catalogue) -> None:
         if pushed.model not in catalogue.cards:
-            raise WeightsError("its model is gone")
+            raise WeightsError("its model was deleted")
         folder = project.root(self._home) / pushed.build
         config, revision = project.pushed(pushed.model, folder, pushed.memory)
         entry = describe_pushed(config, revision, pushed.created_at)
@@ -307,12 +307,12 @@ class ProjectBuilds:
         self._change(id, status=status, step=None, version=version, error=error, completed_at=now)
         try:
             await self._store.registry.put_build(self._under_way[id])
-        except StoreError as problem:  # the next start says that it was cut off
-            _log.error("the end of build %s could not be stored: %s", id, problem)
+        except StoreError as problem:  # the next start marks the build as failed
+            _log.error("the result of build %s could not be stored: %s", id, problem)
 
 
 def _build_of(entry: Entry) -> str | None:
-    """The folder of its build, if it is a project."""
+    """Return the folder of the entry's build; None if it is not a Cog project."""
     options = entry.model.options
     return options.build if isinstance(options, BuiltCogOptions) else None
 

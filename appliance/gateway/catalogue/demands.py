@@ -1,4 +1,4 @@
-"""What each configured model asks of the machine, as the scheduler wants to know it."""
+"""The memory and devices that each configured model needs, as the scheduler expects them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
 
 
 def training_demand(model: ModelConfig, home: Path) -> Demand:
-    """What training new versions of the model takes, while it is done."""
+    """Return how much memory a training of the model needs while it runs."""
     weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
     return Demand(
         model=model.training_key,
@@ -63,5 +63,5 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
 
 
 def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
-    """The devices as the scheduler knows them."""
+    """Return the capacities of the devices for the scheduler."""
     return [Capacity(device.name, device.memory, is_main_memory=device.host) for device in devices]

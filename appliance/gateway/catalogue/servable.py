@@ -40,13 +40,13 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
             with weights.as_weights_errors(model.name):
                 whole = weights.complete_options(home, model)
                 found = described_whole(whole, weights.revision(whole), now)
-                asked = demands_of(whole, home, devices)
+                needed = demands_of(whole, home, devices)
         except WeightsError as error:
             left_out[model.name] = error.detail
             continue
         models.append(whole)
         described.append(found)
-        demands += asked
+        demands += needed
     return Servable(
         config=config.model_copy(update={"models": tuple(models)}),
         described=tuple(described),

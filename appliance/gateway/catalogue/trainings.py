@@ -1,4 +1,4 @@
-"""The result of a training: a new version of the model that it was for."""
+"""Trainings add versions: the end of a training creates a version of its destination model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from appliance.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
 
-#: The folder that a trainer may leave its weights in; its output is an archive of it. Else it is the weights.
+#: Name of the folder of weights that a trainer may write and output as an archive; without it the output file
+#: itself is the weights.
 ADAPTER: Final = "adapter"
 
 
 class Trainings:
-    """Lives on the gateway's loop."""
+    """Creates versions from trainings; used on the gateway's event loop only."""
 
     def __init__(self, catalogue: Catalogue, store: Store, files: FileStore) -> None:
         """New versions go into ``catalogue`` and ``store``, their weights into ``files``."""
@@ -34,19 +35,19 @@ class Trainings:
         self._files = files
 
     async def load(self) -> None:
-        """Make the versions of earlier trainings known, as far as what they began with is still served."""
+        """Add the versions of earlier trainings whose base version is still served."""
         await self.fill(self._catalogue)
 
     async def fill(self, catalogue: Catalogue) -> None:
-        """The same in ``catalogue``, which is to take the place of the one in use."""
+        """Do the same for ``catalogue``, which will replace the one in use."""
         for adapter in await self._store.registry.adapters():
             self._serve(adapter, catalogue)
 
     async def finalize(self, record: Prediction) -> Prediction:
-        """A training has run to its end: make the version; gives the record with it as the output.
+        """Create the version of a finished training; return the record with the version as its output.
 
         Raises:
-            PredictionFailed: its destination is gone, or what it was trained on.
+            PredictionFailed: the destination model or the base version was deleted.
         """
         weights = record.output
         assert isinstance(weights, OutputFile), "a trainer's output is its adapter"
@@ -60,8 +61,8 @@ class Trainings:
             made = self._files.folder / weights.path
         content = await asyncio.to_thread(fingerprint, made)
         version = version_of_adapter(card.name, record.version, content)
-        place = self._files.folder / "versions" / version
-        await asyncio.to_thread(_copy, made, place)
+        folder = self._files.folder / "versions" / version
+        await asyncio.to_thread(_copy, made, folder)
         adapter = Adapter(
             version=version,
             model=card.name,
@@ -75,7 +76,7 @@ class Trainings:
             document = self._catalogue.by_version(record.version).document
         except InvalidVersion as error:
             raise PredictionFailed(
-                f"version {record.version} of {record.model}, which it was trained on, is not served any more"
+                f"version {record.version} of {record.model}, its base version, is not served any more"
             ) from error
         await self._store.registry.add_adapter(adapter)
         await self._store.record_version(
@@ -86,15 +87,15 @@ class Trainings:
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
 
     async def remove(self, version: str) -> None:
-        """The weights of a version that is no more go too."""
-        place = self._files.folder / "versions" / version
-        await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+        """Delete the weights of a deleted version."""
+        folder = self._files.folder / "versions" / version
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _serve(self, adapter: Adapter, catalogue: Catalogue) -> None:
         base = catalogue.trainer(adapter.base_version)
         if base is None or adapter.model not in catalogue.cards:
             _log.warning(
-                "version %s of %s cannot be run: it was trained on version %s of %s, which is not served now",
+                "version %s of %s cannot run: its base version %s of %s is not served",
                 adapter.version,
                 adapter.model,
                 adapter.base_version,
@@ -107,7 +108,7 @@ class Trainings:
 
 
 def _copy(made: Path, place: Path) -> None:
-    """``made`` again at ``place``, whole or not at all."""
+    """Copy ``made`` into the new folder ``place``, completely or not at all."""
     if place.exists():
         return
     unfinished = place.with_name(f".{place.name}")
