@@ -1,7 +1,7 @@
-"""Requests that are made because a caller asked for them: never to a network that is none of theirs.
+"""HTTP requests to URLs that callers named, without access to private networks.
 
-What is checked is the address that is connected to, after its name has been resolved, so a name cannot be one
-thing when it is checked and another when it is used.
+The check applies to the IP address of the connection, after its name was resolved. So a name cannot resolve
+to a public address for the check and to a private one for the connection (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from appliance.protocols import content_encodings
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: Other addresses inside of IPv6 ones (NAT64, 6to4, Teredo): what they lead to is not looked into.
+#: IPv6 networks whose addresses embed IPv4 addresses (NAT64, 6to4, Teredo); all are refused.
 _TUNNELS: Final = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32"))
 
 
@@ -28,19 +28,19 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class FetchGuard:
-    """Decides which addresses may be reached, and makes clients that keep to it."""
+    """Decides which IP addresses may be reached, and makes HTTP clients that reach no others."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
-        """``allowed`` are networks that may be reached although they are not public: ``10.0.0.0/8``."""
+        """Allow public addresses, and the networks in ``allowed``, e.g. ``10.0.0.0/8``."""
         self._allowed: tuple[Network, ...]
         self.allow(allowed)
 
     def allow(self, allowed: Sequence[str]) -> None:
-        """These, and no others, from now on."""
+        """Replace the networks that are allowed in addition to public addresses."""
         self._allowed = tuple(ipaddress.ip_network(text) for text in allowed)
 
     def permits(self, address: Address) -> bool:
-        """Whether a caller may have this address reached."""
+        """Return whether requests for callers may reach this address."""
         mapped = getattr(address, "ipv4_mapped", None)
         if mapped is not None:
             return self.permits(mapped)
@@ -53,10 +53,10 @@ class FetchGuard:
         )
 
     def check(self, url: httpx.URL) -> None:
-        """Refuse at once what can be refused without asking anyone: an address in plain sight.
+        """Check a URL without resolving names: only an IP address or ``localhost`` can be refused.
 
         Raises:
-            AddressRefused: it may not be reached.
+            AddressRefused: the host of the URL may not be reached.
         """
         try:
             address = ipaddress.ip_address(url.host)
@@ -67,10 +67,10 @@ class FetchGuard:
         self._refuse_unless(url.host, [address])
 
     def client(self, timeout: float, *, redirects: int = 0) -> httpx.AsyncClient:
-        """A client without proxies that connects to permitted addresses only, also after redirects.
+        """Return a client without proxies that connects to permitted addresses only, also after redirects.
 
         Read response bodies with ``aiter_raw``: httpx's other methods decompress untrusted data in memory
-        without a limit. ``timeout`` is in seconds, for connecting and between two chunks.
+        without a limit. ``timeout`` is the most seconds to connect, and between two chunks.
         """
         return httpx.AsyncClient(
             transport=_Guarded(self),
@@ -82,17 +82,17 @@ class FetchGuard:
         )
 
     async def resolve(self, host: str, port: int) -> str:
-        """The first permitted address of ``host``.
+        """Return the first permitted IP address of ``host``.
 
         Raises:
-            AddressRefused: it has none that may be reached.
-            httpx.ConnectError: it has none.
+            AddressRefused: none of its addresses may be reached.
+            httpx.ConnectError: the name cannot be resolved.
         """
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpx.ConnectError(f"{host} cannot be resolved: {error}") from error
-        addresses = [ipaddress.ip_address(str(place[0]).partition("%")[0]) for *_, place in found]
+        addresses = [ipaddress.ip_address(str(endpoint[0]).partition("%")[0]) for *_, endpoint in found]
         return self._refuse_unless(host, addresses)
 
     def _refuse_unless(self, host: str, addresses: Sequence[Address]) -> str:
@@ -106,30 +106,30 @@ class FetchGuard:
 
 
 class _Guarded(httpx.AsyncBaseTransport):
-    """Connects to the address that was checked, and speaks to it as to the name that was asked for."""
+    """Connects to the checked IP address, with the requested name in the Host header and in TLS."""
 
-    def __init__(self, egress: FetchGuard) -> None:
-        self._egress = egress
-        # No connection is kept: names that resolve to one address would share it, whatever its certificate.
+    def __init__(self, guard: FetchGuard) -> None:
+        self._guard = guard
+        # No connection is reused: names that resolve to one address would share it, whatever its certificate.
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         port = request.url.port or _PORTS.get(request.url.scheme)
         if port is None:
             raise httpx.UnsupportedProtocol(f"{request.url.scheme or 'no scheme'} is neither http nor https")
-        address = await self._egress.resolve(request.url.host, port)
+        address = await self._guard.resolve(request.url.host, port)
         checked = httpx.Request(
             request.method,
             request.url.copy_with(host=address),
-            headers=request.headers,  # Host is the name
+            headers=request.headers,  # the Host header keeps the name
             stream=request.stream,
             extensions={**request.extensions, "sni_hostname": request.url.host},
         )
-        answer = await self._inner.handle_async_request(checked)
-        if not answer.has_redirect_location:
-            return answer
-        await answer.aclose()  # otherwise httpx reads the body of a redirect without a limit
-        return httpx.Response(answer.status_code, headers=answer.headers, content=b"")
+        response = await self._inner.handle_async_request(checked)
+        if not response.has_redirect_location:
+            return response
+        await response.aclose()  # otherwise httpx reads the body of a redirect without a limit
+        return httpx.Response(response.status_code, headers=response.headers, content=b"")
 
     async def aclose(self) -> None:
         await self._inner.aclose()

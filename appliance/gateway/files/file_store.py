@@ -1,10 +1,10 @@
-"""Files: what callers upload and what predictions make, as bytes on the disk with a row in the store.
+"""Uploads and output files: bytes on the disk, with a row in the store.
 
-The bytes are there before the row is, and the row is gone before they are: after a crash there may be bytes
-without a row, which the next start removes, but never a row without its bytes.
+The bytes are written before the row, and the row is deleted before the bytes. So a crash can leave bytes
+without a row, which the next start deletes, but never a row without bytes.
 
-The address of an output leaves as soon as it is made, so it is answered from then on: from memory until its
-row is committed.
+The URL of an output file is published at once, so requests for it are answered from memory until its row is
+committed.
 """
 
 from __future__ import annotations
@@ -33,28 +33,31 @@ from appliance.store.files import FileTable
 
 _log = logging.getLogger(__name__)
 
-WRITE: Final = 1024 * 1024  # bytes that are hashed and written at a time, in a thread
-_SWEEP: Final = 30.0  # seconds between looks for uploads whose time is over
+WRITE: Final = 1024 * 1024  # bytes hashed and written at a time, in a thread
+_SWEEP: Final = 30.0  # seconds between deletions of expired uploads
 _BATCH: Final = 200
 _SECRET: Final = "files-signing-secret"  # noqa: S105 - its name in the store, not the secret
 
 
 def signature(secret: str, owner: str, id: str, expiry: int) -> str:
-    """What makes a download address valid until ``expiry`` (Unix seconds), replicate-api section 6.3."""
+    """Return the signature of a download URL that is valid until ``expiry`` (Unix seconds).
+
+    It is the base64 of HMAC-SHA256 over owner, id and expiry, separated by spaces, as on Replicate.
+    """
     text = f"{owner} {id} {expiry}".encode()
     return base64.b64encode(hmac.new(secret.encode(), text, hashlib.sha256).digest()).decode()
 
 
 async def signing_secret(table: FileTable) -> str:
-    """The key of ``signature``, made when it is first asked for."""
+    """Return the secret of ``signature``; the first call creates it."""
     return await table.secret(_SECRET, secrets.token_urlsafe(32))
 
 
 class Incoming:
-    """An upload on its way to the disk; made by ``FileStore.incoming``."""
+    """An unfinished upload; ``FileStore.incoming`` creates it."""
 
     def __init__(self, path: Path, expected: int) -> None:
-        """``path`` must not exist; the file stays there. ``expected`` is its size in bytes."""
+        """Create the file ``path``, which must not exist. ``expected`` is its size in bytes."""
         self.path = path
         self.expected = expected
         self.done = False  # whether the upload is stored or discarded
@@ -65,26 +68,26 @@ class Incoming:
         self._file: BinaryIO = path.open("xb")
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Append ``data``."""
         self.size += len(data)
         self._buffer += data
         if len(self._buffer) >= WRITE:
             await asyncio.to_thread(self._flush)
 
     async def close(self) -> tuple[str, str]:
-        """Everything is there; gives the SHA-256 and the MD5."""
+        """Finish the file; return its SHA-256 and its MD5 as hex digits."""
         await asyncio.to_thread(self._finish)
         return self._sha256.hexdigest(), self._md5.hexdigest()
 
     def _finish(self) -> None:
         self._flush()
         self._file.flush()
-        os.fsync(self._file.fileno())  # the row that follows survives a power cut, and so must they
+        os.fsync(self._file.fileno())  # the row survives a power cut, so the bytes must too
         self._file.close()
-        self.path.chmod(0o400)  # input files of predictions are links to it
+        self.path.chmod(0o400)  # input files of predictions are hard links to it
 
     def discard(self) -> None:
-        """It is not wanted after all."""
+        """Delete the unfinished file."""
         self.done = True
         with contextlib.suppress(OSError):  # closing flushes a buffer, which fails on a full disk
             self._file.close()
@@ -98,10 +101,10 @@ class Incoming:
 
 
 class FileStore:
-    """Lives on the gateway's loop."""
+    """Stores uploads and output files; used on the gateway's event loop only."""
 
     def __init__(self, table: FileTable, folder: Path, config: FilesConfig) -> None:
-        """``folder`` is for all bytes; nothing is touched before ``start``."""
+        """Keep all bytes in ``folder``; nothing is created before ``start``."""
         self.config = config
         self.folder = folder
         self.table = table
@@ -111,7 +114,7 @@ class FileStore:
         self._arriving: list[Incoming] = []
 
     async def start(self) -> None:
-        """Make the folders, remove what a crash has left, and begin to remove what is too old."""
+        """Create the folders, delete bytes that a crash left, and start deleting expired uploads."""
         for name in ("uploads", "outputs", "versions"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._secret = await signing_secret(self.table)
@@ -119,7 +122,7 @@ class FileStore:
         self._task = asyncio.get_running_loop().create_task(self._expire_for_ever())
 
     async def close(self) -> None:
-        """Stop removing, and stop trying to write what the store refuses."""
+        """Stop deleting expired uploads and retrying failed writes of rows."""
         self._unsaved.clear()
         if self._task is not None:
             self._task.cancel()
@@ -128,29 +131,29 @@ class FileStore:
 
     @property
     def inline(self) -> int:
-        """Outputs of up to so many bytes are ``data:`` URLs; -1 if none is."""
+        """Largest output in bytes that becomes a ``data:`` URL; -1 if outputs never do."""
         return self.config.max_data if self.config.outputs == "data" else -1
 
     def path(self, file: File) -> Path:
-        """Where the bytes are."""
+        """Return the path of the bytes."""
         return self.folder / file.path
 
     # -- uploads
 
     async def incoming(self, expected: int | None) -> Incoming:
-        """Begin an upload of about ``expected`` bytes; None if the client does not give a size.
+        """Start an upload of about ``expected`` bytes, or of unknown size (None).
 
         Raises:
-            NoRoom: all uploads together, including unfinished ones, would exceed ``files.quota``.
+            FileQuotaExceeded: all uploads together, including unfinished ones, would exceed ``files.quota``.
         """
         most = self.config.max_upload
         expected = most if expected is None else min(expected, most)
-        taken = await self.table.uploaded_bytes()
+        used = await self.table.uploaded_bytes()
         self._arriving = [one for one in self._arriving if not one.done]
-        taken += sum(one.expected for one in self._arriving)
-        if taken + expected > self.config.quota:
+        used += sum(one.expected for one in self._arriving)
+        if used + expected > self.config.quota:
             raise FileQuotaExceeded(
-                f"Uploads take {taken:,} of {self.config.quota:,} bytes (files.quota in models.yaml): "
+                f"Uploads use {used:,} of {self.config.quota:,} bytes (files.quota in models.yaml): "
                 "delete some, or wait until they expire"
             )
         incoming = Incoming(self.folder / "uploads" / new_id(), expected)
@@ -160,7 +163,7 @@ class FileStore:
     async def keep(
         self, incoming: Incoming, *, owner: str, name: str, content_type: str, metadata: dict[str, Any]
     ) -> File:
-        """The upload is complete: from now on it has an id."""
+        """Store a complete upload and return its record."""
         sha256, md5 = await incoming.close()
         now = round(time.time(), 6)
         file = File(
@@ -181,7 +184,7 @@ class FileStore:
         return file
 
     async def upload(self, id: str, owner: str | None = None) -> File | None:
-        """An upload that is not too old, of this owner if one is named."""
+        """Return an upload that has not expired, only of ``owner`` if given; None if there is none."""
         file = await self.table.get(id)
         if file is None or file.prediction is not None or (owner is not None and file.owner != owner):
             return None
@@ -193,11 +196,11 @@ class FileStore:
         await asyncio.to_thread(self.path(file).unlink, missing_ok=True)
 
     def sign(self, file: File, expiry: int) -> str:
-        """The signature of a download address that is valid until ``expiry`` (Unix seconds)."""
+        """Return the signature of a download URL that is valid until ``expiry`` (Unix seconds)."""
         return signature(self._secret, file.owner, file.id, expiry)
 
     def signed(self, id: str, owner: str, expiry: str, given: str) -> bool:
-        """Whether a download address is valid now."""
+        """Return whether ``given`` is the signature of this download URL, and the URL has not expired."""
         if not (expiry.isascii() and expiry.isdecimal() and len(expiry) < 12 and int(expiry) > time.time()):
             return False
         return hmac.compare_digest(
@@ -207,13 +210,13 @@ class FileStore:
     # -- outputs
 
     def outputs(self, id: str, attempt: int) -> str:
-        """The folder for what one run of a prediction makes."""
+        """Return the folder for the output files of one attempt of a prediction."""
         return str(self.folder / "outputs" / id / str(attempt))
 
     def register(self, record: Prediction, values: Iterable[Any]) -> list[Any]:
-        """Know the files in new output of ``record`` from now on; gives the output as it is stored.
+        """Record the files in new output values of ``record``; return the values as they are stored.
 
-        The rows are queued before anything that refers to them.
+        The rows of the files are queued before any write that refers to them.
         """
         return [self._registered(record, value) for value in values]
 
@@ -248,8 +251,10 @@ class FileStore:
 
     def _saved(self, file: File, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
-        if isinstance(error, StoreError) and not isinstance(error, UnstorableValue):  # a full disk, say
-            _log.error("file %s of prediction %s is not stored yet: %s", file.name, file.prediction, error)
+        if isinstance(error, StoreError) and not isinstance(error, UnstorableValue):  # such as a full disk
+            _log.error(
+                "file %s of prediction %s is not stored yet, retrying: %s", file.name, file.prediction, error
+            )
             asyncio.get_running_loop().call_later(RETRY_STORE, self._save, file)
             return
         if error is not None:
@@ -257,21 +262,21 @@ class FileStore:
         self._unsaved.pop(file.id, None)
 
     async def output(self, id: str) -> File | None:
-        """A file that a prediction made."""
+        """Return an output file; None if there is none with this id."""
         if (unsaved := self._unsaved.get(id)) is not None:
             return unsaved
         file = await self.table.get(id)
         return file if file is not None and file.prediction is not None else None
 
     async def remove_outputs(self, predictions: Iterable[str]) -> None:
-        """Remove the bytes of all files that these predictions made; the store has forgotten them."""
+        """Delete the bytes of all output files of these predictions; the store has deleted the rows."""
         gone = set(predictions)
         self._unsaved = {id: file for id, file in self._unsaved.items() if file.prediction not in gone}
         folders = [self.folder / "outputs" / id for id in gone]
         for folder in folders:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    # -- removing
+    # -- deletion
 
     async def _expire_for_ever(self) -> None:
         while True:
@@ -280,13 +285,13 @@ class FileStore:
                 for file in expired:
                     await self.remove(file)
             except (StoreError, OSError) as error:
-                _log.error("old uploads could not be removed, it is tried again: %s", error)
+                _log.error("expired uploads could not be deleted, retrying: %s", error)
                 expired = []
             if len(expired) < _BATCH:
                 await asyncio.sleep(_SWEEP)
 
     def _sweep(self, known: set[str]) -> None:
-        """Remove bytes that no row knows; runs before anything else makes files."""
+        """Delete bytes without a row; runs before any other code creates files."""
         for upload in (self.folder / "uploads").iterdir():
             if f"uploads/{upload.name}" not in known:
                 upload.unlink()

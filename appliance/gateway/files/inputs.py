@@ -1,7 +1,7 @@
-"""Files that callers give to models: fetched, and handed on as paths on this machine.
+"""Input files of predictions: fetched, and passed to models as paths.
 
-An input of ``format: uri`` may be a ``data:`` URL, an ``http(s)`` address, or the address of a file that was
-uploaded here or made here, under whatever host name the caller knows this appliance by.
+An input of ``format: uri`` may be a ``data:`` URL, an ``http(s)`` URL, or the URL of an upload or output file
+of this appliance, with any hostname that the caller uses for this appliance.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from appliance.protocols import content_encodings, media
 _OURS: Final = re.compile(r"(?:/v1)*/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _REDIRECTS: Final = 10
-_SILENCE: Final = 30.0  # seconds a server may take to connect, or between two pieces
+_SILENCE: Final = 30.0  # most seconds to connect, and between two chunks
 
 
 class Inputs:
-    """Lives on the gateway's loop."""
+    """Fetches input files; used on the gateway's event loop only."""
 
     def __init__(self, files: FileStore, egress: FetchGuard, folder: Path) -> None:
-        """``folder`` is for what is fetched; nothing in it outlives the appliance."""
+        """Fetch into ``folder``, whose content does not outlive the appliance."""
         self._files = files
         self._egress = egress
         self._folder = folder
 
     async def fetch(self, record: Prediction, interface: Interface, input: dict[str, Any]) -> dict[str, Any]:
-        """``input`` with absolute paths for its files; ``discard`` removes them.
+        """Return ``input`` with absolute paths in place of file URLs; ``discard`` deletes the files.
 
-        Those of a request of another API, which has no inputs by name, are put into it instead.
+        Requests of OpenAI's and Anthropic's APIs get ``data:`` URLs in place of file URLs instead.
 
         Raises:
-            PredictionFailed: one of them cannot be had; the text names the input.
+            PredictionFailed: a file cannot be fetched; the text names the input.
         """
         folder = self._folder / record.id
         fetched = dict(input)
@@ -74,24 +74,24 @@ class Inputs:
         return fetched
 
     async def discard(self, id: str) -> None:
-        """Remove what was fetched for a prediction."""
+        """Delete the files that were fetched for a prediction."""
         folder = self._folder / id
         if folder.exists():
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _embedded(self, record: Prediction, body: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """A copy of ``body`` with the pictures and sounds themselves in place of their addresses."""
+        """Return a copy of ``body`` with ``data:`` URLs in place of the URLs of images and audio."""
         copy: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(body))
-        for at, (place, key) in enumerate(media.addresses(copy)):
-            path = await self._one(record, key, place[key], folder / str(at))
-            place[key] = await asyncio.to_thread(_as_data, Path(path))
+        for at, (holder, key) in enumerate(media.addresses(copy)):
+            path = await self._one(record, key, holder[key], folder / str(at))
+            holder[key] = await asyncio.to_thread(_as_data, Path(path))
         return copy
 
     async def _one(self, record: Prediction, field: str, url: str, folder: Path) -> str:
-        """The path of one file.
+        """Fetch one file and return its path.
 
         Raises:
-            PredictionFailed: it cannot be had.
+            PredictionFailed: it cannot be fetched.
         """
         try:
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -106,8 +106,8 @@ class Inputs:
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
             full = DiskFull.caused(error)
             reason = DiskFull().detail if full else str(error) or type(error).__name__
-            shown = url if len(url) < 200 else url[:200] + "..."
-            raise PredictionFailed(f"{field}: {shown} cannot be fetched: {reason}") from error
+            short = url if len(url) < 200 else url[:200] + "..."
+            raise PredictionFailed(f"{field}: {short} cannot be fetched: {reason}") from error
 
     async def _ours(self, url: str, owner: str) -> File | None:
         match = _OURS.fullmatch(urlsplit(url).path)
@@ -131,7 +131,7 @@ class Inputs:
 
 
 def safe_name(name: str) -> str:
-    """A file name with nothing in it that a shell, a path or a header could take for more than a name."""
+    """Return ``name`` without characters that have a meaning in a shell, a path or a header."""
     cleaned = _UNSAFE.sub("-", name).strip("-").lstrip(".")
     return cleaned[-100:] or "file"
 
@@ -145,7 +145,7 @@ def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
 
 
 def _written(url: str, folder: Path) -> str:
-    """The path of a file with what a ``data:`` URL holds."""
+    """Write the content of a ``data:`` URL to a file; return its path."""
     kind, data = media.from_data(url)
     place = folder / f"file{mimetypes.guess_extension(kind) or ''}"
     place.write_bytes(data)
@@ -153,13 +153,13 @@ def _written(url: str, folder: Path) -> str:
 
 
 def _as_data(file: Path) -> str:
-    """What is in ``file`` as a ``data:`` URL."""
+    """Return the content of ``file`` as a ``data:`` URL."""
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _link(source: Path, place: Path) -> None:
-    """Have the same bytes at ``place``; they stay there when the file itself is removed."""
+    """Make ``place`` a hard link to ``source``, or a copy; it stays when ``source`` is deleted."""
     place.unlink(missing_ok=True)
     try:
         os.link(source, place)

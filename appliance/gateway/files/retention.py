@@ -1,4 +1,4 @@
-"""Retention: what predictions were given and gave is removed after a while; the records themselves stay."""
+"""Retention: inputs, outputs and logs of old predictions are deleted; the records stay."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from appliance.store import Store
 
 _log = logging.getLogger(__name__)
 
-BATCH: Final = 200  # predictions in one transaction, so that others need not wait for long
-_SHORTEST, _LONGEST = 1.0, 60.0  # seconds between looks
-_OFTEN: Final = 5.0  # the same where a disk may fill
+BATCH: Final = 200  # predictions in one transaction, so that other writes wait only briefly
+_SHORTEST, _LONGEST = 1.0, 60.0  # seconds between deletions
+_OFTEN: Final = 5.0  # the same with a limit of bytes
 
 
 class Retention:
-    """Removes data that is old enough; lives on the gateway's loop."""
+    """Deletes old data of predictions; used on the gateway's event loop only."""
 
     def __init__(
         self, store: Store, files: FileStore, keep: float | None, outputs: int | None = None
     ) -> None:
-        """``keep`` is for how many seconds after their end predictions keep their data; None is for ever.
+        """Keep data for ``keep`` seconds after a prediction ended; None is without end.
 
-        ``outputs`` is what the files of all of them may take together, in bytes; None is no limit.
+        ``outputs`` is the limit of all output files together, in bytes; None is no limit.
         """
         self._store = store
         self._files = files
@@ -37,16 +37,16 @@ class Retention:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start deleting old data."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def change(self, keep: float | None, outputs: int | None) -> None:
-        """Go by these from now on; see the constructor."""
+        """Replace both limits; see the constructor."""
         self._keep, self._outputs = keep, outputs
         self._changed.set()
 
     async def close(self) -> None:
-        """Stop; what is begun is finished."""
+        """Stop; a deletion in progress still commits."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -59,17 +59,17 @@ class Retention:
                 removed = await self._remove()
                 await self._files.remove_outputs(removed)
             except StoreError as error:
-                _log.error("old data could not be removed, it is tried again: %s", error)
+                _log.error("old data could not be deleted, retrying: %s", error)
                 removed = []
             if removed:
-                _log.info("removed the data of %d predictions", len(removed))
+                _log.info("deleted the data of %d old predictions", len(removed))
             if len(removed) < BATCH:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
                         await self._changed.wait()
 
     def _pause(self) -> float | None:
-        """Seconds until the next look; None: nothing is ever to be removed."""
+        """Return the seconds until the next deletion; None if there are no limits."""
         if self._keep is None and self._outputs is None:
             return None
         pause = _LONGEST if self._keep is None else min(max(self._keep / 10, _SHORTEST), _LONGEST)

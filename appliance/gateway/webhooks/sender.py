@@ -44,19 +44,19 @@ _KEY_BYTES: Final = 24
 
 
 def new_key() -> str:
-    """A fresh key. Standard base64 without an underscore in it: two official clients split at those."""
+    """Return a new key. It is standard base64, because two official clients split keys at underscores."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
 
 
 def signature(key: str, id: str, timestamp: int, body: bytes) -> str:
-    """``v1,<base64>``: HMAC-SHA256 over exactly what is sent."""
+    """Return ``v1,<base64>``: HMAC-SHA256 over id, timestamp and the body as sent."""
     secret = base64.b64decode(key.removeprefix(_PREFIX))
     signed = b".".join((id.encode(), str(timestamp).encode(), body))
     return "v1," + base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
 
 
 def headers(keys: Sequence[str], id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """What is sent with ``body``; signed with every valid key, so that keys can be replaced without a gap."""
+    """Return the headers of a webhook, signed with every valid key, so that keys can be rotated."""
     return {
         "content-type": "application/json",
         "user-agent": f"appliance/{__version__}",
@@ -67,7 +67,7 @@ def headers(keys: Sequence[str], id: str, timestamp: int, body: bytes) -> dict[s
 
 
 async def keys(store: Store, owner: str, now: float) -> Sequence[str]:
-    """The valid keys of an account, newest first. An account without a key gets one.
+    """Return the valid keys of an account, newest first; create one if the account has none.
 
     Raises:
         StoreError: the keys cannot be read, or the new one cannot be stored.
@@ -80,7 +80,7 @@ async def keys(store: Store, owner: str, now: float) -> Sequence[str]:
 
 
 class _Watched:
-    """A prediction under way whose events someone wants."""
+    """A running prediction that has a webhook."""
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
@@ -93,12 +93,12 @@ class _Watched:
 
 
 class Webhooks:
-    """Sends events; lives on the gateway's loop."""
+    """Sends webhooks; used on the gateway's event loop only."""
 
-    def __init__(self, store: Store, egress: FetchGuard, account: str) -> None:
+    def __init__(self, store: Store, guard: FetchGuard, account: str) -> None:
         """``account`` is ``server.account`` of models.yaml. Nothing is sent before ``start``."""
         self._store = store
-        self._egress = egress
+        self._guard = guard
         self._account = account
         self._client: httpx.AsyncClient | None = None
         self._slots = Slots(AT_ONCE)
@@ -113,7 +113,7 @@ class Webhooks:
 
     async def start(self) -> None:
         """Create the account's key if it has none, and begin to send pending webhooks."""
-        self._client = self._egress.client(TIMEOUT)
+        self._client = self._guard.client(TIMEOUT)
         await self._store.claim_webhook_keys(self._account)
         await keys(self._store, self._account, time.time())
         self._spawn(self._deliver_for_ever())
@@ -183,7 +183,7 @@ class Webhooks:
 
     async def _send_once(self, record: Prediction) -> None:
         """Send an event that is not the last one; give it up if no slot becomes free in time."""
-        assert record.webhook is not None, "events of others are not sent"
+        assert record.webhook is not None, "only predictions with a webhook are sent"
         receiver = Receiver(record.owner, record.webhook.host)
         problem: str | None = f"requests to {receiver.hostname} took all slots for {TIMEOUT:g} s"
         with contextlib.suppress(TimeoutError):
@@ -197,7 +197,7 @@ class Webhooks:
                 self._slots_before_the_end.give_back(receiver)
         self.outcomes["delivered" if problem is None else "given_up"] += 1
         if problem is not None:
-            _log.info("a webhook of prediction %s was not taken: %s", record, problem)
+            _log.info("a webhook of prediction %s was not delivered: %s", record, problem)
 
     async def _deliver_for_ever(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""A bounded number of slots, shared fairly between owners and between the hosts they send to."""
+"""A bounded number of slots, shared fairly between owners and between the hostnames they send to."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from appliance.store import Receiver
 class Slots:
     """Slots of one event loop.
 
-    An owner gets another slot while the owner holds fewer slots than are free. For one host, an owner gets
-    another slot while it holds fewer for that host than half of the free slots (dynamic thresholds, Choudhury
-    and Hahne 1998). So owners that hold slots for long leave some to others, and no slots are reserved for
-    idle owners.
+    An owner gets another slot while the owner holds fewer slots than are free. For one hostname, an owner
+    gets another slot while it holds fewer for that hostname than half of the free slots (dynamic thresholds,
+    Choudhury and Hahne 1998). So owners that hold slots for long leave some to others, and no slots are
+    reserved for idle owners.
     """
 
     def __init__(self, count: int) -> None:
@@ -51,7 +51,9 @@ class Slots:
         self._free += 1
         self._owners[receiver.owner] -= 1
         self._receivers[receiver] -= 1
-        if not self._receivers[receiver]:  # callers can name any number of hosts: unused entries are removed
+        if not self._receivers[
+            receiver
+        ]:  # callers can name any number of hostnames: unused entries are removed
             del self._receivers[receiver]
         for waiting in list(self._waiting):
             self._grant(waiting)
