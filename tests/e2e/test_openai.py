@@ -264,7 +264,7 @@ def test_images_that_cannot_be_made(gpt: OpenAI) -> None:
             gpt.images.generate(**{"model": PAINTER, "prompt": "a red circle"} | changes)
         return caught.value.message
 
-    assert "models of the kind diffusers answer here" in refusal(model=MODEL)
+    assert "this route needs a model of kind diffusers" in refusal(model=MODEL)
     assert "size: Does not match pattern" in refusal(size="large")
     assert "both sides must be from" in refusal(size="99999x99999")
     assert "quality must be one of the following" in refusal(quality="hd")
@@ -325,7 +325,7 @@ def test_transcripts_in_every_form(gpt: OpenAI, client: httpx.Client) -> None:
 def test_sound_that_cannot_be_made_or_heard(gpt: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="audio"):
         gpt.audio.transcriptions.create(model=LISTENER, file=("speech.wav", b"this is no sound"))
-    with pytest.raises(openai.BadRequestError, match="models of the kind whisper answer here"):
+    with pytest.raises(openai.BadRequestError, match="this route needs a model of kind whisper"):
         gpt.audio.transcriptions.create(model=MODEL, file=("speech.wav", b"x"))
     with pytest.raises(openai.BadRequestError, match="response_format must be one of"):
         gpt.audio.speech.create(model=SPEAKER, voice=VOICE, input="x", response_format="aac")
@@ -351,13 +351,17 @@ def test_what_is_refused_is_refused_in_its_words(
 
     with pytest.raises(openai.NotFoundError, match="The model `no/model` does not exist"):
         gpt.chat.completions.create(**asking(model="no/model"))
-    with pytest.raises(openai.BadRequestError, match="kind embeddings; models of the kind vllm answer here"):
+    with pytest.raises(
+        openai.BadRequestError, match="kind embeddings; this route needs a model of kind vllm"
+    ):
         gpt.chat.completions.create(**asking(model=EMBEDDER))
-    with pytest.raises(openai.BadRequestError, match="kind vllm; models of the kind embeddings answer here"):
+    with pytest.raises(
+        openai.BadRequestError, match="kind vllm; this route needs a model of kind embeddings"
+    ):
         gpt.embeddings.create(model=MODEL, input="x")
-    with pytest.raises(openai.BadRequestError, match="tokens are not taken"):
+    with pytest.raises(openai.BadRequestError, match="tokens are not supported"):
         gpt.embeddings.create(model=EMBEDDER, input=[1, 2, 3])
-    with pytest.raises(openai.BadRequestError, match="leave dimensions out"):
+    with pytest.raises(openai.BadRequestError, match="omit dimensions"):
         gpt.embeddings.create(model=EMBEDDER, input="x", dimensions=64)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         gpt.chat.completions.create(**asking(temperature=-1))

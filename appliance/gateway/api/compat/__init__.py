@@ -1,3 +1,3 @@
-"""OpenAI's and Anthropic's APIs, for clients that speak those: each call is a prediction like any other."""
+"""Compat APIs: OpenAI's and Anthropic's. Each call is an ordinary prediction."""
 
 from __future__ import annotations

@@ -13,14 +13,13 @@ from appliance.runners import operations
 
 
 class Anthropic:
-    """The routes about messages."""
+    """The routes of Anthropic's API."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._calls = Calls(services)
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes."""
         return [
             Route(f"{ANTHROPIC}/v1/messages", self.create, methods=["POST"]),
             Route(f"{ANTHROPIC}/v1/messages/count_tokens", self.count, methods=["POST"]),
@@ -31,7 +30,7 @@ class Anthropic:
         return await self._calls.operate(request, operations.MESSAGES, MESSAGES, "messages", "max_tokens")
 
     async def count(self, request: Request) -> Response:
-        """``POST /messages/count_tokens``: counted by the model's own tokenizer, so it is loaded for that."""
+        """``POST /messages/count_tokens``: counted by the tokenizer of the model, which is loaded for it."""
         return await self._calls.operate(
             request, operations.COUNT_TOKENS, MESSAGES, "messages", streams=False
         )

@@ -1,4 +1,4 @@
-"""OpenAI's transcriptions, translations and speech: predictions of models that hear or speak."""
+"""OpenAI's transcriptions, translations and speech: predictions of whisper and piper models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEARS: Final = ("whisper",)
 SPEAKS: Final = ("piper",)
 
 _TEXT: Final = {"type": "string"}
-_SPOKEN: Final[dict[str, dict[str, Any]]] = {
+_SPEECH_BODY: Final[dict[str, dict[str, Any]]] = {
     "model": _TEXT,
     "input": _TEXT,
     "voice": _TEXT,
@@ -34,7 +34,7 @@ _SPOKEN: Final[dict[str, dict[str, Any]]] = {
     "stream": {"type": "boolean", "enum": [False]},
     "stream_format": {"type": "string", "enum": ["audio"]},
 }
-_HEARD: Final[dict[str, dict[str, Any]]] = {
+_TRANSCRIPTION_BODY: Final[dict[str, dict[str, Any]]] = {
     "model": _TEXT,
     "language": _TEXT,
     "prompt": _TEXT,
@@ -47,7 +47,7 @@ _HEARD: Final[dict[str, dict[str, Any]]] = {
     "stream": {"type": "string", "enum": ["false"]},
 }
 _TASKS: Final = {"transcription": "transcribe", "translation": "translate"}
-_PLAIN: Final = "plain text"  # what models that hear call it
+_PLAIN: Final = "plain text"  # name of this format in the inputs of whisper models
 _SEGMENT: Final = (
     *("id", "seek", "start", "end", "text", "tokens", "temperature"),
     *("avg_logprob", "compression_ratio", "no_speech_prob"),
@@ -55,15 +55,14 @@ _SEGMENT: Final = (
 
 
 class Audio:
-    """The routes about sound."""
+    """The audio routes of OpenAI's API."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
         self._calls = Calls(services)
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes."""
         return [
             Route(f"{OPENAI}/v1/audio/transcriptions", self.transcribe, methods=["POST"]),
             Route(f"{OPENAI}/v1/audio/translations", self.translate, methods=["POST"]),
@@ -72,80 +71,80 @@ class Audio:
 
     async def transcribe(self, request: Request) -> Response:
         """``POST /audio/transcriptions``: a form with one file."""
-        return await self._heard(request, "transcription")
+        return await self._transcribe(request, "transcription")
 
     async def translate(self, request: Request) -> Response:
-        """``POST /audio/translations``: the same, into English."""
-        return await self._heard(request, "translation")
+        """``POST /audio/translations``: transcription into English."""
+        return await self._transcribe(request, "translation")
 
     async def speak(self, request: Request) -> Response:
-        """``POST /audio/speech``: the sound itself."""
+        """``POST /audio/speech``: the response is the audio file."""
         caller = await self._calls.caller(request, Scope.RUN, creates=True)
         given = await self._calls.body(request, "input")
-        input_schema.check(given, _SPOKEN)
+        input_schema.check(given, _SPEECH_BODY)
         entry = self._calls.entry(given["model"], caller, SPEAKS)
-        asked = {"text": given["input"], "output_format": given.get("response_format") or "mp3"}
-        asked |= {key: given[key] for key in ("voice", "speed") if given.get(key) is not None}
-        record = await self._calls.predicted(request, caller, entry, asked)
+        input = {"text": given["input"], "output_format": given.get("response_format") or "mp3"}
+        input |= {key: given[key] for key in ("voice", "speed") if given.get(key) is not None}
+        record = await self._calls.predicted(request, caller, entry, input)
         if isinstance(record, Response):
             return record
-        told = self._calls.told(record)
+        headers = self._calls.id_headers(record)
         if isinstance(record.output, OutputFile):
             path = self._services.files.folder / record.output.path
-            return FileResponse(path, headers=told, media_type=record.output.content_type)
-        kind, sound = from_data(record.output)  # as `files.outputs: data` has it
-        return Response(sound, 200, told, kind)
+            return FileResponse(path, headers=headers, media_type=record.output.content_type)
+        kind, audio = from_data(record.output)  # with `files.outputs: data`
+        return Response(audio, 200, headers, kind)
 
-    async def _heard(self, request: Request, task: str) -> Response:
+    async def _transcribe(self, request: Request, task: str) -> Response:
         caller = await self._calls.caller(request, Scope.RUN, creates=True)
         async with received(request, self._services, caller) as form:
             given = checked(_without(form.fields, "stream"))
-            input_schema.check(form.fields, _HEARD)
+            input_schema.check(form.fields, _TRANSCRIPTION_BODY)
             entry = self._calls.entry(given["model"], caller, HEARS)
             shape = given.get("response_format") or "json"
-            asked = heard(given, shape, translate=task == "translation")
-            asked["audio"] = f"{requests.origin(request, self._services)}/v1/files/{_file(form)}"
-            record = await self._calls.predicted(request, caller, entry, asked)
-            return record if isinstance(record, Response) else self._told(record, task, shape, given)
+            input = transcription_input(given, shape, translate=task == "translation")
+            input["audio"] = f"{requests.origin(request, self._services)}/v1/files/{_file(form)}"
+            record = await self._calls.predicted(request, caller, entry, input)
+            return record if isinstance(record, Response) else self._transcript(record, task, shape, given)
 
-    def _told(self, record: Prediction, task: str, shape: str, given: dict[str, Any]) -> Response:
-        text, told = record.output[task], self._calls.told(record)
+    def _transcript(self, record: Prediction, task: str, shape: str, given: dict[str, Any]) -> Response:
+        text, headers = record.output[task], self._calls.id_headers(record)
         if shape in {"text", "srt", "vtt"}:
-            return PlainTextResponse(text, headers=told)
+            return PlainTextResponse(text, headers=headers)
         found: dict[str, Any] = {"text": text}
         if shape == "verbose_json":
             found = {"task": _TASKS[task], **found, **verbose(record)}
             if "word" not in given.get("timestamp_granularities", ()):
                 del found["words"]
-        return responses.json(found, 200, told)
+        return responses.json(found, 200, headers)
 
 
-def heard(given: dict[str, Any], shape: str, *, translate: bool) -> dict[str, Any]:
-    """What a model that hears is asked for a request, but for the sound.
+def transcription_input(given: dict[str, Any], shape: str, *, translate: bool) -> dict[str, Any]:
+    """Return the input of a speech recognition model for a request, without the audio.
 
     Raises:
-        InvalidInput: the temperature is no number.
+        InvalidInput: the temperature is not a finite number.
     """
-    asked: dict[str, Any] = {"transcription": shape if shape in {"srt", "vtt"} else _PLAIN}
+    input: dict[str, Any] = {"transcription": shape if shape in {"srt", "vtt"} else _PLAIN}
     for name, spelled in (("language", "language"), ("prompt", "initial_prompt")):
         if given.get(name):
-            asked[spelled] = given[name]
+            input[spelled] = given[name]
     if given.get("temperature"):
         try:
-            asked["temperature"] = float(given["temperature"])
+            input["temperature"] = float(given["temperature"])
         except ValueError as error:
             raise _wrong("temperature", "Must be a number") from error
-        if not math.isfinite(asked["temperature"]):
+        if not math.isfinite(input["temperature"]):
             raise _wrong("temperature", "Must be a finite number")
     if translate:
-        asked["translate"] = True
+        input["translate"] = True
     if "word" in given.get("timestamp_granularities", ()):
-        asked["word_timestamps"] = True
-    return asked
+        input["word_timestamps"] = True
+    return input
 
 
 def verbose(record: Prediction) -> dict[str, Any]:
-    """Everything that is known of a transcript; times in seconds."""
+    """Return the additional fields of ``verbose_json``; times are in seconds."""
     segments = record.output["segments"]
     words = [word for segment in segments for word in segment.get("words", ())]
     end = max((segment["end"] for segment in segments), default=0.0)
@@ -158,10 +157,10 @@ def verbose(record: Prediction) -> dict[str, Any]:
 
 
 def _file(form: Form) -> str:
-    """The id of the one file in ``form``.
+    """Return the id of the file in ``form``.
 
     Raises:
-        InvalidInput: there is none, or there are several.
+        InvalidInput: the form has no file or several.
     """
     files = form.files.get("file", [])
     if len(files) != 1:

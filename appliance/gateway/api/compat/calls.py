@@ -1,6 +1,6 @@
-"""What all routes of OpenAI's and Anthropic's APIs have in common.
+"""Shared code of the routes of OpenAI's and Anthropic's APIs.
 
-A call is a prediction that ends with its client: who hangs up has cancelled it.
+Each call is a prediction. It is cancelled when its client disconnects.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from appliance.runners import kinds_with_operation, operations
 
 #: Seconds of silence after which a comment is sent in a stream.
 IDLE: Final = 10.0
-#: A stream begins at the latest after so many seconds, though nothing has been said in it: proxies give up
-#: after a minute. Before that a refusal can still have a status of its own.
+#: A stream starts after at most so many seconds, even without output, because proxies time out after
+#: a minute. Until then an error can still be sent with its own HTTP status.
 PATIENCE: Final = 40.0
-#: What a client is told that is not there any more; the status is nginx's.
+#: nginx's status for a client that closed the connection.
 _GONE: Final = 499
-_LONG: Final = 3600.0  # seconds; waits are repeated
+_LONG: Final = 3600.0  # seconds; the wait is repeated
 
 T = TypeVar("T")
 
 
 class Disconnected(Exception):
-    """The client has gone."""
+    """The client has closed the connection."""
 
 
 class ApiFormat(NamedTuple):
-    """How one API writes its streams."""
+    """The stream format of one API."""
 
-    named: bool  # whether an event carries the type of its object
-    last: bytes  # what ends the stream
-    error: Callable[[Refusal, int], dict[str, Any]]  # an event that says what went wrong, and its number
+    named: bool  # whether an event is named after the type of its object
+    last: bytes  # bytes that end the stream
+    error: Callable[[Refusal, int], dict[str, Any]]  # makes the error event from the error and its number
 
 
 CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda refusal, _: refusal.openai())
@@ -64,34 +64,33 @@ MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda refusal, _: refus
 
 
 class Calls:
-    """Makes predictions of calls, and answers of predictions."""
+    """Runs calls as predictions and builds their responses."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what it works with."""
         self._services = services
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def caller(self, request: Request, scope: Scope, *, creates: bool = False) -> Token:
-        """Who calls, as ``requests.caller``; Anthropic's clients send the token in a header of their own."""
+        """Return the caller's token, as ``requests.caller``; Anthropic's clients send it in ``x-api-key``."""
         key = request.headers.get("x-api-key")
         header = f"Bearer {key}" if key is not None and request.url.path.startswith(ANTHROPIC) else None
         return await requests.caller(request, self._services, scope, creates=creates, authorization=header)
 
     async def body(self, request: Request, *required: str) -> dict[str, Any]:
-        """The JSON object in the request, which must have these keys and a model.
+        """Return the JSON object in the request, which must have a model and the ``required`` keys.
 
         Raises:
-            InvalidInput: one is missing, or the model is not named by a string.
+            InvalidInput: a key is missing, or the model is not a string.
         """
         given = await requests.body(request, self._services.config.limits.body)
         return checked(given, *required)
 
     def entry(self, name: str, caller: Token, kinds: Collection[str]) -> Entry:
-        """The model that is called so, which must be of one of these kinds.
+        """Return the newest version of the model ``name``, which must be of one of these kinds.
 
         Raises:
-            ModelNotFound: there is none, or it has no version yet.
-            BadRequest: it is of another kind.
+            ModelNotFound: there is no such model, or it has no version yet.
+            BadRequest: the model is of another kind.
         """
         try:
             entry = self._services.catalogue.by_spec(name, caller.owner)
@@ -100,14 +99,14 @@ class Calls:
         if entry.kind not in kinds:
             answering = " or ".join(sorted(kinds)) or "none"
             raise BadRequest(
-                f"The model `{name}` is of the kind {entry.kind}; models of the kind {answering} answer here."
+                f"The model `{name}` is of kind {entry.kind}; this route needs a model of kind {answering}."
             )
         return entry
 
     async def operate(
         self, request: Request, operation: str, format: ApiFormat, *required: str, streams: bool = True
     ) -> Response:
-        """Answer a request with what the model's own runner answers to the same body."""
+        """Run the request body with the model's runner and return the response of the runner."""
         caller = await self.caller(request, Scope.RUN, creates=True)
         given = await self.body(request, *required)
         kinds = kinds_with_operation(operation)
@@ -124,21 +123,21 @@ class Calls:
             token=caller.id,
             trace=requests.trace(request, self._services),
         )
-        told = self.told(record)
+        headers = self.id_headers(record)
         try:
             if operations.streams(given):
-                return await self._stream(request, record, format, told)
+                return await self._stream(request, record, format, headers)
             ended = await self.ended(request, record)
         except Disconnected:
             return Response(status_code=_GONE)
         if ended.status is not Status.SUCCEEDED:
-            return refused(_refusal(ended), request.url.path, told)
-        return Response(serializers.encode(ended.output), 200, told, "application/json")
+            return refused(_refusal(ended), request.url.path, headers)
+        return Response(serializers.encode(ended.output), 200, headers, "application/json")
 
     async def predicted(
         self, request: Request, caller: Token, entry: Entry, input: dict[str, Any]
     ) -> Prediction | Response:
-        """A prediction of the model's own that has succeeded, or what its client is told instead."""
+        """Run a prediction; return its record if it succeeded, else the error response."""
         record = await self._services.engine.submit(
             entry,
             input,
@@ -151,25 +150,25 @@ class Calls:
             ended = await self.ended(request, record)
         except Disconnected:
             return Response(status_code=_GONE)
-        if ended.status is not Status.SUCCEEDED:  # a runner that runs fails for what it is given
-            return refused(Refusal.of_record(ended, otherwise=400), request.url.path, self.told(record))
+        if ended.status is not Status.SUCCEEDED:  # the input is the likely cause of a failure
+            return refused(Refusal.of_record(ended, otherwise=400), request.url.path, self.id_headers(record))
         return ended
 
-    def told(self, record: Prediction) -> dict[str, str]:
-        """The headers that name the prediction; the clients show them as the id of the request."""
+    def id_headers(self, record: Prediction) -> dict[str, str]:
+        """Return headers with the id of the prediction, which the clients show as the id of the request."""
         return {"x-request-id": record.id, "request-id": record.id}
 
     async def ended(self, request: Request, record: Prediction) -> Prediction:
-        """The terminal record.
+        """Wait for the end of the prediction and return its record.
 
         Raises:
-            Disconnected: the client has gone, and the prediction is being cancelled.
+            Disconnected: the client disconnected, and the prediction is being cancelled.
         """
         ended: Prediction | None = None
         try:
             while ended is None or not ended.status.terminal:
-                ended = await attended(request, self._services.engine.wait(record.id, _LONG))
-                if ended is None:  # removed with its version
+                ended = await until_disconnect(request, self._services.engine.wait(record.id, _LONG))
+                if ended is None:  # deleted with its version
                     raise NotFound
         finally:
             if ended is None or not ended.status.terminal:
@@ -177,36 +176,36 @@ class Calls:
         return ended
 
     def cancel(self, record: Prediction) -> None:
-        """Cancel a prediction whose client has gone; nobody waits for that."""
+        """Cancel a prediction in the background, after its client disconnected."""
         task = asyncio.get_running_loop().create_task(self._cancelled(record))
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
 
     async def _cancelled(self, record: Prediction) -> None:
-        with contextlib.suppress(NotFound):  # removed with its version
+        with contextlib.suppress(NotFound):  # deleted with its version
             await self._services.engine.cancel(record.id, record.owner)
 
     async def _stream(
-        self, request: Request, record: Prediction, format: ApiFormat, told: dict[str, str]
+        self, request: Request, record: Prediction, format: ApiFormat, headers: dict[str, str]
     ) -> Response:
-        """A stream, or the refusal if nothing comes of it.
+        """Return a stream, or an error response if the prediction fails before any output.
 
         Raises:
-            Disconnected: see ``ended``.
+            Disconnected: the client disconnected, and the prediction is being cancelled.
         """
         seen = self._services.engine.follow(record, idle=IDLE)
         deadline = time.monotonic() + PATIENCE - IDLE
         try:
-            first = await attended(request, anext(seen))
+            first = await until_disconnect(request, anext(seen))
             while first is None and time.monotonic() < deadline:
-                first = await attended(request, anext(seen))
+                first = await until_disconnect(request, anext(seen))
         except BaseException:
             self.cancel(record)
             raise
         if isinstance(first, Prediction) and first.status is not Status.SUCCEEDED:
-            return refused(_refusal(first), request.url.path, told)
+            return refused(_refusal(first), request.url.path, headers)
         events = self._events(record, first, seen, format)
-        return StreamingResponse(events, 200, {**HEADERS, **told}, "text/event-stream")
+        return StreamingResponse(events, 200, {**HEADERS, **headers}, "text/event-stream")
 
     async def _events(
         self, record: Prediction, first: Any, seen: AsyncIterator[Any], format: ApiFormat
@@ -235,20 +234,20 @@ class Calls:
 
 
 def _refusal(record: Prediction) -> Refusal:
-    """How an operation ended that did not succeed.
+    """Return the error of an operation that did not succeed.
 
-    What the model refuses says so itself. What fails beside that is not the caller's fault, unless it has
-    pointed to pictures: those may be what could not be had.
+    An error response of the model has its own status. Other failures are not the caller's fault, unless the
+    request has URLs of images, which may be what could not be fetched.
     """
-    pictures = next(media.addresses(record.input), None) is not None
-    return Refusal.of_record(record, otherwise=400 if pictures else 500)
+    media_urls = next(media.addresses(record.input), None) is not None
+    return Refusal.of_record(record, otherwise=400 if media_urls else 500)
 
 
 def checked(given: dict[str, Any], *required: str) -> dict[str, Any]:
-    """``given``, which must have these keys and a model.
+    """Return ``given``, which must have a model and the ``required`` keys.
 
     Raises:
-        InvalidInput: one is missing, or the model is not named by a string.
+        InvalidInput: a key is missing, or the model is not a string.
     """
     missing = [key for key in ("model", *required) if given.get(key) is None]
     if missing:
@@ -261,16 +260,16 @@ def checked(given: dict[str, Any], *required: str) -> dict[str, Any]:
 
 
 def frame(item: Any, *, named: bool) -> bytes:
-    """One server-sent event."""
+    """Encode one server-sent event."""
     name = f"event: {item['type']}\n".encode() if named else b""
     return name + b"data: " + msgspec.json.encode(item) + b"\n\n"
 
 
-async def attended(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is given up when the client goes away.
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Return the result of ``work``, which is cancelled when the client disconnects.
 
     Raises:
-        Disconnected: it has.
+        Disconnected: the client disconnected.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))

@@ -1,4 +1,4 @@
-"""Forms with files, as OpenAI's clients send pictures and sound: each file becomes an upload."""
+"""Forms with files, as OpenAI's clients send images and audio: each file becomes an upload."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPAQUE: Final = "application/octet-stream"
 
 
 class Form(msgspec.Struct):
-    """What came. ``name[]`` is the same as ``name``; fields that came several times are lists."""
+    """Fields and files of a form. ``name[]`` is the same as ``name``; repeated fields are lists."""
 
     fields: dict[str, Any] = {}
     files: dict[str, list[File]] = {}
@@ -40,12 +40,12 @@ class Form(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def received(request: Request, services: Services, caller: Token) -> AsyncIterator[Form]:
-    """The form in ``request``; its files are uploads of ``caller``, unless what is done with it fails.
+    """Store the files of the form in ``request`` as uploads of ``caller``; delete them if the block raises.
 
     Raises:
-        FileTooLarge: its files are over ``files.max_upload`` together.
-        BodyTooLarge: its ``Content-Length`` is over the limits of files and fields.
-        MalformedBody: it is no form, or its fields are too long.
+        FileTooLarge: the files together exceed ``files.max_upload``.
+        BodyTooLarge: ``Content-Length`` exceeds the limits of files and fields.
+        MalformedBody: the request is not a form, or its fields are too long.
     """
     form = Form()
     limit, expected = services.files.config.max_upload, requests.content_length(request)
@@ -89,7 +89,7 @@ async def _finish(
     services: Services,
     caller: Token,
 ) -> None:
-    """A part has come to its end."""
+    """Store a completely received part."""
     if part is None:
         return
     if arriving is None:

@@ -1,4 +1,4 @@
-"""OpenAI's images: predictions of image models, in other words."""
+"""OpenAI's images: predictions of image models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
 
 KINDS: Final = ("diffusers",)
-#: What OpenAI's requests have; whatever else is an input of the model goes to it as it is.
+#: Fields of OpenAI's requests; other fields that are inputs of the model are passed to it unchanged.
 _BODY: Final[dict[str, dict[str, Any]]] = {
     "model": {"type": "string"},
     "prompt": {"type": "string"},
@@ -33,7 +33,7 @@ _BODY: Final[dict[str, dict[str, Any]]] = {
     "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"]},
     "output_compression": {"type": "integer"},
     "user": {"type": "string"},
-    # What only OpenAI's own models have; the word for none of it is taken.
+    # Features of OpenAI's own models only; the values that request no such feature are accepted.
     "quality": {"type": "string", "enum": ["auto", "standard"]},
     "background": {"type": "string", "enum": ["auto", "opaque"]},
     "moderation": {"type": "string", "enum": ["auto", "low"]},
@@ -43,15 +43,14 @@ _FORMATS: Final = {"jpeg": "jpg"}
 
 
 class Images:
-    """The routes about images."""
+    """The image routes of OpenAI's API."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
         self._calls = Calls(services)
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes."""
         return [
             Route(f"{OPENAI}/v1/images/generations", self.generate, methods=["POST"]),
             Route(f"{OPENAI}/v1/images/edits", self.edit, methods=["POST"]),
@@ -62,7 +61,7 @@ class Images:
         caller = await self._calls.caller(request, Scope.RUN, creates=True)
         given = await self._calls.body(request, "prompt")
         entry = self._calls.entry(given["model"], caller, KINDS)
-        return await self._drawn(request, caller, entry, given, {})
+        return await self._generated(request, caller, entry, given, {})
 
     async def edit(self, request: Request) -> Response:
         """``POST /images/edits``: a form with one image."""
@@ -78,17 +77,18 @@ class Images:
                 raise _wrong("image", f"Must be one file; there are {len(images)}")
             if "mask" in form.files:
                 raise _wrong(
-                    "mask", "is not taken here: POST /v1/predictions takes one, white where to repaint"
+                    "mask",
+                    "is not supported here: use POST /v1/predictions; its mask is white where to repaint",
                 )
             base = requests.origin(request, self._services)
             files = {"image": f"{base}/v1/files/{images[0].id}"}
-            return await self._drawn(request, caller, entry, given, files)
+            return await self._generated(request, caller, entry, given, files)
 
-    async def _drawn(
+    async def _generated(
         self, request: Request, caller: Token, entry: Entry, given: dict[str, Any], files: dict[str, str]
     ) -> Response:
         if entry.interface.output.get("type") != "array":
-            raise BadRequest(f"The model `{given['model']}` makes videos; POST /v1/predictions runs it.")
+            raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")
         input = inputs(given, entry) | files
         if not set(files) <= entry.interface.input["properties"].keys():
             raise BadRequest(f"The model `{given['model']}` takes no images.")
@@ -98,14 +98,14 @@ class Images:
         plain = given.get("response_format") != "b64_json"
         base = requests.origin(request, self._services)
         data = [
-            {"url": _address(file, base)} if plain else {"b64_json": await self._packed(file)}
+            {"url": _url(file, base)} if plain else {"b64_json": await self._base64(file)}
             for file in record.output
         ]
         found = {"created": int(record.created_at), "data": data}
-        return responses.json(found, 200, self._calls.told(record))
+        return responses.json(found, 200, self._calls.id_headers(record))
 
-    async def _packed(self, file: OutputFile | str) -> str:
-        """The file in base64."""
+    async def _base64(self, file: OutputFile | str) -> str:
+        """Return the file in base64."""
         if isinstance(file, str):  # a `data:` URL already
             return file.partition(",")[2]
         path = self._services.files.folder / file.path
@@ -113,40 +113,40 @@ class Images:
 
 
 def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
-    """What the model is asked for a request.
+    """Return the input of the model for a request.
 
     Raises:
-        InvalidInput: the request has what the model does not take.
+        InvalidInput: the model does not support a field of the request.
     """
     known = entry.interface.input["properties"]
     own = {key: value for key, value in given.items() if key in known and key not in _BODY}
     input_schema.check({key: value for key, value in given.items() if key not in own}, _BODY)
-    asked: dict[str, Any] = {**own, "prompt": given["prompt"]}
+    input: dict[str, Any] = {**own, "prompt": given["prompt"]}
     size = given.get("size") or "auto"
     if size != "auto":
-        asked["size"] = size
+        input["size"] = size
     kind = given.get("output_format") or "png"
-    asked["output_format"] = _FORMATS.get(kind, kind)
+    input["output_format"] = _FORMATS.get(kind, kind)
     if given.get("output_compression") is not None:
-        asked["output_quality"] = given["output_compression"]
+        input["output_quality"] = given["output_compression"]
     if given.get("n") is not None:
-        asked["num_outputs"] = given["n"]
+        input["num_outputs"] = given["n"]
     foreign = {"size": "size", "num_outputs": "n", "output_quality": "output_compression"}
     for name, spelled in foreign.items():
-        if name in asked and name not in known:
-            raise _wrong(spelled, f"the model {entry.name} has no such input; leave it out")
-    return asked
+        if name in input and name not in known:
+            raise _wrong(spelled, f"the model {entry.name} has no such input; omit it")
+    return input
 
 
-def _address(file: OutputFile | str, base: str) -> str:
+def _url(file: OutputFile | str, base: str) -> str:
     return file if isinstance(file, str) else base + file.address
 
 
 def _typed(name: str, text: Any, declared: dict[str, Any]) -> Any:
-    """A field of a form, which is a text, as what it is declared to be.
+    """Convert a field of a form, which is text, to its declared type.
 
     Raises:
-        InvalidInput: it is no number, nor true or false.
+        InvalidInput: the text is not a value of that type.
     """
     kind = declared.get("type")
     if kind not in {"integer", "number", "boolean"} or not isinstance(text, str):

@@ -17,22 +17,21 @@ from appliance.gateway.api.services import Services
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.runners import kinds_with_operation, operations
 
-#: The kinds that answer any route of this API.
+#: The kinds that answer at least one route of this API.
 KINDS: Final = frozenset(
     {*kinds_with_operation(operations.CHAT), *embeddings.KINDS, *images.KINDS, *audio.HEARS, *audio.SPEAKS}
 )
 
 
 class OpenAI:
-    """The routes about models, and those that vLLM's own classes answer."""
+    """The routes about models, and those that vLLM's OpenAI classes answer."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
         self._calls = Calls(services)
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes."""
         return [
             Route(f"{OPENAI}/v1/chat/completions", self.chat, methods=["POST"]),
             Route(f"{OPENAI}/v1/responses", self.respond, methods=["POST"]),
@@ -54,22 +53,24 @@ class OpenAI:
         return await self._calls.operate(request, operations.RESPONSES, EVENTS, "input")
 
     async def models(self, request: Request) -> Response:
-        """``GET /models``: those that answer a route of this API, without their aliases."""
+        """``GET /models``: the models that answer a route of this API, without aliases."""
         caller = await self._calls.caller(request, Scope.READ)
         catalogue = self._services.catalogue
         visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
         latest = [catalogue.latest(card.name) for card in visible]
-        found = [_shown(entry.name, entry) for entry in latest if entry is not None and entry.kind in KINDS]
+        found = [
+            _model_object(entry.name, entry) for entry in latest if entry is not None and entry.kind in KINDS
+        ]
         return responses.json({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
         """``GET /models/{model}``: by name, alias or version."""
         caller = await self._calls.caller(request, Scope.READ)
         name = request.path_params["model"]
-        return responses.json(_shown(name, self._calls.entry(name, caller, KINDS)))
+        return responses.json(_model_object(name, self._calls.entry(name, caller, KINDS)))
 
 
-def _shown(name: str, entry: Entry) -> dict[str, Any]:
+def _model_object(name: str, entry: Entry) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

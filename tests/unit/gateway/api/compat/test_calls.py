@@ -156,7 +156,7 @@ async def test_anthropics_header_carries_a_token_there_only(api: Api) -> None:
             "/openai/v1/embeddings",
             {"input": "x", "messages": None, "max_tokens": None},
             400,
-            "is of the kind echo; models of the kind embeddings answer here",
+            "is of kind echo; this route needs a model of kind embeddings",
         ),
     ],
 )
@@ -317,7 +317,7 @@ async def test_forms_become_uploads_that_go_if_nothing_comes_of_them(api: Api, b
     unknown = await api.post(path, data={"model": "no/model"}, files=sound)
     assert unknown.status_code == 404
     wrong = await api.post(path, data={"model": "test/echo"}, files=sound)
-    assert "models of the kind whisper answer here" in wrong.json()["error"]["message"]
+    assert "this route needs a model of kind whisper" in wrong.json()["error"]["message"]
     large = await api.post(path, data={"model": "x/y"}, files={"file": ("speech.wav", b"x" * 2_000_000)})
     assert large.status_code == 413
     assert (await api.post(path, json={"model": "test/echo"})).status_code == 400
@@ -333,7 +333,7 @@ async def test_a_form_may_say_that_it_wants_no_stream(
     given = {"model": "test/echo", "prompt": "a cat", "stream": stream}
     reply = await api.post("/openai/v1/images/edits", data=given, files={"image": ("x.png", b"x")})
     assert reply.status_code == 400
-    assert "makes videos" in reply.json()["error"]["message"]
+    assert "generates videos" in reply.json()["error"]["message"]
 
 
 def test_what_images_are_asked_for() -> None:
@@ -371,18 +371,18 @@ def described_image_model() -> Entry:
 
 def test_what_models_that_hear_are_asked_for() -> None:
     plain: dict[str, Any] = {"model": "m", "response_format": "json"}
-    assert audio.heard(plain, "json", translate=False) == {"transcription": "plain text"}
+    assert audio.transcription_input(plain, "json", translate=False) == {"transcription": "plain text"}
     given = {**plain, "language": "en", "prompt": "Names: Zoe", "temperature": "0.2"}
     given["timestamp_granularities"] = ["word", "segment"]
-    assert audio.heard(given, "srt", translate=True) == {
+    assert audio.transcription_input(given, "srt", translate=True) == {
         "transcription": "srt", "language": "en", "initial_prompt": "Names: Zoe", "temperature": 0.2,
         "translate": True, "word_timestamps": True,
     }  # fmt: skip
     with pytest.raises(InvalidInput, match="temperature: Must be a number"):
-        audio.heard({**plain, "temperature": "hot"}, "json", translate=False)
+        audio.transcription_input({**plain, "temperature": "hot"}, "json", translate=False)
     for infinite in ("nan", "inf", "-Infinity", "1e999"):
         with pytest.raises(InvalidInput, match="temperature: Must be a finite number"):
-            audio.heard({**plain, "temperature": infinite}, "json", translate=False)
+            audio.transcription_input({**plain, "temperature": infinite}, "json", translate=False)
 
 
 def test_fields_of_forms_that_come_often_are_lists() -> None:
@@ -394,10 +394,10 @@ def test_fields_of_forms_that_come_often_are_lists() -> None:
 
 def test_embeddings_are_packed_as_numpy_would() -> None:
     vector = [0.5, -1.25, 3.0]
-    assert struct.unpack("<3f", b64decode(embeddings.packed(vector))) == tuple(vector)
+    assert struct.unpack("<3f", b64decode(embeddings.base64_floats(vector))) == tuple(vector)
 
 
 @pytest.mark.parametrize("given", [[], [1, 2], [[1, 2]], ["a", 1], 7, {"a": "b"}])
 def test_only_texts_are_embedded(given: Any) -> None:
-    with pytest.raises(InvalidInput, match="tokens are not taken"):
+    with pytest.raises(InvalidInput, match="tokens are not supported"):
         embeddings.texts(given)
