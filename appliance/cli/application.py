@@ -13,10 +13,10 @@ from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.observability import logs
 
 _EPILOGUE = (
-    "Exit codes: 0 done, 1 it failed and said why, 2 the command line or models.yaml is wrong, "
-    "130 it was stopped by Ctrl-C. "
+    "Exit codes: 0 success, 1 failure with a message on stderr, 2 error in the command line or models.yaml, "
+    "130 stopped by Ctrl-C. "
     "Environment: APPLIANCE_TOKEN or REPLICATE_API_TOKEN, the token; APPLIANCE_URL or REPLICATE_BASE_URL, "
-    "the address of a running appliance; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
+    "the URL of a running appliance; APPLIANCE_HOME, the data folder; APPLIANCE_PORT, the port."
 )
 
 app = typer.Typer(

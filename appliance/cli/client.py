@@ -25,7 +25,7 @@ class Client:
     """Calls one appliance with one token; every failure is an ``ApplianceError`` that says what to do."""
 
     def __init__(self, url: str, token: str | None, certificate: Path | None = None) -> None:
-        """``url`` may end in /v1, as some clients of Replicate want it; ``certificate`` is trusted too."""
+        """``url`` may end in /v1; ``certificate`` is trusted in addition to the system's authorities."""
         self.url = url.rstrip("/").removesuffix("/v1")
         if token is None:
             raise ApplianceError(
@@ -33,93 +33,93 @@ class Client:
                 "at the first start, or make one with `appliance token create`"
             )
         if not token.isprintable():  # httpx would show the header that it refuses
-            raise ApplianceError("the token in the environment has a line break in it; set it anew")
+            raise ApplianceError("the token in the environment has a line break in it: set it again")
         try:
-            address = httpx.URL(self.url)
+            parsed = httpx.URL(self.url)
         except httpx.InvalidURL:
-            address = httpx.URL()
-        if address.scheme not in {"http", "https"} or not address.host:
-            raise ApplianceError(f"{url!r} is no address; it should be like http://127.0.0.1:8000")
+            parsed = httpx.URL()
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            raise ApplianceError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000")
         self._authorization = httpx.Headers({b"Authorization": f"Bearer {token}".encode()})
-        # No timeout: a cold start of a large model takes its time, and Ctrl-C is always there.
-        trust = _trust(address, certificate)
-        self._http = _client(base_url=address, timeout=None, verify=trust)
+        # No timeout: loading a large model can take minutes, and Ctrl-C ends the wait.
+        trust = _trust(parsed, certificate)
+        self._http = _client(base_url=parsed, timeout=None, verify=trust)
 
     def get(self, path: str) -> Any:
-        """The JSON at ``path``."""
+        """Return the JSON at ``path``."""
         return self._call("GET", path)
 
     def every(self, path: str) -> list[Any]:
-        """The results on all pages of the list at ``path``."""
+        """Return the results on all pages of the list at ``path``."""
         found: list[Any] = []
-        following: str | None = path
-        while following:
-            page = self.get(httpx.URL(following).raw_path.decode())
+        next_page: str | None = path
+        while next_page:
+            page = self.get(httpx.URL(next_page).raw_path.decode())
             found += page["results"]
-            following = page.get("next")
+            next_page = page.get("next")
         return found
 
     def text(self, path: str) -> str:
-        """The text at ``path``."""
+        """Return the text at ``path``."""
         with self._translated():
             reply = self._http.get(path, headers=self._authorization)
         if not reply.is_success:
-            raise _refused(reply)
+            raise _error_from(reply)
         return reply.text
 
     def post(self, path: str, body: Any = None) -> Any:
-        """The JSON that answers ``body``."""
+        """Send ``body`` as JSON and return the JSON of the response."""
         return self._call("POST", path, body)
 
     def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
-        """The JSON that describes an upload, once it is complete."""
+        """Upload a file and return its description."""
         with self._translated():
             files = {"content": (name, content, kind)}
             reply = self._http.post("/v1/files", files=files, headers=self._authorization)
         if not reply.is_success:
-            raise _refused(reply)
+            raise _error_from(reply)
         return reply.json()
 
     def call(self, method: str, path: str) -> None:
-        """Have something done that is answered with nothing."""
+        """Send a request whose response has no body."""
         with self._translated():
             reply = self._http.request(method, path, headers=self._authorization)
         if not reply.is_success:
-            raise _refused(reply)
+            raise _error_from(reply)
 
     def save(self, output: Any, folder: Path) -> list[Path]:
-        """Write every file that ``output`` names or holds into ``folder``; none there is written over."""
+        """Download every file in ``output`` to ``folder`` without overwriting files; return the paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        return [self._save(url, folder) for url in _addresses(output)]
+        return [self._save(url, folder) for url in _file_urls(output)]
 
     def _save(self, url: str, folder: Path) -> Path:
         if url.startswith("data:"):
             try:
                 kind, content = from_data(url)
             except ValueError as error:
-                raise ApplianceError(f"the output {url[:50]}... is no file: {error}") from error
-            place = _free(folder / f"output{mimetypes.guess_extension(kind) or ''}")
-            place.write_bytes(content)
-            return place
-        place = _free(folder / (Path(httpx.URL(url).path).name or "output"))
-        # What lies elsewhere is trusted as anything on the web, however this appliance is.
+                raise ApplianceError(f"the output {url[:50]}... is not a valid data URL: {error}") from error
+            path = _unused_path(folder / f"output{mimetypes.guess_extension(kind) or ''}")
+            path.write_bytes(content)
+            return path
+        path = _unused_path(folder / (Path(httpx.URL(url).path).name or "output"))
+        # The appliance's own certificate is not trusted for files on other servers.
         ours = url.startswith(f"{self.url}/")
         opened = nullcontext(self._http) if ours else _client()
         with self._translated(), opened as client, client.stream("GET", url) as reply:
             if not reply.is_success:
                 reply.read()
-                raise _refused(reply)
-            with place.open("xb") as file:
+                raise _error_from(reply)
+            with path.open("xb") as file:
                 for chunk in reply.iter_bytes():
                     file.write(chunk)
-        return place
+        return path
 
     def stream(self, url: str) -> Iterator[ServerSentEvent]:
-        """The server-sent events at ``url``, which needs no token, until the server ends them."""
+        """Yield the server-sent events at ``url`` until the server ends the stream; no token is sent."""
         with self._translated(), self._http.stream("GET", url) as reply:
             if reply.status_code != httpx.codes.OK:
                 reply.read()
-                raise _refused(reply)
+                raise _error_from(reply)
             reader = EventReader()
             for chunk in reply.iter_bytes():
                 yield from reader.feed(chunk)
@@ -128,12 +128,12 @@ class Client:
         with self._translated():
             reply = self._http.request(method, path, json=body, headers=self._authorization)
         if not reply.is_success:
-            raise _refused(reply)
+            raise _error_from(reply)
         try:
             return reply.json()
         except ValueError as error:
             raise ApplianceError(
-                f"what answers at {self.url} is no appliance; correct --url or APPLIANCE_URL"
+                f"the server at {self.url} is not an appliance: correct --url or APPLIANCE_URL"
             ) from error
 
     @contextmanager
@@ -142,10 +142,13 @@ class Client:
             yield
         except httpx.ConnectError as error:
             raise ApplianceError(
-                f"nothing answers at {self.url}: start it with `appliance serve`, or set APPLIANCE_URL"
+                f"cannot connect to {self.url}: start the appliance with `appliance serve`, "
+                "or correct --url or APPLIANCE_URL"
             ) from error
         except httpx.HTTPError as error:
-            raise ApplianceError(f"{self.url} broke off: {str(error) or type(error).__name__}") from error
+            raise ApplianceError(
+                f"the connection to {self.url} failed: {str(error) or type(error).__name__}"
+            ) from error
 
 
 def _client(**given: Any) -> httpx.Client:
@@ -153,10 +156,10 @@ def _client(**given: Any) -> httpx.Client:
     return httpx.Client(trust_env=False, headers=content_encodings.IDENTITY, event_hooks=hooks, **given)
 
 
-def _trust(address: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
-    """Whom to believe: the system's authorities, those in SSL_CERT_FILE, and ``certificate``."""
-    if address.scheme != "https":
-        return False  # never asked, and a context takes its time
+def _trust(url: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
+    """Trust the system's authorities, those in SSL_CERT_FILE, and ``certificate``."""
+    if url.scheme != "https":
+        return False  # not used without TLS, and creating a context is slow
     context = ssl.create_default_context()
     try:
         for file in (certificate, os.environ.get("SSL_CERT_FILE")):
@@ -168,20 +171,20 @@ def _trust(address: httpx.URL, certificate: Path | None) -> ssl.SSLContext | boo
 
 
 def connect(url: str, certificate: Path | None = None) -> Client:
-    """A client for ``url``, with the token of the environment; ``certificate`` is trusted too."""
+    """Return a client for ``url`` with the token from the environment."""
     token = os.environ.get("APPLIANCE_TOKEN") or os.environ.get("REPLICATE_API_TOKEN")
     return Client(url, token, certificate)
 
 
 def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
-    """A ``key=value`` of the command line as the model's schema wants it; ``@file`` is the file's content.
+    """Parse a ``key=value`` option by its type in the schema; ``@file`` means the file's content.
 
     Raises:
-        ApplianceError: it is no ``key=value``, or the file cannot be read.
+        ApplianceError: the option is not ``key=value``, or the file cannot be read.
     """
     key, equals, text = given.partition("=")
     if not equals or not key:
-        raise ApplianceError(f"-i {given}: it should be key=value, or key=@file")
+        raise ApplianceError(f"-i {given}: write key=value, or key=@file")
     declared = properties.get(key, {})
     if text.startswith("@"):
         return key, _file(Path(text[1:]).expanduser(), key, as_uri=declared.get("format") == "uri")
@@ -195,12 +198,12 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
     if input_schema.fits(text, declared) and not input_schema.fits(value, declared):
         return key, text
     if input_schema.non_finite(value) is not None:
-        raise ApplianceError(f"-i {given}: it must be a finite number")
+        raise ApplianceError(f"-i {given}: the value must be a finite number")
     return key, value
 
 
 def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
-    """The properties of a version's input, by name, with the choices that Cog keeps apart merged in."""
+    """Return a version's input properties by name; enums that Cog puts in ``allOf`` are merged in."""
     schemas = document["components"]["schemas"]
     return {
         name: {
@@ -215,24 +218,24 @@ def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _addresses(output: Any) -> Iterator[str]:
-    """Every address of a file in an output."""
+def _file_urls(output: Any) -> Iterator[str]:
+    """Yield every file URL in an output."""
     match output:
         case str() if output.startswith(("http://", "https://", "data:")):
             yield output
         case list():
             for part in output:
-                yield from _addresses(part)
+                yield from _file_urls(part)
         case dict():
-            yield from _addresses(list(output.values()))
+            yield from _file_urls(list(output.values()))
 
 
-def _free(place: Path) -> Path:
-    """``place``, or one like it that nothing is at."""
-    number, free = 1, place
+def _unused_path(path: Path) -> Path:
+    """Return ``path``, or the path with a number added if it exists."""
+    number, free = 1, path
     while free.exists():
         number += 1
-        free = place.with_stem(f"{place.stem}-{number}")
+        free = path.with_stem(f"{path.stem}-{number}")
     return free
 
 
@@ -249,15 +252,15 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
     except OSError as error:
         raise ApplianceError(f"-i {key}=@{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ApplianceError(f"-i {key}=@{path}: the file is not text, which this input takes") from error
+        raise ApplianceError(f"-i {key}=@{path}: this input takes UTF-8 text, and the file is not") from error
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _refused(reply: httpx.Response) -> ApplianceError:
+def _error_from(reply: httpx.Response) -> ApplianceError:
     if reply.status_code == httpx.codes.UNAUTHORIZED:
         return ApplianceError(
-            "the appliance does not know this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
+            "the appliance does not accept this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
             "or make one with `appliance token create`"
         )
     try:

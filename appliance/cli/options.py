@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean when they are not given."""
+"""Options that several commands share, and their defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from appliance.domain.errors import ConfigError
 if TYPE_CHECKING:
     from appliance.config import Config
 
-#: The file that is shipped lies beside the package, in a checkout.
+#: In a checkout, the shipped models.yaml lies next to the package.
 _SHIPPED: Final = Path(__file__).parents[2] / "models.yaml"
 
 ConfigOption = Annotated[
@@ -40,42 +40,42 @@ def finite(value: float) -> float:
 
 
 def config_path(given: Path | None) -> Path:
-    """The config file that is meant.
+    """Return the absolute path of the config file.
 
     Raises:
-        ConfigError: none is given, and there is none where one is looked for.
+        ConfigError: no file is given, and neither ./models.yaml nor the shipped file exists.
     """
     if given is not None:
         return given.absolute()  # the reader of the file reports errors
     for candidate in (Path("models.yaml"), _SHIPPED):
         if candidate.exists():
             return candidate.absolute()
-    raise ConfigError("there is no config file models.yaml; name one with --config", file=str(Path()))
+    raise ConfigError("there is no config file ./models.yaml: give one with --config", file=str(Path()))
 
 
 def load_config(given: Path | None) -> Config:
-    """The checked config."""
+    """Read and check the config file."""
     from appliance import config
 
     return config.load(config_path(given))
 
 
 def home_folder(given: Path | None, config: Config) -> Path:
-    """The absolute data folder."""
+    """Return the absolute path of the data folder."""
     from appliance import config as configuration
 
     return given.expanduser().absolute() if given is not None else configuration.home(config)
 
 
 def port(given: int | None, config: Config) -> int:
-    """The port that ``given``, APPLIANCE_PORT or the config names.
+    """Return the port from ``given``, else from APPLIANCE_PORT, else from the config.
 
     Raises:
-        ConfigError: APPLIANCE_PORT is no port.
+        ConfigError: APPLIANCE_PORT is not a port number.
     """
     text = os.environ.get("APPLIANCE_PORT")
     if given is not None or not text:
         return given or config.server.port
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 65535:
-        raise ConfigError(f"APPLIANCE_PORT is {text!r}; it should be a port, 1 to 65535")
+        raise ConfigError(f"APPLIANCE_PORT is {text!r}: set it to a port, 1 to 65535")
     return int(text)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 UrlOption = Annotated[
     str | None,
-    typer.Option(
-        help="Address of the appliance. Default: APPLIANCE_URL, REPLICATE_BASE_URL, else models.yaml."
-    ),
+    typer.Option(help="URL of the appliance. Default: APPLIANCE_URL, REPLICATE_BASE_URL, else models.yaml."),
 ]
 
 
@@ -38,25 +36,25 @@ def register(app: typer.Typer) -> None:
 
 
 def connected(url: str | None) -> Client:
-    """A client for ``url``, or for what the environment or models.yaml says."""
+    """Return a client for ``url``, else for the URL in the environment or models.yaml."""
     from appliance.cli.client import connect
 
     return connect(*reached(url))
 
 
 def reached(url: str | None) -> tuple[str, Path | None]:
-    """The address that is meant, and the certificate to trust there, if models.yaml names one."""
+    """Return the URL of the appliance, and the certificate to trust there if models.yaml names one."""
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
         return known, None
     config = load_config(None)
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - such a server is reached on this machine
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a server on all interfaces is reached over loopback
     host = everywhere.get(config.server.host, config.server.host)
     tls = config.server.tls
-    address = (
+    local_url = (
         f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port(None, config)}"
     )
-    return address, None if tls is None else tls.certificate
+    return local_url, None if tls is None else tls.certificate
 
 
 def run(
@@ -67,12 +65,12 @@ def run(
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Folder for the files of the output; their paths are printed, and not the output."),
+        typer.Option(help="Save output files to this folder, and print their paths instead of the output."),
     ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model and print its output as it comes. Ctrl-C cancels the prediction.
+    """Run a model and print its output as it is produced. Ctrl-C cancels the prediction.
 
     Example: appliance run meta/meta-llama-3-8b-instruct -i prompt="Hello!" -i max_tokens=50
     """
@@ -103,7 +101,7 @@ def run(
 
 
 def _properties(client: Client, model: str) -> dict[str, Any]:
-    """The inputs the model declares; none where only a version id is given, and values are then guessed."""
+    """Return the inputs of the model's schema; empty for a bare version id, where types are guessed."""
     from appliance.cli.client import declared_inputs
 
     if "/" not in model:
@@ -118,7 +116,7 @@ def _properties(client: Client, model: str) -> dict[str, Any]:
 
 
 def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """List the models, what they are and how often they were run."""
+    """List the models with their number of runs and description."""
     found = connected(url).every("/v1/models")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -130,8 +128,8 @@ def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def predictions(
-    id: Annotated[str | None, typer.Argument(help="Show this one whole. Default: list the newest.")] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the one that is named.")] = False,
+    id: Annotated[str | None, typer.Argument(help="Prediction to show. Default: list the newest.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel this prediction.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many to list.")] = 20,
     url: UrlOption = None,
     as_json: JsonOption = False,
@@ -158,11 +156,11 @@ def predictions(
 
 def example(
     model: Annotated[str, typer.Argument(help="owner/name of the model.")],
-    id: Annotated[str, typer.Argument(help="A prediction of it that succeeded.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Show it no longer.")] = False,
+    id: Annotated[str, typer.Argument(help="A prediction of this model that succeeded.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the example.")] = False,
     url: UrlOption = None,
 ) -> None:
-    """Let a prediction show what its model can do: whoever sees the model sees it, and its data is kept."""
+    """Show a prediction as an example of its model to all who see the model. Its data is kept."""
     connected(url).call("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
 
 
@@ -215,7 +213,7 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def _memory(known: dict[str, Any]) -> str:
-    """What a model takes, where that comes from, and what is wrong with it."""
+    """Describe the memory of a model: its size, the source of that number, and problems."""
     needs = f"{known['share']:g} of a device" if known["bytes"] is None else size(known["bytes"])
     parts = [f"{needs} {known['from']}"]
     if known["peak"] is not None:

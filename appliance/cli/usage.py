@@ -1,4 +1,4 @@
-"""The command that says what was used and what it costs."""
+"""`appliance usage`: run time, tokens and cost of predictions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def register(app: typer.Typer) -> None:
 
 def usage(
     first: Annotated[
-        str | None, typer.Option("--from", help="First day, in UTC. Default: 30 days in all.")
+        str | None, typer.Option("--from", help="First day, in UTC. Default: 29 days before the last day.")
     ] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last day. Default: today.")] = None,
     by: Annotated[
-        str, typer.Option(help="What to tell apart: some of day,model,work,owner,token,hardware.")
+        str, typer.Option(help="Columns to group by: any of day,model,work,owner,token,hardware.")
     ] = "model",
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how long predictions ran, and what that costs at the prices in models.yaml.
+    """Show how long predictions ran and what they cost at the prices in models.yaml.
 
     Example: appliance usage --from 2026-01-01 --to 2026-01-31 --by day,model
     """
@@ -68,7 +68,7 @@ def usage(
         table.add_row(*names, *_amounts(found["total"], currency), style="bold")
     console = Console()
     console.print(f"{found['from']} to {found['to']}, days in UTC", highlight=False)
-    console.print(table if found["rows"] else "nothing was run")
+    console.print(table if found["rows"] else "no predictions in this period")
     if currency and found["total"]["unpriced_time"]:
         unpriced = found["total"]["unpriced_time"]
         console.print(f"{unpriced:.6f} s ran on hardware without a price", highlight=False)

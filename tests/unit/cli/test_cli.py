@@ -237,7 +237,7 @@ def test_nobody_there_says_how_to_start(command: Command, monkeypatch: pytest.Mo
     monkeypatch.setenv("APPLIANCE_PORT", server.url.rpartition(":")[2])  # of the address from models.yaml
     ran = command("models")
     assert (ran.code, ran.out) == (1, "")
-    assert f"nothing answers at {server.url}: start it with `appliance serve`" in ran.err
+    assert f"cannot connect to {server.url}: start the appliance with `appliance serve`" in ran.err
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://a:b", "ftp://127.0.0.1"])
@@ -245,12 +245,12 @@ def test_what_is_no_address_is_said(command: Command, monkeypatch: pytest.Monkey
     monkeypatch.setenv("APPLIANCE_TOKEN", SECRET)
     ran = command("models", "--url", url)
     assert ran.code == 1
-    assert "is no address" in ran.err
+    assert "is not a URL" in ran.err
 
 
 def test_another_server_is_recognised(command: Command, server: Server) -> None:
     server.answers["GET", "/v1/models"] = (200, "text/html", b"<html>")
-    assert "is no appliance" in command("models").err
+    assert "is not an appliance" in command("models").err
 
 
 def test_the_token_is_never_printed(
@@ -261,7 +261,7 @@ def test_the_token_is_never_printed(
     monkeypatch.setenv("APPLIANCE_TOKEN", "two\nlines")
     broken = command("models")
     assert refused.code == broken.code == 1
-    assert "does not know this token" in refused.err
+    assert "does not accept this token" in refused.err
     assert "line break" in broken.err
     for said in (*refused[1:], *broken[1:]):
         assert SECRET not in said

@@ -53,7 +53,7 @@ def test_values_are_read_as_the_model_declares_them(given: str, value: Any) -> N
 
 @pytest.mark.parametrize("given", ["share=NaN", "share=-Infinity", "count=1e999", 'names=["a", NaN]'])
 def test_numbers_that_are_not_finite_are_refused_by_name(given: str) -> None:
-    with pytest.raises(ApplianceError, match=rf"^-i {re.escape(given)}: it must be a finite number"):
+    with pytest.raises(ApplianceError, match=rf"^-i {re.escape(given)}: the value must be a finite number"):
         parse_input(given, INPUTS)
 
 

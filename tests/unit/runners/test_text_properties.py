@@ -77,7 +77,7 @@ def test_files_of_the_command_line(
         _, read = parse_input(f"prompt=@{file}", {"prompt": {"type": "string"}})
     except ApplianceError as refused:
         assert encoding not in _READ
-        assert str(refused) == f"-i prompt=@{file}: the file is not text, which this input takes"
+        assert str(refused) == f"-i prompt=@{file}: this input takes UTF-8 text, and the file is not"
         return
     if encoding in _READ and _is_whole(text):
         assert read == (text if encoding == "utf-8-sig" else text.removeprefix("\ufeff"))
