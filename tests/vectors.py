@@ -1,4 +1,4 @@
-"""Signatures of webhooks, from the contract (replicate-api section 5.3): key, id, time, body, signature."""
+"""Test vectors of Standard Webhooks, which Replicate signs by: key, id, time, body, signature."""
 
 from __future__ import annotations
 

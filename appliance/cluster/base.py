@@ -43,8 +43,8 @@ class Adopted(msgspec.Struct, frozen=True):
 
     spec: LoadSpec
     held: frozenset[str]
-    levels: frozenset[int] = frozenset()  # of sleep that it is able to
-    level: int | None = None  # of the sleep that it is in
+    levels: frozenset[int] = frozenset()  # sleep levels that its worker process supports
+    level: int | None = None  # the sleep level that it is in; None if it is awake
     changing_sleep_state: bool = False  # it is falling asleep, or waking
 
 
@@ -56,17 +56,17 @@ class Cluster(Protocol):
     """
 
     async def adopt(self) -> list[Adopted]:
-        """What an earlier gateway left loaded; called once, before anything else."""
+        """Return the models that an earlier gateway left loaded; called once, before anything else."""
 
     async def answers(self) -> bool:
-        """Whether what keeps the replicas answers now."""
+        """Return whether the process that keeps the replicas answers."""
         ...
 
     async def prepare(self, modules: list[str]) -> None:
-        """Models that import these will be loaded from now on: have that done beforehand where that helps."""
+        """Have the zygote import these modules before models that need them are loaded."""
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
-        """Make the model ready; returns the levels of sleep that it is able to.
+        """Load a model; return the sleep levels that its worker process supports.
 
         Raises:
             LoadFailed: the model cannot be loaded; the message says why.
@@ -78,9 +78,9 @@ class Cluster(Protocol):
         """Stop the model's worker process and return once its memory is free; no-op if it is not loaded."""
 
     async def sleep(self, model: str, level: int) -> int | None:
-        """Have a model on which nothing runs give its devices back, and stay in its process.
+        """Put a model on which no prediction runs to sleep: it frees its devices, and its process stays.
 
-        Returns how many bytes of each device are known to be held still; None if nothing is known.
+        Returns the bytes of each device that it still holds; None if that is not known.
 
         Raises:
             SleepFailed: it did not; the worker process should be unloaded.
@@ -88,7 +88,7 @@ class Cluster(Protocol):
         """
 
     async def wake(self, model: str) -> None:
-        """Have a model that sleeps take its devices again; returns once it is ready.
+        """Wake a sleeping model; return once it is ready.
 
         Raises:
             SleepFailed: it did not; the worker process should be unloaded.
@@ -102,13 +102,13 @@ class Cluster(Protocol):
         """Ask the model to cancel a prediction. Its ``Done`` event still arrives, unless the process dies."""
 
     def acknowledge(self, model: str, id: str) -> None:
-        """The prediction is stored as finished; its events need not be kept any longer."""
+        """Tell the replica that the prediction is stored as finished: its events may be dropped."""
 
     def limit(self, model: str, memory: int) -> None:
-        """What the worker process of the model may take of main memory from now on, in bytes."""
+        """Set the bytes of main memory that the model's worker process may take from now on."""
 
     def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """Everything unacknowledged, then what happens; ends when the model is unloaded.
+        """Yield unacknowledged events, then new ones; ends when the model is unloaded.
 
         Each new peak of the worker process's memory is among them. The events also end when another caller
         asks for them; the caller that should have them then asks again.
@@ -120,4 +120,4 @@ class Cluster(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections; loaded models stay."""
+        """Close the connections; loaded models stay loaded."""

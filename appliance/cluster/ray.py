@@ -203,7 +203,7 @@ class RayCluster:
         return adopted
 
     async def answers(self) -> bool:
-        """See ``Cluster.answers``: Serve's controller, which starts replicas and keeps them."""
+        """Return whether Serve's controller, which keeps the replicas, answers."""
         try:
             await asyncio.to_thread(serve.status)
         except _GONE as error:
@@ -212,11 +212,11 @@ class RayCluster:
         return True
 
     async def prepare(self, modules: list[str]) -> None:
-        """See ``Cluster.prepare``."""
+        """Have the zygote import these modules before models that need them are loaded."""
         await worker_handle.prepare(self._zygote_socket, modules)
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
-        """See ``Cluster.load``."""
+        """Load a model; return the sleep levels that its worker process supports."""
         try:
             link = self._links.pop(spec.model, None) or await self._take_spare()
             self._links[spec.model] = link
@@ -232,7 +232,7 @@ class RayCluster:
         raise outcome.raised()
 
     async def unload(self, model: str) -> None:
-        """See ``Cluster.unload``."""
+        """Stop the model's worker process; return once its memory is free."""
         link = self._links.pop(model, None)
         if link is None:
             return
@@ -244,11 +244,11 @@ class RayCluster:
         await self._give_back(link)
 
     async def sleep(self, model: str, level: int) -> int | None:
-        """See ``Cluster.sleep``."""
+        """Put a model to sleep; return the bytes of each device that it still holds, if known."""
         return (await self._change_sleep_state(model, "sleep", level)).left
 
     async def wake(self, model: str) -> None:
-        """See ``Cluster.wake``."""
+        """Wake a sleeping model; return once it is ready."""
         await self._change_sleep_state(model, "wake")
 
     async def _change_sleep_state(self, model: str, method: str, *arguments: int) -> Outcome:
@@ -266,21 +266,21 @@ class RayCluster:
         return outcome
 
     def submit(self, model: str, job: Job) -> None:
-        """See ``Cluster.submit``."""
+        """Queue a job for a loaded model."""
         link = self._links.get(model)
         if link is not None:
             link.jobs.append(job)
             self._pump(link)
 
     def cancel(self, model: str, id: str) -> None:
-        """See ``Cluster.cancel``."""
+        """Ask the model to cancel a prediction."""
         link = self._links.get(model)
         if link is not None:
             link.cancels.append(id)
             self._pump(link)
 
     def acknowledge(self, model: str, id: str) -> None:
-        """See ``Cluster.acknowledge``; travels with the next job, or after a second."""
+        """Acknowledge a finished prediction with the next job, or after a second."""
         link = self._links.get(model)
         if link is None:
             return
@@ -289,14 +289,14 @@ class RayCluster:
         link.acknowledged.append(id)
 
     def limit(self, model: str, memory: int) -> None:
-        """See ``Cluster.limit``."""
+        """Set the bytes of main memory that the model's worker process may take."""
         link = self._links.get(model)
         if link is not None:
             link.limit = memory
             self._pump(link)
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """See ``Cluster.events``."""
+        """Yield unacknowledged events, then new ones and memory peaks, until the model is unloaded."""
         link = self._links.get(model)
         if link is None:
             raise WorkerLost(f"{model} is not loaded")
@@ -320,7 +320,7 @@ class RayCluster:
             link.stream = None
 
     async def close(self) -> None:
-        """See ``Cluster.close``."""
+        """Close the connections; loaded models stay loaded."""
         tasks = [link.pump for link in self._links.values() if link.pump is not None]
         if self._spare_wanted is not None:
             tasks.append(self._spare_wanted)
@@ -403,7 +403,7 @@ def _log_failure(starting: asyncio.Task[None]) -> None:
 
 
 def _tuned(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """The handle over gRPC: 2.3 ms a call where actor calls take 5.3 (engine-facts A1)."""
+    """Return the handle with calls over gRPC, which take less than half the time of calls to an actor."""
     return handle.options(_by_reference=False)
 
 

@@ -64,11 +64,11 @@ class GatewayReplica(Generic[S]):
         self._gateway = await factory(settings)
 
     async def drain(self, seconds: float) -> int:
-        """See ``RunningGateway.drain``."""
+        """Drain the gateway for up to ``seconds``; return how many predictions still ran."""
         return await self._gateway.drain(seconds)
 
     async def reload(self) -> tuple[bool, str]:
-        """See ``RunningGateway``: whether it was applied, and what is to be said about it."""
+        """Apply the edited models.yaml; return whether it was applied, and a report for people."""
         try:
             return True, await self._gateway.reload()
         except ApplianceError as error:

@@ -74,7 +74,7 @@ def zygote(settings: GatewaySettings) -> Supervisor:
 
 
 def pages(settings: GatewaySettings) -> Supervisor:
-    """What makes the pages for people."""
+    """Return the supervisor of the UI process."""
     command = [sys.executable, "-m", "appliance.ui", "--socket", str(settings.ui_socket)]
     command += ["--config", str(settings.config_file), "--home", str(settings.home)]
     command += ["--api", os.environ[self_url.ADDRESS]]

@@ -59,5 +59,5 @@ class Gpus:
 
     def _complain(self, device: str, error: Exception) -> None:
         if not self._said:
-            _log.warning("NVML does not say what is taken of %s: %s", device, error)
+            _log.warning("NVML cannot read the used memory of %s: %s", device, error)
         self._said = True

@@ -210,9 +210,10 @@ def listed(record: Prediction, base: str) -> PredictionResponse:
 
 
 def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:
-    """What a prediction's time went into until ``now`` (Unix seconds): queued, loading its model, running.
+    """Return the phases of a prediction until ``now`` (Unix seconds): queued, loading its model, running.
 
-    A phase under way has no end yet. Of several attempts the last is told: those before it count as queued.
+    A phase under way has no end yet. After retries only the last attempt is shown; the time of earlier
+    attempts counts as queued.
     """
     began = None if record.status is Status.STARTING else record.started_at
     over = record.completed_at

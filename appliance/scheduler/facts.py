@@ -109,7 +109,7 @@ class Unload(msgspec.Struct, frozen=True):
 
 
 class Sleep(msgspec.Struct, frozen=True):
-    """Have this model free all but ``residue`` bytes of each device; no prediction runs on it."""
+    """Put this model, on which no prediction runs, to sleep: it keeps ``residue`` bytes of each device."""
 
     model: str
     level: SleepLevel
@@ -118,7 +118,7 @@ class Sleep(msgspec.Struct, frozen=True):
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """Have this sleeping model take its devices again; their memory is reserved."""
+    """Wake this sleeping model; memory of its devices is reserved for it already."""
 
     model: str
 

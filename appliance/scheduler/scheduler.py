@@ -390,7 +390,7 @@ class Scheduler:
         return None if queued is None else self._models[queued.model].queue.index(id) + 1
 
     def served_before_replacement(self, id: str) -> bool:
-        """Return whether the prediction waits, and will run on what is loaded now although it is outdated."""
+        """Return whether the prediction is queued and will run before its outdated model is replaced."""
         queued = self._queued.get(id)
         return queued is not None and id in self._models[queued.model].before_replacement
 

@@ -84,7 +84,7 @@ class RequestBodies:
         if not request.url.path.endswith("/upload"):
             raise NotFound("Forms with files are not accepted at this path.")
         if not known.may_run:
-            raise PermissionDenied(f'This token has the scope "{known.scope}"; this needs "run".')
+            raise PermissionDenied(f'This token has the scope "{known.scope}"; this request needs "run".')
         if not _BOUNDARY.search(request.headers["content-type"]):
             raise MalformedBody("The request body must be multipart/form-data with a boundary")
         length = request.headers.get("content-length", "")

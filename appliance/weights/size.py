@@ -32,7 +32,7 @@ def weight_size_of(path: Path) -> WeightSize:
 
 
 def _loaded(folder: Path) -> Iterator[Path]:
-    """The weight files that count, each folder by itself."""
+    """Yield the weight files that are loaded: in each folder, no older formats and no variants."""
     files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     for inner in sorted({file.parent for file in files}):
         here = [file for file in files if file.parent == inner]

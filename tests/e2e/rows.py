@@ -1,4 +1,4 @@
-"""The rows of the contract's checklist (replicate-api section 10), and which a test is named after."""
+"""The rows of the contract's checklist, which tests are named after."""
 
 from __future__ import annotations
 

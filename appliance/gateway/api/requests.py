@@ -80,7 +80,7 @@ async def caller(
     """
     token = await services.auth.caller(authorization or request.headers.get("authorization"))
     if not token.may(needed):
-        raise PermissionDenied(f'This token has the scope "{token.scope}"; this needs "{needed}".')
+        raise PermissionDenied(f'This token has the scope "{token.scope}"; this request needs "{needed}".')
     if token.prediction is not None:  # what was accepted may do what it needs to
         return token
     state = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())

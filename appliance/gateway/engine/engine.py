@@ -361,7 +361,7 @@ class Engine:
         yield ended
 
     def item_count(self, prediction: Prediction) -> int:
-        """Return how many items a follower of this terminal prediction has seen."""
+        """Return how many items the whole stream of this finished prediction has."""
         return len(items(prediction, iterates=self._iterates(prediction)))
 
     def _iterates(self, ended: Prediction) -> bool:

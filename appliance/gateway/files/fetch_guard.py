@@ -56,7 +56,7 @@ class FetchGuard:
         """Check a URL without resolving names: only an IP address or ``localhost`` can be refused.
 
         Raises:
-            AddressRefused: the host of the URL may not be reached.
+            UrlRefused: the host of the URL may not be reached.
         """
         try:
             address = ipaddress.ip_address(url.host)
@@ -85,7 +85,7 @@ class FetchGuard:
         """Return the first permitted IP address of ``host``.
 
         Raises:
-            AddressRefused: none of its addresses may be reached.
+            UrlRefused: none of its addresses may be reached.
             httpx.ConnectError: the name cannot be resolved.
         """
         try:

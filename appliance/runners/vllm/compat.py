@@ -263,7 +263,7 @@ def _check_supported(body: dict[str, Any]) -> None:
 
 
 class _Measured:
-    """What one operation has taken so far."""
+    """Measures the time to the first token and counts the tokens of one operation."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()

@@ -316,7 +316,7 @@ def _repair_compiled_models() -> None:
 def _told_why() -> Iterator[Callable[[], str]]:
     """Hear from a forked engine core why it could not start; vLLM itself only says that it could not.
 
-    Yields what gives the reason, empty if none was told: the core was killed, or spawned instead of forked.
+    Yield a function that returns why the core ended; "" if it was killed, or spawned instead of forked.
     """
     from vllm.v1.engine.core import EngineCoreProc
 

@@ -59,7 +59,6 @@ class ModelPage:
     """The page of one model."""
 
     def __init__(self, shown: Shown) -> None:
-        """See ``build``."""
         self._shown = shown
         self._document = shown.document
 

@@ -150,7 +150,7 @@ def timeline(record: Mapping[str, Any]) -> str:
 
 
 def body(record: Mapping[str, Any]) -> str:
-    """HTML of everything else that is known of it."""
+    """Return the HTML of the prediction's error, output and remaining fields."""
     parts = []
     if record["error"]:
         parts.append(markup.section("Error", markup.text(str(record["error"]))))

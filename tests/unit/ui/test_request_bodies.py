@@ -55,7 +55,7 @@ async def test_a_token_that_may_only_read_uploads_nothing(pages: Pages, bench: B
     async with pages.signed_in(Scope.READ) as browser:
         reply = await pick(browser, b"x" * 1000)
         assert reply.status_code == 403
-        assert reply.json()["detail"] == 'This token has the scope "read"; this needs "run".'
+        assert reply.json()["detail"] == 'This token has the scope "read"; this request needs "run".'
         assert size(folder) == 0
     async with pages.signed_in(Scope.RUN) as browser:
         reply = await pick(browser, b"x" * 1000)

@@ -28,7 +28,6 @@ class Builds:
     """The routes about builds. A build runs code with the appliance's rights: that needs an administrator."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:
@@ -80,7 +79,7 @@ class Builds:
         return responses.json(serializers.build(build, requests.origin(request, self._services)))
 
     async def _upload(self, address: str, caller: Token) -> File:
-        """The upload that an address means.
+        """Return the upload that a URL of the API (its ``urls.get``) refers to.
 
         Raises:
             InvalidInput: it is none of the caller's.

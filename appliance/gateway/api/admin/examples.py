@@ -18,7 +18,6 @@ class Examples:
     """The routes with which examples are chosen; ``Models`` shows them."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

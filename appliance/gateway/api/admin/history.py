@@ -27,7 +27,6 @@ class History:
     """An administrator sees those of every owner here, any other token those of its own."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

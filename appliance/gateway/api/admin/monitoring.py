@@ -45,7 +45,6 @@ class Monitoring:
     """The routes for monitoring."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
         self._checks = (
             Check("the database cannot be written", self._writable),

@@ -28,7 +28,6 @@ class Settings:
     """Everything here is for administrators."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

@@ -22,7 +22,6 @@ class Admin:
     """Routes that Replicate has not."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

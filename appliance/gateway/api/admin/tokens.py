@@ -26,7 +26,6 @@ class Tokens:
     """Everything here is for administrators."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

@@ -28,7 +28,6 @@ class UsageReport:
     """The routes about usage."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

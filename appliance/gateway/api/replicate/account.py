@@ -17,7 +17,6 @@ class Account:
     """The routes about who calls and what there is."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

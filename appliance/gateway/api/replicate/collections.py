@@ -32,7 +32,6 @@ class Collections:
     """The routes about collections, and ``/search``."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

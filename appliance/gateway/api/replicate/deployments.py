@@ -39,7 +39,6 @@ class Deployments:
     """The routes about deployments."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
         self._registry = services.store.registry
 

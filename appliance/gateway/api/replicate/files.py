@@ -55,7 +55,6 @@ class Files:
     """The routes about files."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
         self._files = services.files
 

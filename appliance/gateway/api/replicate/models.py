@@ -49,7 +49,6 @@ class Models:
     """The routes about models. An alias is answered with the model that stands behind it."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

@@ -25,7 +25,6 @@ class Trainings:
     """The routes about trainings."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:

@@ -19,7 +19,6 @@ class Versions:
     """The routes about versions."""
 
     def __init__(self, services: Services) -> None:
-        """``services`` is what they work with."""
         self._services = services
 
     def routes(self) -> list[Route]:
