@@ -14,7 +14,7 @@ from appliance.gateway.api.auth import Auth
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.api.services import Services
 from appliance.gateway.files.fetch_guard import FetchGuard
-from appliance.gateway.files.retention import Retention
+from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
 from tests.engines import DEVICES, Bench

@@ -32,7 +32,7 @@ from appliance.gateway.engine.reload import Reload, catalogue_of
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
-from appliance.gateway.files.retention import Retention
+from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.listener import borrow
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device, cpu_threads

@@ -22,7 +22,17 @@ from __future__ import annotations
 import importlib
 from typing import Final, Literal, cast
 
-from appliance.runners import cog, diffusers, echo, embeddings, lora, piper, transformers, vllm, whisper
+from appliance.runners import (
+    cog,
+    diffusers,
+    echo,
+    embeddings,
+    lora_training,
+    piper,
+    transformers,
+    vllm,
+    whisper,
+)
 from appliance.runners.base import Kind, Runner
 
 #: Every kind of models.yaml, and the trainers `cog-train` and `lora`, which train new versions of models.
@@ -32,7 +42,7 @@ KINDS: Final[dict[str, Kind]] = {
     "diffusers": diffusers.KIND,
     "echo": echo.KIND,
     "embeddings": embeddings.KIND,
-    "lora": lora.KIND,
+    "lora": lora_training.KIND,
     "piper": piper.KIND,
     "transformers": transformers.KIND,
     "vllm": vllm.KIND,

@@ -15,7 +15,7 @@ from appliance.gateway.engine import Engine
 from appliance.gateway.engine.reload import Reload
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
-from appliance.gateway.files.retention import Retention
+from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device
 from appliance.machine.disk import Storage

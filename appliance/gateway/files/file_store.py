@@ -34,7 +34,7 @@ from appliance.store.files import FileTable
 _log = logging.getLogger(__name__)
 
 WRITE: Final = 1024 * 1024  # bytes hashed and written at a time, in a thread
-_SWEEP: Final = 30.0  # seconds between deletions of expired uploads
+_EXPIRY_INTERVAL: Final = 30.0  # seconds between deletions of expired uploads
 _BATCH: Final = 200
 _SECRET: Final = "files-signing-secret"  # noqa: S105 - its name in the store, not the secret
 
@@ -288,7 +288,7 @@ class FileStore:
                 _log.error("expired uploads could not be deleted, retrying: %s", error)
                 expired = []
             if len(expired) < _BATCH:
-                await asyncio.sleep(_SWEEP)
+                await asyncio.sleep(_EXPIRY_INTERVAL)
 
     def _sweep(self, known: set[str]) -> None:
         """Delete bytes without a row; runs before any other code creates files."""

@@ -35,7 +35,7 @@ from appliance.runners.base import LoadSpec, Runner, Sleeper
 from appliance.worker import cleanup, protocol
 from appliance.worker.process import capture, output_files
 from appliance.worker.process.event_sender import EventSender, EventStream
-from appliance.worker.process.oom import out_of_memory
+from appliance.worker.process.gpu_oom import out_of_memory
 from appliance.worker.protocol import (
     Cancel,
     Failed,

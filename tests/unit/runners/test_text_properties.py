@@ -15,7 +15,7 @@ from appliance.cli.client import parse_input
 from appliance.domain.errors import ApplianceError, PredictionFailed
 from appliance.protocols import media
 from appliance.runners.embeddings import runner
-from appliance.runners.lora import examples
+from appliance.runners.lora_training import examples
 
 _ENCODINGS: Final = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "shift_jis")
 _READ: Final = ("utf-8", "utf-8-sig")

@@ -198,7 +198,7 @@ def test_nvml_may_not_know_and_may_break(caplog: pytest.LogCaptureFixture) -> No
     nvml.broken = True
     assert (gpus.used("cuda:0"), gpus.taken("cuda:0", [9])) == (None, None)
     assert [record.getMessage() for record in caplog.records] == [
-        "NVML does not say what is taken of cuda:0: GPU is lost"
+        "NVML cannot read the used memory of cuda:0: GPU is lost"
     ]
 
 

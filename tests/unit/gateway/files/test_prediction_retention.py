@@ -10,9 +10,9 @@ import pytest
 
 from appliance.config import FilesConfig
 from appliance.domain.prediction import Prediction, Status
-from appliance.gateway.files import retention
+from appliance.gateway.files import prediction_retention as retention
 from appliance.gateway.files.file_store import FileStore
-from appliance.gateway.files.retention import Retention
+from appliance.gateway.files.prediction_retention import Retention
 from appliance.protocols import serializers
 from appliance.store import Store
 

@@ -21,7 +21,7 @@ from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
-from appliance.runners.lora.examples import Example, TextSegment, read, segments
+from appliance.runners.lora_training.examples import Example, TextSegment, read, segments
 
 if TYPE_CHECKING:
     import torch
