@@ -41,7 +41,7 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What every command accepts."""
+    """Options that every command accepts."""
 
 
 for _group in (serve, local, remote, demo, usage, push, tokens, webhooks, files):

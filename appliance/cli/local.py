@@ -121,7 +121,7 @@ def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
 
 
 def _place_pinned(scheduler: Scheduler) -> None:
-    """What is pinned, or loaded at start, is placed as it would be: the others must fit beside it."""
+    """Place the models that are pinned or preloaded, so that the others must fit beside them."""
     from appliance.scheduler import Load
 
     for now in range(len(scheduler.models)):

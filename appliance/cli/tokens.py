@@ -91,7 +91,7 @@ def revoke(
 
 
 def in_store(config: ConfigOption, home: HomeOption, act: Callable[[Store], Awaitable[T]]) -> T:
-    """What ``act`` gives on the database of the data folder, which a running appliance may be using."""
+    """Return the result of ``act`` on the data folder's database, which an appliance may have open."""
     from appliance.store import Store
 
     folder = home_folder(home, load_config(config))

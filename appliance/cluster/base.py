@@ -1,4 +1,4 @@
-"""What the engine needs of the place where models run."""
+"""The interface between the engine and the place where models run."""
 
 from __future__ import annotations
 

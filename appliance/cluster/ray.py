@@ -58,7 +58,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, error: LoadFailed | WorkerLost | SleepFailed) -> Self:
-        """What ``raised`` makes the error of again."""
+        """Return the message from which ``raised`` makes the error again."""
         match error:
             case OutOfMemory():
                 return cls(error.detail, "oom", error.took)
@@ -139,7 +139,7 @@ class RunnerReplica:
             yield b"x" + msgspec.msgpack.encode(Outcome.of(error))
 
     async def stats(self) -> bytes:
-        """What is loaded and held, as ``ReplicaStats``."""
+        """Return the loaded model and the predictions that this replica holds, as ``ReplicaStats``."""
         return msgspec.msgpack.encode(await self._replica.stats())
 
 
@@ -179,7 +179,7 @@ class RayCluster:
         self._spare_wanted: asyncio.Task[None] | None = None
 
     async def adopt(self) -> list[Adopted]:
-        """What is left of an earlier gateway; also starts the first spare."""
+        """Return the models that an earlier gateway left loaded; start the first spare replica."""
         applications = (await asyncio.to_thread(serve.status)).applications
         names = [name for name in applications if name.startswith(RUNNER)]
         used = (int(name.removeprefix(RUNNER)) for name in names)

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class RunningGateway(Protocol):
-    """What the deployment needs of the gateway it holds."""
+    """The gateway's methods that its Serve deployment calls."""
 
     async def reload(self) -> str:
         """Apply the edited config; the text says what that did.

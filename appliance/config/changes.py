@@ -1,4 +1,4 @@
-"""What an edited models.yaml changes, next to the one in force. Pure."""
+"""Compares an edited models.yaml with the config in force. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Changes(NamedTuple):
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """What is to be done to go from ``old``, which is in force, to ``new``, the edited file."""
+    """Return the changes that lead from ``old``, the config in force, to ``new``, the edited file."""
     before = {model.name: model for model in old.models}
     after = {model.name: model for model in new.models}
     changed = {name: _keys(before[name], after[name]) for name in after if name in before}
@@ -84,7 +84,7 @@ def _differing(old: BaseModel, new: BaseModel, prefix: str = "") -> Iterator[str
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reload has done; see ``Changes``."""
+    """The result of a reload, for people; ``Changes`` explains the fields."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ _BY_KEY: Final = (
 
 
 def _source_tag(value: object) -> str | None:
-    """Which source is meant."""
+    """Return the tag of the source type that these keys belong to."""
     if isinstance(value, Section):
         return type(value).__name__
     if isinstance(value, dict):

@@ -24,7 +24,7 @@ _MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 class Document(msgspec.Struct, frozen=True):
-    """What a file holds. Lines count from 1; a mapping's entry stands where its key does."""
+    """The content of a YAML file, with the line of each value, or of its key, from 1."""
 
     data: Any
     lines: dict[Place, int]

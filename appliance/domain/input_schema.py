@@ -233,7 +233,7 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def type_name(value: Any) -> str:
-    """What JSON Schema calls the type of a JSON value."""
+    """Return JSON Schema's name for the type of a JSON value."""
     match value:
         case None:
             return "null"

@@ -19,7 +19,7 @@ _SCHEMES: Final = re.compile(r"(?i)(?:bearer|token)[ \t]+(.*)", re.DOTALL)
 
 
 class Scope(StrEnum):
-    """What a token may do; each may do what the ones before it may."""
+    """The rights of a token; each scope includes those before it."""
 
     READ = "read"  # look at everything of its account
     RUN = "run"  # create and cancel predictions
@@ -27,7 +27,7 @@ class Scope(StrEnum):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a token. Times are Unix seconds."""
+    """The stored record of a token, without its secret. Times are Unix seconds."""
 
     id: str
     name: str  # for people
@@ -79,7 +79,7 @@ def new_id() -> str:
 
 
 def digest(secret: str) -> str:
-    """What a secret is stored as and found by, 64 hex digits.
+    """Return the digest by which a secret is stored and looked up, 64 hex digits.
 
     A plain SHA-256 does: a secret is random, so there is nothing to guess with a dictionary.
     """

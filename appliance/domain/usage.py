@@ -1,4 +1,4 @@
-"""What predictions took, added up, and what that costs.
+"""Usage of predictions, added up, and its cost.
 
 A prediction counts once, whole, on the day (UTC) on which it ended. Times are whole microseconds, so that
 sums are exact: they equal the sums of the predictions' own metrics, which have six decimals.
@@ -74,7 +74,7 @@ class Priced(NamedTuple):
 
 
 def of(record: Prediction) -> Usage:
-    """What a prediction that is over took."""
+    """Return the usage of a prediction that has ended."""
     ended = record.completed_at if record.completed_at is not None else record.created_at
     cold_start = microseconds(record.metrics.get("cold_start"))
     counts = {status.value: int(record.status is status) for status in Status if status.terminal}
@@ -119,7 +119,7 @@ def seconds(microseconds: int) -> float:
 
 
 def price(hardware: str, prices: Mapping[str, float]) -> Decimal | None:
-    """What a second on this hardware costs; None if it has no price.
+    """Return the price of a second on this hardware; None if it has none.
 
     Of ``<sku>-<n>x`` that is n times one, unless it has a price of its own; of ``<sku>+<sku>`` it is both.
     """

@@ -1,4 +1,4 @@
-"""What slows an appliance down or stops it, found before it starts; each with what mends it."""
+"""Finds what would slow an appliance down or stop it, before it starts; each finding says what to do."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def writing() -> Finding:
 
 
 def devices(config: Config) -> Finding:
-    """What models can be placed on."""
+    """Report the devices that models can be placed on."""
     try:
         found = machine.discover(config.hardware)
     except ApplianceError as error:

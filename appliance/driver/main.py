@@ -60,7 +60,7 @@ _START_ANEW: Final = -1
 
 
 def zygote(settings: GatewaySettings) -> Supervisor:
-    """What forks engine hosts; it imports while everything else starts."""
+    """Return the supervisor of the zygote, which imports the libraries while everything else starts."""
 
     def command() -> list[str]:
         kinds = {model.kind for model in settings.in_force.models}
@@ -194,7 +194,7 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
 
 
 def banner(settings: GatewaySettings, secret: str | None) -> str:
-    """What a user needs to make the first call."""
+    """Return the lines that a user needs to make the first call."""
     url = settings.config.server.public_url or f"{_scheme(settings)}://{settings.host}:{settings.port}"
     if secret is not None:
         shown = f"{secret}   (shown this once; `appliance token create` makes more)"

@@ -50,7 +50,7 @@ OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the driver hands to the gateway. Paths are absolute."""
+    """Settings that the driver passes to the gateway. Paths are absolute."""
 
     config: Config
     home: Path
@@ -63,7 +63,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def in_force(self) -> Config:
-        """What holds now: the config that was applied last, else the one it was started with."""
+        """Return the config in force: the one that was applied last, else the one at start."""
         return runtime.read(self.run_dir, self.config)
 
     @property

@@ -47,7 +47,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def joint_sku(skus: Iterable[str]) -> str:
-    """What a model runs on that is placed on devices of these kinds: ``gpu-h200``, ``gpu-h200-2x``."""
+    """Return the SKU of several devices together: ``gpu-h200``, or ``gpu-h200-2x`` for two."""
     counts = sorted(Counter(skus).items())
     return "+".join(sku if count == 1 else f"{sku}-{count}x" for sku, count in counts)
 
@@ -111,7 +111,7 @@ def _gpus() -> tuple[Device, ...]:
 
 
 def visible(uuids: Sequence[str], variable: str | None) -> tuple[int, ...]:
-    """Which of the GPUs with these UUIDs CUDA_VISIBLE_DEVICES allows, by position.
+    """Return the positions of the GPUs, given by UUID, that CUDA_VISIBLE_DEVICES allows.
 
     As CUDA reads it: numbers or beginnings of UUIDs; the first entry that means no GPU ends the list.
     """
@@ -203,7 +203,7 @@ def _cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path
 
 
 def _words(file: Path) -> list[str]:
-    """What the file holds; nothing where this kind of cgroup has no such file."""
+    """Return the words of a cgroup file; none if this kind of cgroup has no such file."""
     try:
         return file.read_text().split()
     except OSError:

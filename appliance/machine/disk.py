@@ -1,4 +1,4 @@
-"""What the data folder takes of its disk, by what lies in it."""
+"""Disk usage of the data folder, by its parts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Storage:
         self._counted: tuple[float, dict[str, int]] | None = None
 
     async def taken(self) -> DiskUsage:
-        """What is taken now; the parts may be a minute old.
+        """Return the current usage; that of the parts may be a minute old.
 
         Weights that lie elsewhere, or that a link leads to, are not counted: they are not in this folder.
         """

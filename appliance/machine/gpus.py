@@ -1,4 +1,4 @@
-"""What is taken of NVIDIA GPUs, as NVML says. Has not run on a GPU yet: the tests play NVML.
+"""Used memory of NVIDIA GPUs, from NVML. Has not run on a GPU yet: the tests simulate NVML.
 
 In a container NVML may name processes by their numbers outside of it; what a host takes is then not known.
 """

@@ -1,4 +1,4 @@
-"""What process groups take of main memory, and whether the kernel has ended processes for want of it."""
+"""Main memory of process groups, and the kernel's count of processes that it killed to free memory."""
 
 from __future__ import annotations
 

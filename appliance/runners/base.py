@@ -1,4 +1,4 @@
-"""What a model kind must provide, and what it is given.
+"""The interfaces between a model kind and the appliance.
 
 A runner lives in an engine host, one process a loaded model. It is made by ``Runner(spec)``, made ready by
 ``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until the process is killed.
@@ -88,7 +88,7 @@ class Sleeper(Protocol):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """What it is able to, once it is set up: 1 keeps weights in main memory, 2 drops them.
+        """Sleep levels that the model supports after ``setup``: 1 keeps weights in main memory, 2 drops them.
 
         Empty where it would only pretend, because its device is main memory, say.
         """

@@ -51,7 +51,7 @@ _FOR_TRAINING: Final = ("masked_spec_embed",)
 
 
 def model_type(loading: LoadRequest) -> str:
-    """What transformers calls the architecture; empty where the config does not say."""
+    """Return transformers' name of the architecture; empty if the config has none."""
     described = json.loads((loading.folder / "config.json").read_bytes())
     return str(described.get("model_type", "")) if isinstance(described, dict) else ""
 

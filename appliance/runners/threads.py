@@ -30,7 +30,7 @@ async def stepwise(steps: Generator[T, None, None]) -> AsyncIterator[T]:
 
 
 async def interruptible(compute: Callable[[threading.Event], T]) -> T:
-    """What ``compute`` returns, computed in a thread; the event tells it that it is not wanted any more."""
+    """Run ``compute`` in a thread and return its result; the event tells it to stop."""
     unwanted = threading.Event()
     step = asyncio.ensure_future(asyncio.to_thread(compute, unwanted))
     return await _whole(step, unwanted)

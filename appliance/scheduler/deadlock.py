@@ -1,4 +1,4 @@
-"""Which predictions can finish, and which children could never start because of a deadlock.
+"""Finds predictions that can finish, and children that could never start because of a deadlock.
 
 A prediction that waits for a child keeps its slot and the memory of its model. If the child needs that slot
 or memory, the two wait for each other for ever.

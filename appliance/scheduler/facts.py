@@ -65,7 +65,7 @@ class SleepFootprint(msgspec.Struct, frozen=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model asks of the machine."""
+    """The memory, devices and slots that one model asks for."""
 
     model: str
     concurrency: int  # predictions at a time

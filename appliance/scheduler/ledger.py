@@ -1,4 +1,4 @@
-"""Which model has reserved how many bytes of which device.
+"""The reserved bytes of every device, by model.
 
 A reservation is made before a load is started, and freed only when the unload is confirmed, so devices are
 never overbooked. On a machine with GPUs main memory is a device too: it holds models that compute on the CPU,

@@ -1,4 +1,4 @@
-"""Which waiting models are loaded or woken now, and which other models leave their devices for them."""
+"""Chooses the waiting models to load or wake now, and the models that leave their devices for them."""
 
 from __future__ import annotations
 

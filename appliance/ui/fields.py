@@ -20,7 +20,7 @@ _LONG: Final = ("prompt", "text", "document", "lyrics", "message", "context")
 
 
 class Widget(StrEnum):
-    """What a field is filled in with."""
+    """The kinds of form fields."""
 
     LINE = "line"
     TEXT = "text"  # several lines
@@ -54,7 +54,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     folded: bool = False  # seen only when one asks for more
 
     def value(self, given: Any) -> Any:
-        """What is filled in, as the model takes it; None for nothing.
+        """Return the field's content in the form that the model expects; None if it is empty.
 
         Raises:
             InvalidInput: it cannot be read.
@@ -191,7 +191,7 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
 
 
 def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
-    """What an input is filled in with, and the type of the values if it is a list of them."""
+    """Return the widget of an input, and the type of its items if it is a list."""
     kind = schema.get("type")
     if "enum" in schema:
         return Widget.CHOICE, "string"

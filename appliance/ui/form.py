@@ -264,7 +264,7 @@ def _status(seen: Seen, *, linked: bool) -> str:
 
 
 def _words(seen: Seen) -> str:
-    """What is said of it, the most important first: the line may be cut."""
+    """Return the status text, the most important part first, because the line may be cut."""
     metrics = seen.record.get("metrics") or {}
     if seen.over:
         parts = []

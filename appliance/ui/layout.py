@@ -1,4 +1,4 @@
-"""What all pages have in common, and how one is added.
+"""The layout that all pages share, and how a page is added.
 
 A page is a module in ``pages`` with a function that builds its ``gradio.Blocks``, and a line in
 ``pages.PAGES``:

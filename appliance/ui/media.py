@@ -47,7 +47,7 @@ def medium(address: str, number: int = 1) -> str:
 
 
 def picture(address: str) -> str | None:
-    """What a page finds such a file at, if it is a picture."""
+    """Return the URL of the file for an ``img`` element, if it is an image."""
     file = _file(address, 1)
     return file.source if file is not None and file.kind.startswith("image/") else None
 

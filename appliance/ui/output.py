@@ -1,4 +1,4 @@
-"""What a prediction gave, as something to look at. Pure; whatever a model said is escaped."""
+"""Renders the output of a prediction as HTML. Pure; text from a model is escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
 
 
 class RenderedOutput(StrEnum):
-    """What the output of a model is."""
+    """The kinds of output that pages tell apart."""
 
     TEXT = "text"
     FILES = "files"
@@ -22,7 +22,7 @@ class RenderedOutput(StrEnum):
 
 
 def kind_of(document: Mapping[str, Any]) -> RenderedOutput:
-    """What a version's output is, by its OpenAPI document."""
+    """Return the kind of a version's output, from its OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas.get("Output", {})
     schema = schemas.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)

@@ -22,7 +22,7 @@ _FOLDER: Final = Path(gr.__file__).parent / "templates" / "frontend"
 
 
 class Frontend:
-    """What Gradio's pages load: public, and the same for everyone."""
+    """The static files of Gradio's pages, which are public and the same for everyone."""
 
     def __init__(self) -> None:
         """Nothing is read before it is asked for."""

@@ -1,4 +1,4 @@
-"""Who is signed in: a token, sealed in a cookie that only this appliance can open."""
+"""Sessions: the token of a signed-in person, encrypted in a cookie that only this appliance can read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Sessions:
         self._known: dict[str, tuple[float, dict[str, str]]] = {}
 
     async def of(self, request: Request) -> Session | None:
-        """Who makes a request; None if nobody is signed in, or the token is not valid any more.
+        """Return the caller of a request; None without sign-in, or if the token is no longer valid.
 
         Raises:
             ApplianceError: the API does not answer.
@@ -109,7 +109,7 @@ class Sessions:
 
 
 def of(request: gr.Request) -> Session:
-    """Who has caused an event of a page: what a function of a page gets its ``caller`` from."""
+    """Return the caller of a page's event, for the functions of the page."""
     found = None if request.request is None else request.request.scope.get(SCOPE)
     if not isinstance(found, Session):
         raise ApplianceError("this request has not come through the sign-in")

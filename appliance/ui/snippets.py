@@ -30,7 +30,7 @@ class LocalFile(msgspec.Struct, frozen=True):
 
 
 class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What is called with what."""
+    """The call that the example programs make."""
 
     model: str  # owner/name, or owner/name:version
     kind: str | None

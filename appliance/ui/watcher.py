@@ -19,7 +19,7 @@ ENDED: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of it at one moment."""
+    """The state of the watched prediction at one moment."""
 
     record: dict[str, Any]  # as the API tells it
     items: list[str]  # of output, as they came in the stream

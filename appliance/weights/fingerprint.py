@@ -1,4 +1,4 @@
-"""What tells one local folder of weights from another, without reading gigabytes."""
+"""Fingerprints of local folders of weights, without reading gigabytes."""
 
 from __future__ import annotations
 

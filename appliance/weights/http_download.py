@@ -74,7 +74,7 @@ def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> N
 
 
 def _connection(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """What one request brings. A server that knows no ranges sends the file from its beginning."""
+    """Download one response. A server without range support sends the file from its beginning."""
     have = _length(file)
     # Compressed, the bytes of a range would not be those of the file.
     headers = {**content_encodings.IDENTITY, **({"Range": f"bytes={have}-"} if have else {})}

@@ -102,7 +102,7 @@ def _reason(stderr: str) -> str:
 
 
 def _settings() -> dict[str, str]:
-    """What pip is set up with, `pip install` would take it: environment before [install] before [global]."""
+    """Return pip's settings as `pip install` reads them: environment before [install] before [global]."""
     reply = _pip("config", "list")
     if reply.returncode != 0:
         raise WeightsError(f"pip's configuration cannot be read: {_reason(reply.stderr)}")
@@ -134,7 +134,7 @@ def _certificates(settings: dict[str, str]) -> ssl.SSLContext:
 
 
 def _credentials(host: str, settings: dict[str, str]) -> Any:
-    """Those in pip's index addresses for this host, else what ~/.netrc has; None where there are none."""
+    """Return the credentials for this host from pip's index URLs, else from ~/.netrc, else None."""
     addresses = f"{settings.get('index-url', '')} {settings.get('extra-index-url', '')}".split()
     for address in map(httpx.URL, addresses):
         if address.host == host and address.username:

@@ -1,4 +1,4 @@
-"""What worker processes leave behind: processes that a crash has orphaned, temporary files, shared memory.
+"""Removes what worker processes leave behind: orphaned processes, temporary files, shared memory.
 
 A pid file is ``<run_dir>/hosts/<pid>``. It holds the start time of the process and the id of the boot,
 because the kernel may since have given the process id to another process. The folder keeps its old name, so

@@ -54,7 +54,7 @@ class LoadReport(msgspec.Struct, frozen=True):
 
 
 class ReplicaStats(msgspec.Struct, frozen=True):
-    """What a replica holds."""
+    """The loaded model and the predictions that a replica holds."""
 
     incarnation: str  # random; another one means that the replica was restarted and knows nothing
     spec: LoadSpec | None  # what is loaded, or was until its worker process died
@@ -87,7 +87,7 @@ class _Subscriber:
         self.wake.set()
 
     def take(self) -> list[list[RelayedEvent] | MemoryUsage]:
-        """What came since the last time."""
+        """Return the events since the last call."""
         news: list[list[RelayedEvent] | MemoryUsage] = []
         if self.batch:
             news.append(self.batch)
@@ -308,7 +308,7 @@ class Replica:
             raise subscriber.error
 
     async def stats(self) -> ReplicaStats:
-        """What is loaded and held."""
+        """Return the loaded model and the predictions that this replica holds."""
         loaded = self._loaded
         return ReplicaStats(
             incarnation=self.incarnation,

@@ -1,4 +1,4 @@
-"""Who calls: the token in a request, looked up by its digest."""
+"""Authentication: looks up the token of a request by its digest."""
 
 from __future__ import annotations
 

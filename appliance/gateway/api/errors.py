@@ -39,7 +39,7 @@ _ANTHROPIC_TYPES: Final = {
 
 
 class Refusal(NamedTuple):
-    """What OpenAI's and Anthropic's clients are told of an error."""
+    """An error in the terms of OpenAI's and Anthropic's APIs."""
 
     status: int  # HTTP
     message: str

@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 class _Collector:
-    """What the parser's callbacks have said since it was last asked."""
+    """Collects what the parser's callbacks report, until it is read."""
 
     def __init__(self) -> None:
         self.found: list[Part | Piece] = []

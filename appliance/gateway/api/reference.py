@@ -57,7 +57,7 @@ class Reference:
         self._folder = _folder()
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/openapi.json", self.document, methods=["GET"]),
             Route("/v1/openapi.json", self.document, methods=["GET"]),

@@ -1,4 +1,4 @@
-"""What every route reads from a request: the caller, the origin, the body, the headers with a meaning."""
+"""Reads from requests what every route needs: caller, origin, body, and headers such as Prefer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def caller(
     creates: bool = False,
     authorization: str | None = None,
 ) -> Token:
-    """Who makes this request, which is counted; ``creates`` says that it makes a prediction.
+    """Return the caller, and count the request; ``creates`` says that it creates a prediction.
 
     ``authorization`` stands for the header of that name, where the token comes in another one.
 

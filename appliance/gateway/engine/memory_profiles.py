@@ -21,7 +21,7 @@ _STEP: Final = 0.01
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What to tell the user after a worker process ran out of memory, and whether the next one gets more."""
+    """Advice after a worker process ran out of memory, and whether the next one gets more."""
 
     sentence: str
     grown: bool

@@ -1,4 +1,4 @@
-"""What a starting gateway does with the models and predictions that an earlier one left."""
+"""Takes over the models and predictions that an earlier gateway left."""
 
 from __future__ import annotations
 

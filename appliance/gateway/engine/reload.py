@@ -133,7 +133,7 @@ class Reload:
             await self._cluster.prepare(list(wanted))
 
     async def _models(self, found: Servable) -> Catalogue:
-        """What is served from now on; whatever else changes the catalogue meanwhile is in it too."""
+        """Return the catalogue to serve from now on, including changes that are made meanwhile."""
         while True:
             seen = self._catalogue.changes
             fresh = await catalogue_of(found, self._store)

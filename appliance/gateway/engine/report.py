@@ -1,4 +1,4 @@
-"""What the scheduler decided and why, for people."""
+"""Reports for people: the scheduler's decisions and their reasons."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def log(happening: Event) -> None:
 
 
 def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) -> dict[str, Any]:
-    """What waits, ``models`` with their instances, devices and the newest decisions."""
+    """Return waiting models, ``models`` with their instances, devices, and the newest decisions."""
     return {
         "queued": scheduler.queue_length(),
         "models": [
@@ -111,7 +111,7 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
 
 
 def footprint(known: Footprint) -> dict[str, Any]:
-    """What a model takes, and where that number comes from, in bytes on each of its devices.
+    """Return the bytes that a model takes on each of its devices, and the source of that number.
 
     ``from`` is declared, estimated or measured; ``peak`` the most that it is known to have taken, None before
     its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned, and

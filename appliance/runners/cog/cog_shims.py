@@ -1,4 +1,4 @@
-"""What older Cog projects use and Cog's package has no longer, and what Replicate's client lacks in one.
+"""Adds what older Cog projects use and today's cog lacks, and a fix for Replicate's client in projects.
 
 Copied into a project's own environment; nothing of the appliance is imported here. A line in a ``.pth`` file
 imports this module when Python starts; it adds what is missing once the project imports either.

@@ -89,7 +89,7 @@ class CogRunner:
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        """What the project said when it was built."""
+        """Return the inputs and the output that the project described when it was built."""
         description = json.loads((Path(options["build"]) / "build.json").read_bytes())
         return msgspec.convert(description["interface"], Interface)
 
@@ -206,7 +206,7 @@ class CogRunner:
         return {"COG_PREDICT_TYPE_STUB": description["handler"]}
 
     def _final(self, output: Any) -> Any:
-        """What the project has returned, as it is handed on."""
+        """Return the project's return value in the form in which it is passed on."""
         return output
 
     async def close(self) -> None:
@@ -386,7 +386,7 @@ class CogTrainer(CogRunner):
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        """What the project said of its ``train()`` when it was built."""
+        """Return the inputs and the output of ``train()`` that the project described when it was built."""
         description = json.loads((Path(options["build"]) / "build.json").read_bytes())
         return msgspec.convert(description["training"]["interface"], Interface)
 

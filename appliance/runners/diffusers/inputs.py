@@ -1,4 +1,4 @@
-"""What a picture or video is asked for with: inputs that follow from the pipeline, and sizes. Pure.
+"""Inputs of image and video models, which follow from the pipeline, and sizes. Pure.
 
 Names are those of the image models on Replicate; what else the pipeline's own
 signature takes follows under the names it has there.
@@ -242,7 +242,7 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _further(call: PipelineCall) -> dict[str, Any]:
-    """What else the pipeline takes that is a picture, a number, a text, or yes or no."""
+    """Return the pipeline's further arguments that are images, numbers, texts or booleans."""
     found: dict[str, Any] = {}
     for name, argument in call.arguments.items():
         if argument.type == "image" and name not in _OURS:
@@ -304,7 +304,7 @@ def chosen(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
 
 
 def own_size(pipeline: Pipeline, options: Mapping[str, Any]) -> Size:
-    """What is made where nothing is said."""
+    """Return the default size."""
     return Size(options["width"] or pipeline.width, options["height"] or pipeline.height)
 
 

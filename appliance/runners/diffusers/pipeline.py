@@ -1,4 +1,4 @@
-"""What a folder of diffusers weights is: its pipeline, what that can be asked for, and what it makes.
+"""Describes a folder of diffusers weights: its pipeline, the pipeline's arguments, and its output.
 
 Nothing heavy is imported: ``model_index.json`` names the pipeline's class, and what its ``__call__`` takes is
 read from the source text of the diffusers package that is installed.
@@ -68,7 +68,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(folder: Path) -> Pipeline:
-    """What the weights in ``folder`` are.
+    """Return the description of the pipeline in ``folder``.
 
     Raises:
         WeightsError: there are none, or diffusers does not know their pipeline.
@@ -149,7 +149,7 @@ def _classes() -> dict[str, Path]:
 
 @functools.cache
 def _call(name: str) -> PipelineCall:
-    """What ``__call__`` of this class takes, its own or that of a class that it is made from."""
+    """Return the arguments of ``__call__`` of this class or of its base class."""
     tree = ast.parse(_classes()[name].read_text(encoding="utf-8"))
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for part in found.body:

@@ -65,7 +65,7 @@ class _Request(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """What was computed: pictures, or the frames of one video."""
+    """The result: images, or the frames of one video."""
 
     pictures: list[Image]
     held_back: int  # pictures that the safety checker took away
@@ -296,7 +296,7 @@ class DiffusersRunner:
         return scheduler
 
     def _arguments(self, asked: _Request) -> dict[str, Any]:
-        """What the pipeline is called with."""
+        """Return the arguments for the pipeline's call."""
         import torch
 
         input, count = asked.input, asked.input.get("num_outputs", 1)
@@ -368,7 +368,7 @@ def _write_video(frames: list[Image], input: dict[str, Any], folder: Path) -> Pa
 
 
 def _describe(error: BaseException) -> str:
-    """What a foreign error says, on one line that is not too long, and what to do where that is known."""
+    """Return a library's error on one short line, with advice where there is any."""
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) > _CAUSE_LENGTH:
         text = text[:_CAUSE_LENGTH] + " ..."

@@ -160,12 +160,12 @@ class EchoRunner:
 
     @property
     def weights(self) -> bytes:
-        """What it holds on its device."""
+        """Memory that the model holds on its device."""
         return b"" if self._weights is None else self._weights[:]
 
     @property
     def kept(self) -> bytes:
-        """What it holds in main memory instead."""
+        """Memory that the model holds in main memory while it sleeps."""
         return self._kept
 
     async def sleep(self, level: int) -> int:

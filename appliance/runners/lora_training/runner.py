@@ -112,7 +112,7 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller may set, by the names of the inputs."""
+    """The settings of a training, by the names of its inputs."""
 
     train_data: str
     num_train_epochs: int
@@ -266,7 +266,7 @@ class LoraTrainer:
         return Encoded(tokens[:longest], labels[:longest])
 
     def _beginning(self, text: str) -> list[int]:
-        """What the tokenizer puts before a text by itself, as it does where vLLM reads a prompt."""
+        """Return the tokens that the tokenizer adds before a text, as it does for vLLM."""
         begin = getattr(self._tokenizer, "bos_token", None)
         if not begin or text.startswith(begin):
             return []

@@ -171,7 +171,7 @@ class PiperRunner:
 
 
 def _voice_files(place: Path) -> list[Path]:
-    """What there is to load, by name."""
+    """Return the voice files by name."""
     if place.is_file():
         return [place]
     return sorted(place.rglob("*.onnx"), key=lambda file: file.stem)

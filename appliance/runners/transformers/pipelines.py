@@ -125,7 +125,7 @@ def text_to_speech(loading: LoadRequest) -> Compute:
 
 
 def image_classification(loading: LoadRequest) -> Compute:
-    """Which labels fit an image."""
+    """Labels of an image."""
     pipe = _sees(loading, "image-classification", "AutoModelForImageClassification")
 
     def compute(asked: TaskInput) -> TaskResult:
@@ -136,7 +136,7 @@ def image_classification(loading: LoadRequest) -> Compute:
 
 
 def object_detection(loading: LoadRequest) -> Compute:
-    """What is where in an image; boxes are in its pixels."""
+    """Objects in an image, with boxes in pixels."""
     pipe = _sees(loading, "object-detection", "AutoModelForObjectDetection")
 
     def compute(asked: TaskInput) -> TaskResult:
@@ -219,7 +219,7 @@ def _listed(given: str | list[str]) -> list[str]:
 
 
 def text_classification(loading: LoadRequest) -> Compute:
-    """Which labels fit a text."""
+    """Labels of a text."""
     pipe = _reads(loading, "text-classification", "AutoModelForSequenceClassification")
 
     def compute(asked: TaskInput) -> TaskResult:
@@ -230,7 +230,7 @@ def text_classification(loading: LoadRequest) -> Compute:
 
 
 def zero_shot_classification(loading: LoadRequest) -> Compute:
-    """Which of the caller's labels fit a text, by a model that was trained on inference between sentences."""
+    """Scores of the caller's labels for a text, by a model that was trained on natural language inference."""
     pipe = _reads(loading, "zero-shot-classification", "AutoModelForSequenceClassification")
     if pipe.entailment_id < 0:
         raise LoadFailed('the model has no label called "entailment", by which labels are compared')
@@ -279,7 +279,7 @@ def token_classification(loading: LoadRequest) -> Compute:
 
 
 def fill_mask(loading: LoadRequest) -> Compute:
-    """What may stand in a gap of a text."""
+    """Candidates for the masked token of a text."""
     pipe = _reads(loading, "fill-mask", "AutoModelForMaskedLM")
     mask = pipe.tokenizer.mask_token
 

@@ -119,5 +119,5 @@ class TransformersRunner:
 
 
 def _words(error: Exception) -> str:
-    """What an exception says, in one paragraph."""
+    """Return the message of an exception as one paragraph."""
     return " ".join(str(error).split())[:600] or type(error).__name__

@@ -176,7 +176,7 @@ class CompatApis:
                     yield data
 
     def _request(self, job: Job, adapter: LoRARequest | None) -> Any:
-        """What vLLM is asked.
+        """Return the request for vLLM.
 
         Raises:
             _Refused: the body is none that it could be asked.
@@ -274,7 +274,7 @@ class _Measured:
         return Metric("time_to_first_token", round(time.perf_counter() - self._started, 6))
 
     def take(self, item: dict[str, Any]) -> Iterator[Metric]:
-        """What ``item`` says of its cost."""
+        """Add the token counts of ``item``."""
         for usage in (part["usage"] for part in _parts(item) if isinstance(part.get("usage"), dict)):
             read = usage.get("prompt_tokens", usage.get("input_tokens"))
             written = usage.get("completion_tokens", usage.get("output_tokens"))

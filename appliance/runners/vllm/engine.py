@@ -356,7 +356,7 @@ def _said(error: Exception) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """What a foreign error says, on one line that is not too long, and what to do where that is known."""
+    """Return a library's error on one short line, with advice where there is any."""
     text = errors.translate(" ".join(_said(error).split())) or type(error).__name__
     if len(text) > _CAUSE_LENGTH:
         text = text[:_CAUSE_LENGTH] + " ..."

@@ -1,4 +1,4 @@
-"""What a language model is asked: its inputs, the text of its prompt and how it samples. Pure.
+"""Inputs of language models, the text of the prompt, and the sampling parameters. Pure.
 
 Names, defaults and wording are those of the Llama models on Replicate.
 """
@@ -29,7 +29,7 @@ _FIELDS: Final = ("prompt", "system_prompt")
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What a prediction gets that does not say it itself; taken from the model's options."""
+    """Defaults of a prediction's inputs, from the model's options."""
 
     system_prompt: str = "You are a helpful assistant."
     max_tokens: int = 512
@@ -41,7 +41,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Defaults:
-        """Those of a model's options; keys that are missing keep the values above."""
+        """Return the defaults of a model; options that are missing keep the values of this class."""
         known = cls.__struct_fields__
         return cls(**{name: value for name, value in options.items() if name in known})
 

@@ -88,7 +88,7 @@ class VllmRunner:
             self._core_died()
 
     def _operations(self) -> CompatApis:
-        """What answers in the words of other APIs; made for the first who asks, so no load waits for it."""
+        """Return the handlers of the OpenAI and Anthropic APIs, which the first request creates."""
         if self._dialects is None:
             self._dialects = CompatApis(self._engine, self._spec)
         return self._dialects
@@ -245,7 +245,7 @@ class VllmRunner:
 
 
 class _Progress:
-    """What one prediction has generated so far, as events."""
+    """Turns the output of one prediction into events."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()

@@ -358,7 +358,7 @@ def _cues(segments: Sequence[Mapping[str, Any]]) -> list[Cue]:
 
 
 def _line(segment: Mapping[str, Any], duration: float) -> str:
-    """What was heard just now, and how far that is."""
+    """Return a log line: the newest text and the progress."""
     times = f"[{subtitles.time(segment['start'])} --> {subtitles.time(segment['end'])}]"
     total = math.ceil(duration)
     return f"{times} {segment['text'].strip()}\n{bar(min(total, math.ceil(segment['end'])), total)}\n"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Cue(NamedTuple):
-    """What is said between two times, in seconds from the beginning."""
+    """The text between two times, in seconds from the beginning."""
 
     start: float
     end: float

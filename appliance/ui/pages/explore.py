@@ -127,7 +127,7 @@ def card(model: dict[str, Any], state: dict[str, Any] | None) -> str:
 
 
 def badge(state: dict[str, Any]) -> str:
-    """What a model does at the moment, as HTML."""
+    """Return the state of a model as HTML."""
     word = STATES.get(state["state"], state["state"])
     if state["loading_for"] is not None:
         word += f", {state['loading_for']:.0f} s"

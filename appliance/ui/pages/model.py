@@ -21,7 +21,7 @@ _EVERY = 3.0  # seconds between two looks at what the model does
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """What of a model its page is built from."""
+    """The data of a model that its page is built from."""
 
     name: str  # owner/name
     description: str
@@ -31,7 +31,7 @@ class Shown(msgspec.Struct, frozen=True):
 
     @property
     def spec(self) -> str:
-        """What is run."""
+        """The model or version that the page runs."""
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
     @classmethod
@@ -129,7 +129,7 @@ class ModelPage:
 
     @layout.told
     async def readme(self, request: gr.Request) -> str:
-        """What its makers say."""
+        """The model's readme."""
         try:
             return await session.of(request).caller.text(f"/v1/models/{self._shown.name}/readme")
         except NotFound:
@@ -162,7 +162,7 @@ class ModelPage:
 
     @layout.told
     async def performance(self, request: gr.Request) -> str:
-        """What the newest predictions of the model took, of those that this token may see."""
+        """Durations of the model's newest predictions that this token may see."""
         caller = session.of(request).caller
         asked = {"model": self._shown.name, "status": "succeeded", "type": "prediction"}
         found = (await caller.get("/admin/predictions", **asked))["results"]
@@ -240,7 +240,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
 
 
 async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
-    """What a model does at the moment; None for one that runs as a version of another."""
+    """Return the state of a model; None if it runs as a version of another model."""
     known = (await caller.get("/admin/status"))["models"]
     return next((model for model in known if model["name"] == name), None)
 

@@ -64,7 +64,7 @@ async def _cancel(marks: Marks, request: gr.Request) -> list[Any]:
 
 @layout.told
 async def _turn_example(marks: Marks, request: gr.Request) -> list[Any]:
-    """Whoever sees the model sees this prediction on its page from now on, or no longer."""
+    """Add this prediction to the examples on the model's page, or remove it."""
     who = session.of(request)
     record = await who.caller.get(_path(request))
     method = "DELETE" if record["example"] else "PUT"

@@ -62,7 +62,7 @@ def build() -> gr.Blocks:
 
 @layout.told
 async def _choices(request: gr.Request) -> list[Any]:
-    """What there is to choose from, and what the address of the page has chosen."""
+    """Return the filters' choices, and the values that the page's URL selects."""
     who = session.of(request)
     asked = request.query_params
     status = await who.caller.get("/admin/status")

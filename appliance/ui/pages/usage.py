@@ -1,4 +1,4 @@
-"""What was used, by whom, and what it costs."""
+"""The usage page: usage by model and owner, and its cost."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 
 
 class EventSender:
-    """What waits to be sent by one worker process."""
+    """The queue of events that one worker process sends."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         """``write`` takes whole frames."""

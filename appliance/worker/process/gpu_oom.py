@@ -1,4 +1,4 @@
-"""Which errors say that the memory of a GPU is used up. The libraries that raise them need not be there."""
+"""Recognises errors of used-up GPU memory. The libraries that raise them need not be installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS: Final = (
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What the error, or one that it follows from, says of memory; None if it is about something else."""
+    """Return the out-of-memory message of the error or of its causes; None if it is another error."""
     said = None
     for each in _chain(error):
         text = " ".join(str(each).split())

@@ -31,7 +31,7 @@ class Builds:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/v1/models/{owner}/{name}/versions", self.create, methods=["POST"]),
             Route("/v1/builds", self.list, methods=["GET"]),

@@ -21,7 +21,7 @@ class Examples:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         example = "/admin/models/{owner}/{name}/examples/{id}"
         return [
             Route(example, self.add, methods=["PUT"]),

@@ -30,7 +30,7 @@ class History:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/admin/predictions", self.list, methods=["GET"]),
             Route("/admin/predictions/{id}", self.get, methods=["GET"]),
@@ -92,7 +92,7 @@ class History:
         return responses.json(body, base=base)
 
     async def _names(self, caller: Token) -> dict[str, str]:
-        """What people call the tokens that this caller may know of."""
+        """Return the names of the tokens that this caller may see, by id."""
         known = await self._services.store.list_tokens()
         return {token.id: token.name for token in known if _all_of(caller) in {None, token.owner}}
 

@@ -1,4 +1,4 @@
-"""What other machines watch: whether the appliance is alive, whether it can take work, and its numbers."""
+"""Routes for monitoring: whether the appliance is alive, whether it can take work, and its metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Check:
         self._began = 0.0
 
     async def problem(self) -> str | None:
-        """What is wrong; None if nothing is."""
+        """Return what is wrong; None if nothing is."""
         now = time.monotonic()
         if self._task is None or (self._task.done() and now - self._began >= FRESH):
             self._task = asyncio.ensure_future(self._works())
@@ -52,7 +52,7 @@ class Monitoring:
         )
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/healthz", self.health, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),

@@ -31,7 +31,7 @@ class Settings:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/admin/config", self.config, methods=["GET"]),
             Route("/admin/machine", self.machine, methods=["GET"]),

@@ -25,7 +25,7 @@ class Admin:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/admin/me", self.me, methods=["GET"]),
             Route("/admin/status", self.status, methods=["GET"]),

@@ -29,7 +29,7 @@ class Tokens:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/admin/tokens", self.list, methods=["GET"]),
             Route("/admin/tokens", self.create, methods=["POST"]),

@@ -1,4 +1,4 @@
-"""What was used and what it costs, as JSON and as CSV."""
+"""Routes for usage and its cost, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UsageReport:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/admin/usage", self.get, methods=["GET"]),
             Route("/admin/usage.csv", self.get_csv, methods=["GET"]),
@@ -85,7 +85,7 @@ class UsageReport:
         return await self._services.store.usage.rows(by, first=first, last=last, owner=owner)
 
     async def _names(self, caller: Token) -> dict[str, str]:
-        """What people call the tokens that the caller may know of."""
+        """Return the names of the tokens that the caller may see, by id."""
         tokens = await self._services.store.list_tokens()
         everyone = caller.may(Scope.ADMIN)
         return {token.id: token.name for token in tokens if everyone or token.owner == caller.owner}

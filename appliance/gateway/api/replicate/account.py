@@ -20,7 +20,7 @@ class Account:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/v1/account", self.get, methods=["GET"]),
             Route("/v1/hardware", self.hardware, methods=["GET"]),
@@ -42,6 +42,6 @@ class Account:
 
 
 def account_name(username: str, services: Services) -> str | None:
-    """What people call an account, if models.yaml says it."""
+    """Return the display name of an account, if models.yaml has one."""
     server = services.config.server
     return server.account_name if username == server.account else None

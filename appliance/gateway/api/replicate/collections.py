@@ -35,7 +35,7 @@ class Collections:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/v1/collections", self.list, methods=["GET"]),
             Route("/v1/collections/{slug}", self.get, methods=["GET"]),

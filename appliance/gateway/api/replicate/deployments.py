@@ -43,7 +43,7 @@ class Deployments:
         self._registry = services.store.registry
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         deployment = "/v1/deployments/{owner}/{name}"
         return [
             Route(f"{deployment}/predictions", self.predict, methods=["POST"]),

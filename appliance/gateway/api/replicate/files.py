@@ -59,7 +59,7 @@ class Files:
         self._files = services.files
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/v1/files", self.create, methods=["POST"]),
             Route("/v1/files", self.list, methods=["GET"]),
@@ -201,7 +201,7 @@ def _name(form: _Form) -> str:
 
 
 def _content_type(form: _Form) -> str:
-    """What the caller says it is, else what its name says.
+    """Return the content type that the caller gave, else the one that follows from the file's name.
 
     Raises:
         InvalidInput: it is no media type.

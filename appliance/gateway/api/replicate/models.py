@@ -52,7 +52,7 @@ class Models:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         model = "/v1/models/{owner}/{name}"
         return [
             Route("/v1/models", self.list, methods=["GET"]),
@@ -213,7 +213,7 @@ def own(card: Card, caller: Token) -> Card:
 
 
 class Listing:
-    """What lists show beside a model's card: how often it ran, its newest version, its first example."""
+    """Details of a model in lists: number of runs, newest version, first example."""
 
     def __init__(self, services: Services, counts: dict[str, int], examples: dict[str, Prediction]) -> None:
         """Made by ``of``."""

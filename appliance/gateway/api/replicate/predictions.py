@@ -29,7 +29,7 @@ class Predictions:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers, most used first."""
+        """Return the routes of this resource, most used first."""
         return [
             Route("/v1/models/{owner}/{name}/predictions", self.create_for_model, methods=["POST"]),
             Route("/v1/predictions", self.create, methods=["POST"]),

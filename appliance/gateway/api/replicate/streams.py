@@ -29,7 +29,7 @@ class Streams:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/v1/streams/{token}", self.get, methods=["GET"]),
             Route("/v1/files/stream/{token}", self.get, methods=["GET"]),

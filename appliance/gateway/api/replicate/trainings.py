@@ -28,7 +28,7 @@ class Trainings:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [
             Route("/v1/models/{owner}/{name}/versions/{id}/trainings", self.create, methods=["POST"]),
             Route("/v1/trainings", self.list, methods=["GET"]),

@@ -22,7 +22,7 @@ class Versions:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         versions = "/v1/models/{owner}/{name}/versions"
         return [
             Route(versions, self.list, methods=["GET"]),

@@ -28,7 +28,7 @@ class WebhookKeys:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """What this resource answers."""
+        """Return the routes of this resource."""
         return [Route("/v1/webhooks/default/secret", self.get, methods=["GET"])]
 
     async def get(self, request: Request) -> Response:
