@@ -109,6 +109,25 @@ async def test_followers_see_each_item_once_in_order_whenever_they_come(bench: B
     assert late == early
 
 
+async def test_the_stream_of_an_unfinished_prediction_is_found_without_a_query(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction = await bench.submit(delay=30)
+    queries: list[str] = []
+
+    async def query(token: str) -> Prediction | None:
+        queries.append(token)
+        return None
+
+    monkeypatch.setattr(bench.store, "by_stream_token", query)
+    found = await bench.engine.by_stream_token(prediction.stream_token)
+    assert (found.id, queries) == (prediction.id, [])
+    await bench.engine.cancel(prediction.id, "me")
+    with pytest.raises(NotFound):
+        await bench.engine.by_stream_token(prediction.stream_token)
+    assert queries == [prediction.stream_token]
+
+
 async def test_a_whole_output_is_followed_as_one_item(bench: Bench) -> None:
     prediction = await bench.submit(text="all", delay=0.05)
     seen = await everything(bench, prediction)
