@@ -156,7 +156,7 @@ class FilesConfig(Section):
     outputs: Literal["url", "data"] = Field(
         default="url",
         description="How outputs refer to files: url for unguessable URLs, data for data: URLs "
-        "with the content."
+        "with the content. "
         "Over plain HTTP Replicate's official clients return file objects only for data: URLs.",
     )
     max_data: Bytes = size("10MiB", "With outputs: data, larger files still get a URL.")
@@ -259,7 +259,7 @@ class HardwareConfig(Section):
         ge=1,
         le=4096,
         description="CPU threads that one model may use. Default: all CPUs of the appliance but "
-        "one, which is"
+        "one, which is "
         "left for handling requests.",
     )
     host_memory: Bytes | None = Field(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -139,6 +141,23 @@ def test_lines_end_in_line_feeds() -> None:
         if isinstance(node, ast.Attribute) and node.attr in wrong
     ]
     assert found == []
+
+
+def test_texts_that_are_split_over_lines_keep_their_spaces() -> None:
+    """Where a description or a message is written in several literals, no words run together."""
+    wrong = []
+    for path in SOURCES:
+        before = ""
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type == tokenize.STRING:
+                text = re.sub(r"^\w*[\"']+|[\"']+$", "", token.string)
+                prose = " " in before and "\\" not in before
+                if prose and re.search(r"[\w.,;:]$", before) and re.match(r"\w", text):
+                    wrong.append(f"{name_of(path)} line {token.start[0]}: ...{before[-20:]}{text[:20]}...")
+                before = text
+            elif token.type not in {tokenize.NL, tokenize.COMMENT}:
+                before = ""
+    assert wrong == []
 
 
 def test_logging_is_set_up_in_one_place() -> None:

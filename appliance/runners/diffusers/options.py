@@ -76,7 +76,7 @@ class DiffusersOptions(Options):
     offload: Literal["none", "model", "sequential"] = Field(
         default="none",
         description="GPU only: keep parts of the pipeline in main memory until they compute. "
-        "model: moves whole"
+        "model: moves whole "
         "models, a little slower; sequential: moves single layers, much slower.",
     )
     vae_tiling: bool = Field(

@@ -21,7 +21,7 @@ class PiperOptions(Options):
     voices: dict[str, str] = Field(
         default={},
         description="Additional names for voices: name -> voice in the weights. Use it for the "
-        "voice names of a"
+        "voice names of a "
         "hosted model that this model replaces.",
     )
 

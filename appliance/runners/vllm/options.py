@@ -31,9 +31,8 @@ class VllmOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Number format to compute in. auto: the format of the weights on a GPU; on a "
-        "CPU bfloat16"
-        "if the processor supports it, else float32. With float32, outputs hardly depend on the other "
-        "predictions of the same batch.",
+        "CPU bfloat16 if the processor supports it, else float32. With float32, outputs hardly depend on "
+        "the other predictions of the same batch.",
     )
     max_model_len: int | None = Field(
         default=None,
