@@ -11,6 +11,7 @@ import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, port
 from appliance.domain.errors import ApplianceError, ConfigError, WeightsError
+from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ def _show_placement(report: dict[str, Any]) -> None:
     console = Console()
     devices = Table("device", "memory", "in use now", "what it is", box=None)
     for device in report["devices"]:
-        used = "not known" if device["used"] is None else size(device["used"])
-        devices.add_row(device["name"], size(device["memory"]), used, device["label"])
+        used = "not known" if device["used"] is None else readable_bytes(device["used"])
+        devices.add_row(device["name"], readable_bytes(device["memory"]), used, device["label"])
     console.print(devices)
     models = Table("model", "kind", "needs", "that is", "fits on", "weights", box=None)
     for model in report["models"]:
@@ -167,9 +168,9 @@ def _show_placement(report: dict[str, Any]) -> None:
             models.add_row(model["name"], model["kind"], "", "not known", "[red]not served[/]", "here")
             continue
         share = f"{model['share']:g} of a device" if model["share"] is not None else ""
-        needs = size(model["memory"]) if model["memory"] is not None else share
+        needs = readable_bytes(model["memory"]) if model["memory"] is not None else share
         many = f" x {model['devices']}" if model["devices"] > 1 else ""
-        peak = f", took {size(model['peak'])}" if model["peak"] is not None else ""
+        peak = f", took {readable_bytes(model['peak'])}" if model["peak"] is not None else ""
         weights = "here" if model["weights_present"] else "not fetched yet"
         fits = (
             ", ".join(model["fits_on"]) if model["fits"] else f"[red]nowhere: {escape(model['problem'])}[/]"
@@ -181,16 +182,6 @@ def _show_placement(report: dict[str, Any]) -> None:
         if model["from"] is None:
             said = f"{model['name']} is not served: {model['problem']}"
             console.print(said, style="red", markup=False, soft_wrap=True)
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit in {"B", "KiB", "MiB"} else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def pull(

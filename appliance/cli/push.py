@@ -16,10 +16,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 
 import typer
 
-from appliance.cli.local import size
 from appliance.cli.options import JsonOption
 from appliance.cli.remote import UrlOption, connected
 from appliance.domain.errors import ApplianceError, NotFound
+from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client
@@ -150,7 +150,7 @@ def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     with progress, progress.wrap_file(archive, total, description="uploading") as watched:
         made: dict[str, Any] = client.upload(name, watched, "application/gzip")
-    typer.echo(f"uploaded {size(total)}", err=True)
+    typer.echo(f"uploaded {readable_bytes(total)}", err=True)
     return made
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from appliance.cli.local import size
 from appliance.cli.options import JsonOption, load_config, port
 from appliance.domain.errors import ApplianceError, NotFound
+from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client
@@ -186,10 +186,12 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
     devices = Table("device", "memory", "free", "held by", box=None)
     for device in found["devices"]:
-        held = ", ".join(f"{model} {size(count)}" for model, count in device["reserved"].items())
+        held = ", ".join(f"{model} {readable_bytes(count)}" for model, count in device["reserved"].items())
         if device["foreign"]:
-            held += f"{', ' if held else ''}other programs {size(device['foreign'])}"
-        devices.add_row(device["name"], size(device["memory"]), size(device["free"]), held or "-")
+            held += f"{', ' if held else ''}other programs {readable_bytes(device['foreign'])}"
+        devices.add_row(
+            device["name"], readable_bytes(device["memory"]), readable_bytes(device["free"]), held or "-"
+        )
     known = Table("model", "state", "running", "waiting", "on", "memory", box=None)
     for model in found["models"]:
         where = ", ".join(model["devices"]) or "-"
@@ -214,10 +216,12 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 def _memory(known: dict[str, Any]) -> str:
     """Describe the memory of a model: its size, the source of that number, and problems."""
-    needs = f"{known['share']:g} of a device" if known["bytes"] is None else size(known["bytes"])
+    needs = f"{known['share']:g} of a device" if known["bytes"] is None else readable_bytes(known["bytes"])
     parts = [f"{needs} {known['from']}"]
     if known["peak"] is not None:
-        parts.append(f"took {size(known['peak'])}" + (", more than it may" if known["exceeds"] else ""))
+        parts.append(
+            f"took {readable_bytes(known['peak'])}" + (", more than it may" if known["exceeds"] else "")
+        )
     if known["out_of_memory"]:
         parts.append(f"{known['out_of_memory']} times out of memory")
     if known["problem"] is not None:

@@ -14,7 +14,6 @@ from appliance.ui.media import gallery, medium
 
 #: Longest text that is shown of one value, in characters.
 LONGEST: Final = 50_000
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class BarSegment(NamedTuple):
@@ -23,14 +22,6 @@ class BarSegment(NamedTuple):
     text: str
     amount: float
     look: str  # a class of style.css
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    unit = 0
-    while count >= 1024 and unit < len(_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit < 2 else f"{count:.1f} {_UNITS[unit]}"
 
 
 def duration(seconds: float | None) -> str:

@@ -10,6 +10,7 @@ import gradio as gr
 import msgspec
 
 from appliance.config import Report
+from appliance.domain.units import readable_bytes
 from appliance.ui import layout, markup, session
 from appliance.ui.layout import Marks
 from appliance.ui.markup import BarSegment
@@ -115,18 +116,18 @@ def render_devices(status: Mapping[str, Any]) -> str:
         held = sorted(device["reserved"].items(), key=lambda each: -each[1])
         segments = [
             BarSegment(
-                f"{name} {markup.size(taken)}, {state.get(name, 'loaded')}",
+                f"{name} {readable_bytes(taken)}, {state.get(name, 'loaded')}",
                 taken,
                 f"{colour.get(name, 'c0')} {state.get(name, '')}",
             )
             for name, taken in held
         ]
         if device["foreign"]:
-            others = f"other programs {markup.size(device['foreign'])}"
+            others = f"other programs {readable_bytes(device['foreign'])}"
             segments.append(BarSegment(others, device["foreign"], "others"))
-        segments.append(BarSegment(f"free {markup.size(device['free'])}", device["free"], "free"))
+        segments.append(BarSegment(f"free {readable_bytes(device['free'])}", device["free"], "free"))
         total = device["memory"]
-        held_text = f"{markup.size(sum(device['reserved'].values()))} of {markup.size(total)} reserved"
+        held_text = f"{readable_bytes(sum(device['reserved'].values()))} of {readable_bytes(total)} reserved"
         drawn = markup.bar(segments, total, label=f"{device['name']}: {held_text}")
         note = f"{device['label']}, {held_text}"
         parts.append(markup.section(device["name"], drawn, note))
@@ -161,10 +162,10 @@ def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, An
 
 def _memory(taken: Mapping[str, Any]) -> str:
     """HTML of what a model takes, where that number comes from, and what is wrong with it."""
-    much = markup.size(taken["bytes"]) if taken["bytes"] is not None else f"{100 * taken['share']:.0f} %"
+    much = readable_bytes(taken["bytes"]) if taken["bytes"] is not None else f"{100 * taken['share']:.0f} %"
     said = f"{much} {escape(taken['from'])}"
     if taken["exceeds"]:
-        said += f", but it took {markup.size(taken['peak'])}"
+        said += f", but it took {readable_bytes(taken['peak'])}"
     return said if taken["fits"] else f"{said} {markup.badge('does not fit')}"
 
 
@@ -174,22 +175,22 @@ def render_host(machine: Mapping[str, Any]) -> str:
     used = memory["total"] - memory["available"]
     ram = markup.bar(
         [
-            BarSegment(f"in use {markup.size(used)}", used, "c0"),
-            BarSegment(f"available {markup.size(memory['available'])}", memory["available"], "free"),
+            BarSegment(f"in use {readable_bytes(used)}", used, "c0"),
+            BarSegment(f"available {readable_bytes(memory['available'])}", memory["available"], "free"),
         ],
         memory["total"],
-        label=f"main memory: {markup.size(used)} of {markup.size(memory['total'])} in use",
+        label=f"main memory: {readable_bytes(used)} of {readable_bytes(memory['total'])} in use",
     )
     parts = [
-        BarSegment(f"{name} {markup.size(taken)}", taken, f"c{number % _COLOURS}")
+        BarSegment(f"{name} {readable_bytes(taken)}", taken, f"c{number % _COLOURS}")
         for number, (name, taken) in enumerate(disk["parts"].items())
         if taken >= _SHOWN
     ]
     elsewhere = disk["total"] - disk["free"] - sum(disk["parts"].values())
     if elsewhere > 0:
-        parts.append(BarSegment(f"outside of it {markup.size(elsewhere)}", elsewhere, "others"))
-    parts.append(BarSegment(f"free {markup.size(disk['free'])}", disk["free"], "free"))
-    drawn = markup.bar(parts, disk["total"], label=f"disk: {markup.size(disk['free'])} free")
+        parts.append(BarSegment(f"outside of it {readable_bytes(elsewhere)}", elsewhere, "others"))
+    parts.append(BarSegment(f"free {readable_bytes(disk['free'])}", disk["free"], "free"))
+    drawn = markup.bar(parts, disk["total"], label=f"disk: {readable_bytes(disk['free'])} free")
     return markup.section("Main memory", ram) + markup.section("Disk", drawn, disk["folder"])
 
 
@@ -215,7 +216,7 @@ def render_decisions(residency: Mapping[str, Any]) -> str:
             markup.badge(each["what"]),
             escape(each["model"]),
             escape(each["why"]),
-            markup.size(each["memory"]),
+            readable_bytes(each["memory"]),
             markup.duration(each["seconds"]),
         ]
         for each in residency["decisions"][:DECISIONS]

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import gradio as gr
 
+from appliance.domain.units import readable_bytes
 from appliance.ui import layout, markup, session
 
 _SCOPES: Final = [
@@ -130,7 +131,7 @@ def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Data of predictions": "kept for ever"
         if kept is None
         else f"removed {markup.duration(kept)} after their end",
-        "Files of outputs": "no limit" if most is None else f"at most {markup.size(most)} in all",
-        "Uploads": f"kept {until}, at most {markup.size(uploads['quota'])} in all",
+        "Files of outputs": "no limit" if most is None else f"at most {readable_bytes(most)} in all",
+        "Uploads": f"kept {until}, at most {readable_bytes(uploads['quota'])} in all",
     }
     return markup.section("Appliance", markup.pairs(facts))

@@ -343,8 +343,8 @@ def test_status(command: Command, server: Server) -> None:
     for part in (
         "draining",
         "1.0 GiB",
-        "test/echo 512 MiB, other programs 256 MiB",
-        "512 MiB declared; took 1.0 GiB, more than it may; 3 times out of memory",
+        "test/echo 512.0 MiB, other programs 256.0 MiB",
+        "512.0 MiB declared; took 1.0 GiB, more than it may; 3 times out of memory",
         "ready",
         "03:04:05  model test/echo is ready after 1.0 s",
         "test/broken is not served: [its header] is damaged",
@@ -463,7 +463,7 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     assert (pinned["fits"], pinned["fits_on"]) == (True, ["one"])
     assert (large["fits"], large["fits_on"]) == (False, [])
     assert "reserved for pinned models (test/pinned)" in large["problem"]
-    assert "measured, took 100 MiB" in command("check").out
+    assert "measured, took 100.0 MiB" in command("check").out
 
 
 def test_a_wrong_config_is_refused_with_its_line(command: Command, tmp_path: Path) -> None:

@@ -123,10 +123,3 @@ def test_streamed_words_are_one_text_and_long_ones_are_cut() -> None:
 )
 def test_durations_are_for_people(seconds: float | None, text: str) -> None:
     assert markup.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (2048, "2 KiB"), (5 * 1024**2, "5.0 MiB"), (3 * 1024**4, "3.0 TiB")]
-)
-def test_sizes_are_for_people(count: int, text: str) -> None:
-    assert markup.size(count) == text
