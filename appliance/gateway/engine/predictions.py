@@ -54,13 +54,13 @@ class Predictions:
         self._kill_worker = kill_worker
         self.active: dict[str, ActivePrediction] = {}  # by id
         self._by_stream_token: dict[str, ActivePrediction] = {}
-        self._leaving: dict[
-            tuple[str, int], asyncio.TimerHandle
-        ] = {}  # canceled, but not out of their worker
+        self._children: dict[str, dict[str, ActivePrediction]] = {}  # by id of the parent, then by their own
+        #: By id and attempt: canceled predictions that have not left their worker process yet.
+        self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}
 
     def children_of(self, id: str) -> list[ActivePrediction]:
         """Return the unfinished predictions that this one has asked for."""
-        return [active for active in self.active.values() if active.prediction.parent == id]
+        return list(self._children.get(id, {}).values())
 
     def by_stream_token(self, token: str) -> Prediction | None:
         """Return the record of the unfinished prediction whose stream URL has this token."""
@@ -71,6 +71,8 @@ class Predictions:
         """Make an accepted prediction known; call ``enqueue`` or ``resume`` next."""
         active = ActivePrediction(prediction, entry, validated)
         self.active[active.id] = self._by_stream_token[prediction.stream_token] = active
+        if prediction.parent is not None:
+            self._children.setdefault(prediction.parent, {})[active.id] = active
         self._start_deadline(active)
         return active
 
@@ -133,6 +135,11 @@ class Predictions:
     def _remove(self, active: ActivePrediction) -> None:
         self.active.pop(active.id, None)
         self._by_stream_token.pop(active.prediction.stream_token, None)
+        parent = active.prediction.parent
+        if parent is not None and (children := self._children.get(parent)) is not None:
+            children.pop(active.id, None)
+            if not children:
+                del self._children[parent]
 
     # -- a run -------------------------------------------------------------------------------------------
 
