@@ -25,14 +25,6 @@ class Children:
     def __bool__(self) -> bool:
         return bool(self._parent)
 
-    def of(self, parent: str) -> frozenset[str]:
-        """Return the ids of the unfinished children of a prediction."""
-        return frozenset(self.unfinished.get(parent, ()))
-
-    def parent_of(self, id: str) -> str | None:
-        """Return the id of the prediction whose child this is; None if it is not a child."""
-        return self._parent.get(id)
-
     def add(self, id: str, parent: str | None) -> None:
         """Record ``id`` as a child of ``parent``; do nothing without a parent."""
         if parent is not None:

@@ -394,14 +394,6 @@ class Scheduler:
         queued = self._queued.get(id)
         return queued is not None and id in self._models[queued.model].before_replacement
 
-    def children_of(self, id: str) -> frozenset[str]:
-        """Return the ids of the unfinished children of a prediction."""
-        return self._children.of(id)
-
-    def parent_of(self, id: str) -> str | None:
-        """Return the id of the prediction whose unfinished child this is; None if it is not a child."""
-        return self._children.parent_of(id)
-
     # -- questions about models --------------------------------------------------------------------------
 
     @property
