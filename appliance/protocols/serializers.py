@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -94,56 +94,30 @@ def prediction(record: Prediction, base: str) -> PredictionResponse:
         web=f"{base}/p/{record.id}",
     )
     output = UNSET if record.output is None and not record.status.terminal else record.plain_output
-    return PredictionResponse(**_common(record), urls=urls, output=output)
-
-
-class _Common(TypedDict):
-    """The fields that predictions and trainings build alike."""
-
-    id: str
-    model: str
-    version: str
-    input: dict[str, Any]
-    logs: str
-    error: str | None
-    status: Status
-    created_at: str
-    data_removed: bool
-    source: str
-    started_at: str | UnsetType
-    completed_at: str | UnsetType
-    metrics: dict[str, Any] | UnsetType
-    webhook: str | UnsetType
-    webhook_events_filter: list[str] | UnsetType
-    deployment: str | UnsetType
-    parent: str | UnsetType
-    operation: str | UnsetType
-    deadline: str | UnsetType
-
-
-def _common(record: Prediction) -> _Common:
     webhook = record.webhook
-    return {
-        "id": record.id,
-        "model": record.model,
-        "version": record.version,
-        "input": record.input,
-        "logs": record.logs,
-        "error": record.error,
-        "status": record.status,
-        "created_at": timestamp(record.created_at),
-        "data_removed": record.data_removed,
-        "source": record.source,
-        "started_at": _time(record.started_at),
-        "completed_at": _time(record.completed_at),
-        "metrics": record.metrics or UNSET,
-        "webhook": UNSET if webhook is None else webhook.url,
-        "webhook_events_filter": UNSET if webhook is None else list(webhook.events),
-        "deployment": UNSET if record.deployment is None else record.deployment,
-        "parent": UNSET if record.parent is None else record.parent,
-        "operation": UNSET if record.operation is None else record.operation,
-        "deadline": _time(record.deadline),
-    }
+    return PredictionResponse(
+        id=record.id,
+        model=record.model,
+        version=record.version,
+        input=record.input,
+        logs=record.logs,
+        error=record.error,
+        status=record.status,
+        created_at=timestamp(record.created_at),
+        data_removed=record.data_removed,
+        source=record.source,
+        started_at=_time(record.started_at),
+        completed_at=_time(record.completed_at),
+        metrics=record.metrics or UNSET,
+        webhook=UNSET if webhook is None else webhook.url,
+        webhook_events_filter=UNSET if webhook is None else list(webhook.events),
+        deployment=UNSET if record.deployment is None else record.deployment,
+        parent=UNSET if record.parent is None else record.parent,
+        operation=UNSET if record.operation is None else record.operation,
+        deadline=_time(record.deadline),
+        urls=urls,
+        output=output,
+    )
 
 
 def _time(seconds: float | None) -> str | UnsetType:
@@ -183,12 +157,11 @@ def version(id: str, created_at: float, document: dict[str, Any]) -> VersionResp
 def training(record: Prediction, base: str) -> TrainingResponse:
     """A training as ``GET`` returns it. ``output`` is absent until a version was made of the weights."""
     url = f"{base}/v1/trainings/{record.id}"
-    return TrainingResponse(
-        **_common(record),
-        urls=PredictionUrls(get=url, cancel=f"{url}/cancel", web=f"{base}/p/{record.id}"),
-        output=record.plain_output if isinstance(record.output, dict) else UNSET,
-        destination=UNSET if record.destination is None else record.destination,
-    )
+    fields = msgspec.structs.asdict(prediction(record, base))
+    fields["urls"] = PredictionUrls(get=url, cancel=f"{url}/cancel", web=f"{base}/p/{record.id}")
+    fields["output"] = record.output if isinstance(record.output, dict) else UNSET
+    fields["destination"] = UNSET if record.destination is None else record.destination
+    return TrainingResponse(**fields)
 
 
 def prediction_or_training(record: Prediction, base: str) -> PredictionResponse:
