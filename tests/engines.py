@@ -145,6 +145,7 @@ class Bench:
         return Reload(
             file=self.folder / "models.yaml",
             in_force=in_force,
+            pull=True,
             home=self.folder,
             run_dir=self.folder / "run",
             devices=self.devices,

@@ -59,7 +59,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[Device, ...]
     config_file: Path
     ui: bool  # whether there are pages for people
-    pull: bool = True  # whether weights that are missing are fetched
+    pull: bool  # whether weights that are missing are downloaded
 
     @property
     def in_force(self) -> Config:

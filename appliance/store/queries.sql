@@ -9,9 +9,9 @@ INSERT INTO predictions ({columns}) VALUES ({values});
 INSERT INTO inputs (prediction, body) VALUES (:prediction, :body);
 
 -- query: move_prediction
--- Everything about a prediction that can change, written only if its status is one of two and its attempt the
--- expected one (NULL: any); no row moves otherwise. The trigger events_are_folded deletes the events,
--- and usage_is_counted counts what is over.
+-- Update all mutable columns of a prediction, only if the row has one of the two given statuses and the
+-- expected attempt (NULL: any attempt); otherwise no row changes. The trigger events_are_folded deletes the
+-- events, and usage_is_counted adds a finished prediction to the usage totals.
 UPDATE predictions SET
     status = :status, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, n = :n,
     data_removed = :data_removed, error = :error, logs = :logs, output = :output, metrics = :metrics,
@@ -24,11 +24,11 @@ WHERE id = :id AND status IN (:from_status, :or_from_status) AND attempt = coale
 SELECT status, attempt FROM predictions WHERE id = :id;
 
 -- query: running
--- The number of a prediction if this attempt of it is under way: only then are events taken.
+-- The row number of a prediction whose given attempt is processing. Events of other attempts are not stored.
 SELECT number FROM predictions WHERE id = :id AND attempt = :attempt AND status = 'processing';
 
 -- query: insert_event
--- One event; a number that is there already is the same event sent again after a re-attachment.
+-- Insert one event. An existing number is ignored: after a reconnect the same event is sent again.
 INSERT INTO events (prediction, attempt, n, body) VALUES (:prediction, :attempt, :n, :body)
 ON CONFLICT DO NOTHING;
 
@@ -45,7 +45,7 @@ FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.stream_token = :stream_token;
 
 -- query: unfinished_predictions
--- All that are neither finished nor given up, oldest first.
+-- All predictions that are starting or processing, oldest first.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.status IN ('starting', 'processing')
@@ -59,7 +59,8 @@ WHERE p.id = :id AND e.attempt = :attempt
 ORDER BY e.n;
 
 -- query: predictions_older
--- A page of an owner's predictions below a place, newest first. An unset filter is NULL, an unset bound an infinity.
+-- A page of an owner's predictions older than a cursor, newest first. NULL disables a filter; an unset bound
+-- is infinite.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
@@ -71,7 +72,7 @@ ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
 -- query: predictions_newer
--- The page of predictions just above a place, oldest first.
+-- The page of an owner's predictions just newer than a cursor, oldest first.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE p.owner = :owner AND (p.destination IS NOT NULL) = :training
@@ -83,7 +84,7 @@ ORDER BY p.created_at, p.id
 LIMIT :limit;
 
 -- query: all_predictions_older
--- A page of everyone's predictions, newest first. Every column but those that are shown is in one index.
+-- A page of all owners' predictions older than a cursor, newest first.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE (p.created_at, p.id) < (:place_created_at, :place_id) AND p.created_at >= :created_after
@@ -95,7 +96,7 @@ ORDER BY p.created_at DESC, p.id DESC
 LIMIT :limit;
 
 -- query: all_predictions_newer
--- The page of everyone's predictions just above a place, oldest first.
+-- The page of all owners' predictions just newer than a cursor, oldest first.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
 WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :created_before
@@ -107,7 +108,7 @@ ORDER BY p.created_at, p.id
 LIMIT :limit;
 
 -- query: parts
--- The ids of what a prediction has asked for, in that order.
+-- The ids of the children of a prediction, oldest first.
 SELECT id FROM predictions WHERE parent = :parent ORDER BY created_at, id;
 
 -- query: run_counts
@@ -115,7 +116,7 @@ SELECT id FROM predictions WHERE parent = :parent ORDER BY created_at, id;
 SELECT model, count FROM run_counts;
 
 -- query: record_version
--- A version and its document; one seen before keeps the time it was first seen.
+-- Insert a version, or replace the document of an existing version, which keeps its created_at.
 INSERT INTO versions (id, model, created_at, document) VALUES (:id, :model, :created_at, :document)
 ON CONFLICT (id, model) DO UPDATE SET document = excluded.document;
 
@@ -132,7 +133,7 @@ WHERE model = :model
 ORDER BY created_at DESC, id DESC;
 
 -- query: forget_versions
--- Versions of a model that are neither served nor named by any prediction.
+-- Delete the versions of a model that are neither served nor named by any prediction.
 DELETE FROM versions
 WHERE model = :model AND id <> :served
     AND NOT EXISTS (SELECT 1 FROM predictions AS p WHERE p.version = versions.id AND p.model = :model);
@@ -156,15 +157,15 @@ SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens WHERE 
 SELECT id, name, owner, digest, created_at, revoked_at, scope FROM tokens ORDER BY created_at, id;
 
 -- query: revoke_token
--- Revoke a token; one revoked before keeps its time.
+-- Revoke a token. A token that is already revoked keeps its revoked_at.
 UPDATE tokens SET revoked_at = :revoked_at WHERE id = :id AND revoked_at IS NULL;
 
 -- query: insert_delivery
--- What is to be delivered of a prediction that is finished.
+-- Insert the pending webhook delivery of a finished prediction.
 INSERT INTO deliveries (id, prediction, attempts, due_at, receiver) VALUES (:id, :prediction, 0, :due_at, :receiver);
 
 -- query: due_deliveries
--- Due deliveries, at most so many for each receiver, longest due first.
+-- Due deliveries, at most :each for each receiver, longest due first.
 WITH RECURSIVE receivers (receiver) AS (
     SELECT min(receiver) FROM deliveries WHERE ended_at IS NULL
     UNION ALL
@@ -181,19 +182,19 @@ WHERE id IN (
 ORDER BY due_at;
 
 -- query: next_delivery
--- When something is due next.
+-- The time at which the next delivery is due.
 SELECT min(due_at) FROM deliveries WHERE ended_at IS NULL;
 
 -- query: postpone_delivery
--- A delivery that has failed is due again later.
+-- Record a failed delivery attempt and the time of the next attempt.
 UPDATE deliveries SET attempts = :attempts, due_at = :due_at, problem = :problem WHERE id = :id;
 
 -- query: end_delivery
--- It is delivered, or given up, which leaves the problem.
+-- End a delivery: delivered (problem NULL) or abandoned because of the problem.
 UPDATE deliveries SET ended_at = :now, problem = :problem WHERE id = :id;
 
 -- query: deliveries
--- What was, or is to be, delivered of a prediction.
+-- The finished and pending deliveries of a prediction.
 SELECT id, prediction, attempts, due_at, problem, ended_at, receiver FROM deliveries
 WHERE prediction = :prediction ORDER BY id;
 
@@ -203,7 +204,7 @@ SELECT key FROM webhook_keys WHERE owner = :owner AND (expires_at IS NULL OR exp
 ORDER BY created_at DESC;
 
 -- query: insert_webhook_key
--- A new key.
+-- Insert a webhook key.
 INSERT INTO webhook_keys (key, owner, created_at) VALUES (:key, :owner, :now);
 
 -- query: insert_first_webhook_key
@@ -217,37 +218,37 @@ WHERE NOT EXISTS (SELECT 1 FROM webhook_keys WHERE owner = :owner AND (expires_a
 UPDATE webhook_keys SET owner = :owner WHERE owner = '';
 
 -- query: expire_webhook_keys
--- Set an end for the owner's other keys.
+-- Set the expiry of the owner's other keys.
 UPDATE webhook_keys SET expires_at = :expires_at WHERE owner = :owner AND key <> :key AND expires_at IS NULL;
 
 -- query: delete_webhook_keys
--- Keys that have expired are of no use to anyone.
+-- Delete the expired keys of all owners.
 DELETE FROM webhook_keys WHERE expires_at <= :now;
 
 -- query: predictions_with_data
--- Some of the predictions that ended long enough ago and still hold data.
+-- Predictions that ended before a time and whose data is not removed, except examples; earliest end first.
 SELECT number, id FROM predictions
 WHERE completed_at IS NOT NULL AND data_removed = 0 AND completed_at < :before
     AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = predictions.id)
 ORDER BY completed_at LIMIT :limit;
 
 -- query: oldest_with_files
--- The predictions that made files and ended first, with what those take.
+-- Finished predictions with output files, except examples, and the bytes of those files; earliest end first.
 SELECT p.number, p.id, sum(f.size) FROM files AS f JOIN predictions AS p ON p.id = f.prediction
 WHERE f.prediction IS NOT NULL AND p.completed_at IS NOT NULL
     AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = p.id)
 GROUP BY p.number ORDER BY p.completed_at LIMIT :limit;
 
 -- query: output_bytes
--- What all files that predictions made take.
+-- The total bytes of all output files.
 SELECT coalesce(sum(size), 0) FROM files WHERE prediction IS NOT NULL;
 
 -- query: remove_data
--- What a prediction was given, gave and wrote goes; that it was, how it ended and what it cost stays.
+-- Delete the output and the logs of a prediction; keep the row with its status, error and metrics.
 UPDATE predictions SET output = NULL, logs = '', data_removed = 1 WHERE number = :number;
 
 -- query: empty_input
--- The input of a prediction whose data is removed.
+-- Overwrite the input of a prediction whose data is removed.
 UPDATE inputs SET body = :body WHERE prediction = :number;
 
 -- query: predictions_of_version
@@ -255,15 +256,15 @@ UPDATE inputs SET body = :body WHERE prediction = :number;
 SELECT number, id FROM predictions WHERE version = :id AND model = :model;
 
 -- query: delete_prediction
--- A prediction whose data was removed goes altogether; its input is deleted by the trigger inputs_follow.
+-- Delete a prediction; the trigger inputs_follow deletes its input.
 DELETE FROM predictions WHERE number = :number;
 
 -- query: delete_version
--- A version is no more.
+-- Delete a version.
 DELETE FROM versions WHERE id = :id AND model = :model;
 
 -- query: insert_file
--- An upload, or a file that a prediction made; one that is known already is the same one told again.
+-- Insert an upload or an output file. An existing row is left unchanged: the same file was reported again.
 INSERT INTO files (
     id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path
 ) VALUES (
@@ -276,86 +277,86 @@ SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, e
 WHERE id = :id;
 
 -- query: uploads
--- A page of an owner's uploads below a place, newest first.
+-- A page of an owner's uploads older than a cursor, newest first.
 SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
 WHERE owner = :owner AND prediction IS NULL AND (created_at, id) < (:place_created_at, :place_id)
 ORDER BY created_at DESC, id DESC LIMIT :limit;
 
 -- query: expired_uploads
--- Uploads whose time is over.
+-- Uploads that have expired.
 SELECT id, owner, name, content_type, size, sha256, md5, metadata, created_at, expires_at, prediction, path FROM files
 WHERE expires_at <= :now LIMIT :limit;
 
 -- query: uploaded_bytes
--- What all uploads take.
+-- The total bytes of all uploads.
 SELECT coalesce(sum(size), 0) FROM files WHERE prediction IS NULL;
 
 -- query: file_paths
--- Where every file is.
+-- The paths of all files.
 SELECT path FROM files;
 
 -- query: delete_file
--- A file is no more.
+-- Delete one file.
 DELETE FROM files WHERE id = :id;
 
 -- query: delete_files_of_prediction
--- The files that a prediction made are no more.
+-- Delete the output files of a prediction.
 DELETE FROM files WHERE prediction = :id;
 
 -- query: insert_model
--- A model that was made through the API; refused when its name exists.
+-- Insert a model created through the API; fails if its name exists.
 INSERT INTO models (name, created_at, body) VALUES (:name, :created_at, :body);
 
 -- query: update_model
--- The same model with other words about it.
+-- Replace the stored description of a model.
 UPDATE models SET body = :body WHERE name = :name;
 
 -- query: delete_model
--- A model is no more.
+-- Delete a model.
 DELETE FROM models WHERE name = :name;
 
 -- query: all_models
--- Every model that was made through the API.
+-- All models created through the API, oldest first.
 SELECT body FROM models ORDER BY created_at, name;
 
 -- query: insert_adapter
--- A version that a training made.
+-- Insert or replace a version that a training created.
 INSERT OR REPLACE INTO adapters (version, model, body) VALUES (:version, :model, :body);
 
 -- query: all_adapters
--- Every version that a training made, oldest first.
+-- All versions created by trainings, oldest first.
 SELECT body FROM adapters ORDER BY rowid;
 
 -- query: delete_adapter
--- A version that a training made is no more.
+-- Delete a version that a training created.
 DELETE FROM adapters WHERE version = :id AND model = :model;
 
 -- query: put_build
--- A project that was pushed, as far as it has come.
+-- Insert or replace the state of the build of a pushed project.
 INSERT OR REPLACE INTO builds (id, over, body) VALUES (:id, :over, :body);
 
 -- query: build
--- One of them.
+-- The state of one build.
 SELECT body FROM builds WHERE id = :id;
 
 -- query: unfinished_builds
--- Those that are not over.
+-- The states of all unfinished builds.
 SELECT body FROM builds WHERE over = 0;
 
 -- query: insert_project
--- A version that was pushed.
+-- Insert or replace a pushed version.
 INSERT OR REPLACE INTO projects (version, model, body) VALUES (:version, :model, :body);
 
 -- query: all_projects
--- Every version that was pushed, oldest first.
+-- All pushed versions, oldest first.
 SELECT body FROM projects ORDER BY rowid;
 
 -- query: delete_project
--- A version that was pushed is no more.
+-- Delete a pushed version.
 DELETE FROM projects WHERE version = :id AND model = :model;
 
 -- query: insert_release
--- A release of a deployment; its first one makes the deployment. Refused when the number exists.
+-- Insert a release of a deployment; the first release creates the deployment. Fails if the number exists.
 INSERT INTO releases (owner, name, number, body) VALUES (:owner, :name, :number, :body);
 
 -- query: deployments
@@ -370,35 +371,35 @@ ORDER BY rowid DESC;
 SELECT body FROM releases WHERE owner = :owner AND name = :name ORDER BY number DESC LIMIT 1;
 
 -- query: delete_deployment
--- A deployment is no more, with all its releases.
+-- Delete all releases of a deployment, and so the deployment.
 DELETE FROM releases WHERE owner = :owner AND name = :name;
 
 -- query: last_use_of_deployment
--- When a deployment was last asked for something.
+-- The time of the newest prediction of a deployment.
 SELECT max(created_at) FROM predictions WHERE deployment = :deployment;
 
 -- query: insert_example
--- A prediction shows what its model can do.
+-- Add a prediction to the examples of its model.
 INSERT OR IGNORE INTO examples (prediction, model) VALUES (:prediction, :model);
 
 -- query: delete_example
--- It does not any more.
+-- Remove a prediction from the examples of its model.
 DELETE FROM examples WHERE prediction = :prediction AND model = :model;
 
 -- query: all_examples
--- The predictions that show what models can do, oldest choice first.
+-- The example predictions of all models, in the order in which they were added.
 SELECT model, prediction FROM examples ORDER BY rowid;
 
 -- query: secret
--- A key that this appliance made for itself.
+-- The value of a secret that this appliance generated.
 SELECT value FROM secrets WHERE name = :name;
 
 -- query: insert_secret
--- The same, made once.
+-- Insert a secret, unless one of that name exists.
 INSERT OR IGNORE INTO secrets (name, value) VALUES (:name, :value);
 
 -- query: usage
--- What was used in some days, told apart by what is asked for, and by hardware.
+-- Usage in a range of days, grouped by hardware and by the requested keys.
 SELECT iif(:by_day, day, NULL), iif(:by_model, model, NULL), iif(:by_work, work, NULL), iif(:by_owner, owner, NULL),
     iif(:by_token, token, NULL), hardware,
     sum(succeeded), sum(failed), sum(canceled), sum(aborted), sum(predict_us), sum(cold_starts), sum(cold_start_us),
@@ -408,14 +409,14 @@ WHERE day BETWEEN :first AND :last AND (:owner IS NULL OR owner = :owner)
 GROUP BY 1, 2, 3, 4, 5, 6;
 
 -- query: write_something
--- The same row is written again: whether that works is all that is asked.
+-- Overwrite one row, to test that the database is writable.
 INSERT OR REPLACE INTO writable (rowid, at) VALUES (1, :at);
 
 -- query: put_footprint
--- What a model was found to take.
+-- Insert or replace the measured memory of a model on a device.
 INSERT OR REPLACE INTO footprints (loaded, device, model, peak, main, measured_at)
 VALUES (:loaded, :device, :model, :peak, :main, :measured_at);
 
 -- query: all_footprints
--- What all models were found to take.
+-- The measured memory of all models.
 SELECT loaded, device, model, peak, main, measured_at FROM footprints;

@@ -106,9 +106,8 @@ class _Index:
 
     def __init__(self, cards: Iterable[Card], collections: Iterable[CollectionConfig]) -> None:
         self.cards = {card.name: card for card in cards}
-        self.entries: tuple[
-            Entry, ...
-        ] = ()  # loaded under their own key: models.yaml in its order, then pushed
+        #: Versions that are loaded under their own key: those of models.yaml in its order, then pushed ones.
+        self.entries: tuple[Entry, ...] = ()
         self.collections = {collection.slug: collection for collection in collections}
         self.names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
         self.served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # by model, newest last

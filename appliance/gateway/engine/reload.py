@@ -45,7 +45,7 @@ class Reload:
         pushes: ProjectBuilds,
         trainings: Trainings,
         left_out: dict[str, str],
-        pull: bool = True,
+        pull: bool,
     ) -> None:
         """``file`` is models.yaml, ``in_force`` what it said last; ``home`` is the data folder.
 

@@ -2,7 +2,7 @@
 
 The runtime is asked over HTTP on the loopback and answers with events; what it does itself (setup, metrics,
 cancellation, concurrency) is left to it. Text and output files come from its worker directly, by pipes and in
-a folder (``weights/cog_worker.py``): the runtime's own events break off when there are too many of them, tell
+a folder (``cog_worker.py``): the runtime's own events break off when there are too many of them, tell
 the text of child processes late and in pieces, and lose the names of files.
 """
 
@@ -66,7 +66,7 @@ _Heard = asyncio.Queue[tuple[str, dict[str, Any]] | None]
 
 
 class CogRunner:
-    """Options: those of ``config.CogOptions``, with the folder that the project was built in."""
+    """Runs a Cog project; ``options.py`` has its options, with the folder that it was built in."""
 
     kind: ClassVar[str] = "cog"
     mode: ClassVar[str] = "predict"  # of the runtime
@@ -210,7 +210,7 @@ class CogRunner:
         return output
 
     async def close(self) -> None:
-        """Do nothing: the process ends and frees everything."""
+        """Stop the project's process, and close the connection and the pipes to it."""
         if self._watch is not None:
             self._watch.cancel()
         await self._client.aclose()

@@ -61,7 +61,7 @@ class _Request(NamedTuple):
 
 
 class EmbeddingsRunner:
-    """Options: those of ``config.EmbeddingsOptions``."""
+    """Runs an embedding model; ``options.py`` has its options."""
 
     kind: ClassVar[str] = "embeddings"
 

@@ -61,7 +61,7 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
 
 
 class PiperRunner:
-    """Options: those of ``config.PiperOptions``, and the voices found in the weights where they are known."""
+    """Runs voices of kind `piper`; ``options.py`` has its options, with the voices that the weights hold."""
 
     kind: ClassVar[str] = "piper"
 

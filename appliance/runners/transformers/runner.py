@@ -30,7 +30,7 @@ _GPU: Final = "cuda:0"  # the first that its host sees
 
 
 class TransformersRunner:
-    """Options: those of ``config.TransformersOptions``."""
+    """Runs a model of kind `transformers`; ``options.py`` has its options."""
 
     kind: ClassVar[str] = "transformers"
 

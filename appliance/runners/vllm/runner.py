@@ -35,7 +35,7 @@ _SHUTDOWN_SECONDS: Final = 3.0
 
 
 class VllmRunner:
-    """Options: those of ``config.VllmOptions``, all of them filled in."""
+    """Runs a language model; ``options.py`` has its options, all of which have values."""
 
     kind: ClassVar[str] = "vllm"
 
@@ -139,7 +139,7 @@ class VllmRunner:
         await engine.wake(self._engine, self._level)
 
     async def close(self) -> None:
-        """Do nothing: the process ends and frees everything."""
+        """Stop the engine's process, which frees its memory."""
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().remove_reader(process.sentinel)
         if "," in self._spec.device:  # its workers have shared memory to give back

@@ -146,7 +146,7 @@ _OUTPUT: Final = {
 
 
 class WhisperRunner:
-    """Options: those of ``config.WhisperOptions``."""
+    """Runs a model of kind `whisper`; ``options.py`` has its options."""
 
     kind: ClassVar[str] = "whisper"
 

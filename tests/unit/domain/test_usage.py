@@ -22,7 +22,7 @@ from appliance.store import Store, rows
 from appliance.store.queries import STEPS
 from tests.apis import Api, services_of
 from tests.engines import MIB, Bench
-from tests.stores import created as opened
+from tests.stores import created
 
 DAY = 86400.0
 NOON = 1_800_000_000.0 - 1_800_000_000.0 % DAY + DAY / 2  # of some day
@@ -157,7 +157,7 @@ async def test_usage_outlives_the_data_and_the_predictions(store: Store, path: P
     assert await store.remove_version("v", "a/b") == [record.id]
     assert await store.get(record.id) is None
     await store.close()
-    store = await opened(path)
+    store = await created(path)
     assert await everything(store) == before
     await store.close()
 
@@ -174,13 +174,13 @@ async def test_what_was_there_before_the_step_is_counted_once(
         {"status": Status.FAILED, "metrics": {"huge": 2**70}},  # is kept as JSON, not as msgpack
         {"destination": "me/mine"},
     ]
-    store = await opened(path.with_name("new.db"))
+    store = await created(path.with_name("new.db"))
     records = [await ended(store, **{"hardware": "", **kind}) for kind in kinds]
     counted = await store.usage.rows(KEYS)
     await store.close()
     with monkeypatch.context() as earlier:
         earlier.setattr("appliance.store.database.STEPS", STEPS[:7])
-        await (await opened(path)).close()
+        await (await created(path)).close()
     connection = sqlite3.connect(path)
     known = [column[1] for column in connection.execute("PRAGMA table_info(predictions)")][1:]
     assert "token" not in known
@@ -193,7 +193,7 @@ async def test_what_was_there_before_the_step_is_counted_once(
     connection.commit()
     connection.close()
     for _ in range(2):
-        store = await opened(path)
+        store = await created(path)
         assert await store.usage.rows(KEYS) == counted
         whole = await everything(store)
         assert (whole.predict_us, whole.predictions) == (micros(*records), len(records))

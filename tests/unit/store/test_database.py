@@ -20,7 +20,7 @@ from appliance.store import Store, VersionRow
 from appliance.store.database import connect, upgrade
 from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
-from tests.stores import created as opened
+from tests.stores import created
 
 KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0)
 
@@ -118,7 +118,7 @@ async def test_cancelling_the_wait_does_not_take_the_write_back(store: Store) ->
 
 
 async def test_close_commits_what_is_queued_and_ends_the_store(path: Path) -> None:
-    store = await opened(path)
+    store = await created(path)
     records = [make() for _ in range(50)]
     creations = [store.create(record) for record in records]
     await store.close()
@@ -138,7 +138,7 @@ async def test_close_commits_what_is_queued_and_ends_the_store(path: Path) -> No
 
 async def test_another_process_may_write_tokens_while_one_owns(store: Store, path: Path) -> None:
     await store.own()
-    other = await opened(path)
+    other = await created(path)
     await other.add_token(KEY)
     await other.close()
     assert await store.find_token(KEY.digest) == KEY
@@ -157,11 +157,11 @@ async def test_a_write_waits_for_another_process(store: Store, path: Path) -> No
 
 
 async def test_everything_is_there_after_reopening(path: Path) -> None:
-    store = await opened(path)
+    store = await created(path)
     record = make()
     await store.create(record)
     await store.close()
-    store = await opened(path)
+    store = await created(path)
     assert await store.get(record.id) == record
     await store.close()
 
@@ -173,12 +173,12 @@ async def test_the_database_is_private(store: Store, path: Path) -> None:
 
 
 async def test_a_newer_database_is_refused(path: Path) -> None:
-    await (await opened(path)).close()
+    await (await created(path)).close()
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
     connection.close()
     with pytest.raises(StoreError, match="written by a newer appliance") as refusal:
-        await opened(path)
+        await created(path)
     assert str(path) in str(refusal.value)
 
 
@@ -186,27 +186,27 @@ async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"hello " * 1000)
     with pytest.raises(StoreError, match="not a database: restore it from a backup") as refusal:
-        await opened(path)
+        await created(path)
     assert str(path) in str(refusal.value)
     assert path.read_bytes() == b"hello " * 1000
 
 
 @pytest.mark.parametrize("left", [0, 4096, 10_000])
 async def test_a_database_that_was_cut_off_is_refused_and_left_alone(path: Path, left: int) -> None:
-    store = await opened(path)
+    store = await created(path)
     await store.own()
     await store.create(make())
     await store.close()
     os.truncate(path, left)
     before = path.read_bytes()
     with pytest.raises(StoreError, match=f"truncated: it has {left:,} bytes.*start empty") as refusal:
-        await opened(path)
+        await created(path)
     assert str(path) in str(refusal.value)
     assert path.read_bytes() == before
 
 
 async def test_an_empty_database_with_a_wal_loses_neither(path: Path) -> None:
-    store = await opened(path)
+    store = await created(path)
     await store.create(make())
     wal = path.with_name(f"{path.name}-wal")
     content = wal.read_bytes()
@@ -214,14 +214,14 @@ async def test_an_empty_database_with_a_wal_loses_neither(path: Path) -> None:
     path.write_bytes(b"")
     wal.write_bytes(content)
     with pytest.raises(StoreError, match="truncated"):
-        await opened(path)
+        await created(path)
     assert wal.read_bytes() == content
 
 
 async def test_an_empty_file_that_never_was_a_database_becomes_one(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
-    await (await opened(path)).close()
+    await (await created(path)).close()
 
 
 @pytest.mark.parametrize("version", [0, 3])
@@ -232,13 +232,13 @@ async def test_another_program_s_database_is_refused_and_left_alone(path: Path, 
     connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
     with pytest.raises(StoreError, match=r"another program's \(its tables: theirs\)") as refusal:
-        await opened(path)
+        await created(path)
     assert str(path) in str(refusal.value)
     assert rows_of(path, "theirs") == 0
 
 
 async def test_damage_is_named_with_a_remedy(path: Path) -> None:
-    store = await opened(path)
+    store = await created(path)
     await store.create(make(input={"text": "x" * 100_000}))
     await store.close()
     connection = sqlite3.connect(path)
@@ -246,7 +246,7 @@ async def test_damage_is_named_with_a_remedy(path: Path) -> None:
     connection.close()
     content = path.read_bytes()
     path.write_bytes(content[: 4096 * (table - 1)] + b"\xff" * 4096 + content[4096 * table :])
-    store = await opened(path)
+    store = await created(path)
     with pytest.raises(StoreError, match="damaged: restore it from a backup") as refusal:
         await store.list("me")
     assert str(path) in str(refusal.value)
@@ -259,7 +259,7 @@ async def test_a_folder_that_cannot_hold_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "appliance.db"):
         with pytest.raises(StoreError, match="cannot open the database"):
-            await opened(path)
+            await created(path)
 
 
 async def test_a_failed_step_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,20 +267,20 @@ async def test_a_failed_step_leaves_nothing(path: Path, monkeypatch: pytest.Monk
         "appliance.store.database.STEPS", (*STEPS, "CREATE TABLE extra (a);\nCREATE TABLE tokens (a);")
     )
     with pytest.raises(StoreError, match="tokens already exists"):
-        await opened(path)
+        await created(path)
     monkeypatch.undo()
-    store = await opened(path)
+    store = await created(path)
     assert await store.unfinished() == []
     await store.close()
 
 
 async def test_only_new_steps_are_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = await opened(path)
+    store = await created(path)
     record = make()
     await store.create(record)
     await store.close()
     monkeypatch.setattr("appliance.store.database.STEPS", (*STEPS, "CREATE TABLE extra (a);"))
-    store = await opened(path)
+    store = await created(path)
     assert await store.get(record.id) == record
     await store.close()
     assert rows_of(path, "extra") == 0
@@ -289,7 +289,7 @@ async def test_only_new_steps_are_run(path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_one_owner_at_a_time(store: Store, path: Path) -> None:
     await store.own()
     await store.own()
-    other = await opened(path)
+    other = await created(path)
     with pytest.raises(StoreError, match=rf"in use by another appliance \(pid {os.getpid()}\)"):
         await other.own()
     waiting = asyncio.ensure_future(other.own(patience=10))

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.config import FilesConfig
 from appliance.domain.prediction import Prediction, Status
-from appliance.gateway.files import prediction_retention as retention
+from appliance.gateway.files import prediction_retention
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.protocols import serializers
@@ -79,7 +79,7 @@ async def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:
 
 
 async def test_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+    monkeypatch.setattr(prediction_retention, "BATCH", 2)
     store = Store(tmp_path / "db", durability="normal")
     await store.open()
     for number in range(5):
