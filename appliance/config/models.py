@@ -157,7 +157,8 @@ class ModelConfig(Section):
     )
     gpu: Annotated[float, Field(gt=0, le=64), AfterValidator(_devices)] | None = Field(
         default=None,
-        description="Share of one device (over 0, up to 1), or a whole number of devices. Excludes `memory`.",
+        description="Share of one device (over 0, up to 1), or a whole number of devices. "
+        "Cannot be combined with `memory`.",
     )
     memory: Bytes | None = Field(
         default=None,

@@ -33,7 +33,7 @@
     |-- RayLost                      an essential process of Ray has ended
     `-- PredictionFailed             one prediction failed; others are not affected
 
-Exceptions of libraries are turned into one of these where they are caught first (``raise ... from exc``).
+An exception of a library is translated into one of these where it is first caught (``raise ... from exc``).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Status(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the status cannot change any more."""
+        """Whether the status is final."""
         return self in TERMINAL
 
 
@@ -85,7 +85,7 @@ Event = Log | Output | Metric | Done
 
 
 class Emitted(msgspec.Struct, frozen=True, array_like=True):
-    """One event on its way from a worker process to the engine.
+    """One event that a worker process sends to the engine.
 
     ``n`` counts the events of one attempt from 1 without gaps, so that a restarted gateway can tell which
     it has already applied.

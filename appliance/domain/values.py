@@ -39,7 +39,7 @@ _ADDRESS: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
 def bytes_of(value: object) -> int:
-    """Return the bytes that a whole number or text such as ``12GiB`` or ``500MB`` means; at least 1."""
+    """Parse a size, a whole number or text such as ``12GiB``, into bytes; at least 1."""
     size: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         size = value

@@ -76,7 +76,7 @@ class Trainings:
             document = self._catalogue.by_version(record.version).document
         except InvalidVersion as error:
             raise PredictionFailed(
-                f"version {record.version} of {record.model}, its base version, is not served any more"
+                f"version {record.version} of {record.model}, its base version, is no longer served"
             ) from error
         await self._store.registry.add_adapter(adapter)
         await self._store.record_version(

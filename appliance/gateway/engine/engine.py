@@ -365,7 +365,7 @@ class Engine:
         return len(items(prediction, iterates=self._iterates(prediction)))
 
     def _iterates(self, ended: Prediction) -> bool:
-        """Whether the output came item by item; assumed of a list whose version is not served any more."""
+        """Whether the output came item by item; True for a list whose version is no longer served."""
         try:
             return recovery.served(self._catalogue, ended).interface.iterates
         except InvalidVersion:
@@ -385,7 +385,7 @@ class Engine:
     # -- models ------------------------------------------------------------------------------------------
 
     def residency(self, entry: Entry) -> Residency:
-        """Whether the model is loaded, asleep, on its way there, or none of these."""
+        """Return the state of the model: cold, loading, ready, asleep and so on."""
         return self._scheduler.residency(entry.runs_on)
 
     async def deployed(self) -> None:

@@ -60,7 +60,7 @@ class Instances:
         """Give every model the instances that these deployments of its versions ask for.
 
         Versions that were trained on a model run on its instances, so their deployments count too. The
-        largest ``min_instances`` and ``max_instances`` of these deployments hold.
+        largest ``min_instances`` and ``max_instances`` of these deployments apply.
         """
         for entry in self._catalogue.entries:
             served = {entry.version, *self._catalogue.adapted(entry.runs_on)}
@@ -70,7 +70,7 @@ class Instances:
             self.scale(entry.runs_on, low, max(high, 1))
 
     def demands_after_reload(self, asked: dict[str, Demand]) -> dict[str, Demand]:
-        """Return the demands of all instances but the first; forget the models that are not served any more.
+        """Return the demands of all instances but the first; forget models that are no longer served.
 
         ``asked`` has the demands of the models in the edited models.yaml.
         """

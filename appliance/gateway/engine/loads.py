@@ -42,7 +42,7 @@ class Failed(NamedTuple):
 
 
 class Loads:
-    """Loads models and remembers how; the scheduler and predictions are told by the caller."""
+    """Loads models and remembers with which options; the caller informs the scheduler and the predictions."""
 
     def __init__(self, dependencies: Dependencies, memory_profiles: MemoryProfiles) -> None:
         """Nothing is loaded yet."""

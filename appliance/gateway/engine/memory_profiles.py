@@ -68,7 +68,7 @@ class MemoryProfiles:
             self._scheduler.footprints.restore_peak(model, row.peak)
 
     def reset(self, entry: Entry) -> None:
-        """Use another profile for a changed model, once its former version is not loaded any more."""
+        """Use another profile for a changed model once its former version is unloaded."""
         self._recalled.discard(entry.runs_on)
         self.unloaded(entry.runs_on)
 
@@ -96,7 +96,7 @@ class MemoryProfiles:
         if self._scheduler.is_outdated(model):
             return Verdict(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.hosted(model)
-        # In main memory it was limited to what nobody else held; on a GPU it uses what it is configured to.
+        # In main memory its limit was the free memory; on a GPU it uses what it is configured to use.
         footprints = self._scheduler.footprints
         had = footprints.limit(model) if self._kind(model) == "cpu" else None
         grown = footprints.record_out_of_memory(model, error.took, time.monotonic(), error.detail, had)

@@ -1,6 +1,6 @@
 """The unfinished predictions, and every change of a status.
 
-A prediction begins, is re-queued and ends here and nowhere else. The store guards each of these writes: it
+Only this module starts, re-queues and ends predictions. The store guards each of these writes: it
 refuses one that does not follow from the stored status. A new status is shown once it is stored. No method
 awaits between reading a prediction's state and changing it.
 """
@@ -238,7 +238,7 @@ class Predictions:
     def end(self, active: ActivePrediction, status: Status, error: str | None = None) -> None:
         """Begin the one change to a terminal status: the record is stored, then shown.
 
-        Unless it succeeded, its unfinished children are canceled: nobody waits for them any more.
+        Unless it succeeded, its unfinished children are canceled, because nobody waits for them now.
         """
         active.ending = True
         active.stop_timers()
@@ -289,7 +289,7 @@ class Predictions:
         self._cluster.acknowledge(active.entry.runs_on, active.id)
 
     async def end_unserved(self, record: Prediction) -> None:
-        """Store and show the terminal ``record`` of a prediction whose version is not served any more."""
+        """Store and publish the terminal ``record`` of a prediction whose version is no longer served."""
         self._dependencies.observe(await records.end(self._store, record))
 
     def end_outdated(self) -> None:

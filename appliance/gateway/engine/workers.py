@@ -1,6 +1,6 @@
 """The worker processes of loaded models: their events are read; they sleep, wake and are stopped.
 
-A worker process that is being stopped cannot be lost any more, and nothing is read from it once it is gone:
+A worker process that is being stopped no longer counts as lost, and nothing is read from it once it is gone:
 its model may be loaded again by then, in another process.
 """
 

@@ -86,7 +86,7 @@ class Calls:
         return checked(given, *required)
 
     def entry(self, name: str, caller: Token, kinds: Collection[str]) -> Entry:
-        """Return the newest version of the model ``name``, which must be of one of these kinds.
+        """Return the newest version of the model ``name``.
 
         Raises:
             ModelNotFound: there is no such model, or it has no version yet.
