@@ -3,10 +3,10 @@
 - The **zygote** (``zygote``) imports the heavy libraries once and forks worker processes.
 - A **worker process** (``process/``) holds one loaded model. It is forked, or started by
   ``python -m appliance.worker.process`` where there is no zygote.
-- A **runner replica** (``replica``, inside of a Ray Serve replica) has one worker process at a time. It passes
-  predictions to the worker process, and keeps its events until the gateway has stored the prediction.
+- A **runner replica** (``replica``, inside of a Ray Serve replica) has one worker process at a time. It
+  passes predictions to the worker process, and keeps its events until the gateway has stored the prediction.
 
 The other modules: ``protocol`` has the messages, ``handle`` is the replica's side of its worker process,
-``event_buffer`` keeps events, ``memory_monitor`` measures what a worker process takes, and ``cleanup`` removes
-what a crashed one has left behind.
+``event_buffer`` keeps events, ``memory_monitor`` measures what a worker process takes, and ``cleanup``
+removes what a crashed one has left behind.
 """
