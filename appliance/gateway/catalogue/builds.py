@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ _CANCELED: Final = "it was canceled"
 BUILDS_AT_ONCE: Final = 2
 #: Seconds that a build may take after it has started.
 BUILD_TIMEOUT: Final = 3600.0
+_PIPE_TIMEOUT: Final = 5.0  # seconds for the end of a killed build's output
 #: Environment variable with the id of the build, in each process that the build starts.
 BUILD_MARK: Final = "APPLIANCE_BUILD"
 
@@ -237,8 +239,8 @@ class ProjectBuilds:
             code = await process.wait()
         except ValueError as error:
             raise WeightsError("the build wrote a line that is too long") from error
-        finally:  # also kill the build's processes and remove unfinished files
-            await asyncio.shield(asyncio.to_thread(_clear, self._home, build.id))
+        finally:
+            await asyncio.shield(_clear(self._home, build.id, process))
         try:
             outcome: dict[str, Any] = json.loads(result)
             if "error" in outcome:
@@ -317,7 +319,10 @@ def _build_of(entry: Entry) -> str | None:
     return options.build if isinstance(options, BuiltCogOptions) else None
 
 
-def _clear(home: Path, id: str) -> None:
-    """Kill all processes of a build, and remove its unfinished files."""
-    kill_marked(BUILD_MARK, id)
-    project.sweep(home)
+async def _clear(home: Path, id: str, process: asyncio.subprocess.Process) -> None:
+    """Kill all processes of a build, wait for the end of ``process``, and remove the unfinished files."""
+    await asyncio.to_thread(kill_marked, BUILD_MARK, id)
+    with contextlib.suppress(TimeoutError):  # a process that has hidden its mark may hold the pipe open
+        async with asyncio.timeout(_PIPE_TIMEOUT):
+            await process.communicate()
+    await asyncio.to_thread(project.sweep, home)

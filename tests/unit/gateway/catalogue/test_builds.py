@@ -18,6 +18,7 @@ from appliance.domain import token
 from appliance.domain.errors import WeightsError
 from appliance.domain.model import Build, Project
 from appliance.domain.token import Scope, Token
+from appliance.gateway.catalogue import builds as builds_module
 from appliance.gateway.catalogue.builds import BUILD_MARK, BUILDS_AT_ONCE
 from appliance.weights import archive, project
 from appliance.worker.cleanup import kill_marked
@@ -130,6 +131,26 @@ async def test_builds_run_side_by_side_and_a_canceled_one_makes_room(allowed: Ap
     assert (await allowed.get("/v1/builds")).json()["results"] == []
     again = (await allowed.post(f"/v1/builds/{further['id']}/cancel")).json()
     assert again["status"] == "canceled"
+
+
+async def test_a_canceled_build_is_over_only_when_its_process_is(
+    allowed: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[asyncio.subprocess.Process] = []
+    create = asyncio.create_subprocess_exec
+
+    async def created(*arguments: str, **more: Any) -> asyncio.subprocess.Process:
+        processes.append(await create(*arguments, **more))
+        return processes[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", created)
+    monkeypatch.setattr(builds_module, "kill_marked", lambda *_: None)  # a slow system
+    build = await begun(allowed)
+    while not processes:
+        await asyncio.sleep(0.001)
+    asyncio.get_running_loop().call_later(0.1, processes[0].kill)
+    await allowed.post(f"/v1/builds/{build['id']}/cancel")
+    assert processes[0].returncode is not None
 
 
 async def test_nobody_elses_build_can_be_canceled(allowed: Api) -> None:
