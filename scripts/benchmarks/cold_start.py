@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.benchmarks import servers
-from tests.running import Appliance, wait_for
+from tests.support.appliance_process import Appliance, wait_for
 
 ROUNDS: Final = 3
 TARGET: Final = 1 / 8

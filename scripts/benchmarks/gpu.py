@@ -21,7 +21,7 @@ from rich.table import Table
 from appliance import machine
 from appliance.config import HardwareConfig
 from scripts.benchmarks.servers import START_TIMEOUT
-from tests.running import ROOT, Appliance, link_weights
+from tests.support.appliance_process import ROOT, Appliance, link_weights
 
 ROUNDS: Final = 5
 MODELS: Final = ("bench/first", "bench/second")

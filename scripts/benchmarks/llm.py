@@ -16,7 +16,7 @@ from rich.table import Table
 
 from scripts.benchmarks import servers
 from scripts.benchmarks.cold_start import LANGUAGE
-from tests.running import TOKEN
+from tests.support.appliance_process import TOKEN
 
 STREAMS: Final = (1, 4, 16)
 ROUNDS: Final = 5

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-from tests.running import ROOT
+from tests.support.appliance_process import ROOT
 
 #: Cog's server refuses what comes before the slot of the last prediction is free again.
 _BUSY: Final = 409

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from scripts.benchmarks import servers
 from scripts.benchmarks.cold_start import LANGUAGE, output
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 SETTLE: Final = 5.0  # seconds
 _MIB: Final = 1024**2

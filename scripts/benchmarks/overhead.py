@@ -13,7 +13,7 @@ from rich.table import Table
 from scripts.benchmarks import servers
 from scripts.benchmarks.load import Measured, Plan
 from scripts.benchmarks.load import measure as measure_load
-from tests.running import TOKEN
+from tests.support.appliance_process import TOKEN
 
 CLIENTS: Final = (1, 4, 16)
 #: Cog's server has no queue: it answers 409 to what it cannot run at once.

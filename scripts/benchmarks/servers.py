@@ -19,7 +19,7 @@ from rich.console import Console
 
 from appliance import config, weights
 from appliance.machine import cpu_threads
-from tests.running import ROOT, Appliance, free_port, link_weights, wait_for
+from tests.support.appliance_process import ROOT, Appliance, free_port, link_weights, wait_for
 
 BENCH: Final = ROOT / ".bench"
 START_TIMEOUT: Final = 600.0  # seconds; vLLM's server compiles nothing here, but imports for long
@@ -94,7 +94,7 @@ def appliance(*, shipped: bool, ui: bool = False) -> Iterator[Appliance]:
 
 def shipped_weights(kind: str) -> Path:
     """The folder with the weights of the shipped model of this kind, fetched if need be."""
-    from tests.running import WEIGHTS
+    from tests.support.appliance_process import WEIGHTS
 
     (model,) = (model for model in config.load(ROOT / "models.yaml").models if model.kind == kind)
     return weights.pull(WEIGHTS, model)

@@ -19,7 +19,7 @@ from rich.table import Table
 from scripts.benchmarks import load, servers
 from tests.e2e import browsing
 from tests.e2e.clients import LANGUAGE_MODEL
-from tests.running import PATIENCE, TOKEN, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, wait_for
 
 ROUNDS: Final = 3
 SESSIONS: Final = 20

@@ -13,8 +13,8 @@ import httpx
 import psutil
 
 from scripts.faults.ledger import Ledger, Tally
-from tests.receiver import Receiver, receiving
-from tests.running import TOKEN, Appliance, wait_for
+from tests.support.appliance_process import TOKEN, Appliance, wait_for
+from tests.support.webhook_receiver import Receiver, receiving
 
 CONFIG: Final = """
 egress: {allow: [127.0.0.0/8]}

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import httpx
 
-from tests.accounting import all_predictions, is_quiet, summed, used
-from tests.receiver import Receiver
+from tests.support.usage_totals import all_predictions, is_quiet, summed, used
+from tests.support.webhook_receiver import Receiver
 
 _OVER: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
 _NOTES: Final = 3  # notes shown for one case

@@ -11,7 +11,7 @@ from typing import Final
 
 import psutil
 
-from tests.running import Appliance, wait_for
+from tests.support.appliance_process import Appliance, wait_for
 
 
 def _driver(appliance: Appliance) -> list[int]:

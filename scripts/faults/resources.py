@@ -19,7 +19,7 @@ import httpx
 
 from scripts.faults.ground import START, Caller, Ground
 from scripts.faults.ledger import Tally
-from tests import tiny_models
+from tests.support import tiny_models
 
 _DISK: Final = "256m"
 _FULL_SECONDS: Final = 10.0

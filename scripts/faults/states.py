@@ -11,8 +11,8 @@ from typing import Any, Final
 import httpx
 
 from scripts.faults.ground import Ground
-from tests.receiver import Received
-from tests.running import wait_for
+from tests.support.appliance_process import wait_for
+from tests.support.webhook_receiver import Received
 
 _MANY: Final = 3
 _WORDS: Final = "one two three four five six seven eight nine ten " * 3

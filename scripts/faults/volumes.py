@@ -15,7 +15,7 @@ import httpx
 
 from scripts.faults.ground import Caller, Ground
 from scripts.faults.ledger import Tally
-from tests.running import wait_for
+from tests.support.appliance_process import wait_for
 
 _MIB: Final = 1024**2
 _HANGING: Final = 40

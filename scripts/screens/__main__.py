@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext, Page
 
 from scripts.benchmarks import servers
 from tests.e2e import browsing
-from tests.running import ROOT, TOKEN
+from tests.support.appliance_process import ROOT, TOKEN
 
 #: For the README, which is read on any background: (page, scheme).
 CHOSEN: Final = (("models", "light"), ("machine", "dark"))

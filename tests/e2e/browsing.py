@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
-from tests.running import PATIENCE
+from tests.support.appliance_process import PATIENCE
 
 EXECUTABLE = os.environ.get("APPLIANCE_TEST_BROWSER", "/usr/bin/chromium")
 #: It runs as root in CI, has no display, and calls nobody.

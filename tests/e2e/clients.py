@@ -12,7 +12,7 @@ from typing import Any
 
 from replicate.client import Client
 
-from tests.running import PATIENCE, ROOT, TOKEN, Appliance
+from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance
 
 LANGUAGE_MODEL = "appliance/smollm2-135m-instruct"
 _CLIENTS = ROOT / ".clients"

@@ -16,14 +16,14 @@ import yaml
 from playwright.sync_api import Browser, Page
 from replicate.client import Client
 
-from tests import tiny_models
-from tests.collector import Collector
 from tests.e2e.browsing import sign_in, started, watched
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
 from tests.e2e.rows import LEFT_OUT, ROWS, named
-from tests.receiver import Receiver, receiving
-from tests.running import PATIENCE, ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
+from tests.support import tiny_models
+from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
+from tests.support.trace_collector import Collector
+from tests.support.webhook_receiver import Receiver, receiving
 
 __all__ = ["LANGUAGE_MODEL"]
 

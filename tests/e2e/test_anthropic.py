@@ -11,7 +11,7 @@ import pytest
 from anthropic import Anthropic
 
 from tests.e2e.clients import LANGUAGE_MODEL
-from tests.running import TOKEN, Appliance, wait_for
+from tests.support.appliance_process import TOKEN, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 

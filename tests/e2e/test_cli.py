@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import PATIENCE, ROOT, Appliance, fetch, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests.e2e.conftest import PROJECTS
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.running import PATIENCE, Appliance, fetch, free_port, wait_for
+from tests.support.appliance_process import PATIENCE, Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -14,7 +14,7 @@ from replicate.pagination import paginate
 
 from tests.e2e.clients import LANGUAGE_MODEL, beta, node
 from tests.e2e.conftest import command
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

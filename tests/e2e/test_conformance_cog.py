@@ -14,8 +14,8 @@ from replicate.client import Client
 from tests.e2e.test_conformance_predictions import create, ended, get
 from tests.e2e.test_conformance_streams import joined, stream
 from tests.e2e.test_conformance_webhooks import last
-from tests.receiver import Receiver
-from tests.running import Appliance, fetch, wait_for
+from tests.support.appliance_process import Appliance, fetch, wait_for
+from tests.support.webhook_receiver import Receiver
 
 pytestmark = pytest.mark.e2e
 

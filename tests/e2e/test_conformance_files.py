@@ -22,7 +22,7 @@ from replicate.client import Client
 from tests.e2e.clients import beta, client_of, node
 from tests.e2e.conftest import command
 from tests.e2e.test_conformance_predictions import WAIT, create, ended
-from tests.running import PATIENCE, Appliance, fetch
+from tests.support.appliance_process import PATIENCE, Appliance, fetch
 
 pytestmark = pytest.mark.e2e
 

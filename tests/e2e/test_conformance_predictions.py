@@ -15,7 +15,7 @@ from replicate.exceptions import ModelError
 
 from tests.e2e.clients import LANGUAGE_MODEL, beta, framework, node, posting
 from tests.e2e.conftest import Background
-from tests.running import PATIENCE, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -11,7 +11,7 @@ from replicate.client import Client
 from tests.e2e.clients import LANGUAGE_MODEL, node
 from tests.e2e.conftest import Background
 from tests.e2e.test_conformance_predictions import create, ended, version_of
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

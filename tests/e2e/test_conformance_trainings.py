@@ -16,8 +16,8 @@ from replicate.exceptions import ReplicateError
 from tests.e2e.clients import LANGUAGE_MODEL, beta, node
 from tests.e2e.conftest import example_file
 from tests.e2e.test_conformance_predictions import WAIT, create, ended, version_of
-from tests.receiver import receiving
-from tests.running import Appliance, fetch, wait_for
+from tests.support.appliance_process import Appliance, fetch, wait_for
+from tests.support.webhook_receiver import receiving
 
 pytestmark = pytest.mark.e2e
 

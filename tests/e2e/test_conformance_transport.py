@@ -18,7 +18,7 @@ from replicate.exceptions import ReplicateError
 
 from tests.e2e.clients import beta, client_of, framework, node
 from tests.e2e.contract import Contract, operations
-from tests.running import PATIENCE, TOKEN, Appliance, fetch, wait_for
+from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -16,9 +16,9 @@ from appliance.gateway.webhooks.sender import signature
 from tests.e2e.clients import node
 from tests.e2e.conftest import command
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.receiver import Received, Receiver
-from tests.running import Appliance, wait_for
-from tests.vectors import SIGNATURES
+from tests.support.appliance_process import Appliance, wait_for
+from tests.support.webhook_receiver import Received, Receiver
+from tests.support.webhook_vectors import SIGNATURES
 
 pytestmark = pytest.mark.e2e
 

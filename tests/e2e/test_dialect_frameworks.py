@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.clients import framework
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

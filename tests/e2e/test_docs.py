@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, expect
 
 from appliance import config
 from tests.e2e.browsing import watched
-from tests.running import PATIENCE, ROOT, Appliance
+from tests.support.appliance_process import PATIENCE, ROOT, Appliance
 
 pytestmark = pytest.mark.e2e
 

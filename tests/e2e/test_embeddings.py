@@ -12,7 +12,7 @@ import pytest
 from replicate.client import Client
 
 from tests.e2e.test_conformance_predictions import WAIT, create, ended
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

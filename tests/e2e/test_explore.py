@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.browsing import sign_in, watched
 from tests.e2e.conftest import LANGUAGE_MODEL, Background
-from tests.running import TOKEN, Appliance
+from tests.support.appliance_process import TOKEN, Appliance
 
 pytestmark = pytest.mark.e2e
 

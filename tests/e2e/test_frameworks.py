@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.clients import LANGUAGE_MODEL, framework, node
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

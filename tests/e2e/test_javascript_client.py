@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.clients import LANGUAGE_MODEL, node
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import LANGUAGE_MODEL
-from tests.running import PATIENCE, TOKEN, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, TOKEN, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.e2e.browsing import watched
 from tests.e2e.conftest import COMMAND, LANGUAGE_MODEL
-from tests.running import PATIENCE, Appliance, fetch, free_port, wait_for
+from tests.support.appliance_process import PATIENCE, Appliance, fetch, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from scripts.tiny_image_model.seen import seen
 from tests.e2e.clients import LANGUAGE_MODEL, posting
-from tests.running import TOKEN, Appliance, fetch, wait_for
-from tests.speaking import word_error_rate
+from tests.support.appliance_process import TOKEN, Appliance, fetch, wait_for
+from tests.support.runner_calls import word_error_rate
 
 pytestmark = pytest.mark.e2e
 

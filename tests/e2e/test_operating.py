@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 
 from tests.e2e.browsing import sign_in, watched
-from tests.receiver import Receiver
-from tests.running import TOKEN, Appliance, fetch
+from tests.support.appliance_process import TOKEN, Appliance, fetch
+from tests.support.webhook_receiver import Receiver
 
 pytestmark = pytest.mark.e2e
 

@@ -18,7 +18,7 @@ from scripts.tiny_image_model import shapes
 from scripts.tiny_image_model.seen import Seen, seen
 from tests.e2e.clients import node
 from tests.e2e.test_conformance_predictions import create, ended, get
-from tests.running import ROOT, Appliance, wait_for
+from tests.support.appliance_process import ROOT, Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 

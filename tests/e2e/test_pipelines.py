@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.clients import LANGUAGE_MODEL
 from tests.e2e.test_conformance_predictions import create, ended, get
-from tests.running import Appliance, fetch, wait_for
+from tests.support.appliance_process import Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 

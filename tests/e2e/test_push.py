@@ -16,7 +16,7 @@ from replicate.client import Client
 
 from tests.e2e.conftest import COMMAND, PROJECTS, command
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.running import Appliance, wait_for
+from tests.support.appliance_process import Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 

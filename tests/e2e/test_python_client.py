@@ -10,7 +10,7 @@ from replicate.exceptions import ModelError, ReplicateError
 from replicate.pagination import paginate
 
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import PATIENCE, ROOT, TOKEN, Appliance, fetch, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance, fetch, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -15,8 +15,8 @@ from replicate.client import Client
 from replicate.exceptions import ModelError
 
 from tests.e2e.test_conformance_predictions import create, ended, get
-from tests.running import wait_for
-from tests.speaking import word_error_rate
+from tests.support.appliance_process import wait_for
+from tests.support.runner_calls import word_error_rate
 
 pytestmark = pytest.mark.e2e
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from scripts.tiny_image_model.seen import seen
 from tests.e2e.test_conformance_predictions import create, ended
-from tests.running import Appliance, fetch
-from tests.speaking import word_error_rate
+from tests.support.appliance_process import Appliance, fetch
+from tests.support.runner_calls import word_error_rate
 
 pytestmark = pytest.mark.e2e
 

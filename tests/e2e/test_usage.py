@@ -15,11 +15,11 @@ import yaml
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.accounting import ENDS, EVER, all_predictions, is_quiet, microseconds, summed, used
-from tests.collector import Collector, attributes
 from tests.e2e.clients import LANGUAGE_MODEL
 from tests.e2e.conftest import command
-from tests.running import TOKEN, Appliance, wait_for
+from tests.support.appliance_process import TOKEN, Appliance, wait_for
+from tests.support.trace_collector import Collector, attributes
+from tests.support.usage_totals import ENDS, EVER, all_predictions, is_quiet, microseconds, summed, used
 
 pytestmark = pytest.mark.e2e
 

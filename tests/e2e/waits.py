@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.gateway.api import ui_proxy
 from tests.e2e.clients import beta, client_of
-from tests.running import Appliance, fetch, wait_for
+from tests.support.appliance_process import Appliance, fetch, wait_for
 
 LONGER = 64  # seconds; more than any client waits for an answer
 SILENT = 34  # seconds; more than Python 1.0 waits for a byte

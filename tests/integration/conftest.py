@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.running import Appliance
+from tests.support.appliance_process import Appliance
 
 
 @pytest.fixture(scope="module")

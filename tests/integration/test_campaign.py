@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.faults.cases import SHORT
-from tests.running import PATIENCE, ROOT
+from tests.support.appliance_process import PATIENCE, ROOT
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,8 @@ from appliance.domain.prediction import Done, Job, Output
 from appliance.runners.base import LoadSpec
 from appliance.weights import project
 from appliance.worker.replica import Replica
-from tests.hosting import Caller
-from tests.running import ROOT, wait_for
+from tests.support.appliance_process import ROOT, wait_for
+from tests.support.worker_processes import Caller
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from appliance.scheduler import MIN_RESIDENCY
-from tests.running import Appliance, wait_for
+from tests.support.appliance_process import Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""The diffusers runner on random weights: see ``tests.random_pipelines`` for what that can show."""
+"""The diffusers runner on random weights: see ``tests.support.random_pipelines`` for what that can show."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
 from appliance.runners.diffusers import pipeline
 from appliance.runners.diffusers.runner import DiffusersRunner
-from tests import random_pipelines
-from tests.running import PATIENCE
+from tests.support import random_pipelines
+from tests.support.appliance_process import PATIENCE
 
 pytestmark = [
     pytest.mark.integration,

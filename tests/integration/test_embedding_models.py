@@ -12,8 +12,8 @@ import pytest
 from appliance.domain.errors import PredictionFailed
 from appliance.runners.embeddings.runner import EmbeddingsRunner
 from appliance.runners.transformers.runner import TransformersRunner
-from tests import tiny_models
-from tests.speaking import job, load_spec, run
+from tests.support import tiny_models
+from tests.support.runner_calls import job, load_spec, run
 
 pytestmark = pytest.mark.integration
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzzing import World, cases, check, environment_count
+from tests.support.openapi_requests import World, cases, check, environment_count
 
 pytestmark = pytest.mark.integration
 

@@ -16,8 +16,8 @@ from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, Worker
 from appliance.domain.prediction import Done, Log
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
 from appliance.worker.replica import LOOK, Replica
-from tests.hosting import Caller, Zygote, runs, spec, until_gone
-from tests.running import PATIENCE
+from tests.support.appliance_process import PATIENCE
+from tests.support.worker_processes import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = pytest.mark.integration
 
@@ -304,7 +304,7 @@ def resident(pid: int) -> int:
 
 
 async def _child(folder: Path) -> int:
-    """The process id that a runner of ``tests.host_kinds`` has noted."""
+    """The process id that a runner of ``tests.support.faulty_kinds`` has noted."""
     note = folder / "child"
     async with asyncio.timeout(PATIENCE):
         while not (note.exists() and note.read_text()):

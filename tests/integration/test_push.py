@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import ROOT, Appliance, wait_for
+from tests.support.appliance_process import ROOT, Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 

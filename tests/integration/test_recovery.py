@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.running import PATIENCE, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.running import Appliance, wait_for
+from tests.support.appliance_process import Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.accounting import all_predictions, is_quiet, summed, used
-from tests.receiver import Receiver, receiving
-from tests.running import PATIENCE, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, Appliance, wait_for
+from tests.support.usage_totals import all_predictions, is_quiet, summed, used
+from tests.support.webhook_receiver import Receiver, receiving
 
 pytestmark = pytest.mark.integration
 

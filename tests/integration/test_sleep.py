@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import PATIENCE, Appliance, wait_for
+from tests.support.appliance_process import PATIENCE, Appliance, wait_for
 
 pytestmark = pytest.mark.integration
 

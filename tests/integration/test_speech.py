@@ -25,8 +25,8 @@ from appliance.runners import audio
 from appliance.runners.base import Runner
 from appliance.runners.piper.runner import PiperRunner
 from appliance.runners.whisper.runner import WhisperRunner
-from tests.running import ROOT, WEIGHTS
-from tests.speaking import Ran, job, load_spec, run, word_error_rate
+from tests.support.appliance_process import ROOT, WEIGHTS
+from tests.support.runner_calls import Ran, job, load_spec, run, word_error_rate
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import PATIENCE, Appliance
+from tests.support.appliance_process import PATIENCE, Appliance
 
 pytestmark = pytest.mark.integration
 

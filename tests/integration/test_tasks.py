@@ -1,7 +1,7 @@
 """Kind `transformers`, task by task, with tiny models of real architectures.
 
 Their weights are random, but for two that are trained on the spot, so that this is about shapes, schemas,
-files and errors; see tests/tiny_models.py.
+files and errors; see tests/support/tiny_models.py.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from appliance.config import TransformersOptions
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio
 from appliance.runners.transformers.runner import TransformersRunner
-from tests import tiny_models
-from tests.speaking import Ran, job, load_spec, run
+from tests.support import tiny_models
+from tests.support.runner_calls import Ran, job, load_spec, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -30,8 +30,8 @@ from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAG
 from appliance.runners.vllm import engine
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 from appliance.worker.replica import Replica
-from tests.hosting import Caller, Zygote, runs, spec, until_gone
-from tests.running import PATIENCE, ROOT, WEIGHTS, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, WEIGHTS, wait_for
+from tests.support.worker_processes import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret
 
-from tests.receiver import Received, Receiver, receiving
-from tests.running import PATIENCE, ROOT, Appliance, free_port, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, Appliance, free_port, wait_for
+from tests.support.webhook_receiver import Received, Receiver, receiving
 
 pytestmark = pytest.mark.integration
 

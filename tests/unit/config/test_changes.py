@@ -9,7 +9,7 @@ import pytest
 
 from appliance import config as configuration
 from appliance.config import Config, compare, runtime
-from tests.running import ROOT
+from tests.support.appliance_process import ROOT
 
 ECHO = {"name": "test/echo", "kind": "echo"}
 

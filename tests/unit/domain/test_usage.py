@@ -20,9 +20,9 @@ from appliance.domain.token import Scope, Token
 from appliance.domain.usage import KEYS, Usage
 from appliance.store import Store, rows
 from appliance.store.queries import STEPS
-from tests.apis import Api, services_of
-from tests.engines import MIB, Bench
-from tests.stores import created
+from tests.support.api_client import Api, services_of
+from tests.support.engine_bench import MIB, Bench
+from tests.support.store_files import created
 
 DAY = 86400.0
 NOON = 1_800_000_000.0 - 1_800_000_000.0 % DAY + DAY / 2  # of some day

@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 
 from appliance.driver import permissions
 from appliance.ui.__main__ import reserve
-from tests.apis import Api
-from tests.engines import Bench
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
 
 
 def mode(path: Path) -> int:

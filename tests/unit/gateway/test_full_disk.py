@@ -26,8 +26,8 @@ from appliance.machine import disk
 from appliance.runners.base import LoadSpec
 from appliance.store import Store
 from appliance.worker.process import capture
-from tests.apis import Api
-from tests.engines import Bench
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
 from tests.unit.gateway.webhooks.test_sender import Receiver, listening
 
 FULL = Path("/dev/full")  # the kernel's own

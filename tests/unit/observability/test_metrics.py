@@ -18,8 +18,8 @@ from appliance.domain.prediction import Status
 from appliance.domain.token import Scope, Token
 from appliance.observability.metrics import Metrics, reason
 from appliance.scheduler import Capacity, Demand, Event, EventKind, Scheduler, Unload
-from tests.apis import Api, services_of
-from tests.engines import Bench
+from tests.support.api_client import Api, services_of
+from tests.support.engine_bench import Bench
 
 DOCKER = Path(__file__).parents[3] / "docker"
 

@@ -15,9 +15,9 @@ from appliance.config import TelemetryConfig
 from appliance.domain.prediction import Status
 from appliance.observability import tracing
 from appliance.observability.tracing import Tracing
-from tests.apis import Api, services_of
-from tests.collector import Collector, attributes
-from tests.engines import Bench
+from tests.support.api_client import Api, services_of
+from tests.support.engine_bench import Bench
+from tests.support.trace_collector import Collector, attributes
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 ABOVE = "00f067aa0ba902b7"

@@ -16,9 +16,9 @@ from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.ui.client import Api as UiApi
 from appliance.weights import http_download, index
-from tests.apis import Api
-from tests.engines import Bench
-from tests.origin import Answer, Origin, serving
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
+from tests.support.web_server import Answer, Origin, serving
 
 MIB = 1024 * 1024
 

@@ -26,8 +26,8 @@ from appliance.scheduler import (
     Start,
     Unload,
 )
-from tests.apis import Api
-from tests.engines import Bench, entry
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench, entry
 
 GIB = 1024**3
 

@@ -12,7 +12,7 @@ import pytest
 
 from scripts.faults.__main__ import Result, main
 from scripts.faults.ledger import Ledger, Tally
-from tests.receiver import Received, Receiver
+from tests.support.webhook_receiver import Received, Receiver
 
 GOOD: dict[str, Any] = {
     "id": "a", "status": "succeeded", "output": ["x ", "y"], "error": None, "logs": "1\n2\n",

@@ -20,7 +20,7 @@ from appliance.store import Store, VersionRow
 from appliance.store.database import connect, upgrade
 from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
-from tests.stores import created
+from tests.support.store_files import created
 
 KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0)
 

@@ -27,7 +27,7 @@ from appliance.domain.prediction import (
 )
 from appliance.domain.token import Token
 from appliance.store import Cursor, Progress, Store, VersionRow
-from tests.stores import opened
+from tests.support.store_files import opened
 
 
 def make(**changes: Any) -> Prediction:

@@ -10,7 +10,7 @@ import pytest
 from appliance.domain.errors import NotFound
 from appliance.ui.client import Api as Reached
 from appliance.ui.demo import Demo
-from tests.apis import SECRET, Api
+from tests.support.api_client import SECRET, Api
 
 BASE = "http://models.example.org:8000"
 

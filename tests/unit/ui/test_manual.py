@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from appliance.ui.manual import Manual
-from tests.apis import SECRET, Api
-from tests.pages import Pages
+from tests.support.api_client import SECRET, Api
+from tests.support.ui_client import Pages
 
 SCRIPT = "document.title = 'built'"
 PAGE = f"<!DOCTYPE html><title>Contents</title><script>{SCRIPT}</script><a href='install/'>Install</a>"

@@ -13,9 +13,9 @@ import pytest
 from appliance.config import FilesConfig, LimitsConfig
 from appliance.domain import token
 from appliance.domain.token import Scope, Token
-from tests.apis import SECRET, Api
-from tests.engines import Bench
-from tests.pages import Pages
+from tests.support.api_client import SECRET, Api
+from tests.support.engine_bench import Bench
+from tests.support.ui_client import Pages
 
 UPLOAD = "/explore/gradio_api/upload"
 FORM = {"content-type": "multipart/form-data; boundary=xyz", "accept": "*/*"}

@@ -15,9 +15,9 @@ from appliance.domain import token
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import auth
 from appliance.ui import session
-from tests.apis import SECRET, Api
-from tests.engines import Bench
-from tests.pages import Pages
+from tests.support.api_client import SECRET, Api
+from tests.support.engine_bench import Bench
+from tests.support.ui_client import Pages
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from appliance.domain.errors import InvalidInput, NotFound, Unauthenticated
 from appliance.ui.client import Api as Reached
 from appliance.ui.client import Caller
 from appliance.ui.watcher import Seen, Watcher
-from tests.apis import SECRET, Api
+from tests.support.api_client import SECRET, Api
 
 BASE = "http://models.example.org:8000"
 

@@ -15,7 +15,7 @@ from appliance.gateway.catalogue.catalogue import describe
 from appliance.gateway.engine.prefetch import Prefetch
 from appliance.scheduler import Capacity, Demand, Scheduler
 from appliance.weights import read_ahead
-from tests.engines import catalogue_of
+from tests.support.engine_bench import catalogue_of
 
 KIB = 1024
 

@@ -18,8 +18,8 @@ from appliance.domain.prediction import Webhook
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.catalogue.catalogue import Catalogue
-from tests.apis import SECRET, Api, services_of
-from tests.engines import MIB, Bench
+from tests.support.api_client import SECRET, Api, services_of
+from tests.support.engine_bench import MIB, Bench
 
 
 def events(text: str) -> list[tuple[str, str, str]]:

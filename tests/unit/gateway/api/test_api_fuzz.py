@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzzing import World, cases, check
+from tests.support.openapi_requests import World, cases, check
 
 
 @pytest.fixture(scope="module")

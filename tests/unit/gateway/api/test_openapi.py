@@ -13,7 +13,7 @@ import pytest
 
 from appliance.gateway.api import openapi
 from appliance.gateway.api.application import RESOURCES
-from tests.apis import Api
+from tests.support.api_client import Api
 
 DOCUMENT = openapi.document()
 #: Operations under /v1 that Replicate has not.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.apis import Api
+from tests.support.api_client import Api
 
 
 async def test_lists_have_the_output_of_what_is_not_over_as_null(api: Api) -> None:

@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from tests.apis import Api
+from tests.support.api_client import Api
 
 PATH = "/v1/models/test/echo/predictions"
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from appliance.gateway.api import create_api
-from tests.apis import Api
+from tests.support.api_client import Api
 
 
 class Pages:

@@ -22,7 +22,7 @@ from appliance.gateway.catalogue import builds as builds_module
 from appliance.gateway.catalogue.builds import BUILD_MARK, BUILDS_AT_ONCE
 from appliance.weights import archive, project
 from appliance.worker.cleanup import kill_marked
-from tests.apis import Api
+from tests.support.api_client import Api
 
 ROUTE = "/v1/models/me/mine/versions"
 

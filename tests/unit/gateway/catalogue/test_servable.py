@@ -15,7 +15,7 @@ from appliance.config import Config
 from appliance.domain.errors import WeightsError
 from appliance.gateway.catalogue.servable import Servable, servable
 from appliance.weights import present, project
-from tests.engines import DEVICES
+from tests.support.engine_bench import DEVICES
 
 DEEP = 100_000
 ECHO = "  - {name: test/echo, kind: echo}\n"

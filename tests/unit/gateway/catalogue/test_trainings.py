@@ -16,9 +16,9 @@ from appliance.domain import token
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Token
 from appliance.runners.base import LoadSpec
-from tests.apis import SECRET, Api, services_of
-from tests.engines import Bench
-from tests.tutoring import pupil
+from tests.support.api_client import SECRET, Api, services_of
+from tests.support.engine_bench import Bench
+from tests.support.trainable_kind import pupil
 
 ORIGIN = "http://models.example.org:8000"
 

@@ -13,7 +13,7 @@ from appliance.domain.errors import InvalidInput, ModelTooLarge, NotFound, Shutt
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine import saver
 from appliance.gateway.engine.active import Events
-from tests.engines import Bench, entry, refusal
+from tests.support.engine_bench import Bench, entry, refusal
 
 
 async def test_a_prediction_is_accepted_then_run_then_stored(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint, policy
 from appliance.store import Store
 from appliance.worker.memory_monitor import MemoryUsage
-from tests.engines import MIB, Bench, entry
+from tests.support.engine_bench import MIB, Bench, entry
 
 NAMES = ["test/a", "test/b", "test/c", "test/d"]
 RESIDUE = MIB // 8

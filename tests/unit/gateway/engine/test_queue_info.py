@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.domain.prediction import Prediction, Status
-from tests.apis import Api
-from tests.engines import Bench, entry
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench, entry
 
 
 async def seen(bench: Bench, prediction: Prediction) -> dict[str, Any]:

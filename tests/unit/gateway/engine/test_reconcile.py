@@ -7,7 +7,7 @@ import msgspec
 from appliance.gateway.engine.instances import Instances
 from appliance.gateway.engine.reconcile import reconcile
 from appliance.scheduler import Capacity, Demand, Scheduler
-from tests.engines import MIB, catalogue_of, entry
+from tests.support.engine_bench import MIB, catalogue_of, entry
 
 
 def test_what_was_trained_on_a_pushed_version_stays_as_it_is() -> None:

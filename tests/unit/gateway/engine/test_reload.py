@@ -18,8 +18,8 @@ from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.engine.reload import catalogue_of
 from appliance.scheduler import SleepFootprint
-from tests.apis import SECRET, Api, services_of
-from tests.engines import MIB, Bench
+from tests.support.api_client import SECRET, Api, services_of
+from tests.support.engine_bench import MIB, Bench
 from tests.unit.gateway.catalogue.test_servable import nested_header
 
 ECHO: dict[str, Any] = {"name": "test/echo", "kind": "echo", "memory": "1MiB", "options": {"concurrency": 2}}

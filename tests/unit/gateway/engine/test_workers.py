@@ -16,7 +16,7 @@ from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency
 from appliance.scheduler.event_log import EventKind
 from appliance.worker.memory_monitor import MemoryUsage
-from tests.engines import Bench
+from tests.support.engine_bench import Bench
 
 
 class Halting(LocalCluster):

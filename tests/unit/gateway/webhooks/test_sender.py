@@ -21,8 +21,8 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender as webhooks
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.store import Delivery, Store
-from tests.apis import SECRET, Api
-from tests.engines import Bench, refusal
+from tests.support.api_client import SECRET, Api
+from tests.support.engine_bench import Bench, refusal
 
 
 class FullDisk:

@@ -14,7 +14,7 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.store import Store
-from tests.vectors import SIGNATURES
+from tests.support.webhook_vectors import SIGNATURES
 
 
 @pytest.mark.parametrize(("key", "id", "timestamp", "body", "expected"), SIGNATURES)

@@ -12,7 +12,7 @@ from appliance.domain.errors import WeightsError
 from appliance.domain.weight_size import WeightSize
 from appliance.gateway.catalogue.servable import servable
 from appliance.runners.diffusers import pipeline
-from tests.engines import DEVICES
+from tests.support.engine_bench import DEVICES
 
 
 def weights(folder: Path, name: Any, **components: Any) -> Path:

@@ -14,7 +14,7 @@ from appliance.domain.errors import PredictionFailed
 from appliance.runners.embeddings.runner import EmbeddingsRunner, longest, parse
 from appliance.runners.model_loading import most_tokens
 from appliance.worker.process.gpu_oom import out_of_memory
-from tests.speaking import job, load_spec, run
+from tests.support.runner_calls import job, load_spec, run
 
 
 @pytest.mark.parametrize(

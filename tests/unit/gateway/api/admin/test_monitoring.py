@@ -10,8 +10,8 @@ import pytest
 from appliance.domain.prediction import Status
 from appliance.gateway.api.admin import monitoring
 from appliance.gateway.api.admin.monitoring import Check
-from tests.apis import Api
-from tests.engines import Bench
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
 
 
 async def ready(api: Api) -> tuple[int, list[str]]:

@@ -17,8 +17,8 @@ from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
 from appliance.machine.disk import Storage
 from appliance.protocols import serializers
-from tests.apis import Api
-from tests.engines import MIB, Bench
+from tests.support.api_client import Api
+from tests.support.engine_bench import MIB, Bench
 
 HOSTILE = "<script>alert(1)</script>"
 

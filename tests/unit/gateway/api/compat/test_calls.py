@@ -21,8 +21,8 @@ from appliance.gateway.api.compat import audio, calls, embeddings, forms, images
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
-from tests.apis import SECRET, Api
-from tests.engines import Bench, entry
+from tests.support.api_client import SECRET, Api
+from tests.support.engine_bench import Bench, entry
 
 CHAT, MESSAGES, RESPONSES = "/openai/v1/chat/completions", "/anthropic/v1/messages", "/openai/v1/responses"
 ASKED: dict[str, Any] = {"model": "test/echo", "messages": [{}, {}], "input": "x", "max_tokens": 5}
@@ -33,7 +33,7 @@ FULL = {"message": "it is over the limit", "code": 400, "param": "messages", "ty
 @pytest.fixture(autouse=True)
 def talking(monkeypatch: pytest.MonkeyPatch) -> None:
     """The echo models of the bench take operations."""
-    talking = Kind(runner="tests.talking:TalkingRunner", operations=KINDS["vllm"].operations)
+    talking = Kind(runner="tests.support.chat_kind:TalkingRunner", operations=KINDS["vllm"].operations)
     monkeypatch.setitem(KINDS, "echo", talking)
 
 

@@ -9,8 +9,8 @@ import pytest
 from appliance.config import FilesConfig
 from appliance.domain.errors import FileQuotaExceeded
 from appliance.gateway.api.multipart import FIELDS
-from tests.apis import Api
-from tests.engines import Bench
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
 
 HEADERS = {"content-type": "multipart/form-data; boundary=xyz"}
 ROUTES = ["/v1/files", "/openai/v1/images/edits", "/openai/v1/audio/transcriptions"]

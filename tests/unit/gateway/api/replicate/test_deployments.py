@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.apis import Api, services_of
-from tests.engines import Bench
+from tests.support.api_client import Api, services_of
+from tests.support.engine_bench import Bench
 
 
 def wished(bench: Bench, **changes: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.apis import Api
-from tests.engines import Bench
+from tests.support.api_client import Api
+from tests.support.engine_bench import Bench
 
 NEW = {"owner": "me", "name": "mine", "visibility": "public", "hardware": "cpu"}
 

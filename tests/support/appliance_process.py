@@ -1,4 +1,4 @@
-"""An appliance started by its real command, for integration and end-to-end tests."""
+"""An appliance that runs as `appliance serve`, for integration and end-to-end tests."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any
 import httpx
 import psutil
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOKEN = "test token with spaces"
-#: Seconds after which something is taken to hang. No test says how fast anything is: machines differ.
+#: Seconds after which a test gives up waiting. No test asserts how fast anything is: machines differ.
 PATIENCE = 240.0
 WEIGHTS = Path(os.environ.get("APPLIANCE_TEST_WEIGHTS", "/var/tmp/appliance-test-weights"))
 
 
 def free_port() -> int:
-    """A port nobody listens on now, nor will unasked: neither the system nor Ray gives it to anybody."""
+    """Return a free port outside of the ranges from which the system and Ray choose ports."""
     while True:
         port = 20_000 + secrets.randbelow(12_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ class Appliance:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user of this appliance would export."""
+        """The environment variables that a user of this appliance would export."""
         return {
             **os.environ,
             **self.variables,
@@ -71,7 +71,7 @@ class Appliance:
         }
 
     def start(self, seconds: float = PATIENCE) -> None:
-        """Start it and return once it answers."""
+        """Start the appliance and wait until it answers."""
         command = [str(Path(sys.executable).parent / "appliance"), "serve"]
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
@@ -93,20 +93,20 @@ class Appliance:
         assert process.poll() is None, self.output.read_text()
 
     def answers(self) -> bool:
-        """Whether its health route does."""
+        """Return whether the health route answers with 200."""
         try:
             return httpx.get(f"{self.url}/healthz", timeout=2, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
     def stop(self, seconds: float = PATIENCE) -> int:
-        """Stop it as systemd would; returns the exit code."""
+        """Stop the appliance by SIGTERM, as systemd does; return the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """`kill -9` of every process that belongs to it."""
+        """Kill all processes of the appliance with SIGKILL."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
                 process.kill()
@@ -114,7 +114,7 @@ class Appliance:
         self.process.wait(PATIENCE)
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs with this appliance's home in its environment."""
+        """Return the processes whose environment names the home of this appliance."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -125,7 +125,7 @@ class Appliance:
         return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
     def named(self, part: str) -> list[psutil.Process]:
-        """Those of ``processes`` with ``part`` in their command line."""
+        """Return the processes with ``part`` in their command line."""
         found = []
         for process in self.processes():
             try:
@@ -136,27 +136,27 @@ class Appliance:
         return found
 
     def gateway(self) -> psutil.Process:
-        """The process that listens."""
+        """Return the process of the gateway."""
         (process,) = self.named("ServeReplica:gateway")
         return process
 
     def hosts(self) -> list[int]:
-        """Process ids of the engine hosts."""
+        """Return the process ids of the worker processes."""
         return [int(mark.name) for mark in (self.home / "run" / "hosts").iterdir() if mark.name.isdigit()]
 
     def client(self) -> httpx.Client:
-        """A signed-in HTTP client."""
+        """Return an HTTP client with a token."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
 
 
 def fetch(address: str, **more: Any) -> httpx.Response:
-    """GET it, however long it takes."""
+    """GET ``address``, with a timeout of ``PATIENCE``."""
     return httpx.get(address, timeout=PATIENCE, trust_env=False, **more)
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """The first true value of ``condition``; fails after ``seconds``."""
+    """Wait until ``condition`` returns a true value and return it; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -167,7 +167,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
 
 
 def link_weights(home: Path) -> None:
-    """Let ``home`` use the weights that earlier test runs have fetched."""
+    """Let ``home`` use the weights that earlier test runs have downloaded."""
     (WEIGHTS / "weights").mkdir(parents=True, exist_ok=True)
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "weights").exists():

@@ -15,8 +15,8 @@ from appliance.domain import token
 from appliance.domain.token import Token
 from appliance.gateway.api import create_api, openapi
 from appliance.store import VersionRow
-from tests.apis import services_of
-from tests.engines import Bench
+from tests.support.api_client import services_of
+from tests.support.engine_bench import Bench
 
 DOCUMENT = openapi.document()
 METHODS = ("GET", "POST", "QUERY", "DELETE", "PATCH", "PUT", "HEAD", "OPTIONS")

@@ -1,4 +1,4 @@
-"""The routes on an engine without Ray, and a client of them, in one process."""
+"""The API over an engine without Ray, and an HTTP client of it, in one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine.disk import Storage
-from tests.engines import DEVICES, Bench
+from tests.support.engine_bench import DEVICES, Bench
 
 SECRET = "a secret with spaces"
 CONFIG = Config.model_validate(
@@ -30,7 +30,7 @@ CONFIG = Config.model_validate(
 
 
 def services_of(bench: Bench, config: Config = CONFIG) -> Services:
-    """Everything the routes need, over ``bench``."""
+    """Return the services of the routes, over the engine of ``bench``."""
     egress = FetchGuard(())
     return Services(
         config=config,
@@ -56,7 +56,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
 
 
 class Api(httpx.AsyncClient):
-    """A signed-in client of the routes."""
+    """A client of the API with a token."""
 
     def __init__(self, services: Services, secret: str | None = SECRET) -> None:
         self.services = services

@@ -1,4 +1,4 @@
-"""Runners of the kinds that hear, speak and see, run in this process, and how well something was heard."""
+"""Calls of runners in the process of the test, and the word error rate of a transcription."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from appliance.runners.base import LoadSpec, Runner
 
 
 def load_spec(kind: str, weights: Path | None, **options: Any) -> LoadSpec:
-    """What to load on two threads of the CPU; ``options`` must be complete."""
+    """Return the load request of a model on two threads of the CPU; ``options`` must be complete."""
     return LoadSpec(
         model=f"test/{kind}",
         version="0" * 64,
@@ -29,7 +29,7 @@ def load_spec(kind: str, weights: Path | None, **options: Any) -> LoadSpec:
 
 
 class Ran(NamedTuple):
-    """What came of one prediction."""
+    """The result of one prediction."""
 
     output: Any
     logs: str
@@ -37,7 +37,7 @@ class Ran(NamedTuple):
 
 
 def job(interface: Interface, folder: Path, **given: Any) -> Job:
-    """A job with everything filled in; files are given as paths."""
+    """Return a job whose input has all defaults; input files are given as paths."""
     files = {name: given.pop(name) for name in interface.file_inputs if name in given}
     asked = {**given, **dict.fromkeys(files, "data:,x")}
     complete = input_schema.validate(interface, asked)
@@ -45,7 +45,7 @@ def job(interface: Interface, folder: Path, **given: Any) -> Job:
 
 
 async def run(runner: Runner, job: Job) -> Ran:
-    """Run it to its end."""
+    """Run ``job`` to its end and return its result."""
     output: Any = None
     logs, metrics = "", {}
     async for event in runner.run(job):
@@ -60,7 +60,7 @@ async def run(runner: Runner, job: Job) -> Ran:
 
 
 def word_error_rate(said: str, heard: str) -> float:
-    """Words that were put in, left out or heard wrongly, by the words that were said."""
+    """Return the number of inserted, missing and wrong words, divided by the number of spoken words."""
     words, others = (re.findall(r"[a-z0-9']+", text.lower()) for text in (said, heard))
     row = list(range(len(others) + 1))
     for number, word in enumerate(words, 1):

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry: takes OTLP over HTTP and decodes it."""
+"""A collector of OpenTelemetry traces: receives OTLP over HTTP and decodes the spans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector:
-    """Remembers every span."""
+    """Keeps all spans that it received."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -30,7 +30,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Nothing."""
+                """Log nothing."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -38,7 +38,7 @@ class Collector:
         self._thread.start()
 
     def named(self, *names: str) -> list[Span]:
-        """The one span of each name."""
+        """Return the spans with these names; each name must have exactly one span."""
         found = []
         for name in names:
             (span,) = [span for span in self.spans if span.name == name]
@@ -53,5 +53,5 @@ class Collector:
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    """Those that are text or whole numbers."""
+    """Return the attributes of ``span`` that are strings or integers."""
     return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}

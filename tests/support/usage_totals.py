@@ -1,4 +1,4 @@
-"""What predictions took, as they say it themselves and as the usage does."""
+"""Totals of predictions by key: summed from the predictions, and as the usage report gives them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ENDS = ("succeeded", "failed", "canceled", "aborted")
 
 
 def microseconds(seconds: float) -> int:
-    """Exactly: a JSON number with six decimals at most."""
+    """Convert a JSON number with at most six decimals to microseconds, exactly."""
     value = Decimal(repr(seconds)) * 1_000_000
     assert value == int(value), seconds
     return int(value)
 
 
 def all_predictions(client: httpx.Client, **narrowed: str) -> list[dict[str, Any]]:
-    """Of everyone, as the API shows them."""
+    """Return the predictions of all accounts, from all pages of the list."""
     found = []
     reply = client.get("/admin/predictions", params=narrowed).json()
     while True:
@@ -31,7 +31,7 @@ def all_predictions(client: httpx.Client, **narrowed: str) -> list[dict[str, Any
 
 
 def summed(records: list[dict[str, Any]], *keys: str) -> dict[tuple[str, ...], Counter[str]]:
-    """What records say that they took, in the words of the usage."""
+    """Sum the metrics of ``records`` by ``keys``, under the names that the usage report has for them."""
     sums: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for record in records:
         known = {**record, "work": record["type"]}
@@ -51,7 +51,7 @@ def summed(records: list[dict[str, Any]], *keys: str) -> dict[tuple[str, ...], C
 
 
 def used(client: httpx.Client, *keys: str) -> dict[tuple[str, ...], Counter[str]]:
-    """The same, as the usage says it."""
+    """Return the same totals as ``summed``, from the usage report."""
     rows = client.get("/admin/usage", params={**EVER, "by": ",".join(keys)}).json()["rows"]
     sums = {}
     for row in rows:
@@ -64,5 +64,5 @@ def used(client: httpx.Client, *keys: str) -> dict[tuple[str, ...], Counter[str]
 
 
 def is_quiet(client: httpx.Client) -> bool:
-    """Whether nothing waits and nothing runs, whoever has asked for it."""
+    """Return whether no prediction of any account waits or runs."""
     return not any(all_predictions(client, status=status) for status in ("starting", "processing"))

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that answers as it is told."""
+"""A receiver of webhooks whose responses the test sets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Received(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """The prediction in it."""
+        """The prediction in the body."""
         found: dict[str, Any] = json.loads(self.body)
         return found
 
 
 class Receiver:
-    """What came, and what the next ones are answered with."""
+    """The received requests, and the status of the next responses."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -34,14 +34,14 @@ class Receiver:
         self.answer: Callable[[Received], int] = lambda _: 200
 
     def about(self, id: str, *, terminal: bool = True) -> list[Received]:
-        """Everything about one prediction, or only what tells of its end."""
+        """Return the requests about one prediction; by default only those of its end."""
         found = [one for one in self.received if one.record["id"] == id]
         return [one for one in found if not terminal or "completed_at" in one.record]
 
 
 @contextmanager
 def receiving(port: int = 0) -> Iterator[Receiver]:
-    """A receiver that listens until the end of the block."""
+    """Run a receiver until the end of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """What a path is answered with."""
+    """The response to a GET of one path."""
 
     body: bytes
     headers: Mapping[str, str] = MappingProxyType({})
@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 
 class Origin:
-    """The answers by path, and the headers of the requests that came."""
+    """The responses by path, and the headers of all received requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -29,7 +29,7 @@ class Origin:
 
 @contextmanager
 def serving() -> Iterator[Origin]:
-    """A server that listens until the end of the block."""
+    """Run the server until the end of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""A model kind for tests that answers the operations of other APIs, as its requests tell it to."""
+"""A model kind that answers the operations of the compat APIs as the request says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.runners.echo.runner import EchoRunner
 
 
 class TalkingRunner(EchoRunner):
-    """Says the ``words`` of a request, ``delay`` seconds apart; ``error`` is how it ends."""
+    """Outputs the ``words`` of a request, ``delay`` seconds apart, and fails with ``error`` if given."""
 
     async def run(self, job: Job) -> AsyncGenerator[Log | Output | Metric]:
         """See ``Runner``."""

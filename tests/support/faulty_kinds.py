@@ -1,4 +1,4 @@
-"""Model kinds for tests of engine hosts. Preloading this module in a zygote makes them known to its hosts."""
+"""Model kinds that fail in several ways; worker processes know them if their zygote preloads this module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from appliance.runners.base import Kind, LoadSpec
 
 
 class FamilyRunner:
-    """Has a child process; its id is in ``<cache>/child``, and ``<cache>/closed`` says that it was closed."""
+    """Has a child process with its id in ``<cache>/child``; ``close`` creates ``<cache>/closed``."""
 
     kind: ClassVar[str] = "family"
 
@@ -40,7 +40,7 @@ class FamilyRunner:
 
 
 class RefusingRunner(FamilyRunner):
-    """Cannot be loaded, for a reason."""
+    """Its load fails with ``LoadFailed``."""
 
     kind: ClassVar[str] = "refusing"
 
@@ -50,7 +50,7 @@ class RefusingRunner(FamilyRunner):
 
 
 class BrokenRunner(FamilyRunner):
-    """Cannot be loaded, because of a bug."""
+    """Its load fails with an unexpected exception."""
 
     kind: ClassVar[str] = "broken"
 

@@ -1,4 +1,4 @@
-"""A zygote and replicas of its hosts, for integration tests."""
+"""A zygote and replicas with its worker processes, for integration tests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, 
 from appliance.runners.base import LoadSpec
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.replica import Replica
-from tests.running import PATIENCE, ROOT, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, wait_for
 
 
 class Zygote:
-    """A zygote process with the kinds of ``tests.host_kinds``."""
+    """A zygote process with the kinds of ``tests.support.faulty_kinds``."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -32,7 +32,7 @@ class Zygote:
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(self.socket)]
             self.process = subprocess.Popen(
-                [*command, "--preload", "tests.host_kinds,no_such_module"],
+                [*command, "--preload", "tests.support.faulty_kinds,no_such_module"],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -49,7 +49,7 @@ class Zygote:
 
 
 def spec(cache: Path, kind: str = "echo", *, concurrency: int = 4, **options: Any) -> LoadSpec:
-    """What to load; ``cache`` is also where the kinds of ``tests.host_kinds`` leave notes."""
+    """Return a load request; the kinds of ``tests.support.faulty_kinds`` write files to ``cache``."""
     return LoadSpec(
         model=f"test/{kind}",
         version="0" * 64,
@@ -65,12 +65,12 @@ def spec(cache: Path, kind: str = "echo", *, concurrency: int = 4, **options: An
 
 
 class Caller:
-    """Plays the gateway to one replica: sends jobs and collects what comes back."""
+    """Acts as the gateway for one replica: sends jobs and collects their events."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.events: dict[str, list[Event]] = {}
-        self.order: list[str] = []  # ids as they ended
+        self.order: list[str] = []  # ids in the order in which they ended
         self.lost: str | None = None
         self.error: WorkerLost | None = None
         self.taken = MemoryUsage(0)
@@ -82,18 +82,18 @@ class Caller:
         await self.replica.exchange([Job(id, 1, input, operation=operation)], [], [])
 
     async def cancel(self, id: str) -> None:
-        """Cancel one."""
+        """Cancel a job."""
         await self.replica.exchange([], [id], [])
 
     async def done(self, id: str) -> Done:
-        """How a prediction ended."""
+        """Wait for the end of a prediction and return its last event."""
         await self._until(lambda: id in self.order)
         end = self.events[id][-1]
         assert isinstance(end, Done)
         return end
 
     async def begun(self, id: str) -> None:
-        """Return once the prediction has sent anything."""
+        """Wait for the first event of a prediction."""
         await self._until(lambda: id in self.events)
 
     async def run(self, id: str, operation: str | None = None, /, **input: Any) -> Done:
@@ -102,21 +102,21 @@ class Caller:
         return await self.done(id)
 
     async def over(self) -> str | None:
-        """Wait for the end of the events; how the host was lost, or None."""
+        """Wait for the end of all events; return how the worker process was lost, or None."""
         async with asyncio.timeout(PATIENCE):
             await self._task
         return self.lost
 
     def output(self, id: str) -> list[Any]:
-        """All items of a prediction's output."""
+        """Return all output items of a prediction."""
         return [value for event in self.events[id] if isinstance(event, Output) for value in event.values]
 
     def logs(self, id: str) -> str:
-        """All a prediction has logged."""
+        """Return the logs of a prediction."""
         return "".join(event.text for event in self.events[id] if isinstance(event, Log))
 
     def metrics(self, id: str) -> dict[str, Any]:
-        """A prediction's measurements."""
+        """Return the metrics of a prediction."""
         return {event.name: event.value for event in self.events[id] if isinstance(event, Metric)}
 
     async def _until(self, condition: Any) -> None:
@@ -149,7 +149,7 @@ class Caller:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is alive; a zombie is not."""
+    """Return whether a process is alive; a zombie is not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -24,7 +24,7 @@ from appliance.machine import Device
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.scheduler import Capacity, Demand, Origin, Scheduler, SleepFootprint
-from tests.stores import opened
+from tests.support.store_files import opened
 
 MIB = 1024**2
 DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)
@@ -36,7 +36,7 @@ def described(name: str = "test/echo", **options: Any) -> tuple[Card, Entry]:
 
 
 def refusal(error: StoreError) -> asyncio.Future[None]:
-    """A write that the store refuses."""
+    """Return a write that fails with ``error``."""
     written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     written.set_exception(error)
     return written
@@ -51,7 +51,7 @@ def catalogue_of(*entries: Entry) -> Catalogue:
 
 
 class Bench:
-    """An engine with everything around it, made again over the same database by ``restart``."""
+    """An engine and its dependencies; ``restart`` makes new ones over the same database."""
 
     def __init__(self, folder: Path, **limits: Any) -> None:
         self.folder = folder
@@ -61,11 +61,12 @@ class Bench:
         self.big = entry("test/big")
         self.files_model = entry("test/files", files=True)
         self.more: list[Entry] = []
-        self.allowed: tuple[str, ...] = ()  # networks that inputs may come from
+        self.allowed: tuple[str, ...] = ()  # networks that input files may be fetched from
         self.capacity = 10 * MIB
-        self.main: int | None = None  # bytes for sleepers, if there is a place for them
-        self.asleep: SleepFootprint | None = None  # what those of `more` hold when they sleep
-        self.estimated: dict[str, int] = {}  # what is not declared, by model
+        #: Bytes of main memory for sleeping models; None if models cannot sleep.
+        self.main: int | None = None
+        self.asleep: SleepFootprint | None = None  # memory that the models in `more` use while they sleep
+        self.estimated: dict[str, int] = {}  # bytes by model that declares none
         self.cluster = LocalCluster()
         self.observed: list[Prediction] = []
         self.tracing: Tracing | None = None
@@ -73,7 +74,7 @@ class Bench:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The machine's, with main memory as the last if sleepers have a place there."""
+        """The devices; main memory is the last one, if models can sleep there."""
         main = Device(name="main", kind="cpu", memory=self.main or 0, label="A CPU", host=True)
         return DEVICES if self.main is None else (*DEVICES, main)
 
@@ -141,7 +142,7 @@ class Bench:
             self.tracing.observe(record)
 
     def reload(self, in_force: Config) -> Reload:
-        """What applies the edited file, which is ``models.yaml`` in the bench's folder."""
+        """Return the reload of ``models.yaml`` in the folder of the bench."""
         return Reload(
             file=self.folder / "models.yaml",
             in_force=in_force,

@@ -1,4 +1,4 @@
-"""A model that is trained without learning anything: its trainer writes down a phrase that it then says."""
+"""A trainable model kind: training stores a phrase, and the trained version puts it before each output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appliance.gateway.catalogue.catalogue import Entry
 from appliance.runners import KINDS
 from appliance.runners.base import Kind, LoadSpec
 from appliance.runners.echo.runner import EchoRunner
-from tests.engines import entry
+from tests.support.engine_bench import entry
 
 
 class Tutor:
@@ -58,7 +58,7 @@ class Tutor:
 
 
 class Pupil(EchoRunner):
-    """Says its phrase before its text."""
+    """Puts the phrase of its adapter before its output."""
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         phrase = "" if job.adapter is None else (Path(job.adapter) / "phrase.txt").read_text() + " "
@@ -71,8 +71,8 @@ class Pupil(EchoRunner):
 
 
 def pupil(patch: pytest.MonkeyPatch) -> Entry:
-    """A model of this kind; from now on all echo models are."""
-    patch.setitem(KINDS, "tutor", Kind(runner="tests.tutoring:Tutor"))
-    patch.setitem(KINDS, "echo", Kind(runner="tests.tutoring:Pupil", trainer="tutor"))
+    """Return a model of this kind; until ``patch`` ends, the kind echo is this kind."""
+    patch.setitem(KINDS, "tutor", Kind(runner="tests.support.trainable_kind:Tutor"))
+    patch.setitem(KINDS, "echo", Kind(runner="tests.support.trainable_kind:Pupil", trainer="tutor"))
     patch.setattr(EchoOptions, "trainable", True)
     return entry("test/pupil")

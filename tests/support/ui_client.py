@@ -1,4 +1,4 @@
-"""The UI over the routes of an engine without Ray, in one process, and a browser without scripts."""
+"""The UI over an engine without Ray, in one process, and an HTTP client that behaves like a browser."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from appliance.config import Config
 from appliance.ui.client import Api
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
-from tests.apis import Api as Routes
+from tests.support.api_client import Api as Routes
 
 HTML = {"Accept": "text/html"}
 BASE = "http://models.example.org:8000"
 
 
 class Pages:
-    """One UI."""
+    """One UI server."""
 
     def __init__(self, routes: Routes, folder: Path, manual: Path = Path("/nonexistent")) -> None:
         self.api = Api(BASE)
@@ -28,7 +28,7 @@ class Pages:
         self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions, manual=manual)
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
-        """A browser that keeps cookies, as the gateway passes its requests on."""
+        """Return a client that keeps cookies and sends the headers that the gateway adds."""
         return httpx.AsyncClient(
             transport=httpx.ASGITransport(self.server),
             base_url=BASE.replace("http:", f"{scheme}:"),
@@ -37,7 +37,7 @@ class Pages:
 
     @asynccontextmanager
     async def signed_in(self, secret: str) -> AsyncIterator[httpx.AsyncClient]:
-        """A browser with a session."""
+        """A client with a session, signed in with the token ``secret``."""
         async with self.browser() as browser:
             reply = await browser.post("/signin", data={"token": secret})
             assert reply.status_code == 303, reply.text
