@@ -62,7 +62,7 @@ class Demo:
             raise ApplianceError(f"{name} has no version yet; train one, or push a project")
         with layout.page(shown.name) as blocks:
             model.playground(blocks, shown.name, shown.document, bare=True)
-        return cls(api, secret, await PageApp.of(blocks, _LARGEST))
+        return cls(api, secret, await PageApp(blocks, _LARGEST).start())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

@@ -40,34 +40,31 @@ class Frontend:
 class PageApp:
     """A page's blocks as an ASGI application."""
 
-    def __init__(self, app: FastAPI, running: AsyncExitStack, shows: object) -> None:
-        """Made by ``of``."""
-        self.app = app
-        self.shows = shows  # what it was built from
-        self.opened_by: set[str] = set()  # accounts that may see what is in it
-        self._running = running
-
-    @classmethod
-    async def of(cls, blocks: gr.Blocks, largest: int, shows: object = None) -> PageApp:
-        """Mounted and started; ``largest`` is how many bytes a file that is picked may have."""
-        app = FastAPI(openapi_url=None)
-        blocks.queue(default_concurrency_limit=None, api_open=False)
+    def __init__(self, blocks: gr.Blocks, max_file_size: int, shows: object = None) -> None:
+        """``max_file_size`` is in bytes; ``shows`` is the data that the blocks were built from."""
+        self.app = FastAPI(openapi_url=None)
+        self.shows = shows
+        self.opened_by: set[str] = set()  # accounts that have opened the page
+        self._running = AsyncExitStack()
+        blocks.api_open = False
         gr.mount_gradio_app(
-            app,
+            self.app,
             blocks,
             "/",
             theme=theme(),
             footer_links=[],
-            max_file_size=largest,
+            max_file_size=max_file_size,
             run_history=False,
             ssr_mode=False,
             show_error=False,
             enable_monitoring=False,
             mcp_server=False,
         )
-        running = AsyncExitStack()
-        await running.enter_async_context(app.router.lifespan_context(app))
-        return cls(app, running, shows)
+
+    async def start(self) -> PageApp:
+        """Start the queue of the page's events, and return this page."""
+        await self._running.enter_async_context(self.app.router.lifespan_context(self.app))
+        return self
 
     async def opened(
         self, request: Request, root: str, frame: str, images: str, *, framed: bool = False

@@ -152,7 +152,7 @@ class Server:
     async def _built_once(self, page: Page) -> PageApp:
         async with self._building:
             if page.path not in self._built:
-                self._built[page.path] = await PageApp.of(page.build(), self._largest)
+                self._built[page.path] = await PageApp(page.build(), self._largest).start()
             return self._built[page.path]
 
     async def _model(self, root: str, known: Session, *, opened: bool) -> PageApp:
@@ -172,7 +172,7 @@ class Server:
             if kept is None or kept.shows != shown:
                 if kept is not None:
                     await kept.close()
-                kept = await PageApp.of(model.build(shown), self._largest, shown)
+                kept = await PageApp(model.build(shown), self._largest, shown).start()
             kept.opened_by.add(known.username)
             self._models[root] = kept
             for path in list(self._models)[:-_MOST]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +11,23 @@ import httpx
 
 from appliance.config import Config
 from appliance.ui.client import Api
+from appliance.ui.page_app import PageApp
+from appliance.ui.pages import FIRST
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
 from tests.support.api_client import Api as Routes
 
 HTML = {"Accept": "text/html"}
 BASE = "http://models.example.org:8000"
+
+
+@functools.cache
+def models_page() -> PageApp:
+    """The page of all models, built once for all tests since that takes a second.
+
+    It keeps nothing of the people who open it. Its queue is not started: no event of the page is answered.
+    """
+    return PageApp(FIRST.build(), max_file_size=10**6)
 
 
 class Pages:
@@ -26,6 +38,7 @@ class Pages:
         self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
         self.sessions = Sessions(self.api, folder / "ui.key")
         self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions, manual=manual)
+        self.server._built[FIRST.path] = models_page()
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
         """Return a client that keeps cookies and sends the headers that the gateway adds."""

@@ -11,6 +11,7 @@ from appliance.domain.errors import NotFound
 from appliance.ui.client import Api as Reached
 from appliance.ui.demo import Demo
 from tests.support.api_client import SECRET, Api
+from tests.support.ui_client import models_page
 
 BASE = "http://models.example.org:8000"
 
@@ -25,22 +26,26 @@ async def reached(api: Api) -> AsyncIterator[Reached]:
 
 @pytest.fixture
 async def visitor(reached: Reached) -> AsyncIterator[httpx.AsyncClient]:
-    demo = await Demo.of(reached, SECRET, "test/files")
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(demo), base_url="http://demo.example.org"
-    ) as visitor:
+    async with browser_of(Demo(reached, SECRET, models_page())) as visitor:
         yield visitor
+
+
+def browser_of(demo: Demo) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(demo), base_url="http://demo.example.org")
+
+
+async def test_it_may_stand_in_a_frame_and_shows_no_token(reached: Reached) -> None:
+    demo = await Demo.of(reached, SECRET, "test/files")
+    async with browser_of(demo) as visitor:
+        page = await visitor.get("/")
+        assert page.status_code == 200
+        assert "test/files" in page.text
+        assert "frame-ancestors *" in page.headers["content-security-policy"]
+        assert "Sign out" not in page.text
+        assert SECRET not in page.text
+        for path in ("/explore", "/v1/account", "/admin/status", "/signin"):
+            assert (await visitor.get(path)).status_code == 404, path
     await demo.close()
-
-
-async def test_it_may_stand_in_a_frame_and_shows_no_token(visitor: httpx.AsyncClient) -> None:
-    page = await visitor.get("/")
-    assert page.status_code == 200
-    assert "frame-ancestors *" in page.headers["content-security-policy"]
-    assert "Sign out" not in page.text
-    assert SECRET not in page.text
-    for path in ("/explore", "/v1/account", "/admin/status", "/signin"):
-        assert (await visitor.get(path)).status_code == 404, path
 
 
 async def test_other_sites_cannot_run_it(visitor: httpx.AsyncClient) -> None:

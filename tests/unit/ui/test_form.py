@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,7 @@ from appliance.ui.snippets import LocalFile
 from appliance.ui.watcher import Seen
 
 
+@functools.cache  # Gradio takes half a second to build it, and it holds no values
 def form() -> ModelForm:
     model = EchoRunner.interface({"files": True})
     with gr.Blocks(analytics_enabled=False):
@@ -57,16 +59,20 @@ async def test_an_earlier_input_is_shown_and_means_the_same() -> None:
     assert made.filled_in(made.shown(input)) == input
 
 
+@functools.cache
+def result() -> Result:
+    with gr.Blocks(analytics_enabled=False):
+        return Result(RenderedOutput.TEXT, linked=True)
+
+
 def told(
     status: str, *, model: dict[str, Any] | None = None, items: tuple[str, ...] = (), **record: Any
 ) -> str:
     """What is said of a prediction."""
-    with gr.Blocks(analytics_enabled=False):
-        result = Result(RenderedOutput.TEXT, linked=True)
     seen = Seen(
         record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
     )
-    first, *_ = result.shown(seen, [])
+    first, *_ = result().shown(seen, [])
     return str(first)
 
 
@@ -86,11 +92,10 @@ async def test_it_is_said_how_a_prediction_stands() -> None:
 
 
 async def test_only_what_has_changed_is_sent() -> None:
-    with gr.Blocks(analytics_enabled=False):
-        result = Result(RenderedOutput.TEXT, linked=False)
+    shown = result().shown
     before: list[Any] = []
     record = {"id": "x", "status": "processing", "logs": "same"}
-    result.shown(Seen(record=record, items=["a"], seconds=1.0), before)
-    again = result.shown(Seen(record=record, items=["a", "b"], seconds=1.0), before)
+    shown(Seen(record=record, items=["a"], seconds=1.0), before)
+    again = shown(Seen(record=record, items=["a", "b"], seconds=1.0), before)
     changed = [value for value in again if value != gr.skip()]
     assert changed == ["ab"]

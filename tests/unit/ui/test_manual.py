@@ -54,16 +54,19 @@ async def test_its_pages_run_their_own_scripts_only(api: Api, site: Path, tmp_pa
     await pages.server.close()
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "install/..%5c..%5csecret.txt", "link.html"],
-)
-async def test_no_other_file_can_be_read(api: Api, site: Path, tmp_path: Path, path: str) -> None:
+async def test_no_other_file_can_be_read(api: Api, site: Path, tmp_path: Path) -> None:
     pages = Pages(api, tmp_path, site)
     async with pages.browser() as browser:
-        reply = await browser.get(f"/manual/{path}")
-        assert "a secret" not in reply.text
-        assert reply.status_code != 200
+        for path in (
+            "../secret.txt",
+            "%2e%2e/secret.txt",
+            "..%2fsecret.txt",
+            "install/..%5c..%5csecret.txt",
+            "link.html",
+        ):
+            reply = await browser.get(f"/manual/{path}")
+            assert "a secret" not in reply.text, path
+            assert reply.status_code != 200, path
     await pages.server.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,9 +24,9 @@ PART = b'--xyz\r\nContent-Disposition: form-data; name="files"; filename="a.txt"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "picked"))
-    return tmp_path / "picked"
+def folder(uploads: Path) -> Path:
+    shutil.rmtree(uploads, ignore_errors=True)
+    return uploads
 
 
 @pytest.fixture
