@@ -10,23 +10,6 @@ from pydantic import ValidationError
 
 from appliance.config import runtime, yaml_source
 from appliance.config.changes import Changes, Report, compare
-from appliance.config.models import (
-    BuiltinSource,
-    CogModel,
-    DiffusersModel,
-    EchoModel,
-    EmbeddingsModel,
-    FolderSource,
-    GitSource,
-    HubSource,
-    ModelConfig,
-    PiperModel,
-    PypiSource,
-    Source,
-    TransformersModel,
-    VllmModel,
-    WhisperModel,
-)
 from appliance.config.problems import Problem, disagreements, refusal, translate
 from appliance.config.redact import redact
 from appliance.config.sections import (
@@ -46,15 +29,16 @@ from appliance.config.sections import (
     TlsConfig,
     UiConfig,
 )
-from appliance.runners.cog.options import BuiltCogOptions, CogOptions
-from appliance.runners.diffusers.options import DescribedDiffusersOptions, DiffusersOptions
-from appliance.runners.echo.options import EchoOptions
-from appliance.runners.embeddings.options import EmbeddingsOptions
-from appliance.runners.options import Options
-from appliance.runners.piper.options import FoundPiperOptions, PiperOptions
-from appliance.runners.transformers.options import TransformersOptions
-from appliance.runners.vllm.options import VllmOptions
-from appliance.runners.whisper.options import WhisperOptions
+from appliance.runners.cog.options import BuiltCogOptions, CogModel
+from appliance.runners.model_config import (
+    BuiltinSource,
+    FolderSource,
+    GitSource,
+    HubSource,
+    ModelConfig,
+    PypiSource,
+    Source,
+)
 
 __all__ = [
     "BuiltCogOptions",
@@ -62,30 +46,18 @@ __all__ = [
     "Changes",
     "CodeConfig",
     "CogModel",
-    "CogOptions",
     "CollectionConfig",
     "Config",
-    "DescribedDiffusersOptions",
     "DeviceConfig",
-    "DiffusersModel",
-    "DiffusersOptions",
-    "EchoModel",
-    "EchoOptions",
     "EgressConfig",
-    "EmbeddingsModel",
-    "EmbeddingsOptions",
     "FilesConfig",
     "FolderSource",
-    "FoundPiperOptions",
     "GitSource",
     "HardwareConfig",
     "HubSource",
     "LimitsConfig",
     "LoggingConfig",
     "ModelConfig",
-    "Options",
-    "PiperModel",
-    "PiperOptions",
     "PricesConfig",
     "PypiSource",
     "Report",
@@ -94,13 +66,7 @@ __all__ = [
     "Source",
     "TelemetryConfig",
     "TlsConfig",
-    "TransformersModel",
-    "TransformersOptions",
     "UiConfig",
-    "VllmModel",
-    "VllmOptions",
-    "WhisperModel",
-    "WhisperOptions",
     "compare",
     "home",
     "json_schema",

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import msgspec
 from pydantic import BaseModel
 
-from appliance.config.models import ModelConfig
 from appliance.config.sections import Config
+from appliance.runners.model_config import ModelConfig
 
 #: Sections, and keys of the section server, whose change only a restart of the appliance applies.
 SECTIONS: Final = ("hardware", "logging", "telemetry", "ui")

@@ -5,26 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from appliance.config import text_file
-from appliance.config.models import (
-    MODELS,
-    CogModel,
-    FolderSource,
-    GitSource,
-    HubSource,
-    ModelConfig,
-    PypiSource,
-    VllmModel,
-)
-from appliance.config.sections import Config, DeviceConfig, HardwareConfig
+from appliance.config.sections import MODELS, Config, DeviceConfig, HardwareConfig
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 from appliance.domain.section import Section
+from appliance.runners.cog.options import CogModel
+from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
+from appliance.runners.vllm.options import VllmModel
 
 _SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
 
@@ -118,7 +111,7 @@ def _section(loc: Place) -> type[Section] | None:
 
 
 def _options(kind: str) -> type[Section]:
-    return type(MODELS[kind].model_fields["options"].default)
+    return cast("type[Section]", MODELS[kind].model_fields["options"].annotation)
 
 
 def _message(detail: ErrorDetails) -> str:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import functools
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from appliance.config.models import (
-    CogModel,
-    DiffusersModel,
-    EchoModel,
-    EmbeddingsModel,
-    PiperModel,
-    TransformersModel,
-    VllmModel,
-    WhisperModel,
-)
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
+from appliance.runners import model_configs
+from appliance.runners.model_config import ModelConfig
 
 
 class TlsConfig(Section):
@@ -270,17 +264,13 @@ class HardwareConfig(Section):
     )
 
 
-_AnyModel = Annotated[
-    EchoModel
-    | VllmModel
-    | EmbeddingsModel
-    | DiffusersModel
-    | WhisperModel
-    | PiperModel
-    | TransformersModel
-    | CogModel,
-    Discriminator("kind"),
-]
+#: kind -> the class of its models
+MODELS: Final = model_configs()
+
+if TYPE_CHECKING:
+    _AnyModel = ModelConfig
+else:
+    _AnyModel = Annotated[functools.reduce(operator.or_, MODELS.values()), Discriminator("kind")]
 
 
 class Config(Section):

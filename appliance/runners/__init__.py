@@ -2,52 +2,48 @@
 
 To add a kind, copy ``runners/echo/`` and edit, file by file:
 
-    runners/<kind>/options.py       options of the kind in models.yaml, and its memory footprint
+    runners/<kind>/__init__.py      ``KIND``: the kind's name, its classes and the modules to preload
+    runners/<kind>/options.py       its options in models.yaml with the memory footprint, and its
+                                    ``ModelConfig`` class with `kind`, `source` and `options`
     runners/<kind>/runner.py        the ``Runner``: inputs and output, loading, predictions
-    runners/<kind>/__init__.py      ``KIND``: the runner's class and the modules to preload
-    runners/__init__.py             one line in ``KINDS``
-    config/models.py                a ``ModelConfig`` class with ``kind``, ``source`` and ``options``, and one
-                                    line in ``MODELS``
-    config/sections.py              the class in ``_AnyModel``
-    weights/complete_options.py     only if options are read from the weights, as for `diffusers` and `piper`
     models.yaml                     a commented example with every option
     tests/unit/runners/<kind>/      its tests
 
-``config`` imports every ``options.py``, so a kind's package must not import ``config`` or ``weights``.
-Options and ``Runner.interface`` run in the gateway: heavy libraries are imported in ``Runner.setup``.
+Nothing else lists the kinds: ``KINDS`` is read from the packages in this folder. ``config`` imports every
+``options.py``, so a kind's package must not import ``config`` or ``weights``. Options and
+``Runner.interface`` run in the gateway: heavy libraries are imported in ``Runner.setup``.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Final, Literal, cast
+import pkgutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from appliance.runners import (
-    cog,
-    diffusers,
-    echo,
-    embeddings,
-    lora_training,
-    piper,
-    transformers,
-    vllm,
-    whisper,
-)
 from appliance.runners.base import Kind, Runner
 
+if TYPE_CHECKING:
+    from appliance.runners.model_config import ModelConfig
+
+
+def _kinds() -> Iterator[Kind]:
+    """Yield every ``Kind`` that a package in this folder defines."""
+    for package in pkgutil.iter_modules(__path__):
+        if package.ispkg:
+            module = importlib.import_module(f"{__name__}.{package.name}")
+            yield from (value for value in vars(module).values() if isinstance(value, Kind))
+
+
 #: Every kind of models.yaml, and the trainers `cog-train` and `lora`, which train new versions of models.
-KINDS: Final[dict[str, Kind]] = {
-    "cog": cog.KIND,
-    "cog-train": cog.TRAINER,
-    "diffusers": diffusers.KIND,
-    "echo": echo.KIND,
-    "embeddings": embeddings.KIND,
-    "lora": lora_training.KIND,
-    "piper": piper.KIND,
-    "transformers": transformers.KIND,
-    "vllm": vllm.KIND,
-    "whisper": whisper.KIND,
-}
+KINDS: Final = {kind.name: kind for kind in _kinds()}
+
+
+def _imported(path: str) -> Any:
+    """Import ``path``, "module:Class", and return the class."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def runner_class(kind: str) -> type[Runner]:
@@ -56,8 +52,13 @@ def runner_class(kind: str) -> type[Runner]:
     Raises:
         KeyError: no such kind exists.
     """
-    module, _, name = KINDS[kind].runner.partition(":")
-    return cast("type[Runner]", getattr(importlib.import_module(module), name))
+    return cast("type[Runner]", _imported(KINDS[kind].runner))
+
+
+@functools.cache
+def model_configs() -> dict[str, type[ModelConfig]]:
+    """Import and return the class in models.yaml of each kind that can be configured there."""
+    return {name: _imported(kind.model) for name, kind in KINDS.items() if kind.model is not None}
 
 
 def kinds_with_operation(operation: str) -> set[str]:

@@ -19,7 +19,9 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """What the appliance knows about a model kind without importing the kind's runner."""
 
+    name: str  # `kind` in models.yaml
     runner: str  # "module:Class", imported on first use
+    model: str | None = None  # "module:Class" of its models in models.yaml; None for a trainer
     trainer: str | None = None  # the kind of runner that trains new versions of the kind's models
     preload: tuple[str, ...] = ()  # modules that the zygote imports before it forks worker processes
     preload_on_cpu: tuple[str, ...] = ()  # additional ones on machines without a GPU

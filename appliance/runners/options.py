@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from appliance.domain.section import Section
@@ -30,6 +31,14 @@ class Options(Section):
     def trainable(self) -> bool:
         """Whether new versions of the model can be trained."""
         return False
+
+    def completed(self, folder: Path) -> Options:
+        """Return these options with the values that the weights in ``folder`` determine.
+
+        Raises:
+            WeightsError: the weights are missing or cannot be used.
+        """
+        return self
 
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         """Return the options that the runner gets, as JSON values.

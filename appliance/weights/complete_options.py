@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-from appliance.config import (
-    CogModel,
-    DescribedDiffusersOptions,
-    DiffusersModel,
-    FoundPiperOptions,
-    ModelConfig,
-    PiperModel,
-)
-from appliance.runners.diffusers import pipeline
-from appliance.runners.piper import voices
+from appliance.config import CogModel, ModelConfig
 from appliance.weights import locations, project
 
 
@@ -25,17 +14,9 @@ def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
     Raises:
         WeightsError: its weights or its project are missing or invalid.
     """
-    match model:
-        case CogModel():
-            return project.built(model, project.folder(home, model))
-        case DiffusersModel():
-            described = msgspec.to_builtins(pipeline.read(locations.folder(home, model)))
-            options = DescribedDiffusersOptions.model_validate(
-                model.options.model_dump() | {"pipeline": described}
-            )
-            return model.model_copy(update={"options": options})
-        case PiperModel():
-            found = voices.found(locations.folder(home, model))
-            voiced = FoundPiperOptions.model_validate(model.options.model_dump() | {"found": found})
-            return model.model_copy(update={"options": voiced})
-    return model
+    if isinstance(model, CogModel):
+        return project.built(model, project.folder(home, model))
+    if model.source is None:
+        return model
+    options = model.options.completed(locations.folder(home, model))
+    return model.model_copy(update={"options": options})

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from appliance.config import DiffusersOptions
 from appliance.domain import input_schema
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners.base import LoadSpec
 from appliance.runners.diffusers import pipeline
+from appliance.runners.diffusers.options import DiffusersOptions
 from appliance.runners.diffusers.runner import DiffusersRunner
 from tests.support import random_pipelines
 from tests.support.appliance_process import PATIENCE

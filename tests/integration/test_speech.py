@@ -24,6 +24,7 @@ from appliance.domain.prediction import Log
 from appliance.runners import audio
 from appliance.runners.base import Runner
 from appliance.runners.piper.runner import PiperRunner
+from appliance.runners.whisper.options import WhisperOptions
 from appliance.runners.whisper.runner import WhisperRunner
 from tests.support.appliance_process import ROOT, WEIGHTS
 from tests.support.runner_calls import Ran, job, load_spec, run, word_error_rate
@@ -34,7 +35,7 @@ SENTENCE = "Machines that listen should understand what other machines say."
 STORY = f"{SENTENCE} The quick brown fox jumps over the lazy dog. Yesterday it rained all day in the city."
 STEADY: dict[str, Any] = {"noise_scale": 0, "noise_w": 0}  # the same sound every time
 VOICE = "en_US-joe-medium"
-LANGUAGES: dict[str, Any] = config.WhisperOptions().model_dump(mode="json")
+LANGUAGES: dict[str, Any] = WhisperOptions().model_dump(mode="json")
 
 
 class Loaded(NamedTuple):

@@ -20,9 +20,9 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from appliance.config import TransformersOptions
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio
+from appliance.runners.transformers.options import TransformersOptions
 from appliance.runners.transformers.runner import TransformersRunner
 from tests.support import tiny_models
 from tests.support.runner_calls import Ran, job, load_spec, run

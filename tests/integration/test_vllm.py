@@ -28,6 +28,7 @@ from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from appliance.runners.vllm import engine
+from appliance.runners.vllm.options import VllmOptions
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import PATIENCE, ROOT, WEIGHTS, wait_for
@@ -67,7 +68,7 @@ def smollm2() -> Path:
 def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
     """What to load: SmolLM2 with a small cache."""
     options = {"tool_parser": "hermes", **options}
-    filled = config.VllmOptions(max_model_len=LONGEST, kv_cache=64 << 20, max_num_seqs=4, **options)
+    filled = VllmOptions(max_model_len=LONGEST, kv_cache=64 << 20, max_num_seqs=4, **options)
     return msgspec.structs.replace(
         spec(cache, "vllm", concurrency=4),
         options=filled.model_dump(),

@@ -132,4 +132,4 @@ for runner in (
     UntidyRunner,
     FullRunner,
 ):
-    KINDS[runner.kind] = Kind(runner=f"{__name__}:{runner.__name__}")
+    KINDS[runner.kind] = Kind(name=runner.kind, runner=f"{__name__}:{runner.__name__}")

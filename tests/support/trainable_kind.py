@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from appliance.config import EchoOptions
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.runners import KINDS
 from appliance.runners.base import Kind, LoadSpec
+from appliance.runners.echo.options import EchoOptions
 from appliance.runners.echo.runner import EchoRunner
 from tests.support.engine_bench import entry
 
@@ -72,7 +72,8 @@ class Pupil(EchoRunner):
 
 def pupil(patch: pytest.MonkeyPatch) -> Entry:
     """Return a model of this kind; until ``patch`` ends, the kind echo is this kind."""
-    patch.setitem(KINDS, "tutor", Kind(runner="tests.support.trainable_kind:Tutor"))
-    patch.setitem(KINDS, "echo", Kind(runner="tests.support.trainable_kind:Pupil", trainer="tutor"))
+    patch.setitem(KINDS, "tutor", Kind(name="tutor", runner="tests.support.trainable_kind:Tutor"))
+    pupil = Kind(name="echo", runner="tests.support.trainable_kind:Pupil", trainer="tutor")
+    patch.setitem(KINDS, "echo", pupil)
     patch.setattr(EchoOptions, "trainable", True)
     return entry("test/pupil")

@@ -6,5 +6,10 @@ from typing import Final
 
 from appliance.runners.base import Kind
 
-KIND: Final = Kind(runner="appliance.runners.cog.runner:CogRunner", trainer="cog-train")
-TRAINER: Final = Kind(runner="appliance.runners.cog.runner:CogTrainer")
+KIND: Final = Kind(
+    name="cog",
+    model="appliance.runners.cog.options:CogModel",
+    runner="appliance.runners.cog.runner:CogRunner",
+    trainer="cog-train",
+)
+TRAINER: Final = Kind(name="cog-train", runner="appliance.runners.cog.runner:CogTrainer")

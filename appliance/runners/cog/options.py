@@ -6,8 +6,10 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from appliance.domain.section import subsection
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig, ProjectSource
 from appliance.runners.options import Options
 
 _PROCESS: Final = GIB
@@ -65,3 +67,11 @@ class BuiltCogOptions(CogOptions):
         if weights is not None:
             told["environment"] = {**told["environment"], "COG_WEIGHTS": weights}
         return told
+
+
+class CogModel(ModelConfig):
+    """A Cog project."""
+
+    kind: Literal["cog"] = Field(description="A Cog project, run by Cog's own runtime.")
+    source: ProjectSource = Field(description="The project's folder, with cog.yaml in it.")
+    options: CogOptions = subsection(CogOptions(), "Options of this kind.")

@@ -7,6 +7,8 @@ from typing import Final
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
+    name="diffusers",
+    model="appliance.runners.diffusers.options:DiffusersModel",
     runner="appliance.runners.diffusers.runner:DiffusersRunner",
     preload=(
         "torch",

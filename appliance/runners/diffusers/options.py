@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from pydantic import Field
 
+from appliance.domain.section import subsection
 from appliance.domain.values import GIB, KIB, FilePath
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.diffusers import pipeline
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
 _PROCESS = GIB // 2
@@ -84,6 +89,11 @@ class DiffusersOptions(Options):
         description="Decode large images in tiles: needs less memory and more time.",
     )
 
+    def completed(self, folder: Path) -> DescribedDiffusersOptions:
+        """Return these options with the description of the pipeline in ``folder``."""
+        described = msgspec.to_builtins(pipeline.read(folder))
+        return DescribedDiffusersOptions.model_validate(self.model_dump() | {"pipeline": described})
+
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         """Estimate the bytes that a sleeping model keeps on the device and in main memory.
 
@@ -116,3 +126,11 @@ class DescribedDiffusersOptions(DiffusersOptions):
     def _pixels(self) -> int:
         width, height = self.width or self.pipeline["width"], self.height or self.pipeline["height"]
         return int(width * height * self.max_outputs)
+
+
+class DiffusersModel(ModelConfig):
+    """A pipeline that generates images or videos, run with diffusers."""
+
+    kind: Literal["diffusers"] = Field(description="A pipeline for images or videos, run with diffusers.")
+    source: WeightsSource = Field(description="Source of the weights.")
+    options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")

@@ -6,4 +6,8 @@ from typing import Final
 
 from appliance.runners.base import Kind
 
-KIND: Final = Kind(runner="appliance.runners.echo.runner:EchoRunner")
+KIND: Final = Kind(
+    name="echo",
+    model="appliance.runners.echo.options:EchoModel",
+    runner="appliance.runners.echo.runner:EchoRunner",
+)

@@ -6,8 +6,10 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from appliance.domain.section import subsection
 from appliance.domain.values import MIB, Bytes, Seconds
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig
 from appliance.runners.options import Options
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
@@ -59,3 +61,11 @@ class EchoOptions(Options):
         An echo model with ``weights`` can sleep on any device, the CPU included.
         """
         return None if self.weights is None else (_RESIDUE, self.weights)
+
+
+class EchoModel(ModelConfig):
+    """A model for tests that returns its input and fails on demand."""
+
+    kind: Literal["echo"] = Field(description="Echo, for tests: no weights.")
+    source: None = Field(default=None, description="An echo model has no weights.")
+    options: EchoOptions = subsection(EchoOptions(), "Options of this kind.")

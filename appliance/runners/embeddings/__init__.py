@@ -7,6 +7,8 @@ from typing import Final
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
+    name="embeddings",
+    model="appliance.runners.embeddings.options:EmbeddingsModel",
     runner="appliance.runners.embeddings.runner:EmbeddingsRunner",
     preload=("torch", "transformers", "transformers.models.auto", "transformers.models.bert.modeling_bert"),
 )

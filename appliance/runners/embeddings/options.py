@@ -6,8 +6,10 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from appliance.domain.section import subsection
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options
 
 _PROCESS: Final = GIB // 2
@@ -48,3 +50,11 @@ class EmbeddingsOptions(Options):
         """
         in_32_bits = weights.stored if weights.numbers is None else weights.in_32_bits
         return (in_32_bits if device == "cpu" else in_32_bits // 2) + _PROCESS
+
+
+class EmbeddingsModel(ModelConfig):
+    """An embedding model, run with transformers."""
+
+    kind: Literal["embeddings"] = Field(description="An embedding model, run with transformers.")
+    source: WeightsSource = Field(description="Source of the weights.")
+    options: EmbeddingsOptions = subsection(EmbeddingsOptions(), "Options of this kind.")

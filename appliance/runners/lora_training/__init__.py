@@ -6,4 +6,4 @@ from typing import Final
 
 from appliance.runners.base import Kind
 
-KIND: Final = Kind(runner="appliance.runners.lora_training.runner:LoraTrainer")
+KIND: Final = Kind(name="lora", runner="appliance.runners.lora_training.runner:LoraTrainer")

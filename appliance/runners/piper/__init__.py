@@ -7,6 +7,8 @@ from typing import Final
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
+    name="piper",
+    model="appliance.runners.piper.options:PiperModel",
     runner="appliance.runners.piper.runner:PiperRunner",
     preload=("av", "numpy"),  # not piper: it imports onnxruntime, whose threads do not survive a fork
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field
 
+from appliance.domain.section import subsection
 from appliance.domain.values import MIB
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options
+from appliance.runners.piper import voices
 
 _PROCESS: Final = 512 * MIB
 
@@ -25,6 +29,10 @@ class PiperOptions(Options):
         "hosted model that this model replaces.",
     )
 
+    def completed(self, folder: Path) -> FoundPiperOptions:
+        """Return these options with the names of the voices in ``folder``."""
+        return FoundPiperOptions.model_validate(self.model_dump() | {"found": voices.found(folder)})
+
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """Estimate the bytes to reserve on the device."""
         return weights.stored + _PROCESS
@@ -36,3 +44,15 @@ class FoundPiperOptions(PiperOptions):
     UNVERSIONED = frozenset({"found"})
 
     found: tuple[str, ...]  # the first is the default
+
+
+class PiperModel(ModelConfig):
+    """Text to speech, run with Piper."""
+
+    WEIGHT_FILES = ("*.onnx",)
+
+    kind: Literal["piper"] = Field(description="Text to speech: Piper voices.")
+    source: WeightsSource = Field(
+        description="Source of the voices: a folder with .onnx and .onnx.json files."
+    )
+    options: PiperOptions = subsection(PiperOptions(), "Options of this kind.")

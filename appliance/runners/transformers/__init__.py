@@ -7,6 +7,8 @@ from typing import Final
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
+    name="transformers",
+    model="appliance.runners.transformers.options:TransformersModel",
     runner="appliance.runners.transformers.runner:TransformersRunner",
     preload=("torch", "transformers", "transformers.models.auto", "transformers.pipelines"),
 )

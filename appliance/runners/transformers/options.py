@@ -8,6 +8,7 @@ from pydantic import Field
 
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
@@ -60,3 +61,11 @@ class TransformersOptions(Options):
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         """Estimate the bytes to reserve on the device."""
         return in_dtype(weights, self.dtype, device) + _PROCESS
+
+
+class TransformersModel(ModelConfig):
+    """A model for one task, run with transformers."""
+
+    kind: Literal["transformers"] = Field(description="A model for one task, run with transformers.")
+    source: WeightsSource = Field(description="Source of the weights.")
+    options: TransformersOptions = Field(description="Options of this kind.")

@@ -8,6 +8,8 @@ from appliance.runners import operations
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
+    name="vllm",
+    model="appliance.runners.vllm.options:VllmModel",
     runner="appliance.runners.vllm.runner:VllmRunner",
     trainer="lora",
     operations=frozenset(

@@ -6,9 +6,10 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from appliance.domain.section import size
+from appliance.domain.section import size, subsection
 from appliance.domain.values import GIB, Bytes
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options, in_dtype
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
@@ -139,3 +140,11 @@ class VllmOptions(Options):
         Weights in float32, and the same again for gradients and activations.
         """
         return 2 * weights.in_32_bits + _PROCESS
+
+
+class VllmModel(ModelConfig):
+    """A language model served by vLLM."""
+
+    kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
+    source: WeightsSource = Field(description="Source of the weights.")
+    options: VllmOptions = subsection(VllmOptions(), "Options of this kind.")

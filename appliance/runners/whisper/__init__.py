@@ -7,6 +7,8 @@ from typing import Final
 from appliance.runners.base import Kind
 
 KIND: Final = Kind(
+    name="whisper",
+    model="appliance.runners.whisper.options:WhisperModel",
     runner="appliance.runners.whisper.runner:WhisperRunner",
     # not faster_whisper: it imports onnxruntime, whose threads do not survive a fork
     preload=("av", "ctranslate2", "tokenizers", "transformers.models.whisper.tokenization_whisper"),

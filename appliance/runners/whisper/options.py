@@ -6,8 +6,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from appliance.domain.section import subsection
 from appliance.domain.values import MIB, Seconds
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
@@ -58,3 +60,13 @@ class WhisperOptions(Options):
         sound = int(self.max_duration * _SECOND)
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
         return loaded + sound + _PROCESS
+
+
+class WhisperModel(ModelConfig):
+    """Speech to text, run with faster-whisper."""
+
+    WEIGHT_FILES = ("model.bin",)
+
+    kind: Literal["whisper"] = Field(description="Speech to text: Whisper, run with faster-whisper.")
+    source: WeightsSource = Field(description="Source of the weights: a folder in CTranslate2's format.")
+    options: WhisperOptions = subsection(WhisperOptions(), "Options of this kind.")

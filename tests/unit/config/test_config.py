@@ -15,21 +15,19 @@ from hypothesis import strategies as st
 from appliance import config as configuration
 from appliance.config import (
     Config,
-    EchoModel,
-    EchoOptions,
-    EmbeddingsOptions,
     FolderSource,
     HubSource,
     ModelConfig,
     PypiSource,
-    VllmModel,
-    VllmOptions,
     json_schema,
     load,
 )
 from appliance.domain.errors import ConfigError
 from appliance.domain.values import bytes_of, seconds_of
 from appliance.domain.weight_size import WeightSize
+from appliance.runners.echo.options import EchoModel, EchoOptions
+from appliance.runners.embeddings.options import EmbeddingsOptions
+from appliance.runners.vllm.options import VllmModel, VllmOptions
 
 Write = Callable[[str], Path]
 ECHO = "models:\n  - name: test/echo\n    kind: echo\n"
@@ -242,7 +240,7 @@ REFUSALS = [
     ("models: {a: b}\n", 1, None, "models", "should be a list"),
     ("models:\n  - 3\n", 2, "number 1", None, "should be a mapping"),
     ("models:\n  - kind: echo\n", 2, "number 1", "name", "is missing"),
-    ("models:\n  - name: test/x\n", 2, "test/x", "kind", "is missing: give one of echo, vllm"),
+    ("models:\n  - name: test/x\n", 2, "test/x", "kind", "is missing: give one of cog, diffusers, echo"),
     ("models:\n  - name: test/x\n    kind: vlm\n", 3, "test/x", "kind", "no kind 'vlm'; did you mean vllm?"),
     ("models:\n  - name: Test/X\n    kind: echo\n", 2, "Test/X", "name", "lowercase"),
     ("models:\n  - name: test\n    kind: echo\n", 2, "test", "name", "owner/name"),
@@ -251,6 +249,13 @@ REFUSALS = [
     (ECHO + "    aliases:\n      - ok/ok\n      - bad\n", 6, "test/echo", "aliases[1]", "owner/name"),
     (ECHO + "    memry: 1GiB\n", 4, "test/echo", "memry", "did you mean memory?"),
     (ECHO + "    concurency: 4\n", 4, "test/echo", "concurency", "did you mean options.concurrency?"),
+    (
+        VLLM.replace("vllm", "transformers") + "    options: {task: reranking, taks: 1}\n",
+        5,
+        "test/llm",
+        "options.taks",
+        "unknown key; did you mean task?",
+    ),
     (ECHO + "    options: {max_tokens: 4}\n", 4, "test/echo", "options.max_tokens", "unknown key"),
     (ECHO + "    options: 4\n", 4, "test/echo", "options", "should be a mapping"),
     (ECHO + "    options:\n      concurrency: 0\n", 5, "test/echo", "options.concurrency", "0 should be"),

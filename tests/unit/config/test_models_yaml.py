@@ -12,7 +12,6 @@ import yaml
 
 from appliance.config import (
     CogModel,
-    EchoModel,
     FilesConfig,
     HardwareConfig,
     LimitsConfig,
@@ -21,12 +20,13 @@ from appliance.config import (
     PricesConfig,
     ServerConfig,
     UiConfig,
-    VllmModel,
     json_schema,
     load,
 )
-from appliance.config.models import MODELS
+from appliance.config.sections import MODELS
 from appliance.domain.section import Section
+from appliance.runners.echo.options import EchoModel
+from appliance.runners.vllm.options import VllmModel
 
 SHIPPED = Path(__file__).parents[3] / "models.yaml"
 

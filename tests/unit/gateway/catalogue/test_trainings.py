@@ -230,7 +230,7 @@ async def test_the_first_version_has_its_model_loaded_again(
     def loaded(_: Any, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
         return {"stream": False, "adapted": adapted}
 
-    monkeypatch.setattr("appliance.config.EchoOptions.runner_options", loaded)
+    monkeypatch.setattr("appliance.runners.echo.options.EchoOptions.runner_options", loaded)
     told: list[tuple[str, bool]] = []
     original = school.bench.cluster.load
 

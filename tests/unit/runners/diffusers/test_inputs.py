@@ -5,12 +5,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from appliance.config import DiffusersOptions
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidInput, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners.diffusers import inputs
 from appliance.runners.diffusers.inputs import Size
+from appliance.runners.diffusers.options import DiffusersOptions
 from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 
 WORDS = {"prompt": Argument(), "negative_prompt": Argument(), "width": Argument(), "height": Argument()}

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from appliance import config as configuration
-from appliance.config import DescribedDiffusersOptions
 from appliance.domain.errors import WeightsError
 from appliance.domain.weight_size import WeightSize
 from appliance.gateway.catalogue.servable import servable
 from appliance.runners.diffusers import pipeline
+from appliance.runners.diffusers.options import DescribedDiffusersOptions
 from tests.support.engine_bench import DEVICES
 
 

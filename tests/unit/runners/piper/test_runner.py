@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from appliance import weights
-from appliance.config import PiperModel
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidInput, PredictionFailed
 from appliance.runners.piper import voices
+from appliance.runners.piper.options import PiperModel
 from appliance.runners.piper.runner import PiperRunner, _pieces, _speaker
 
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from appliance.config import VllmModel, VllmOptions
 from appliance.runners.vllm import errors
+from appliance.runners.vllm.options import VllmModel, VllmOptions
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from appliance.config import VllmOptions
 from appliance.domain.interface import Interface
 from appliance.runners import runner_class
 from appliance.runners.vllm.compat import payload
+from appliance.runners.vllm.options import VllmOptions
 from appliance.runners.vllm.runner import VllmRunner
 
 

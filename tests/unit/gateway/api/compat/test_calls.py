@@ -33,7 +33,9 @@ FULL = {"message": "it is over the limit", "code": 400, "param": "messages", "ty
 @pytest.fixture(autouse=True)
 def talking(monkeypatch: pytest.MonkeyPatch) -> None:
     """The echo models of the bench take operations."""
-    talking = Kind(runner="tests.support.chat_kind:TalkingRunner", operations=KINDS["vllm"].operations)
+    talking = Kind(
+        name="echo", runner="tests.support.chat_kind:TalkingRunner", operations=KINDS["vllm"].operations
+    )
     monkeypatch.setitem(KINDS, "echo", talking)
 
 

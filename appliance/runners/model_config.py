@@ -1,4 +1,4 @@
-"""The models of models.yaml: where their weights come from, where they run, how they appear."""
+"""The base class of a model in models.yaml, and the sources of its weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.domain.section import Section, subsection
+from appliance.domain.section import Section
 from appliance.domain.values import Address, Bytes, FilePath, ModelName, Seconds
-from appliance.runners.cog.options import CogOptions
-from appliance.runners.diffusers.options import DiffusersOptions
-from appliance.runners.echo.options import EchoOptions
-from appliance.runners.embeddings.options import EmbeddingsOptions
+from appliance.runners import model_configs
 from appliance.runners.options import Options
-from appliance.runners.piper.options import PiperOptions
-from appliance.runners.transformers.options import TransformersOptions
-from appliance.runners.vllm.options import VllmOptions
-from appliance.runners.whisper.options import WhisperOptions
 
 
 class FolderSource(Section):
@@ -109,7 +102,7 @@ def _source_tag(value: object) -> str | None:
     return None
 
 
-_AnySource = Annotated[
+WeightsSource = Annotated[
     Annotated[FolderSource, Tag("FolderSource")]
     | Annotated[HubSource, Tag("HubSource")]
     | Annotated[PypiSource, Tag("PypiSource")]
@@ -122,7 +115,7 @@ _AnySource = Annotated[
 ]
 
 
-_ProjectSource = Annotated[
+ProjectSource = Annotated[
     Annotated[FolderSource, Tag("FolderSource")] | Annotated[GitSource, Tag("GitSource")],
     Discriminator(
         _source_tag,
@@ -219,87 +212,6 @@ class ModelConfig(Section):
         if "options" in value and value["options"] is None:  # all of its keys are commented out
             value = {key: part for key, part in value.items() if key != "options"}
         kind = value.get("kind")
-        if cls is ModelConfig and isinstance(kind, str) and kind in MODELS:
-            return MODELS[kind].model_validate(value)
+        if cls is ModelConfig and isinstance(kind, str) and kind in model_configs():
+            return model_configs()[kind].model_validate(value)
         return handler(value)
-
-
-class EchoModel(ModelConfig):
-    """A model for tests that returns its input and fails on demand."""
-
-    kind: Literal["echo"] = Field(description="Echo, for tests: no weights.")
-    source: None = Field(default=None, description="An echo model has no weights.")
-    options: EchoOptions = subsection(EchoOptions(), "Options of this kind.")
-
-
-class EmbeddingsModel(ModelConfig):
-    """An embedding model, run with transformers."""
-
-    kind: Literal["embeddings"] = Field(description="An embedding model, run with transformers.")
-    source: _AnySource = Field(description="Source of the weights.")
-    options: EmbeddingsOptions = subsection(EmbeddingsOptions(), "Options of this kind.")
-
-
-class DiffusersModel(ModelConfig):
-    """A pipeline that generates images or videos, run with diffusers."""
-
-    kind: Literal["diffusers"] = Field(description="A pipeline for images or videos, run with diffusers.")
-    source: _AnySource = Field(description="Source of the weights.")
-    options: DiffusersOptions = subsection(DiffusersOptions(), "Options of this kind.")
-
-
-class WhisperModel(ModelConfig):
-    """Speech to text, run with faster-whisper."""
-
-    WEIGHT_FILES = ("model.bin",)
-
-    kind: Literal["whisper"] = Field(description="Speech to text: Whisper, run with faster-whisper.")
-    source: _AnySource = Field(description="Source of the weights: a folder in CTranslate2's format.")
-    options: WhisperOptions = subsection(WhisperOptions(), "Options of this kind.")
-
-
-class PiperModel(ModelConfig):
-    """Text to speech, run with Piper."""
-
-    WEIGHT_FILES = ("*.onnx",)
-
-    kind: Literal["piper"] = Field(description="Text to speech: Piper voices.")
-    source: _AnySource = Field(description="Source of the voices: a folder with .onnx and .onnx.json files.")
-    options: PiperOptions = subsection(PiperOptions(), "Options of this kind.")
-
-
-class TransformersModel(ModelConfig):
-    """A model for one task, run with transformers."""
-
-    kind: Literal["transformers"] = Field(description="A model for one task, run with transformers.")
-    source: _AnySource = Field(description="Source of the weights.")
-    options: TransformersOptions = Field(description="Options of this kind.")
-
-
-class CogModel(ModelConfig):
-    """A Cog project."""
-
-    kind: Literal["cog"] = Field(description="A Cog project, run by Cog's own runtime.")
-    source: _ProjectSource = Field(description="The project's folder, with cog.yaml in it.")
-    options: CogOptions = subsection(CogOptions(), "Options of this kind.")
-
-
-class VllmModel(ModelConfig):
-    """A language model served by vLLM."""
-
-    kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
-    source: _AnySource = Field(description="Source of the weights.")
-    options: VllmOptions = subsection(VllmOptions(), "Options of this kind.")
-
-
-#: kind -> the class of its models
-MODELS: Final[dict[str, type[ModelConfig]]] = {
-    "echo": EchoModel,
-    "vllm": VllmModel,
-    "embeddings": EmbeddingsModel,
-    "diffusers": DiffusersModel,
-    "whisper": WhisperModel,
-    "piper": PiperModel,
-    "transformers": TransformersModel,
-    "cog": CogModel,
-}
