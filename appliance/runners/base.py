@@ -1,14 +1,15 @@
 """The interfaces between a model kind and the appliance.
 
-A runner lives in an engine host, one process a loaded model. It is made by ``Runner(spec)``, made ready by
-``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until the process is killed.
-``interface`` is called in the gateway, so a runner's module must import nothing heavy at its top.
+A runner lives in a worker process, one process for each loaded model. It is created by ``Runner(spec)``,
+loads the model in ``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until the
+process ends. ``interface`` is called in the gateway, so a runner's module must import nothing heavy at its
+top.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -17,7 +18,7 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """What the appliance knows about a model kind without importing the kind's runner."""
+    """The facts about a model kind that the appliance needs without importing the kind's libraries."""
 
     name: str  # `kind` in models.yaml
     runner: str  # "module:Class", imported on first use
@@ -29,7 +30,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything an engine host needs to load one model; travels as JSON or msgpack."""
+    """Everything a worker process needs to load one model; travels as JSON or msgpack."""
 
     model: str  # owner/name
     version: str  # 64 hex digits; part of the identity of what is loaded
@@ -38,22 +39,23 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None  # absolute path of the folder or file with the weights
     device: str  # "cpu", or "cuda:0,cuda:1" when several are used together
     placement: tuple[str, ...] = ()  # the same by the names of the ledger, logical devices included
-    memory: int  # bytes reserved for this host on each of its devices
-    limit: int | None = None  # bytes of main memory it may take, first; None: as many as it wants
+    memory: int  # bytes reserved for this worker process on each of its devices
+    limit: int | None = None  # bytes of main memory it may use, which may change later; None: no limit
     threads: int  # CPU threads it may compute with
     concurrency: int  # predictions it may run at a time
     cache: str  # absolute path of a folder for compile caches; kept between runs
-    sleeps: bool = False  # it will be asked to sleep, if it is able to
+    sleeps: bool = False  # the model may be put to sleep, if its runner supports it
 
 
 class Runner(Protocol):
-    """One loaded model. All methods run on the engine host's event loop."""
-
-    kind: ClassVar[str]
+    """One loaded model. All methods run on the worker process's event loop."""
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        """Inputs and output of a model with these options, all of them filled in. Called in the gateway."""
+        """Return the inputs and the output of a model with these options, which are complete.
+
+        Called in the gateway.
+        """
         ...
 
     def __init__(self, spec: LoadSpec) -> None:
@@ -69,40 +71,35 @@ class Runner(Protocol):
     def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         """Run one prediction; returning means success.
 
-        Cancellation arrives as ``asyncio.CancelledError`` and must free what the prediction holds before it
-        is raised on.
+        A cancel arrives as ``asyncio.CancelledError``. Free what the prediction holds, then raise it again.
 
         Raises:
-            PredictionFailed: the text is what the caller reads as ``error``.
+            PredictionFailed: its message becomes the prediction's ``error``.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of child processes before the host exits; the host is killed if this takes long."""
+        """Stop child processes before the worker process exits; it is killed if this takes long."""
 
 
 @runtime_checkable
 class Sleeper(Protocol):
-    """A runner whose model can give its device back and stay in its process.
+    """A runner whose model can free its device and keep its process.
 
-    Nothing runs when it is told to sleep or to wake, and until it is awake.
+    No prediction runs when ``sleep`` or ``wake`` is called, nor while the model sleeps. An exception that one
+    of them raises means that the worker process can no longer be used.
     """
 
     @property
     def levels(self) -> tuple[int, ...]:
         """Sleep levels that the model supports after ``setup``: 1 keeps weights in main memory, 2 drops them.
 
-        Empty where it would only pretend, because its device is main memory, say.
+        Empty if sleep would free nothing, for example because the device is main memory.
         """
         ...
 
     async def sleep(self, level: int) -> int | None:
-        """Give the device back; returns how many bytes of each device it knows to hold still.
-
-        None if it knows nothing of it.
-
-        Whatever it raises means that the host is of no use any more.
-        """
+        """Free the device; return the bytes that the model still holds on each device, None if unknown."""
 
     async def wake(self) -> None:
-        """Be as ready as after ``setup``; what it raises means the same."""
+        """Make the model as ready as after ``setup``."""

@@ -1,12 +1,11 @@
-"""The environment of child processes that run other people's code."""
+"""The environment of child processes that run the code of others."""
 
 from __future__ import annotations
 
 import os
 from typing import Final
 
-#: Secrets of the appliance and its operator. The option ``environment`` of a Cog project can give it one of
-#: them.
+#: Secrets of the appliance and its operator. A Cog project gets one only through its option ``environment``.
 _SECRETS: Final = frozenset(
     {
         "APPLIANCE_TOKEN",

@@ -6,43 +6,36 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
 _END: Final = object()
 
 
 async def stepwise(steps: Generator[T, None, None]) -> AsyncIterator[T]:
-    """The items of ``steps``, each computed in a thread.
-
-    A cancel waits for the item under way and asks for no further one, so that nothing computes any more when
-    it is passed on.
-    """
+    """Yield the items of ``steps``, each computed in a thread; a cancel waits for the current item."""
     try:
-        while True:
-            step = asyncio.ensure_future(asyncio.to_thread(next, steps, _END))
-            item = await _whole(step)
-            if item is _END:
-                return
+        while (item := await uninterruptible(next, steps, _END)) is not _END:
             yield cast("T", item)
     finally:
         await asyncio.to_thread(steps.close)
 
 
 async def interruptible(compute: Callable[[threading.Event], T]) -> T:
-    """Run ``compute`` in a thread and return its result; the event tells it to stop."""
-    unwanted = threading.Event()
-    step = asyncio.ensure_future(asyncio.to_thread(compute, unwanted))
-    return await _whole(step, unwanted)
+    """Run ``compute`` in a thread and return its result; a cancel sets the event and waits for the thread."""
+    cancelled = threading.Event()
+    return await uninterruptible(compute, cancelled, on_cancel=cancelled.set)
 
 
-async def _whole(step: asyncio.Future[T], unwanted: threading.Event | None = None) -> T:
-    """The result of ``step``, which is over when a cancel is passed on."""
+async def uninterruptible(
+    function: Callable[..., T], *arguments: Any, on_cancel: Callable[[], None] = lambda: None
+) -> T:
+    """Call ``function`` in a thread and return its result; a cancel waits until it has returned."""
+    call = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
-        return await asyncio.shield(step)
+        return await asyncio.shield(call)
     except asyncio.CancelledError:
-        if unwanted is not None:
-            unwanted.set()
-        with contextlib.suppress(Exception):  # nobody asks for the result any more
-            await step
+        on_cancel()
+        with contextlib.suppress(Exception):  # the result is no longer needed
+            await call
         raise

@@ -15,9 +15,9 @@ def levels(spec: LoadSpec) -> tuple[int, ...]:
 
 
 def fall_asleep(models: Iterable[Any]) -> int:
-    """Move the models to main memory and free torch's cache on the device.
+    """Move the models to main memory; return the bytes that torch still holds on the device.
 
-    Return the bytes that torch still holds on the device, without the CUDA context.
+    The CUDA context is not counted.
     """
     import torch
 
