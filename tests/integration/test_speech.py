@@ -266,8 +266,8 @@ async def test_english_by_any_name(ear: Loaded, spoken: Path, tmp_path: Path, la
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"text": " \n "}, r"input\.text: there is nothing in it that can be spoken"),
-        ({"text": "Hi.", "speaker": "7"}, r"input\.speaker: this voice has one speaker only"),
+        ({"text": " \n "}, r"input\.text: the text has nothing that can be spoken"),
+        ({"text": "Hi.", "speaker": "7"}, r"input\.speaker: this voice has only one speaker"),
     ],
 )
 async def test_what_the_voice_cannot_say(

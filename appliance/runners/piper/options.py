@@ -14,7 +14,7 @@ from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options
 from appliance.runners.piper import voices
 
-_PROCESS: Final = 512 * MIB
+_PROCESS: Final = 512 * MIB  # main memory of a worker process besides the weights
 
 
 class PiperOptions(Options):
@@ -24,9 +24,8 @@ class PiperOptions(Options):
 
     voices: dict[str, str] = Field(
         default={},
-        description="Additional names for voices: name -> voice in the weights. Use it for the "
-        "voice names of a "
-        "hosted model that this model replaces.",
+        description="Additional names for voices: name -> voice in the weights. Use it for the voice names "
+        "of a hosted model that this model replaces.",
     )
 
     def completed(self, folder: Path) -> FoundPiperOptions:
@@ -34,7 +33,6 @@ class PiperOptions(Options):
         return FoundPiperOptions.model_validate(self.model_dump() | {"found": voices.found(folder)})
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device."""
         return weights.stored + _PROCESS
 
 

@@ -1,7 +1,7 @@
-"""Text to speech, with Piper voices in ONNX form; computed on the CPU, on machines with a GPU as well.
+"""Text to speech with Piper voices in ONNX format, computed on the CPU even where there is a GPU.
 
-Inputs are those of the speech models on Replicate. piper-tts is under the
-GPL-3.0; it is used as a library, in the engine host alone.
+Inputs are those of the speech models on Replicate. piper-tts is under the GPL-3.0: only the worker process
+imports it.
 """
 
 from __future__ import annotations
@@ -16,52 +16,53 @@ from typing import Any, ClassVar, Final
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import audio
+from appliance.runners import audio, failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.piper.voices import voice_files
 from appliance.runners.progress import bar
 from appliance.runners.threads import stepwise
 
-#: Sounds that are computed at once. Memory grows with their square; a sentence has about a hundred.
-_AT_ONCE: Final = 400
-_PHONEMES: Final = ("espeak", "text")  # what is installed; other languages' need packages of their own
+#: Phonemes that are computed together. Memory grows with their square; a sentence has about a hundred.
+_MAX_PHONEMES: Final = 400
+_PHONEME_TYPES: Final = ("espeak", "text")  # the others need packages that are not installed
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "text": {"type": "string", "minLength": 1, "description": "Text to speak"},
-    "voice": {"type": "string", "description": "Voice that speaks"},
+    "voice": {"type": "string", "description": "Voice to speak with"},
     "speed": {
         "type": "number",
         "default": 1.0,
         "minimum": 0.1,
         "maximum": 5.0,
-        "description": "How fast it speaks; 2 is twice as fast",
+        "description": "Speed of speech; 2 is twice as fast as usual",
     },
     "output_format": {
         "type": "string",
         "enum": list(audio.FORMATS),
         "default": "wav",
-        "description": "Format of the file",
+        "description": "Format of the audio file",
     },
     "speaker": {
         "type": "string",
-        "description": "Name or number of the speaker, of voices that have several",
+        "description": "Name or number of the speaker, for voices with several speakers",
     },
     "noise_scale": {
         "type": "number",
         "minimum": 0,
         "maximum": 2,
-        "description": "How lively it speaks. Default: as the voice was made for",
+        "description": "Variability of the sound. Default: the voice's own",
     },
     "noise_w": {
         "type": "number",
         "minimum": 0,
         "maximum": 2,
-        "description": "How uneven its pace is. Default: as the voice was made for",
+        "description": "Variability of the pace. Default: the voice's own",
     },
 }
 
 
 class PiperRunner:
-    """Runs voices of kind `piper`; ``options.py`` has its options, with the voices that the weights hold."""
+    """Runs models of kind `piper`; the options are those of ``FoundPiperOptions``."""
 
     kind: ClassVar[str] = "piper"
 
@@ -71,7 +72,6 @@ class PiperRunner:
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        """Inputs and output of a folder of voices."""
         inputs = dict(_INPUTS)
         found = options.get("found", ())
         if found:
@@ -82,30 +82,23 @@ class PiperRunner:
         )
 
     async def setup(self) -> None:
-        """Load the model."""
-        place = Path(self._spec.weights or "")
-        if self._spec.weights is None or not place.exists():
-            raise LoadFailed(
-                f"model {self._spec.model}: there are no weights at {self._spec.weights}; run: appliance pull"
-            )
-        files = {file.stem: file for file in _voice_files(place)}
+        weights = failures.existing_weights(self._spec)
+        files = {file.stem: file for file in voice_files(weights)}
         if not files:
-            raise LoadFailed(f"{self._spec.model}: {place} has no voice, which is a file that ends in .onnx")
+            raise LoadFailed(f"{self._spec.model}: {weights} has no voice; a voice is a file ending in .onnx")
         for name, file in files.items():
             try:
                 self._voices[name] = await asyncio.to_thread(self._load, file)
-            # onnxruntime's errors have no base of their own
-            except Exception as error:
+            except Exception as error:  # onnxruntime's errors share no base class
                 raise LoadFailed(f"{self._spec.model}: the voice {file} cannot be loaded: {error}") from error
         for name, voice in self._spec.options["voices"].items():
             if voice not in files:
                 raise LoadFailed(
-                    f"{self._spec.model}: options.voices.{name} names the voice {voice}; "
-                    f"there are {', '.join(files)}"
+                    f"{self._spec.model}: options.voices.{name} names the voice {voice}, which is not in "
+                    f"the weights; choose one of {', '.join(files)}"
                 )
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """Run one prediction."""
         import numpy as np
 
         text = job.input["text"]
@@ -113,40 +106,34 @@ class PiperRunner:
         speaker = _speaker(voice, job.input.get("speaker"))
         began = time.perf_counter()
         yield Metric("input_character_count", len(text))
-        sentences = _pieces(await asyncio.to_thread(voice.phonemize, text))
-        if not sentences:
-            raise PredictionFailed("input.text: there is nothing in it that can be spoken")
+        pieces = _pieces(await asyncio.to_thread(voice.phonemize, text))
+        if not pieces:
+            raise PredictionFailed("input.text: the text has nothing that can be spoken; write words")
         spoken: list[audio.Samples] = []
-        async for samples in stepwise(_speak(voice, sentences, job.input, speaker)):
-            spoken.append(samples)
-            yield Log(f"{bar(len(spoken), len(sentences))}\n")
+        async for part in stepwise(_speak(voice, pieces, job.input, speaker)):
+            spoken.append(part)
+            yield Log(f"{bar(len(spoken), len(pieces))}\n")
         folder = Path(job.folder)
         file = folder / f"output.{job.input['output_format']}"
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         rate = voice.config.sample_rate
-        whole = np.concatenate(spoken)
-        await asyncio.to_thread(audio.write, file, whole, rate)
-        yield Metric("audio_duration", round(whole.size / rate, 3))
-        yield Metric("real_time_factor", round((time.perf_counter() - began) * rate / whole.size, 4))
+        samples = np.concatenate(spoken)
+        await asyncio.to_thread(audio.write, file, samples, rate)
+        yield Metric("audio_duration", round(samples.size / rate, 3))
+        yield Metric("real_time_factor", round((time.perf_counter() - began) * rate / samples.size, 4))
         yield Output([file], append=False)
 
     async def close(self) -> None:
-        """Do nothing: the process ends and frees everything."""
+        """Do nothing: the memory is freed when the process ends."""
 
     def _load(self, file: Path) -> Any:
-        """One voice.
-
-        Raises:
-            LoadFailed: it cannot be spoken with what is installed.
-        """
         import onnxruntime
         from piper.config import PiperConfig
         from piper.voice import PiperVoice
 
-        onnxruntime.disable_telemetry_events()  # where the environment does not say so already
-        described = json.loads(Path(f"{file}.json").read_bytes())
-        config = PiperConfig.from_dict(described)
-        if config.phoneme_type.value not in _PHONEMES:
+        onnxruntime.disable_telemetry_events()
+        config = PiperConfig.from_dict(json.loads(Path(f"{file}.json").read_bytes()))
+        if config.phoneme_type.value not in _PHONEME_TYPES:
             raise ValueError(f"its phonemes are of type {config.phoneme_type.value}, which is not supported")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._spec.threads
@@ -154,58 +141,51 @@ class PiperRunner:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         return PiperVoice(session=session, config=config)
 
-    def _voice(self, asked: str | None) -> Any:
-        """The voice that is called so; the first one where none is named.
+    def _voice(self, requested: str | None) -> Any:
+        """Return the requested voice, or the first voice by default.
 
         Raises:
-            PredictionFailed: there is none.
+            PredictionFailed: there is no such voice.
         """
-        if asked is None:
+        if requested is None:
             return next(iter(self._voices.values()))
-        others = self._spec.options["voices"]
-        name = others.get(asked, asked)
+        aliases = self._spec.options["voices"]
+        name = aliases.get(requested, requested)
         if name not in self._voices:
-            known = ", ".join([*self._voices, *others])
-            raise PredictionFailed(f"input.voice: there is no voice {asked!r}; there are {known}")
+            known = ", ".join([*self._voices, *aliases])
+            raise PredictionFailed(f"input.voice: there is no voice {requested!r}; choose one of {known}")
         return self._voices[name]
 
 
-def _voice_files(place: Path) -> list[Path]:
-    """Return the voice files by name."""
-    if place.is_file():
-        return [place]
-    return sorted(place.rglob("*.onnx"), key=lambda file: file.stem)
-
-
-def _speaker(voice: Any, asked: str | None) -> int | None:
-    """The number of a speaker; None is the voice's own choice.
+def _speaker(voice: Any, requested: str | None) -> int | None:
+    """Return the number of the requested speaker; None for the voice's own default.
 
     Raises:
-        PredictionFailed: it has no such speaker.
+        PredictionFailed: the voice has no such speaker.
     """
-    if asked is None:
+    if requested is None:
         return None
-    count = voice.config.num_speakers
-    number = voice.config.speaker_id_map.get(asked, int(asked) if asked.isdecimal() else -1)
+    count, numbers = voice.config.num_speakers, voice.config.speaker_id_map
     if count <= 1:
-        raise PredictionFailed("input.speaker: this voice has one speaker only; leave it out")
+        raise PredictionFailed("input.speaker: this voice has only one speaker; leave this input out")
+    number = numbers.get(requested, int(requested) if requested.isdecimal() else -1)
     if not 0 <= number < count:
-        names = ", ".join(list(voice.config.speaker_id_map)[:20])
+        names = ", ".join(list(numbers)[:20])
         raise PredictionFailed(
-            f"input.speaker: there is no speaker {asked!r}; there are 0 to {count - 1}"
-            + (f", such as {names}" if names else "")
+            f"input.speaker: there is no speaker {requested!r}; choose a number from 0 to {count - 1}"
+            + (f" or a name such as {names}" if names else "")
         )
     return int(number)
 
 
 def _pieces(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Sentences as phonemes, those that are too long broken where words end."""
+    """Split sentences of over 400 phonemes where words end, and drop sentences without a phoneme."""
     pieces: list[list[str]] = []
     for sentence in sentences:
         rest = list(sentence)
-        while len(rest) > _AT_ONCE:
-            spaces = [at for at in range(_AT_ONCE // 2, _AT_ONCE) if rest[at] == " "]
-            cut = spaces[-1] if spaces else _AT_ONCE
+        while len(rest) > _MAX_PHONEMES:
+            spaces = [at for at in range(_MAX_PHONEMES // 2, _MAX_PHONEMES) if rest[at] == " "]
+            cut = spaces[-1] if spaces else _MAX_PHONEMES
             pieces.append(rest[:cut])
             rest = rest[cut:]
         pieces.append(rest)
@@ -213,17 +193,17 @@ def _pieces(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def _speak(
-    voice: Any, pieces: Sequence[list[str]], asked: Mapping[str, Any], speaker: int | None
+    voice: Any, pieces: Sequence[list[str]], input: Mapping[str, Any], speaker: int | None
 ) -> Generator[audio.Samples, None, None]:
-    """The sound of each piece, as loud as can be, as Piper itself makes it."""
+    """Yield the samples of each piece, normalised to full volume as Piper itself does."""
     import numpy as np
     from piper.config import SynthesisConfig
 
     config = SynthesisConfig(
         speaker_id=speaker,
-        length_scale=voice.config.length_scale / asked["speed"],
-        noise_scale=asked.get("noise_scale"),
-        noise_w_scale=asked.get("noise_w"),
+        length_scale=voice.config.length_scale / input["speed"],
+        noise_scale=input.get("noise_scale"),
+        noise_w_scale=input.get("noise_w"),
     )
     for piece in pieces:
         samples = voice.phoneme_ids_to_audio(voice.phonemes_to_ids(piece), config)

@@ -1,12 +1,15 @@
-"""The voices in the weights of a Piper model, which its inputs name."""
+"""Finds the Piper voices in a folder of weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def found(folder: Path) -> tuple[str, ...]:
-    """The names of the voices in a folder, or of the one file ``folder``; none where nothing is there yet."""
-    if folder.is_file():
-        return (folder.stem,)
-    return tuple(sorted(file.stem for file in folder.rglob("*.onnx")))
+def voice_files(weights: Path) -> list[Path]:
+    """Return the voice files sorted by the voice's name; ``weights`` is a folder, or the only voice file."""
+    return [weights] if weights.is_file() else sorted(weights.rglob("*.onnx"), key=lambda file: file.stem)
+
+
+def found(weights: Path) -> tuple[str, ...]:
+    """Return the sorted names of the voices; empty before the weights are downloaded."""
+    return tuple(file.stem for file in voice_files(weights))

@@ -1,4 +1,4 @@
-"""The pure part of the voices; tests/integration/test_speech.py lets a real one speak."""
+"""The parts of the Piper runner that need no voice; tests/integration/test_speech.py runs a real voice."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from appliance.runners.piper.options import PiperModel
 from appliance.runners.piper.runner import PiperRunner, _pieces, _speaker
 
 
-def speaking(count: int, **names: int) -> Any:
-    return SimpleNamespace(config=SimpleNamespace(num_speakers=count, speaker_id_map=names))
+def voice_with(speakers: int, **names: int) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(num_speakers=speakers, speaker_id_map=names))
 
 
-def test_speakers_by_name_and_number() -> None:
-    voice = speaking(3, anna=0, ben=2)
-    assert [_speaker(voice, asked) for asked in (None, "ben", "1")] == [None, 2, 1]
-    for asked in ("3", "carl", "-1", ""):
-        with pytest.raises(
-            PredictionFailed, match=r"input\.speaker: there is no speaker .* such as anna, ben"
-        ):
-            _speaker(voice, asked)
-    with pytest.raises(PredictionFailed, match="this voice has one speaker only"):
-        _speaker(speaking(1), "0")
+def test_a_speaker_is_chosen_by_name_or_number() -> None:
+    voice = voice_with(3, anna=0, ben=2)
+    assert [_speaker(voice, requested) for requested in (None, "ben", "1")] == [None, 2, 1]
+    for requested in ("3", "carl", "-1", ""):
+        with pytest.raises(PredictionFailed, match=r"^input\.speaker: there is no speaker .* anna, ben$"):
+            _speaker(voice, requested)
+    with pytest.raises(PredictionFailed, match="this voice has only one speaker"):
+        _speaker(voice_with(1), "0")
 
 
-def test_sentences_that_are_too_long_are_broken_where_words_end() -> None:
+def test_long_sentences_are_split_between_words() -> None:
     short, word = list("hello"), [*"abcdefghi", " "]
     assert _pieces([short, [" "], []]) == [short]
     pieces = _pieces([word * 100])
@@ -42,7 +40,7 @@ def test_sentences_that_are_too_long_are_broken_where_words_end() -> None:
     assert [len(piece) for piece in _pieces([["a"] * 1000])] == [400, 400, 200]
 
 
-def test_the_voices_that_are_there_can_be_chosen(tmp_path: Path) -> None:
+def test_the_interface_lists_the_voices_of_the_weights(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("b.onnx", "b.onnx.json", "deep/a.onnx", "card.txt"):
         (tmp_path / name).touch()
@@ -59,7 +57,7 @@ def test_the_voices_that_are_there_can_be_chosen(tmp_path: Path) -> None:
         input_schema.validate(interface, {"text": "Hi", "voice": "nobody"})
 
 
-def test_any_voice_may_be_named_where_none_is_known_yet() -> None:
+def test_any_voice_name_is_valid_before_the_weights_are_downloaded() -> None:
     interface = PiperRunner.interface({"voices": {}, "found": []})
     assert input_schema.validate(interface, {"text": "Hi", "voice": "a"})["voice"] == "a"
     assert "voice" not in input_schema.validate(interface, {"text": "Hi"})
@@ -70,7 +68,7 @@ def test_an_empty_text_is_refused() -> None:
         input_schema.validate(PiperRunner.interface({"voices": {}}), {"text": ""})
 
 
-def test_one_file_is_one_voice(tmp_path: Path) -> None:
+def test_a_file_of_weights_is_one_voice(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").touch()
     assert voices.found(tmp_path / "a.onnx") == ("a",)
     assert voices.found(tmp_path / "none") == ()
