@@ -174,8 +174,8 @@ async def test_a_long_sound_is_heard_in_parts(
 ) -> None:
     samples = audio.read(story, 16_000, "file", longest=60)
     audio.write(tmp_path / "twice.wav", np.concatenate([samples, samples]), 16_000)
-    monkeypatch.setattr("appliance.runners.whisper.runner._PART", samples.size + 16_000)
-    monkeypatch.setattr("appliance.runners.whisper.runner._SEARCHED", 32_000)
+    monkeypatch.setattr("appliance.runners.whisper.runner._CHUNK", samples.size + 16_000)
+    monkeypatch.setattr("appliance.runners.whisper.runner._CUT_WINDOW", 32_000)
     heard = await ear(tmp_path, audio=tmp_path / "twice.wav", word_timestamps=True)
     segments = heard.output["segments"]
     assert word_error_rate(f"{STORY} {STORY}", heard.output["transcription"]) < 0.2
@@ -244,10 +244,10 @@ async def test_a_sound_that_is_too_long(ear: Loaded, spoken: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"language": "de"}, r"input\.language: this model does not know 'de'; it knows English only"),
-        ({"language": "Klingon"}, r"input\.language: this model does not know 'Klingon'"),
-        ({"translate": True}, r"input\.translate: this model knows English only"),
-        ({"suppress_tokens": "a,b"}, r"input\.suppress_tokens: this must be numbers"),
+        ({"language": "de"}, r"input\.language: this model does not support 'de'; it supports only English"),
+        ({"language": "Klingon"}, r"input\.language: this model does not support 'Klingon'"),
+        ({"translate": True}, r"input\.translate: this model supports only English"),
+        ({"suppress_tokens": "a,b"}, r"input\.suppress_tokens: this must be whole numbers"),
     ],
 )
 async def test_what_this_recogniser_cannot_do(

@@ -12,9 +12,8 @@ from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options
 
-#: Bytes that a worker process needs besides weights: libraries and working memory.
-_PROCESS: Final = 768 * MIB
-_SECOND: Final = 128_000  # bytes of memory for one second of audio while it is decoded
+_PROCESS: Final = 768 * MIB  # memory of a worker process besides the weights
+_SECOND: Final = 128_000  # bytes of memory to decode one second of audio
 
 
 class WhisperOptions(Options):
@@ -24,19 +23,12 @@ class WhisperOptions(Options):
     OOM_HINT = "lower its option max_duration"
 
     compute_type: Literal[
-        "auto",
-        "int8",
-        "int8_float32",
-        "int8_float16",
-        "int8_bfloat16",
-        "int16",
-        "float16",
-        "bfloat16",
+        "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16",
         "float32",
     ] = Field(
         default="auto",
         description="Number format to compute in. auto: int8 on a CPU, float16 on a GPU.",
-    )
+    )  # fmt: skip
     beam_size: int = Field(
         default=5,
         ge=1,
@@ -48,8 +40,8 @@ class WhisperOptions(Options):
     )
     max_duration: Annotated[Seconds, Field(gt=0)] = Field(
         default=7200.0,
-        description="Longest audio that is accepted: seconds, or text such as 2h. Longer audio "
-        "needs more memory.",
+        description="Longest audio that is accepted: seconds, or text such as 2h. Longer audio needs more "
+        "memory.",
     )
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
@@ -57,9 +49,8 @@ class WhisperOptions(Options):
 
         Weights are assumed to be stored in 16 bits; float32 doubles them.
         """
-        sound = int(self.max_duration * _SECOND)
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
-        return loaded + sound + _PROCESS
+        return loaded + int(self.max_duration * _SECOND) + _PROCESS
 
 
 class WhisperModel(ModelConfig):

@@ -1,41 +1,31 @@
-"""Spoken text with its times, in the formats of subtitles."""
+"""Writes transcript segments as subtitles.
+
+A segment is a mapping with ``start`` and ``end``, in seconds from the beginning of the audio, and ``text``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
-class Cue(NamedTuple):
-    """The text between two times, in seconds from the beginning."""
-
-    start: float
-    end: float
-    text: str
+def srt(segments: Sequence[Mapping[str, Any]]) -> str:
+    """Return the segments in the format SubRip."""
+    return "".join(f"{number}\n{_cue(segment, ',')}" for number, segment in enumerate(segments, 1))
 
 
-def srt(cues: Sequence[Cue]) -> str:
-    """SubRip: numbered cues, with hours in every time and a comma before the milliseconds."""
-    return "".join(
-        f"{number}\n{time(cue.start, ',')} --> {time(cue.end, ',')}\n{_safe(cue.text)}\n\n"
-        for number, cue in enumerate(cues, 1)
-    )
+def vtt(segments: Sequence[Mapping[str, Any]]) -> str:
+    """Return the segments in the format WebVTT."""
+    return "WEBVTT\n\n" + "".join(_cue(segment, ".") for segment in segments)
 
 
-def vtt(cues: Sequence[Cue]) -> str:
-    """WebVTT, as browsers read it."""
-    body = "".join(f"{time(cue.start)} --> {time(cue.end)}\n{_safe(cue.text)}\n\n" for cue in cues)
-    return f"WEBVTT\n\n{body}"
+def _cue(segment: Mapping[str, Any], point: str) -> str:
+    # An arrow or an empty line in the text would begin another cue.
+    text = " ".join(segment["text"].split()).replace("-->", "->")
+    return f"{time(segment['start'], point)} --> {time(segment['end'], point)}\n{text}\n\n"
 
 
 def time(seconds: float, point: str = ".") -> str:
-    """``HH:MM:SS.mmm``, with ``point`` before the milliseconds."""
-    whole = round(max(0.0, seconds) * 1000)
-    return (
-        f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
-    )
-
-
-def _safe(text: str) -> str:
-    """An arrow, or an empty line, in a text would begin another cue."""
-    return " ".join(text.split()).replace("-->", "->")
+    """Return the time as ``HH:MM:SS.mmm``, with ``point`` before the milliseconds."""
+    ms = round(max(0.0, seconds) * 1000)
+    return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{point}{ms % 1000:03}"

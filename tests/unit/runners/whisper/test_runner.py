@@ -1,4 +1,4 @@
-"""The pure part of the recogniser; tests/integration/test_speech.py lets a real one listen."""
+"""The chunks of the Whisper runner that need no model; tests/integration/test_speech.py runs a real one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidInput, PredictionFailed
-from appliance.runners.whisper.runner import WhisperRunner, _parts, _settings
+from appliance.runners.whisper import runner
+from appliance.runners.whisper.runner import WhisperRunner, _chunks, _settings
 
 INTERFACE = WhisperRunner.interface({})
 
@@ -28,16 +29,16 @@ def settings(**given: Any) -> dict[str, Any]:
         (0.5, 0.25, [0.5, 0.75, 1.0]),
     ],
 )
-def test_attempts_get_warmer_up_to_one(first: float, step: float, attempts: list[float]) -> None:
+def test_the_temperature_of_attempts_rises_to_one(first: float, step: float, attempts: list[float]) -> None:
     made = settings(temperature=first, temperature_increment_on_fallback=step)
     assert made["temperature"] == pytest.approx(attempts)
 
 
-def test_attempts_are_not_endless() -> None:
+def test_the_number_of_attempts_is_limited() -> None:
     assert len(settings(temperature_increment_on_fallback=0.0001)["temperature"]) == 20
 
 
-def test_tokens_that_are_never_said() -> None:
+def test_suppressed_tokens() -> None:
     assert settings()["suppress_tokens"] == [-1]
     assert settings(suppress_tokens="1, 2,3")["suppress_tokens"] == [1, 2, 3]
     assert settings(suppress_tokens="")["suppress_tokens"] == []
@@ -48,22 +49,24 @@ def test_tokens_that_are_never_said() -> None:
             settings(suppress_tokens=wrong)
 
 
-def test_long_sounds_are_cut_where_it_is_quiet() -> None:
-    second = 16_000
-    sound = np.random.default_rng(0).uniform(-1, 1, 700 * second).astype(np.float32)
+def test_long_audio_is_cut_where_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = 160  # samples: fewer than in real audio, because the real number takes long
+    for name in ("_CHUNK", "_CUT_WINDOW", "_QUIET_SPAN"):
+        monkeypatch.setattr(runner, name, getattr(runner, name) // 100)
+    samples = np.random.default_rng(0).uniform(-1, 1, 700 * second).astype(np.float32)
     for quiet in (280, 560):
-        sound[quiet * second : (quiet + 1) * second] *= 0.01
-    parts = list(_parts(sound))
-    assert [begin for begin, _ in parts[1:]] == pytest.approx(
+        samples[quiet * second : (quiet + 1) * second] *= 0.01
+    chunks = list(_chunks(samples))
+    assert [begin for begin, _ in chunks[1:]] == pytest.approx(
         [280.5 * second, 560.5 * second], abs=second / 2
     )
-    assert [begin for begin, _ in parts] == [0, *np.cumsum([part.size for _, part in parts])[:-1]]
-    assert (np.concatenate([part for _, part in parts]) == sound).all()
-    ((begin, whole),) = _parts(sound[: 300 * second])
+    assert [begin for begin, _ in chunks] == [0, *np.cumsum([chunk.size for _, chunk in chunks])[:-1]]
+    assert (np.concatenate([chunk for _, chunk in chunks]) == samples).all()
+    ((begin, whole),) = _chunks(samples[: 300 * second])
     assert (begin, whole.size) == (0, 300 * second)
 
 
-def test_names_that_other_models_have_for_inputs() -> None:
+def test_input_names_of_other_models() -> None:
     given = input_schema.validate(INTERFACE, {"audio_file": "data:,x", "prompt": "Zephyrine"})
     assert (given["audio"], given["initial_prompt"]) == ("data:,x", "Zephyrine")
     assert input_schema.validate(INTERFACE, {"file": "data:,x"})["audio"] == "data:,x"

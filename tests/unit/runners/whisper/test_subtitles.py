@@ -1,23 +1,24 @@
-"""Spoken text as subtitles."""
-
 from __future__ import annotations
 
 import pytest
 
-from appliance.runners.whisper.subtitles import Cue, srt, time, vtt
+from appliance.runners.whisper.subtitles import srt, time, vtt
 
-CUES = [Cue(0.0, 2.5, " Hello there."), Cue(2.5, 3661.0005, " And\n\nbye --> now.")]
+SEGMENTS = [
+    {"start": 0.0, "end": 2.5, "text": " Hello there."},
+    {"start": 2.5, "end": 3661.0005, "text": " And\n\nbye --> now."},
+]
 
 
 def test_subrip() -> None:
-    assert srt(CUES) == (
+    assert srt(SEGMENTS) == (
         "1\n00:00:00,000 --> 00:00:02,500\nHello there.\n\n"
         "2\n00:00:02,500 --> 01:01:01,000\nAnd bye -> now.\n\n"
     )
 
 
 def test_webvtt() -> None:
-    assert vtt(CUES) == (
+    assert vtt(SEGMENTS) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:02.500\nHello there.\n\n"
         "00:00:02.500 --> 01:01:01.000\nAnd bye -> now.\n\n"
     )
