@@ -1,9 +1,8 @@
-"""OpenAI's and Anthropic's APIs over one loaded language model, by vLLM's own serving classes.
+"""OpenAI's and Anthropic's APIs for one loaded language model, answered by vLLM's own serving classes.
 
-All that is known of those classes is here, written for version 0.32; ``tests/integration/test_vllm.py`` runs
-them. Templates, tools, reasoning, structured output, log probabilities and the checks of requests are theirs.
-What is added: ids and the model's name as the caller knows them, numbers for the prediction's metrics, and
-refusals that say what to change in models.yaml.
+vLLM's classes handle templates, tools, reasoning, structured output, log probabilities and the validation of
+requests. This module adds response ids, the model's name as in the request, metrics, and errors that name
+keys of models.yaml. It is written for vLLM 0.32 and tested by ``tests/integration/test_vllm.py``.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
 
     from appliance.runners.base import LoadSpec
 
-_MOST_PROBLEMS: Final = 4  # that a refusal names; a wrong message is wrong in every form it could have had
+_MAX_PROBLEMS: Final = 4  # named in one error: pydantic lists one for every variant that a message could have
 
 _ANTHROPIC: Final = {MESSAGES, COUNT_TOKENS}
 
-#: What begins the ids in answers, before the prediction's id. Chat completions and completions add their own.
+#: Prefixes of response ids before the prediction's id; vLLM adds those of the other operations.
 _PREFIXES: Final = {RESPONSES: "resp_", MESSAGES: "msg_"}
 
 
 class _Refused(Exception):
-    """The answer is an error object in OpenAI's shape; its ``code`` is the HTTP status."""
+    """The response is an error object in OpenAI's format, whose ``code`` is the HTTP status."""
 
     def __init__(self, error: dict[str, Any]) -> None:
         message = errors.translate(str(error["message"]))
@@ -47,14 +46,13 @@ class _Refused(Exception):
 
 
 class CompatApis:
-    """Answers the operations of one loaded model."""
+    """Answers the operations of one loaded model.
+
+    Raises:
+        LoadFailed: the parsers in the model's options do not fit the model.
+    """
 
     def __init__(self, engine: AsyncLLM, spec: LoadSpec) -> None:
-        """Made once the engine runs.
-
-        Raises:
-            LoadFailed: the parsers in the model's options do not fit the model.
-        """
         from vllm.entrypoints.anthropic.protocol import (
             AnthropicCountTokensRequest,
             AnthropicMessagesRequest,
@@ -83,7 +81,7 @@ class CompatApis:
         parsers: dict[str, Any] = {
             "tool_parser": self._tool_parser,
             "enable_auto_tools": self._tool_parser is not None,
-            # The arguments of every call fit their schema, also where a tool does not call itself strict.
+            # Make the arguments of every call match their schema, even if the tool does not set `strict`.
             "tool_strict_level": "parameter",
             "reasoning_parser": spec.options["reasoning_parser"] or "",
         }
@@ -93,7 +91,7 @@ class CompatApis:
             chat = OpenAIServingChat(engine, self._models, "assistant", **common)
             messages = AnthropicServingMessages(engine, self._models, "assistant", **common)
             responses = OpenAIServingResponses(engine, self._models, **common)
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:  # what parsers raise
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:  # raised by parsers
             raise LoadFailed(
                 f"the tool_parser or reasoning_parser of {spec.model} does not fit its weights: "
                 f"{errors.translate(str(error))}"
@@ -101,7 +99,7 @@ class CompatApis:
         completion = OpenAIServingCompletion(
             engine, self._models, online_renderer=renderer, request_logger=None
         )
-        self._calls: dict[str, tuple[Any, Any]] = {
+        self._handlers: dict[str, tuple[Any, Any]] = {
             CHAT: (ChatCompletionRequest, chat.create_chat_completion),
             COMPLETIONS: (CompletionRequest, completion.create_completion),
             RESPONSES: (ResponsesRequest, responses.create_responses),
@@ -110,76 +108,73 @@ class CompatApis:
         }
 
     async def run(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[Output | Metric]:
-        """The events of one operation, with the weights of ``adapter`` over those of the model.
+        """Run one operation, with the weights of ``adapter`` if it is given, and yield its events.
 
         Raises:
-            PredictionFailed: it was refused, or broke off; the output is, or ends with, what says so.
+            PredictionFailed: the request was refused or the response broke off; the last output is the error.
         """
-        measured = _Measured()
-        asked = job.input["model"]
+        metrics = _Metrics()
         streaming = streams(job.input) and job.operation != COUNT_TOKENS
-        begun = spoken = False
+        output_sent = token_seen = False
         try:
-            async with contextlib.aclosing(self._objects(job, adapter)) as objects:
-                async for item in objects:
-                    _rename(item, job, asked)
+            async with contextlib.aclosing(self._responses(job, adapter)) as responses:
+                async for item in responses:
+                    _rename(item, job)
                     error = _error_in(item)
-                    if error is not None:
-                        error["message"] = errors.translate(str(error["message"]))
-                    if error is not None and not begun:
+                    if error is not None and not output_sent:
                         raise _Refused(error)
-                    if streaming and not spoken and _speaks(item):
-                        spoken = True
-                        yield measured.first()
-                    for metric in measured.take(item):
+                    if streaming and not token_seen and _has_token(item):
+                        token_seen = True
+                        yield metrics.first_token()
+                    for metric in metrics.count(item):
                         yield metric
-                    if _is_wanted(item, job):
-                        begun = True
+                    if _is_requested(item, job):
+                        output_sent = True
                         yield Output([item], append=streaming)
                     if error is not None:
-                        raise PredictionFailed(str(error["message"]))
+                        raise PredictionFailed(errors.translate(str(error["message"])))
         except _Refused as refusal:
             yield Output([{"error": refusal.error}], append=False)
             raise PredictionFailed(str(refusal)) from refusal
-        yield measured.speed()
+        yield metrics.speed()
 
-    async def _objects(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[dict[str, Any]]:
-        """The answer, or the parts of its stream.
+    async def _responses(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the response, or the events of the stream, as JSON objects.
 
         Raises:
-            _Refused: there is none.
+            _Refused: vLLM answered with an error.
         """
         from vllm.entrypoints.serve import create_error_response
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.v1.engine.exceptions import EngineDeadError
 
         request = self._request(job, adapter)
-        _, call = self._calls[str(job.operation)]
+        _, handle = self._handlers[str(job.operation)]
         try:
-            answer = await call(request)
+            response = await handle(request)
         except EngineDeadError:
             raise
-        except Exception as error:  # noqa: BLE001  # as its own server does: the class says whose fault it is
-            answer = create_error_response(error)
+        except Exception as error:  # noqa: BLE001  # as vLLM's server does: the class decides the HTTP status
+            response = create_error_response(error)
         _raise_if_canceled()
-        if isinstance(answer, ErrorResponse):
-            raise _Refused(answer.error.model_dump(mode="json"))
-        if not hasattr(answer, "__aiter__"):
-            yield answer.model_dump(mode="json", by_alias=True, exclude_none=job.operation in _ANTHROPIC)
+        if isinstance(response, ErrorResponse):
+            raise _Refused(response.error.model_dump(mode="json"))
+        if not hasattr(response, "__aiter__"):
+            yield response.model_dump(mode="json", by_alias=True, exclude_none=job.operation in _ANTHROPIC)
             return
-        async with contextlib.aclosing(answer) as parts:
-            async for part in parts:
+        async with contextlib.aclosing(response) as events:
+            async for event in events:
                 _raise_if_canceled()
-                if not isinstance(part, str):
-                    yield part.model_dump(mode="json", by_alias=True)
-                elif (data := payload(part)) is not None:
+                if not isinstance(event, str):
+                    yield event.model_dump(mode="json", by_alias=True)
+                elif (data := payload(event)) is not None:
                     yield data
 
     def _request(self, job: Job, adapter: LoRARequest | None) -> Any:
         """Return the request for vLLM.
 
         Raises:
-            _Refused: the body is none that it could be asked.
+            _Refused: the body is not a valid request.
         """
         from pydantic import ValidationError
         from vllm.entrypoints.serve import create_error_response
@@ -195,10 +190,10 @@ class CompatApis:
         if job.operation in {CHAT, COMPLETIONS, RESPONSES}:
             body["request_id"] = _PREFIXES.get(job.operation, "") + job.id
         if job.operation in {CHAT, COMPLETIONS} and streams(body):
-            given = body.get("stream_options") or {}
-            if isinstance(given, dict):  # always counted; `_is_wanted` says whether the caller hears of it
-                body["stream_options"] = {**given, "include_usage": True}
-        kind, _ = self._calls[str(job.operation)]
+            options = body.get("stream_options") or {}
+            if isinstance(options, dict):  # the metrics need the usage; `_is_requested` removes it again
+                body["stream_options"] = {**options, "include_usage": True}
+        kind, _ = self._handlers[str(job.operation)]
         try:
             request = kind.model_validate(body)
         except ValidationError as error:
@@ -206,138 +201,138 @@ class CompatApis:
                 f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ")
                 for each in error.errors(include_url=False, include_input=False, include_context=False)
             ]
-            more = len(problems) - _MOST_PROBLEMS
-            text = "; ".join(problems[:_MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-            raise _refusal(text) from error
-        except Exception as error:  # what vLLM's checks raise past pydantic
+            more = len(problems) - _MAX_PROBLEMS
+            text = "; ".join(problems[:_MAX_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+            raise _invalid(text) from error
+        except Exception as error:  # raised by vLLM's own validators
             raise _Refused(create_error_response(error).error.model_dump(mode="json")) from error
         _check_finite({name: getattr(request, name) for name in request.model_fields_set})
         return request
 
     def _check_tools(self, body: dict[str, Any]) -> None:
-        """Refuse tools that would be passed over in silence, or in the words of vLLM's command line.
+        """Refuse tools that vLLM would ignore, or refuse with a message about its command line.
 
         Raises:
-            _Refused: this model can do nothing with them.
+            _Refused: the model does not support tools, or not tools of this type.
         """
         tools = body.get("tools")
         if not tools or body.get("tool_choice") in ("none", {"type": "none"}):
             return
         if self._tool_parser is None:
-            raise _refusal(
-                f"the model {self._name} takes no tools: its options in models.yaml set no tool_parser",
+            raise _invalid(
+                f"the model {self._name} supports no tools: its options in models.yaml set no tool_parser",
                 "tools",
             )
-        kinds = {str(tool.get("type", "function")) for tool in tools if isinstance(tool, dict)}
-        foreign = sorted(kinds - {"function", "custom"})
-        if foreign:
-            raise _refusal(f"tools can only be functions of your own here, not {', '.join(foreign)}", "tools")
+        types = {str(tool.get("type", "function")) for tool in tools if isinstance(tool, dict)}
+        unsupported = sorted(types - {"function", "custom"})
+        if unsupported:
+            raise _invalid(
+                f"the type of a tool can only be function or custom, not {', '.join(unsupported)}", "tools"
+            )
 
 
-def _check_finite(asked: dict[str, Any]) -> None:
-    """Refuse NaN and infinite numbers, which pydantic makes of strings such as "nan".
+def _check_finite(fields: dict[str, Any]) -> None:
+    """Refuse NaN and infinity, to which pydantic converts strings such as "nan".
 
     Raises:
-        _Refused: ``asked`` has such a number.
+        _Refused: a field is or contains such a number.
     """
     place = input_schema.non_finite(
-        {name: value for name, value in asked.items() if isinstance(value, float | dict)}
+        {name: value for name, value in fields.items() if isinstance(value, float | dict)}
     )
     if place is not None:
-        raise _refusal(f"{place} must be a finite number", place.partition(".")[0])
+        raise _invalid(f"{place} must be a finite number", place.partition(".")[0])
 
 
 def _check_supported(body: dict[str, Any]) -> None:
-    """Refuse what vLLM's classes would refuse in the words of their own server.
+    """Refuse requests that vLLM would refuse with a message about its own server.
 
     Raises:
-        _Refused: the request wants an earlier one remembered, or to be forgotten by its client.
+        _Refused: the request continues a stored response or is to run in the background.
     """
     if body.get("previous_response_id") is not None:
-        raise _refusal(
-            "conversations are not kept here: leave previous_response_id out and send the whole conversation",
+        raise _invalid(
+            "responses are not stored: leave previous_response_id out and send the whole conversation",
             "previous_response_id",
         )
     if body.get("background"):
-        raise _refusal("responses do not run in the background here; POST /v1/predictions does", "background")
+        raise _invalid("responses cannot run in the background; use POST /v1/predictions", "background")
 
 
-class _Measured:
+class _Metrics:
     """Measures the time to the first token and counts the tokens of one operation."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._output = 0
 
-    def first(self) -> Metric:
-        """The first token is there."""
+    def first_token(self) -> Metric:
         return Metric("time_to_first_token", round(time.perf_counter() - self._started, 6))
 
-    def take(self, item: dict[str, Any]) -> Iterator[Metric]:
-        """Add the token counts of ``item``."""
-        for usage in (part["usage"] for part in _parts(item) if isinstance(part.get("usage"), dict)):
-            read = usage.get("prompt_tokens", usage.get("input_tokens"))
-            written = usage.get("completion_tokens", usage.get("output_tokens"))
-            if read:
-                yield Metric("input_token_count", read)
-            if written is not None:
-                self._output = written
-                yield Metric("output_token_count", written)
-        if isinstance(item.get("input_tokens"), int):  # nothing but counted
+    def count(self, item: dict[str, Any]) -> Iterator[Metric]:
+        """Yield the token counts in ``item``, a response or an event of a stream."""
+        for usage in (each["usage"] for each in _with_nested(item) if isinstance(each.get("usage"), dict)):
+            prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+            output = usage.get("completion_tokens", usage.get("output_tokens"))
+            if prompt:
+                yield Metric("input_token_count", prompt)
+            if output is not None:
+                self._output = output
+                yield Metric("output_token_count", output)
+        if isinstance(item.get("input_tokens"), int):  # a response of the operation COUNT_TOKENS
             yield Metric("input_token_count", item["input_tokens"])
 
     def speed(self) -> Metric:
-        """Tokens a second over all."""
         return Metric("tokens_per_second", round(self._output / (time.perf_counter() - self._started), 6))
 
 
-def _parts(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """An answer or a part of a stream, and the answer that it may carry."""
+def _with_nested(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a response, or an event and the response inside it."""
     yield item
     for name in ("response", "message"):
         if isinstance(item.get(name), dict):
             yield item[name]
 
 
-def _rename(item: dict[str, Any], job: Job, asked: str) -> None:
-    """The model by the name that the caller knows, and Anthropic's ids by the prediction's."""
-    for part in _parts(item):
-        if isinstance(part.get("model"), str):
-            part["model"] = asked
-        if job.operation == MESSAGES and str(part.get("id", "")).startswith("chatcmpl-"):
-            part["id"] = _PREFIXES[MESSAGES] + job.id
+def _rename(item: dict[str, Any], job: Job) -> None:
+    """Set the model's name to the requested name, and Anthropic ids to the prediction's id."""
+    for each in _with_nested(item):
+        if isinstance(each.get("model"), str):
+            each["model"] = job.input["model"]
+        if job.operation == MESSAGES and str(each.get("id", "")).startswith("chatcmpl-"):
+            each["id"] = _PREFIXES[MESSAGES] + job.id
 
 
 def _error_in(item: dict[str, Any]) -> dict[str, Any] | None:
-    """The error that an object of a stream is, if it is one."""
-    error = item.get("error")
+    """Return the error if ``item`` is an error response or an error event; otherwise None."""
+    error, kind = item.get("error"), item.get("type")
     if isinstance(error, dict) and "choices" not in item and "output" not in item:
-        return {"message": "the answer broke off", "code": 500, **error}
-    if item.get("type") == "error":
-        return {"message": "the answer broke off", **item, "code": 500}
-    failed = item.get("response") if item.get("type") == "response.failed" else None
+        return {"message": "the response broke off", "code": 500, **error}
+    if kind == "error":
+        return {"message": "the response broke off", **item, "code": 500}
+    failed = item.get("response") if kind == "response.failed" else None
     if isinstance(failed, dict):
-        return {"message": "the answer broke off", **(failed.get("error") or {}), "code": 500}
+        return {"message": "the response broke off", **(failed.get("error") or {}), "code": 500}
     return None
 
 
-def _speaks(item: dict[str, Any]) -> bool:
-    """Whether a part of a stream is one that waits for a token; Responses begin with events that do not."""
+def _has_token(item: dict[str, Any]) -> bool:
+    """Return whether an event contains a token; streams of responses begin with events that do not."""
     kind = str(item.get("type", ""))
     return not kind.startswith("response.") or kind.endswith(".delta")
 
 
-def _is_wanted(item: dict[str, Any], job: Job) -> bool:
-    """Whether the caller asked for it: the number of tokens at the end of a stream only if it said so."""
+def _is_requested(item: dict[str, Any], job: Job) -> bool:
+    """Return whether the caller requested ``item``: the usage at the end of a stream is optional."""
     if job.operation not in {CHAT, COMPLETIONS} or not streams(job.input):
         return True
-    asked = (job.input.get("stream_options") or {}).get("include_usage") is True
-    return asked or bool(item.get("choices")) or "error" in item
+    usage = (job.input.get("stream_options") or {}).get("include_usage") is True
+    return usage or bool(item.get("choices")) or "error" in item
 
 
 def payload(event: str) -> dict[str, Any] | None:
-    """The object in a server-sent event; None if it has none."""
-    for line in event.split("\n"):  # models write other line ends too, which JSON does not escape
+    """Return the JSON object of a server-sent event; None if the event has none."""
+    for line in event.split("\n"):  # not splitlines: JSON does not escape all line ends
         if line.startswith("data:"):
             text = line.removeprefix("data:").strip()
             if text == "[DONE]":
@@ -347,12 +342,12 @@ def payload(event: str) -> dict[str, Any] | None:
     return None
 
 
-def _refusal(message: str, parameter: str | None = None) -> _Refused:
+def _invalid(message: str, parameter: str | None = None) -> _Refused:
     return _Refused({"message": message, "type": "invalid_request_error", "param": parameter, "code": 400})
 
 
 def _raise_if_canceled() -> None:
-    """End as the task was told to: vLLM makes an error of a cancellation, and goes on."""
+    """Raise ``CancelledError`` if the task is cancelled, which vLLM turns into an error response."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
