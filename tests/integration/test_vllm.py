@@ -344,10 +344,10 @@ async def test_a_schema_that_no_answer_can_be_held_to_is_refused(
     assert reason in output["error"]["message"]
 
 
-async def test_deep_grey_pictures_keep_their_shades() -> None:
+async def test_grey_images_of_16_and_32_bits_keep_their_shades() -> None:
     from vllm.multimodal.media.image import ImageMediaIO
 
-    engine.read_deep_greys()
+    engine.patch_grey_images()
     for value, form in ((np.uint16(257 * 100), "PNG"), (np.float32(100 / 255), "TIFF")):
         file = io.BytesIO()
         Image.fromarray(np.full((8, 4), value)).save(file, form)
@@ -439,7 +439,7 @@ async def test_the_host_ends_when_what_computes_is_killed(
     os.kill(core.pid, signal.SIGKILL)
     lost = await caller.over()
     assert lost is not None
-    assert "the process that computes has ended" in lost
+    assert "vLLM's engine core has ended" in lost
     assert "a" not in caller.order
     await until_gone(report.pid)
     assert not runs(core.pid)
@@ -456,7 +456,7 @@ async def test_weights_that_cannot_be_used_say_why(zygote: Zygote, smollm2: Path
         await replica.unload()
         return caught.value.detail.splitlines()[0]
 
-    assert "holds no config.json" in await refusal(tmp_path)
+    assert "has no config.json" in await refusal(tmp_path)
     assert "there are no weights at" in await refusal(tmp_path / "none")
     assert "the chat template of test/vllm cannot be used" in await refusal(
         smollm2, chat_template="{{ messages[7].content }}"

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance.runners import operations
 from appliance.runners.base import Kind
+from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 
 KIND: Final = Kind(
     name="vllm",
     model="appliance.runners.vllm.options:VllmModel",
     runner="appliance.runners.vllm.runner:VllmRunner",
     trainer="lora",
-    operations=frozenset(
-        {
-            operations.CHAT,
-            operations.COMPLETIONS,
-            operations.RESPONSES,
-            operations.MESSAGES,
-            operations.COUNT_TOKENS,
-        }
-    ),
+    operations=frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS}),
     preload=(
         "vllm",
         "transformers",

@@ -1,8 +1,9 @@
-"""vLLM's engine for one loaded model: how it is started, and what it says when it cannot be.
+"""Starts vLLM's engine for one loaded model, and explains why it cannot start.
 
-All that depends on vLLM's inner workings is here, written for version 0.32. The engine core, which computes,
-is a process of its own, so that computing never blocks the host's event loop; it is forked, so that nothing
-is imported a second time. The GPU settings have not run on a GPU.
+Everything that depends on vLLM's internals is in this module and in ``grammars.py``, written for vLLM 0.32.
+vLLM computes in a process of its own, the engine core, so that computing never blocks the event loop of the
+worker process. The core is forked, so that nothing is imported a second time. The GPU settings are not tested
+on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from appliance.domain.errors import LoadFailed
-from appliance.runners import images
+from appliance.runners import failures, images
 from appliance.runners.vllm import errors
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
 
@@ -30,20 +31,18 @@ if TYPE_CHECKING:
 
     from appliance.runners.base import LoadSpec
 
-_CAUSE_LENGTH: Final = 600  # characters of a foreign error's text that are shown
-
-#: Words in vLLM's errors -> what to change in models.yaml.
+#: Phrase in vLLM's errors -> advice.
 _HINTS: Final = (
     ("KV cache", "give the model a larger kv_cache or a smaller max_model_len in its options"),
     ("trust_remote_code", "set trust_remote_code in its options, if you trust the source"),
-    ("torchvision", "models that see need it, and only the installation for GPUs has it"),
-    ("Free memory on device", "free the device of other programs, or lower the model's memory"),
+    ("torchvision", "vision models need torchvision, which only the installation for GPUs has"),
+    ("Free memory on device", "stop other programs on the device, or lower the model's memory"),
     ("out of memory", "raise the model's memory, or lower its kv_cache or max_num_seqs"),
 )
 
 
 def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
-    """Load the model. Blocks for as long as that takes; must be called where a loop runs.
+    """Load the model; must be called in an event loop, which this blocks.
 
     Raises:
         LoadFailed: the weights or the options do not fit vLLM or the device.
@@ -52,22 +51,21 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     import torch
 
     torch.set_num_threads(spec.threads)  # the forked engine core inherits it
-    with _told_why() as reason:
+    with _core_error() as core_error:
         try:
             return _start(spec, weights)
         except LoadFailed:
             raise
         except Exception as error:  # vLLM, transformers and pydantic share no base class
-            raise LoadFailed(
-                f"vLLM cannot load {spec.model} from {weights}: {reason() or _describe(error)}"
-            ) from error
+            reason = core_error() or _describe(error)
+            raise LoadFailed(f"vLLM cannot load {spec.model} from {weights}: {reason}") from error
 
 
-def levels(spec: LoadSpec) -> tuple[int, ...]:
-    """Of sleep that the engine is able to.
+def sleep_levels(spec: LoadSpec) -> tuple[int, ...]:
+    """Return the supported sleep levels: 1 keeps the weights in main memory, 2 drops them.
 
-    vLLM's backend for CPUs says that it sleeps, and gives nothing back. Dropped weights are read again, those
-    of adapters are not.
+    None on a CPU, where vLLM accepts sleep requests but frees nothing. With adapters only level 1, because
+    vLLM does not reload dropped weights of adapters.
     """
     if not spec.sleeps or spec.device == "cpu":
         return ()
@@ -75,23 +73,23 @@ def levels(spec: LoadSpec) -> tuple[int, ...]:
 
 
 async def wake(engine: AsyncLLM, level: int) -> None:
-    """Wake it from its sleep of that level; the order is vLLM's own.
+    """Wake the engine from sleep ``level`` with the calls that vLLM prescribes.
 
     Raises:
-        LoadFailed: it says that it is not awake.
+        LoadFailed: the engine did not wake up.
     """
     if level == 1:
         awake = await engine.wake_up()
     else:
         await engine.wake_up(tags=["weights"])
-        await engine.collective_rpc("reload_weights")  # without it, it would answer with noise
+        await engine.collective_rpc("reload_weights")  # without this call the output would be noise
         awake = await engine.wake_up(tags=["kv_cache"])
     if not awake:
-        raise LoadFailed("vLLM says that it is not awake")
+        raise LoadFailed(f"vLLM did not wake up from sleep level {level}")
 
 
-def read_deep_greys() -> None:
-    """Patch vLLM to scale grey images of 16 or 32 bits to 8 bits; vLLM makes them white or black."""
+def patch_grey_images() -> None:
+    """Make vLLM scale grey images of 16 or 32 bits to 8 bits; unpatched, they become white or black."""
     from vllm.multimodal.media import image
 
     module: Any = image
@@ -99,14 +97,13 @@ def read_deep_greys() -> None:
         return
     module.appliance_normalize = module.normalize_image
 
-    def normalize_image(picture: Any) -> Any:
-        return images.upright(picture) if images.is_deep(picture) else module.appliance_normalize(picture)
+    def normalize_image(image: Any) -> Any:
+        return images.upright(image) if images.is_deep(image) else module.appliance_normalize(image)
 
     module.normalize_image = normalize_image
 
 
 def core_process(engine: AsyncLLM) -> BaseProcess:
-    """The process that computes."""
     client: Any = engine.engine_core
     process: BaseProcess = client.resources.engine_manager.processes[0]
     return process
@@ -119,11 +116,11 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
         _import_model(weights)
         _repair_compiled_models()
     config = _arguments(spec, weights).create_engine_config()
-    # For a CPU, making a config chooses spawn, which would import everything again. vLLM goes back to spawn
-    # by itself where a fork is not possible.
+    # On a CPU, create_engine_config chooses spawn, which would import everything again. Where a fork is not
+    # possible, vLLM falls back to spawn.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     use_own_backends()
-    read_deep_greys()
+    patch_grey_images()
     engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     check_grammars(engine)
     return engine
@@ -149,9 +146,9 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "trust_remote_code": options["trust_remote_code"],
         "generation_config": "vllm",  # every sampling parameter comes from the interface
         "reasoning_parser": options["reasoning_parser"] or "",
-        # A name that no machine can have: the gateway fetches what requests point to, under its own rules.
+        # No machine can have this name: only the gateway fetches URLs in requests, under its own rules.
         "allowed_media_domains": ["nothing.invalid"],
-        "seed": secrets.randbits(31),  # else every start would give the same "random" answers
+        "seed": secrets.randbits(31),  # otherwise every start would generate the same "random" text
         "disable_log_stats": True,
         "enable_log_requests": False,
         "shutdown_timeout": 0,
@@ -163,35 +160,36 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
             "max_lora_rank": options["max_adapter_rank"],
         }
     if on_cpu and eager:
-        arguments["ir_op_priority"] = _normalise_in_one_step()
+        arguments["ir_op_priority"] = _register_norm_kernels()
     if not on_cpu:
         arguments["enable_sleep_mode"] = spec.sleeps
-        arguments["gpu_memory_utilization"] = _share(spec.memory)
+        arguments["gpu_memory_utilization"] = _memory_fraction(spec.memory)
     return AsyncEngineArgs(**arguments)
 
 
-def _dtype(asked: str, *, on_cpu: bool) -> str:
-    """The number format to compute in. Without instructions for it, bfloat16 is slower than float32."""
-    if asked != "auto" or not on_cpu:
-        return asked
+def _dtype(dtype: str, *, on_cpu: bool) -> str:
+    """Return the number format to compute in; auto on a CPU: bfloat16 if it is faster than float32."""
+    if dtype != "auto" or not on_cpu:
+        return dtype
     import torch
 
-    probe: Any = torch.cpu
-    # vLLM itself asks these two; torch has no public ones
-    has_bfloat16 = probe._is_avx512_bf16_supported() or probe._is_amx_tile_supported()  # noqa: SLF001 - see above
+    cpu: Any = torch.cpu
+    # vLLM calls these two as well; torch has no public functions for it
+    has_bfloat16 = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()  # noqa: SLF001 - see above
     return "bfloat16" if has_bfloat16 else "float32"
 
 
-def _share(memory: int) -> float:
-    """``memory`` bytes as a fraction of a device's whole memory. vLLM refuses to start if less is free."""
+def _memory_fraction(memory: int) -> float:
+    """Return ``memory`` bytes as a fraction of the device's memory; vLLM does not start if less is free."""
     from vllm.platforms import current_platform
 
-    total: int = current_platform.get_device_total_memory()  # asked of NVML: CUDA would forbid the fork
+    # vLLM reads it from NVML; after CUDA has started, a fork is not possible.
+    total: int = current_platform.get_device_total_memory()
     return min(memory / total, 1.0)
 
 
 def _set_environment(spec: LoadSpec) -> None:
-    """The variables that vLLM and what it uses read while they start."""
+    """Set the environment variables that vLLM and its dependencies read at their start."""
     cache = Path(spec.cache)
     os.environ.update(
         HF_HUB_OFFLINE="1",
@@ -201,43 +199,43 @@ def _set_environment(spec: LoadSpec) -> None:
         VLLM_CACHE_ROOT=str(cache / "vllm"),
         TORCHINDUCTOR_CACHE_DIR=str(cache / "inductor"),
         TRITON_CACHE_DIR=str(cache / "triton"),
-        # Not bound to cores: vLLM would bind every engine on this machine to the same ones.
+        # Without this, vLLM would bind the threads of every engine on this machine to the same cores.
         VLLM_CPU_OMP_THREADS_BIND="nobind",
     )
     if spec.device == "cpu":
-        # Keeps the worker inside the engine core on a CPU, instead of in a third process.
+        # Run vLLM's worker in the engine core instead of in a third process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import huggingface_hub.constants
 
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # it read its variable when the zygote imported it
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote imported it before the variable was set
 
 
 def _import_model(weights: Path) -> None:
-    """Make the model's class known to vLLM by importing it here.
+    """Import the model's class into vLLM's registry.
 
-    vLLM would start a Python process that imports everything, only to look at the class: to keep CUDA out of
-    this process, which does not matter on a CPU.
+    To keep CUDA out of this process, vLLM would inspect the class in a new Python process, which imports
+    everything again. On a CPU that is not needed.
     """
     from vllm import ModelRegistry
 
-    for architecture in architectures(weights):
+    for architecture in _architectures(weights):
         known = ModelRegistry.models.get(architecture)
         if known is not None:
             ModelRegistry.register_model(architecture, known.load_model_cls())
 
 
-def architectures(weights: Path) -> list[str]:
-    """The architectures that a folder of weights names.
+def _architectures(weights: Path) -> list[str]:
+    """Return the architectures that the config of the weights names.
 
     Raises:
-        LoadFailed: it is no transformers folder.
+        LoadFailed: ``weights`` is not a transformers folder.
     """
     file = weights / "config.json"
     try:
         names = json.loads(file.read_bytes())["architectures"]
     except FileNotFoundError as error:
         raise LoadFailed(
-            f"{weights} holds no config.json; the source of a vllm model must be a transformers folder, or a "
+            f"{weights} has no config.json; the source of a vllm model must be a transformers folder or a "
             "GGUF file"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -245,10 +243,11 @@ def architectures(weights: Path) -> list[str]:
     return [str(name) for name in names or []]
 
 
-def _normalise_in_one_step() -> dict[str, list[str]]:
-    """Have a CPU compute RMS norms with the kernels that vLLM brings for it, but uses on GPUs only.
+def _register_norm_kernels() -> dict[str, list[str]]:
+    """Register vLLM's own RMS norm kernels for a CPU; return the operators' priorities for its config.
 
-    Left alone it takes eight operations for each where nothing is compiled. Returns what vLLM is to prefer.
+    vLLM uses these kernels on GPUs only. On a CPU, without compilation, it would run eight operations for
+    each norm.
     """
     import torch
     from vllm import ir
@@ -289,10 +288,10 @@ def _normalise_in_one_step() -> dict[str, list[str]]:
 
 
 def _repair_compiled_models() -> None:
-    """Let vLLM find on a CPU the compiled models that it has kept from earlier starts.
+    """Make vLLM reuse the compiled models of earlier starts on a CPU.
 
-    It saves them, but fails to load them, because it asks the function in them to finish loading, which only
-    functions for a GPU know how to do; then it compiles again, for half a minute and more.
+    vLLM caches them but cannot load them: it calls ``finalize_loading``, which only functions compiled for a
+    GPU have. Then it compiles again, which takes half a minute or more.
     """
     import torch
 
@@ -303,7 +302,7 @@ def _repair_compiled_models() -> None:
 
     def load_compiled_function(*arguments: Any, **keywords: Any) -> Any:
         loaded = load(*arguments, **keywords)
-        compiled = loaded._artifacts.compiled_fn  # noqa: SLF001 - what vLLM itself looks at
+        compiled = loaded._artifacts.compiled_fn  # noqa: SLF001 - as vLLM does
         if not hasattr(compiled, "finalize_loading"):
             compiled.finalize_loading = lambda _config: None
         return loaded
@@ -313,10 +312,11 @@ def _repair_compiled_models() -> None:
 
 
 @contextlib.contextmanager
-def _told_why() -> Iterator[Callable[[], str]]:
-    """Hear from a forked engine core why it could not start; vLLM itself only says that it could not.
+def _core_error() -> Iterator[Callable[[], str]]:
+    """Yield a function that returns the error with which a forked engine core ended.
 
-    Yield a function that returns why the core ended; "" if it was killed, or spawned instead of forked.
+    vLLM itself only reports that the core ended. The function returns "" if the core was killed, or spawned
+    instead of forked.
     """
     from vllm.v1.engine.core import EngineCoreProc
 
@@ -332,33 +332,25 @@ def _told_why() -> Iterator[Callable[[], str]]:
             os.write(writing, _describe(error).encode())
             raise
 
-    def reason() -> str:
+    def error_text() -> str:
         try:
-            return os.read(reading, 4 * _CAUSE_LENGTH).decode()
+            return os.read(reading, 4 * failures.MAX_LENGTH).decode()
         except BlockingIOError:
             return ""
 
     core.__init__ = initialise
     try:
-        yield reason
+        yield error_text
     finally:
         core.__init__ = original
         os.close(reading)
         os.close(writing)
 
 
-def _said(error: Exception) -> str:
-    """The text of an error; of a pydantic error only the messages, without the checked values."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(each["msg"].removeprefix("Value error, ") for each in found)
-
-
 def _describe(error: Exception) -> str:
-    """Return a library's error on one short line, with advice where there is any."""
-    text = errors.translate(" ".join(_said(error).split())) or type(error).__name__
-    if len(text) > _CAUSE_LENGTH:
-        text = text[:_CAUSE_LENGTH] + " ..."
-    hints = [hint for words, hint in _HINTS if words in text]
-    return "; ".join([text.rstrip("."), *hints])
+    """Return a library's error on one short line, with advice; of a pydantic error only the messages."""
+    text = str(error)
+    if isinstance(error, ValidationError):  # its text also has the values
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        text = "; ".join(each["msg"].removeprefix("Value error, ") for each in found)
+    return failures.summary(errors.translate(" ".join(text.split())) or type(error).__name__, _HINTS)

@@ -1,4 +1,4 @@
-"""Rewrites vLLM's errors for users of models.yaml, who do not set vLLM's flags, arguments or variables.
+"""Rewrites vLLM's errors for users, who set keys of models.yaml instead of vLLM's flags and variables.
 
 Written for the messages of vLLM 0.32. Does not import vLLM.
 """
@@ -30,10 +30,10 @@ _KEYS: Final = {
     "max_lora_rank": "options.max_adapter_rank",
 }
 
-#: Names that are also fields of requests: they mean a key only where the message writes them as a flag.
+#: Names that are also fields of requests: they are replaced only if the message writes them as a flag.
 _ALSO_IN_REQUESTS: Final = frozenset({"dtype", "chat_template"})
 
-#: Replacements in messages that are made before names are replaced by keys.
+#: Replacements that are made before names are replaced by keys.
 _PHRASES: Final = (
     (re.compile(r"the `?dtype`? flag in CLI, for example: --dtype=half"), "--dtype to float16"),
     (re.compile(r"(?:the )?derived_?\s?max_model_len"), "the model's own limit"),
@@ -52,17 +52,17 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
 
 
 def translate(text: str) -> str:
-    """``text`` with keys of models.yaml instead of vLLM's names, without advice about vLLM's flags."""
-    if "models.yaml" in text:  # a message of the appliance, which names the keys already
+    """Replace vLLM's names by keys of models.yaml, and remove sentences about other flags of vLLM."""
+    if "models.yaml" in text:  # an error of the appliance, which names the keys already
         return text
     for pattern, words in _PHRASES:
         text = pattern.sub(words, text)
     kept: list[str] = []
     named: dict[str, None] = {}
     for sentence in _SENTENCE.split(text):
-        told, keys = _in_keys(sentence)
-        if not _FOREIGN.search(told):
-            kept.append(told)
+        replaced, keys = _with_keys(sentence)
+        if not _FOREIGN.search(replaced):
+            kept.append(replaced)
             named.update(keys)
     if not kept:
         return f"{text.rstrip('.')}; models.yaml has no key for that setting of vLLM"
@@ -72,8 +72,8 @@ def translate(text: str) -> str:
     return f"{' '.join(kept).rstrip('.')}; {' and '.join(named)} {are} of the model in models.yaml"
 
 
-def _in_keys(sentence: str) -> tuple[str, dict[str, None]]:
-    """The sentence with keys instead of vLLM's names, and these keys in order."""
+def _with_keys(sentence: str) -> tuple[str, dict[str, None]]:
+    """Return the sentence with keys instead of vLLM's names, and these keys in order."""
     keys: dict[str, None] = {}
 
     def key(found: re.Match[str]) -> str:

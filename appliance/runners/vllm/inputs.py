@@ -1,6 +1,6 @@
-"""Inputs of language models, the text of the prompt, and the sampling parameters. Pure.
+"""Inputs of language models, prompt templates and sampling parameters. Pure.
 
-Names, defaults and wording are those of the Llama models on Replicate.
+Names, defaults and descriptions are those of the Llama models on Replicate.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 
-#: What other model families and client libraries call an input. LiteLLM sends max_new_tokens, LlamaIndex
-#: max_length, whatever the model.
+#: Names of inputs of other model families and client libraries. LiteLLM sends max_new_tokens and LlamaIndex
+#: max_length to every model.
 ALIASES: Final[dict[str, str]] = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -23,8 +23,8 @@ ALIASES: Final[dict[str, str]] = {
     "stop": "stop_sequences",
 }
 
-_SEED_BITS: Final = 2**63 - 1  # what a torch generator takes
-_LARGEST_INTEGER: Final = 2**53 - 1  # beyond it JSON readers in other languages round
+_SEED_BITS: Final = 2**63 - 1  # torch generators accept seeds of 63 bits
+_LARGEST_INTEGER: Final = 2**53 - 1  # JSON readers in other languages round larger ones
 _FIELDS: Final = ("prompt", "system_prompt")
 
 
@@ -41,30 +41,22 @@ class Defaults(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Defaults:
-        """Return the defaults of a model; options that are missing keep the values of this class."""
+        """Return the defaults of a model; missing options keep the values of this class."""
         known = cls.__struct_fields__
         return cls(**{name: value for name, value in options.items() if name in known})
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One prediction's input with everything filled in. Lengths are in tokens."""
+class Request(Defaults, frozen=True, kw_only=True):
+    """The complete input of one prediction. Lengths are in tokens."""
 
     prompt: str
-    system_prompt: str
     prompt_template: str | None
-    max_tokens: int
     min_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    presence_penalty: float
-    frequency_penalty: float
     stop: tuple[str, ...]
     seed: int | None
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
-    """Inputs and output of a language model with these options."""
     ordered = {
         name: {**schema, "title": name.replace("_", " ").title(), "x-order": order}
         for order, (name, schema) in enumerate(_inputs(Defaults.of(options)).items())
@@ -82,43 +74,35 @@ def interface(options: Mapping[str, Any]) -> Interface:
     )
 
 
-def request(asked: Mapping[str, Any], defaults: Defaults) -> Request:
-    """The request that a validated input means.
+def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
+    """Return the complete request of a validated input.
 
     Raises:
-        PredictionFailed: values that are each valid contradict each other.
+        PredictionFailed: ``min_tokens`` is larger than ``max_tokens``.
     """
-
-    def given(name: str) -> Any:
-        value = asked.get(name)
-        return getattr(defaults, name) if value is None else value
-
-    max_tokens, min_tokens = int(given("max_tokens")), int(asked.get("min_tokens") or 0)
-    seed = asked.get("seed")
+    values = {}
+    for name in Defaults.__struct_fields__:
+        default, value = getattr(defaults, name), input.get(name)
+        values[name] = default if value is None else type(default)(value)
+    min_tokens, max_tokens, seed = int(input.get("min_tokens") or 0), values["max_tokens"], input.get("seed")
     if min_tokens > max_tokens:
         raise PredictionFailed(
             f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower it or raise max_tokens"
         )
     return Request(
-        prompt=asked.get("prompt") or "",
-        system_prompt=given("system_prompt"),
-        prompt_template=asked.get("prompt_template"),
-        max_tokens=max_tokens,
+        **values,
+        prompt=input.get("prompt") or "",
+        prompt_template=input.get("prompt_template"),
         min_tokens=max(min_tokens, 0),
-        temperature=float(given("temperature")),
-        top_p=float(given("top_p")),
-        top_k=int(given("top_k")),
-        presence_penalty=float(given("presence_penalty")),
-        frequency_penalty=float(given("frequency_penalty")),
-        stop=stop_strings(asked.get("stop_sequences")),
+        stop=stop_strings(input.get("stop_sequences")),
         seed=None if seed is None else seed & _SEED_BITS,
     )
 
 
 def stop_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    r"""The stop sequences that an input means: a list as it is, a text cut at its commas.
+    r"""Return the stop sequences: the items of a list, or a text split at its commas, without empty ones.
 
-    Spaces count, so that ``\n, User:`` stops at `` User:``. Empty ones stop nothing and are left out.
+    Spaces count: ``\n, User:`` stops at ``\n`` and at `` User:``.
     """
     if value is None:
         return ()
@@ -127,16 +111,17 @@ def stop_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def messages(prompt: str, system_prompt: str) -> list[dict[str, str]]:
-    """The conversation that a chat template turns into text; an empty system prompt is no message."""
+    """Return the conversation for a chat template; an empty system prompt adds no message."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": prompt}]
 
 
-def fill(template: str, prompt: str, system_prompt: str) -> str:
-    """``template`` with its fields ``{prompt}`` and ``{system_prompt}`` replaced; an empty one is the prompt.
+def fill_template(template: str, prompt: str, system_prompt: str) -> str:
+    """Replace ``{prompt}`` and ``{system_prompt}`` in ``template``; an empty template gives the prompt.
 
     Raises:
-        PredictionFailed: E1003, it has no ``{prompt}``; E1004, it is no format string with these fields only.
+        PredictionFailed: E1003 if there is no ``{prompt}``; E1004 if the template is not a format string or
+            has other fields.
     """
     if not template:
         return prompt
@@ -151,7 +136,7 @@ def fill(template: str, prompt: str, system_prompt: str) -> str:
 
 
 def _pieces(template: str) -> Iterator[tuple[str, str | None]]:
-    """Literal text, and the field that follows it. ``str.format`` is not used: it reads attributes."""
+    """Yield each literal text and the field after it; ``str.format`` would also read attributes of fields."""
     try:
         for text, field, spec, conversion in Formatter().parse(template):
             if field is not None and (field not in _FIELDS or spec or conversion):
@@ -169,24 +154,24 @@ def _bad_template(why: str) -> PredictionFailed:
     )
 
 
-def room(prompt_tokens: int, longest: int) -> int:
-    """How many tokens of output fit after the prompt.
+def max_output_tokens(prompt_tokens: int, context: int) -> int:
+    """Return how many tokens of output fit after the prompt.
 
-    ``longest`` is the model's context: prompt and output together.
+    ``context`` is the maximum number of tokens of prompt and output together.
 
     Raises:
-        PredictionFailed: E1002, not a single one does.
+        PredictionFailed: E1002, none fit.
     """
-    if prompt_tokens >= longest:
+    if prompt_tokens >= context:
         raise PredictionFailed(
             "E1002 PromptTooLong: Prompt length exceeds maximum input length. The prompt has "
-            f"{prompt_tokens} tokens; this model takes at most {longest - 1}, so that one of output fits."
+            f"{prompt_tokens} tokens; this model accepts at most {context - 1}, so that one of output fits."
         )
-    return longest - prompt_tokens
+    return context - prompt_tokens
 
 
 def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
-    """The schemas of the inputs, in their order; title and order are added later."""
+    """Return the schemas of the inputs, in order and without ``title`` and ``x-order``."""
     return {
         "prompt": {"type": "string", "description": "Prompt to send to the model."},
         "system_prompt": {
@@ -236,22 +221,22 @@ def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
             "default": defaults.presence_penalty,
             "minimum": -2,
             "maximum": 2,
-            "description": "Presence penalty: above 0, tokens that were in the output before get unlikelier.",
+            "description": "Presence penalty: above 0, tokens that are in the output become less likely.",
         },
         "frequency_penalty": {
             "type": "number",
             "default": defaults.frequency_penalty,
             "minimum": -2,
             "maximum": 2,
-            "description": "Frequency penalty: above 0, tokens get unlikelier the more often they were in "
-            "the output.",
+            "description": "Frequency penalty: above 0, tokens become less likely the more often they are "
+            "in the output.",
         },
         "stop_sequences": {
             "type": "string",
             "x-appliance-list": True,
             "description": "A comma-separated list of sequences to stop generation at. For example, "
             "'<end>,<stop>' will stop generation at the first instance of '<end>' or '<stop>'. A list of "
-            "strings is taken as well.",
+            "strings is accepted too.",
         },
         "prompt_template": {
             "type": "string",

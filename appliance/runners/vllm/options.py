@@ -13,8 +13,8 @@ from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import Options, in_dtype
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
-_PROCESS: Final = GIB
-_RESIDUE: Final = 2 * GIB
+_PROCESS: Final = GIB  # bytes on the device besides weights, adapters and KV cache
+_RESIDUE: Final = 2 * GIB  # bytes that a sleeping model keeps on the device
 
 
 class VllmOptions(Options):
@@ -103,42 +103,30 @@ class VllmOptions(Options):
 
     @property
     def predictions_at_once(self) -> int:
-        """Maximum number of predictions that one worker process runs at a time."""
         return self.max_num_seqs
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device."""
         loaded = in_dtype(weights, self.dtype, device)
         # An adapter of rank 16 is about a fiftieth of its model.
         adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
         return loaded + adapters + self.kv_cache + _PROCESS
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Estimate the bytes that a sleeping model keeps on the device and in main memory.
-
-        None on a CPU: vLLM's CPU backend accepts sleep requests but frees nothing.
-        """
-        kept = self.footprint(weights, device) - self.kv_cache - _PROCESS
-        return (_RESIDUE, kept) if device == "cuda" else None
+        if device == "cpu":  # vLLM accepts sleep requests there but frees nothing
+            return None
+        return _RESIDUE, self.footprint(weights, device) - self.kv_cache - _PROCESS
 
     @property
     def trainable(self) -> bool:
-        """Whether new versions of the model can be trained."""
         return self.max_adapters > 0
 
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
-        """Options that the runner gets.
-
-        Without trained versions, adapters are disabled: on a CPU they make vLLM a sixth slower.
-        """
-        told = super().runner_options(adapted=adapted, weights=weights)
-        return told if adapted else {**told, "max_adapters": 0}
+        options = super().runner_options(adapted=adapted, weights=weights)
+        # Without trained versions adapters are disabled: on a CPU they make vLLM a sixth slower.
+        return options if adapted else {**options, "max_adapters": 0}
 
     def training_footprint(self, weights: WeightSize) -> int:
-        """Estimate the bytes to reserve on the device for a training.
-
-        Weights in float32, and the same again for gradients and activations.
-        """
+        # Weights in float32, and as much again for gradients and activations.
         return 2 * weights.in_32_bits + _PROCESS
 
 

@@ -1,4 +1,4 @@
-"""What vLLM says of its flags, in the words of models.yaml. The texts are those of version 0.32."""
+"""vLLM's errors, rewritten for users of models.yaml. The texts are those of vLLM 0.32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("original", "translated"),
     [
         (
             (
@@ -158,8 +158,8 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
         ),
     ],
 )
-def test_names_of_vllm_become_keys_of_the_config(said: str, told: str | None) -> None:
-    assert errors.translate(said) == (told or said)
+def test_names_of_vllm_become_keys_of_models_yaml(original: str, translated: str | None) -> None:
+    assert errors.translate(original) == (translated or original)
 
 
 def test_every_key_that_is_named_exists() -> None:

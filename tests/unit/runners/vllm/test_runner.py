@@ -1,5 +1,3 @@
-"""The inputs and output that a language model shows, as clients read them."""
-
 from __future__ import annotations
 
 import json
@@ -17,17 +15,17 @@ from appliance.runners.vllm.options import VllmOptions
 from appliance.runners.vllm.runner import VllmRunner
 
 
-def shown(**options: Any) -> Interface:
+def interface_with(**options: Any) -> Interface:
     return VllmRunner.interface(VllmOptions(**options).model_dump())
 
 
-def test_it_is_the_runner_of_its_kind() -> None:
+def test_the_kind_vllm_has_this_runner() -> None:
     assert runner_class("vllm") is VllmRunner
     assert VllmRunner.kind == "vllm"
 
 
-def test_the_inputs_are_those_of_the_contract_in_its_order() -> None:
-    properties = shown().input["properties"]
+def test_the_inputs_are_those_of_llama_models_on_replicate_in_order() -> None:
+    properties = interface_with().input["properties"]
     by_order = sorted(properties, key=lambda name: properties[name]["x-order"])
     assert by_order == [
         "prompt",
@@ -46,11 +44,11 @@ def test_the_inputs_are_those_of_the_contract_in_its_order() -> None:
     assert [properties[name]["x-order"] for name in by_order] == list(range(12))
     assert properties["presence_penalty"]["title"] == "Presence Penalty"
     assert all(schema["description"] for schema in properties.values())
-    assert shown().input["required"] == ["prompt"]
+    assert interface_with().input["required"] == ["prompt"]
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
-    properties = shown().input["properties"]
+def test_the_defaults_of_the_inputs() -> None:
+    properties = interface_with().input["properties"]
     assert {name: schema["default"] for name, schema in properties.items() if "default" in schema} == {
         "system_prompt": "You are a helpful assistant.",
         "max_tokens": 512,
@@ -65,12 +63,12 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 def test_a_models_options_are_its_defaults() -> None:
     asked = {"max_tokens": 9, "temperature": 0.0, "top_p": 0.5, "top_k": 0, "system_prompt": "Be brief."}
-    properties = shown(**asked).input["properties"]
+    properties = interface_with(**asked).input["properties"]
     assert {name: properties[name]["default"] for name in asked} == asked
 
 
-def test_the_output_is_text_that_grows_and_is_joined() -> None:
-    interface = shown()
+def test_the_output_is_a_list_of_strings_that_is_concatenated() -> None:
+    interface = interface_with()
     assert interface.iterates
     assert interface.output == {
         "type": "array",
@@ -81,14 +79,14 @@ def test_the_output_is_text_that_grows_and_is_joined() -> None:
     }
 
 
-def test_other_names_that_clients_send() -> None:
-    assert shown().aliases == {
+def test_the_aliases_of_inputs() -> None:
+    assert interface_with().aliases == {
         "max_new_tokens": "max_tokens",
         "max_length": "max_tokens",
         "min_new_tokens": "min_tokens",
         "stop": "stop_sequences",
     }
-    assert shown().input["properties"]["stop_sequences"]["x-appliance-list"] is True
+    assert interface_with().input["properties"]["stop_sequences"]["x-appliance-list"] is True
 
 
 @pytest.mark.parametrize(
@@ -106,12 +104,12 @@ def test_other_names_that_clients_send() -> None:
         ({"prompt": "hi", "seed": 2**64}, False),
     ],
 )
-def test_what_the_schema_takes(input: dict[str, Any], valid: bool) -> None:
-    validator = jsonschema.Draft7Validator(shown().input)
+def test_valid_and_invalid_inputs(input: dict[str, Any], valid: bool) -> None:
+    validator = jsonschema.Draft7Validator(interface_with().input)
     assert validator.is_valid(input) is valid
 
 
-def test_the_gateway_can_ask_for_it_without_heavy_libraries() -> None:
+def test_the_interface_imports_no_heavy_libraries() -> None:
     code = (
         "import sys; from appliance.runners import runner_class; runner_class('vllm').interface({});"
         "print([name for name in ('torch', 'vllm', 'transformers') if name in sys.modules])"
@@ -120,9 +118,9 @@ def test_the_gateway_can_ask_for_it_without_heavy_libraries() -> None:
     assert output.strip() == "[]"
 
 
-def test_text_with_strange_line_ends_stays_whole_in_a_stream() -> None:
-    said = {"text": "one\u2028two\x85three\r\nfour"}
-    event = f"event: x\ndata: {json.dumps(said, ensure_ascii=False)}\n\n"
-    assert payload(event) == said
+def test_unusual_line_ends_do_not_split_the_data_of_an_event() -> None:
+    data = {"text": "one\u2028two\x85three\r\nfour"}
+    event = f"event: x\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    assert payload(event) == data
     assert payload("data: [DONE]\n\n") is None
     assert payload(": hi\n\n") is None
