@@ -340,7 +340,7 @@ async def test_a_schema_that_no_answer_can_be_held_to_is_refused(
     assert done.status == "failed"
     (output,) = caller.output(id)
     assert output["error"]["code"] == 400
-    assert output["error"]["message"].startswith("the output cannot be held to this schema or grammar: ")
+    assert output["error"]["message"].startswith("this schema or grammar cannot be used: ")
     assert reason in output["error"]["message"]
 
 

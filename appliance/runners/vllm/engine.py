@@ -168,7 +168,7 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
 
 
 def _dtype(dtype: str, *, on_cpu: bool) -> str:
-    """Return the number format to compute in; auto on a CPU: bfloat16 if it is faster than float32."""
+    """Return the number format to compute in; auto on a CPU: bfloat16 only if it is faster."""
     if dtype != "auto" or not on_cpu:
         return dtype
     import torch

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_PLACE: Final = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # a position in xgrammar's source code
+_POSITION: Final = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # a position in xgrammar's source code
 _CACHE: Final = 16 * 1024**2  # bytes of compiled grammars cached in this process; vLLM has its own cache
 
 
@@ -37,7 +37,7 @@ def use_own_backends() -> None:
         if request.structured_output_request is None:
             return
         known = self.__dict__.setdefault("appliance_backends", {})
-        name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - the same
+        name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - as above
         with manager.appliance_lock:  # held until the backend is set, because a thread compiles with it
             self.backend = known.get(name)
             init(self, request)
@@ -46,22 +46,22 @@ def use_own_backends() -> None:
     def create_grammar(self: Any, request: Any) -> Any:
         with manager.appliance_lock:
             view = copy.copy(self)
-            name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - the same
+            name = request.sampling_params.structured_outputs._backend  # noqa: SLF001 - as above
             view.backend = self.appliance_backends.get(name, self.backend)
         return create(view, request)
 
-    manager.grammar_init, manager._create_grammar = grammar_init, create_grammar  # noqa: SLF001 - the same
+    manager.grammar_init, manager._create_grammar = grammar_init, create_grammar  # noqa: SLF001 - as above
 
 
 def check_grammars(engine: AsyncLLM) -> None:
     """Make ``engine`` refuse requests whose grammars cannot be compiled, as an invalid request."""
-    compiled = _Compiler(engine)
+    compiler = _Compiler(engine)
     add: Callable[..., Awaitable[Any]] = engine.add_request
 
     @functools.wraps(add)
     async def add_request(request_id: str, prompt: Any, params: Any, *more: Any, **named: Any) -> Any:
         if getattr(params, "structured_outputs", None) is not None:
-            await asyncio.to_thread(compiled.check, params)
+            await asyncio.to_thread(compiler.check, params)
         return await add(request_id, prompt, params, *more, **named)
 
     engine.add_request = add_request  # all kinds of requests call it
@@ -81,28 +81,26 @@ class _Compiler:
         """Refuse a grammar that cannot be compiled or that no output can match.
 
         Raises:
-            VLLMValidationError: with the reason; vLLM answers it with 400.
+            VLLMValidationError: the message has the reason; vLLM responds with status 400.
         """
         from vllm.exceptions import VLLMValidationError
 
         copied = params.clone()
-        asked: Any = copied.structured_outputs
-        if asked is None or asked.all_constraints_none():
+        settings: Any = copied.structured_outputs
+        if settings is None or settings.all_constraints_none():
             return
         try:
             with self._lock:
                 copied._validate_structured_outputs(  # noqa: SLF001 - it also chooses the backend
                     self._config.model_config, self._config.structured_outputs_config, self._tokenizer
                 )
-                self._compile(params, asked)
+                self._compile(params, settings)
         except Exception as error:  # each backend has its own exceptions
-            reason = " ".join(_PLACE.sub("", str(error)).split()) or type(error).__name__
-            raise VLLMValidationError(
-                f"the output cannot be held to this schema or grammar: {reason[:400]}"
-            ) from error
+            reason = " ".join(_POSITION.sub("", str(error)).split()) or type(error).__name__
+            raise VLLMValidationError(f"this schema or grammar cannot be used: {reason[:400]}") from error
 
-    def _compile(self, params: SamplingParams, asked: Any) -> None:
-        """Compile ``asked``, the structured-output settings of ``params`` after their check.
+    def _compile(self, params: SamplingParams, settings: Any) -> None:
+        """Compile the grammar in the validated structured-output ``settings`` of ``params``.
 
         Raises:
             ValueError: the grammar cannot be compiled, or no output can match it.
@@ -110,15 +108,15 @@ class _Compiler:
         from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
         from vllm.v1.structured_output.request import get_structured_output_key
 
-        name = asked._backend  # noqa: SLF001 - see the module's docstring
+        name = settings._backend  # noqa: SLF001 - see the module's docstring
         if name == "outlines":  # the fallback of the others; it ignores unknown keywords
             validate_xgrammar_grammar(params.clone())
         backend = self._backend(name)
-        made = backend.compile_grammar(*get_structured_output_key(asked))
-        if name == "guidance" and (reason := made.ll_matcher.get_error()):
+        grammar = backend.compile_grammar(*get_structured_output_key(settings))
+        if name == "guidance" and (reason := grammar.ll_matcher.get_error()):
             raise ValueError(reason)
         allowed = backend.allocate_token_bitmask(1)
-        made.fill_bitmask(allowed, 0)
+        grammar.fill_bitmask(allowed, 0)
         if not allowed.any():
             raise ValueError("no output can match it")
 
@@ -129,7 +127,7 @@ class _Compiler:
             ValueError: the backend needs a bitmask of another width than the backends before it.
         """
         if name not in self._backends:
-            self._backends[name] = _made(name, self._config, self._tokenizer)
+            self._backends[name] = _new_backend(name, self._config, self._tokenizer)
         width = int(self._backends[name].allocate_token_bitmask(1).shape[1])
         self._width = self._width or width
         if width != self._width:
@@ -137,8 +135,8 @@ class _Compiler:
         return self._backends[name]
 
 
-def _made(name: str, config: Any, tokenizer: Any) -> Any:
-    """Make a backend as the engine does."""
+def _new_backend(name: str, config: Any, tokenizer: Any) -> Any:
+    """Return a new backend, configured as in the engine."""
     from vllm.v1.structured_output.backend_guidance import GuidanceBackend
     from vllm.v1.structured_output.backend_outlines import OutlinesBackend
     from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, xgr
@@ -147,8 +145,8 @@ def _made(name: str, config: Any, tokenizer: Any) -> Any:
         "xgrammar": XgrammarBackend, "guidance": GuidanceBackend, "outlines": OutlinesBackend,
     }  # fmt: skip
     size = config.model_config.get_vocab_size()
-    made = kinds[name](config, tokenizer=tokenizer, vocab_size=size)
+    backend = kinds[name](config, tokenizer=tokenizer, vocab_size=size)
     if name == "xgrammar":
         info = xgr.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
-        made.compiler = xgr.GrammarCompiler(info, max_threads=1, cache_limit_bytes=_CACHE)
-    return made
+        backend.compiler = xgr.GrammarCompiler(info, max_threads=1, cache_limit_bytes=_CACHE)
+    return backend

@@ -8,14 +8,7 @@ from hypothesis import strategies as st
 
 from appliance.domain.errors import PredictionFailed
 from appliance.runners.vllm import inputs
-from appliance.runners.vllm.inputs import (
-    Defaults,
-    fill_template,
-    max_output_tokens,
-    messages,
-    request,
-    stop_strings,
-)
+from appliance.runners.vllm.inputs import Defaults, fill_template, max_output_tokens, messages, request
 
 plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
 anything = st.text(st.characters(exclude_categories=["Cs"]))
@@ -36,7 +29,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]))
     ],
 )
 def test_stop_sequences_come_as_text_or_as_a_list(value: Any, strings: tuple[str, ...]) -> None:
-    assert stop_strings(value) == strings
+    assert inputs.stop_strings(value) == strings
 
 
 @given(before=plain, between=plain, after=plain, prompt=anything, system=anything)
