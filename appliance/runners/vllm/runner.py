@@ -99,9 +99,7 @@ class VllmRunner:
         limit = inputs.max_output_tokens(len(tokens), self._context)
         yield Metric("input_token_count", len(tokens))
         if limit < job.input.get("max_tokens", 0):
-            yield Log(
-                f"max_tokens is lowered from {request.max_tokens} to {limit}: no more fit the context\n"
-            )
+            yield Log(f"max_tokens is lowered from {request.max_tokens} to {limit} to fit the context\n")
         try:
             outputs = self._engine.generate(
                 tokens_input(tokens),
@@ -191,9 +189,7 @@ class VllmRunner:
                     "chat_template in its options"
                 ) from error
             self._system_in_prompt = True
-            _log.info(
-                "the chat template refuses system prompts, so they are put before the prompt: %s", with_system
-            )
+            _log.info("the chat template refuses system prompts; they precede the prompt: %s", with_system)
 
     def _conversation(self, prompt: str, system_prompt: str) -> str:
         if self._system_in_prompt and system_prompt:
