@@ -156,7 +156,7 @@ async def test_an_image_to_begin_with_and_a_mask(load: Load, tmp_path: Path) -> 
         output_format="png",
     )  # fmt: skip
     assert (pixels(kept) != pixels(painted)).any()
-    with pytest.raises(PredictionFailed, match="there is no image"):
+    with pytest.raises(PredictionFailed, match="a mask needs an image"):
         await loaded.run(prompt="x", mask=mask)
 
 
@@ -231,7 +231,7 @@ async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
     (quarter,) = await loaded.run(prompt="a", num_inference_steps=1, megapixels="0.25")
     assert looks(quarter)[1] == (512, 512)
     steps = late = 0
-    watched = loaded.runner._watched
+    watched = loaded.runner._stoppable_scheduler
 
     def counted(input: dict[str, Any], stop: threading.Event) -> Any:
         scheduler = watched(input, stop)
@@ -246,7 +246,7 @@ async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
         scheduler.step = step
         return scheduler
 
-    loaded.runner._watched = counted
+    loaded.runner._stoppable_scheduler = counted
     running = asyncio.ensure_future(loaded.run(prompt="a", num_inference_steps=500))
     async with asyncio.timeout(PATIENCE):
         while steps < 2:
@@ -304,7 +304,7 @@ def test_what_the_source_says_is_what_python_sees() -> None:
     """The gateway reads signatures in diffusers' source; here they are held against the imported classes."""
     compared = untold = 0
     for name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline", "LTXPipeline"):
-        for found in (pipeline._call(name), pipeline._sibling(name, pipeline._WITH_IMAGE)):
+        for found in (pipeline._call(name), pipeline._related(name, pipeline._WITH_IMAGE)):
             if found is None:
                 continue
             signature = inspect.signature(getattr(diffusers, found.name).__call__)

@@ -1,13 +1,12 @@
-"""Inputs of image and video models, which follow from the pipeline, and sizes. Pure.
+"""Inputs of image and video models, derived from the pipeline, and the size of outputs. Pure.
 
-Names are those of the image models on Replicate; what else the pipeline's own
-signature takes follows under the names it has there.
+Inputs have the names of image models on Replicate. Other arguments of the pipeline keep their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -16,7 +15,7 @@ from appliance.domain.interface import Interface
 from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 from appliance.runners.interfaces import FILE, interface_of
 
-#: Width and height of each aspect ratio for a model made for 1024 x 1024, as FLUX models have them.
+#: Aspect ratio -> width and height at 1024 x 1024 pixels, as in FLUX models.
 RATIOS: Final = {
     "1:1": (1024, 1024),
     "16:9": (1344, 768),
@@ -34,7 +33,7 @@ _RATIO_SIDE: Final = 1024
 CUSTOM: Final = "custom"
 NO_LORA: Final = "none"
 OWN_SCHEDULER: Final = "default"
-#: What schedulers are called on Replicate -> class of diffusers, and its settings beside the weights' own.
+#: Replicate's name of a scheduler -> diffusers' class, and its settings besides those of the weights.
 SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "DDIM": ("DDIMScheduler", {}),
     "DPMSolverMultistep": ("DPMSolverMultistepScheduler", {}),
@@ -45,8 +44,8 @@ SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
     "UniPCMultistep": ("UniPCMultistepScheduler", {}),
 }
-#: What clients of other image models call an input -> its name here.
-_OTHER_NAMES: Final = {
+#: Name of an input in other image models -> its name here.
+_ALIASES: Final = {
     "guidance": "guidance_scale",
     "input_image": "image",
     "mask_image": "mask",
@@ -57,9 +56,9 @@ _OTHER_NAMES: Final = {
     "frames_per_second": "fps",
 }
 _FRAMES_PER_SECOND: Final = 16
-_LARGEST_SEED: Final = 2**53 - 1  # what every JSON reader takes for the same number
-#: Arguments that our own inputs stand for, or that no caller of an API could give a sense to.
-_OURS: Final = frozenset(
+_LARGEST_SEED: Final = 2**53 - 1  # JSON readers in other languages round larger ones
+#: Arguments that the inputs above replace, or that make no sense in an API.
+_NO_INPUTS: Final = frozenset(
     {
         *("prompt", "negative_prompt", "image", "mask_image", "width", "height", "strength", "generator"),
         *("num_inference_steps", "guidance_scale", "num_images_per_prompt", "num_videos_per_prompt"),
@@ -78,32 +77,33 @@ class Size(NamedTuple):
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
-    """Inputs and output of a pipeline with these options, its description among them."""
+    """Return the interface of the pipeline that the options describe."""
     pipeline = msgspec.convert(options["pipeline"], Pipeline)
-    video = pipeline.makes == "video"
-    required: list[str] = []
+    arguments = pipeline.call.arguments
+    video = pipeline.output == "video"
     inputs: dict[str, dict[str, Any]] = {
-        **_words(pipeline, required),
-        **_pictures(pipeline, required),
+        **_prompts(pipeline),
+        **_images(pipeline),
         **_sizes(pipeline, options),
-        **(_moving(pipeline) if video else _count(options)),
+        **(_video(pipeline) if video else _count(options)),
         **_steps(pipeline, options),
-        **_further(pipeline.call),
+        **_other_arguments(pipeline.call),
         **_format(video=video),
     }
     if pipeline.safety_checker:
         inputs["disable_safety_checker"] = {
             "type": "boolean",
             "default": False,
-            "description": "Give back pictures that the safety checker would hold back",
+            "description": "Also return images that the safety checker flags",
         }
+    # Classes that need an image still have None as its default.
+    image_needed = "image" in arguments and pipeline.with_image is None
+    required = ("prompt",) if "prompt" in arguments else ("image",) if image_needed else ()
     return interface_of(
         inputs,
         FILE if video else {"type": "array", "items": FILE},
-        required=tuple(required),
-        aliases={
-            alias: name for alias, name in _OTHER_NAMES.items() if name in inputs and alias not in inputs
-        },
+        required=required,
+        aliases={alias: name for alias, name in _ALIASES.items() if name in inputs and alias not in inputs},
     )
 
 
@@ -111,236 +111,189 @@ def _choice(values: list[str], default: str, description: str) -> dict[str, Any]
     return {"type": "string", "enum": values, "default": default, "description": description}
 
 
-def _words(pipeline: Pipeline, required: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    arguments = pipeline.call.arguments
-    if "prompt" in arguments:
-        found["prompt"] = {"type": "string", "description": "What to make"}
-        required.append("prompt")
-    if "negative_prompt" in arguments:
-        found["negative_prompt"] = {"type": "string", "default": "", "description": "What to stay away from"}
-    return found
+def _number(
+    type: Literal["integer", "number"], minimum: int, maximum: int, description: str, default: Any = None
+) -> dict[str, Any]:
+    schema = {"type": type, "minimum": minimum, "maximum": maximum, "description": description}
+    return schema if default is None else {**schema, "default": default}
 
 
-def _pictures(pipeline: Pipeline, required: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    image = pipeline.call.arguments.get("image")
-    if image is not None or pipeline.with_image is not None:
-        found["image"] = {**FILE, "description": "Picture to begin with"}
-        # Classes that cannot do without say so by a default of None all the same.
-        if image is not None and pipeline.with_image is None and "prompt" not in pipeline.call.arguments:
-            required.append("image")
+def _prompts(pipeline: Pipeline) -> dict[str, Any]:
+    schemas = {
+        "prompt": {"type": "string", "description": "Description of the output"},
+        "negative_prompt": {"type": "string", "default": "", "description": "Description of what to avoid"},
+    }
+    return {name: schema for name, schema in schemas.items() if name in pipeline.call.arguments}
+
+
+def _images(pipeline: Pipeline) -> dict[str, Any]:
+    schemas: dict[str, Any] = {}
+    if "image" in pipeline.call.arguments or pipeline.with_image is not None:
+        schemas["image"] = {**FILE, "description": "Image to start from"}
     if pipeline.with_mask is not None or "mask_image" in pipeline.call.arguments:
-        found["mask"] = {**FILE, "description": "What of the image is repainted: white is, black stays"}
-    if any(call is not None and "strength" in call.arguments for call in calls(pipeline)):
-        found["prompt_strength"] = {
-            "type": "number",
-            "default": 0.8,
-            "minimum": 0,
-            "maximum": 1,
-            "description": "How much of the image may change; 1 leaves nothing of it",
-        }
-    return found
+        schemas["mask"] = {**FILE, "description": "Mask of the image: white is repainted, black is kept"}
+    calls = (pipeline.call, pipeline.with_image, pipeline.with_mask)
+    if any(call is not None and "strength" in call.arguments for call in calls):
+        schemas["prompt_strength"] = _number(
+            "number", 0, 1, "Strength of the change to the image; 1 keeps nothing of it", default=0.8
+        )
+    return schemas
 
 
 def _sizes(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     if not {"width", "height"} <= pipeline.call.arguments.keys():
         return {}
-    usual = own_size(pipeline, options)
-    side = {"type": "integer", "minimum": pipeline.multiple, "maximum": options["max_side"]}
-    default = "that of the image, or" if pipeline.makes == "images" and pipeline.with_image else ""
+    width, height = default_size(pipeline, options)
+    smallest, largest = pipeline.multiple, options["max_side"]
+    source = "from the image, or " if pipeline.output == "images" and pipeline.with_image else ""
     return {
         "aspect_ratio": _choice(
-            [CUSTOM, *RATIOS], CUSTOM, f"Shape of the output; {CUSTOM} leaves it to width and height"
+            [CUSTOM, *RATIOS], CUSTOM, f"Aspect ratio of the output; {CUSTOM}: width and height decide"
         ),
-        "width": {**side, "description": f"Pixels. Default: {default} {usual.width}".replace("  ", " ")},
-        "height": {**side, "description": f"Pixels. Default: {default} {usual.height}".replace("  ", " ")},
+        "width": _number("integer", smallest, largest, f"Width in pixels. Default: {source}{width}"),
+        "height": _number("integer", smallest, largest, f"Height in pixels. Default: {source}{height}"),
         "size": {
             "type": "string",
             "pattern": r"^\d{1,5}x\d{1,5}$",
-            "description": "Width and height in one, such as 1024x1024; goes before the others",
+            "description": "Width and height in pixels, such as 1024x1024; overrides the other inputs",
         },
         "megapixels": _choice(
-            ["1", "0.25"], "1", "0.25 halves both sides, where neither width and height nor size are given"
+            ["1", "0.25"], "1", "0.25 halves both sides, unless size, width or height is given"
         ),
     }
 
 
 def _count(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "num_outputs": {
-            "type": "integer",
-            "default": 1,
-            "minimum": 1,
-            "maximum": options["max_outputs"],
-            "description": "Pictures to make, of seeds that follow each other",
-        }
-    }
+    description = "Number of images; each has the next seed"
+    return {"num_outputs": _number("integer", 1, options["max_outputs"], description, default=1)}
 
 
-def _moving(pipeline: Pipeline) -> dict[str, Any]:
+def _video(pipeline: Pipeline) -> dict[str, Any]:
     arguments = pipeline.call.arguments
+    frames = arguments["num_frames"].default or _FRAMES_PER_SECOND
     rate = arguments.get("frame_rate") or arguments.get("fps") or Argument()
+    fps = int(rate.default or _FRAMES_PER_SECOND)
     return {
-        "num_frames": {
-            "type": "integer",
-            "default": arguments["num_frames"].default or _FRAMES_PER_SECOND,
-            "minimum": 1,
-            "maximum": 1000,
-            "description": "Frames to make",
-        },
-        "fps": {
-            "type": "integer",
-            "default": int(rate.default or _FRAMES_PER_SECOND),
-            "minimum": 1,
-            "maximum": 120,
-            "description": "Frames a second",
-        },
+        "num_frames": _number("integer", 1, 1000, "Number of frames", default=frames),
+        "fps": _number("integer", 1, 120, "Frames per second", default=fps),
     }
 
 
 def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = pipeline.call.arguments
-    found: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
     if "num_inference_steps" in arguments:
-        found["num_inference_steps"] = {
-            "type": "integer",
-            "default": options["num_inference_steps"] or int(arguments["num_inference_steps"].default or 50),
-            "minimum": 1,
-            "maximum": 500,
-            "description": "Steps from noise to the output: more take longer, and show more detail",
-        }
+        steps = options["num_inference_steps"] or int(arguments["num_inference_steps"].default or 50)
+        schemas["num_inference_steps"] = _number(
+            "integer", 1, 500, "Denoising steps: more steps take longer and show more detail", default=steps
+        )
     if "guidance_scale" in arguments:
-        own = arguments["guidance_scale"].default or 0.0
-        found["guidance_scale"] = {
-            "type": "number",
-            "default": own if options["guidance_scale"] is None else options["guidance_scale"],
-            "minimum": 0,
-            "maximum": 50,
-            "description": "How closely to follow the prompt",
-        }
+        scale = options["guidance_scale"]
+        if scale is None:
+            scale = arguments["guidance_scale"].default or 0.0
+        schemas["guidance_scale"] = _number(
+            "number", 0, 50, "How closely the output follows the prompt", default=scale
+        )
     if pipeline.exchangeable:
-        described = f"How noise is taken away; {OWN_SCHEDULER} is the model's own way"
-        found["scheduler"] = _choice([OWN_SCHEDULER, *SCHEDULERS], OWN_SCHEDULER, described)
-    found["seed"] = {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": _LARGEST_SEED,
-        "description": "The same one gives the same output. Default: any",
-    }
+        description = f"Scheduler of the denoising; {OWN_SCHEDULER}: the model's own"
+        schemas["scheduler"] = _choice([OWN_SCHEDULER, *SCHEDULERS], OWN_SCHEDULER, description)
+    schemas["seed"] = _number("integer", 0, _LARGEST_SEED, "Equal seeds give equal outputs. Default: random")
     if options["loras"]:
-        names = [NO_LORA, *options["loras"]]
-        found["lora"] = _choice(names, NO_LORA, "LoRA weights to add to the model")
-        found["lora_scale"] = {
-            "type": "number",
-            "default": 1.0,
-            "minimum": -2,
-            "maximum": 4,
-            "description": "How much of them",
-        }
-    return found
+        schemas["lora"] = _choice([NO_LORA, *options["loras"]], NO_LORA, "LoRA weights to add to the model")
+        schemas["lora_scale"] = _number("number", -2, 4, "Scale of the LoRA weights", default=1.0)
+    return schemas
 
 
-def _further(call: PipelineCall) -> dict[str, Any]:
-    """Return the pipeline's further arguments that are images, numbers, texts or booleans."""
-    found: dict[str, Any] = {}
+def _other_arguments(call: PipelineCall) -> dict[str, Any]:
+    """Return the schemas of the pipeline's other arguments that are images, numbers, texts or booleans."""
+    schemas: dict[str, Any] = {}
     for name, argument in call.arguments.items():
-        if argument.type == "image" and name not in _OURS:
-            found[name] = {
-                "type": "string",
-                "format": "uri",
-                "description": f"Picture: {name} of {call.name}",
-            }
-        elif argument.type is not None and name not in _OURS:
+        if argument.type is None or name in _NO_INPUTS:
+            continue
+        described = f"{name} of diffusers' {call.name}"
+        if argument.type == "image":
+            schemas[name] = {**FILE, "description": f"Image: {described}"}
+        else:
             default = {} if argument.default is None else {"default": argument.default}
-            described = f"{name} of diffusers' {call.name}"
-            found[name] = {"type": argument.type, **default, "description": described}
-    return found
+            schemas[name] = {"type": argument.type, **default, "description": described}
+    return schemas
 
 
 def _format(*, video: bool) -> dict[str, Any]:
     described = "Format of the files"
     if video:
         return {"output_format": _choice(["mp4", "gif"], "mp4", described)}
+    quality = "Quality of webp and jpg files; png files are lossless"
     return {
         "output_format": _choice(["webp", "jpg", "png"], "webp", described),
-        "output_quality": {
-            "type": "integer",
-            "default": 80,
-            "minimum": 0,
-            "maximum": 100,
-            "description": "Quality of webp and jpg files; png files lose nothing",
-        },
+        "output_quality": _number("integer", 0, 100, quality, default=80),
     }
 
 
-def further_pictures(call: PipelineCall) -> list[str]:
-    """The inputs that are pictures beside the image and the mask: to control what is made, say."""
+def other_images(call: PipelineCall) -> list[str]:
+    """Return the names of image inputs other than the image and the mask, such as control images."""
     return [
-        name for name, argument in call.arguments.items() if argument.type == "image" and name not in _OURS
+        name
+        for name, argument in call.arguments.items()
+        if argument.type == "image" and name not in _NO_INPUTS
     ]
 
 
-def calls(pipeline: Pipeline) -> tuple[PipelineCall | None, ...]:
-    """Every class that the weights can be used with."""
-    return pipeline.call, pipeline.with_image, pipeline.with_mask
-
-
-def chosen(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
-    """The class for what was given.
+def call_for(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
+    """Return the pipeline class for a prediction with or without an image and a mask.
 
     Raises:
-        PredictionFailed: a mask without an image.
+        PredictionFailed: there is a mask but no image.
     """
     if mask and not image:
-        raise PredictionFailed("input.mask: it says what of an image is repainted, and there is no image")
+        raise PredictionFailed("input.mask: a mask needs an image; set image too")
     if mask and "mask_image" not in pipeline.call.arguments:
-        assert pipeline.with_mask is not None, "the interface has offered a mask"
+        assert pipeline.with_mask is not None, "otherwise the interface has no mask"
         return pipeline.with_mask
     if image and "image" not in pipeline.call.arguments:
-        assert pipeline.with_image is not None, "the interface has offered an image"
+        assert pipeline.with_image is not None, "otherwise the interface has no image"
         return pipeline.with_image
     return pipeline.call
 
 
-def own_size(pipeline: Pipeline, options: Mapping[str, Any]) -> Size:
-    """Return the default size."""
+def default_size(pipeline: Pipeline, options: Mapping[str, Any]) -> Size:
     return Size(options["width"] or pipeline.width, options["height"] or pipeline.height)
 
 
 def size(
-    given: Mapping[str, Any], pipeline: Pipeline, options: Mapping[str, Any], image: Size | None
+    input: Mapping[str, Any], pipeline: Pipeline, options: Mapping[str, Any], image: Size | None
 ) -> Size:
-    """Width and height to compute: multiples of what the pipeline can make, never over ``max_side``.
+    """Return the size of the output: multiples of ``pipeline.multiple``, at most ``max_side``.
+
+    ``image`` is the size of the input's image.
 
     Raises:
-        PredictionFailed: ``size`` is over it, or nothing.
+        PredictionFailed: a side in ``input["size"]`` is too small or too large.
     """
-    usual = own_size(pipeline, options)
-    halved = 0.5 if given.get("megapixels") == "0.25" else 1.0
-    if given.get("size"):
-        width, height = map(int, given["size"].split("x"))
-        if not pipeline.multiple <= min(width, height) <= max(width, height) <= options["max_side"]:
-            raise PredictionFailed(
-                f"input.size: both sides must be from {pipeline.multiple} to {options['max_side']} pixels"
-            )
-    elif given.get("width") or given.get("height"):
-        width, height = given.get("width") or usual.width, given.get("height") or usual.height
-    elif given.get("aspect_ratio", CUSTOM) != CUSTOM:
-        scale = halved * (usual.width * usual.height) ** 0.5 / _RATIO_SIDE
-        across, down = RATIOS[given["aspect_ratio"]]
-        return _fitted(across * scale, down * scale, pipeline.multiple, options["max_side"])
+    usual = default_size(pipeline, options)
+    multiple, largest = pipeline.multiple, options["max_side"]
+    scale = 0.5 if input.get("megapixels") == "0.25" else 1.0
+    if input.get("size"):
+        width, height = map(int, input["size"].split("x"))
+        if not multiple <= min(width, height) <= max(width, height) <= largest:
+            raise PredictionFailed(f"input.size: both sides must be from {multiple} to {largest} pixels")
+    elif input.get("width") or input.get("height"):
+        width, height = input.get("width") or usual.width, input.get("height") or usual.height
+    elif input.get("aspect_ratio", CUSTOM) != CUSTOM:
+        scale *= (usual.width * usual.height) ** 0.5 / _RATIO_SIDE
+        across, down = RATIOS[input["aspect_ratio"]]
+        return _fitted(across * scale, down * scale, multiple, largest)
     elif image is not None:
-        # Large photographs are made smaller: the model was made for so many pixels.
-        scale = halved * min(1.0, (usual.width * usual.height / (image.width * image.height)) ** 0.5)
+        # Large photos are scaled down to as many pixels as the model was trained on.
+        scale *= min(1.0, (usual.width * usual.height / (image.width * image.height)) ** 0.5)
         width, height = round(image.width * scale), round(image.height * scale)
     else:
-        width, height = round(usual.width * halved), round(usual.height * halved)
-    return _fitted(width, height, pipeline.multiple, options["max_side"], down=True)
+        width, height = round(usual.width * scale), round(usual.height * scale)
+    return _fitted(width, height, multiple, largest, down=True)
 
 
 def _fitted(width: float, height: float, multiple: int, largest: int, *, down: bool = False) -> Size:
-    """The nearest sides that the pipeline can make, or the next smaller ones."""
+    """Round both sides to the nearest multiple, or ``down`` to the next smaller one, within the limits."""
     most = max(multiple, largest // multiple * multiple)
     sides = (int(side // multiple if down else round(side / multiple)) * multiple for side in (width, height))
     return Size(*(min(max(side, multiple), most) for side in sides))

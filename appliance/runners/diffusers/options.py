@@ -15,9 +15,8 @@ from appliance.runners.diffusers import pipeline
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
 
-_PROCESS = GIB // 2
-#: Bytes of working memory for each pixel of an image, mostly to decode it: 4 GiB for 1024 x 1024.
-_PIXEL = 4 * KIB
+_PROCESS = GIB // 2  # bytes on the device besides weights and images
+_PIXEL = 4 * KIB  # bytes of working memory for each pixel of an image, mostly to decode it
 _USUAL_PIXELS = 1024 * 1024  # assumed until the weights are downloaded
 
 
@@ -75,14 +74,12 @@ class DiffusersOptions(Options):
     )
     loras: dict[str, FilePath] = Field(
         default={},
-        description="LoRA weights by the name that predictions use: a safetensors file, or a "
-        "folder with one.",
+        description="LoRA weights by the name that predictions use: a safetensors file or a folder with one.",
     )
     offload: Literal["none", "model", "sequential"] = Field(
         default="none",
-        description="GPU only: keep parts of the pipeline in main memory until they compute. "
-        "model: moves whole "
-        "models, a little slower; sequential: moves single layers, much slower.",
+        description="GPU only: keep parts of the pipeline in main memory until they compute. model: moves "
+        "whole models, a little slower; sequential: moves single layers, much slower.",
     )
     vae_tiling: bool = Field(
         default=False,
@@ -95,16 +92,12 @@ class DiffusersOptions(Options):
         return DescribedDiffusersOptions.model_validate(self.model_dump() | {"pipeline": described})
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Estimate the bytes that a sleeping model keeps on the device and in main memory.
-
-        With ``offload`` the weights are in main memory already, so the model cannot sleep.
-        """
+        # With `offload` the weights are in main memory already.
         if device == "cpu" or self.offload != "none":
             return None
         return TORCH_RESIDUE, self._loaded(weights, device)
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device."""
         return self._loaded(weights, device) + self._pixels() * _PIXEL + _PROCESS
 
     def _loaded(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:

@@ -1,7 +1,7 @@
-"""Describes a folder of diffusers weights: its pipeline, the pipeline's arguments, and its output.
+"""Describes a folder of diffusers weights: the pipeline, its arguments and its output.
 
-Nothing heavy is imported: ``model_index.json`` names the pipeline's class, and what its ``__call__`` takes is
-read from the source text of the diffusers package that is installed.
+Imports neither diffusers nor torch: ``model_index.json`` names the pipeline's class, and the arguments of its
+``__call__`` are read from the source of the installed diffusers package.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from appliance.domain.errors import WeightsError
 INDEX: Final = "model_index.json"
 _CLASS: Final = re.compile(r"^class (\w+)", re.MULTILINE)
 _SCALARS: Final = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
-#: Tables of diffusers' auto_pipeline.py: the same weights under one name in each.
+#: Tables of diffusers' auto_pipeline.py. Pipelines for the same weights have the same key in each table.
 _WITH_IMAGE: Final = ("AUTO_IMAGE2IMAGE_PIPELINES_MAPPING", "AUTO_IMAGE2VIDEO_PIPELINES_MAPPING")
 _WITH_MASK: Final = ("AUTO_INPAINT_PIPELINES_MAPPING",)
-_ALONE: Final = ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AUTO_TEXT2VIDEO_PIPELINES_MAPPING")
-#: Schedulers that one may be exchanged for another, as diffusers' ``KarrasDiffusionSchedulers`` names them.
+_TEXT_ONLY: Final = ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AUTO_TEXT2VIDEO_PIPELINES_MAPPING")
+#: Schedulers that can replace one another: diffusers' ``KarrasDiffusionSchedulers``.
 _EXCHANGEABLE: Final = frozenset(
     f"{name}Scheduler"
     for name in (
@@ -34,36 +34,36 @@ _EXCHANGEABLE: Final = frozenset(
         *("DEISMultistep", "UniPCMultistep"),
     )
 )
-_PICTURES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
-_SIDE: Final = 1024  # pixels, where neither the pipeline nor the weights say it
+_IMAGE_TYPES: Final = frozenset({"PipelineImageInput", "Image"})  # in annotations
+_SIDE: Final = 1024  # pixels, if neither the pipeline nor the weights have a default size
 
 
 class Argument(msgspec.Struct, frozen=True):
     """One argument of a pipeline's ``__call__``."""
 
-    type: str | None = None  # of JSON Schema, or "image"; None if it is nothing that a caller could give
+    type: str | None = None  # of JSON Schema, or "image"; None for types that JSON cannot express
     default: Any = None
     required: bool = False
 
 
 class PipelineCall(msgspec.Struct, frozen=True):
-    """A pipeline class and what it can be called with."""
+    """A pipeline class and the arguments of its ``__call__``."""
 
     name: str
     arguments: dict[str, Argument]
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the interface of the model depends on."""
+    """Properties of a folder of weights on which the model's interface depends."""
 
     call: PipelineCall
-    with_image: PipelineCall | None = None  # the class that begins with an image, sharing the weights
-    with_mask: PipelineCall | None = None  # the class that repaints a part of one
-    makes: Literal["images", "video"]
-    width: int  # pixels it was made for
+    with_image: PipelineCall | None = None  # class for the same weights that starts from an image
+    with_mask: PipelineCall | None = None  # class for the same weights that repaints a part of an image
+    output: Literal["images", "video"]
+    width: int  # default size in pixels
     height: int
-    multiple: int  # of pixels that sides must be
-    exchangeable: bool = False  # whether other schedulers may take its own one's place
+    multiple: int  # width and height must be multiples of this number of pixels
+    exchangeable: bool = False  # whether another scheduler can replace the model's own
     safety_checker: bool = False
 
 
@@ -71,7 +71,7 @@ def read(folder: Path) -> Pipeline:
     """Return the description of the pipeline in ``folder``.
 
     Raises:
-        WeightsError: there are none, or diffusers does not know their pipeline.
+        WeightsError: the folder has no pipeline, or diffusers does not have the pipeline.
     """
     index = _json(folder / INDEX, folder)
     name = index.get("_class_name")
@@ -84,9 +84,9 @@ def read(folder: Path) -> Pipeline:
     width, height, multiple = _size(folder, call, components)
     return Pipeline(
         call=call,
-        with_image=_sibling(name, _WITH_IMAGE),
-        with_mask=_sibling(name, _WITH_MASK),
-        makes="video" if "num_frames" in call.arguments else "images",
+        with_image=_related(name, _WITH_IMAGE),
+        with_mask=_related(name, _WITH_MASK),
+        output="video" if "num_frames" in call.arguments else "images",
         width=width,
         height=height,
         multiple=multiple,
@@ -99,19 +99,19 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        what = (
+        advice = (
             "a diffusers model must be a folder with that file" if folder.exists() else "run: appliance pull"
         )
-        raise WeightsError(f"there is no {file}: {what}") from error
+        raise WeightsError(f"there is no {file}: {advice}") from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} cannot be used: {error}") from error
     if not isinstance(found, dict):
-        raise WeightsError(f"{file} cannot be used: it should be a JSON object")
+        raise WeightsError(f"{file} cannot be used: it must be a JSON object")
     return found
 
 
 def _size(folder: Path, call: PipelineCall, components: dict[str, Any]) -> tuple[int, int, int]:
-    """Width, height, and what both must be multiples of, in pixels."""
+    """Return width, height and the number that both must be multiples of, in pixels."""
     scale = 8
     if components.get("vae") is not None:
         channels = _json(folder / "vae" / "config.json", folder).get("block_out_channels", ())
@@ -121,9 +121,10 @@ def _size(folder: Path, call: PipelineCall, components: dict[str, Any]) -> tuple
         if components.get(part) is not None:
             sample = _json(folder / part / "config.json", folder).get("sample_size")
             side = sample * scale if isinstance(sample, int) else side
-    multiple = (
-        max(8, scale) if components.get("unet") is not None else 32 if "num_frames" in call.arguments else 16
-    )
+    if components.get("unet") is not None:
+        multiple = max(8, scale)
+    else:
+        multiple = 32 if "num_frames" in call.arguments else 16
     width, height = (_default(call, key) or max(side, multiple) for key in ("width", "height"))
     return width, height, multiple
 
@@ -142,7 +143,7 @@ def _root() -> Path:
 
 @functools.cache
 def _classes() -> dict[str, Path]:
-    """Every class in diffusers' pipelines, and the file that it is in."""
+    """Return the file of every pipeline class of diffusers by the class's name."""
     files = sorted(_root().glob("**/*.py"))
     return {name: file for file in files for name in _CLASS.findall(file.read_text(encoding="utf-8"))}
 
@@ -174,12 +175,12 @@ def _arguments(given: ast.arguments) -> dict[str, Argument]:
 def _argument(name: ast.arg, default: ast.expr | None) -> Argument:
     try:
         value = None if default is None else ast.literal_eval(default)
-    except ValueError:  # a name or a call: nothing that a caller could be told
+    except ValueError:  # a name or a call, whose value is unknown here
         value = None
     if not isinstance(value, int | float | str | bool):
         value = None
     words = set(re.findall(r"\w+", "" if name.annotation is None else ast.unparse(name.annotation)))
-    if words & _PICTURES:
+    if words & _IMAGE_TYPES:
         return Argument("image", required=default is None)
     scalar = words - {"None", "Optional"}
     return Argument(_SCALARS.get(*scalar) if len(scalar) == 1 else None, value, required=default is None)
@@ -187,7 +188,7 @@ def _argument(name: ast.arg, default: ast.expr | None) -> Argument:
 
 @functools.cache
 def _tables() -> dict[str, dict[str, str]]:
-    """The tables of diffusers' auto_pipeline.py: name of a table -> name of weights -> class."""
+    """Return the tables of diffusers' auto_pipeline.py: name of the table -> key -> name of the class."""
     tables: dict[str, dict[str, str]] = {}
     for node in ast.parse((_root() / "auto_pipeline.py").read_text(encoding="utf-8")).body:
         match node:
@@ -200,10 +201,10 @@ def _tables() -> dict[str, dict[str, str]]:
     return tables
 
 
-def _sibling(name: str, tables: tuple[str, ...]) -> PipelineCall | None:
-    """The class that these tables have for the weights of a pipeline that makes things of text."""
-    for alone in _ALONE:
-        for key, known in _tables().get(alone, {}).items():
+def _related(name: str, tables: tuple[str, ...]) -> PipelineCall | None:
+    """Return the pipeline in ``tables`` for the same weights as the text-only pipeline ``name``."""
+    for text_only in _TEXT_ONLY:
+        for key, known in _tables().get(text_only, {}).items():
             found = next((_tables()[table][key] for table in tables if key in _tables().get(table, {})), None)
             if known == name and found not in {None, name}:
                 return _call(str(found))

@@ -13,22 +13,24 @@ from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.options import DiffusersOptions
 from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 
-WORDS = {"prompt": Argument(), "negative_prompt": Argument(), "width": Argument(), "height": Argument()}
+PROMPTS = {"prompt": Argument(), "negative_prompt": Argument(), "width": Argument(), "height": Argument()}
 STEPS = {"num_inference_steps": Argument("integer", 50), "guidance_scale": Argument("number", 7.5)}
-DRAWS = PipelineCall("Draws", {**WORDS, **STEPS, "eta": Argument("number", 0.0), "latents": Argument()})
-REDRAWS = PipelineCall(
-    "Redraws", {**DRAWS.arguments, "image": Argument(), "strength": Argument("number", 0.8)}
+FROM_TEXT = PipelineCall(
+    "FromText", {**PROMPTS, **STEPS, "eta": Argument("number", 0.0), "latents": Argument()}
 )
-REPAINTS = PipelineCall("Repaints", {**REDRAWS.arguments, "mask_image": Argument()})
+FROM_IMAGE = PipelineCall(
+    "FromImage", {**FROM_TEXT.arguments, "image": Argument(), "strength": Argument("number", 0.8)}
+)
+INPAINT = PipelineCall("Inpaint", {**FROM_IMAGE.arguments, "mask_image": Argument()})
 LARGE = Pipeline(
-    call=DRAWS, with_image=REDRAWS, with_mask=REPAINTS, makes="images", width=1024, height=1024, multiple=16,
-    exchangeable=True, safety_checker=True,
+    call=FROM_TEXT, with_image=FROM_IMAGE, with_mask=INPAINT, output="images", width=1024, height=1024,
+    multiple=16, exchangeable=True, safety_checker=True,
 )  # fmt: skip
-FILMS = Pipeline(
+VIDEO = Pipeline(
     call=PipelineCall(
-        "Films", WORDS | {"num_frames": Argument("integer", 81), "frame_rate": Argument(default=25)}
+        "Video", PROMPTS | {"num_frames": Argument("integer", 81), "frame_rate": Argument(default=25)}
     ),
-    makes="video", width=704, height=480, multiple=32,
+    output="video", width=704, height=480, multiple=32,
 )  # fmt: skip
 
 
@@ -45,7 +47,7 @@ def size(image: Size | None = None, pipeline: Pipeline = LARGE, **given: Any) ->
     return inputs.size(given, pipeline, options(pipeline), image)
 
 
-def test_inputs_are_what_the_pipeline_takes() -> None:
+def test_the_inputs_follow_from_the_arguments_of_the_pipeline() -> None:
     found = interface(LARGE)
     properties = found.input["properties"]
     assert min(properties, key=lambda name: properties[name]["x-order"]) == "prompt"
@@ -68,27 +70,27 @@ def test_inputs_are_what_the_pipeline_takes() -> None:
             assert declared["default"] in found.components[name]["enum"]
 
 
-def test_further_pictures_are_files() -> None:
-    pictures = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
-    controlled = PipelineCall("Controlled", DRAWS.arguments | pictures)
+def test_control_images_are_file_inputs() -> None:
+    images = {"control_image": Argument("image"), "ip_adapter_image": Argument("image")}
+    controlled = PipelineCall("Controlled", FROM_TEXT.arguments | images)
     found = interface(msgspec.structs.replace(LARGE, call=controlled))
     assert found.file_inputs == ["image", "mask", "control_image"]
-    assert inputs.further_pictures(controlled) == ["control_image"]
+    assert inputs.other_images(controlled) == ["control_image"]
 
 
-def test_what_a_pipeline_does_not_take_is_no_input() -> None:
+def test_an_argument_that_a_pipeline_lacks_is_no_input() -> None:
     plain = msgspec.structs.replace(
         LARGE, with_image=None, with_mask=None, exchangeable=False, safety_checker=False
     )
     absent = {"image", "mask", "prompt_strength", "scheduler", "disable_safety_checker"}
     assert not absent & interface(plain).input["properties"].keys()
-    without_words = msgspec.structs.replace(plain, call=PipelineCall("Dreams", STEPS))
-    found = interface(without_words)
+    without_prompt = msgspec.structs.replace(plain, call=PipelineCall("Dreams", STEPS))
+    found = interface(without_prompt)
     assert "required" not in found.input
     assert not {"prompt", "width", "aspect_ratio"} & found.input["properties"].keys()
 
 
-def test_the_config_says_what_predictions_get_that_say_nothing() -> None:
+def test_options_are_the_defaults_of_inputs() -> None:
     found = interface(LARGE, num_inference_steps=4, guidance_scale=0, max_outputs=2, loras={"ink": "/ink"})
     filled = input_schema.validate(found, {"prompt": "x"})
     assert (filled["num_inference_steps"], filled["guidance_scale"], filled["lora"]) == (4, 0, "none")
@@ -97,7 +99,7 @@ def test_the_config_says_what_predictions_get_that_say_nothing() -> None:
         input_schema.validate(found, {"prompt": "x", "num_outputs": 3})
 
 
-def test_other_names_of_inputs() -> None:
+def test_the_aliases_of_inputs() -> None:
     given = {"prompt": "x", "guidance": 3, "input_image": "https://a.example/b.png", "strength": 0.5}
     filled = input_schema.validate(interface(LARGE), given)
     assert (filled["guidance_scale"], filled["image"], filled["prompt_strength"]) == (
@@ -107,8 +109,8 @@ def test_other_names_of_inputs() -> None:
     )
 
 
-def test_a_film_is_one_file() -> None:
-    found = interface(FILMS)
+def test_a_video_is_one_file() -> None:
+    found = interface(VIDEO)
     assert (found.output["type"], found.output["format"]) == ("string", "uri")
     filled = input_schema.validate(found, {"prompt": "x", "frame_rate": 30})
     assert (filled["num_frames"], filled["fps"], filled["output_format"]) == (81, 30, "mp4")
@@ -141,14 +143,14 @@ def test_sizes() -> None:
         size(size="4096x100")
 
 
-def test_which_class_is_called() -> None:
+def test_the_image_and_the_mask_decide_the_pipeline_class() -> None:
     def name(*, image: bool, mask: bool) -> str:
-        return inputs.chosen(LARGE, image=image, mask=mask).name
+        return inputs.call_for(LARGE, image=image, mask=mask).name
 
-    assert name(image=False, mask=False) == "Draws"
-    assert name(image=True, mask=False) == "Redraws"
-    assert name(image=True, mask=True) == "Repaints"
-    with pytest.raises(PredictionFailed, match="no image"):
+    assert name(image=False, mask=False) == "FromText"
+    assert name(image=True, mask=False) == "FromImage"
+    assert name(image=True, mask=True) == "Inpaint"
+    with pytest.raises(PredictionFailed, match="a mask needs an image"):
         name(image=False, mask=True)
-    both = msgspec.structs.replace(LARGE, call=REPAINTS, with_image=None, with_mask=None)
-    assert inputs.chosen(both, image=True, mask=True).name == "Repaints"
+    both = msgspec.structs.replace(LARGE, call=INPAINT, with_image=None, with_mask=None)
+    assert inputs.call_for(both, image=True, mask=True).name == "Inpaint"

@@ -16,7 +16,7 @@ from tests.support.engine_bench import DEVICES
 
 
 def weights(folder: Path, name: Any, **components: Any) -> Path:
-    """A folder with nothing but the files that say what it is; a component is its class and its config."""
+    """Write only the files that describe the pipeline; a component is a class name and a config."""
     folder.mkdir(parents=True, exist_ok=True)
     index = {"_class_name": name, "_diffusers_version": "0.42.1"}
     for part, (kind, config) in components.items():
@@ -36,10 +36,10 @@ STABLE_DIFFUSION = {
 }
 
 
-def test_stable_diffusion_is_described(tmp_path: Path) -> None:
+def test_stable_diffusion(tmp_path: Path) -> None:
     found = pipeline.read(weights(tmp_path, "StableDiffusionPipeline", **STABLE_DIFFUSION))
     assert (found.width, found.height, found.multiple) == (768, 768, 8)
-    assert (found.makes, found.exchangeable, found.safety_checker) == ("images", True, True)
+    assert (found.output, found.exchangeable, found.safety_checker) == ("images", True, True)
     assert found.with_image is not None
     assert found.with_mask is not None
     assert (found.with_image.name, found.with_mask.name) == (
@@ -53,7 +53,7 @@ def test_stable_diffusion_is_described(tmp_path: Path) -> None:
     assert arguments["latents"] == pipeline.Argument()
 
 
-def test_transformers_and_films(tmp_path: Path) -> None:
+def test_flux_and_a_video_pipeline(tmp_path: Path) -> None:
     flux = pipeline.read(
         weights(
             tmp_path / "flux",
@@ -66,15 +66,15 @@ def test_transformers_and_films(tmp_path: Path) -> None:
     )
     assert (flux.width, flux.height, flux.multiple) == (1024, 1024, 16)
     assert (flux.exchangeable, flux.safety_checker) == (False, False)
-    film = pipeline.read(
+    video = pipeline.read(
         weights(
             tmp_path / "ltx", "LTXPipeline", transformer=("LTXVideoTransformer3DModel", {"sample_size": None})
         )
     )
-    assert (film.makes, film.width, film.height, film.multiple) == ("video", 704, 512, 32)
-    assert film.with_image is not None
-    assert film.with_image.name == "LTXImageToVideoPipeline"
-    assert film.with_mask is None
+    assert (video.output, video.width, video.height, video.multiple) == ("video", 704, 512, 32)
+    assert video.with_image is not None
+    assert video.with_image.name == "LTXImageToVideoPipeline"
+    assert video.with_mask is None
 
 
 @pytest.mark.parametrize("name", [None, "NoSuchPipeline", ["mine", "Pipeline"]])
@@ -83,7 +83,7 @@ def test_a_pipeline_that_diffusers_does_not_have(tmp_path: Path, name: Any) -> N
         pipeline.read(weights(tmp_path, name))
 
 
-def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
+def test_folders_without_a_pipeline(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="appliance pull"):
         pipeline.read(tmp_path / "gone")
     with pytest.raises(WeightsError, match="must be a folder with that file"):
@@ -93,7 +93,7 @@ def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
         pipeline.read(tmp_path)
 
 
-def test_models_are_completed_or_left_out(tmp_path: Path) -> None:
+def test_models_get_their_pipeline_or_are_left_out(tmp_path: Path) -> None:
     weights(tmp_path / "here", "StableDiffusionPipeline", **STABLE_DIFFUSION)
     file = tmp_path / "models.yaml"
     file.write_text(
