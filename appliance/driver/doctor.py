@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+import psutil
 
 from appliance import machine, weights
 from appliance.config import Config
@@ -31,7 +32,6 @@ _NEEDED: Final[dict[str | None, tuple[str, ...]]] = {
     None: ("ray",),
     "vllm": ("vllm", "torch", "transformers"),
 }
-_PROC: Final = Path("/proc")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -160,26 +160,13 @@ def listening(host: str, port: int) -> Finding:
 
 
 def holder(port: int) -> str | None:
-    """The process that listens on ``port``, as "name (process 1)"; None where this user may not see it."""
-    sockets = set()
-    for table in ("tcp", "tcp6"):
-        for row in _rows(_PROC / "net" / table):
-            address, state, inode = row[1], row[3], row[9]
-            if state == "0A" and int(address.rpartition(":")[2], 16) == port:  # 0A is LISTEN
-                sockets.add(f"socket:[{inode}]")
-    for process in _PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it is another user's, or ended just now
-            if any(str(file.readlink()) in sockets for file in (process / "fd").iterdir()):
-                name = (process / "comm").read_text().strip()
-                return f"{name} (process {process.name})"
+    """Return the process that listens on ``port`` as "name (process 1)"; None if this user may not see it."""
+    for connection in psutil.net_connections("tcp"):
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if listens and connection.pid is not None:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     return None
-
-
-def _rows(table: Path) -> list[list[str]]:
-    try:
-        return [line.split() for line in table.read_text().strip().split("\n")[1:]]
-    except OSError:  # a kernel without IPv6, say
-        return []
 
 
 def open_files() -> Finding:

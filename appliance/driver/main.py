@@ -36,10 +36,10 @@ from appliance.driver import permissions, proxies, self_url, temporary_folder
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.app import GatewaySettings, start_gateway
 from appliance.gateway.listener import ListeningSocket
+from appliance.machine.processes import kill_marked
 from appliance.observability import logs
 from appliance.runners import preloaded_modules
 from appliance.store import Store
-from appliance.worker.cleanup import kill_marked
 from appliance.worker.zygote import reclaim
 
 _log = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ import msgspec
 
 from appliance.config import HardwareConfig
 from appliance.domain.errors import ApplianceError
+from appliance.machine.proc import PROC
 
 #: Of the main memory, what models may have by default; the rest is for the system and the appliance itself.
 CPU_SHARE: Final = 0.8
 
-_PROC: Final = Path("/proc")
-_CGROUPS: Final = Path("/sys/fs/cgroup")
+CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,50 +137,50 @@ def _text(value: Any) -> str:
 # -- main memory and CPU ---------------------------------------------------------------------------------
 
 
-def host_memory(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+def host_memory(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """Bytes of main memory this process may use: the machine's, or less where a cgroup (v1, v2) limits it."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for folder in _cgroup_folders("memory", cgroups, proc):
+    for folder in cgroup_folders("memory", cgroups, proc):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            words = _words(folder / name)
+            words = read_words(folder / name)
             # Without a limit v2 says "max", and v1 a number larger than any memory.
             limits += [int(word) for word in words if word.isdecimal()]
     return min(limits)
 
 
-def available_memory(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+def available_memory(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """Bytes of ``host_memory`` that could be had now: what is free, and what caches would give back."""
     available = [host_memory(cgroups=cgroups, proc=proc)]
-    words = _words(proc / "meminfo")
+    words = read_words(proc / "meminfo")
     if "MemAvailable:" in words:
         available.append(1024 * int(words[words.index("MemAvailable:") + 1]))
-    for folder in _cgroup_folders("memory", cgroups, proc):
+    for folder in cgroup_folders("memory", cgroups, proc):
         for limit, usage, cached in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
-            most, used = _words(folder / limit), _words(folder / usage)
+            most, used = read_words(folder / limit), read_words(folder / usage)
             if most and most[0].isdecimal() and used:
-                facts = _words(folder / "memory.stat")
+                facts = read_words(folder / "memory.stat")
                 cache = int(facts[facts.index(cached) + 1]) if cached in facts else 0
                 available.append(max(0, int(most[0]) - int(used[0]) + cache))
     return min(available)
 
 
-def cpu_threads(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+def cpu_threads(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """CPU threads this process may keep busy: those it may run on, or less where a cgroup limits its time."""
     allowed = len(os.sched_getaffinity(0))
-    for folder in _cgroup_folders("cpu", cgroups, proc):
-        words = _words(folder / "cpu.max") or [
-            *_words(folder / "cpu.cfs_quota_us"),
-            *_words(folder / "cpu.cfs_period_us"),
+    for folder in cgroup_folders("cpu", cgroups, proc):
+        words = read_words(folder / "cpu.max") or [
+            *read_words(folder / "cpu.cfs_quota_us"),
+            *read_words(folder / "cpu.cfs_period_us"),
         ]
         if len(words) == 2 and all(word.isdecimal() for word in words):
             allowed = min(allowed, math.ceil(int(words[0]) / int(words[1])))
     return max(1, allowed)
 
 
-def _cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]:
+def cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]:
     """The folders that may limit this process: its group's and every one above, in v2 and in v1's hierarchy.
 
     In a container the path of the group may be the host's and missing here; the group is then mounted at the
@@ -202,7 +202,7 @@ def _cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path
             yield root / folder
 
 
-def _words(file: Path) -> list[str]:
+def read_words(file: Path) -> list[str]:
     """Return the words of a cgroup file; none if this kind of cgroup has no such file."""
     try:
         return file.read_text().split()
@@ -212,7 +212,7 @@ def _words(file: Path) -> list[str]:
 
 def _cpu_label() -> str:
     try:
-        lines = (_PROC / "cpuinfo").read_text().split("\n")
+        lines = (PROC / "cpuinfo").read_text().split("\n")
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

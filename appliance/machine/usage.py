@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import psutil
+
 from appliance.machine import Device, host_memory
 from appliance.machine.gpus import Gpus
-from appliance.machine.process_memory import available
+
+
+def _available() -> int:
+    return psutil.virtual_memory().available
 
 
 class DeviceUsage:
     """Asked before a model is loaded, and after one was unloaded."""
 
     def __init__(
-        self, devices: Sequence[Device], gpus: Gpus | None, free: Callable[[], int] = available
+        self, devices: Sequence[Device], gpus: Gpus | None, free: Callable[[], int] = _available
     ) -> None:
-        """``gpus`` is None where there are none; ``free`` says how much main memory could still be taken."""
+        """``gpus`` is None if there are none; ``free`` returns the bytes of main memory still available."""
         self._devices = devices
         self._gpus = gpus
         self._free = free

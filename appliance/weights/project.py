@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from appliance.config import BuiltCogOptions, CogModel, FolderSource, GitSource, ModelConfig, yaml_source
 from appliance.domain.errors import ConfigError, WeightsError
+from appliance.machine.processes import is_running
 from appliance.runners.child_environment import without_secrets
 from appliance.runners.cog.installed_modules import install_modules
 from appliance.weights import git
@@ -137,16 +138,8 @@ def sweep(home: Path) -> None:
     """Remove what builds have left whose process is no more: hidden folders that end in its number."""
     for left in root(home).glob(".*"):
         number = left.name.rpartition(".")[2]
-        if not (number.isdecimal() and _runs(number)):
+        if not (number.isdecimal() and is_running(int(number))):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _runs(pid: str) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _silent(_: str) -> None:

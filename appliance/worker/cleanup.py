@@ -15,14 +15,14 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from multiprocessing import shared_memory
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-_PATIENCE: Final = 5.0  # seconds for killed processes to let go of memory and ports
+from appliance.machine.proc import pids, read_stat
+
 _SHARED: Final = Path("/dev/shm")  # noqa: S108 - where the kernel keeps shared memory that has a name
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -35,13 +35,6 @@ class PidFile(msgspec.Struct, frozen=True):
     model: str
 
 
-class _Process(NamedTuple):
-    state: str
-    group: int
-    session: int
-    start: int  # clock ticks since boot
-
-
 def folder(run_dir: Path) -> Path:
     """The folder with the pid files of an appliance."""
     return run_dir / "hosts"
@@ -49,7 +42,7 @@ def folder(run_dir: Path) -> Path:
 
 def write(pid_files: Path, model: str) -> None:
     """Write the pid file of the calling process, a worker process of ``model``."""
-    own = _look(os.getpid())
+    own = read_stat(os.getpid())
     if own is None:
         raise RuntimeError("a process does not find itself in /proc")
     pid_files.mkdir(parents=True, exist_ok=True)
@@ -115,73 +108,18 @@ def reclaim(run_dir: Path | str) -> list[int]:
 
 def _runs(pid: int, pid_file: PidFile) -> bool:
     """Whether any process is alive in the process group that the pid file names."""
-    leader = _look(pid)
+    leader = read_stat(pid)
     if leader is not None and leader.start != pid_file.start:
         return False  # the process id has a new owner, so the old group is empty
-    members = (_look(int(path.name)) for path in Path("/proc").glob("[0-9]*"))
     return any(
         member.group == pid
         and member.session == pid
         and member.start >= pid_file.start
         and member.state != "Z"
-        for member in members
+        for member in map(read_stat, pids())
         if member is not None
     )
 
 
-def _look(pid: int) -> _Process | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name, in parentheses, may hold anything; after it come state (field 3), ppid, group, session, ...
-    fields = text.rpartition(")")[2].split()
-    return _Process(fields[0], int(fields[2]), int(fields[3]), int(fields[19]))
-
-
 def _boot() -> str:
     return _BOOT.read_text().strip()
-
-
-def kill_marked(variable: str, value: str) -> list[int]:
-    """Kill every other process that was started with this variable in its environment, and see them end.
-
-    Ray's own agents outlive a driver that was killed. Whoever calls this knows that nobody else may rightly
-    have started them: the lock on the data folder says so.
-    """
-    mark = f"{variable}={value}".encode()
-    killed: list[int] = []
-    while found := [pid for pid in _marked(mark) if pid not in killed]:  # one may start another meanwhile
-        killed += found
-        patience = time.monotonic() + _PATIENCE
-        while time.monotonic() < patience and any(_alive(pid) for pid in found):
-            time.sleep(0.02)
-    return killed
-
-
-def _marked(mark: bytes) -> list[int]:
-    """Kill every other process with ``mark`` in its environment, and name those."""
-    killed = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                killed.append(int(entry.name))
-        except OSError:  # it has ended, or is another user's
-            continue
-    return killed
-
-
-def _alive(pid: int) -> bool:
-    """Whether there is such a process, and it is more than an entry that nobody has reaped yet.
-
-    While threads of it are still ending it looks like that too, but holds its sockets.
-    """
-    process = Path("/proc") / str(pid)
-    try:
-        ended = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        return not ended or sum(1 for _ in (process / "task").iterdir()) > 1
-    except OSError:
-        return False

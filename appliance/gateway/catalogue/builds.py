@@ -26,10 +26,10 @@ from appliance.gateway.catalogue.catalogue import Catalogue, Entry, describe_pus
 from appliance.gateway.catalogue.demands import demand, training_demand
 from appliance.gateway.files.file_store import FileStore
 from appliance.machine import Device
+from appliance.machine.processes import kill_marked
 from appliance.scheduler import Scheduler
 from appliance.store import Store, VersionRow
 from appliance.weights import project
-from appliance.worker.cleanup import kill_marked
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.machine.processes import kill_marked
 from appliance.worker import cleanup
-from appliance.worker.cleanup import kill_marked
 
 
 def test_marked_processes_are_killed_and_no_others() -> None:

@@ -225,5 +225,3 @@ def test_kills_for_want_of_memory_are_counted_where_the_kernel_counts_them(tmp_p
     (cgroups / "ours").mkdir(parents=True)
     (cgroups / "ours" / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
     assert process_memory.kernel_kills(proc, cgroups) == 1
-    (proc / "meminfo").write_text("MemTotal:  100 kB\nMemAvailable:  7 kB\n")
-    assert process_memory.available(proc) == 7 * 1024

@@ -20,8 +20,8 @@ from appliance.domain.model import Build, Project
 from appliance.domain.token import Scope, Token
 from appliance.gateway.catalogue import builds as builds_module
 from appliance.gateway.catalogue.builds import BUILD_MARK, BUILDS_AT_ONCE
+from appliance.machine.processes import kill_marked
 from appliance.weights import archive, project
-from appliance.worker.cleanup import kill_marked
 from tests.support.api_client import Api
 
 ROUTE = "/v1/models/me/mine/versions"
