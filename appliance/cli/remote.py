@@ -14,6 +14,7 @@ import typer
 
 from appliance.cli.options import JsonOption, load_config, port
 from appliance.domain.errors import ApplianceError, NotFound
+from appliance.domain.local_url import local_url
 from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
@@ -48,13 +49,9 @@ def reached(url: str | None) -> tuple[str, Path | None]:
     if known:
         return known, None
     config = load_config(None)
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a server on all interfaces is reached over loopback
-    host = everywhere.get(config.server.host, config.server.host)
     tls = config.server.tls
-    local_url = (
-        f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port(None, config)}"
-    )
-    return local_url, None if tls is None else tls.certificate
+    url = local_url(config.server.host, port(None, config), tls=tls is not None)
+    return url, None if tls is None else tls.certificate
 
 
 def run(

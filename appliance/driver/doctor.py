@@ -22,6 +22,7 @@ import psutil
 from appliance import machine, weights
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.units import readable_bytes
 from appliance.worker import cleanup
 
 FILES: Final = 4096  # open files; every client and every replica takes some
@@ -106,7 +107,7 @@ def devices(config: Config) -> Finding:
 def disk(home: Path) -> Finding:
     """Room for databases, logs and caches."""
     free = shutil.disk_usage(_existing(home)).free
-    found = f"{free / 1024**3:.1f} GiB free at {home}"
+    found = f"{readable_bytes(free)} free at {home}"
     if free < DISK:
         return Finding("disk", "failed", found, "free some, or name another data folder with APPLIANCE_HOME")
     return Finding("disk", "ok", found)
@@ -186,7 +187,7 @@ def shared_memory(mount: Path) -> Finding:
         fix = f"mount a writable tmpfs at {mount} (docker: --shm-size=1g)"
         return Finding("shared memory", "failed", f"{mount} cannot be written", fix)
     free = shutil.disk_usage(mount).free
-    found = f"{free / 1024**2:.0f} MiB free at {mount}"
+    found = f"{readable_bytes(free)} free at {mount}"
     if free < SHARED_MEMORY:
         fix = "make it larger (docker: --shm-size=1g), or remove what crashed programs left there"
         return Finding("shared memory", "failed", found, fix)

@@ -31,6 +31,7 @@ from appliance.cluster.ray_node import RayNode, node_address
 from appliance.config import Config, runtime
 from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
+from appliance.domain.local_url import local_url
 from appliance.domain.token import Token
 from appliance.driver import permissions, proxies, self_url, temporary_folder
 from appliance.driver.supervisor import Supervisor
@@ -77,7 +78,7 @@ def pages(settings: GatewaySettings) -> Supervisor:
     """Return the supervisor of the UI process."""
     command = [sys.executable, "-m", "appliance.ui", "--socket", str(settings.ui_socket)]
     command += ["--config", str(settings.config_file), "--home", str(settings.home)]
-    command += ["--api", os.environ[self_url.ADDRESS]]
+    command += ["--api", os.environ[self_url.URL_VARIABLE]]
     if self_url.CERTIFICATES in os.environ:
         command += ["--certificates", os.environ[self_url.CERTIFICATES]]
     environment = {
@@ -339,12 +340,11 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
 
 
 async def _answers(settings: GatewaySettings) -> bool:
-    host = self_url.reachable(settings.host)
-    # This process knows whom it has started there: the certificate is for others.
-    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - as said
+    url = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
+    # The certificate need not be valid for the local URL, and this process has started the server itself.
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - see above
         try:
-            address = f"{_scheme(settings)}://{host}:{settings.port}/healthz"
-            reply = await client.get(address, timeout=2.0)
+            reply = await client.get(f"{url}/healthz", timeout=2.0)
         except httpx.HTTPError:
             return False
     return reply.status_code == httpx.codes.OK
@@ -417,7 +417,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
             os.environ[HOME_MARK] = str(home)  # inherited by all processes started from here on
             temporary_folder.use(node.temp)
             os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
-            own = [node_address(), urlsplit(os.environ[self_url.ADDRESS]).hostname or settings.host]
+            own = [node_address(), urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host]
             os.environ |= proxies.bypass(os.environ, own)
             if not arguments.no_pull:
                 pull_missing(config, home, console)

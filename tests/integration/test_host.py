@@ -14,10 +14,11 @@ import pytest
 
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Log
+from appliance.machine.processes import is_running
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
 from appliance.worker.replica import LOOK, Replica
+from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 from tests.support.appliance_process import PATIENCE
-from tests.support.worker_processes import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +53,7 @@ async def test_forked_or_spawned_it_is_the_same(zygote: Zygote, tmp_path: Path, 
     assert caller.metrics("a")["predict_time"] >= 0
     await replica.unload()
     assert await caller.over() is None
-    assert not runs(report.pid)
+    assert not is_running(report.pid)
     assert list((tmp_path / "hosts").iterdir()) == []
 
 
@@ -194,7 +195,7 @@ async def test_a_host_that_is_stuck_can_be_unloaded(replica: Replica, tmp_path: 
     await replica.unload()
     assert await caller.over() is None
     assert caller.output("a") == ["x "]
-    assert not runs(report.pid)
+    assert not is_running(report.pid)
 
 
 async def test_much_output_arrives_whole_and_in_order(replica: Replica, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ async def test_a_load_can_be_stopped(replica: Replica, zygote: Zygote, tmp_path:
 async def test_unloading_closes_the_runner_and_ends_its_children(replica: Replica, tmp_path: Path) -> None:
     await replica.load(spec(tmp_path, "family"))
     child = await _child(tmp_path)
-    assert runs(child)
+    assert is_running(child)
     await replica.unload()
     assert (tmp_path / "closed").exists()
     await until_gone(child)

@@ -24,6 +24,7 @@ from PIL import Image
 from appliance import config, weights
 from appliance.domain.errors import LoadFailed
 from appliance.domain.prediction import Done
+from appliance.machine.processes import is_running
 from appliance.runners import preloaded_modules
 from appliance.runners.base import LoadSpec
 from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
@@ -31,8 +32,8 @@ from appliance.runners.vllm import engine
 from appliance.runners.vllm.options import VllmOptions
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 from appliance.worker.replica import Replica
+from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 from tests.support.appliance_process import PATIENCE, ROOT, WEIGHTS, wait_for
-from tests.support.worker_processes import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -442,7 +443,7 @@ async def test_the_host_ends_when_what_computes_is_killed(
     assert "vLLM's engine core has ended" in lost
     assert "a" not in caller.order
     await until_gone(report.pid)
-    assert not runs(core.pid)
+    assert not is_running(core.pid)
     await replica.load(load_spec(smollm2, tmp_path))
     assert "Paris" in await text(Caller(replica), "b", **CAPITAL)
     await replica.unload()

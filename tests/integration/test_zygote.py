@@ -15,10 +15,11 @@ import msgspec
 import pytest
 
 from appliance.domain.prediction import Done
+from appliance.machine.processes import is_running
 from appliance.worker import cleanup
 from appliance.worker.replica import Replica
+from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 from tests.support.appliance_process import PATIENCE, ROOT, wait_for
-from tests.support.worker_processes import Caller, Zygote, runs, spec, until_gone
 
 pytestmark = pytest.mark.integration
 
@@ -76,7 +77,7 @@ async def test_it_tells_what_it_could_not_import_and_has_no_threads(zygote: Zygo
 async def test_a_killed_replica_takes_its_host_along(zygote: Zygote, tmp_path: Path) -> None:
     replica = ReplicaProcess(zygote, "family")
     child = child_of(tmp_path)
-    assert runs(replica.host)
+    assert is_running(replica.host)
     replica.kill()
     await until_gone(replica.host, child)
     wait_for(lambda: list((tmp_path / "hosts").iterdir()) == [], "the mark to go")
@@ -217,7 +218,7 @@ async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str
     child = int(process.stdout.readline())
     if leader == "go":
         process.wait()
-    assert runs(child)
+    assert is_running(child)
     assert cleanup.reclaim(tmp_path) == [process.pid]
     process.communicate()
     await until_gone(process.pid, child)
@@ -246,7 +247,7 @@ async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_pa
         assert not path.exists()
     path.write_bytes(b"{")  # the machine went down while it was written
     assert cleanup.reclaim(tmp_path) == []
-    assert runs(process.pid)
-    assert runs(child)
+    assert is_running(process.pid)
+    assert is_running(child)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -164,6 +165,13 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
             return value
         time.sleep(0.1)
     raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Return once ``condition`` is true; fail after a minute, so that no test hangs."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def link_weights(home: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import psutil
 
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, Output
+from appliance.machine.processes import is_running
 from appliance.runners.base import LoadSpec
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.replica import Replica
@@ -148,16 +148,8 @@ class Caller:
             self.order.append(emitted.id)
 
 
-def runs(pid: int) -> bool:
-    """Return whether a process is alive; a zombie is not."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 async def until_gone(*pids: int) -> None:
     """Wait until none of these processes is alive."""
     async with asyncio.timeout(PATIENCE):
-        while any(runs(pid) for pid in pids):
+        while any(map(is_running, pids)):
             await asyncio.sleep(0.02)

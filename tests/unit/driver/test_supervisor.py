@@ -13,6 +13,7 @@ import pytest
 
 from appliance.driver import supervisor
 from appliance.driver.supervisor import Supervisor
+from tests.support.appliance_process import until
 
 LIVES = (
     "import os; print(os.getpid(), os.environ['MARK'], flush=True); os.read(0, 1); print('left', flush=True)"
@@ -21,10 +22,8 @@ LIVES = (
 
 async def lines(log: Path, count: int) -> list[str]:
     """The first ``count`` lines of a log, as soon as they are there."""
-    async with asyncio.timeout(60):
-        while not log.exists() or len(found := log.read_text().splitlines()) < count:
-            await asyncio.sleep(0.01)
-    return found[:count]
+    await until(lambda: log.exists() and len(log.read_text().splitlines()) >= count)
+    return log.read_text().splitlines()[:count]
 
 
 def children() -> set[int]:

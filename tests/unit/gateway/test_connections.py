@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from appliance.gateway import connections
 from appliance.gateway.connections import LONGEST_HEADERS, MOST_SLOW, PATIENCE, PROGRESS, SLOW
+from tests.support.appliance_process import until
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 UPLOAD = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
@@ -78,7 +79,7 @@ class Running:
         """Send, and wait until it is there."""
         before = self.arrived
         line[1].write(data)
-        await eventually(lambda: not data or self.arrived != before)
+        await until(lambda: not data or self.arrived != before)
 
     @property
     def arrived(self) -> list[Any]:
@@ -88,12 +89,6 @@ class Running:
         """What is done when so much time has passed."""
         now = asyncio.get_running_loop().time() + seconds
         connections.look(self.connections, now, lambda _: trusted)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):  # for hangs
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def answer(line: Line) -> tuple[int, str, Any]:
@@ -113,7 +108,7 @@ def event_loop_policy() -> uvloop.EventLoopPolicy:
 async def running() -> AsyncIterator[Running]:
     running = Running()
     task = asyncio.create_task(running.server.serve())
-    await eventually(lambda: running.server.started)
+    await until(lambda: running.server.started)
     yield running
     running.go_on.set()
     for _, writer in running.lines:
@@ -125,7 +120,7 @@ async def running() -> AsyncIterator[Running]:
 
 async def test_a_connection_that_says_nothing_is_closed(running: Running) -> None:
     line = await running.opened()
-    await eventually(lambda: len(running.connections) == 1)
+    await until(lambda: len(running.connections) == 1)
     running.after(PATIENCE - 1)
     assert not line[0].at_eof()
     running.after(PATIENCE + 1)
@@ -171,13 +166,13 @@ async def test_a_body_must_make_progress(running: Running) -> None:
     status, _, told = await answer(line)
     assert (status, told["title"]) == (408, "Request Timeout")
     assert told["detail"] == "Under 16,384 bytes of the request body arrived within 30 s"
-    await eventually(lambda: running.left == 1)
+    await until(lambda: running.left == 1)
 
 
 async def test_what_the_appliance_does_not_read_is_not_the_clients_fault(running: Running) -> None:
     line = await running.opened(b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
     line[1].write(b"x" * 99_000)
-    await eventually(lambda: running.connections[0].flow.read_paused)
+    await until(lambda: running.connections[0].flow.read_paused)
     running.after(PATIENCE + 1)
     running.go_on.set()
     line[1].write(b"x" * 1000)
@@ -209,9 +204,9 @@ async def test_one_client_has_few_slow_requests(running: Running) -> None:
     running.after(SLOW + 1, trusted=True)
     assert len(running.connections) == len(lines)
     running.after(SLOW + 1)
-    await eventually(lambda: len(running.connections) == MOST_SLOW)
+    await until(lambda: len(running.connections) == MOST_SLOW)
     ended = [line for line in lines if line[0].at_eof() or line[0]._buffer]  # type: ignore[attr-defined]
-    await eventually(lambda: running.left == 3)
+    await until(lambda: running.left == 3)
     assert len(ended) == 3
     assert lines[0] not in ended
     assert (await answer(ended[0]))[2]["detail"].startswith("Over 64 requests from 127.0.0.1 arrive slowly")

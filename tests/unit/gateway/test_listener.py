@@ -10,13 +10,12 @@ import pytest
 
 from appliance.domain.errors import ApplianceError
 from appliance.gateway.listener import ListeningSocket, borrow
+from tests.support.appliance_process import free_port
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.scheduler import Capacity, Demand, Load, Origin, Residency, Scheduler
 from tests.support.engine_bench import MIB, Bench, entry
+from tests.support.appliance_process import until
 
 
 @pytest.fixture
@@ -27,13 +28,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.start()
     yield bench
     await bench.stop()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 async def running(bench: Bench, model: str = "test/echo") -> Prediction:

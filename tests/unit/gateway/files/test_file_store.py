@@ -8,7 +8,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,16 +23,10 @@ from appliance.gateway.files import file_store
 from appliance.gateway.files.file_store import signature
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench, entry, refusal
+from tests.support.appliance_process import until
 
 ORIGIN = "http://models.example.org:8000"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 async def upload(api: Api, content: bytes = b"hello", name: str = "a.txt", **fields: str) -> dict[str, Any]:
@@ -246,7 +239,7 @@ async def test_an_upload_expires(api: Api, bench: Bench) -> None:
     await asyncio.sleep(0.06)
     assert (await api.get(f"/v1/files/{file['id']}")).status_code == 404
     await bench.restart()  # which looks at once
-    await eventually(lambda: not list((bench.folder / "files" / "uploads").iterdir()))
+    await until(lambda: not list((bench.folder / "files" / "uploads").iterdir()))
 
 
 # -- given to models and made by them ---------------------------------------------------------------------
@@ -341,7 +334,7 @@ async def test_other_addresses_are_refused_at_once(api: Api, given: str) -> None
 
 async def test_inputs_are_gone_when_the_prediction_is_over(api: Api, bench: Bench) -> None:
     await run(api, file="data:,x")
-    await eventually(lambda: not list((bench.folder / "run" / "inputs").glob("*")))
+    await until(lambda: not list((bench.folder / "run" / "inputs").glob("*")))
 
 
 async def test_files_may_be_inside_of_the_output(api: Api, bench: Bench) -> None:
@@ -410,7 +403,7 @@ async def test_a_file_outlives_a_store_that_refuses_it(
     monkeypatch.setattr(bench.store.files, "add", refusing)
     record = await run(api, text="x")
     assert (await api.get(record["output"][0])).text == "x"
-    await eventually(lambda: refused == 4)
+    await until(lambda: refused == 4)
     await bench.store.check()  # written after it
     monkeypatch.undo()
     await bench.restart()
