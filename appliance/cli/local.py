@@ -50,12 +50,12 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     from appliance.gateway.catalogue import demands as placement
     from appliance.gateway.catalogue.servable import servable
     from appliance.machine.gpus import Gpus
-    from appliance.machine.usage import DeviceUsage
+    from appliance.machine.usage import device_usage
     from appliance.scheduler import Scheduler
 
     devices = machine.discover(config.hardware)
     kind = devices[0].kind
-    used = DeviceUsage(devices, Gpus.connect() if kind == "cuda" else None)()
+    used = device_usage(devices, Gpus.connect() if kind == "cuda" else None)
     present = {model.name: _present(home, model) for model in config.models}
     here = [model for model in config.models if present[model.name]]
     found = servable(config.model_copy(update={"models": tuple(here)}), home, devices, 0.0)

@@ -38,7 +38,7 @@ from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device, cpu_threads
 from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
-from appliance.machine.usage import DeviceUsage
+from appliance.machine.usage import device_usage
 from appliance.observability import logs, tracing
 from appliance.observability.metrics import Metrics
 from appliance.scheduler import Scheduler
@@ -130,7 +130,9 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
         devices=settings.devices,
-        in_use=DeviceUsage(settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None),
+        in_use=partial(
+            device_usage, settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None
+        ),
         files=files,
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,

@@ -1,8 +1,7 @@
-"""The devices that models are placed on, and what the appliance may use of this machine.
+"""The devices that models are placed on, and how much of this machine the appliance may use.
 
-NVIDIA GPUs are found through NVML. Their names carry NVML's number, which counts in PCI bus order: a process
-that is given some of them by number needs CUDA_DEVICE_ORDER=PCI_BUS_ID beside CUDA_VISIBLE_DEVICES. Whether
-the configured models fit is for the scheduler to say, which keeps the ledger (`Scheduler.check_fits`).
+NVIDIA GPUs are found through NVML. Their names contain NVML's number, which follows the PCI bus order. So a
+process that gets GPUs by these numbers in CUDA_VISIBLE_DEVICES also needs CUDA_DEVICE_ORDER=PCI_BUS_ID.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from appliance.config import HardwareConfig
 from appliance.domain.errors import ApplianceError
 from appliance.machine.proc import PROC
 
-#: Of the main memory, what models may have by default; the rest is for the system and the appliance itself.
+#: Share of the main memory that models may use by default; the rest is for the system and the appliance.
 CPU_SHARE: Final = 0.8
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """One place for models, with its own memory."""
+    """A GPU, the main memory, or a logical device: models are placed there, and it has its own memory."""
 
     name: str  # "cpu", "cuda:0", or a declared name
     kind: Literal["cpu", "cuda"]
     memory: int  # bytes that models may reserve
-    label: str  # for people: "NVIDIA H100 80GB HBM3", "AMD EPYC 7B13, 2 threads"
+    label: str  # shown to users: "NVIDIA H100 80GB HBM3", "AMD EPYC 7B13, 2 threads"
     logical: bool = False  # declared in the config: main memory under another name
-    host: bool = False  # main memory, beside other devices
+    is_main_memory: bool = False  # only set if there are other devices as well
 
     @property
     def sku(self) -> str:
-        """The name of its kind in the API: ``cpu``, ``gpu-h200``, or that of a declared logical device."""
+        """Name of the hardware in the API: ``cpu``, ``gpu-h200``, or the name of a logical device."""
         if self.kind == "cpu":
             return self.name
         words = re.sub(r"(?i)^nvidia\s+(geforce\s+|tesla\s+)?", "", self.label).lower()
@@ -53,32 +52,33 @@ def joint_sku(skus: Iterable[str]) -> str:
 
 
 def discover(config: HardwareConfig) -> tuple[Device, ...]:
-    """The declared logical devices; else the GPUs that may be used; else the one device ``cpu``.
+    """Return the declared logical devices, else the visible GPUs, else the single device ``cpu``.
 
-    Main memory is the last, where there are GPUs, and beside logical devices where it is declared too.
+    Main memory follows as the last device if there are GPUs, or if the config declares its size next to
+    logical devices.
 
     Raises:
         ApplianceError: there is an NVIDIA driver, but it does not work.
     """
-    memory = config.host_memory or int(host_memory() * CPU_SHARE)
+    memory = config.host_memory or int(main_memory() * CPU_SHARE)
     cpu = Device(name="cpu", kind="cpu", memory=memory, label=f"{_cpu_label()}, {cpu_threads()} threads")
-    beside = msgspec.structs.replace(cpu, host=True)
+    main = msgspec.structs.replace(cpu, is_main_memory=True)
     if config.devices != "auto":
         label = f"{_cpu_label()}, logical device"
         devices = (
             Device(name=device.name, kind="cpu", memory=device.memory, label=label, logical=True)
             for device in config.devices
         )
-        return (*devices, beside) if config.host_memory is not None else tuple(devices)
+        return (*devices, main) if config.host_memory is not None else tuple(devices)
     gpus = _gpus()
-    return (*gpus, beside) if gpus else (cpu,)
+    return (*gpus, main) if gpus else (cpu,)
 
 
 # -- GPUs ------------------------------------------------------------------------------------------------
 
 
 def _gpus() -> tuple[Device, ...]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves; none where there is no driver."""
+    """Return the NVIDIA GPUs that CUDA_VISIBLE_DEVICES allows; none if there is no driver."""
     try:
         import pynvml  # type: ignore[import-not-found,unused-ignore]  # not installed on CPU machines
     except ModuleNotFoundError:  # installed with the extra `gpu` only
@@ -89,7 +89,7 @@ def _gpus() -> tuple[Device, ...]:
         return ()
     except pynvml.NVMLError as error:
         raise ApplianceError(
-            f"the NVIDIA driver does not answer ({error}); see whether nvidia-smi works, "
+            f"the NVIDIA driver does not answer ({error}): check that nvidia-smi works, "
             "or declare hardware.devices to run without GPUs"
         ) from error
     try:
@@ -102,18 +102,18 @@ def _gpus() -> tuple[Device, ...]:
                 memory=int(pynvml.nvmlDeviceGetMemoryInfo(handles[index]).total),
                 label=_text(pynvml.nvmlDeviceGetName(handles[index])),
             )
-            for index in visible(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            for index in visible_gpus(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
         )
     except pynvml.NVMLError as error:
-        raise ApplianceError(f"a GPU does not answer ({error}); see whether nvidia-smi works") from error
+        raise ApplianceError(f"a GPU does not answer ({error}): check that nvidia-smi works") from error
     finally:
         pynvml.nvmlShutdown()
 
 
-def visible(uuids: Sequence[str], variable: str | None) -> tuple[int, ...]:
-    """Return the positions of the GPUs, given by UUID, that CUDA_VISIBLE_DEVICES allows.
+def visible_gpus(uuids: Sequence[str], variable: str | None) -> tuple[int, ...]:
+    """Return the positions in ``uuids`` of the GPUs that ``variable``, CUDA_VISIBLE_DEVICES, allows.
 
-    As CUDA reads it: numbers or beginnings of UUIDs; the first entry that means no GPU ends the list.
+    Like CUDA, this reads numbers and beginnings of UUIDs, and ends at the first entry that matches no GPU.
     """
     if variable is None:
         return tuple(range(len(uuids)))
@@ -130,27 +130,27 @@ def visible(uuids: Sequence[str], variable: str | None) -> tuple[int, ...]:
 
 
 def _text(value: Any) -> str:
-    """Older releases of pynvml answer with bytes."""
+    """Decode text from NVML, which older releases of pynvml return as bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 # -- main memory and CPU ---------------------------------------------------------------------------------
 
 
-def host_memory(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """Bytes of main memory this process may use: the machine's, or less where a cgroup (v1, v2) limits it."""
+def main_memory(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
+    """Return the bytes of main memory that the machine, or else a cgroup (v1, v2), allows this process."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder in cgroup_folders("memory", cgroups, proc):
         for name in ("memory.max", "memory.limit_in_bytes"):
             words = read_words(folder / name)
-            # Without a limit v2 says "max", and v1 a number larger than any memory.
+            # Without a limit, v2 has the word "max", and v1 a number larger than any memory.
             limits += [int(word) for word in words if word.isdecimal()]
     return min(limits)
 
 
 def available_memory(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """Bytes of ``host_memory`` that could be had now: what is free, and what caches would give back."""
-    available = [host_memory(cgroups=cgroups, proc=proc)]
+    """Return the bytes of ``main_memory`` that are free or that caches would give back."""
+    available = [main_memory(cgroups=cgroups, proc=proc)]
     words = read_words(proc / "meminfo")
     if "MemAvailable:" in words:
         available.append(1024 * int(words[words.index("MemAvailable:") + 1]))
@@ -168,7 +168,7 @@ def available_memory(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
 
 
 def cpu_threads(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """CPU threads this process may keep busy: those it may run on, or less where a cgroup limits its time."""
+    """Return how many CPU threads the affinity and the cgroup's CPU time limit allow this process."""
     allowed = len(os.sched_getaffinity(0))
     for folder in cgroup_folders("cpu", cgroups, proc):
         words = read_words(folder / "cpu.max") or [
@@ -181,14 +181,14 @@ def cpu_threads(*, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
 
 
 def cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]:
-    """The folders that may limit this process: its group's and every one above, in v2 and in v1's hierarchy.
+    """Yield the folders of this process's cgroup and of its parents, of version 2 and of version 1.
 
-    In a container the path of the group may be the host's and missing here; the group is then mounted at the
-    root, which is among the folders.
+    In a container the path may be the one outside of it, which does not exist inside. The cgroup is then
+    mounted at the root, which is the last folder.
     """
     try:
         lines = (proc / "self" / "cgroup").read_text().strip().split("\n")
-    except OSError:  # a kernel without cgroups limits nothing
+    except OSError:  # a kernel without cgroups
         return
     for line in filter(None, lines):
         _, controllers, group = line.split(":", 2)
@@ -203,7 +203,7 @@ def cgroup_folders(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]
 
 
 def read_words(file: Path) -> list[str]:
-    """Return the words of a cgroup file; none if this kind of cgroup has no such file."""
+    """Return the words of a file; none if it does not exist: each version of cgroups has its own files."""
     try:
         return file.read_text().split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Disk usage of the data folder, by its parts."""
+"""Disk usage of the data folder, and whether its disk is full."""
 
 from __future__ import annotations
 
@@ -14,43 +14,42 @@ import msgspec
 
 from appliance.domain.errors import DiskFull
 
-#: Seconds for which a count is good enough: a folder may hold a hundred thousand files.
+#: Seconds for which measured sizes are reused, because a folder may hold a hundred thousand files.
 FRESH: Final = 60.0
 _LEAST: Final = 1024 * 1024  # bytes; a disk with less free space counts as full
-_BLOCK: Final = 512  # bytes, whatever the file system's own are
+_BLOCK: Final = 512  # bytes, the unit of st_blocks on every file system
 
 
 class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """A look at the disk; everything in bytes."""
+    """Sizes in bytes."""
 
     folder: str  # absolute path of the data folder
     total: int
     free: int
-    parts: dict[str, int]  # by the name of a folder in it; ``database`` and ``others`` for files
+    parts: dict[str, int]  # by name of a folder in it; ``database`` and ``others`` are its files
 
 
 class Storage:
-    """The disk below one data folder."""
+    """The data folder ``home`` and its disk."""
 
     def __init__(self, home: Path) -> None:
-        """``home`` is the data folder, which must exist when it is looked at."""
         self._home = home
-        self._counted: tuple[float, dict[str, int]] | None = None
+        self._measured: tuple[float, dict[str, int]] | None = None  # time and sizes of the parts
 
-    async def taken(self) -> DiskUsage:
-        """Return the current usage; that of the parts may be a minute old.
+    async def usage(self) -> DiskUsage:
+        """Return the current usage; the sizes of the parts may be a minute old.
 
-        Weights that lie elsewhere, or that a link leads to, are not counted: they are not in this folder.
+        Weights outside of the data folder are not counted, also if a link in it leads to them.
         """
         now = time.monotonic()
-        if self._counted is None or now - self._counted[0] > FRESH:
-            self._counted = now, await asyncio.to_thread(_parts, self._home)
+        if self._measured is None or now - self._measured[0] > FRESH:
+            self._measured = now, await asyncio.to_thread(_parts, self._home)
         disk = shutil.disk_usage(self._home)
-        return DiskUsage(folder=str(self._home), total=disk.total, free=disk.free, parts=self._counted[1])
+        return DiskUsage(folder=str(self._home), total=disk.total, free=disk.free, parts=self._measured[1])
 
 
 def full(folder: Path) -> bool:
-    """Whether the disk of ``folder``, or a quota on it, is full; found by writing 1 MiB."""
+    """Return whether the disk of ``folder``, or a quota on it, is full. This writes 1 MiB to find out."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(_LEAST))
@@ -71,7 +70,7 @@ def _parts(home: Path) -> dict[str, int]:
 
 
 def _size(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
-    """Bytes on the disk of a file, or of everything below a folder; what has several names counts once."""
+    """Return the bytes on the disk of a file or of a whole folder; hard links to one file count once."""
     try:
         facts = entry.stat(follow_symlinks=False)
         if (facts.st_dev, facts.st_ino) in seen:
@@ -81,6 +80,6 @@ def _size(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
         if entry.is_dir(follow_symlinks=False):
             with os.scandir(entry) as entries:
                 size += sum(_size(inner, seen) for inner in entries)
-    except OSError:  # it is gone, or not ours to read
+    except OSError:  # it was removed, or cannot be read by this user
         return 0
     return size

@@ -1,6 +1,6 @@
-"""Used memory of NVIDIA GPUs, from NVML. Has not run on a GPU yet: the tests simulate NVML.
+"""Used memory of NVIDIA GPUs, from NVML. This has not run on a GPU yet: the tests simulate NVML.
 
-In a container NVML may name processes by their numbers outside of it; what a host takes is then not known.
+In a container NVML may report the process ids outside of it. Then the memory of a worker process is unknown.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _log = logging.getLogger(__name__)
 
 
 class Gpus:
-    """An open connection to NVML, which lives as long as the process."""
+    """An open connection to NVML, which is never closed."""
 
     def __init__(self, nvml: Any) -> None:
-        """``nvml`` is the module pynvml, or answers like it, and is initialised."""
+        """``nvml`` is the module pynvml, initialised."""
         self._nvml = nvml
-        self._said = False
+        self._warned = False
 
     @classmethod
     def connect(cls) -> Self | None:
-        """None where there is no NVIDIA driver, or none that answers."""
+        """Return None if there is no NVIDIA driver, or if it does not answer."""
         try:
             import pynvml  # type: ignore[import-not-found,unused-ignore]  # not installed on CPU machines
         except ModuleNotFoundError:
@@ -30,25 +30,25 @@ class Gpus:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            _log.warning("NVML does not answer: %s", error)
+            _log.warning("NVML does not answer: %s: the used memory of GPUs is unknown", error)
             return None
         return cls(pynvml)
 
     def used(self, device: str) -> int | None:
-        """Bytes of ``device``, such as "cuda:0", that are taken by anybody; None if it does not say."""
+        """Return the used bytes of ``device``, such as "cuda:0"; None if NVML cannot read them."""
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle(device))
         except self._nvml.NVMLError as error:
-            self._complain(device, error)
+            self._warn(device, error)
             return None
         return int(memory.total) - int(memory.free)
 
-    def taken(self, device: str, processes: Collection[int]) -> int | None:
-        """Bytes of ``device`` that these processes take; None if it does not know them."""
+    def used_by(self, device: str, processes: Collection[int]) -> int | None:
+        """Return the bytes of ``device`` that these processes use; None if NVML does not know them."""
         try:
             found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle(device))
         except self._nvml.NVMLError as error:
-            self._complain(device, error)
+            self._warn(device, error)
             return None
         sizes = [each.usedGpuMemory for each in found if each.pid in processes]
         known = [int(size) for size in sizes if size is not None]
@@ -57,7 +57,7 @@ class Gpus:
     def _handle(self, device: str) -> Any:
         return self._nvml.nvmlDeviceGetHandleByIndex(int(device.removeprefix("cuda:")))
 
-    def _complain(self, device: str, error: Exception) -> None:
-        if not self._said:
+    def _warn(self, device: str, error: Exception) -> None:
+        if not self._warned:
             _log.warning("NVML cannot read the used memory of %s: %s", device, error)
-        self._said = True
+        self._warned = True

@@ -72,7 +72,7 @@ class MemoryMonitor:
         if self._gpus is None:
             return None
         pids = process_memory.members(self._group)
-        sizes = [self._gpus.taken(device, pids) for device in self._devices]
+        sizes = [self._gpus.used_by(device, pids) for device in self._devices]
         return max((size for size in sizes if size is not None), default=None)
 
     def _look_at_gpus(self) -> None:

@@ -75,7 +75,7 @@ class Bench:
     @property
     def devices(self) -> tuple[Device, ...]:
         """The devices; main memory is the last one, if models can sleep there."""
-        main = Device(name="main", kind="cpu", memory=self.main or 0, label="A CPU", host=True)
+        main = Device(name="main", kind="cpu", memory=self.main or 0, label="A CPU", is_main_memory=True)
         return DEVICES if self.main is None else (*DEVICES, main)
 
     async def start(self) -> Bench:

@@ -22,7 +22,7 @@ def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Deman
     """
     share, memory, count, origin = None, None, 1, Origin.DECLARED
     weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()
-    kind, with_host_memory = devices[0].kind, devices[-1].host
+    kind, with_host_memory = devices[0].kind, devices[-1].is_main_memory
     on_host = with_host_memory and kind == "cuda" and model.options.ON_CPU
     kind = "cpu" if on_host else kind
     may_sleep = with_host_memory and not on_host and model.sleep == "auto"
@@ -64,4 +64,4 @@ def training_demand(model: ModelConfig, home: Path) -> Demand:
 
 def capacities(devices: tuple[Device, ...]) -> list[Capacity]:
     """Return the capacities of the devices for the scheduler."""
-    return [Capacity(device.name, device.memory, is_main_memory=device.host) for device in devices]
+    return [Capacity(device.name, device.memory, is_main_memory=device.is_main_memory) for device in devices]

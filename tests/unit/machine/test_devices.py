@@ -12,7 +12,7 @@ import pytest
 
 from appliance.config import HardwareConfig
 from appliance.domain.errors import ApplianceError
-from appliance.machine import available_memory, cpu_threads, discover, host_memory, visible
+from appliance.machine import available_memory, cpu_threads, discover, main_memory, visible_gpus
 
 GIB = 1024**3
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -85,7 +85,7 @@ def test_gpus_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = NVML()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     *devices, main = discover(HardwareConfig(host_memory=GIB))
-    assert (main.name, main.kind, main.memory, main.host) == ("cpu", "cpu", GIB, True)
+    assert (main.name, main.kind, main.memory, main.is_main_memory) == ("cpu", "cpu", GIB, True)
     assert [(d.name, d.kind, d.memory, d.label) for d in devices] == [
         ("cuda:0", "cuda", GIB, "NVIDIA Test"),
         ("cuda:1", "cuda", 2 * GIB, "NVIDIA Test"),
@@ -117,7 +117,7 @@ def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_cuda_visible_devices_is_read_as_cuda_does(variable: str | None, indexes: tuple[int, ...]) -> None:
-    assert visible(["GPU-a1", "GPU-b1", "GPU-a2"], variable) == indexes
+    assert visible_gpus(["GPU-a1", "GPU-b1", "GPU-a2"], variable) == indexes
 
 
 @pytest.mark.parametrize("error", [NVML.NVMLError_LibraryNotFound(), NVML.NVMLError_DriverNotLoaded()])
@@ -125,7 +125,7 @@ def test_without_a_driver_there_is_the_cpu(monkeypatch: pytest.MonkeyPatch, erro
     monkeypatch.setitem(sys.modules, "pynvml", NVML(error))
     (device,) = discover(HardwareConfig())
     assert (device.name, device.kind, device.logical) == ("cpu", "cpu", False)
-    assert device.memory == int(host_memory() * 0.8)
+    assert device.memory == int(main_memory() * 0.8)
     assert device.label.endswith(f"{cpu_threads()} threads")
 
 
@@ -142,13 +142,13 @@ def test_a_broken_driver_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_memory_of_the_cpu_device_can_be_set() -> None:
     (device,) = discover(HardwareConfig(host_memory=GIB))
-    assert (device.name, device.memory, device.host) == ("cpu", GIB, False)
+    assert (device.name, device.memory, device.is_main_memory) == ("cpu", GIB, False)
 
 
 def test_beside_logical_devices_main_memory_counts_where_its_size_is_declared() -> None:
     declared = {"devices": [{"name": "a", "memory": 5}], "host_memory": "1GiB"}
     devices = discover(HardwareConfig.model_validate(declared))
-    assert [(device.name, device.memory, device.host) for device in devices] == [
+    assert [(device.name, device.memory, device.is_main_memory) for device in devices] == [
         ("a", 5, False),
         ("cpu", GIB, True),
     ]
@@ -172,7 +172,7 @@ class Machine:
 
     @property
     def memory(self) -> int:
-        return host_memory(cgroups=self.cgroups, proc=self.proc)
+        return main_memory(cgroups=self.cgroups, proc=self.proc)
 
     @property
     def threads(self) -> int:
@@ -185,7 +185,7 @@ def test_without_limits_the_machine_is_what_there_is(tmp_path: Path) -> None:
     machine.write("a/b/cpu.max", "max 100000\n")
     assert machine.memory == MACHINE
     assert machine.threads == len(os.sched_getaffinity(0))
-    assert host_memory(cgroups=tmp_path, proc=tmp_path / "none") == MACHINE
+    assert main_memory(cgroups=tmp_path, proc=tmp_path / "none") == MACHINE
 
 
 def test_available_is_what_the_kernel_says_and_what_a_group_has_left(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from appliance.machine import Device, process_memory
 from appliance.machine.gpus import Gpus
-from appliance.machine.usage import DeviceUsage
+from appliance.machine.usage import device_usage
 from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
 
 MIB = 1024**2
@@ -192,11 +192,11 @@ def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nvml_may_not_know_and_may_break(caplog: pytest.LogCaptureFixture) -> None:
     nvml = NVML({1: None, 9: 70 * MIB})
     gpus = Gpus(nvml)
-    assert gpus.taken("cuda:0", [1]) is None  # a container: the numbers are those of outside
-    assert gpus.taken("cuda:0", [5]) is None
+    assert gpus.used_by("cuda:0", [1]) is None  # a container: the numbers are those of outside
+    assert gpus.used_by("cuda:0", [5]) is None
     assert gpus.used("cuda:0") == 70 * MIB
     nvml.broken = True
-    assert (gpus.used("cuda:0"), gpus.taken("cuda:0", [9])) == (None, None)
+    assert (gpus.used("cuda:0"), gpus.used_by("cuda:0", [9])) == (None, None)
     assert [record.getMessage() for record in caplog.records] == [
         "NVML cannot read the used memory of cuda:0: GPU is lost"
     ]
@@ -209,10 +209,10 @@ def test_how_much_of_each_device_is_in_use() -> None:
         Device(name="part", kind="cpu", memory=80 * MIB, label="", logical=True),
     ]
     nvml = NVML({9: 70 * MIB})
-    assert DeviceUsage(devices, Gpus(nvml), lambda: 60 * MIB)() == {"cuda:0": 70 * MIB, "cpu": 20 * MIB}
-    assert DeviceUsage(devices[1:], None, lambda: 90 * MIB)() == {"cpu": 0}
+    assert device_usage(devices, Gpus(nvml), lambda: 60 * MIB) == {"cuda:0": 70 * MIB, "cpu": 20 * MIB}
+    assert device_usage(devices[1:], None, lambda: 90 * MIB) == {"cpu": 0}
     nvml.broken = True
-    assert DeviceUsage(devices, Gpus(nvml), lambda: 90 * MIB)() == {"cpu": 0}
+    assert device_usage(devices, Gpus(nvml), lambda: 90 * MIB) == {"cpu": 0}
 
 
 def test_kills_for_want_of_memory_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:

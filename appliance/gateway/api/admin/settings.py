@@ -46,8 +46,8 @@ class Settings:
     async def machine(self, request: Request) -> Response:
         """``GET /admin/machine``: main memory, and the data folder's disk, in bytes."""
         await requests.caller(request, self._services, Scope.ADMIN)
-        memory = {"total": machine.host_memory(), "available": machine.available_memory()}
-        disk = msgspec.to_builtins(await self._services.storage.taken())
+        memory = {"total": machine.main_memory(), "available": machine.available_memory()}
+        disk = msgspec.to_builtins(await self._services.storage.usage())
         return responses.json({"threads": machine.cpu_threads(), "memory": memory, "disk": disk})
 
     async def rotate(self, request: Request) -> Response:

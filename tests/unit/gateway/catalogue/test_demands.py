@@ -18,7 +18,7 @@ GIB = 1024**3
 
 GPU = Device(name="cuda:0", kind="cuda", memory=5, label="a GPU")
 LOGICAL = Device(name="left", kind="cpu", memory=5, label="a CPU", logical=True)
-MAIN = Device(name="cpu", kind="cpu", memory=7, label="a CPU", host=True)
+MAIN = Device(name="cpu", kind="cpu", memory=7, label="a CPU", is_main_memory=True)
 
 
 def asked(

@@ -324,12 +324,12 @@ async def test_what_lies_in_a_folder_is_counted_once_and_links_lead_nowhere(tmp_
     (home / "appliance.db").write_bytes(b"x" * 4096)
     (home / "appliance.db-wal").write_bytes(b"x" * 4096)
     storage = Storage(home)
-    parts = (await storage.taken()).parts
+    parts = (await storage.usage()).parts
     assert next(iter(parts)) == "weights"
     assert MIB <= parts["weights"] < 2 * MIB
     assert parts["database"] == 8192
     (home / "weights" / "deep" / "model").unlink()
-    assert (await storage.taken()).parts == parts  # counted a moment ago
+    assert (await storage.usage()).parts == parts  # counted a moment ago
 
 
 # -- pinning ------------------------------------------------------------------------------------------------
