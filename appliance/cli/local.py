@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, port
@@ -269,7 +270,7 @@ def doctor(
     checked = load_config(config)
     findings = examination.examine(checked, home_folder(home, checked), port(None, checked))
     if as_json:
-        typer.echo(json.dumps([finding.as_json() for finding in findings], indent=2))
+        typer.echo(json.dumps(msgspec.to_builtins(findings), indent=2))
     else:
         colours = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "failed": typer.colors.RED}
         for finding in findings:

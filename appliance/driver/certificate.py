@@ -1,4 +1,4 @@
-"""A certificate of one's own, for trying HTTPS where there is no authority to ask for one."""
+"""Self-signed certificates, to try HTTPS without a certificate authority."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from appliance.domain.errors import ApplianceError
 if TYPE_CHECKING:
     from cryptography.x509 import GeneralName
 
-DAYS: Final = 825  # the longest that every client takes
-_ALWAYS: Final = ("localhost", "127.0.0.1", "::1")
+DAYS: Final = 825  # the longest validity that all clients accept
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
-    """Make ``certificate.pem`` and ``key.pem`` in ``folder``, for ``names`` and this machine's loopback.
+    """Create ``certificate.pem`` and ``key.pem`` for the loopback addresses and ``names``.
 
     Raises:
-        ApplianceError: one of the files is there already, or they cannot be written.
+        ApplianceError: one of the files exists already, or cannot be written.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -34,7 +34,7 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
     now = datetime.now(UTC)
     usage = x509.KeyUsage(
         digital_signature=True,
-        key_cert_sign=True,  # whoever trusts this certificate trusts it as its own authority
+        key_cert_sign=True,  # clients trust this certificate as its own authority
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
@@ -43,8 +43,8 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
         encipher_only=False,
         decipher_only=False,
     )
-    named = [_name(name) for name in dict.fromkeys((*_ALWAYS, *names))]
-    made = (
+    alternatives = [_general_name(name) for name in dict.fromkeys((*_LOOPBACK, *names))]
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -52,7 +52,7 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=DAYS))
-        .add_extension(x509.SubjectAlternativeName(named), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -64,28 +64,27 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     _create(files[1], secret, 0o600)
-    _create(files[0], made.public_bytes(serialization.Encoding.PEM), 0o644)
+    _create(files[0], certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return files
 
 
 def names(file: Path) -> list[str]:
-    """Every host that a PEM certificate is for.
+    """Return the host names and IP addresses that a PEM certificate is valid for.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file is not a PEM certificate.
     """
     from cryptography import x509
 
-    found = x509.load_pem_x509_certificate(file.read_bytes()).extensions
+    extensions = x509.load_pem_x509_certificate(file.read_bytes()).extensions
     try:
-        listed = found.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    addresses = [str(address) for address in listed.get_values_for_type(x509.IPAddress)]
-    return [*listed.get_values_for_type(x509.DNSName), *addresses]
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
-def _name(name: str) -> GeneralName:
+def _general_name(name: str) -> GeneralName:
     from cryptography import x509
 
     try:
@@ -100,6 +99,6 @@ def _create(file: Path, content: bytes, mode: int) -> None:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
             opened.write(content)
     except FileExistsError as error:
-        raise ApplianceError(f"{file} exists already; remove it, or choose another folder") from error
+        raise ApplianceError(f"{file} exists already: remove it, or choose another folder") from error
     except OSError as error:
         raise ApplianceError(f"{file} cannot be written: {error.strerror}") from error

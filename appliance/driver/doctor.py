@@ -1,4 +1,4 @@
-"""Finds what would slow an appliance down or stop it, before it starts; each finding says what to do."""
+"""Checks for `appliance doctor`: find what would stop an appliance or slow it down, and say what to do."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.units import readable_bytes
 from appliance.worker import cleanup
 
-FILES: Final = 4096  # open files; every client and every replica takes some
-SHARED_MEMORY: Final = 256 * 1024**2  # bytes; Ray's object store lies there
-DISK: Final = 2 * 1024**3  # bytes, besides weights that are still to come
-#: Kind of model -> what it needs installed; with None, what everything needs.
+FILES: Final = 4096  # open files; each client and each replica needs several
+SHARED_MEMORY: Final = 256 * 1024**2  # bytes; holds Ray's object store
+DISK: Final = 2 * 1024**3  # bytes, without weights that are not downloaded yet
+#: Kind of model -> modules that must be installed; None: needed for all kinds.
 _NEEDED: Final[dict[str | None, tuple[str, ...]]] = {
     None: ("ray",),
     "vllm": ("vllm", "torch", "transformers"),
@@ -36,48 +36,42 @@ _NEEDED: Final[dict[str | None, tuple[str, ...]]] = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     state: Literal["ok", "warning", "failed"]
     found: str
     fix: str = ""
 
-    def as_json(self) -> dict[str, str]:
-        """For scripts."""
-        return {name: str(getattr(self, name)) for name in self.__struct_fields__}
-
 
 def examine(config: Config, home: Path, port: int) -> list[Finding]:
-    """Every finding about this machine, this config and this data folder."""
     return [
         *libraries(config),
-        writing(),
+        bytecode(),
         devices(config),
         disk(home),
         folder(home),
         leftovers(home),
-        listening(config.server.host, port),
+        listening_port(config.server.host, port),
         open_files(),
-        shared_memory(Path("/dev/shm")),  # noqa: S108 - not to put files there
-        *pulled(config, home),
+        shared_memory(Path("/dev/shm")),  # noqa: S108 - no file is put there
+        *downloads(config, home),
     ]
 
 
 def libraries(config: Config) -> Iterator[Finding]:
-    """Whether the large libraries are there, and compiled: else every start compiles them anew."""
+    """Check that large libraries are installed, and compiled: otherwise each start compiles them again."""
     needed = {name: importlib.util.find_spec(name) for name in _NEEDED[None]}
     for kind in {model.kind for model in config.models} & _NEEDED.keys():
         needed |= {name: importlib.util.find_spec(name) for name in _NEEDED[kind]}
     missing = [name for name, spec in needed.items() if spec is None]
     if missing:
-        fix = "scripts/install installs what the appliance needs"
-        yield Finding("libraries", "failed", f"not installed: {', '.join(missing)}", fix)
-    raw = [name for name, spec in needed.items() if spec is not None and not _compiled(spec)]
-    if raw:
+        yield Finding("libraries", "failed", f"not installed: {', '.join(missing)}", "run scripts/install")
+    slow = [name for name, spec in needed.items() if spec is not None and not _compiled(spec)]
+    if slow:
         fix = f"{sys.executable} -m compileall -q -j0 {sysconfig.get_path('purelib')}"
-        yield Finding("libraries", "warning", f"not compiled: {', '.join(raw)}; starts take longer", fix)
-    if not missing and not raw:
+        yield Finding("libraries", "warning", f"not compiled: {', '.join(slow)}; starts take longer", fix)
+    if not missing and not slow:
         yield Finding("libraries", "ok", f"installed and compiled: {', '.join(needed)}")
 
 
@@ -86,78 +80,79 @@ def _compiled(spec: ModuleSpec) -> bool:
     return not origin.endswith(".py") or Path(importlib.util.cache_from_source(origin)).exists()
 
 
-def writing() -> Finding:
-    """Whether Python may keep what it compiles."""
+def bytecode() -> Finding:
+    """Check whether Python writes compiled modules to the disk."""
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         found = "PYTHONDONTWRITEBYTECODE is set: `appliance serve` removes it, other commands start slower"
         return Finding("bytecode", "warning", found, "unset PYTHONDONTWRITEBYTECODE")
-    return Finding("bytecode", "ok", "Python keeps what it compiles")
+    return Finding("bytecode", "ok", "Python keeps compiled modules")
 
 
 def devices(config: Config) -> Finding:
-    """Report the devices that models can be placed on."""
     try:
         found = machine.discover(config.hardware)
     except ApplianceError as error:
-        return Finding("devices", "failed", error.detail, "see whether nvidia-smi works")
+        return Finding("devices", "failed", error.detail, "check that nvidia-smi works")
     names = ", ".join(f"{device.name} ({device.label})" for device in found)
     return Finding("devices", "ok", names)
 
 
 def disk(home: Path) -> Finding:
-    """Room for databases, logs and caches."""
+    """Check the free space for databases, logs and caches."""
     free = shutil.disk_usage(_existing(home)).free
     found = f"{readable_bytes(free)} free at {home}"
     if free < DISK:
-        return Finding("disk", "failed", found, "free some, or name another data folder with APPLIANCE_HOME")
+        return Finding(
+            "disk", "failed", found, "free space, or set APPLIANCE_HOME to a folder on another disk"
+        )
     return Finding("disk", "ok", found)
 
 
 def folder(home: Path) -> Finding:
-    """Whether the data folder can be written, and read by nobody else."""
+    """Check that this user can write the data folder and that others cannot read it."""
     existing = _existing(home)
     if not os.access(existing, os.W_OK | os.X_OK):
-        fix = "give it to the user who runs the appliance, or set APPLIANCE_HOME"
+        fix = "change its owner to the user who runs the appliance, or set APPLIANCE_HOME to another folder"
         return Finding("data folder", "failed", f"{existing} cannot be written", fix)
     if existing == home and home.stat().st_mode & 0o077:
-        return Finding("data folder", "warning", f"others may look into {home}", f"chmod 700 {home}")
+        return Finding("data folder", "warning", f"other users can read {home}", f"chmod 700 {home}")
     return Finding("data folder", "ok", str(home))
 
 
 def leftovers(home: Path) -> Finding:
-    """Whether an appliance uses the data folder now, or has crashed and left engine hosts there."""
+    """Check whether an appliance uses the data folder, or has crashed and left worker processes running."""
     lock = home / "run" / "lock"
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return Finding("other runs", "ok", "nothing has run with this data folder yet")
+        return Finding("other runs", "ok", "no appliance has used this data folder yet")
     except BlockingIOError:
-        found = f"an appliance (process {lock.read_text().strip()}) runs with this data folder"
+        found = f"an appliance (process {lock.read_text().strip()}) uses this data folder"
         return Finding("other runs", "ok", found)
     except OSError as error:
         fix = f"chown -R {os.getuid()} {home}"
         return Finding("other runs", "failed", f"{lock}: {error.strerror}", fix)
-    hosts = sorted(int(file.name) for file in cleanup.folder(home / "run").glob("[0-9]*"))
-    if hosts:
-        found = f"a run crashed and may have left engine hosts: processes {', '.join(map(str, hosts))}"
+    workers = sorted(int(file.name) for file in cleanup.folder(home / "run").glob("[0-9]*"))
+    if workers:
+        found = f"an appliance crashed and may have left worker processes: {', '.join(map(str, workers))}"
         return Finding("other runs", "warning", found, "the next `appliance serve` ends them")
-    return Finding("other runs", "ok", "nothing is left of an earlier run")
+    return Finding("other runs", "ok", "earlier runs have left nothing behind")
 
 
-def listening(host: str, port: int) -> Finding:
-    """Whether the port is free, else who has it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def listening_port(bind_address: str, port: int) -> Finding:
+    """Check that the port is free; if not, name the process that listens there."""
+    family = socket.AF_INET6 if ":" in bind_address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((bind_address, port))
         except OSError as error:
-            who = holder(port)
-            fix = "stop what listens there (perhaps a running appliance), or choose another: APPLIANCE_PORT"
-            found = f"{host}:{port}: {error.strerror}" + (f" by {who}" if who else "")
+            listener = holder(port)
+            fix = "stop the process (perhaps a running appliance), or set APPLIANCE_PORT to another port"
+            found = f"{bind_address}:{port}: {error.strerror}" + (f" by {listener}" if listener else "")
             return Finding("port", "warning", found, fix)
-    return Finding("port", "ok", f"{host}:{port} is free")
+    return Finding("port", "ok", f"{bind_address}:{port} is free")
 
 
 def holder(port: int) -> str | None:
@@ -171,16 +166,16 @@ def holder(port: int) -> str | None:
 
 
 def open_files() -> Finding:
-    """How many files a process may open; sockets count."""
+    """Check how many files and sockets a process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FILES:
-        return Finding("open files", "ok", f"{soft} a process")
+        return Finding("open files", "ok", f"{soft} per process")
     most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    return Finding("open files", "warning", f"{soft} a process", f"ulimit -n {FILES} (at most {most} here)")
+    return Finding("open files", "warning", f"{soft} per process", f"ulimit -n {FILES} (at most {most})")
 
 
 def shared_memory(mount: Path) -> Finding:
-    """Room for Ray's object store."""
+    """Check the free shared memory for Ray's object store."""
     if not mount.is_dir():
         return Finding("shared memory", "failed", f"there is no {mount}", f"mount a tmpfs at {mount}")
     if not os.access(mount, os.W_OK | os.X_OK):
@@ -189,28 +184,33 @@ def shared_memory(mount: Path) -> Finding:
     free = shutil.disk_usage(mount).free
     found = f"{readable_bytes(free)} free at {mount}"
     if free < SHARED_MEMORY:
-        fix = "make it larger (docker: --shm-size=1g), or remove what crashed programs left there"
+        fix = "make it larger (docker: --shm-size=1g), or remove files that crashed programs left there"
         return Finding("shared memory", "failed", found, fix)
     return Finding("shared memory", "ok", found)
 
 
-def pulled(config: Config, home: Path) -> Iterator[Finding]:
-    """Whether each model's weights are there."""
+def downloads(config: Config, home: Path) -> Iterator[Finding]:
+    """Check for each model whether its weights are downloaded."""
     for model in config.models:
         if model.source is None:
             continue
         try:
             present = weights.present(home, model)
         except WeightsError as error:
-            yield Finding("weights", "failed", error.detail, "make its files readable, or fetch them again")
+            yield Finding(
+                "weights",
+                "failed",
+                error.detail,
+                "make the files readable, or download them again",
+            )
             continue
         if present:
             yield Finding("weights", "ok", f"{model.name}: at {weights.folder(home, model)}")
         else:
-            fix = f"appliance pull {model.name} (serving fetches them too)"
-            yield Finding("weights", "warning", f"{model.name}: not fetched yet", fix)
+            fix = f"appliance pull {model.name} (`appliance serve` downloads them as well)"
+            yield Finding("weights", "warning", f"{model.name}: not downloaded yet", fix)
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder that is there already."""
+    """Return ``path`` or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())

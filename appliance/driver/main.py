@@ -1,4 +1,4 @@
-"""The driver behind ``appliance serve``: checks, pulls, starts everything, waits, and takes it down again.
+"""The driver, which ``appliance serve`` becomes: it checks the config, starts all processes and stops them.
 
 Run as ``python -m appliance.driver.main`` in the environment that ``appliance serve`` prepares.
 """
@@ -46,22 +46,21 @@ from appliance.worker.zygote import reclaim
 _log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
-#: kind -> the input that a first try gives; the kinds that look best in one come first
-_ASKED: Final = {
+#: Kind -> the input of the example in the banner. The first kind here that is configured is the example.
+_EXAMPLE_INPUTS: Final = {
     "vllm": "prompt",
     "diffusers": "prompt",
     "embeddings": "texts",
     "piper": "text",
     "echo": "text",
 }
-#: Says in the environment of every process of an appliance whose it is.
+#: Variable with the data folder, in the environment of every process of an appliance.
 HOME_MARK: Final = "APPLIANCE_SERVES"
-#: Returned by ``run`` when Ray is lost: the driver then restarts itself with exec.
-_START_ANEW: Final = -1
+#: Returned by ``run`` when Ray has ended: the driver then restarts itself with exec.
+_RESTART: Final = -1
 
 
-def zygote(settings: GatewaySettings) -> Supervisor:
-    """Return the supervisor of the zygote, which imports the libraries while everything else starts."""
+def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
 
     def command() -> list[str]:
         kinds = {model.kind for model in settings.in_force.models}
@@ -74,8 +73,7 @@ def zygote(settings: GatewaySettings) -> Supervisor:
     return Supervisor("zygote", command, settings.home / "logs" / "zygote.log")
 
 
-def pages(settings: GatewaySettings) -> Supervisor:
-    """Return the supervisor of the UI process."""
+def ui_supervisor(settings: GatewaySettings) -> Supervisor:
     command = [sys.executable, "-m", "appliance.ui", "--socket", str(settings.ui_socket)]
     command += ["--config", str(settings.config_file), "--home", str(settings.home)]
     command += ["--api", os.environ[self_url.URL_VARIABLE]]
@@ -83,17 +81,17 @@ def pages(settings: GatewaySettings) -> Supervisor:
         command += ["--certificates", os.environ[self_url.CERTIFICATES]]
     environment = {
         "GRADIO_TEMP_DIR": str(settings.run_dir / "ui"),
-        "HF_HUB_OFFLINE": "1",  # Gradio would fetch themes and the like
-        **proxies.NO_PROXIES,  # Gradio makes HTTP clients at import, which fails with some proxies
+        "HF_HUB_OFFLINE": "1",  # otherwise Gradio downloads themes and fonts
+        **proxies.NO_PROXIES,  # importing Gradio creates HTTP clients, which fails with some proxies
     }
     return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
 
 
 def take_lock(home: Path) -> IO[str]:
-    """Hold the data folder for this driver until the returned file is closed.
+    """Lock the data folder until the returned file is closed.
 
     Raises:
-        ApplianceError: another driver holds it; names its pid.
+        ApplianceError: another driver has locked it; the message has its process id.
     """
     file = (home / "run" / "lock").open("a+")
     try:
@@ -101,8 +99,8 @@ def take_lock(home: Path) -> IO[str]:
     except BlockingIOError as error:
         file.seek(0)
         raise ApplianceError(
-            f"another appliance (pid {file.read().strip() or '?'}) already uses {home}; "
-            "stop it, or give this one its own --home"
+            f"another appliance (pid {file.read().strip() or '?'}) already uses the data folder {home}: "
+            "stop it, or name another data folder with --home"
         ) from error
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -111,7 +109,7 @@ def take_lock(home: Path) -> IO[str]:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
-    """Raise ``ApplianceError`` if Ray cannot make its object store in ``folder``; Ray itself would hang."""
+    """Raise ``ApplianceError`` if Ray cannot create its object store in ``folder``. Ray itself would hang."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -122,10 +120,10 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 
 
 
 def prepare_home(settings: GatewaySettings) -> None:
-    """Make the folders of the data folder, and the log file.
+    """Create the data folder with its folders and the log file.
 
     Raises:
-        ApplianceError: they cannot be created or written.
+        ApplianceError: a file or folder cannot be created or written.
     """
     home = settings.home
     try:
@@ -135,13 +133,13 @@ def prepare_home(settings: GatewaySettings) -> None:
         (settings.run_dir / "lock").touch(mode=0o600)
     except OSError as error:
         raise ApplianceError(
-            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}; give it to the user "
-            "who runs the appliance, or name another with --home or APPLIANCE_HOME"
+            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}; change its owner to "
+            "the user who runs the appliance, or name another folder with --home or APPLIANCE_HOME"
         ) from error
 
 
 def check_tls(config: Config) -> None:
-    """Raise ``ConfigError`` if HTTPS cannot be spoken with what the config names."""
+    """Raise ``ConfigError`` if the certificate and the key in the config cannot be used for HTTPS."""
     tls = config.server.tls
     if tls is None:
         return
@@ -149,15 +147,15 @@ def check_tls(config: Config) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password="")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"{tls.certificate} and {tls.key} cannot be used: {error}; both must be PEM, and belong together",
+            f"{tls.certificate} and {tls.key} cannot be used: {error}; both must be PEM, of one key pair",
             key="server.tls",
         ) from error
 
 
 async def first_token(database: Path, owner: str) -> str | None:
-    """Make sure that some token exists; returns a secret that has not been shown yet, or None.
+    """Create a token if there is none; return its secret, to be shown once, or None.
 
-    A secret in ``APPLIANCE_TOKEN`` becomes a token if it is none yet, and is not shown.
+    A secret in ``APPLIANCE_TOKEN`` is added to the tokens instead, and is not returned.
     """
     store = Store(database)
     await store.open()
@@ -183,7 +181,7 @@ def _token(name: str, owner: str, secret: str) -> Token:
 
 
 def pull_missing(config: Config, home: Path, console: Console) -> None:
-    """Fetch weights that are not there; a model whose weights cannot be had is said, the others serve."""
+    """Download missing weights. If that fails for a model, say so: the other models are served."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for model in config.models:
@@ -195,34 +193,35 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
 
 
 def banner(settings: GatewaySettings, secret: str | None) -> str:
-    """Return the lines that a user needs to make the first call."""
-    url = settings.config.server.public_url or f"{_scheme(settings)}://{settings.host}:{settings.port}"
+    """Return what a user needs for the first call: URL, token, models and an example."""
+    scheme = "http" if settings.config.server.tls is None else "https"
+    url = settings.config.server.public_url or f"{scheme}://{settings.host}:{settings.port}"
     if secret is not None:
-        shown = f"{secret}   (shown this once; `appliance token create` makes more)"
+        shown = f"{secret}   (shown only now; `appliance token create` creates more tokens)"
     elif TOKEN_VARIABLE in os.environ:
         shown = f"the one in {TOKEN_VARIABLE}"
     else:
-        shown = "the one shown at the first start; `appliance token create` makes another"
-    names = ", ".join(model.name for model in settings.config.models)
+        shown = "the one shown at the first start; `appliance token create` creates another"
     models = settings.config.models
-    example = min(models, key=lambda model: list(_ASKED).index(model.kind) if model.kind in _ASKED else 9)
-    called = example.aliases[0] if example.aliases else example.name
-    asked = _ASKED.get(example.kind, "prompt")
+    kinds = [*_EXAMPLE_INPUTS]
+    example = min(models, key=lambda model: kinds.index(model.kind) if model.kind in kinds else len(kinds))
+    name = example.aliases[0] if example.aliases else example.name
+    input = _EXAMPLE_INPUTS.get(example.kind, "prompt")
     return "\n".join(
         (
             f"appliance is ready at {url}",
             f"token:  {shown}",
-            f"models: {names}",
+            f"models: {', '.join(model.name for model in models)}",
             "",
             f"  export REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN={secret or '<token>'}",
             "  python -c 'import replicate",
-            f'print(*replicate.run("{called}", input={{"{asked}": "Hello!"}}), sep="")\'',
+            f'print(*replicate.run("{name}", input={{"{input}": "Hello!"}}), sep="")\'',
         )
     )
 
 
 async def follow_log(path: Path, out: IO[str]) -> None:
-    """Copy what is appended to ``path`` from now on."""
+    """Copy text that is appended to the file from now on."""
     with path.open(encoding="utf-8", errors="replace") as file:
         file.seek(0, os.SEEK_END)
         while True:
@@ -234,21 +233,21 @@ async def follow_log(path: Path, out: IO[str]) -> None:
 
 
 async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocket, console: Console) -> int:
-    """Start, wait for a signal, drain, stop. Returns the exit code, or ``_START_ANEW``.
+    """Start all processes, wait for a signal, drain and stop. Return the exit code, or ``_RESTART``.
 
     Raises:
-        RayLost: Ray ended before the gateway answered, or during the stop.
+        RayLost: Ray ended before the gateway answered or while the appliance stopped.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
     _end_on_signals(stop)
     secret = await first_token(settings.database, settings.config.server.account)
-    children = [zygote(settings)]
+    children = [zygote_supervisor(settings)]
     await children[0].start()
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
 
     async def started() -> None:
-        if settings.ui:  # not before: the imports of the one take time from the start of the other
-            children.append(pages(settings))
+        if settings.ui:  # only now, because its imports would slow down the start of the gateway
+            children.append(ui_supervisor(settings))
             await children[-1].start()
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
         ready.set()
@@ -259,13 +258,13 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
         listener.lend()
         await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
     except RayLost as error:
-        # Kill the gateway at once: it still accepts predictions that nothing would run. Predictions that
+        # Kill the gateway at once, because it still accepts predictions that cannot run. The predictions that
         # it has accepted are in the store.
         kill_marked(HOME_MARK, str(settings.home))
         if stop.is_set() or not ready.is_set():
             raise
-        _log.error("%s; restarting the appliance, which continues accepted predictions", error.detail)
-        return _START_ANEW
+        _log.error("%s: the appliance restarts and continues the accepted predictions", error.detail)
+        return _RESTART
     finally:
         tail.cancel()
         listener.close()
@@ -277,7 +276,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
 
 
 async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
-    """Do ``work``; raise ``RayLost`` as soon as Ray has died."""
+    """Wait for ``work``; raise ``RayLost`` as soon as a process of Ray has ended."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -295,9 +294,11 @@ async def _until_stopped(
     started: Callable[[], Awaitable[None]],
     console: Console,
 ) -> None:
-    """Run the gateway until ``stop``, then have it drain."""
+    """Run the gateway until ``stop`` is set, then drain it. Call ``started`` once the gateway answers."""
     stopping = asyncio.ensure_future(stop.wait())
-    starting = asyncio.ensure_future(node.run_gateway(start_gateway, settings, lambda: _answers(settings)))
+    starting = asyncio.ensure_future(
+        node.run_gateway(start_gateway, settings, lambda: _gateway_answers(settings))
+    )
     await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():  # stopped during the start: nothing runs yet
         starting.cancel()
@@ -308,14 +309,10 @@ async def _until_stopped(
     await stopping
     reloads.cancel()
     patience = settings.in_force.server.drain_timeout
-    console.print(f"draining; running predictions get up to {patience:g} s", highlight=False)
+    console.print(f"stopping: running predictions get up to {patience:g} s", highlight=False)
     left = await node.drain_gateway(patience)
     if left:
-        console.print(f"{left} predictions will run at the next start")
-
-
-def _scheme(settings: GatewaySettings) -> str:
-    return "http" if settings.config.server.tls is None else "https"
+        console.print(f"{left} predictions are not finished and run at the next start")
 
 
 def _end_on_signals(stop: asyncio.Event) -> None:
@@ -324,7 +321,7 @@ def _end_on_signals(stop: asyncio.Event) -> None:
 
 
 async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console) -> None:
-    """At each SIGHUP have models.yaml applied; one that tells of a closed terminal ends the appliance."""
+    """Apply models.yaml at each SIGHUP. If SIGHUP came because the terminal was closed, set ``stop``."""
     hung_up = asyncio.Event()
     at_terminal = os.isatty(0)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
@@ -334,12 +331,12 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
         if at_terminal and not os.isatty(0):
             stop.set()
             return
-        done, said = await node.reload_gateway()
-        heading = "models.yaml is reloaded" if done else "models.yaml is not reloaded"
-        console.print(f"{heading}: {said}", highlight=False, markup=False, soft_wrap=True)
+        applied, report = await node.reload_gateway()
+        heading = "models.yaml is reloaded" if applied else "models.yaml is not reloaded"
+        console.print(f"{heading}: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
-async def _answers(settings: GatewaySettings) -> bool:
+async def _gateway_answers(settings: GatewaySettings) -> bool:
     url = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
     # The certificate need not be valid for the local URL, and this process has started the server itself.
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - see above
@@ -351,7 +348,7 @@ async def _answers(settings: GatewaySettings) -> bool:
 
 
 def main() -> int:
-    """The command line of ``python -m appliance.driver.main``; people use ``appliance serve``."""
+    """Run the command line ``python -m appliance.driver.main``, which ``appliance serve`` executes."""
     parser = argparse.ArgumentParser(prog="python -m appliance.driver.main")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--home", type=Path)
@@ -370,13 +367,13 @@ def main() -> int:
     except ApplianceError as error:
         Console(stderr=True).print(f"appliance: {error.detail}", style="red", markup=False, soft_wrap=True)
         return 1
-    if code == _START_ANEW:
-        _start_anew(environment)
+    if code == _RESTART:
+        _restart(environment)
     return code
 
 
-def _start_anew(environment: Mapping[str, str]) -> NoReturn:
-    """Replace this process by a newly started driver with the same process id."""
+def _restart(environment: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a new driver with the same process id."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
             pass
@@ -408,17 +405,17 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     with take_lock(home):
         killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:
-            console.print(f"stopped {len(killed)} processes left by a crashed run")
+            console.print(f"killed {len(killed)} processes that a crashed appliance had left running")
         runtime.forget(settings.run_dir)
         check_tls(config)
         check_shared_memory()
         with ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener:
             node = RayNode(temporary_folder.make(home))
-            os.environ[HOME_MARK] = str(home)  # inherited by all processes started from here on
+            os.environ[HOME_MARK] = str(home)  # inherited by all processes that are started from here on
             temporary_folder.use(node.temp)
             os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
-            own = [node_address(), urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host]
-            os.environ |= proxies.bypass(os.environ, own)
+            own_host = urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host
+            os.environ |= proxies.bypass(os.environ, [node_address(), own_host])
             if not arguments.no_pull:
                 pull_missing(config, home, console)
             try:
@@ -428,7 +425,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    ended_with = main()
+    exit_code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(ended_with)  # Ray's exit handlers would wait for dead processes
+    os._exit(exit_code)  # Ray's exit handlers would wait for dead processes

@@ -17,7 +17,7 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def restrict() -> None:
-    """Make files that this process and its children create from now on accessible to this user only."""
+    """Allow only this user to open files that this process and its children create from now on."""
     os.umask(_OTHERS)
 
 
@@ -27,7 +27,7 @@ def tighten(home: Path) -> None:
     kept = sum(not _close(path) for path in (home, *_content(home)))
     if kept:
         _log.warning(
-            "%d files of the data folder %s stay open to other users because another user owns them: "
+            "other users can open %d files of the data folder %s because another user owns the files: "
             "have their owner run chmod -R go= %s",
             kept,
             home,
@@ -36,7 +36,7 @@ def tighten(home: Path) -> None:
 
 
 def _content(home: Path) -> list[Path]:
-    """All files and folders in ``home``, except those below a public folder or behind a link."""
+    """Return all files and folders in ``home``, without those in a public folder or behind a link."""
     found: list[Path] = []
     for folder, folders, files in os.walk(home):
         here = Path(folder)

@@ -1,14 +1,13 @@
-"""Proxy variables: used for downloads of weights, never for calls between processes of the appliance."""
+"""Proxy variables: used for downloads, never for calls between processes of the appliance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-#: Host names and addresses of this machine itself.
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-#: For a process that calls only the appliance. Empty lower-case variables also hide the upper-case ones:
-#: https://docs.python.org/3/library/urllib.request.html#urllib.request.getproxies
+#: Variables for a process that calls only the appliance. An empty lower-case variable hides the upper-case
+#: one: https://docs.python.org/3/library/urllib.request.html#urllib.request.getproxies
 NO_PROXIES: Final = {"http_proxy": "", "https_proxy": "", "all_proxy": ""}
 
 

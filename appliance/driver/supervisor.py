@@ -1,4 +1,4 @@
-"""A child process of the driver that is started again whenever it ends."""
+"""A child process of the driver that is restarted whenever it ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from appliance.runners.child_environment import without_secrets
 
 _log = logging.getLogger(__name__)
 
-FIRST_PAUSE: Final = 1.0  # seconds between the end of a process and the next
-LONGEST_PAUSE: Final = 30.0  # for one that ends again and again
-_GRACE: Final = 5.0  # seconds that a process gets to end by itself
+FIRST_PAUSE: Final = 1.0  # seconds before the first restart; doubles with each further one
+LONGEST_PAUSE: Final = 30.0  # seconds; a process that ran longer is restarted after FIRST_PAUSE again
+_GRACE: Final = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Supervisor:
-    """One such process. Its standard input is a pipe of ours, which ends when the driver dies."""
+    """One child process. Its standard input is a pipe that is closed when the driver dies."""
 
     def __init__(
         self,
@@ -28,10 +28,9 @@ class Supervisor:
         log: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing runs before ``start``; ``command`` is called for each start of the process.
+        """``command`` is called for each start of the process, whose output is appended to ``log``.
 
-        The output of the process is appended to ``log``. Its environment is this process's without secrets,
-        plus ``variables``.
+        The environment of the process is the driver's without secrets, plus ``variables``.
         """
         self._name = name
         self._command = command
@@ -42,15 +41,13 @@ class Supervisor:
         self._pause = FIRST_PAUSE
 
     async def start(self) -> None:
-        """Start it and watch it; it makes itself ready while everything else starts."""
         await self._spawn()
         self._watch = asyncio.get_running_loop().create_task(self._keep())
 
     async def stop(self) -> None:
-        """End it, and start it no more."""
         if self._watch is not None:
             self._watch.cancel()
-            await asyncio.wait({self._watch})  # it may be about to start one: asyncio ends that
+            await asyncio.wait({self._watch})  # if it was just starting a process, asyncio ends that process
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -69,7 +66,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 env={**without_secrets(), **self._variables},
-                start_new_session=True,  # Ctrl-C in the terminal is for the driver alone
+                start_new_session=True,  # Ctrl-C in the terminal is only for the driver
             )
 
     async def _keep(self) -> None:
@@ -78,12 +75,17 @@ class Supervisor:
             code = await self._process.wait()
             if time.monotonic() - began > LONGEST_PAUSE:
                 self._pause = FIRST_PAUSE
-            _log.error("the %s ended with %s; it is started again; see %s", self._name, code, self._log)
+            _log.error("the %s ended with exit code %s and is restarted: see %s", self._name, code, self._log)
             while True:
                 await asyncio.sleep(self._pause)
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
                 try:
                     await self._spawn()
                     break
-                except OSError as error:  # no memory for a process, no space for its log
-                    _log.error("the %s could not be started, trying again: %s", self._name, error)
+                except OSError as error:  # for example no memory for a process, or no space for its log
+                    _log.error(
+                        "the %s could not be started: %s: next attempt in %.1f s",
+                        self._name,
+                        error,
+                        self._pause,
+                    )

@@ -1,8 +1,7 @@
-"""The appliance's own folder among temporary files.
+"""The appliance's own folder for temporary files, which only its user may enter.
 
-All users of a machine share the system's folder for temporary files. Libraries trust files there, and Ray
-lets everybody read its session folders. So all temporary files of the appliance are in one folder that only
-its user may enter.
+All users of a machine share the system's folder for temporary files. Libraries trust the files in it, and Ray
+allows all users to read its session folders.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ __all__ = ["make", "use"]
 
 
 def make(home: Path) -> Path:
-    """Create an empty temporary folder for the appliance with this data folder; only this user may enter it.
+    """Create an empty temporary folder for the appliance with the data folder ``home``.
 
-    Its path is short, because Ray's sockets are deep below it and a socket's path has at most 107 bytes.
+    The path is short, because Ray's sockets are deep below it, and a socket's path has at most 107 bytes.
 
     Raises:
-        ApplianceError: the folder cannot be created, or another user has put something in its place.
+        ApplianceError: the folder cannot be created, or something that another user created has its name.
     """
     mark = hashlib.sha256(str(home).encode()).hexdigest()[:8]
     try:
         path = Path(tempfile.gettempdir()) / f"appliance-{os.geteuid()}-{mark}"
     except FileNotFoundError as error:
-        raise ApplianceError(f"{error.strerror}; set TMPDIR to a folder that can be written") from error
+        raise ApplianceError(f"{error.strerror}: set TMPDIR to a folder that can be written") from error
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
         _take_back(path)
     except OSError as error:
         raise ApplianceError(
-            f"the folder for temporary files, {path}, cannot be made: {error.strerror}; set TMPDIR to another"
+            f"the temporary folder {path} cannot be created: {error.strerror}: set TMPDIR to another folder"
         ) from error
     return path
 
@@ -53,11 +52,11 @@ def _take_back(path: Path) -> None:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise _planted(path) from error
+        raise _foreign(path) from error
     try:
         if os.fstat(folder).st_uid != os.geteuid():
-            raise _planted(path)
-        os.fchmod(folder, 0o700)  # first, so that no other user can change files during the removal
+            raise _foreign(path)
+        os.fchmod(folder, 0o700)  # before the removal, so that no other user can change files during it
     finally:
         os.close(folder)
     try:
@@ -68,12 +67,12 @@ def _take_back(path: Path) -> None:
                 child.unlink()
     except OSError as error:
         raise ApplianceError(
-            f"{error.filename or path} of an earlier run cannot be removed: {error.strerror}; remove it"
+            f"{error.filename or path} of an earlier run cannot be removed: {error.strerror}: remove it"
         ) from error
 
 
-def _planted(path: Path) -> ApplianceError:
+def _foreign(path: Path) -> ApplianceError:
     return ApplianceError(
-        f"{path} is not a folder of the user who starts the appliance: see who made it and remove it, "
-        "or set TMPDIR to a folder that nobody else may write"
+        f"{path} is not a folder of the user who starts the appliance: find out who created it, remove it, "
+        "or set TMPDIR to a folder that only this user may write"
     )

@@ -1,4 +1,4 @@
-"""A certificate of one's own, as clients check it."""
+"""Self-signed certificates, as clients check them."""
 
 from __future__ import annotations
 

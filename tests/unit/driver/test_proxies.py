@@ -1,4 +1,4 @@
-"""What the appliance says to itself goes past every proxy of the environment; what users fetch does not."""
+"""Calls within the appliance ignore the proxies of the environment; downloads use them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def no_proxies_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"no_proxy": "example.org"}, {"NO_PROXY": " example.org,"}])
-def test_own_addresses_are_exempt_and_what_was_exempt_stays(
+def test_own_hosts_are_exempt_and_exempt_hosts_stay_so(
     given: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {"http_proxy": PROXY, "https_proxy": PROXY, **given}
@@ -39,7 +39,7 @@ def test_own_addresses_are_exempt_and_what_was_exempt_stays(
     assert direct == {"127.0.0.1", "localhost", "[::1]", "192.0.2.2", *(["example.org"] if given else [])}
 
 
-def test_exempting_everything_still_does() -> None:
+def test_an_asterisk_still_exempts_all_hosts() -> None:
     found = proxies.bypass({"no_proxy": "*"}, ["192.0.2.2"])
     assert found["no_proxy"] == found["NO_PROXY"] == "*"
     assert "192.0.2.2" in found["no_grpc_proxy"].split(",")  # gRPC does not know the asterisk
@@ -64,7 +64,7 @@ def test_the_ui_starts_whatever_proxy_is_set() -> None:
     assert (ran.returncode, ran.stdout.strip()) == (0, "{}"), ran.stderr
 
 
-def test_a_proxy_that_weights_cannot_be_fetched_over_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_proxy_for_downloads_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_settings", dict)
     monkeypatch.setenv("ALL_PROXY", "socks5://192.0.2.99:1080")
     with pytest.raises(WeightsError, match=r"index\.test cannot be reached over the proxy of"):

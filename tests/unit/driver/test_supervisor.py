@@ -1,4 +1,4 @@
-"""Children of the driver are started again, end with it, and say what they print in their log."""
+"""Children of the driver are restarted, end with it, and write to their logs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LIVES = (
 
 
 async def lines(log: Path, count: int) -> list[str]:
-    """The first ``count`` lines of a log, as soon as they are there."""
+    """Wait for the first ``count`` lines of a log."""
     await until(lambda: log.exists() and len(log.read_text().splitlines()) >= count)
     return log.read_text().splitlines()[:count]
 
 
 def children() -> set[int]:
-    """The processes that this one has started, those that are over but not collected among them."""
+    """Return the child processes of this process, zombies too."""
     return {each.pid for each in psutil.Process().children()}
 
 
@@ -50,7 +50,7 @@ async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
 
 
 async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zygote is one, and so all engine hosts that it forks: models may bring code of their own."""
+    """The zygote is such a child, and its worker processes inherit its environment. Models may contain code."""
     secrets = (
         "APPLIANCE_TOKEN",
         "REPLICATE_API_TOKEN",
@@ -75,7 +75,6 @@ async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pyt
 async def test_a_child_that_is_being_started_again_is_ended_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However far that has come."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.0)
     others = children()
     for wait in (0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
@@ -109,7 +108,7 @@ async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path
 async def test_a_child_that_cannot_be_started_for_a_while_is_started_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where its log finds no space."""
+    """For example because there is no space for its log."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
     folder = tmp_path / "logs"
     folder.mkdir()

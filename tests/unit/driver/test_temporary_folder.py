@@ -71,7 +71,7 @@ def test_a_folder_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_folder_that_cannot_be_made_is_said(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(shared / "none"))
-    with pytest.raises(ApplianceError, match="No such file or directory; set TMPDIR to another"):
+    with pytest.raises(ApplianceError, match="No such file or directory: set TMPDIR to another"):
         temporary_folder.make(Path("/data/one"))
 
 
