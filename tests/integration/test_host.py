@@ -17,8 +17,8 @@ from appliance.domain.prediction import Done, Log
 from appliance.machine.processes import is_running
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
 from appliance.worker.replica import LOOK, Replica
-from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 from tests.support.appliance_process import PATIENCE
+from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
 pytestmark = pytest.mark.integration
 

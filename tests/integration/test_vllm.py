@@ -32,8 +32,8 @@ from appliance.runners.vllm import engine
 from appliance.runners.vllm.options import VllmOptions
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 from appliance.worker.replica import Replica
-from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 from tests.support.appliance_process import PATIENCE, ROOT, WEIGHTS, wait_for
+from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -18,8 +18,8 @@ from appliance.domain.prediction import Done
 from appliance.machine.processes import is_running
 from appliance.worker import cleanup
 from appliance.worker.replica import Replica
-from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 from tests.support.appliance_process import PATIENCE, ROOT, wait_for
+from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
 pytestmark = pytest.mark.integration
 

@@ -50,7 +50,7 @@ async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
 
 
 async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zygote is such a child, and its worker processes inherit its environment. Models may contain code."""
+    """The zygote is such a child; worker processes inherit its environment, and models may contain code."""
     secrets = (
         "APPLIANCE_TOKEN",
         "REPLICATE_API_TOKEN",

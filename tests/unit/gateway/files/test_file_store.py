@@ -22,8 +22,8 @@ from appliance.domain.file import File
 from appliance.gateway.files import file_store
 from appliance.gateway.files.file_store import signature
 from tests.support.api_client import Api
-from tests.support.engine_bench import Bench, entry, refusal
 from tests.support.appliance_process import until
+from tests.support.engine_bench import Bench, entry, refusal
 
 ORIGIN = "http://models.example.org:8000"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
