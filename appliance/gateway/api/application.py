@@ -11,66 +11,65 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from appliance.domain.errors import ApplianceError, BadRequest, DiskFull, MethodNotAllowed, NotFound
-from appliance.gateway.api import errors, requests
-from appliance.gateway.api.admin.builds import Builds
-from appliance.gateway.api.admin.examples import Examples
-from appliance.gateway.api.admin.history import History
-from appliance.gateway.api.admin.monitoring import Monitoring
-from appliance.gateway.api.admin.settings import Settings
-from appliance.gateway.api.admin.status import Admin
-from appliance.gateway.api.admin.tokens import Tokens
-from appliance.gateway.api.admin.usage import UsageReport
-from appliance.gateway.api.compat.anthropic import Anthropic
-from appliance.gateway.api.compat.audio import Audio
-from appliance.gateway.api.compat.embeddings import Embeddings
-from appliance.gateway.api.compat.images import Images
-from appliance.gateway.api.compat.openai import OpenAI
+from appliance.gateway.api import errors, reference, requests
+from appliance.gateway.api.admin import (
+    builds,
+    examples,
+    history,
+    monitoring,
+    settings,
+    status,
+    tokens,
+    usage,
+)
+from appliance.gateway.api.compat import anthropic, audio, embeddings, images, openai
 from appliance.gateway.api.rate_limit import RateLimitState
-from appliance.gateway.api.reference import Reference
-from appliance.gateway.api.replicate.account import Account
-from appliance.gateway.api.replicate.collections import Collections
-from appliance.gateway.api.replicate.deployments import Deployments
-from appliance.gateway.api.replicate.files import Files
-from appliance.gateway.api.replicate.models import Models
-from appliance.gateway.api.replicate.predictions import Predictions
-from appliance.gateway.api.replicate.streams import Streams
-from appliance.gateway.api.replicate.trainings import Trainings
-from appliance.gateway.api.replicate.versions import Versions
-from appliance.gateway.api.replicate.webhooks import WebhookKeys
+from appliance.gateway.api.replicate import (
+    account,
+    collections,
+    deployments,
+    files,
+    models,
+    predictions,
+    streams,
+    trainings,
+    versions,
+    webhooks,
+)
 from appliance.gateway.api.services import Services
 from appliance.gateway.api.ui_proxy import UiProxy
 
 _log = logging.getLogger(__name__)
 
-#: The resources, in the order in which their routes are tried.
-RESOURCES: Final = (
-    Predictions,
-    Streams,
-    Deployments,
-    Trainings,
-    Files,
-    Models,
-    Builds,
-    Versions,
-    Collections,
-    Account,
-    WebhookKeys,
-    Admin,
-    Monitoring,
-    History,
-    Tokens,
-    Settings,
-    UsageReport,
-    Examples,
-    Reference,
-    OpenAI,
-    Embeddings,
-    Images,
-    Audio,
-    Anthropic,
+#: Every route, in the order in which they are tried.
+ROUTES: Final = (
+    *predictions.ROUTES,
+    *streams.ROUTES,
+    *deployments.ROUTES,
+    *trainings.ROUTES,
+    *files.ROUTES,
+    *models.ROUTES,
+    *builds.ROUTES,
+    *versions.ROUTES,
+    *collections.ROUTES,
+    *account.ROUTES,
+    *webhooks.ROUTES,
+    *status.ROUTES,
+    *monitoring.ROUTES,
+    *history.ROUTES,
+    *tokens.ROUTES,
+    *settings.ROUTES,
+    *usage.ROUTES,
+    *examples.ROUTES,
+    *reference.ROUTES,
+    *openai.ROUTES,
+    *embeddings.ROUTES,
+    *images.ROUTES,
+    *audio.ROUTES,
+    *anthropic.ROUTES,
 )
 
 #: The route label in the metrics of requests that match no route.
@@ -90,21 +89,14 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, la
 
 def create_api(services: Services, ui: Path | None = None) -> Application:
     """Return the application. Paths outside the API go to the UI at the Unix socket ``ui``, if given."""
-    routes = [
-        _CountedRoute(route.path, route.endpoint, methods=route.methods)
-        for resource in RESOURCES
-        for route in resource(services).routes()
-    ]
-    router = Router(routes, redirect_slashes=False, default=_not_found)
-    ours = frozenset(route.path.split("/")[1] for route in routes)
-    return Application(services, router, None if ui is None else UiProxy(services, ui, ours))
+    api = frozenset(route.path.split("/")[1] for route in ROUTES)
+    return Application(services, None if ui is None else UiProxy(ui, api))
 
 
 class _CountedRoute(Route):
     """A route that puts its path template into the scope, where metrics and traces read it."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match path and method as Starlette does."""
         match, child_scope = super().matches(scope)
         if match is Match.FULL:  # a request with another method gets 405 and counts as unmatched
             child_scope[requests.ROUTE] = self.path
@@ -115,23 +107,26 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise NotFound
 
 
+_ROUTER: Final = Router(
+    [_CountedRoute(route.path, route.endpoint, methods=route.methods) for route in ROUTES],
+    redirect_slashes=False,
+    default=_not_found,
+)
+
+
 class Application:
-    """Everything around the routes."""
+    """Handles every request: routes it, and adds CORS, rate limit headers, error responses and metrics."""
 
-    def __init__(self, services: Services, router: ASGIApp, web: UiProxy | None = None) -> None:
-        """``router`` may raise any error of the tree; the metrics hear of every answer.
-
-        ``web`` answers what is not the API's.
-        """
-        self._metrics = services.metrics
-        self._tracing = services.tracing
-        self._router = router
-        self._web = web
+    def __init__(self, services: Services, ui: UiProxy | None = None) -> None:
+        """``ui`` gets the requests that are not for the API."""
+        self.services = services
+        self.checks = monitoring.checks(services)
+        self._ui = ui
 
     async def close(self) -> None:
-        """Let go of the UI."""
-        if self._web is not None:
-            await self._web.close()
+        """Close the connections to the UI."""
+        if self._ui is not None:
+            await self._ui.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an HTTP request; other ASGI protocols are not supported."""
@@ -140,8 +135,11 @@ class Application:
         if not scope["path"].startswith("/"):  # OPTIONS may request "*"
             problem = BadRequest(f'"{scope["path"][:100]}" is no path of this appliance.')
             await errors.answer(problem, "/", post=False)(scope, receive, send)
-        elif self._web is not None and self._web.takes(scope):
-            await self._web(scope, receive, send)
+            return
+        # "app" also makes Starlette's routes raise their 405 instead of answering it in plain text.
+        scope = {**scope, "app": self}
+        if self._ui is not None and self._ui.takes(scope):
+            await self._ui(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
 
@@ -155,8 +153,7 @@ class Application:
                 allowed = {**_PREFLIGHT, "access-control-allow-headers": wished}
                 await Response(status_code=204, headers=allowed)(scope, receive, send)
                 return
-        # "app" makes Starlette's routes raise their 405 instead of answering it in plain text.
-        inner = {**scope, "app": self, "path": _uniform(scope["path"])}
+        inner = {**scope, "path": _uniform(scope["path"])}
         status: int | None = None
         began = time.perf_counter()
 
@@ -168,7 +165,7 @@ class Application:
             await send(message)
 
         try:
-            await self._router(inner, receive, watched)
+            await _ROUTER(inner, receive, watched)
         except Exception as error:
             if status is not None:  # a stream broke in the middle: all that is left is to close it
                 raise
@@ -178,9 +175,11 @@ class Application:
         finally:
             if status is not None:  # the client was not gone before
                 took = time.perf_counter() - began
-                self._metrics.answered(inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took)
-            if self._tracing is not None and requests.SPAN in inner:
-                self._tracing.answered(inner[requests.SPAN], status)
+                self.services.metrics.answered(
+                    inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took
+                )
+            if self.services.tracing is not None and requests.SPAN in inner:
+                self.services.tracing.answered(inner[requests.SPAN], status)
 
 
 def _uniform(path: str) -> str:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from appliance.domain.errors import FieldProblem, InvalidInput, NotFound
 from appliance.domain.prediction import Prediction
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
 from appliance.store import Cursor, Filter
 
@@ -73,7 +73,6 @@ def address(request: Request, base: str, cursor: Cursor) -> str:
 
 async def of_predictions(
     request: Request,
-    services: Services,
     owner: str | None,
     shown: Callable[[Prediction, str], object],
     *,
@@ -89,7 +88,7 @@ async def of_predictions(
         NotFound: the cursor is none of ours, or there is no such parent.
         InvalidInput: another parameter is wrong.
     """
-    base = requests.origin(request, services)
+    base = requests.origin(request)
     size = size or PAGE
     given = request.query_params.get("cursor")
     cursor = decode(given) if given else None
@@ -101,7 +100,7 @@ async def of_predictions(
         "created_after": _instant(request, "created_after"),
         "created_before": _instant(request, "created_before"),
     }
-    found = [*await services.engine.list(owner, cursor=cursor, limit=size + 1, **narrowed)]
+    found = [*await services_of(request).engine.list(owner, cursor=cursor, limit=size + 1, **narrowed)]
     more = len(found) > size
     page = found[-size:] if backwards else found[:size]
     older = more or backwards

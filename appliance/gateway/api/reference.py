@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from appliance.domain.errors import NotFound
 from appliance.gateway.api import openapi, responses
-from appliance.gateway.api.services import Services
 
 #: A package that holds nothing but Swagger UI's own files; only those are used, it is never imported.
 _PACKAGE: Final = "fastapi_swagger"
@@ -48,39 +47,24 @@ _POLICY: Final = {
 }
 
 
-class Reference:
-    """Routes that need no token: they say what is in this very code, and nothing of this machine."""
+async def get_document(request: Request) -> Response:
+    """``GET /openapi.json``."""
+    return responses.json(_DOCUMENT)
 
-    def __init__(self, services: Services) -> None:
-        """``services`` is not needed: the document is the same everywhere."""
-        self._document = openapi.document()
-        self._folder = _folder()
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/openapi.json", self.document, methods=["GET"]),
-            Route("/v1/openapi.json", self.document, methods=["GET"]),
-            Route("/docs", self.page, methods=["GET"]),
-            Route("/docs/{asset}", self.asset, methods=["GET"]),
-        ]
+async def get_docs(request: Request) -> Response:
+    """``GET /docs``: Swagger UI."""
+    return HTMLResponse(_PAGE, headers=_POLICY)
 
-    async def document(self, request: Request) -> Response:
-        """``GET /openapi.json``."""
-        return responses.json(self._document)
 
-    async def page(self, request: Request) -> Response:
-        """``GET /docs``: Swagger UI."""
-        return HTMLResponse(_PAGE, headers=_POLICY)
-
-    async def asset(self, request: Request) -> Response:
-        """``GET /docs/{asset}``: what the page is made of."""
-        name = request.path_params["asset"]
-        if name == "start.js":
-            return Response(_START, media_type="text/javascript", headers=_POLICY)
-        if name not in _ASSETS:
-            raise NotFound
-        return FileResponse(self._folder / name, media_type=_ASSETS[name], headers=_POLICY)
+async def get_asset(request: Request) -> Response:
+    """``GET /docs/{asset}``: what the page is made of."""
+    name = request.path_params["asset"]
+    if name == "start.js":
+        return Response(_START, media_type="text/javascript", headers=_POLICY)
+    if name not in _ASSETS:
+        raise NotFound
+    return FileResponse(_FOLDER / name, media_type=_ASSETS[name], headers=_POLICY)
 
 
 def _folder() -> Path:
@@ -88,3 +72,13 @@ def _folder() -> Path:
     assert found is not None, f"{_PACKAGE} is in pyproject.toml"
     assert found.submodule_search_locations, f"{_PACKAGE} is a package"
     return Path(found.submodule_search_locations[0]) / "resources"
+
+
+_DOCUMENT: Final = openapi.document()
+_FOLDER: Final = _folder()
+ROUTES: Final = (
+    Route("/openapi.json", get_document, methods=["GET"]),
+    Route("/v1/openapi.json", get_document, methods=["GET"]),
+    Route("/docs", get_docs, methods=["GET"]),
+    Route("/docs/{asset}", get_asset, methods=["GET"]),
+)

@@ -22,7 +22,7 @@ from appliance.domain.errors import (
     Throttled,
 )
 from appliance.domain.token import Scope, Token
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import Services, services_of
 
 #: The longest wait in seconds, and the wait of ``Prefer: wait`` without a number.
 LONGEST_WAIT: Final = 60
@@ -63,7 +63,6 @@ class Wait(NamedTuple):
 
 async def caller(
     request: Request,
-    services: Services,
     needed: Scope,
     *,
     creates: bool = False,
@@ -78,6 +77,7 @@ async def caller(
         PermissionDenied: the token may not do this.
         Throttled: it has made too many requests.
     """
+    services = services_of(request)
     token = await services.auth.caller(authorization or request.headers.get("authorization"))
     if not token.may(needed):
         raise PermissionDenied(f'This token has the scope "{token.scope}"; this request needs "{needed}".')
@@ -94,17 +94,19 @@ async def caller(
     return token
 
 
-def trace(request: Request, services: Services) -> str | None:
-    """The traceparent for the prediction that this request asks for; None where nothing is traced."""
-    if services.tracing is None:
+def trace(request: Request) -> str | None:
+    """Return the traceparent for the prediction that this request creates; None without tracing."""
+    tracing = services_of(request).tracing
+    if tracing is None:
         return None
-    span, traceparent = services.tracing.request(request.method, request.scope[ROUTE], request.headers)
+    span, traceparent = tracing.request(request.method, request.scope[ROUTE], request.headers)
     request.scope[SPAN] = span
     return traceparent
 
 
-def origin(request: Request, services: Services) -> str:
-    """Scheme and host that this client reaches us by, without a slash at the end."""
+def origin(request: Request) -> str:
+    """Return the scheme and host by which this client reaches the appliance, without a slash at the end."""
+    services = services_of(request)
     if services.config.server.public_url is not None:
         return services.config.server.public_url.rstrip("/")
     host = request.headers.get("host", "")
@@ -131,14 +133,19 @@ def is_proxy(services: Services, client: str) -> bool:
     return any(address in network for network in networks if network.version == address.version)
 
 
-async def text_body(request: Request, limit: int) -> str:
+def model_name(request: Request) -> str:
+    """Return the ``owner/name`` in the request's path."""
+    return "{owner}/{name}".format(**request.path_params)
+
+
+async def text_body(request: Request) -> str:
     """The text in the request, or in the JSON string that it is.
 
     Raises:
         BodyTooLarge: it is over the limit.
         MalformedBody: it is no text.
     """
-    received = await _received(request, limit)
+    received = await _received(request)
     try:
         text = received.decode()
     except UnicodeDecodeError as error:
@@ -149,14 +156,14 @@ async def text_body(request: Request, limit: int) -> str:
         return text
 
 
-async def body(request: Request, limit: int) -> dict[str, Any]:
-    """The JSON object in the request, whatever its content type says; ``limit`` is in bytes.
+async def body(request: Request) -> dict[str, Any]:
+    """Return the JSON object in the request, whatever its content type is.
 
     Raises:
-        BodyTooLarge: it is over the limit; no more of it than that was read.
+        BodyTooLarge: it is over ``limits.body``; no more of it than that was read.
         MalformedBody: it is no JSON, or not an object.
     """
-    received = await _received(request, limit)
+    received = await _received(request)
     try:
         value = msgspec.json.decode(received)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -213,9 +220,10 @@ def _reason(received: bytes, error: Exception) -> str:
     return str(error)
 
 
-async def _received(request: Request, limit: int) -> bytes:
-    """The body without a leading UTF-8 byte order mark, which some programs write."""
+async def _received(request: Request) -> bytes:
+    """Return the body without a leading UTF-8 byte order mark, which some programs write."""
     check_encoding(request)
+    limit = services_of(request).config.limits.body
     received = bytearray()
     if content_length(request) > limit:
         raise _too_large(limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from starlette.requests import Request
 
 from appliance.cluster.base import Cluster
 from appliance.config import Config
@@ -56,3 +57,9 @@ class Services(msgspec.Struct, kw_only=True):
         self.egress.allow(config.egress.allow)
         self.files.config = config.files
         self.retention.change(config.retention.predictions, config.retention.outputs)
+
+
+def services_of(request: Request) -> Services:
+    """Return the services of the application that handles ``request``."""
+    services: Services = request.app.services
+    return services

@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
 
 #: Of one connection, not of what travels over it; the last four are written anew.
 _NOT_PASSED_ON: Final = {
@@ -65,9 +64,8 @@ the data folder says why.</p>
 class UiProxy:
     """The forwarder."""
 
-    def __init__(self, services: Services, socket: Path, api: frozenset[str]) -> None:
+    def __init__(self, socket: Path, api: frozenset[str]) -> None:
         """``socket`` is where the UI listens, ``api`` the first segments of the paths that are the API's."""
-        self._services = services
         self._api = api
         limits = httpx.Limits(
             max_connections=None,  # pages hold streams open
@@ -104,7 +102,7 @@ class UiProxy:
 
     async def _pass_on(self, request: Request, body: _Body, send: Send) -> None:
         path = request.scope["raw_path"] + (b"?" + request.scope["query_string"]).removesuffix(b"?")
-        scheme, _, host = requests.origin(request, self._services).partition("://")
+        scheme, _, host = requests.origin(request).partition("://")
         headers = [pair for pair in request.headers.raw if pair[0] not in _NOT_PASSED_ON]
         headers += [(b"host", host.encode()), (b"x-forwarded-proto", scheme.encode())]
         address = httpx.URL("http://ui", raw_path=path)

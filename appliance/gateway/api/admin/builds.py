@@ -17,79 +17,66 @@ from appliance.domain.token import Scope, Token
 from appliance.domain.values import Bytes
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.models import own
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
+from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import serializers
 
 _UPLOAD: Final = re.compile(r"(?:/v1)*/files/([a-z0-9]+)/?")
 _MEMORY: Final[TypeAdapter[int]] = TypeAdapter(Bytes)
 
 
-class Builds:
-    """The routes about builds. A build runs code with the appliance's rights: that needs an administrator."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/v1/models/{owner}/{name}/versions", self.create, methods=["POST"]),
-            Route("/v1/builds", self.list, methods=["GET"]),
-            Route("/v1/builds/{id}", self.get, methods=["GET"]),
-            Route("/v1/builds/{id}/cancel", self.cancel, methods=["POST"]),
-        ]
-
-    async def create(self, request: Request) -> Response:
-        """``POST /models/{owner}/{name}/versions``: of the Cog project in an uploaded archive."""
-        services = self._services
-        caller = await requests.caller(request, services, Scope.ADMIN)
-        given = await requests.body(request, services.config.limits.body)
-        requests.check_keys(given, required=("source",), optional=("memory",))
-        name = "{owner}/{name}".format(**request.path_params)
-        card = own(services.catalogue.card(name, caller.owner), caller)
-        if not services.config.code.cog:
-            raise PermissionDenied(
-                "Cog projects are programs that run with the rights of the appliance, "
-                "and models.yaml does not permit it: set code.cog to true there."
-            )
-        source = await self._upload(requests.text(given, "source"), caller)
-        build = await services.pushes.start(card.name, source, _memory(given.get("memory")))
-        base = requests.origin(request, services)
-        return responses.json(
-            serializers.build(build, base), 202, {"Location": f"{base}/v1/builds/{build.id}"}
+async def create_version(request: Request) -> Response:
+    """``POST /models/{owner}/{name}/versions``: of the Cog project in an uploaded archive."""
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.ADMIN)
+    given = await requests.body(request)
+    requests.check_keys(given, required=("source",), optional=("memory",))
+    card = own(services.catalogue.card(requests.model_name(request), caller.owner), caller)
+    if not services.config.code.cog:
+        raise PermissionDenied(
+            "Cog projects are programs that run with the rights of the appliance, "
+            "and models.yaml does not permit it: set code.cog to true there."
         )
+    source = await _upload(requests.text(given, "source"), caller, services.files)
+    build = await services.pushes.start(card.name, source, _memory(given.get("memory")))
+    base = requests.origin(request)
+    return responses.json(serializers.build(build, base), 202, {"Location": f"{base}/v1/builds/{build.id}"})
 
-    async def get(self, request: Request) -> Response:
-        """``GET /builds/{id}``: how far it has come, with its log."""
-        caller = await requests.caller(request, self._services, Scope.READ)
-        build = await self._services.pushes.get(request.path_params["id"], caller.owner)
-        return responses.json(serializers.build(build, requests.origin(request, self._services)))
 
-    async def list(self, request: Request) -> Response:
-        """``GET /builds``: the caller's unfinished builds, oldest first."""
-        caller = await requests.caller(request, self._services, Scope.READ)
-        base = requests.origin(request, self._services)
-        under_way = self._services.pushes.under_way(caller.owner)
-        return responses.json(serializers.page([serializers.build(build, base) for build in under_way]))
+async def get_build(request: Request) -> Response:
+    """``GET /builds/{id}``: how far it has come, with its log."""
+    caller = await requests.caller(request, Scope.READ)
+    build = await services_of(request).pushes.get(request.path_params["id"], caller.owner)
+    return responses.json(serializers.build(build, requests.origin(request)))
 
-    async def cancel(self, request: Request) -> Response:
-        """``POST /builds/{id}/cancel``: answers when all processes of the build have ended."""
-        caller = await requests.caller(request, self._services, Scope.ADMIN)
-        build = await self._services.pushes.cancel(request.path_params["id"], caller.owner)
-        return responses.json(serializers.build(build, requests.origin(request, self._services)))
 
-    async def _upload(self, address: str, caller: Token) -> File:
-        """Return the upload that a URL of the API (its ``urls.get``) refers to.
+async def list_builds(request: Request) -> Response:
+    """``GET /builds``: the caller's unfinished builds, oldest first."""
+    caller = await requests.caller(request, Scope.READ)
+    base = requests.origin(request)
+    under_way = services_of(request).pushes.under_way(caller.owner)
+    return responses.json(serializers.page([serializers.build(build, base) for build in under_way]))
 
-        Raises:
-            InvalidInput: it is none of the caller's.
-        """
-        match = _UPLOAD.fullmatch(urlsplit(address).path)
-        file = None if match is None else await self._services.files.upload(match[1], caller.owner)
-        if file is None:
-            problem = "Must be urls.get of an upload of yours: a tar archive, compressed or not"
-            raise InvalidInput([FieldProblem("not_found", "source", problem)])
-        return file
+
+async def cancel_build(request: Request) -> Response:
+    """``POST /builds/{id}/cancel``: answers when all processes of the build have ended."""
+    caller = await requests.caller(request, Scope.ADMIN)
+    build = await services_of(request).pushes.cancel(request.path_params["id"], caller.owner)
+    return responses.json(serializers.build(build, requests.origin(request)))
+
+
+async def _upload(url: str, caller: Token, files: FileStore) -> File:
+    """Return the upload that a URL of the API (its ``urls.get``) refers to.
+
+    Raises:
+        InvalidInput: it is none of the caller's.
+    """
+    match = _UPLOAD.fullmatch(urlsplit(url).path)
+    file = None if match is None else await files.upload(match[1], caller.owner)
+    if file is None:
+        problem = "Must be urls.get of an upload of yours: a tar archive, compressed or not"
+        raise InvalidInput([FieldProblem("not_found", "source", problem)])
+    return file
 
 
 def _memory(given: object) -> int | None:
@@ -103,3 +90,11 @@ def _memory(given: object) -> int | None:
     except ValidationError as error:
         problem = f"Must be bytes, or text such as 4GiB: {error.errors()[0]['msg']}"
         raise InvalidInput([FieldProblem("invalid_type", "memory", problem)]) from error
+
+
+ROUTES: Final = (
+    Route("/v1/models/{owner}/{name}/versions", create_version, methods=["POST"]),
+    Route("/v1/builds", list_builds, methods=["GET"]),
+    Route("/v1/builds/{id}", get_build, methods=["GET"]),
+    Route("/v1/builds/{id}/cancel", cancel_build, methods=["POST"]),
+)

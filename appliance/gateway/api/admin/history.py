@@ -14,8 +14,9 @@ from appliance.domain.errors import InvalidVersion, PermissionDenied
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
-from appliance.gateway.api.services import Services
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.api.admin.tokens import token_names
+from appliance.gateway.api.services import services_of
+from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.protocols import serializers
 from appliance.store import Delivery
 
@@ -23,85 +24,70 @@ from appliance.store import Delivery
 _LONG: Final = ("input", "output", "logs")
 
 
-class History:
-    """An administrator sees those of every owner here, any other token those of its own."""
+async def list_history(request: Request) -> Response:
+    """``GET /admin/predictions``: newest first, without input, output and logs.
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    ``limit`` is how many are on a page, a hundred if it is not given. ``model``, ``status``, ``owner``,
+    ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
+    narrow the list.
+    """
+    caller = await requests.caller(request, Scope.READ)
+    status = requests.one_of(request, "status", tuple(Status))
+    type = requests.one_of(request, "type", ("prediction", "training"))
+    return await paging.of_predictions(
+        request,
+        _owner(request, caller),
+        Shown(await token_names(request, caller)).brief,
+        size=requests.limit(request, paging.PAGE, paging.PAGE),
+        model=request.query_params.get("model"),
+        token=request.query_params.get("token"),
+        status=None if status is None else Status(status),
+        training=None if type is None else type == "training",
+    )
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/admin/predictions", self.list, methods=["GET"]),
-            Route("/admin/predictions/{id}", self.get, methods=["GET"]),
-            Route("/admin/predictions/{id}/cancel", self.cancel, methods=["POST"]),
-        ]
 
-    async def list(self, request: Request) -> Response:
-        """``GET /admin/predictions``: newest first, without input, output and logs.
+async def get_history_item(request: Request) -> Response:
+    """``GET /admin/predictions/{id}``: whole, with what its time went into and what was sent of it."""
+    caller = await requests.caller(request, Scope.READ)
+    record = await services_of(request).engine.get(request.path_params["id"], _all_of(caller))
+    return await _answer(record, request, caller)
 
-        ``limit`` is how many are on a page, a hundred if it is not given. ``model``, ``status``, ``owner``,
-        ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
-        narrow the list.
-        """
-        caller = await requests.caller(request, self._services, Scope.READ)
-        status = requests.one_of(request, "status", tuple(Status))
-        type = requests.one_of(request, "type", ("prediction", "training"))
-        return await paging.of_predictions(
-            request,
-            self._services,
-            _owner(request, caller),
-            Shown(await self._names(caller)).brief,
-            size=requests.limit(request, paging.PAGE, paging.PAGE),
-            model=request.query_params.get("model"),
-            token=request.query_params.get("token"),
-            status=None if status is None else Status(status),
-            training=None if type is None else type == "training",
-        )
 
-    async def get(self, request: Request) -> Response:
-        """``GET /admin/predictions/{id}``: whole, with what its time went into and what was sent of it."""
-        caller = await requests.caller(request, self._services, Scope.READ)
-        record = await self._services.engine.get(request.path_params["id"], _all_of(caller))
-        return await self._answer(record, request, caller)
+async def cancel_history_item(request: Request) -> Response:
+    """``POST /admin/predictions/{id}/cancel``; one that is over is answered as it is."""
+    caller = await requests.caller(request, Scope.RUN)
+    record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
+    return await _answer(record, request, caller)
 
-    async def cancel(self, request: Request) -> Response:
-        """``POST /admin/predictions/{id}/cancel``; one that is over is answered as it is."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        record = await self._services.engine.cancel(request.path_params["id"], _all_of(caller))
-        return await self._answer(record, request, caller)
 
-    async def _answer(self, record: Prediction, request: Request, caller: Token) -> Response:
-        base = requests.origin(request, self._services)
-        deliveries = await self._services.store.deliveries(record.id)
-        entry = self._served(record)
-        prices = self._services.config.prices
-        examples = await self._services.store.registry.examples()
-        cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
-        body = {
-            **Shown(await self._names(caller)).whole(record, base),
-            "parts": await self._services.engine.children_of(record),
-            "timeline": serializers.timeline(record, time.time()),
-            "model_state": None if entry is None else self._services.engine.residency(entry).value,
-            "newest_version": entry is not None and entry == self._services.catalogue.latest(entry.name),
-            "example": record.id in examples.get(record.model, ()),
-            "deliveries": [_delivery(delivery) for delivery in deliveries],
-            "cost": None if cost is None else float(cost),
-            "currency": None if cost is None else prices.currency,
-        }
-        return responses.json(body, base=base)
+async def _answer(record: Prediction, request: Request, caller: Token) -> Response:
+    services = services_of(request)
+    base = requests.origin(request)
+    deliveries = await services.store.deliveries(record.id)
+    entry = _served(record, services.catalogue)
+    prices = services.config.prices
+    examples = await services.store.registry.examples()
+    cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
+    body = {
+        **Shown(await token_names(request, caller)).whole(record, base),
+        "parts": await services.engine.children_of(record),
+        "timeline": serializers.timeline(record, time.time()),
+        "model_state": None if entry is None else services.engine.residency(entry).value,
+        "newest_version": entry is not None and entry == services.catalogue.latest(entry.name),
+        "example": record.id in examples.get(record.model, ()),
+        "deliveries": [_delivery(delivery) for delivery in deliveries],
+        "cost": None if cost is None else float(cost),
+        "currency": None if cost is None else prices.currency,
+    }
+    return responses.json(body, base=base)
 
-    async def _names(self, caller: Token) -> dict[str, str]:
-        """Return the names of the tokens that this caller may see, by id."""
-        known = await self._services.store.list_tokens()
-        return {token.id: token.name for token in known if _all_of(caller) in {None, token.owner}}
 
-    def _served(self, record: Prediction) -> Entry | None:
-        """What would run the same again, if its version is not gone."""
-        try:
-            return self._services.catalogue.by_version(record.version)
-        except InvalidVersion:
-            return None
+def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
+    """What would run the same again, if its version is not gone."""
+    try:
+        return catalogue.by_version(record.version)
+    except InvalidVersion:
+        return None
 
 
 def _all_of(caller: Token) -> str | None:
@@ -162,3 +148,10 @@ def _delivery(delivery: Delivery) -> dict[str, Any]:
         "ended_at": None if delivery.ended_at is None else serializers.timestamp(delivery.ended_at),
         "problem": delivery.problem,
     }
+
+
+ROUTES: Final = (
+    Route("/admin/predictions", list_history, methods=["GET"]),
+    Route("/admin/predictions/{id}", get_history_item, methods=["GET"]),
+    Route("/admin/predictions/{id}/cancel", cancel_history_item, methods=["POST"]),
+)

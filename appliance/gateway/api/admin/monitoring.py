@@ -14,7 +14,7 @@ from starlette.routing import Route
 from appliance.domain.errors import PermissionDenied, StoreError
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import Services, services_of
 from appliance.observability.metrics import USAGE_BY
 
 FRESH: Final = 1.0  # seconds for which a check is not made again, whoever asks
@@ -41,56 +41,57 @@ class Check:
         return None if done and self._task.result() else self._problem
 
 
-class Monitoring:
-    """The routes for monitoring."""
+async def get_health(request: Request) -> Response:
+    """``GET /healthz``: the gateway is alive. Needs no token and tells nothing else."""
+    return responses.json({"status": "ok"})
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._checks = (
-            Check("the database cannot be written", self._writable),
-            Check("Ray Serve does not answer", services.cluster.answers),
-        )
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/healthz", self.health, methods=["GET"]),
-            Route("/readyz", self.ready, methods=["GET"]),
-            Route("/metrics", self.metrics, methods=["GET"]),
-        ]
+async def get_readiness(request: Request) -> Response:
+    """``GET /readyz``: 200 if new work is taken, else 503 with the reasons. Needs no token."""
+    found = [services_of(request).engine.problem]
+    if found == [None]:
+        found += await asyncio.gather(*(check.problem() for check in request.app.checks))
+    reasons = [reason for reason in found if reason is not None]
+    if reasons:
+        return responses.json({"status": "not ready", "reasons": reasons}, 503)
+    return responses.json({"status": "ready"})
 
-    async def health(self, request: Request) -> Response:
-        """``GET /healthz``: the gateway is alive. Needs no token and tells nothing else."""
-        return responses.json({"status": "ok"})
 
-    async def ready(self, request: Request) -> Response:
-        """``GET /readyz``: 200 if new work is taken, else 503 with the reasons. Needs no token."""
-        found = [self._services.engine.problem]
-        if found == [None]:
-            found += await asyncio.gather(*(check.problem() for check in self._checks))
-        reasons = [reason for reason in found if reason is not None]
-        if reasons:
-            return responses.json({"status": "not ready", "reasons": reasons}, 503)
-        return responses.json({"status": "ready"})
+async def get_metrics(request: Request) -> Response:
+    """``GET /metrics``, for Prometheus: for admins, and for the account of models.yaml.
 
-    async def metrics(self, request: Request) -> Response:
-        """``GET /metrics``, for Prometheus: for admins, and for the account of models.yaml.
+    They tell of the models of all owners, so other accounts do not see them.
+    """
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.READ)
+    account = services.config.server.account
+    if caller.owner != account and not caller.may(Scope.ADMIN):
+        raise PermissionDenied(f'Metrics are for tokens of the account "{account}", and for admins.')
+    used = await services.store.usage.rows(USAGE_BY)
+    accept = request.headers.get("accept", "")
+    encode = services.metrics.page(accept, used, services.webhooks.outcomes)
+    page, content_type = await asyncio.to_thread(encode)
+    return Response(page, 200, {"content-type": content_type})
 
-        They tell of the models of all owners, so other accounts do not see them.
-        """
-        caller = await requests.caller(request, self._services, Scope.READ)
-        account = self._services.config.server.account
-        if caller.owner != account and not caller.may(Scope.ADMIN):
-            raise PermissionDenied(f'Metrics are for tokens of the account "{account}", and for admins.')
-        used = await self._services.store.usage.rows(USAGE_BY)
-        accept = request.headers.get("accept", "")
-        encode = self._services.metrics.page(accept, used, self._services.webhooks.outcomes)
-        page, content_type = await asyncio.to_thread(encode)
-        return Response(page, 200, {"content-type": content_type})
 
-    async def _writable(self) -> bool:
+def checks(services: Services) -> tuple[Check, ...]:
+    """Return the checks of ``GET /readyz``."""
+
+    async def writable() -> bool:
         try:
-            await self._services.store.check()
+            await services.store.check()
         except StoreError:
             return False
         return True
+
+    return (
+        Check("the database cannot be written", writable),
+        Check("Ray Serve does not answer", services.cluster.answers),
+    )
+
+
+ROUTES: Final = (
+    Route("/healthz", get_health, methods=["GET"]),
+    Route("/readyz", get_readiness, methods=["GET"]),
+    Route("/metrics", get_metrics, methods=["GET"]),
+)

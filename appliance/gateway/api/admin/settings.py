@@ -15,7 +15,7 @@ from appliance.config import redact
 from appliance.domain.errors import FieldProblem, InvalidInput
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.gateway.webhooks import sender
 from appliance.protocols import serializers
 
@@ -24,44 +24,39 @@ KEEP: Final = 86400.0
 LONGEST_KEEP: Final = 30 * 86400.0
 
 
-class Settings:
-    """Everything here is for administrators."""
+async def get_config(request: Request) -> Response:
+    """``GET /admin/config``: models.yaml as it is in effect, with every default and without secrets."""
+    await requests.caller(request, Scope.ADMIN)
+    return responses.json(redact(services_of(request).config))
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/admin/config", self.config, methods=["GET"]),
-            Route("/admin/machine", self.machine, methods=["GET"]),
-            Route("/admin/webhooks/secret", self.rotate, methods=["POST"]),
-        ]
+async def get_machine(request: Request) -> Response:
+    """``GET /admin/machine``: main memory, and the data folder's disk, in bytes."""
+    await requests.caller(request, Scope.ADMIN)
+    memory = {"total": machine.main_memory(), "available": machine.available_memory()}
+    disk = msgspec.to_builtins(await services_of(request).storage.usage())
+    return responses.json({"threads": machine.cpu_threads(), "memory": memory, "disk": disk})
 
-    async def config(self, request: Request) -> Response:
-        """``GET /admin/config``: models.yaml as it is in effect, with every default and without secrets."""
-        await requests.caller(request, self._services, Scope.ADMIN)
-        return responses.json(redact(self._services.config))
 
-    async def machine(self, request: Request) -> Response:
-        """``GET /admin/machine``: main memory, and the data folder's disk, in bytes."""
-        await requests.caller(request, self._services, Scope.ADMIN)
-        memory = {"total": machine.main_memory(), "available": machine.available_memory()}
-        disk = msgspec.to_builtins(await self._services.storage.usage())
-        return responses.json({"threads": machine.cpu_threads(), "memory": memory, "disk": disk})
+async def rotate_webhook_secret(request: Request) -> Response:
+    """``POST /admin/webhooks/secret``: replace the key that signs the caller's webhooks.
 
-    async def rotate(self, request: Request) -> Response:
-        """``POST /admin/webhooks/secret``: replace the key that signs the caller's webhooks.
+    For ``keep`` seconds, webhooks are signed with the old key too.
+    """
+    caller = await requests.caller(request, Scope.ADMIN)
+    given = await requests.body(request)
+    requests.check_keys(given, required=(), optional=("keep",))
+    keep = given.get("keep", KEEP)
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 <= keep <= LONGEST_KEEP:
+        text = f"Must be a number of seconds from 0 to {LONGEST_KEEP:.0f}"
+        raise InvalidInput([FieldProblem("number", "keep", text)])
+    key, now = sender.new_key(), time.time()
+    await services_of(request).store.add_webhook_key(caller.owner, key, now, keep)
+    return responses.json({"key": key, "old_keys_until": serializers.timestamp(now + keep)}, 201)
 
-        For ``keep`` seconds, webhooks are signed with the old key too.
-        """
-        caller = await requests.caller(request, self._services, Scope.ADMIN)
-        given = await requests.body(request, self._services.config.limits.body)
-        requests.check_keys(given, required=(), optional=("keep",))
-        keep = given.get("keep", KEEP)
-        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 <= keep <= LONGEST_KEEP:
-            text = f"Must be a number of seconds from 0 to {LONGEST_KEEP:.0f}"
-            raise InvalidInput([FieldProblem("number", "keep", text)])
-        key, now = sender.new_key(), time.time()
-        await self._services.store.add_webhook_key(caller.owner, key, now, keep)
-        return responses.json({"key": key, "old_keys_until": serializers.timestamp(now + keep)}, 201)
+
+ROUTES: Final = (
+    Route("/admin/config", get_config, methods=["GET"]),
+    Route("/admin/machine", get_machine, methods=["GET"]),
+    Route("/admin/webhooks/secret", rotate_webhook_secret, methods=["POST"]),
+)

@@ -14,7 +14,7 @@ from appliance.domain import token
 from appliance.domain.errors import FieldProblem, InvalidInput, NotFound
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
 
 LONGEST_NAME: Final = 100  # characters
@@ -22,54 +22,49 @@ LONGEST_NAME: Final = 100  # characters
 _OWNER: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
 
-class Tokens:
-    """Everything here is for administrators."""
+async def list_tokens(request: Request) -> Response:
+    """``GET /admin/tokens``: every token, revoked ones too, oldest first; secrets are not kept."""
+    await requests.caller(request, Scope.ADMIN)
+    return responses.json(
+        serializers.page([_shown(known) for known in await services_of(request).store.list_tokens()])
+    )
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/admin/tokens", self.list, methods=["GET"]),
-            Route("/admin/tokens", self.create, methods=["POST"]),
-            Route("/admin/tokens/{id}", self.revoke, methods=["DELETE"]),
-        ]
+async def create_token(request: Request) -> Response:
+    """``POST /admin/tokens``: the answer holds the secret, as ``token``; it cannot be had again."""
+    services = services_of(request)
+    await requests.caller(request, Scope.ADMIN)
+    given = await requests.body(request)
+    requests.check_keys(given, required=("name",), optional=("scope", "owner"))
+    values = {"scope": Scope.RUN.value, "owner": services.config.server.account, **given}
+    if problems := _problems(values):
+        raise InvalidInput(problems)
+    secret = token.new_token()
+    made = Token(
+        id=token.new_id(),
+        name=values["name"],
+        owner=values["owner"],
+        digest=token.digest(secret),
+        created_at=time.time(),
+        scope=Scope(values["scope"]),
+    )
+    await services.store.add_token(made)
+    return responses.json({**_shown(made), "token": secret}, 201)
 
-    async def list(self, request: Request) -> Response:
-        """``GET /admin/tokens``: every token, revoked ones too, oldest first; secrets are not kept."""
-        await requests.caller(request, self._services, Scope.ADMIN)
-        return responses.json(
-            serializers.page([_shown(known) for known in await self._services.store.list_tokens()])
-        )
 
-    async def create(self, request: Request) -> Response:
-        """``POST /admin/tokens``: the answer holds the secret, as ``token``; it cannot be had again."""
-        await requests.caller(request, self._services, Scope.ADMIN)
-        given = await requests.body(request, self._services.config.limits.body)
-        requests.check_keys(given, required=("name",), optional=("scope", "owner"))
-        values = {"scope": Scope.RUN.value, "owner": self._services.config.server.account, **given}
-        if problems := _problems(values):
-            raise InvalidInput(problems)
-        secret = token.new_token()
-        made = Token(
-            id=token.new_id(),
-            name=values["name"],
-            owner=values["owner"],
-            digest=token.digest(secret),
-            created_at=time.time(),
-            scope=Scope(values["scope"]),
-        )
-        await self._services.store.add_token(made)
-        return responses.json({**_shown(made), "token": secret}, 201)
+async def revoke_token(request: Request) -> Response:
+    """``DELETE /admin/tokens/{id}``: it is refused within a second; revoking again changes nothing."""
+    await requests.caller(request, Scope.ADMIN)
+    revoked = await services_of(request).store.revoke_token(request.path_params["id"])
+    if revoked is None:
+        raise NotFound
+    return responses.json(_shown(revoked))
 
-    async def revoke(self, request: Request) -> Response:
-        """``DELETE /admin/tokens/{id}``: it is refused within a second; revoking again changes nothing."""
-        await requests.caller(request, self._services, Scope.ADMIN)
-        revoked = await self._services.store.revoke_token(request.path_params["id"])
-        if revoked is None:
-            raise NotFound
-        return responses.json(_shown(revoked))
+
+async def token_names(request: Request, caller: Token) -> dict[str, str]:
+    """Return the names of the tokens that ``caller`` may see, by id."""
+    known = await services_of(request).store.list_tokens()
+    return {each.id: each.name for each in known if caller.may(Scope.ADMIN) or each.owner == caller.owner}
 
 
 def _problems(values: dict[str, Any]) -> list[FieldProblem]:
@@ -96,3 +91,10 @@ def _shown(known: Token) -> dict[str, Any]:
         "created_at": serializers.timestamp(known.created_at),
         "revoked_at": None if known.revoked_at is None else serializers.timestamp(known.revoked_at),
     }
+
+
+ROUTES: Final = (
+    Route("/admin/tokens", list_tokens, methods=["GET"]),
+    Route("/admin/tokens", create_token, methods=["POST"]),
+    Route("/admin/tokens/{id}", revoke_token, methods=["DELETE"]),
+)

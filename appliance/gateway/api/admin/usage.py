@@ -17,78 +17,62 @@ from appliance.domain.errors import FieldProblem, InvalidInput
 from appliance.domain.token import Scope, Token
 from appliance.domain.usage import KEYS, Priced
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.admin.tokens import token_names
+from appliance.gateway.api.services import services_of
 
 DAYS: Final = 30  # that are shown where the request does not say which
 #: What spreadsheets take for the beginning of a formula.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
-class UsageReport:
-    """The routes about usage."""
+async def get_usage(request: Request) -> Response:
+    """``GET /admin/usage?from=&to=&by=``: days in UTC, both included; ``by``: some of ``usage.KEYS``.
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    An admin's token sees what all owners used, any other what its own owner did. With
+    ``Accept: text/csv`` it is the same as ``/admin/usage.csv``.
+    """
+    if "text/csv" in request.headers.get("accept", ""):
+        return await get_usage_csv(request)
+    caller = await requests.caller(request, Scope.READ)
+    first, last, by = _asked(request)
+    prices = services_of(request).config.prices
+    rows = await _rows(request, caller, first, last, by)
+    named = await token_names(request, caller) if "token" in by else {}
+    shown = [_shown(each, by, named) for each in usage.table(rows, by, prices.per_second)]
+    return responses.json(
+        {
+            "from": first,
+            "to": last,
+            "by": by,
+            "currency": prices.currency if prices.per_second else None,
+            "rows": shown,
+            "total": _shown(usage.total(rows, prices.per_second), (), {}),
+        }
+    )
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/admin/usage", self.get, methods=["GET"]),
-            Route("/admin/usage.csv", self.get_csv, methods=["GET"]),
-        ]
 
-    async def get(self, request: Request) -> Response:
-        """``GET /admin/usage?from=&to=&by=``: days in UTC, both included; ``by``: some of ``usage.KEYS``.
+async def get_usage_csv(request: Request) -> Response:
+    """``GET /admin/usage.csv``: the rows of the same, a line each under a line of names."""
+    caller = await requests.caller(request, Scope.READ)
+    first, last, by = _asked(request)
+    prices = services_of(request).config.prices
+    rows = await _rows(request, caller, first, last, by)
+    named = await token_names(request, caller) if "token" in by else {}
+    columns = list(_shown(usage.total((), {}), by, {}))
+    written = io.StringIO()
+    lines = csv.DictWriter(written, [*columns, "currency"], lineterminator="\r\n")
+    lines.writeheader()
+    for each in usage.table(rows, by, prices.per_second):
+        cells = {name: _cell(value) for name, value in _shown(each, by, named).items()}
+        lines.writerow({**cells, "currency": prices.currency if each.cost is not None else ""})
+    name = f"usage-{first}-{last}.csv"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(written.getvalue(), 200, headers, "text/csv; charset=utf-8")
 
-        An admin's token sees what all owners used, any other what its own owner did. With
-        ``Accept: text/csv`` it is the same as ``/admin/usage.csv``.
-        """
-        if "text/csv" in request.headers.get("accept", ""):
-            return await self.get_csv(request)
-        caller = await requests.caller(request, self._services, Scope.READ)
-        first, last, by = _asked(request)
-        prices = self._services.config.prices
-        rows = await self._rows(caller, first, last, by)
-        named = await self._names(caller) if "token" in by else {}
-        shown = [_shown(each, by, named) for each in usage.table(rows, by, prices.per_second)]
-        return responses.json(
-            {
-                "from": first,
-                "to": last,
-                "by": by,
-                "currency": prices.currency if prices.per_second else None,
-                "rows": shown,
-                "total": _shown(usage.total(rows, prices.per_second), (), {}),
-            }
-        )
 
-    async def get_csv(self, request: Request) -> Response:
-        """``GET /admin/usage.csv``: the rows of the same, a line each under a line of names."""
-        caller = await requests.caller(request, self._services, Scope.READ)
-        first, last, by = _asked(request)
-        prices = self._services.config.prices
-        rows = await self._rows(caller, first, last, by)
-        named = await self._names(caller) if "token" in by else {}
-        columns = list(_shown(usage.total((), {}), by, {}))
-        written = io.StringIO()
-        lines = csv.DictWriter(written, [*columns, "currency"], lineterminator="\r\n")
-        lines.writeheader()
-        for each in usage.table(rows, by, prices.per_second):
-            cells = {name: _cell(value) for name, value in _shown(each, by, named).items()}
-            lines.writerow({**cells, "currency": prices.currency if each.cost is not None else ""})
-        name = f"usage-{first}-{last}.csv"
-        headers = {"content-disposition": f'attachment; filename="{name}"'}
-        return Response(written.getvalue(), 200, headers, "text/csv; charset=utf-8")
-
-    async def _rows(self, caller: Token, first: str, last: str, by: list[str]) -> list[usage.Usage]:
-        owner = None if caller.may(Scope.ADMIN) else caller.owner
-        return await self._services.store.usage.rows(by, first=first, last=last, owner=owner)
-
-    async def _names(self, caller: Token) -> dict[str, str]:
-        """Return the names of the tokens that the caller may see, by id."""
-        tokens = await self._services.store.list_tokens()
-        everyone = caller.may(Scope.ADMIN)
-        return {token.id: token.name for token in tokens if everyone or token.owner == caller.owner}
+async def _rows(request: Request, caller: Token, first: str, last: str, by: list[str]) -> list[usage.Usage]:
+    owner = None if caller.may(Scope.ADMIN) else caller.owner
+    return await services_of(request).store.usage.rows(by, first=first, last=last, owner=owner)
 
 
 def _asked(request: Request) -> tuple[str, str, list[str]]:
@@ -148,3 +132,9 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value
     return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+ROUTES: Final = (
+    Route("/admin/usage", get_usage, methods=["GET"]),
+    Route("/admin/usage.csv", get_usage_csv, methods=["GET"]),
+)

@@ -10,15 +10,15 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from appliance.domain import input_schema
-from appliance.domain.errors import FieldProblem, InvalidInput
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.compat.calls import Calls, checked
+from appliance.gateway.api.compat import calls
+from appliance.gateway.api.compat.calls import checked
 from appliance.gateway.api.compat.forms import Form, received
 from appliance.gateway.api.errors import OPENAI
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.protocols.media import from_data
 
 HEARS: Final = ("whisper",)
@@ -54,69 +54,58 @@ _SEGMENT: Final = (
 )
 
 
-class Audio:
-    """The audio routes of OpenAI's API."""
+async def transcribe(request: Request) -> Response:
+    """``POST /audio/transcriptions``: a form with one file."""
+    return await _transcribe(request, "transcription")
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._calls = Calls(services)
 
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [
-            Route(f"{OPENAI}/v1/audio/transcriptions", self.transcribe, methods=["POST"]),
-            Route(f"{OPENAI}/v1/audio/translations", self.translate, methods=["POST"]),
-            Route(f"{OPENAI}/v1/audio/speech", self.speak, methods=["POST"]),
-        ]
+async def translate(request: Request) -> Response:
+    """``POST /audio/translations``: transcription into English."""
+    return await _transcribe(request, "translation")
 
-    async def transcribe(self, request: Request) -> Response:
-        """``POST /audio/transcriptions``: a form with one file."""
-        return await self._transcribe(request, "transcription")
 
-    async def translate(self, request: Request) -> Response:
-        """``POST /audio/translations``: transcription into English."""
-        return await self._transcribe(request, "translation")
+async def speak(request: Request) -> Response:
+    """``POST /audio/speech``: the response is the audio file."""
+    caller = await calls.find_caller(request, Scope.RUN, creates=True)
+    given = await calls.body(request, "input")
+    input_schema.check(given, _SPEECH_BODY)
+    entry = calls.find_model(request, given["model"], caller, SPEAKS)
+    input = {"text": given["input"], "output_format": given.get("response_format") or "mp3"}
+    input |= {key: given[key] for key in ("voice", "speed") if given.get(key) is not None}
+    record = await calls.predict(request, caller, entry, input)
+    if isinstance(record, Response):
+        return record
+    headers = calls.id_headers(record)
+    if isinstance(record.output, OutputFile):
+        path = services_of(request).files.folder / record.output.path
+        return FileResponse(path, headers=headers, media_type=record.output.content_type)
+    kind, audio = from_data(record.output)  # with `files.outputs: data`
+    return Response(audio, 200, headers, kind)
 
-    async def speak(self, request: Request) -> Response:
-        """``POST /audio/speech``: the response is the audio file."""
-        caller = await self._calls.caller(request, Scope.RUN, creates=True)
-        given = await self._calls.body(request, "input")
-        input_schema.check(given, _SPEECH_BODY)
-        entry = self._calls.entry(given["model"], caller, SPEAKS)
-        input = {"text": given["input"], "output_format": given.get("response_format") or "mp3"}
-        input |= {key: given[key] for key in ("voice", "speed") if given.get(key) is not None}
-        record = await self._calls.predicted(request, caller, entry, input)
-        if isinstance(record, Response):
-            return record
-        headers = self._calls.id_headers(record)
-        if isinstance(record.output, OutputFile):
-            path = self._services.files.folder / record.output.path
-            return FileResponse(path, headers=headers, media_type=record.output.content_type)
-        kind, audio = from_data(record.output)  # with `files.outputs: data`
-        return Response(audio, 200, headers, kind)
 
-    async def _transcribe(self, request: Request, task: str) -> Response:
-        caller = await self._calls.caller(request, Scope.RUN, creates=True)
-        async with received(request, self._services, caller) as form:
-            given = checked(_without(form.fields, "stream"))
-            input_schema.check(form.fields, _TRANSCRIPTION_BODY)
-            entry = self._calls.entry(given["model"], caller, HEARS)
-            shape = given.get("response_format") or "json"
-            input = transcription_input(given, shape, translate=task == "translation")
-            input["audio"] = f"{requests.origin(request, self._services)}/v1/files/{_file(form)}"
-            record = await self._calls.predicted(request, caller, entry, input)
-            return record if isinstance(record, Response) else self._transcript(record, task, shape, given)
+async def _transcribe(request: Request, task: str) -> Response:
+    caller = await calls.find_caller(request, Scope.RUN, creates=True)
+    async with received(request, caller) as form:
+        given = checked(_without(form.fields, "stream"))
+        input_schema.check(form.fields, _TRANSCRIPTION_BODY)
+        entry = calls.find_model(request, given["model"], caller, HEARS)
+        shape = given.get("response_format") or "json"
+        input = transcription_input(given, shape, translate=task == "translation")
+        input["audio"] = f"{requests.origin(request)}/v1/files/{_file(form)}"
+        record = await calls.predict(request, caller, entry, input)
+        return record if isinstance(record, Response) else _transcript(record, task, shape, given)
 
-    def _transcript(self, record: Prediction, task: str, shape: str, given: dict[str, Any]) -> Response:
-        text, headers = record.output[task], self._calls.id_headers(record)
-        if shape in {"text", "srt", "vtt"}:
-            return PlainTextResponse(text, headers=headers)
-        found: dict[str, Any] = {"text": text}
-        if shape == "verbose_json":
-            found = {"task": _TASKS[task], **found, **verbose(record)}
-            if "word" not in given.get("timestamp_granularities", ()):
-                del found["words"]
-        return responses.json(found, 200, headers)
+
+def _transcript(record: Prediction, task: str, shape: str, given: dict[str, Any]) -> Response:
+    text, headers = record.output[task], calls.id_headers(record)
+    if shape in {"text", "srt", "vtt"}:
+        return PlainTextResponse(text, headers=headers)
+    found: dict[str, Any] = {"text": text}
+    if shape == "verbose_json":
+        found = {"task": _TASKS[task], **found, **verbose(record)}
+        if "word" not in given.get("timestamp_granularities", ()):
+            del found["words"]
+    return responses.json(found, 200, headers)
 
 
 def transcription_input(given: dict[str, Any], shape: str, *, translate: bool) -> dict[str, Any]:
@@ -133,9 +122,9 @@ def transcription_input(given: dict[str, Any], shape: str, *, translate: bool) -
         try:
             input["temperature"] = float(given["temperature"])
         except ValueError as error:
-            raise _wrong("temperature", "Must be a number") from error
+            raise calls.invalid("temperature", "Must be a number") from error
         if not math.isfinite(input["temperature"]):
-            raise _wrong("temperature", "Must be a finite number")
+            raise calls.invalid("temperature", "Must be a finite number")
     if translate:
         input["translate"] = True
     if "word" in given.get("timestamp_granularities", ()):
@@ -164,7 +153,7 @@ def _file(form: Form) -> str:
     """
     files = form.files.get("file", [])
     if len(files) != 1:
-        raise _wrong("file", f"Must be one file; there are {len(files)}")
+        raise calls.invalid("file", f"Must be one file; there are {len(files)}")
     return files[0].id
 
 
@@ -172,5 +161,8 @@ def _without(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != name}
 
 
-def _wrong(field: str, why: str) -> InvalidInput:
-    return InvalidInput([FieldProblem("invalid", field, why)])
+ROUTES: Final = (
+    Route(f"{OPENAI}/v1/audio/transcriptions", transcribe, methods=["POST"]),
+    Route(f"{OPENAI}/v1/audio/translations", translate, methods=["POST"]),
+    Route(f"{OPENAI}/v1/audio/speech", speak, methods=["POST"]),
+)

@@ -29,8 +29,9 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests
 from appliance.gateway.api.errors import ANTHROPIC, Refusal, refused
 from appliance.gateway.api.replicate.streams import HEADERS
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.engine import Engine
 from appliance.protocols import media, serializers
 from appliance.runners import kinds_with_operation, operations
 
@@ -42,6 +43,9 @@ PATIENCE: Final = 40.0
 #: nginx's status for a client that closed the connection.
 _GONE: Final = 499
 _LONG: Final = 3600.0  # seconds; the wait is repeated
+
+#: Keeps the tasks that cancel predictions from being garbage-collected before they are done.
+_cancelling: Final[set[asyncio.Task[None]]] = set()
 
 T = TypeVar("T")
 
@@ -63,174 +67,177 @@ EVENTS: Final = ApiFormat(named=True, last=b"", error=Refusal.event)
 MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda refusal, _: refusal.anthropic())
 
 
-class Calls:
-    """Runs calls as predictions and builds their responses."""
+async def find_caller(request: Request, scope: Scope, *, creates: bool = False) -> Token:
+    """Return the caller's token, as ``requests.caller``; Anthropic's clients send it in ``x-api-key``."""
+    key = request.headers.get("x-api-key")
+    header = f"Bearer {key}" if key is not None and request.url.path.startswith(ANTHROPIC) else None
+    return await requests.caller(request, scope, creates=creates, authorization=header)
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._cancelling: set[asyncio.Task[None]] = set()
 
-    async def caller(self, request: Request, scope: Scope, *, creates: bool = False) -> Token:
-        """Return the caller's token, as ``requests.caller``; Anthropic's clients send it in ``x-api-key``."""
-        key = request.headers.get("x-api-key")
-        header = f"Bearer {key}" if key is not None and request.url.path.startswith(ANTHROPIC) else None
-        return await requests.caller(request, self._services, scope, creates=creates, authorization=header)
+async def body(request: Request, *required: str) -> dict[str, Any]:
+    """Return the JSON object in the request, which must have a model and the ``required`` keys.
 
-    async def body(self, request: Request, *required: str) -> dict[str, Any]:
-        """Return the JSON object in the request, which must have a model and the ``required`` keys.
+    Raises:
+        InvalidInput: a key is missing, or the model is not a string.
+    """
+    given = await requests.body(request)
+    return checked(given, *required)
 
-        Raises:
-            InvalidInput: a key is missing, or the model is not a string.
-        """
-        given = await requests.body(request, self._services.config.limits.body)
-        return checked(given, *required)
 
-    def entry(self, name: str, caller: Token, kinds: Collection[str]) -> Entry:
-        """Return the newest version of the model ``name``.
+def find_model(request: Request, name: str, caller: Token, kinds: Collection[str]) -> Entry:
+    """Return the newest version of the model ``name``.
 
-        Raises:
-            ModelNotFound: there is no such model, or it has no version yet.
-            BadRequest: the model is of another kind.
-        """
-        try:
-            entry = self._services.catalogue.by_spec(name, caller.owner)
-        except InvalidVersion as error:
-            raise ModelNotFound(name) from error
-        if entry.kind not in kinds:
-            answering = " or ".join(sorted(kinds)) or "none"
-            raise BadRequest(
-                f"The model `{name}` is of kind {entry.kind}; this route needs a model of kind {answering}."
-            )
-        return entry
-
-    async def operate(
-        self, request: Request, operation: str, format: ApiFormat, *required: str, streams: bool = True
-    ) -> Response:
-        """Run the request body with the model's runner and return the response of the runner."""
-        caller = await self.caller(request, Scope.RUN, creates=True)
-        given = await self.body(request, *required)
-        kinds = kinds_with_operation(operation)
-        entry = self.entry(given["model"], caller, kinds)
-        if not streams:
-            given.pop("stream", None)
-        engine = self._services.engine
-        record = await engine.submit(
-            entry,
-            given,
-            owner=caller.owner,
-            parent=caller.prediction,
-            operation=operation,
-            token=caller.id,
-            trace=requests.trace(request, self._services),
+    Raises:
+        ModelNotFound: there is no such model, or it has no version yet.
+        BadRequest: the model is of another kind.
+    """
+    try:
+        entry = services_of(request).catalogue.by_spec(name, caller.owner)
+    except InvalidVersion as error:
+        raise ModelNotFound(name) from error
+    if entry.kind not in kinds:
+        answering = " or ".join(sorted(kinds)) or "none"
+        raise BadRequest(
+            f"The model `{name}` is of kind {entry.kind}; this route needs a model of kind {answering}."
         )
-        headers = self.id_headers(record)
-        try:
-            if operations.streams(given):
-                return await self._stream(request, record, format, headers)
-            ended = await self.ended(request, record)
-        except Disconnected:
-            return Response(status_code=_GONE)
-        if ended.status is not Status.SUCCEEDED:
-            return refused(_refusal(ended), request.url.path, headers)
-        return Response(serializers.encode(ended.output), 200, headers, "application/json")
+    return entry
 
-    async def predicted(
-        self, request: Request, caller: Token, entry: Entry, input: dict[str, Any]
-    ) -> Prediction | Response:
-        """Run a prediction; return its record if it succeeded, else the error response."""
-        record = await self._services.engine.submit(
-            entry,
-            input,
-            owner=caller.owner,
-            parent=caller.prediction,
-            token=caller.id,
-            trace=requests.trace(request, self._services),
-        )
-        try:
-            ended = await self.ended(request, record)
-        except Disconnected:
-            return Response(status_code=_GONE)
-        if ended.status is not Status.SUCCEEDED:  # the input is the likely cause of a failure
-            return refused(Refusal.of_record(ended, otherwise=400), request.url.path, self.id_headers(record))
-        return ended
 
-    def id_headers(self, record: Prediction) -> dict[str, str]:
-        """Return headers with the id of the prediction, which the clients show as the id of the request."""
-        return {"x-request-id": record.id, "request-id": record.id}
+async def run_operation(
+    request: Request, operation: str, format: ApiFormat, *required: str, streams: bool = True
+) -> Response:
+    """Run the request body with the model's runner and return the response of the runner."""
+    caller = await find_caller(request, Scope.RUN, creates=True)
+    given = await body(request, *required)
+    kinds = kinds_with_operation(operation)
+    entry = find_model(request, given["model"], caller, kinds)
+    if not streams:
+        given.pop("stream", None)
+    record = await _submit(request, caller, entry, given, operation)
+    headers = id_headers(record)
+    try:
+        if operations.streams(given):
+            return await _stream(request, record, format, headers)
+        ended = await _wait_until_ended(request, record)
+    except Disconnected:
+        return Response(status_code=_GONE)
+    if ended.status is not Status.SUCCEEDED:
+        return refused(_refusal(ended), request.url.path, headers)
+    return Response(serializers.encode(ended.output), 200, headers, "application/json")
 
-    async def ended(self, request: Request, record: Prediction) -> Prediction:
-        """Wait for the end of the prediction and return its record.
 
-        Raises:
-            Disconnected: the client disconnected, and the prediction is being cancelled.
-        """
-        ended: Prediction | None = None
-        try:
-            while ended is None or not ended.status.terminal:
-                ended = await until_disconnect(request, self._services.engine.wait(record.id, _LONG))
-                if ended is None:  # deleted with its version
-                    raise NotFound
-        finally:
-            if ended is None or not ended.status.terminal:
-                self.cancel(record)
-        return ended
+async def _submit(
+    request: Request, caller: Token, entry: Entry, input: dict[str, Any], operation: str | None = None
+) -> Prediction:
+    return await services_of(request).engine.submit(
+        entry,
+        input,
+        owner=caller.owner,
+        parent=caller.prediction,
+        operation=operation,
+        token=caller.id,
+        trace=requests.trace(request),
+    )
 
-    def cancel(self, record: Prediction) -> None:
-        """Cancel a prediction in the background, after its client disconnected."""
-        task = asyncio.get_running_loop().create_task(self._cancelled(record))
-        self._cancelling.add(task)
-        task.add_done_callback(self._cancelling.discard)
 
-    async def _cancelled(self, record: Prediction) -> None:
-        with contextlib.suppress(NotFound):  # deleted with its version
-            await self._services.engine.cancel(record.id, record.owner)
+async def predict(
+    request: Request, caller: Token, entry: Entry, input: dict[str, Any]
+) -> Prediction | Response:
+    """Run a prediction; return its record if it succeeded, else the error response."""
+    record = await _submit(request, caller, entry, input)
+    try:
+        ended = await _wait_until_ended(request, record)
+    except Disconnected:
+        return Response(status_code=_GONE)
+    if ended.status is not Status.SUCCEEDED:  # the input is the likely cause of a failure
+        return refused(Refusal.of_record(ended, otherwise=400), request.url.path, id_headers(record))
+    return ended
 
-    async def _stream(
-        self, request: Request, record: Prediction, format: ApiFormat, headers: dict[str, str]
-    ) -> Response:
-        """Return a stream, or an error response if the prediction fails before any output.
 
-        Raises:
-            Disconnected: the client disconnected, and the prediction is being cancelled.
-        """
-        seen = self._services.engine.follow(record, idle=IDLE)
-        deadline = time.monotonic() + PATIENCE - IDLE
-        try:
+def id_headers(record: Prediction) -> dict[str, str]:
+    """Return headers with the id of the prediction, which the clients show as the id of the request."""
+    return {"x-request-id": record.id, "request-id": record.id}
+
+
+async def _wait_until_ended(request: Request, record: Prediction) -> Prediction:
+    """Wait for the end of the prediction and return its record.
+
+    Raises:
+        Disconnected: the client disconnected, and the prediction is being cancelled.
+    """
+    engine = services_of(request).engine
+    ended: Prediction | None = None
+    try:
+        while ended is None or not ended.status.terminal:
+            ended = await until_disconnect(request, engine.wait(record.id, _LONG))
+            if ended is None:  # deleted with its version
+                raise NotFound
+    finally:
+        if ended is None or not ended.status.terminal:
+            _cancel(record, engine)
+    return ended
+
+
+def _cancel(record: Prediction, engine: Engine) -> None:
+    """Cancel a prediction in the background, after its client disconnected."""
+    task = asyncio.get_running_loop().create_task(_cancelled(record, engine))
+    _cancelling.add(task)
+    task.add_done_callback(_cancelling.discard)
+
+
+async def _cancelled(record: Prediction, engine: Engine) -> None:
+    with contextlib.suppress(NotFound):  # deleted with its version
+        await engine.cancel(record.id, record.owner)
+
+
+async def _stream(
+    request: Request, record: Prediction, format: ApiFormat, headers: dict[str, str]
+) -> Response:
+    """Return a stream, or an error response if the prediction fails before any output.
+
+    Raises:
+        Disconnected: the client disconnected, and the prediction is being cancelled.
+    """
+    engine = services_of(request).engine
+    seen = engine.follow(record, idle=IDLE)
+    deadline = time.monotonic() + PATIENCE - IDLE
+    try:
+        first = await until_disconnect(request, anext(seen))
+        while first is None and time.monotonic() < deadline:
             first = await until_disconnect(request, anext(seen))
-            while first is None and time.monotonic() < deadline:
-                first = await until_disconnect(request, anext(seen))
-        except BaseException:
-            self.cancel(record)
-            raise
-        if isinstance(first, Prediction) and first.status is not Status.SUCCEEDED:
-            return refused(_refusal(first), request.url.path, headers)
-        events = self._events(record, first, seen, format)
-        return StreamingResponse(events, 200, {**HEADERS, **headers}, "text/event-stream")
+    except BaseException:
+        _cancel(record, engine)
+        raise
+    if isinstance(first, Prediction) and first.status is not Status.SUCCEEDED:
+        return refused(_refusal(first), request.url.path, headers)
+    events = _events(record, first, seen, format, engine)
+    return StreamingResponse(events, 200, {**HEADERS, **headers}, "text/event-stream")
 
-    async def _events(
-        self, record: Prediction, first: Any, seen: AsyncIterator[Any], format: ApiFormat
-    ) -> AsyncIterator[bytes]:
-        ended = False
-        count, broken = 0, False
-        try:
-            while not ended:
-                match first:
-                    case None:
-                        yield serializers.HEARTBEAT
-                    case Prediction():
-                        ended = True
-                        if first.status is not Status.SUCCEEDED and not broken:
-                            yield frame(format.error(_refusal(first), count), named=format.named)
-                        yield format.last
-                    case _:
-                        count += len(first)
-                        broken = "error" in first[-1][1] or first[-1][1].get("type") == "error"
-                        yield b"".join(frame(item, named=format.named) for _, item in first)
-                if not ended:
-                    first = await anext(seen)
-        finally:
+
+async def _events(
+    record: Prediction, first: Any, seen: AsyncIterator[Any], format: ApiFormat, engine: Engine
+) -> AsyncIterator[bytes]:
+    ended = False
+    count, broken = 0, False
+    try:
+        while not ended:
+            match first:
+                case None:
+                    yield serializers.HEARTBEAT
+                case Prediction():
+                    ended = True
+                    if first.status is not Status.SUCCEEDED and not broken:
+                        yield frame(format.error(_refusal(first), count), named=format.named)
+                    yield format.last
+                case _:
+                    count += len(first)
+                    broken = "error" in first[-1][1] or first[-1][1].get("type") == "error"
+                    yield b"".join(frame(item, named=format.named) for _, item in first)
             if not ended:
-                self.cancel(record)
+                first = await anext(seen)
+    finally:
+        if not ended:
+            _cancel(record, engine)
 
 
 def _refusal(record: Prediction) -> Refusal:
@@ -257,6 +264,10 @@ def checked(given: dict[str, Any], *required: str) -> dict[str, Any]:
         {"model": {"type": "string"}, "stream": {"type": "boolean"}},
     )
     return given
+
+
+def invalid(field: str, why: str) -> InvalidInput:
+    return InvalidInput([FieldProblem("invalid", field, why)])
 
 
 def frame(item: Any, *, named: bool) -> bytes:

@@ -15,7 +15,7 @@ from appliance.domain.file import File
 from appliance.domain.token import Token
 from appliance.gateway.api import requests
 from appliance.gateway.api.multipart import FIELDS, Part, parts, too_long
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.files.file_store import Incoming
 from appliance.gateway.files.inputs import safe_name
 
@@ -39,7 +39,7 @@ class Form(msgspec.Struct):
 
 
 @contextlib.asynccontextmanager
-async def received(request: Request, services: Services, caller: Token) -> AsyncIterator[Form]:
+async def received(request: Request, caller: Token) -> AsyncIterator[Form]:
     """Store the files of the form in ``request`` as uploads of ``caller``; delete them if the block raises.
 
     Raises:
@@ -47,6 +47,7 @@ async def received(request: Request, services: Services, caller: Token) -> Async
         BodyTooLarge: ``Content-Length`` exceeds the limits of files and fields.
         MalformedBody: the request is not a form, or its fields are too long.
     """
+    services = services_of(request)
     form = Form()
     limit, expected = services.files.config.max_upload, requests.content_length(request)
     size = rest = 0  # bytes of all files; bytes of all other fields

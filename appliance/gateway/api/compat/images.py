@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -12,14 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain import input_schema
-from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput
+from appliance.domain.errors import BadRequest
 from appliance.domain.file import OutputFile
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.compat.calls import Calls, checked
+from appliance.gateway.api.compat import calls
+from appliance.gateway.api.compat.calls import checked
 from appliance.gateway.api.compat.forms import received
 from appliance.gateway.api.errors import OPENAI
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
 
 KINDS: Final = ("diffusers",)
@@ -42,74 +44,65 @@ _BODY: Final[dict[str, dict[str, Any]]] = {
 _FORMATS: Final = {"jpeg": "jpg"}
 
 
-class Images:
-    """The image routes of OpenAI's API."""
+async def generate_images(request: Request) -> Response:
+    """``POST /images/generations``."""
+    caller = await calls.find_caller(request, Scope.RUN, creates=True)
+    given = await calls.body(request, "prompt")
+    entry = calls.find_model(request, given["model"], caller, KINDS)
+    return await _generated(request, caller, entry, given, {})
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._calls = Calls(services)
 
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [
-            Route(f"{OPENAI}/v1/images/generations", self.generate, methods=["POST"]),
-            Route(f"{OPENAI}/v1/images/edits", self.edit, methods=["POST"]),
-        ]
+async def edit_images(request: Request) -> Response:
+    """``POST /images/edits``: a form with one image."""
+    caller = await calls.find_caller(request, Scope.RUN, creates=True)
+    async with received(request, caller) as form:
+        fields = {key: _typed(key, value, _BODY.get(key, {})) for key, value in form.fields.items()}
+        given = checked(fields, "prompt")
+        entry = calls.find_model(request, given["model"], caller, KINDS)
+        declared = entry.interface.input["properties"] | _BODY
+        given = {key: _typed(key, value, declared.get(key, {})) for key, value in given.items()}
+        images = form.files.get("image", [])
+        if len(images) != 1:
+            raise calls.invalid("image", f"Must be one file; there are {len(images)}")
+        if "mask" in form.files:
+            raise calls.invalid(
+                "mask",
+                "is not supported here: use POST /v1/predictions; its mask is white where to repaint",
+            )
+        base = requests.origin(request)
+        files = {"image": f"{base}/v1/files/{images[0].id}"}
+        return await _generated(request, caller, entry, given, files)
 
-    async def generate(self, request: Request) -> Response:
-        """``POST /images/generations``."""
-        caller = await self._calls.caller(request, Scope.RUN, creates=True)
-        given = await self._calls.body(request, "prompt")
-        entry = self._calls.entry(given["model"], caller, KINDS)
-        return await self._generated(request, caller, entry, given, {})
 
-    async def edit(self, request: Request) -> Response:
-        """``POST /images/edits``: a form with one image."""
-        caller = await self._calls.caller(request, Scope.RUN, creates=True)
-        async with received(request, self._services, caller) as form:
-            fields = {key: _typed(key, value, _BODY.get(key, {})) for key, value in form.fields.items()}
-            given = checked(fields, "prompt")
-            entry = self._calls.entry(given["model"], caller, KINDS)
-            declared = entry.interface.input["properties"] | _BODY
-            given = {key: _typed(key, value, declared.get(key, {})) for key, value in given.items()}
-            images = form.files.get("image", [])
-            if len(images) != 1:
-                raise _wrong("image", f"Must be one file; there are {len(images)}")
-            if "mask" in form.files:
-                raise _wrong(
-                    "mask",
-                    "is not supported here: use POST /v1/predictions; its mask is white where to repaint",
-                )
-            base = requests.origin(request, self._services)
-            files = {"image": f"{base}/v1/files/{images[0].id}"}
-            return await self._generated(request, caller, entry, given, files)
+async def _generated(
+    request: Request, caller: Token, entry: Entry, given: dict[str, Any], files: dict[str, str]
+) -> Response:
+    if entry.interface.output.get("type") != "array":
+        raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")
+    input = inputs(given, entry) | files
+    if not set(files) <= entry.interface.input["properties"].keys():
+        raise BadRequest(f"The model `{given['model']}` takes no images.")
+    record = await calls.predict(request, caller, entry, input)
+    if isinstance(record, Response):
+        return record
+    plain = given.get("response_format") != "b64_json"
+    base = requests.origin(request)
+    data = [
+        {"url": _url(file, base)}
+        if plain
+        else {"b64_json": await _base64(file, services_of(request).files.folder)}
+        for file in record.output
+    ]
+    found = {"created": int(record.created_at), "data": data}
+    return responses.json(found, 200, calls.id_headers(record))
 
-    async def _generated(
-        self, request: Request, caller: Token, entry: Entry, given: dict[str, Any], files: dict[str, str]
-    ) -> Response:
-        if entry.interface.output.get("type") != "array":
-            raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")
-        input = inputs(given, entry) | files
-        if not set(files) <= entry.interface.input["properties"].keys():
-            raise BadRequest(f"The model `{given['model']}` takes no images.")
-        record = await self._calls.predicted(request, caller, entry, input)
-        if isinstance(record, Response):
-            return record
-        plain = given.get("response_format") != "b64_json"
-        base = requests.origin(request, self._services)
-        data = [
-            {"url": _url(file, base)} if plain else {"b64_json": await self._base64(file)}
-            for file in record.output
-        ]
-        found = {"created": int(record.created_at), "data": data}
-        return responses.json(found, 200, self._calls.id_headers(record))
 
-    async def _base64(self, file: OutputFile | str) -> str:
-        """Return the file in base64."""
-        if isinstance(file, str):  # a `data:` URL already
-            return file.partition(",")[2]
-        path = self._services.files.folder / file.path
-        return base64.b64encode(await asyncio.to_thread(path.read_bytes)).decode()
+async def _base64(file: OutputFile | str, folder: Path) -> str:
+    """Return the file in base64."""
+    if isinstance(file, str):  # a `data:` URL already
+        return file.partition(",")[2]
+    path = folder / file.path
+    return base64.b64encode(await asyncio.to_thread(path.read_bytes)).decode()
 
 
 def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
@@ -134,7 +127,7 @@ def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
     foreign = {"size": "size", "num_outputs": "n", "output_quality": "output_compression"}
     for name, spelled in foreign.items():
         if name in input and name not in known:
-            raise _wrong(spelled, f"the model {entry.name} has no such input; omit it")
+            raise calls.invalid(spelled, f"the model {entry.name} has no such input; omit it")
     return input
 
 
@@ -155,8 +148,10 @@ def _typed(name: str, text: Any, declared: dict[str, Any]) -> Any:
         written = text.lower() if kind == "boolean" else text  # Python clients send False
         return msgspec.json.decode(written, type={"integer": int, "number": float, "boolean": bool}[kind])
     except msgspec.DecodeError as error:
-        raise _wrong(name, f"Invalid type. Expected: {kind}, given: {text[:100]}") from error
+        raise calls.invalid(name, f"Invalid type. Expected: {kind}, given: {text[:100]}") from error
 
 
-def _wrong(field: str, why: str) -> InvalidInput:
-    return InvalidInput([FieldProblem("invalid", field, why)])
+ROUTES: Final = (
+    Route(f"{OPENAI}/v1/images/generations", generate_images, methods=["POST"]),
+    Route(f"{OPENAI}/v1/images/edits", edit_images, methods=["POST"]),
+)

@@ -10,10 +10,10 @@ from starlette.routing import Route
 
 from appliance.domain.token import Scope
 from appliance.gateway.api import responses
-from appliance.gateway.api.compat import audio, embeddings, images
-from appliance.gateway.api.compat.calls import CHUNKS, EVENTS, Calls
+from appliance.gateway.api.compat import audio, calls, embeddings, images
+from appliance.gateway.api.compat.calls import CHUNKS, EVENTS
 from appliance.gateway.api.errors import OPENAI
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.runners import kinds_with_operation, operations
 
@@ -23,51 +23,38 @@ KINDS: Final = frozenset(
 )
 
 
-class OpenAI:
-    """The routes about models, and those that vLLM's OpenAI classes answer."""
+async def create_chat_completion(request: Request) -> Response:
+    """``POST /chat/completions``."""
+    return await calls.run_operation(request, operations.CHAT, CHUNKS, "messages")
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._calls = Calls(services)
 
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [
-            Route(f"{OPENAI}/v1/chat/completions", self.chat, methods=["POST"]),
-            Route(f"{OPENAI}/v1/responses", self.respond, methods=["POST"]),
-            Route(f"{OPENAI}/v1/completions", self.complete, methods=["POST"]),
-            Route(f"{OPENAI}/v1/models", self.models, methods=["GET"]),
-            Route(f"{OPENAI}/v1/models/{{model:path}}", self.model, methods=["GET"]),
-        ]
+async def create_completion(request: Request) -> Response:
+    """``POST /completions``."""
+    return await calls.run_operation(request, operations.COMPLETIONS, CHUNKS, "prompt")
 
-    async def chat(self, request: Request) -> Response:
-        """``POST /chat/completions``."""
-        return await self._calls.operate(request, operations.CHAT, CHUNKS, "messages")
 
-    async def complete(self, request: Request) -> Response:
-        """``POST /completions``."""
-        return await self._calls.operate(request, operations.COMPLETIONS, CHUNKS, "prompt")
+async def create_response(request: Request) -> Response:
+    """``POST /responses``."""
+    return await calls.run_operation(request, operations.RESPONSES, EVENTS, "input")
 
-    async def respond(self, request: Request) -> Response:
-        """``POST /responses``."""
-        return await self._calls.operate(request, operations.RESPONSES, EVENTS, "input")
 
-    async def models(self, request: Request) -> Response:
-        """``GET /models``: the models that answer a route of this API, without aliases."""
-        caller = await self._calls.caller(request, Scope.READ)
-        catalogue = self._services.catalogue
-        visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
-        latest = [catalogue.latest(card.name) for card in visible]
-        found = [
-            _model_object(entry.name, entry) for entry in latest if entry is not None and entry.kind in KINDS
-        ]
-        return responses.json({"object": "list", "data": found})
+async def list_models(request: Request) -> Response:
+    """``GET /models``: the models that answer a route of this API, without aliases."""
+    caller = await calls.find_caller(request, Scope.READ)
+    catalogue = services_of(request).catalogue
+    visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
+    latest = [catalogue.latest(card.name) for card in visible]
+    found = [
+        _model_object(entry.name, entry) for entry in latest if entry is not None and entry.kind in KINDS
+    ]
+    return responses.json({"object": "list", "data": found})
 
-    async def model(self, request: Request) -> Response:
-        """``GET /models/{model}``: by name, alias or version."""
-        caller = await self._calls.caller(request, Scope.READ)
-        name = request.path_params["model"]
-        return responses.json(_model_object(name, self._calls.entry(name, caller, KINDS)))
+
+async def get_model(request: Request) -> Response:
+    """``GET /models/{model}``: by name, alias or version."""
+    caller = await calls.find_caller(request, Scope.READ)
+    name = request.path_params["model"]
+    return responses.json(_model_object(name, calls.find_model(request, name, caller, KINDS)))
 
 
 def _model_object(name: str, entry: Entry) -> dict[str, Any]:
@@ -77,3 +64,12 @@ def _model_object(name: str, entry: Entry) -> dict[str, Any]:
         "created": int(entry.created_at),
         "owned_by": entry.name.partition("/")[0],
     }
+
+
+ROUTES: Final = (
+    Route(f"{OPENAI}/v1/chat/completions", create_chat_completion, methods=["POST"]),
+    Route(f"{OPENAI}/v1/responses", create_response, methods=["POST"]),
+    Route(f"{OPENAI}/v1/completions", create_completion, methods=["POST"]),
+    Route(f"{OPENAI}/v1/models", list_models, methods=["GET"]),
+    Route(f"{OPENAI}/v1/models/{{model:path}}", get_model, methods=["GET"]),
+)

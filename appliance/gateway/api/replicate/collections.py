@@ -13,7 +13,7 @@ from appliance.domain.errors import MalformedQuery, NotFound
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate import models
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
 from appliance.protocols.response_types import (
     CollectionDetailResponse,
@@ -28,81 +28,76 @@ DEFAULT_LIMIT: Final = 20
 MOST: Final = 50
 
 
-class Collections:
-    """The routes about collections, and ``/search``."""
+async def list_collections(request: Request) -> Response:
+    """``GET /collections``: those of models.yaml, in its order."""
+    await requests.caller(request, Scope.READ)
+    return responses.json(
+        serializers.page([_brief(one) for one in services_of(request).catalogue.collections.values()])
+    )
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/v1/collections", self.list, methods=["GET"]),
-            Route("/v1/collections/{slug}", self.get, methods=["GET"]),
-            Route("/v1/search", self.search, methods=["GET"]),
-        ]
+async def get_collection(request: Request) -> Response:
+    """``GET /collections/{slug}``: with its models whole."""
+    services = services_of(request)
+    await requests.caller(request, Scope.READ)
+    found = services.catalogue.collections.get(request.path_params["slug"])
+    if found is None:
+        raise NotFound
+    listing = await models.Listing.of(request)
+    base = requests.origin(request)
+    cards = services.catalogue.cards  # has no models that cannot be served
+    shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
+    body = CollectionDetailResponse(
+        name=found.name,
+        slug=found.slug,
+        description=found.description,
+        full_description=found.full_description,
+        models=shown,
+    )
+    return responses.json(body, base=base)
 
-    async def list(self, request: Request) -> Response:
-        """``GET /collections``: those of models.yaml, in its order."""
-        await requests.caller(request, self._services, Scope.READ)
-        return responses.json(
-            serializers.page([_brief(one) for one in self._services.catalogue.collections.values()])
+
+async def search(request: Request) -> Response:
+    """``GET /search?query=&limit=``: models and collections, best first.
+
+    Replicate needs no token here and clients send none: only public models are found.
+    """
+    services = services_of(request)
+    if "authorization" in request.headers:
+        await requests.caller(request, Scope.READ)
+    query = request.query_params.get("query")
+    if not query:
+        raise MalformedQuery('Query parameter "query" is required')
+    limit = requests.limit(request, DEFAULT_LIMIT, MOST)
+    listing = await models.Listing.of(request)
+    base = requests.origin(request)
+    found = [
+        FoundModel(
+            model=listing.shown(card, base),
+            metadata=FoundMetadata(
+                generated_description=card.description,
+                tags=[] if card.kind is None else [card.kind],
+                score=round(score, 3),
+            ),
         )
-
-    async def get(self, request: Request) -> Response:
-        """``GET /collections/{slug}``: with its models whole."""
-        await requests.caller(request, self._services, Scope.READ)
-        found = self._services.catalogue.collections.get(request.path_params["slug"])
-        if found is None:
-            raise NotFound
-        listing = await models.Listing.of(self._services)
-        base = requests.origin(request, self._services)
-        cards = self._services.catalogue.cards  # has no models that cannot be served
-        shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
-        body = CollectionDetailResponse(
-            name=found.name,
-            slug=found.slug,
-            description=found.description,
-            full_description=found.full_description,
-            models=shown,
-        )
-        return responses.json(body, base=base)
-
-    async def search(self, request: Request) -> Response:
-        """``GET /search?query=&limit=``: models and collections, best first.
-
-        Replicate needs no token here and clients send none: only public models are found.
-        """
-        if "authorization" in request.headers:
-            await requests.caller(request, self._services, Scope.READ)
-        query = request.query_params.get("query")
-        if not query:
-            raise MalformedQuery('Query parameter "query" is required')
-        limit = requests.limit(request, DEFAULT_LIMIT, MOST)
-        listing = await models.Listing.of(self._services)
-        base = requests.origin(request, self._services)
-        found = [
-            FoundModel(
-                model=listing.shown(card, base),
-                metadata=FoundMetadata(
-                    generated_description=card.description,
-                    tags=[] if card.kind is None else [card.kind],
-                    score=round(score, 3),
-                ),
-            )
-            for card, score in self._services.catalogue.search(query)[:limit]
-        ]
-        words = query.lower().split()
-        collections = [
-            FoundCollection(
-                name=one.name, slug=one.slug, description=one.description, models=list(one.models)
-            )
-            for one in self._services.catalogue.collections.values()
-            if all(word in f"{one.slug} {one.name} {one.description}".lower() for word in words)
-        ]
-        body = SearchResultsResponse(query=query, models=found, collections=collections[:limit], pages=[])
-        return responses.json(body, base=base)
+        for card, score in services.catalogue.search(query)[:limit]
+    ]
+    words = query.lower().split()
+    collections = [
+        FoundCollection(name=one.name, slug=one.slug, description=one.description, models=list(one.models))
+        for one in services.catalogue.collections.values()
+        if all(word in f"{one.slug} {one.name} {one.description}".lower() for word in words)
+    ]
+    body = SearchResultsResponse(query=query, models=found, collections=collections[:limit], pages=[])
+    return responses.json(body, base=base)
 
 
 def _brief(collection: CollectionConfig) -> CollectionResponse:
     return CollectionResponse(name=collection.name, slug=collection.slug, description=collection.description)
+
+
+ROUTES: Final = (
+    Route("/v1/collections", list_collections, methods=["GET"]),
+    Route("/v1/collections/{slug}", get_collection, methods=["GET"]),
+    Route("/v1/search", search, methods=["GET"]),
+)

@@ -13,11 +13,11 @@ from starlette.routing import Route
 from appliance.domain import input_schema
 from appliance.domain.deployment import Release
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound
-from appliance.domain.token import Scope
+from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.replicate.account import account_name
+from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.replicate.predictions import create_prediction
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
 from appliance.protocols.response_types import DeploymentResponse
@@ -35,129 +35,126 @@ _NEW: Final[dict[str, dict[str, Any]]] = {
 _CHANGES: Final = {key: value for key, value in _NEW.items() if key != "name"}
 
 
-class Deployments:
-    """The routes about deployments."""
+async def list_deployments(request: Request) -> Response:
+    """``GET /deployments``: the account's, newest release first."""
+    caller = await requests.caller(request, Scope.READ)
+    found = await services_of(request).store.registry.deployments(caller.owner)
+    return responses.json(serializers.page([_shown(release, request) for release in found]))
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._registry = services.store.registry
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        deployment = "/v1/deployments/{owner}/{name}"
-        return [
-            Route(f"{deployment}/predictions", self.predict, methods=["POST"]),
-            Route("/v1/deployments", self.list, methods=["GET"]),
-            Route("/v1/deployments", self.create, methods=["POST"]),
-            Route(deployment, self.get, methods=["GET"]),
-            Route(deployment, self.update, methods=["PATCH"]),
-            Route(deployment, self.delete, methods=["DELETE"]),
-        ]
+async def create_deployment(request: Request) -> Response:
+    """``POST /deployments``: its first release."""
+    caller = await requests.caller(request, Scope.RUN)
+    given = await requests.body(request)
+    input_schema.check(given, _NEW, tuple(_NEW))
+    if await services_of(request).store.registry.deployment(caller.owner, given["name"]) is not None:
+        described = f"A deployment named {caller.owner}/{given['name']} exists already"
+        raise InvalidInput([FieldProblem("unique", "name", described)])
+    release = Release(
+        owner=caller.owner,
+        number=1,
+        created_at=round(time.time(), 6),
+        created_by=caller.owner,
+        **_whole(given),
+    )
+    return await _add_release(release, request)
 
-    async def list(self, request: Request) -> Response:
-        """``GET /deployments``: the account's, newest release first."""
-        caller = await requests.caller(request, self._services, Scope.READ)
-        found = await self._registry.deployments(caller.owner)
-        return responses.json(serializers.page([self._shown(release, request) for release in found]))
 
-    async def create(self, request: Request) -> Response:
-        """``POST /deployments``: its first release."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        given = await requests.body(request, self._services.config.limits.body)
-        input_schema.check(given, _NEW, tuple(_NEW))
-        if await self._registry.deployment(caller.owner, given["name"]) is not None:
-            described = f"A deployment named {caller.owner}/{given['name']} exists already"
-            raise InvalidInput([FieldProblem("unique", "name", described)])
-        release = Release(
-            owner=caller.owner,
-            number=1,
-            created_at=round(time.time(), 6),
-            created_by=caller.owner,
-            **_whole(given),
-        )
-        return await self._released(release, request)
+async def get_deployment(request: Request) -> Response:
+    """``GET /deployments/{owner}/{name}``."""
+    caller = await requests.caller(request, Scope.READ)
+    return responses.json(_shown(await _release(request, caller), request))
 
-    async def get(self, request: Request) -> Response:
-        """``GET /deployments/{owner}/{name}``."""
-        return responses.json(self._shown(await self._release(request, Scope.READ), request))
 
-    async def update(self, request: Request) -> Response:
-        """``PATCH /deployments/{owner}/{name}``: a further release, unless nothing changes."""
-        current = await self._release(request, Scope.RUN)
-        given = await requests.body(request, self._services.config.limits.body)
-        input_schema.check(given, _CHANGES)
-        wished = msgspec.structs.replace(
-            current, **_whole({key: value for key, value in given.items() if value is not None})
-        )
-        if wished == current:
-            return responses.json(self._shown(current, request))
-        return await self._released(
-            msgspec.structs.replace(wished, number=current.number + 1, created_at=round(time.time(), 6)),
-            request,
-        )
+async def update_deployment(request: Request) -> Response:
+    """``PATCH /deployments/{owner}/{name}``: a further release, unless nothing changes."""
+    caller = await requests.caller(request, Scope.RUN)
+    current = await _release(request, caller)
+    given = await requests.body(request)
+    input_schema.check(given, _CHANGES)
+    wished = msgspec.structs.replace(
+        current, **_whole({key: value for key, value in given.items() if value is not None})
+    )
+    if wished == current:
+        return responses.json(_shown(current, request))
+    return await _add_release(
+        msgspec.structs.replace(wished, number=current.number + 1, created_at=round(time.time(), 6)),
+        request,
+    )
 
-    async def delete(self, request: Request) -> Response:
-        """``DELETE /deployments/{owner}/{name}``: once it is offline and unused."""
-        release = await self._release(request, Scope.RUN)
-        name = release.deployment
-        if release.min_instances > 0:
-            raise BadRequest(f"Deployment {name} is online: set min_instances to 0 before deleting it.")
-        used = await self._registry.last_use(name)
-        if used is not None and time.time() - used < UNUSED:
-            raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago.")
-        await self._registry.remove_deployment(release.owner, release.name)
-        await self._services.engine.deployed()
-        return Response(status_code=204)
 
-    async def predict(self, request: Request) -> Response:
-        """``POST /deployments/{owner}/{name}/predictions``."""
-        caller = await requests.caller(request, self._services, Scope.RUN, creates=True)
-        release = await self._registry.deployment(**request.path_params)
-        if release is None or release.owner != caller.owner:
-            raise NotFound
-        given = await requests.body(request, self._services.config.limits.body)
-        requests.check_keys(given, required=("input",))
-        if release.max_instances == 0:
-            raise BadRequest(f"Deployment {release.deployment} is off: its max_instances is 0.")
-        return await create_prediction(
-            request, self._services, caller, self._entry(release), given, deployment=release.deployment
-        )
+async def delete_deployment(request: Request) -> Response:
+    """``DELETE /deployments/{owner}/{name}``: once it is offline and unused."""
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.RUN)
+    release = await _release(request, caller)
+    name = release.deployment
+    if release.min_instances > 0:
+        raise BadRequest(f"Deployment {name} is online: set min_instances to 0 before deleting it.")
+    used = await services.store.registry.last_use(name)
+    if used is not None and time.time() - used < UNUSED:
+        raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago.")
+    await services.store.registry.remove_deployment(release.owner, release.name)
+    await services.engine.deployed()
+    return Response(status_code=204)
 
-    async def _released(self, release: Release, request: Request) -> Response:
-        """Store ``release`` and let it count.
 
-        Raises:
-            InvalidInput: its numbers contradict each other.
-            InvalidVersion: its model has no such version that can be run.
-        """
-        if release.max_instances < release.min_instances:
-            described = f"Must be greater than or equal to min_instances, {release.min_instances}"
-            raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
-        self._entry(release)
-        await self._registry.add_release(release)
-        await self._services.engine.deployed()
-        return responses.json(self._shown(release, request))
+async def create_deployment_prediction(request: Request) -> Response:
+    """``POST /deployments/{owner}/{name}/predictions``."""
+    caller = await requests.caller(request, Scope.RUN, creates=True)
+    release = await _release(request, caller)
+    given = await requests.body(request)
+    requests.check_keys(given, required=("input",))
+    if release.max_instances == 0:
+        raise BadRequest(f"Deployment {release.deployment} is off: its max_instances is 0.")
+    return await create_prediction(
+        request, caller, _entry(release, request), given, deployment=release.deployment
+    )
 
-    def _entry(self, release: Release) -> Entry:
-        return self._services.catalogue.by_spec(f"{release.model}:{release.version}", release.owner)
 
-    async def _release(self, request: Request, scope: Scope) -> Release:
-        caller = await requests.caller(request, self._services, scope)
-        release = await self._registry.deployment(**request.path_params)
-        if release is None or release.owner != caller.owner:
-            raise NotFound
-        return release
+async def _add_release(release: Release, request: Request) -> Response:
+    """Store ``release`` and let it count.
 
-    def _shown(self, release: Release, request: Request) -> DeploymentResponse:
-        by = release.created_by
-        return serializers.release(
-            release,
-            serializers.account(
-                by, account_name(by, self._services), requests.origin(request, self._services)
-            ),
-        )
+    Raises:
+        InvalidInput: its numbers contradict each other.
+        InvalidVersion: its model has no such version that can be run.
+    """
+    services = services_of(request)
+    if release.max_instances < release.min_instances:
+        described = f"Must be greater than or equal to min_instances, {release.min_instances}"
+        raise InvalidInput([FieldProblem("number_gte", "max_instances", described)])
+    _entry(release, request)
+    await services.store.registry.add_release(release)
+    await services.engine.deployed()
+    return responses.json(_shown(release, request))
+
+
+def _entry(release: Release, request: Request) -> Entry:
+    return services_of(request).catalogue.by_spec(f"{release.model}:{release.version}", release.owner)
+
+
+async def _release(request: Request, caller: Token) -> Release:
+    release = await services_of(request).store.registry.deployment(**request.path_params)
+    if release is None or release.owner != caller.owner:
+        raise NotFound
+    return release
+
+
+def _shown(release: Release, request: Request) -> DeploymentResponse:
+    return serializers.release(release, account_response(release.created_by, request))
 
 
 def _whole(given: dict[str, Any]) -> dict[str, Any]:
     """JSON may write a whole number with a point."""
     return {key: int(value) if isinstance(value, float) else value for key, value in given.items()}
+
+
+_DEPLOYMENT: Final = "/v1/deployments/{owner}/{name}"
+ROUTES: Final = (
+    Route(f"{_DEPLOYMENT}/predictions", create_deployment_prediction, methods=["POST"]),
+    Route("/v1/deployments", list_deployments, methods=["GET"]),
+    Route("/v1/deployments", create_deployment, methods=["POST"]),
+    Route(_DEPLOYMENT, get_deployment, methods=["GET"]),
+    Route(_DEPLOYMENT, update_deployment, methods=["PATCH"]),
+    Route(_DEPLOYMENT, delete_deployment, methods=["DELETE"]),
+)

@@ -19,8 +19,8 @@ from appliance.domain.file import File
 from appliance.domain.token import Scope
 from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.multipart import FIELDS, Piece, parts, too_long
-from appliance.gateway.api.services import Services
-from appliance.gateway.files.file_store import Incoming
+from appliance.gateway.api.services import services_of
+from appliance.gateway.files.file_store import FileStore, Incoming
 from appliance.gateway.files.inputs import safe_name
 from appliance.protocols import serializers
 from appliance.store import Cursor
@@ -51,140 +51,127 @@ class _Form:
         return next((value.decode(errors="replace") for key, value in self.fields if key == name), None)
 
 
-class Files:
-    """The routes about files."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._files = services.files
-
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [
-            Route("/v1/files", self.create, methods=["POST"]),
-            Route("/v1/files", self.list, methods=["GET"]),
-            Route("/v1/files/{id}", self.get, methods=["GET"]),
-            Route("/v1/files/{id}", self.delete, methods=["DELETE"]),
-            Route("/v1/files/{id}/download", self.download, methods=["GET"]),
-            Route("/outputs/{id}/{name}", self.output, methods=["GET"]),
-        ]
-
-    async def create(self, request: Request) -> Response:
-        """``POST /files``: a form with the file in ``content``."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        expected = requests.content_length(request)
-        limit = self._files.config.max_upload
-        if expected > limit + FIELDS:
-            raise FileTooLarge(limit)
-        form = _Form()
-        try:
-            await self._receive(request, form, expected)
-            if form.file is None:
-                raise InvalidInput([FieldProblem("required", "", "content is required")])
-            metadata = _metadata(form)
-            name, content_type = _name(form), _content_type(form)
-            file = await self._files.keep(
-                form.file, owner=caller.owner, name=name, content_type=content_type, metadata=metadata
-            )
-        except BaseException:  # also when the client goes away
-            if form.file is not None:
-                form.file.discard()
-            raise
-        return responses.json(serializers.file(file, self._base(request)), 201)
-
-    async def list(self, request: Request) -> Response:
-        """``GET /files``: uploads, newest first, a hundred at a time."""
-        caller = await requests.caller(request, self._services, Scope.READ)
-        base = self._base(request)
-        given = request.query_params.get("cursor")
-        cursor = paging.decode(given) if given else None
-        found = await self._files.table.uploads(caller.owner, cursor=cursor, limit=PAGE + 1)
-        shown = found[:PAGE]
-        following = None
-        if len(found) > PAGE:
-            following = paging.address(request, base, Cursor(shown[-1].created_at, shown[-1].id))
-        return responses.json(
-            serializers.page([serializers.file(file, base) for file in shown], next=following)
+async def create_file(request: Request) -> Response:
+    """``POST /files``: a form with the file in ``content``."""
+    files = services_of(request).files
+    caller = await requests.caller(request, Scope.RUN)
+    expected = requests.content_length(request)
+    limit = files.config.max_upload
+    if expected > limit + FIELDS:
+        raise FileTooLarge(limit)
+    form = _Form()
+    try:
+        await _receive(request, form, expected, files)
+        if form.file is None:
+            raise InvalidInput([FieldProblem("required", "", "content is required")])
+        metadata = _metadata(form)
+        name, content_type = _name(form), _content_type(form)
+        file = await files.keep(
+            form.file, owner=caller.owner, name=name, content_type=content_type, metadata=metadata
         )
+    except BaseException:  # also when the client goes away
+        if form.file is not None:
+            form.file.discard()
+        raise
+    return responses.json(serializers.file(file, requests.origin(request)), 201)
 
-    async def get(self, request: Request) -> Response:
-        """``GET /files/{id}``: what is known of it; the bytes are at other addresses."""
-        return responses.json(serializers.file(await self._file(request, Scope.READ), self._base(request)))
 
-    async def delete(self, request: Request) -> Response:
-        """``DELETE /files/{id}``."""
-        await self._files.remove(await self._file(request, Scope.RUN))
-        return Response(status_code=204, media_type="text/plain")
+async def list_files(request: Request) -> Response:
+    """``GET /files``: uploads, newest first, a hundred at a time."""
+    caller = await requests.caller(request, Scope.READ)
+    base = requests.origin(request)
+    given = request.query_params.get("cursor")
+    cursor = paging.decode(given) if given else None
+    found = await services_of(request).files.table.uploads(caller.owner, cursor=cursor, limit=PAGE + 1)
+    shown = found[:PAGE]
+    following = None
+    if len(found) > PAGE:
+        following = paging.address(request, base, Cursor(shown[-1].created_at, shown[-1].id))
+    return responses.json(serializers.page([serializers.file(file, base) for file in shown], next=following))
 
-    async def download(self, request: Request) -> Response:
-        """``GET /files/{id}/download?owner&expiry&signature``: the bytes; the signature is the permission."""
-        asked = request.query_params
-        id, owner = request.path_params["id"], asked.get("owner", "")
-        file = await self._files.upload(id, owner)
-        valid = self._files.signed(id, owner, asked.get("expiry", ""), asked.get("signature", ""))
-        if file is None or not valid:
-            raise NotFound("File not found")
-        return self._bytes(file, "attachment")
 
-    async def output(self, request: Request) -> Response:
-        """``GET /outputs/{id}/{name}``: the bytes; the id cannot be guessed, and clients send no token."""
-        file = await self._files.output(request.path_params["id"])
-        if file is None:
-            raise NotFound("File not found")
-        return self._bytes(file, "inline")
+async def get_file(request: Request) -> Response:
+    """``GET /files/{id}``: what is known of it; the bytes are at other addresses."""
+    return responses.json(serializers.file(await _file(request, Scope.READ), requests.origin(request)))
 
-    def _bytes(self, file: File, disposition: str) -> Response:
-        path = self._files.path(file)
-        if not path.exists():
-            raise NotFound("File not found")
-        return FileResponse(
-            path,
-            headers=_INERT,
-            media_type=file.content_type,
-            filename=file.name,
-            content_disposition_type=disposition,
-        )
 
-    async def _file(self, request: Request, scope: Scope) -> File:
-        caller = await requests.caller(request, self._services, scope)
-        file = await self._files.upload(request.path_params["id"], caller.owner)
-        if file is None:
-            raise NotFound("File not found")
-        return file
+async def delete_file(request: Request) -> Response:
+    """``DELETE /files/{id}``."""
+    await services_of(request).files.remove(await _file(request, Scope.RUN))
+    return Response(status_code=204, media_type="text/plain")
 
-    async def _receive(self, request: Request, form: _Form, expected: int) -> None:
-        """Read the form; the file goes to the disk as it comes.
 
-        Raises:
-            FileTooLarge: the file is over the limit.
-            MalformedBody: something else is too much, or no form.
-        """
-        limit = self._files.config.max_upload
-        field: bytearray | None = None
-        size = rest = 0  # of the file, and of everything else
-        async for found in parts(request, limit):
-            if not isinstance(found, Piece):
-                rest += len(found.name)
-                field = bytearray()
-                if found.name == "content" and form.file is None:
-                    field = None
-                    form.file = await self._files.incoming(expected or None)
-                    form.filename, form.content_type = found.filename, found.content_type
-                else:
-                    form.fields.append((found.name, field))
-            elif field is not None:
-                field += found.data
-                rest += len(found.data)
-            elif form.file is not None:
-                size += len(found.data)
-                if size > limit:
-                    raise FileTooLarge(limit)
-                await form.file.write(found.data)
-            if rest > FIELDS:
-                raise too_long()
+async def download_file(request: Request) -> Response:
+    """``GET /files/{id}/download?owner&expiry&signature``: the bytes; the signature is the permission."""
+    files = services_of(request).files
+    asked = request.query_params
+    id, owner = request.path_params["id"], asked.get("owner", "")
+    file = await files.upload(id, owner)
+    valid = files.signed(id, owner, asked.get("expiry", ""), asked.get("signature", ""))
+    if file is None or not valid:
+        raise NotFound("File not found")
+    return _bytes(request, file, "attachment")
 
-    def _base(self, request: Request) -> str:
-        return requests.origin(request, self._services)
+
+async def get_output_file(request: Request) -> Response:
+    """``GET /outputs/{id}/{name}``: the bytes; the id cannot be guessed, and clients send no token."""
+    file = await services_of(request).files.output(request.path_params["id"])
+    if file is None:
+        raise NotFound("File not found")
+    return _bytes(request, file, "inline")
+
+
+def _bytes(request: Request, file: File, disposition: str) -> Response:
+    path = services_of(request).files.path(file)
+    if not path.exists():
+        raise NotFound("File not found")
+    return FileResponse(
+        path,
+        headers=_INERT,
+        media_type=file.content_type,
+        filename=file.name,
+        content_disposition_type=disposition,
+    )
+
+
+async def _file(request: Request, scope: Scope) -> File:
+    caller = await requests.caller(request, scope)
+    file = await services_of(request).files.upload(request.path_params["id"], caller.owner)
+    if file is None:
+        raise NotFound("File not found")
+    return file
+
+
+async def _receive(request: Request, form: _Form, expected: int, files: FileStore) -> None:
+    """Read the form; the file goes to the disk as it comes.
+
+    Raises:
+        FileTooLarge: the file is over the limit.
+        MalformedBody: something else is too much, or no form.
+    """
+    limit = files.config.max_upload
+    field: bytearray | None = None
+    size = rest = 0  # of the file, and of everything else
+    async for found in parts(request, limit):
+        if not isinstance(found, Piece):
+            rest += len(found.name)
+            field = bytearray()
+            if found.name == "content" and form.file is None:
+                field = None
+                form.file = await files.incoming(expected or None)
+                form.filename, form.content_type = found.filename, found.content_type
+            else:
+                form.fields.append((found.name, field))
+        elif field is not None:
+            field += found.data
+            rest += len(found.data)
+        elif form.file is not None:
+            size += len(found.data)
+            if size > limit:
+                raise FileTooLarge(limit)
+            await form.file.write(found.data)
+        if rest > FIELDS:
+            raise too_long()
 
 
 def _name(form: _Form) -> str:
@@ -257,3 +244,13 @@ def _put(place: dict[str, Any], keys: list[str], value: str) -> None:
             if not isinstance(deeper, dict):
                 return
             place = deeper
+
+
+ROUTES: Final = (
+    Route("/v1/files", create_file, methods=["POST"]),
+    Route("/v1/files", list_files, methods=["GET"]),
+    Route("/v1/files/{id}", get_file, methods=["GET"]),
+    Route("/v1/files/{id}", delete_file, methods=["DELETE"]),
+    Route("/v1/files/{id}/download", download_file, methods=["GET"]),
+    Route("/outputs/{id}/{name}", get_output_file, methods=["GET"]),
+)

@@ -17,11 +17,11 @@ from appliance.domain.model import Model
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
-from appliance.gateway.api.services import Services
-from appliance.gateway.catalogue.catalogue import Card
+from appliance.gateway.api.services import services_of
+from appliance.gateway.catalogue.catalogue import Card, Catalogue
 from appliance.protocols import serializers
 from appliance.protocols.response_types import ModelResponse
-from appliance.store import Cursor
+from appliance.store import Cursor, Store
 
 PAGE: Final = 25  # models on a page, as on Replicate
 _TEXT: Final = {"type": "string", "maxLength": 1_000_000}
@@ -45,157 +45,148 @@ _NEW: Final[dict[str, dict[str, Any]]] = {
 _CHANGES: Final = {"description": _TEXT, "readme": _TEXT, "weights_url": _ADDRESS, **_ADDRESSES}
 
 
-class Models:
-    """The routes about models. An alias is answered with the model that stands behind it."""
+async def list_models(request: Request) -> Response:
+    """``GET /models``: a page of the public models, by default sorted by newest version."""
+    await requests.caller(request, Scope.READ)
+    by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
+    ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"
+    public = services_of(request).catalogue.public()
+    if by == "model_created_at":
+        public = sorted(public, key=lambda card: card.created_at, reverse=True)
+    return await _page(public[::-1] if ascending else public, request)
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        model = "/v1/models/{owner}/{name}"
-        return [
-            Route("/v1/models", self.list, methods=["GET"]),
-            Route("/v1/models", self.query, methods=["QUERY"]),
-            Route("/v1/models", self.create, methods=["POST"]),
-            Route(model, self.get, methods=["GET"]),
-            Route(model, self.update, methods=["PATCH"]),
-            Route(model, self.delete, methods=["DELETE"]),
-            Route(f"{model}/readme", self.readme, methods=["GET"]),
-            Route(f"{model}/examples", self.examples, methods=["GET"]),
-        ]
+async def query_models(request: Request) -> Response:
+    """``QUERY /models``: what the body describes, best first.
 
-    async def list(self, request: Request) -> Response:
-        """``GET /models``: a page of the public models, by default sorted by newest version."""
-        await requests.caller(request, self._services, Scope.READ)
-        by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
-        ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"
-        public = self._services.catalogue.public()
-        if by == "model_created_at":
-            public = sorted(public, key=lambda card: card.created_at, reverse=True)
-        return await self._page(public[::-1] if ascending else public, request)
+    The body is text, or a JSON string: every client sends another of the two, under either content type.
+    """
+    await requests.caller(request, Scope.READ)
+    text = await requests.text_body(request)
+    return await _page([card for card, _ in services_of(request).catalogue.search(text)], request)
 
-    async def query(self, request: Request) -> Response:
-        """``QUERY /models``: what the body describes, best first.
 
-        The body is text, or a JSON string: every client sends another of the two, under either content type.
-        """
-        await requests.caller(request, self._services, Scope.READ)
-        text = await requests.text_body(request, self._services.config.limits.body)
-        return await self._page([card for card, _ in self._services.catalogue.search(text)], request)
-
-    async def create(self, request: Request) -> Response:
-        """``POST /models``: a model without a version yet; trainings make those."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        given = await requests.body(request, self._services.config.limits.body)
-        input_schema.check(given, _NEW, ("owner", "name", "visibility", "hardware"))
-        if given["owner"] != caller.owner:
-            raise PermissionDenied(
-                f'This token is of the account "{caller.owner}"; it cannot make models of "{given["owner"]}".'
-            )
-        owner, short = given.pop("owner"), given.pop("name")
-        name = f"{owner}/{short}"
-        try:
-            self._services.catalogue.card(name)
-        except NotFound:
-            pass
-        else:
-            raise InvalidInput([FieldProblem("unique", "name", f"A model named {name} exists already")])
-        model = Model(name=name, created_at=round(time.time(), 6), **given)
-        # In the catalogue first, so that a second request for the same name is refused while this is stored.
-        card = self._services.catalogue.put(model)
-        try:
-            await self._services.store.registry.add_model(model)
-        except BaseException:
-            self._services.catalogue.remove(name)
-            raise
-        return responses.json(await self._shown(card, request), 201)
-
-    async def get(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}``."""
-        return responses.json(
-            await self._shown(await self._card(request), request),
-            base=requests.origin(request, self._services),
+async def create_model(request: Request) -> Response:
+    """``POST /models``: a model without a version yet; trainings make those."""
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.RUN)
+    given = await requests.body(request)
+    input_schema.check(given, _NEW, ("owner", "name", "visibility", "hardware"))
+    if given["owner"] != caller.owner:
+        raise PermissionDenied(
+            f'This token is of the account "{caller.owner}"; it cannot make models of "{given["owner"]}".'
         )
+    owner, short = given.pop("owner"), given.pop("name")
+    name = f"{owner}/{short}"
+    try:
+        services.catalogue.card(name)
+    except NotFound:
+        pass
+    else:
+        raise InvalidInput([FieldProblem("unique", "name", f"A model named {name} exists already")])
+    model = Model(name=name, created_at=round(time.time(), 6), **given)
+    # In the catalogue first, so that a second request for the same name is refused while this is stored.
+    card = services.catalogue.put(model)
+    try:
+        await services.store.registry.add_model(model)
+    except BaseException:
+        services.catalogue.remove(name)
+        raise
+    return responses.json(await _shown(card, request), 201)
 
-    async def update(self, request: Request) -> Response:
-        """``PATCH /models/{owner}/{name}``: what is said of it."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        card = self._own(request, caller)
-        given = await requests.body(request, self._services.config.limits.body)
-        input_schema.check(given, _CHANGES)
-        model = msgspec.structs.replace(await self._stored(card.name), **given)
-        await self._services.store.registry.update_model(model)
-        return responses.json(await self._shown(self._services.catalogue.put(model), request))
 
-    async def delete(self, request: Request) -> Response:
-        """``DELETE /models/{owner}/{name}``: one's own, private, without versions."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        card = self._own(request, caller)
-        if card.visibility != "private":
-            raise BadRequest(f"Model {card.name} is public; only private models can be deleted.")
-        if await self._services.store.versions(card.name):
-            raise BadRequest(f"Model {card.name} has versions; delete them first.")
-        await self._services.store.registry.remove_model(card.name)
-        self._services.catalogue.remove(card.name)
-        return Response(status_code=204)
+async def get_model(request: Request) -> Response:
+    """``GET /models/{owner}/{name}``."""
+    return responses.json(
+        await _shown(await _card(request), request),
+        base=requests.origin(request),
+    )
 
-    async def readme(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/readme``: Markdown."""
-        card = await self._card(request)
-        if card.readme is None:
-            raise NotFound
-        return PlainTextResponse(card.readme)
 
-    async def examples(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/examples``: predictions that were chosen to show what it can do."""
-        card = await self._card(request)
-        base = requests.origin(request, self._services)
-        chosen = (await self._services.store.registry.examples()).get(card.name, [])
-        found = [await self._services.store.get(id) for id in chosen]
-        return responses.json(
-            serializers.page(
-                [serializers.prediction(record, base) for record in found if record is not None]
-            ),
-            base=base,
-        )
+async def update_model(request: Request) -> Response:
+    """``PATCH /models/{owner}/{name}``: what is said of it."""
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.RUN)
+    card = _own(request, caller)
+    given = await requests.body(request)
+    input_schema.check(given, _CHANGES)
+    model = msgspec.structs.replace(await _stored(card.name, services.store), **given)
+    await services.store.registry.update_model(model)
+    return responses.json(await _shown(services.catalogue.put(model), request))
 
-    async def _page(self, cards: Sequence[Card], request: Request) -> Response:
-        listing = await Listing.of(self._services)
-        base = requests.origin(request, self._services)
-        given = request.query_params.get("cursor")
-        cursor = paging.decode(given) if given else None
-        begin, end = paging.window(cursor, [card.name for card in cards], PAGE)
-        shown = cards[begin:end]
 
-        def link(place: int, *, back: bool) -> str:
-            return paging.address(request, base, Cursor(place, cards[place].name, back))
+async def delete_model(request: Request) -> Response:
+    """``DELETE /models/{owner}/{name}``: one's own, private, without versions."""
+    services = services_of(request)
+    caller = await requests.caller(request, Scope.RUN)
+    card = _own(request, caller)
+    if card.visibility != "private":
+        raise BadRequest(f"Model {card.name} is public; only private models can be deleted.")
+    if await services.store.versions(card.name):
+        raise BadRequest(f"Model {card.name} has versions; delete them first.")
+    await services.store.registry.remove_model(card.name)
+    services.catalogue.remove(card.name)
+    return Response(status_code=204)
 
-        body = serializers.page(
-            [listing.shown(card, base) for card in shown],
-            next=link(begin + len(shown) - 1, back=False) if shown and end < len(cards) else None,
-            previous=link(begin, back=True) if shown and begin else None,
-        )
-        return responses.json(body, base=base)
 
-    async def _shown(self, card: Card, request: Request) -> ModelResponse:
-        return (await Listing.of(self._services)).shown(card, requests.origin(request, self._services))
-
-    async def _card(self, request: Request) -> Card:
-        caller = await requests.caller(request, self._services, Scope.READ)
-        return self._services.catalogue.card("{owner}/{name}".format(**request.path_params), caller.owner)
-
-    def _own(self, request: Request, caller: Token) -> Card:
-        return own(
-            self._services.catalogue.card("{owner}/{name}".format(**request.path_params), caller.owner),
-            caller,
-        )
-
-    async def _stored(self, name: str) -> Model:
-        for model in await self._services.store.registry.models():
-            if model.name == name:
-                return model
+async def get_readme(request: Request) -> Response:
+    """``GET /models/{owner}/{name}/readme``: Markdown."""
+    card = await _card(request)
+    if card.readme is None:
         raise NotFound
+    return PlainTextResponse(card.readme)
+
+
+async def list_examples(request: Request) -> Response:
+    """``GET /models/{owner}/{name}/examples``: predictions that were chosen to show what it can do."""
+    services = services_of(request)
+    card = await _card(request)
+    base = requests.origin(request)
+    chosen = (await services.store.registry.examples()).get(card.name, [])
+    found = [await services.store.get(id) for id in chosen]
+    return responses.json(
+        serializers.page([serializers.prediction(record, base) for record in found if record is not None]),
+        base=base,
+    )
+
+
+async def _page(cards: Sequence[Card], request: Request) -> Response:
+    listing = await Listing.of(request)
+    base = requests.origin(request)
+    given = request.query_params.get("cursor")
+    cursor = paging.decode(given) if given else None
+    begin, end = paging.window(cursor, [card.name for card in cards], PAGE)
+    shown = cards[begin:end]
+
+    def link(place: int, *, back: bool) -> str:
+        return paging.address(request, base, Cursor(place, cards[place].name, back))
+
+    body = serializers.page(
+        [listing.shown(card, base) for card in shown],
+        next=link(begin + len(shown) - 1, back=False) if shown and end < len(cards) else None,
+        previous=link(begin, back=True) if shown and begin else None,
+    )
+    return responses.json(body, base=base)
+
+
+async def _shown(card: Card, request: Request) -> ModelResponse:
+    return (await Listing.of(request)).shown(card, requests.origin(request))
+
+
+async def _card(request: Request) -> Card:
+    caller = await requests.caller(request, Scope.READ)
+    return services_of(request).catalogue.card(requests.model_name(request), caller.owner)
+
+
+def _own(request: Request, caller: Token) -> Card:
+    return own(services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller)
+
+
+async def _stored(name: str, store: Store) -> Model:
+    for model in await store.registry.models():
+        if model.name == name:
+            return model
+    raise NotFound
 
 
 def own(card: Card, caller: Token) -> Card:
@@ -215,19 +206,18 @@ def own(card: Card, caller: Token) -> Card:
 class Listing:
     """Details of a model in lists: number of runs, newest version, first example."""
 
-    def __init__(self, services: Services, counts: dict[str, int], examples: dict[str, Prediction]) -> None:
-        """Made by ``of``."""
-        self._catalogue = services.catalogue
+    def __init__(self, catalogue: Catalogue, counts: dict[str, int], examples: dict[str, Prediction]) -> None:
+        self._catalogue = catalogue
         self._counts = counts
         self._examples = examples
 
     @classmethod
-    async def of(cls, services: Services) -> Listing:
-        """As everything is now."""
+    async def of(cls, request: Request) -> Listing:
+        services = services_of(request)
         chosen = await services.store.registry.examples()
         found = {model: await services.store.get(ids[0]) for model, ids in chosen.items()}
         examples = {model: record for model, record in found.items() if record is not None}
-        return cls(services, await services.store.run_counts(), examples)
+        return cls(services.catalogue, await services.store.run_counts(), examples)
 
     def shown(self, card: Card, base: str) -> ModelResponse:
         """A model as every list shows it."""
@@ -253,3 +243,16 @@ class Listing:
             if latest is None
             else serializers.version(latest.version, latest.created_at, latest.document),
         )
+
+
+_MODEL: Final = "/v1/models/{owner}/{name}"
+ROUTES: Final = (
+    Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models", query_models, methods=["QUERY"]),
+    Route("/v1/models", create_model, methods=["POST"]),
+    Route(_MODEL, get_model, methods=["GET"]),
+    Route(_MODEL, update_model, methods=["PATCH"]),
+    Route(_MODEL, delete_model, methods=["DELETE"]),
+    Route(f"{_MODEL}/readme", get_readme, methods=["GET"]),
+    Route(f"{_MODEL}/examples", list_examples, methods=["GET"]),
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -10,85 +12,82 @@ from appliance.domain.errors import BadRequest, NotFound
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.models import own
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import Card
 from appliance.protocols import serializers
 
 
-class Versions:
-    """The routes about versions."""
+async def list_versions(request: Request) -> Response:
+    """``GET /models/{owner}/{name}/versions``: every version it ever had, newest first."""
+    services = services_of(request)
+    card, _ = await _card(request, Scope.READ)
+    latest = services.catalogue.latest(card.name)
+    rows = await services.store.versions(card.name)
+    # The one that is served comes first, also when an older state of models.yaml has come back.
+    rows = sorted(rows, key=lambda row: latest is None or row.id != latest.version)
+    return responses.json(
+        serializers.page([serializers.version(row.id, row.created_at, row.document) for row in rows])
+    )
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        versions = "/v1/models/{owner}/{name}/versions"
-        return [
-            Route(versions, self.list, methods=["GET"]),
-            Route(f"{versions}/{{id}}", self.get, methods=["GET"]),
-            Route(f"{versions}/{{id}}", self.delete, methods=["DELETE"]),
-        ]
+async def get_version(request: Request) -> Response:
+    """``GET /models/{owner}/{name}/versions/{id}``."""
+    card, _ = await _card(request, Scope.READ)
+    row = await services_of(request).store.version(request.path_params["id"], card.name)
+    if row is None:
+        raise NotFound
+    return responses.json(serializers.version(row.id, row.created_at, row.document))
 
-    async def list(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/versions``: every version it ever had, newest first."""
-        card, _ = await self._card(request, Scope.READ)
-        latest = self._services.catalogue.latest(card.name)
-        rows = await self._services.store.versions(card.name)
-        # The one that is served comes first, also when an older state of models.yaml has come back.
-        rows = sorted(rows, key=lambda row: latest is None or row.id != latest.version)
-        return responses.json(
-            serializers.page([serializers.version(row.id, row.created_at, row.document) for row in rows])
-        )
 
-    async def get(self, request: Request) -> Response:
-        """``GET /models/{owner}/{name}/versions/{id}``."""
-        card, _ = await self._card(request, Scope.READ)
-        row = await self._services.store.version(request.path_params["id"], card.name)
-        if row is None:
-            raise NotFound
-        return responses.json(serializers.version(row.id, row.created_at, row.document))
+async def delete_version(request: Request) -> Response:
+    """``DELETE /models/{owner}/{name}/versions/{id}``: with its predictions and their files."""
+    card, caller = await _card(request, Scope.RUN)
+    services = services_of(request)
+    version = request.path_params["id"]
+    if await services.store.version(version, card.name) is None:
+        raise NotFound
+    own(card, caller)
+    if card.visibility != "private":
+        raise BadRequest(f"Model {card.name} is public; only versions of private models can be deleted.")
+    await _check_unused(version, services)
+    gone = [entry for entry in services.catalogue.served(card.name) if entry.version == version]
+    for entry in gone:
+        services.catalogue.remove_version(entry)
+        if entry.kind == "cog":  # it was loaded for this version alone
+            await services.engine.unload(entry)
+    removed = await services.store.remove_version(version, card.name)
+    await services.files.remove_outputs(removed)
+    await services.trainings.remove(version)
+    for entry in gone:
+        if entry.adapter is None:
+            await services.pushes.remove(entry)
+    return Response(status_code=202)
 
-    async def delete(self, request: Request) -> Response:
-        """``DELETE /models/{owner}/{name}/versions/{id}``: with its predictions and their files."""
-        card, caller = await self._card(request, Scope.RUN)
-        services = self._services
-        version = request.path_params["id"]
-        if await services.store.version(version, card.name) is None:
-            raise NotFound
-        own(card, caller)
-        if card.visibility != "private":
-            raise BadRequest(f"Model {card.name} is public; only versions of private models can be deleted.")
-        await self._check_unused(version)
-        gone = [entry for entry in services.catalogue.served(card.name) if entry.version == version]
-        for entry in gone:
-            services.catalogue.remove_version(entry)
-            if entry.kind == "cog":  # it was loaded for this version alone
-                await services.engine.unload(entry)
-        removed = await services.store.remove_version(version, card.name)
-        await services.files.remove_outputs(removed)
-        await services.trainings.remove(version)
-        for entry in gone:
-            if entry.adapter is None:
-                await services.pushes.remove(entry)
-        return Response(status_code=202)
 
-    async def _check_unused(self, version: str) -> None:
-        """Raise ``BadRequest`` if something needs this version."""
-        registry = self._services.store.registry
-        for release in await registry.deployments():
-            if release.version == version:
-                raise BadRequest(f"Version {version} is used by the deployment {release.deployment}.")
-        for adapter in await registry.adapters():
-            if adapter.base_version == version:
-                raise BadRequest(
-                    f"Version {adapter.version} of {adapter.model} was trained on version {version}; "
-                    "delete it first."
-                )
-        if self._services.engine.uses(version):
-            raise BadRequest(f"Version {version} has predictions under way; cancel them first.")
+async def _check_unused(version: str, services: Services) -> None:
+    """Raise ``BadRequest`` if something needs this version."""
+    registry = services.store.registry
+    for release in await registry.deployments():
+        if release.version == version:
+            raise BadRequest(f"Version {version} is used by the deployment {release.deployment}.")
+    for adapter in await registry.adapters():
+        if adapter.base_version == version:
+            raise BadRequest(
+                f"Version {adapter.version} of {adapter.model} was trained on version {version}; "
+                "delete it first."
+            )
+    if services.engine.uses(version):
+        raise BadRequest(f"Version {version} has predictions under way; cancel them first.")
 
-    async def _card(self, request: Request, scope: Scope) -> tuple[Card, Token]:
-        caller = await requests.caller(request, self._services, scope)
-        name = "{owner}/{name}".format(**request.path_params)
-        return self._services.catalogue.card(name, caller.owner), caller
+
+async def _card(request: Request, scope: Scope) -> tuple[Card, Token]:
+    caller = await requests.caller(request, scope)
+    return services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller
+
+
+_VERSIONS: Final = "/v1/models/{owner}/{name}/versions"
+ROUTES: Final = (
+    Route(_VERSIONS, list_versions, methods=["GET"]),
+    Route(f"{_VERSIONS}/{{id}}", get_version, methods=["GET"]),
+    Route(f"{_VERSIONS}/{{id}}", delete_version, methods=["DELETE"]),
+)

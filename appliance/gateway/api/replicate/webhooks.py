@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import httpx
 from starlette.requests import Request
@@ -15,45 +15,39 @@ from appliance.domain.errors import FieldProblem, InvalidInput, UrlRefused
 from appliance.domain.prediction import WEBHOOK_EVENTS, Webhook
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.services import Services
+from appliance.gateway.api.services import services_of
+from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.webhooks import sender
 from appliance.protocols.response_types import WebhookSecretResponse
 
 
-class WebhookKeys:
-    """The route about keys."""
-
-    def __init__(self, services: Services) -> None:
-        """``services`` is what it works with."""
-        self._services = services
-
-    def routes(self) -> list[Route]:
-        """Return the routes of this resource."""
-        return [Route("/v1/webhooks/default/secret", self.get, methods=["GET"])]
-
-    async def get(self, request: Request) -> Response:
-        """``GET /webhooks/default/secret``: the caller's newest key."""
-        caller = await requests.caller(request, self._services, Scope.RUN)
-        newest, *_ = await sender.keys(self._services.store, caller.owner, time.time())
-        return responses.json(WebhookSecretResponse(key=newest))
+async def get_webhook_secret(request: Request) -> Response:
+    """``GET /webhooks/default/secret``: the caller's newest key."""
+    caller = await requests.caller(request, Scope.RUN)
+    newest, *_ = await sender.keys(services_of(request).store, caller.owner, time.time())
+    return responses.json(WebhookSecretResponse(key=newest))
 
 
-def webhook(given: dict[str, Any], origin: str, services: Services) -> Webhook | None:
-    """Where the body of a creation wants its events.
+def webhook(request: Request, given: dict[str, Any]) -> Webhook | None:
+    """Return the webhook that ``given``, the body of a request, asks for.
 
     Raises:
-        InvalidInput: the address or an event cannot be.
+        InvalidInput: the URL or an event is not valid, or the URL may not be called.
     """
     events = given.get("webhook_events_filter")
     problems = [] if events is None else _wrong_events(events)
     url = given.get("webhook")
     if url is not None:
-        problems += _wrong_address(url, services)
+        problems += _wrong_url(url, services_of(request).egress)
     if problems:
         raise InvalidInput(problems)
     if url is None:
         return None
-    return Webhook(url=url, events=tuple(WEBHOOK_EVENTS if events is None else events), origin=origin)
+    return Webhook(
+        url=url,
+        events=tuple(WEBHOOK_EVENTS if events is None else events),
+        origin=requests.origin(request),
+    )
 
 
 def _wrong_events(events: Any) -> list[FieldProblem]:
@@ -69,17 +63,20 @@ def _wrong_events(events: Any) -> list[FieldProblem]:
     ]
 
 
-def _wrong_address(url: Any, services: Services) -> list[FieldProblem]:
+def _wrong_url(url: Any, egress: FetchGuard) -> list[FieldProblem]:
     if not isinstance(url, str):
         found = input_schema.type_name(url)
         return [FieldProblem("invalid_type", "webhook", f"Invalid type. Expected: string, given: {found}")]
     try:
         parsed = httpx.URL(url)
         if parsed.scheme in {"http", "https"} and parsed.host and "%" not in parsed.host:
-            services.egress.check(parsed)
+            egress.check(parsed)
             return []
     except UrlRefused as error:
         return [FieldProblem("address", "webhook", error.detail)]
     except (httpx.InvalidURL, ValueError, UnicodeError):
         pass
     return [FieldProblem("format", "webhook", "Does not match format 'uri'")]
+
+
+ROUTES: Final = (Route("/v1/webhooks/default/secret", get_webhook_secret, methods=["GET"]),)
