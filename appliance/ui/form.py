@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import mimetypes
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
+from markupsafe import Markup
 
 from appliance.domain.errors import ApplianceError
-from appliance.ui import layout, output, session
+from appliance.ui import layout, markup, output, session
 from appliance.ui.client import Caller
 from appliance.ui.fields import Field, Widget, fields, filled_in
 from appliance.ui.output import RenderedOutput
@@ -19,7 +19,7 @@ from appliance.ui.snippets import LocalFile
 from appliance.ui.watcher import Seen, Watcher
 
 #: What is said before anything has run.
-_NOTHING_YET: Final = '<p class="note">What the model gives appears here.</p>'
+_NOTHING_YET: Final = markup.note("The output of the model appears here.")
 _FILES: Final = frozenset({Widget.FILE, Widget.FILES})
 #: What a prediction waits for -> how that is said.
 _WAITS: Final = {
@@ -46,7 +46,7 @@ class ModelForm:
                 for field in folded:
                     self._inputs[field.name] = _components(field)
         if not self.fields:
-            gr.HTML('<p class="note">This model takes no input.</p>', apply_default_css=False)
+            gr.HTML(markup.note("This model takes no input."), apply_default_css=False)
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -115,7 +115,7 @@ class Result:
     def shown(self, seen: Seen, before: list[Any]) -> list[Any]:
         """How a prediction stands, for each component; ``before`` is what was shown last, and is updated."""
         text = output.text_of(seen.output) if self.kind is RenderedOutput.TEXT else ""
-        made = "" if self.kind is RenderedOutput.TEXT else output.media(seen.output)
+        made = "" if self.kind is RenderedOutput.TEXT else output.files(seen.output)
         data = seen.output if self.kind is RenderedOutput.DATA and seen.over else None
         now = [_status(seen, linked=self._linked), text, made, data, seen.record.get("logs") or ""]
         changed = [
@@ -143,13 +143,14 @@ async def run(
         yield None if seen.over else created["id"], result.shown(seen, before)
 
 
-def refused(error: ApplianceError) -> str:
+def refused(error: ApplianceError) -> Markup:
     """Why nothing runs, as HTML for the status of a result."""
     message = layout.message(error)
-    return f'<p class="wrong" role="alert">{html.escape(message.title)}: {message.message}</p>'
+    text = Markup(message.message)  # noqa: S704 - HTML already
+    return Markup('<p class="wrong" role="alert">{}: {}</p>').format(message.title, text)
 
 
-@layout.told
+@layout.show_errors
 async def cancel(id: str | None, request: gr.Request) -> None:
     """Cancel the prediction that runs; it says so itself."""
     if id is not None:
@@ -246,20 +247,15 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
     return value
 
 
-def _status(seen: Seen, *, linked: bool) -> str:
-    """How a prediction stands, as HTML: one line, however narrow, so that nothing below it moves."""
-    record, status = seen.record, seen.status
-    said = html.escape(_words(seen))
-    bar = ""
-    done = None if seen.over else output.progress(record.get("logs") or "")
-    if done is not None:
-        bar = f'<progress max="100" value="{done}">{done} %</progress>'
-    id = html.escape(record["id"])
-    link = f'<span class="note"><a href="/p/{id}">{id[:8]}</a></span>' if linked else ""
-    wrong = f'<p class="wrong" role="alert">{html.escape(record["error"])}</p>' if record.get("error") else ""
-    return (
-        f'<div class="facts"><span class="badge {html.escape(status)}">{html.escape(status)}</span>'
-        f'<span class="note said" title="{said}">{said}</span>{bar}{link}</div>{wrong}'
+def _status(seen: Seen, *, linked: bool) -> Markup:
+    return markup.render(
+        "run_status.html",
+        status=seen.status,
+        words=_words(seen),
+        percent=None if seen.over else output.progress(seen.record.get("logs") or ""),
+        linked=linked,
+        id=seen.record["id"],
+        error=seen.record.get("error"),
     )
 
 

@@ -1,36 +1,34 @@
-"""The layout that all pages share, and how a page is added.
+"""The parts that all pages share, and how to add a page.
 
 A page is a module in ``pages`` with a function that builds its ``gradio.Blocks``, and a line in
 ``pages.PAGES``:
 
     def build() -> gr.Blocks:
-        with shell.page("Machine") as blocks:  # never a bare gr.Blocks
+        with layout.page("Machine") as blocks:  # never a bare gr.Blocks
             bars = gr.HTML(apply_default_css=False)
-            blocks.load(show, None, bars, **shell.QUIET)
+            blocks.load(show, None, bars, **layout.QUIET)
         return blocks
 
-    @shell.told  # errors of the API become messages
+    @layout.show_errors  # errors of the API pop up on the page
     async def show(request: gr.Request) -> str:
-        caller = session.of(request).caller  # calls the API with the token of whoever looks
+        caller = session.of(request).caller  # calls the API with the user's token
         return render(await caller.get("/admin/status"))
 
-The blocks are built once and shared by everyone: they hold nothing of a person, and what a person may see is
-asked for with that person's ``caller``, when the page is opened (``blocks.load``) and whenever something
-happens. What only an administrator may do is there when ``session.of(request).admin`` holds; the API refuses
-it to others in any case. A page at ``/p/{id}`` finds ``id`` in ``shell.parameters(request)``, the query is in
-``request.query_params``. ``Page.admin`` keeps others out of a whole page.
+The blocks are built once and shared by all users, so they contain no user's data: functions get that with the
+user's ``caller`` when the page is opened (``blocks.load``) and at each event. Show the controls of
+administrators if ``session.of(request).admin``; the API refuses their requests to others in any case.
+``Page.admin`` hides a whole page from others. A page at ``/p/{id}`` finds ``id`` in
+``layout.parameters(request)``; the query is in ``request.query_params``.
 
-Text that people or models wrote goes through ``html.escape`` before it gets into ``gr.HTML``. Style is in
-``style.css``. No ``js=``, no ``head=``, nothing from other servers: the content security policy forbids it;
-``page.js`` is the one script of ours.
-The navigation is not Gradio's: ``dress`` puts it into the HTML of a page, so it is there before any script
-has run.
+HTML for ``gr.HTML`` comes from ``markup``, which escapes text from people and models. Styles are in
+``style.css``, and the only script of our own is ``page.js``: the content security policy forbids ``js=``,
+``head=`` and anything from other servers. The navigation is not made by Gradio: ``dress`` puts it into the
+HTML of a page, so it is visible before a script has run.
 """
 
 from __future__ import annotations
 
 import functools
-import html
 import inspect
 import re
 import secrets
@@ -40,8 +38,11 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import gradio as gr
+from markupsafe import Markup, escape
+from starlette.responses import HTMLResponse
 
 from appliance.domain.errors import ApplianceError, InvalidInput, Unauthenticated
+from appliance.ui import markup
 from appliance.ui.session import Session
 from appliance.ui.theme import CSS, SCRIPT
 
@@ -104,7 +105,7 @@ def changed(made: Sequence[str], marks: Marks) -> list[Any]:
     return [now, *(gr.skip() if as_before else piece for piece, as_before in zip(made, same, strict=True))]
 
 
-def told(function: _Function) -> _Function:
+def show_errors(function: _Function) -> _Function:
     """Have errors of the tree shown to whoever caused them; for coroutine and async generator functions."""
     if inspect.isasyncgenfunction(function):
 
@@ -131,38 +132,38 @@ def told(function: _Function) -> _Function:
 def message(error: ApplianceError) -> gr.Error:
     """An error as what pops up on a page. The texts of some quote what people wrote."""
     if isinstance(error, Unauthenticated):
-        text = 'Your token is not valid any more: <a href="/signin">sign in</a> with another one.'
+        text = 'This token is no longer valid: <a href="/signin">sign in</a> with another one.'
         return gr.Error(text, title="Signed out", print_exception=False)
     if isinstance(error, InvalidInput):
         problems = [
             f"{one.field.removeprefix('input.')}: {one.description}" if one.field else one.description
             for one in error.problems
         ]
-        text = "<br>".join(html.escape(problem) for problem in problems)
-        return gr.Error(text, title="Some of the input is wrong", print_exception=False)
-    return gr.Error(html.escape(error.detail), title=error.title or "Not possible", print_exception=False)
+        return gr.Error(
+            str(Markup("<br>").join(problems)), title="Some of the input is wrong", print_exception=False
+        )
+    return gr.Error(str(escape(error.detail)), title=error.title or "Not possible", print_exception=False)
 
 
 # -- the frame -----------------------------------------------------------------------------------------------
 
 
 def navigation(
-    pages: Sequence[Page], session: Session, here: str, title: str, *, manual: bool = False
-) -> str:
-    """The bar on top of every page. ``here`` is the path of the page; ``manual`` adds a link to it."""
-    shown = [page for page in pages if page.listed and (session.admin or not page.admin)]
-    current = {here: ' aria-current="page"'}
-    links = "".join(
-        f'<a href="{page.path}"{current.get(page.path, "")}>{html.escape(page.title)}</a>' for page in shown
-    )
-    if manual:
-        links += '<a href="/manual/">Manual</a>'
-    can = {"admin": "", "run": " · cannot change the appliance", "read": " · can only look"}[session.scope]
-    return (
-        f'<header class="frame"><div><a class="brand" href="/">{html.escape(title)}</a>'
-        f'<nav aria-label="Pages">{links}<a href="/docs">API</a></nav>'
-        f'<form method="post" action="/signout"><span title="token {html.escape(session.token)}">'
-        f"{html.escape(session.name)}{can}</span><button>Sign out</button></form></div></header>"
+    pages: Sequence[Page], session: Session, current: str, title: str, *, manual: bool = False
+) -> Markup:
+    """Return the bar on top of every page.
+
+    ``current`` is the path of the page that is shown; ``manual`` adds a link to the manual.
+    """
+    listed = [page for page in pages if page.listed and (session.admin or not page.admin)]
+    return markup.render(
+        "navigation.html",
+        pages=listed,
+        session=session,
+        current=current,
+        title=title,
+        manual=manual,
+        limits={"admin": "", "run": " · cannot change the appliance", "read": " · can only look"},
     )
 
 
@@ -178,7 +179,7 @@ def dress(document: str, frame: str) -> tuple[str, str]:
     return document.replace("<script", f'<script nonce="{nonce}"'), nonce
 
 
-def policy(nonce: str, *, images: str = "", framed: bool = False) -> dict[str, str]:
+def security_headers(nonce: str, *, images: str = "", framed: bool = False) -> dict[str, str]:
     """The headers of a page: what it may load, and who may show it in a frame.
 
     Gradio compiles templates and plots with ``eval``, and sets styles inline; scripts that get into a page
@@ -205,11 +206,11 @@ def policy(nonce: str, *, images: str = "", framed: bool = False) -> dict[str, s
     }
 
 
-def alone(title: str, content: str) -> str:
-    """The HTML of a page without Gradio; ``content`` is HTML."""
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(title)}</title><link rel="icon" href="{_ICON}"><style>{CSS}</style></head>'
-        f'<body><main class="alone">{content}</main></body></html>'
-    )
+def page_without_gradio(template: str, status: int, **values: Any) -> HTMLResponse:
+    """Render a template that extends ``alone.html``, and needs ``title``; its page runs no scripts."""
+    headers = security_headers("none") | {
+        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    }
+    content = markup.render(template, icon=_ICON, css=Markup(CSS), **values)  # noqa: S704 - our own file
+    return HTMLResponse(content, status, headers)

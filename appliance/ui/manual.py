@@ -36,7 +36,7 @@ class Manual:
             _log.warning("no manual at /manual/: %s has no pages: run scripts/install to build them", folder)
             return
         self._files: ASGIApp = GZipMiddleware(StaticFiles(directory=folder, html=True), compresslevel=4)
-        self._headers = layout.policy("none") | {
+        self._headers = layout.security_headers("none") | {
             "content-security-policy": f"default-src 'self'; script-src 'self' {_script_hashes(folder)}; "
             "style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'self'; "
             "form-action 'self'; frame-ancestors 'none'",

@@ -1,4 +1,7 @@
-"""Pieces of HTML for ``gr.HTML``. What is given as text is escaped here; what is called ``html`` is not."""
+"""HTML for ``gr.HTML``, made by the templates in ``templates``.
+
+A template escapes every text that is not of type ``Markup``, so text from people and models stays text.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,56 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from html import escape
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from appliance.ui.media import gallery, medium
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-#: Longest text that is shown of one value, in characters.
+from appliance.ui.media import media_file
+
+#: Characters of one value that a page shows at most.
 LONGEST: Final = 50_000
+
+_environment: Final = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters |= {
+    "css_class": lambda state: re.sub("[^a-z]+", "-", state.lower()),
+    "url_path": lambda path: quote(path, safe="/?=&-_.~"),
+}
 
 
 class BarSegment(NamedTuple):
-    """A part of a bar."""
+    """A segment of a bar and its line in the legend."""
 
     text: str
     amount: float
-    look: str  # a class of style.css
+    look: str  # classes of style.css
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Render a file of the folder ``templates``."""
+    return Markup(_environment.get_template(template).render(values))  # noqa: S704 - templates escape
+
+
+def _part(name: str, *values: Any) -> Markup:
+    made: Markup = getattr(_environment.get_template("parts.html").module, name)(*values)
+    return made
+
+
+def join(pieces: Iterable[str]) -> Markup:
+    """Join pieces of HTML; text among them is escaped."""
+    return Markup().join(pieces)
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people."""
+    """Return a duration with units, such as "2 h 5 min"; empty for None."""
     if seconds is None:
         return ""
     if 0 < seconds < 0.01:
@@ -43,101 +76,104 @@ def duration(seconds: float | None) -> str:
 
 
 def money(amount: float | None, currency: str | None) -> str:
-    """An amount for people; nothing where no price is known."""
+    """Return an amount with its currency; empty if no price is known."""
     if amount is None:
         return ""
     return f"{amount:,.2f} {currency}" if amount >= 1 or amount == 0 else f"{amount:.3g} {currency}"
 
 
-def moment(timestamp: str | None) -> str:
-    """HTML of one of the API's times, in UTC."""
+def moment(timestamp: str | None) -> Markup:
+    """Return a timestamp of the API in UTC; empty for None."""
     if timestamp is None:
-        return ""
+        return Markup()
     shown = datetime.fromisoformat(timestamp).strftime("%Y-%m-%d %H:%M:%S")
-    return f'<time datetime="{escape(timestamp)}" title="UTC">{shown}</time>'
+    return Markup('<time datetime="{}" title="UTC">{}</time>').format(timestamp, shown)
 
 
-def badge(state: str) -> str:
-    """HTML of a state."""
-    look = re.sub("[^a-z]+", "-", state.lower())
-    return f'<span class="badge {look}">{escape(state)}</span>'
+def badge(state: str, text: str | None = None) -> Markup:
+    """Return a state in the colour of the state; ``text`` replaces the word."""
+    return _part("badge", state, text)
 
 
-def link(path: str, text: str) -> str:
-    """HTML of a link to one of our pages."""
-    return f'<a href="{escape(quote(path, safe="/?=&-_.~"))}">{escape(text)}</a>'
+def link(path: str, text: str) -> Markup:
+    """Return a link to a page of the UI."""
+    return _part("link", path, text)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> str:
-    """HTML of a table of cells that are HTML; ``empty`` is HTML that says what to do where there is none."""
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-label="{escape(name)}">{cell}</td>' for name, cell in zip(headings, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    if not lines:
-        return f'<div class="empty">{empty}</div>'
-    names = "".join(f"<th scope=col>{escape(name)}</th>" for name in headings)
-    return (
-        f'<div class="scroll"><table class="rows"><thead><tr>{names}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+def foreign_link(url: str, text: str) -> Markup:
+    """Return a link to another server, which opens in a new tab."""
+    return _part("foreign_link", url, text)
 
 
-def bar(segments: Sequence[BarSegment], total: float, *, label: str) -> str:
-    """HTML of a bar of ``total``, with what each of its parts is below it."""
-    drawn, named = "", ""
-    for part in segments:
-        share = 100 * part.amount / total if total > 0 else 0.0
-        drawn += f'<i class="{part.look}" style="width:{share:.3f}%" title="{escape(part.text)}"></i>'
-        named += f'<li><i class="{part.look}"></i>{escape(part.text)}</li>'
-    return (
-        f'<div class="bar" role="img" aria-label="{escape(label)}">{drawn}</div>'
-        f'<ul class="legend">{named}</ul>'
-    )
+def note(text: str) -> Markup:
+    """Return a remark in small type."""
+    return _part("note", text)
 
 
-def section(title: str, html: str, note: str = "") -> str:
-    """HTML of a part of a page under a heading; ``note`` is said beside that."""
-    beside = f" <span>{escape(note)}</span>" if note else ""
-    return f'<section class="part"><h3>{escape(title)}{beside}</h3>{html}</section>'
+def empty(title: str, text: str = "") -> Markup:
+    """Return a box that says why a page has nothing to show, and what to do."""
+    return _part("empty", title, text)
 
 
-def pairs(values: Mapping[str, str]) -> str:
-    """HTML of names with values that are HTML."""
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{html}</dd>" for name, html in values.items())
-    return f'<dl class="pairs">{lines}</dl>'
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, if_empty: Markup = Markup()) -> Markup:  # noqa: B008 - immutable
+    """Return a table, or ``if_empty`` without rows."""
+    listed = list(rows)
+    return _part("table", headings, listed) if listed else if_empty
 
 
-def tiles(values: Mapping[str, str]) -> str:
-    """HTML of a few numbers, large."""
-    lines = "".join(
-        f"<div><b>{escape(number)}</b><span>{escape(name)}</span></div>" for name, number in values.items()
-    )
-    return f'<div class="tiles">{lines}</div>'
+def bar(segments: Sequence[BarSegment], total: float, *, label: str) -> Markup:
+    """Return a bar whose full width is ``total``, with a legend below it."""
+    return _part("bar", segments, total, label)
 
 
-def value(given: Any) -> str:
-    """HTML of an input or an output: its files as what they are, everything else as text."""
+def section(title: str, html: str, note: str = "") -> Markup:
+    """Return a section of a page; ``note`` stands next to its heading."""
+    return _part("section", title, html, note)
+
+
+def pairs(values: Mapping[str, str]) -> Markup:
+    """Return a list of names and values."""
+    return _part("pairs", values)
+
+
+def tiles(values: Mapping[str, str]) -> Markup:
+    """Return numbers in large type above their names."""
+    return _part("tiles", values)
+
+
+def gallery(figures: Iterable[Markup]) -> Markup:
+    """Return figures side by side; empty if there are none."""
+    found = [figure for figure in figures if figure]
+    return _part("gallery", found) if found else Markup()
+
+
+def figure(url: str, number: int = 1) -> Markup:
+    """Return the file at ``url`` as an image, a player or a download; empty if ``url`` is no file to show.
+
+    ``media_file`` says which files are shown.
+    """
+    file = media_file(url, number)
+    return Markup() if file is None else _part("figure", file)
+
+
+def value(given: Any) -> Markup:
+    """Return an input or output with its files as figures, and everything else as text."""
     match given:
         case None:
-            return '<span class="note">nothing</span>'
+            return Markup('<span class="note">nothing</span>')
         case str():
-            return gallery([medium(given)]) or text(given)
+            return gallery([figure(given)]) or text(given)
         case list() if given and all(isinstance(item, str) for item in given):
-            files = [medium(item, number) for number, item in enumerate(given, 1)]
+            files = [figure(item, number) for number, item in enumerate(given, 1)]
             if all(files):
                 return gallery(files)
-            return text("".join(given)) if not any(files) else "".join(map(value, given))
-        case dict() if any(isinstance(part, str) and medium(part) for part in given.values()):
+            return join(map(value, given)) if any(files) else text("".join(given))
+        case dict() if any(isinstance(part, str) and media_file(part) for part in given.values()):
             return pairs({name: value(part) for name, part in given.items()})
     return text(json.dumps(given, ensure_ascii=False, indent=2))
 
 
-def text(text: str) -> str:
-    """HTML of text as it is, and no more of it than can be read."""
+def text(text: str) -> Markup:
+    """Return the text with its spaces and line breaks, cut after ``LONGEST`` characters."""
     shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}\n… ({len(text):,} characters in all)"
-    return f'<pre class="text">{escape(shown)}</pre>'
+    return _part("text", shown)

@@ -1,11 +1,9 @@
-"""A file that a prediction took or made, as something to look at. Pure; whatever a model said is escaped."""
+"""Files in the input or output of a prediction, as a page may show them."""
 
 from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Iterable
-from html import escape
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -14,66 +12,44 @@ _OUTPUTS: Final = "/outputs/"
 _DATA: Final = re.compile(r"data:([a-z0-9.+/-]+)[;,]", re.IGNORECASE)
 
 
-class _File(NamedTuple):
-    kind: str  # its media type; empty where nobody knows
+class MediaFile(NamedTuple):
+    """A file that a page shows or offers as a download."""
+
+    kind: str  # its media type, or empty if that is unknown
     name: str
-    source: str  # what a page finds it at
-    inline: bool
+    url: str  # for a page of this appliance
+    inline: bool  # whether the URL contains the data; browsers open no page for such a URL
 
 
-def medium(address: str, number: int = 1) -> str:
-    """HTML of a file of this appliance, or one that is in the address itself; nothing for any other text.
+def media_file(url: str, number: int = 1) -> MediaFile | None:
+    """Return the file of this appliance, or the data, at ``url``; None for any other text.
 
-    Only such files are shown: an address elsewhere would tell that server who looks at this page. ``number``
-    is for one that has no name. A link to data is one to keep it: browsers open no page from data.
+    A URL of another server gives None: loading the file would tell that server who opens the page.
+    ``number`` is part of the name of data.
     """
-    file = _file(address, number)
-    if file is None:
-        return ""
-    source, label = escape(file.source), escape(file.name)
-    match file.kind.partition("/")[0]:
-        case "image":
-            shown = f'<img src="{source}" alt="{label}" loading="lazy">'
-            if not file.inline:
-                shown = f'<a href="{source}" target="_blank">{shown}</a>'
-        case "audio":
-            shown = f'<audio controls preload="metadata" src="{source}"></audio>'
-        case "video":
-            shown = f'<video controls preload="metadata" playsinline src="{source}"></video>'
-        case _:
-            shown = ""
-    keep = f'<a href="{source}" download="{label}">Download {label}</a>'
-    return f"<figure>{shown}<figcaption>{keep}</figcaption></figure>"
-
-
-def picture(address: str) -> str | None:
-    """Return the URL of the file for an ``img`` element, if it is an image."""
-    file = _file(address, 1)
-    return file.source if file is not None and file.kind.startswith("image/") else None
-
-
-def gallery(figures: Iterable[str]) -> str:
-    """HTML of media side by side; nothing of none."""
-    made = "".join(figures)
-    return f'<div class="made">{made}</div>' if made else ""
-
-
-def _file(address: str, number: int) -> _File | None:
-    inline = _DATA.match(address)
+    inline = _DATA.match(url)
     if inline:
-        return _File(inline[1].lower(), f"file {number}", address, inline=True)
-    path = _ours(address)
+        return MediaFile(inline[1].lower(), f"file {number}", url, inline=True)
+    path = _own_path(url)
     if path is None:
         return None
-    return _File(mimetypes.guess_type(path)[0] or "", unquote(PurePosixPath(path).name), path, inline=False)
+    return MediaFile(
+        mimetypes.guess_type(path)[0] or "", unquote(PurePosixPath(path).name), path, inline=False
+    )
 
 
-def _ours(address: str) -> str | None:
-    """The path of one of our files. Its host does not count: behind a proxy we have more than one name."""
-    if not address.startswith(("http://", "https://")):
+def image_url(url: str) -> str | None:
+    """Return the URL for an ``img`` element, or None if there is no image that a page may show."""
+    file = media_file(url)
+    return file.url if file is not None and file.kind.startswith("image/") else None
+
+
+def _own_path(url: str) -> str | None:
+    """Return the path of an output file. Any host will do: behind a proxy the appliance has several names."""
+    if not url.startswith(("http://", "https://")):
         return None
     try:
-        path = urlsplit(address).path
+        path = urlsplit(url).path
     except ValueError:
         return None
     return path if path.startswith(_OUTPUTS) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from appliance.ui.media import gallery, medium
+from markupsafe import Markup
+
+from appliance.ui import markup
 
 _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
 
@@ -48,31 +49,27 @@ def text_of(output: Any) -> str:
     return str(output)
 
 
-def addresses(output: Any) -> Iterator[str]:
-    """Every address of a file in an output."""
+def file_urls(output: Any) -> Iterator[str]:
+    """Yield every URL in an output."""
     match output:
         case str() if output.startswith(("http://", "https://", "data:")):
             yield output
         case list():
             for part in output:
-                yield from addresses(part)
+                yield from file_urls(part)
         case dict():
-            yield from addresses(list(output.values()))
+            yield from file_urls(list(output.values()))
 
 
-def media(output: Any) -> str:
-    """The files of an output as HTML: pictures, players, downloads; what is elsewhere is linked only."""
-    return gallery(
-        medium(address, number) or _elsewhere(address) for number, address in enumerate(addresses(output), 1)
+def files(output: Any) -> Markup:
+    """Return the files of an output as images, players and downloads; a URL of another server is a link."""
+    return markup.gallery(
+        markup.figure(url, number) or Markup("<p>{}</p>").format(markup.foreign_link(url, url))
+        for number, url in enumerate(file_urls(output), 1)
     )
 
 
-def _elsewhere(address: str) -> str:
-    source = html.escape(address)
-    return f'<p><a href="{source}" target="_blank" rel="noopener noreferrer">{source}</a></p>'
-
-
 def progress(logs: str) -> int | None:
-    """How far the last progress bar in the logs is, in percent."""
+    """Return the percentage of the last progress bar in the logs."""
     found = _PROGRESS.findall(logs[-4000:])
     return min(int(found[-1]), 100) if found else None

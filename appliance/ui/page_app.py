@@ -82,7 +82,7 @@ class PageApp:
         status = next(message["status"] for message in sent if message["type"] == "http.response.start")
         body = b"".join(message.get("body", b"") for message in sent)
         document, nonce = layout.dress(body.decode(), frame)
-        return HTMLResponse(document, status, layout.policy(nonce, images=images, framed=framed))
+        return HTMLResponse(document, status, layout.security_headers(nonce, images=images, framed=framed))
 
     async def close(self) -> None:
         """Stop it."""

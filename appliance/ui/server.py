@@ -6,7 +6,6 @@ Everything but the sign-in, those files and the manual needs a session, Gradio's
 from __future__ import annotations
 
 import asyncio
-import html
 import logging
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from gradio.utils import get_upload_folder
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.config import Config
@@ -182,26 +181,22 @@ class Server:
     # -- sign-in and sign-out
 
     async def _sign_in(self, request: Request) -> Response:
-        wrong, then = False, _local(request.query_params.get("next"))
+        refused, then = False, _local(request.query_params.get("next"))
         if request.method == "POST":
             form = await _form(request)
             then = _local(form.get("next"))
             answer = RedirectResponse(then, 303)
             if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
                 return answer
-            wrong = True
-        refused = "" if not wrong else (
-            '<p class="wrong" role="alert">The appliance does not know this token.</p>'
-        )  # fmt: skip
-        content = (
-            f'<h1>{html.escape(self._title)}</h1>{refused}<form method="post" action="/signin">'
-            f'<input type="hidden" name="next" value="{html.escape(then)}">'
-            '<label for="token">API token</label><input id="token" name="token" type="password" required '
-            'autofocus autocomplete="current-password" spellcheck="false"><button>Sign in</button></form>'
-            "<p>The first one is printed when the appliance starts for the first time; "
-            "<code>appliance token create</code> makes more.</p>"
+            refused = True
+        return layout.page_without_gradio(
+            "sign_in.html",
+            401 if refused else 200,
+            title="Sign in",
+            heading=self._title,
+            refused=refused,
+            next=then,
         )
-        return _alone("Sign in", content, 401 if wrong else 200)
 
     def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":
@@ -270,13 +265,4 @@ def _refusal(request: Request, error: ApplianceError) -> Response:
     if not _wants_html(request):
         return JSONResponse(error.body(), error.status)
     title = "Not found" if isinstance(error, NotFound) else "Not possible"
-    content = f'<h1>{title}</h1><p>{html.escape(error.detail)}</p><p><a href="/">To the models</a></p>'
-    return _alone(title, content, error.status)
-
-
-def _alone(title: str, content: str, status: int) -> Response:
-    headers = layout.policy("none") | {
-        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    }
-    return HTMLResponse(layout.alone(title, content), status, headers)
+    return layout.page_without_gradio("error.html", error.status, title=title, detail=error.detail)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
 import gradio as gr
+from markupsafe import Markup
 
 from appliance.domain.errors import NotFound
-from appliance.ui import layout, session
-from appliance.ui.media import picture
-from appliance.ui.output import addresses
+from appliance.ui import layout, markup, session
+from appliance.ui.media import image_url
+from appliance.ui.output import file_urls
 
 _EVERY: Final = 3.0  # seconds between two looks at what is loaded
 _ALL: Final = "All"
@@ -50,7 +50,7 @@ def build() -> gr.Blocks:
     return blocks
 
 
-@layout.told
+@layout.show_errors
 async def collections(request: gr.Request) -> Any:
     """The choices of the menu; it is not there where there are none."""
     found = (await session.of(request).caller.get("/v1/collections"))["results"]
@@ -58,7 +58,7 @@ async def collections(request: gr.Request) -> Any:
     return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
 
 
-@layout.told
+@layout.show_errors
 async def listing(words: str, collection: str, shown: str, request: gr.Request) -> Any:
     """The cards that are asked for, and the same to compare with: what has not changed is not sent."""
     caller = session.of(request).caller
@@ -88,62 +88,42 @@ def cards_of(
     not_served: Sequence[dict[str, str]] = (),
     *,
     narrowed: bool,
-) -> str:
-    """The cards as HTML; ``narrowed`` says that there may be models that are not asked for."""
-    if not models and not not_served:
-        told = (
-            ("Nothing fits", "Use fewer words, or another collection.")
-            if narrowed
-            else ("There is no model yet", "Name one in models.yaml, and run appliance reload.")
-        )
-        return f'<div class="empty"><strong>{told[0]}</strong>{told[1]}</div>'
-    cards = "".join(card(model, states.get(f"{model['owner']}/{model['name']}")) for model in models)
-    cards += "".join(map(card_of_not_served, not_served))
-    return f'<div class="cards">{cards}</div>'
+) -> Markup:
+    """Return the cards of models, and of models that cannot be served.
+
+    ``states`` maps names of models to their entries in ``GET /admin/status``. ``narrowed`` says whether a
+    search or a collection leaves out models.
+    """
+    if models or not_served:
+        cards = [_card(model, states.get(f"{model['owner']}/{model['name']}")) for model in models]
+        return markup.render("cards.html", cards=cards, not_served=not_served)
+    if narrowed:
+        return markup.empty("Nothing fits", "Use fewer words, or another collection.")
+    return markup.empty("There is no model yet", "Name one in models.yaml, and run appliance reload.")
 
 
-def card_of_not_served(model: dict[str, str]) -> str:
-    """HTML card of a model that cannot be served, with the reason."""
-    name, problem = html.escape(model["name"]), html.escape(model["problem"])
-    return (
-        f'<div class="card"><div class="said"><h3>{name}</h3><p>{problem}</p>'
-        '<div class="facts"><span class="badge failed">not served</span></div></div></div>'
-    )
-
-
-def card(model: dict[str, Any], state: dict[str, Any] | None) -> str:
-    """One model as HTML."""
-    owner, name = html.escape(model["owner"]), html.escape(model["name"])
+def _card(model: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the values of one card in ``cards.html``."""
     runs = model["run_count"]
-    facts = [f'<span class="badge plain">{runs:,} {"run" if runs == 1 else "runs"}</span>']
-    if state is not None:
-        facts.insert(0, badge(state))
-        facts.append(f'<span class="badge plain">{html.escape(state["kind"])}</span>')
-    return (
-        f'<a class="card" href="/{owner}/{name}">{cover(model)}<div class="said">'
-        f"<h3><span>{owner}/</span>{name}</h3><p>{html.escape(model['description'] or '')}</p>"
-        f'<div class="facts">{"".join(facts)}</div></div></a>'
-    )
+    example = model["default_example"] or {}
+    made = next(filter(None, map(image_url, file_urls(example.get("output")))), None)
+    return {
+        "owner": model["owner"],
+        "name": model["name"],
+        "description": model["description"] or "",
+        "image": model["cover_image_url"] or made,
+        "hue": zlib.crc32(f"{model['owner']}/{model['name']}".encode()) % 360,
+        "state": state and badge(state),
+        "kind": state and state["kind"],
+        "runs": f"{runs:,} {'run' if runs == 1 else 'runs'}",
+    }
 
 
-def badge(state: dict[str, Any]) -> str:
-    """Return the state of a model as HTML."""
+def badge(state: dict[str, Any]) -> Markup:
+    """Return the state of a model, with the seconds that a load has taken and may take."""
     word = STATES.get(state["state"], state["state"])
     if state["loading_for"] is not None:
         word += f", {state['loading_for']:.0f} s"
         if state["load_seconds"]:
             word += f" of about {state['load_seconds']:.0f}"
-    return f'<span class="badge {html.escape(state["state"].replace(" ", "-"))}">{html.escape(word)}</span>'
-
-
-def cover(model: dict[str, Any]) -> str:
-    """A model's picture, or its example's; without one, a colour that is its own, and its initial."""
-    example = model["default_example"] or {}
-    made = next(filter(None, map(picture, addresses(example.get("output")))), None)
-    if source := model["cover_image_url"] or made:
-        return f'<img class="cover" alt="" loading="lazy" src="{html.escape(source)}">'
-    hue = zlib.crc32(f"{model['owner']}/{model['name']}".encode()) % 360
-    style = f"background:linear-gradient(135deg,hsl({hue} 45% 38%),hsl({(hue + 40) % 360} 50% 28%))"
-    return (
-        f'<div class="cover" style="{style}" aria-hidden="true">{html.escape(model["name"][0].upper())}</div>'
-    )
+    return markup.badge(state["state"], word)

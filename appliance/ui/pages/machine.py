@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any, Final
 
 import gradio as gr
 import msgspec
+from markupsafe import Markup, escape
 
 from appliance.config import Report
 from appliance.domain.units import readable_bytes
@@ -48,57 +48,57 @@ def build() -> gr.Blocks:
     return blocks
 
 
-@layout.told
+@layout.show_errors
 async def _begin(request: gr.Request) -> list[Any]:
     who = session.of(request)
     names = [each["name"] for each in (await who.caller.get("/admin/status"))["models"]]
     return [gr.Row(visible=who.admin), gr.Dropdown(choices=names, value=names[0] if names else None)]
 
 
-@layout.told
+@layout.show_errors
 async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     status = await who.caller.get("/admin/status")
     if not who.admin:
-        note = '<p class="note">The rest of this page is for tokens with the admin scope.</p>'
+        note = markup.note("The rest of this page is for tokens with the admin scope.")
         return layout.changed([render_devices(status), render_models(status, {}), note, ""], marks)
     residency = await who.caller.get("/admin/residency")
     made = [
         render_devices(status),
         render_models(status, {each["name"]: each for each in residency["models"]}),
-        render_host(await who.caller.get("/admin/machine")),
+        render_main_memory_and_disk(await who.caller.get("/admin/machine")),
         render_decisions(residency),
     ]
     return layout.changed(made, marks)
 
 
-@layout.told
+@layout.show_errors
 async def _load(model: str, request: gr.Request) -> None:
     gr.Info(f"{escape(model)} is loaded as soon as there is room.")
     await session.of(request).caller.post(f"/admin/models/{model}/load")
 
 
-@layout.told
+@layout.show_errors
 async def _unload(model: str, request: gr.Request) -> None:
     await session.of(request).caller.post(f"/admin/models/{model}/unload")
     gr.Info(f"{escape(model)} is unloaded once what runs on it is over.")
 
 
-@layout.told
+@layout.show_errors
 async def _pin(model: str, request: gr.Request) -> None:
     await _told_of(model, "pin", request)
 
 
-@layout.told
+@layout.show_errors
 async def _unpin(model: str, request: gr.Request) -> None:
     await _told_of(model, "unpin", request)
 
 
-@layout.told
+@layout.show_errors
 async def _reload(request: gr.Request) -> None:
     answer = await session.of(request).caller.post("/admin/reload")
     lines = str(msgspec.convert(answer, Report)).split("\n")
-    gr.Info("<br>".join(map(escape, lines)), title="models.yaml is applied")
+    gr.Info(str(Markup("<br>").join(lines)), title="models.yaml is applied")
 
 
 async def _told_of(model: str, act: str, request: gr.Request) -> None:
@@ -107,8 +107,8 @@ async def _told_of(model: str, act: str, request: gr.Request) -> None:
     gr.Info(f"{escape(model)} {what}. {escape(answer['detail'])}")
 
 
-def render_devices(status: Mapping[str, Any]) -> str:
-    """HTML of a bar for each device."""
+def render_devices(status: Mapping[str, Any]) -> Markup:
+    """Return a bar for each device, with the memory that each model holds."""
     state = {each["name"]: each["state"] for each in status["models"]}
     colour = {name: f"c{number % _COLOURS}" for number, name in enumerate(state)}
     parts = []
@@ -131,11 +131,11 @@ def render_devices(status: Mapping[str, Any]) -> str:
         drawn = markup.bar(segments, total, label=f"{device['name']}: {held_text}")
         note = f"{device['label']}, {held_text}"
         parts.append(markup.section(device["name"], drawn, note))
-    return "".join(parts)
+    return markup.join(parts)
 
 
-def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
-    """HTML of the models with their queues, and of models that cannot be served.
+def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Return the models with their queues, and the models that cannot be served.
 
     ``known`` maps names of models to their entries in ``GET /admin/residency``.
     """
@@ -145,32 +145,32 @@ def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, An
             markup.badge(each["state"]) + (markup.badge("pinned") if each["pinned"] else ""),
             str(each["queued"]),
             str(each["running"]),
-            escape(", ".join(each["devices"])),
+            ", ".join(each["devices"]),
             _memory(each["memory"]),
             markup.duration(known.get(each["name"], {}).get("load_seconds")),
         ]
         for each in status["models"]
     ]
-    empty = "<strong>No models</strong>Name some in models.yaml."
+    nothing = markup.empty("No models", "Name some in models.yaml.")
     headings = ["Model", "State", "Queued", "Running", "Devices", "Memory", "Last load"]
-    shown = markup.section("Models", markup.table(headings, rows, empty=empty))
+    shown = markup.section("Models", markup.table(headings, rows, if_empty=nothing))
     if not status["not_served"]:
         return shown
-    rows = [[escape(each["name"]), escape(each["problem"])] for each in status["not_served"]]
-    return shown + markup.section("Not served", markup.table(["Model", "Problem"], rows, empty=""))
+    rows = [[each["name"], each["problem"]] for each in status["not_served"]]
+    return shown + markup.section("Not served", markup.table(["Model", "Problem"], rows))
 
 
-def _memory(taken: Mapping[str, Any]) -> str:
-    """HTML of what a model takes, where that number comes from, and what is wrong with it."""
+def _memory(taken: Mapping[str, Any]) -> Markup:
+    """Return the memory of a model, the source of that number, and a warning if it is too much."""
     much = readable_bytes(taken["bytes"]) if taken["bytes"] is not None else f"{100 * taken['share']:.0f} %"
-    said = f"{much} {escape(taken['from'])}"
+    said = escape(f"{much} {taken['from']}")
     if taken["exceeds"]:
         said += f", but it took {readable_bytes(taken['peak'])}"
-    return said if taken["fits"] else f"{said} {markup.badge('does not fit')}"
+    return said if taken["fits"] else said + " " + markup.badge("does not fit")
 
 
-def render_host(machine: Mapping[str, Any]) -> str:
-    """HTML of main memory and of the data folder's disk."""
+def render_main_memory_and_disk(machine: Mapping[str, Any]) -> Markup:
+    """Return bars of the main memory and of the disk of the data folder."""
     memory, disk = machine["memory"], machine["disk"]
     used = memory["total"] - memory["available"]
     ram = markup.bar(
@@ -194,33 +194,33 @@ def render_host(machine: Mapping[str, Any]) -> str:
     return markup.section("Main memory", ram) + markup.section("Disk", drawn, disk["folder"])
 
 
-def render_decisions(residency: Mapping[str, Any]) -> str:
-    """HTML of who waits for memory, and of the last decisions, newest first."""
+def render_decisions(residency: Mapping[str, Any]) -> Markup:
+    """Return the models that wait for memory, and the last decisions, newest first."""
     waiting = [
         [
             str(each["position"]),
             markup.link(f"/{each['model']}", each["model"]),
             str(each["queued"]),
             markup.duration(each["waited"]),
-            escape(", ".join(each["cleared_for_it"])),
+            ", ".join(each["cleared_for_it"]),
         ]
         for each in residency["waiting"]
     ]
-    queue = ""
+    queue = Markup()
     if waiting:
         headings = ["Next", "Model", "Predictions", "Waited", "Cleared for it"]
-        queue = markup.section("Waiting for memory", markup.table(headings, waiting, empty=""))
+        queue = markup.section("Waiting for memory", markup.table(headings, waiting))
     rows = [
         [
             markup.moment(each["at"]),
             markup.badge(each["what"]),
-            escape(each["model"]),
-            escape(each["why"]),
+            each["model"],
+            each["why"],
             readable_bytes(each["memory"]),
             markup.duration(each["seconds"]),
         ]
         for each in residency["decisions"][:DECISIONS]
     ]
-    empty = "<strong>Nothing was decided yet</strong>The first prediction has its model loaded."
-    log = markup.table(["At", "What", "Model", "Why", "Memory", "Took"], rows, empty=empty)
+    nothing = markup.empty("Nothing was decided yet", "The first prediction of a model has it loaded.")
+    log = markup.table(["At", "What", "Model", "Why", "Memory", "Took"], rows, if_empty=nothing)
     return queue + markup.section("Decisions", log)

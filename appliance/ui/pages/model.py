@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import statistics
 from collections.abc import AsyncIterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import msgspec
+from markupsafe import Markup
 
 from appliance.domain.errors import ApplianceError, NotFound
 from appliance.ui import form, layout, markup, output, session, snippets
@@ -69,11 +69,8 @@ class ModelPage:
             clock = gr.Timer(_EVERY)
             gr.on([blocks.load, clock.tick], self.heading, None, heading, **layout.QUIET)
             if self._document is None:
-                gr.HTML(
-                    '<div class="empty"><strong>This model has no version yet</strong>'
-                    "Train one, or push a project with <code>appliance push</code>.</div>",
-                    apply_default_css=False,
-                )
+                push = Markup("Train one, or push a project with <code>appliance push</code>.")
+                gr.HTML(markup.empty("This model has no version yet", push), apply_default_css=False)
                 return blocks
             with gr.Tabs():
                 with gr.Tab("Run"):
@@ -102,7 +99,7 @@ class ModelPage:
             with gr.Tab("OpenAI", visible=False) as dialect:
                 openai = gr.Code(language="python", show_label=False, elem_id="code-openai")
 
-        @layout.told
+        @layout.show_errors
         async def written(request: gr.Request, *values: Any) -> list[Any]:
             caller = session.of(request).caller
             state = await _state(caller, self._shown.name)
@@ -121,13 +118,13 @@ class ModelPage:
 
     # -- what is looked at
 
-    @layout.told
+    @layout.show_errors
     async def heading(self, request: gr.Request) -> str:
         """Name, description, what it does at the moment."""
         caller = session.of(request).caller
         return _heading(self._shown, await _state(caller, self._shown.name))
 
-    @layout.told
+    @layout.show_errors
     async def readme(self, request: gr.Request) -> str:
         """The model's readme."""
         try:
@@ -135,32 +132,34 @@ class ModelPage:
         except NotFound:
             return "*This model has no readme. `readme` in `models.yaml` names a Markdown file.*"
 
-    @layout.told
+    @layout.show_errors
     async def examples(self, request: gr.Request) -> str:
         """Predictions that were chosen to show what it can do."""
         caller = session.of(request).caller
         found = (await caller.get(f"/v1/models/{self._shown.name}/examples"))["results"]
         if not found:
-            return _empty(
-                "There are no examples yet",
-                "An administrator makes a prediction one: on its page, or with "
-                f"<code>appliance example {html.escape(self._shown.name)} ID</code>.",
+            how = Markup(
+                "An administrator can show a prediction as an example: on the prediction's page, or with "
+                "<code>appliance example {} ID</code>."
             )
+            return markup.empty("There are no examples yet", how.format(self._shown.name))
         kind = output.kind_of(self._document or {})
-        return "".join(_example(record, kind, self._shown.name) for record in found)
+        return markup.join(_example(record, kind, self._shown.name) for record in found)
 
-    @layout.told
+    @layout.show_errors
     async def versions(self, request: gr.Request) -> str:
         """Every version, newest first."""
         found = (await session.of(request).caller.get(f"/v1/models/{self._shown.name}/versions"))["results"]
-        pages = f"/{html.escape(self._shown.name)}/versions"
         rows = [
-            (f'<a href="{pages}/{one["id"]}"><code>{one["id"]}</code></a>', markup.moment(one["created_at"]))
+            (
+                _code_link(f"/{self._shown.name}/versions/{one['id']}", one["id"]),
+                markup.moment(one["created_at"]),
+            )
             for one in found
         ]
-        return markup.table(("Version", "Made"), rows, empty="There is no version yet.")
+        return markup.table(("Version", "Created"), rows, if_empty=markup.empty("There is no version yet"))
 
-    @layout.told
+    @layout.show_errors
     async def performance(self, request: gr.Request) -> str:
         """Durations of the model's newest predictions that this token may see."""
         caller = session.of(request).caller
@@ -168,24 +167,28 @@ class ModelPage:
         found = (await caller.get("/admin/predictions", **asked))["results"]
         mine = [one for one in found if "predict_time" in one.get("metrics", {})]
         if not mine:
-            return _empty("Nothing to measure yet", "Run the model, and see here what that took.")
+            return markup.empty("Nothing measured yet", "Run the model to see its durations here.")
         took = [one["metrics"]["predict_time"] for one in mine]
         colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
-        facts = (
-            f"<p>The last {len(mine)} that succeeded: median {statistics.median(took):.2f} s, "
-            f"longest {max(took):.2f} s; {colds} waited for the model to load.</p>"
+        facts = Markup("<p>{}</p>").format(
+            f"The last {len(mine)} that succeeded: median {statistics.median(took):.2f} s, "
+            f"longest {max(took):.2f} s; {colds} waited for the model to load."
         )
         rows = [
             (
-                f'<a href="/p/{html.escape(one["id"])}"><code>{html.escape(one["id"])}</code></a>',
+                _code_link(f"/p/{one['id']}", one["id"]),
                 markup.moment(one["created_at"]),
                 f"{one['metrics']['predict_time']:.2f} s",
                 f"{one['metrics'].get('cold_start', 0):.1f} s",
             )
             for one in mine[:20]
         ]
-        heads = ("Prediction", "Made", "Ran for", "Waited for a load")
-        return facts + markup.table(heads, rows, empty="")
+        headings = ("Prediction", "Created", "Ran for", "Waited for a load")
+        return facts + markup.table(headings, rows)
+
+
+def _code_link(path: str, id: str) -> Markup:
+    return markup.link(path, Markup("<code>{}</code>").format(id))
 
 
 def build(shown: Shown) -> gr.Blocks:
@@ -209,7 +212,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
             result = Result(output.kind_of(document), linked=not bare)
     running = gr.State()
 
-    @layout.told
+    @layout.show_errors
     async def opened(request: gr.Request) -> list[Any]:
         known = session.of(request)
         button = gr.skip() if known.may_run else gr.Button("Your token can only look", interactive=False)
@@ -219,7 +222,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
         record = await known.caller.get(f"/admin/predictions/{earlier}")
         return [button, *filled.shown(record["input"])]
 
-    @layout.told
+    @layout.show_errors
     async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
         same = [gr.skip() for _ in result.components]
         at_rest = [None, gr.Button(interactive=True), gr.Button(interactive=False), *same]
@@ -245,39 +248,29 @@ async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
     return next((model for model in known if model["name"] == name), None)
 
 
-def _heading(shown: Shown, state: dict[str, Any] | None = None) -> str:
-    facts = "" if state is None else explore.badge(state)
-    if state is not None and state["queued"]:
-        facts += f'<span class="badge plain">{state["queued"]} waiting</span>'
-    facts += "".join(
-        f'<a class="badge plain" href="{html.escape(address)}" target="_blank" rel="noopener noreferrer">'
-        f"{word}</a>"
-        for word, address in shown.links
-        if address.startswith(("http://", "https://"))
-    )
+def _heading(shown: Shown, state: dict[str, Any] | None = None) -> Markup:
     owner, _, name = shown.name.partition("/")
-    if shown.version is not None:
-        facts += f'<a class="badge plain" href="/{html.escape(shown.name)}">To the newest version</a>'
-        name += f":{shown.version[:8]}"
-    return (
-        f'<div class="heading"><h1><span>{html.escape(owner)}/</span>{html.escape(name)}</h1>'
-        f'<p>{html.escape(shown.description)}</p><div class="facts">{facts}</div></div>'
+    return markup.render(
+        "model_heading.html",
+        owner=owner,
+        name=name if shown.version is None else f"{name}:{shown.version[:8]}",
+        description=shown.description,
+        state=state and explore.badge(state),
+        queued=state and state["queued"],
+        links=shown.links,
+        newest_version=None if shown.version is None else f"/{shown.name}",
     )
 
 
-def _example(record: dict[str, Any], kind: output.RenderedOutput, name: str) -> str:
-    made = output.media(record.get("output"))
-    text = output.text_of(record.get("output")) if kind is output.RenderedOutput.TEXT else ""
+def _example(record: dict[str, Any], kind: output.RenderedOutput, name: str) -> Markup:
+    made = record.get("output")
+    text = output.text_of(made) if kind is output.RenderedOutput.TEXT else ""
     if kind is output.RenderedOutput.DATA:
-        text = json.dumps(record.get("output"), indent=2, ensure_ascii=False)
-    said = f"<pre>{html.escape(text)}</pre>" if text else ""
-    given = html.escape(json.dumps(record["input"], indent=2, ensure_ascii=False))
-    link = f"/{html.escape(name)}?from={html.escape(record['id'])}"
-    return (
-        f'<article class="example"><pre>{given}</pre><div>{said}{made}</div>'
-        f'<a href="{link}">Use this input</a></article>'
+        text = json.dumps(made, indent=2, ensure_ascii=False)
+    return markup.render(
+        "example.html",
+        input=json.dumps(record["input"], indent=2, ensure_ascii=False),
+        text=text,
+        files=output.files(made),
+        url=f"/{name}?from={record['id']}",
     )
-
-
-def _empty(title: str, text: str) -> str:
-    return f'<div class="empty"><strong>{title}</strong>{text}</div>'

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import gradio as gr
+from markupsafe import Markup
 
 from appliance.domain.errors import NotFound
 from appliance.ui import layout, markup, session
@@ -20,9 +20,9 @@ PERIOD: Final = 1.0
 _OVER: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
 _SHOW: Final = "Show as an example"
 _HIDE: Final = "Show no longer as an example"
-_MISSING: Final = (
-    '<div class="empty"><strong>There is no such prediction</strong>It does not exist, or belongs to another '
-    'account. <a href="/predictions">See those that there are.</a></div>'
+_MISSING: Final = markup.empty(
+    "There is no such prediction",
+    Markup('It does not exist, or belongs to another account. <a href="/predictions">See the list.</a>'),
 )
 
 
@@ -45,7 +45,7 @@ def build() -> gr.Blocks:
     return blocks
 
 
-@layout.told
+@layout.show_errors
 async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     try:
@@ -56,13 +56,13 @@ async def _show(marks: Marks, request: gr.Request) -> list[Any]:
     return _shown(record, who, marks)
 
 
-@layout.told
+@layout.show_errors
 async def _cancel(marks: Marks, request: gr.Request) -> list[Any]:
     who = session.of(request)
     return _shown(await who.caller.post(f"{_path(request)}/cancel"), who, marks)
 
 
-@layout.told
+@layout.show_errors
 async def _turn_example(marks: Marks, request: gr.Request) -> list[Any]:
     """Add this prediction to the examples on the model's page, or remove it."""
     who = session.of(request)
@@ -101,40 +101,38 @@ def again(record: Mapping[str, Any]) -> str:
     return f"{page}?{urlencode({'from': record['id']})}"
 
 
-def head(record: Mapping[str, Any]) -> str:
-    """HTML of what it is and where its time went."""
+def head(record: Mapping[str, Any]) -> Markup:
+    """Return the heading, the facts and the timeline of a prediction."""
     facts = {
         "Model": markup.link(f"/{record['model']}", record["model"]),
-        "Account": escape(record["owner"]),
-        "Token": escape(record["token_name"] or record["token"] or "unknown"),
+        "Account": record["owner"],
+        "Token": record["token_name"] or record["token"] or "unknown",
         "Made": markup.moment(record["created_at"]),
     }
     if record["hardware"]:
-        facts["Hardware"] = escape(record["hardware"])
+        facts["Hardware"] = record["hardware"]
     if record["cost"] is not None:
-        facts["Cost"] = escape(markup.money(record["cost"], record["currency"]))
+        facts["Cost"] = markup.money(record["cost"], record["currency"])
     if record["example"]:
-        facts["Example"] = (
-            f"It is shown to everyone who sees {markup.link('/' + record['model'], record['model'])}"
-        )
+        page = markup.link(f"/{record['model']}", record["model"])
+        facts["Example"] = Markup("Shown to everyone who may see {}").format(page)
     if record.get("deployment"):
-        facts["Deployment"] = escape(record["deployment"])
+        facts["Deployment"] = record["deployment"]
     if record.get("parent"):
         facts["Part of"] = markup.link(f"/p/{record['parent']}", record["parent"])
     if record.get("parts"):
-        facts["Parts"] = " ".join(markup.link(f"/p/{part}", part) for part in record["parts"])
+        facts["Parts"] = Markup(" ").join(markup.link(f"/p/{part}", part) for part in record["parts"])
     if record["attempts"] > 1:
         facts["Attempts"] = str(record["attempts"])
     if record.get("destination"):
         facts["Destination"] = markup.link(f"/{record['destination']}", record["destination"])
-    return (
-        f'<section class="part"><h2>{escape(record["id"])} '
-        f"{markup.badge(record['status'])}</h2>{markup.pairs(facts)}{timeline(record)}</section>"
-    )
+    heading = Markup("<h2>{} {}</h2>").format(record["id"], markup.badge(record["status"]))
+    facts_and_time = markup.pairs(facts) + timeline(record)
+    return Markup('<section class="part">{}{}</section>').format(heading, facts_and_time)
 
 
-def timeline(record: Mapping[str, Any]) -> str:
-    """HTML of a bar of what its time went into."""
+def timeline(record: Mapping[str, Any]) -> Markup:
+    """Return a bar with the duration of each phase."""
     phases = record["timeline"]
     total = sum(each["seconds"] for each in phases)
     segments = [
@@ -143,54 +141,53 @@ def timeline(record: Mapping[str, Any]) -> str:
         )
         for each in phases
     ]
-    note = ""
+    drawn = markup.bar(segments, total, label=f"{markup.duration(total)} in all")
     if record["status"] == "starting" and record.get("model_state"):
-        note = f'<p class="note">Its model is {escape(record["model_state"])}.</p>'
-    return markup.bar(segments, total, label=f"{markup.duration(total)} in all") + note
+        drawn += markup.note(f"Its model is {record['model_state']}.")
+    return drawn
 
 
-def body(record: Mapping[str, Any]) -> str:
-    """Return the HTML of the prediction's error, output and remaining fields."""
+def body(record: Mapping[str, Any]) -> Markup:
+    """Return the error, output, input, logs, metrics and webhook of a prediction."""
     parts = []
     if record["error"]:
         parts.append(markup.section("Error", markup.text(str(record["error"]))))
     if record["data_removed"]:
-        text = "Its input, output and logs were removed, as <code>retention</code> in models.yaml says."
-        parts.append(f'<p class="note">{text}</p>')
+        reason = (
+            "Its input, output and logs were removed after the time in <code>retention</code> of models.yaml."
+        )
+        parts.append(markup.note(Markup(reason)))  # noqa: S704 - a constant
     else:
         output = record.get("output")
         waiting = record["status"] not in _OVER and output is None
-        parts.append(
-            markup.section("Output", '<p class="note">None yet.</p>' if waiting else markup.value(output))
-        )
+        parts.append(markup.section("Output", markup.note("None yet.") if waiting else markup.value(output)))
         given = {name: markup.value(part) for name, part in record["input"].items()}
-        parts.append(markup.section("Input", markup.pairs(given) if given else '<p class="note">Empty.</p>'))
+        parts.append(markup.section("Input", markup.pairs(given) if given else markup.note("Empty.")))
         if record["logs"]:
             parts.append(markup.section("Logs", markup.text(record["logs"])))
     if record.get("metrics"):
-        numbers = {name: escape(_plain(part)) for name, part in record["metrics"].items()}
+        numbers = {name: _plain(part) for name, part in record["metrics"].items()}
         parts.append(markup.section("Metrics", markup.pairs(numbers)))
     if record.get("webhook"):
         parts.append(markup.section("Webhook", _webhook(record)))
-    return "".join(parts)
+    return markup.join(parts)
 
 
-def _webhook(record: Mapping[str, Any]) -> str:
+def _webhook(record: Mapping[str, Any]) -> Markup:
     rows = [
         [
             markup.badge(each["state"]),
             str(each["attempts"]),
             markup.moment(each["ended_at"] or each["due_at"]),
-            escape(each["problem"] or ""),
+            each["problem"] or "",
         ]
         for each in record["deliveries"]
     ]
-    asked = ", ".join(record["webhook_events_filter"])
-    empty = "Nothing is to be delivered yet: what comes before the end is sent once, and not kept."
-    return (
-        f"<p><code>{escape(record['webhook'])}</code></p><p class=note>of {escape(asked)}</p>"
-        + markup.table(["Delivery of the end", "Attempts", "When", "Problem"], rows, empty=empty)
-    )
+    events = ", ".join(record["webhook_events_filter"])
+    headings = ["Delivery of the end", "Attempts", "When", "Problem"]
+    nothing = markup.empty("Nothing to deliver yet", "Events before the end are sent once, and not listed.")
+    url = Markup("<p><code>{}</code></p>").format(record["webhook"])
+    return url + markup.note(f"of {events}") + markup.table(headings, rows, if_empty=nothing)
 
 
 def _plain(given: Any) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from html import escape
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import gradio as gr
+from markupsafe import Markup
 
 from appliance.ui import layout, markup, session
 from appliance.ui.layout import Marks
@@ -22,9 +22,9 @@ _STATES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "
 _AGES: Final = {"any time": None, "last hour": 3600, "last day": 86400, "last 7 days": 7 * 86400}
 _ANY: Final = ""
 _NO_FILTER: Final = ("any", _ANY)
-_EMPTY: Final = (
-    "<strong>No predictions</strong>None matches the filters, or nothing was run yet: "
-    '<a href="/">choose a model</a> and run it.'
+_EMPTY: Final = markup.empty(
+    "No predictions",
+    Markup('None matches the filters, or nothing was run yet: <a href="/">choose a model</a> and run it.'),
 )
 
 
@@ -60,7 +60,7 @@ def build() -> gr.Blocks:
     return blocks
 
 
-@layout.told
+@layout.show_errors
 async def _choices(request: gr.Request) -> list[Any]:
     """Return the filters' choices, and the values that the page's URL selects."""
     who = session.of(request)
@@ -79,7 +79,7 @@ async def _choices(request: gr.Request) -> list[Any]:
     ]
 
 
-@layout.told
+@layout.show_errors
 async def _again(
     cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
@@ -89,7 +89,7 @@ async def _again(
     return await _show(cursor, marks, model, status, token, age, request)
 
 
-@layout.told
+@layout.show_errors
 async def _show(
     cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
@@ -117,8 +117,8 @@ async def _show(
     ]
 
 
-def render(records: list[dict[str, Any]], *, everyone: bool) -> str:
-    """HTML of the rows; with ``everyone`` they say whose each is."""
+def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
+    """Return the list of predictions; ``everyone`` adds their accounts and tokens."""
     whose = ["Account", "Token"] if everyone else []
     headings = ["State", "Prediction", "Model", *whose, "Made", "Loading", "Running"]
     rows = []
@@ -130,13 +130,13 @@ def render(records: list[dict[str, Any]], *, everyone: bool) -> str:
                 markup.badge(record["status"]),
                 markup.link(f"/p/{record['id']}", record["id"]),
                 markup.link(f"/{record['model']}", record["model"]),
-                *([escape(record["owner"]), escape(token)] if everyone else []),
+                *([record["owner"], token] if everyone else []),
                 markup.moment(record["created_at"]),
                 markup.duration(metrics.get("cold_start")),
                 markup.duration(metrics.get("predict_time")),
             ]
         )
-    return f'<div class="part">{markup.table(headings, rows, empty=_EMPTY)}</div>'
+    return Markup('<div class="part">{}</div>').format(markup.table(headings, rows, if_empty=_EMPTY))
 
 
 def _cursor(address: str | None) -> str:

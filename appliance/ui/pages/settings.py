@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, Final
 
 import gradio as gr
+from markupsafe import Markup, escape
 
 from appliance.domain.units import readable_bytes
 from appliance.ui import layout, markup, session
@@ -54,31 +54,31 @@ def build() -> gr.Blocks:
     return blocks
 
 
-@layout.told
+@layout.show_errors
 async def _show(request: gr.Request) -> list[str]:
     caller = session.of(request).caller
     config = await caller.get("/admin/config")
     status = await caller.get("/admin/status")
     return [
         render_about(status, config),
-        '<p class="note">models.yaml with every default; secrets are hidden.</p>'
+        markup.note("models.yaml with every default; secrets are hidden.")
         + markup.text(json.dumps(config, ensure_ascii=False, indent=2)),
     ]
 
 
-@layout.told
+@layout.show_errors
 async def _tokens(request: gr.Request) -> list[Any]:
     return await _listed(request)
 
 
-@layout.told
+@layout.show_errors
 async def _create(name: str, scope: str, owner: str, request: gr.Request) -> list[Any]:
     body = {"name": name, "scope": scope, **({"owner": owner} if owner else {})}
     made = await session.of(request).caller.post("/admin/tokens", body)
     return [gr.Textbox(value=made["token"], visible=True), "", *await _listed(request)]
 
 
-@layout.told
+@layout.show_errors
 async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
     if id is not None:
         revoked = await session.of(request).caller.send("DELETE", f"/admin/tokens/{id}")
@@ -86,7 +86,7 @@ async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
     return await _listed(request)
 
 
-@layout.told
+@layout.show_errors
 async def _rotate(hours: float, request: gr.Request) -> Any:
     made = await session.of(request).caller.post("/admin/webhooks/secret", {"keep": 3600 * (hours or 0)})
     return gr.Textbox(value=made["key"], visible=True)
@@ -102,30 +102,30 @@ async def _listed(request: gr.Request) -> list[Any]:
     return [render_tokens(found), gr.Dropdown(choices=valid, value=None)]
 
 
-def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> str:
-    """HTML of every token, oldest first, the valid ones before those that are revoked."""
+def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return all tokens, oldest first, and revoked ones after the others."""
     rows = [
         [
-            escape(each["name"]),
+            each["name"],
             markup.badge(each["scope"]),
-            escape(each["owner"]),
+            each["owner"],
             markup.moment(each["created_at"]),
-            "valid" if each["revoked_at"] is None else f"revoked {markup.moment(each['revoked_at'])}",
-            f"<code>{escape(each['id'])}</code>",
+            "valid" if each["revoked_at"] is None else Markup("revoked ") + markup.moment(each["revoked_at"]),
+            Markup("<code>{}</code>").format(each["id"]),
         ]
         for each in sorted(tokens, key=lambda each: each["revoked_at"] is not None)
     ]
-    table = markup.table(["Name", "May", "Account", "Made", "State", "Id"], rows, empty="No tokens.")
-    return markup.section("Tokens", table)
+    headings = ["Name", "Scope", "Account", "Created", "State", "Id"]
+    return markup.section("Tokens", markup.table(headings, rows, if_empty=markup.empty("No tokens")))
 
 
-def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """HTML of version, health and retention."""
+def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> Markup:
+    """Return the version, uptime, health and retention of the appliance."""
     retention = config["retention"]
     kept, most, uploads = retention["predictions"], retention["outputs"], config["files"]
     until = "until they are deleted" if uploads["keep"] is None else f"for {markup.duration(uploads['keep'])}"
     facts = {
-        "Version": escape(status["version"]),
+        "Version": status["version"],
         "Running for": markup.duration(status["uptime"]),
         "Health": markup.badge("draining" if status["draining"] else "ready"),
         "Data of predictions": "kept for ever"

@@ -5,21 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
 import pandas as pd
+from markupsafe import Markup
 
 from appliance.ui import layout, markup, session
 
 _SPANS: Final = {"7 days": 7, "30 days": 30, "90 days": 90, "365 days": 365}
 _KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Account", "hardware": "Hardware"}
 _FROM_ZERO: Final = [0.0, None]
-_EMPTY: Final = (
-    "<strong>Nothing was used</strong>No prediction ended in this time: "
-    '<a href="/">choose a model</a> and run it, or look at a longer time.'
+_EMPTY: Final = markup.empty(
+    "Nothing was used",
+    Markup('No prediction ended in this time: <a href="/">run a model</a>, or choose a longer time.'),
 )
 
 
@@ -42,7 +42,7 @@ def build() -> gr.Blocks:
     return blocks
 
 
-@layout.told
+@layout.show_errors
 async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
     caller = session.of(request).caller
     first = (datetime.now(UTC).date() - timedelta(days=_SPANS.get(span, 30) - 1)).isoformat()
@@ -67,8 +67,8 @@ def _plotted(report: Mapping[str, Any], key: str) -> pd.DataFrame:
     return pd.DataFrame([(row[key], row["predict_time"]) for row in report["rows"]], columns=[key, "seconds"])
 
 
-def render_totals(report: Mapping[str, Any]) -> str:
-    """HTML of the sums."""
+def render_totals(report: Mapping[str, Any]) -> Markup:
+    """Return the sums over all rows."""
     total = report["total"]
     share = total["cold_starts"] / total["predictions"] if total["predictions"] else 0.0
     return markup.tiles(
@@ -83,8 +83,8 @@ def render_totals(report: Mapping[str, Any]) -> str:
     )
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """HTML of the rows."""
+def render(report: Mapping[str, Any]) -> Markup:
+    """Return the rows as a table."""
     keys = report["by"]
     headings = [
         *(_KEYS[key] for key in keys),
@@ -96,16 +96,16 @@ def render(report: Mapping[str, Any]) -> str:
             f"{each['predictions']:,}",
             f"{each['failed']:,}",
             f"{each['predict_time']:,.6f}",
-            escape(markup.money(each["cost"], report["currency"])),
+            markup.money(each["cost"], report["currency"]),
             f"{each['input_tokens']:,}",
             f"{each['output_tokens']:,}",
             f"{100 * each['cold_starts'] / each['predictions'] if each['predictions'] else 0:.0f} %",
         ]
         for each in report["rows"]
     ]
-    return markup.section("Rows of the CSV", markup.table(headings, rows, empty=_EMPTY))
+    return markup.section("Rows of the CSV", markup.table(headings, rows, if_empty=_EMPTY))
 
 
 def _named(row: Mapping[str, Any], key: str) -> str:
     named = row.get("token_name") if key == "token" else None
-    return escape(named or row[key] or "unknown")
+    return str(named or row[key] or "unknown")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.ui.media import gallery, medium, picture
+from appliance.ui.markup import figure, gallery
+from appliance.ui.media import image_url
 
 
 @pytest.mark.parametrize(
@@ -17,24 +18,24 @@ from appliance.ui.media import gallery, medium, picture
         ("https://here.example/outputs/1/a.wav", None),
         ("https://elsewhere.example/a.png", None),
         ("data:text/html,x", None),
-        ("a picture of /outputs/1/a.png", None),
+        ("an image at /outputs/1/a.png", None),
         ("http://[", None),
         ("", None),
     ],
 )
-def test_pictures_of_ours(address: str, source: str | None) -> None:
-    assert picture(address) == source
+def test_images_of_this_appliance_and_in_data_are_shown(address: str, source: str | None) -> None:
+    assert image_url(address) == source
 
 
 def test_a_file_keeps_its_name_and_one_without_gets_a_number() -> None:
-    assert 'download="a b.tar"' in medium("https://here.example/outputs/1/a%20b.tar")
-    assert 'download="file 3"' in medium("data:application/zip;base64,AA==", 3)
+    assert 'download="a b.tar"' in figure("https://here.example/outputs/1/a%20b.tar")
+    assert 'download="file 3"' in figure("data:application/zip;base64,AA==", 3)
 
 
-def test_what_is_in_the_address_opens_no_page() -> None:
-    assert "target=" in medium("https://here.example/outputs/1/a.png")
-    assert "target=" not in medium("data:image/png;base64,AA==")
+def test_data_opens_no_page() -> None:
+    assert "target=" in figure("https://here.example/outputs/1/a.png")
+    assert "target=" not in figure("data:image/png;base64,AA==")
 
 
 def test_nothing_makes_no_gallery() -> None:
-    assert gallery(["", medium("https://elsewhere.example/a.png")]) == ""
+    assert gallery([figure(""), figure("https://elsewhere.example/a.png")]) == ""

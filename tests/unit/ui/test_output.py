@@ -46,7 +46,7 @@ class Read(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words = ""
-        self.feed(text)
+        self.feed(str(text))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attributes)))
@@ -57,7 +57,7 @@ class Read(HTMLParser):
 
 def test_each_file_is_shown_as_what_it_is() -> None:
     made = [f"{ORIGIN}/outputs/1/{name}" for name in ("a.png", "b.wav", "c.mp4", "d.tar")]
-    read = Read(output.media({"many": made, "one": "data:image/png;base64,AA=="}))
+    read = Read(output.files({"many": made, "one": "data:image/png;base64,AA=="}))
     shown = [(tag, given["src"]) for tag, given in read.tags if "src" in given]
     assert shown == [
         ("img", "/outputs/1/a.png"),
@@ -75,12 +75,12 @@ def test_what_a_model_says_stays_text() -> None:
     same_beginning = f"{ORIGIN}.evil.example/x.png"
     broken = "http://["
     inline = 'data:text/html,"><script>alert(1)</script>'
-    read = Read(output.media([evil, foreign, same_beginning, broken, inline, "javascript:alert(1)"]))
+    read = Read(output.files([evil, foreign, same_beginning, broken, inline, "javascript:alert(1)"]))
     assert not any(tag == "script" for tag, _ in read.tags)
     assert {given["src"] for _, given in read.tags if "src" in given} == {evil.removeprefix(ORIGIN)}
     links = [given for tag, given in read.tags if tag == "a" and given.get("rel")]
     assert [given["href"] for given in links] == [foreign, same_beginning, broken]  # linked, and not loaded
-    assert output.media(["text", 3, None]) == ""
+    assert output.files(["text", 3, None]) == ""
 
 
 @pytest.mark.parametrize(

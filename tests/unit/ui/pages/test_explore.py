@@ -1,4 +1,4 @@
-"""The cards of models: a picture where there is one, and what can be done where there is none."""
+"""The cards of models: their images and states, and the text in their place."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ MODEL: dict[str, Any] = {
 }
 
 
-def test_a_cover_is_what_is_configured_or_an_examples_picture_or_a_colour() -> None:
+def card(model: dict[str, Any], state: dict[str, Any] | None = None) -> str:
+    return explore.cards_of([model], {} if state is None else {"test/shapes": state}, narrowed=False)
+
+
+def test_a_cover_is_the_configured_image_or_the_image_of_an_example_or_a_colour() -> None:
     made = {"output": ["http://x/outputs/1/a.txt", "http://x/outputs/1/b.png"]}
-    assert 'src="/outputs/1/b.png"' in explore.cover({**MODEL, "default_example": made})
+    assert 'src="/outputs/1/b.png"' in card({**MODEL, "default_example": made})
     configured = {**MODEL, "default_example": made, "cover_image_url": "https://example.org/c.png"}
-    assert 'src="https://example.org/c.png"' in explore.cover(configured)
+    assert 'src="https://example.org/c.png"' in card(configured)
     for example in (None, {"output": None}, {"output": "https://elsewhere.example/a.png"}):
-        assert "<img" not in explore.cover({**MODEL, "default_example": example})
+        assert "<img" not in card({**MODEL, "default_example": example})
 
 
 def test_a_card_says_what_its_model_does_and_nothing_in_it_is_html() -> None:
     state = {"state": "loading", "kind": "diffusers", "loading_for": 3.0, "load_seconds": 9.6, "queued": 0}
-    said = explore.card(MODEL, state)
+    said = card(MODEL, state)
     assert "loading, 3 s of about 10" in said
     assert "1,234 runs" in said
     assert "&lt;b&gt;shapes" in said
