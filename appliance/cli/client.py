@@ -15,8 +15,8 @@ from typing import IO, Any
 import httpx
 
 from appliance.domain import input_schema
-from appliance.domain.errors import ApplianceError, NotFound
-from appliance.protocols import content_encodings
+from appliance.domain.errors import ApplianceError, NotFound, Unauthenticated
+from appliance.protocols import api_client, content_encodings
 from appliance.protocols.media import from_data
 from appliance.protocols.sse import EventReader, ServerSentEvent
 
@@ -32,7 +32,7 @@ class Client:
                 "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the one printed "
                 "at the first start, or make one with `appliance token create`"
             )
-        if not token.isprintable():  # httpx would show the header that it refuses
+        if not token.isprintable():  # httpx would print the header that it refuses
             raise ApplianceError("the token in the environment has a line break in it: set it again")
         try:
             parsed = httpx.URL(self.url)
@@ -40,57 +40,50 @@ class Client:
             parsed = httpx.URL()
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise ApplianceError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000")
-        self._authorization = httpx.Headers({b"Authorization": f"Bearer {token}".encode()})
+        self._authorization = httpx.Headers(api_client.authorization(token))
         # No timeout: loading a large model can take minutes, and Ctrl-C ends the wait.
-        trust = _trust(parsed, certificate)
-        self._http = _client(base_url=parsed, timeout=None, verify=trust)
+        self._http = _client(base_url=parsed, timeout=None, verify=_trust(parsed, certificate))
 
     def get(self, path: str) -> Any:
         """Return the JSON at ``path``."""
-        return self._call("GET", path)
+        return self.send("GET", path)
 
     def every(self, path: str) -> list[Any]:
         """Return the results on all pages of the list at ``path``."""
         found: list[Any] = []
-        next_page: str | None = path
-        while next_page:
-            page = self.get(httpx.URL(next_page).raw_path.decode())
+        url: str | None = path
+        while url:
+            page = self.get(api_client.path_of(url))
             found += page["results"]
-            next_page = page.get("next")
+            url = page.get("next")
         return found
 
     def text(self, path: str) -> str:
         """Return the text at ``path``."""
-        with self._translated():
-            reply = self._http.get(path, headers=self._authorization)
-        if not reply.is_success:
-            raise _error_from(reply)
-        return reply.text
+        return self._request("GET", path).text
 
     def post(self, path: str, body: Any = None) -> Any:
         """Send ``body`` as JSON and return the JSON of the response."""
-        return self._call("POST", path, body)
+        return self.send("POST", path, json=body)
 
     def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
         """Upload a file and return its description."""
-        with self._translated():
-            files = {"content": (name, content, kind)}
-            reply = self._http.post("/v1/files", files=files, headers=self._authorization)
-        if not reply.is_success:
-            raise _error_from(reply)
-        return reply.json()
+        return self.send("POST", "/v1/files", files={"content": (name, content, kind)})
 
-    def call(self, method: str, path: str) -> None:
-        """Send a request whose response has no body."""
-        with self._translated():
-            reply = self._http.request(method, path, headers=self._authorization)
-        if not reply.is_success:
-            raise _error_from(reply)
+    def send(self, method: str, path: str, **request: Any) -> Any:
+        """Return the JSON of the response, or None if the response is empty."""
+        response = self._request(method, path, **request)
+        try:
+            return response.json() if response.content else None
+        except ValueError as error:
+            raise ApplianceError(
+                f"the server at {self.url} is not an appliance: correct --url or APPLIANCE_URL"
+            ) from error
 
     def save(self, output: Any, folder: Path) -> list[Path]:
         """Download every file in ``output`` to ``folder`` without overwriting files; return the paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        return [self._save(url, folder) for url in _file_urls(output)]
+        return [self._save(url, folder) for url in api_client.file_urls(output)]
 
     def _save(self, url: str, folder: Path) -> Path:
         if url.startswith("data:"):
@@ -105,36 +98,31 @@ class Client:
         # The appliance's own certificate is not trusted for files on other servers.
         ours = url.startswith(f"{self.url}/")
         opened = nullcontext(self._http) if ours else _client()
-        with self._translated(), opened as client, client.stream("GET", url) as reply:
-            if not reply.is_success:
-                reply.read()
-                raise _error_from(reply)
+        with self._translated(), opened as client, client.stream("GET", url) as response:
+            if not response.is_success:
+                response.read()
+                raise _error_from(response)
             with path.open("xb") as file:
-                for chunk in reply.iter_bytes():
+                for chunk in response.iter_bytes():
                     file.write(chunk)
         return path
 
     def stream(self, url: str) -> Iterator[ServerSentEvent]:
         """Yield the server-sent events at ``url`` until the server ends the stream; no token is sent."""
-        with self._translated(), self._http.stream("GET", url) as reply:
-            if reply.status_code != httpx.codes.OK:
-                reply.read()
-                raise _error_from(reply)
+        with self._translated(), self._http.stream("GET", url) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                raise _error_from(response)
             reader = EventReader()
-            for chunk in reply.iter_bytes():
+            for chunk in response.iter_bytes():
                 yield from reader.feed(chunk)
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
+    def _request(self, method: str, path: str, **request: Any) -> httpx.Response:
         with self._translated():
-            reply = self._http.request(method, path, json=body, headers=self._authorization)
-        if not reply.is_success:
-            raise _error_from(reply)
-        try:
-            return reply.json()
-        except ValueError as error:
-            raise ApplianceError(
-                f"the server at {self.url} is not an appliance: correct --url or APPLIANCE_URL"
-            ) from error
+            response = self._http.request(method, path, headers=self._authorization, **request)
+        if not response.is_success:
+            raise _error_from(response)
+        return response
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -218,18 +206,6 @@ def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _file_urls(output: Any) -> Iterator[str]:
-    """Yield every file URL in an output."""
-    match output:
-        case str() if output.startswith(("http://", "https://", "data:")):
-            yield output
-        case list():
-            for part in output:
-                yield from _file_urls(part)
-        case dict():
-            yield from _file_urls(list(output.values()))
-
-
 def _unused_path(path: Path) -> Path:
     """Return ``path``, or the path with a number added if it exists."""
     number, free = 1, path
@@ -257,15 +233,12 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _error_from(reply: httpx.Response) -> ApplianceError:
-    if reply.status_code == httpx.codes.UNAUTHORIZED:
+def _error_from(response: httpx.Response) -> ApplianceError:
+    error = api_client.error_from(response)
+    if isinstance(error, Unauthenticated):
         return ApplianceError(
             "the appliance does not accept this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
             "or make one with `appliance token create`"
         )
-    try:
-        detail = str(reply.json()["detail"]).strip()
-    except (ValueError, KeyError, TypeError):
-        detail = reply.text[:200]
-    message = f"{detail} (HTTP {reply.status_code})"
-    return NotFound(message) if reply.status_code == httpx.codes.NOT_FOUND else ApplianceError(message)
+    message = f"{error.detail} (HTTP {response.status_code})"
+    return NotFound(message) if isinstance(error, NotFound) else ApplianceError(message)

@@ -73,7 +73,7 @@ def push(
         build = _followed(client, build)
     except KeyboardInterrupt:
         build = client.post(f"/v1/builds/{build['id']}/cancel")
-    client.call("DELETE", f"/v1/files/{upload['id']}")
+    client.send("DELETE", f"/v1/files/{upload['id']}")
     if build["status"] == "canceled":
         typer.echo(f"\nbuild {build['id']} is canceled", err=True)
         raise typer.Exit(128 + signal.SIGINT)

@@ -158,7 +158,7 @@ def example(
     url: UrlOption = None,
 ) -> None:
     """Show a prediction as an example of its model to all who see the model. Its data is kept."""
-    connected(url).call("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
+    connected(url).send("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
 
 
 def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:

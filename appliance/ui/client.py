@@ -1,166 +1,130 @@
-"""The HTTP API as the pages use it: one connection pool, and a caller for each person who is signed in."""
+"""The client of the HTTP API behind the pages: one connection pool for the tokens of all users."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import IO, Any, Final
 
 import httpx
 
-from appliance.domain.errors import (
-    ApplianceError,
-    FieldProblem,
-    InvalidInput,
-    NotFound,
-    PermissionDenied,
-    Throttled,
-    Unauthenticated,
-)
-from appliance.protocols import content_encodings
+from appliance.domain.errors import ApplianceError
+from appliance.protocols import api_client, content_encodings
 from appliance.protocols.sse import EventReader, ServerSentEvent
 
-#: No time for an answer: models take theirs. A connection is there at once, or the gateway is not.
-_PATIENCE: Final = httpx.Timeout(None, connect=10.0)
+#: Responses have no timeout, since a model may compute for long; connecting has one.
+_TIMEOUT: Final = httpx.Timeout(None, connect=10.0)
 
 
 class Api:
-    """One appliance."""
+    """The connections to one appliance."""
 
-    def __init__(self, address: str, certificates: Path | None = None) -> None:
-        """``address`` is where it answers on this machine; ``certificates`` are those to believe there."""
-        self.address = address
-        trust: ssl.SSLContext | bool = False  # never asked where there is no TLS
-        if address.startswith("https:"):
+    def __init__(self, url: str, certificates: Path | None = None) -> None:
+        """``url`` is the base URL of the API; ``certificates`` is a file with those to trust there."""
+        self.url = url
+        trust: ssl.SSLContext | bool = False  # not used without TLS
+        if url.startswith("https:"):
             trust = ssl.create_default_context(cafile=certificates)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)  # streams are held open
         self._http = httpx.AsyncClient(
-            base_url=address,
+            base_url=url,
             verify=trust,
-            limits=limits,
-            timeout=_PATIENCE,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),  # streams stay open
+            timeout=_TIMEOUT,
             trust_env=False,
             headers=content_encodings.IDENTITY,
             event_hooks={"response": [content_encodings.refuse_later]},
         )
 
-    def caller(self, secret: str, origin: str) -> Caller:
-        """Calls with a token, for a browser that knows the appliance as ``origin``, as addresses begin."""
-        return Caller(self._http, secret, origin)
+    def caller(self, token: str, origin: str) -> Caller:
+        """Return a client with ``token``; ``origin`` is the scheme and host that the browser uses."""
+        return Caller(self._http, token, origin)
 
     async def file(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
-        """The answer at the address of an output, to be read and closed by the caller; it needs no token.
+        """Return the response for an output file, which needs no token. The caller reads and closes it.
 
         Raises:
             ApplianceError: the API does not answer.
         """
-        asked = self._http.build_request("GET", path, headers=dict(headers))
-        try:
-            return await self._http.send(asked, stream=True)
-        except httpx.HTTPError as error:
-            raise ApplianceError("The API does not answer just now; try again in a moment.") from error
+        request = self._http.build_request("GET", path, headers=dict(headers))
+        with _translated():
+            return await self._http.send(request, stream=True)
 
     async def close(self) -> None:
-        """Close every connection."""
         await self._http.aclose()
 
 
 class Caller:
-    """Calls the API with one person's token. Every failure is an ``ApplianceError`` that can be shown."""
+    """Calls the API with the token of one user. Every failure is an ``ApplianceError`` for that user."""
 
-    def __init__(self, http: httpx.AsyncClient, secret: str, origin: str) -> None:
-        """Made by ``Api.caller``."""
+    def __init__(self, http: httpx.AsyncClient, token: str, origin: str) -> None:
         self.origin = origin
         scheme, _, host = origin.partition("://")
-        # The answers name addresses for whoever asks: for that browser, then, and not for this process.
-        self._headers = httpx.Headers(
-            {
-                b"authorization": b"Bearer " + secret.encode(),
-                b"host": host.encode(),
-                b"x-forwarded-host": host.encode(),
-                b"x-forwarded-proto": scheme.encode(),
-            }
-        )
+        # URLs in responses are for the browser, so the API must see the host that the browser uses.
+        forwarded = {"host": host, "x-forwarded-host": host, "x-forwarded-proto": scheme}
+        encoded = {name.encode(): value.encode() for name, value in forwarded.items()}
+        self._headers = httpx.Headers(api_client.authorization(token) | encoded)
         self._http = http
 
     async def get(self, path: str, **query: Any) -> Any:
-        """The JSON at ``path``; of ``query``, what is None is left out."""
-        asked = {key: value for key, value in query.items() if value is not None}
-        return (await self._call("GET", path, params=asked)).json()
+        """Return the JSON at ``path``; parameters of ``query`` that are None are left out."""
+        given = {key: value for key, value in query.items() if value is not None}
+        return (await self._request("GET", path, params=given)).json()
 
     async def every(self, path: str, **query: Any) -> list[Any]:
-        """The results on all pages of the list at ``path``."""
+        """Return the results on all pages of the list at ``path``."""
         page = await self.get(path, **query)
         found: list[Any] = page["results"]
         while page["next"]:
-            page = await self.get(httpx.URL(page["next"]).raw_path.decode())
+            page = await self.get(api_client.path_of(page["next"]))
             found += page["results"]
         return found
 
     async def text(self, path: str) -> str:
-        """The text at ``path``."""
-        return (await self._call("GET", path)).text
+        """Return the text at ``path``."""
+        return (await self._request("GET", path)).text
 
-    async def send(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON that answers ``body``; None if the answer is empty."""
-        reply = await self._call(method, path, json=body)
-        return reply.json() if reply.content else None
+    async def send(self, method: str, path: str, **request: Any) -> Any:
+        """Return the JSON of the response, or None if the response is empty."""
+        response = await self._request(method, path, **request)
+        return response.json() if response.content else None
 
     async def post(self, path: str, body: Any = None) -> Any:
-        """The JSON that answers a POST."""
-        return await self.send("POST", path, body)
+        """Send ``body`` as JSON and return the JSON of the response."""
+        return await self.send("POST", path, json=body)
 
     async def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
-        """The description of an upload, once it is complete."""
-        return (await self._call("POST", "/v1/files", files={"content": (name, content, kind)})).json()
+        """Upload a file and return its description."""
+        return await self.send("POST", "/v1/files", files={"content": (name, content, kind)})
 
-    async def stream(self, address: str) -> AsyncIterator[ServerSentEvent]:
-        """The server-sent events at an address that the API has named, until it ends them."""
-        path = httpx.URL(address).raw_path.decode()
-        async with self._translated(), self._http.stream("GET", path, headers=self._headers) as reply:
-            if not reply.is_success:
-                await reply.aread()
-                _refuse(reply)
-            reader = EventReader()
-            async for chunk in reply.aiter_bytes():
-                for event in reader.feed(chunk):
-                    yield event
+    async def stream(self, url: str) -> AsyncIterator[ServerSentEvent]:
+        """Yield the server-sent events at a URL from a response of the API, until the API ends the stream."""
+        with _translated():
+            async with self._http.stream("GET", api_client.path_of(url), headers=self._headers) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise api_client.error_from(response)
+                reader = EventReader()
+                async for chunk in response.aiter_bytes():
+                    for event in reader.feed(chunk):
+                        yield event
 
-    async def _call(self, method: str, path: str, **given: Any) -> httpx.Response:
-        async with self._translated():
-            reply = await self._http.request(method, path, headers=self._headers, **given)
-        if not reply.is_success:
-            _refuse(reply)
-        return reply
-
-    @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except httpx.HTTPError as error:
-            raise ApplianceError(
-                "The API does not answer just now; try again in a moment. If it stays so, "
-                "the terminal of `appliance serve` says why."
-            ) from error
+    async def _request(self, method: str, path: str, **request: Any) -> httpx.Response:
+        with _translated():
+            response = await self._http.request(method, path, headers=self._headers, **request)
+        if not response.is_success:
+            raise api_client.error_from(response)
+        return response
 
 
-def _refuse(reply: httpx.Response) -> NoReturn:
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise connection errors as ``ApplianceError``."""
     try:
-        body = reply.json()
-    except ValueError:
-        body = {}
-    detail = str(body.get("detail") or f"The API answered with HTTP {reply.status_code}.").strip()
-    match reply.status_code:
-        case 401:
-            raise Unauthenticated(token_given=True)
-        case 403:
-            raise PermissionDenied(detail)
-        case 404:
-            raise NotFound(detail)
-        case 422 if body.get("invalid_fields"):
-            raise InvalidInput([FieldProblem(**problem) for problem in body["invalid_fields"]])
-        case 429:
-            raise Throttled(detail, retry_after=int(body.get("retry_after", 1)))
-    raise ApplianceError(detail)
+        yield
+    except httpx.HTTPError as error:
+        raise ApplianceError(
+            "The API does not answer: try again in a moment. If this lasts, read the output of "
+            "`appliance serve` for the reason."
+        ) from error

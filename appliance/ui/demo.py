@@ -45,7 +45,7 @@ class Demo:
     def __init__(self, api: Api, secret: str, built: PageApp) -> None:
         """Made by ``of``."""
         self._api = api
-        self._caller = api.caller(secret, api.address)
+        self._caller = api.caller(secret, api.url)
         self._built = built
         self._frontend = Frontend()
 
@@ -56,7 +56,7 @@ class Demo:
         Raises:
             ApplianceError: there is no such model, or it has no version.
         """
-        described = await api.caller(secret, api.address).get(f"/v1/models/{name}")
+        described = await api.caller(secret, api.url).get(f"/v1/models/{name}")
         shown = model.Shown.of(described)
         if shown.document is None:
             raise ApplianceError(f"{name} has no version yet; train one, or push a project")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
 from markupsafe import Markup
 
+from appliance.protocols.api_client import file_urls
 from appliance.ui import markup
 
 _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
@@ -47,18 +48,6 @@ def text_of(output: Any) -> str:
         case list():
             return "".join(part for part in output if isinstance(part, str))
     return str(output)
-
-
-def file_urls(output: Any) -> Iterator[str]:
-    """Yield every URL in an output."""
-    match output:
-        case str() if output.startswith(("http://", "https://", "data:")):
-            yield output
-        case list():
-            for part in output:
-                yield from file_urls(part)
-        case dict():
-            yield from file_urls(list(output.values()))
 
 
 def files(output: Any) -> Markup:

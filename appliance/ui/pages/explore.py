@@ -10,9 +10,9 @@ import gradio as gr
 from markupsafe import Markup
 
 from appliance.domain.errors import NotFound
+from appliance.protocols.api_client import file_urls
 from appliance.ui import layout, markup, session
 from appliance.ui.media import image_url
-from appliance.ui.output import file_urls
 
 _EVERY: Final = 3.0  # seconds between two looks at what is loaded
 _ALL: Final = "All"

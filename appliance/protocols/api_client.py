@@ -1,0 +1,65 @@
+"""The common part of the two clients of the appliance's HTTP API: the command line's, and the UI's.
+
+The command line's client blocks, and the UI's is asynchronous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from appliance.domain.errors import (
+    ApplianceError,
+    FieldProblem,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    Throttled,
+    Unauthenticated,
+)
+
+
+def authorization(token: str) -> dict[bytes, bytes]:
+    """Return the header that carries a token, which may have characters outside of ASCII."""
+    return {b"authorization": b"Bearer " + token.encode()}
+
+
+def path_of(url: str) -> str:
+    """Return the path and query of a URL in a response, to request it over the client's own base URL."""
+    return httpx.URL(url).raw_path.decode()
+
+
+def error_from(response: httpx.Response) -> ApplianceError:
+    """Return the error for a response whose body has been read and whose status is not a success."""
+    try:
+        body = response.json()
+        detail = str(body["detail"]).strip()
+    except (ValueError, KeyError, TypeError):
+        body = {}
+        detail = response.text[:200] or "The API gave no reason."
+    match response.status_code:
+        case 401:
+            return Unauthenticated(token_given=True)
+        case 403:
+            return PermissionDenied(detail)
+        case 404:
+            return NotFound(detail)
+        case 422 if body.get("invalid_fields"):
+            return InvalidInput([FieldProblem(**problem) for problem in body["invalid_fields"]])
+        case 429:
+            return Throttled(detail, retry_after=int(body.get("retry_after", 1)))
+    return ApplianceError(detail)
+
+
+def file_urls(output: Any) -> Iterator[str]:
+    """Yield every URL of a file in an output, at any depth."""
+    match output:
+        case str() if output.startswith(("http://", "https://", "data:")):
+            yield output
+        case list():
+            for part in output:
+                yield from file_urls(part)
+        case dict():
+            yield from file_urls(list(output.values()))
