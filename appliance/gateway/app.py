@@ -117,9 +117,9 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
 
     def observe(record: Prediction) -> None:
         webhooks.observe(record)
-        metrics.observe(record)
+        metrics.count_prediction(record)
         if traced is not None:
-            traced.observe(record)
+            traced.trace_prediction(record)
 
     dependencies = Dependencies(
         limits=config.limits,
@@ -137,7 +137,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         inputs=Inputs(files, egress, settings.run_dir / "inputs"),
         run_tokens=run_tokens,
         observe=observe,
-        on_event=metrics.happened,
+        on_event=metrics.count_event,
         finalize=trainings.finalize,
     )
     engine = Engine(dependencies)

@@ -1,9 +1,9 @@
 """The appliance's metrics for Prometheus.
 
-Totals of predictions come from the usage in the store, read at each scrape, so they survive restarts and
-equal those of ``/admin/usage``. The current state (queues, models, memory) is read from the scheduler at each
-scrape. Only histograms, requests and decisions are counted here, from the start of the gateway. Labels have
-few values, and no client can invent one.
+Totals of predictions come from the usage in the store, so they survive restarts and equal the totals of
+``/admin/usage``. The state of queues, models and memory comes from the scheduler. Both are read at each
+scrape. Only histograms, requests and decisions are counted here, from the start of the gateway. All labels
+have few values, and clients cannot add any.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from appliance.domain.prediction import Prediction, Status
 from appliance.domain.usage import Usage
 from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
-#: The grouping of the usage that ``Metrics.page`` takes.
+#: How the usage for ``Metrics.collect`` is grouped.
 USAGE_BY: Final = ("model",)
-#: HTTP methods with a label of their own; clients may send any method.
+#: HTTP methods with a label value of their own. Clients may send any method.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 _PREDICTION_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _LOAD_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
-#: Separates a model's name from a version or an instance number in the key that it is loaded under.
+#: Separates the name of a model from a version or an instance number in a key of the scheduler.
 _INSTANCE: Final = re.compile("[@#]")
-#: Patterns of reasons in scheduler events -> the value of the label.
+#: Patterns of reasons in scheduler events, each with its label value.
 _REASONS: Final = (
     (re.compile(r"pinned"), "pinned"),
     (re.compile(r"\d+ predictions? waiting for"), "waiting"),
@@ -48,53 +48,38 @@ class Metrics:
     """All metrics of one gateway; use it on the gateway's event loop only."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        """Start all counters at zero; ``scheduler`` is read whenever a page is made."""
         self._scheduler = scheduler
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._queued = self._histogram(
-            "appliance_prediction_queue_seconds",
-            "From the acceptance of a prediction to its first run, loads of its model included.",
-            ("model",),
-            _PREDICTION_SECONDS,
+        since_acceptance = (
+            "Time from the acceptance of a prediction to its first run, with loads of its model."
         )
-        self._predicted = self._histogram(
-            "appliance_prediction_duration_seconds",
-            "metrics.predict_time of predictions that ran.",
-            ("model",),
-            _PREDICTION_SECONDS,
-        )
-        self._loaded = self._histogram(
-            "appliance_model_load_seconds", "How long loads took that succeeded.", ("model",), _LOAD_SECONDS
-        )
-        self._woken = self._histogram(
-            "appliance_model_wake_seconds", "How long models took to wake.", ("model",), _LOAD_SECONDS
-        )
-        self._answered = self._histogram(
-            "appliance_http_request_duration_seconds",
-            "Until an answer was complete, waits and streams included.",
-            ("route",),
-            _REQUEST_SECONDS,
-        )
+        self._queued = self._histogram("prediction_queue", since_acceptance, "model", _PREDICTION_SECONDS)
+        predict_time = "metrics.predict_time of predictions."
+        self._predicted = self._histogram("prediction_duration", predict_time, "model", _PREDICTION_SECONDS)
+        self._loaded = self._histogram("model_load", "Duration of successful loads.", "model", _LOAD_SECONDS)
+        self._woken = self._histogram("model_wake", "Time that models took to wake.", "model", _LOAD_SECONDS)
+        whole_response = "Time until a response was complete, including waits and streams."
+        self._responded = self._histogram("http_request_duration", whole_response, "route", _REQUEST_SECONDS)
         self._requests = Counter(
             "appliance_http_requests",
-            "Requests by the route that answered, method and status.",
+            "Requests by route, method and status.",
             ("route", "method", "status"),
             registry=self._registry,
         )
         self._decisions = Counter(
             "appliance_residency_events",
-            "Decisions about memory, and what came of them: load, ready, failed, unload, lost and others.",
+            "Decisions about memory and their results: load, ready, failed, unload, lost and others.",
             ("what", "model", "reason"),
             registry=self._registry,
         )
 
-    def _histogram(
-        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
-    ) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            f"appliance_{name}_seconds", text, (label,), buckets=buckets, registry=self._registry
+        )
 
-    def observe(self, record: Prediction) -> None:
+    def count_prediction(self, record: Prediction) -> None:
         """Count a prediction that has changed to ``record``."""
         if record.status.terminal:
             if "predict_time" in record.metrics:
@@ -103,41 +88,38 @@ class Metrics:
         elif record.n == 0 and record.attempt == 1 and record.started_at is not None:
             self._queued.labels(record.model).observe(max(0.0, record.started_at - record.created_at))
 
-    def happened(self, event: Event) -> None:
-        """Count an event of the scheduler."""
-        model = named(event.model)
+    def count_event(self, event: Event) -> None:
+        model = model_name(event.model)
         self._decisions.labels(event.kind.value, model, reason(event)).inc()
         took = {EventKind.READY: self._loaded, EventKind.WOKEN: self._woken}.get(event.kind)
         if took is not None and event.seconds is not None:
             took.labels(model).observe(event.seconds)
 
-    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request; ``route`` is the template of its path, ``seconds`` its whole duration."""
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request; ``route`` is the template of its path, ``seconds`` the whole duration."""
         known = method if method in _METHODS else "other"
         self._requests.labels(route, known, str(status)).inc()
-        self._answered.labels(route).observe(seconds)
+        self._responded.labels(route).observe(seconds)
 
-    def page(
+    def collect(
         self, accept: str, used: Iterable[Usage], webhooks: Mapping[str, int]
     ) -> Callable[[], tuple[bytes, str]]:
-        """Collect the current values; return a function that encodes them, in any thread.
+        """Collect the current values; return a function that encodes them and may be called in any thread.
 
-        The function returns the page and its content type. ``accept`` is the header of that name, ``used``
-        the usage grouped by ``USAGE_BY``, ``webhooks`` the number of attempts by outcome.
+        The function returns the body of the response and its content type. ``accept`` is the request's
+        header, ``used`` the usage grouped by ``USAGE_BY``, ``webhooks`` the number of attempts by outcome.
         """
-        sent = CounterMetricFamily(
-            "appliance_webhooks", "Attempts to send a webhook, by what came of them.", labels=["outcome"]
-        )
+        sent = _counter("webhooks", "Attempts to send a webhook, by outcome.", "outcome")
         for outcome, count in webhooks.items():
             sent.add_metric([outcome], count)
-        build = InfoMetricFamily("appliance_build", "What runs here.", {"version": __version__})
+        build = InfoMetricFamily("appliance_build", "Version of the appliance.", {"version": __version__})
         families = [*_of_usage(used), *_of_scheduler(self._scheduler), sent, build]
         encode, content_type = choose_encoder(accept)
-        page = _Page(self._registry, families)
-        return lambda: (encode(page), content_type)
+        scrape = _Scrape(self._registry, families)
+        return lambda: (encode(scrape), content_type)
 
 
-class _Page(Collector):
+class _Scrape(Collector):
     """The metrics of one scrape."""
 
     def __init__(self, registry: CollectorRegistry, families: list[Metric]) -> None:
@@ -149,33 +131,36 @@ class _Page(Collector):
         yield from self._families
 
 
-def named(key: str) -> str:
-    """Return the name of the model in the key of an instance or version, for use as a label."""
+def model_name(key: str) -> str:
+    """Return the name of the model in the scheduler's key of an instance or a version."""
     return _INSTANCE.split(key, maxsplit=1)[0]
 
 
 def reason(event: Event) -> str:
-    """Return the label value for the reason of an event: one of a few words."""
+    """Return the label value for the reason of an event."""
     if event.on_behalf_of is not None:
         return "eviction"
     otherwise = "other" if event.reason else ""
     return next((name for pattern, name in _REASONS if pattern.match(event.reason)), otherwise)
 
 
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"appliance_{name}", text, labels=labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"appliance_{name}", text, labels=labels)
+
+
 def _of_usage(used: Iterable[Usage]) -> list[Metric]:
-    predictions = CounterMetricFamily(
-        "appliance_predictions", "Predictions and trainings that are over.", labels=["model", "status"]
-    )
-    seconds = CounterMetricFamily(
-        "appliance_predict_seconds", "Sum of their metrics.predict_time.", labels=["model", "hardware"]
-    )
-    per_model = {
-        "cold_starts": ("appliance_cold_starts", "Predictions that waited for a load of their model."),
-        "cold_start_us": ("appliance_cold_start_seconds", "How long they waited for that."),
-        "input_tokens": ("appliance_input_tokens", "Tokens that language models read."),
-        "output_tokens": ("appliance_output_tokens", "Tokens that language models wrote."),
+    predictions = _counter("predictions", "Predictions and trainings that have ended.", "model", "status")
+    seconds = _counter("predict_seconds", "Sum of their metrics.predict_time.", "model", "hardware")
+    totals = {
+        "cold_starts": _counter("cold_starts", "Predictions that waited for a load of their model.", "model"),
+        "cold_start_us": _counter("cold_start_seconds", "Time that they waited for these loads.", "model"),
+        "input_tokens": _counter("input_tokens", "Input tokens of language models.", "model"),
+        "output_tokens": _counter("output_tokens", "Output tokens of language models.", "model"),
     }
-    totals = {name: CounterMetricFamily(*told, labels=["model"]) for name, told in per_model.items()}
     models: dict[str, Usage] = {}
     for row in used:
         name = row.model or ""
@@ -192,24 +177,18 @@ def _of_usage(used: Iterable[Usage]) -> list[Metric]:
 
 
 def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
-    queued = GaugeMetricFamily("appliance_queue_depth", "Predictions that wait.", labels=["model"])
-    running = GaugeMetricFamily("appliance_running_predictions", "Predictions that run.", labels=["model"])
-    state = GaugeMetricFamily(
-        "appliance_model_state", "How many of its instances are in this state.", labels=["model", "state"]
-    )
-    memory = GaugeMetricFamily("appliance_device_memory_bytes", "What models may reserve.", labels=["device"])
-    free = GaugeMetricFamily("appliance_device_free_bytes", "What none has reserved.", labels=["device"])
-    foreign = GaugeMetricFamily(
-        "appliance_device_foreign_bytes", "What other programs take of it.", labels=["device"]
-    )
-    reserved = GaugeMetricFamily(
-        "appliance_device_reserved_bytes", "What is reserved, by whom.", labels=["device", "model"]
-    )
-    for model, keys in itertools.groupby(sorted(scheduler.models, key=named), named):
+    queued = _gauge("queue_depth", "Predictions in the queue.", "model")
+    running = _gauge("running_predictions", "Running predictions.", "model")
+    state = _gauge("model_state", "Number of instances of a model in this state.", "model", "state")
+    memory = _gauge("device_memory_bytes", "Memory that models may reserve.", "device")
+    free = _gauge("device_free_bytes", "Memory that no model has reserved.", "device")
+    foreign = _gauge("device_foreign_bytes", "Memory that other programs use.", "device")
+    reserved = _gauge("device_reserved_bytes", "Memory that a model has reserved.", "device", "model")
+    for model, keys in itertools.groupby(sorted(scheduler.models, key=model_name), model_name):
         instances = list(keys)
         queued.add_metric([model], sum(map(scheduler.queue_length, instances)))
         running.add_metric([model], sum(len(scheduler.running(key)) for key in instances))
-        # A further instance counts only while it is placed; the model itself always counts.
+        # The first instance always counts, further instances only while they are placed on a device.
         states = Counts(
             scheduler.residency(key) for key in instances if key == model or scheduler.devices(key)
         )
@@ -221,7 +200,7 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
         foreign.add_metric([device], scheduler.footprints.foreign_memory(device))
         held: Counts[str] = Counts()
         for key, amount in scheduler.reserved(device).items():
-            held[named(key)] += amount
+            held[model_name(key)] += amount
         for model, amount in held.items():
             reserved.add_metric([device, model], amount)
     return [queued, running, state, memory, free, foreign, reserved]

@@ -1,9 +1,10 @@
 """Traces of predictions, sent to an OpenTelemetry collector over OTLP/HTTP where one is configured.
 
-A trace begins with the request that asked for a prediction, or goes on from the ``traceparent`` that came
-with it: the request, the prediction, and in that how it was queued, waited for its model, and ran. What a
-prediction asks for while it runs is below its run. Spans of a prediction are made when it is over, of what
-its record says, so a restart in between takes nothing from them. They hold no inputs, outputs or errors.
+A trace begins with the request that creates a prediction, or continues the trace in the request's header
+``traceparent``. The span of the request contains the span of the prediction, and this contains "queued",
+"load" and "run". Child predictions, which a running prediction creates, are in the span "run" of their
+parent. The spans of a prediction are created from its record when it ends, so a restart of the gateway loses
+none of them. They contain no inputs, outputs or errors.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Where the environment may name the collector, as OpenTelemetry specifies; either goes before models.yaml.
+#: OpenTelemetry's variables for the URL of the collector; they override models.yaml.
 VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_FLUSH: Final = 3.0  # seconds that the last spans have to get away
+_FLUSH: Final = 3.0  # seconds to send the last spans
 
 
 def build(config: TelemetryConfig, environment: Mapping[str, str]) -> Tracing | None:
-    """Tracing to where the environment or the config says; None where neither does."""
+    """Return the tracing to the collector in the environment or the config; None if neither names one."""
     if any(environment.get(name) for name in VARIABLES):
         return Tracing(None, environment)
     if config.otlp_endpoint is None:
@@ -40,14 +41,14 @@ def build(config: TelemetryConfig, environment: Mapping[str, str]) -> Tracing | 
 
 
 class Tracing:
-    """One per gateway; used on its loop. Spans are sent by a thread of the library's."""
+    """Creates spans, on the gateway's event loop. A thread of the library sends them."""
 
     def __init__(self, endpoint: str | None, environment: Mapping[str, str]) -> None:
-        """``endpoint`` takes traces; None: the one of the environment.
+        """``endpoint`` is the URL for traces; None for the one in the environment.
 
-        OpenTelemetry's other variables count too: headers, sampler, attributes of the resource.
+        OpenTelemetry's other variables apply as well: headers, sampler, resource attributes.
         """
-        # Imported where it is used: without a collector nothing of it is loaded.
+        # Imported here because most appliances have no collector and need not load the library.
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -57,7 +58,7 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         class Ids(RandomIdGenerator):
-            """Random, but where an id is derived, so that others can refer to a span before it is made."""
+            """Random ids, unless ``span`` sets the next one, which other spans may already refer to."""
 
             span: int | None = None
 
@@ -72,13 +73,13 @@ class Tracing:
         self._provider = TracerProvider(
             id_generator=self._ids,
             resource=Resource.create({**named, "service.version": __version__}),
-            shutdown_on_exit=False,  # `close` does
+            shutdown_on_exit=False,  # ``close`` shuts it down
         )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("appliance", __version__)
 
-    def request(self, method: str, route: str, headers: Mapping[str, str]) -> tuple[Span, str]:
-        """Begin the span of a request that asks for a prediction; with the traceparent of what it causes."""
+    def start_request(self, method: str, route: str, headers: Mapping[str, str]) -> tuple[Span, str]:
+        """Start the span of a request that creates a prediction; also return the traceparent for that."""
         span = self._tracer.start_span(
             f"{method} {route}",
             self._propagator.extract(headers),
@@ -89,67 +90,67 @@ class Tracing:
         self._propagator.inject(carrier, self._trace.set_span_in_context(span))
         return span, carrier["traceparent"]
 
-    def answered(self, span: Span, status: int | None) -> None:
-        """The request is over; ``status`` is None if its client has gone before."""
+    def end_request(self, span: Span, status: int | None) -> None:
+        """End the span of a request; ``status`` is None if the client disconnected before the response."""
         if status is not None:
             span.set_attribute("http.response.status_code", status)
         if status is None or status >= 500:
             span.set_status(self._trace.StatusCode.ERROR)
         span.end()
 
-    def observe(self, record: Prediction) -> None:
-        """A prediction has become ``record``; when it is over, its spans are made."""
+    def trace_prediction(self, record: Prediction) -> None:
+        """Create the spans of a prediction if ``record`` is its end."""
         if not record.status.terminal or record.completed_at is None:
             return
         ended = record.completed_at
         started = ended if record.started_at is None else record.started_at
         waited = usage.seconds(usage.microseconds(record.metrics.get("cold_start")))
         load = max(record.created_at, started - waited)
-        whole = self._span(
+        span = self._span(
             f"prediction {record.model}",
-            self._above(record),
+            self._parent(record),
             record.created_at,
             span_id(record.id),
             **_attributes(record),
         )
         if record.status is Status.FAILED:
-            whole.set_status(self._trace.StatusCode.ERROR)
-        inside = self._trace.set_span_in_context(whole)
+            span.set_status(self._trace.StatusCode.ERROR)
+        inside = self._trace.set_span_in_context(span)
         self._span("queued", inside, record.created_at).end(_nanoseconds(load))
         if record.started_at is not None:
             if waited > 0:
                 self._span("load", inside, load).end(_nanoseconds(started))
             self._span("run", inside, started, span_id(record.id, "run")).end(_nanoseconds(ended))
-        whole.end(_nanoseconds(ended))
+        span.end(_nanoseconds(ended))
 
     def _span(
-        self, name: str, above: Context, begin: float, id: int | None = None, **attributes: Any
+        self, name: str, parent: Context, begin: float, id: int | None = None, **attributes: Any
     ) -> Span:
         self._ids.span = id
-        return self._tracer.start_span(name, above, attributes=attributes, start_time=_nanoseconds(begin))
+        return self._tracer.start_span(name, parent, attributes=attributes, start_time=_nanoseconds(begin))
 
-    def _above(self, record: Prediction) -> Context:
-        """The request that asked for it; of a part, the run of its whole."""
-        above = self._propagator.extract({"traceparent": record.trace or ""})
-        context = self._trace.get_current_span(above).get_span_context()
+    def _parent(self, record: Prediction) -> Context:
+        """Return the span of the request or, for a child prediction, the span "run" of its parent."""
+        request = self._propagator.extract({"traceparent": record.trace or ""})
+        context = self._trace.get_current_span(request).get_span_context()
         if record.parent is None or not context.is_valid:
-            return above
+            return request
         run = self._trace.SpanContext(
             context.trace_id, span_id(record.parent, "run"), is_remote=True, trace_flags=context.trace_flags
         )
         return self._trace.set_span_in_context(self._trace.NonRecordingSpan(run))
 
     async def close(self) -> None:
-        """Send what is left, for a moment."""
+        """Send the last spans, for up to 3 seconds."""
         try:
             async with asyncio.timeout(_FLUSH):
                 await asyncio.to_thread(self._provider.shutdown)
         except TimeoutError:
-            _log.warning("the last traces could not be sent to the collector")
+            _log.warning("the last traces could not be sent to the collector within %.1f s", _FLUSH)
 
 
 def span_id(id: str, part: str = "") -> int:
-    """The id of a prediction's span, or of a part of it: 64 bits, not 0."""
+    """Return the id of a prediction's span, or of its part "run": 64 bits, never 0."""
     digest = hashlib.sha256(f"{id} {part}".encode()).digest()
     return int.from_bytes(digest[:8], "big") or 1
 

@@ -126,7 +126,7 @@ class Bench:
             inputs=self.inputs,
             run_tokens=self.run_tokens,
             observe=self._observe,
-            on_event=self.metrics.happened,
+            on_event=self.metrics.count_event,
             finalize=self.trainings.finalize,
         )
         self.engine = Engine(dependencies)
@@ -137,9 +137,9 @@ class Bench:
 
     def _observe(self, record: Prediction) -> None:
         self.observed.append(record)
-        self.metrics.observe(record)
+        self.metrics.count_prediction(record)
         if self.tracing is not None:
-            self.tracing.observe(record)
+            self.tracing.trace_prediction(record)
 
     def reload(self, in_force: Config) -> Reload:
         """Return the reload of ``models.yaml`` in the folder of the bench."""

@@ -175,11 +175,11 @@ class Application:
         finally:
             if status is not None:  # the client was not gone before
                 took = time.perf_counter() - began
-                self.services.metrics.answered(
+                self.services.metrics.count_request(
                     inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took
                 )
             if self.services.tracing is not None and requests.SPAN in inner:
-                self.services.tracing.answered(inner[requests.SPAN], status)
+                self.services.tracing.end_request(inner[requests.SPAN], status)
 
 
 def _uniform(path: str) -> str:

@@ -99,7 +99,7 @@ def trace(request: Request) -> str | None:
     tracing = services_of(request).tracing
     if tracing is None:
         return None
-    span, traceparent = tracing.request(request.method, request.scope[ROUTE], request.headers)
+    span, traceparent = tracing.start_request(request.method, request.scope[ROUTE], request.headers)
     request.scope[SPAN] = span
     return traceparent
 

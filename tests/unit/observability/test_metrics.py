@@ -205,8 +205,8 @@ def test_instances_and_versions_are_one_model() -> None:
         subject.loaded(key, 1.0)
         subject.decide(1.0)
     for happening in subject.events():
-        metrics.happened(happening)
-    lines = metrics.page("", [], {})()[0].decode().splitlines()
+        metrics.count_event(happening)
+    lines = metrics.collect("", [], {})()[0].decode().splitlines()
     for line in (
         'appliance_model_state{model="a/a",state="ready"} 2.0',
         'appliance_model_state{model="a/a",state="cold"} 1.0',
@@ -222,10 +222,10 @@ def test_instances_and_versions_are_one_model() -> None:
 
 def test_waking_is_measured() -> None:
     subject = Metrics(Scheduler([Capacity("gpu", 10)], []))
-    subject.happened(
+    subject.count_event(
         Event(number=1, at=0, kind=EventKind.WOKEN, model="a/a", devices=("gpu",), memory=1, seconds=0.3)
     )
-    page, _ = subject.page("", [], {})()
+    page, _ = subject.collect("", [], {})()
     assert 'appliance_model_wake_seconds_bucket{le="0.5",model="a/a"} 1.0' in page.decode()
 
 

@@ -138,8 +138,8 @@ def test_the_environment_goes_before_the_config(
         TelemetryConfig(otlp_endpoint="http://192.0.2.1"), {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     )
     assert isinstance(made, Tracing)
-    span, _ = made.request("POST", "/x", {})
-    made.answered(span, None)
+    span, _ = made.start_request("POST", "/x", {})
+    made.end_request(span, None)
     made._provider.shutdown()
     (request,) = collector.spans
     assert request.status.code == Outcome.STATUS_CODE_ERROR

@@ -69,7 +69,7 @@ async def get_metrics(request: Request) -> Response:
         raise PermissionDenied(f'Metrics are for tokens of the account "{account}", and for admins.')
     used = await services.store.usage.rows(USAGE_BY)
     accept = request.headers.get("accept", "")
-    encode = services.metrics.page(accept, used, services.webhooks.outcomes)
+    encode = services.metrics.collect(accept, used, services.webhooks.outcomes)
     page, content_type = await asyncio.to_thread(encode)
     return Response(page, 200, {"content-type": content_type})
 
