@@ -133,7 +133,7 @@ def leftovers(home: Path) -> Finding:
     except OSError as error:
         fix = f"chown -R {os.getuid()} {home}"
         return Finding("other runs", "failed", f"{lock}: {error.strerror}", fix)
-    workers = sorted(int(file.name) for file in cleanup.folder(home / "run").glob("[0-9]*"))
+    workers = sorted(int(file.name) for file in cleanup.pid_folder(home / "run").glob("[0-9]*"))
     if workers:
         found = f"an appliance crashed and may have left worker processes: {', '.join(map(str, workers))}"
         return Finding("other runs", "warning", found, "the next `appliance serve` ends them")

@@ -41,7 +41,7 @@ from appliance.machine.processes import kill_marked
 from appliance.observability import logs
 from appliance.runners import preloaded_modules
 from appliance.store import Store
-from appliance.worker.zygote import reclaim
+from appliance.worker.cleanup import kill_leftover_workers
 
 _log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
         await node.stop()
         for child in children:
             await child.stop()
-        reclaim(settings.run_dir)
+        kill_leftover_workers(settings.run_dir)
     return 0
 
 
@@ -403,7 +403,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     logs.configure(settings.log_file, config.logging)
     permissions.tighten(home)
     with take_lock(home):
-        killed = {*reclaim(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
+        killed = {*kill_leftover_workers(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:
             console.print(f"killed {len(killed)} processes that a crashed appliance had left running")
         runtime.forget(settings.run_dir)

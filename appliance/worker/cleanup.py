@@ -1,10 +1,10 @@
-"""Removes what worker processes leave behind: orphaned processes, temporary files, shared memory.
+"""Removal of what worker processes leave behind: processes, temporary files, shared memory.
 
-A pid file is ``<run_dir>/hosts/<pid>``. It holds the start time of the process and the id of the boot,
-because the kernel may since have given the process id to another process. The folder keeps its old name, so
-that the first start after an upgrade still finds what the version before it left. A worker process keeps its
-temporary files and sockets in a folder whose name holds the appliance and the process id, and names its
-shared memory in the same way: worker processes are killed, so their libraries cannot tidy up.
+A worker process is killed, so its libraries cannot clean up. Its pid file is ``<run_dir>/hosts/<pid>``. The
+file has the start time of the process and the id of the boot, because the kernel may later give the process
+id to another process. The folder is named after the old word for worker processes, so that the first start
+after an upgrade finds the pid files of the version before. The names of temporary folders and of shared
+memory begin with a prefix of the appliance and the process id.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ class PidFile(msgspec.Struct, frozen=True):
     model: str
 
 
-def folder(run_dir: Path) -> Path:
-    """The folder with the pid files of an appliance."""
+def pid_folder(run_dir: Path) -> Path:
     return run_dir / "hosts"
 
 
-def write(pid_files: Path, model: str) -> None:
+def write_pid_file(pid_files: Path, model: str) -> None:
     """Write the pid file of the calling process, a worker process of ``model``."""
     own = read_stat(os.getpid())
     if own is None:
-        raise RuntimeError("a process does not find itself in /proc")
+        raise RuntimeError("/proc does not show this process: is it mounted?")
     pid_files.mkdir(parents=True, exist_ok=True)
     pid_file = PidFile(own.start, _boot(), model)
     (pid_files / str(os.getpid())).write_bytes(msgspec.json.encode(pid_file))
 
 
-def own_places(pid_files: Path) -> None:
-    """Have the calling worker process keep temporary files where they are found after its end."""
+def use_own_folder(pid_files: Path) -> None:
+    """Let the calling worker process keep temporary files and shared memory under names with its prefix."""
     name = f"{_prefix(pid_files)}{os.getpid()}-"
     folder = Path(tempfile.gettempdir()) / name
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process with this id
+    shutil.rmtree(folder, ignore_errors=True)  # left by an earlier process with the same id
     folder.mkdir(mode=0o700)
     os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # it has been looked up in the zygote
-    # Names are given by the standard library, for vLLM's workers among others. Linux takes longer ones.
+    tempfile.tempdir = None  # cached since the zygote
+    # The standard library chooses the names of shared memory, for example of vLLM's. Linux allows longer
+    # names.
     shared_memory._SHM_NAME_PREFIX = f"/{name}"  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
     shared_memory._SHM_SAFE_NAME_LENGTH = len(name) + 17  # type: ignore[attr-defined]  # noqa: SLF001 - as above
 
@@ -70,7 +70,7 @@ def remove(pid_files: Path, pid: int) -> None:
 
 
 def _prefix(pid_files: Path) -> str:
-    """The start of the names of temporary files and shared memory of one appliance."""
+    """Return the prefix of the names of temporary folders and shared memory of one appliance."""
     return f"appliance-{hashlib.sha256(str(pid_files).encode()).hexdigest()[:8]}-"
 
 
@@ -82,23 +82,23 @@ def _remove_temporary(prefix: str) -> None:
             segment.unlink()
 
 
-def reclaim(run_dir: Path | str) -> list[int]:
-    """Kill the process groups of an earlier run's worker processes and remove their pid files.
+def kill_leftover_workers(run_dir: Path) -> list[int]:
+    """Kill worker processes that an earlier run left behind, with their process groups.
 
-    A group whose leader is gone is ended too, and what was temporary is removed. Returns the process ids of
-    the worker processes that still ran.
+    Their pid files, temporary files and shared memory are removed. Returns the process ids of the leaders of
+    the killed groups; a leader itself may have ended before.
     """
-    pid_files = folder(Path(run_dir))
+    pid_files = pid_folder(run_dir)
     killed = []
     for path in sorted(pid_files.glob("[0-9]*")):
         pid = int(path.name)
         try:
             pid_file = msgspec.json.decode(path.read_bytes(), type=PidFile)
-        except msgspec.DecodeError:  # the machine died while it was written: so did the worker process
+        except msgspec.DecodeError:  # the machine went down while the file was written
             path.unlink()
             continue
         if pid_file.boot == _boot() and _runs(pid, pid_file):
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.killpg(pid, signal.SIGKILL)
             killed.append(pid)
         path.unlink()
@@ -107,10 +107,10 @@ def reclaim(run_dir: Path | str) -> list[int]:
 
 
 def _runs(pid: int, pid_file: PidFile) -> bool:
-    """Whether any process is alive in the process group that the pid file names."""
+    """Return whether a process runs in the process group that the pid file names."""
     leader = read_stat(pid)
     if leader is not None and leader.start != pid_file.start:
-        return False  # the process id has a new owner, so the old group is empty
+        return False  # another process has this id now, so the group has ended
     return any(
         member.group == pid
         and member.session == pid

@@ -1,4 +1,4 @@
-"""Events that a runner replica keeps until the gateway has stored the prediction they belong to. Pure."""
+"""Events that a runner replica keeps until the gateway has stored the end of their prediction. No I/O."""
 
 from __future__ import annotations
 
@@ -11,108 +11,101 @@ from appliance.worker.protocol import RelayedEvent
 
 _log = logging.getLogger(__name__)
 
-KEEP_SECONDS: Final = 600.0  # how long a finished prediction is kept for a gateway that may come back
+KEEP_SECONDS: Final = 600.0  # how long a finished prediction is kept for a restarted gateway
 KEEP_BYTES: Final = 256 * 1024 * 1024  # encoded events of all finished predictions together
 
 
-class _Held:
-    """One attempt of one prediction, and all it has emitted."""
+class _Attempt:
+    """One attempt of one prediction, and all events that it has emitted."""
 
-    __slots__ = ("attempt", "events")
+    __slots__ = ("events", "finished_at", "number", "size")
 
-    def __init__(self, attempt: int) -> None:
-        self.attempt = attempt
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.events: list[RelayedEvent] = []
-
-
-class _Finished:
-    """When a held prediction ended, and how much it holds."""
-
-    __slots__ = ("at", "size")
-
-    def __init__(self, at: float, size: int) -> None:
-        self.at = at
-        self.size = size
+        self.finished_at = 0.0
+        self.size = 0  # bytes of encoded events, once it has finished
 
 
 class EventBuffer:
-    """What was begun and is not acknowledged, in the order it was begun. Times are monotonic seconds."""
+    """Predictions that are not acknowledged yet, with their events. Times are monotonic seconds.
+
+    The limits apply to finished predictions; all events of a running one are kept.
+    """
 
     def __init__(self, *, keep_seconds: float = KEEP_SECONDS, keep_bytes: int = KEEP_BYTES) -> None:
-        """The limits are for finished predictions; a running one is always kept whole."""
         self._keep_seconds = keep_seconds
         self._keep_bytes = keep_bytes
-        self._held: dict[str, _Held] = {}
-        self._finished: dict[str, _Finished] = {}  # in the order they ended
-        self._bytes = 0
+        self._attempts: dict[str, _Attempt] = {}  # by prediction id, in the order they began
+        self._finished: dict[str, _Attempt] = {}  # some of these, in the order they finished
+        self._bytes = 0  # of finished attempts
 
     @property
     def ids(self) -> list[str]:
-        """Every prediction held."""
-        return list(self._held)
+        """Ids of all predictions in the buffer."""
+        return list(self._attempts)
 
     @property
     def running(self) -> list[str]:
-        """Those of them that have not ended."""
-        return [id for id in self._held if id not in self._finished]
+        """Ids of the predictions that have not finished."""
+        return [id for id in self._attempts if id not in self._finished]
 
     def admit(self, jobs: Iterable[Job]) -> list[Job]:
-        """Hold ``jobs`` from now on; returns those that are new. A new attempt takes the place of the old."""
-        fresh = []
+        """Add predictions; return the jobs that are new. A new attempt replaces the one before."""
+        new = []
         for job in jobs:
-            held = self._held.get(job.id)
-            if held is not None and held.attempt >= job.attempt:
+            attempt = self._attempts.get(job.id)
+            if attempt is not None and attempt.number >= job.attempt:
                 continue
             self._forget(job.id)
-            self._held[job.id] = _Held(job.attempt)
-            fresh.append(job)
-        return fresh
+            self._attempts[job.id] = _Attempt(job.attempt)
+            new.append(job)
+        return new
 
     def record(self, events: Iterable[RelayedEvent], now: float) -> list[RelayedEvent]:
-        """Keep ``events``; returns those of predictions that are held, to be passed on."""
+        """Keep events; return those of predictions in the buffer, for the gateway."""
         kept = []
-        for emitted in events:
-            held = self._held.get(emitted.id)
-            if held is None or held.attempt != emitted.attempt:
+        for event in events:
+            attempt = self._attempts.get(event.id)
+            if attempt is None or attempt.number != event.attempt:
                 continue
-            # A decoded `Raw` keeps the whole message that it came in alive; a copy keeps the event alone.
-            own = RelayedEvent(emitted.id, emitted.attempt, emitted.n, emitted.event.copy())
-            held.events.append(own)
+            # A decoded ``Raw`` keeps the whole message in memory; the copy is only as large as the event.
+            own = RelayedEvent(event.id, event.attempt, event.n, event.event.copy())
+            attempt.events.append(own)
             kept.append(own)
             if own.is_last:
-                self._finish(emitted.id, held, now)
+                self._finish(event.id, attempt, now)
         return kept
 
     def acknowledge(self, ids: Iterable[str]) -> None:
-        """The gateway has stored how these ended, or does not want to know; one that runs stays held."""
+        """Forget those of these predictions that have finished: the gateway needs their events no more."""
         for id in ids:
             if id in self._finished:
                 self._forget(id)
 
     def forget_running(self) -> None:
-        """The worker process is gone: what had not ended there never will."""
+        """Forget the running predictions, because their worker process has ended."""
         for id in self.running:
             self._forget(id)
 
     def events(self) -> list[RelayedEvent]:
-        """Everything held, each prediction's events in order."""
-        return [emitted for held in self._held.values() for emitted in held.events]
+        """Return all events, prediction by prediction, in order."""
+        return [event for attempt in self._attempts.values() for event in attempt.events]
 
-    def _finish(self, id: str, held: _Held, now: float) -> None:
-        size = sum(memoryview(relayed.event).nbytes for relayed in held.events)
-        self._finished[id] = _Finished(now, size)
-        self._bytes += size
-        while True:
-            oldest = next(iter(self._finished))
-            if self._bytes <= self._keep_bytes and self._finished[oldest].at >= now - self._keep_seconds:
-                return
-            if oldest == id:
-                return
-            _log.warning("prediction %s was never acknowledged; its events are dropped", oldest)
+    def _finish(self, id: str, attempt: _Attempt, now: float) -> None:
+        attempt.finished_at = now
+        attempt.size = sum(memoryview(relayed.event).nbytes for relayed in attempt.events)
+        self._finished[id] = attempt
+        self._bytes += attempt.size
+        while (oldest := next(iter(self._finished))) != id:  # the one that has just finished always stays
+            expired = self._finished[oldest].finished_at < now - self._keep_seconds
+            if not expired and self._bytes <= self._keep_bytes:
+                break
+            _log.warning("events of prediction %s are dropped: no gateway has acknowledged its end", oldest)
             self._forget(oldest)
 
     def _forget(self, id: str) -> None:
-        self._held.pop(id, None)
+        self._attempts.pop(id, None)
         finished = self._finished.pop(id, None)
         if finished is not None:
             self._bytes -= finished.size

@@ -1,4 +1,4 @@
-"""The runner replica's side of a worker process: start, exchange messages, report how it ended, kill."""
+"""The runner replica's side of a worker process: start it, exchange messages, kill it, report its end."""
 
 from __future__ import annotations
 
@@ -35,12 +35,9 @@ from appliance.worker.protocol import (
 
 _log = logging.getLogger(__name__)
 
-LOG_LIMIT: Final = (
-    10 * 1024 * 1024
-)  # bytes of a log file above which the next worker process begins a new one
-TAIL_BYTES: Final = 8192
-_SIGNALS: Final = {number.value: number.name for number in signal.Signals}
-_PATIENCE: Final = 2.0  # seconds that the two signs of a worker process's end may lie apart
+LOG_LIMIT: Final = 10 * 1024 * 1024  # bytes; a larger log file is rotated at the next start
+TAIL_BYTES: Final = 8192  # of the log, from which the last lines are taken
+_PATIENCE: Final = 2.0  # seconds between the end of a process and the end of its socket, at most
 _decoder: Final = msgspec.msgpack.Decoder(WorkerEvent)
 T = TypeVar("T")
 
@@ -55,19 +52,18 @@ class _Channel(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
             self._receive(message)
 
     def connection_lost(self, _: Exception | None) -> None:
-        if not self.closed.done():
-            self.closed.set_result(None)
+        _settle(self.closed, None)
 
 
-class _ZygoteLine(asyncio.Protocol):
-    """The connection to the zygote that lives as long as the worker process."""
+class _ZygoteConnection(asyncio.Protocol):
+    """The connection to the zygote, which stays open while the worker process runs."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -77,7 +73,7 @@ class _ZygoteLine(asyncio.Protocol):
         self.started: asyncio.Future[Forked | Refused | None] = loop.create_future()
         self.exited: asyncio.Future[Exited | None] = loop.create_future()
         self.transport: asyncio.BaseTransport
-        self.pid = 0  # once `started`
+        self.pid = 0  # set once ``started`` is
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -95,7 +91,7 @@ class _ZygoteLine(asyncio.Protocol):
 
 
 class WorkerHandle:
-    """One running worker process. Made by ``start``."""
+    """One running worker process. Call ``start`` to create it."""
 
     def __init__(
         self,
@@ -103,25 +99,25 @@ class WorkerHandle:
         channel: _Channel,
         exited: asyncio.Future[Exited | None],
         *,
-        order: Fork,
+        request: Fork,
         log_start: int,
-        line: _ZygoteLine | None,
+        zygote: _ZygoteConnection | None,
     ) -> None:
-        """``exited`` resolves to None when nobody can say any more how the worker process ended."""
+        """``exited`` becomes None if the zygote ends first: then nobody learns the exit code."""
         self.pid = pid
-        self.signal: int | None = None  # that ended it, once it is gone
+        self.signal: int | None = None  # the signal that ended it, once it has ended
         self._channel = channel
         self._exited = exited
-        self._order = order
+        self._request = request
         self._log_start = log_start
-        self._line = line
-        self._over = False  # the process group is known to be gone: its number may be reused
+        self._zygote = zygote
+        self._over = False  # the process group has ended, and its id may belong to other processes
         self._end = asyncio.get_running_loop().create_task(self._watch())
 
     @property
     def forked(self) -> bool:
-        """Whether the zygote forked it; otherwise it was spawned and had to import everything itself."""
-        return self._line is not None
+        """Whether the zygote forked it; otherwise it was spawned and imports the libraries itself."""
+        return self._zygote is not None
 
     @classmethod
     async def start(
@@ -133,51 +129,51 @@ class WorkerHandle:
         pid_files: Path,
         receive: Callable[[WorkerEvent], None],
     ) -> Self:
-        """Fork a worker process through the zygote, or spawn one where that cannot be reached.
+        """Let the zygote fork a worker process, or spawn one if the zygote cannot be reached.
 
-        ``log`` is the file for its output, ``pid_files`` the folder for its pid file. From now
-        on ``receive`` is called with every message of the worker process, in order, on the running loop.
+        ``log`` is the file for its output, ``pid_files`` the folder for its pid file. ``receive`` is called
+        with each message of the worker process, in order, on the running loop.
 
         Raises:
-            LoadFailed: the operating system would not start a process.
+            LoadFailed: the operating system refused to start a process.
         """
         log_start = _begin_log(log)
-        order = Fork(spec, environment(spec), str(log), str(pid_files))
+        request = Fork(spec, environment(spec), str(log), str(pid_files))
         ours, theirs = socket.socketpair()
-        line = None
+        zygote = None
         try:
             with theirs:
-                line = await _ask_zygote(zygote_socket, order, theirs)
-                if line is None:
-                    pid, exited = _spawn(order, theirs, ours)
+                zygote = await _fork(zygote_socket, request, theirs)
+                if zygote is None:
+                    pid, exited = _spawn(request, theirs, ours)
                 else:
-                    pid, exited = line.pid, line.exited
+                    pid, exited = zygote.pid, zygote.exited
             _, channel = await asyncio.get_running_loop().create_unix_connection(
                 lambda: _Channel(receive), sock=ours
             )
-        except BaseException:  # a worker process that was started all the same ends with its socket
+        except BaseException:  # if a worker process was started, it ends with its socket
             ours.close()
-            if line is not None:
-                line.transport.close()
+            if zygote is not None:
+                zygote.transport.close()
             raise
-        return cls(pid, channel, exited, order=order, log_start=log_start, line=line)
+        return cls(pid, channel, exited, request=request, log_start=log_start, zygote=zygote)
 
     def send(self, message: WorkerCommand) -> None:
-        """Queue ``message`` for the worker process; a worker process that is gone does not get it."""
+        """Queue a message; it is dropped if the worker process has ended."""
         if not self._channel.transport.is_closing():
             self._channel.transport.write(protocol.encode(message))
 
     async def wait(self) -> str:
-        """How the worker process ended, as the end of a sentence: "exited with code 3".
+        """Return how the worker process ended, as the end of a sentence: "exited with code 3".
 
-        Returns once the worker process and all of its children are gone and every message was received.
+        Returns once the worker process and its children have ended and all messages were received.
         """
         return await asyncio.shield(self._end)
 
     async def kill(self, grace: float = 0.0) -> None:
-        """End the worker process with its whole process group; returns once it is gone.
+        """Kill the process group of the worker process; return once it has ended.
 
-        With ``grace`` the worker process gets that many seconds to close its runner first.
+        ``grace`` is the number of seconds that the worker process gets before to close its runner.
         """
         if grace > 0 and not self._end.done():
             self.send(Stop())
@@ -186,37 +182,37 @@ class WorkerHandle:
         await self.wait()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that this worker process wrote to its log; empty if none can be read."""
+        """Return the last lines that this worker process wrote to its log; "" if the log cannot be read."""
         try:
-            with Path(self._order.log).open("rb") as file:
+            with Path(self._request.log).open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(self._log_start, end - TAIL_BYTES))
                 text = file.read().decode(errors="replace")
-        except OSError:  # the loss of the worker process must be reported in any case
+        except OSError:  # the loss of the worker process is reported in any case
             return ""
         return tail(text, lines)
 
     async def _watch(self) -> str:
-        """Follow the worker process to its end and clean up behind it."""
+        """Wait for the end of the worker process, kill the rest of its group, and remove its files."""
         exited, closed = self._exited, self._channel.closed
         await asyncio.wait({exited, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if exited.done() and exited.result() is None:  # the zygote is gone, the worker process lives on
+        if exited.done() and exited.result() is None:  # the zygote has ended, the worker process still runs
             await closed
         await asyncio.wait({exited}, timeout=_PATIENCE)
         self._kill_group()
         await asyncio.wait({exited, closed}, timeout=_PATIENCE)
         self._over = True
         self._channel.transport.abort()
-        if self._line is not None:
-            self._line.transport.close()
-        cleanup.remove(Path(self._order.pid_files), self.pid)
+        if self._zygote is not None:
+            self._zygote.transport.close()
+        cleanup.remove(Path(self._request.pid_files), self.pid)
         status = exited.result() if exited.done() else None
         self.signal = None if status is None else status.signal
-        return _describe(status)
+        return str(status or "ended: its exit code is unknown, because the zygote had ended before")
 
     def _kill_group(self) -> None:
         if self._over or (self._exited.done() and self._exited.result() is not None):
-            return  # whoever reaped the worker process has killed the group with it
+            return  # the zygote, or ``_spawn``, has killed the group when it reaped the worker process
         with contextlib.suppress(ProcessLookupError):
             try:
                 os.killpg(self.pid, signal.SIGKILL)
@@ -225,62 +221,64 @@ class WorkerHandle:
 
 
 async def prepare(zygote_socket: Path, modules: list[str]) -> None:
-    """Have the zygote import these modules; returns at once. Forks requested meanwhile wait for them."""
+    """Let the zygote import these modules; do not wait for it. Forks that are requested meanwhile wait."""
     try:
         _, writer = await asyncio.open_unix_connection(zygote_socket)
         writer.write(protocol.encode(Prepare(modules)))
         writer.close()
         await writer.wait_closed()
-    except OSError as error:  # the next one is started with what is in force then
+    except OSError as error:  # the next zygote gets the modules of the config in force when it starts
         _log.warning(
-            "no zygote at %s (%s): modules of new model kinds are not preloaded", zygote_socket, error
+            "no zygote answers at %s (%s): modules of new model kinds are not preloaded", zygote_socket, error
         )
 
 
-async def _ask_zygote(path: str, order: Fork, theirs: socket.socket) -> _ZygoteLine | None:
-    """Have the zygote fork the worker process; None if there is no zygote.
+async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConnection | None:
+    """Let the zygote fork the worker process; return None if there is no zygote.
 
     Raises:
-        LoadFailed: the operating system would not fork.
+        LoadFailed: the operating system refused to fork.
     """
+    model = request.spec.model
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(_PATIENCE)  # local, and the zygote's backlog is long: this does not wait
+        sock.settimeout(_PATIENCE)  # not reached: the socket is local, and its backlog long
         sock.connect(path)
-        frame = protocol.encode(order)
-        sent = socket.send_fds(sock, [frame], [theirs.fileno()])
-        sock.sendall(frame[sent:])
+        message = protocol.encode(request)
+        sent = socket.send_fds(sock, [message], [theirs.fileno()])
+        sock.sendall(message[sent:])
     except OSError as error:
         sock.close()
-        _log.warning(
-            "no zygote at %s (%s): a worker process for %s is spawned", path, error, order.spec.model
-        )
+        _log.warning("no zygote answers at %s (%s): a worker process for %s is spawned", path, error, model)
         return None
-    _, line = await asyncio.get_running_loop().create_unix_connection(_ZygoteLine, sock=sock)
+    _, zygote = await asyncio.get_running_loop().create_unix_connection(_ZygoteConnection, sock=sock)
     try:
-        answer = await line.started
+        answer = await zygote.started
     except asyncio.CancelledError:
-        line.transport.close()
+        zygote.transport.close()
         raise
     match answer:
         case Forked(pid):
-            line.pid = pid
-            return line
+            zygote.pid = pid
+            return zygote
         case Refused(reason):
             raise LoadFailed(reason)
         case None:
-            _log.warning("the zygote at %s ended: a worker process for %s is spawned", path, order.spec.model)
+            _log.warning("the zygote at %s has ended: a worker process for %s is spawned", path, model)
             return None
 
 
 def _spawn(
-    order: Fork, theirs: socket.socket, ours: socket.socket
+    request: Fork, theirs: socket.socket, ours: socket.socket
 ) -> tuple[int, asyncio.Future[Exited | None]]:
-    """Start a worker process the slow way. A pidfd, because child watchers want the main thread's loop."""
+    """Start a worker process that imports the libraries itself; return its id and its end.
+
+    A pidfd reports the end, because asyncio's child watchers need the event loop of the main thread.
+    """
     loop = asyncio.get_running_loop()
     exited: asyncio.Future[Exited | None] = loop.create_future()
-    with Path(order.log).open("ab") as log:
-        log.write(b"spawned, not forked: the zygote could not be reached, so all imports happen here\n")
+    with Path(request.log).open("ab") as log:
+        log.write(b"spawned because the zygote could not be reached: all libraries are imported here\n")
         log.flush()
         try:
             process = subprocess.Popen(
@@ -288,7 +286,7 @@ def _spawn(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**without_secrets(), **order.environment},
+                env={**without_secrets(), **request.environment},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
@@ -299,13 +297,13 @@ def _spawn(
     def ended() -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        with contextlib.suppress(ProcessLookupError):  # before it is reaped: its number is still its own
+        with contextlib.suppress(ProcessLookupError):  # before ``wait`` reaps it, its id is safe to use
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         _settle(exited, Exited(code, None) if code >= 0 else Exited(None, -code))
 
     loop.add_reader(descriptor, ended)
-    ours.sendall(protocol.encode(order))
+    ours.sendall(protocol.encode(request))
     return process.pid, exited
 
 
@@ -315,23 +313,13 @@ def _settle(future: asyncio.Future[T], value: T) -> None:
 
 
 def tail(text: str, lines: int) -> str:
-    """The last lines as a terminal shows them: of a redrawn line (a progress bar) only its last state."""
+    """Return the last lines as a terminal shows them, so each progress bar only in its last state."""
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\r\n").split("\n")]
     return "\n".join(shown[-lines:])
 
 
-def _describe(status: Exited | None) -> str:
-    match status:
-        case Exited(signal=int(number)):
-            return f"was killed by signal {number} ({_SIGNALS.get(number, 'real-time')})"
-        case Exited(code=code):
-            return f"exited with code {code}"
-        case None:
-            return "ended; how is not known, because the zygote that started it had ended before"
-
-
 def _begin_log(log: Path) -> int:
-    """Create the log file, or rotate one that is too large; returns where the new process's part begins."""
+    """Create the log file, or rotate a large one; return the position where the new process writes."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         log.replace(log.with_name(log.name + ".1"))

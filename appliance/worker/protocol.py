@@ -1,11 +1,12 @@
-"""The messages between a runner replica, its worker process and the zygote, and how they are framed.
+"""Messages between a runner replica, its worker process and the zygote.
 
-A frame is a length (4 bytes, big-endian) and that many bytes of msgpack: one tagged struct. Both ends of
-every socket are processes of this appliance, of the same version.
+A message is a length (4 bytes, big-endian) and that many bytes of msgpack: one tagged struct. Both ends of
+each socket are processes of the same version of the appliance.
 """
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
 from typing import Final, Generic, TypeVar
@@ -14,22 +15,24 @@ import msgspec
 
 from appliance.domain import file
 from appliance.domain.prediction import Done, Emitted, Job
+from appliance.domain.units import readable_bytes
 from appliance.runners.base import LoadSpec
 
 _LENGTH: Final = struct.Struct(">I")
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 _DONE: Final = Done.__struct_config__.tag
+_SIGNALS: Final = {number.value: number.name for number in signal.Signals}
 T = TypeVar("T")
 
 
 class Run(msgspec.Struct, frozen=True, tag="run"):
-    """Replica to worker process: begin these predictions."""
+    """Replica to worker process: start these predictions."""
 
     jobs: list[Job]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Replica to worker process: stop these predictions; those it does not know are ignored."""
+    """Replica to worker process: cancel these predictions; unknown ids are ignored."""
 
     ids: list[str]
 
@@ -39,60 +42,60 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class SleepWorker(msgspec.Struct, frozen=True, tag="sleep"):
-    """Replica to worker process: give the device back; nothing runs."""
+    """Replica to worker process: free the device. No prediction may run."""
 
-    level: int  # 1: weights go to main memory, 2: they are dropped
+    level: int  # 1: move the weights to main memory, 2: drop them
 
 
 class WakeWorker(msgspec.Struct, frozen=True, tag="wake"):
-    """Replica to worker process: take the device again."""
+    """Replica to worker process: use the device again."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Worker process to replica: the model is loaded."""
 
-    memory: int  # bytes of main memory that worker process and children use, beside what the zygote has
-    seconds: float  # from the start of ``setup``
-    levels: list[int] = []  # of sleep that the model is able to
+    memory: int  # bytes of main memory of the worker process and its children, without those of the zygote
+    seconds: float  # duration of the load
+    levels: list[int] = []  # sleep levels that the model supports
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Worker process to replica: the model cannot be loaded, or cannot go on; the worker process exits."""
+    """Worker process to replica: the model cannot be loaded or cannot continue; the worker process exits."""
 
     error: str
-    out_of_memory: bool = False  # for want of memory on its device
+    out_of_memory: bool = False  # because the memory of its device was used up
 
 
 class WorkerAsleep(msgspec.Struct, frozen=True, tag="asleep"):
-    """Worker process to replica: the device is given back."""
+    """Worker process to replica: the device is free."""
 
-    left: int | None  # bytes of each device that the runner knows to hold still; None if it does not know
+    left: int | None  # bytes of each device that the model still holds; None if the runner does not know
 
 
 class WorkerAwake(msgspec.Struct, frozen=True, tag="awake"):
-    """Worker process to replica: predictions may come again."""
+    """Worker process to replica: the model can run predictions again."""
 
 
 class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="sleep_failed"):
-    """Worker process to replica: it could not fall asleep, or wake, and should be ended."""
+    """Worker process to replica: the model could not fall asleep or wake; end the worker process."""
 
     error: str
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
-    """Worker process to replica: events of predictions, in order; read there as ``RelayedEvents``."""
+    """Worker process to replica: events of predictions, in order. The replica reads ``RelayedEvents``."""
 
     events: list[Emitted]
 
 
 class _EventTag(msgspec.Struct):
-    """The type of an event; decoding it skips all other fields."""
+    """The type of an event, to decode only this field."""
 
     type: str
 
 
 class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
-    """An ``Emitted`` whose event stays encoded: the replica only passes it on, and the gateway decodes it."""
+    """An ``Emitted`` whose event stays encoded, because the replica only passes it on."""
 
     id: str
     attempt: int
@@ -101,7 +104,7 @@ class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def is_last(self) -> bool:
-        """Whether this event ends the prediction."""
+        """Whether the event is ``Done``."""
         return _tag_decoder.decode(self.event).type == _DONE
 
 
@@ -112,37 +115,42 @@ class RelayedEvents(msgspec.Struct, frozen=True, tag="events"):
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Replica to zygote: start a worker process; the descriptor of its socket travels beside this."""
+    """Replica to zygote: fork a worker process. The descriptor of its socket comes with this message."""
 
     spec: LoadSpec
-    environment: dict[str, str]  # set in the worker process, over what the zygote has
-    log: str  # absolute path; the worker process's output streams are appended to it
+    environment: dict[str, str]  # variables that are set in addition to those of the zygote
+    log: str  # absolute path; standard output and standard error are appended
     pid_files: str  # absolute path of the folder of pid files
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """Gateway to zygote: import these modules too, so that worker processes forked later start with them."""
+    """Gateway to zygote: import these modules for worker processes that are forked later."""
 
     modules: list[str]
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
-    """Zygote to replica: the worker process runs, as leader of a process group of its own."""
+    """Zygote to replica: the worker process runs. It leads a process group of its own."""
 
     pid: int
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """Zygote to replica: the operating system would not fork."""
+    """Zygote to replica: the operating system refused to fork."""
 
     error: str
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
-    """Zygote to replica: the worker process is gone, and what was left of its process group is killed."""
+    """Zygote to replica: the worker process has ended, and the rest of its process group was killed."""
 
-    code: int | None  # exit code; None if a signal ended it
+    code: int | None  # exit code; None if a signal ended the process
     signal: int | None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exited with code {self.code}"
+        return f"was killed by signal {self.signal} ({_SIGNALS.get(self.signal, 'real-time')})"
 
 
 WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
@@ -153,38 +161,37 @@ FromZygote = Forked | Refused | Exited
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """One frame.
+    """Return the length and the encoded message.
 
     Raises:
-        ValueError: the message takes 4 GiB or more.
+        ValueError: the message has 4 GiB or more.
     """
     body = bytearray(_LENGTH.size)
     _encoder.encode_into(message, body, _LENGTH.size)
     size = len(body) - _LENGTH.size
     if size >= 1 << 32:
-        raise ValueError(f"a message of {size} bytes does not fit into a frame")
+        raise ValueError(f"a message of {readable_bytes(size)} is too large: the limit is 4 GiB")
     _LENGTH.pack_into(body, 0, size)
     return bytes(body)
 
 
 class MessageReader(Generic[T]):
-    """Cuts a stream of bytes into messages of one type."""
+    """Splits a stream of bytes into messages."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
-        """``decoder`` says what the other end may send."""
         self._decoder = decoder
         self._rest = bytearray()
-        self._wanted = 0  # bytes that `_rest` must have before looking at it is of use
+        self._wanted = 0  # bytes that ``_rest`` must have before it contains a whole message
 
     def feed(self, data: bytes) -> list[T]:
-        """The messages that are complete with ``data``; what is left over is kept.
+        """Return the messages that are complete with ``data``; the rest of the bytes is kept.
 
         Raises:
-            msgspec.DecodeError: the other end does not speak this protocol.
+            msgspec.DecodeError: the bytes are not a valid message.
         """
         if self._rest:
             self._rest += data
-            if len(self._rest) < self._wanted:  # a large frame comes in hundreds of parts
+            if len(self._rest) < self._wanted:  # a large message comes in hundreds of parts
                 return []
             data = bytes(self._rest)
             self._rest.clear()
@@ -205,10 +212,10 @@ class MessageReader(Generic[T]):
 
 
 def receive(sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> T:
-    """Wait for exactly one message on a blocking socket.
+    """Read one message from a blocking socket.
 
     Raises:
-        EOFError: the other end has closed it.
+        EOFError: the other end has closed the socket.
     """
     (size,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
     return decoder.decode(_exactly(sock, size))

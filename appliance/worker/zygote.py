@@ -1,9 +1,9 @@
 """The zygote imports heavy libraries once and forks worker processes: ``python -m appliance.worker.zygote``.
 
-One thread, no event loop, nothing that a forked child could inherit in a broken state. A client connects,
-sends one ``Fork`` with the socket of the worker process beside it, and keeps the connection. The zygote
-reports the end of the worker process on that connection; closing it kills the worker process. The zygote
-adopts and reaps the orphans of dead worker processes.
+It has one thread and no event loop, so that forked children inherit no broken state. A client connects, sends
+one ``Fork`` together with the socket for the worker process, and keeps the connection. The zygote reports the
+end of the worker process on this connection. If the client closes it, the zygote kills the worker process.
+The zygote also adopts and reaps the orphans of dead worker processes.
 """
 
 from __future__ import annotations
@@ -28,20 +28,17 @@ import msgspec
 
 from appliance.observability import logs
 from appliance.worker import cleanup, process, protocol
-from appliance.worker.cleanup import reclaim
 from appliance.worker.protocol import Exited, Fork, Forked, Prepare, Refused, ToZygote
-
-__all__ = ["Zygote", "main", "reclaim"]
 
 _log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_CHUNK: Final = 65536
+_CHUNK: Final = 65536  # bytes
 
 
 class _Client:
-    """One connection, and the worker process that lives as long as it."""
+    """One connection and its worker process, which ends with it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -50,9 +47,8 @@ class _Client:
         self.pid: int | None = None
         self.pid_files = Path()
 
-    def tell(self, message: protocol.FromZygote) -> None:
-        """Send ``message``; a client that is gone needs none."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    def send(self, message: protocol.FromZygote) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has ended
             self.sock.sendall(protocol.encode(message))
 
     def close(self) -> None:
@@ -63,13 +59,13 @@ class _Client:
 
 
 class Zygote:
-    """Listens on a socket in the file system and forks what clients ask for."""
+    """Forks worker processes for clients that connect to the Unix socket ``path``."""
 
     def __init__(self, path: Path) -> None:
-        """Listens from here on; connections wait until ``serve``."""
+        """Start to listen; connections wait until ``serve`` is called."""
         self._path = path
         self._clients: set[_Client] = set()
-        self._hosts: dict[int, _Client] = {}
+        self._workers: dict[int, _Client] = {}
         self._ending = False
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -79,7 +75,7 @@ class Zygote:
         self._listener.bind(str(fresh))
         fresh.chmod(0o600)
         self._listener.listen(128)
-        fresh.rename(path)  # takes the place of an earlier zygote's socket without a gap
+        fresh.rename(path)  # replaces the socket of an earlier zygote without a gap
 
     def serve(self) -> None:
         """Serve until SIGTERM or SIGINT, then kill every worker process."""
@@ -94,25 +90,25 @@ class Zygote:
                 elif key.fileobj is self._wake:
                     self._wake.recv(_CHUNK)
                     self._reap()
-                elif key.data in self._clients:  # an earlier one of this round may have dropped it
+                elif key.data in self._clients:  # not dropped since ``select`` returned
                     self._receive(key.data)
         self._end()
 
     def _catch_signals(self) -> None:
         self._signal.setblocking(False)
         signal.set_wakeup_fd(self._signal.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup descriptor tells
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup descriptor reports it
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._order_end)
+            signal.signal(number, self._stop)
 
-    def _order_end(self, *_: object) -> None:
+    def _stop(self, *_: object) -> None:
         self._ending = True
 
     def _end(self) -> None:
-        for pid, client in self._hosts.items():
+        for pid, client in self._workers.items():
             _kill_group(pid)
             cleanup.remove(client.pid_files, pid)
-        _log.info("ended, with %d worker processes", len(self._hosts))
+        _log.info("the zygote ends: %d worker processes were killed", len(self._workers))
 
     def _accept(self) -> None:
         client = _Client(self._listener.accept()[0])
@@ -129,59 +125,58 @@ class Zygote:
             self._drop(client)
             return
         try:
-            orders = client.reader.feed(data)
+            messages = client.reader.feed(data)
         except msgspec.DecodeError as error:
-            _log.error("a client is dropped: %s", error)
+            _log.error("the connection of a client is closed: invalid message: %s", error)
             self._drop(client)
             return
-        for order in orders:
-            if isinstance(order, Prepare):
-                preload(order.modules)
+        for message in messages:
+            if isinstance(message, Prepare):
+                preload(message.modules)
             elif client.descriptors and client.pid is None:
-                self._fork(client, order, client.descriptors.pop())
+                self._fork(client, message, client.descriptors.pop())
 
     def _drop(self, client: _Client) -> None:
-        """The client is gone: its worker process has nobody left to talk to."""
         self._selector.unregister(client.sock)
         self._clients.discard(client)
         client.close()
         if client.pid is not None:
             _kill_group(client.pid)
 
-    def _fork(self, client: _Client, order: Fork, descriptor: int) -> None:
+    def _fork(self, client: _Client, request: Fork, descriptor: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         try:
             pid = os.fork()
         except OSError as error:
-            _log.error("cannot fork a worker process for %s: %s", order.spec.model, error)
+            _log.error("cannot fork a worker process for %s: %s", request.spec.model, error)
             os.close(descriptor)
-            client.tell(Refused(f"cannot start a process: {error.strerror}"))
+            client.send(Refused(f"cannot start a process: {error.strerror}"))
             return
         if pid == 0:
-            self._become_host(order, descriptor)
+            self._become_worker(request, descriptor)
         os.close(descriptor)
-        client.pid, client.pid_files = pid, Path(order.pid_files)
-        self._hosts[pid] = client
-        _log.info("host %d forked for %s", pid, order.spec.model)
-        client.tell(Forked(pid))
+        client.pid, client.pid_files = pid, Path(request.pid_files)
+        self._workers[pid] = client
+        _log.info("worker process %d forked for %s", pid, request.spec.model)
+        client.send(Forked(pid))
 
-    def _become_host(self, order: Fork, descriptor: int) -> NoReturn:
-        """In the child: leave everything of the zygote behind."""
+    def _become_worker(self, request: Fork, descriptor: int) -> NoReturn:
+        """Close in the forked child what belongs to the zygote, and run the worker process."""
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            _redirect(order.log)
+            _redirect(request.log)
             self._selector.close()
             for client in self._clients:
                 client.close()
             for sock in (self._listener, self._wake, self._signal):
                 sock.close()
-            os.environ.update(order.environment)
+            os.environ.update(request.environment)
             logging.getLogger().handlers.clear()
-            process.run(socket.socket(fileno=descriptor), order.spec, Path(order.pid_files))
+            process.run(socket.socket(fileno=descriptor), request.spec, Path(request.pid_files))
         except BaseException:  # noqa: BLE001  # a child must never return into the zygote's loop
             traceback.print_exc()
             sys.stderr.flush()
@@ -189,7 +184,7 @@ class Zygote:
             os._exit(1)
 
     def _reap(self) -> None:
-        """Reap every child that has ended; most of the others are orphans of dead worker processes."""
+        """Reap all children that have ended: worker processes, and orphans of dead worker processes."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -197,17 +192,17 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            client = self._hosts.pop(pid, None)
+            client = self._workers.pop(pid, None)
             if client is None:
                 continue
-            with contextlib.suppress(ProcessLookupError):  # it had no children, or took them along
+            with contextlib.suppress(ProcessLookupError):  # no other process was left in the group
                 os.killpg(pid, signal.SIGKILL)
             cleanup.remove(client.pid_files, pid)
             client.pid = None
             exited = _exited(status)
-            _log.info("host %d ended: %s", pid, exited)
+            _log.info("worker process %d %s", pid, exited)
             if client in self._clients:
-                client.tell(exited)
+                client.send(exited)
 
 
 def _exited(status: int) -> Exited:
@@ -217,7 +212,7 @@ def _exited(status: int) -> Exited:
 
 
 def _kill_group(pid: int) -> None:
-    """Kill a worker process that is not reaped yet, so that ``pid`` is surely its own, and its children."""
+    """Kill a worker process and its children. It must not be reaped yet: ``pid`` would not be safe to use."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # just forked, not a leader yet
@@ -225,7 +220,7 @@ def _kill_group(pid: int) -> None:
 
 
 def _redirect(log: str) -> None:
-    """Point the standard streams away from the zygote's."""
+    """Replace the zygote's standard streams by /dev/null and the log file."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -236,30 +231,28 @@ def _redirect(log: str) -> None:
 
 
 def preload(names: list[str]) -> None:
-    """Import modules for worker processes; a failed import is logged, and fails again there."""
-    gc.disable()  # imports only add; worker processes switch it on again
+    """Import modules for worker processes; a failed import is logged, and repeated in the worker process."""
+    gc.disable()  # imports create no garbage worth collecting; worker processes enable it again
     for name in names:
         if name in sys.modules:
             continue
         started = time.perf_counter()
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001  # libraries raise all sorts of things when they do not fit
+        except Exception as error:  # noqa: BLE001  # libraries raise any error if they do not fit the machine
             _log.error("cannot import %s: %s: %s", name, type(error).__name__, error)
         else:
             _log.info("imported %s in %.1f s", name, time.perf_counter() - started)
     gc.collect()
-    gc.freeze()  # what is shared stays shared: no collection in a worker process touches these objects
+    gc.freeze()  # a garbage collection in a worker process would otherwise copy the shared pages
     _stop_threads()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if len(threads) > 1:
-        _log.warning(
-            "imports have started threads, which no forked worker process will have: %s", ", ".join(threads)
-        )
+        _log.warning("imports have started threads that forked processes lack: %s", ", ".join(threads))
 
 
 def _stop_threads() -> None:
-    """OpenBLAS starts threads when it is imported, stops them for a fork, and starts them again when used."""
+    """Fork once, because OpenBLAS then stops its threads. It starts them again when it is used."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -267,7 +260,7 @@ def _stop_threads() -> None:
 
 
 def _tie_to_parent() -> None:
-    """End when the parent does, and adopt orphans of worker processes instead of leaving them to init."""
+    """Let the kernel end this process with its parent, and make it the parent of orphaned descendants."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_PR_SET_PDEATHSIG, signal.SIGTERM), (_PR_SET_CHILD_SUBREAPER, 1)):
         if libc.prctl(option, value, 0, 0, 0) != 0:
@@ -275,9 +268,9 @@ def _tie_to_parent() -> None:
 
 
 def main() -> None:
-    """The command line of the zygote; ``appliance serve`` is what uses it."""
+    """Run the command line that the driver starts."""
     parser = argparse.ArgumentParser(prog="python -m appliance.worker.zygote")
-    parser.add_argument("--socket", type=Path, required=True, help="where to listen")
+    parser.add_argument("--socket", type=Path, required=True, help="path of the Unix socket to listen on")
     parser.add_argument("--preload", default="", help="modules to import, separated by commas")
     arguments = parser.parse_args()
     _tie_to_parent()
@@ -286,7 +279,7 @@ def main() -> None:
     preload([name for name in arguments.preload.split(",") if name])
     zygote.serve()
     sys.stderr.flush()
-    os._exit(0)  # the imported libraries have nothing to tidy up that is worth the time
+    os._exit(0)  # without the slow exit handlers of the imported libraries
 
 
 if __name__ == "__main__":

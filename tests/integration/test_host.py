@@ -16,7 +16,7 @@ from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, Worker
 from appliance.domain.prediction import Done, Log
 from appliance.machine.processes import is_running
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
-from appliance.worker.replica import LOOK, Replica
+from appliance.worker.replica import MEASURE_INTERVAL, Replica
 from tests.support.appliance_process import PATIENCE
 from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
@@ -144,7 +144,7 @@ async def test_a_host_that_takes_too_much_memory_is_ended(replica: Replica, tmp_
     """Its limit is that of the load until another one is sent."""
     await replica.load(msgspec.structs.replace(spec(tmp_path), limit=600 << 20))
     caller = Caller(replica)
-    assert await caller.run("a", memory=200, delay=2 * LOOK) == Done("succeeded")
+    assert await caller.run("a", memory=200, delay=2 * MEASURE_INTERVAL) == Done("succeeded")
     assert caller.taken.main > 200 << 20
     await replica.exchange([], [], [], 64 << 20)
     await caller.start("b", memory=300, delay=1000)
@@ -164,14 +164,14 @@ async def test_a_host_that_takes_too_much_while_it_loads_is_ended(replica: Repli
 
 async def test_a_host_whose_gpu_is_full_gives_up(replica: Replica, tmp_path: Path) -> None:
     """As torch says it, in the class that torch has for it."""
-    with pytest.raises(OutOfMemory, match="found no memory on cpu: CUDA out of memory"):
+    with pytest.raises(OutOfMemory, match="ran out of memory on cpu: CUDA out of memory"):
         await replica.load(spec(tmp_path, "full", loads=False))
     await replica.load(spec(tmp_path, "full", loads=True))
     caller = Caller(replica)
     await caller.start("a")
     await caller.over()
     assert isinstance(caller.error, OutOfMemory)
-    assert caller.error.detail.endswith("found no memory on cpu: CUDA out of memory")
+    assert caller.error.detail.endswith("ran out of memory on cpu: CUDA out of memory")
     assert caller.events["a"] == [Log("begun")]  # and no end: it is to run again
 
 

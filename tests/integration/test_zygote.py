@@ -131,7 +131,7 @@ async def test_a_host_outlives_its_zygote_and_still_ends_with_its_replica(
     await caller.start("b", crash=True)
     lost = await caller.over()
     assert lost is not None
-    assert "how is not known" in lost
+    assert "exit code is unknown" in lost
     await until_gone(report.pid)
     again = await replica.load(spec(tmp_path, "echo"))
     assert not again.forked
@@ -198,7 +198,7 @@ import subprocess, sys, time
 from pathlib import Path
 from appliance.worker import cleanup
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-cleanup.write(Path(sys.argv[1]), "test/model")
+cleanup.write_pid_file(Path(sys.argv[1]), "test/model")
 print(child.pid, flush=True)
 if sys.argv[2] == "stay":
     time.sleep(1000)
@@ -208,7 +208,7 @@ if sys.argv[2] == "stay":
 @pytest.mark.parametrize("leader", ["stay", "go"])
 async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOST_LIKE, str(cleanup.folder(tmp_path)), leader],
+        [sys.executable, "-c", HOST_LIKE, str(cleanup.pid_folder(tmp_path)), leader],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -219,15 +219,15 @@ async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str
     if leader == "go":
         process.wait()
     assert is_running(child)
-    assert cleanup.reclaim(tmp_path) == [process.pid]
+    assert cleanup.kill_leftover_workers(tmp_path) == [process.pid]
     process.communicate()
     await until_gone(process.pid, child)
-    assert cleanup.reclaim(tmp_path) == []
+    assert cleanup.kill_leftover_workers(tmp_path) == []
 
 
 async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOST_LIKE, str(cleanup.folder(tmp_path)), "stay"],
+        [sys.executable, "-c", HOST_LIKE, str(cleanup.pid_folder(tmp_path)), "stay"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -235,7 +235,7 @@ async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_pa
     )
     assert process.stdout is not None
     child = int(process.stdout.readline())
-    path = cleanup.folder(tmp_path) / str(process.pid)
+    path = cleanup.pid_folder(tmp_path) / str(process.pid)
     mark = msgspec.json.decode(path.read_bytes(), type=cleanup.PidFile)
     others = (
         msgspec.structs.replace(mark, start=mark.start - 1),
@@ -243,10 +243,10 @@ async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_pa
     )
     for other in others:
         path.write_bytes(msgspec.json.encode(other))
-        assert cleanup.reclaim(tmp_path) == []
+        assert cleanup.kill_leftover_workers(tmp_path) == []
         assert not path.exists()
     path.write_bytes(b"{")  # the machine went down while it was written
-    assert cleanup.reclaim(tmp_path) == []
+    assert cleanup.kill_leftover_workers(tmp_path) == []
     assert is_running(process.pid)
     assert is_running(child)
     os.killpg(process.pid, signal.SIGKILL)

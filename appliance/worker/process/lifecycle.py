@@ -325,8 +325,8 @@ def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
     """
     code = 1
     try:
-        cleanup.write(pid_files, spec.model)
-        cleanup.own_places(pid_files)
+        cleanup.write_pid_file(pid_files, spec.model)
+        cleanup.use_own_folder(pid_files)
         log_file = capture.install()
         faulthandler.enable(log_file)
         logs.configure()

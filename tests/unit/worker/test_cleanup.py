@@ -36,13 +36,13 @@ def test_what_hosts_left_is_removed_and_nothing_of_others(
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(cleanup, "_SHARED", shared)
     program = "import os, tempfile, sys; from pathlib import Path; from appliance.worker import cleanup;"
-    program += "cleanup.own_places(Path(sys.argv[1])); print(tempfile.mkdtemp())"
+    program += "cleanup.use_own_folder(Path(sys.argv[1])); print(tempfile.mkdtemp())"
     shared.mkdir()
     temporary.mkdir()
     kept, gone = tmp_path / "other" / "run", tmp_path / "ours" / "run"
     made = {}
     for run in (kept, gone):
-        pid_files = cleanup.folder(run)
+        pid_files = cleanup.pid_folder(run)
         pid_files.mkdir(parents=True)
         command = [sys.executable, "-c", program, str(pid_files)]
         environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -52,7 +52,7 @@ def test_what_hosts_left_is_removed_and_nothing_of_others(
     (shared / "psm_0123").touch()
     planted = shared / f"{made[gone].parent.name}planted"
     planted.mkdir()  # as anybody may, and cannot be removed like shared memory
-    assert cleanup.reclaim(gone) == []
+    assert cleanup.kill_leftover_workers(gone) == []
     planted.rmdir()
     assert made[kept].exists()
     assert sorted(path.name for path in temporary.iterdir()) == sorted(

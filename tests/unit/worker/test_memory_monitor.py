@@ -91,21 +91,21 @@ class NVML:
 
 
 def test_what_a_group_takes_is_measured_and_only_new_peaks_are_news(hungry: Process) -> None:
-    meter = MemoryMonitor(hungry.process.pid, [], limit=None)
-    assert meter.look()
-    small = meter.taken.main
+    monitor = MemoryMonitor(hungry.process.pid, [], limit=None)
+    assert monitor.measure()
+    small = monitor.peak.main
     assert 0 < small < 40 * MIB
-    assert not meter.look()
+    assert not monitor.measure()
     hungry.take(60)
-    assert meter.look()
-    assert 60 * MIB < meter.taken.main < small + 65 * MIB
-    assert meter.over is None
+    assert monitor.measure()
+    assert 60 * MIB < monitor.peak.main < small + 65 * MIB
+    assert monitor.over is None
 
 
 def over(group: int, limit: int) -> int | None:
-    meter = MemoryMonitor(group, [], limit)
-    meter.look()
-    return meter.over
+    monitor = MemoryMonitor(group, [], limit)
+    monitor.measure()
+    return monitor.over
 
 
 def test_a_group_over_its_limit_and_the_tolerance_is_found_out(hungry: Process) -> None:
@@ -114,24 +114,24 @@ def test_a_group_over_its_limit_and_the_tolerance_is_found_out(hungry: Process) 
     assert over(group, 8 * MIB) is None  # within what any process may take
     hungry.take(90)
     assert (over(group, 8 * MIB) or 0) > 150 * MIB
-    meter = MemoryMonitor(group, [], limit=200 * MIB)
-    meter.look()
-    before, meter.limit = meter.over, MIB  # others have taken what was free
-    meter.look()
+    monitor = MemoryMonitor(group, [], limit=200 * MIB)
+    monitor.measure()
+    before, monitor.limit = monitor.over, MIB  # others have taken what was free
+    monitor.measure()
     assert before is None
-    assert meter.over is not None
+    assert monitor.over is not None
 
 
 def test_files_that_are_mapped_count_once_the_model_is_loaded(hungry: Process) -> None:
-    meter = MemoryMonitor(hungry.process.pid, [], limit=None)
-    meter.look()
-    loading = meter.taken.main
-    meter.ready()
-    meter.look()
-    assert meter.taken.main > loading + 19 * MIB
+    monitor = MemoryMonitor(hungry.process.pid, [], limit=None)
+    monitor.measure()
+    loading = monitor.peak.main
+    monitor.ready()
+    monitor.measure()
+    assert monitor.peak.main > loading + 19 * MIB
     group = hungry.process.pid
     assert (
-        abs(meter.taken.main - process_memory.anonymous(group) - process_memory.file_backed(group)) < 2 * MIB
+        abs(monitor.peak.main - process_memory.anonymous(group) - process_memory.file_backed(group)) < 2 * MIB
     )
 
 
@@ -169,11 +169,11 @@ def test_what_a_forked_group_has_from_its_parent_is_not_its_own() -> None:
 
 
 def test_a_group_that_is_gone_takes_nothing(hungry: Process) -> None:
-    meter = MemoryMonitor(hungry.process.pid, [], limit=0)
+    monitor = MemoryMonitor(hungry.process.pid, [], limit=0)
     hungry.process.kill()
     hungry.process.wait()
-    assert not meter.look()
-    assert meter.taken == MemoryUsage(0)
+    assert not monitor.measure()
+    assert monitor.peak == MemoryUsage(0)
 
 
 def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,12 +181,12 @@ def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(process_memory, "members", lambda group: [1, 2] if group == own else [])
     nvml = NVML({1: 10 * MIB, 9: 70 * MIB}, {1: 10 * MIB, 2: 20 * MIB})
     monkeypatch.setattr(Gpus, "connect", lambda: Gpus(nvml))
-    meter = MemoryMonitor(own, ["cuda:0", "cuda:1"], limit=None)
-    assert meter.look()
-    assert meter.taken.device == 30 * MIB
+    monitor = MemoryMonitor(own, ["cuda:0", "cuda:1"], limit=None)
+    assert monitor.measure()
+    assert monitor.peak.device == 30 * MIB
     nvml.gpus[1][2] = 5 * MIB
-    assert not meter.look()
-    assert meter.taken.device == 30 * MIB  # the most it has taken
+    assert not monitor.measure()
+    assert monitor.peak.device == 30 * MIB  # the most it has taken
 
 
 def test_nvml_may_not_know_and_may_break(caplog: pytest.LogCaptureFixture) -> None:
