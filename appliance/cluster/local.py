@@ -53,7 +53,7 @@ class LocalCluster:
         """Put a model to sleep; return the bytes of each device that it still holds, if known."""
         runner = self._sleeper(model)
         if level not in runner.levels:
-            raise SleepFailed(f"{model} is not able to sleep at level {level}")
+            raise SleepFailed(f"{model} does not support sleep level {level}")
         return await runner.sleep(level)
 
     async def wake(self, model: str) -> None:
@@ -65,7 +65,7 @@ class LocalCluster:
         if loaded is None:
             raise WorkerLost(f"{model} is not loaded")
         if not isinstance(loaded.runner, Sleeper):
-            raise SleepFailed(f"{model} is not able to sleep")
+            raise SleepFailed(f"{model} does not support sleep")
         return loaded.runner
 
     async def unload(self, model: str) -> None:
@@ -137,7 +137,7 @@ class LocalCluster:
         try:
             async for event in loaded.runner.run(job):
                 if isinstance(event, Output) and output_files.has_files(event):
-                    event = await output_files.taken(job, event)  # noqa: PLW2901 - the same event
+                    event = await output_files.take_over(job, event)  # noqa: PLW2901 - the same event
                 emit(event)
         except asyncio.CancelledError:
             if loaded.spec.model in self._loaded:

@@ -134,7 +134,7 @@ async def test_how_a_host_died_is_said(
     lost = await caller.over()
     assert lost is not None
     assert lost.splitlines()[0] == f"the worker process of test/echo {how}"
-    assert "is ready after" in lost
+    assert "is loaded after" in lost
     assert caller.output("before") == ["kept"]
     await replica.load(spec(tmp_path))
     assert await Caller(replica).run("b") == Done("succeeded")
@@ -274,7 +274,7 @@ async def test_what_runs_predictions_is_not_put_to_sleep(replica: Replica, tmp_p
     caller = Caller(replica)
     await caller.start("a", delay=1000, print="begun")
     await caller.begun("a")
-    with pytest.raises(SleepFailed, match="cannot sleep while 1 predictions are here"):
+    with pytest.raises(SleepFailed, match="cannot sleep while 1 predictions run or wait"):
         await replica.sleep(1)
     await caller.cancel("a")
     assert await caller.done("a") == Done("canceled")
@@ -295,7 +295,7 @@ async def test_what_comes_while_its_model_sleeps_begins_when_it_is_awake(
 async def test_a_kind_that_cannot_sleep_refuses(replica: Replica, tmp_path: Path) -> None:
     report = await replica.load(spec(tmp_path, "family"))
     assert report.levels == []
-    with pytest.raises(SleepFailed, match="not able to sleep"):
+    with pytest.raises(SleepFailed, match="does not support sleep level"):
         await replica.sleep(1)
 
 

@@ -1,9 +1,8 @@
-"""Output streams that know whose output they carry.
+"""Output streams that separate the output of concurrent predictions.
 
-What a prediction writes to ``sys.stdout`` or ``sys.stderr`` becomes its logs; everything else goes where it
-went before: the worker's log file. A prediction is recognised by a context variable, which its task and
-threads started with ``asyncio.to_thread`` carry. Writes of C code to descriptors 1 and 2 do not pass here and
-always end in the log file.
+What a prediction writes to ``sys.stdout`` or ``sys.stderr`` becomes its log. All other output goes to the log
+file of the worker process. A context variable has the log of the current prediction; tasks and
+``asyncio.to_thread`` inherit it. C code writes to the descriptors 1 and 2, which always are the log file.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from appliance.domain.errors import DiskFull
 STATE_SECONDS: Final = 1.0
 STATE_SHARE: Final = 0.05
 
-#: Limits in characters of one prediction's log: the beginning, which is passed on at once, and the end of a
-#: longer log. A log is part of every response and webhook, so an unlimited one would slow all models.
+#: Limits in characters of one prediction's log, which is part of every response and webhook: its beginning,
+#: which is sent at once, and the end of a log that is longer.
 KEPT: Final = 8 * 1024 * 1024
 KEPT_END: Final = 64 * 1024
 
 
 class PredictionLog:
-    """Takes the text of one prediction, from any thread, until it is closed.
+    """The log of one prediction: takes text from any thread until it is closed.
 
-    A carriage return restarts the line, as on a terminal: progress bars redraw their line thousands of times.
-    Text that was sent cannot be replaced, so each state of the line that is sent becomes a separate line. The
-    longer the line is redrawn, the fewer of its states are sent; the last state is always sent.
+    A carriage return restarts the line, as on a terminal. Progress bars redraw their line thousands of times,
+    and text that was sent cannot be replaced, so each state of the line that is sent becomes a separate line.
+    The longer a line is redrawn, the fewer of its states are sent; the last state is always sent.
     """
 
     def __init__(self, emit: Callable[[str], None], late: TextIO) -> None:
-        """``emit`` is called on the running loop; ``late`` gets text that is written after ``close``."""
+        """``emit`` sends text, on the running loop; ``late`` gets text that is written after ``close``."""
         self._emit = emit
         self._late = late
         self._loop = asyncio.get_running_loop()
@@ -47,24 +46,24 @@ class PredictionLog:
         self._returned = False  # the last character was a carriage return: the next text replaces the line
         self._held = ""  # the part of the line that was not sent yet
         self._begun = False  # whether a part of the line was sent
-        self._replaces = False  # whether `_held` replaces the sent part
+        self._replaces = False  # whether ``_held`` replaces the sent part
         self._redrawn_at: float | None = None  # time when the line was first replaced
         self._sent_at = 0.0  # time when a state of the line was last sent
         self._timer: asyncio.TimerHandle | None = None
         self._kept = 0  # number of characters passed on
-        self._end: str | None = None  # the latest text, once the log is over KEPT
-        self._left_out = 0  # number of lines
+        self._end: str | None = None  # the latest text, once the log is longer than KEPT
+        self._left_out = 0  # number of lines that are not sent
         self.closed = False
 
     def write(self, text: str) -> None:
-        """Take a piece of text; the order within one thread is kept."""
+        """Add text; the order within one thread is kept."""
         if threading.get_ident() == self._thread:
             self._take(text)
         else:
             self._loop.call_soon_threadsafe(self._take, text)
 
     def close(self) -> None:
-        """Pass on text that was held back, and the end of a log over ``KEPT``; the prediction is done."""
+        """Send text that was held back, and the end of a log that is longer than ``KEPT``."""
         if not self.closed:
             self._send(self._shown())
             if self._end is not None:
@@ -97,11 +96,11 @@ class PredictionLog:
             self._kept += len(text)
             self._emit(text)
         else:
-            whole = text.rfind("\n", 0, KEPT - self._kept) + 1  # lines
-            notice = f"[the log is over {KEPT:,} characters: its end follows when the prediction is over]\n"
-            self._emit(f"{text[:whole]}{notice}")
+            cut = text.rfind("\n", 0, KEPT - self._kept) + 1  # after a whole line
+            notice = f"[the log has over {KEPT:,} characters: its end follows when the prediction ends]\n"
+            self._emit(f"{text[:cut]}{notice}")
             self._end = ""
-            self._pass_on(text[whole:])
+            self._pass_on(text[cut:])
 
     def _trim(self, most: int) -> None:
         """If ``_end`` has more than ``most`` characters, keep its last lines, with at most ``KEPT_END``."""
@@ -127,7 +126,7 @@ class PredictionLog:
                 self._redrawn_at, self._sent_at = self._loop.time(), -math.inf
 
     def _is_due(self) -> bool:
-        """Whether to send the held text now. If not, and there is any, start a timer that sends it."""
+        """Return whether to send the held text now. If it is too early, start a timer that sends it."""
         if not self._held or self._redrawn_at is None:
             return bool(self._held)
         due = self._sent_at + max(STATE_SECONDS, STATE_SHARE * (self._sent_at - self._redrawn_at))
@@ -149,7 +148,7 @@ class PredictionLog:
         return text
 
     def _ended(self) -> str:
-        """Return the held text with the end of the line."""
+        """Return the held text with a line break."""
         text = self._shown() + "\n"
         self._begun = self._returned = False
         self._redrawn_at = None
@@ -164,30 +163,26 @@ _current: ContextVar[PredictionLog | None] = ContextVar("prediction_log", defaul
 
 
 def assign(log: PredictionLog) -> None:
-    """From here on the calling task's output is ``log``'s."""
+    """Add the output of the calling task to ``log`` from now on."""
     _current.set(log)
 
 
 class CapturingStream(io.TextIOBase):
-    """A text stream in place of ``sys.stdout`` or ``sys.stderr``."""
+    """Replaces ``sys.stdout`` or ``sys.stderr``; ``original`` gets text that belongs to no prediction."""
 
     def __init__(self, original: TextIO) -> None:
-        """``original`` takes what belongs to no prediction."""
         self._original = original
-        self.buffer = original.buffer  # bytes written by hand go to the log file
+        self.buffer = original.buffer  # code that writes bytes writes to the log file
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute, io a property
-        """Of the log file."""
         return self._original.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]  # as above
-        """Of the log file."""
         return self._original.errors
 
     def write(self, text: str, /) -> int:
-        """Part of ``TextIOBase``."""
         log = _current.get()
         if log is None or log.closed:
             return self._original.write(text)
@@ -195,34 +190,31 @@ class CapturingStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Part of ``TextIOBase``."""
         self._original.flush()
 
     def fileno(self) -> int:
-        """The log file's: for what writes past Python, such as ``faulthandler``."""
+        """Return the descriptor of the log file, which ``faulthandler`` for example writes to."""
         return self._original.fileno()
 
     def writable(self) -> bool:
-        """Part of ``TextIOBase``."""
         return True
 
     def isatty(self) -> bool:
-        """Never: colours and cursor movements have no place in logs."""
+        """Return False, so that programs write no colours and cursor movements."""
         return False
 
 
 def install() -> TextIO:
-    """Put capturing streams in place of this process's; returns a stream to the log file."""
+    """Replace the standard streams of this process; return a stream to the log file."""
     out, log_file = _unclosed(1), _unclosed(2)
     sys.stdout, sys.stderr = CapturingStream(out), CapturingStream(log_file)
     return log_file
 
 
 class _LogFile(io.FileIO):
-    """Drops writes that fail on a full disk, so that a model does not fail because it prints."""
+    """Ignores a full disk, so that a model does not fail because it prints."""
 
     def write(self, data: Any, /) -> int:
-        """Part of ``FileIO``."""
         try:
             return super().write(data)
         except OSError as error:

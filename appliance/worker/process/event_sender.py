@@ -1,9 +1,9 @@
-"""Events on their way out of a worker process: numbered, merged and sent a few at a time.
+"""Sends the events of a worker process: numbers them, merges them, and sends several in one message.
 
-The first event of a prediction and its last leave at the end of the loop's current turn. What comes between
-waits until ``INTERVAL`` has passed since the last frame, and consecutive output items or log texts of one
-prediction become one event meanwhile. With one busy prediction that is a frame for every token; with many
-it is one frame for all that a step of the engine yields.
+The first and the last event of a prediction are sent in the current iteration of the event loop. Other events
+wait until ``INTERVAL`` has passed since the last message. Meanwhile consecutive output items or log texts of
+one prediction are merged into one event. So a single prediction sends a message for each token, and many
+predictions send one message for each step of the engine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Output
 from appliance.worker.protocol import Events, encode
 
-INTERVAL: Final = 0.010  # seconds between frames that nobody waits for
-FRAME_BYTES: Final = 64 * 1024  # more than this leaves at once
+INTERVAL: Final = 0.010  # seconds between messages, unless one is urgent
+MESSAGE_BYTES: Final = 64 * 1024  # events of this size are sent at once
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 
@@ -29,7 +29,7 @@ class EventSender:
     """The queue of events that one worker process sends."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        """``write`` takes whole frames."""
+        """``write`` takes one encoded message."""
         self._write = write
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
@@ -40,9 +40,9 @@ class EventSender:
         self.pending: list[Emitted] = []
 
     def add(self, emitted: Emitted, size: int, *, urgent: bool) -> None:
-        """Queue one event that takes about ``size`` bytes."""
+        """Queue one event of about ``size`` bytes."""
         self.pending.append(emitted)
-        self.grew(size)
+        self.count(size)
         if urgent:
             self._flush_soon()
         elif self._timer is None and self._soon is None:
@@ -52,18 +52,17 @@ class EventSender:
             else:
                 self._timer = self._loop.call_later(delay, self._flush)
 
-    def grew(self, size: int) -> None:
-        """The pending events take ``size`` bytes more than before."""
+    def count(self, size: int) -> None:
+        """Count bytes that were added to the pending events."""
         self._bytes += size
-        if self._bytes >= FRAME_BYTES:
+        if self._bytes >= MESSAGE_BYTES:
             self._flush_soon()
 
     def pause(self) -> None:
-        """The socket is full: collect."""
+        """Send nothing until ``resume``, because the buffer of the socket is full."""
         self._paused = True
 
     def resume(self) -> None:
-        """The socket takes data again."""
         self._paused = False
         self._flush()
 
@@ -80,47 +79,46 @@ class EventSender:
             self._timer = None
         if self._paused or not self.pending:
             return
-        frame = encode(Events(self.pending))
+        message = encode(Events(self.pending))
         self.pending = []
         self._bytes = 0
         self._sent_at = self._loop.time()
-        self._write(frame)
+        self._write(message)
 
 
 class EventStream:
-    """The events of one run of one prediction."""
+    """The events of one attempt of one prediction."""
 
-    def __init__(self, job: Job, outgoing: EventSender) -> None:
-        """Nothing is sent yet."""
+    def __init__(self, job: Job, sender: EventSender) -> None:
         self._job = job
-        self._outgoing = outgoing
+        self._sender = sender
         self._n = 0
-        self._batch: list[Emitted] | None = None  # the pending list that holds our last event
-        self._index = -1  # its place there
+        self._batch: list[Emitted] | None = None  # the pending list with the last event of this prediction
+        self._index = -1  # the position of this event in the list
         self.done = False
 
     def emit(self, event: Event) -> None:
         """Send ``event``, at the latest after ``INTERVAL``.
 
         Raises:
-            PredictionFailed: the event holds a value that has no place in JSON.
+            PredictionFailed: the event contains a value that cannot be encoded.
         """
-        size = _weigh(event)
-        outgoing = self._outgoing
-        if self._batch is outgoing.pending and self._merge(event):
-            outgoing.grew(size)
+        size = _size(event)
+        sender = self._sender
+        if self._batch is sender.pending and self._merge(event):
+            sender.count(size)
             return
         self._n += 1
         self.done = isinstance(event, Done)
         if type(event) is Output and event.append:
-            event = Output(list(event.values))  # ours: `_merge` adds to it
-        self._batch, self._index = outgoing.pending, len(outgoing.pending)
+            event = Output(list(event.values))  # a copy, because ``_merge`` appends to it
+        self._batch, self._index = sender.pending, len(sender.pending)
         emitted = Emitted(self._job.id, self._job.attempt, self._n, event)
-        outgoing.add(emitted, size, urgent=self._n == 1 or self.done)
+        sender.add(emitted, size, urgent=self._n == 1 or self.done)
 
     def _merge(self, event: Event) -> bool:
-        """Join ``event`` to our last one, if that has not left yet and is of the same sort."""
-        pending = self._outgoing.pending
+        """Merge ``event`` into the last pending event of this prediction, if both have the same type."""
+        pending = self._sender.pending
         last = pending[self._index]
         match last.event, event:
             case Output(values, append=True), Output(more, append=True):
@@ -132,13 +130,13 @@ class EventStream:
         return True
 
 
-def _weigh(event: Event) -> int:
-    """About how many bytes the event takes in a frame; refuses what cannot be encoded."""
+def _size(event: Event) -> int:
+    """Return the approximate size of the encoded event in bytes; raise if it cannot be encoded."""
     if type(event) is Output and len(event.values) == 1:
         value = event.values[0]
-        if type(value) is str and value.isascii():  # nearly all: no need to encode it twice
+        if type(value) is str and value.isascii():  # usual, and faster than to encode the event
             return 32 + len(value)
     try:
         return len(_encoder.encode(event))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise PredictionFailed(f"the model returned something that cannot be sent: {error}") from error
+        raise PredictionFailed(f"the model returned a value that cannot be sent: {error}") from error

@@ -1,11 +1,11 @@
-"""Recognises errors of used-up GPU memory. The libraries that raise them need not be installed."""
+"""Recognise out-of-memory errors of GPUs, whether or not the libraries that raise them are installed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
-#: What torch and vLLM say; an engine core of vLLM is another process, so only the text comes back from it.
+#: Texts in errors of torch and vLLM. vLLM's engine core is another process, from which only the text comes
+#: back.
 _WORDS: Final = (
     "CUDA out of memory",
     "No available memory for the cache blocks",
@@ -15,22 +15,17 @@ _WORDS: Final = (
 
 def out_of_memory(error: BaseException) -> str | None:
     """Return the out-of-memory message of the error or of its causes; None if it is another error."""
-    said = None
-    for each in _chain(error):
-        text = " ".join(str(each).split())
-        if _of_torch(each) or any(words in text for words in _WORDS):
-            said = text.partition(". ")[0] or type(each).__name__  # the first cause says it best
-    return said
+    message = None
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if _is_torch_oom(cause) or any(words in text for words in _WORDS):
+            message = text.partition(". ")[0] or type(cause).__name__  # the first cause is the most precise
+        cause = cause.__cause__ or cause.__context__
+    return message
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _of_torch(error: BaseException) -> bool:
+def _is_torch_oom(error: BaseException) -> bool:
     return any(
         kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
         for kind in type(error).__mro__

@@ -1,8 +1,8 @@
 """The life of a worker process: load the model, run predictions, end with the replica.
 
-One task a prediction, on one event loop. The process leads a process group, which is killed as a whole:
-the zygote kills it when the worker process exits (the replica, if it spawned the process), and the worker
-process itself does when its replica is gone.
+Each prediction is a task on one event loop. The process leads a process group, which is killed as a whole.
+The zygote, or the replica if it spawned the process, kills the group when the worker process exits. The
+worker process kills the group when its replica has ended.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ _THREAD_VARIABLES: Final = (
 
 
 def environment(spec: LoadSpec) -> dict[str, str]:
-    """The variables a worker process needs in its environment: its threads and the devices it may see.
+    """Return environment variables with the number of threads and the GPUs of a worker process.
 
-    Libraries that are already imported in the zygote have read some of them by then; a runner sets threads
-    through its library as well.
+    Libraries that the zygote has imported have read some of them before, so runners also set the number of
+    threads through their library.
     """
     indexes = [name.removeprefix("cuda:") for name in spec.device.split(",") if name.startswith("cuda:")]
     return {
         **{name: str(spec.threads) for name in _THREAD_VARIABLES},
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which devices are discovered
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of NVML, which numbers the devices
         "CUDA_VISIBLE_DEVICES": ",".join(indexes),
     }
 
 
 class WorkerProcess(asyncio.Protocol):
-    """The worker process's end of the socket to its replica, and the predictions that run."""
+    """The connection to the replica, and the predictions that run."""
 
     def __init__(self, spec: LoadSpec, log_file: TextIO, orphaned: Callable[[], object]) -> None:
-        """``orphaned`` is called when the replica is gone."""
+        """``orphaned`` is called when the replica has ended."""
         self._spec = spec
         self._log_file = log_file
         self._orphaned = orphaned
@@ -89,79 +89,74 @@ class WorkerProcess(asyncio.Protocol):
         self._runner: Runner | None = None
         self._waiting: deque[Job] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._awake = True  # False from being told to sleep until it is awake again
-        self._turning: asyncio.Task[None] | None = None  # it falls asleep, or wakes
+        self._awake = True  # False from the start of falling asleep until the end of waking
+        self._changing_sleep_state: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport
-        self._outgoing: EventSender
+        self._sender: EventSender
         self._closing = False
-        self.stopped = asyncio.Event()  # the replica asks for the end, or there is no going on
-        self.out_of_memory: str | None = None  # what was said when the memory of the device was used up
+        self.stopped = asyncio.Event()  # the replica has sent ``Stop``, or the device is out of memory
+        self.out_of_memory: str | None = None  # the error message when the device was out of memory
         self._closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Part of ``asyncio.Protocol``."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        self._outgoing = EventSender(self._transport.write)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
+        self._sender = EventSender(self._transport.write)
 
     def data_received(self, data: bytes) -> None:
-        """Part of ``asyncio.Protocol``."""
         for message in self._reader.feed(data):
             match message:
                 case Run(jobs):
                     self._waiting.extend(jobs)
-                    self._fill()
+                    self._start_waiting()
                 case Cancel(ids):
                     self._cancel(ids)
                 case SleepWorker(level):
-                    self._turning = asyncio.get_running_loop().create_task(self._sleep(level))
+                    self._changing_sleep_state = asyncio.get_running_loop().create_task(self._sleep(level))
                 case WakeWorker():
-                    self._turning = asyncio.get_running_loop().create_task(self._wake())
+                    self._changing_sleep_state = asyncio.get_running_loop().create_task(self._wake())
                 case Stop():
                     self.stopped.set()
 
     def pause_writing(self) -> None:
-        """Part of ``asyncio.Protocol``."""
-        self._outgoing.pause()
+        self._sender.pause()
 
     def resume_writing(self) -> None:
-        """Part of ``asyncio.Protocol``."""
-        self._outgoing.resume()
+        self._sender.resume()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Part of ``asyncio.Protocol``."""
         self._closed.set()
         if not self._closing:
             self._orphaned()
 
     def ready(self, runner: Runner, message: Ready) -> None:
-        """The model is loaded: predictions may come."""
+        """Report that the model is loaded, and start predictions that wait."""
         self._runner = runner
         self._transport.write(protocol.encode(message))
-        self._fill()
+        self._start_waiting()
 
     async def close(self, last: Failed | None = None) -> None:
-        """Send ``last`` and let go of the socket."""
+        """Send ``last``, and close the socket."""
         self._closing = True
         if last is not None:
             self._transport.write(protocol.encode(last))
         self._transport.close()
         await self._closed.wait()
 
-    def _fill(self) -> None:
-        """Begin what waits, as far as the model takes more at a time."""
+    def _start_waiting(self) -> None:
+        """Start waiting predictions up to the concurrency of the model."""
         runner = self._runner
         if runner is None or not self._awake:
             return
         while self._waiting and len(self._running) < self._spec.concurrency:
             job = self._waiting.popleft()
-            stream = EventStream(job, self._outgoing)
-            work = _predict(runner, job, stream, self._log_file, self._starve)
+            stream = EventStream(job, self._sender)
+            work = _predict(runner, job, stream, self._log_file, self._end_out_of_memory)
             task = asyncio.get_running_loop().create_task(work)
             self._running[job.id] = task
             task.add_done_callback(partial(self._ended, job.id, stream))
 
-    def _starve(self, reason: str) -> None:
-        """The device is out of memory: a new worker process with more of it runs these predictions again."""
+    def _end_out_of_memory(self, reason: str) -> None:
+        """End this process, because a new one with more device memory can run the predictions again."""
         self.out_of_memory = self.out_of_memory or reason
         self.stopped.set()
 
@@ -174,41 +169,39 @@ class WorkerProcess(asyncio.Protocol):
                 stream.emit(
                     Done("failed", f"the worker process could not send the end: {task.exception()!r}")
                 )
-        self._fill()
+        self._start_waiting()
 
     async def _sleep(self, level: int) -> None:
-        """Have the model give its device back."""
         runner = self._runner
         if runner is None or not isinstance(runner, Sleeper) or level not in runner.levels:
-            self._send(WorkerSleepFailed(f"{self._spec.model} is not able to sleep at level {level}"))
+            self._send(WorkerSleepFailed(f"{self._spec.model} does not support sleep level {level}"))
         elif self._running or self._waiting:
             count = len(self._running) + len(self._waiting)
             self._send(
-                WorkerSleepFailed(f"{self._spec.model} cannot sleep while {count} predictions are here")
+                WorkerSleepFailed(f"{self._spec.model} cannot sleep while {count} predictions run or wait")
             )
         else:
             self._awake = False
             try:
                 left = await runner.sleep(level)
-            except Exception as error:  # noqa: BLE001  # libraries raise what they like; the worker process is ended
+            except Exception as error:  # noqa: BLE001  # libraries raise any error; the replica then ends this process
                 traceback.print_exc()
-                self._send(WorkerSleepFailed(f"{self._spec.model} could not fall asleep: {_words(error)}"))
+                self._send(WorkerSleepFailed(f"{self._spec.model} could not fall asleep: {_message(error)}"))
             else:
                 self._send(WorkerAsleep(left))
 
     async def _wake(self) -> None:
-        """Have the model take its device again, then begin what came meanwhile."""
         runner = self._runner
         try:
             if runner is not None and isinstance(runner, Sleeper) and not self._awake:
                 await runner.wake()
-        except Exception as error:  # noqa: BLE001  # the same
+        except Exception as error:  # noqa: BLE001  # as in ``_sleep``
             traceback.print_exc()
-            self._send(WorkerSleepFailed(f"{self._spec.model} could not wake: {_words(error)}"))
+            self._send(WorkerSleepFailed(f"{self._spec.model} could not wake: {_message(error)}"))
             return
         self._awake = True
         self._send(WorkerAwake())
-        self._fill()
+        self._start_waiting()
 
     def _send(self, message: WorkerAsleep | WorkerAwake | WorkerSleepFailed) -> None:
         self._transport.write(protocol.encode(message))
@@ -221,13 +214,13 @@ class WorkerProcess(asyncio.Protocol):
         canceled = [job for job in self._waiting if job.id in ids]
         for job in canceled:
             self._waiting.remove(job)
-            EventStream(job, self._outgoing).emit(Done("canceled"))
+            EventStream(job, self._sender).emit(Done("canceled"))
 
 
 async def _predict(
-    runner: Runner, job: Job, stream: EventStream, log_file: TextIO, starve: Callable[[str], None]
+    runner: Runner, job: Job, stream: EventStream, log_file: TextIO, end_out_of_memory: Callable[[str], None]
 ) -> None:
-    """Run one prediction to its ``Done``; ``starve`` is called instead if the device has no memory for it."""
+    """Run one prediction and emit its events; if the device is out of memory, call ``end_out_of_memory``."""
     log = capture.PredictionLog(lambda text: stream.emit(Log(text)), log_file)
     capture.assign(log)
     started = time.perf_counter()
@@ -239,17 +232,17 @@ async def _predict(
                     log.write(event.text)
                     continue
                 if isinstance(event, Output) and output_files.has_files(event):
-                    event = await output_files.taken(job, event)  # noqa: PLW2901 - the same event
+                    event = await output_files.take_over(job, event)  # noqa: PLW2901 - the same event
                 stream.emit(event)
         finally:
             if isinstance(events, AsyncGenerator):
                 await events.aclose()
     except asyncio.CancelledError:
         done = Done("canceled")
-    except Exception as error:  # noqa: BLE001  # a model's code raises what it likes; its prediction fails
+    except Exception as error:  # noqa: BLE001  # the code of a model raises any error
         reason = out_of_memory(error)
         if reason is not None:
-            starve(reason)
+            end_out_of_memory(reason)
             return
         if isinstance(error, PredictionFailed):
             done = Done("failed", error.detail)
@@ -264,39 +257,39 @@ async def _predict(
 
 
 async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
-    """Be a worker process until the replica says stop; returns the exit code."""
+    """Run the worker process until the replica stops it; return the exit code."""
     started = time.perf_counter()
-    host = WorkerProcess(spec, log_file, _end_with_group)
-    await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=sock)
+    worker = WorkerProcess(spec, log_file, _end_with_group)
+    await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)
     setup = asyncio.create_task(_set_up(spec))
-    stop = asyncio.create_task(host.stopped.wait())
+    stop = asyncio.create_task(worker.stopped.wait())
     await asyncio.wait({setup, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if not setup.done():  # unloaded while it loads; children die with the group
-        await host.close()
+    if not setup.done():  # stopped during the load; children are killed with the process group
+        await worker.close()
         return 0
     try:
         runner = setup.result()
-    except Exception as error:  # noqa: BLE001  # a model's code raises what it likes while it loads
+    except Exception as error:  # noqa: BLE001  # the code of a model raises any error
         if not isinstance(error, LoadFailed):
             traceback.print_exc()
-        said = error.detail if isinstance(error, LoadFailed) else f"{type(error).__name__}: {error}"
+        message = error.detail if isinstance(error, LoadFailed) else f"{type(error).__name__}: {error}"
         reason = out_of_memory(error)
-        await host.close(Failed(said if reason is None else reason, out_of_memory=reason is not None))
+        await worker.close(Failed(message if reason is None else reason, out_of_memory=reason is not None))
         return 1
     seconds = round(time.perf_counter() - started, 3)
-    _log.info("%s is ready after %.3f s", spec.model, seconds)
+    _log.info("%s is loaded after %.1f s", spec.model, seconds)
     levels = list(runner.levels) if isinstance(runner, Sleeper) else []
     group = os.getpgrp()
     memory = process_memory.anonymous(
         group, process_memory.inherited(os.getpid())
     ) + process_memory.file_backed(group)
-    host.ready(runner, Ready(memory, seconds, levels))
+    worker.ready(runner, Ready(memory, seconds, levels))
     await stop
-    if host.out_of_memory is not None:
-        await host.close(Failed(host.out_of_memory, out_of_memory=True))
+    if worker.out_of_memory is not None:
+        await worker.close(Failed(worker.out_of_memory, out_of_memory=True))
         return 1
     await runner.close()
-    await host.close()
+    await worker.close()
     return 0
 
 
@@ -306,22 +299,22 @@ async def _set_up(spec: LoadSpec) -> Runner:
     return runner
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
 def _end_with_group() -> NoReturn:
-    """The replica is gone, and nobody will ask for this worker process's results: end, with all children."""
-    print("the runner replica is gone; the worker process ends", file=sys.stderr, flush=True)
+    """Kill this process and its children: the replica has ended, and nobody needs the results."""
+    print("the runner replica has ended: the worker process ends too", file=sys.stderr, flush=True)
     os.killpg(0, signal.SIGKILL)
     raise AssertionError("a process outlived SIGKILL")
 
 
 def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
-    """Be the worker process of ``spec`` in this process, which must lead its process group; never returns.
+    """Run the worker process of ``spec`` in this process, which must lead its process group.
 
-    ``sock`` is connected to the runner replica; descriptors 1 and 2 are the log file; ``pid_files`` is the
-    folder of pid files.
+    ``sock`` is connected to the runner replica. Descriptors 1 and 2 must be the log file. ``pid_files`` is
+    the folder of pid files.
     """
     code = 1
     try:
@@ -336,7 +329,7 @@ def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
         code = loop.run_until_complete(_serve(sock, spec, log_file))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001  # the last frame of the process: below it is the zygote's code
+    except BaseException:  # noqa: BLE001  # in a forked process the callers of this function belong to the zygote
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Files in the output of a model: taken over from wherever the model has put them."""
+"""Files in the output of a model: they are moved from where the model has written them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Job, Output, new_stream_token
 
-#: What Python 3.11 does not know, or knows under a name that browsers do not.
+#: Media types that Python 3.11 does not know, or knows under names that browsers do not.
 _TYPES: Final = {
     ".webp": "image/webp",
     ".wav": "audio/wav",
@@ -30,79 +30,79 @@ _LONGEST: Final = 100  # characters of a file name without its suffix
 
 
 def has_files(output: Output) -> bool:
-    """Whether any value may hold one; nearly all are text, and quickly seen not to."""
-    return any(type(value) is not str and _any(value) for value in output.values)
+    """Return whether a value is a path or contains one."""
+    return any(type(value) is not str and _has_path(value) for value in output.values)  # most are text
 
 
-def _any(value: Any) -> bool:
+def _has_path(value: Any) -> bool:
     match value:
         case Path():
             return True
         case list() | tuple():
-            return any(_any(part) for part in value)
+            return any(map(_has_path, value))
         case dict():
-            return any(_any(part) for part in value.values())
+            return any(map(_has_path, value.values()))
     return False
 
 
-async def taken(job: Job, output: Output) -> Output:
-    """``output`` with every path replaced by the file there, which lies in ``job.folder`` from now on.
+async def take_over(job: Job, output: Output) -> Output:
+    """Move the files in the output to ``job.folder``; return the output with files in place of paths.
 
     Raises:
-        PredictionFailed: there is no such file.
+        PredictionFailed: a file does not exist or cannot be read.
     """
-    values = await asyncio.to_thread(lambda: [_taken(job, value) for value in output.values])
+    values = await asyncio.to_thread(lambda: [_replace_paths(job, value) for value in output.values])
     return Output(values, append=output.append)
 
 
-def _taken(job: Job, value: Any) -> Any:
+def _replace_paths(job: Job, value: Any) -> Any:
     match value:
         case Path():
             try:
-                return _take(job, value)
+                return _take_over(job, value)
             except OSError as error:
                 raise PredictionFailed(f"the model's output file {value} cannot be read: {error}") from error
         case list() | tuple():
-            return [_taken(job, part) for part in value]
+            return [_replace_paths(job, part) for part in value]
         case dict():
-            return {key: _taken(job, part) for key, part in value.items()}
+            return {key: _replace_paths(job, part) for key, part in value.items()}
     return value
 
 
-def _take(job: Job, path: Path) -> Any:
+def _take_over(job: Job, path: Path) -> Any:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem, ending = _safe(path.name)
-    if path.is_dir():  # its contents, in one file
-        packed = _free(folder, stem, f"{ending}.zip")
+    if path.is_dir():  # becomes a zip file
+        packed = _free_path(folder, stem, f"{ending}.zip")
         path = Path(shutil.make_archive(str(packed.with_suffix("")), "zip", path))
         stem, ending = _safe(path.name)
     kind = _media_type(f"{stem}{ending}")
     if path.stat().st_size <= job.inline:
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    place = folder / f"{stem}{ending}"
-    if path.resolve() != place.resolve():
-        place = _free(folder, stem, ending)
-        shutil.move(path.resolve(), place)
+    target = folder / f"{stem}{ending}"
+    if path.resolve() != target.resolve():
+        target = _free_path(folder, stem, ending)
+        shutil.move(path.resolve(), target)
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with place.open("rb") as file:
+    with target.open("rb") as file:
         while chunk := file.read(1024 * 1024):
             sha256.update(chunk)
             md5.update(chunk)
-        os.fsync(file.fileno())  # it is spoken of only after it is safe
+        os.fsync(file.fileno())  # before any event names it
     return OutputFile(
         id=new_stream_token(),
-        name=place.name,
+        name=target.name,
         content_type=kind,
-        size=place.stat().st_size,
+        size=target.stat().st_size,
         sha256=sha256.hexdigest(),
         md5=md5.hexdigest(),
-        path=str(place),
+        path=str(target),
     )
 
 
 def _safe(name: str) -> tuple[str, str]:
-    """The stem and the suffix of a file name, without characters that are special in paths or URLs."""
+    """Return the stem and the suffix of a file name without characters that are special in paths or URLs."""
     stem, ending = Path(name).stem, Path(name).suffix
     if stem.endswith(".tar"):
         stem, ending = stem.removesuffix(".tar"), f".tar{ending}"
@@ -117,8 +117,8 @@ def _media_type(name: str) -> str:
     return _TYPES.get(Path(name).suffix.lower()) or known or "application/octet-stream"
 
 
-def _free(folder: Path, stem: str, ending: str) -> Path:
-    """A path with this name that no other output has; a number is added if the name is taken."""
+def _free_path(folder: Path, stem: str, ending: str) -> Path:
+    """Return a path that does not exist yet; a number is added to the name if needed."""
     number, free = 1, folder / f"{stem}{ending}"
     while free.exists():
         number += 1

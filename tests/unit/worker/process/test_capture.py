@@ -138,7 +138,7 @@ async def test_a_log_without_end_is_kept_within_bounds_with_its_last_lines(
     log.close()
     lines = "".join(got).split("\n")
     assert lines[:10] == [f"line {number:04}" for number in range(10)]
-    assert lines[10] == "[the log is over 100 characters: its end follows when the prediction is over]"
+    assert lines[10] == "[the log has over 100 characters: its end follows when the prediction ends]"
     assert lines[11] == "[985 lines of the log are left out here]"
     assert lines[12:] == [*(f"line {number:04}" for number in range(995, 1000)), ""]
 

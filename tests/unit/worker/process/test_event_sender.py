@@ -11,7 +11,7 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Job, Log, Metric, Output
 from appliance.worker import protocol
 from appliance.worker.process import event_sender
-from appliance.worker.process.event_sender import FRAME_BYTES, EventSender, EventStream
+from appliance.worker.process.event_sender import MESSAGE_BYTES, EventSender, EventStream
 from appliance.worker.protocol import Events
 
 
@@ -119,7 +119,7 @@ async def test_much_output_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> Non
     stream = wire.stream("a")
     stream.emit(Output(["first"]))
     await turn()
-    stream.emit(Output(["x" * FRAME_BYTES]))
+    stream.emit(Output(["x" * MESSAGE_BYTES]))
     await turn()
     assert len(wire.batches) == 2
 

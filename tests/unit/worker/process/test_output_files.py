@@ -14,7 +14,7 @@ from appliance.worker.process import output_files
 
 async def taken(tmp_path: Path, *paths: Path, inline: int = -1) -> list[Any]:
     job = Job("id", 1, {}, folder=str(tmp_path / "outputs"), inline=inline)
-    (files,) = (await output_files.taken(job, Output([list(paths)], append=False))).values
+    (files,) = (await output_files.take_over(job, Output([list(paths)], append=False))).values
     return list(files)
 
 
