@@ -1,4 +1,4 @@
-"""The interface between the engine and the place where models run."""
+"""The interface between the engine and the processes that run models."""
 
 from __future__ import annotations
 
@@ -39,83 +39,83 @@ async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILEN
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """A model that was loaded before this gateway began, and the predictions its replica still holds."""
+    """A model that an earlier gateway has loaded, and the predictions that its replica still holds."""
 
     spec: LoadSpec
-    held: frozenset[str]
+    held: frozenset[str]  # prediction ids
     levels: frozenset[int] = frozenset()  # sleep levels that its worker process supports
     level: int | None = None  # the sleep level that it is in; None if it is awake
-    changing_sleep_state: bool = False  # it is falling asleep, or waking
+    changing_sleep_state: bool = False  # it is falling asleep or waking
 
 
 class Cluster(Protocol):
-    """Loads models and carries jobs to them and events back.
+    """Loads models, sends them jobs, and returns their events.
 
-    ``submit``, ``cancel`` and ``acknowledge`` only queue: what waits for one model travels together. What
-    goes wrong with the replica or its worker process is reported in one place, by ``events``.
+    ``submit``, ``cancel``, ``acknowledge`` and ``limit`` only queue a message: all messages for one model are
+    sent together. Only ``events`` reports that the replica or its worker process has died.
     """
 
     async def adopt(self) -> list[Adopted]:
-        """Return the models that an earlier gateway left loaded; called once, before anything else."""
+        """Return the models that an earlier gateway has left loaded. Call this once, and first."""
 
     async def answers(self) -> bool:
-        """Return whether the process that keeps the replicas answers."""
+        """Return whether the process that starts the replicas answers."""
         ...
 
     async def prepare(self, modules: list[str]) -> None:
-        """Have the zygote import these modules before models that need them are loaded."""
+        """Let the zygote import modules that models need which are loaded later."""
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """Load a model; return the sleep levels that its worker process supports.
 
         Raises:
             LoadFailed: the model cannot be loaded; the message says why.
-            WorkerLost: the replica or the worker process died meanwhile; trying again may help.
-            OutOfMemory: the worker process took too much memory; more of it may help.
+            WorkerLost: the replica or the worker process died meanwhile; another attempt may succeed.
+            OutOfMemory: the worker process used too much memory; an attempt with more memory may succeed.
         """
 
     async def unload(self, model: str) -> None:
-        """Stop the model's worker process and return once its memory is free; no-op if it is not loaded."""
+        """Stop the model's worker process; return once its memory is free. Do nothing if it is not loaded."""
 
     async def sleep(self, model: str, level: int) -> int | None:
-        """Put a model on which no prediction runs to sleep: it frees its devices, and its process stays.
+        """Put a model without running predictions to sleep: it frees its devices and keeps its process.
 
-        Returns the bytes of each device that it still holds; None if that is not known.
+        Returns the bytes of each device that it still holds; None if unknown.
 
         Raises:
-            SleepFailed: it did not; the worker process should be unloaded.
-            WorkerLost: the replica or the worker process died; ``events`` says so too.
+            SleepFailed: the model could not fall asleep, and should be unloaded.
+            WorkerLost: the replica or the worker process died; ``events`` raises this too.
         """
 
     async def wake(self, model: str) -> None:
         """Wake a sleeping model; return once it is ready.
 
         Raises:
-            SleepFailed: it did not; the worker process should be unloaded.
-            WorkerLost: the replica or the worker process died; ``events`` says so too.
+            SleepFailed: the model could not wake, and should be unloaded.
+            WorkerLost: the replica or the worker process died; ``events`` raises this too.
         """
 
     def submit(self, model: str, job: Job) -> None:
-        """Hand a job to a loaded model; one that is being unloaded takes none."""
+        """Send a job to a loaded model; do nothing if the model is being unloaded."""
 
     def cancel(self, model: str, id: str) -> None:
-        """Ask the model to cancel a prediction. Its ``Done`` event still arrives, unless the process dies."""
+        """Ask the model to cancel a prediction. Its ``Done`` event still follows, unless the process dies."""
 
     def acknowledge(self, model: str, id: str) -> None:
-        """Tell the replica that the prediction is stored as finished: its events may be dropped."""
+        """Tell the replica that the end of the prediction is stored, so that it may drop the events."""
 
     def limit(self, model: str, memory: int) -> None:
-        """Set the bytes of main memory that the model's worker process may take from now on."""
+        """Set how many bytes of main memory the model's worker process may use from now on."""
 
     def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """Yield unacknowledged events, then new ones; ends when the model is unloaded.
+        """Yield unacknowledged events, then new ones; end when the model is unloaded.
 
-        Each new peak of the worker process's memory is among them. The events also end when another caller
-        asks for them; the caller that should have them then asks again.
+        New peaks of the worker process's memory are among them. The events also end when another caller asks
+        for them; the caller that should get them then has to ask again.
 
         Raises:
             WorkerLost: the replica or the worker process died (the message says how), or no model is loaded.
-            OutOfMemory: the worker process took too much memory.
+            OutOfMemory: the worker process used too much memory.
         """
         ...
 

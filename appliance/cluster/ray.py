@@ -1,8 +1,8 @@
 """Runner replicas as Ray Serve deployments, one application each, called over Serve handles.
 
-Replicas are named ``runner-<n>`` and take any model: one spare is always kept up, so that a cold start does
-not wait for Ray to start a process. A replica whose model is unloaded becomes a spare again, or is deleted if
-there is one already.
+Replicas are named ``runner-<n>`` and can load any model. There is always one spare replica, so that a cold
+start need not wait until Ray has started a process. When a model is unloaded, its replica becomes the spare,
+or is deleted if there is one already.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import msgspec
 from ray import serve
@@ -33,53 +33,46 @@ from appliance.worker.replica import Replica, ReplicaStats
 _log = logging.getLogger(__name__)
 
 RUNNER: Final = "runner-"
-#: What a call to a replica may end with when the replica, or the way to it, is gone. gRPC errors are not
-#: Ray errors when the channel breaks in the middle of a stream.
+#: Errors of a call to a replica that has died or cannot be reached. If the connection breaks in the middle of
+#: a stream, gRPC raises errors that are not Ray errors.
 _GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyncio.CancelledError)
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """Everything that waits for one model, in one call."""
+    """All messages that wait for one model, in one call."""
 
     jobs: list[Job]
     cancels: list[str]
     acknowledged: list[str]
-    limit: int | None = None  # bytes of main memory that the worker process may take from now on
+    limit: int | None = None  # new limit of the worker process, in bytes of main memory
+
+
+_ERRORS: Final[dict[str, type[LoadFailed | WorkerLost | SleepFailed]]] = {
+    "oom": OutOfMemory,  # before its base class
+    "lost": WorkerLost,
+    "sleep_failed": SleepFailed,
+    "failed": LoadFailed,
+}
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a call went, or why events end; errors travel as data: exceptions change their type on the way."""
+    """The result of a call, or why events end. Errors are sent as data, because Ray changes exceptions."""
 
     error: str | None = None
-    kind: Literal["failed", "lost", "oom", "sleep_failed"] = "failed"
-    took: int | None = None  # bytes, of a worker process that ran out of memory
-    levels: list[int] = []  # of sleep that a loaded model is able to
-    left: int | None = None  # bytes of each device that a sleeper is known to hold
+    kind: str = ""  # key of ``_ERRORS``
+    took: int | None = None  # bytes that a worker process used when it ran out of memory
+    levels: list[int] = []  # sleep levels that a loaded model supports
+    left: int | None = None  # bytes of each device that a sleeping model still holds; None if unknown
 
     @classmethod
     def of(cls, error: LoadFailed | WorkerLost | SleepFailed) -> Self:
-        """Return the message from which ``raised`` makes the error again."""
-        match error:
-            case OutOfMemory():
-                return cls(error.detail, "oom", error.took)
-            case WorkerLost():
-                return cls(error.detail, "lost")
-            case SleepFailed():
-                return cls(error.detail, "sleep_failed")
-        return cls(error.detail, "failed")
+        kind = next(name for name, type in _ERRORS.items() if isinstance(error, type))
+        return cls(error.detail, kind, error.took if isinstance(error, OutOfMemory) else None)
 
-    def raised(self) -> LoadFailed | WorkerLost | SleepFailed:
-        """The error, to be raised."""
-        reason = self.error or ""
-        match self.kind:
-            case "oom":
-                return OutOfMemory(reason, self.took)
-            case "lost":
-                return WorkerLost(reason)
-            case "sleep_failed":
-                return SleepFailed(reason)
-            case "failed":
-                return LoadFailed(reason)
+    def as_error(self) -> LoadFailed | WorkerLost | SleepFailed:
+        """Return the error from which ``of`` made this."""
+        message = self.error or ""
+        return OutOfMemory(message, self.took) if self.kind == "oom" else _ERRORS[self.kind](message)
 
 
 _exchange_decoder = msgspec.msgpack.Decoder(Exchange)
@@ -90,15 +83,17 @@ _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 
 
 class RunnerReplica:
-    """The Serve deployment around ``Replica``: bytes in, bytes out."""
+    """The Serve deployment of ``Replica``, with encoded arguments and results.
+
+    The constructor does nothing that can fail, because Serve would repeat it without reporting the error.
+    """
 
     def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
-        """Trivial on purpose: Serve retries constructors in silence, ``load`` can answer."""
         logs.configure()
         self._replica = Replica(name, zygote_socket, run_dir)
 
     async def load(self, spec: bytes) -> bytes:
-        """Load a model; answers an ``Outcome``."""
+        """Load a model; return an ``Outcome``."""
         try:
             report = await self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
         except (LoadFailed, WorkerLost) as error:
@@ -106,7 +101,7 @@ class RunnerReplica:
         return msgspec.msgpack.encode(Outcome(levels=report.levels))
 
     async def sleep(self, level: int) -> bytes:
-        """Have the worker process give its device back; answers an ``Outcome``."""
+        """Put the model to sleep; return an ``Outcome``."""
         try:
             left = await self._replica.sleep(level)
         except (SleepFailed, WorkerLost) as error:
@@ -114,7 +109,7 @@ class RunnerReplica:
         return msgspec.msgpack.encode(Outcome(left=left))
 
     async def wake(self) -> bytes:
-        """Have the worker process take its device again; answers an ``Outcome``."""
+        """Wake the model; return an ``Outcome``."""
         try:
             await self._replica.wake()
         except (SleepFailed, WorkerLost) as error:
@@ -122,16 +117,15 @@ class RunnerReplica:
         return msgspec.msgpack.encode(Outcome())
 
     async def unload(self) -> None:
-        """Stop the worker process; returns once it is gone."""
         await self._replica.unload()
 
     async def exchange(self, payload: bytes) -> None:
-        """Take jobs, cancels and acknowledgements."""
+        """Take an encoded ``Exchange``."""
         message = _exchange_decoder.decode(payload)
         await self._replica.exchange(message.jobs, message.cancels, message.acknowledged, message.limit)
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Yield batches of events and memory use; if the worker process is lost, an ``Outcome`` is last."""
+        """Yield batches of events and peaks of memory, then an ``Outcome`` if the worker process died."""
         try:
             async for batch in self._replica.events():
                 yield (b"t" if isinstance(batch, MemoryUsage) else b"e") + msgspec.msgpack.encode(batch)
@@ -139,12 +133,12 @@ class RunnerReplica:
             yield b"x" + msgspec.msgpack.encode(Outcome.of(error))
 
     async def stats(self) -> bytes:
-        """Return the loaded model and the predictions that this replica holds, as ``ReplicaStats``."""
+        """Return an encoded ``ReplicaStats``."""
         return msgspec.msgpack.encode(await self._replica.stats())
 
 
 class _Link:
-    """The way to one replica: what waits to be sent, and whether someone is sending."""
+    """The connection to one replica, with the messages that wait for it."""
 
     def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
         self.name = name
@@ -167,10 +161,10 @@ class _Link:
 
 
 class RayCluster:
-    """``Cluster`` on Ray Serve. Lives on the gateway's loop; every method is called there."""
+    """Runs models in replicas of Ray Serve. All methods must be called on the gateway's event loop."""
 
     def __init__(self, zygote_socket: Path, run_dir: Path) -> None:
-        """``zygote_socket`` forks worker processes; ``run_dir`` holds their logs and pid files."""
+        """``run_dir`` has the logs and pid files of worker processes."""
         self._zygote_socket = zygote_socket
         self._run_dir = run_dir
         self._links: dict[str, _Link] = {}  # by model
@@ -179,7 +173,7 @@ class RayCluster:
         self._spare_wanted: asyncio.Task[None] | None = None
 
     async def adopt(self) -> list[Adopted]:
-        """Return the models that an earlier gateway left loaded; start the first spare replica."""
+        """Return the models that an earlier gateway has left loaded, and start the first spare replica."""
         applications = (await asyncio.to_thread(serve.status)).applications
         names = [name for name in applications if name.startswith(RUNNER)]
         used = (int(name.removeprefix(RUNNER)) for name in names)
@@ -190,7 +184,7 @@ class RayCluster:
             try:
                 stats = _stats_decoder.decode(await link.handle.stats.remote())
             except _GONE as error:
-                _log.warning("replica %s does not answer, it is given up: %s", name, error)
+                _log.warning("replica %s does not answer and is deleted: %s", name, error)
                 await asyncio.to_thread(serve.delete, name, _blocking=False)
                 continue
             if stats.spec is None:
@@ -203,7 +197,7 @@ class RayCluster:
         return adopted
 
     async def answers(self) -> bool:
-        """Return whether Serve's controller, which keeps the replicas, answers."""
+        """Return whether Serve's controller, which starts the replicas, answers."""
         try:
             await asyncio.to_thread(serve.status)
         except _GONE as error:
@@ -212,11 +206,9 @@ class RayCluster:
         return True
 
     async def prepare(self, modules: list[str]) -> None:
-        """Have the zygote import these modules before models that need them are loaded."""
         await worker_handle.prepare(self._zygote_socket, modules)
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
-        """Load a model; return the sleep levels that its worker process supports."""
         try:
             link = self._links.pop(spec.model, None) or await self._take_spare()
             self._links[spec.model] = link
@@ -229,10 +221,9 @@ class RayCluster:
             return frozenset(outcome.levels)
         del self._links[spec.model]
         await self._give_back(link)
-        raise outcome.raised()
+        raise outcome.as_error()
 
     async def unload(self, model: str) -> None:
-        """Stop the model's worker process; return once its memory is free."""
         link = self._links.pop(model, None)
         if link is None:
             return
@@ -244,11 +235,9 @@ class RayCluster:
         await self._give_back(link)
 
     async def sleep(self, model: str, level: int) -> int | None:
-        """Put a model to sleep; return the bytes of each device that it still holds, if known."""
         return (await self._change_sleep_state(model, "sleep", level)).left
 
     async def wake(self, model: str) -> None:
-        """Wake a sleeping model; return once it is ready."""
         await self._change_sleep_state(model, "wake")
 
     async def _change_sleep_state(self, model: str, method: str, *arguments: int) -> Outcome:
@@ -260,27 +249,25 @@ class RayCluster:
             outcome = _outcome_decoder.decode(await call)
         except _GONE as error:
             _raise_if_cancelled(error)
-            raise WorkerLost(f"the runner replica of {model} is gone: {error}") from error
+            raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
         if outcome.error is not None:
-            raise outcome.raised()
+            raise outcome.as_error()
         return outcome
 
     def submit(self, model: str, job: Job) -> None:
-        """Queue a job for a loaded model."""
         link = self._links.get(model)
         if link is not None:
             link.jobs.append(job)
             self._pump(link)
 
     def cancel(self, model: str, id: str) -> None:
-        """Ask the model to cancel a prediction."""
         link = self._links.get(model)
         if link is not None:
             link.cancels.append(id)
             self._pump(link)
 
     def acknowledge(self, model: str, id: str) -> None:
-        """Acknowledge a finished prediction with the next job, or after a second."""
+        """Acknowledge a finished prediction together with the next job, or after a second."""
         link = self._links.get(model)
         if link is None:
             return
@@ -289,14 +276,12 @@ class RayCluster:
         link.acknowledged.append(id)
 
     def limit(self, model: str, memory: int) -> None:
-        """Set the bytes of main memory that the model's worker process may take."""
         link = self._links.get(model)
         if link is not None:
             link.limit = memory
             self._pump(link)
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """Yield unacknowledged events, then new ones and memory peaks, until the model is unloaded."""
         link = self._links.get(model)
         if link is None:
             raise WorkerLost(f"{model} is not loaded")
@@ -306,7 +291,7 @@ class RayCluster:
                 body = memoryview(payload)[1:]
                 match payload[:1]:
                     case b"x":
-                        raise _outcome_decoder.decode(body).raised()
+                        raise _outcome_decoder.decode(body).as_error()
                     case b"t":
                         yield _taken_decoder.decode(body)
                     case _:
@@ -315,12 +300,11 @@ class RayCluster:
             if link.broken is None:
                 _raise_if_cancelled(error)
             first, _, _ = (link.broken or str(error) or type(error).__name__).partition("\n")
-            raise WorkerLost(f"the runner replica of {model} is gone: {first}") from error
+            raise WorkerLost(f"the runner replica of {model} has died: {first}") from error
         finally:
             link.stream = None
 
     async def close(self) -> None:
-        """Close the connections; loaded models stay loaded."""
         tasks = [link.pump for link in self._links.values() if link.pump is not None]
         if self._spare_wanted is not None:
             tasks.append(self._spare_wanted)
@@ -336,9 +320,9 @@ class RayCluster:
         while (payload := link.take()) is not None:
             try:
                 await link.handle.exchange.remote(payload)
-            except WorkerLost:  # the reader of the events gets this error with its reason
+            except WorkerLost:  # ``events`` raises this error with its reason
                 continue
-            # After any error the events in this call are lost, so the stream of events must end.
+            # The messages of this call are lost, so the stream of events must end.
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 _raise_if_cancelled(error)
                 link.broken = str(error) or type(error).__name__
@@ -350,14 +334,14 @@ class RayCluster:
         if self._spares:
             try:
                 await asyncio.to_thread(serve.delete, link.name, _blocking=False)
-            except _GONE as error:  # the next gateway finds the replica and keeps it as a spare
+            except _GONE as error:  # the next gateway finds the replica and uses it as a spare
                 _raise_if_cancelled(error)
                 _log.warning("replica %s could not be deleted: %s", link.name, error)
         else:
             self._spares.append(_Link(link.name, link.handle))
 
     async def _take_spare(self) -> _Link:
-        """A spare, waiting for the one being started if there is none yet."""
+        """Return a spare replica; wait until one is started if there is none."""
         while not self._spares:
             self._keep_spare()
             if self._spare_wanted is not None:
@@ -377,11 +361,11 @@ class RayCluster:
             RunnerReplica,
             name="runner",
             num_replicas=1,
-            max_ongoing_requests=1_000_000,  # admission is the scheduler's; Serve must never hold a call back
-            health_check_period_s=1.0,  # how fast a killed replica is noticed and replaced
+            max_ongoing_requests=1_000_000,  # the scheduler limits predictions, so Serve must not queue calls
+            health_check_period_s=1.0,  # the time until a killed replica is replaced
             health_check_timeout_s=30.0,
             graceful_shutdown_wait_loop_s=0.05,
-            graceful_shutdown_timeout_s=2.0,  # the engine drains; here only the standing stream is left
+            graceful_shutdown_timeout_s=2.0,  # the engine drains before; only the stream of events is left
             ray_actor_options={"num_cpus": 0},
         )
         application = deployment.bind(name, str(self._zygote_socket), str(self._run_dir))
@@ -392,23 +376,24 @@ class RayCluster:
             wait_for_ingress_deployment_creation=False,
         )
         link = _Link(name, _tuned(handles[0]))
-        await await_answer(link.handle.stats.remote(), name)  # it is up, and known to the router of this loop
+        await await_answer(
+            link.handle.stats.remote(), name
+        )  # it has started, and the router of this loop knows it
         self._spares.append(link)
 
 
 def _log_failure(starting: asyncio.Task[None]) -> None:
-    """Log that a spare replica could not be started; the next load then starts one itself."""
     if not starting.cancelled() and (error := starting.exception()) is not None:
-        _log.error("no spare runner replica could be started: %s", error)
+        _log.error("no spare runner replica could be started: %s: the next load tries again", error)
 
 
 def _tuned(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """Return the handle with calls over gRPC, which take less than half the time of calls to an actor."""
+    """Return the handle with calls over gRPC, which take less than half the time of calls to a Ray actor."""
     return handle.options(_by_reference=False)
 
 
 def _raise_if_cancelled(error: BaseException) -> None:
-    """Pass on a cancellation of our own task; one that came back from Serve means the replica is gone."""
+    """Raise ``error`` if this task was cancelled. Serve cancels a call too, when the replica has died."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error

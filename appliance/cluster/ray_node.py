@@ -1,4 +1,4 @@
-"""This machine's Ray and Serve, as the driver starts and stops them, and the gateway's deployment."""
+"""Ray and Ray Serve on this machine, which the driver starts and stops, and the deployment of the gateway."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ray.serve.schema import ApplicationStatus
 from appliance.domain.errors import ApplianceError, RayLost
 
 GATEWAY: Final = "gateway"
-#: Jobs and events travel in messages, files by path: the smallest store that Ray accepts comfortably.
+#: Bytes. Jobs and events are sent in messages and files by path, so Ray's object store can be small.
 OBJECT_STORE: Final = 128 * 1024 * 1024
-START_TIMEOUT: Final = 120.0  # seconds for the gateway to come up
-#: Timeout of a call to Ray or Serve in seconds: if a process of Ray is dead, such a call may never return.
+START_TIMEOUT: Final = 120.0  # seconds until the gateway has to answer
+#: Timeout of a call to Ray or Serve in seconds. If a process of Ray has died, such a call may never return.
 _CALL_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 15.0
-_LOOK: Final = 0.5  # seconds between checks of Ray's processes
+_CHECK_INTERVAL: Final = 0.5  # seconds between checks of Ray's processes
 #: Ray's essential processes. The raylet ends when one of its agents ends.
 _VITAL: Final = ("gcs_server", "raylet")
 
-#: They say at every start what is as it should be: that Ray asks for its own token, that Serve has started.
+#: Loggers that warn at each normal start, for example that Serve has started.
 _CHATTY: Final = ("ray._private.authentication", "ray.serve")
 
 S = TypeVar("S")
@@ -41,30 +41,28 @@ class RunningGateway(Protocol):
     """The gateway's methods that its Serve deployment calls."""
 
     async def reload(self) -> str:
-        """Apply the edited config; the text says what that did.
+        """Apply the edited config; return a report for people.
 
         Raises:
-            ConfigError: it is wrong, and nothing has changed.
+            ConfigError: the config is wrong, and nothing has changed.
         """
 
     async def drain(self, seconds: float) -> int:
-        """Take no new work, let running work finish; returns how much did not."""
+        """Accept no more predictions; wait for running ones. Return how many have not finished."""
 
     def check(self) -> None:
-        """Raise if the gateway can no longer serve; Serve then replaces it."""
+        """Raise an error if the gateway can no longer serve; Serve then replaces it."""
 
 
 class GatewayReplica(Generic[S]):
-    """The Serve deployment around the gateway: Serve places, watches and restarts it."""
+    """The Serve deployment of the gateway: Serve starts it, checks it and restarts it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, factory: Callable[[S], Awaitable[RunningGateway]], settings: S
     ) -> None:
-        """Start the gateway on this replica's loop."""
         self._gateway = await factory(settings)
 
     async def drain(self, seconds: float) -> int:
-        """Drain the gateway for up to ``seconds``; return how many predictions still ran."""
         return await self._gateway.drain(seconds)
 
     async def reload(self) -> tuple[bool, str]:
@@ -75,27 +73,27 @@ class GatewayReplica(Generic[S]):
             return False, error.detail
 
     def check_health(self) -> None:
-        """Called by Serve every second."""
+        """Raise an error if the gateway can no longer serve. Serve calls this every second."""
         self._gateway.check()
 
 
 class RayNode:
-    """Ray and Serve on this machine, from ``start`` to ``stop``. Lives on the driver's loop."""
+    """Ray and Serve on this machine, from ``start`` to ``stop``. Used on the driver's event loop."""
 
     def __init__(self, temp: Path) -> None:
-        """``temp`` is a folder that only this user may enter, because Ray lets all users read its files.
+        """``temp`` is a folder that only this user may enter, because all users may read Ray's files in it.
 
-        Its path must be short, because Ray's sockets are in it. The folder is removed at the end.
+        Its path must be short, because Ray's sockets are in it. ``stop`` removes the folder.
         """
         self.temp = temp
         self._lost = False
-        self._refused = False  # it did not start: its logs are kept until the next start
+        self._refused = False  # Ray did not start: its logs are kept until the next start
 
     async def start(self) -> None:
         """Start Ray, without its dashboard, and Serve, without its proxy.
 
         Raises:
-            ApplianceError: they did not start.
+            ApplianceError: Ray or Serve did not start.
         """
         for chatty in _CHATTY:
             logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -123,10 +121,10 @@ class RayNode:
         settings: S,
         answers: Callable[[], Awaitable[bool]],
     ) -> None:
-        """Deploy the gateway and return once it ``answers``.
+        """Deploy the gateway and return once ``answers`` returns true.
 
         Raises:
-            ApplianceError: it could not start; the message is its own error.
+            ApplianceError: the gateway could not start; the message has its error.
         """
         deployment = serve.deployment(
             GatewayReplica,
@@ -159,26 +157,28 @@ class RayNode:
         while not await answers():
             application = (await _in_time(_CALL_TIMEOUT, serve.status)).applications.get(GATEWAY)
             if application is not None and application.status is ApplicationStatus.DEPLOY_FAILED:
-                raise ApplianceError(f"the gateway could not start: {_reason(application)}")
+                raise ApplianceError(f"the gateway could not start: {_error_line(application)}")
             if time.monotonic() > deadline:
                 raise ApplianceError(f"the gateway did not answer within {START_TIMEOUT:g} s")
             await asyncio.sleep(0.1)
 
     async def watch(self) -> NoReturn:
-        """Watch Ray's own processes.
+        """Check Ray's processes twice a second.
 
         Raises:
-            RayLost: an essential process has ended.
+            RayLost: an essential process of Ray has ended.
         """
         while True:
             for name, process in ray._private.worker._global_node.dead_processes():  # noqa: SLF001 - no other way
                 if name in _VITAL:
                     self._lost = True
-                    raise RayLost(f"Ray's process {name} (pid {process.pid}) ended with {process.returncode}")
-            await asyncio.sleep(_LOOK)
+                    raise RayLost(
+                        f"Ray's process {name} (pid {process.pid}) ended with exit code {process.returncode}"
+                    )
+            await asyncio.sleep(_CHECK_INTERVAL)
 
     async def drain_gateway(self, seconds: float) -> int | None:
-        """Ask the gateway to drain; None if it is not there to be asked."""
+        """Drain the gateway; return how many predictions have not finished; None if it does not answer."""
         try:
             async with asyncio.timeout(seconds + 5.0):
                 handle = (await _gateway()).options(_by_reference=False)
@@ -187,16 +187,16 @@ class RayNode:
             return None
 
     async def reload_gateway(self) -> tuple[bool, str]:
-        """Have the gateway apply the edited config; whether it did, and what is to be said about it."""
+        """Let the gateway apply the edited config; return whether it did, and a report for people."""
         try:
             handle = (await _gateway()).options(_by_reference=False)
-            applied, said = await handle.reload.remote()
+            applied, report = await handle.reload.remote()
         except (RayError, TimeoutError, serve.exceptions.RayServeException) as error:
-            return False, f"the gateway cannot be asked now: {error}; try again"
-        return applied, said
+            return False, f"the gateway does not answer: {error}: try again"
+        return applied, report
 
     async def stop(self) -> None:
-        """Stop all processes that Ray started, within a time limit. Do nothing if Ray is lost."""
+        """Stop Ray's processes, within a time limit, and remove its folder. A lost Ray is not stopped."""
         if not self._lost:
             with contextlib.suppress(TimeoutError):
                 await _in_time(_STOP_TIMEOUT, ray.shutdown)
@@ -212,7 +212,7 @@ async def _in_time(seconds: float, call: Callable[[], T]) -> T:
     """Run ``call`` in a daemon thread and return its result.
 
     Raises:
-        TimeoutError: it takes longer than ``seconds``; the thread goes on.
+        TimeoutError: the call takes longer than ``seconds``; the thread is not stopped.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
@@ -241,12 +241,12 @@ async def _in_time(seconds: float, call: Callable[[], T]) -> T:
 
 
 def node_address() -> str:
-    """Return the IP address of this machine that Ray's processes use to connect to each other."""
+    """Return the IP address of this machine to which Ray's processes connect."""
     return str(ray.util.get_node_ip_address())
 
 
-def _reason(application: Any) -> str:
-    """The most telling line of Serve's report, which holds a whole traceback."""
+def _error_line(application: Any) -> str:
+    """Return the last line with an error in Serve's report, which contains a whole traceback."""
     messages = [deployment.message for deployment in application.deployments.values()]
     text = "\n".join(message for message in [*messages, application.message] if message)
     lines = [line.strip() for line in text.split("\n") if line.strip()]

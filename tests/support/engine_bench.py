@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.cluster.local import LocalCluster
 from appliance.config import Config, FilesConfig, LimitsConfig, ModelConfig
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status
@@ -24,6 +23,7 @@ from appliance.machine import Device
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.scheduler import Capacity, Demand, Origin, Scheduler, SleepFootprint
+from tests.local_cluster import LocalCluster
 from tests.support.store_files import opened
 
 MIB = 1024**2

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from appliance.cluster.local import LocalCluster
 from appliance.domain.errors import DiskFull, LoadFailed, PredictionFailed, WorkerLost
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.gateway.engine import loads, predictions, records
@@ -26,6 +25,7 @@ from appliance.machine import disk
 from appliance.runners.base import LoadSpec
 from appliance.store import Store
 from appliance.worker.process import capture
+from tests.local_cluster import LocalCluster
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
 from tests.unit.gateway.webhooks.test_sender import Receiver, listening

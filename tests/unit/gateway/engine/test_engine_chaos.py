@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cluster.local import LocalCluster
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, StoreError, WorkerLost
 from appliance.domain.prediction import Emitted, Prediction
 from appliance.gateway.engine import predictions, records
@@ -22,6 +21,7 @@ from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint, policy
 from appliance.store import Store
 from appliance.worker.memory_monitor import MemoryUsage
+from tests.local_cluster import LocalCluster
 from tests.support.engine_bench import MIB, Bench, entry
 
 NAMES = ["test/a", "test/b", "test/c", "test/d"]

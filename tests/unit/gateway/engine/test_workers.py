@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cluster.local import LocalCluster
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Emitted, Status
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency
 from appliance.scheduler.event_log import EventKind
 from appliance.worker.memory_monitor import MemoryUsage
+from tests.local_cluster import LocalCluster
 from tests.support.engine_bench import Bench
 
 

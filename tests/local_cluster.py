@@ -26,38 +26,32 @@ class LocalCluster:
     """A ``Cluster`` on the running loop. ``lose`` simulates a worker's death, ``take`` its memory use."""
 
     def __init__(self) -> None:
-        """Nothing is loaded."""
         self._loaded: dict[str, _Loaded] = {}
         self.acknowledged: list[str] = []
         self.limits: dict[str, int] = {}
 
     async def adopt(self) -> list[Adopted]:
-        """Nothing outlives a process."""
         return []
 
     async def answers(self) -> bool:
-        """Return True: the models run in this process."""
         return True
 
     async def prepare(self, modules: list[str]) -> None:
         """Whatever is imported here stays imported."""
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
-        """Load a model; return the sleep levels that its worker process supports."""
         runner = runner_class(spec.kind)(spec)
         await runner.setup()
         self._loaded[spec.model] = _Loaded(spec, runner)
         return frozenset(runner.levels) if isinstance(runner, Sleeper) else frozenset()
 
     async def sleep(self, model: str, level: int) -> int | None:
-        """Put a model to sleep; return the bytes of each device that it still holds, if known."""
         runner = self._sleeper(model)
         if level not in runner.levels:
             raise SleepFailed(f"{model} does not support sleep level {level}")
         return await runner.sleep(level)
 
     async def wake(self, model: str) -> None:
-        """Wake a sleeping model; return once it is ready."""
         await self._sleeper(model).wake()
 
     def _sleeper(self, model: str) -> Sleeper:
@@ -69,7 +63,6 @@ class LocalCluster:
         return loaded.runner
 
     async def unload(self, model: str) -> None:
-        """Stop the model's worker process; return once its memory is free."""
         loaded = self._loaded.pop(model, None)
         if loaded is None:
             return
@@ -80,27 +73,22 @@ class LocalCluster:
         loaded.events.put_nowait(None)
 
     def submit(self, model: str, job: Job) -> None:
-        """Queue a job for a loaded model."""
         loaded = self._loaded.get(model)
         if loaded is not None:
             loaded.tasks[job.id] = asyncio.get_running_loop().create_task(self._run(loaded, job))
 
     def cancel(self, model: str, id: str) -> None:
-        """Ask the model to cancel a prediction."""
         loaded = self._loaded.get(model)
         if loaded is not None and id in loaded.tasks:
             loaded.tasks[id].cancel()
 
     def acknowledge(self, model: str, id: str) -> None:
-        """Tell the replica that the events of a finished prediction need not be kept."""
         self.acknowledged.append(id)
 
     def limit(self, model: str, memory: int) -> None:
-        """Do nothing: no limit is enforced in this process."""
         self.limits[model] = memory
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """Yield unacknowledged events, then new ones and memory peaks, until the model is unloaded."""
         loaded = self._loaded.get(model)
         if loaded is None:
             raise WorkerLost(f"{model} is not loaded")
