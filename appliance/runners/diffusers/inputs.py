@@ -6,7 +6,7 @@ Inputs have the names of image models on Replicate. Other arguments of the pipel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,7 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners.diffusers.pipeline import Argument, Pipeline, PipelineCall
 from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.schemas import boolean, choice, integer, number, string
 
 #: Aspect ratio -> width and height at 1024 x 1024 pixels, as in FLUX models.
 RATIOS: Final = {
@@ -91,11 +92,9 @@ def interface(options: Mapping[str, Any]) -> Interface:
         **_format(video=video),
     }
     if pipeline.safety_checker:
-        inputs["disable_safety_checker"] = {
-            "type": "boolean",
-            "default": False,
-            "description": "Also return images that the safety checker flags",
-        }
+        inputs["disable_safety_checker"] = boolean(
+            "Also return images that the safety checker flags", default=False
+        )
     # Classes that need an image still have None as its default.
     image_needed = "image" in arguments and pipeline.with_image is None
     required = ("prompt",) if "prompt" in arguments else ("image",) if image_needed else ()
@@ -107,37 +106,26 @@ def interface(options: Mapping[str, Any]) -> Interface:
     )
 
 
-def _choice(values: list[str], default: str, description: str) -> dict[str, Any]:
-    return {"type": "string", "enum": values, "default": default, "description": description}
-
-
-def _number(
-    type: Literal["integer", "number"], minimum: int, maximum: int, description: str, default: Any = None
-) -> dict[str, Any]:
-    schema = {"type": type, "minimum": minimum, "maximum": maximum, "description": description}
-    return schema if default is None else {**schema, "default": default}
-
-
 def _prompts(pipeline: Pipeline) -> dict[str, Any]:
-    schemas = {
-        "prompt": {"type": "string", "description": "Description of the output"},
-        "negative_prompt": {"type": "string", "default": "", "description": "Description of what to avoid"},
+    inputs = {
+        "prompt": string("Description of the output"),
+        "negative_prompt": string("Description of what to avoid", default=""),
     }
-    return {name: schema for name, schema in schemas.items() if name in pipeline.call.arguments}
+    return {name: schema for name, schema in inputs.items() if name in pipeline.call.arguments}
 
 
 def _images(pipeline: Pipeline) -> dict[str, Any]:
-    schemas: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     if "image" in pipeline.call.arguments or pipeline.with_image is not None:
-        schemas["image"] = {**FILE, "description": "Image to start from"}
+        inputs["image"] = {**FILE, "description": "Image to start from"}
     if pipeline.with_mask is not None or "mask_image" in pipeline.call.arguments:
-        schemas["mask"] = {**FILE, "description": "Mask of the image: white is repainted, black is kept"}
+        inputs["mask"] = {**FILE, "description": "Mask of the image: white is repainted, black is kept"}
     calls = (pipeline.call, pipeline.with_image, pipeline.with_mask)
     if any(call is not None and "strength" in call.arguments for call in calls):
-        schemas["prompt_strength"] = _number(
-            "number", 0, 1, "Strength of the change to the image; 1 keeps nothing of it", default=0.8
+        inputs["prompt_strength"] = number(
+            "Strength of the change to the image; 1 keeps nothing of it", default=0.8, ge=0, le=1
         )
-    return schemas
+    return inputs
 
 
 def _sizes(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,25 +135,26 @@ def _sizes(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     smallest, largest = pipeline.multiple, options["max_side"]
     source = "from the image, or " if pipeline.output == "images" and pipeline.with_image else ""
     return {
-        "aspect_ratio": _choice(
-            [CUSTOM, *RATIOS], CUSTOM, f"Aspect ratio of the output; {CUSTOM}: width and height decide"
+        "aspect_ratio": choice(
+            f"Aspect ratio of the output; {CUSTOM}: width and height decide",
+            [CUSTOM, *RATIOS],
+            default=CUSTOM,
         ),
-        "width": _number("integer", smallest, largest, f"Width in pixels. Default: {source}{width}"),
-        "height": _number("integer", smallest, largest, f"Height in pixels. Default: {source}{height}"),
-        "size": {
-            "type": "string",
-            "pattern": r"^\d{1,5}x\d{1,5}$",
-            "description": "Width and height in pixels, such as 1024x1024; overrides the other inputs",
-        },
-        "megapixels": _choice(
-            ["1", "0.25"], "1", "0.25 halves both sides, unless size, width or height is given"
+        "width": integer(f"Width in pixels. Default: {source}{width}", ge=smallest, le=largest),
+        "height": integer(f"Height in pixels. Default: {source}{height}", ge=smallest, le=largest),
+        "size": string(
+            "Width and height in pixels, such as 1024x1024; overrides the other inputs",
+            pattern=r"^\d{1,5}x\d{1,5}$",
+        ),
+        "megapixels": choice(
+            "0.25 halves both sides, unless size, width or height is given", ["1", "0.25"], default="1"
         ),
     }
 
 
 def _count(options: Mapping[str, Any]) -> dict[str, Any]:
-    description = "Number of images; each has the next seed"
-    return {"num_outputs": _number("integer", 1, options["max_outputs"], description, default=1)}
+    most = options["max_outputs"]
+    return {"num_outputs": integer("Number of images; each has the next seed", default=1, ge=1, le=most)}
 
 
 def _video(pipeline: Pipeline) -> dict[str, Any]:
@@ -174,59 +163,61 @@ def _video(pipeline: Pipeline) -> dict[str, Any]:
     rate = arguments.get("frame_rate") or arguments.get("fps") or Argument()
     fps = int(rate.default or _FRAMES_PER_SECOND)
     return {
-        "num_frames": _number("integer", 1, 1000, "Number of frames", default=frames),
-        "fps": _number("integer", 1, 120, "Frames per second", default=fps),
+        "num_frames": integer("Number of frames", default=frames, ge=1, le=1000),
+        "fps": integer("Frames per second", default=fps, ge=1, le=120),
     }
 
 
 def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = pipeline.call.arguments
-    schemas: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     if "num_inference_steps" in arguments:
         steps = options["num_inference_steps"] or int(arguments["num_inference_steps"].default or 50)
-        schemas["num_inference_steps"] = _number(
-            "integer", 1, 500, "Denoising steps: more steps take longer and show more detail", default=steps
+        inputs["num_inference_steps"] = integer(
+            "Denoising steps: more steps take longer and show more detail", default=steps, ge=1, le=500
         )
     if "guidance_scale" in arguments:
         scale = options["guidance_scale"]
         if scale is None:
             scale = arguments["guidance_scale"].default or 0.0
-        schemas["guidance_scale"] = _number(
-            "number", 0, 50, "How closely the output follows the prompt", default=scale
+        inputs["guidance_scale"] = number(
+            "How closely the output follows the prompt", default=scale, ge=0, le=50
         )
     if pipeline.exchangeable:
         description = f"Scheduler of the denoising; {OWN_SCHEDULER}: the model's own"
-        schemas["scheduler"] = _choice([OWN_SCHEDULER, *SCHEDULERS], OWN_SCHEDULER, description)
-    schemas["seed"] = _number("integer", 0, _LARGEST_SEED, "Equal seeds give equal outputs. Default: random")
+        inputs["scheduler"] = choice(description, [OWN_SCHEDULER, *SCHEDULERS], default=OWN_SCHEDULER)
+    inputs["seed"] = integer("Equal seeds give equal outputs. Default: random", ge=0, le=_LARGEST_SEED)
     if options["loras"]:
-        schemas["lora"] = _choice([NO_LORA, *options["loras"]], NO_LORA, "LoRA weights to add to the model")
-        schemas["lora_scale"] = _number("number", -2, 4, "Scale of the LoRA weights", default=1.0)
-    return schemas
+        inputs["lora"] = choice(
+            "LoRA weights to add to the model", [NO_LORA, *options["loras"]], default=NO_LORA
+        )
+        inputs["lora_scale"] = number("Scale of the LoRA weights", default=1.0, ge=-2, le=4)
+    return inputs
 
 
 def _other_arguments(call: PipelineCall) -> dict[str, Any]:
     """Return the schemas of the pipeline's other arguments that are images, numbers, texts or booleans."""
-    schemas: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for name, argument in call.arguments.items():
         if argument.type is None or name in _NO_INPUTS:
             continue
         described = f"{name} of diffusers' {call.name}"
         if argument.type == "image":
-            schemas[name] = {**FILE, "description": f"Image: {described}"}
+            inputs[name] = {**FILE, "description": f"Image: {described}"}
         else:
             default = {} if argument.default is None else {"default": argument.default}
-            schemas[name] = {"type": argument.type, **default, "description": described}
-    return schemas
+            inputs[name] = {"type": argument.type, **default, "description": described}
+    return inputs
 
 
 def _format(*, video: bool) -> dict[str, Any]:
     described = "Format of the files"
     if video:
-        return {"output_format": _choice(["mp4", "gif"], "mp4", described)}
+        return {"output_format": choice(described, ["mp4", "gif"], default="mp4")}
     quality = "Quality of webp and jpg files; png files are lossless"
     return {
-        "output_format": _choice(["webp", "jpg", "png"], "webp", described),
-        "output_quality": _number("integer", 0, 100, quality, default=80),
+        "output_format": choice(described, ["webp", "jpg", "png"], default="webp"),
+        "output_quality": integer(quality, default=80, ge=0, le=100),
     }
 
 

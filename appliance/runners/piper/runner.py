@@ -21,43 +21,20 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
 from appliance.runners.piper.voices import voice_files
 from appliance.runners.progress import bar
+from appliance.runners.schemas import choice, number, string
 from appliance.runners.threads import stepwise
 
 #: Phonemes that are computed together. Memory grows with their square; a sentence has about a hundred.
 _MAX_PHONEMES: Final = 400
 _PHONEME_TYPES: Final = ("espeak", "text")  # the others need packages that are not installed
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
-    "text": {"type": "string", "minLength": 1, "description": "Text to speak"},
-    "voice": {"type": "string", "description": "Voice to speak with"},
-    "speed": {
-        "type": "number",
-        "default": 1.0,
-        "minimum": 0.1,
-        "maximum": 5.0,
-        "description": "Speed of speech; 2 is twice as fast as usual",
-    },
-    "output_format": {
-        "type": "string",
-        "enum": list(audio.FORMATS),
-        "default": "wav",
-        "description": "Format of the audio file",
-    },
-    "speaker": {
-        "type": "string",
-        "description": "Name or number of the speaker, for voices with several speakers",
-    },
-    "noise_scale": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": 2,
-        "description": "Variability of the sound. Default: the voice's own",
-    },
-    "noise_w": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": 2,
-        "description": "Variability of the pace. Default: the voice's own",
-    },
+    "text": string("Text to speak", minLength=1),
+    "voice": string("Voice to speak with"),
+    "speed": number("Speed of speech; 2 is twice as fast as usual", default=1.0, ge=0.1, le=5.0),
+    "output_format": choice("Format of the audio file", audio.FORMATS, default="wav"),
+    "speaker": string("Name or number of the speaker, for voices with several speakers"),
+    "noise_scale": number("Variability of the sound. Default: the voice's own", ge=0, le=2),
+    "noise_w": number("Variability of the pace. Default: the voice's own", ge=0, le=2),
 }
 
 

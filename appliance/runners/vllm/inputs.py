@@ -13,6 +13,7 @@ import msgspec
 
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
+from appliance.runners.interfaces import interface_of
 
 #: Names of inputs of other model families and client libraries. LiteLLM sends max_new_tokens and LlamaIndex
 #: max_length to every model.
@@ -57,21 +58,13 @@ class Request(Defaults, frozen=True, kw_only=True):
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
-    ordered = {
-        name: {**schema, "title": name.replace("_", " ").title(), "x-order": order}
-        for order, (name, schema) in enumerate(_inputs(Defaults.of(options)).items())
+    output = {
+        "type": "array",
+        "items": {"type": "string"},
+        "x-cog-array-type": "iterator",
+        "x-cog-array-display": "concatenate",
     }
-    return Interface(
-        input={"type": "object", "title": "Input", "required": ["prompt"], "properties": ordered},
-        output={
-            "type": "array",
-            "title": "Output",
-            "items": {"type": "string"},
-            "x-cog-array-type": "iterator",
-            "x-cog-array-display": "concatenate",
-        },
-        aliases=dict(ALIASES),
-    )
+    return interface_of(_inputs(Defaults.of(options)), output, required=("prompt",), aliases=ALIASES)
 
 
 def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
@@ -171,7 +164,6 @@ def max_output_tokens(prompt_tokens: int, context: int) -> int:
 
 
 def _inputs(defaults: Defaults) -> dict[str, dict[str, Any]]:
-    """Return the schemas of the inputs, in order and without ``title`` and ``x-order``."""
     return {
         "prompt": {"type": "string", "description": "Prompt to send to the model."},
         "system_prompt": {

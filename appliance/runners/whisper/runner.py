@@ -19,6 +19,7 @@ from appliance.runners import audio, failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
 from appliance.runners.progress import bar
+from appliance.runners.schemas import boolean, choice, number, string
 from appliance.runners.threads import stepwise
 from appliance.runners.whisper import subtitles
 
@@ -38,76 +39,42 @@ _FORMATS: Final[dict[str, Callable[[Sequence[Mapping[str, Any]]], str]]] = {
 }
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "audio": {**FILE, "description": "Audio to transcribe: any file with an audio track, videos included"},
-    "transcription": {
-        "type": "string",
-        "enum": list(_FORMATS),
-        "default": _PLAIN,
-        "description": "Format of the transcription and of the translation",
-    },
-    "translate": {
-        "type": "boolean",
-        "default": False,
-        "description": "Also translate into English; English-only models cannot",
-    },
-    "language": {
-        "type": "string",
-        "default": "auto",
-        "description": "Spoken language, as a code or an English name; auto: detect the language",
-    },
-    "temperature": {
-        "type": "number",
-        "default": 0,
-        "minimum": 0,
-        "maximum": 5,
-        "description": "Sampling temperature of the first attempt; 0 takes the likeliest words",
-    },
-    "patience": {
-        "type": "number",
-        "minimum": 0.01,
-        "maximum": 100,
-        "description": "Patience of the beam search: above 1 it searches longer than usual, below 1 shorter",
-    },
-    "suppress_tokens": {
-        "type": "string",
-        "default": "-1",
-        "description": "Comma-separated ids of tokens that are never generated; -1: most special characters",
-    },
-    "initial_prompt": {
-        "type": "string",
-        "description": "Text that could precede the audio, for example with names in their correct spelling",
-    },
-    "condition_on_previous_text": {
-        "type": "boolean",
-        "default": True,
-        "description": "Use the transcript so far as context; false: an error does not affect later text",
-    },
-    "temperature_increment_on_fallback": {
-        "type": "number",
-        "default": 0.2,
-        "minimum": 0,
-        "maximum": 1,
-        "description": "Increase of the temperature after each failed attempt; 0: no further attempt",
-    },
-    "compression_ratio_threshold": {
-        "type": "number",
-        "default": 2.4,
-        "description": "An attempt fails if its text compresses better than this, because it repeats itself",
-    },
-    "logprob_threshold": {
-        "type": "number",
-        "default": -1.0,
-        "description": "An attempt fails if the average log probability of its tokens is below this",
-    },
-    "no_speech_threshold": {
-        "type": "number",
-        "default": 0.6,
-        "description": "A failed attempt counts as silence if its probability of no speech is above this",
-    },
-    "word_timestamps": {
-        "type": "boolean",
-        "default": False,
-        "description": "Return the start and end of every word",
-    },
+    "transcription": choice("Format of the transcription and of the translation", _FORMATS, default=_PLAIN),
+    "translate": boolean("Also translate into English; English-only models cannot", default=False),
+    "language": string(
+        "Spoken language, as a code or an English name; auto: detect the language", default="auto"
+    ),
+    "temperature": number(
+        "Sampling temperature of the first attempt; 0 takes the likeliest words", default=0, ge=0, le=5
+    ),
+    "patience": number(
+        "Patience of the beam search: above 1 it searches longer than usual, below 1 shorter", ge=0.01, le=100
+    ),
+    "suppress_tokens": string(
+        "Comma-separated ids of tokens that are never generated; -1: most special characters", default="-1"
+    ),
+    "initial_prompt": string(
+        "Text that could precede the audio, for example with names in their correct spelling"
+    ),
+    "condition_on_previous_text": boolean(
+        "Use the transcript so far as context; false: an error does not affect later text", default=True
+    ),
+    "temperature_increment_on_fallback": number(
+        "Increase of the temperature after each failed attempt; 0: no further attempt",
+        default=0.2,
+        ge=0,
+        le=1,
+    ),
+    "compression_ratio_threshold": number(
+        "An attempt fails if its text compresses better than this, because it repeats itself", default=2.4
+    ),
+    "logprob_threshold": number(
+        "An attempt fails if the average log probability of its tokens is below this", default=-1.0
+    ),
+    "no_speech_threshold": number(
+        "A failed attempt counts as silence if its probability of no speech is above this", default=0.6
+    ),
+    "word_timestamps": boolean("Return the start and end of every word", default=False),
 }
 _NUMBER: Final = {"type": "number"}
 _TEXT: Final = {"type": "string"}
