@@ -82,8 +82,7 @@ class DiffusersOptions(Options):
         "whole models, a little slower; sequential: moves single layers, much slower.",
     )
     vae_tiling: bool = Field(
-        default=False,
-        description="Decode large images in tiles: needs less memory and more time.",
+        default=False, description="Decode large images in tiles: needs less memory and more time."
     )
 
     def completed(self, folder: Path) -> DescribedDiffusersOptions:

@@ -53,10 +53,7 @@ class CompatApis:
     """
 
     def __init__(self, engine: AsyncLLM, spec: LoadSpec) -> None:
-        from vllm.entrypoints.anthropic.protocol import (
-            AnthropicCountTokensRequest,
-            AnthropicMessagesRequest,
-        )
+        from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
         from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
