@@ -99,9 +99,9 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        advice = (
-            "a diffusers model must be a folder with that file" if folder.exists() else "run: appliance pull"
-        )
+        advice = "a diffusers model must be a folder with that file"
+        if not folder.exists():
+            advice = "run: appliance pull"
         raise WeightsError(f"there is no {file}: {advice}") from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} cannot be used: {error}") from error
@@ -163,13 +163,10 @@ def _call(name: str) -> PipelineCall:
 
 
 def _arguments(given: ast.arguments) -> dict[str, Argument]:
-    names = [*given.posonlyargs, *given.args][1:]  # without self
-    without = len(names) - len(given.defaults)
-    pairs: list[tuple[ast.arg, ast.expr | None]] = [
-        (name, given.defaults[at - without] if at >= without else None) for at, name in enumerate(names)
-    ]
-    pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    return {name.arg: _argument(name, default) for name, default in pairs}
+    names = [*given.posonlyargs, *given.args]
+    defaults = [*[None] * (len(names) - len(given.defaults)), *given.defaults]
+    pairs = [*zip(names, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return {name.arg: _argument(name, default) for name, default in pairs if name.arg != "self"}
 
 
 def _argument(name: ast.arg, default: ast.expr | None) -> Argument:
