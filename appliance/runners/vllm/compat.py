@@ -70,12 +70,10 @@ class CompatApis:
         self._models: OpenAIServingModels = OpenAIServingModels(
             engine, [BaseModelPath(name=spec.model, model_path=str(spec.weights))]
         )
-        template: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "request_logger": None,
             "chat_template": spec.options["chat_template"],
             "chat_template_content_format": "auto",
-        }
-        parsers: dict[str, Any] = {
             "tool_parser": self._tool_parser,
             "enable_auto_tools": self._tool_parser is not None,
             # Make the arguments of every call match their schema, even if the tool does not set `strict`.
@@ -83,11 +81,11 @@ class CompatApis:
             "reasoning_parser": spec.options["reasoning_parser"] or "",
         }
         try:
-            renderer = OnlineRenderer(engine.model_config, engine.renderer, **template, **parsers)
-            common = {"online_renderer": renderer, **template, **parsers}
-            chat = OpenAIServingChat(engine, self._models, "assistant", **common)
-            messages = AnthropicServingMessages(engine, self._models, "assistant", **common)
-            responses = OpenAIServingResponses(engine, self._models, **common)
+            renderer = OnlineRenderer(engine.model_config, engine.renderer, **settings)
+            settings["online_renderer"] = renderer
+            chat = OpenAIServingChat(engine, self._models, "assistant", **settings)
+            messages = AnthropicServingMessages(engine, self._models, "assistant", **settings)
+            responses = OpenAIServingResponses(engine, self._models, **settings)
         except (TypeError, ValueError, KeyError, RuntimeError) as error:  # raised by parsers
             raise LoadFailed(
                 f"the tool_parser or reasoning_parser of {spec.model} does not fit its weights: "
