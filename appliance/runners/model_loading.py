@@ -1,4 +1,4 @@
-"""Loads models of kind `transformers`; defines the input and the result of their predictions.
+"""Loading of models with transformers; the input and the result of predictions of kind `transformers`.
 
 Weights are read from safetensors only, because other formats can contain code.
 """
@@ -6,6 +6,7 @@ Weights are read from safetensors only, because other formats can contain code.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,22 +19,25 @@ if TYPE_CHECKING:
     import torch
 
 
+GPU: Final = "cuda:0"  # torch's name of the GPU of a worker process, which sees only its own devices
+
+
 class LoadRequest(NamedTuple):
-    """What to load: folder, device, number format and limits."""
+    """The model to load, and how."""
 
     folder: Path
-    device: str  # "cpu" or "cuda:0"
-    dtype: str  # "auto" or the name of one of torch's
+    device: str  # "cpu" or ``GPU``
+    dtype: str  # "auto" or the name of a torch dtype
     max_batch: int
     trust_remote_code: bool
-    models: list[Any]  # every model of torch that is loaded is added here
+    models: list[Any]  # each torch module that is loaded is appended
 
 
 class TaskInput(NamedTuple):
     """Input of one prediction."""
 
     input: Mapping[str, Any]  # checked and complete; files are paths
-    folder: Path  # for files that are made; need not exist
+    folder: Path  # for output files; need not exist
     cancelled: threading.Event  # set when the prediction is canceled
 
 
@@ -46,32 +50,42 @@ class TaskResult(NamedTuple):
 
 Compute = Callable[[TaskInput], TaskResult]
 
-#: Weights that are used in training only, and often left out.
+#: Weights that only training uses; many repositories lack them.
 _FOR_TRAINING: Final = ("masked_spec_embed",)
+
+
+def prepare_libraries(threads: int) -> None:
+    """Keep transformers from contacting the Hugging Face hub, and set the CPU threads that torch uses."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    import huggingface_hub.constants
+    import torch
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote may have imported it before
+    torch.set_num_threads(threads)
 
 
 def model_type(loading: LoadRequest) -> str:
     """Return transformers' name of the architecture; empty if the config has none."""
-    described = json.loads((loading.folder / "config.json").read_bytes())
-    return str(described.get("model_type", "")) if isinstance(described, dict) else ""
+    config = json.loads((loading.folder / "config.json").read_bytes())
+    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
-def from_folder(kind: Any, loading: LoadRequest, **more: Any) -> Any:
-    """Load a tokenizer, processor or the like from the folder."""
-    return kind.from_pretrained(
+def from_folder(auto_class: Any, loading: LoadRequest, **more: Any) -> Any:
+    """Load a tokenizer or processor from the folder; ``auto_class`` is a class such as ``AutoTokenizer``."""
+    return auto_class.from_pretrained(
         loading.folder, local_files_only=True, trust_remote_code=loading.trust_remote_code, **more
     )
 
 
-def model_of(loading: LoadRequest, kind: str) -> Any:
-    """Load the model; refuse missing weights, which the library would fill with random numbers.
+def model_of(loading: LoadRequest, auto_class: str) -> Any:
+    """Load the model; ``auto_class`` names a class of transformers such as ``AutoModelForCTC``.
 
     Raises:
-        LoadFailed: weights are missing.
+        LoadFailed: weights are missing, which the library would fill with random numbers.
     """
     import transformers
 
-    model, about = getattr(transformers, kind).from_pretrained(
+    model, report = getattr(transformers, auto_class).from_pretrained(
         loading.folder,
         local_files_only=True,
         trust_remote_code=loading.trust_remote_code,
@@ -79,17 +93,17 @@ def model_of(loading: LoadRequest, kind: str) -> Any:
         dtype=loading.dtype,
         output_loading_info=True,
     )
-    missing = sorted(name for name in about["missing_keys"] if not name.endswith(_FOR_TRAINING))
+    missing = sorted(name for name in report["missing_keys"] if not name.endswith(_FOR_TRAINING))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise LoadFailed(f"the weights do not fit this task: missing are {', '.join(missing[:5])}{more}")
-    placed = model.to(loading.device).eval()
-    loading.models.append(placed)
-    return placed
+        raise LoadFailed(f"the weights do not fit this task: they lack {', '.join(missing[:5])}{more}")
+    model = model.to(loading.device).eval()
+    loading.models.append(model)
+    return model
 
 
 def pipeline_of(loading: LoadRequest, task: str, model: Any, **parts: Any) -> Any:
-    """A pipeline of the library around the model."""
+    """Return a pipeline of transformers around the model; ``parts`` are its tokenizer and processors."""
     from transformers import pipeline
 
     return pipeline(
@@ -98,7 +112,7 @@ def pipeline_of(loading: LoadRequest, task: str, model: Any, **parts: Any) -> An
 
 
 def stopping_criteria(cancelled: threading.Event) -> Any:
-    """Return a criterion that stops generation between two tokens after a cancel."""
+    """Return criteria that stop the generation at the next token after a cancel."""
     import torch
     from transformers import StoppingCriteriaList
 
@@ -111,18 +125,19 @@ def stopping_criteria(cancelled: threading.Event) -> Any:
 def most_tokens(model: Any, tokenizer: Any) -> int | None:
     """Return the maximum number of input tokens; None if neither the model nor its tokenizer gives it."""
     limits = (_positions(model), tokenizer.model_max_length)
-    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)  # more: not set
+    # Tokenizers without a limit have a number such as 1e30.
+    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)
 
 
 def _positions(model: Any) -> int | None:
-    """The number of positions for tokens; None if the config does not give it.
+    """Return the number of positions for tokens; None if the config does not have it.
 
     Architectures like RoBERTa's count positions from ``padding_idx + 1``; smaller positions are unused:
     https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
     """
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
-    said = (getattr(model.config, name, None) for name in names)
-    positions = next((each for each in said if isinstance(each, int) and each > 0), None)
+    values = (getattr(model.config, name, None) for name in names)
+    positions = next((value for value in values if isinstance(value, int) and value > 0), None)
     if positions is None:
         return None
     for name, module in model.named_modules():
@@ -132,7 +147,7 @@ def _positions(model: Any) -> int | None:
     return positions
 
 
-def fit(model: Any, tokenizer: Any, text: str) -> None:
+def check_fits(model: Any, tokenizer: Any, text: str) -> None:
     """Refuse a text that is longer than the model accepts, instead of truncating it.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Embeddings: texts to vectors, with transformers; the texts of many predictions are computed together.
+"""The runner of kind `embeddings`: turns texts into vectors with transformers.
 
-Inputs are those of the embedding models on Replicate. On a CPU this has run; on
-a GPU it has not yet.
+The texts of several predictions are computed together. Inputs are those of the embedding models on Replicate.
+Not tested on a GPU.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.input_schema import LIST_TOO
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import torch_offload
+from appliance.runners import failures, torch_offload
 from appliance.runners.base import LoadSpec
-from appliance.runners.model_loading import most_tokens
+from appliance.runners.interfaces import interface_of
+from appliance.runners.model_loading import GPU, most_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "texts": {
         "type": "string",
-        "description": "Texts to embed, as a JSON list of strings; a single text may stand for itself",
+        "description": "Texts to embed, as a JSON list of strings; a single text needs no list",
         LIST_TOO: True,
     },
     "batch_size": {
@@ -35,35 +36,27 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
         "default": 32,
         "minimum": 1,
         "maximum": 4096,
-        "description": "Most texts of this prediction that are computed together",
+        "description": "Maximum number of texts of this prediction that are computed together",
     },
     "normalize_embeddings": {
         "type": "boolean",
         "default": True,
-        "description": "Whether vectors have the length 1, so that their product is their cosine",
+        "description": "Whether to scale vectors to length 1, so that their dot product is their cosine",
     },
 }
-_OUTPUT: Final = {
-    "type": "array",
-    "title": "Output",
-    "items": {"type": "array", "items": {"type": "number"}},
-}
-
-
-_GPU: Final = "cuda:0"  # the first that its host sees
+_OUTPUT: Final = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+_ALIASES: Final = dict.fromkeys(("text", "text_batch", "inputs"), "texts")
 
 
 class _Request(NamedTuple):
     """Texts that wait to be computed."""
 
     tokens: list[list[int]]
-    vectors: asyncio.Future[list[Any]]  # one a text, as long as the model made it
+    vectors: asyncio.Future[list[Any]]  # one for each text, not normalized
 
 
 class EmbeddingsRunner:
-    """Runs an embedding model; ``options.py`` has its options."""
-
-    kind: ClassVar[str] = "embeddings"
+    """Runs models of kind `embeddings`; the options are those of ``EmbeddingsOptions``."""
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
@@ -72,34 +65,20 @@ class EmbeddingsRunner:
         self._model: Any
         self._tokenizer: Any
         self._pool: Any
-        self._longest: int | None = None  # texts are truncated to so many tokens; None: never
+        self._longest: int | None = None  # tokens that texts are truncated to; None: texts are not truncated
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        """Inputs and output of an embedding model."""
-        properties = {
-            name: {**schema, "title": name.replace("_", " ").title(), "x-order": order}
-            for order, (name, schema) in enumerate(_INPUTS.items())
-        }
-        return Interface(
-            input={"type": "object", "title": "Input", "properties": properties, "required": ["texts"]},
-            output=_OUTPUT,
-            aliases={"text": "texts", "text_batch": "texts", "inputs": "texts"},
-        )
+        return interface_of(_INPUTS, _OUTPUT, required=("texts",), aliases=_ALIASES)
 
     async def setup(self) -> None:
-        """Load the model."""
-        if self._spec.weights is None or not Path(self._spec.weights).is_dir():
-            raise LoadFailed(
-                f"model {self._spec.model}: there are no weights at {self._spec.weights}; run: appliance pull"
-            )
+        weights = failures.existing_weights(self._spec)
         try:
-            await asyncio.to_thread(self._load, Path(self._spec.weights))
+            await asyncio.to_thread(self._load, weights)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise LoadFailed(f"{self._spec.model} cannot be loaded as an embedding model: {error}") from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
-        """Run one prediction."""
         texts = parse(job.input["texts"])
         tokens = await asyncio.to_thread(self._tokens, texts)
         yield Metric("input_token_count", sum(map(len, tokens)))
@@ -113,55 +92,54 @@ class EmbeddingsRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Sleep levels that this model supports; empty where sleeping would free nothing."""
         return torch_offload.levels(self._spec)
 
     async def sleep(self, level: int) -> int:
-        """Move the weights to main memory and free the device."""
         return await asyncio.to_thread(torch_offload.fall_asleep, [self._model])
 
     async def wake(self) -> None:
-        """Move the weights back to the device."""
-        await asyncio.to_thread(torch_offload.wake, [self._model], _GPU)
+        await asyncio.to_thread(torch_offload.wake, [self._model], GPU)
 
     async def close(self) -> None:
-        """Do nothing: the process ends and frees everything."""
+        """Do nothing: the memory is freed when the process ends."""
 
     async def _computed(self, tokens: list[list[int]]) -> list[Any]:
-        """The vectors of these texts, computed together with whatever else waits."""
-        asked = _Request(tokens, asyncio.get_running_loop().create_future())
-        self._waiting.append(asked)
+        """Return the vectors of these texts, which are computed together with other waiting texts."""
+        request = _Request(tokens, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
         if self._computing is None or self._computing.done():
             self._computing = asyncio.get_running_loop().create_task(self._compute_all())
-        return await asked.vectors
+        return await request.vectors
 
     async def _compute_all(self) -> None:
-        """Compute what waits, as many texts at a time as the options say, until nothing does."""
+        """Compute all waiting texts, at most ``max_batch`` at a time unless one request has more."""
         while self._waiting:
-            taken = [self._waiting.popleft()]
-            count = len(taken[0].tokens)
+            batch = [self._waiting.popleft()]
+            count = len(batch[0].tokens)
             while self._waiting and count + len(self._waiting[0].tokens) <= self._spec.options["max_batch"]:
-                taken.append(self._waiting.popleft())
-                count += len(taken[-1].tokens)
-            await self._compute(taken)
+                batch.append(self._waiting.popleft())
+                count += len(batch[-1].tokens)
+            await self._compute(batch)
 
-    async def _compute(self, asked: list[_Request]) -> None:
-        """Embed the texts of several predictions; if that fails, one prediction at a time."""
+    async def _compute(self, requests: list[_Request]) -> None:
+        """Embed the texts of several requests; if that fails, one request at a time."""
         try:
-            vectors = await asyncio.to_thread(self._forward, [each for one in asked for each in one.tokens])
+            tokens = [text for request in requests for text in request.tokens]
+            vectors = await asyncio.to_thread(self._forward, tokens)
         except Exception as error:  # noqa: BLE001  # after any error the predictions must end
-            if len(asked) > 1:
-                for one in asked:
-                    await self._compute([one])
-            elif not asked[0].vectors.done():
+            if len(requests) > 1:
+                for request in requests:
+                    await self._compute([request])
+            elif not requests[0].vectors.done():
                 failed = PredictionFailed(f"the texts cannot be embedded: {error}")
                 failed.__cause__ = error
-                asked[0].vectors.set_exception(failed)
+                requests[0].vectors.set_exception(failed)
             return
-        for one in asked:
-            mine, vectors = vectors[: len(one.tokens)], vectors[len(one.tokens) :]
-            if not one.vectors.done():  # done: it was canceled meanwhile
-                one.vectors.set_result(mine)
+        for request in requests:
+            count = len(request.tokens)
+            if not request.vectors.done():  # done: the prediction was canceled meanwhile
+                request.vectors.set_result(vectors[:count])
+            vectors = vectors[count:]
 
     def _load(self, weights: Path) -> None:
         import torch
@@ -176,7 +154,7 @@ class EmbeddingsRunner:
             dtype=torch.float32 if on_cpu else torch.float16,
             trust_remote_code=self._spec.options["trust_remote_code"],
         )
-        self._model = model.to("cpu" if on_cpu else _GPU).eval()
+        self._model = model.to("cpu" if on_cpu else GPU).eval()
         self._pool = _first if _pools_first(weights) else _mean
         self._longest = longest(weights, most_tokens(model, self._tokenizer))
 
@@ -186,13 +164,13 @@ class EmbeddingsRunner:
         return tokens
 
     def _forward(self, tokens: list[list[int]]) -> list[Any]:
-        """One vector a text; texts of like length are computed together, so that little is padding."""
+        """Return one vector for each text; texts of similar length are batched, which needs less padding."""
         import torch
 
         order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]))
         found: list[Any] = [None] * len(tokens)
         size = self._spec.options["max_batch"]
-        padding = self._tokenizer.pad_token_id or 0  # any token will do, because padding is masked
+        padding = self._tokenizer.pad_token_id or 0  # any token works, because padding is masked
         with torch.inference_mode():
             for at in range(0, len(order), size):
                 chosen = order[at : at + size]
@@ -209,10 +187,10 @@ class EmbeddingsRunner:
 
 
 def parse(given: str | list[str]) -> list[str]:
-    """The texts in an input.
+    """Return the texts of the input ``texts``: a list, the text of a JSON list, or a single text.
 
     Raises:
-        PredictionFailed: it is a JSON list of something else, or has none.
+        PredictionFailed: the list is empty or has items that are not strings.
     """
     texts: Any = given
     if isinstance(given, str):
@@ -221,7 +199,7 @@ def parse(given: str | list[str]) -> list[str]:
         except (ValueError, RecursionError):
             texts = [given]
         if not isinstance(texts, list):
-            texts = [given]  # a number, say, which is a text like any other
+            texts = [given]  # for example a number, which is a text like any other
     if not texts or not all(isinstance(text, str) for text in texts):
         raise PredictionFailed('texts must be a JSON list of strings, such as ["one", "two"]')
     return list(texts)
@@ -230,8 +208,8 @@ def parse(given: str | list[str]) -> list[str]:
 def longest(weights: Path, most: int | None) -> int | None:
     """Return the number of tokens to truncate texts to: sentence-transformers' setting, at most ``most``."""
     file = weights / "sentence_bert_config.json"
-    told = json.loads(file.read_bytes()).get("max_seq_length") if file.exists() else None
-    return min((int(limit) for limit in (told, most) if limit), default=None)
+    limit = json.loads(file.read_bytes()).get("max_seq_length") if file.exists() else None
+    return min((int(tokens) for tokens in (limit, most) if tokens), default=None)
 
 
 def _pools_first(weights: Path) -> bool:

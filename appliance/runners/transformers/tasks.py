@@ -1,4 +1,4 @@
-"""The tasks of kind `transformers`: what each takes, what it gives, and what computes it."""
+"""The tasks of kind `transformers`: inputs, output and loading function of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schema = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """One row of the table."""
+    """One task; the fields are those of ``interface_of``, and ``load`` loads the model."""
 
     inputs: Mapping[str, Schema]
     output: Schema
@@ -42,49 +42,49 @@ def _count(default: int | None, description: str) -> Schema:
     return {"type": "integer", **shown, "minimum": 1, "maximum": 1000, "description": description}
 
 
-_IMAGE: Final[Schema] = {**FILE, "description": "Image to look at"}
+_IMAGE: Final[Schema] = {**FILE, "description": "Input image"}
 _GENERATION: Final[dict[str, Schema]] = {
     "max_new_tokens": {
         "type": "integer",
         "default": 256,
         "minimum": 1,
         "maximum": 4096,
-        "description": "Longest output, in tokens",
+        "description": "Maximum length of the output, in tokens",
     },
     "num_beams": {
         "type": "integer",
         "minimum": 1,
         "maximum": 16,
-        "description": "Outputs that are followed at a time; the best is given. Default: the model's",
+        "description": "Beam width: candidate outputs that are kept while decoding. Default: the model's",
     },
 }
 _PREFIX: Final[Schema] = {
     "type": "string",
-    "description": 'Text that goes before, such as "translate English to German: " for T5 models',
+    "description": 'Text to put before the input, such as "translate English to German: " for T5 models',
 }
-_LABELLED: Final = _list_of(label=_STRING, score=_NUMBER)
-_LABELS_SHOWN: Final = _count(5, "How many labels are given, the likeliest first")
+_LABELS: Final = _list_of(label=_STRING, score=_NUMBER)
+_TOP_K: Final = _count(5, "Maximum number of labels to return, the most likely first")
 
 TASKS: Final[dict[str, Task]] = {
     "automatic-speech-recognition": Task(
         inputs={
-            "audio": {**FILE, "description": "Sound to transcribe: any file with a sound track"},
+            "audio": {**FILE, "description": "Audio or video file to transcribe"},
             "task": {
                 "type": "string",
                 "enum": ["transcribe", "translate"],
                 "default": "transcribe",
-                "description": "translate: into English, by models that can",
+                "description": "translate: transcribe in English, if the model can",
             },
             "language": {
                 "type": "string",
                 "default": "None",
-                "description": "Language that is spoken, as a code or in English; None: it is found out",
+                "description": "Spoken language: a code or its English name; None: detect it",
             },
             "timestamp": {
                 "type": "string",
                 "enum": ["chunk", "word"],
                 "default": "chunk",
-                "description": "What the times are of; models that spell (CTC) tell those of words only",
+                "description": "Unit of the timestamps; CTC models support only word",
             },
         },
         output={
@@ -105,7 +105,7 @@ TASKS: Final[dict[str, Task]] = {
                 "type": "string",
                 "enum": ["wav", "mp3", "flac", "opus"],
                 "default": "wav",
-                "description": "Format of the file",
+                "description": "Format of the audio file",
             },
         },
         output=dict(FILE),
@@ -115,14 +115,14 @@ TASKS: Final[dict[str, Task]] = {
     ),
     "reranking": Task(
         inputs={
-            "query": _text("What is looked for"),
+            "query": _text("Query to compare the documents with"),
             "documents": {
                 "type": "string",
                 LIST_TOO: True,
-                "description": "Texts to put in order, as a JSON list of strings; what is too long for the "
-                "model loses its end",
+                "description": "Texts to rank, as a JSON list of strings; a text too long for the model "
+                "is truncated",
             },
-            "top_k": _count(None, "How many documents are given, the best first. Default: all"),
+            "top_k": _count(None, "Maximum number of documents to return, the best first. Default: all"),
         },
         output=_list_of(index=_INTEGER, score=_NUMBER, document=_STRING),
         load=pipelines.reranking,
@@ -130,8 +130,8 @@ TASKS: Final[dict[str, Task]] = {
         aliases={"texts": "documents", "top_n": "top_k"},
     ),
     "image-classification": Task(
-        inputs={"image": _IMAGE, "top_k": _LABELS_SHOWN},
-        output=_LABELLED,
+        inputs={"image": _IMAGE, "top_k": _TOP_K},
+        output=_LABELS,
         load=pipelines.image_classification,
         required=("image",),
         aliases={"input": "image"},
@@ -139,7 +139,10 @@ TASKS: Final[dict[str, Task]] = {
     "image-captioning": Task(
         inputs={
             "image": _IMAGE,
-            "prompt": {"type": "string", "description": "Beginning of the caption, or what is asked"},
+            "prompt": {
+                "type": "string",
+                "description": "Start of the caption, or a question",
+            },
             **_GENERATION,
         },
         output=dict(_STRING),
@@ -155,7 +158,7 @@ TASKS: Final[dict[str, Task]] = {
                 "default": 0.5,
                 "minimum": 0,
                 "maximum": 1,
-                "description": "How sure the model must be of what it gives",
+                "description": "Minimum score of the objects to return",
             },
         },
         output=_list_of(
@@ -175,9 +178,12 @@ TASKS: Final[dict[str, Task]] = {
             "text": _text("Text to translate"),
             "source_language": {
                 "type": "string",
-                "description": "Language of the text, as the model calls it; not for models of two languages",
+                "description": "Language of the text as the model names it; not for models for two languages",
             },
-            "target_language": {"type": "string", "description": "Language to translate into, likewise"},
+            "target_language": {
+                "type": "string",
+                "description": "Language to translate into, as above",
+            },
             "prefix": _PREFIX,
             **_GENERATION,
         },
@@ -194,8 +200,8 @@ TASKS: Final[dict[str, Task]] = {
         aliases={"input_text": "text", "prompt": "text"},
     ),
     "text-classification": Task(
-        inputs={"text": _text("Text to classify"), "top_k": _LABELS_SHOWN},
-        output=_LABELLED,
+        inputs={"text": _text("Text to classify"), "top_k": _TOP_K},
+        output=_LABELS,
         load=pipelines.text_classification,
         required=("text",),
     ),
@@ -206,33 +212,33 @@ TASKS: Final[dict[str, Task]] = {
                 "type": "string",
                 "minLength": 1,
                 LIST_TOO: True,
-                "description": "Labels to choose from, with commas between them or as a list",
+                "description": "Labels to choose from, separated by commas or as a list",
             },
             "multi_label": {
                 "type": "boolean",
                 "default": False,
-                "description": "Whether several labels may be right, so that their scores are independent",
+                "description": "Whether several labels can apply; their scores are then independent",
             },
             "hypothesis_template": {
                 "type": "string",
                 "default": "This example is {}.",
                 "pattern": r"\{\}",
-                "description": "Sentence that each label is put into, in place of {}",
+                "description": "Sentence for the comparison; {} is replaced by each label",
             },
         },
-        output=_LABELLED,
+        output=_LABELS,
         load=pipelines.zero_shot_classification,
         required=("text", "labels"),
         aliases={"candidate_labels": "labels"},
     ),
     "token-classification": Task(
         inputs={
-            "text": _text("Text to look through"),
+            "text": _text("Text to find entities in"),
             "aggregation": {
                 "type": "string",
                 "enum": ["none", "simple", "first", "average", "max"],
                 "default": "simple",
-                "description": "How tokens are put together to entities",
+                "description": "How tokens are combined into entities",
             },
         },
         output=_list_of(entity=_STRING, score=_NUMBER, word=_STRING, start=_INTEGER, end=_INTEGER),
@@ -242,7 +248,7 @@ TASKS: Final[dict[str, Task]] = {
     "fill-mask": Task(
         inputs={
             "text": _text("Text with [MASK] or <mask> in one place"),
-            "top_k": _count(5, "How many fillings are given, the likeliest first"),
+            "top_k": _count(5, "Maximum number of candidates to return, the most likely first"),
         },
         output=_list_of(token=_STRING, score=_NUMBER, text=_STRING),
         load=pipelines.fill_mask,
