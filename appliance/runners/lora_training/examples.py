@@ -1,4 +1,4 @@
-"""Training data of language models: JSONL, checked line by line. Pure but for reading the file."""
+"""The training data of language models: reads a JSONL file and checks every line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from appliance.domain.errors import PredictionFailed
 from appliance.runners.vllm import inputs
 
 _ROLES: Final = ("system", "user", "assistant")
-_FORMS: Final = 'it needs "prompt" and "completion", or "messages", or "text"'
-#: Writes messages down as the model reads them; ``answer`` leaves off where the model would begin.
+_FIELDS: Final = 'it needs "prompt" and "completion", or "messages", or "text"'
+#: Applies the chat template to messages; with ``prompt=True`` the text ends where the model would answer.
 Render = Callable[..., str]
 
 
 class Example(NamedTuple):
-    """One line: a conversation, or text that is learnt as a whole."""
+    """One line: a conversation, or a text that the model learns completely."""
 
     line: int  # from 1
-    messages: list[dict[str, str]]
+    messages: list[dict[str, str]]  # empty if the line is a text
     text: str
 
 
@@ -33,10 +33,10 @@ class TextSegment(NamedTuple):
 
 
 def read(path: Path, system_prompt: str) -> list[Example]:
-    """Every example of the file; prompts without a conversation get ``system_prompt``.
+    """Return every example of the file; lines with a prompt get ``system_prompt`` unless they have their own.
 
     Raises:
-        PredictionFailed: names the first line that is wrong, and why.
+        PredictionFailed: a line is wrong; the message has its number and the reason.
     """
     examples = []
     try:
@@ -68,7 +68,7 @@ def _example(number: int, line: str, system_prompt: str) -> Example:
             return Example(number, list(_messages(where, messages)), "")
         case {"text": str(text)} if text:
             return Example(number, [], text)
-    raise PredictionFailed(f"{where} cannot be used: {_FORMS}")
+    raise PredictionFailed(f"{where} cannot be used: {_FIELDS}")
 
 
 def _messages(where: str, messages: list[Any]) -> Iterator[dict[str, str]]:
@@ -81,13 +81,13 @@ def _messages(where: str, messages: list[Any]) -> Iterator[dict[str, str]]:
                     f'{where}: messages.{at} needs a "role" of {", ".join(_ROLES)} and "content" that is text'
                 )
     if not any(message["role"] == "assistant" for message in messages):
-        raise PredictionFailed(f'{where}: "messages" has no answer of the assistant to learn')
+        raise PredictionFailed(f'{where}: "messages" has no message of the assistant to learn from')
 
 
 def segments(example: Example, render: Render | None) -> list[TextSegment]:
-    """The text of an example, cut where learning begins and ends.
+    """Return the text of an example, split where learning begins and ends.
 
-    Without ``render``, for models that know no conversations, contents follow each other as they are.
+    Without ``render``, for models without a chat template, the contents of the messages are joined.
     """
     if not example.messages:
         return [TextSegment(example.text, learnt=True)]
@@ -98,13 +98,13 @@ def segments(example: Example, render: Render | None) -> list[TextSegment]:
     for at, message in enumerate(example.messages):
         if message["role"] != "assistant":
             continue
-        asked = render(example.messages[:at], answer=True)
-        whole = render(example.messages[: at + 1], answer=False)
-        if not (asked.startswith(done) and whole.startswith(asked)):  # a template that rewrites the past
-            return [TextSegment(render(example.messages, answer=False), learnt=True)]
+        prompt = render(example.messages[:at], prompt=True)
+        answered = render(example.messages[: at + 1], prompt=False)
+        if not (prompt.startswith(done) and answered.startswith(prompt)):  # the template changes earlier text
+            return [TextSegment(render(example.messages, prompt=False), learnt=True)]
         found += [
-            TextSegment(asked[len(done) :], learnt=False),
-            TextSegment(whole[len(asked) :], learnt=True),
+            TextSegment(prompt[len(done) :], learnt=False),
+            TextSegment(answered[len(prompt) :], learnt=True),
         ]
-        done = whole
+        done = answered
     return found
