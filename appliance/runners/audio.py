@@ -1,4 +1,4 @@
-"""Sound in files: read as numbers, and written, by PyAV, which brings FFmpeg's libraries along."""
+"""Reads and writes audio files with PyAV, which includes FFmpeg's libraries."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     Samples = npt.NDArray[np.float32]
 
-#: A playlist may name other files and addresses; no protocol is called "none", so none of them is opened.
-_CLOSED: Final = {"protocol_whitelist": "none"}
-#: FFmpeg's floating-point sample formats -> NumPy's names.
+#: Keeps FFmpeg from opening the files and URLs that a playlist names: no protocol is called "none".
+_ONE_FILE: Final = {"protocol_whitelist": "none"}
+#: FFmpeg's floating-point sample formats -> NumPy's dtypes
 _FLOATS: Final = {"flt": "float32", "dbl": "float64"}
 
 
 class AudioFormat(NamedTuple):
-    """How sound is written."""
+    """A format of output files."""
 
     container: str
     codec: str
-    rates: tuple[int, ...] = ()  # samples/s that the codec takes, rising; none: any
-    bits: int | None = None  # a second, where that is to be said
+    rates: tuple[int, ...] = ()  # samples/s that the codec supports, in ascending order; empty: any
+    bit_rate: int | None = None  # bits/s; None: the codec's default
 
 
-#: What files can be written as; the names are also their suffixes.
+#: The formats of output files by their suffix.
 FORMATS: Final[dict[str, AudioFormat]] = {
     "wav": AudioFormat("wav", "pcm_s16le"),
     "mp3": AudioFormat(
@@ -48,35 +48,35 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
     Every sample is from -1 to 1: NaN samples become 0, and samples outside the range are clipped.
 
     Args:
-        path: the file; whatever it says of itself, nothing but this file is read.
-        rate: samples/s of what is returned.
-        field: the input that the file came in, for messages.
-        longest: seconds of sound that are accepted.
+        path: the file; no other file or URL is opened, even if this is a playlist.
+        rate: samples/s of the result.
+        field: name of the input with the file, for error messages.
+        longest: maximum length in seconds.
 
     Raises:
-        PredictionFailed: it is no sound, has none, or too much of it.
+        PredictionFailed: the file has no audio, cannot be decoded, or is too long.
     """
     import av
     import numpy as np
 
-    pieces: list[Samples] = []
+    parts: list[Samples] = []
     try:
-        with path.open("rb") as file, av.open(file, metadata_errors="ignore", options=_CLOSED) as container:
+        with path.open("rb") as file, av.open(file, metadata_errors="ignore", options=_ONE_FILE) as container:
             if not container.streams.audio:
-                raise PredictionFailed(f"input.{field}: there is no sound in this file")
+                raise PredictionFailed(f"input.{field}: this file has no audio; send one with an audio track")
             for frame in _resampled(_limited(_decoded(container), longest, field), rate):
-                pieces.append(frame.to_ndarray()[0].astype(np.float32) / np.float32(2**31))
+                parts.append(frame.to_ndarray()[0].astype(np.float32) / np.float32(2**31))
     except (av.FFmpegError, ValueError) as error:  # ValueError comes from PyAV's own checks
         reason = getattr(error, "strerror", None) or error
-        raise PredictionFailed(f"input.{field}: this is no sound that can be read: {reason}") from error
-    sound: Samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    if not sound.size:
-        raise PredictionFailed(f"input.{field}: there is no sound in this file")
-    return sound
+        raise PredictionFailed(f"input.{field}: this audio cannot be decoded: {reason}") from error
+    samples: Samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if not samples.size:
+        raise PredictionFailed(f"input.{field}: this file has no audio; send one with an audio track")
+    return samples
 
 
 def _decoded(container: InputContainer) -> Iterator[AudioFrame]:
-    """The frames of the first audio track, without damaged packets."""
+    """Yield the frames of the first audio track; damaged packets are skipped."""
     import av
 
     for packet in container.demux(container.streams.audio[0]):
@@ -85,78 +85,76 @@ def _decoded(container: InputContainer) -> Iterator[AudioFrame]:
         except av.error.InvalidDataError:
             continue
         for frame in frames:
-            assert isinstance(frame, av.AudioFrame), "the stream is one of sound"
+            assert isinstance(frame, av.AudioFrame), "the stream has audio"
             _clean(frame)
             yield frame
 
 
 def _limited(frames: Iterator[AudioFrame], longest: float, field: str) -> Iterator[AudioFrame]:
-    """Yield ``frames``, up to ``longest`` seconds.
+    """Yield ``frames``.
 
     Raises:
-        PredictionFailed: the audio is longer.
+        PredictionFailed: the audio is longer than ``longest`` seconds.
     """
     seconds = 0.0
     for frame in frames:
         seconds += frame.samples / frame.sample_rate
         if seconds > longest:
-            raise PredictionFailed(
-                f"input.{field}: this is longer than {longest:g} s, the most that is accepted here"
-            )
+            raise PredictionFailed(f"input.{field}: this audio is longer than {longest:g} s; shorten it")
         yield frame
 
 
 def _clean(frame: AudioFrame) -> None:
-    """Clip the samples of a frame to -1 to 1 and zero NaNs, which a resampler would spread."""
+    """Clip the samples of a frame to the range -1 to 1, and zero NaNs, which a resampler would spread."""
     import numpy as np
 
-    kind = _FLOATS.get(frame.format.packed.name)
-    for plane in frame.planes if kind is not None else ():
-        samples = np.frombuffer(plane, kind)
+    dtype = _FLOATS.get(frame.format.packed.name)
+    for plane in frame.planes if dtype is not None else ():
+        samples = np.frombuffer(plane, dtype)
         np.nan_to_num(samples, copy=False, nan=0.0)
         np.clip(samples, -1.0, 1.0, out=samples)
 
 
 def _resampled(frames: Iterator[AudioFrame], rate: int) -> Iterator[AudioFrame]:
-    """``frames`` as one channel of 32-bit integers.
+    """Convert ``frames`` to one channel of 32-bit integers.
 
-    Integers, because only with them FFmpeg's mix of channels is no louder than the channels. A
-    resampler accepts one frame format. If the format changes midway, as in joined files, a new one is made.
+    With floats, FFmpeg's mix of several channels could be louder than each channel. A resampler accepts only
+    one frame format, so a new one is made where the format changes, as in concatenated files.
     """
     import av
 
-    form: tuple[str, str, int] | None = None
+    current: tuple[str, str, int] | None = None
     resampler: av.AudioResampler | None = None
     for frame in frames:
-        frame.pts = None  # times are counted from the frames that exist
-        now = frame.format.name, frame.layout.name, frame.sample_rate
-        if resampler is None or now != form:
+        frame.pts = None  # count time by samples, not by the file's timestamps
+        form = frame.format.name, frame.layout.name, frame.sample_rate
+        if resampler is None or form != current:
             if resampler is not None:
                 yield from resampler.resample(None)
-            form, resampler = now, av.AudioResampler(format="s32", layout="mono", rate=rate)
+            current, resampler = form, av.AudioResampler(format="s32", layout="mono", rate=rate)
         yield from resampler.resample(frame)
     if resampler is not None:
         yield from resampler.resample(None)
 
 
 def write(path: Path, samples: Samples, rate: int) -> None:
-    """Write one channel of audio, ``rate`` samples/s between -1 and 1, in the format of the path's suffix.
+    """Write one channel of ``samples``, with ``rate`` samples/s, in the format of the path's suffix.
 
-    NaN samples are written as silence, and samples outside the range are clipped.
+    Samples outside the range -1 to 1 are clipped, and NaN samples become silence.
     """
     import av
     import numpy as np
 
     form = FORMATS[path.suffix.removeprefix(".")]
-    written = next((known for known in form.rates if known >= rate), form.rates[-1]) if form.rates else rate
-    whole = (np.clip(np.nan_to_num(samples), -1.0, 1.0) * 32767.0).astype(np.int16)
+    file_rate = next((each for each in form.rates if each >= rate), form.rates[-1]) if form.rates else rate
+    integers = (np.clip(np.nan_to_num(samples), -1.0, 1.0) * 32767.0).astype(np.int16)
     with av.open(str(path), "w", format=form.container) as container:
-        stream = container.add_stream(form.codec, rate=written, layout="mono")
-        assert isinstance(stream, av.AudioStream), "all formats are of sound"
-        if form.bits is not None:
-            stream.bit_rate = form.bits
-        for at in range(0, whole.size, rate):
-            frame = av.AudioFrame.from_ndarray(whole[None, at : at + rate], format="s16", layout="mono")
+        stream = container.add_stream(form.codec, rate=file_rate, layout="mono")
+        assert isinstance(stream, av.AudioStream), "all formats are audio"
+        if form.bit_rate is not None:
+            stream.bit_rate = form.bit_rate
+        for at in range(0, integers.size, rate):
+            frame = av.AudioFrame.from_ndarray(integers[None, at : at + rate], format="s16", layout="mono")
             frame.sample_rate = rate
             for packet in stream.encode(frame):
                 container.mux(packet)

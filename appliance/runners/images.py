@@ -1,4 +1,4 @@
-"""Pictures in files, read by Pillow."""
+"""Reads image files with Pillow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from appliance.domain.errors import PredictionFailed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Formats that Pillow decodes by itself; some others of its it hands to programs of this machine.
+#: Formats that Pillow decodes itself; for some others it starts programs of the machine.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: Unsupported formats that callers send, by the first bytes of their files.
 _OTHERS: Final = {
@@ -58,10 +58,10 @@ def read(path: Path, field: str) -> Image:
 
     Args:
         path: the file.
-        field: the input that the file came in, for messages.
+        field: name of the input with the file, for error messages.
 
     Raises:
-        PredictionFailed: it is none, or is damaged, or would take too much memory.
+        PredictionFailed: the file is not an image, is damaged, or has too many pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -72,14 +72,14 @@ def read(path: Path, field: str) -> Image:
             try:
                 return _opened(path)
             except Exception:
-                essential = _essential(path)
-                if essential is None:
+                repaired = _without_metadata(path)
+                if repaired is None:
                     raise
-                return _opened(essential)
+                return _opened(repaired)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PredictionFailed(f"input.{field}: this image has too many pixels to be opened") from error
+        raise PredictionFailed(f"input.{field}: this image has too many pixels; scale it down") from error
     except UnidentifiedImageError as error:
-        raise PredictionFailed(f"input.{field}: {_unknown(path)}") from error
+        raise PredictionFailed(f"input.{field}: {_unsupported(path)}") from error
     except Exception as error:  # Pillow's decoders raise exceptions of any class for damaged files
         raise PredictionFailed(f"input.{field}: this image is damaged: {error}") from error
 
@@ -91,25 +91,25 @@ def _opened(source: Path | BinaryIO) -> Image:
         return upright(opened)
 
 
-def is_deep(picture: Image) -> bool:
+def is_deep(image: Image) -> bool:
     """Whether the image is grey with more than 8 bits per pixel."""
-    return picture.mode[0] in "IF"
+    return image.mode[0] in "IF"
 
 
 def upright(opened: Image) -> Image:
-    """Return an opened image upright and in 8-bit colours."""
+    """Turn an opened image upright and convert it to 8-bit colours."""
     from PIL import Image
 
     opened.load()
-    picture = _eight_bits(opened) if is_deep(opened) else opened.convert("RGB")
+    image = _to_8_bits(opened) if is_deep(opened) else opened.convert("RGB")
     try:
         turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  # broken EXIF is no reason to refuse the image
+    except Exception:  # noqa: BLE001  # an image with broken EXIF can still be used
         turn = None
-    return picture if turn is None else picture.transpose(Image.Transpose[turn])
+    return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
-def _eight_bits(picture: Image) -> Image:
+def _to_8_bits(image: Image) -> Image:
     """Scale a grey image of 16-bit or 32-bit integers or floats to 8 bits; Pillow would clip its values.
 
     In 16-bit files white is 65535. Other files do not say which value is white: it is 1 for floats from 0 to
@@ -118,15 +118,15 @@ def _eight_bits(picture: Image) -> Image:
     import numpy as np
     from PIL import Image
 
-    values = np.array(picture, np.float32)
+    values = np.array(image, np.float32)
     np.nan_to_num(values, copy=False, nan=0.0, posinf=np.inf, neginf=0.0)
-    tags: Any = getattr(picture, "tag_v2", {})
-    if picture.mode.startswith("I;16"):
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16"):
         white = 2.0 ** tags.get(_BITS, (16,))[0] - 1
     else:
         top = float(values.max(where=np.isfinite(values), initial=0.0))
-        floats = picture.mode == "F" and (top <= 1 or bool((values % 1).any()))
-        white = next((most for most in ((1.0,) if floats else (255.0, 65535.0)) if top <= most), top)
+        floats = image.mode == "F" and (top <= 1 or bool((values % 1).any()))
+        white = next((limit for limit in ((1.0,) if floats else (255.0, 65535.0)) if top <= limit), top)
     values *= 255 / white
     np.clip(values, 0, 255, out=values)
     shades = np.rint(values, out=values).astype(np.uint8)
@@ -135,11 +135,11 @@ def _eight_bits(picture: Image) -> Image:
     return Image.fromarray(shades).convert("RGB")
 
 
-def _unknown(path: Path) -> str:
-    """The error for a file that cannot be read as an image."""
+def _unsupported(path: Path) -> str:
+    """Return the error message for a file that Pillow does not recognise as an image."""
     from PIL import features
 
-    read = [name for name in _FORMATS if name not in {"AVIF", "WEBP"} or features.check(name.lower())]
+    supported = [name for name in _FORMATS if name not in {"AVIF", "WEBP"} or features.check(name.lower())]
     with path.open("rb") as file:
         head = file.read(1024)
     name = next((name for begin, name in _OTHERS.items() if head.startswith(begin)), None)
@@ -148,24 +148,24 @@ def _unknown(path: Path) -> str:
         name = next((name for name, known in _BRANDS.items() if brands & known), None)
     elif b"<svg" in head:
         name = "SVG"
-    if name in read:
-        return f"this image is damaged: it says that it is {name}, and cannot be opened"
-    kind = f"this image is {name}, which is not read here" if name else "this is no image of a known format"
-    return f"{kind}; send it as one of {', '.join(read)}"
+    if name in supported:
+        return f"this image is damaged: it has the header of {name}, but cannot be opened"
+    reason = f"this image has the format {name}, which is not supported" if name else "this is not an image"
+    return f"{reason}; send one of {', '.join(supported)}"
 
 
-def _essential(path: Path) -> BinaryIO | None:
-    """A PNG or JPEG file without the metadata that may be damaged; None for other formats."""
+def _without_metadata(path: Path) -> BinaryIO | None:
+    """Return a PNG or JPEG file without metadata, which may be damaged; None for other formats."""
     with path.open("rb") as file:
-        begin = file.read(len(_PNG))
+        start = file.read(len(_PNG))
         file.seek(0)
-        if begin == _PNG:
-            return _essential_png(file)
-        return _essential_jpeg(file) if begin.startswith(_JPEG) else None
+        if start == _PNG:
+            return _critical_chunks(file)
+        return _critical_segments(file) if start.startswith(_JPEG) else None
 
 
-def _essential_png(file: BinaryIO) -> BinaryIO:
-    """Copy the critical chunks, and EXIF with a corrected checksum."""
+def _critical_chunks(file: BinaryIO) -> BinaryIO:
+    """Copy the critical chunks of a PNG file, and EXIF with a corrected checksum."""
     kept = io.BytesIO()
     kept.write(file.read(len(_PNG)))
     while len(head := file.read(8)) == 8:
@@ -180,8 +180,8 @@ def _essential_png(file: BinaryIO) -> BinaryIO:
     return kept
 
 
-def _essential_jpeg(file: BinaryIO) -> BinaryIO:
-    """Copy all segments, but of the application segments only those needed to decode the pixels."""
+def _critical_segments(file: BinaryIO) -> BinaryIO:
+    """Copy a JPEG file with only those application segments that decoding the pixels needs."""
     kept = io.BytesIO()
     kept.write(file.read(len(_JPEG)))
     while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != _START_OF_SCAN:

@@ -193,7 +193,7 @@ async def test_a_corrupt_image_is_refused_and_the_model_goes_on(load: Load, tmp_
     text.write_text("no picture")
     Image.effect_noise((64, 64), 50).convert("RGB").save(cut)
     cut.write_bytes(cut.read_bytes()[:500])
-    with pytest.raises(PredictionFailed, match="this is no image"):
+    with pytest.raises(PredictionFailed, match="this is not an image"):
         await loaded.run(prompt="x", image=text)
     with pytest.raises(PredictionFailed, match="this image is damaged"):
         await loaded.run(prompt="x", image=cut)

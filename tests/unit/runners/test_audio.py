@@ -1,4 +1,4 @@
-"""Sound written and read back."""
+"""Audio files, written and read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pitch(samples: audio.Samples, rate: int) -> float:
 
 @pytest.mark.parametrize("rate", [16_000, 20_000, 22_050, 44_100])
 @pytest.mark.parametrize("form", audio.FORMATS)
-def test_what_is_written_is_read_back(tmp_path: Path, form: str, rate: int) -> None:
+def test_written_audio_is_read_back(tmp_path: Path, form: str, rate: int) -> None:
     file = tmp_path / f"tone.{form}"
     audio.write(file, tone(1.5, rate), rate)
     read = audio.read(file, 16_000, "audio", longest=10)
@@ -36,7 +36,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, form: str, rate: int) -> N
     assert np.abs(read).max() == pytest.approx(0.5, abs=0.1)
 
 
-def test_what_is_too_loud_is_clipped(tmp_path: Path) -> None:
+def test_loud_samples_are_clipped_when_written(tmp_path: Path) -> None:
     audio.write(tmp_path / "loud.wav", 4 * tone(0.5, 16_000), 16_000)
     read = audio.read(tmp_path / "loud.wav", 16_000, "audio", longest=10)
     assert np.abs(read).max() == pytest.approx(1, abs=0.01)
@@ -57,9 +57,7 @@ def encoded(file: Path, codec: str, samples: audio.Samples, rate: int, channels:
 
 @pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_f64le"])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_samples_that_are_no_numbers_do_not_spoil_their_neighbours(
-    tmp_path: Path, codec: str, rate: int
-) -> None:
+def test_nan_and_infinity_leave_other_samples_as_they_are(tmp_path: Path, codec: str, rate: int) -> None:
     kind = "<f4" if codec == "pcm_f32le" else "<f8"
     sound = tone(1, rate).astype(kind)
     broken = {rate // 4: np.nan, rate // 3: np.inf, rate // 2: -np.inf, 3 * rate // 4: 1e30}
@@ -78,7 +76,7 @@ def test_samples_that_are_no_numbers_do_not_spoil_their_neighbours(
     assert np.abs(read - tone(1, 16_000))[far][100:-100].max() < 0.01
 
 
-def test_samples_that_are_too_loud_are_clipped_where_they_are(tmp_path: Path) -> None:
+def test_loud_samples_are_clipped_when_read(tmp_path: Path) -> None:
     encoded(tmp_path / "loud.wav", "pcm_f32le", 8 * tone(1, 16_000), 16_000)
     read = audio.read(tmp_path / "loud.wav", 16_000, "audio", longest=10)
     assert np.abs(read - np.clip(8 * tone(1, 16_000), -1, 1)).max() < 0.001
@@ -91,7 +89,7 @@ def test_a_mix_is_no_louder_than_its_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("form", "codec"), [("mp3", "libmp3lame"), ("aac", "aac"), ("ts", "aac")])
-def test_sounds_that_were_joined_are_read_to_the_end(tmp_path: Path, form: str, codec: str) -> None:
+def test_concatenated_files_are_read_to_the_end(tmp_path: Path, form: str, codec: str) -> None:
     first = encoded(tmp_path / f"first.{form}", codec, tone(1, 48_000, 440), 48_000, channels=2)
     second = encoded(tmp_path / f"second.{form}", codec, tone(2, 24_000, 880), 24_000)
     joined = tmp_path / f"joined.{form}"
@@ -103,7 +101,7 @@ def test_sounds_that_were_joined_are_read_to_the_end(tmp_path: Path, form: str, 
     assert pitch(read[-14_000:-4_000], 16_000) == pytest.approx(440, abs=2)
 
 
-def test_a_model_that_makes_no_numbers_is_silent_there(tmp_path: Path) -> None:
+def test_nan_samples_are_written_as_silence(tmp_path: Path) -> None:
     made = tone(1, 16_000)
     made[8_000] = np.nan
     audio.write(tmp_path / "made.wav", made, 16_000)
@@ -128,15 +126,15 @@ def test_channels_are_mixed(tmp_path: Path) -> None:
     assert pitch(read, 16_000) == pytest.approx(440, abs=2)
 
 
-def test_what_is_longer_than_accepted(tmp_path: Path) -> None:
+def test_audio_that_is_too_long_is_refused(tmp_path: Path) -> None:
     audio.write(tmp_path / "long.wav", tone(3, 16_000), 16_000)
-    with pytest.raises(PredictionFailed, match=r"^input\.sound: this is longer than 2 s"):
+    with pytest.raises(PredictionFailed, match=r"^input\.sound: this audio is longer than 2 s"):
         audio.read(tmp_path / "long.wav", 16_000, "sound", longest=2)
 
 
-def test_how_long_a_sound_is_does_not_depend_on_how_slow_it_is(tmp_path: Path) -> None:
+def test_the_length_of_audio_is_in_seconds_at_any_sample_rate(tmp_path: Path) -> None:
     encoded(tmp_path / "slow.wav", "pcm_s16le", tone(1, 4_000), 1)  # 4,000 samples, one a second
-    with pytest.raises(PredictionFailed, match=r"^input\.audio: this is longer than 60 s"):
+    with pytest.raises(PredictionFailed, match=r"^input\.audio: this audio is longer than 60 s"):
         audio.read(tmp_path / "slow.wav", 16_000, "audio", longest=60)
 
 
@@ -145,8 +143,8 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
     playlist = tmp_path / "list"
     playlist.write_text("ffconcat version 1.0\nfile other.wav\n")
     with av.open(str(playlist)) as container:
-        assert container.format.name == "concat", "it would, if it might"
-    with pytest.raises(PredictionFailed, match=r"^input\.audio: this is no sound"):
+        assert container.format.name == "concat", "FFmpeg would open the other file by default"
+    with pytest.raises(PredictionFailed, match=r"^input\.audio: this audio cannot be decoded"):
         audio.read(playlist, 16_000, "audio", longest=10)
 
 

@@ -1,4 +1,4 @@
-"""Any sound, in any container and codec, whole or damaged, is read right or refused in one clear message."""
+"""Any audio, in any container and codec, whole or damaged, is read right or refused in one clear message."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def encoded(container: str, codec: str, rate: int, layout: str) -> bytes:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, bytes]:
-    """What was done to a sound, and what it is then."""
+    """The damage, and the file content."""
     container, codec, rates = draw(st.sampled_from(_CODECS))
     layouts = [name for name in _LAYOUTS if name != "5.1" or codec not in {"libmp3lame", "libopus"}]
     content = encoded(container, codec, draw(st.sampled_from(rates)), draw(st.sampled_from(layouts)))
@@ -79,7 +79,7 @@ def cases(draw: st.DrawFn) -> tuple[str, bytes]:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=cases())
-def test_a_sound_is_read_right_or_refused(
+def test_audio_is_read_right_or_refused(
     tmp_path_factory: pytest.TempPathFactory, case: tuple[str, bytes]
 ) -> None:
     damage, content = case
@@ -89,7 +89,7 @@ def test_a_sound_is_read_right_or_refused(
         read = audio.read(file, _RATE, "audio", longest=60)
     except PredictionFailed as refused:
         assert damage not in {"none", "junk after", "twice"}, refused
-        assert str(refused).startswith("input.audio: this ") or "there is no sound" in str(refused)
+        assert str(refused).startswith("input.audio: this ")
         assert "\n" not in str(refused)
         return
     assert read.dtype == np.float32
@@ -102,7 +102,7 @@ def test_a_sound_is_read_right_or_refused(
         assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.5, abs=0.1)
 
 
-#: Values that float files may hold; the sound around them must come through.
+#: Values that float files may hold; the samples around them must not change.
 _STRANGE: Final = (np.nan, np.inf, -np.inf, 1e30, -2.0, 32767.0)
 
 

@@ -1,4 +1,4 @@
-"""Any picture, of any mode and depth and with any metadata, is read right or refused in one clear message."""
+"""Any image, of any mode and depth and with any metadata, is read right or refused in one clear message."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DAMAGES: Final = ("none", "cut", "noise", "junk after")
 _CHUNKS: Final = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"gAMA", b"pHYs", b"sRGB", b"tIME", b"eXIf", b"acTL")
 
 
-def _picture(mode: str) -> Image.Image:
+def _image(mode: str) -> Image.Image:
     if mode in _DEEP:
         return Image.fromarray(_DEEP[mode])
     return _EIGHT.convert("P" if mode == "P" else "RGB" if mode == "CMYK" else "L").convert(mode)
@@ -51,20 +51,20 @@ def _picture(mode: str) -> Image.Image:
 @functools.cache
 def saved(form: str, mode: str) -> bytes:
     file = io.BytesIO()
-    _picture(mode).save(file, form)
+    _image(mode).save(file, form)
     return file.getvalue()
 
 
 def _with_metadata(form: str, mode: str, exif: bytes | None, profile: bytes | None) -> bytes:
     file = io.BytesIO()
     named = {"exif": exif, "icc_profile": profile}
-    _picture(mode).save(file, form, **{name: value for name, value in named.items() if value is not None})
+    _image(mode).save(file, form, **{name: value for name, value in named.items() if value is not None})
     return file.getvalue()
 
 
 @st.composite
 def broken_exif(draw: st.DrawFn) -> bytes:
-    """EXIF of a picture that is upright, with some of its bytes changed; or none at all."""
+    """EXIF of an upright image with some bytes changed, or random bytes instead of EXIF."""
     if draw(st.booleans()):
         return b"Exif\0\0" + draw(st.binary(max_size=60))
     made = Image.Exif()
@@ -75,14 +75,14 @@ def broken_exif(draw: st.DrawFn) -> bytes:
         st.dictionaries(st.integers(6, len(content) - 1), st.integers(0, 255), max_size=6)
     ).items():
         content[at] = value
-    if b"\x01\x12\x00" in content or b"\x12\x01" in content:  # it may have come to say another orientation
+    if b"\x01\x12\x00" in content or b"\x12\x01" in content:  # it may contain another orientation now
         return b"Exif\0\0"
     return bytes(content)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, bytes, int]:
-    """What was done to a picture, what it is then, and how far its shades may be off."""
+    """The damage, the file content, and how far shades may be off."""
     form, modes, off = draw(st.sampled_from(_FORMATS))
     mode = draw(st.sampled_from(modes))
     content = saved(form, mode)
@@ -100,7 +100,7 @@ def cases(draw: st.DrawFn) -> tuple[str, bytes, int]:
         begin = draw(
             st.sampled_from([b"", b"Exif\0\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0", b"MPF\0", b"Adobe"])
         )
-        if number != 0xEE or len(begin + inner) < 12:  # a whole one of Adobe says what the colours are
+        if number != 0xEE or len(begin + inner) < 12:  # a complete Adobe segment defines the colours
             segment = struct.pack(">BBH", 0xFF, number, len(begin + inner) + 2) + begin + inner
             content = content[:2] + segment + content[2:]
     damage = draw(st.sampled_from(_DAMAGES))
@@ -117,15 +117,15 @@ def cases(draw: st.DrawFn) -> tuple[str, bytes, int]:
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=cases())
-def test_a_picture_is_read_right_or_refused(
+def test_an_image_is_read_right_or_refused(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     case: tuple[str, bytes, int],
 ) -> None:
     damage, content, off = case
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # what damage makes large is refused soon
-    file = tmp_path_factory.getbasetemp() / "picture"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # refuses damaged headers with huge sizes early
+    file = tmp_path_factory.getbasetemp() / "image"
     file.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         try:

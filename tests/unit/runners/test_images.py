@@ -1,4 +1,4 @@
-"""Pictures as callers give them."""
+"""Image files of many formats, damaged ones among them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_dark_grey_of_16_bits_stays_dark(tmp_path: Path) -> None:
     assert images.read(tmp_path / "image.png", "image").getpixel((4, 4)) == (3, 3, 3)
 
 
-def test_floats_that_are_no_numbers_spoil_nothing_else(tmp_path: Path) -> None:
+def test_nan_and_infinity_leave_other_pixels_as_they_are(tmp_path: Path) -> None:
     values = SHADES.astype(np.float32)
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, -np.inf
     Image.fromarray(values).save(tmp_path / "image.tiff")
@@ -115,7 +115,7 @@ def is_red(file: Path, content: bytes, size: tuple[int, int] = (30, 20)) -> None
         entry(0x8769, 4, 1, b"\xff\xff\xff\xff"),
     ],
 )
-def test_broken_exif_is_passed_over(
+def test_broken_exif_is_ignored(
     tmp_path: Path, form: str, exif: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -123,7 +123,7 @@ def test_broken_exif_is_passed_over(
     assert not caplog.records
 
 
-def test_broken_exif_that_says_which_way_is_up(tmp_path: Path) -> None:
+def test_broken_exif_with_an_orientation(tmp_path: Path) -> None:
     exif = entry(0x0112, 3, 1, b"\6\0\0\0").replace(b"\1\0\x12\1", b"\2\0\x12\1") + b"\x0f\1\x05\0\xff"
     is_red(tmp_path / "image", saved("JPEG", exif=exif), (20, 30))
 
@@ -145,7 +145,7 @@ def test_broken_exif_that_says_which_way_is_up(tmp_path: Path) -> None:
         chunk(b"acTL", b""),
     ],
 )
-def test_broken_chunks_that_are_not_the_picture(tmp_path: Path, broken: bytes) -> None:
+def test_broken_chunks_without_pixels(tmp_path: Path, broken: bytes) -> None:
     whole = saved("PNG")
     is_red(tmp_path / "image.png", whole[:33] + broken + whole[33:])
 
@@ -161,7 +161,7 @@ def test_broken_chunks_that_are_not_the_picture(tmp_path: Path, broken: bytes) -
         segment(0xEE, b"Adobe"),
     ],
 )
-def test_broken_segments_that_are_not_the_picture(tmp_path: Path, broken: bytes) -> None:
+def test_broken_segments_without_pixels(tmp_path: Path, broken: bytes) -> None:
     whole = saved("JPEG")
     is_red(tmp_path / "image.jpg", whole[:2] + broken + whole[2:])
 
@@ -175,48 +175,42 @@ def test_broken_segments_that_are_not_the_picture(tmp_path: Path, broken: bytes)
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
     ],
 )
-def test_a_format_that_is_not_read_is_named(tmp_path: Path, head: bytes, name: str) -> None:
+def test_an_unsupported_format_is_named(tmp_path: Path, head: bytes, name: str) -> None:
     (tmp_path / "image").write_bytes(head + bytes(100))
-    wanted = (
-        rf"^input\.image: this image is {name}, .* send it as one of PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF$"
-    )
-    with pytest.raises(PredictionFailed, match=wanted):
+    wanted = rf"this image has the format {name}, .*; send one of PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF$"
+    with pytest.raises(PredictionFailed, match=rf"^input\.image: {wanted}"):
         images.read(tmp_path / "image", "image")
 
 
-def test_avif_is_named_where_this_pillow_cannot_read_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_avif_without_support_in_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "image").write_bytes(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(100))
     with pytest.raises(
-        PredictionFailed, match=r"^input\.image: this image is damaged: it says that it is AVIF"
+        PredictionFailed, match=r"^input\.image: this image is damaged: it has the header of AVIF"
     ):
         images.read(tmp_path / "image", "image")
     monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
-    with pytest.raises(PredictionFailed, match=r"image is AVIF, which is not read here; .*, BMP, TIFF$"):
+    with pytest.raises(PredictionFailed, match=r"AVIF, which is not supported; .*, BMP, TIFF$"):
         images.read(tmp_path / "image", "image")
 
 
-def test_it_is_upright(tmp_path: Path) -> None:
+def test_an_image_is_turned_upright(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation: to be turned by a quarter
     Image.new("RGB", (30, 20)).save(tmp_path / "image.jpg", exif=turned)
     assert images.read(tmp_path / "image.jpg", "image").size == (20, 30)
 
 
-def test_what_is_transparent_has_colours(tmp_path: Path) -> None:
+def test_transparent_images_become_rgb(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "image.png")
     assert images.read(tmp_path / "image.png", "image").mode == "RGB"
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     for name in ("script.eps", "nothing"):
         (tmp_path / name).touch()
-        why = (
-            "this image is PostScript, which is not read here" if name == "script.eps" else "this is no image"
-        )
-        with pytest.raises(PredictionFailed, match=rf"^input\.mask: {why}.*; send it as one of PNG"):
+        why = "this image has the format PostScript" if name == "script.eps" else "this is not an image"
+        with pytest.raises(PredictionFailed, match=rf"^input\.mask: {why}.*; send one of PNG"):
             images.read(tmp_path / name, "mask")
     Image.effect_noise((200, 200), 50).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9000])

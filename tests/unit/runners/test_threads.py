@@ -1,4 +1,4 @@
-"""Computing in threads, and that nothing computes any more after a cancel."""
+"""Computations in threads, and that a cancel ends them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def test_steps_come_one_by_one_and_off_the_loop() -> None:
     assert [number async for number in stepwise(steps())] == [0, 1, 2]
 
 
-async def test_what_a_step_raises_is_raised() -> None:
+async def test_an_exception_of_a_step_is_raised() -> None:
     def steps() -> Generator[int, None, None]:
         yield 1
         raise ValueError("no more")
@@ -33,7 +33,7 @@ async def test_what_a_step_raises_is_raised() -> None:
     assert seen == [1]
 
 
-async def test_a_cancel_waits_for_the_step_under_way_and_asks_for_no_other() -> None:
+async def test_a_cancel_waits_for_the_current_step_and_starts_no_other() -> None:
     begun, go_on = threading.Event(), threading.Event()
     done: list[str] = []
 
@@ -55,14 +55,14 @@ async def test_a_cancel_waits_for_the_step_under_way_and_asks_for_no_other() -> 
     await asyncio.to_thread(begun.wait)
     task.cancel()
     await asyncio.sleep(0.05)
-    assert not task.done(), "something computes still"
+    assert not task.done(), "the step still computes"
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == ["step", "closed"]
 
 
-async def test_what_is_computed_hears_that_it_is_not_wanted() -> None:
+async def test_a_cancel_sets_the_event_of_the_computation() -> None:
     begun = threading.Event()
     stopped: list[bool] = []
 

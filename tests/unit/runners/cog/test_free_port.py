@@ -1,4 +1,4 @@
-"""A reserved port is its program's."""
+"""A reserved port is left to its program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def listening(number: int, *, reuse: bool = True) -> socket.socket:
     return listener
 
 
-def test_a_server_that_is_told_may_listen_there_and_answers() -> None:
+def test_the_program_can_listen_on_the_port() -> None:
     with free_port.reserved() as number, listening(number):
         with socket.create_connection(("127.0.0.1", number), timeout=60):
             pass
@@ -32,8 +32,8 @@ def test_a_server_that_is_told_may_listen_there_and_answers() -> None:
         pass
 
 
-def test_nobody_else_is_given_it() -> None:
-    """However many ask: here so many that each would have to be spared by chance once in three."""
+def test_no_other_socket_gets_the_port() -> None:
+    """With so many sockets, at least one would get a reserved port with a probability of two thirds."""
     with ExitStack() as kept:
         ours = {kept.enter_context(free_port.reserved()) for _ in range(80)}
         assert len(ours) == 80

@@ -1,4 +1,4 @@
-"""The runner of Cog projects with a runtime that says what a test wants it to."""
+"""The Cog runner, with a runtime that sends the events of the test."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ async def runner(tmp_path: Path) -> AsyncIterator[CogRunner]:
     await runner.setup()
     yield runner
     await runner.close()
-    # What ends with the process of a host.
+    # These end with the worker process otherwise.
     await runner._process.wait()
     await asyncio.to_thread(runner._files._server.shutdown)
     runner._files._server.server_close()
 
 
 def event(name: str, **data: object) -> str:
-    """As Cog's runtime writes it: what is not ASCII is not escaped."""
+    """An event in the form of Cog's runtime, which does not escape characters that are not ASCII."""
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 async def outputs(runner: CogRunner, events: str, busy: int = 0) -> list[object]:
-    """The outputs of a prediction whose events are ``events``, after the runtime was ``busy`` times."""
+    """The outputs of a prediction with these ``events``, which the runtime refuses ``busy`` times before."""
     async with asyncio.timeout(60):
         job = Job("id", 1, {"events": events, "busy": busy})
         return [value async for each in runner.run(job) if isinstance(each, Output) for value in each.values]
@@ -118,6 +118,6 @@ async def test_a_prediction_whose_events_cannot_be_read_fails_alone(
     assert await outputs(runner, next_one) == ["next"]
 
 
-async def test_a_slot_that_is_not_free_yet_is_waited_for(runner: CogRunner) -> None:
+async def test_a_prediction_waits_for_a_free_slot(runner: CogRunner) -> None:
     events = event("output", chunk="late", index=0) + event("completed", status="succeeded")
     assert await outputs(runner, events, busy=2) == ["late"]

@@ -1,4 +1,4 @@
-"""The echo runner, without a host around it."""
+"""The echo runner, without a worker process."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ async def run(runner: EchoRunner, **input: Any) -> list[Log | Output | Metric]:
     return [event async for event in runner.run(Job("a", 1, input))]
 
 
-async def test_it_says_its_text_back() -> None:
+async def test_it_returns_its_text() -> None:
     assert await run(echo()) == [Output(["hello"], append=False)]
     assert await run(echo(), text="ab", repeat=3) == [Output(["ababab"], append=False)]
 
 
 @pytest.mark.parametrize("text", ["one two  three\nfour ", " leading", "word", "", " "])
-async def test_a_streamed_text_is_cut_at_words_and_loses_nothing(text: str) -> None:
+async def test_a_streamed_text_is_split_at_words_and_complete(text: str) -> None:
     events = await run(echo(stream=True), text=text, repeat=2)
     values = [event.values for event in events if isinstance(event, Output) and event.append]
     assert len(values) == len(events)
@@ -54,7 +54,7 @@ async def test_each_streamed_item_is_a_word_with_what_follows_it() -> None:
     assert events == [Output([" "]), Output(["a  "]), Output(["b\n"]), Output(["c"])]
 
 
-async def test_it_fails_with_the_given_words() -> None:
+async def test_it_fails_with_the_given_error() -> None:
     with pytest.raises(PredictionFailed, match=r"^out of ideas$"):
         await run(echo(), fail="out of ideas")
 
@@ -74,7 +74,7 @@ async def test_it_prints_and_draws_progress(capsys: pytest.CaptureFixture[str]) 
     assert captured.err == "\r 50%|#####     | 1/2\r100%|##########| 2/2\n"
 
 
-async def test_a_cancel_is_passed_on_even_when_first_ignored() -> None:
+async def test_a_cancel_is_raised_after_it_was_ignored_for_a_while() -> None:
     task = asyncio.create_task(run(echo(), delay=60, ignore_cancel=0.001))
     await asyncio.sleep(0)
     task.cancel()
@@ -99,7 +99,7 @@ def test_the_registry_finds_it() -> None:
 
 
 @pytest.mark.parametrize(("level", "kept"), [(1, 1000), (2, 0)])
-async def test_asleep_it_holds_its_weights_in_main_memory_or_not_at_all(level: int, kept: int) -> None:
+async def test_a_sleeping_model_keeps_its_weights_in_main_memory_or_drops_them(level: int, kept: int) -> None:
     runner = echo(weights=1000)
     await runner.setup()
     assert runner.levels == (1, 2)
@@ -111,7 +111,7 @@ async def test_asleep_it_holds_its_weights_in_main_memory_or_not_at_all(level: i
     assert (runner.weights, runner.kept) == (before, b"")
 
 
-async def test_it_says_what_it_does_not_give_back() -> None:
+async def test_sleep_returns_the_bytes_that_stay_allocated() -> None:
     runner = echo(weights=1000, residue=300)
     await runner.setup()
     assert await runner.sleep(1) == 300

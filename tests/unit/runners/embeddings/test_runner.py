@@ -1,4 +1,4 @@
-"""The pure part of the embedding models; tests/e2e asks a real one."""
+"""The embeddings runner without a model; tests/e2e runs a real one."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from tests.support.runner_calls import job, load_spec, run
         ('[""]', [""]),
     ],
 )
-def test_texts_as_callers_write_them(given: str | list[str], texts: list[str]) -> None:
+def test_forms_of_the_texts(given: str | list[str], texts: list[str]) -> None:
     assert parse(given) == texts
 
 
 @pytest.mark.parametrize("given", ["[]", [], "[1, 2]", '[["nested"]]', "[null]"])
-def test_what_is_no_list_of_texts(given: str | list[str]) -> None:
+def test_lists_that_are_not_of_texts(given: str | list[str]) -> None:
     with pytest.raises(PredictionFailed, match="JSON list of strings"):
         parse(given)
 
 
-def test_how_much_of_a_text_counts(tmp_path: Path) -> None:
+def test_the_maximum_length_of_a_text(tmp_path: Path) -> None:
     assert longest(tmp_path, 512) == 512
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 256}))
     assert longest(tmp_path, 512) == 256
@@ -47,12 +47,12 @@ def test_how_much_of_a_text_counts(tmp_path: Path) -> None:
     assert longest(tmp_path, None) == 256
 
 
-def test_a_text_counts_whole_where_nothing_says_how_much(tmp_path: Path) -> None:
+def test_a_text_is_not_truncated_without_a_maximum(tmp_path: Path) -> None:
     assert longest(tmp_path, None) is None
 
 
 class Model:
-    """As torch's modules are asked."""
+    """The methods of a torch module that are used."""
 
     def __init__(self, config: dict[str, Any], **modules: Any) -> None:
         self.config = SimpleNamespace(**config)
@@ -80,14 +80,14 @@ class Model:
         (Model({}), 1000),
     ],
 )
-def test_how_many_tokens_a_model_takes(model: Any, most: int) -> None:
+def test_the_maximum_number_of_tokens_of_a_model(model: Any, most: int) -> None:
     assert most_tokens(model, SimpleNamespace(model_max_length=1000)) == most
     endless = SimpleNamespace(model_max_length=int(1e30))
     assert most_tokens(Model({}), endless) is None
 
 
 class Forwarding(EmbeddingsRunner):
-    """Its model computes a text's number of tokens, and stumbles over token 13."""
+    """Its model returns the number of tokens of a text, and fails at token 13."""
 
     def __init__(self, error: type[Exception]) -> None:
         super().__init__(load_spec("embeddings", Path("/none"), max_batch=32))
@@ -105,7 +105,7 @@ class Forwarding(EmbeddingsRunner):
 
 
 class Vector(list[float]):
-    """As torch's vectors are asked."""
+    """The methods of a torch vector that are used."""
 
     def tolist(self) -> list[float]:
         return list(self)
@@ -122,13 +122,13 @@ async def test_an_input_that_cannot_be_embedded_fails_alone(tmp_path: Path, erro
 
     texts = [["1"], ["1 2", "3"], ["1 13"], ["1 2 3"]]
     ended: list[Any] = await asyncio.gather(*map(asked, texts), return_exceptions=True)
-    assert ended[0] == [[1.0]]  # was computed before the others came
+    assert ended[0] == [[1.0]]  # computed before the others arrived
     assert ended[1] == [[2.0], [1.0]]
     assert isinstance(ended[2], PredictionFailed)
     assert "index out of range" in str(ended[2])
     assert out_of_memory(ended[2]) is None
     assert ended[3] == [[3.0]]
-    assert max(runner.batches) > 2, "they were computed together at first"
+    assert max(runner.batches) > 2, "the texts are computed together first"
     assert await asked(["1 2 3 4"]) == [[4.0]]
 
 
