@@ -1,4 +1,4 @@
-"""Builds a model's interface from a table of its inputs, in the form of Cog's OpenAPI schemas."""
+"""Builds a model's interface from the schemas of its inputs, in the form of Cog's OpenAPI documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from appliance.domain.interface import Interface
 
-#: The schema of a file.
+#: The schema of a file input or output.
 FILE: Final[dict[str, Any]] = {"type": "string", "format": "uri"}
 
 
@@ -18,7 +18,7 @@ def interface_of(
     required: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
 ) -> Interface:
-    """Return the interface; inputs keep their order, and each ``enum`` becomes a component, as in Cog."""
+    """Return the interface; inputs keep their order, and every ``enum`` becomes a component, as in Cog."""
     properties: dict[str, dict[str, Any]] = {}
     components: dict[str, dict[str, Any]] = {}
     for order, (name, schema) in enumerate(inputs.items()):

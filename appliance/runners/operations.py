@@ -29,10 +29,10 @@ _STREAM: Final = {
 
 
 def streams(body: Mapping[str, Any]) -> bool:
-    """Whether the request body asks for a stream."""
+    """Whether the client requests a stream."""
     return body.get("stream") is True
 
 
 def interface(body: Mapping[str, Any]) -> Interface:
-    """Return the interface of an operation: any object in; out comes an object, or a stream if asked for."""
+    """Return the interface of an operation: the input is any object, the output an object or a stream."""
     return Interface(input=_INPUT, output=_STREAM if streams(body) else _RESPONSE, verbatim=True)

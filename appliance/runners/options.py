@@ -1,4 +1,4 @@
-"""The base class of every kind's options in models.yaml, and what the appliance derives from them."""
+"""The base class of every kind's options in models.yaml, and values that follow from the options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Options(Section):
     ON_CPU: ClassVar[bool] = False
     #: Options that affect speed and memory only: they are not part of the model's version.
     UNVERSIONED: ClassVar[frozenset[str]] = frozenset()
-    #: What to do when a worker process of this kind ran out of memory, as part of a sentence.
+    #: Advice for the error of a worker process that ran out of memory, as part of a sentence.
     OOM_HINT: ClassVar[str] = "ask for less at a time"
 
     @property
@@ -58,7 +58,7 @@ class Options(Section):
         raise NotImplementedError
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Return what a sleeping model keeps: bytes on each device, and bytes of main memory at level 1.
+        """Return the bytes that a sleeping model keeps on each device, and in main memory at level 1.
 
         None if the model cannot sleep on this kind of device.
         """

@@ -1,7 +1,7 @@
-"""Adds what older Cog projects use and today's cog lacks, and a fix for Replicate's client in projects.
+"""Adds names that older Cog projects use and today's cog lacks, and fixes Replicate's client in projects.
 
-Copied into a project's own environment; nothing of the appliance is imported here. A line in a ``.pth`` file
-imports this module when Python starts; it adds what is missing once the project imports either.
+This module is copied into a project's environment and imports nothing from the appliance. A ``.pth`` file
+imports it when Python starts. It patches ``cog`` and ``replicate.client`` when the project imports them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 
 
 class _Shims(importlib.abc.MetaPathFinder):
-    """Finds modules as usual, and lends a hand after they were loaded."""
+    """Calls functions with modules after they are loaded."""
 
-    def __init__(self, hands: dict[str, Callable[[Any], None]]) -> None:
-        self._hands = hands
+    def __init__(self, patches: dict[str, Callable[[Any], None]]) -> None:
+        self._patches = patches
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Part of the import protocol."""
-        hand = self._hands.pop(name, None)
-        if hand is None:
+        patch = self._patches.pop(name, None)
+        if patch is None:
             return None
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
@@ -31,32 +30,32 @@ class _Shims(importlib.abc.MetaPathFinder):
 
             def exec_module(module: types.ModuleType) -> None:
                 load(module)
-                hand(module)
+                patch(module)
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this loader only
         return spec
 
 
-def add(cog: Any) -> None:
+def patch_cog(cog: Any) -> None:
     """Add ``cog.exceptions``, ``cog.server.exceptions`` and ``BasePredictor.log`` where they are missing."""
     for name in ("cog.exceptions", "cog.server.exceptions"):
         if importlib.util.find_spec(name) is None:
             module = types.ModuleType(name)
-            module.CancelationException = cog.CancelationException  # type: ignore[attr-defined]  # made here
+            module.CancelationException = cog.CancelationException  # type: ignore[attr-defined]  # a new module
             sys.modules[name] = module
             if name == "cog.exceptions":
                 cog.exceptions = module
     if not hasattr(cog.BasePredictor, "log"):
         cog.BasePredictor.log = lambda self, *messages: print(*messages)
-    import cog_worker  # type: ignore[import-not-found]  # beside this file in the project's environment
+    import cog_worker  # type: ignore[import-not-found]  # it is in the project's environment only
 
-    cog_worker.install(cog)
+    cog_worker.install()
 
 
-def ask_for_each(client: Any) -> None:
-    """Have Replicate's client ask for its token at each request, as that is another for each prediction.
+def patch_replicate(client: Any) -> None:
+    """Have Replicate's client read its token at each request, because each prediction has its own token.
 
-    It asks once, and ``replicate.run`` is of one client for the life of the process.
+    Unpatched, ``replicate.run`` uses one client, and thus one token, as long as the process runs.
     """
     build = getattr(client, "_build_httpx_client", None)
     token = getattr(client, "_get_api_token_from_environment", None)
@@ -81,4 +80,4 @@ def ask_for_each(client: Any) -> None:
     client._build_httpx_client = built  # noqa: SLF001 - there is no public way
 
 
-sys.meta_path.insert(0, _Shims({"cog": add, "replicate.client": ask_for_each}))
+sys.meta_path.insert(0, _Shims({"cog": patch_cog, "replicate.client": patch_replicate}))

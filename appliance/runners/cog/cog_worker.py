@@ -1,7 +1,7 @@
-"""Code for Cog's worker process that sends its text and its output files directly to the engine host.
+"""Sends the text and the output files of Cog's worker directly to the worker process of the appliance.
 
 This module is copied into a project's environment and imports nothing from the appliance. ``cog_shims`` calls
-``install`` when the worker imports ``cog``, before the project is loaded.
+``install`` when Cog's worker imports ``cog``, before the project is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-#: Environment variable with the descriptors of pipes to the engine host: one for plain text, and one for
+#: Environment variable with the descriptors of the pipes for text: one for plain text, and one for
 #: ``_Labelled`` text if several predictions run at the same time.
 TEXT = "APPLIANCE_COG_TEXT"
 #: Environment variable with the folder for output files. A string in the output that begins with this folder
@@ -29,28 +29,28 @@ TEXT = "APPLIANCE_COG_TEXT"
 FILES = "APPLIANCE_COG_FILES"
 #: Cog's context variable with the prediction of the current task; Cog has no public name for it.
 _PREDICTION = "_coglet_prediction_id"
-#: Characters in one labelled piece. Its JSON is shorter than PIPE_BUF, so that writes of several threads and
-#: processes are not interleaved.
+#: Characters in one line of labelled text. Its JSON is shorter than PIPE_BUF, so that lines of several
+#: threads and processes are not interleaved.
 _PIECE = 250
 _HANDLERS = ("run", "predict", "train")
 _numbers = itertools.count()
 
 
-def install(cog: Any) -> None:
-    """Send text and files to the engine host, if this is Cog's worker and an engine host started it."""
+def install() -> None:
+    """Redirect text and output files, if this is Cog's worker and the appliance started it."""
     import coglet  # type: ignore[import-not-found]  # it is in the project's environment only
 
     if not coglet.server.active or TEXT not in os.environ:
         return
     # Removed from the environment, because programs that the project starts are not Cog's workers.
-    _take_over_text(*map(int, os.environ.pop(TEXT).split(",")))
-    _take_over_files(cog, Path(os.environ.pop(FILES)))
+    _redirect_text(*map(int, os.environ.pop(TEXT).split(",")))
+    _redirect_files(Path(os.environ.pop(FILES)))
 
 
-def _take_over_text(raw: int, labelled: int | None = None) -> None:
+def _redirect_text(plain: int, labelled: int | None = None) -> None:
     for stream in (1, 2):
-        os.dup2(raw, stream)
-    os.close(raw)
+        os.dup2(plain, stream)
+    os.close(plain)
     if labelled is not None:
         os.set_inheritable(labelled, False)
         sys.stdout, sys.stderr = _Labelled(labelled, 1), _Labelled(labelled, 2)
@@ -59,13 +59,13 @@ def _take_over_text(raw: int, labelled: int | None = None) -> None:
 
 
 def _unbuffered(descriptor: int) -> io.TextIOWrapper:
-    """An unbuffered text stream, so that its text keeps its order relative to text of child processes."""
+    """Return an unbuffered text stream, which keeps the order of its text and that of child processes."""
     raw: Any = io.FileIO(descriptor, "w", closefd=False)
     return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
 
 
 class _Labelled(io.TextIOBase):
-    """Writes lines of JSON: the id of the calling task's prediction, and the text."""
+    """A text stream that writes lines of JSON: the id of the calling task's prediction, and the text."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -76,7 +76,6 @@ class _Labelled(io.TextIOBase):
         self.buffer = io.FileIO(descriptor, "w", closefd=False)  # raw bytes, which cannot be labelled
 
     def write(self, text: str, /) -> int:
-        """Part of ``TextIOBase``."""
         context = contextvars.copy_context()
         id = next((value for variable, value in context.items() if variable.name == _PREDICTION), None)
         for at in range(0, len(text), _PIECE):
@@ -85,85 +84,84 @@ class _Labelled(io.TextIOBase):
         return len(text)
 
     def fileno(self) -> int:
-        """Descriptor for child processes that get this stream."""
-        return self._descriptor
+        return self._descriptor  # for child processes that get this stream
 
     def writable(self) -> bool:
-        """Part of ``TextIOBase``."""
         return True
 
 
-def _take_over_files(cog: Any, folder: Path) -> None:
+def _redirect_files(folder: Path) -> None:
     """Patch Cog so that handlers return paths in ``folder`` for files, and raise errors for ``sys.exit``."""
     from cog import predictor  # type: ignore[import-not-found]  # it is in the project's environment only
 
     load = predictor.load_predictor_from_ref
+
+    def guarded(function: Any) -> Any:
+        _unwrap_defaults(function)
+        return _guarded(function, "the prediction's code", functools.partial(_kept, folder=folder))
 
     @functools.wraps(load)
     def loaded(ref: str) -> Any:
         with _no_exit(f"loading {ref}"):
             handler = load(ref)
         if inspect.isfunction(handler):
-            return _wrapped(cog, handler, folder)
+            return guarded(handler)
         kind = type(handler)
         for name in _HANDLERS:
             method = inspect.getattr_static(kind, name, None)
             if inspect.isfunction(method) and method.__module__ != predictor.__name__:
-                setattr(kind, name, _wrapped(cog, method, folder))
+                setattr(kind, name, guarded(method))
         setup = inspect.getattr_static(kind, "setup", None)
         if inspect.isfunction(setup):
-            kind.setup = _without_exit(setup, "setup()")
+            kind.setup = _guarded(setup, "setup()", lambda value: value)
         return handler
 
     predictor.load_predictor_from_ref = loaded
 
 
-def _wrapped(cog: Any, function: Any, folder: Path) -> Any:
-    """``function``, with each file in its output replaced by a path in ``folder``."""
-    _unwrap_defaults(cog, function)
-    calling = "the prediction's code"
-
+def _guarded(function: Any, name: str, convert: Callable[[Any], Any]) -> Any:
+    """Return ``function`` with ``convert`` applied to its output, and with an error for ``sys.exit``."""
     if inspect.isasyncgenfunction(function):
 
         @functools.wraps(function)
         async def generating(*arguments: Any, **options: Any) -> Any:
-            with _no_exit(calling):
+            with _no_exit(name):
                 async with contextlib.aclosing(function(*arguments, **options)) as items:
                     async for item in items:
-                        yield _kept(item, folder)
+                        yield convert(item)
 
         return generating
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def awaiting(*arguments: Any, **options: Any) -> Any:
-            with _no_exit(calling):
-                return _given(await function(*arguments, **options), folder)
+            with _no_exit(name):
+                return _converted(await function(*arguments, **options), name, convert)
 
         return awaiting
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **options: Any) -> Any:
-        with _no_exit(calling):
-            return _given(function(*arguments, **options), folder)
+        with _no_exit(name):
+            return _converted(function(*arguments, **options), name, convert)
 
     return wrapper
 
 
-def _given(output: Any, folder: Path) -> Any:
+def _converted(output: Any, name: str, convert: Callable[[Any], Any]) -> Any:
     if inspect.isasyncgen(output):
         return output
-    return _items(output, folder) if inspect.isgenerator(output) else _kept(output, folder)
+    return _items(output, name, convert) if inspect.isgenerator(output) else convert(output)
 
 
-def _items(items: Any, folder: Path) -> Iterator[Any]:
-    with _no_exit("the prediction's code"), contextlib.closing(items):
+def _items(items: Any, name: str, convert: Callable[[Any], Any]) -> Iterator[Any]:
+    with _no_exit(name), contextlib.closing(items):
         for item in items:
-            yield _kept(item, folder)
+            yield convert(item)
 
 
-def _unwrap_defaults(cog: Any, function: Any) -> None:
-    """Replace Cog's ``Input`` defaults by plain values, as Cog does for the function that it calls."""
+def _unwrap_defaults(function: Any) -> None:
+    """Replace Cog's ``Input`` defaults with plain values, as Cog does for the function that it calls."""
     from cog.input import FieldInfo  # type: ignore[import-not-found]  # as above
 
     def plain(value: Any) -> Any:
@@ -176,27 +174,9 @@ def _unwrap_defaults(cog: Any, function: Any) -> None:
         inner.__kwdefaults__ = {name: plain(value) for name, value in inner.__kwdefaults__.items()}
 
 
-def _without_exit(function: Any, name: str) -> Any:
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def awaiting(*arguments: Any, **options: Any) -> Any:
-            with _no_exit(name):
-                return await function(*arguments, **options)
-
-        return awaiting
-
-    @functools.wraps(function)
-    def wrapper(*arguments: Any, **options: Any) -> Any:
-        with _no_exit(name):
-            return function(*arguments, **options)
-
-    return wrapper
-
-
 @contextlib.contextmanager
 def _no_exit(name: str) -> Iterator[None]:
-    """Raise an error with a message for ``sys.exit``, whose exception has only a number."""
+    """Turn ``sys.exit``, whose exception has only a number, into an error with a message."""
     try:
         yield
     except SystemExit as error:
@@ -205,7 +185,7 @@ def _no_exit(name: str) -> Iterator[None]:
 
 
 def _kept(value: Any, folder: Path) -> Any:
-    """``value`` with each file, at any depth, replaced by a path in ``folder``; Cog encodes the rest."""
+    """Return ``value`` with each file, at any depth, replaced with a path in ``folder``."""
     kind = type(value)
     if kind in (str, int, float, bool, bytes, type(None)) or isinstance(value, type):
         return value
@@ -213,7 +193,7 @@ def _kept(value: Any, folder: Path) -> Any:
         return _copied(os.fspath(value), folder)
     if isinstance(value, io.IOBase):
         return _written(value, folder)
-    for dump in ("model_dump", "dict"):  # Pydantic's, 2 and 1
+    for dump in ("model_dump", "dict"):  # of Pydantic 2 and Pydantic 1
         method: Callable[[], Any] | None = getattr(value, dump, None)
         if callable(method):
             return _kept(method(), folder)
@@ -227,7 +207,7 @@ def _kept(value: Any, folder: Path) -> Any:
 
 
 def _copied(path: Any, folder: Path) -> str:
-    """Copy a file, because the project may reuse its path for the next output, or keep the file."""
+    """Copy a file, because the project may overwrite it with its next output, or keep it."""
     place = _place(Path(os.fsdecode(path)).name, folder)
     shutil.copyfile(path, place)
     return str(place)
@@ -244,7 +224,7 @@ def _written(file: Any, folder: Path) -> str:
 
 
 def _place(name: str, folder: Path) -> Path:
-    """A new path with this name; characters that JSON cannot hold are replaced."""
+    """Return a new path with this name; characters that JSON cannot hold are replaced."""
     place = folder / str(next(_numbers)) / (name.encode(errors="replace").decode() or "output")
     place.parent.mkdir(parents=True)
     return place

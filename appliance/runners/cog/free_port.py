@@ -1,4 +1,4 @@
-"""A port of the loopback interface that is kept for a program until it listens there."""
+"""A port of the loopback interface that is reserved for a program until it listens there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def reserved() -> Iterator[int]:
-    """A port that nobody is given meanwhile, and that a program may listen on which is told to.
+    """Reserve a port: no other program gets it as a free port, but a server can listen on this port.
 
-    Linux gives a port that a socket is bound to to nobody who asks for any, but lets a listener have it, if
-    both are reusable (SO_REUSEADDR) and no other listens. Servers set that, tokio's and uvicorn's among them.
+    Linux never assigns a port with a bound socket. It lets a second socket listen on the port if both set
+    SO_REUSEADDR and no other socket listens. Servers set it, those of tokio and uvicorn among them.
     """
     with socket.socket() as keeper:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

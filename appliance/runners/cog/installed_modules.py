@@ -1,4 +1,4 @@
-"""Modules of the appliance that are copied into the environment of a Cog project and imported at start."""
+"""Copies modules into the environment of a Cog project, where Python imports them when it starts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _MODULES: Final = ("cog_shims", "cog_worker")
 
 
 def install_modules(environment: Path) -> None:
-    """Copy the modules of this version into the environment. It may be in use, and built by an older version.
+    """Copy this version's modules into an environment, which may be in use or older than this version.
 
     Raises:
-        WeightsError: there is no such environment.
+        WeightsError: the environment is damaged.
     """
     packages = next((environment / "lib").glob("python*/site-packages"), None)
     if packages is None:
         raise WeightsError(
-            f"{environment} has no packages; remove {environment.parent} and run: appliance pull"
+            f"{environment} has no site-packages folder; remove {environment.parent} and run: appliance pull"
         )
     texts = {f"{name}.py": Path(__file__).with_name(f"{name}.py").read_bytes() for name in _MODULES}
     texts["cog_shims.pth"] = b"import cog_shims\n"

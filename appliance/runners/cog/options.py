@@ -33,14 +33,10 @@ class CogOptions(Options):
 
     @property
     def predictions_at_once(self) -> int:
-        """Maximum number of predictions that one worker process runs at a time."""
         return self.concurrency or 1
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device.
-
-        The memory that a project allocates is unknown; set `memory` for it.
-        """
+        # The memory that a project allocates is unknown; the user sets `memory` for it.
         return weights.stored + _PROCESS
 
 
@@ -54,19 +50,17 @@ class BuiltCogOptions(CogOptions):
 
     @property
     def trainable(self) -> bool:
-        """Whether new versions of the model can be trained."""
         return self.trains
 
     def training_footprint(self, weights: WeightSize) -> int:
-        """Estimate the bytes to reserve on the device for a training: the same as for predictions."""
-        return self.footprint(weights, "cpu")  # does not depend on the device
+        return self.footprint(weights, "cpu")  # the same as for predictions, on any device
 
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
-        """Options that the runner gets; trained weights are passed in COG_WEIGHTS."""
-        told = super().runner_options(adapted=adapted, weights=weights)
+        """Return the options that the runner gets; Cog reads the path of trained weights from COG_WEIGHTS."""
+        options = super().runner_options(adapted=adapted, weights=weights)
         if weights is not None:
-            told["environment"] = {**told["environment"], "COG_WEIGHTS": weights}
-        return told
+            options["environment"] = {**options["environment"], "COG_WEIGHTS": weights}
+        return options
 
 
 class CogModel(ModelConfig):

@@ -48,18 +48,13 @@ class EchoOptions(Options):
 
     @property
     def predictions_at_once(self) -> int:
-        """Maximum number of predictions that one worker process runs at a time."""
         return self.concurrency
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device."""
         return weights.stored + (self.weights or 0) + _PROCESS
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Estimate the bytes that a sleeping model keeps on the device and in main memory.
-
-        An echo model with ``weights`` can sleep on any device, the CPU included.
-        """
+        # Unlike other kinds, an echo model can sleep on the CPU too.
         return None if self.weights is None else (_RESIDUE, self.weights)
 
 

@@ -35,19 +35,14 @@ class EmbeddingsOptions(Options):
 
     @property
     def predictions_at_once(self) -> int:
-        """Maximum number of predictions that one worker process runs at a time."""
         return _EMBEDDED_AT_ONCE
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Estimate the bytes that a sleeping model keeps on the device and in main memory."""
         kept = self.footprint(weights, device) - _PROCESS
         return (TORCH_RESIDUE, kept) if device == "cuda" else None
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device.
-
-        Computed in 32 bits on a CPU and 16 on a GPU; assumed to be stored in 32.
-        """
+        # Models compute in 32 bits on a CPU and in 16 on a GPU, and are assumed to be stored in 32.
         in_32_bits = weights.stored if weights.numbers is None else weights.in_32_bits
         return (in_32_bits if device == "cpu" else in_32_bits // 2) + _PROCESS
 

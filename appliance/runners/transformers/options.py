@@ -55,11 +55,9 @@ class TransformersOptions(Options):
     )
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Estimate the bytes that a sleeping model keeps on the device and in main memory."""
         return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device."""
         return in_dtype(weights, self.dtype, device) + _PROCESS
 
 
