@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from appliance.domain.section import Section, size, subsection
-from appliance.domain.values import Address, Bytes, DeviceName, FilePath, ModelName, NetworkName, Seconds
-from appliance.runners import model_configs
-from appliance.runners.model_config import ModelConfig
+from appliance.domain.values import Bytes, DeviceName, FilePath, HttpUrl, ModelName, NetworkName, Seconds
 
 
 class TlsConfig(Section):
@@ -43,7 +41,7 @@ class ServerConfig(Section):
         description="Serve HTTPS. Replicate's official clients return file objects only for https URLs. "
         "Default: plain HTTP.",
     )
-    public_url: Address | None = Field(
+    public_url: HttpUrl | None = Field(
         default=None,
         description="URL at which clients reach the appliance, used for links in responses. "
         "Default: the URL that each client used.",
@@ -191,7 +189,7 @@ class PricesConfig(Section):
 class TelemetryConfig(Section):
     """Where traces are sent."""
 
-    otlp_endpoint: Address | None = Field(
+    otlp_endpoint: HttpUrl | None = Field(
         default=None,
         description="URL of an OpenTelemetry collector for OTLP over HTTP; /v1/traces is appended. "
         "Overridden by OTEL_EXPORTER_OTLP_ENDPOINT. Default: no tracing.",

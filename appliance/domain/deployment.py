@@ -1,4 +1,4 @@
-"""Deployments: a name of one's own for one version of a model, in numbered releases."""
+"""Deployments: named endpoints that pin a version of a model; each change makes a numbered release."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def deployment(self) -> str:
-        """``owner/name`` of the deployment."""
+        """The deployment as ``owner/name``."""
         return f"{self.owner}/{self.name}"

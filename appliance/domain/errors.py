@@ -1,39 +1,8 @@
 """Every exception the appliance raises on purpose.
 
-    ApplianceError                   base class; carries an HTTP status and a title
-    |-- ConfigError                  models.yaml has a mistake
-    |-- RequestError                 the request of a client cannot be carried out
-    |   |-- MalformedBody       400  the body is not a JSON object
-    |   |-- MalformedQuery      400  a query parameter is missing
-    |   |-- BadRequest          400  the request is not possible at the moment
-    |   |-- Unauthenticated     401  no token, or an unknown one
-    |   |-- PermissionDenied    403  the token does not permit the request
-    |   |-- NotFound            404  no such resource, or it belongs to another owner
-    |   |   |-- DestinationNotFound     the destination of a training does not exist
-    |   |   `-- ModelNotFound           the model named in a request to another API does not exist
-    |   |-- MethodNotAllowed    405  the route exists, but not with this method
-    |   |-- BodyTooLarge        413  the body exceeds the configured limit
-    |   |-- FileTooLarge        413  the uploaded file exceeds the configured limit
-    |   |-- FileQuotaExceeded   413  all uploaded files together would exceed `files.quota`
-    |   |-- InvalidInput        422  fields of the input are wrong; names each
-    |   |-- InvalidVersion      422  the version does not exist
-    |   |-- UrlRefused          422  the appliance must not fetch this URL for a client
-    |   `-- Throttled           429  a queue or rate limit is reached; says when to retry
-    |-- ShuttingDown            503  the appliance is shutting down and accepts no new work
-    |-- StoreError                   the database failed; the request can be retried
-    |   |-- DiskFull            507  nothing can be written until the disk has free space
-    |   |-- StatusConflict           a prediction was not in the status that an update expected
-    |   `-- UnstorableValue          a value that the database cannot hold; retrying does not help
-    |-- WeightsError                 weights are missing, damaged or cannot be downloaded
-    |-- LoadFailed                   a worker process could not load its model
-    |   `-- ModelTooLarge            the model needs more memory than the devices could ever give
-    |-- SleepFailed                  a worker process could not put its model to sleep or wake it
-    |-- WorkerLost                   a worker process or its replica died during a prediction
-    |   `-- OutOfMemory              the worker process took more memory than it may, or than exists
-    |-- RayLost                      an essential process of Ray has ended
-    `-- PredictionFailed             one prediction failed; others are not affected
-
-An exception of a library is translated into one of these where it is first caught (``raise ... from exc``).
+Each class has the HTTP status and the title of its error response; ``RequestError`` is the base class of the
+errors that a client can correct. An exception of a library is translated into one of these classes where it
+is first caught (``raise ... from error``).
 """
 
 from __future__ import annotations
@@ -44,18 +13,18 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class ApplianceError(Exception):
-    """Base class. ``str(error)`` is the message shown to people."""
+    """Base class of all errors of the appliance; ``str(error)`` is for the log, ``detail`` for clients."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str | None] = "Internal server error"
 
     @property
     def detail(self) -> str:
-        """The message for people; never empty."""
+        """The message for people; without one, the first line of the docstring of the class."""
         return str(self) or (self.__doc__ or type(self).__name__).partition("\n")[0]
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON body of the error response, in the shape of Replicate's API."""
+        """Return the JSON body of the error response, as in Replicate's API."""
         title = {"title": self.title} if self.title is not None else {}
         return {**title, "detail": self.detail, "status": self.status}
 
@@ -72,21 +41,22 @@ class ConfigError(ApplianceError):
         model: str | None = None,
         key: str | None = None,
     ) -> None:
-        """``message`` says what is wrong and what to do; the other arguments say where."""
+        """``message`` says what is wrong and what to do; ``line`` counts from 1."""
         self.message = message
         self.file = file
         self.line = line
         self.model = model
         self.key = key
-        place = ":".join(str(part) for part in (file, line) if part is not None)
-        subject = ", ".join(
-            part for part in (f"model {model}" if model else "", f"key {key}" if key else "") if part
-        )
-        super().__init__(": ".join(part for part in (place, subject, message) if part))
+        place = ":".join(str(each) for each in (file, line) if each is not None)
+        named = (f"model {model}" if model else "", f"key {key}" if key else "")
+        super().__init__(": ".join(filter(None, (place, ", ".join(filter(None, named)), message))))
 
 
 class RequestError(ApplianceError):
-    """The request of a client cannot be carried out."""
+    """The request of a client cannot be carried out.
+
+    Titles and default messages are those of Replicate's API, where it has the error.
+    """
 
     status = 400
     title: ClassVar[str | None] = None
@@ -136,23 +106,20 @@ class NotFound(RequestError):
     status = 404
 
     def __init__(self, message: str = "The requested resource could not be found.") -> None:
-        """The default message is that of Replicate's API."""
         super().__init__(message)
 
 
 class DestinationNotFound(NotFound):
-    """A training's destination does not exist."""
+    """The model that a training names as its destination does not exist."""
 
     def __init__(self) -> None:
-        """Use the message of Replicate's API."""
         super().__init__("The specified training destination does not exist")
 
 
 class ModelNotFound(NotFound):
-    """The model that a request of OpenAI's or Anthropic's API names does not exist."""
+    """The model that a request to the OpenAI or Anthropic API names does not exist."""
 
     def __init__(self, name: str) -> None:
-        """``name`` is the model's name as the client gave it."""
         super().__init__(f"The model `{name}` does not exist, or has no version yet.")
 
 
@@ -176,7 +143,7 @@ class FileTooLarge(RequestError):
     status = 413
 
     def __init__(self, limit: int) -> None:
-        """``limit`` is in bytes; the message is that of Replicate's API."""
+        """``limit`` is in bytes."""
         size = f"{limit // 10**6}MB" if limit % 10**6 == 0 else f"{limit:,} bytes"
         super().__init__(f"Files must be less than {size} in size")
 
@@ -185,7 +152,7 @@ class FileQuotaExceeded(RequestError):
     """All uploaded files together would exceed ``files.quota``."""
 
     status = 413
-    title = "No room for the file"
+    title = "File quota exceeded"
 
 
 class FieldProblem(NamedTuple):
@@ -203,23 +170,14 @@ class InvalidInput(RequestError):
     title = "Input validation failed"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
-        """``problems`` has at least one row; their order is kept."""
+        """``problems`` has at least one row."""
         self.problems = tuple(problems)
-        super().__init__(
-            "".join(
-                f"- {problem.field}: {problem.description}\n"
-                if problem.field
-                else f"- {problem.description}\n"
-                for problem in self.problems
-            )
-        )
+        rows = (": ".join(filter(None, (each.field, each.description))) for each in self.problems)
+        super().__init__("".join(f"- {row}\n" for row in rows))
 
     def body(self) -> dict[str, Any]:
         """Return the common body with ``invalid_fields`` added."""
-        return {
-            **super().body(),
-            "invalid_fields": [problem._asdict() for problem in self.problems],
-        }
+        return {**super().body(), "invalid_fields": [problem._asdict() for problem in self.problems]}
 
 
 class InvalidVersion(RequestError):
@@ -229,7 +187,6 @@ class InvalidVersion(RequestError):
     title = "Invalid version or not permitted"
 
     def __init__(self) -> None:
-        """Use the message of Replicate's API."""
         super().__init__(
             "The specified version does not exist (or perhaps you don't have permission to use it?)"
         )
@@ -239,7 +196,7 @@ class UrlRefused(RequestError):
     """The appliance must not fetch this URL on behalf of a client."""
 
     status = 422
-    title = "Address not permitted"
+    title = "URL not permitted"
 
 
 class Throttled(RequestError):
@@ -267,8 +224,6 @@ class ShuttingDown(ApplianceError):
 class StoreError(ApplianceError):
     """A database operation failed."""
 
-    status = 500
-
 
 class DiskFull(StoreError):
     """A write failed because the disk of the data folder, or the quota on it, is full."""
@@ -278,7 +233,7 @@ class DiskFull(StoreError):
 
     @property
     def detail(self) -> str:
-        """The message for clients. ``str(error)`` also names the file, for the log."""
+        """The message for clients; ``str(error)``, for the log, also names the file."""
         return "The disk of the appliance is full: free some space on it, then try again"
 
     @staticmethod
@@ -292,7 +247,7 @@ class StatusConflict(StoreError):
 
 
 class UnstorableValue(StoreError):
-    """A value cannot be stored: text that is not Unicode, an integer over 64 bits, nesting too deep."""
+    """A value cannot be stored: text that is not Unicode, an integer over 64 bits, or too deep nesting."""
 
 
 class WeightsError(ApplianceError):
@@ -328,12 +283,12 @@ class WorkerLost(ApplianceError):
 
 
 class OutOfMemory(WorkerLost):
-    """A worker process was ended because it took more memory than it may, or than its device has."""
+    """A worker process was killed because it used more memory than it may, or than its device has."""
 
     title = "Out of memory"
 
     def __init__(self, message: str, took: int | None) -> None:
-        """``took`` is in bytes on one device; None if it is not known."""
+        """``took`` is the memory that it used on one device, in bytes; None if unknown."""
         self.took = took
         super().__init__(message)
 
@@ -348,5 +303,4 @@ class RayLost(ApplianceError):
 class PredictionFailed(ApplianceError):
     """One prediction failed; others on the model are not affected."""
 
-    status = 500
     title = "Prediction failed"

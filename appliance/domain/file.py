@@ -1,7 +1,7 @@
-"""Files: what is known of one, and how one that a model made travels in outputs to the store. Pure.
+"""Records of files, and files in outputs on their way from a worker process to the store.
 
-An ``OutputFile`` stands in an output wherever the JSON of it will have an address, at any depth. msgspec asks
-the hooks here how to write and read it, so that outputs without files cost nothing.
+An output has an ``OutputFile`` wherever the API later shows a URL, at any depth. msgspec calls the hooks here
+to encode and decode it, so outputs without files cost nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-_CODE: Final = 1  # of the msgpack extension
+_CODE: Final = 1  # type of the msgpack extension
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload, or a file that a prediction made. Times are Unix seconds."""
+    """An upload, or an output file of a prediction. Times are Unix seconds."""
 
     id: str
     owner: str
@@ -26,19 +26,22 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     created_at: float
     expires_at: float | None = None
-    prediction: str | None = None  # that made it; None for an upload
-    path: str  # relative to the folder of files
+    prediction: str | None = None  # id of the prediction that made the file; None for an upload
+    path: str  # relative to the folder of stored files
 
 
 class OutputFile:
-    """A file in an output. Equal if it is the same file."""
+    """A file in an output; two are equal if their ids are.
+
+    Not a struct or dataclass: msgspec encodes those itself and would not call ``pack``.
+    """
 
     __slots__ = ("content_type", "id", "md5", "name", "path", "sha256", "size")
 
     def __init__(
         self, *, id: str, name: str, content_type: str, size: int, sha256: str, md5: str, path: str
     ) -> None:
-        """``id`` cannot be guessed; ``path`` is absolute while it travels, then relative to the files."""
+        """``id`` is a secret. ``path`` is absolute until the file is stored, then as in ``File``."""
         self.id = id
         self.name = name
         self.content_type = content_type
@@ -48,28 +51,24 @@ class OutputFile:
         self.path = path
 
     def __eq__(self, other: object) -> bool:
-        """Files are equal if their ids are."""
         return isinstance(other, OutputFile) and self.id == other.id
 
     def __hash__(self) -> int:
-        """Return the hash of the id."""
         return hash(self.id)
 
     def __repr__(self) -> str:
-        """For people who debug; the id is a secret and not in it."""
         return f"OutputFile({self.name!r}, {self.size} bytes)"
 
     @property
-    def address(self) -> str:
-        """Its path in URLs."""
+    def url_path(self) -> str:
         return f"/outputs/{self.id}/{self.name}"
 
 
 def pack(value: Any) -> msgspec.msgpack.Ext:
-    """The hook for msgpack encoders.
+    """Encode an ``OutputFile``: the ``enc_hook`` of msgpack encoders.
 
     Raises:
-        TypeError: it is no file either, so the value has no place in JSON.
+        TypeError: the value is no file, and JSON has no such type.
     """
     if not isinstance(value, OutputFile):
         refuse(value)
@@ -78,21 +77,21 @@ def pack(value: Any) -> msgspec.msgpack.Ext:
 
 
 def unpack(code: int, data: memoryview) -> OutputFile:
-    """The hook for msgpack decoders.
+    """Decode an ``OutputFile``: the ``ext_hook`` of msgpack decoders.
 
     Raises:
-        ValueError: it is nothing that ``pack`` wrote.
+        ValueError: ``pack`` did not write this extension.
     """
     if code != _CODE:
-        raise ValueError(f"extension {code} is not known")
+        raise ValueError(f"unknown msgpack extension {code}: only {_CODE}, a file, is known")
     fields: list[Any] = msgspec.msgpack.decode(data)
     return OutputFile(**dict(zip(OutputFile.__slots__, fields, strict=True)))
 
 
 def refuse(value: Any) -> Any:
-    """The hook where no files may be: every other foreign object is refused.
+    """Refuse a value that msgspec cannot encode: the ``enc_hook`` where files are not allowed.
 
     Raises:
         TypeError: always.
     """
-    raise TypeError(f"an object of type {type(value).__name__} is no data")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be encoded as JSON")

@@ -1,7 +1,7 @@
-"""Inputs checked against a model's interface, and the OpenAPI document that publishes it. Pure.
+"""Validation of inputs against a model's interface, and the OpenAPI document that publishes the interface.
 
-The rules and the error texts are those of Replicate's API: strings are never converted to numbers, unknown
-keys inside ``input`` are dropped, and ``null`` for an optional key counts as an absent key.
+The rules and error messages are those of Replicate's API: strings are never converted to numbers, unknown
+keys of ``input`` are dropped, and ``null`` for an optional key counts as an absent key.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from appliance.domain.errors import FieldProblem, InvalidInput
 if TYPE_CHECKING:
     from appliance.domain.interface import Interface
 
-#: On a string property: a list of strings is accepted as well, and handed on as it is.
+#: Key of a string property that accepts a list of strings too, and passes it on unchanged.
 LIST_TOO: Final = "x-appliance-list"
 _REF: Final = "#/components/schemas/"
-_SCHEMES: Final = ("http", "https", "data")  # what files are fetched from; `inputs` knows how
-_MOST: Final = 2**63 - 1  # limit of numbers without declared bounds: msgpack has 64 bits
+_SCHEMES: Final = ("http", "https", "data")  # of URLs that input files are fetched from
+_LARGEST: Final = 2**63 - 1  # limit of numbers without declared bounds: msgpack has 64 bits
 
 
 def validate(interface: Interface, input: Any) -> dict[str, Any]:
     """Return the input for the runner: aliases resolved, unknown keys dropped, defaults filled in.
 
     Raises:
-        InvalidInput: one row for every key that is missing or wrong, by the name the caller used.
+        InvalidInput: one row for each missing or wrong key, by the name that the caller used.
     """
     if not isinstance(input, dict):
         raise InvalidInput([_wrong_type("input", "object", input)])
     if interface.verbatim:
         return _encodable(input)
-    given = _by_name(interface, input)
+    by_name = _by_name(interface, input)
     required = set(interface.input.get("required", ()))
     validated: dict[str, Any] = {}
     problems: list[FieldProblem] = []
     for name, declared in interface.input["properties"].items():
         schema = _resolved(declared, interface.components)
-        spelled, value = given.get(name, (name, None))
-        if name not in given or (value is None and name not in required):
+        spelled, value = by_name.get(name, (name, None))
+        if name not in by_name or (value is None and name not in required):
             if name in required:
                 problems.append(FieldProblem("required", "input", f"{name} is required"))
-            elif schema.get("default") is not None:  # a null counts as absent, as in Cog's runtime
+            elif schema.get("default") is not None:  # a default of null is none, as in Cog's runtime
                 validated[name] = schema["default"]
             continue
         found = list(_problems(value, schema, f"input.{spelled}"))
@@ -62,7 +62,7 @@ def _encodable(input: dict[str, Any]) -> dict[str, Any]:
     """Return ``input`` if it can be encoded as msgpack.
 
     Raises:
-        InvalidInput: an integer inside of an object or a list is too large.
+        InvalidInput: an integer in an object or list is too large.
     """
     try:
         msgspec.msgpack.encode(input)
@@ -71,22 +71,18 @@ def _encodable(input: dict[str, Any]) -> dict[str, Any]:
     return input
 
 
-def check(given: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:
-    """Refuse a request's body that does not fit; ``null`` for an optional key is the same as no key.
+def check(body: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:
+    """Check the body of a request; ``null`` for an optional key is the same as no key.
 
     Raises:
-        InvalidInput: one row for every key that is missing, unknown or wrong.
+        InvalidInput: one row for each missing, unknown or wrong key.
     """
-    problems = [
-        FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
-    ]
-    for key, value in given.items():
+    missing = (key for key in required if body.get(key) is None)
+    problems = [FieldProblem("required", "", f"{key} is required") for key in missing]
+    for key, value in body.items():
         if key not in properties:
-            problems.append(
-                FieldProblem(
-                    "additional_property_not_allowed", "", f"Additional property {key} is not allowed"
-                )
-            )
+            message = f"Additional property {key} is not allowed"
+            problems.append(FieldProblem("additional_property_not_allowed", "", message))
         elif value is not None:
             problems += _problems(value, properties[key], key)
     if problems:
@@ -99,24 +95,24 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Each value with the name the caller gave it, by the name it has here."""
-    given = {key: (key, value) for key, value in input.items()}
+    """Return name of the input -> (the name or alias that the caller used, the value)."""
+    found = {key: (key, value) for key, value in input.items()}
     for alias, name in interface.aliases.items():
         if input.get(alias) is not None and input.get(name) is None:
-            given[name] = alias, input[alias]
-    return given
+            found[name] = alias, input[alias]
+    return found
 
 
 def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """A property with the component that it refers to merged in, as Cog writes choices."""
-    references = [part["$ref"] for part in schema.get("allOf", ()) if "$ref" in part]
-    for reference in references:
-        schema = {**components[reference.removeprefix(_REF)], **schema}
+    """Return a property merged with the component that it refers to; Cog writes choices as components."""
+    for each in schema.get("allOf", ()):
+        if "$ref" in each:
+            schema = {**components[each["$ref"].removeprefix(_REF)], **schema}
     return schema
 
 
 def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
-    """JSON knows one kind of number: 4.0 is an integer, and 4 is a number."""
+    """Convert a number to the declared type, because JSON has only one: 4.0 is an integer, and 4 a number."""
     match schema.get("type"):
         case "integer":
             return int(value)
@@ -136,9 +132,7 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
         yield _wrong_type(field, kind, value)
         return
     if "enum" in schema and value not in schema["enum"]:
-        choices = ", ".join(
-            f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in schema["enum"]
-        )
+        choices = ", ".join(f'"{each}"' if isinstance(each, str) else str(each) for each in schema["enum"])
         name = field.rpartition(".")[2]
         yield FieldProblem("enum", field, f"{name} must be one of the following: {choices}")
     match value:
@@ -152,7 +146,7 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
 
 
 def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str) -> Iterator[FieldProblem]:
-    """The problems of a value that may have several types; none if the value is valid for one of them."""
+    """Yield the problems of a value that may have several types; none if it is valid for one of them."""
     fitting = [variant for variant in variants if "type" not in variant or _is(value, variant["type"])]
     if not fitting:
         yield _wrong_type(field, " or ".join(variant["type"] for variant in variants), value)
@@ -165,11 +159,13 @@ def non_finite(value: object) -> str | None:
     """Return the path of the first infinite or NaN number in a JSON value; None if there is none."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
-        path, part = waiting.pop()
-        if isinstance(part, float) and not math.isfinite(part):
+        path, inner = waiting.pop()
+        if isinstance(inner, float) and not math.isfinite(inner):
             return path
-        inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
-        waiting += reversed([(f"{path}.{key}".lstrip("."), each) for key, each in inner])
+        items = (
+            inner if isinstance(inner, dict) else dict(enumerate(inner)) if isinstance(inner, list) else {}
+        )
+        waiting += reversed([(f"{path}.{key}".lstrip("."), each) for key, each in items.items()])
     return None
 
 
@@ -181,7 +177,7 @@ def _number_problems(
     if isinstance(value, float) and not math.isfinite(value):
         yield FieldProblem("number", field, "Must be a finite number")
         return
-    smallest, largest = schema.get("minimum", -_MOST), schema.get("maximum", _MOST)
+    smallest, largest = schema.get("minimum", -_LARGEST), schema.get("maximum", _LARGEST)
     if value < smallest:
         yield FieldProblem("number_gte", field, f"Must be greater than or equal to {_shown(smallest)}")
     if value > largest:
@@ -207,7 +203,7 @@ def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[F
 def _is_uri(value: str) -> bool:
     try:
         return urlsplit(value).scheme in _SCHEMES
-    except ValueError:  # a bracket that opens no IPv6 address, say
+    except ValueError:  # such as a bracket without an IPv6 address
         return False
 
 
@@ -229,7 +225,7 @@ def _is(value: Any, kind: str) -> bool:
             return isinstance(value, dict)
         case "null":
             return value is None
-    raise ValueError(f"a model's interface declares the unknown type {kind!r}")
+    raise ValueError(f"the interface of a model declares the unknown type {kind!r}")
 
 
 def type_name(value: Any) -> str:
@@ -251,16 +247,17 @@ def type_name(value: Any) -> str:
 
 
 def _wrong_type(field: str, expected: str, value: Any) -> FieldProblem:
-    description = f"Invalid type. Expected: {expected}, given: {type_name(value)}"
-    return FieldProblem("invalid_type", field, description)
+    return FieldProblem(
+        "invalid_type", field, f"Invalid type. Expected: {expected}, given: {type_name(value)}"
+    )
 
 
 # -- the published document --------------------------------------------------------------------------------
 
 
 def document(interface: Interface) -> dict[str, Any]:
-    """Return the OpenAPI document of a model version, in the form that Cog writes."""
-    output = {"title": "Output", **interface.output}
+    """Return the OpenAPI document of a model version, as Cog writes it."""
+    schemas = {"Input": interface.input, "Output": {"title": "Output", **interface.output}}
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
@@ -278,9 +275,7 @@ def document(interface: Interface) -> dict[str, Any]:
                 }
             },
         },
-        "components": {
-            "schemas": {"Input": interface.input, "Output": output, **interface.components, **_service()}
-        },
+        "components": {"schemas": {**schemas, **interface.components, **_common_components()}},
     }
 
 
@@ -288,14 +283,14 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": _REF + name}
 
 
-def _operation(summary: str, identifier: str, answers: dict[str, Any]) -> dict[str, Any]:
+def _operation(summary: str, identifier: str, schemas: dict[str, Any]) -> dict[str, Any]:
     names = {"200": "Successful Response", "422": "Validation Error"}
     return {
         "summary": summary,
         "operationId": identifier,
         "responses": {
             code: {"description": names[code], "content": {"application/json": {"schema": schema}}}
-            for code, schema in answers.items()
+            for code, schema in schemas.items()
         },
     }
 
@@ -308,8 +303,8 @@ def _object(title: str, properties: dict[str, Any], **more: Any) -> dict[str, An
     return {"type": "object", "title": title, "properties": properties, **more}
 
 
-def _service() -> dict[str, Any]:
-    """The components that are the same for every model."""
+def _common_components() -> dict[str, Any]:
+    """Return the components that every model has."""
     times = {
         name: _field(name.replace("_", " ").title(), format="date-time")
         for name in ("created_at", "started_at", "completed_at")

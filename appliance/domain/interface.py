@@ -10,10 +10,9 @@ import msgspec
 class Interface(msgspec.Struct, frozen=True):
     """Inputs and output of a model, as JSON Schema in the form of Cog's OpenAPI documents.
 
-    ``input`` is the whole ``Input`` object schema (properties carry ``x-order``), ``output`` the ``Output``
-    schema, ``components`` the further named schemas (enumerations) that ``input`` refers to. ``aliases`` maps
-    other names of an input to its name here. With ``verbatim`` any object is a valid input: only the runner
-    validates it.
+    ``input`` is the schema ``Input`` (its properties have ``x-order``), ``output`` the schema ``Output``, and
+    ``components`` the named schemas (enumerations) that ``input`` refers to. ``aliases`` maps other names of
+    an input to its name here. With ``verbatim`` every object is a valid input, and only the runner checks it.
     """
 
     input: dict[str, Any]
@@ -39,7 +38,7 @@ class Interface(msgspec.Struct, frozen=True):
 
     @property
     def makes_files(self) -> bool:
-        """Whether files may be in the output."""
+        """Whether the output may contain files."""
         return _may_be_file(self.output)
 
 
@@ -57,7 +56,7 @@ def _may_be_file(schema: dict[str, Any]) -> bool:
         case "array":
             return _may_be_file(schema.get("items", {}))
         case "object" if "properties" in schema:
-            return any(_may_be_file(part) for part in schema["properties"].values())
+            return any(_may_be_file(inner) for inner in schema["properties"].values())
         case "integer" | "number" | "boolean":
             return False
     return True

@@ -1,4 +1,4 @@
-"""Models and versions that are made while the appliance runs, beside those of models.yaml."""
+"""Models and versions that are created while the appliance runs, in addition to those of models.yaml."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that was made through the API. ``created_at`` is in Unix seconds."""
+    """A model that was created through the API. ``created_at`` is in Unix seconds."""
 
     name: str  # owner/name
     visibility: str  # public or private
@@ -22,16 +22,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def owner(self) -> str:
-        """Whose it is."""
         return self.name.partition("/")[0]
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that a training made: an adapter over the version it began with."""
+    """A version that a training made: a LoRA adapter for the base version."""
 
     version: str  # 64 hex digits
-    model: str  # the destination
-    base_model: str  # of models.yaml
+    model: str  # owner/name of the destination
+    base_model: str  # owner/name, from models.yaml
     base_version: str
     training: str
     created_at: float
@@ -39,7 +38,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that was pushed: a Cog project, built."""
+    """A version that was pushed: the finished build of a Cog project."""
 
     version: str  # 64 hex digits
     model: str
@@ -49,12 +48,12 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
-    """A pushed project on its way to be a version. Times are Unix seconds."""
+    """A build of a pushed Cog project, which makes a version if it succeeds. Times are Unix seconds."""
 
     id: str
     model: str
     owner: str
-    source: str  # id of the upload
+    source: str  # id of the uploaded archive
     created_at: float
     memory: int | None = None  # bytes
     status: str = "starting"  # starting, processing, succeeded, failed or canceled
@@ -66,5 +65,5 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether the build has ended."""
         return self.completed_at is not None

@@ -1,7 +1,7 @@
-"""The record of one prediction, the changes that its status may make, and the events that change the record.
+"""The record of a prediction, the transitions of its status, and the events that change the record.
 
-Pure: no clock is read and nothing is stored here. ``Prediction`` is frozen; every change makes a new
-record. Only ``appliance.gateway.engine`` makes changes, and only ``appliance.store`` stores them.
+Records are frozen: each change makes a new one. Only ``appliance.gateway.engine`` makes changes, and only
+``appliance.store`` stores them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-#: Crockford's alphabet without i, l, o, u, as in the ids that Replicate hands out.
+#: From base32 to Crockford's alphabet, which has no i, l, o and u; Replicate's ids use it.
 _CROCKFORD: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
 ID_LENGTH: Final = 26
 FILE_STREAM: Final = "files-"  # prefix of stream tokens of predictions that output files
 
 
 class Status(StrEnum):
-    """Where a prediction stands; the values are the strings stored and served."""
+    """Status of a prediction, as stored and as shown by the API."""
 
     STARTING = "starting"  # accepted and stored: queued, or its model is being loaded
     PROCESSING = "processing"  # handed to a worker process
@@ -43,7 +43,7 @@ TERMINAL: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, S
 WEBHOOK_EVENTS: Final = ("start", "output", "logs", "completed")
 
 #: Status -> the statuses it may change to. `processing -> starting` is a retry after a lost worker process.
-MOVES: Final[dict[Status, frozenset[Status]]] = {
+TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
     Status.STARTING: frozenset({Status.PROCESSING, Status.FAILED, Status.CANCELED, Status.ABORTED}),
     Status.PROCESSING: frozenset({Status.STARTING, Status.SUCCEEDED, Status.FAILED, Status.CANCELED}),
     **{status: frozenset() for status in TERMINAL},
@@ -51,7 +51,7 @@ MOVES: Final[dict[Status, frozenset[Status]]] = {
 
 
 class Log(msgspec.Struct, frozen=True, tag="log"):
-    """Text that the model wrote to stdout or stderr; may be a part of a line."""
+    """Text that the model wrote to stdout or stderr; not necessarily whole lines."""
 
     text: str
 
@@ -59,8 +59,8 @@ class Log(msgspec.Struct, frozen=True, tag="log"):
 class Output(msgspec.Struct, frozen=True, tag="output"):
     """Output of the model.
 
-    With ``append`` the values are further items of an iterator's output (several tokens may come in one
-    event); without it ``values`` holds exactly one item, the whole output.
+    With ``append``, ``values`` are the next items of an iterator; without it, ``values`` has exactly one
+    item, which is the complete output.
     """
 
     values: list[Any]
@@ -68,7 +68,7 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
 
 
 class Metric(msgspec.Struct, frozen=True, tag="metric"):
-    """A number or text measured about this prediction; a later value of the same name replaces it."""
+    """A measurement of the prediction; a later value of the same name replaces it."""
 
     name: str
     value: Any
@@ -87,7 +87,7 @@ Event = Log | Output | Metric | Done
 class Emitted(msgspec.Struct, frozen=True, array_like=True):
     """One event that a worker process sends to the engine.
 
-    ``n`` counts the events of one attempt from 1 without gaps, so that a restarted gateway can tell which
+    ``n`` counts the events of one attempt from 1 without gaps, so that a restarted gateway knows which events
     it has already applied.
     """
 
@@ -98,28 +98,28 @@ class Emitted(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One run of one prediction, as handed to a worker process; the input is validated and complete."""
+    """One attempt of a prediction, as sent to a worker process. The input is validated and complete."""
 
     id: str
     attempt: int
     input: dict[str, Any]  # files are absolute paths on this machine
-    folder: str = ""  # absolute path of a folder for output files; created with the first one
-    adapter: str | None = None  # absolute path of the folder with a trained version's weights
-    inline: int = -1  # output files of at most so many bytes become data: URLs
-    token: str | None = None  # lets a model that calls others act for the prediction's owner while it runs
-    operation: str | None = None  # see `Prediction`
+    folder: str = ""  # absolute path for output files; created with the first one
+    adapter: str | None = None  # absolute path of the folder with the weights of a trained version
+    inline: int = -1  # output files up to this size in bytes become data: URLs
+    token: str | None = None  # with which the model may call others for the owner of the prediction
+    operation: str | None = None  # as in `Prediction`
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """The URL that events of a prediction are sent to."""
+    """Where events of a prediction are sent, and which."""
 
     url: str
     events: tuple[str, ...]  # some of WEBHOOK_EVENTS
-    origin: str  # scheme and host of the request that made the prediction; URLs in the body begin with it
+    origin: str  # scheme and host of the client's request; URLs in the body begin with them
 
     @property
     def host(self) -> str:
-        """The host name or IP address in ``url``; empty if it has none."""
+        """The host name or IP address in ``url``; empty without one."""
         try:
             return urlsplit(self.url).hostname or ""
         except ValueError:
@@ -127,27 +127,26 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class OutputItems(Sequence[Any]):
-    """The output of an iterator so far: immutable, and extended without a copy of what is there.
+    """The output of an iterator so far: an immutable sequence that is extended without copying it.
 
-    Records of one run share one list, and each of them sees the items that were there when it was made.
+    All records of one attempt share one list; each sees the items that the list had when the record was made.
     """
 
     __slots__ = ("_length", "_shared")
 
     def __init__(self, shared: list[Any]) -> None:
-        """``shared`` is owned by this object from now on."""
+        """The caller must not change ``shared`` from now on."""
         self._shared = shared
         self._length = len(shared)
 
     def extended(self, values: Sequence[Any]) -> OutputItems:
-        """Return these items and ``values``; copies only if others were added after these before."""
+        """Return these items and ``values``; copies only if others were added to the shared list before."""
         if len(self._shared) != self._length:
             return OutputItems([*self, *values])
         self._shared.extend(values)
         return OutputItems(self._shared)
 
     def __len__(self) -> int:
-        """Return the number of items."""
         return self._length
 
     @overload
@@ -155,23 +154,19 @@ class OutputItems(Sequence[Any]):
     @overload
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
-        """Return one item, or a list of those in a slice."""
         if isinstance(index, slice):
             return [self._shared[position] for position in range(*index.indices(self._length))]
         return self._shared[range(self._length)[index]]
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over the items."""
         return islice(self._shared, self._length)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other one is a list, or output, of the same items."""
         return isinstance(other, list | OutputItems) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        """Look like a list."""
         return repr(list(self))
 
 
@@ -185,10 +180,10 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """The record of one prediction. Times are Unix seconds."""
 
     id: str
-    model: str  # owner/name as configured, also when the caller used an alias
+    model: str  # owner/name, even if the caller used an alias
     version: str  # 64 hex digits
-    owner: str  # account that made it
-    input: dict[str, Any]  # as the caller sent it, without defaults; secrets are replaced
+    owner: str  # username of the account that made it
+    input: dict[str, Any]  # as the caller sent it, without defaults and with secrets redacted
     status: Status = Status.STARTING
     output: Any = None  # JSON data; `OutputItems` while an iterator runs
     logs: str = ""
@@ -198,53 +193,53 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     started_at: float | None = None
     completed_at: float | None = None
-    deadline: float | None = None  # from Cancel-After
+    deadline: float | None = None  # from the header Cancel-After
     stream_token: str  # secret part of urls.stream
     attempt: int = 0  # number of runs begun; 1 during the first
     n: int = 0  # number of the last event of this attempt that was applied
     data_removed: bool = False
     webhook: Webhook | None = None
-    deployment: str | None = None  # owner/name of the deployment that it was made through
-    destination: str | None = None  # of a training: the model that gets the new version
-    parent: str | None = None  # the prediction that asked for this one while it ran
-    # One of `runners.operations`, for a request of another API such as OpenAI's. `input` is then the body of
-    # that request, and `output` the response to it, or the items of its stream.
+    deployment: str | None = None  # owner/name of the deployment that it was requested from
+    destination: str | None = None  # for a training: owner/name of the model that gets the new version
+    parent: str | None = None  # id of the prediction whose run requested this one
+    # One of `runners.operations` for a request of another API, such as OpenAI's. Then `input` is the body of
+    # that request, and `output` the response or the items of its stream.
     operation: str | None = None
-    token: str | None = None  # id of the token that asked for it; a child has its parent's
-    hardware: str | None = None  # SKU of the devices that it last ran on
-    trace: str | None = None  # W3C traceparent of the request that asked for it, if requests are traced
+    token: str | None = None  # id of the token that requested it; a child has that of its parent
+    hardware: str | None = None  # SKU of the devices of its last attempt
+    trace: str | None = None  # W3C traceparent of the request, if requests are traced
 
     def __str__(self) -> str:
-        """For logs: the id, and the id of the parent."""
+        """The id for logs, with that of the parent."""
         return self.id if self.parent is None else f"{self.id} (child of {self.parent})"
 
     @property
     def about(self) -> dict[str, str]:
-        """For logs: fields of a log record about this prediction."""
+        """Fields of a log record about this prediction."""
         return {"prediction": self.id, "model": self.model}
 
     def evolve(self, **changes: Any) -> Prediction:
         """Return a copy with these fields changed."""
         return msgspec.structs.replace(self, **changes)
 
-    def move(self, status: Status, **changes: Any) -> Prediction:
+    def transition(self, status: Status, **changes: Any) -> Prediction:
         """Return a copy with another status, and these fields changed.
 
         Raises:
-            ValueError: ``MOVES`` does not have this change of status.
+            ValueError: ``TRANSITIONS`` does not allow it.
         """
-        if status not in MOVES[self.status]:
+        if status not in TRANSITIONS[self.status]:
             raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
     def started(self, now: float, cold_start: float = 0.0, hardware: str | None = None) -> Prediction:
-        """Return the record as claimed for its next attempt: processing, without output of an earlier one.
+        """Return the record at the start of its next attempt, without the output of an earlier one.
 
-        ``cold_start`` is how many seconds it waited for its model to be loaded, ``hardware`` the SKU of the
-        devices that the model is loaded on.
+        ``cold_start`` is the time in seconds that it waited for its model to be loaded, ``hardware`` the SKU
+        of the devices that the model is loaded on.
         """
         metrics = {"cold_start": round(cold_start, 6)} if cold_start > 0 else {}
-        return self.move(
+        return self.transition(
             Status.PROCESSING,
             started_at=now,
             attempt=self.attempt + 1,
@@ -261,7 +256,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         if self.started_at is not None:
             metrics.setdefault("predict_time", round(max(0.0, now - self.started_at), 6))
         metrics["total_time"] = round(now - self.created_at, 6)
-        return self.move(status, completed_at=now, error=error, metrics=metrics, output=self.plain_output)
+        changes = {"error": error, "metrics": metrics, "output": self.plain_output}
+        return self.transition(status, completed_at=now, **changes)
 
     @property
     def plain_output(self) -> Any:
@@ -294,7 +290,7 @@ def new_id() -> str:
 def new_stream_token(*, files: bool = False) -> str:
     """Return a new secret token of 256 random bits for a stream URL.
 
-    With ``files`` the token has the prefix of streams of files: their URLs differ, because Replicate's
-    JavaScript client tells by the URL whether the items are files.
+    With ``files`` it has the prefix ``FILE_STREAM``, which selects another URL: Replicate's JavaScript client
+    recognizes streams of files by their URL.
     """
     return (FILE_STREAM if files else "") + secrets.token_hex(32)

@@ -16,7 +16,7 @@ class Section(BaseModel):
 
 
 def subsection(default: Section, description: str) -> Any:
-    """Declare a field that is a section without required keys; it may be empty (null) in the file."""
+    """Declare a field that is a section without required keys; the file may leave it empty (null)."""
 
     def or_null(schema: dict[str, Any]) -> None:
         schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "null"}]

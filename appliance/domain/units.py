@@ -1,4 +1,4 @@
-"""Numbers with units, as text for logs and error messages."""
+"""Bytes as text for logs and error messages."""
 
 from __future__ import annotations
 

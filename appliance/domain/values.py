@@ -24,29 +24,29 @@ _UNITS: Final = {
     "GiB": GIB,
     "TiB": 1024 * GIB,
 }
-LARGEST_SIZE: Final = 2**63 - 1  # bytes; larger than the memory of any machine
+_LARGEST: Final = 2**63 - 1  # bytes or seconds; databases and msgpack hold integers of 64 bits
 _SIZE: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})")
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 _DURATION: Final = re.compile(
     rf"(?=.)(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?(?:({_NUMBER})ms)?"
 )
 _DURATION_UNITS: Final = (86400.0, 3600.0, 60.0, 1.0, 0.001)  # seconds, in the order of the groups above
-_PART: Final = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
-_NAME: Final = re.compile(rf"{_PART}/{_PART}")
+_SEGMENT: Final = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
+_NAME: Final = re.compile(rf"{_SEGMENT}/{_SEGMENT}")
 _DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
 _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
-_ADDRESS: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
+_HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
 def bytes_of(value: object) -> int:
-    """Parse a size, a whole number or text such as ``12GiB``, into bytes; at least 1."""
+    """Return the bytes, at least 1, that an integer or text such as ``12GiB`` means."""
     size: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        meant = float(match[1]) * _UNITS[match[2]]
-        size = int(meant) if meant <= LARGEST_SIZE else None
-    if size is None or not 1 <= size <= LARGEST_SIZE:
+        product = float(match[1]) * _UNITS[match[2]]
+        size = int(product) if product <= _LARGEST else None
+    if size is None or not 1 <= size <= _LARGEST:
         raise PydanticCustomError(
             "size", 'should be a number of bytes over 0 or a size such as "12GiB" or "500MB"'
         )
@@ -57,7 +57,7 @@ def seconds_of(value: object) -> float:
     """Return the seconds that a number or text such as ``30s``, ``5m`` or ``1h30m`` means; at least 0."""
     seconds: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) <= LARGEST_SIZE else None
+        seconds = float(value) if abs(value) <= _LARGEST else None
     elif isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         seconds = sum(
             float(number) * unit
@@ -87,9 +87,9 @@ def _device(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
-    if not _ADDRESS.fullmatch(value):
-        raise PydanticCustomError("address", 'should be a URL that begins with "http://" or "https://"')
+def _http_url(value: str) -> str:
+    if not _HTTP_URL.fullmatch(value):
+        raise PydanticCustomError("http_url", 'should be a URL that begins with "http://" or "https://"')
     return value.rstrip("/")
 
 
@@ -98,13 +98,13 @@ def _path(value: object, info: ValidationInfo) -> Path:
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value:
-        raise PydanticCustomError("path", "should be a path")
-    if found := _VARIABLE.search(value):
+        raise PydanticCustomError("path", "should be a path, written as text")
+    if variable := _VARIABLE.search(value):
         raise PydanticCustomError(
             "path",
-            "names the environment variable {variable}, and variables are not expanded in this file: "
+            "contains the environment variable {variable}, and this file does not expand variables: "
             'write the path out, or begin it with "~" for the home folder',
-            {"variable": found[0]},
+            {"variable": variable[0]},
         )
     if "\0" in value:
         raise PydanticCustomError("path", "contains the character U+0000, which is not allowed in paths")
@@ -146,5 +146,5 @@ Seconds = Annotated[
 ModelName = Annotated[str, AfterValidator(_name), _pattern(_NAME)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
-Address = Annotated[str, AfterValidator(_address), _pattern(_ADDRESS)]
+HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
 FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]

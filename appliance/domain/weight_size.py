@@ -6,17 +6,16 @@ from typing import NamedTuple
 
 
 class WeightSize(NamedTuple):
-    """Size of all weight files of one model."""
+    """Size of all weight files of one model together."""
 
     stored: int = 0  # bytes
-    numbers: int | None = None  # number of parameters; None if a file does not give it
+    numbers: int | None = None  # number of parameters; None if unknown
 
     @property
     def in_16_bits(self) -> int:
-        """Bytes with 16 bits for each parameter; the stored size if the number of parameters is unknown."""
+        """Bytes of the weights in a 16-bit dtype; the stored size if the number of parameters is unknown."""
         return self.stored if self.numbers is None else 2 * self.numbers
 
     @property
     def in_32_bits(self) -> int:
-        """Bytes with 32 bits for each parameter."""
         return 2 * self.in_16_bits

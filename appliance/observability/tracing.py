@@ -169,7 +169,7 @@ def _attributes(record: Prediction) -> dict[str, Any]:
         "appliance.version": record.version,
         "appliance.hardware": record.hardware,
         "appliance.parent": record.parent,
-        "gen_ai.usage.input_tokens": usage.whole(record.metrics.get("input_token_count")) or None,
-        "gen_ai.usage.output_tokens": usage.whole(record.metrics.get("output_token_count")) or None,
+        "gen_ai.usage.input_tokens": usage.count(record.metrics.get("input_token_count")) or None,
+        "gen_ai.usage.output_tokens": usage.count(record.metrics.get("output_token_count")) or None,
     }
     return {name: value for name, value in known.items() if value is not None}

@@ -62,7 +62,7 @@ def to_builtins(value: Any, base: str = "") -> Any:
 
 
 def _file_urls(base: str) -> Callable[[Any], Any]:
-    return lambda part: base + part.address if isinstance(part, OutputFile) else refuse(part)
+    return lambda part: base + part.url_path if isinstance(part, OutputFile) else refuse(part)
 
 
 def file(row: File, base: str) -> FileResponse:
@@ -307,7 +307,7 @@ def _item(value: Any, base: str) -> str:
         case str():
             return value
         case OutputFile():
-            return base + value.address
+            return base + value.url_path
     return encode(value, base).decode()
 
 

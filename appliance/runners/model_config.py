@@ -8,8 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHan
 from pydantic_core import PydanticCustomError
 
 from appliance.domain.section import Section
-from appliance.domain.values import Address, Bytes, FilePath, ModelName, Seconds
-from appliance.runners import model_configs
+from appliance.domain.values import Bytes, FilePath, HttpUrl, ModelName, Seconds
 from appliance.runners.options import Options
 
 
@@ -194,10 +193,10 @@ class ModelConfig(Section):
         default="public",
         description="Value that the API shows. It restricts nothing: every token may call every model.",
     )
-    license_url: Address | None = Field(default=None, description="URL of the licence.")
-    github_url: Address | None = Field(default=None, description="URL of the source code.")
-    paper_url: Address | None = Field(default=None, description="URL of the paper.")
-    cover_image_url: Address | None = Field(default=None, description="URL of an image for the UI.")
+    license_url: HttpUrl | None = Field(default=None, description="URL of the licence.")
+    github_url: HttpUrl | None = Field(default=None, description="URL of the source code.")
+    paper_url: HttpUrl | None = Field(default=None, description="URL of the paper.")
+    cover_image_url: HttpUrl | None = Field(default=None, description="URL of an image for the UI.")
 
     @property
     def training_key(self) -> str:

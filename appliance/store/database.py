@@ -156,7 +156,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
 
 def _define_metric_functions(connection: sqlite3.Connection) -> None:
     """Define SQL functions that migrations read metrics with: seconds as microseconds, and counts."""
-    for name, read in (("metric_us", usage.microseconds), ("metric_count", usage.whole)):
+    for name, read in (("metric_us", usage.microseconds), ("metric_count", usage.count)):
         connection.create_function(
             name, 2, lambda body, metric, read=read: read(rows.metric(body, metric)), deterministic=True
         )

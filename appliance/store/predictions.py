@@ -11,7 +11,7 @@ from typing import Final, Unpack
 
 from appliance.domain import usage
 from appliance.domain.errors import StatusConflict, StoreError
-from appliance.domain.prediction import MOVES, Done, Prediction, Status, new_id
+from appliance.domain.prediction import TRANSITIONS, Done, Prediction, Status, new_id
 from appliance.domain.usage import Usage
 from appliance.store import rows
 from appliance.store.connections import Connections, Parameters
@@ -24,7 +24,7 @@ Ids = list[str]
 
 #: status -> the statuses that it can follow; two at most
 _SOURCES: Final = {
-    status: [source.value for source in Status if status in MOVES[source]] for status in Status
+    status: [source.value for source in Status if status in TRANSITIONS[source]] for status in Status
 }
 
 
@@ -81,7 +81,7 @@ class PredictionTable(Connections):
         The same transaction adds the prediction to the usage, and makes its last webhook due if the webhook
         includes ``completed``.
 
-        The future fails with StatusConflict if the stored prediction is terminal, or ``MOVES`` has no
+        The future fails with StatusConflict if the stored prediction is terminal, or ``TRANSITIONS`` has no
         transition from its status to this one. Attempts are not compared: a cancel may be decided before a
         queued ``claim``.
 

@@ -355,7 +355,7 @@ class Predictions:
         self._cancel_children(active)
         record = active.prediction
         if record.status is Status.PROCESSING:
-            record = record.move(Status.STARTING, started_at=None)
+            record = record.transition(Status.STARTING, started_at=None)
             await records.requeue(self._store, record)
         if active.ending:
             return

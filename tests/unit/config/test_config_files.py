@@ -136,7 +136,7 @@ def test_a_path_that_names_an_environment_variable_is_refused(tmp_path: Path, pa
     file.write_text(f"server:\n  data: '{path}'\n{ECHO}")
     error = refused(file)
     assert (error.line, error.key) == (2, "server.data")
-    assert "variables are not expanded in this file" in error.message
+    assert "this file does not expand variables" in error.message
 
 
 def test_other_dollars_are_part_of_a_path(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from appliance.domain.errors import StatusConflict, StoreError, UnstorableValue
 from appliance.domain.prediction import (
-    MOVES,
+    TRANSITIONS,
     Done,
     Log,
     Metric,
@@ -201,7 +201,7 @@ async def test_a_status_moves_only_as_allowed(store: Store, before: Status, afte
     record = await in_status(store, before)
     attempt = record.attempt + (after is Status.PROCESSING)
     moved = record.evolve(status=after, attempt=attempt, logs="moved")
-    if after in MOVES[before]:
+    if after in TRANSITIONS[before]:
         await move(store, moved)
         assert await store.get(record.id) == moved
     else:
@@ -217,7 +217,7 @@ async def test_a_claim_or_requeue_of_another_attempt_is_refused(store: Store) ->
     claimed = record.started(1.0)
     await store.claim(claimed)
     with pytest.raises(StatusConflict):
-        await store.requeue(claimed.move(Status.STARTING, attempt=2))
+        await store.requeue(claimed.transition(Status.STARTING, attempt=2))
     assert await store.get(record.id) == claimed
 
 
@@ -274,7 +274,7 @@ async def test_events_are_folded_until_the_end(store: Store, path: Path) -> None
 async def test_a_requeue_drops_the_events_of_the_attempt(store: Store, path: Path) -> None:
     record = await in_status(store, Status.PROCESSING)
     await store.append(record.id, 1, [(1, Log("lost")), (2, Log("lost"))])
-    again = record.move(Status.STARTING, started_at=None)
+    again = record.transition(Status.STARTING, started_at=None)
     await store.requeue(again)
     assert rows_of(path, "events") == 0
     assert await store.get(record.id) == again

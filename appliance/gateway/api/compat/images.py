@@ -132,7 +132,7 @@ def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
 
 
 def _url(file: OutputFile | str, base: str) -> str:
-    return file if isinstance(file, str) else base + file.address
+    return file if isinstance(file, str) else base + file.url_path
 
 
 def _typed(name: str, text: Any, declared: dict[str, Any]) -> Any:

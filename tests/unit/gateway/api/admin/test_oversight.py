@@ -162,7 +162,7 @@ def test_a_timeline_adds_up_to_the_time_since_it_was_made() -> None:
     assert phases(over)[2] == ("running", 20.0, False)
     assert sum(seconds for _, seconds, _ in phases(over)) == over.metrics["total_time"]
     assert phases(waiting.finished(Status.CANCELED, 120.0)) == [("queued", 20.0, False)]
-    again = cold.move(Status.STARTING)
+    again = cold.transition(Status.STARTING)
     assert phases(again) == [("queued", 100.0, True)]
 
 
