@@ -1,4 +1,4 @@
-"""Compares an edited models.yaml with the config in force. Pure."""
+"""Comparison of an edited models.yaml with the config in force."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pydantic import BaseModel
 from appliance.config.sections import Config
 from appliance.runners.model_config import ModelConfig
 
-#: Sections, and keys of the section server, whose change only a restart of the appliance applies.
+#: Sections, and keys of the section `server`, whose changes need a restart of the appliance.
 SECTIONS: Final = ("hardware", "logging", "telemetry", "ui")
 SERVER: Final = ("host", "port", "tls", "data")
 
 
 class Changes(NamedTuple):
-    """Models by name, keys as people call them: ``limits.queue``."""
+    """Differences between two configs: models by name, keys as in ``limits.queue``."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
-    changed: dict[str, tuple[str, ...]]  # model -> its keys that say something else
-    settings: tuple[str, ...]  # keys beside the models that are applied at once
-    needs_restart: tuple[str, ...]  # keys that stay as they were until the appliance is started again
-    config: Config  # what is in force now: the edited one, but for ``needs_restart``
+    changed: dict[str, tuple[str, ...]]  # model -> its keys whose values differ
+    settings: tuple[str, ...]  # changed keys outside of `models` that are applied at once
+    needs_restart: tuple[str, ...]  # changed keys that keep their old values until a restart
+    config: Config  # the new config, with the old values of `needs_restart`
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """Return the changes that lead from ``old``, the config in force, to ``new``, the edited file."""
+    """Return the changes from ``old``, the config in force, to ``new``, the edited file."""
     before = {model.name: model for model in old.models}
     after = {model.name: model for model in new.models}
-    changed = {name: _keys(before[name], after[name]) for name in after if name in before}
-    keys = tuple(_settings(old, new))
+    changed = {name: _changed_keys(before[name], after[name]) for name in after if name in before}
+    keys = tuple(_changed_settings(old, new))
     restart = tuple(key for key in keys if _needs_restart(key))
     return Changes(
         added=tuple(name for name in after if name not in before),
@@ -40,7 +40,7 @@ def compare(old: Config, new: Config) -> Changes:
         changed={name: found for name, found in changed.items() if found},
         settings=tuple(key for key in keys if key not in restart),
         needs_restart=restart,
-        config=_without(old, new),
+        config=_without_restart(old, new),
     )
 
 
@@ -49,13 +49,13 @@ def _needs_restart(key: str) -> bool:
     return section in SECTIONS or (section == "server" and name in SERVER)
 
 
-def _without(old: Config, new: Config) -> Config:
-    """``new``, as it can be had without a restart."""
+def _without_restart(old: Config, new: Config) -> Config:
+    """Return ``new`` with the old values where a change needs a restart."""
     server = new.server.model_copy(update={key: getattr(old.server, key) for key in SERVER})
     return new.model_copy(update={"server": server, **{key: getattr(old, key) for key in SECTIONS}})
 
 
-def _settings(old: Config, new: Config) -> Iterator[str]:
+def _changed_settings(old: Config, new: Config) -> Iterator[str]:
     for section in Config.model_fields:
         if section == "models":
             continue
@@ -68,33 +68,30 @@ def _settings(old: Config, new: Config) -> Iterator[str]:
             yield section
 
 
-def _keys(old: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
+def _changed_keys(old: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
     if old.kind != new.kind:
         return ("kind",)
-    keys: list[str] = []
-    for key in _differing(old, new):
-        keys += _differing(old.options, new.options, "options.") if key == "options" else [key]
-    return tuple(keys)
+    keys = [key for key in _differing(old, new, "") if key != "options"]
+    return (*keys, *_differing(old.options, new.options, "options."))
 
 
-def _differing(old: BaseModel, new: BaseModel, prefix: str = "") -> Iterator[str]:
+def _differing(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[str]:
     for key in type(new).model_fields:
         if getattr(old, key) != getattr(new, key):
             yield f"{prefix}{key}"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a reload, for people; ``Changes`` explains the fields."""
+    """The result of a reload, for people. The fields are those of ``Changes``, except the last."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: dict[str, tuple[str, ...]] = {}
     settings: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
-    not_served: dict[str, str] = {}  # models that cannot be served, and why
+    not_served: dict[str, str] = {}  # model -> why it cannot be served
 
     def __str__(self) -> str:
-        """Lines for people."""
         lines = [f"added {name}" for name in self.added]
         lines += [f"removed {name}" for name in self.removed]
         lines += [f"changed {name}: {', '.join(keys)}" for name, keys in self.changed.items()]

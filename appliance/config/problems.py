@@ -1,4 +1,4 @@
-"""Turns problems of a config into error messages with file, line, model and key."""
+"""Error messages for problems of a config, with file, line, model and key."""
 
 from __future__ import annotations
 
@@ -15,63 +15,56 @@ from appliance.config.sections import MODELS, Config, DeviceConfig, HardwareConf
 from appliance.config.yaml_source import Document, Place
 from appliance.domain.errors import ConfigError
 from appliance.domain.section import Section
+from appliance.domain.units import readable_bytes
 from appliance.runners.cog.options import CogModel
 from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
 from appliance.runners.vllm.options import VllmModel
 
-_SOURCES = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
-
-
-#: Name of the device that is main memory.
-HOST: Final = "cpu"
-
-_SHOWN: Final = 200  # characters of a wrong value
+#: Name of the device that stands for main memory.
+_CPU: Final = "cpu"
+_SOURCES: Final = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
+_SHOWN: Final = 200  # characters of an invalid value in a message
 
 
 class Problem(NamedTuple):
-    """One problem. ``place`` may name a key that is missing from the file."""
+    """One problem; ``place`` may be that of a missing key."""
 
     place: Place
     message: str
 
 
-def refusal(problems: Iterable[Problem], document: Document, file: str) -> ConfigError:
-    """All ``problems`` in one error, in the order of the file; line, model and key are the first one's."""
+def config_error(problems: Iterable[Problem], document: Document, file: str) -> ConfigError:
+    """Return one error for all ``problems``, by line; line, model and key are those of the first."""
     errors = []
     for place, message in sorted(problems, key=lambda problem: document.line(problem.place)):
         model, key = _names(place, document.data)
         errors.append(ConfigError(message, file=file, line=document.line(place), model=model, key=key))
-    first = errors[0]
-    return ConfigError(
-        "\n".join([first.message, *map(str, errors[1:])]),
-        file=first.file,
-        line=first.line,
-        model=first.model,
-        key=first.key,
-    )
+    first, *others = errors
+    message = "\n".join([first.message, *map(str, others)])
+    return ConfigError(message, file=file, line=first.line, model=first.model, key=first.key)
 
 
 def _names(place: Place, data: Any) -> tuple[str | None, str | None]:
-    """The model and the key inside it, as people call them: ``options.max_tokens``, ``aliases[1]``."""
+    """Return the names of the model and of its key, such as ``options.max_tokens`` or ``aliases[1]``."""
     model = None
     if len(place) > 1 and place[0] == "models":
         entry = data["models"][place[1]]
         name = entry.get("name") if isinstance(entry, dict) else None
         model = name if isinstance(name, str) else f"number {int(place[1]) + 1}"
         place = place[2:]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    key = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place).lstrip(".")
     return model, key or None
 
 
-# -- one value at a time ---------------------------------------------------------------------------------
+# -- problems of one value ---------------------------------------------------------------------------------
 
 
-def translate(error: ValidationError) -> Iterator[Problem]:
-    """Yield the errors that pydantic reports, in our words."""
+def from_pydantic(error: ValidationError) -> Iterator[Problem]:
+    """Yield the problems that pydantic found, with messages for people."""
     for detail in error.errors(include_url=False):
-        kind, given = detail["type"], detail["input"]
-        if kind == "too_short" and given:
-            continue  # only because entries that are refused on their own are not counted
+        kind = detail["type"]
+        if kind == "too_short" and detail["input"]:
+            continue  # pydantic does not count invalid entries, which have errors of their own
         place = _place(detail["loc"])
         if kind in {"union_tag_not_found", "union_tag_invalid"}:
             place = (*place, "kind")
@@ -79,7 +72,7 @@ def translate(error: ValidationError) -> Iterator[Problem]:
 
 
 def _place(loc: Place) -> Place:
-    """``loc`` without the names of the union members that pydantic tried."""
+    """Return ``loc`` without the names of union members, which pydantic adds."""
     match loc:
         case ("models", int(index), str(), *rest):
             loc = ("models", index, *rest)
@@ -87,11 +80,11 @@ def _place(loc: Place) -> Place:
             loc = ("hardware", "devices", *rest)
         case _:
             return loc
-    return tuple(part for part in loc if part not in _SOURCES)
+    return tuple(each for each in loc if each not in _SOURCES)
 
 
 def _section(loc: Place) -> type[Section] | None:
-    """The section in which the last part of ``loc`` is a key; None if that is not one of ours."""
+    """Return the section whose key is the last item of ``loc``; None if there is no such section."""
     match loc:
         case ("models", int(), str(), "source", str(source), str()):
             return _SOURCES.get(source)
@@ -115,40 +108,39 @@ def _options(kind: str) -> type[Section]:
 
 
 def _message(detail: ErrorDetails) -> str:
-    loc, given = detail["loc"], detail["input"]
+    loc, value = detail["loc"], detail["input"]
     match detail["type"]:
         case "extra_forbidden":
             return _unknown_key(loc)
         case "missing":
-            return "is missing"
+            return "is missing: add it"
         case "union_tag_not_found":
-            return f"is missing: give one of {', '.join(MODELS)}"
+            return f"is missing: add one of {', '.join(MODELS)}"
         case "union_tag_invalid":
-            kind = str(given.get("kind")) if isinstance(given, dict) else "?"
+            kind = str(value.get("kind")) if isinstance(value, dict) else "?"
             return f"there is no kind {_shown(kind)}{_nearest(kind, MODELS)} (known: {', '.join(MODELS)})"
-        case "string_type" if isinstance(given, int | float) and not isinstance(given, bool):
-            return f"{_shown(given)} should be text: put it in quotes"
+        case "string_type" if isinstance(value, int | float) and not isinstance(value, bool):
+            return f"{_shown(value)} should be text: put it in quotes"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{_shown(given)} should be a mapping of keys to values"
+            return f"{_shown(value)} should be a mapping of keys to values"
         case "tuple_type":
-            return f"{_shown(given)} should be a list"
+            return f"{_shown(value)} should be a list"
         case "too_short":
             return "should have at least one entry"
         case "none_required" if loc[-1] == "source":
             return "an echo model has no weights: remove the key"
         case _:
-            said = detail["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value ")
-            return said if isinstance(given, dict | list) else f"{_shown(given)} {said}"
+            message = detail["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value ")
+            return message if isinstance(value, dict | list) else f"{_shown(value)} {message}"
 
 
-def _shown(given: Any) -> str:
-    """A value as it stands in the file, shortened to one line."""
-    text = repr(given)
+def _shown(value: Any) -> str:
+    text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _unknown_key(loc: Place) -> str:
-    """The refusal of a key, with the key that was probably meant or the section where it belongs."""
+    """Return the message about an unknown key, with the known key that was probably meant."""
     key = str(loc[-1])
     section = _section(loc)
     if section is None:
@@ -164,23 +156,23 @@ def _nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-# -- values that must agree with each other -----------------------------------------------------------------
+# -- conflicts between values ------------------------------------------------------------------------------
 
 
-def disagreements(config: Config) -> Iterator[Problem]:
-    """Yield the conflicts between values: duplicate names, sizes that fit on no device, excluding keys."""
+def conflicts(config: Config) -> Iterator[Problem]:
+    """Yield conflicts between values: duplicate names, exclusive keys, models that fit on no device."""
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
     yield from _collections(config)
     if config.server.tls is not None:
         for key in ("certificate", "key"):
-            if said := _unreadable(getattr(config.server.tls, key)):
-                yield Problem(("server", "tls", key), f"{said}; `appliance certificate` makes both")
+            if reason := _unreadable(getattr(config.server.tls, key)):
+                yield Problem(("server", "tls", key), f"{reason}; `appliance certificate` makes both files")
     for index, model in enumerate(config.models):
         if isinstance(model, CogModel) and not config.code.cog:
-            reason = "Cog projects run their own code: set cog to true under code to allow it"
-            yield Problem(("models", index, "kind"), reason)
-        for key, message in (*_at_odds(model), *_impossible(model, config.hardware)):
+            message = "Cog projects run code of others: set code.cog to true to allow it"
+            yield Problem(("models", index, "kind"), message)
+        for key, message in (*_model_conflicts(model), *_too_large(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
 
 
@@ -188,14 +180,14 @@ def _duplicates(config: Config) -> Iterator[Problem]:
     owners: dict[str, str] = {}
     for index, model in enumerate(config.models):
         if model.name in owners:
-            yield Problem(("models", index, "name"), "another model has this name: names are unique")
+            yield Problem(("models", index, "name"), "another model has this name: choose a unique name")
         owners.setdefault(model.name, model.name)
     for index, model in enumerate(config.models):
         for position, alias in enumerate(model.aliases):
             if alias in owners:
                 yield Problem(
                     ("models", index, "aliases", position),
-                    f"{alias!r} already means {owners[alias]}: each name means one model and is given once",
+                    f"{alias!r} is already a name of model {owners[alias]}: remove one of the two",
                 )
             owners.setdefault(alias, model.name)
 
@@ -205,14 +197,12 @@ def _collections(config: Config) -> Iterator[Problem]:
     slugs: set[str] = set()
     for index, collection in enumerate(config.collections):
         if collection.slug in slugs:
-            yield Problem(("collections", index, "slug"), "another collection has this slug")
+            yield Problem(("collections", index, "slug"), "another collection has this slug: choose another")
         slugs.add(collection.slug)
         for position, name in enumerate(collection.models):
             if name not in names:
-                yield Problem(
-                    ("collections", index, "models", position),
-                    f"no model is called {name!r}{_nearest(name, names)}",
-                )
+                near = _nearest(name, names) or ": correct or remove it"
+                yield Problem(("collections", index, "models", position), f"there is no model {name!r}{near}")
 
 
 def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
@@ -223,43 +213,36 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
         if device.name in seen:
             yield Problem(
                 ("hardware", "devices", position, "name"),
-                f"another device has the name {device.name!r}: names are unique",
+                f"another device has the name {device.name!r}: choose a unique name",
             )
         seen.add(device.name)
-        if device.name == HOST and hardware.host_memory is not None:
+        if device.name == _CPU and hardware.host_memory is not None:
             yield Problem(
                 ("hardware", "devices", position, "name"),
-                f"{HOST} is the name of main memory (see host_memory): give this device another name",
+                f"{_CPU} is the name of main memory (see host_memory): choose another name",
             )
 
 
-def _at_odds(model: ModelConfig) -> Iterator[tuple[str, str]]:
+def _model_conflicts(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if model.gpu is not None and model.memory is not None:
         yield "memory", "gpu and memory exclude each other: remove one of them"
-    if model.readme is not None and (said := _unreadable(model.readme)):
-        yield "readme", said
+    if model.readme is not None and (reason := _unreadable(model.readme)):
+        yield "readme", reason
     if model.pin and model.idle_unload_after is not None:
         yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
     if not isinstance(model, VllmModel):
         return
     options = model.options
     if options.max_model_len is not None and options.max_tokens >= options.max_model_len:
-        yield (
-            "options.max_tokens",
-            (
-                f"{options.max_tokens} leaves no room for a prompt: it should be below "
-                f"max_model_len ({options.max_model_len})"
-            ),
-        )
+        message = f"{options.max_tokens} leaves no room for a prompt: set it below max_model_len"
+        yield "options.max_tokens", f"{message} ({options.max_model_len})"
     if model.memory is not None and options.kv_cache >= model.memory:
-        yield (
-            "options.kv_cache",
-            f"{options.kv_cache:,} bytes leave no room for weights: it is part of memory ({model.memory:,})",
-        )
+        message = f"{readable_bytes(options.kv_cache)} leave no room for weights: set it below memory"
+        yield "options.kv_cache", f"{message} ({readable_bytes(model.memory)}), which includes it"
 
 
 def _unreadable(file: Path) -> str | None:
-    """Why ``file`` cannot be read as text; None if it can."""
+    """Return why ``file`` cannot be read as text; None if it can."""
     try:
         text_file.read(file)
     except ConfigError as error:
@@ -267,15 +250,14 @@ def _unreadable(file: Path) -> str | None:
     return None
 
 
-def _impossible(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
-    """Yield demands that no declared device fits; the scheduler checks the machine's own devices."""
+def _too_large(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
+    """Yield what fits on no declared device; the scheduler checks the devices of the machine."""
     if hardware.devices == "auto":
         return
     largest = max(hardware.devices, key=lambda device: device.memory)
     if model.memory is not None and model.memory > largest.memory:
-        yield (
-            "memory",
-            f"{model.memory:,} bytes fit on no device: the largest, {largest.name}, has {largest.memory:,}",
-        )
+        available = f"the largest, {largest.name}, has {readable_bytes(largest.memory)}"
+        yield "memory", f"{readable_bytes(model.memory)} fit on no device: {available}"
     if model.gpu is not None and model.gpu > len(hardware.devices):
-        yield "gpu", f"{model.gpu:g} devices are asked for, but {len(hardware.devices)} are declared"
+        message = f"there are fewer than {model.gpu:g} devices"
+        yield "gpu", f"{message}: set at most {len(hardware.devices)}, or add to hardware.devices"

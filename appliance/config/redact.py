@@ -1,4 +1,4 @@
-"""A config as it may be shown to people: everything in effect, and no secret."""
+"""Redaction of secrets in a config that is shown to people."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from appliance.domain.section import Section
 
-#: What stands in place of a secret.
+#: Replacement of a secret.
 HIDDEN: Final = "**********"
 
-#: Keys whose values are mappings from names, which may be shown, to secrets.
+#: Keys whose values are mappings from public names to secrets.
 _MAPPINGS: Final = frozenset({"environment", "headers"})
-#: Words of a key, or of a parameter of an address, whose value is a secret.
+#: Words in a key, or in a parameter of a URL, that mark its value as a secret.
 _SECRETS: Final = frozenset(
     {"authorization", "credential", "credentials", "password", "secret", "signature", "token"}
 )
@@ -21,31 +21,31 @@ _PARAMETER: Final = re.compile(r"(?<=[?&])([^=&#\s]+)=([^&#\s]+)")
 
 
 def redact(section: Section) -> dict[str, Any]:
-    """Every key of ``section``, defaults too, as plain JSON values.
+    """Return all keys of ``section``, defaults too, as JSON values with secrets hidden.
 
-    Hidden are values of environments and headers, values whose key says that they are secret, and user names,
-    passwords and tokens in addresses. Paths of files that hold a key are shown: the file is the secret.
+    Secrets are the values of environments and headers, values whose key contains one of ``_SECRETS``, and
+    user names, passwords and tokens in URLs. The path of a key file is not secret.
     """
-    shown: dict[str, Any] = _redact("", section.model_dump(mode="json"))
-    return shown
+    redacted: dict[str, Any] = _redact("", section.model_dump(mode="json"))
+    return redacted
 
 
 def _redact(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         if key in _MAPPINGS:
             return dict.fromkeys(value, HIDDEN)
-        return {name: _redact(name, part) for name, part in value.items()}
+        return {name: _redact(name, inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_redact(key, part) for part in value]
+        return [_redact(key, inner) for inner in value]
     if not isinstance(value, str):
         return value
-    if _secret(key):
+    if _is_secret(key):
         return HIDDEN
     return _PARAMETER.sub(
-        lambda found: f"{found[1]}={HIDDEN}" if _secret(found[1]) else found[0], _USER.sub(HIDDEN, value)
+        lambda found: f"{found[1]}={HIDDEN}" if _is_secret(found[1]) else found[0], _USER.sub(HIDDEN, value)
     )
 
 
-def _secret(name: str) -> bool:
+def _is_secret(name: str) -> bool:
     words = re.split(r"[^a-z]+", name.lower())
     return not _SECRETS.isdisjoint(words) or "apikey" in "".join(words)

@@ -1,6 +1,6 @@
-"""The config in force after reloads, in ``run/config.json``, for gateways and zygotes that start later.
+"""The config in force, stored in ``run/config.json`` for gateways and zygotes that start after a reload.
 
-It holds the validated values, because models.yaml may be edited, and be invalid, at any time.
+They cannot read models.yaml, because it may have been edited since, and be invalid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ _NAME: Final = "config.json"
 
 
 def write(run_dir: Path, config: Config) -> None:
-    """Store ``config`` as the config in force."""
     fresh = run_dir / f".{_NAME}"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -30,11 +29,10 @@ def read(run_dir: Path, started_with: Config) -> Config:
         text = (run_dir / _NAME).read_bytes()
     except FileNotFoundError:
         return started_with
-    return Config.model_validate(
-        json.loads(text)
-    )  # as values of YAML: strict JSON would want paths otherwise
+    # Not `model_validate_json`: from JSON, pydantic accepts no Path, which `values.FilePath` makes of text.
+    return Config.model_validate(json.loads(text))
 
 
 def forget(run_dir: Path) -> None:
-    """Remove the stored config when a new run of the appliance starts."""
+    """Remove the stored config, when the appliance starts anew."""
     (run_dir / _NAME).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""models.yaml as a whole, and its sections about the appliance itself. Editors show the descriptions."""
+"""The top level of models.yaml and its sections except models. Editors show the descriptions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from appliance.domain.section import Section, size, subsection
 from appliance.domain.values import Bytes, DeviceName, FilePath, HttpUrl, ModelName, NetworkName, Seconds
+from appliance.runners import model_configs
+from appliance.runners.model_config import ModelConfig
 
 
 class TlsConfig(Section):
@@ -28,7 +30,7 @@ class ServerConfig(Section):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address to listen on; 0.0.0.0 is every interface. Overridden by --host.",
+        description="Bind address; 0.0.0.0 is every interface. Overridden by --host.",
     )
     port: int = Field(
         default=8000,
@@ -132,7 +134,7 @@ class EgressConfig(Section):
     allow: tuple[NetworkName, ...] = Field(
         default=(),
         strict=False,
-        description="Private or loopback networks that webhooks and input URLs may reach.",
+        description="Private, link-local or loopback networks that webhooks and input URLs may reach.",
     )
 
 
@@ -147,8 +149,7 @@ class FilesConfig(Section):
     )
     outputs: Literal["url", "data"] = Field(
         default="url",
-        description="How outputs refer to files: url for unguessable URLs, data for data: URLs "
-        "with the content. "
+        description="How outputs refer to files: url for unguessable URLs, data for data: URLs with content. "
         "Over plain HTTP Replicate's official clients return file objects only for data: URLs.",
     )
     max_data: Bytes = size("10MiB", "With outputs: data, larger files still get a URL.")
@@ -222,7 +223,7 @@ class CollectionConfig(Section):
 
 
 class DeviceConfig(Section):
-    """A logical device: a part of main memory on which models are placed as if it were a GPU."""
+    """A logical device: a share of main memory on which models are placed as if it were a GPU."""
 
     name: DeviceName = Field(description="Unique name of the device.")
     memory: Bytes = Field(description="Memory that models may reserve on the device.")
@@ -250,9 +251,8 @@ class HardwareConfig(Section):
         default=None,
         ge=1,
         le=4096,
-        description="CPU threads that one model may use. Default: all CPUs of the appliance but "
-        "one, which is "
-        "left for handling requests.",
+        description="CPU threads that one model may use. Default: all CPUs of the appliance but one, which "
+        "handles requests.",
     )
     host_memory: Bytes | None = Field(
         default=None,
@@ -298,4 +298,4 @@ class Config(Section):
         """Drop empty sections: YAML reads a section whose keys are all commented out as null."""
         if not isinstance(value, dict):
             return value
-        return {key: part for key, part in value.items() if part is not None or key == "models"}
+        return {key: each for key, each in value.items() if each is not None or key == "models"}

@@ -1,4 +1,4 @@
-"""Reading of hand-written text files, with a size limit and clear errors."""
+"""Reading of hand-written text files, with a size limit."""
 
 from __future__ import annotations
 
@@ -30,23 +30,29 @@ def read(path: Path) -> str:
             or is not UTF-8.
     """
     try:
-        # Without O_NONBLOCK, `open` of a named pipe would block until another process opens it for writing.
+        # Without O_NONBLOCK, opening a named pipe would block until another process opens it for writing.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+        raise _unreadable(path, error) from error
     try:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:
-            raise ConfigError(f"is {_KINDS.get(kind, 'no regular file')}: name a text file", file=str(path))
+            what = _KINDS.get(kind, "not a regular file")
+            raise ConfigError(f"is {what}: name a text file", file=str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+        raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
     if len(content) > LARGEST:
         raise ConfigError(f"is over {LARGEST // 1024**2} MiB: is it a text file?", file=str(path))
     return _decoded(content, str(path))
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    message = f"cannot be read: {error.strerror}: correct the path, or the permissions of the file"
+    return ConfigError(message, file=str(path))
 
 
 def _decoded(content: bytes, file: str) -> str:

@@ -1,4 +1,4 @@
-"""A YAML file as plain values, and the line that each of them stands on."""
+"""YAML files as plain values, with the line of each value for error messages."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import yaml
 from appliance.config import text_file
 from appliance.domain.errors import ConfigError
 
-Place = tuple[str | int, ...]  # the keys and positions that lead to a value
+Place = tuple[str | int, ...]  # path to a value: keys of mappings and positions in lists
 
 DEEPEST: Final = 50  # maximum nesting of lists and mappings
 MOST: Final = 20_000  # maximum number of values, with aliases expanded
 
 _LARGEST_NUMBER: Final = 2**63 - 1
 _LONGEST_KEY: Final = 500  # characters
-_SHOWN: Final = 60  # characters of a value that cannot be read
+_SHOWN: Final = 60  # characters of an invalid value in a message
 _MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 class Document(msgspec.Struct, frozen=True):
-    """The content of a YAML file, with the line of each value, or of its key, from 1."""
+    """Content of a YAML file, with the line (from 1) of each value or of its key."""
 
     data: Any
     lines: dict[Place, int]
 
     def line(self, place: Place) -> int:
-        """The line of the value, or of the nearest one around it."""
+        """Return the line of the value, or of the innermost known value around it."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
@@ -40,8 +40,8 @@ def read(path: Path) -> Document:
     """Read one YAML document.
 
     Raises:
-        ConfigError: the file cannot be read or is not YAML, a key is given twice, or there is more in it than
-            any config needs; names the line.
+        ConfigError: the file cannot be read, is not YAML, has a duplicate key, or exceeds ``DEEPEST`` or
+            ``MOST``; names the line.
     """
     text = text_file.read(path)
     try:
@@ -63,10 +63,10 @@ def read(path: Path) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses too deep nesting and too many values before they take long."""
+    """PyYAML's safe loader, with limits on nesting and on the number of values."""
 
     def __init__(self, text: str, refuse: Callable[[int, str], ConfigError]) -> None:
-        """``refuse`` makes the error from a line number and a message."""
+        """``refuse`` makes an error from a line number and a message."""
         super().__init__(text)
         self._refuse = refuse
         self._depth = 0
@@ -78,10 +78,10 @@ class _Loader(yaml.SafeLoader):
         line = event.start_mark.line + 1
         self._nodes += 1
         if self._nodes > MOST:
-            raise self._refuse(line, f"holds more than {MOST:,} keys and values: write fewer of them")
+            raise self._refuse(line, f"has more than {MOST:,} keys and values: write fewer")
         self._depth += 1
         if self._depth > DEEPEST:
-            raise self._refuse(line, f"more than {DEEPEST} lists and mappings are inside each other")
+            raise self._refuse(line, f"has more than {DEEPEST} lists and mappings inside each other")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
         self._merged += len(node.value)
         if self._merged > MOST:
             line = node.start_mark.line + 1
-            raise self._refuse(line, f"merges with << make more than {MOST:,} values: write fewer of them")
+            raise self._refuse(line, f"merges with << make more than {MOST:,} values: write fewer")
 
 
 class _Reader:
@@ -102,8 +102,8 @@ class _Reader:
         self._count = 0
         self._file = file
         self._lines: dict[Place, int] = {}
-        self._checked: set[int] = set()  # mappings whose own keys were looked at before a merge changed them
-        self._open: set[int] = set()  # nodes being built, to find an anchor inside itself
+        self._checked: set[int] = set()  # ids of mappings whose keys were checked before merging
+        self._open: set[int] = set()  # ids of the nodes being built, to detect an anchor inside itself
 
     def document(self) -> Document:
         root = self._loader.get_single_node()
@@ -114,9 +114,9 @@ class _Reader:
         self._lines.setdefault(place, node.start_mark.line + 1)
         self._count += 1
         if self._count > MOST:
-            raise self._refuse(node, f"aliases make more than {MOST:,} values: write fewer of them")
+            raise self._refuse(node, f"aliases make more than {MOST:,} values: write fewer")
         if id(node) in self._open:
-            raise self._refuse(node, "an anchor cannot be used inside itself")
+            raise self._refuse(node, "an anchor cannot be used inside itself: remove the alias")
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -129,7 +129,7 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         self._check_keys(node)
-        self._loader.flatten_mapping(node)  # `<<: *anchor`; what the mapping says itself comes last and wins
+        self._loader.flatten_mapping(node)  # for `<<: *anchor`; own keys come last and win
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node)
@@ -148,7 +148,7 @@ class _Reader:
             key, line = self._key(key_node), key_node.start_mark.line + 1
             if key in seen:
                 raise ConfigError(
-                    f"the key is given twice, first on line {seen[key]}; remove one of the two",
+                    f"the key is given twice, first on line {seen[key]}: remove one of the two",
                     file=self._file,
                     line=line,
                     key=key,
@@ -158,9 +158,9 @@ class _Reader:
     def _key(self, node: yaml.Node) -> str:
         key = self._scalar(node) if isinstance(node, yaml.ScalarNode) else None
         if not isinstance(key, str):
-            raise self._refuse(node, "a key must be text; put it in quotes")
+            raise self._refuse(node, "a key must be text: put it in quotes")
         if len(key) > _LONGEST_KEY:
-            raise self._refuse(node, f"a key has more than {_LONGEST_KEY} characters")
+            raise self._refuse(node, f"a key has more than {_LONGEST_KEY} characters: shorten it")
         return key
 
     def _scalar(self, node: yaml.Node) -> Any:
@@ -168,9 +168,9 @@ class _Reader:
         try:
             value = self._loader.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            # Such as 31 February. PyYAML does not check the text after `!!bool` or `!!timestamp`.
+            # For example 31 February. PyYAML does not check text after `!!bool` or `!!timestamp`.
             reason = f" ({error})" if isinstance(error, ValueError) else ""
-            raise self._refuse(node, f"{shown} is no value of its type{reason}; put it in quotes") from error
+            raise self._refuse(node, f"{shown} is no value of its type{reason}: put it in quotes") from error
         if isinstance(value, str):
             return self._text(node, value)
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
@@ -178,11 +178,11 @@ class _Reader:
         return value
 
     def _text(self, node: yaml.Node, text: str) -> str:
-        """``text`` with each pair of surrogate escapes, as in JSON, joined to one character."""
+        """Return ``text`` with each pair of surrogate escapes, as in JSON, joined to one character."""
         try:
             return text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:
-            raise self._refuse(node, "holds half of a character: \\ud800 to \\udfff come in pairs") from error
+            raise self._refuse(node, "has half of a character: \\ud800 to \\udfff come in pairs") from error
 
     def _refuse(self, node: yaml.Node, message: str) -> ConfigError:
         return self._at(node.start_mark.line + 1, message)

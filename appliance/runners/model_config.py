@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from appliance.domain.section import Section
 from appliance.domain.values import Bytes, FilePath, HttpUrl, ModelName, Seconds
+from appliance.runners import model_configs
 from appliance.runners.options import Options
 
 
@@ -80,7 +81,7 @@ class GitSource(Section):
 Source = FolderSource | HubSource | PypiSource | BuiltinSource | GitSource
 
 
-#: The key that only one source has -> that source; a source with ``path`` alone is a folder.
+#: Key that identifies a source -> its class. `path` is last, because other sources may have it too.
 _BY_KEY: Final = (
     ("pypi", PypiSource),
     ("hub", HubSource),
@@ -91,7 +92,7 @@ _BY_KEY: Final = (
 
 
 def _source_tag(value: object) -> str | None:
-    """Return the tag of the source type that these keys belong to."""
+    """Return the name of the class of a source, by its keys."""
     if isinstance(value, Section):
         return type(value).__name__
     if isinstance(value, dict):
@@ -127,13 +128,13 @@ ProjectSource = Annotated[
 def _devices(value: float) -> float:
     if value > 1 and value != int(value):
         raise PydanticCustomError(
-            "share", "should be a share of one device, over 0 up to 1, or a whole number of devices"
+            "share", "should be a share of one device (over 0, up to 1), or a whole number of devices"
         )
     return value
 
 
 class ModelConfig(Section):
-    """One model. Validating this class gives the class of the model's kind."""
+    """One model. Validation returns an instance of the class of its kind, such as ``VllmModel``."""
 
     #: Patterns of the weight files to download from a hub repository.
     WEIGHT_FILES: ClassVar[tuple[str, ...]] = ("*.safetensors",)
@@ -186,8 +187,7 @@ class ModelConfig(Section):
     description: str = Field(default="", description="Description of the model in the API and the UI.")
     readme: FilePath | None = Field(
         default=None,
-        description="Markdown file with details. A relative path is resolved against the folder "
-        "of this file.",
+        description="Markdown file with details. A relative path starts at the folder of this file.",
     )
     visibility: Literal["public", "private"] = Field(
         default="public",
@@ -200,7 +200,7 @@ class ModelConfig(Section):
 
     @property
     def training_key(self) -> str:
-        """Key of the trainer of this model in the scheduler; no model has this name."""
+        """Name in the scheduler of the trainer of this model; no model can have this name."""
         return f"{self.name}:training"
 
     @model_validator(mode="wrap")
@@ -208,8 +208,8 @@ class ModelConfig(Section):
     def _of_its_kind(cls, value: Any, handler: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:
         if not isinstance(value, dict):
             return handler(value)
-        if "options" in value and value["options"] is None:  # all of its keys are commented out
-            value = {key: part for key, part in value.items() if key != "options"}
+        if "options" in value and value["options"] is None:  # all keys are commented out
+            value = {key: each for key, each in value.items() if key != "options"}
         kind = value.get("kind")
         if cls is ModelConfig and isinstance(kind, str) and kind in model_configs():
             return model_configs()[kind].model_validate(value)

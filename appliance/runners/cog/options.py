@@ -67,5 +67,5 @@ class CogModel(ModelConfig):
     """A Cog project."""
 
     kind: Literal["cog"] = Field(description="A Cog project, run by Cog's own runtime.")
-    source: ProjectSource = Field(description="The project's folder, with cog.yaml in it.")
+    source: ProjectSource = Field(description="Source of the project: a folder that contains cog.yaml.")
     options: CogOptions = subsection(CogOptions(), "Options of this kind.")

@@ -36,7 +36,7 @@ def test_models_are_told_apart_by_name() -> None:
 def test_changed_keys_are_named_as_in_the_file() -> None:
     edited = {**ECHO, "aliases": ["a/b"], "priority": 2, "options": {"concurrency": 3, "stream": True}}
     assert compare(config(), config(edited)).changed == {
-        "test/echo": ("options.concurrency", "options.stream", "aliases", "priority")
+        "test/echo": ("aliases", "priority", "options.concurrency", "options.stream")
     }
 
 

@@ -110,7 +110,7 @@ def bomb(join: str) -> str:
         ("models:\n" + " [\n" * 20_000, 51, "inside each other"),
         (bomb("[{}]"), 1, "aliases make more than"),
         (bomb("{{<<: [{}]}}"), 5, "<< make more than"),
-        ("models: [" + "1, " * 30_000 + "]", 1, "holds more than"),
+        ("models: [" + "1, " * 30_000 + "]", 1, "has more than 20,000 keys"),
         (f"{'k' * 501}: 1\n", 1, "a key has more than"),
         (f"limits: {{queue: {'9' * 5000}}}\n", 1, "'" + "9" * 60 + "...' is no value"),
         (f"limits: {{queue: 0x{'f' * 5000}}}\n", 1, "is too large"),

@@ -17,13 +17,10 @@ from appliance.config import (
     LimitsConfig,
     LoggingConfig,
     ModelConfig,
-    PricesConfig,
-    ServerConfig,
-    UiConfig,
     json_schema,
     load,
 )
-from appliance.config.sections import MODELS
+from appliance.config.sections import MODELS, PricesConfig, ServerConfig, UiConfig
 from appliance.domain.section import Section
 from appliance.runners.echo.options import EchoModel
 from appliance.runners.vllm.options import VllmModel
