@@ -68,7 +68,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def database(self) -> Path:
-        """The store's file."""
         return self.home / "appliance.db"
 
     @property
@@ -78,12 +77,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def zygote_socket(self) -> Path:
-        """Where engine hosts are forked."""
         return self.run_dir / "zygote.sock"
 
     @property
     def ui_socket(self) -> Path:
-        """Where the UI listens."""
         return self.run_dir / "ui.sock"
 
     @property
@@ -93,7 +90,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def log_file(self) -> Path:
-        """Where the gateway writes its log."""
         return self.home / "logs" / "appliance.log"
 
 
@@ -186,7 +182,6 @@ class Gateway:
     def __init__(
         self, services: Services, api: Application, server: uvicorn.Server, serving: asyncio.Task[None]
     ) -> None:
-        """Made by ``start_gateway``."""
         self._api = api
         self._services = services
         self._server = server
@@ -216,7 +211,6 @@ class Gateway:
         return unfinished
 
     def check(self) -> None:
-        """Raise if the listener is gone."""
         if self._serving.done() and not self._server.should_exit:
             raise RuntimeError("the gateway's listener stopped")
 

@@ -47,12 +47,10 @@ class Connection(HttpToolsProtocol):
     _began: float  # start of the current stage, by the loop's clock
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected."""
         super().connection_made(cast("asyncio.Transport", transport))  # uvloop's do not inherit from it
         self._enter(_Stage.HEADERS)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
         before = self._entered
         super().data_received(data)
         # If a stage begins within ``data``, it is unknown how many of the bytes belong to it.
@@ -65,17 +63,14 @@ class Connection(HttpToolsProtocol):
             self._enter(_Stage.HEADERS)  # line breaks may precede a request
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
         super().on_message_begin()
         self._enter(_Stage.HEADERS)
 
     def on_headers_complete(self) -> None:
-        """The headers are complete; a body may follow."""
         super().on_headers_complete()
         self._enter(_Stage.BODY)
 
     def on_message_complete(self) -> None:
-        """The request has fully arrived."""
         super().on_message_complete()
         self._enter(_Stage.NONE)
 
@@ -86,7 +81,6 @@ class Connection(HttpToolsProtocol):
             self._enter(_Stage.BODY)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse data that is not HTTP."""
         self._refuse(400, msg)
 
     def slow_since(self, now: float) -> float | None:

@@ -44,11 +44,9 @@ class ListeningSocket:
             raise ApplianceError(f"cannot listen on {self._called}: {_reason(error)}") from error
 
     def __enter__(self) -> Self:
-        """Return this socket; ``lend`` begins to hand it out."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the socket."""
         self.close()
 
     def lend(self) -> None:

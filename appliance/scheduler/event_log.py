@@ -49,7 +49,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def about(self) -> dict[str, str]:
-        """Fields that a log record about this event carries."""
         return {"model": self.model}
 
     def __str__(self) -> str:
@@ -101,7 +100,6 @@ class EventLog:
         on_behalf_of: str | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Append an event; the fields are those of ``Event``."""
         self._count += 1
         self._events.append(
             Event(

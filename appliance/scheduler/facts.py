@@ -81,7 +81,6 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     on_cpu: bool = False  # computes on the CPU beside GPUs, and is held in main memory
 
     def bytes_on(self, capacity: Capacity) -> int:
-        """Return the bytes that this model takes of the device."""
         return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)
 
 

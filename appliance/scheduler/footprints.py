@@ -46,7 +46,6 @@ class Footprints:
     """Measured memory of all models of a scheduler."""
 
     def __init__(self, models: Mapping[str, ModelState], ledger: Ledger, event_log: EventLog) -> None:
-        """Share the models, the ledger and the event log with the scheduler."""
         self._models = models
         self._ledger = ledger
         self._event_log = event_log
@@ -77,7 +76,6 @@ class Footprints:
         return self._ledger.limit(entry) if entry.devices and entry.state in _PLACED else None
 
     def foreign_memory(self, device: str) -> int:
-        """Return the bytes of the device that other programs use."""
         return self._ledger.foreign(device)
 
     def set_demand(self, entry: ModelState, demand: Demand) -> None:

@@ -55,7 +55,6 @@ class Ledger:
             self._models[self.main_memory].pop(model.name, None)
 
     def release(self, model: ModelState) -> None:
-        """Free all memory that the model has reserved."""
         self.reserve(model, (), 0)
         self.reserve_main_memory(model, 0)
 
@@ -88,15 +87,12 @@ class Ledger:
         return self._free[device]
 
     def foreign(self, device: str) -> int:
-        """Return the bytes that other programs use."""
         return self._foreign[device]
 
     def models_on(self, device: str) -> list[ModelState]:
-        """Return the models that have reserved memory of the device."""
         return list(self._models[device].values())
 
     def reserved(self, device: str) -> dict[str, int]:
-        """Return the reserved bytes by model."""
         return {name: self.reserved_by(model, device) for name, model in self._models[device].items()}
 
     def loading(self, device: str) -> ModelState | None:
@@ -110,17 +106,14 @@ class Ledger:
         return None
 
     def none_loading(self, devices: Sequence[str]) -> bool:
-        """Return whether no model is being loaded or woken on any of these devices."""
         return all(self.loading(device) is None for device in devices)
 
     def unloading(self, device: str) -> bool:
-        """Return whether a model is being unloaded or falls asleep on the device."""
         return any(each.state in _GOING and device in each.devices for each in self._models[device].values())
 
     # -- questions about a model -------------------------------------------------------------------------
 
     def reserved_by(self, model: ModelState, device: str) -> int:
-        """Return the bytes of the device that the model has reserved."""
         if device in model.devices:
             return model.reserved
         return model.main_memory if device == self.main_memory else 0

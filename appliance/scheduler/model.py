@@ -96,13 +96,11 @@ class ModelState:
 
     @property
     def pinned(self) -> bool:
-        """Whether the model is never evicted."""
         pinned = self.demand.pin if self.pin_override is None else self.pin_override
         return not self.removed and (self.keep_loaded or pinned)
 
     @property
     def idle(self) -> bool:
-        """Whether no prediction waits for the model or runs on it."""
         return not self.queue and not self.running
 
     @property
@@ -112,7 +110,6 @@ class ModelState:
 
     @property
     def free_slots(self) -> int:
-        """How many more predictions may run at the same time."""
         return max(0, self.demand.concurrency - len(self.running))
 
     @property
@@ -168,7 +165,6 @@ class ModelState:
         return before
 
     def record_arrival(self, now: float) -> None:
-        """Update the average gap between predictions."""
         if self.last_arrival is not None:
             self.arrival_gap = _averaged(self.arrival_gap, now - self.last_arrival)
         self.last_arrival = now
@@ -182,7 +178,6 @@ class ModelState:
             self.claimed_devices = ()
 
     def start(self, id: str, now: float) -> None:
-        """Move a prediction from the queue to a slot."""
         self.queue.remove(id)
         self.before_replacement.discard(id)
         self.drain_quota -= self.state is Residency.DRAINING
@@ -190,7 +185,6 @@ class ModelState:
         self.started_at[id] = now
 
     def finish(self, id: str, now: float) -> None:
-        """Free the slot of a prediction."""
         self.running.discard(id)
         self.last_used = now
         self.ran_once = True

@@ -24,7 +24,6 @@ class Placements:
         children: Children,
         transitions: Transitions,
     ) -> None:
-        """Share all of these with the scheduler."""
         self._models = models
         self._ledger = ledger
         self._children = children
@@ -159,6 +158,5 @@ class Placements:
         return self._ledger.free(device) >= needed and not busy
 
     def _completable_without(self, model: str) -> set[str]:
-        """Return the predictions that can finish although this model is not loaded."""
         capacities = list(self._ledger.capacities.values())
         return completable_predictions(self._models, self._children.unfinished, capacities, without=model)

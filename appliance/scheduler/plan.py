@@ -186,7 +186,6 @@ def _freed_memory(model: ModelState, device: str, ledger: Ledger, level: SleepLe
 
 
 def _evictable(model: ModelState, now: float, *, patient: bool) -> bool:
-    """Return whether a patient, or an impatient, model may evict this one."""
     if model.pinned:
         return False
     if model.state is Residency.ASLEEP:
@@ -197,7 +196,6 @@ def _evictable(model: ModelState, now: float, *, patient: bool) -> bool:
 
 
 def _finishes(model: ModelState, completable: set[str] | None) -> bool:
-    """Return whether all predictions that run on the model can finish."""
     return completable is None or model.running <= completable
 
 

@@ -43,17 +43,14 @@ _EVICTED: Final = 100.0
 
 
 def expected_load(model: ModelState) -> float:
-    """Return the expected duration of the model's next load."""
     return _UNKNOWN_LOAD if model.load_seconds is None else max(0.01, model.load_seconds)
 
 
 def expected_sleep(model: ModelState, level: SleepLevel) -> float:
-    """Return the expected duration of falling asleep at a level."""
     return model.sleep_seconds.get(level, _UNKNOWN_SLEEP[level] * expected_load(model))
 
 
 def expected_wake(model: ModelState, level: SleepLevel) -> float:
-    """Return the expected duration of waking from a level."""
     return model.wake_seconds.get(level, _UNKNOWN_WAKE[level] * expected_load(model))
 
 
@@ -65,7 +62,6 @@ def expected_time_to_ready(model: ModelState) -> float:
 
 
 def expected_run(model: ModelState) -> float:
-    """Return the expected duration of one prediction."""
     return _UNKNOWN_RUN if model.run_seconds is None else model.run_seconds
 
 

@@ -27,7 +27,6 @@ class Rebalancing:
     """Moves waiting predictions between instances of one model."""
 
     def __init__(self, models: Mapping[str, ModelState], queued: dict[str, QueuedPrediction]) -> None:
-        """Share the models and the waiting predictions with the scheduler."""
         self._models = models
         self._queued = queued
         self._others: dict[str, tuple[str, ...]] = {}  # instance -> those whose predictions it may take

@@ -216,11 +216,9 @@ class Scheduler:
         return ids
 
     def asleep(self, model: str, now: float) -> None:
-        """A model has fallen asleep and holds only its residue."""
         self._transitions.asleep(self._models[model], now)
 
     def woken(self, model: str, now: float) -> None:
-        """A model has been woken."""
         entry = self._models[model]
         self._transitions.woken(entry, now)
         self._unload_if_pending(entry, now)
@@ -398,7 +396,6 @@ class Scheduler:
 
     @property
     def models(self) -> list[str]:
-        """Names of all models and further instances."""
         return list(self._models)
 
     def knows(self, model: str) -> bool:
@@ -406,7 +403,6 @@ class Scheduler:
         return model in self._models
 
     def demand(self, model: str) -> Demand:
-        """Return what the model asks of the machine."""
         return self._models[model].demand
 
     def residency(self, model: str) -> Residency:
@@ -420,7 +416,6 @@ class Scheduler:
         return entry is None or entry.outdated
 
     def pinned(self, model: str) -> bool:
-        """Return whether the model is never evicted."""
         return self._models[model].pinned
 
     def devices(self, model: str) -> tuple[str, ...]:
@@ -433,7 +428,6 @@ class Scheduler:
         return frozenset() if entry is None else frozenset(entry.running)
 
     def queue_length(self, model: str | None = None) -> int:
-        """Return how many predictions wait for one model, or for all."""
         return len(self._queued) if model is None else len(self._models[model].queue)
 
     def load_seconds(self, model: str) -> float | None:
@@ -469,7 +463,6 @@ class Scheduler:
         return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
 
     def reserved(self, device: str) -> dict[str, int]:
-        """Return the reserved bytes of one device by model."""
         return self._ledger.reserved(device)
 
     def free(self, device: str) -> int:
@@ -483,7 +476,6 @@ class Scheduler:
         return [QueueEntry(e.name, len(e.queue), e.waited(now), e.claimed_devices) for e in waiting]
 
     def has_waiting_models(self, now: float) -> bool:
-        """Return whether a model waits to be loaded."""
         return any(each.wants_load(now) for each in self._models.values())
 
     def events(self, after: int = 0) -> list[Event]:

@@ -13,7 +13,6 @@ class Transitions:
     """Changes models, the ledger and the event log together. Methods that decide return the decision."""
 
     def __init__(self, ledger: Ledger, event_log: EventLog) -> None:
-        """Share the ledger and the event log with the scheduler."""
         self._ledger = ledger
         self._event_log = event_log
 

@@ -40,7 +40,6 @@ class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
     """
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:
-        """Open nothing yet; ``open`` does."""
         super().__init__(path, durability=durability)
         self.files = FileTable(self)
         self.memory_profiles = MemoryProfileTable(self)

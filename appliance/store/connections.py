@@ -39,7 +39,6 @@ class Connections:
     """
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:
-        """Open nothing yet; ``open`` does."""
         self._path = path
         self._durability: Durability = durability
         self._lock = OwnerLock(path)

@@ -30,7 +30,6 @@ class FileTable:
         return self._connections.change("insert_file", columns)
 
     async def get(self, id: str) -> File | None:
-        """Return the file with this id; None if there is none."""
         row = self._connections.row("file", {"id": id})
         return None if row is None else _file(row)
 
@@ -58,7 +57,6 @@ class FileTable:
         )
 
     def remove(self, id: str) -> asyncio.Future[None]:
-        """Delete the row of a file."""
         return self._connections.change("delete_file", {"id": id})
 
     async def secret(self, name: str, fresh: str) -> str:

@@ -30,12 +30,9 @@ class MemoryProfileTable:
         self._connections = connections
 
     def put(self, row: MemoryProfileRow) -> asyncio.Future[None]:
-        """Store a row, or replace the row of the same version, options and device."""
         return self._connections.change("put_footprint", msgspec.structs.asdict(row))
 
     async def all(self) -> list[MemoryProfileRow]:
-        """Return every row, in no order."""
-
         def action(connection: sqlite3.Connection) -> list[MemoryProfileRow]:
             return [_memory_profile(row) for row in connection.execute(QUERIES["all_footprints"])]
 

@@ -14,7 +14,6 @@ _POLL: Final = 0.05  # seconds between attempts to take a lock that another proc
 
 
 def lock_file(database: Path) -> Path:
-    """Path of the file that the owner of ``database`` locks."""
     return database.with_name(f"{database.name}.lock")
 
 
@@ -22,7 +21,6 @@ class OwnerLock:
     """A lock file next to the database. The kernel releases it when its process dies for any reason."""
 
     def __init__(self, database: Path) -> None:
-        """Take nothing yet; ``take`` does."""
         self._path = lock_file(database)
         self._descriptor: int | None = None
 

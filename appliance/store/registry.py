@@ -32,7 +32,6 @@ class Registry:
         return self._insert("insert_model", columns, f"model {model.name}")
 
     def update_model(self, model: Model) -> asyncio.Future[None]:
-        """Replace the record of a model."""
         return self._connections.change("update_model", {"name": model.name, "body": rows.pack(model)})
 
     def remove_model(self, name: str) -> asyncio.Future[None]:
@@ -58,17 +57,14 @@ class Registry:
         return self._connections.change("insert_project", columns)
 
     def put_build(self, build: Build) -> asyncio.Future[None]:
-        """Store a build, or replace its record."""
         columns = {"id": build.id, "over": build.over, "body": rows.pack(build)}
         return self._connections.change("put_build", columns)
 
     async def build(self, id: str) -> Build | None:
-        """Return the build with this id; None if there is none."""
         row = self._connections.row("build", {"id": id})
         return None if row is None else rows.unpack(row[0], Build)
 
     async def unfinished_builds(self) -> list[Build]:
-        """Return the builds that are not finished."""
         return await self._bodies("unfinished_builds", {}, Build)
 
     async def deployments(self, owner: str | None = None) -> list[Release]:
@@ -91,7 +87,6 @@ class Registry:
         return self._insert("insert_release", columns, f"release {release.number} of {release.deployment}")
 
     def remove_deployment(self, owner: str, name: str) -> asyncio.Future[None]:
-        """Delete a deployment with its releases."""
         return self._connections.change("delete_deployment", {"owner": owner, "name": name})
 
     async def last_use(self, deployment: str) -> float | None:
@@ -115,7 +110,6 @@ class Registry:
         return self._connections.change("insert_example", {"model": model, "prediction": prediction})
 
     def remove_example(self, model: str, prediction: str) -> asyncio.Future[None]:
-        """Remove a prediction from the examples of its model."""
         return self._connections.change("delete_example", {"model": model, "prediction": prediction})
 
     def _insert(self, query: str, columns: dict[str, Any], what: str) -> asyncio.Future[None]:

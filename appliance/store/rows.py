@@ -53,7 +53,6 @@ def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
 
 
 def prediction_columns(prediction: Prediction) -> dict[str, Any]:
-    """Return the value of every column of ``COLUMNS``."""
     return {name: getattr(prediction, name) for name in COLUMNS} | {
         "status": prediction.status.value,
         "output": None if prediction.output is None else pack(prediction.plain_output),
@@ -88,20 +87,17 @@ def metric(body: bytes | str | None, name: str) -> Any:
 
 
 def fold(record: Prediction, events: Iterable[Row]) -> Prediction:
-    """Return ``record`` with the rows of ``events_of_attempt`` applied."""
     for n, body in events:
         record = record.apply(unpack(body, Progress), n)
     return record
 
 
 def version(row: Row) -> VersionRow:
-    """Decode a row of ``versions``."""
     id, model, created_at, document = row
     return VersionRow(id=id, model=model, created_at=created_at, document=unpack(document))
 
 
 def token(row: Row) -> Token:
-    """Decode a row of ``tokens``."""
     id, name, owner, digest, created_at, revoked_at, scope = row
     return Token(
         id=id,
@@ -115,12 +111,10 @@ def token(row: Row) -> Token:
 
 
 def delivery(row: Row) -> Delivery:
-    """Decode a row of ``deliveries``."""
     id, prediction, attempts, due_at, problem, ended_at, receiver = row
     owner, _, hostname = receiver.rpartition(" ")  # a hostname contains no space
     return Delivery(id, prediction, attempts, due_at, problem, ended_at, Receiver(owner, hostname))
 
 
 def token_columns(token: Token) -> dict[str, Any]:
-    """Return the value of every column of ``tokens``."""
     return msgspec.structs.asdict(token) | {"scope": token.scope.value}

@@ -58,7 +58,6 @@ class ProjectBuilds:
         home: Path,
         devices: tuple[Device, ...],
     ) -> None:
-        """Add new versions to ``catalogue``, ``store`` and ``scheduler``; keep builds below ``home``."""
         self._catalogue = catalogue
         self._store = store
         self._files = files
@@ -161,7 +160,6 @@ class ProjectBuilds:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, build: Build, archive: Path) -> None:
-        """Build when a slot is free, and store the result."""
         try:
             version = await self._new_version(build, archive)
         except asyncio.CancelledError:

@@ -43,7 +43,6 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def owner(self) -> str:
-        """The account that the model belongs to."""
         return self.name.partition("/")[0]
 
     def visible(self, account: str | None) -> bool:
@@ -72,7 +71,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def calls_others(self) -> bool:
-        """Whether it may call other models of this appliance while it runs."""
         return self.model.kind == "cog"
 
 
@@ -93,7 +91,6 @@ def version_of(model: ModelConfig, revision: str) -> str:
 
 
 def version_of_adapter(model: str, base_version: str, content: str) -> str:
-    """Return the id of a version of ``model`` that applies trained weights to another version."""
     return _digest({"model": model, "base": base_version, "adapter": content})
 
 
@@ -143,12 +140,10 @@ class Catalogue:
 
     @property
     def collections(self) -> dict[str, CollectionConfig]:
-        """The collections of models.yaml by slug."""
         return self._index.collections
 
     @property
     def changes(self) -> int:
-        """Number of additions and removals so far."""
         return self._index.changes
 
     # -- changes
@@ -208,7 +203,6 @@ class Catalogue:
             self.host(trainer)
 
     def remove_version(self, entry: Entry) -> None:
-        """Remove a version."""
         self._index.changes += 1
         self._index.served[entry.name].remove(entry)
         if entry in self._index.entries:
@@ -250,7 +244,6 @@ class Catalogue:
         return card
 
     def latest(self, name: str) -> Entry | None:
-        """Return the newest version of a model; None if it has none."""
         served = self._index.served[name]
         return served[-1] if served else None
 
@@ -327,7 +320,6 @@ class Catalogue:
         return entry is not None and (entry.version, self.options(entry)) == (spec.version, spec.options)
 
     def options(self, entry: Entry) -> dict[str, Any]:
-        """Return the options for the runner of ``entry``."""
         adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.model.name))
         apart = entry.adapter if entry.runs_on != entry.model.name else None
         return entry.model.options.runner_options(adapted=adapted, weights=apart)

@@ -64,6 +64,5 @@ def described_whole(model: ModelConfig, revision: str, now: float) -> tuple[Card
 
 
 def demands_of(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> list[Demand]:
-    """The demands of a model and of its trainings."""
     trained = [training_demand(model, home)] if model.options.trainable else []
     return [demand(model, home, devices), *trained]

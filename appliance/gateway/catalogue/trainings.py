@@ -29,7 +29,6 @@ class Trainings:
     """Creates versions from trainings; used on the gateway's event loop only."""
 
     def __init__(self, catalogue: Catalogue, store: Store, files: FileStore) -> None:
-        """New versions go into ``catalogue`` and ``store``, their weights into ``files``."""
         self._catalogue = catalogue
         self._store = store
         self._files = files
@@ -87,7 +86,6 @@ class Trainings:
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
 
     async def remove(self, version: str) -> None:
-        """Delete the weights of a deleted version."""
         folder = self._files.folder / "versions" / version
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

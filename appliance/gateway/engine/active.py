@@ -50,7 +50,6 @@ class ActivePrediction:
 
     @property
     def id(self) -> str:
-        """The prediction's id."""
         return self.prediction.id
 
     @property
@@ -80,7 +79,6 @@ class ActivePrediction:
             _wake(self._waiting_for_end)
 
     def stop_timers(self) -> None:
-        """Cancel the timers of the deadline and of ``limits.run_timeout``."""
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()

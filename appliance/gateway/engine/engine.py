@@ -44,7 +44,6 @@ class Engine:
     """One per gateway; used on its event loop only."""
 
     def __init__(self, dependencies: Dependencies) -> None:
-        """Nothing happens before ``start``."""
         self._dependencies = dependencies
         self._catalogue = dependencies.catalogue
         self._store = dependencies.store
@@ -163,7 +162,6 @@ class Engine:
                 self._tasks.spawn(self._workers.unload(model))
 
     async def _load(self, decided: Load) -> None:
-        """Load a model, then tell everyone concerned how that ended."""
         model = decided.model
         outcome = await self._loads.load(self._catalogue.hosted(model), decided.devices, decided.memory)
         now = time.monotonic()
@@ -379,13 +377,11 @@ class Engine:
         return active.prediction if active.prediction.attempt == attempt else None
 
     def uses(self, version: str) -> bool:
-        """Whether predictions of this version are unfinished."""
         return any(active.prediction.version == version for active in self._active.values())
 
     # -- models ------------------------------------------------------------------------------------------
 
     def residency(self, entry: Entry) -> Residency:
-        """Return the state of the model: cold, loading, ready, asleep and so on."""
         return self._scheduler.residency(entry.runs_on)
 
     async def deployed(self) -> None:

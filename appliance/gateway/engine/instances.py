@@ -20,7 +20,6 @@ IDLE: Final = 60.0
 
 
 def key_of(runs_on: str, number: int) -> str:
-    """Return the key of instance ``number``, which counts from 1."""
     return runs_on if number == 1 else f"{runs_on}#{number}"
 
 
@@ -32,7 +31,6 @@ class Instances:
     """How many instances each model may have, and which exist."""
 
     def __init__(self, catalogue: Catalogue, scheduler: Scheduler) -> None:
-        """Every model has one instance until ``scale`` is called."""
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._allowed: dict[str, int] = {}

@@ -45,7 +45,6 @@ class Loads:
     """Loads models and remembers with which options; the caller informs the scheduler and the predictions."""
 
     def __init__(self, dependencies: Dependencies, memory_profiles: MemoryProfiles) -> None:
-        """Nothing is loaded yet."""
         self._dependencies = dependencies
         self._catalogue = dependencies.catalogue
         self._cluster = dependencies.cluster
@@ -147,7 +146,6 @@ class Loads:
             self._scheduler.request_load(instance)
 
     def hardware(self, instance: str) -> str:
-        """Return the SKU of the devices that an instance is loaded on."""
         return joint_sku(self._devices[device].sku for device in self._scheduler.devices(instance))
 
     async def _waited_for_disk(self, instance: str) -> bool:

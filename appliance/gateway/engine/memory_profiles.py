@@ -82,7 +82,6 @@ class MemoryProfiles:
         return "cpu" if self._scheduler.demand(model).on_cpu else next(iter(self._kinds.values()))
 
     def measured(self, model: str, taken: MemoryUsage) -> None:
-        """Record the peak memory of the model's worker process."""
         if self._scheduler.is_outdated(model):
             return
         peak = taken.main if self._kind(model) == "cpu" else taken.device
@@ -113,7 +112,6 @@ class MemoryProfiles:
         return Verdict(f"Out of memory: {error.detail}; {advice}", grown)
 
     def keep(self, model: str) -> None:
-        """Store the profile of the model if it has changed."""
         if self._scheduler.is_outdated(model):
             return
         known = self._scheduler.footprints.of(model)
@@ -147,7 +145,6 @@ class MemoryProfiles:
             self._limits[model] = 0
 
     def tell_limits(self) -> None:
-        """Tell worker processes the limits that have changed."""
         for model, before in list(self._limits.items()):
             known = self._scheduler.knows(model)
             limit = self._scheduler.footprints.limit(model) if known else None

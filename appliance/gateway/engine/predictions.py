@@ -106,7 +106,6 @@ class Predictions:
         self._tasks.spawn(self._run(active, cold_start))
 
     def close(self) -> None:
-        """Cancel every timer."""
         for active in self.active.values():
             active.stop_timers()
         for timer in self._leaving.values():
@@ -144,7 +143,6 @@ class Predictions:
     # -- a run -------------------------------------------------------------------------------------------
 
     async def _run(self, active: ActivePrediction, cold_start: float) -> None:
-        """Store the claim, then hand the prediction to its worker process."""
         model = active.entry.runs_on
         active.claimed = True
         claimed = active.prediction.started(time.time(), cold_start, self._loads.hardware(model))
@@ -224,7 +222,6 @@ class Predictions:
         self._dependencies.observe(record)
 
     def _left(self, model: str, emitted: Emitted) -> None:
-        """Free the slot of a prediction that has left its worker process."""
         if (timer := self._leaving.pop((emitted.id, emitted.attempt), None)) is not None:
             timer.cancel()
         self._scheduler.finished(emitted.id, model, time.monotonic())

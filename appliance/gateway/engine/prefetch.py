@@ -23,7 +23,6 @@ class Prefetch:
     """Reads in a thread of the gateway, which is on the machine where models are loaded."""
 
     def __init__(self, catalogue: Catalogue, scheduler: Scheduler, home: Path) -> None:
-        """``home`` is the data folder."""
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._home = home
@@ -46,7 +45,6 @@ class Prefetch:
             self._task = asyncio.get_running_loop().create_task(reading)
 
     def close(self) -> None:
-        """Stop reading."""
         self._stop.set()
 
     def _next(self, now: float) -> str | None:

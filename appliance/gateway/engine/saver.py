@@ -26,7 +26,6 @@ class Saver:
         self._active = active
 
     async def run(self) -> None:
-        """Save every ``SAVE_INTERVAL``, until cancelled."""
         while True:
             await asyncio.sleep(SAVE_INTERVAL)
             self.save()

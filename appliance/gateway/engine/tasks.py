@@ -15,18 +15,15 @@ class Tasks:
     """Keeps a reference to each running task, and logs the errors of those that fail."""
 
     def __init__(self) -> None:
-        """No task runs yet."""
         self._running: set[asyncio.Task[object]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run ``work`` as a task."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._done)
         return task
 
     async def cancel(self) -> None:
-        """Cancel every task, and return once they have ended."""
         tasks = list(self._running)
         for task in tasks:
             task.cancel()

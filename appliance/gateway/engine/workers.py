@@ -44,7 +44,6 @@ class Workers:
         *,
         decide: Callable[[], None],
     ) -> None:
-        """``decide`` asks the scheduler what to do next."""
         self._dependencies = dependencies
         self._cluster = dependencies.cluster
         self._scheduler = dependencies.scheduler

@@ -40,7 +40,6 @@ class FetchGuard:
         self._allowed = tuple(ipaddress.ip_network(text) for text in allowed)
 
     def permits(self, address: Address) -> bool:
-        """Return whether requests for callers may reach this address."""
         mapped = getattr(address, "ipv4_mapped", None)
         if mapped is not None:
             return self.permits(mapped)

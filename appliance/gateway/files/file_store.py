@@ -68,7 +68,6 @@ class Incoming:
         self._file: BinaryIO = path.open("xb")
 
     async def write(self, data: bytes) -> None:
-        """Append ``data``."""
         self.size += len(data)
         self._buffer += data
         if len(self._buffer) >= WRITE:
@@ -87,7 +86,6 @@ class Incoming:
         self.path.chmod(0o400)  # input files of predictions are hard links to it
 
     def discard(self) -> None:
-        """Delete the unfinished file."""
         self.done = True
         with contextlib.suppress(OSError):  # closing flushes a buffer, which fails on a full disk
             self._file.close()
@@ -135,7 +133,6 @@ class FileStore:
         return self.config.max_data if self.config.outputs == "data" else -1
 
     def path(self, file: File) -> Path:
-        """Return the path of the bytes."""
         return self.folder / file.path
 
     # -- uploads
@@ -191,7 +188,6 @@ class FileStore:
         return None if file.expires_at is not None and file.expires_at <= time.time() else file
 
     async def remove(self, file: File) -> None:
-        """Delete an upload."""
         await self.table.remove(file.id)
         await asyncio.to_thread(self.path(file).unlink, missing_ok=True)
 

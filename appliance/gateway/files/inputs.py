@@ -137,7 +137,6 @@ def safe_name(name: str) -> str:
 
 
 def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
-    """Append ``pieces`` to ``file``, up to ``limit`` bytes."""
     for piece in pieces:
         if file.tell() + len(piece) > limit:
             raise ValueError(f"it is over {limit:,} bytes (files.max_input in models.yaml)")
@@ -153,7 +152,6 @@ def _written(url: str, folder: Path) -> str:
 
 
 def _as_data(file: Path) -> str:
-    """Return the content of ``file`` as a ``data:`` URL."""
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 

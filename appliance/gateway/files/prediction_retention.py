@@ -37,7 +37,6 @@ class Retention:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start deleting old data."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def change(self, keep: float | None, outputs: int | None) -> None:

@@ -18,7 +18,6 @@ class Slots:
     """
 
     def __init__(self, count: int) -> None:
-        """Make ``count`` free slots."""
         self._free = count
         self._owners: Counter[str] = Counter()
         self._receivers: Counter[Receiver] = Counter()
