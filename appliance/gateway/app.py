@@ -101,14 +101,14 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     found = servable(settings.config, home, devices, now)
     config = found.config
     models = await catalogue_of(found, store)
-    egress = FetchGuard(config.egress.allow)
-    webhooks = Webhooks(store, egress, config.server.account)
+    fetch_guard = FetchGuard(config.egress.allow)
+    webhooks = Webhooks(store, fetch_guard, config.server.account)
     files = FileStore(store.files, home / "files", config.files)
     trainings = Trainings(models, store, files)
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
-    pushes = ProjectBuilds(models, store, files, scheduler, home=home, devices=settings.devices)
+    builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=settings.devices)
     traced = tracing.build(config.telemetry, os.environ)
 
     def observe(record: Prediction) -> None:
@@ -130,7 +130,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
             device_usage, settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None
         ),
         files=files,
-        inputs=Inputs(files, egress, settings.run_dir / "inputs"),
+        inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs"),
         run_tokens=run_tokens,
         observe=observe,
         on_event=metrics.count_event,
@@ -146,12 +146,12 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         rate_limits=RateLimits(
             requests=config.limits.requests_per_minute, predictions=config.limits.predictions_per_minute
         ),
-        egress=egress,
+        fetch_guard=fetch_guard,
         webhooks=webhooks,
         retention=Retention(store, files, config.retention.predictions, config.retention.outputs),
         files=files,
         trainings=trainings,
-        pushes=pushes,
+        builds=builds,
         metrics=metrics,
         tracing=traced,
         cluster=cluster,
@@ -167,7 +167,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
             store=store,
             cluster=cluster,
             engine=engine,
-            pushes=pushes,
+            builds=builds,
             trainings=trainings,
             left_out=found.left_out,
             pull=settings.pull,
@@ -201,7 +201,7 @@ class Gateway:
         await self._services.reload.close()
         await self._services.webhooks.close()
         await self._services.retention.close()
-        await self._services.pushes.close()
+        await self._services.builds.close()
         await self._services.files.close()
         if self._services.tracing is not None:
             await self._services.tracing.close()
@@ -225,7 +225,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     cluster = RayCluster(settings.zygote_socket, settings.run_dir)
     services = await build_services(settings, store, cluster)
     await services.files.start()
-    await services.pushes.load()
+    await services.builds.load()
     await services.trainings.load()
     await services.webhooks.start()
     services.retention.start()

@@ -195,10 +195,10 @@ class PredictionTable(Connections):
 
         return await self.read(action)
 
-    async def parts(self, parent: str) -> Ids:
+    async def children(self, parent: str) -> Ids:
         """Return the ids of the predictions that ``parent`` created while it ran, oldest first."""
         return await self.read(
-            lambda connection: [row[0] for row in connection.execute(QUERIES["parts"], {"parent": parent})]
+            lambda connection: [row[0] for row in connection.execute(QUERIES["children"], {"parent": parent})]
         )
 
     async def unfinished(self) -> Predictions:

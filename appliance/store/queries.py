@@ -8,8 +8,8 @@ from importlib import resources
 from typing import Any, Final
 
 
-def parts(file: str, keyword: str) -> dict[str, str]:
-    """Return the parts of an SQL file that begin with ``-- keyword: name``, by name, in file order."""
+def sections(file: str, keyword: str) -> dict[str, str]:
+    """Return the sections of an SQL file that begin with ``-- keyword: name``, by name, in file order."""
     text = resources.files("appliance.store").joinpath(file).read_text(encoding="utf-8")
     _, *rest = re.split(rf"^-- {keyword}: (\S+)\n", text, flags=re.MULTILINE)
     return dict(zip(rest[::2], rest[1::2], strict=True))
@@ -35,13 +35,13 @@ def _filled(query: str) -> str:
 
 
 #: name -> one SQL statement
-QUERIES: Final = {name: _filled(query) for name, query in parts("queries.sql", "query").items()}
+QUERIES: Final = {name: _filled(query) for name, query in sections("queries.sql", "query").items()}
 
 #: The migrations, in order; the user_version of a database is the number of migrations that it has had.
-STEPS: Final = tuple(parts("schema.sql", "step").values())
+STEPS: Final = tuple(sections("schema.sql", "step").values())
 
 #: Filter of a list of predictions -> its SQL condition, in a form that an index can serve.
-_GIVEN: Final = {
+_CONDITIONS: Final = {
     "token": "p.token = :token",
     "parent": "p.parent = :parent",
     "source": "p.source = :source",
@@ -52,16 +52,16 @@ _GIVEN: Final = {
 _ENDS: Final = ("failed", "canceled", "aborted")  # the rare statuses
 
 
-def narrowed(name: str, given: Mapping[str, Any]) -> str:
-    """Return the query ``name`` with the conditions of the ``given`` filters, on the best index for them.
+def narrowed(name: str, filters: Mapping[str, Any]) -> str:
+    """Return the query ``name`` with the conditions of all filters that are not None, on the best index.
 
     The query names the index, because SQLite cannot estimate how many predictions match a filter.
     """
     query = QUERIES[name]
-    for filter, condition in _GIVEN.items():
-        if given[filter] is not None:
+    for filter, condition in _CONDITIONS.items():
+        if filters[filter] is not None:
             query = query.replace(f"(:{filter} IS NULL OR {condition})", condition)
-    found = _index(given)
+    found = _index(filters)
     if found is None:
         return query
     index, condition = found
@@ -69,22 +69,22 @@ def narrowed(name: str, given: Mapping[str, Any]) -> str:
     return query.replace("\nORDER BY", f" AND {condition}\nORDER BY")
 
 
-def _index(given: Mapping[str, Any]) -> tuple[str, str] | None:
+def _index(filters: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the index with the fewest matching rows and its condition; None if SQLite should choose."""
-    owned = given["owner"] is not None
-    if given["token"] is not None:
+    owned = filters["owner"] is not None
+    if filters["token"] is not None:
         return "predictions_by_token", "p.token IS NOT NULL"
-    if given["parent"] is not None:
+    if filters["parent"] is not None:
         return "predictions_by_parent", "p.parent IS NOT NULL"
-    if given["source"] not in {None, "api"}:
+    if filters["source"] not in {None, "api"}:
         return "predictions_by_source", "p.source <> 'api'"
-    if given["training"] and not owned:
+    if filters["training"] and not owned:
         return "trainings_by_creation", "p.destination IS NOT NULL"
-    if given["status"] in _ENDS:
+    if filters["status"] in _ENDS:
         index = "predictions_by_owner_and_end" if owned else "predictions_by_end"
         return index, f"p.status IN {_ENDS}"
-    if given["status"] in {"starting", "processing"}:
+    if filters["status"] in {"starting", "processing"}:
         return "predictions_unfinished", "p.status IN ('starting', 'processing')"
-    if given["model"] is not None:
+    if filters["model"] is not None:
         return "predictions_by_owner_and_model" if owned else "predictions_by_model", "TRUE"
-    return ("predictions_by_owner", "TRUE") if owned and given["training"] is None else None
+    return ("predictions_by_owner", "TRUE") if owned and filters["training"] is None else None

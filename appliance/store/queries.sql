@@ -107,7 +107,7 @@ WHERE (p.created_at, p.id) > (:place_created_at, :place_id) AND p.created_at < :
 ORDER BY p.created_at, p.id
 LIMIT :limit;
 
--- query: parts
+-- query: children
 -- The ids of the children of a prediction, oldest first.
 SELECT id FROM predictions WHERE parent = :parent ORDER BY created_at, id;
 

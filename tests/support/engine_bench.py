@@ -109,7 +109,7 @@ class Bench:
             capacities.append(Capacity("main", self.main, is_main_memory=True))
         self.scheduler = Scheduler(capacities, demands)
         self.metrics = Metrics(self.scheduler)
-        self.pushes = ProjectBuilds(
+        self.builds = ProjectBuilds(
             self.catalogue, self.store, self.files, self.scheduler, home=self.folder, devices=self.devices
         )
         dependencies = Dependencies(
@@ -130,7 +130,7 @@ class Bench:
             finalize=self.trainings.finalize,
         )
         self.engine = Engine(dependencies)
-        await self.pushes.load()
+        await self.builds.load()
         await self.trainings.load()
         await self.engine.start()
         return self
@@ -154,14 +154,14 @@ class Bench:
             store=self.store,
             cluster=self.cluster,
             engine=self.engine,
-            pushes=self.pushes,
+            builds=self.builds,
             trainings=self.trainings,
             left_out={},
         )
 
     async def stop(self) -> None:
         await self.engine.close()
-        await self.pushes.close()
+        await self.builds.close()
         await self.files.close()
         await self.store.close()
 

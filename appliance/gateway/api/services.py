@@ -34,12 +34,12 @@ class Services(msgspec.Struct, kw_only=True):
     engine: Engine
     auth: Auth
     rate_limits: RateLimits
-    egress: FetchGuard
+    fetch_guard: FetchGuard
     webhooks: Webhooks
     retention: Retention
     files: FileStore
     trainings: Trainings
-    pushes: ProjectBuilds
+    builds: ProjectBuilds
     metrics: Metrics
     tracing: Tracing | None
     cluster: Cluster
@@ -54,7 +54,7 @@ class Services(msgspec.Struct, kw_only=True):
         self.config = config
         self.engine.limit(limits)
         self.rate_limits.limit(requests=limits.requests_per_minute, predictions=limits.predictions_per_minute)
-        self.egress.allow(config.egress.allow)
+        self.fetch_guard.allow(config.egress.allow)
         self.files.config = config.files
         self.retention.change(config.retention.predictions, config.retention.outputs)
 

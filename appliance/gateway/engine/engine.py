@@ -309,7 +309,7 @@ class Engine:
 
     async def children_of(self, record: Prediction) -> Ids:
         """Return the ids of the predictions that this one has asked for, finished or not, oldest first."""
-        return await self._store.parts(record.id)
+        return await self._store.children(record.id)
 
     async def cancel(self, id: str, owner: str | None) -> Prediction:
         """Cancel an unfinished prediction; return the terminal record, also of one that had ended before.

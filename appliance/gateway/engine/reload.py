@@ -42,7 +42,7 @@ class Reload:
         store: Store,
         cluster: Cluster,
         engine: Engine,
-        pushes: ProjectBuilds,
+        builds: ProjectBuilds,
         trainings: Trainings,
         left_out: dict[str, str],
         pull: bool,
@@ -62,7 +62,7 @@ class Reload:
         self._store = store
         self._cluster = cluster
         self._engine = engine
-        self._pushes = pushes
+        self._builds = builds
         self._trainings = trainings
         self._pull = pull
         self._turn = asyncio.Lock()
@@ -137,7 +137,7 @@ class Reload:
         while True:
             seen = self._catalogue.changes
             fresh = await catalogue_of(found, self._store)
-            await self._pushes.fill(fresh)
+            await self._builds.fill(fresh)
             await self._trainings.fill(fresh)
             if self._catalogue.changes == seen:
                 return fresh

@@ -37,10 +37,10 @@ _SILENCE: Final = 30.0  # most seconds to connect, and between two chunks
 class Inputs:
     """Fetches input files; used on the gateway's event loop only."""
 
-    def __init__(self, files: FileStore, egress: FetchGuard, folder: Path) -> None:
+    def __init__(self, files: FileStore, fetch_guard: FetchGuard, folder: Path) -> None:
         """Fetch into ``folder``, whose content does not outlive the appliance."""
         self._files = files
-        self._egress = egress
+        self._fetch_guard = fetch_guard
         self._folder = folder
 
     async def fetch(self, record: Prediction, interface: Interface, input: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Inputs:
     async def _download(self, url: str, folder: Path) -> str:
         limit = self._files.config.max_input
         place = folder / safe_name(PurePosixPath(urlsplit(url).path).name)
-        client = self._egress.client(_SILENCE, redirects=_REDIRECTS)
+        client = self._fetch_guard.client(_SILENCE, redirects=_REDIRECTS)
         async with client, client.stream("GET", url) as reply:
             if not reply.is_success:
                 raise ValueError(f"HTTP {reply.status_code}")

@@ -131,9 +131,9 @@ async def test_headers_have_a_time_however_they_drip(running: Running) -> None:
     line = await running.opened(b"GET /stream HTTP/1.1\r\nX-A: ")
     await running.sent(line, b"b")
     running.after(PATIENCE + 1)
-    status, kind, told = await answer(line)
+    status, kind, problem = await answer(line)
     assert (status, kind) == (408, "application/problem+json")
-    assert told == {
+    assert problem == {
         "title": "Request Timeout",
         "detail": "The headers of the request did not arrive within 30 s",
         "status": 408,
@@ -153,8 +153,11 @@ async def test_headers_have_a_size(running: Running) -> None:
     line = await running.opened(b"GET /stream HTTP/1.1\r\nX-A: ")
     for _ in range(LONGEST_HEADERS // 8192 + 2):
         line[1].write(b"x" * 8192)
-    status, _, told = await answer(line)
-    assert (status, told["detail"]) == (431, f"The headers of the request are over {LONGEST_HEADERS:,} bytes")
+    status, _, problem = await answer(line)
+    assert (status, problem["detail"]) == (
+        431,
+        f"The headers of the request are over {LONGEST_HEADERS:,} bytes",
+    )
 
 
 async def test_a_body_must_make_progress(running: Running) -> None:
@@ -217,11 +220,11 @@ async def test_one_client_has_few_slow_requests(running: Running) -> None:
 )
 async def test_what_is_no_request_is_400_in_the_one_shape(running: Running, head: bytes) -> None:
     line = await running.opened(head)
-    status, kind, told = await answer(line)
-    assert (status, kind, told["status"]) == (400, "application/problem+json", 400)
+    status, kind, problem = await answer(line)
+    assert (status, kind, problem["status"]) == (400, "application/problem+json", 400)
 
 
-async def test_all_of_it_is_looked_at_while_a_server_serves(
+async def test_requests_are_checked_while_a_server_serves(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A disk without space: callers are told, what was accepted waits, and nothing is sent twice or lost."""
+"""A disk without space: callers get an error, what was accepted waits, and nothing is sent twice or lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def fill(store: Store, *, full: bool) -> None:
     await store.write(action)
 
 
-async def test_an_upload_that_finds_no_space_is_told_so_and_leaves_nothing(
+async def test_an_upload_that_finds_no_space_is_refused_and_leaves_nothing(
     api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incoming = bench.files.incoming
@@ -60,7 +60,7 @@ async def test_an_upload_that_finds_no_space_is_told_so_and_leaves_nothing(
     assert list((bench.files.folder / "uploads").iterdir()) == []
 
 
-async def test_a_prediction_that_cannot_be_stored_is_told_so_and_can_be_sent_again(
+async def test_a_prediction_that_cannot_be_stored_is_refused_and_can_be_sent_again(
     api: Api, bench: Bench
 ) -> None:
     body = {"version": "test/echo", "input": {"text": "x" * 50_000}}
@@ -73,7 +73,7 @@ async def test_a_prediction_that_cannot_be_stored_is_told_so_and_can_be_sent_aga
 
 
 class NoHosts(LocalCluster):
-    """No host comes up while the disk is full, as none does that cannot mark itself."""
+    """No worker process starts while the disk is full, as none does that cannot mark itself."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -92,11 +92,11 @@ async def test_what_waits_for_a_load_waits_for_space_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(loads, "RETRY_STORE", 0.01)
-    looks, space = 0, asyncio.Event()
+    checks, space = 0, asyncio.Event()
 
     def full(_: Path) -> bool:
-        nonlocal looks
-        looks += 1
+        nonlocal checks
+        checks += 1
         return not space.is_set()
 
     monkeypatch.setattr(disk, "full", full)
@@ -104,7 +104,7 @@ async def test_what_waits_for_a_load_waits_for_space_too(
     bench.cluster = cluster = NoHosts(error)
     await bench.start()
     prediction = await bench.submit(text="x")
-    while looks < 10:
+    while checks < 10:
         await asyncio.sleep(0.01)
     assert cluster.loads == 1  # none is started before there is space
     assert (await bench.engine.get(prediction.id, "me")).status is Status.STARTING
@@ -194,7 +194,7 @@ async def until(true: Callable[[], Awaitable[bool]], what: str) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_each_of_200_predictions_is_told_of_once_although_the_disk_is_full_meanwhile(
+async def test_each_of_200_predictions_sends_one_webhook_although_the_disk_is_full_meanwhile(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (predictions, records, webhooks):
@@ -216,11 +216,11 @@ async def test_each_of_200_predictions_is_told_of_once_although_the_disk_is_full
                 refused += 1
                 await asyncio.sleep(0.05)
 
-    async def told(count: int) -> bool:
+    async def sent(count: int) -> bool:
         return len(receiver.came) >= count
 
     creating = [asyncio.ensure_future(create(number)) for number in range(100)]
-    await until(lambda: told(20), "the first webhooks")
+    await until(lambda: sent(20), "the first webhooks")
     await fill(bench.store, full=True)
     creating += [asyncio.ensure_future(create(number)) for number in range(100, 200)]
 
@@ -230,7 +230,7 @@ async def test_each_of_200_predictions_is_told_of_once_although_the_disk_is_full
     await until(hindered, "refusals")
     await fill(bench.store, full=False)
     await asyncio.gather(*creating)
-    await until(lambda: told(200), "all webhooks")
+    await until(lambda: sent(200), "all webhooks")
 
     async def recorded() -> bool:
         return await bench.store.next_delivery() is None

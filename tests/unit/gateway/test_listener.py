@@ -43,7 +43,7 @@ async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int
         await asyncio.open_connection("127.0.0.1", port)
 
 
-def test_an_address_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
+def test_an_address_that_is_taken_is_reported(tmp_path: Path, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)), pytest.raises(ApplianceError) as caught:
         ListeningSocket("127.0.0.1", port, tmp_path / "listener.sock")
     assert caught.value.detail.startswith(
@@ -51,15 +51,17 @@ def test_an_address_that_is_taken_is_said(tmp_path: Path, port: int) -> None:
     )
 
 
-@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid"])
-def test_an_address_of_another_machine_is_said(tmp_path: Path, port: int, host: str) -> None:
+@pytest.mark.parametrize("address", ["192.0.2.77", "no.such.host.invalid"])
+def test_an_address_of_another_machine_is_reported(tmp_path: Path, port: int, address: str) -> None:
     with pytest.raises(
-        ApplianceError, match=f"cannot listen on {host}:{port}: .*; choose another port .*address"
+        ApplianceError, match=f"cannot listen on {address}:{port}: .*; choose another port .*address"
     ):
-        ListeningSocket(host, port, tmp_path / "listener.sock")
+        ListeningSocket(address, port, tmp_path / "listener.sock")
 
 
-async def test_an_address_that_is_taken_meanwhile_is_said_to_the_gateway(tmp_path: Path, port: int) -> None:
+async def test_an_address_that_is_taken_meanwhile_is_reported_to_the_gateway(
+    tmp_path: Path, port: int
+) -> None:
     path = tmp_path / "listener.sock"
     with ListeningSocket("127.0.0.1", port, path) as listener, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -58,7 +58,7 @@ def holds(subject: Scheduler, name: str) -> int:
     return subject.reserved("gpu0")[name]
 
 
-def told(subject: Scheduler, what: EventKind) -> list[str]:
+def logged(subject: Scheduler, what: EventKind) -> list[str]:
     return [str(each) for each in subject.events() if each.kind is what]
 
 
@@ -74,7 +74,7 @@ def test_an_estimate_gives_way_to_less_once_a_prediction_has_run() -> None:
     assert subject.free("gpu0") == 10 * GIB - int(2 * GIB * MARGIN)
     known = subject.footprints.of("a/a")
     assert (known.demand.origin, known.peak, known.estimate) == (Origin.MEASURED, 2 * GIB, 4 * GIB)
-    assert told(subject, EventKind.RESIZED)[0] == (
+    assert logged(subject, EventKind.RESIZED)[0] == (
         "model a/a now reserves 1.1 GiB on gpu0: it takes up to 1.0 GiB, and 4.0 GiB were reserved"
     )
 
@@ -99,7 +99,7 @@ def test_what_is_declared_stays_and_that_it_is_too_little_is_said_once() -> None
     assert holds(subject, "a/a") == 4 * GIB
     known = subject.footprints.of("a/a")
     assert (known.demand.memory, known.exceeds, known.peak) == (4 * GIB, True, 6 * GIB)
-    assert len(told(subject, EventKind.EXCEEDS)) == 1
+    assert len(logged(subject, EventKind.EXCEEDS)) == 1
     assert not subject.footprints.record_out_of_memory("a/a", 7 * GIB, 5.0)
     assert subject.demand("a/a").memory == 4 * GIB
 
@@ -127,7 +127,7 @@ def test_one_that_ran_out_of_memory_gets_more_and_remembers_it() -> None:
     subject.lost("a/a", 3.0)
     assert subject.demand("a/a").memory == int(int(5 * GIB * MARGIN) * MARGIN)
     assert subject.footprints.of("a/a").out_of_memory == 2
-    assert told(subject, EventKind.OUT_OF_MEMORY)[0] == "model a/a ran out of memory: too large"
+    assert logged(subject, EventKind.OUT_OF_MEMORY)[0] == "model a/a ran out of memory: too large"
 
 
 def test_no_more_is_asked_for_than_there_could_ever_be() -> None:
@@ -186,7 +186,7 @@ def test_what_others_take_of_a_device_is_not_there_for_models() -> None:
     assert [each for each in decided if isinstance(each, Load)] == []
     subject.unloaded("a/a", 6.0)
     assert [each.model for each in subject.decide(6.0) if isinstance(each, Load)] == ["b/b"]
-    assert told(subject, EventKind.FOREIGN) == ["other programs take 3.0 GiB of gpu0"]
+    assert logged(subject, EventKind.FOREIGN) == ["other programs take 3.0 GiB of gpu0"]
 
 
 def test_what_waits_for_others_to_let_go_is_loaded_when_they_do() -> None:
@@ -230,7 +230,7 @@ class Machine:
         for number in range(20):
             self.subject.queued(f"p{number}", self.chance.choice(self.names), 0.0)
         self.ended = 0
-        self.wild = True  # until then hosts are lost, and others take what is free
+        self.wild = True  # until then worker processes are lost, and others take what is free
         self.coming: set[str] = set()
         self.running: dict[str, str] = {}
 

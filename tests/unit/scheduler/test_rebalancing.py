@@ -48,16 +48,16 @@ def test_what_waits_for_a_busy_instance_begins_on_one_that_is_free() -> None:
     assert (subject.queue_length(), subject.queue_length(FIRST)) == (0, 0)
 
 
-def test_who_waited_longest_goes_first_and_parts_before_all() -> None:
+def test_who_waited_longest_goes_first_and_children_before_all() -> None:
     subject = scheduler(FIRST, SECOND, THIRD)
     ask(subject, 0.0, a=FIRST, b=SECOND, c=THIRD)
     subject.decide(0.0)
     ask(subject, 1.0, late=FIRST)
     ask(subject, 0.5, early=SECOND)
-    subject.queued("part", FIRST, 2.0, parent="a")
+    subject.queued("child", FIRST, 2.0, parent="a")
     subject.finished("c", THIRD, 3.0)
-    assert subject.decide(3.0) == [Start("part", THIRD)]
-    subject.finished("part", THIRD, 4.0)
+    assert subject.decide(3.0) == [Start("child", THIRD)]
+    subject.finished("child", THIRD, 4.0)
     assert subject.decide(4.0) == [Start("early", THIRD)]
 
 
@@ -100,11 +100,11 @@ def test_an_instance_that_is_not_used_any_more_takes_nothing_and_gives_what_wait
     assert subject.decide(4.0) == [Start("f", FIRST)]
 
 
-def test_one_more_is_loaded_when_there_is_room_for_what_waits_as_long_as_that_takes() -> None:
+def test_one_more_is_loaded_when_there_is_memory_for_what_waits_as_long_as_that_takes() -> None:
     subject = scheduler(FIRST, "m/other", memory=8 * GIB)
     ask(subject, 0.0, a=FIRST, b=FIRST, other="m/other")
     subject.decide(0.0)
-    assert subject.decide(LOAD + 5) == []  # there is no room
+    assert subject.decide(LOAD + 5) == []  # no memory is free
     subject.finished("other", "m/other", LOAD + 5)
     subject.request_unload("m/other", "asked for", LOAD + 5)
     subject.decide(LOAD + 5)
@@ -167,14 +167,14 @@ def test_what_was_asked_of_the_old_config_is_not_run_by_an_instance_of_the_new_o
     assert subject.decide(8.0) == [Start("old", FIRST)]
 
 
-def test_while_the_appliance_stops_only_parts_begin() -> None:
+def test_while_the_appliance_stops_only_children_begin() -> None:
     subject = scheduler(FIRST, SECOND, THIRD)
     ask(subject, 0.0, a=FIRST, b=SECOND)
     subject.decide(0.0)
     ask(subject, 1.0, c=FIRST)
     assert subject.decide(1.0, children_only=True) == []
-    subject.queued("part", FIRST, 2.0, parent="a")
-    assert subject.decide(2.0, children_only=True) == [Start("part", THIRD)]
+    subject.queued("child", FIRST, 2.0, parent="a")
+    assert subject.decide(2.0, children_only=True) == [Start("child", THIRD)]
 
 
 @settings(max_examples=60, deadline=None)

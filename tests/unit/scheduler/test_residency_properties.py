@@ -54,14 +54,14 @@ class World:
         self.failing = failing
         self.sleeping = sleeping
         self.main = main
-        on_host = {
+        in_ram = {
             name: sleeping and size <= main and self.random.random() < 0.15
             for name, size in self.sizes.items()
         }
         self.subject = Scheduler(
             [
                 *(Capacity(f"gpu{number}", 10 * GIB) for number in range(devices)),
-                *([Capacity("host", main * GIB, is_main_memory=True)] if sleeping else []),
+                *([Capacity("ram", main * GIB, is_main_memory=True)] if sleeping else []),
             ],
             [
                 Demand(
@@ -69,9 +69,9 @@ class World:
                     memory=size * GIB,
                     concurrency=self.random.randint(1, 3),
                     sleep_footprint=SleepFootprint(RESIDUE, size * GIB)
-                    if sleeping and not on_host[name]
+                    if sleeping and not in_ram[name]
                     else None,
-                    on_cpu=on_host[name],
+                    on_cpu=in_ram[name],
                     idle_unload_after=self.random.choice([None, 20.0]) if sleeping else None,
                 )
                 for name, size in self.sizes.items()
@@ -217,11 +217,11 @@ class World:
                 self.begin("wake", model, WAKE, failures=["lose"])
 
     def check(self) -> None:
-        for device in {device for place in self.place.values() for device in place} - {"host"}:
+        for device in {device for place in self.place.values() for device in place} - {"ram"}:
             held = sum(self.holds[model] for model, place in self.place.items() if device in place)
             assert held <= 10 * GIB, f"{device} is over its capacity"
-        on_host = sum(self.holds[model] for model, place in self.place.items() if "host" in place)
-        assert on_host + sum(self.keeps.values()) <= self.main * GIB, "main memory is over its capacity"
+        in_ram = sum(self.holds[model] for model, place in self.place.items() if "ram" in place)
+        assert in_ram + sum(self.keeps.values()) <= self.main * GIB, "main memory is over its capacity"
         for model, ids in self.begun.items():
             assert ids == self.asked[model][: len(ids)], "first come, first served"
 

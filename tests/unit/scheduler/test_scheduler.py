@@ -47,7 +47,7 @@ def used(scheduler: Scheduler, name: str, *times: float) -> None:
         scheduler.finished(f"{name}@{now}", name, now)
 
 
-def told(scheduler: Scheduler, what: EventKind) -> list[tuple[str, str, str | None, int, float | None]]:
+def logged(scheduler: Scheduler, what: EventKind) -> list[tuple[str, str, str | None, int, float | None]]:
     return [
         (each.model, each.reason, each.on_behalf_of, each.memory, each.seconds)
         for each in scheduler.events()
@@ -148,7 +148,7 @@ def test_a_busy_model_is_drained_for_one_that_waited_long() -> None:
     assert subject.decide(32.0) == [Load("b/b", ("gpu0",), 6 * GIB)]
 
 
-def test_a_ready_model_runs_while_another_waits_for_room() -> None:
+def test_a_ready_model_runs_while_another_waits_for_memory() -> None:
     subject = scheduler(model("a/a", 6), model("b/b", 6))
     loaded(subject, "a/a", 0.0)
     subject.queued("stuck", "b/b", 1.0)
@@ -341,7 +341,7 @@ def test_nothing_is_unloaded_where_another_is_being_loaded() -> None:
 
 
 def drained(subject: Scheduler, *, at: float) -> None:
-    """``a/a`` runs one prediction, two more wait for it, and ``b/b`` has waited too long for its room."""
+    """``a/a`` runs one prediction, two more wait for it, and ``b/b`` has waited too long for its memory."""
     loaded(subject, "a/a", 20.0, took=20.0)
     subject.queued("runs", "a/a", 20.0)
     assert subject.decide(20.0) == [Start("runs", "a/a")]
@@ -397,7 +397,7 @@ def test_a_large_model_that_waited_long_gets_a_device_cleared_for_it() -> None:
     assert [type(decision) for decision in subject.decide(now)] == [Unload]
     subject.unloaded("small/0", now)
     subject.queued("s9", "small/5", now)
-    assert subject.decide(now) == []  # the room is kept for who waited
+    assert subject.decide(now) == []  # the memory is kept for the model that waited
     assert [each.model for each in subject.load_queue(now)] == ["large/x", "small/5"]
     assert subject.load_queue(now)[0].claimed_devices == ("gpu0",)
 
@@ -422,7 +422,7 @@ def test_of_two_alike_the_one_of_lower_priority_makes_room() -> None:
 
 
 def hot() -> Scheduler:
-    """``hot/x`` is asked for every second until 59, and has no room for ``c/c`` beside it."""
+    """``hot/x`` is asked for every second until 59, and has no memory for ``c/c`` beside it."""
     subject = scheduler(model("hot/x", 6), model("c/c", 6))
     loaded(subject, "hot/x", 5.0, took=5.0)
     used(subject, "hot/x", *range(20, 60))
@@ -468,7 +468,7 @@ def test_shares_of_unequal_devices_never_exceed_the_smaller() -> None:
     assert subject.free("small") == 0
 
 
-def test_every_decision_is_told_with_its_reason_its_bytes_and_its_time() -> None:
+def test_every_decision_is_logged_with_its_reason_its_bytes_and_its_time() -> None:
     subject = scheduler(model("a/a", 6), model("b/b", 6))
     loaded(subject, "a/a", 5.0, took=5.0)
     subject.queued("p", "b/b", 20.0)
@@ -476,11 +476,17 @@ def test_every_decision_is_told_with_its_reason_its_bytes_and_its_time() -> None
     subject.unloaded("a/a", 22.0)
     subject.decide(22.0)
     assert subject.load_failed("b/b", 25.0, "no such file") == ["p"]
-    assert told(subject, EventKind.UNLOAD) == [("a/a", "makes room for b/b", "b/b", 6 * GIB, 16.0)]
-    assert told(subject, EventKind.UNLOADED) == [("a/a", "", None, 6 * GIB, 1.0)]
-    assert told(subject, EventKind.LOAD)[1] == ("b/b", "1 prediction waiting for 2.0 s", None, 6 * GIB, None)
-    assert told(subject, EventKind.READY) == [("a/a", "", None, 6 * GIB, 5.0)]
-    assert told(subject, EventKind.FAILED) == [("b/b", "no such file", None, 6 * GIB, 3.0)]
+    assert logged(subject, EventKind.UNLOAD) == [("a/a", "makes room for b/b", "b/b", 6 * GIB, 16.0)]
+    assert logged(subject, EventKind.UNLOADED) == [("a/a", "", None, 6 * GIB, 1.0)]
+    assert logged(subject, EventKind.LOAD)[1] == (
+        "b/b",
+        "1 prediction waiting for 2.0 s",
+        None,
+        6 * GIB,
+        None,
+    )
+    assert logged(subject, EventKind.READY) == [("a/a", "", None, 6 * GIB, 5.0)]
+    assert logged(subject, EventKind.FAILED) == [("b/b", "no such file", None, 6 * GIB, 3.0)]
     numbers = [each.number for each in subject.events()]
     assert numbers == list(range(1, len(numbers) + 1))
     assert [each.number for each in subject.events(after=numbers[-2])] == numbers[-1:]

@@ -106,8 +106,8 @@ def test_the_command_prints_a_table_and_writes_json(
     report = tmp_path / "report.json"
     code = main(["duel", "--seeds", "1", "--seconds", "120", "--histogram", "--json", str(report)])
     shown = capsys.readouterr().out
-    for part in ("appliance", "llama-swap", "Ollama", "Ray Serve", "p99", "to 40 s"):
-        assert part in shown
+    for word in ("appliance", "llama-swap", "Ollama", "Ray Serve", "p99", "to 40 s"):
+        assert word in shown
     found = json.loads(report.read_text())
     assert code == (1 if found["not_ahead"] else 0)
     assert {row["policy"] for row in found["rows"]} == {name for name, _, _ in policies()}

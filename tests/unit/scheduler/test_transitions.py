@@ -32,7 +32,7 @@ KEPT = (SleepLevel.KEPT,)
 def scheduler(*demands: Demand, main: int = 100, devices: int = 1) -> Scheduler:
     """Devices of 10 GiB, and ``main`` GiB of main memory beside them."""
     gpus = [Capacity(f"gpu{number}", 10 * GIB) for number in range(devices)]
-    return Scheduler([*gpus, Capacity("host", main * GIB, is_main_memory=True)], demands)
+    return Scheduler([*gpus, Capacity("ram", main * GIB, is_main_memory=True)], demands)
 
 
 def model(name: str, gib: int = 8, **options: Any) -> Demand:
@@ -67,7 +67,7 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.KEPT, GIB, "makes room for b/b")]
     assert subject.residency("a/a") is Residency.FALLING_ASLEEP
     assert subject.free("gpu0") == 2 * GIB
-    assert subject.reserved("host") == {"a/a": 6 * GIB}
+    assert subject.reserved("ram") == {"a/a": 6 * GIB}
     assert subject.decide(61.0) == []
     subject.asleep("a/a", 62.0)
     assert subject.decide(62.0) == [Load("b/b", ("gpu0",), 8 * GIB)]
@@ -86,9 +86,9 @@ def test_a_sleeper_is_woken_where_it_sleeps_and_gives_main_memory_back() -> None
     assert subject.decide(201.0) == [Wake("a/a")]
     assert subject.residency("a/a") is Residency.WAKING
     assert subject.reserved("gpu0") == {"a/a": 8 * GIB, "b/b": GIB}
-    assert subject.reserved("host") == {"a/a": 6 * GIB, "b/b": 6 * GIB}
+    assert subject.reserved("ram") == {"a/a": 6 * GIB, "b/b": 6 * GIB}
     subject.woken("a/a", 203.0)
-    assert subject.reserved("host") == {"b/b": 6 * GIB}
+    assert subject.reserved("ram") == {"b/b": 6 * GIB}
     assert subject.decide(203.0) == [Start("p", "a/a", cold_start=2.0)]
 
 
@@ -115,12 +115,12 @@ def test_what_will_soon_be_asked_again_keeps_its_weights_and_what_will_not_drops
         assert subject.decide(now + 20) == [Sleep("a/a", level, GIB, "makes room for b/b")]
 
 
-def test_without_room_in_main_memory_weights_are_dropped() -> None:
+def test_without_free_main_memory_weights_are_dropped() -> None:
     subject = scheduler(model("a/a"), model("b/b"), main=5)
     loaded(subject, "a/a", 20.0, BOTH)
     subject.queued("p", "b/b", 60.0)
     assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.DROPPED, GIB, "makes room for b/b")]
-    assert subject.reserved("host") == {}
+    assert subject.reserved("ram") == {}
 
 
 def test_the_least_recently_used_sleeper_leaves_main_memory_for_the_next() -> None:
@@ -135,7 +135,7 @@ def test_the_least_recently_used_sleeper_leaves_main_memory_for_the_next() -> No
     assert subject.decide(200.5) == [Sleep("b/b", SleepLevel.KEPT, GIB, "makes room for c/c")]
 
 
-def test_a_host_that_says_it_cannot_sleep_is_unloaded() -> None:
+def test_a_worker_that_says_it_cannot_sleep_is_unloaded() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0, ())
     subject.queued("p", "b/b", 60.0)
@@ -174,7 +174,7 @@ def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
     assert subject.next_wakeup(41.0) == 60.0
     assert subject.decide(60.0) == [Unload("a/a", "idle for 40 s")]
     subject.unloaded("a/a", 61.0)
-    assert subject.reserved("gpu0") == subject.reserved("host") == {}
+    assert subject.reserved("gpu0") == subject.reserved("ram") == {}
 
 
 def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
@@ -187,7 +187,7 @@ def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
     assert subject.decide(42.0) == [Unload("a/a", "asked for")]
 
 
-def test_a_model_that_is_to_make_room_by_sleeping_is_unloaded_if_someone_asks_for_that() -> None:
+def test_a_model_that_is_to_free_memory_by_sleeping_is_unloaded_if_someone_asks_for_that() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0)
     subject.queued("long", "a/a", 21.0)
@@ -244,13 +244,13 @@ def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out
     subject.queued("p", "c/c", 200.0)
     assert subject.decide(200.0) == [Unload("a/a", "makes room for c/c")]
     subject.unloaded("a/a", 200.5)
-    assert subject.decide(200.5) == [Load("c/c", ("host",), 7 * GIB)]
-    assert subject.free("host") == 5 * GIB
+    assert subject.decide(200.5) == [Load("c/c", ("ram",), 7 * GIB)]
+    assert subject.free("ram") == 5 * GIB
 
 
 def test_a_model_for_the_cpu_that_main_memory_cannot_hold_is_refused_with_the_numbers() -> None:
     subject = scheduler(model("c/c", 7, on_cpu=True), main=5)
-    with pytest.raises(ModelTooLarge, match=r"host has 5\.0 GiB"):
+    with pytest.raises(ModelTooLarge, match=r"ram has 5\.0 GiB"):
         subject.check_fits("c/c")
 
 
@@ -286,7 +286,7 @@ def test_a_sleeper_that_dies_holds_nothing_and_is_loaded_again() -> None:
     asleep(subject, "a/a", 60.0, "b/b")
     subject.lost("a/a", 100.0, "killed")
     assert subject.reserved("gpu0") == {"b/b": 8 * GIB}
-    assert subject.reserved("host") == {}
+    assert subject.reserved("ram") == {}
     subject.queued("p", "a/a", 200.0)
     subject.decide(200.0)
     subject.asleep("b/b", 201.0)

@@ -365,8 +365,8 @@ def test_a_list_that_is_narrowed_looks_at_nothing_else(
     owned = index.format("owner_and_", "owner=? AND ") if owner else index.format("", "")
     training = {"training": False} if owner else {}
     for name in ("predictions", "all_predictions") if owner else ("all_predictions",):
-        given = training if name == "predictions" else {}
-        assert owned in plan_of(path, f"{name}_{direction}", {"owner": owner, **given, **filters})
+        training_filter = training if name == "predictions" else {}
+        assert owned in plan_of(path, f"{name}_{direction}", {"owner": owner, **training_filter, **filters})
 
 
 def test_trainings_and_an_owner_s_lists_have_indexes(path: Path) -> None:

@@ -410,9 +410,11 @@ async def test_list_filters(store: Store) -> None:
 async def test_unfinished_are_all_that_are_not_terminal_oldest_first(store: Store) -> None:
     young = make(created_at=9.0)
     await store.create(young)
-    standing = {status: await in_status(store, status) for status in Status}
+    by_status = {status: await in_status(store, status) for status in Status}
     found = await store.unfinished()
-    expected = sorted([standing[Status.STARTING], standing[Status.PROCESSING]], key=lambda record: record.id)
+    expected = sorted(
+        [by_status[Status.STARTING], by_status[Status.PROCESSING]], key=lambda record: record.id
+    )
     assert found == [young, *expected]
 
 

@@ -38,7 +38,7 @@ async def create_version(request: Request) -> Response:
             "and models.yaml does not permit it: set code.cog to true there."
         )
     source = await _upload(requests.text(given, "source"), caller, services.files)
-    build = await services.pushes.start(card.name, source, _memory(given.get("memory")))
+    build = await services.builds.start(card.name, source, _memory(given.get("memory")))
     base = requests.origin(request)
     return responses.json(serializers.build(build, base), 202, {"Location": f"{base}/v1/builds/{build.id}"})
 
@@ -46,7 +46,7 @@ async def create_version(request: Request) -> Response:
 async def get_build(request: Request) -> Response:
     """``GET /builds/{id}``: how far it has come, with its log."""
     caller = await requests.caller(request, Scope.READ)
-    build = await services_of(request).pushes.get(request.path_params["id"], caller.owner)
+    build = await services_of(request).builds.get(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.origin(request)))
 
 
@@ -54,14 +54,14 @@ async def list_builds(request: Request) -> Response:
     """``GET /builds``: the caller's unfinished builds, oldest first."""
     caller = await requests.caller(request, Scope.READ)
     base = requests.origin(request)
-    under_way = services_of(request).pushes.under_way(caller.owner)
+    under_way = services_of(request).builds.under_way(caller.owner)
     return responses.json(serializers.page([serializers.build(build, base) for build in under_way]))
 
 
 async def cancel_build(request: Request) -> Response:
     """``POST /builds/{id}/cancel``: answers when all processes of the build have ended."""
     caller = await requests.caller(request, Scope.ADMIN)
-    build = await services_of(request).pushes.cancel(request.path_params["id"], caller.owner)
+    build = await services_of(request).builds.cancel(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.origin(request)))
 
 

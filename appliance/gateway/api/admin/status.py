@@ -34,7 +34,7 @@ async def get_status(request: Request) -> Response:
     status = services.engine.status()
     known = {device.name: msgspec.to_builtins(device) for device in services.devices}
     devices = [{**known.get(device["name"], {}), **device} for device in status["devices"]]
-    left_out = services.reload.left_out | services.pushes.left_out
+    left_out = services.reload.left_out | services.builds.left_out
     return responses.json(
         {
             "version": __version__,

@@ -60,7 +60,7 @@ async def delete_version(request: Request) -> Response:
     await services.trainings.remove(version)
     for entry in gone:
         if entry.adapter is None:
-            await services.pushes.remove(entry)
+            await services.builds.remove(entry)
     return Response(status_code=202)
 
 

@@ -38,7 +38,7 @@ def webhook(request: Request, given: dict[str, Any]) -> Webhook | None:
     problems = [] if events is None else _wrong_events(events)
     url = given.get("webhook")
     if url is not None:
-        problems += _wrong_url(url, services_of(request).egress)
+        problems += _wrong_url(url, services_of(request).fetch_guard)
     if problems:
         raise InvalidInput(problems)
     if url is None:
@@ -63,7 +63,7 @@ def _wrong_events(events: Any) -> list[FieldProblem]:
     ]
 
 
-def _wrong_url(url: Any, egress: FetchGuard) -> list[FieldProblem]:
+def _wrong_url(url: Any, fetch_guard: FetchGuard) -> list[FieldProblem]:
     if not isinstance(url, str):
         found = input_schema.type_name(url)
         return [FieldProblem("invalid_type", "webhook", f"Invalid type. Expected: string, given: {found}")]

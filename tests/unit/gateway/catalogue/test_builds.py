@@ -41,8 +41,8 @@ async def allowed(api: Api) -> Api:
 
 async def upload(api: Api, content: bytes = b"no archive") -> str:
     made = await api.post("/v1/files", files={"content": ("project.tar.gz", content)})
-    address: str = made.json()["urls"]["get"]
-    return address
+    url: str = made.json()["urls"]["get"]
+    return url
 
 
 async def test_it_has_to_be_permitted_by_the_config(api: Api) -> None:
@@ -77,8 +77,8 @@ async def test_only_an_administrator_may(allowed: Api) -> None:
     ],
 )
 async def test_bad_wishes_are_refused_by_field(allowed: Api, body: dict[str, Any], field: str) -> None:
-    given = {"source": await upload(allowed), **body} if body else body
-    refused = await allowed.post(ROUTE, json=given)
+    body_sent = {"source": await upload(allowed), **body} if body else body
+    refused = await allowed.post(ROUTE, json=body_sent)
     assert refused.status_code == 422, refused.text
     assert [problem["field"] for problem in refused.json()["invalid_fields"]] == [field]
 
@@ -106,25 +106,27 @@ async def begun(api: Api) -> dict[str, Any]:
     return made
 
 
-async def look(api: Api, build: dict[str, Any]) -> dict[str, Any]:
+async def get_build(api: Api, build: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = (await api.get(f"/v1/builds/{build['id']}")).json()
     return found
 
 
-async def test_builds_run_side_by_side_and_a_canceled_one_makes_room(allowed: Api) -> None:
+async def test_builds_run_side_by_side_and_a_canceled_one_frees_its_slot(allowed: Api) -> None:
     builds = [await begun(allowed) for _ in range(BUILDS_AT_ONCE + 2)]
-    assert [(await look(allowed, build))["status"] for build in builds] == [
+    assert [(await get_build(allowed, build))["status"] for build in builds] == [
         *["processing"] * BUILDS_AT_ONCE, "starting", "starting",
     ]  # fmt: skip
     waiting, further = builds[BUILDS_AT_ONCE:]
-    assert (await look(allowed, waiting))["step"] == f"waiting: {BUILDS_AT_ONCE} other builds are under way"
+    assert (await get_build(allowed, waiting))[
+        "step"
+    ] == f"waiting: {BUILDS_AT_ONCE} other builds are under way"
     listed = (await allowed.get("/v1/builds")).json()["results"]
     assert [each["id"] for each in listed] == [build["id"] for build in builds]
     for build in (builds[0], further):  # one that runs, and one that waits
         canceled = (await allowed.post(f"/v1/builds/{build['id']}/cancel")).json()
         assert (canceled["status"], canceled["error"]) == ("canceled", "it was canceled")
         assert canceled["completed_at"] is not None
-    while (await look(allowed, waiting))["status"] == "starting":
+    while (await get_build(allowed, waiting))["status"] == "starting":
         await asyncio.sleep(0.005)
     for build in builds:
         await allowed.post(f"/v1/builds/{build['id']}/cancel")
@@ -166,7 +168,7 @@ async def test_a_build_that_takes_too_long_is_ended_and_nothing_of_it_is_left(
 ) -> None:
     monkeypatch.setattr("appliance.gateway.catalogue.builds.BUILD_TIMEOUT", 0.01)
     build = await begun(allowed)
-    while (found := await look(allowed, build))["completed_at"] is None:
+    while (found := await get_build(allowed, build))["completed_at"] is None:
         await asyncio.sleep(0.005)
     assert (found["status"], found["step"]) == ("failed", None)
     assert "took longer than 0.01 s" in found["error"]
@@ -174,14 +176,14 @@ async def test_a_build_that_takes_too_long_is_ended_and_nothing_of_it_is_left(
 
 
 async def test_a_pushed_version_whose_build_is_damaged_is_left_out_and_said_to_be(allowed: Api) -> None:
-    pushes = allowed.services.pushes
+    builds = allowed.services.builds
     for name, version, description in (("one", "a" * 64, "{"), ("two", "b" * 64, '{"concurrency": 1}')):
-        folder = project.root(pushes._home) / name
+        folder = project.root(builds._home) / name
         folder.mkdir(parents=True)
         (folder / project.DESCRIPTION).write_text(description)
         made = Project(version=version, model="me/mine", build=name, created_at=1.0, memory=None)
         await allowed.services.store.registry.add_project(made)
-    await pushes.load()
+    await builds.load()
     said = (await allowed.get("/admin/status")).json()["not_served"]
     assert [each["name"] for each in said] == [f"me/mine@{'a' * 16}", f"me/mine@{'b' * 16}"]
     assert "is damaged" in said[0]["problem"]

@@ -133,7 +133,7 @@ async def test_trainings_and_predictions_do_not_mix(school: School) -> None:
     assert listed["id"] == record["id"]
     made = (await school.api.post("/v1/predictions", json={"version": "test/pupil", "input": {}})).json()
     assert (await school.api.get(f"/v1/trainings/{made['id']}")).status_code == 404
-    # Old clients ask for a training at the address of a prediction.
+    # Old clients ask for a training at the URL of a prediction.
     assert (await school.api.get(f"/v1/predictions/{record['id']}")).json()["id"] == record["id"]
     assert (await school.api.post(f"/v1/predictions/{record['id']}/cancel")).status_code == 200
 
@@ -235,11 +235,11 @@ async def test_the_first_version_has_its_model_loaded_again(
     original = school.bench.cluster.load
 
     async def load(spec: LoadSpec) -> frozenset[int]:
-        told.append((spec.model, spec.options["adapted"]))
+        loads.append((spec.model, spec.options["adapted"]))
         return await original(spec)
 
     monkeypatch.setattr(school.bench.cluster, "load", load)  # only to look on
     await school.says(school.base)
     for phrase in ("moo", "baa"):
         assert await school.says(await school.trained(phrase)) == f"{phrase} hello"
-    assert told == [("test/pupil", False), ("test/pupil:training", False), ("test/pupil", True)]
+    assert loads == [("test/pupil", False), ("test/pupil:training", False), ("test/pupil", True)]

@@ -128,7 +128,7 @@ async def test_the_stream_of_an_unfinished_prediction_is_found_without_a_query(
     assert queries == [prediction.stream_token]
 
 
-async def test_a_whole_output_is_followed_as_one_item(bench: Bench) -> None:
+async def test_an_output_without_items_is_followed_as_one_item(bench: Bench) -> None:
     prediction = await bench.submit(text="all", delay=0.05)
     seen = await everything(bench, prediction)
     assert seen[0] == (1, "all")
@@ -146,7 +146,7 @@ async def test_a_deadline_aborts_what_waits_and_cancels_what_runs(bench: Bench) 
         assert (await bench.ended(prediction)).status is Status.CANCELED
 
 
-async def test_what_shows_no_output_runs_again_after_its_host_is_lost(bench: Bench) -> None:
+async def test_what_shows_no_output_runs_again_after_its_worker_is_lost(bench: Bench) -> None:
     prediction = await bench.submit(text="again", delay=0.2)
     await bench.until(prediction, Status.PROCESSING)
     bench.cluster.lose("test/echo", "was killed by signal 9")

@@ -1,6 +1,6 @@
-"""The engine among hosts that die, hang, refuse and are late, while everything is asked of it at once.
+"""The engine while worker processes die, hang, refuse or are late, under many requests at once.
 
-What is asserted is what is true outside of the engine: of hosts that run, and of what was stored.
+What is asserted is what is true outside of the engine: of worker processes that run, and of what was stored.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Chaos(LocalCluster):
         assert sum(self.held.values()) <= ROOM, f"over capacity: {self.held}"
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
-        assert spec.model not in self.held, f"{spec.model} has a host already"
+        assert spec.model not in self.held, f"{spec.model} has a worker process already"
         self.hold(spec.model, MIB)
         try:
             await self.pause()
@@ -100,7 +100,7 @@ class Chaos(LocalCluster):
             super().cancel(model, id)
 
     def strike(self) -> None:
-        """One of the hosts dies, or is ended because it takes too much."""
+        """One of the worker processes dies, or is ended because it takes too much."""
         if self._loaded:
             model = self.random.choice(sorted(self._loaded))
             self.lose(model, OutOfMemory("too much", 2 * MIB) if self.happens(0.3) else WorkerLost("struck"))

@@ -1,4 +1,4 @@
-"""Memory as the engine sees it: what hosts took is kept, and those that ran out of it are given more."""
+"""Memory as the engine sees it: the use of worker processes is kept, and those that ran out get more."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ async def test_whose_fault_it_was_is_not_known_where_several_ran(bench: Bench) -
         await bench.engine.cancel(prediction.id, "me")
 
 
-async def test_a_host_hears_how_much_it_may_take(bench: Bench) -> None:
+async def test_a_worker_is_sent_how_much_it_may_take(bench: Bench) -> None:
     """An estimate may be wrong: it may take what nobody holds, until somebody does."""
     await bench.ended(await bench.submit())
     await bench.ended(await bench.submit(bench.stream))
     await until(lambda: bench.cluster.limits == {"test/echo": 99 * MIB})
 
 
-async def test_a_host_of_an_earlier_gateway_hears_it_too(bench: Bench) -> None:
+async def test_a_worker_of_an_earlier_gateway_is_sent_it_too(bench: Bench) -> None:
     cluster = LocalCluster()
     demand = Demand(model="test/echo", concurrency=1, memory=2 * MIB)
     scheduler = Scheduler([Capacity("cpu", 9 * MIB)], [demand])

@@ -34,7 +34,7 @@ async def test_a_prediction_behind_others_shows_its_place(bench: Bench) -> None:
     assert not {"queue_position", "waits_for"} & set(record.metrics)
 
 
-async def test_it_shows_that_its_model_is_loaded_or_has_no_room_yet(bench: Bench) -> None:
+async def test_it_shows_that_its_model_is_loaded_or_has_no_memory_yet(bench: Bench) -> None:
     slow = entry("test/slow", startup_delay=30.0)
     large = entry("test/large")
     bench.more = [slow, large]

@@ -29,7 +29,7 @@ STREAM: dict[str, Any] = {
 
 
 class Edited:
-    """A bench whose models are those of a file, and which is told when that has changed."""
+    """A bench whose models are those of a file, and which is notified when that has changed."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -163,7 +163,7 @@ async def test_a_removed_model_finishes_and_then_gives_its_memory_back(edited: E
     assert (await edited.bench.ended(await edited.submit("test/stream", text="x"))).output == ["x"]
 
 
-async def test_a_host_lost_while_it_is_replaced_takes_its_predictions_along(edited: Edited) -> None:
+async def test_a_worker_lost_while_it_is_replaced_takes_its_predictions_along(edited: Edited) -> None:
     running = await edited.submit(delay=30)
     await edited.bench.until(running, Status.PROCESSING)
     await edited.reload({**ECHO, "options": {"stream": True}})

@@ -14,7 +14,7 @@ STARTED = 1_700_000_000.0  # by the clock on the wall, when the scheduler's was 
 
 
 class Clocks:
-    """Both clocks of a machine; its processor is taken away for a second before every fourth look."""
+    """Both clocks of a machine; its processor is taken away for a second before every fourth reading."""
 
     def __init__(self) -> None:
         self.passed = 100.0
@@ -29,7 +29,7 @@ class Clocks:
         return STARTED + self.monotonic()
 
 
-def test_a_decision_has_the_same_time_whenever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_has_the_same_time_whenever_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Scheduler([Capacity("gpu0", 10 * GIB)], [Demand(model="a/a", memory=GIB, concurrency=1)])
     subject.request_load("a/a")
     assert subject.decide(42.0) == [Load("a/a", ("gpu0",), GIB)]

@@ -1,4 +1,4 @@
-"""What is said of a host counts only while it is the one that is loaded."""
+"""Reports about a worker process count only while it is the loaded one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.engine_bench import Bench
 
 
 class Halting(LocalCluster):
-    """Its streams break when a host is ended, which takes until ``go``; it is deaf to cancels."""
+    """Its streams break when a worker process is ended, which takes until ``go``; it is deaf to cancels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def whats(bench: Bench) -> list[EventKind]:
     return [each.kind for each in bench.scheduler.events() if each.model == "test/echo"]
 
 
-async def test_a_host_that_is_being_ended_cannot_be_lost(tmp_path: Path) -> None:
+async def test_a_worker_that_is_being_ended_cannot_be_lost(tmp_path: Path) -> None:
     """Its devices stay taken until it is gone, and nothing of it is heard once its model is loaded again."""
     bench = await started(tmp_path, cluster := Halting())
     await bench.engine.load(bench.echo)
@@ -111,7 +111,7 @@ async def test_a_host_that_is_being_ended_cannot_be_lost(tmp_path: Path) -> None
     await bench.stop()
 
 
-async def test_a_host_that_two_predictions_are_stuck_in_is_ended_once(tmp_path: Path) -> None:
+async def test_a_worker_that_two_predictions_are_stuck_in_is_ended_once(tmp_path: Path) -> None:
     bench = await started(tmp_path, cluster := Halting())
     stuck = [await bench.submit(text="a b c", delay=60) for _ in range(2)]
     for prediction in stuck:

@@ -64,15 +64,15 @@ def test_a_name_is_not_judged_before_it_is_resolved() -> None:
     FetchGuard(()).check(httpx.URL("https://example.org/"))
 
 
-@pytest.mark.parametrize("host", ["harmless.example", "2130706433", "127.1", "0x7f.1"])
-async def test_what_a_name_resolves_to_is_what_counts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hostname", ["harmless.example", "2130706433", "127.1", "0x7f.1"])
+async def test_what_a_name_resolves_to_is_what_counts(hostname: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(*_: Any, **__: Any) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
 
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     async with FetchGuard(()).client(5.0) as client:
         with pytest.raises(UrlRefused, match=r"127\.0\.0\.1, which is not public"):
-            await client.post(f"http://{host}/")
+            await client.post(f"http://{hostname}/")
 
 
 async def test_of_several_addresses_a_permitted_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,26 +181,26 @@ async def test_all_uploads_together_have_a_limit(api: Api, bench: Bench) -> None
 
 async def test_delete_and_what_is_not_there(api: Api, bench: Bench) -> None:
     file = await upload(api)
-    address = f"/v1/files/{file['id']}"
+    url = f"/v1/files/{file['id']}"
     async with Api(api.services, "other") as stranger:
-        for request in (stranger.get(address), stranger.delete(address)):
+        for request in (stranger.get(url), stranger.delete(url)):
             reply = await request
             assert (reply.status_code, reply.json()["detail"]) == (404, "File not found")
         assert (await stranger.get("/v1/files")).json()["results"] == []
-    assert ((reply := await api.delete(address)).status_code, reply.content) == (204, b"")
-    assert (await api.delete(address)).status_code == 404
-    assert (await api.get(address)).status_code == 404
+    assert ((reply := await api.delete(url)).status_code, reply.content) == (204, b"")
+    assert (await api.delete(url)).status_code == 404
+    assert (await api.get(url)).status_code == 404
     assert list((bench.folder / "files" / "uploads").iterdir()) == []
 
 
 async def test_uploads_are_listed_in_pages(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.gateway.api.replicate.files.PAGE", 2)
     ids = [(await upload(api, str(number).encode()))["id"] for number in range(5)]
-    found, address = [], "/v1/files"
-    while address:
-        page = (await api.get(address)).json()
+    found, url = [], "/v1/files"
+    while url:
+        page = (await api.get(url)).json()
         found += [file["id"] for file in page["results"]]
-        address = page["next"]
+        url = page["next"]
     assert found == ids[::-1]
 
 
@@ -254,29 +254,29 @@ async def run(api: Api, **input: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mount", ["/v1/files", "/v1/v1/files", "/files"])
 @pytest.mark.parametrize("origin", [ORIGIN, "https://another.name", "http://127.0.0.1:1"])
-async def test_an_upload_is_an_input_under_every_address(api: Api, mount: str, origin: str) -> None:
+async def test_an_upload_is_an_input_under_every_url(api: Api, mount: str, origin: str) -> None:
     file = await upload(api, PNG, "photo.png")
     record = await run(api, file=f"{origin}{mount}/{file['id']}")
     assert record["status"] == "succeeded", record
-    (address,) = record["output"]
-    assert address.startswith(f"{ORIGIN}/outputs/")
-    assert address.endswith("photo.png")
+    (url,) = record["output"]
+    assert url.startswith(f"{ORIGIN}/outputs/")
+    assert url.endswith("photo.png")
     assert record["input"]["file"] == f"{origin}{mount}/{file['id']}"  # echoed as it was given
     async with Api(api.services, None) as stranger:  # clients send no token there
-        reply = await stranger.get(address)
-        part = await stranger.get(address, headers={"Range": "bytes=1-3"})
+        reply = await stranger.get(url)
+        part = await stranger.get(url, headers={"Range": "bytes=1-3"})
     assert (reply.content, reply.headers["content-type"]) == (PNG, "image/png")
     assert reply.headers["content-disposition"].startswith("inline")
     assert (part.status_code, part.content) == (206, b"PNG")
-    again = await run(api, file=address)  # what one model made is another's input
+    again = await run(api, file=url)  # what one model made is another's input
     assert (await api.get(again["output"][0])).content == PNG
 
 
 async def test_data_urls_and_lists(api: Api) -> None:
     png = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     record = await run(api, file=png, files=[f"data:text/plain,{quote('a b')}", "data:,x"])
-    kinds = [(await api.get(address)).headers["content-type"] for address in record["output"]]
-    assert [(await api.get(address)).content for address in record["output"]] == [PNG, b"a b", b"x"]
+    kinds = [(await api.get(url)).headers["content-type"] for url in record["output"]]
+    assert [(await api.get(url)).content for url in record["output"]] == [PNG, b"a b", b"x"]
     assert kinds[0] == "image/png"
     assert kinds[1].startswith("text/plain")
     assert len(set(record["output"])) == 3
@@ -298,7 +298,7 @@ async def test_base64_as_people_write_it(api: Api, written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("source", "reason"),
     [
         ("data:image/png;base64,?", "its base64 is wrong"),
         ("data:nothing", "needs a comma"),
@@ -310,8 +310,8 @@ async def test_base64_as_people_write_it(api: Api, written: str) -> None:
         ("http://", "cannot be fetched"),
     ],
 )
-async def test_an_input_that_cannot_be_had_fails_the_prediction(api: Api, given: str, reason: str) -> None:
-    record = await run(api, file=given)
+async def test_an_input_that_cannot_be_had_fails_the_prediction(api: Api, source: str, reason: str) -> None:
+    record = await run(api, file=source)
     assert record["status"] == "failed"
     assert record["error"].startswith("input.file: ")
     assert reason in record["error"]
@@ -325,9 +325,9 @@ async def test_another_owners_upload_is_no_input(api: Api) -> None:
     assert record["status"] == "failed"
 
 
-@pytest.mark.parametrize("given", ["file:///etc/passwd", "ftp://x/y", "just text"])
-async def test_other_addresses_are_refused_at_once(api: Api, given: str) -> None:
-    reply = await api.post("/v1/models/test/files/predictions", json={"input": {"file": given}})
+@pytest.mark.parametrize("source", ["file:///etc/passwd", "ftp://x/y", "just text"])
+async def test_other_urls_are_refused_at_once(api: Api, source: str) -> None:
+    reply = await api.post("/v1/models/test/files/predictions", json={"input": {"file": source}})
     assert reply.status_code == 422
     assert reply.json()["invalid_fields"][0]["field"] == "input.file"
 
@@ -344,14 +344,14 @@ async def test_files_may_be_inside_of_the_output(api: Api, bench: Bench) -> None
     assert record["output"][1].startswith(f"{ORIGIN}/outputs/")  # too large for that
 
 
-async def test_a_stream_of_files_has_an_address_of_its_own(api: Api) -> None:
+async def test_a_stream_of_files_has_a_url_of_its_own(api: Api) -> None:
     record = await run(api, text="x", repeat=2)
     assert record["urls"]["stream"].startswith(f"{ORIGIN}/v1/files/stream/")
     text = (await api.get(record["urls"]["stream"])).text
     assert json.dumps(record["output"], separators=(",", ":")) in text
 
 
-async def test_polls_lists_and_late_readers_see_the_same_addresses(api: Api, bench: Bench) -> None:
+async def test_polls_lists_and_late_readers_see_the_same_urls(api: Api, bench: Bench) -> None:
     record = await run(api, text="x", repeat=2)
     assert (await api.get(f"/v1/predictions/{record['id']}")).json()["output"] == record["output"]
     assert (await api.get("/v1/predictions")).json()["results"][0]["output"] == record["output"]
@@ -360,7 +360,7 @@ async def test_polls_lists_and_late_readers_see_the_same_addresses(api: Api, ben
     assert [file.name for file in stored.output] == ["0.txt", "1.txt"]
 
 
-async def test_a_file_is_there_once_its_address_is_known(bench: Bench) -> None:
+async def test_a_file_is_there_once_its_url_is_known(bench: Bench) -> None:
     """Also while the store still writes something else: a reader asks for it at once, and only once."""
     bench.files_model = entry("test/files", files=True, stream=True)
     await bench.restart()
@@ -389,7 +389,7 @@ async def test_a_file_is_there_once_its_address_is_known(bench: Bench) -> None:
 async def test_a_file_outlives_a_store_that_refuses_it(
     api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, say, that has room again while the gateway runs."""
+    """A full disk, say, that has space again while the gateway runs."""
     add, refused = bench.store.files.add, 0
 
     def refusing(file: File) -> asyncio.Future[None]:

@@ -48,7 +48,7 @@ class FullDisk:
 
 
 class Receiver:
-    """Counts what comes, by prediction; answers 200 unless told otherwise."""
+    """Counts what comes, by prediction; answers 200 by default."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -78,7 +78,7 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 @asynccontextmanager
 async def listening(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]],
-    host: str = "127.0.0.1",
+    address: str = "127.0.0.1",
 ) -> AsyncIterator[str]:
     serving: set[asyncio.Task[None]] = set()
 
@@ -87,9 +87,9 @@ async def listening(
         serving.add(task)
         task.add_done_callback(lambda _: writer.close())
 
-    server = await asyncio.start_server(accept, host, 0)
+    server = await asyncio.start_server(accept, address, 0)
     try:
-        yield f"http://{host}:{server.sockets[0].getsockname()[1]}"
+        yield f"http://{address}:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in serving:
@@ -168,7 +168,7 @@ async def test_an_attempt_that_cannot_be_recorded_is_not_made_again_before_it_is
     assert receiver.came == {record.id: 2}
 
 
-async def test_what_is_due_is_looked_up_again_after_an_error(
+async def test_due_webhooks_are_read_again_after_an_error(
     store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "RETRY_STORE", 0.02)
@@ -186,7 +186,7 @@ async def test_what_is_due_is_looked_up_again_after_an_error(
     assert receiver.came == {record.id: 1}
 
 
-async def test_a_look_up_that_is_older_than_the_end_of_a_delivery_repeats_nothing(
+async def test_a_read_that_is_older_than_the_end_of_a_delivery_repeats_nothing(
     store: Store, sender: Webhooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     due, ended, held = store.due_deliveries, asyncio.Event(), asyncio.Event()
@@ -241,7 +241,7 @@ async def test_receivers_that_hold_their_slots_keep_no_others_waiting(
     assert receiver.came == {record.id: 1}
 
 
-async def test_an_address_that_no_resolver_takes_fails_like_any_other(
+async def test_a_hostname_that_no_resolver_takes_fails_like_any_other(
     store: Store, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "RETRIES", ())
@@ -274,9 +274,9 @@ async def test_each_account_s_webhooks_are_signed_with_a_key_of_its_own(
     for owner in ("me", "you"):
         await over(store, await finished(store, sender, receiver.url, owner))
         (used[owner],) = await webhooks.keys(store, owner, time.time())
-        signed, _, given = receiver.headers["webhook-signature"].partition(",")
+        signed, _, signature = receiver.headers["webhook-signature"].partition(",")
         assert signed == "v1"
-        assert len(base64.b64decode(given)) == 32
+        assert len(base64.b64decode(signature)) == 32
     assert used["me"] != used["you"]
 
 

@@ -1,4 +1,4 @@
-"""Slots that owners and hosts share."""
+"""Slots that owners and hostnames share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def taken(slots: Slots, receiver: Receiver) -> int:
     return count
 
 
-def test_one_host_leaves_some_for_the_same_owner_s_others_and_one_owner_for_everyone_else() -> None:
+def test_one_hostname_leaves_some_for_the_same_owner_s_others_and_one_owner_for_everyone_else() -> None:
     slots = Slots(64)
     assert taken(slots, MINE) == 22
     assert taken(slots, Receiver("me", "b.example")) > 0
     held = 64 - sum(taken(slots, Receiver("me", f"{number}.example")) for number in range(100))
-    assert held > 20  # however many hosts one owner names
+    assert held > 20  # however many hostnames one owner names
     for owner in ("you", "they"):
         assert taken(slots, Receiver(owner, "a.example")) >= 3
 

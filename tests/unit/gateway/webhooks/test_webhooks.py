@@ -113,12 +113,12 @@ async def test_a_prediction_without_a_webhook_is_nothing_to_it(tmp_path: Path) -
 async def test_the_end_is_due_from_the_same_transaction_on(tmp_path: Path) -> None:
     store = Store(tmp_path / "db")
     await store.open()
-    for id, events in (("told", WEBHOOK_EVENTS), ("not", ("start",))):
+    for id, events in (("completed", WEBHOOK_EVENTS), ("not", ("start",))):
         prediction = record(*events).evolve(id=id, stream_token=id)
         await store.create(prediction)
         await store.finish(prediction.finished(Status.CANCELED, 2.0))
     (due,) = await store.due_deliveries(2e10, 10)
-    assert (due.prediction, due.attempts) == ("told", 0)
+    assert (due.prediction, due.attempts) == ("completed", 0)
     assert await store.next_delivery() == due.due_at
     await store.postpone_delivery(due.id, 1, 1e10, "HTTP 500")
     assert await store.due_deliveries(1e9, 10) == []
