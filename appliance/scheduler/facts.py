@@ -89,6 +89,7 @@ class Start(msgspec.Struct, frozen=True):
 
     id: str
     model: str
+    devices: tuple[str, ...]  # that hold the model
     cold_start: float = 0.0  # seconds that it waited while its model was loaded or woken
 
 
@@ -98,6 +99,7 @@ class Load(msgspec.Struct, frozen=True):
     model: str
     devices: tuple[str, ...]
     memory: int
+    may_sleep: bool  # whether the scheduler may put the model to sleep later
 
 
 class Unload(msgspec.Struct, frozen=True):
@@ -105,6 +107,8 @@ class Unload(msgspec.Struct, frozen=True):
 
     model: str
     reason: str
+    devices: tuple[str, ...]  # that hold the model
+    peak: int  # bytes that it is expected to have used of each device; 0 if nothing was measured
 
 
 class Sleep(msgspec.Struct, frozen=True):

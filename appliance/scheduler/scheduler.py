@@ -311,7 +311,8 @@ class Scheduler:
             if id is None or (children_only and id not in self._children):
                 break
             entry.start(id, now)
-            starts.append(Start(id, entry.name, entry.cold_start(self._queued.pop(id).since)))
+            cold_start = entry.cold_start(self._queued.pop(id).since)
+            starts.append(Start(id, entry.name, entry.devices, cold_start))
         if not entry.queue:
             entry.waiting_since = None
         return starts

@@ -26,7 +26,7 @@ class Transitions:
         memory = self._ledger.memory_for(entry.demand, devices)
         self._ledger.reserve(entry, devices, memory)
         self._log(entry, EventKind.LOAD, now, reason=_load_reason(entry, now))
-        return Load(entry.name, devices, memory)
+        return Load(entry.name, devices, memory, may_sleep=entry.demand.sleep_footprint is not None)
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
         """Mark the model ready and record the sleep levels that its worker process supports."""
@@ -202,7 +202,7 @@ class Transitions:
     def unload(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
         """Unload the model; its memory stays reserved until that is confirmed."""
         self.stop(entry, reason, now, on_behalf_of)
-        return Unload(entry.name, reason)
+        return Unload(entry.name, reason, entry.devices, entry.expected_peak)
 
     def stop(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> None:
         """Mark the model as unloading; its memory stays reserved until the worker process is gone."""

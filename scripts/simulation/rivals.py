@@ -57,7 +57,7 @@ class _Server:
     def start(self, id: str, model: str) -> Start:
         """Take a slot."""
         self.running[model] += 1
-        return Start(id, model)
+        return Start(id, model, (self.place[model],))
 
     def has_slot(self, model: str) -> bool:
         """Whether one more may run."""
@@ -68,12 +68,12 @@ class _Server:
         self.state[model] = Residency.LOADING
         self.place[model] = device
         self.free[device] -= self.models[model].memory
-        return Load(model, (device,), self.models[model].memory)
+        return Load(model, (device,), self.models[model].memory, may_sleep=False)
 
     def unload(self, model: str) -> Unload:
         """Give it back."""
         self.state[model] = Residency.UNLOADING
-        return Unload(model, "")
+        return Unload(model, "", (self.place[model],), 0)
 
 
 def by_size(workload: Workload) -> list[tuple[str, list[SimulatedModel]]]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from appliance.scheduler import Scheduler
+from appliance.scheduler import Scheduler, Unload
 
 _log = logging.getLogger(__name__)
 
@@ -45,20 +45,20 @@ class DeviceMemory:
         for device, memory in self._in_use().items():
             self._scheduler.device_used(device, memory, now)
 
-    def usage_of_gpus(self, model: str) -> dict[str, int]:
-        """Return the bytes in use of each GPU that a loaded model is placed on; empty if it is on the CPU."""
-        gpus = [device for device in self._scheduler.devices(model) if self._kinds[device] == "cuda"]
+    def usage_of_gpus(self, devices: Sequence[str]) -> dict[str, int]:
+        """Return the bytes in use of each of these devices that is a GPU."""
+        gpus = [device for device in devices if self._kinds[device] == "cuda"]
         return self._measure(gpus) if gpus else {}
 
-    async def wait_until_freed(self, model: str, before: dict[str, int]) -> None:
-        """Return once the GPU memory of a model whose worker process has ended is free.
+    async def wait_until_freed(self, decided: Unload, before: dict[str, int]) -> None:
+        """Return once the GPU memory of an unloaded model, whose worker process has ended, is free.
 
         ``before`` is what ``usage_of_gpus`` returned before the unload. After ``PATIENCE`` the memory that is
         not free counts as used by other programs, until it is.
         """
         if not before:
             return
-        expected = int((self._scheduler.footprints.of(model).peak or 0) * _MOST)
+        expected = int(decided.peak * _MOST)
         deadline = time.monotonic() + PATIENCE
         last, still = before, 0
         while time.monotonic() < deadline:
@@ -70,7 +70,8 @@ class DeviceMemory:
                 break
             await asyncio.sleep(LOOK)
         else:
-            _log.warning("the GPU memory of model %s is not free %.1f s after its unload", model, PATIENCE)
+            text = "the GPU memory of model %s is not free %.1f s after its unload"
+            _log.warning(text, decided.model, PATIENCE, extra={"model": decided.model})
 
     def _measure(self, devices: Sequence[str]) -> dict[str, int]:
         found = self._in_use()

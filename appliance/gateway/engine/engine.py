@@ -150,20 +150,20 @@ class Engine:
         match decision:
             case Refuse(id, reason):
                 self._predictions.end(self._active[id], Status.FAILED, reason)
-            case Start(id, model, cold_start):
-                self._predictions.start(id, model, cold_start)
+            case Start():
+                self._predictions.start(decision)
             case Load():
                 self._tasks.spawn(self._load(decision))
             case Sleep():
                 self._workers.sleep(decision)
             case Wake(model):
                 self._workers.wake(model)
-            case Unload(model):
-                self._tasks.spawn(self._workers.unload(model))
+            case Unload():
+                self._tasks.spawn(self._workers.unload(decision))
 
     async def _load(self, decided: Load) -> None:
         model = decided.model
-        outcome = await self._loads.load(self._catalogue.hosted(model), decided.devices, decided.memory)
+        outcome = await self._loads.load(self._catalogue.hosted(model), decided)
         now = time.monotonic()
         match outcome:
             case Ready(levels):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from appliance import weights
@@ -15,7 +16,7 @@ from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.machine import disk, joint_sku
 from appliance.runners.base import LoadSpec
-from appliance.scheduler import Residency, SleepLevel
+from appliance.scheduler import Load, Residency, SleepLevel
 from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
@@ -73,18 +74,18 @@ class Loads:
             future.set_exception(error)
             future.exception()  # marks it as seen: the caller may be gone
 
-    async def load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Ready | Retry | Failed:
-        """Load ``entry`` on ``devices``, with ``memory`` bytes reserved on each of them."""
-        outcome = await self._load(entry, devices, memory)
+    async def load(self, entry: Entry, decided: Load) -> Ready | Retry | Failed:
+        """Load ``entry`` as the scheduler has decided."""
+        outcome = await self._load(entry, decided)
         if not isinstance(outcome, Retry):
             self._lost.pop(entry.runs_on, None)
             self._out_of_memory.discard(entry.runs_on)
         return outcome
 
-    async def _load(self, entry: Entry, devices: tuple[str, ...], memory: int) -> Ready | Retry | Failed:
+    async def _load(self, entry: Entry, decided: Load) -> Ready | Retry | Failed:
         instance, timeout = entry.runs_on, self._dependencies.limits.load_timeout
         try:
-            spec = self._spec(entry, devices, memory)
+            spec = self._spec(entry, decided)
             self._options[instance] = spec.options
             async with asyncio.timeout(timeout):
                 levels = await self._cluster.load(spec)
@@ -145,8 +146,9 @@ class Loads:
             self._scheduler.request_unload(instance, "a first version was trained on it", time.monotonic())
             self._scheduler.request_load(instance)
 
-    def hardware(self, instance: str) -> str:
-        return joint_sku(self._devices[device].sku for device in self._scheduler.devices(instance))
+    def hardware(self, devices: Sequence[str]) -> str:
+        """Return the SKU of these devices together."""
+        return joint_sku(self._devices[device].sku for device in devices)
 
     async def _waited_for_disk(self, instance: str) -> bool:
         """Wait until the disk has space; return False at once if it has.
@@ -183,8 +185,8 @@ class Loads:
         )
         return Retry(error.detail)
 
-    def _spec(self, entry: Entry, devices: tuple[str, ...], memory: int) -> LoadSpec:
-        model, home = entry.model, self._dependencies.home
+    def _spec(self, entry: Entry, decided: Load) -> LoadSpec:
+        model, devices, home = entry.model, decided.devices, self._dependencies.home
         # A logical device is the CPU under another name.
         device = ",".join(devices) if self._devices[devices[0]].kind == "cuda" else "cpu"
         return LoadSpec(
@@ -195,10 +197,10 @@ class Loads:
             weights=None if model.source is None else str(weights.folder(home, model)),
             device=device,
             placement=devices,
-            memory=memory,
+            memory=decided.memory,
             limit=self._memory_profiles.limit(entry.runs_on),
             threads=model.threads or self._dependencies.threads,
             concurrency=1 if entry.kind != model.kind else model.options.predictions_at_once,
             cache=str(home / "cache" / entry.kind),
-            sleeps=self._scheduler.demand(entry.runs_on).sleep_footprint is not None,
+            sleeps=decided.may_sleep,
         )

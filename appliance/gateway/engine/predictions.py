@@ -22,6 +22,7 @@ from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import Verdict
 from appliance.gateway.engine.tasks import Tasks
+from appliance.scheduler import Start
 from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
@@ -99,11 +100,11 @@ class Predictions:
         self._scheduler.withdrawn(active.id)
         self._drop_inputs(active)
 
-    def start(self, id: str, instance: str, cold_start: float) -> None:
-        """Begin a run on ``instance``; ``cold_start`` is the seconds that it waited for a load."""
-        active = self.active[id]
-        active.begins_on(instance)
-        self._tasks.spawn(self._run(active, cold_start))
+    def start(self, decided: Start) -> None:
+        """Begin the run that the scheduler has decided on."""
+        active = self.active[decided.id]
+        active.begins_on(decided.model)
+        self._tasks.spawn(self._run(active, decided))
 
     def close(self) -> None:
         for active in self.active.values():
@@ -142,10 +143,11 @@ class Predictions:
 
     # -- a run -------------------------------------------------------------------------------------------
 
-    async def _run(self, active: ActivePrediction, cold_start: float) -> None:
-        model = active.entry.runs_on
+    async def _run(self, active: ActivePrediction, decided: Start) -> None:
+        model = decided.model
         active.claimed = True
-        claimed = active.prediction.started(time.time(), cold_start, self._loads.hardware(model))
+        hardware = self._loads.hardware(decided.devices)
+        claimed = active.prediction.started(time.time(), decided.cold_start, hardware)
         try:
             await self._store.claim(claimed)
         except StatusConflict:

@@ -21,7 +21,7 @@ from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import MemoryProfiles, Verdict
 from appliance.gateway.engine.predictions import Predictions
 from appliance.gateway.engine.tasks import Tasks
-from appliance.scheduler import Residency, Sleep
+from appliance.scheduler import Residency, Sleep, Unload
 from appliance.worker.memory_monitor import MemoryUsage
 
 _log = logging.getLogger(__name__)
@@ -160,11 +160,12 @@ class Workers:
             self._scheduler.woken(model, time.monotonic())
             self._loads.settle(model)
 
-    async def unload(self, model: str) -> None:
+    async def unload(self, decided: Unload) -> None:
         """Stop the worker process of a model on which nothing runs, and wait until its memory is free."""
-        before = self._device_memory.usage_of_gpus(model)
+        model = decided.model
+        before = self._device_memory.usage_of_gpus(decided.devices)
         await self._stop(model)
-        await self._device_memory.wait_until_freed(model, before)
+        await self._device_memory.wait_until_freed(decided, before)
         self._scheduler.unloaded(model, time.monotonic())
         if before:
             self._device_memory.refresh()

@@ -153,7 +153,7 @@ def happenings() -> Iterator[Event]:
     subject.decide(0.0)
     subject.loaded("a/a", 1.0)
     subject.queued("p", "a/b", 10.0)
-    assert subject.decide(20.0) == [Unload("a/a", subject.events()[-1].reason)]
+    assert subject.decide(20.0) == [Unload("a/a", subject.events()[-1].reason, ("gpu",), 0)]
     subject.unloaded("a/a", 21.0)
     subject.decide(22.0)
     subject.load_failed("a/b", 23.0, "model a/b was not ready after 1 s")

@@ -45,16 +45,16 @@ def running(subject: Scheduler, id: str, name: str, now: float = 0.0) -> None:
     subject.queued(id, name, now)
     if Load in {type(decision) for decision in subject.decide(now)}:
         subject.loaded(name, now)
-        assert Start(id, name) in subject.decide(now)
+        assert Start(id, name, ("gpu0",)) in subject.decide(now)
 
 
 def test_a_child_that_fits_beside_its_parent_is_loaded_and_runs() -> None:
     subject = scheduler(model("w/w"), model("p/p"))
     running(subject, "parent", "w/w")
     subject.queued("child", "p/p", 1.0, parent="parent")
-    assert subject.decide(1.0) == [Load("p/p", ("gpu0",), 4 * GIB)]
+    assert subject.decide(1.0) == [Load("p/p", ("gpu0",), 4 * GIB, may_sleep=False)]
     subject.loaded("p/p", 2.0)
-    assert subject.decide(2.0) == [Start("child", "p/p", cold_start=1.0)]
+    assert subject.decide(2.0) == [Start("child", "p/p", ("gpu0",), cold_start=1.0)]
 
 
 def test_a_child_that_can_never_fit_beside_its_parent_is_refused_at_once_with_the_numbers() -> None:
@@ -123,7 +123,7 @@ def test_two_parents_that_hold_what_the_other_needs_are_separated_by_refusing_on
     assert isinstance(refused, Refuse)
     assert refused.id == "child-of-two"
     subject.finished("two", "w/w", 3.0)
-    assert subject.decide(3.0 + MIN_RESIDENCY) == [Unload("w/w", "makes room for p/p")]
+    assert subject.decide(3.0 + MIN_RESIDENCY) == [Unload("w/w", "makes room for p/p", ("gpu0",), 0)]
 
 
 def test_a_child_takes_the_memory_that_is_promised_to_one_that_waits_for_its_parent() -> None:
@@ -134,7 +134,7 @@ def test_a_child_takes_the_memory_that_is_promised_to_one_that_waits_for_its_par
     assert subject.decide(late) == []
     assert subject.residency("w/w") is Residency.DRAINING  # for y/y, as nothing speaks against it
     subject.queued("child", "p/p", late, parent="parent")
-    assert subject.decide(late) == [Load("p/p", ("gpu0",), 2 * GIB)]
+    assert subject.decide(late) == [Load("p/p", ("gpu0",), 2 * GIB, may_sleep=False)]
 
 
 def test_what_outlives_its_parent_waits_like_any_other() -> None:
@@ -152,10 +152,10 @@ def test_while_all_else_is_held_back_children_still_begin() -> None:
     running(subject, "parent", "w/w")
     subject.queued("next", "w/w", 1.0)
     subject.queued("child", "p/p", 1.0, parent="parent")
-    assert subject.decide(1.0, children_only=True) == [Load("p/p", ("gpu0",), 4 * GIB)]
+    assert subject.decide(1.0, children_only=True) == [Load("p/p", ("gpu0",), 4 * GIB, may_sleep=False)]
     subject.loaded("p/p", 2.0)
     subject.queued("other", "p/p", 2.0)
-    assert subject.decide(2.0, children_only=True) == [Start("child", "p/p", cold_start=1.0)]
+    assert subject.decide(2.0, children_only=True) == [Start("child", "p/p", ("gpu0",), cold_start=1.0)]
 
 
 class World:

@@ -41,9 +41,9 @@ def ask(subject: Scheduler, now: float, **instances: str) -> None:
 def test_what_waits_for_a_busy_instance_begins_on_one_that_is_free() -> None:
     subject = scheduler(FIRST, SECOND)
     ask(subject, 0.0, a=FIRST, b=SECOND, c=FIRST)
-    assert subject.decide(0.0) == [Start("a", FIRST), Start("b", SECOND)]
+    assert subject.decide(0.0) == [Start("a", FIRST, ("gpu",)), Start("b", SECOND, ("gpu",))]
     subject.finished("b", SECOND, 1.0)
-    assert subject.decide(1.0) == [Start("c", SECOND)]
+    assert subject.decide(1.0) == [Start("c", SECOND, ("gpu",))]
     assert subject.running(SECOND) == {"c"}
     assert (subject.queue_length(), subject.queue_length(FIRST)) == (0, 0)
 
@@ -56,17 +56,20 @@ def test_who_waited_longest_goes_first_and_children_before_all() -> None:
     ask(subject, 0.5, early=SECOND)
     subject.queued("child", FIRST, 2.0, parent="a")
     subject.finished("c", THIRD, 3.0)
-    assert subject.decide(3.0) == [Start("child", THIRD)]
+    assert subject.decide(3.0) == [Start("child", THIRD, ("gpu",))]
     subject.finished("child", THIRD, 4.0)
-    assert subject.decide(4.0) == [Start("early", THIRD)]
+    assert subject.decide(4.0) == [Start("early", THIRD, ("gpu",))]
 
 
 def test_as_many_begin_as_there_are_slots() -> None:
     subject = scheduler(FIRST, SECOND, concurrency=2)
     ask(subject, 0.0, **{f"p{number}": FIRST for number in range(5)})
     assert subject.decide(0.0) == [
-        Start("p0", FIRST), Start("p1", FIRST), Start("p2", SECOND), Start("p3", SECOND),
-    ]  # fmt: skip
+        Start("p0", FIRST, ("gpu",)),
+        Start("p1", FIRST, ("gpu",)),
+        Start("p2", SECOND, ("gpu",)),
+        Start("p3", SECOND, ("gpu",)),
+    ]
     assert subject.queued_for("p4") == FIRST
 
 
@@ -77,7 +80,7 @@ def test_what_waits_for_an_instance_that_loads_begins_where_a_slot_is_free_befor
     ask(subject, 0.0, b=SECOND)
     assert [type(decision) for decision in subject.decide(0.0)] == [Load]
     subject.finished("a", FIRST, 1.0)
-    assert subject.decide(1.0) == [Start("b", FIRST)]
+    assert subject.decide(1.0) == [Start("b", FIRST, ("gpu",))]
     subject.loaded(SECOND, 3.0)
     assert subject.decide(3.0) == []
 
@@ -88,16 +91,16 @@ def test_an_instance_that_is_not_used_any_more_takes_nothing_and_gives_what_wait
     subject.decide(0.0)
     subject.set_instances(KEYS, 1)
     subject.finished("b", SECOND, 1.0)
-    assert subject.decide(1.0) == [Start("d", SECOND)]  # it was its own
+    assert subject.decide(1.0) == [Start("d", SECOND, ("gpu",))]  # it was its own
     subject.finished("d", SECOND, 2.0)
     assert subject.decide(2.0) == []
     ask(subject, 2.0, e=SECOND)
     subject.decide(2.0)
     ask(subject, 3.0, f=SECOND)
     subject.finished("a", FIRST, 3.0)
-    assert subject.decide(3.0) == [Start("c", FIRST)]
+    assert subject.decide(3.0) == [Start("c", FIRST, ("gpu",))]
     subject.finished("c", FIRST, 4.0)
-    assert subject.decide(4.0) == [Start("f", FIRST)]
+    assert subject.decide(4.0) == [Start("f", FIRST, ("gpu",))]
 
 
 def test_one_more_is_loaded_when_there_is_memory_for_what_waits_as_long_as_that_takes() -> None:
@@ -109,21 +112,21 @@ def test_one_more_is_loaded_when_there_is_memory_for_what_waits_as_long_as_that_
     subject.request_unload("m/other", "asked for", LOAD + 5)
     subject.decide(LOAD + 5)
     subject.unloaded("m/other", LOAD + 6)
-    assert subject.decide(LOAD + 6) == [Load(SECOND, ("gpu",), 4 * GIB)]
+    assert subject.decide(LOAD + 6) == [Load(SECOND, ("gpu",), 4 * GIB, may_sleep=False)]
     assert subject.queued_for("b") == SECOND
     subject.loaded(SECOND, LOAD + 9)
-    assert subject.decide(LOAD + 9) == [Start("b", SECOND, cold_start=3.0)]
+    assert subject.decide(LOAD + 9) == [Start("b", SECOND, ("gpu",), cold_start=3.0)]
 
 
 def test_nothing_is_loaded_for_what_has_not_waited_for_long() -> None:
     subject = scheduler(FIRST)
     ask(subject, 10.0, a=FIRST, b=FIRST)
-    assert subject.decide(10.0) == [Start("a", FIRST)]
+    assert subject.decide(10.0) == [Start("a", FIRST, ("gpu",))]
     assert subject.decide(9.9 + LOAD) == []
     wake = subject.next_wakeup(9.9 + LOAD)
     assert wake is not None
     assert wake <= 11 + LOAD
-    assert subject.decide(10.0 + LOAD) == [Load(SECOND, ("gpu",), 4 * GIB)]
+    assert subject.decide(10.0 + LOAD) == [Load(SECOND, ("gpu",), 4 * GIB, may_sleep=False)]
 
 
 def test_what_will_have_a_slot_once_its_instance_is_ready_stays_there() -> None:
@@ -131,7 +134,7 @@ def test_what_will_have_a_slot_once_its_instance_is_ready_stays_there() -> None:
     ask(subject, 10.0, a=FIRST)
     subject.decide(10.0)
     ask(subject, 10.0, b=SECOND)
-    assert subject.decide(10.0) == [Load(SECOND, ("gpu",), 4 * GIB)]
+    assert subject.decide(10.0) == [Load(SECOND, ("gpu",), 4 * GIB, may_sleep=False)]
     assert subject.decide(100.0) == []  # no third one
 
 
@@ -140,14 +143,14 @@ def test_a_load_that_fails_fails_no_prediction_that_another_instance_can_run() -
     ask(subject, 0.0, a=FIRST)
     subject.decide(0.0)
     ask(subject, 1.0, b=SECOND)
-    assert subject.decide(1.0) == [Load(SECOND, ("gpu",), 4 * GIB)]
+    assert subject.decide(1.0) == [Load(SECOND, ("gpu",), 4 * GIB, may_sleep=False)]
     assert subject.load_failed(SECOND, 2.0, "no") == []
     assert subject.queued_for("b") == FIRST
     subject.finished("a", FIRST, 3.0)
-    assert subject.decide(3.0) == [Start("b", FIRST)]
+    assert subject.decide(3.0) == [Start("b", FIRST, ("gpu",))]
     subject.lost(FIRST, 4.0, "died")
     ask(subject, 4.0, c=FIRST)
-    assert subject.decide(4.0) == [Load(FIRST, ("gpu",), 4 * GIB)]
+    assert subject.decide(4.0) == [Load(FIRST, ("gpu",), 4 * GIB, may_sleep=False)]
     assert subject.load_failed(FIRST, 5.0, "no") == ["c"]  # nobody else serves
 
 
@@ -164,7 +167,7 @@ def test_what_was_asked_of_the_old_config_is_not_run_by_an_instance_of_the_new_o
     assert subject.decide(7.0) == []
     assert subject.served_before_replacement("old")
     subject.finished("a", FIRST, 8.0)
-    assert subject.decide(8.0) == [Start("old", FIRST)]
+    assert subject.decide(8.0) == [Start("old", FIRST, ("gpu",))]
 
 
 def test_while_the_appliance_stops_only_children_begin() -> None:
@@ -174,7 +177,7 @@ def test_while_the_appliance_stops_only_children_begin() -> None:
     ask(subject, 1.0, c=FIRST)
     assert subject.decide(1.0, children_only=True) == []
     subject.queued("child", FIRST, 2.0, parent="a")
-    assert subject.decide(2.0, children_only=True) == [Start("child", THIRD)]
+    assert subject.decide(2.0, children_only=True) == [Start("child", THIRD, ("gpu",))]
 
 
 @settings(max_examples=60, deadline=None)

@@ -43,7 +43,7 @@ def used(scheduler: Scheduler, name: str, *times: float) -> None:
     """A prediction at each of these times, over at once."""
     for now in times:
         scheduler.queued(f"{name}@{now}", name, now)
-        assert Start(f"{name}@{now}", name) in scheduler.decide(now)
+        assert Start(f"{name}@{now}", name, scheduler.devices(name)) in scheduler.decide(now)
         scheduler.finished(f"{name}@{now}", name, now)
 
 
@@ -58,10 +58,10 @@ def logged(scheduler: Scheduler, what: EventKind) -> list[tuple[str, str, str | 
 def test_a_prediction_loads_its_cold_model_and_then_starts() -> None:
     subject = scheduler(model("a/a"))
     subject.queued("p1", "a/a", 0.0)
-    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 4 * GIB)]
+    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 4 * GIB, may_sleep=False)]
     assert subject.decide(1.0) == []  # one load, however often it is asked
     subject.loaded("a/a", 2.0)
-    assert subject.decide(2.0) == [Start("p1", "a/a", cold_start=2.0)]
+    assert subject.decide(2.0) == [Start("p1", "a/a", ("gpu0",), cold_start=2.0)]
 
 
 def test_no_more_run_than_the_model_can_take_and_the_order_is_kept() -> None:
@@ -69,9 +69,9 @@ def test_no_more_run_than_the_model_can_take_and_the_order_is_kept() -> None:
     loaded(subject, "a/a", 0.0)
     for number in range(4):
         subject.queued(f"p{number}", "a/a", 1.0)
-    assert subject.decide(1.0) == [Start("p0", "a/a"), Start("p1", "a/a")]
+    assert subject.decide(1.0) == [Start("p0", "a/a", ("gpu0",)), Start("p1", "a/a", ("gpu0",))]
     subject.finished("p1", "a/a", 2.0)
-    assert subject.decide(2.0) == [Start("p2", "a/a")]
+    assert subject.decide(2.0) == [Start("p2", "a/a", ("gpu0",))]
 
 
 def test_a_requeued_prediction_goes_first() -> None:
@@ -79,7 +79,7 @@ def test_a_requeued_prediction_goes_first() -> None:
     loaded(subject, "a/a", 0.0)
     subject.queued("new", "a/a", 1.0)
     subject.queued("again", "a/a", 1.0, front=True)
-    assert subject.decide(1.0) == [Start("again", "a/a")]
+    assert subject.decide(1.0) == [Start("again", "a/a", ("gpu0",))]
 
 
 def test_a_withdrawn_prediction_does_not_start() -> None:
@@ -95,11 +95,11 @@ def test_an_idle_model_makes_room_and_its_memory_counts_until_it_is_gone() -> No
     subject = scheduler(model("a/a", 6), model("b/b", 6))
     loaded(subject, "a/a", 0.0)
     subject.queued("p", "b/b", MIN_RESIDENCY)
-    assert subject.decide(MIN_RESIDENCY) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(MIN_RESIDENCY) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
     assert subject.decide(MIN_RESIDENCY + 1) == []
     assert subject.free("gpu0") == 4 * GIB
     subject.unloaded("a/a", 0.0)
-    assert subject.decide(MIN_RESIDENCY + 2) == [Load("b/b", ("gpu0",), 6 * GIB)]
+    assert subject.decide(MIN_RESIDENCY + 2) == [Load("b/b", ("gpu0",), 6 * GIB, may_sleep=False)]
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -110,7 +110,7 @@ def test_the_least_recently_used_goes_first() -> None:
     subject.decide(5.0)
     subject.finished("p", "a/a", 6.0)
     subject.queued("q", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("b/b", "makes room for c/c")]
+    assert subject.decide(100.0) == [Unload("b/b", "makes room for c/c", ("gpu0",), 0)]
 
 
 def test_a_just_loaded_model_is_left_in_peace() -> None:
@@ -123,7 +123,7 @@ def test_a_just_loaded_model_is_left_in_peace() -> None:
 
 def test_a_pinned_model_is_loaded_at_once_and_never_evicted() -> None:
     subject = scheduler(model("a/a", 6, pin=True), model("b/b", 6))
-    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB)]
+    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
     subject.loaded("a/a", 0.0)
     subject.queued("p", "b/b", 1.0)
     assert subject.decide(10_000.0) == []
@@ -145,7 +145,7 @@ def test_a_busy_model_is_drained_for_one_that_waited_long() -> None:
     subject.finished("running", "a/a", 31.0)
     assert [type(decision) for decision in subject.decide(31.0)] == [Unload]
     subject.unloaded("a/a", 0.0)
-    assert subject.decide(32.0) == [Load("b/b", ("gpu0",), 6 * GIB)]
+    assert subject.decide(32.0) == [Load("b/b", ("gpu0",), 6 * GIB, may_sleep=False)]
 
 
 def test_a_ready_model_runs_while_another_waits_for_memory() -> None:
@@ -153,7 +153,7 @@ def test_a_ready_model_runs_while_another_waits_for_memory() -> None:
     loaded(subject, "a/a", 0.0)
     subject.queued("stuck", "b/b", 1.0)
     subject.queued("quick", "a/a", 2.0)
-    assert Start("quick", "a/a") in subject.decide(2.0)
+    assert Start("quick", "a/a", ("gpu0",)) in subject.decide(2.0)
 
 
 def test_two_models_do_not_load_on_one_device_at_once_but_on_two_they_do() -> None:
@@ -169,14 +169,14 @@ def test_two_models_do_not_load_on_one_device_at_once_but_on_two_they_do() -> No
 def test_a_model_on_two_devices_reserves_both() -> None:
     subject = scheduler(model("a/a", 6, devices=2), devices=2)
     subject.queued("p", "a/a", 0.0)
-    assert subject.decide(0.0) == [Load("a/a", ("gpu0", "gpu1"), 6 * GIB)]
+    assert subject.decide(0.0) == [Load("a/a", ("gpu0", "gpu1"), 6 * GIB, may_sleep=False)]
     assert subject.free("gpu0") == subject.free("gpu1") == 4 * GIB
 
 
 def test_a_share_is_a_share_of_the_device() -> None:
     subject = scheduler(Demand(model="a/a", concurrency=1, share=0.5))
     subject.queued("p", "a/a", 0.0)
-    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 5 * GIB)]
+    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 5 * GIB, may_sleep=False)]
 
 
 def test_what_can_never_fit_is_said_with_the_numbers() -> None:
@@ -190,7 +190,7 @@ def test_idle_models_are_unloaded_after_their_time() -> None:
     loaded(subject, "a/a", 0.0)
     assert subject.next_wakeup(10.0) == 60.0
     assert subject.decide(59.0) == []
-    assert subject.decide(60.0) == [Unload("a/a", "idle for 60 s")]
+    assert subject.decide(60.0) == [Unload("a/a", "idle for 60 s", ("gpu0",), 0)]
 
 
 def test_a_failed_load_returns_what_waited_and_backs_off() -> None:
@@ -224,7 +224,7 @@ def test_an_unwanted_model_finishes_first_and_is_loaded_again_on_demand() -> Non
     subject.request_unload("a/a", "asked for", 1.0)
     assert subject.decide(2.0) == []
     subject.finished("p", "a/a", 3.0)
-    assert subject.decide(3.0) == [Unload("a/a", "asked for")]
+    assert subject.decide(3.0) == [Unload("a/a", "asked for", ("gpu0",), 0)]
     subject.unloaded("a/a", 0.0)
     subject.queued("q", "a/a", 4.0)
     assert [type(decision) for decision in subject.decide(4.0)] == [Load]
@@ -236,7 +236,7 @@ def test_a_model_that_is_unwanted_while_it_loads_is_unloaded_once_it_is_there() 
     assert [type(decision) for decision in subject.decide(0.0)] == [Load]
     subject.request_unload("a/a", "asked for", 1.0)
     subject.loaded("a/a", 2.0)
-    assert subject.decide(2.0) == [Unload("a/a", "asked for")]
+    assert subject.decide(2.0) == [Unload("a/a", "asked for", ("gpu0",), 0)]
     subject.unloaded("a/a", 3.0)
     assert subject.decide(3.0) == []
 
@@ -247,7 +247,7 @@ def test_a_model_that_is_unwanted_while_it_loads_stays_for_whoever_waits_for_it(
     subject.decide(0.0)
     subject.request_unload("a/a", "asked for", 1.0)
     subject.loaded("a/a", 2.0)
-    assert subject.decide(2.0) == [Start("p", "a/a", 2.0)]
+    assert subject.decide(2.0) == [Start("p", "a/a", ("gpu0",), 2.0)]
     subject.finished("p", "a/a", 3.0)
     assert subject.decide(3.0) == []
 
@@ -269,10 +269,13 @@ def test_who_waits_shares_the_load_and_hears_how_long_it_waited_for_it() -> None
     subject.queued("late", "a/a", 7.0)
     assert subject.decide(7.0) == []
     subject.loaded("a/a", 9.0)
-    assert subject.decide(9.0) == [Start("early", "a/a", 8.0), Start("late", "a/a", 2.0)]
+    assert subject.decide(9.0) == [
+        Start("early", "a/a", ("gpu0",), 8.0),
+        Start("late", "a/a", ("gpu0",), 2.0),
+    ]
     subject.finished("early", "a/a", 10.0)
     subject.queued("warm", "a/a", 11.0)
-    assert subject.decide(11.0) == [Start("warm", "a/a")]
+    assert subject.decide(11.0) == [Start("warm", "a/a", ("gpu0",))]
     assert subject.load_seconds("a/a") == 8.0
 
 
@@ -283,7 +286,7 @@ def test_what_is_asked_for_often_stays_although_it_was_used_longer_ago() -> None
     used(subject, "often/x", *range(10, 50))
     used(subject, "seldom/x", 10.0, 51.0)
     subject.queued("p", "c/c", 55.0)
-    assert subject.decide(55.0) == [Unload("seldom/x", "makes room for c/c")]
+    assert subject.decide(55.0) == [Unload("seldom/x", "makes room for c/c", ("gpu0",), 0)]
 
 
 def test_what_takes_long_to_load_again_stays() -> None:
@@ -291,7 +294,7 @@ def test_what_takes_long_to_load_again_stays() -> None:
     loaded(subject, "slow/x", 60.0, took=60.0)
     loaded(subject, "quick/x", 61.0, took=1.0)
     subject.queued("p", "c/c", 300.0)
-    assert subject.decide(300.0) == [Unload("quick/x", "makes room for c/c")]
+    assert subject.decide(300.0) == [Unload("quick/x", "makes room for c/c", ("gpu0",), 0)]
 
 
 def test_one_large_model_leaves_rather_than_many_small_ones() -> None:
@@ -300,14 +303,14 @@ def test_one_large_model_leaves_rather_than_many_small_ones() -> None:
         loaded(subject, f"small/{number}", 1.0)
     loaded(subject, "large/x", 2.0)
     subject.queued("p", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("large/x", "makes room for c/c")]
+    assert subject.decide(100.0) == [Unload("large/x", "makes room for c/c", ("gpu0",), 0)]
 
 
 def test_a_free_device_is_taken_before_anyone_is_evicted() -> None:
     subject = scheduler(model("a/a", 6), model("b/b", 6), devices=2)
     loaded(subject, "a/a", 0.0)
     subject.queued("p", "b/b", 100.0)
-    assert subject.decide(100.0) == [Load("b/b", ("gpu1",), 6 * GIB)]
+    assert subject.decide(100.0) == [Load("b/b", ("gpu1",), 6 * GIB, may_sleep=False)]
 
 
 def test_the_device_whose_models_are_missed_least_makes_room() -> None:
@@ -317,7 +320,7 @@ def test_the_device_whose_models_are_missed_least_makes_room() -> None:
     used(subject, "seldom/x", 99.0)
     used(subject, "often/x", *range(60, 90, 2))
     subject.queued("p", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("seldom/x", "makes room for c/c")]
+    assert subject.decide(100.0) == [Unload("seldom/x", "makes room for c/c", ("gpu1",), 0)]
 
 
 def test_a_model_stays_for_as_long_as_its_load_took() -> None:
@@ -326,25 +329,25 @@ def test_a_model_stays_for_as_long_as_its_load_took() -> None:
     subject.queued("p", "b/b", 41.0)
     assert subject.decide(79.9) == []
     assert subject.next_wakeup(79.9) == 80.0
-    assert subject.decide(80.0) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(80.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
 
 def test_nothing_is_unloaded_where_another_is_being_loaded() -> None:
     subject = scheduler(model("idle/x", 2, idle_unload_after=50.0), model("b/b", 4), model("c/c", 8))
     loaded(subject, "idle/x", 0.0)
     subject.queued("p", "b/b", 49.0)
-    assert subject.decide(49.0) == [Load("b/b", ("gpu0",), 4 * GIB)]
+    assert subject.decide(49.0) == [Load("b/b", ("gpu0",), 4 * GIB, may_sleep=False)]
     subject.queued("q", "c/c", 50.0)
     assert subject.decide(60.0) == []
     subject.loaded("b/b", 61.0)
-    assert Unload("idle/x", "idle for 50 s") in subject.decide(61.0)
+    assert Unload("idle/x", "idle for 50 s", ("gpu0",), 0) in subject.decide(61.0)
 
 
 def drained(subject: Scheduler, *, at: float) -> None:
     """``a/a`` runs one prediction, two more wait for it, and ``b/b`` has waited too long for its memory."""
     loaded(subject, "a/a", 20.0, took=20.0)
     subject.queued("runs", "a/a", 20.0)
-    assert subject.decide(20.0) == [Start("runs", "a/a")]
+    assert subject.decide(20.0) == [Start("runs", "a/a", ("gpu0",))]
     subject.queued("p", "b/b", at - 1000.0)
     for id in ("second", "third"):
         subject.queued(id, "a/a", at - 1.0)
@@ -357,16 +360,16 @@ def test_a_drained_model_takes_what_was_queued_but_nothing_that_comes_later() ->
     drained(subject, at=2000.0)
     subject.queued("late", "a/a", 2001.0)
     subject.finished("runs", "a/a", 2001.0)
-    assert subject.decide(2001.0) == [Start("second", "a/a")]
+    assert subject.decide(2001.0) == [Start("second", "a/a", ("gpu0",))]
     subject.finished("second", "a/a", 2002.0)
-    assert subject.decide(2002.0) == [Start("third", "a/a")]
+    assert subject.decide(2002.0) == [Start("third", "a/a", ("gpu0",))]
     subject.finished("third", "a/a", 2003.0)
     (unload,) = subject.decide(2003.0)
-    assert unload == Unload("a/a", "makes room for b/b, which waited 1000 s")
+    assert unload == Unload("a/a", "makes room for b/b, which waited 1000 s", ("gpu0",), 0)
     subject.unloaded("a/a", 2004.0)
-    assert subject.decide(2004.0) == [Load("b/b", ("gpu0",), 6 * GIB)]
+    assert subject.decide(2004.0) == [Load("b/b", ("gpu0",), 6 * GIB, may_sleep=False)]
     subject.loaded("b/b", 2005.0)
-    assert subject.decide(2005.0) == [Start("p", "b/b", 1.0)]
+    assert subject.decide(2005.0) == [Start("p", "b/b", ("gpu0",), 1.0)]
     assert subject.queue_length("a/a") == 1  # it was not revived: what came later queues again
 
 
@@ -387,7 +390,7 @@ def test_a_large_model_that_waited_long_gets_a_device_cleared_for_it() -> None:
     now = 0.0
     for number in range(3):
         subject.queued(f"s{number}", f"small/{number}", now)
-        assert subject.decide(now) == [Load(f"small/{number}", ("gpu0",), 3 * GIB)]
+        assert subject.decide(now) == [Load(f"small/{number}", ("gpu0",), 3 * GIB, may_sleep=False)]
         subject.loaded(f"small/{number}", now)
         assert [type(decision) for decision in subject.decide(now)] == [Start]
     now = BACKOFF[0] + PATIENCE
@@ -410,7 +413,7 @@ def test_who_waited_longest_is_loaded_first_and_priority_counts_double() -> None
         subject.queued("q", "b/b", 1.0)
         subject.decide(MIN_RESIDENCY)
         subject.unloaded("x/x", 3.0)
-        assert subject.decide(3.0) == [Load(first, ("gpu0",), 8 * GIB)]
+        assert subject.decide(3.0) == [Load(first, ("gpu0",), 8 * GIB, may_sleep=False)]
 
 
 def test_of_two_alike_the_one_of_lower_priority_makes_room() -> None:
@@ -418,7 +421,7 @@ def test_of_two_alike_the_one_of_lower_priority_makes_room() -> None:
     loaded(subject, "b/b", 0.0)
     loaded(subject, "a/a", 1.0)
     subject.queued("p", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("a/a", "makes room for c/c")]
+    assert subject.decide(100.0) == [Unload("a/a", "makes room for c/c", ("gpu0",), 0)]
 
 
 def hot() -> Scheduler:
@@ -434,21 +437,21 @@ def test_what_is_asked_for_all_the_time_is_not_evicted_for_one_prediction_at_onc
     subject.queued("p", "c/c", 59.5)
     assert subject.decide(59.5) == []
     used(subject, "hot/x", 60.0)
-    assert subject.decide(74.0) == [Unload("hot/x", "makes room for c/c")]
+    assert subject.decide(74.0) == [Unload("hot/x", "makes room for c/c", ("gpu0",), 0)]
 
 
 def test_what_is_loaded_by_hand_evicts_whatever_is_idle() -> None:
     subject = hot()
     subject.request_load("c/c")
-    assert subject.decide(59.5) == [Unload("hot/x", "makes room for c/c")]
+    assert subject.decide(59.5) == [Unload("hot/x", "makes room for c/c", ("gpu0",), 0)]
 
 
 def test_what_is_preloaded_may_be_evicted() -> None:
     subject = scheduler(model("a/a", 6, preload=True), model("b/b", 6))
-    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB)]
+    assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
     subject.loaded("a/a", 1.0)
     subject.queued("p", "b/b", 50.0)
-    assert subject.decide(50.0) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(50.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
 
 def test_what_can_never_fit_beside_a_pinned_model_is_said() -> None:
@@ -464,7 +467,7 @@ def test_shares_of_unequal_devices_never_exceed_the_smaller() -> None:
     demand = Demand(model="a/a", concurrency=1, share=1.0, devices=2)
     subject = Scheduler([Capacity("small", 4 * GIB), Capacity("large", 12 * GIB)], [demand])
     subject.queued("p", "a/a", 0.0)
-    assert subject.decide(0.0) == [Load("a/a", ("large", "small"), 4 * GIB)]
+    assert subject.decide(0.0) == [Load("a/a", ("large", "small"), 4 * GIB, may_sleep=False)]
     assert subject.free("small") == 0
 
 
@@ -498,19 +501,21 @@ def test_a_changed_model_finishes_what_it_has_before_it_is_loaded_anew() -> None
     loaded(subject, "a/a", 0.0)
     for id in ("runs", "waits"):
         subject.queued(id, "a/a", 1.0)
-    assert subject.decide(1.0) == [Start("runs", "a/a")]
+    assert subject.decide(1.0) == [Start("runs", "a/a", ("gpu0",))]
     subject.update(model("a/a", gib=6, concurrency=3), 2.0, replace=True)
     subject.queued("later", "a/a", 2.0)
     assert [subject.served_before_replacement(id) for id in ("waits", "later")] == [True, False]
     assert subject.decide(2.0) == []
     subject.finished("runs", "a/a", 3.0)
-    assert subject.decide(3.0) == [Start("waits", "a/a")]  # one at a time still: it is what was loaded
+    assert subject.decide(3.0) == [
+        Start("waits", "a/a", ("gpu0",))
+    ]  # one at a time still: it is what was loaded
     subject.finished("waits", "a/a", 4.0)
     assert [type(each) for each in subject.decide(4.0)] == [Unload]
     subject.unloaded("a/a", 5.0)
-    assert subject.decide(5.0) == [Load("a/a", ("gpu0",), 6 * GIB)]
+    assert subject.decide(5.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
     subject.loaded("a/a", 6.0)
-    assert subject.decide(6.0) == [Start("later", "a/a", 1.0)]
+    assert subject.decide(6.0) == [Start("later", "a/a", ("gpu0",), 1.0)]
 
 
 def test_a_model_that_changes_while_it_loads_serves_those_who_came_before() -> None:
@@ -533,7 +538,7 @@ def test_what_a_model_asks_for_changes_at_once_where_nothing_is_loaded_anew() ->
     subject.update(model("a/a", concurrency=2, pin=True), 1.0, replace=False)
     for id in ("one", "two"):
         subject.queued(id, "a/a", 1.0)
-    assert subject.decide(1.0) == [Start("one", "a/a"), Start("two", "a/a")]
+    assert subject.decide(1.0) == [Start("one", "a/a", ("gpu0",)), Start("two", "a/a", ("gpu0",))]
     with pytest.raises(ModelTooLarge):
         subject.check_fits("b/b")  # beside what is pinned now
 
@@ -565,4 +570,4 @@ def test_a_removed_model_that_comes_back_while_it_goes_is_loaded_again() -> None
     subject.finished("runs", "a/a", 4.0)
     assert [type(each) for each in subject.decide(4.0)] == [Unload]
     subject.unloaded("a/a", 5.0)
-    assert subject.decide(5.0) == [Load("a/a", ("gpu0",), GIB)]
+    assert subject.decide(5.0) == [Load("a/a", ("gpu0",), GIB, may_sleep=False)]

@@ -61,9 +61,15 @@ class Scripted:
 @pytest.mark.parametrize(
     ("decisions", "complaint"),
     [
-        ([Load("m00", ("gpu0",), 0), Load("m01", ("gpu0",), 0)], "two loads"),
-        ([Start("p0", "m00")], "not ready"),
-        ([Load("m00", ("gpu0",), 0), Load("m00", ("gpu0",), 0)], "load of m00"),
+        (
+            [Load("m00", ("gpu0",), 0, may_sleep=False), Load("m01", ("gpu0",), 0, may_sleep=False)],
+            "two loads",
+        ),
+        ([Start("p0", "m00", ("gpu0",))], "not ready"),
+        (
+            [Load("m00", ("gpu0",), 0, may_sleep=False), Load("m00", ("gpu0",), 0, may_sleep=False)],
+            "load of m00",
+        ),
         ([], "wait for ever"),
     ],
 )

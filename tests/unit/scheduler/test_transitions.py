@@ -56,7 +56,7 @@ def asleep(subject: Scheduler, name: str, now: float, waiter: str) -> None:
     subject.asleep(name, now)
     assert [type(decision) for decision in subject.decide(now)] == [Load]
     subject.loaded(waiter, now + LOAD, KEPT)
-    assert subject.decide(now + LOAD) == [Start("waits", waiter, cold_start=LOAD)]
+    assert subject.decide(now + LOAD) == [Start("waits", waiter, ("gpu0",), cold_start=LOAD)]
     subject.finished("waits", waiter, now + LOAD)
 
 
@@ -70,7 +70,7 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     assert subject.reserved("ram") == {"a/a": 6 * GIB}
     assert subject.decide(61.0) == []
     subject.asleep("a/a", 62.0)
-    assert subject.decide(62.0) == [Load("b/b", ("gpu0",), 8 * GIB)]
+    assert subject.decide(62.0) == [Load("b/b", ("gpu0",), 8 * GIB, may_sleep=True)]
     assert subject.reserved("gpu0") == {"a/a": GIB, "b/b": 8 * GIB}
     happened = [each for each in subject.events() if each.kind is EventKind.ASLEEP]
     assert [(each.memory, each.seconds) for each in happened] == [(7 * GIB, 2.0)]
@@ -89,7 +89,7 @@ def test_a_sleeper_is_woken_where_it_sleeps_and_gives_main_memory_back() -> None
     assert subject.reserved("ram") == {"a/a": 6 * GIB, "b/b": 6 * GIB}
     subject.woken("a/a", 203.0)
     assert subject.reserved("ram") == {"b/b": 6 * GIB}
-    assert subject.decide(203.0) == [Start("p", "a/a", cold_start=2.0)]
+    assert subject.decide(203.0) == [Start("p", "a/a", ("gpu0",), cold_start=2.0)]
 
 
 def test_a_prediction_that_comes_while_its_model_falls_asleep_wakes_it() -> None:
@@ -129,7 +129,7 @@ def test_the_least_recently_used_sleeper_leaves_main_memory_for_the_next() -> No
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "c/c", 200.0)
     (first,) = subject.decide(200.0)
-    assert first == Unload("a/a", "makes room in main memory for b/b, which falls asleep")
+    assert first == Unload("a/a", "makes room in main memory for b/b, which falls asleep", ("gpu0",), 0)
     assert subject.decide(200.2) == []  # it has not gone yet
     subject.unloaded("a/a", 200.5)
     assert subject.decide(200.5) == [Sleep("b/b", SleepLevel.KEPT, GIB, "makes room for c/c")]
@@ -139,7 +139,7 @@ def test_a_worker_that_says_it_cannot_sleep_is_unloaded() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0, ())
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
 
 def test_what_failed_to_sleep_once_is_unloaded_from_then_on() -> None:
@@ -147,7 +147,7 @@ def test_what_failed_to_sleep_once_is_unloaded_from_then_on() -> None:
     loaded(subject, "a/a", 20.0)
     subject.sleep_failed("a/a")
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
 
 def test_what_would_leave_too_much_asleep_is_unloaded() -> None:
@@ -155,14 +155,14 @@ def test_what_would_leave_too_much_asleep_is_unloaded() -> None:
     subject = scheduler(model("a/a"), model("b/b", 10))
     loaded(subject, "a/a", 20.0)
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
 
 def test_a_model_that_is_hardly_ever_asked_is_unloaded_if_that_is_quicker() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0)
     subject.queued("p", "b/b", 20_000.0)
-    assert subject.decide(20_000.0) == [Unload("a/a", "makes room for b/b")]
+    assert subject.decide(20_000.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
 
 def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
@@ -172,7 +172,7 @@ def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
     assert subject.decide(40.0) == [Sleep("a/a", SleepLevel.KEPT, GIB, "idle for 20 s")]
     subject.asleep("a/a", 41.0)
     assert subject.next_wakeup(41.0) == 60.0
-    assert subject.decide(60.0) == [Unload("a/a", "idle for 40 s")]
+    assert subject.decide(60.0) == [Unload("a/a", "idle for 40 s", ("gpu0",), 0)]
     subject.unloaded("a/a", 61.0)
     assert subject.reserved("gpu0") == subject.reserved("ram") == {}
 
@@ -184,7 +184,7 @@ def test_a_sleeper_is_unloaded_when_it_is_sent_away() -> None:
     subject.request_unload("a/a", "asked for", 41.0)
     assert subject.decide(41.0) == []  # it is on its way to sleep
     subject.asleep("a/a", 42.0)
-    assert subject.decide(42.0) == [Unload("a/a", "asked for")]
+    assert subject.decide(42.0) == [Unload("a/a", "asked for", ("gpu0",), 0)]
 
 
 def test_a_model_that_is_to_free_memory_by_sleeping_is_unloaded_if_someone_asks_for_that() -> None:
@@ -209,7 +209,7 @@ def test_a_model_that_is_sent_away_while_it_wakes_is_unloaded_once_it_is_awake()
     assert subject.decide(43.0) == [Wake("a/a")]
     subject.request_unload("a/a", "asked for", 44.0)
     subject.woken("a/a", 45.0)
-    assert subject.decide(45.0) == [Unload("a/a", "asked for")]
+    assert subject.decide(45.0) == [Unload("a/a", "asked for", ("gpu0",), 0)]
 
 
 def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
@@ -217,7 +217,7 @@ def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
     loaded(subject, "c/c", 20.0)
     loaded(subject, "a/a", 41.0)
     subject.queued("long", "c/c", 60.0)
-    assert subject.decide(60.0) == [Start("long", "c/c")]
+    assert subject.decide(60.0) == [Start("long", "c/c", ("gpu0",))]
     subject.queued("p", "b/b", 100.0)
     assert [type(decision) for decision in subject.decide(100.0)] == [Sleep]
     subject.asleep("a/a", 101.0)
@@ -230,9 +230,9 @@ def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
     subject.unloaded("c/c", 123.0)
     subject.queued("q", "a/a", 200.0)
     (first,) = subject.decide(200.0)
-    assert first == Unload("a/a", "it is loaded on gpu0 sooner than it could be woken")
+    assert first == Unload("a/a", "it is loaded on gpu0 sooner than it could be woken", ("gpu1",), 0)
     subject.unloaded("a/a", 200.5)
-    assert subject.decide(200.5) == [Load("a/a", ("gpu0",), 8 * GIB)]
+    assert subject.decide(200.5) == [Load("a/a", ("gpu0",), 8 * GIB, may_sleep=True)]
 
 
 def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out() -> None:
@@ -242,9 +242,9 @@ def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out
     loaded(subject, "a/a", 20.0)
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "c/c", 200.0)
-    assert subject.decide(200.0) == [Unload("a/a", "makes room for c/c")]
+    assert subject.decide(200.0) == [Unload("a/a", "makes room for c/c", ("gpu0",), 0)]
     subject.unloaded("a/a", 200.5)
-    assert subject.decide(200.5) == [Load("c/c", ("ram",), 7 * GIB)]
+    assert subject.decide(200.5) == [Load("c/c", ("ram",), 7 * GIB, may_sleep=False)]
     assert subject.free("ram") == 5 * GIB
 
 
@@ -290,4 +290,4 @@ def test_a_sleeper_that_dies_holds_nothing_and_is_loaded_again() -> None:
     subject.queued("p", "a/a", 200.0)
     subject.decide(200.0)
     subject.asleep("b/b", 201.0)
-    assert subject.decide(201.0) == [Load("a/a", ("gpu0",), 8 * GIB)]
+    assert subject.decide(201.0) == [Load("a/a", ("gpu0",), 8 * GIB, may_sleep=True)]

@@ -14,9 +14,7 @@ from appliance.domain.errors import OutOfMemory
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
-from appliance.scheduler import Capacity, Demand, Load, Origin, Residency, Scheduler
-from tests.local_cluster import LocalCluster
-from tests.support.appliance_process import until
+from appliance.scheduler import Capacity, Demand, Load, Origin, Residency, Scheduler, Unload
 from tests.support.engine_bench import MIB, Bench, entry
 
 
@@ -144,6 +142,9 @@ class Driver:
         return {"gpu0": (self.used.pop(0) if len(self.used) > 1 else self.used[0]) * MIB}
 
 
+UNLOAD = Unload("a/a", "asked for", ("gpu0",), peak=50 * MIB)
+
+
 def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
     scheduler = Scheduler(
         [Capacity("gpu0", 100 * MIB)],
@@ -152,15 +153,15 @@ def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
     scheduler.request_load("a/a")
     scheduler.decide(0.0)
     scheduler.loaded("a/a", 0.0)
-    scheduler.footprints.record_peak("a/a", 50 * MIB, 0.0)
+    scheduler.footprints.record_peak("a/a", UNLOAD.peak, 0.0)
     return scheduler, DeviceMemory(scheduler, used, {"gpu0": "cuda"})
 
 
 async def test_memory_is_waited_for_until_the_driver_has_it_back() -> None:
     driver = Driver(52, 52, 52, 30, 3)
     scheduler, device_memory = placed(driver)
-    before = device_memory.usage_of_gpus("a/a")
-    await device_memory.wait_until_freed("a/a", before)
+    before = device_memory.usage_of_gpus(UNLOAD.devices)
+    await device_memory.wait_until_freed(UNLOAD, before)
     assert driver.used == [3]
     scheduler.unloaded("a/a", 1.0)
     device_memory.refresh()
@@ -171,7 +172,7 @@ async def test_what_does_not_come_back_is_foreign() -> None:
     """Another program has taken some of it meanwhile: that it changes no more is enough."""
     driver = Driver(52, 45)
     scheduler, device_memory = placed(driver)
-    await device_memory.wait_until_freed("a/a", device_memory.usage_of_gpus("a/a"))
+    await device_memory.wait_until_freed(UNLOAD, device_memory.usage_of_gpus(UNLOAD.devices))
     scheduler.unloaded("a/a", 1.0)
     device_memory.refresh()
     assert scheduler.footprints.foreign_memory("gpu0") == 45 * MIB
@@ -179,5 +180,5 @@ async def test_what_does_not_come_back_is_foreign() -> None:
     assert scheduler.decide(2.0) == []
     driver.used = [20]
     device_memory.look(time.monotonic() + 1.0)
-    assert Load("b/b", ("gpu0",), 60 * MIB) in scheduler.decide(3.0)
+    assert Load("b/b", ("gpu0",), 60 * MIB, may_sleep=False) in scheduler.decide(3.0)
     assert scheduler.residency("b/b") is Residency.LOADING

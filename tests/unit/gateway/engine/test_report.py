@@ -32,7 +32,7 @@ class Clocks:
 def test_a_decision_has_the_same_time_whenever_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Scheduler([Capacity("gpu0", 10 * GIB)], [Demand(model="a/a", memory=GIB, concurrency=1)])
     subject.request_load("a/a")
-    assert subject.decide(42.0) == [Load("a/a", ("gpu0",), GIB)]
+    assert subject.decide(42.0) == [Load("a/a", ("gpu0",), GIB, may_sleep=False)]
     monkeypatch.setattr(report, "time", Clocks())
     for made in (report.residency(subject), report.status(subject, ()), report.residency(subject)):
         (decision,) = made["decisions"]
