@@ -31,7 +31,7 @@ CONFIG = Config.model_validate(
 
 def services_of(bench: Bench, config: Config = CONFIG) -> Services:
     """Return the services of the routes, over the engine of ``bench``."""
-    egress = FetchGuard(())
+    fetch_guard = FetchGuard(())
     return Services(
         config=config,
         catalogue=bench.catalogue,

@@ -40,7 +40,7 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture
 async def reachable(api: Api, bench: Bench) -> Api:
-    bench.inputs._egress.allow(("127.0.0.0/8",))
+    bench.inputs._fetch_guard.allow(("127.0.0.0/8",))
     return api
 
 

@@ -70,7 +70,7 @@ def _wrong_url(url: Any, fetch_guard: FetchGuard) -> list[FieldProblem]:
     try:
         parsed = httpx.URL(url)
         if parsed.scheme in {"http", "https"} and parsed.host and "%" not in parsed.host:
-            egress.check(parsed)
+            fetch_guard.check(parsed)
             return []
     except UrlRefused as error:
         return [FieldProblem("address", "webhook", error.detail)]

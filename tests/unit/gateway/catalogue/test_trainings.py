@@ -231,7 +231,7 @@ async def test_the_first_version_has_its_model_loaded_again(
         return {"stream": False, "adapted": adapted}
 
     monkeypatch.setattr("appliance.runners.echo.options.EchoOptions.runner_options", loaded)
-    told: list[tuple[str, bool]] = []
+    loads: list[tuple[str, bool]] = []
     original = school.bench.cluster.load
 
     async def load(spec: LoadSpec) -> frozenset[int]:
