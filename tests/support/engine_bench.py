@@ -23,7 +23,7 @@ from appliance.machine import Device
 from appliance.observability.metrics import Metrics
 from appliance.observability.tracing import Tracing
 from appliance.scheduler import Capacity, Demand, Origin, Scheduler, SleepFootprint
-from tests.local_cluster import LocalCluster
+from tests.support.local_cluster import LocalCluster
 from tests.support.store_files import opened
 
 MIB = 1024**2

@@ -25,9 +25,9 @@ from appliance.machine import disk
 from appliance.runners.base import LoadSpec
 from appliance.store import Store
 from appliance.worker.process import capture
-from tests.local_cluster import LocalCluster
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
+from tests.support.local_cluster import LocalCluster
 from tests.unit.gateway.webhooks.test_sender import Receiver, listening
 
 FULL = Path("/dev/full")  # the kernel's own

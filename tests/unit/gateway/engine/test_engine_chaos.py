@@ -21,8 +21,8 @@ from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint, policy
 from appliance.store import Store
 from appliance.worker.memory_monitor import MemoryUsage
-from tests.local_cluster import LocalCluster
 from tests.support.engine_bench import MIB, Bench, entry
+from tests.support.local_cluster import LocalCluster
 
 NAMES = ["test/a", "test/b", "test/c", "test/d"]
 RESIDUE = MIB // 8

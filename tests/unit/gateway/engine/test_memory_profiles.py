@@ -15,9 +15,9 @@ from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.scheduler import Capacity, Demand, Load, Origin, Residency, Scheduler, Unload
-from tests.local_cluster import LocalCluster
 from tests.support.appliance_process import until
 from tests.support.engine_bench import MIB, Bench, entry
+from tests.support.local_cluster import LocalCluster
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency
 from appliance.scheduler.event_log import EventKind
 from appliance.worker.memory_monitor import MemoryUsage
-from tests.local_cluster import LocalCluster
 from tests.support.engine_bench import Bench
+from tests.support.local_cluster import LocalCluster
 
 
 class Halting(LocalCluster):
