@@ -1,4 +1,4 @@
-"""The zygote, and what becomes of hosts when any of the processes around them is killed."""
+"""The zygote, and the end of worker processes when the processes around them are killed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ReplicaProcess:
             text=True,
         )
         assert self.process.stdout is not None
-        self.host = int(self.process.stdout.readline())
+        self.worker = int(self.process.stdout.readline())
 
     def kill(self) -> None:
         self.process.kill()
@@ -74,23 +74,23 @@ async def test_it_tells_what_it_could_not_import_and_has_no_threads(zygote: Zygo
     assert len(list(Path(f"/proc/{zygote.process.pid}/task").iterdir())) == 1
 
 
-async def test_a_killed_replica_takes_its_host_along(zygote: Zygote, tmp_path: Path) -> None:
+async def test_a_killed_replica_takes_its_worker_along(zygote: Zygote, tmp_path: Path) -> None:
     replica = ReplicaProcess(zygote, "family")
     child = child_of(tmp_path)
-    assert is_running(replica.host)
+    assert is_running(replica.worker)
     replica.kill()
-    await until_gone(replica.host, child)
-    wait_for(lambda: list((tmp_path / "hosts").iterdir()) == [], "the mark to go")
+    await until_gone(replica.worker, child)
+    wait_for(lambda: list((tmp_path / "hosts").iterdir()) == [], "the removal of the pid file")
 
 
-async def test_a_killed_replica_takes_along_even_a_host_that_is_stuck(zygote: Zygote, tmp_path: Path) -> None:
+async def test_a_killed_replica_ends_even_a_stuck_worker(zygote: Zygote, tmp_path: Path) -> None:
     replica = ReplicaProcess(zygote, "echo")
-    os.kill(replica.host, signal.SIGSTOP)
+    os.kill(replica.worker, signal.SIGSTOP)
     replica.kill()
-    await until_gone(replica.host)
+    await until_gone(replica.worker)
 
 
-async def test_a_dead_host_leaves_nothing_temporary(zygote: Zygote, tmp_path: Path) -> None:
+async def test_a_dead_worker_leaves_nothing_temporary(zygote: Zygote, tmp_path: Path) -> None:
     replica = Replica("runner-0", str(zygote.socket), str(zygote.run_dir))
     report = await replica.load(spec(tmp_path, "untidy"))
     left = [Path(line) for line in (tmp_path / "left").read_text().splitlines()]
@@ -103,7 +103,7 @@ async def test_a_dead_host_leaves_nothing_temporary(zygote: Zygote, tmp_path: Pa
     assert not left[0].parent.exists()
 
 
-async def test_a_dead_host_leaves_no_children(zygote: Zygote, tmp_path: Path) -> None:
+async def test_a_dead_worker_leaves_no_children(zygote: Zygote, tmp_path: Path) -> None:
     replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
     report = await replica.load(spec(tmp_path, "family"))
     caller = Caller(replica)
@@ -115,7 +115,7 @@ async def test_a_dead_host_leaves_no_children(zygote: Zygote, tmp_path: Path) ->
     await until_gone(child)
 
 
-async def test_a_host_outlives_its_zygote_and_still_ends_with_its_replica(
+async def test_a_worker_outlives_its_zygote_and_still_ends_with_its_replica(
     zygote: Zygote, tmp_path: Path
 ) -> None:
     replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
@@ -127,7 +127,7 @@ async def test_a_host_outlives_its_zygote_and_still_ends_with_its_replica(
     caller = Caller(replica)
     assert await caller.run("a") == Done("succeeded")
     other.kill()
-    await until_gone(other.host, child)
+    await until_gone(other.worker, child)
     await caller.start("b", crash=True)
     lost = await caller.over()
     assert lost is not None
@@ -139,7 +139,7 @@ async def test_a_host_outlives_its_zygote_and_still_ends_with_its_replica(
     await replica.unload()
 
 
-async def test_sigterm_ends_it_with_all_hosts(zygote: Zygote, tmp_path: Path) -> None:
+async def test_sigterm_ends_it_with_all_workers(zygote: Zygote, tmp_path: Path) -> None:
     replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
     report = await replica.load(spec(tmp_path, "family"))
     caller = Caller(replica)
@@ -193,7 +193,7 @@ async def test_nonsense_is_refused_and_harms_nobody(zygote: Zygote, tmp_path: Pa
     await replica.unload()
 
 
-HOST_LIKE = """
+WORKER_LIKE = """
 import subprocess, sys, time
 from pathlib import Path
 from appliance.worker import cleanup
@@ -208,7 +208,7 @@ if sys.argv[2] == "stay":
 @pytest.mark.parametrize("leader", ["stay", "go"])
 async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOST_LIKE, str(cleanup.pid_folder(tmp_path)), leader],
+        [sys.executable, "-c", WORKER_LIKE, str(cleanup.pid_folder(tmp_path)), leader],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -225,9 +225,9 @@ async def test_what_a_crash_left_behind_is_reclaimed(tmp_path: Path, leader: str
     assert cleanup.kill_leftover_workers(tmp_path) == []
 
 
-async def test_a_process_that_only_has_the_number_of_a_host_is_left_alone(tmp_path: Path) -> None:
+async def test_a_process_that_only_has_the_number_of_a_worker_is_left_alone(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOST_LIKE, str(cleanup.pid_folder(tmp_path)), "stay"],
+        [sys.executable, "-c", WORKER_LIKE, str(cleanup.pid_folder(tmp_path)), "stay"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

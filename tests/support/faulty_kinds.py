@@ -79,7 +79,7 @@ class HungryRunner(FamilyRunner):
 
 
 class OutOfMemoryError(RuntimeError):
-    """Torch's class of this name, as far as a host can see."""
+    """Torch's class of this name, as far as a worker process can see."""
 
     __module__ = "torch"
 

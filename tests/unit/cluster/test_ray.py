@@ -49,7 +49,7 @@ async def sent(handle: Handle) -> tuple[RayCluster, Stream]:
     return cluster, stream
 
 
-async def test_a_host_that_is_lost_is_told_of_by_its_events_alone() -> None:
+async def test_a_worker_that_is_lost_is_told_of_by_its_events_alone() -> None:
     handle = Handle(WorkerLost("it ran out of memory"))
     cluster, stream = await sent(handle)
     assert not stream.canceled  # the reason is still to come there
@@ -65,7 +65,7 @@ async def test_a_call_that_did_not_arrive_ends_the_events(error: BaseException) 
     await cluster.close()
 
 
-async def test_a_replica_that_cannot_be_started_is_a_lost_host(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replica_that_cannot_be_started_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = RayCluster(Path("socket"), Path("run"))
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -161,7 +161,7 @@ def happenings() -> Iterator[Event]:
     subject.decide(24.0)
     subject.loaded("a/a", 25.0)
     subject.decide(200.0)
-    subject.lost("a/a", 201.0, "its host died of a very special reason")
+    subject.lost("a/a", 201.0, "its worker process died of a very special reason")
     yield from subject.events()
 
 

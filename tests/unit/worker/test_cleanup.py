@@ -29,7 +29,7 @@ def test_marked_processes_are_killed_and_no_others() -> None:
         another.wait(10)
 
 
-def test_what_hosts_left_is_removed_and_nothing_of_others(
+def test_what_workers_left_is_removed_and_nothing_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary, shared = tmp_path / "tmp", tmp_path / "shm"

@@ -54,7 +54,7 @@ def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
     assert event_buffer.events() == fresh
 
 
-def test_a_lost_host_takes_along_what_had_not_ended() -> None:
+def test_a_lost_worker_takes_along_what_had_not_ended() -> None:
     event_buffer = EventBuffer()
     event_buffer.admit([job("a"), job("b")])
     end = emitted("a", 1, Done("succeeded"))

@@ -222,7 +222,7 @@ async def test_a_job_sent_again_runs_once(replica: Replica, workers: list[Script
     assert workers[0].sent == [Run([Job("a", 1, {})])]
 
 
-async def test_a_dead_host_is_reported_after_what_it_left(
+async def test_a_dead_worker_is_reported_after_what_it_left(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
@@ -242,7 +242,7 @@ async def test_a_dead_host_is_reported_after_what_it_left(
     assert (stats.spec, stats.pid, stats.held) == (spec(), None, ["b"])
 
 
-async def test_a_host_that_dies_under_a_subscriber(replica: Replica, workers: list[ScriptedWorker]) -> None:
+async def test_a_worker_that_dies_under_a_subscriber(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {})], [], [])
     reader = Reader(replica)
@@ -315,7 +315,7 @@ async def test_a_model_that_cannot_be_loaded(
     assert (await replica.stats()).spec is None
 
 
-async def test_a_host_that_dies_while_it_loads(
+async def test_a_worker_that_dies_while_it_loads(
     replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ScriptedWorker, "answers", ())
@@ -355,7 +355,7 @@ async def test_a_caller_that_goes_away_does_not_stop_the_load(
     assert len(workers) == 1
 
 
-async def test_a_host_falls_asleep_and_wakes_and_the_next_gateway_is_told(
+async def test_a_worker_falls_asleep_and_wakes_and_the_next_gateway_is_told(
     replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ScriptedWorker, "answers", (Ready(1000, 0.5, [1, 2]),))
@@ -375,7 +375,7 @@ async def test_a_host_falls_asleep_and_wakes_and_the_next_gateway_is_told(
     assert workers[0].sent == [SleepWorker(2), WakeWorker()]
 
 
-async def test_a_host_that_cannot_sleep_says_why(replica: Replica, workers: list[ScriptedWorker]) -> None:
+async def test_a_worker_that_cannot_sleep_says_why(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     sleeping = asyncio.create_task(replica.sleep(1))
     await settle()
@@ -384,7 +384,7 @@ async def test_a_host_that_cannot_sleep_says_why(replica: Replica, workers: list
         await sleeping
 
 
-async def test_a_host_that_dies_while_it_wakes_is_lost(
+async def test_a_worker_that_dies_while_it_wakes_is_lost(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())

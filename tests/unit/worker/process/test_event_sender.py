@@ -1,4 +1,4 @@
-"""Numbering, merging and batching of events on their way out of a host."""
+"""Numbering, merging and batching of the events that a worker process sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine hosts as real processes, forked and spawned, behind a replica."""
+"""Real worker processes, forked and spawned, behind a replica."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_progress_and_prints_of_concurrent_predictions_stay_apart(
     ("input", "how"),
     [({"crash": True}, "was killed by signal 9 (SIGKILL)"), ({"exit_code": 3}, "exited with code 3")],
 )
-async def test_how_a_host_died_is_said(
+async def test_how_a_worker_died_is_said(
     replica: Replica, tmp_path: Path, input: dict[str, object], how: str
 ) -> None:
     await replica.load(spec(tmp_path))
@@ -140,7 +140,7 @@ async def test_how_a_host_died_is_said(
     assert await Caller(replica).run("b") == Done("succeeded")
 
 
-async def test_a_host_that_takes_too_much_memory_is_ended(replica: Replica, tmp_path: Path) -> None:
+async def test_a_worker_that_takes_too_much_memory_is_ended(replica: Replica, tmp_path: Path) -> None:
     """Its limit is that of the load until another one is sent."""
     await replica.load(msgspec.structs.replace(spec(tmp_path), limit=600 << 20))
     caller = Caller(replica)
@@ -157,12 +157,12 @@ async def test_a_host_that_takes_too_much_memory_is_ended(replica: Replica, tmp_
     assert await Caller(replica).run("c") == Done("succeeded")
 
 
-async def test_a_host_that_takes_too_much_while_it_loads_is_ended(replica: Replica, tmp_path: Path) -> None:
+async def test_a_worker_that_takes_too_much_while_it_loads_is_ended(replica: Replica, tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match=f"had {8 << 20:,}, and was ended"):
         await replica.load(msgspec.structs.replace(spec(tmp_path, "hungry"), limit=8 << 20))
 
 
-async def test_a_host_whose_gpu_is_full_gives_up(replica: Replica, tmp_path: Path) -> None:
+async def test_a_worker_whose_gpu_is_full_gives_up(replica: Replica, tmp_path: Path) -> None:
     """As torch says it, in the class that torch has for it."""
     with pytest.raises(OutOfMemory, match="ran out of memory on cpu: CUDA out of memory"):
         await replica.load(spec(tmp_path, "full", loads=False))
@@ -185,7 +185,7 @@ async def test_a_segmentation_fault_leaves_its_traceback(replica: Replica, tmp_p
     assert "Fatal Python error: Segmentation fault" in lost
 
 
-async def test_a_host_that_is_stuck_can_be_unloaded(replica: Replica, tmp_path: Path) -> None:
+async def test_a_worker_that_is_stuck_can_be_unloaded(replica: Replica, tmp_path: Path) -> None:
     report = await replica.load(spec(tmp_path, stream=True))
     caller = Caller(replica)
     await caller.start("a", text="x y", after=1, chunk_delay=0.01, hang=1000)
@@ -220,10 +220,10 @@ async def test_a_model_that_breaks_while_it_loads(replica: Replica, tmp_path: Pa
     with pytest.raises(LoadFailed) as caught:
         await replica.load(spec(tmp_path, "broken"))
     assert caught.value.detail.splitlines()[0] == "ZeroDivisionError: division by zero"
-    assert "host_kinds.py" in caught.value.detail
+    assert "worker_kinds.py" in caught.value.detail
 
 
-async def test_a_host_killed_while_it_loads(replica: Replica, zygote: Zygote, tmp_path: Path) -> None:
+async def test_a_worker_killed_while_it_loads(replica: Replica, zygote: Zygote, tmp_path: Path) -> None:
     loading = asyncio.create_task(replica.load(spec(tmp_path, "slow")))
     child = await _child(tmp_path)
     (mark,) = (zygote.run_dir / "hosts").iterdir()
