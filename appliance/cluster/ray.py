@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 from ray import serve
@@ -32,6 +32,7 @@ from appliance.worker.replica import Replica, ReplicaStats
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 RUNNER: Final = "runner-"
 #: Errors of a call to a replica that has died or cannot be reached. If the connection breaks in the middle of
 #: a stream, gRPC raises errors that are not Ray errors.
@@ -83,7 +84,7 @@ _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 
 
 class RunnerReplica:
-    """The Serve deployment of ``Replica``, with encoded arguments and results.
+    """The Serve deployment of ``Replica``, with encoded arguments and results: mostly an ``Outcome``.
 
     The constructor does nothing that can fail, because Serve would repeat it without reporting the error.
     """
@@ -93,28 +94,14 @@ class RunnerReplica:
         self._replica = Replica(name, zygote_socket, run_dir)
 
     async def load(self, spec: bytes) -> bytes:
-        """Load a model; return an ``Outcome``."""
-        try:
-            report = await self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
-        except (LoadFailed, WorkerLost) as error:
-            return msgspec.msgpack.encode(Outcome.of(error))
-        return msgspec.msgpack.encode(Outcome(levels=report.levels))
+        loading = self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
+        return await _outcome(loading, lambda report: Outcome(levels=report.levels))
 
     async def sleep(self, level: int) -> bytes:
-        """Put the model to sleep; return an ``Outcome``."""
-        try:
-            left = await self._replica.sleep(level)
-        except (SleepFailed, WorkerLost) as error:
-            return msgspec.msgpack.encode(Outcome.of(error))
-        return msgspec.msgpack.encode(Outcome(left=left))
+        return await _outcome(self._replica.sleep(level), lambda left: Outcome(left=left))
 
     async def wake(self) -> bytes:
-        """Wake the model; return an ``Outcome``."""
-        try:
-            await self._replica.wake()
-        except (SleepFailed, WorkerLost) as error:
-            return msgspec.msgpack.encode(Outcome.of(error))
-        return msgspec.msgpack.encode(Outcome())
+        return await _outcome(self._replica.wake(), lambda _: Outcome())
 
     async def unload(self) -> None:
         await self._replica.unload()
@@ -135,6 +122,15 @@ class RunnerReplica:
     async def stats(self) -> bytes:
         """Return an encoded ``ReplicaStats``."""
         return msgspec.msgpack.encode(await self._replica.stats())
+
+
+async def _outcome(work: Awaitable[T], success: Callable[[T], Outcome]) -> bytes:
+    """Return the encoded outcome of a call, whether it succeeds or fails."""
+    try:
+        outcome = success(await work)
+    except (LoadFailed, SleepFailed, WorkerLost) as error:
+        outcome = Outcome.of(error)
+    return msgspec.msgpack.encode(outcome)
 
 
 class _Link:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -94,13 +94,13 @@ def _gpus() -> tuple[Device, ...]:
         ) from error
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
         return tuple(
             Device(
                 name=f"cuda:{index}",
                 kind="cuda",
                 memory=int(pynvml.nvmlDeviceGetMemoryInfo(handles[index]).total),
-                label=_text(pynvml.nvmlDeviceGetName(handles[index])),
+                label=pynvml.nvmlDeviceGetName(handles[index]),
             )
             for index in visible_gpus(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
         )
@@ -127,11 +127,6 @@ def visible_gpus(uuids: Sequence[str], variable: str | None) -> tuple[int, ...]:
             break
         chosen += [index for index in matches if index not in chosen]
     return tuple(chosen)
-
-
-def _text(value: Any) -> str:
-    """Decode text from NVML, which older releases of pynvml return as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 # -- main memory and CPU ---------------------------------------------------------------------------------

@@ -63,6 +63,15 @@ def use_own_folder(pid_files: Path) -> None:
     shared_memory._SHM_SAFE_NAME_LENGTH = len(name) + 17  # type: ignore[attr-defined]  # noqa: SLF001 - as above
 
 
+def kill_group(pid: int) -> None:
+    """Kill a worker process and its children. It must not be reaped yet: its id may then be another's."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it was just forked and does not lead a group yet
+            os.kill(pid, signal.SIGKILL)
+
+
 def remove(pid_files: Path, pid: int) -> None:
     """Remove the pid file and the temporary files of a worker process that has ended."""
     (pid_files / str(pid)).unlink(missing_ok=True)

@@ -105,7 +105,7 @@ class WorkerHandle:
     ) -> None:
         """``exited`` becomes None if the zygote ends first: then nobody learns the exit code."""
         self.pid = pid
-        self.signal: int | None = None  # the signal that ended it, once it has ended
+        self.exit_code: int | None = None  # as in ``Exited``; None while it runs, or if unknown
         self._channel = channel
         self._exited = exited
         self._request = request
@@ -207,17 +207,13 @@ class WorkerHandle:
             self._zygote.transport.close()
         cleanup.remove(Path(self._request.pid_files), self.pid)
         status = exited.result() if exited.done() else None
-        self.signal = None if status is None else status.signal
+        self.exit_code = None if status is None else status.code
         return str(status or "ended: its exit code is unknown, because the zygote had ended before")
 
     def _kill_group(self) -> None:
         if self._over or (self._exited.done() and self._exited.result() is not None):
             return  # the zygote, or ``_spawn``, has killed the group when it reaped the worker process
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # just forked, not a leader yet
-                os.kill(self.pid, signal.SIGKILL)
+        cleanup.kill_group(self.pid)
 
 
 async def prepare(zygote_socket: Path, modules: list[str]) -> None:
@@ -299,8 +295,7 @@ def _spawn(
         os.close(descriptor)
         with contextlib.suppress(ProcessLookupError):  # before ``wait`` reaps it, its id is safe to use
             os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        _settle(exited, Exited(code, None) if code >= 0 else Exited(None, -code))
+        _settle(exited, Exited(process.wait()))
 
     loop.add_reader(descriptor, ended)
     ours.sendall(protocol.encode(request))

@@ -51,15 +51,13 @@ class WakeWorker(msgspec.Struct, frozen=True, tag="wake"):
     """Replica to worker process: use the device again."""
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
+class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
     """Worker process to replica: the model is loaded."""
 
-    memory: int  # bytes of main memory of the worker process and its children, without those of the zygote
-    seconds: float  # duration of the load
     levels: list[int] = []  # sleep levels that the model supports
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
+class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
     """Worker process to replica: the model cannot be loaded or cannot continue; the worker process exits."""
 
     error: str
@@ -144,17 +142,16 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
     """Zygote to replica: the worker process has ended, and the rest of its process group was killed."""
 
-    code: int | None  # exit code; None if a signal ended the process
-    signal: int | None
+    code: int  # exit code; the negative number of the signal that ended the process
 
     def __str__(self) -> str:
-        if self.signal is None:
+        if self.code >= 0:
             return f"exited with code {self.code}"
-        return f"was killed by signal {self.signal} ({_SIGNALS.get(self.signal, 'real-time')})"
+        return f"was killed by signal {-self.code} ({_SIGNALS.get(-self.code, 'real-time')})"
 
 
 WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
-WorkerEvent = Ready | Failed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents
+WorkerEvent = WorkerReady | WorkerFailed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents
 _tag_decoder: Final = msgspec.msgpack.Decoder(_EventTag)
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited

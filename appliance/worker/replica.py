@@ -26,8 +26,6 @@ from appliance.worker.handle import WorkerHandle
 from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
 from appliance.worker.protocol import (
     Cancel,
-    Failed,
-    Ready,
     RelayedEvent,
     RelayedEvents,
     Run,
@@ -36,6 +34,8 @@ from appliance.worker.protocol import (
     WorkerAsleep,
     WorkerAwake,
     WorkerEvent,
+    WorkerFailed,
+    WorkerReady,
     WorkerSleepFailed,
 )
 
@@ -46,8 +46,6 @@ MEASURE_INTERVAL: Final = 0.5  # seconds between measurements of the memory of a
 class LoadReport(msgspec.Struct, frozen=True):
     """How a model was loaded."""
 
-    memory: int  # bytes of main memory of the worker process and its children, without those of the zygote
-    seconds: float  # duration of the load, without the start of the process
     pid: int
     forked: bool  # by the zygote; otherwise the process imported the libraries itself
     levels: list[int] = []  # sleep levels that the model supports
@@ -122,7 +120,7 @@ class _LoadedWorker:
             return OutOfMemory(f"{worker} {used}, and was killed", over)
         if self.oom is not None:
             return OutOfMemory(f"{worker} ran out of memory on {self.spec.device}: {self.oom}", peak.device)
-        if self.handle.signal == signal.SIGKILL and kernel_kills() > self._kills:
+        if self.handle.exit_code == -signal.SIGKILL and kernel_kills() > self._kills:
             reason = f"{worker} {end} when the kernel killed processes because main memory was used up"
             return WorkerLost(reason) if self._gpus else OutOfMemory(reason, peak.main or None)
         return WorkerLost(_with_log(f"{worker} {end}", self.handle))
@@ -312,7 +310,7 @@ class Replica:
 
     async def _start(self, spec: LoadSpec) -> LoadReport:
         """Start a worker process and wait until it is ready."""
-        answer: asyncio.Future[Ready | Failed] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[WorkerReady | WorkerFailed] = asyncio.get_running_loop().create_future()
         worker: _LoadedWorker | None = None
 
         def receive(message: WorkerEvent) -> None:
@@ -324,7 +322,7 @@ class Replica:
                     worker.sleep_state_changed(message)
             elif not answer.done():
                 answer.set_result(message)
-            elif isinstance(message, Failed) and worker is not None:
+            elif isinstance(message, WorkerFailed) and worker is not None:
                 worker.oom = message.error
 
         log = self._run_dir / "logs" / f"{spec.model.replace('/', '--')}.log"
@@ -339,7 +337,7 @@ class Replica:
             worker = self._worker = _LoadedWorker(spec, handle)
             self._watch = asyncio.get_running_loop().create_task(self._follow(worker))
             ready = await self._first_answer(worker, answer)
-            worker.report = LoadReport(ready.memory, ready.seconds, handle.pid, handle.forked, ready.levels)
+            worker.report = LoadReport(handle.pid, handle.forked, ready.levels)
             worker.memory_monitor.ready()
             self._loaded = worker
             return worker.report
@@ -348,7 +346,9 @@ class Replica:
                 await worker.handle.kill()
             self._loading = None
 
-    async def _first_answer(self, worker: _LoadedWorker, answer: asyncio.Future[Ready | Failed]) -> Ready:
+    async def _first_answer(
+        self, worker: _LoadedWorker, answer: asyncio.Future[WorkerReady | WorkerFailed]
+    ) -> WorkerReady:
         end = asyncio.ensure_future(worker.handle.wait())
         first: set[asyncio.Future[Any]] = {answer, end}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -356,7 +356,7 @@ class Replica:
             raise worker.loss(f"{end.result()} while it loaded the model")
         end.cancel()
         message = answer.result()
-        if isinstance(message, Failed):
+        if isinstance(message, WorkerFailed):
             if message.out_of_memory:
                 worker.oom = message.error
                 raise worker.loss("ended")

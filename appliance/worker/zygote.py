@@ -106,7 +106,7 @@ class Zygote:
 
     def _end(self) -> None:
         for pid, client in self._workers.items():
-            _kill_group(pid)
+            cleanup.kill_group(pid)
             cleanup.remove(client.pid_files, pid)
         _log.info("the zygote ends: %d worker processes were killed", len(self._workers))
 
@@ -141,7 +141,7 @@ class Zygote:
         self._clients.discard(client)
         client.close()
         if client.pid is not None:
-            _kill_group(client.pid)
+            cleanup.kill_group(client.pid)
 
     def _fork(self, client: _Client, request: Fork, descriptor: int) -> None:
         sys.stdout.flush()
@@ -199,24 +199,10 @@ class Zygote:
                 os.killpg(pid, signal.SIGKILL)
             cleanup.remove(client.pid_files, pid)
             client.pid = None
-            exited = _exited(status)
+            exited = Exited(os.waitstatus_to_exitcode(status))
             _log.info("worker process %d %s", pid, exited)
             if client in self._clients:
                 client.send(exited)
-
-
-def _exited(status: int) -> Exited:
-    if os.WIFSIGNALED(status):
-        return Exited(None, os.WTERMSIG(status))
-    return Exited(os.WEXITSTATUS(status), None)
-
-
-def _kill_group(pid: int) -> None:
-    """Kill a worker process and its children. It must not be reaped yet: ``pid`` would not be safe to use."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # just forked, not a leader yet
-        os.kill(pid, signal.SIGKILL)
 
 
 def _redirect(log: str) -> None:

@@ -44,7 +44,6 @@ async def test_forked_or_spawned_it_is_the_same(zygote: Zygote, tmp_path: Path, 
     replica = Replica("runner-0", str(socket), str(tmp_path))
     report = await replica.load(spec(tmp_path))
     assert report.forked is reachable
-    assert report.memory > (0 if reachable else 1 << 20)  # what it has from the zygote does not count
     assert (tmp_path / "hosts" / str(report.pid)).exists()
     assert os.getpgid(report.pid) == report.pid
     caller = Caller(replica)
@@ -158,7 +157,7 @@ async def test_a_worker_that_takes_too_much_memory_is_ended(replica: Replica, tm
 
 
 async def test_a_worker_that_takes_too_much_while_it_loads_is_ended(replica: Replica, tmp_path: Path) -> None:
-    with pytest.raises(OutOfMemory, match="with a limit of 8.0 MiB, and was killed"):
+    with pytest.raises(OutOfMemory, match=r"with a limit of 8\.0 MiB, and was killed"):
         await replica.load(msgspec.structs.replace(spec(tmp_path, "hungry"), limit=8 << 20))
 
 

@@ -28,7 +28,6 @@ import uvloop
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Done, Job, Log, Metric, Output
-from appliance.machine import process_memory
 from appliance.observability import logs
 from appliance.runners import runner_class
 from appliance.runners.base import LoadSpec, Runner, Sleeper
@@ -38,8 +37,6 @@ from appliance.worker.process.event_sender import EventSender, EventStream
 from appliance.worker.process.gpu_oom import out_of_memory
 from appliance.worker.protocol import (
     Cancel,
-    Failed,
-    Ready,
     Run,
     SleepWorker,
     Stop,
@@ -47,6 +44,8 @@ from appliance.worker.protocol import (
     WorkerAsleep,
     WorkerAwake,
     WorkerCommand,
+    WorkerFailed,
+    WorkerReady,
     WorkerSleepFailed,
 )
 
@@ -128,13 +127,13 @@ class WorkerProcess(asyncio.Protocol):
         if not self._closing:
             self._orphaned()
 
-    def ready(self, runner: Runner, message: Ready) -> None:
+    def ready(self, runner: Runner, message: WorkerReady) -> None:
         """Report that the model is loaded, and start predictions that wait."""
         self._runner = runner
         self._transport.write(protocol.encode(message))
         self._start_waiting()
 
-    async def close(self, last: Failed | None = None) -> None:
+    async def close(self, last: WorkerFailed | None = None) -> None:
         """Send ``last``, and close the socket."""
         self._closing = True
         if last is not None:
@@ -274,19 +273,13 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
             traceback.print_exc()
         message = error.detail if isinstance(error, LoadFailed) else f"{type(error).__name__}: {error}"
         reason = out_of_memory(error)
-        await worker.close(Failed(message if reason is None else reason, out_of_memory=reason is not None))
+        await worker.close(WorkerFailed(reason or message, out_of_memory=reason is not None))
         return 1
-    seconds = round(time.perf_counter() - started, 3)
-    _log.info("%s is loaded after %.1f s", spec.model, seconds)
-    levels = list(runner.levels) if isinstance(runner, Sleeper) else []
-    group = os.getpgrp()
-    memory = process_memory.anonymous(
-        group, process_memory.inherited(os.getpid())
-    ) + process_memory.file_backed(group)
-    worker.ready(runner, Ready(memory, seconds, levels))
+    _log.info("%s is loaded after %.1f s", spec.model, time.perf_counter() - started)
+    worker.ready(runner, WorkerReady(list(runner.levels) if isinstance(runner, Sleeper) else []))
     await stop
     if worker.out_of_memory is not None:
-        await worker.close(Failed(worker.out_of_memory, out_of_memory=True))
+        await worker.close(WorkerFailed(worker.out_of_memory, out_of_memory=True))
         return 1
     await runner.close()
     await worker.close()

@@ -53,8 +53,8 @@ class NVML(ModuleType):
     def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802 - pynvml's name
         return f"GPU-{handle}a"
 
-    def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802 - pynvml's name
-        return b"NVIDIA Test"
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802 - pynvml's name
+        return "NVIDIA Test"
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802 - pynvml's name
         if self.memory is not None:

@@ -17,23 +17,23 @@ from appliance.worker.protocol import (
     Cancel,
     Events,
     Exited,
-    Failed,
     FromZygote,
-    Ready,
     RelayedEvent,
     RelayedEvents,
     Run,
     Stop,
     WorkerCommand,
     WorkerEvent,
+    WorkerFailed,
+    WorkerReady,
 )
 
 DOWN = msgspec.msgpack.Decoder(WorkerCommand)
 UP = msgspec.msgpack.Decoder(WorkerEvent)
 
-MESSAGES: list[Ready | Failed | Events] = [
-    Ready(1 << 33, 0.25),
-    Failed("no weights\n"),
+MESSAGES: list[WorkerReady | WorkerFailed | Events] = [
+    WorkerReady([1, 2]),
+    WorkerFailed("no weights\n"),
     Events([]),
     Events(
         [
@@ -47,7 +47,7 @@ MESSAGES: list[Ready | Failed | Events] = [
 ]
 
 
-def as_read(message: Ready | Failed | Events) -> WorkerEvent:
+def as_read(message: WorkerReady | WorkerFailed | Events) -> WorkerEvent:
     """``message`` as the replica reads it: the events of predictions stay encoded."""
     if not isinstance(message, Events):
         return message
@@ -65,7 +65,9 @@ def as_read(message: Ready | Failed | Events) -> WorkerEvent:
 
 
 @given(st.lists(st.sampled_from(MESSAGES)), st.lists(st.integers(0, 400)))
-def test_messages_survive_any_split(messages: list[Ready | Failed | Events], cuts: list[int]) -> None:
+def test_messages_survive_any_split(
+    messages: list[WorkerReady | WorkerFailed | Events], cuts: list[int]
+) -> None:
     data = b"".join(protocol.encode(message) for message in messages)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     reader = protocol.MessageReader(UP)
@@ -77,10 +79,10 @@ def test_messages_survive_any_split(messages: list[Ready | Failed | Events], cut
 
 def test_a_large_message_arrives_whole_in_many_parts() -> None:
     message = Events([Emitted("a", 1, 1, Output(["x" * 1_000_000]))])
-    data = protocol.encode(message) + protocol.encode(Failed("next"))
+    data = protocol.encode(message) + protocol.encode(WorkerFailed("next"))
     reader = protocol.MessageReader(UP)
     received = [m for at in range(0, len(data), 4096) for m in reader.feed(data[at : at + 4096])]
-    assert received == [as_read(message), Failed("next")]
+    assert received == [as_read(message), WorkerFailed("next")]
 
 
 def test_directions_have_their_own_messages() -> None:
@@ -89,16 +91,16 @@ def test_directions_have_their_own_messages() -> None:
     data = b"".join(protocol.encode(message) for message in (Run([job]), Cancel(["a"]), Stop()))
     assert reader.feed(data) == [Run([job]), Cancel(["a"]), Stop()]
     with pytest.raises(msgspec.ValidationError):
-        reader.feed(protocol.encode(Failed("the other way")))
+        reader.feed(protocol.encode(WorkerFailed("the other way")))
 
 
 def test_receive_takes_one_message_and_no_byte_more() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(protocol.encode(Exited(3, None)) + protocol.encode(Exited(None, 9)))
+        theirs.sendall(protocol.encode(Exited(3)) + protocol.encode(Exited(-9)))
         decoder = msgspec.msgpack.Decoder(FromZygote)
-        assert protocol.receive(ours, decoder) == Exited(3, None)
-        assert protocol.receive(ours, decoder) == Exited(None, 9)
+        assert protocol.receive(ours, decoder) == Exited(3)
+        assert protocol.receive(ours, decoder) == Exited(-9)
         theirs.sendall(b"\0\0")
         theirs.close()
         with pytest.raises(EOFError):

@@ -17,9 +17,7 @@ from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import (
     Cancel,
     Events,
-    Failed,
     MessageReader,
-    Ready,
     RelayedEvent,
     RelayedEvents,
     Run,
@@ -29,6 +27,8 @@ from appliance.worker.protocol import (
     WorkerAwake,
     WorkerCommand,
     WorkerEvent,
+    WorkerFailed,
+    WorkerReady,
     WorkerSleepFailed,
     encode,
 )
@@ -63,7 +63,7 @@ def done(id: str, n: int) -> Emitted:
 class ScriptedWorker:
     """Stands in for ``WorkerHandle``: remembers what it is told and says what the test wants."""
 
-    answers: tuple[WorkerEvent, ...] = (Ready(1000, 0.5),)
+    answers: tuple[WorkerEvent, ...] = (WorkerReady(),)
     started: list[ScriptedWorker]
 
     def __init__(self, spec: LoadSpec, receive: Callable[[WorkerEvent], None]) -> None:
@@ -71,7 +71,7 @@ class ScriptedWorker:
         self.receive = receive
         self.sent: list[WorkerCommand] = []
         self.pid = PID
-        self.signal: int | None = None
+        self.exit_code: int | None = None
         self.forked = True
         self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -151,7 +151,7 @@ async def test_events_reach_the_subscriber_as_they_come(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     report = await replica.load(spec())
-    assert (report.memory, report.seconds, report.pid, report.forked) == (1000, 0.5, PID, True)
+    assert (report.pid, report.forked) == (PID, True)
     reader = Reader(replica)
     await replica.exchange([Job("a", 1, {})], [], [])
     await replica.exchange([], ["a"], [])
@@ -308,7 +308,7 @@ async def test_unloading_forgets_what_ran(replica: Replica, workers: list[Script
 async def test_a_model_that_cannot_be_loaded(
     replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedWorker, "answers", (Failed("no weights at /nowhere"),))
+    monkeypatch.setattr(ScriptedWorker, "answers", (WorkerFailed("no weights at /nowhere"),))
     with pytest.raises(LoadFailed, match=r"^no weights at /nowhere\n.*\nlast words$"):
         await replica.load(spec())
     assert workers[0].end.done()
@@ -350,7 +350,7 @@ async def test_a_caller_that_goes_away_does_not_stop_the_load(
     gone.cancel()
     again = asyncio.create_task(replica.load(spec()))
     await settle()
-    workers[0].receive(Ready(1, 1.0))
+    workers[0].receive(WorkerReady())
     assert (await again).pid == PID
     assert len(workers) == 1
 
@@ -358,7 +358,7 @@ async def test_a_caller_that_goes_away_does_not_stop_the_load(
 async def test_a_worker_falls_asleep_and_wakes_and_the_next_gateway_is_told(
     replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScriptedWorker, "answers", (Ready(1000, 0.5, [1, 2]),))
+    monkeypatch.setattr(ScriptedWorker, "answers", (WorkerReady([1, 2]),))
     assert (await replica.load(spec())).levels == [1, 2]
     sleeping = asyncio.create_task(replica.sleep(2))
     await settle()
