@@ -39,12 +39,12 @@ RUNNER: Final = "runner-"
 _GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyncio.CancelledError)
 
 
-class Exchange(msgspec.Struct, frozen=True):
-    """All messages that wait for one model, in one call."""
+class Exchange(msgspec.Struct):
+    """All messages that wait for one model; they are sent in one call."""
 
-    jobs: list[Job]
-    cancels: list[str]
-    acknowledged: list[str]
+    jobs: list[Job] = []
+    cancels: list[str] = []
+    acknowledged: list[str] = []
     limit: int | None = None  # new limit of the worker process, in bytes of main memory
 
 
@@ -139,21 +139,14 @@ class _Link:
     def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
         self.name = name
         self.handle = handle
-        self.jobs: list[Job] = []
-        self.cancels: list[str] = []
-        self.acknowledged: list[str] = []
-        self.limit: int | None = None
+        self.waiting = Exchange()
         self.pump: asyncio.Task[None] | None = None
         self.stream: Any = None
         self.broken: str | None = None
 
     def take(self) -> bytes | None:
-        if not (self.jobs or self.cancels or self.acknowledged or self.limit):
-            return None
-        message = Exchange(self.jobs, self.cancels, self.acknowledged, self.limit)
-        payload = msgspec.msgpack.encode(message)
-        self.jobs, self.cancels, self.acknowledged, self.limit = [], [], [], None
-        return payload
+        waiting, self.waiting = self.waiting, Exchange()
+        return None if waiting == Exchange() else msgspec.msgpack.encode(waiting)
 
 
 class RayCluster:
@@ -253,13 +246,13 @@ class RayCluster:
     def submit(self, model: str, job: Job) -> None:
         link = self._links.get(model)
         if link is not None:
-            link.jobs.append(job)
+            link.waiting.jobs.append(job)
             self._pump(link)
 
     def cancel(self, model: str, id: str) -> None:
         link = self._links.get(model)
         if link is not None:
-            link.cancels.append(id)
+            link.waiting.cancels.append(id)
             self._pump(link)
 
     def acknowledge(self, model: str, id: str) -> None:
@@ -267,14 +260,14 @@ class RayCluster:
         link = self._links.get(model)
         if link is None:
             return
-        if not link.acknowledged:
+        if not link.waiting.acknowledged:
             asyncio.get_running_loop().call_later(1.0, self._pump, link)
-        link.acknowledged.append(id)
+        link.waiting.acknowledged.append(id)
 
     def limit(self, model: str, memory: int) -> None:
         link = self._links.get(model)
         if link is not None:
-            link.limit = memory
+            link.waiting.limit = memory
             self._pump(link)
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:

@@ -130,14 +130,14 @@ class WorkerProcess(asyncio.Protocol):
     def ready(self, runner: Runner, message: WorkerReady) -> None:
         """Report that the model is loaded, and start predictions that wait."""
         self._runner = runner
-        self._transport.write(protocol.encode(message))
+        self._send(message)
         self._start_waiting()
 
     async def close(self, last: WorkerFailed | None = None) -> None:
         """Send ``last``, and close the socket."""
         self._closing = True
         if last is not None:
-            self._transport.write(protocol.encode(last))
+            self._send(last)
         self._transport.close()
         await self._closed.wait()
 
@@ -171,39 +171,39 @@ class WorkerProcess(asyncio.Protocol):
         self._start_waiting()
 
     async def _sleep(self, level: int) -> None:
-        runner = self._runner
-        if runner is None or not isinstance(runner, Sleeper) or level not in runner.levels:
-            self._send(WorkerSleepFailed(f"{self._spec.model} does not support sleep level {level}"))
-        elif self._running or self._waiting:
-            count = len(self._running) + len(self._waiting)
-            self._send(
-                WorkerSleepFailed(f"{self._spec.model} cannot sleep while {count} predictions run or wait")
-            )
+        runner, predictions = self._runner, len(self._running) + len(self._waiting)
+        if not isinstance(runner, Sleeper) or level not in runner.levels:
+            self._sleep_failed(f"does not support sleep level {level}")
+        elif predictions:
+            self._sleep_failed(f"cannot sleep while {predictions} predictions run or wait")
         else:
             self._awake = False
             try:
                 left = await runner.sleep(level)
             except Exception as error:  # noqa: BLE001  # libraries raise any error; the replica then ends this process
                 traceback.print_exc()
-                self._send(WorkerSleepFailed(f"{self._spec.model} could not fall asleep: {_message(error)}"))
+                self._sleep_failed(f"could not fall asleep: {_message(error)}")
             else:
                 self._send(WorkerAsleep(left))
 
     async def _wake(self) -> None:
         runner = self._runner
         try:
-            if runner is not None and isinstance(runner, Sleeper) and not self._awake:
+            if isinstance(runner, Sleeper) and not self._awake:
                 await runner.wake()
         except Exception as error:  # noqa: BLE001  # as in ``_sleep``
             traceback.print_exc()
-            self._send(WorkerSleepFailed(f"{self._spec.model} could not wake: {_message(error)}"))
+            self._sleep_failed(f"could not wake: {_message(error)}")
             return
         self._awake = True
         self._send(WorkerAwake())
         self._start_waiting()
 
-    def _send(self, message: WorkerAsleep | WorkerAwake | WorkerSleepFailed) -> None:
+    def _send(self, message: msgspec.Struct) -> None:
         self._transport.write(protocol.encode(message))
+
+    def _sleep_failed(self, reason: str) -> None:
+        self._send(WorkerSleepFailed(f"{self._spec.model} {reason}"))
 
     def _cancel(self, ids: list[str]) -> None:
         for id in ids:
