@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
@@ -214,30 +215,18 @@ async def _in_time(seconds: float, call: Callable[[], T]) -> T:
     Raises:
         TimeoutError: the call takes longer than ``seconds``; the thread is not stopped.
     """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if outcome.done():
-            return
-        if error is None:
-            outcome.set_result(result)  # type: ignore[arg-type]  # None only if T allows it
-        else:
-            outcome.set_exception(error)
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # so that a late result of a cancelled call is ignored
 
     def work() -> None:
-        result: T | None = None
-        failure: BaseException | None = None
         try:
-            result = call()
+            outcome.set_result(call())
         except BaseException as error:  # noqa: BLE001  # re-raised in the awaiting coroutine
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop may be closed
-            loop.call_soon_threadsafe(tell, result, failure)
+            outcome.set_exception(error)
 
     threading.Thread(target=work, name="ray-call", daemon=True).start()
     async with asyncio.timeout(seconds):
-        return await outcome
+        return await asyncio.wrap_future(outcome)
 
 
 def node_address() -> str:

@@ -7,6 +7,6 @@
   passes predictions to the worker process, and keeps its events until the gateway has stored the prediction.
 
 The other modules: ``protocol`` has the messages, ``handle`` is the replica's side of its worker process,
-``event_buffer`` keeps events, ``memory_monitor`` measures what a worker process takes, and ``cleanup``
-removes what a crashed one has left behind.
+``event_buffer`` keeps events, ``memory_monitor`` measures the memory of a worker process, and ``cleanup``
+removes processes and files that a crash has left behind.
 """
