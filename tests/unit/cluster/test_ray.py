@@ -1,4 +1,4 @@
-"""The way to a replica, without Ray: what is done when a call to it ends badly."""
+"""Calls to a replica that fail, without Ray."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def sent(handle: Handle) -> tuple[RayCluster, Stream]:
     return cluster, stream
 
 
-async def test_a_worker_that_is_lost_is_told_of_by_its_events_alone() -> None:
+async def test_only_the_events_report_a_lost_worker() -> None:
     handle = Handle(WorkerLost("it ran out of memory"))
     cluster, stream = await sent(handle)
     assert not stream.canceled  # the reason is still to come there
@@ -59,7 +59,7 @@ async def test_a_worker_that_is_lost_is_told_of_by_its_events_alone() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("gone"), asyncio.CancelledError(), ValueError("unknown")])
-async def test_a_call_that_did_not_arrive_ends_the_events(error: BaseException) -> None:
+async def test_a_failed_call_ends_the_events(error: BaseException) -> None:
     cluster, stream = await sent(Handle(error))
     assert stream.canceled
     await cluster.close()

@@ -36,7 +36,7 @@ def handshake(folder: Path, name: str) -> None:
         thread.join()
 
 
-def test_it_holds_for_its_names_and_for_no_other(tmp_path: Path) -> None:
+def test_a_certificate_is_valid_for_its_names_only(tmp_path: Path) -> None:
     certificate.write(tmp_path, ["models.example.org", "10.1.2.3"])
     for name in ("localhost", "127.0.0.1", "::1", "models.example.org", "10.1.2.3"):
         handshake(tmp_path, name)
@@ -45,7 +45,7 @@ def test_it_holds_for_its_names_and_for_no_other(tmp_path: Path) -> None:
             handshake(tmp_path, name)
 
 
-def test_the_key_is_for_its_owner_only_and_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_only_the_owner_may_read_the_key_and_nothing_is_overwritten(tmp_path: Path) -> None:
     _, key = certificate.write(tmp_path, [])
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     before = key.read_bytes()

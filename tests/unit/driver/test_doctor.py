@@ -49,7 +49,7 @@ def specs(**origins: str | None) -> Callable[[str], ModuleSpec | None]:
     return find
 
 
-def test_everything_is_looked_at_and_every_trouble_has_a_fix(tmp_path: Path) -> None:
+def test_all_checks_run_and_every_problem_has_a_fix(tmp_path: Path) -> None:
     found = doctor.examine(config(tmp_path), tmp_path, 1)
     assert {finding.subject for finding in found} >= {
         *("libraries", "bytecode", "devices", "disk", "data folder", "other runs", "port", "open files"),
@@ -81,7 +81,7 @@ def test_libraries_that_a_configured_kind_needs(tmp_path: Path, monkeypatch: pyt
     assert "scripts/install" in missing.fix
 
 
-def test_python_that_may_not_keep_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_that_writes_no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert doctor.bytecode().state == "warning"
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE")
@@ -182,7 +182,7 @@ def test_weights(tmp_path: Path) -> None:
     assert (second.state, "appliance pull test/missing" in second.fix) == ("warning", True)
 
 
-def test_the_command_fails_only_for_what_must_be_mended(tmp_path: Path) -> None:
+def test_the_command_fails_only_if_a_check_failed(tmp_path: Path) -> None:
     config(tmp_path)
     home = tmp_path / "home"
     environment = {**os.environ, "APPLIANCE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,4 +1,4 @@
-"""Who may read what lies in the data folder."""
+"""Permissions of the data folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mode(path: Path) -> int:
     return path.lstat().st_mode & 0o777
 
 
-def test_what_an_earlier_run_has_left_open_is_closed(tmp_path: Path) -> None:
+def test_permissions_of_existing_files_are_tightened(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere.txt"
     elsewhere.write_text("x")
     for folder in ("files/uploads", "run/inputs/p1", "weights/model", "cog/digest/bin"):
@@ -58,7 +58,7 @@ def test_what_an_earlier_run_has_left_open_is_closed(tmp_path: Path) -> None:
     assert mode(elsewhere) == 0o644
 
 
-def test_what_belongs_to_another_user_is_said(
+def test_files_of_another_user_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a").write_text("x")
@@ -73,7 +73,7 @@ def test_what_belongs_to_another_user_is_said(
     assert f"chmod -R go= {tmp_path}" in caplog.text
 
 
-async def test_uploads_and_everything_new_are_for_the_user_alone(api: Api, bench: Bench) -> None:
+async def test_only_the_user_may_open_new_files(api: Api, bench: Bench) -> None:
     permissions.restrict()
     reply = await api.post("/v1/files", files={"content": ("a.txt", b"hello")})
     assert reply.status_code == 201
@@ -84,7 +84,7 @@ async def test_uploads_and_everything_new_are_for_the_user_alone(api: Api, bench
     assert mode(fresh) == 0o700
 
 
-async def test_the_socket_of_the_pages_is_for_the_user_alone(tmp_path: Path) -> None:
+async def test_only_the_user_may_connect_to_the_ui_socket(tmp_path: Path) -> None:
     path = tmp_path / "ui.sock"
     for _ in range(2):  # also where a crash has left one
         reserve(path)

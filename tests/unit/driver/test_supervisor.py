@@ -31,7 +31,7 @@ def children() -> set[int]:
     return {each.pid for each in psutil.Process().children()}
 
 
-async def test_a_child_that_ends_is_started_again_until_it_is_stopped(
+async def test_a_child_that_ends_is_restarted_until_it_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
@@ -72,7 +72,7 @@ async def test_a_child_gets_none_of_our_secrets(tmp_path: Path, monkeypatch: pyt
     assert (variables["OF_THE_OPERATOR"], variables["MARK"]) == ("passed on", "here")
 
 
-async def test_a_child_that_is_being_started_again_is_ended_too(
+async def test_a_child_can_be_stopped_during_its_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.0)
@@ -105,9 +105,7 @@ async def test_the_standard_input_of_a_child_ends_with_the_driver(tmp_path: Path
     assert (await lines(log, 2))[1] == "left"
 
 
-async def test_a_child_that_cannot_be_started_for_a_while_is_started_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_restart_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For example because there is no space for its log."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
     folder = tmp_path / "logs"

@@ -1,4 +1,4 @@
-"""Temporary files lie where nobody else can put or read anything."""
+"""Other users can neither read temporary files nor plant any."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_only_this_user_may_enter_it(shared: Path) -> None:
+def test_only_this_user_may_enter_the_folder(shared: Path) -> None:
     made = temporary_folder.make(Path("/data/one"))
     assert made.parent == shared
     assert made.stat().st_mode & 0o777 == 0o700
@@ -69,13 +69,13 @@ def test_a_folder_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         temporary_folder.make(Path("/data/one"))
 
 
-def test_a_folder_that_cannot_be_made_is_said(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(shared / "none"))
     with pytest.raises(ApplianceError, match="No such file or directory: set TMPDIR to another"):
         temporary_folder.make(Path("/data/one"))
 
 
-def test_processes_that_are_started_use_it(shared: Path) -> None:
+def test_child_processes_use_the_folder(shared: Path) -> None:
     made = temporary_folder.make(Path("/data/one"))
     temporary_folder.use(made)
     assert Path(tempfile.mkdtemp()).parent == made

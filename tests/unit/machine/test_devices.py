@@ -1,4 +1,4 @@
-"""Devices: declared ones, GPUs through NVML (a fake one here), the CPU; and what cgroups leave of it."""
+"""Declared devices, GPUs (with a fake NVML), the CPU, and limits of cgroups."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_without_a_driver_there_is_the_cpu(monkeypatch: pytest.MonkeyPatch, erro
     assert device.label.endswith(f"{cpu_threads()} threads")
 
 
-def test_a_broken_driver_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", NVML(NVML.NVMLError("version mismatch")))
     with pytest.raises(ApplianceError, match="version mismatch"):
         discover(HardwareConfig())
@@ -145,7 +145,7 @@ def test_the_memory_of_the_cpu_device_can_be_set() -> None:
     assert (device.name, device.memory, device.is_main_memory) == ("cpu", GIB, False)
 
 
-def test_beside_logical_devices_main_memory_counts_where_its_size_is_declared() -> None:
+def test_main_memory_follows_logical_devices_if_its_size_is_declared() -> None:
     declared = {"devices": [{"name": "a", "memory": 5}], "host_memory": "1GiB"}
     devices = discover(HardwareConfig.model_validate(declared))
     assert [(device.name, device.memory, device.is_main_memory) for device in devices] == [
@@ -179,7 +179,7 @@ class Machine:
         return cpu_threads(cgroups=self.cgroups, proc=self.proc)
 
 
-def test_without_limits_the_machine_is_what_there_is(tmp_path: Path) -> None:
+def test_without_limits_the_whole_machine_counts(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "0::/a/b\n")
     machine.write("a/b/memory.max", "max\n")
     machine.write("a/b/cpu.max", "max 100000\n")
@@ -188,7 +188,7 @@ def test_without_limits_the_machine_is_what_there_is(tmp_path: Path) -> None:
     assert main_memory(cgroups=tmp_path, proc=tmp_path / "none") == MACHINE
 
 
-def test_available_is_what_the_kernel_says_and_what_a_group_has_left(tmp_path: Path) -> None:
+def test_available_memory_is_that_of_the_kernel_and_of_the_cgroup(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "0::/a\n")
     (machine.proc / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:   4000 kB\n")
     assert available_memory(cgroups=machine.cgroups, proc=machine.proc) == 4_096_000

@@ -1,4 +1,4 @@
-"""Log records: one line each, their subject on them, no credentials in them."""
+"""Log records: one line each, with the prediction and the model, without credentials."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_traceback_follows_indented_or_is_a_field(file: Path) -> None:
     assert json.loads(as_json)["exception"].endswith("ValueError: what\nwent wrong")
 
 
-def test_the_environment_goes_before_the_config(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_overrides_the_config(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
     monkeypatch.setenv(logs.LEVEL_VARIABLE, "warning")
     logs.configure(file, LoggingConfig(format="text", level="debug"))
@@ -115,13 +115,15 @@ def test_the_environment_goes_before_the_config(file: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("variable", [logs.FORMAT_VARIABLE, logs.LEVEL_VARIABLE])
-def test_what_the_environment_makes_up_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_values_in_the_environment_are_refused(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, "xml")
     with pytest.raises(ConfigError, match=rf"{variable}: 'xml' should be one of"):
         logs.configure()
 
 
-def test_a_record_that_names_a_prediction_or_a_decision_is_about_it(file: Path) -> None:
+def test_a_record_has_the_prediction_and_model_of_its_arguments(file: Path) -> None:
     prediction = Prediction(
         id="p1", model="a/b", version="v", owner="me", input={}, created_at=0, stream_token="", parent="p0"
     )
@@ -155,7 +157,7 @@ async def test_bound_names_belong_to_their_task(file: Path) -> None:
     assert endings == ["[p1 a/b] works", "[p2 a/b] works", "[a/b] inner", "outer"]
 
 
-def test_names_given_with_a_record_win(file: Path) -> None:
+def test_names_in_extra_override_others(file: Path) -> None:
     logs.configure(file)
     with logs.bind(prediction="bound"):
         _log.info("x", extra={"prediction": "given"})
@@ -183,7 +185,7 @@ def test_credentials_are_masked_everywhere(
 
 
 @pytest.mark.parametrize("text", ["output_token_count 141", "token throughput fell", "the bearer of news"])
-def test_ordinary_words_stay(file: Path, text: str) -> None:
+def test_ordinary_words_are_not_masked(file: Path, text: str) -> None:
     logs.configure(file)
     _log.info(text)
     assert lines(file)[0].endswith(text)
@@ -221,7 +223,7 @@ def test_warnings_are_records_too(file: Path) -> None:
         ("listening on http://127.0.0.1:8000, is it? a=b", "listening on http://127.0.0.1:8000, is it? a=b"),
     ],
 )
-def test_addresses_are_shown_without_their_secrets(
+def test_urls_are_logged_without_their_secrets(
     file: Path, format: Literal["text", "json"], text: str, shown: str
 ) -> None:
     logs.configure(file, LoggingConfig(format=format))

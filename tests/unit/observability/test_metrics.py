@@ -1,4 +1,4 @@
-"""What Prometheus gets: it agrees with usage, survives restarts, and has few series."""
+"""Metrics equal the usage, survive restarts, and have few series."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sample(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, frozenset(labels.items())]
 
 
-async def test_totals_are_those_of_the_usage_also_after_a_restart(api: Api, bench: Bench) -> None:
+async def test_totals_equal_the_usage_also_after_a_restart(api: Api, bench: Bench) -> None:
     for created in (api.create(text="a"), api.create(text="b"), api.create(fail="no")):
         await api.ended(await created)
     before = await scraped(api)
@@ -64,7 +64,7 @@ async def test_totals_are_those_of_the_usage_also_after_a_restart(api: Api, benc
     assert sample(after, "appliance_output_tokens_total", model="test/echo") == 0
 
 
-async def test_histograms_count_what_ran_since_the_start(api: Api, bench: Bench) -> None:
+async def test_histograms_count_from_the_start(api: Api, bench: Bench) -> None:
     await api.ended(await api.create())
     running = [await bench.until(await bench.submit(delay=30), Status.PROCESSING) for _ in range(2)]
     waiting = await bench.submit()
@@ -117,7 +117,7 @@ async def test_requests_are_counted_by_templates(api: Api) -> None:
     assert sample(samples, "appliance_http_request_duration_seconds_count", route="/v1/predictions/{id}") == 2
 
 
-async def test_both_formats_of_prometheus_are_spoken(api: Api) -> None:
+async def test_both_formats_of_prometheus_are_supported(api: Api) -> None:
     await api.ended(await api.create())
     reply = await api.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
@@ -127,7 +127,7 @@ async def test_both_formats_of_prometheus_are_spoken(api: Api) -> None:
     assert plain.headers["content-type"].startswith("text/plain")
 
 
-async def test_metrics_are_for_the_account_and_for_admins(api: Api, bench: Bench) -> None:
+async def test_only_the_account_and_admins_get_metrics(api: Api, bench: Bench) -> None:
     known = {
         ("me", Scope.READ): 200,
         ("you", Scope.READ): 403,
@@ -165,7 +165,7 @@ def happenings() -> Iterator[Event]:
     yield from subject.events()
 
 
-def test_reasons_are_few() -> None:
+def test_reasons_have_few_values() -> None:
     told = [(each.kind, reason(each)) for each in happenings()]
     assert told == [
         (EventKind.LOAD, "asked for"),
@@ -181,7 +181,7 @@ def test_reasons_are_few() -> None:
     ]
 
 
-async def test_the_dashboard_asks_for_what_there_is(api: Api, bench: Bench) -> None:
+async def test_the_dashboard_uses_existing_metrics(api: Api, bench: Bench) -> None:
     await api.ended(await api.create())
     names = {name for name, _ in await scraped(api)}
     dashboard = json.loads((DOCKER / "grafana" / "appliance.json").read_text())

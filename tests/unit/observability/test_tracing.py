@@ -1,4 +1,4 @@
-"""Traces of predictions, as a collector gets them: decoded from what arrives over HTTP."""
+"""Traces of predictions, as a collector gets them over HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def sent(bench: Bench) -> None:
     await bench.tracing.close()
 
 
-async def test_one_trace_has_the_request_and_what_became_of_the_prediction(
+async def test_a_trace_has_the_request_and_the_prediction(
     traced: Api, bench: Bench, collector: Collector
 ) -> None:
     record = await traced.ended(await traced.create(text="secret words"))
@@ -71,9 +71,7 @@ async def test_one_trace_has_the_request_and_what_became_of_the_prediction(
     assert "secret words" not in "".join(map(str, collector.spans))
 
 
-async def test_a_trace_that_came_with_the_request_goes_on(
-    traced: Api, bench: Bench, collector: Collector
-) -> None:
+async def test_the_trace_of_the_client_continues(traced: Api, bench: Bench, collector: Collector) -> None:
     header = {"traceparent": f"00-{TRACE}-{ABOVE}-01"}
     record = await traced.create(header, fail="secret reason")
     await traced.ended(record)
@@ -85,7 +83,7 @@ async def test_a_trace_that_came_with_the_request_goes_on(
     assert "secret reason" not in "".join(map(str, collector.spans))
 
 
-async def test_what_its_caller_does_not_record_is_not_recorded(
+async def test_a_trace_that_the_client_does_not_sample_is_not_sampled(
     traced: Api, bench: Bench, collector: Collector
 ) -> None:
     await traced.ended(await traced.create({"traceparent": f"00-{TRACE}-{ABOVE}-00"}))
@@ -93,14 +91,16 @@ async def test_what_its_caller_does_not_record_is_not_recorded(
     assert collector.spans == []
 
 
-async def test_a_refused_request_is_traced_alone(traced: Api, bench: Bench, collector: Collector) -> None:
+async def test_a_refused_request_is_a_trace_without_prediction(
+    traced: Api, bench: Bench, collector: Collector
+) -> None:
     await traced.post("/v1/models/test/echo/predictions", json={"input": {"repeat": "often"}})
     await sent(bench)
     (request,) = collector.spans
     assert attributes(request)["http.response.status_code"] == 422
 
 
-async def test_a_restart_takes_nothing_from_a_trace(traced: Api, bench: Bench, collector: Collector) -> None:
+async def test_a_restart_loses_no_spans(traced: Api, bench: Bench, collector: Collector) -> None:
     record = await traced.create({"traceparent": f"00-{TRACE}-{ABOVE}-01"}, delay=0.05)
     await bench.restart()
     await bench.engine.wait(record["id"], 5)
@@ -112,7 +112,7 @@ async def test_a_restart_takes_nothing_from_a_trace(traced: Api, bench: Bench, c
     assert run.parent_span_id == whole.span_id
 
 
-async def test_parts_are_below_the_run_of_their_whole(
+async def test_children_are_in_the_run_of_their_parent(
     traced: Api, bench: Bench, collector: Collector
 ) -> None:
     record = await traced.create(delay=30)
@@ -130,9 +130,7 @@ async def test_parts_are_below_the_run_of_their_whole(
     assert part.parent_span_id == run.span_id
 
 
-def test_the_environment_goes_before_the_config(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_overrides_the_config(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     made = tracing.build(
         TelemetryConfig(otlp_endpoint="http://192.0.2.1"), {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
@@ -145,7 +143,7 @@ def test_the_environment_goes_before_the_config(
     assert request.status.code == Outcome.STATUS_CODE_ERROR
 
 
-def test_nothing_is_loaded_where_nothing_is_traced(tmp_path: Path) -> None:
+def test_the_library_is_not_loaded_without_a_collector(tmp_path: Path) -> None:
     program = """
 import sys
 from appliance.observability import tracing

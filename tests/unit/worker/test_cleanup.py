@@ -1,35 +1,18 @@
-"""Processes that a crashed run left behind, found by what is in their environment."""
+"""Files that worker processes of a crashed appliance have left behind."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from appliance.machine.processes import kill_marked
 from appliance.worker import cleanup
 
 
-def test_marked_processes_are_killed_and_no_others() -> None:
-    def sleeping(value: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sleep", "60"], env={**os.environ, "APPLIANCE_TEST_MARK": value})
-
-    ours, another = sleeping("/data/one"), sleeping("/data/one/more")
-    try:
-        assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == [ours.pid]
-        assert ours.wait(10) == -signal.SIGKILL
-        assert another.poll() is None
-        assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == []
-    finally:
-        another.kill()
-        another.wait(10)
-
-
-def test_what_workers_left_is_removed_and_nothing_of_others(
+def test_only_leftovers_of_this_appliance_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary, shared = tmp_path / "tmp", tmp_path / "shm"

@@ -1,4 +1,4 @@
-"""What a replica holds for a gateway that may come back."""
+"""Events that a replica keeps for a restarted gateway."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
     assert event_buffer.events() == fresh
 
 
-def test_a_lost_worker_takes_along_what_had_not_ended() -> None:
+def test_running_predictions_of_a_lost_worker_are_forgotten() -> None:
     event_buffer = EventBuffer()
     event_buffer.admit([job("a"), job("b")])
     end = emitted("a", 1, Done("succeeded"))
@@ -69,7 +69,7 @@ def finish(event_buffer: EventBuffer, id: str, now: float, text: str = "") -> No
     event_buffer.record([emitted(id, 1, Output([text])), emitted(id, 2, Done("succeeded"))], now)
 
 
-def test_the_oldest_ended_go_when_time_is_over() -> None:
+def test_finished_predictions_expire() -> None:
     event_buffer = EventBuffer(keep_seconds=10)
     event_buffer.admit([job("running")])
     finish(event_buffer, "a", 0.0)
@@ -80,7 +80,7 @@ def test_the_oldest_ended_go_when_time_is_over() -> None:
     assert event_buffer.ids == ["running", "b", "c", "d"]
 
 
-def test_the_oldest_ended_go_when_space_is_over_but_never_the_last() -> None:
+def test_the_oldest_finished_predictions_make_space_for_the_newest() -> None:
     event_buffer = EventBuffer(keep_bytes=1000)
     for id in "abc":
         finish(event_buffer, id, 0.0, "x" * 400)
@@ -104,7 +104,7 @@ def test_only_the_last_event_of_a_prediction_ends_it() -> None:
     assert event_buffer.running == []
 
 
-def test_a_held_event_does_not_keep_the_message_alive_in_which_it_came() -> None:
+def test_a_kept_event_does_not_keep_its_whole_message_in_memory() -> None:
     event_buffer = EventBuffer()
     event_buffer.admit([job("a")])
     frame = msgspec.msgpack.encode([emitted("unknown", 1, Log("x" * 10_000)), emitted("a", 1, Log("short"))])

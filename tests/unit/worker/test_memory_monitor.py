@@ -1,4 +1,4 @@
-"""What a process group takes of main memory and of GPUs."""
+"""Main memory and GPU memory of a process group."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class NVML:
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.gpus[handle].items()]
 
 
-def test_what_a_group_takes_is_measured_and_only_new_peaks_are_news(hungry: Process) -> None:
+def test_the_memory_of_a_group_is_measured_and_new_peaks_reported(hungry: Process) -> None:
     monitor = MemoryMonitor(hungry.process.pid, [], limit=None)
     assert monitor.measure()
     small = monitor.peak.main
@@ -108,7 +108,7 @@ def over(group: int, limit: int) -> int | None:
     return monitor.over
 
 
-def test_a_group_over_its_limit_and_the_tolerance_is_found_out(hungry: Process) -> None:
+def test_a_group_over_its_limit_and_the_tolerance_is_detected(hungry: Process) -> None:
     group = hungry.process.pid
     hungry.take(60)
     assert over(group, 8 * MIB) is None  # within what any process may take
@@ -122,7 +122,7 @@ def test_a_group_over_its_limit_and_the_tolerance_is_found_out(hungry: Process) 
     assert monitor.over is not None
 
 
-def test_files_that_are_mapped_count_once_the_model_is_loaded(hungry: Process) -> None:
+def test_mapped_files_count_once_the_model_is_loaded(hungry: Process) -> None:
     monitor = MemoryMonitor(hungry.process.pid, [], limit=None)
     monitor.measure()
     loading = monitor.peak.main
@@ -151,7 +151,7 @@ sys.stdin.read()
 """
 
 
-def test_what_a_forked_group_has_from_its_parent_is_not_its_own() -> None:
+def test_memory_inherited_from_the_parent_does_not_count() -> None:
     with subprocess.Popen(
         [sys.executable, "-S", "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
@@ -168,7 +168,7 @@ def test_what_a_forked_group_has_from_its_parent_is_not_its_own() -> None:
         parent.communicate()
 
 
-def test_a_group_that_is_gone_takes_nothing(hungry: Process) -> None:
+def test_a_group_that_has_ended_uses_nothing(hungry: Process) -> None:
     monitor = MemoryMonitor(hungry.process.pid, [], limit=0)
     hungry.process.kill()
     hungry.process.wait()
@@ -176,7 +176,7 @@ def test_a_group_that_is_gone_takes_nothing(hungry: Process) -> None:
     assert monitor.peak == MemoryUsage(0)
 
 
-def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_with_the_highest_use_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     own = os.getpgrp()
     monkeypatch.setattr(process_memory, "members", lambda group: [1, 2] if group == own else [])
     nvml = NVML({1: 10 * MIB, 9: 70 * MIB}, {1: 10 * MIB, 2: 20 * MIB})
@@ -189,7 +189,7 @@ def test_of_several_gpus_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> 
     assert monitor.peak.device == 30 * MIB  # the most it has taken
 
 
-def test_nvml_may_not_know_and_may_break(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_memory_and_errors_of_nvml(caplog: pytest.LogCaptureFixture) -> None:
     nvml = NVML({1: None, 9: 70 * MIB})
     gpus = Gpus(nvml)
     assert gpus.used_by("cuda:0", [1]) is None  # a container: the numbers are those of outside
@@ -202,7 +202,7 @@ def test_nvml_may_not_know_and_may_break(caplog: pytest.LogCaptureFixture) -> No
     ]
 
 
-def test_how_much_of_each_device_is_in_use() -> None:
+def test_the_used_memory_of_each_device() -> None:
     devices = [
         Device(name="cuda:0", kind="cuda", memory=100 * MIB, label=""),
         Device(name="cpu", kind="cpu", memory=80 * MIB, label=""),
@@ -215,7 +215,7 @@ def test_how_much_of_each_device_is_in_use() -> None:
     assert device_usage(devices, Gpus(nvml), lambda: 90 * MIB) == {"cpu": 0}
 
 
-def test_kills_for_want_of_memory_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:
+def test_out_of_memory_kills_of_the_kernel_are_counted(tmp_path: Path) -> None:
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     assert process_memory.kernel_kills(proc, cgroups) == 0

@@ -1,4 +1,4 @@
-"""Framing: whatever the pieces in which bytes arrive, the same messages come out."""
+"""Messages are the same in whatever pieces their bytes arrive."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_large_message_arrives_whole_in_many_parts() -> None:
     assert received == [as_read(message), WorkerFailed("next")]
 
 
-def test_directions_have_their_own_messages() -> None:
+def test_each_direction_has_its_own_messages() -> None:
     reader = protocol.MessageReader(DOWN)
     job = Job("a", 2, {"text": "hi"})
     data = b"".join(protocol.encode(message) for message in (Run([job]), Cancel(["a"]), Stop()))
@@ -94,7 +94,7 @@ def test_directions_have_their_own_messages() -> None:
         reader.feed(protocol.encode(WorkerFailed("the other way")))
 
 
-def test_receive_takes_one_message_and_no_byte_more() -> None:
+def test_receive_reads_exactly_one_message() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(protocol.encode(Exited(3)) + protocol.encode(Exited(-9)))

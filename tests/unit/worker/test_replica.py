@@ -147,9 +147,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_events_reach_the_subscriber_as_they_come(
-    replica: Replica, workers: list[ScriptedWorker]
-) -> None:
+async def test_the_subscriber_gets_events_at_once(replica: Replica, workers: list[ScriptedWorker]) -> None:
     report = await replica.load(spec())
     assert (report.pid, report.forked) == (PID, True)
     reader = Reader(replica)
@@ -166,7 +164,7 @@ async def test_events_reach_the_subscriber_as_they_come(
     await reader.task
 
 
-async def test_event_bodies_are_passed_on_byte_for_byte(
+async def test_event_bodies_are_relayed_byte_for_byte(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
@@ -222,7 +220,7 @@ async def test_a_job_sent_again_runs_once(replica: Replica, workers: list[Script
     assert workers[0].sent == [Run([Job("a", 1, {})])]
 
 
-async def test_a_dead_worker_is_reported_after_what_it_left(
+async def test_the_death_of_a_worker_is_reported_after_its_events(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
@@ -242,7 +240,9 @@ async def test_a_dead_worker_is_reported_after_what_it_left(
     assert (stats.spec, stats.pid, stats.held) == (spec(), None, ["b"])
 
 
-async def test_a_worker_that_dies_under_a_subscriber(replica: Replica, workers: list[ScriptedWorker]) -> None:
+async def test_a_worker_dies_while_a_subscriber_reads(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {})], [], [])
     reader = Reader(replica)
@@ -290,7 +290,7 @@ async def test_another_spec_takes_the_place_of_the_first(
     assert (await replica.stats()).spec == spec("b")
 
 
-async def test_unloading_forgets_what_ran(replica: Replica, workers: list[ScriptedWorker]) -> None:
+async def test_unloading_forgets_running_predictions(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
     workers[0].says(done("a", 1), output("b", 1))
@@ -341,7 +341,7 @@ async def test_an_unload_stops_a_load(
     assert workers[0].end.done()
 
 
-async def test_a_caller_that_goes_away_does_not_stop_the_load(
+async def test_a_cancelled_call_does_not_stop_the_load(
     replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ScriptedWorker, "answers", ())
@@ -355,7 +355,7 @@ async def test_a_caller_that_goes_away_does_not_stop_the_load(
     assert len(workers) == 1
 
 
-async def test_a_worker_falls_asleep_and_wakes_and_the_next_gateway_is_told(
+async def test_the_next_gateway_learns_the_sleep_state(
     replica: Replica, workers: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ScriptedWorker, "answers", (WorkerReady([1, 2]),))
@@ -375,7 +375,9 @@ async def test_a_worker_falls_asleep_and_wakes_and_the_next_gateway_is_told(
     assert workers[0].sent == [SleepWorker(2), WakeWorker()]
 
 
-async def test_a_worker_that_cannot_sleep_says_why(replica: Replica, workers: list[ScriptedWorker]) -> None:
+async def test_the_reason_is_reported_if_a_worker_cannot_sleep(
+    replica: Replica, workers: list[ScriptedWorker]
+) -> None:
     await replica.load(spec())
     sleeping = asyncio.create_task(replica.sleep(1))
     await settle()

@@ -1,4 +1,4 @@
-"""What a prediction prints is its own; the rest goes to the log file."""
+"""The output of a prediction becomes its log; other output goes to the log file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_progress_bar_is_a_few_lines_however_often_it_is_redrawn(
     assert await pieces("begins\n", *bars, "\nends\n") == "begins\n    0/10000\n10000/10000\nends\n"
 
 
-async def test_a_state_that_nothing_follows_is_shown_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_state_is_sent_if_no_other_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "STATE_SECONDS", 0.05)
     monkeypatch.setattr(capture, "STATE_SHARE", 0.0)
     got: list[str] = []
@@ -96,7 +96,7 @@ async def test_a_state_that_nothing_follows_is_shown_meanwhile(monkeypatch: pyte
     assert "".join(got) == "1/3\n2/3\n3/3\n"
 
 
-async def test_a_closed_log_passes_text_on() -> None:
+async def test_text_after_the_close_goes_to_the_log_file() -> None:
     got: list[str] = []
     late = io.StringIO()
     log = PredictionLog(got.append, late)
@@ -125,7 +125,7 @@ def test_the_end_of_a_log_is_shown_as_on_a_terminal(text: str, shown: str) -> No
     assert tail(text, 2) == shown
 
 
-async def test_a_log_without_end_is_kept_within_bounds_with_its_last_lines(
+async def test_a_long_log_keeps_its_beginning_and_its_last_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(capture, "KEPT", 100)

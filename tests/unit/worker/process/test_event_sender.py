@@ -41,7 +41,7 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-async def test_a_short_prediction_is_one_frame() -> None:
+async def test_a_short_prediction_is_one_message() -> None:
     wire = Wire()
     stream = wire.stream("a")
     for event in (Output(["x"], append=False), Metric("predict_time", 0.1), Done("succeeded")):
@@ -58,7 +58,7 @@ async def test_a_short_prediction_is_one_frame() -> None:
     assert stream.done
 
 
-async def test_what_waits_is_merged_and_numbered_without_gaps() -> None:
+async def test_pending_events_are_merged_and_numbered_without_gaps() -> None:
     wire = Wire()
     a, b = wire.stream("a"), wire.stream("b")
     a.emit(Output(["1"]))
@@ -85,7 +85,7 @@ async def test_what_waits_is_merged_and_numbered_without_gaps() -> None:
     assert [e for e in wire.events if e.id == "b"] == [Emitted("b", 1, 1, Output(["B"]))]
 
 
-async def test_the_end_does_not_wait_but_what_lies_between_does(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_events_between_the_first_and_the_last_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_sender, "INTERVAL", 3600.0)
     wire = Wire()
     stream = wire.stream("a")
@@ -101,7 +101,7 @@ async def test_the_end_does_not_wait_but_what_lies_between_does(monkeypatch: pyt
     assert [event.n for event in wire.events if event.id == "a"] == [1, 2, 3]
 
 
-async def test_what_waits_leaves_by_itself() -> None:
+async def test_pending_events_are_sent_after_the_interval() -> None:
     wire = Wire()
     stream = wire.stream("a")
     for text in ("first", "second"):
@@ -113,7 +113,7 @@ async def test_what_waits_leaves_by_itself() -> None:
     assert [event.n for event in wire.events] == [1, 2]
 
 
-async def test_much_output_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_output_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_sender, "INTERVAL", 3600.0)
     wire = Wire()
     stream = wire.stream("a")
@@ -124,7 +124,7 @@ async def test_much_output_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(wire.batches) == 2
 
 
-async def test_a_full_socket_stops_frames_but_loses_nothing() -> None:
+async def test_a_full_socket_delays_messages_but_loses_none() -> None:
     wire = Wire()
     stream = wire.stream("a")
     wire.outgoing.pause()
@@ -139,7 +139,7 @@ async def test_a_full_socket_stops_frames_but_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), "\udcff", 1 << 70, {1: object()}])
-async def test_what_cannot_be_sent_fails_its_prediction_only(value: object) -> None:
+async def test_a_value_that_cannot_be_sent_fails_only_its_prediction(value: object) -> None:
     wire = Wire()
     stream = wire.stream("a")
     with pytest.raises(PredictionFailed, match="cannot be sent"):

@@ -1,4 +1,4 @@
-"""Output files keep their names, made safe, and have the media types that those tell."""
+"""Output files keep safe names and get the media types of these names."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ async def test_a_file_keeps_its_name_and_type(tmp_path: Path, name: str, kept: s
     assert Path(file.path).name == kept
 
 
-async def test_files_of_one_name_do_not_take_each_others_place(tmp_path: Path) -> None:
+async def test_files_with_the_same_name_are_all_kept(tmp_path: Path) -> None:
     paths = [made(tmp_path / str(number), "a.tar.gz", f"content {number}") for number in range(3)]
     files = await taken(tmp_path, *paths)
     assert [file.name for file in files] == ["a.tar.gz", "a-2.tar.gz", "a-3.tar.gz"]
     assert [Path(file.path).read_text() for file in files] == ["content 0", "content 1", "content 2"]
 
 
-async def test_folders_of_one_name_do_not_take_each_others_place(tmp_path: Path) -> None:
+async def test_folders_with_the_same_name_are_all_kept(tmp_path: Path) -> None:
     for number in range(2):
         made(tmp_path / str(number) / "results", "a.txt", "x" * number * 100)
     files = await taken(tmp_path, *(tmp_path / str(number) / "results" for number in range(2)))

@@ -1,0 +1,25 @@
+"""Processes that a crashed appliance has left behind, found by a variable in their environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from appliance.machine.processes import is_running, kill_marked
+
+
+def test_marked_processes_are_killed_and_no_others() -> None:
+    def sleeping(value: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "60"], env={**os.environ, "APPLIANCE_TEST_MARK": value})
+
+    ours, another = sleeping("/data/one"), sleeping("/data/one/more")
+    try:
+        assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == [ours.pid]
+        assert ours.wait(10) == -signal.SIGKILL
+        assert another.poll() is None
+        assert (is_running(ours.pid), is_running(another.pid)) == (False, True)
+        assert kill_marked("APPLIANCE_TEST_MARK", "/data/one") == []
+    finally:
+        another.kill()
+        another.wait(10)
