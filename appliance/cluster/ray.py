@@ -244,14 +244,12 @@ class RayCluster:
         return outcome
 
     def submit(self, model: str, job: Job) -> None:
-        link = self._links.get(model)
-        if link is not None:
+        if (link := self._links.get(model)) is not None:
             link.waiting.jobs.append(job)
             self._pump(link)
 
     def cancel(self, model: str, id: str) -> None:
-        link = self._links.get(model)
-        if link is not None:
+        if (link := self._links.get(model)) is not None:
             link.waiting.cancels.append(id)
             self._pump(link)
 
@@ -265,8 +263,7 @@ class RayCluster:
         link.waiting.acknowledged.append(id)
 
     def limit(self, model: str, memory: int) -> None:
-        link = self._links.get(model)
-        if link is not None:
+        if (link := self._links.get(model)) is not None:
             link.waiting.limit = memory
             self._pump(link)
 

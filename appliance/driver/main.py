@@ -203,7 +203,7 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
     else:
         shown = "the one shown at the first start; `appliance token create` creates another"
     models = settings.config.models
-    kinds = [*_EXAMPLE_INPUTS]
+    kinds = list(_EXAMPLE_INPUTS)
     example = min(models, key=lambda model: kinds.index(model.kind) if model.kind in kinds else len(kinds))
     name = example.aliases[0] if example.aliases else example.name
     input = _EXAMPLE_INPUTS.get(example.kind, "prompt")

@@ -172,7 +172,7 @@ class WorkerProcess(asyncio.Protocol):
 
     async def _sleep(self, level: int) -> None:
         runner, predictions = self._runner, len(self._running) + len(self._waiting)
-        if not isinstance(runner, Sleeper) or level not in runner.levels:
+        if runner is None or not isinstance(runner, Sleeper) or level not in runner.levels:
             self._sleep_failed(f"does not support sleep level {level}")
         elif predictions:
             self._sleep_failed(f"cannot sleep while {predictions} predictions run or wait")
@@ -189,7 +189,7 @@ class WorkerProcess(asyncio.Protocol):
     async def _wake(self) -> None:
         runner = self._runner
         try:
-            if isinstance(runner, Sleeper) and not self._awake:
+            if runner is not None and isinstance(runner, Sleeper) and not self._awake:
                 await runner.wake()
         except Exception as error:  # noqa: BLE001  # as in ``_sleep``
             traceback.print_exc()
