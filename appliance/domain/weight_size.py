@@ -9,12 +9,12 @@ class WeightSize(NamedTuple):
     """Size of all weight files of one model together."""
 
     stored: int = 0  # bytes
-    numbers: int | None = None  # number of parameters; None if unknown
+    parameters: int | None = None  # number of parameters; None if unknown
 
     @property
     def in_16_bits(self) -> int:
         """Bytes of the weights in a 16-bit dtype; the stored size if the number of parameters is unknown."""
-        return self.stored if self.numbers is None else 2 * self.numbers
+        return self.stored if self.parameters is None else 2 * self.parameters
 
     @property
     def in_32_bits(self) -> int:

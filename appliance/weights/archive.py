@@ -1,4 +1,4 @@
-"""A project's archive unpacked: files and folders below one folder, and nothing else."""
+"""Unpacking of the archive of a pushed project."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Final
 
 from appliance.domain.errors import WeightsError
+from appliance.domain.units import readable_bytes
 
-#: What an archive may become on the disk; it is a small file that could become a full disk.
+#: Maximum size of the unpacked files, because a small archive could fill the disk.
 _BYTES: Final = 20 * 1024**3
 _MEMBERS: Final = 100_000
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive, compressed or not, into ``folder``, which is made.
+    """Unpack a tar archive, compressed or not, into the new folder ``folder``.
 
     Raises:
-        WeightsError: it is none, is too large, or has something in it that would lie outside.
+        WeightsError: the file is no tar archive, is too large, or has a member outside of ``folder``.
     """
     folder.mkdir(parents=True)
-    taken = count = 0
+    size = count = 0
     try:
         with tarfile.open(archive, "r:*") as opened:
             for member in opened:
-                taken, count = taken + member.size, count + 1
-                if taken > _BYTES or count > _MEMBERS:
-                    raise WeightsError(
-                        f"the archive is too large: {_BYTES:,} bytes in {_MEMBERS:,} files are the most"
-                    )
-                # Refuses absolute names, "..", links that lead outside and devices; drops owners and set-uid.
+                size, count = size + member.size, count + 1
+                if size > _BYTES or count > _MEMBERS:
+                    limits = f"{readable_bytes(_BYTES)} and {_MEMBERS:,} files"
+                    raise WeightsError(f"the archive is larger than {limits}: remove files from the project")
+                # The filter refuses outside paths and links, and devices; it drops owners and set-uid.
                 opened.extract(member, folder, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:  # zlib's and lzma's errors are tarfile's here
+    except (tarfile.TarError, EOFError, OSError) as error:  # tarfile wraps errors of zlib and lzma
         raise WeightsError(f"the archive cannot be unpacked: {error}") from error

@@ -1,7 +1,7 @@
-"""A process that makes a Cog project of an archive runnable: ``python -m appliance.weights.build_project``.
+"""Process that builds a pushed Cog project.
 
-What it prints is the build's log. The line that begins with the mark it was given has JSON: the folder of the
-build, or the error.
+``python -m appliance.weights.build_project HOME ARCHIVE NAME MARK`` prints the log of the build. The last
+line is ``MARK`` and JSON: the folder of the build, or the error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from appliance.weights.archive import unpack
 
 
 def main(home: Path, archive: Path, name: str) -> dict[str, str]:
-    """Unpack and build; ``home`` is the data folder, ``name`` the model's, for messages."""
+    """Unpack and build the project; ``home`` is the data folder, ``name`` the model in messages."""
     folder = project.unpacked(home, archive.name)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         print(f"{project.STEP}unpacking", flush=True)
         unpack(archive, folder)
-        # A name that only messages hold need not be one that models.yaml could have.
+        # Not validated, because `name` need not be a valid name for models.yaml.
         model = CogModel.model_construct(name=name, kind="cog", source=FolderSource(path=folder))
         return {"build": str(project.build(home, model, say=lambda line: print(line, flush=True)))}
     except WeightsError as error:
@@ -36,5 +36,5 @@ def main(home: Path, archive: Path, name: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    told = main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    print(sys.argv[4] + json.dumps(told), flush=True)
+    result = main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    print(sys.argv[4] + json.dumps(result), flush=True)

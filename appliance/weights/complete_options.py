@@ -1,4 +1,4 @@
-"""Adds values from a model's weights or project to its options."""
+"""Options of a model, completed with values from its weights or project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
     """Return ``model`` with the values that its weights or project provide; ``home`` is the data folder.
 
     Raises:
-        WeightsError: its weights or its project are missing or invalid.
+        WeightsError: the weights or the project are missing or invalid.
     """
     if isinstance(model, CogModel):
         return project.built(model, project.folder(home, model))

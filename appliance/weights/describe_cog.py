@@ -1,13 +1,13 @@
-"""Describes the inputs and the output of a Cog project; run with the Python of the project's environment.
+"""Script that describes the inputs and the output of a Cog project; runs with the Python of the project.
 
-Runs in the project's folder and imports nothing from the appliance. Arguments: a handler, such as
-``predict.py:Predictor``, and the file to write the result to as JSON. Everything that the project prints goes
-to the build's log.
+Runs in the folder of the project and imports nothing from the appliance. Arguments: a handler, such as
+``predict.py:Predictor``, and the file to write the result to as JSON. Output of the project goes to the log
+of the build.
 
-The schema is the one that ``cog build`` writes (https://github.com/replicate/cog, architecture/02-schema.md),
-read from the loaded module instead of its source text. One thing differs: ``seed: int = Input(default=None)``
-is not required here. ``cog build`` marks it as required, but Cog's runtime accepts predictions without it,
-and many published projects rely on that.
+The schema is that of ``cog build`` (https://github.com/replicate/cog, architecture/02-schema.md), but read
+from the loaded module instead of the source text. One difference: ``seed: int = Input(default=None)`` is not
+required. ``cog build`` marks it as required, but the runtime of Cog accepts predictions without it, and many
+published projects rely on that.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ NOTHING = inspect.Parameter.empty
 
 
 def main(handler: str) -> dict[str, Any]:
-    """The project's interface, and how many predictions it runs at a time."""
+    """Return the interface of the handler, and how many predictions it runs concurrently."""
     warnings.simplefilter("ignore")
     file, _, name = handler.partition(":")
     sys.path.insert(0, str(Path.cwd()))
-    import cog  # type: ignore[import-not-found]  # it is in the project's environment only
+    import cog  # type: ignore[import-not-found]  # only in the environment of the project
     from cog import _inspector
 
-    with_default = notice_defaults(cog)
+    with_default = record_defaults(cog)
     module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
     if not hasattr(module, name):
-        raise ValueError(f"{file} has no {name}")
+        raise ValueError(f"{file} has no {name}: correct run, predict or train in cog.yaml")
     found = method = getattr(module, name)
     if inspect.isclass(found):
         if hasattr(found, "setup"):
-            _inspector._validate_setup(_inspector._unwrap(found.setup))  # noqa: SLF001 - there is no public way
+            _inspector._validate_setup(_inspector._unwrap(found.setup))  # noqa: SLF001 - nothing is public
         chosen, _ = _inspector._selected_predict_method(found, name)  # noqa: SLF001 - as above
         method = getattr(found, chosen)
     _inspector._find_coders(module)  # noqa: SLF001 - as above
@@ -65,42 +65,42 @@ def main(handler: str) -> dict[str, Any]:
     }
 
 
-def notice_defaults(cog: Any) -> list[Any]:
-    """Collect the fields that ``cog.Input`` makes from now on with an explicit default.
+def record_defaults(cog: Any) -> list[Any]:
+    """Return a list that gets each field that ``cog.Input`` makes with an explicit default from now on.
 
-    The fields themselves are the same for ``Input(default=None)`` and ``Input()``.
+    The fields themselves do not distinguish ``Input(default=None)`` from ``Input()``.
     """
     with_default: list[Any] = []
     original = cog.Input
 
-    def noticed(*arguments: Any, **options: Any) -> Any:
+    def recorded(*arguments: Any, **options: Any) -> Any:
         field = original(*arguments, **options)
         if arguments or "default" in options:
             with_default.append(field)
         return field
 
-    cog.Input = sys.modules["cog.input"].Input = noticed  # type: ignore[attr-defined]  # that module has it
+    cog.Input = sys.modules["cog.input"].Input = recorded  # type: ignore[attr-defined]  # the module exists
     return with_default
 
 
 class Describing:
-    """Makes JSON Schema of a handler's annotations."""
+    """JSON Schemas from the annotations of a handler."""
 
     def __init__(self, cog: Any, with_default: list[Any]) -> None:
-        """``with_default`` is the result of ``notice_defaults``."""
+        """``with_default`` is the result of ``record_defaults``."""
         self._cog = cog
         self._with_default = with_default
         self._components: dict[str, Schema] = {}
 
     def interface(self, function: Any, *, bound: bool) -> dict[str, Any]:
-        """The input and output schemas of ``function``; if ``bound``, its first parameter is ``self``."""
+        """Return the schemas of ``function``; if ``bound``, its first parameter is ``self``."""
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[bound:]
         properties: dict[str, Schema] = {}
         required = []
         for order, parameter in enumerate(parameters):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise ValueError(f"{function.__name__}() must name each input: it has *{parameter.name}")
+                raise ValueError(f"{function.__name__}() must name each input: replace *{parameter.name}")
             if parameter.name not in hints:
                 raise ValueError(f"the input {parameter.name} has no type annotation")
             described, needed = self._input(parameter, hints[parameter.name])
@@ -108,9 +108,9 @@ class Describing:
             required += [parameter.name] * needed
         if hints.get("return", NONE) is NONE:
             raise ValueError(f"{function.__name__}() must have a return type annotation")
-        whole: Schema = {"type": "object", "title": "Input", "properties": properties}
+        schema: Schema = {"type": "object", "title": "Input", "properties": properties}
         return {
-            "input": {**whole, "required": required} if required else whole,
+            "input": {**schema, "required": required} if required else schema,
             "output": {"title": "Output", **self._output(hints["return"], ())},
             "components": self._components,
         }
@@ -118,14 +118,14 @@ class Describing:
     # -- inputs
 
     def _input(self, parameter: inspect.Parameter, hint: Any) -> tuple[Schema, bool]:
-        """The JSON Schema of one input, and whether the input is required."""
+        """Return the schema of one input, and whether the input is required."""
         name, default = parameter.name, parameter.default
         field = default if isinstance(default, self._cog.input.FieldInfo) else self._cog.input.FieldInfo()
         if field is default:
-            written = field.default is not None or any(each is field for each in self._with_default)
-            default = field.default if written else NOTHING
+            explicit = field.default is not None or any(each is field for each in self._with_default)
+            default = field.default if explicit else NOTHING
         try:
-            kind, nullable = self._taken(hint)
+            kind, nullable = self._input_type(hint)
             self._check(field, kind)
         except ValueError as error:
             raise ValueError(f"the input {name}: {error}") from error
@@ -135,7 +135,7 @@ class Describing:
         if default is not NOTHING and (default is not None or nullable):
             shown = plain(default)
             schema |= {} if shown is NOTHING else {"default": shown}
-        told = {
+        attributes = {
             "nullable": nullable or None,
             "description": field.description,
             "minimum": field.ge,
@@ -146,11 +146,11 @@ class Describing:
             "deprecated": field.deprecated or None,
             "x-cog-accept": getattr(field, "accept", None),
         }
-        schema |= {key: value for key, value in told.items() if value is not None}
+        schema |= {key: value for key, value in attributes.items() if value is not None}
         return schema, default is NOTHING and (not nullable or "anyOf" in kind)
 
-    def _taken(self, hint: Any) -> tuple[Schema, bool]:
-        """The JSON Schema of an input's type, and whether it may be None."""
+    def _input_type(self, hint: Any) -> tuple[Schema, bool]:
+        """Return the schema of the type of an input, and whether it may be None."""
         hint, opaque = self._unwrapped(hint)
         kinds, nullable = alternatives(hint)
         if opaque:
@@ -160,11 +160,11 @@ class Describing:
         variants = [self._value(kind) for kind in kinds]
         if any("format" in variant or "format" in variant.get("items", ()) for variant in variants):
             raise ValueError("Path, File and Secret cannot be one of several types")
-        marked = {"nullable": True} if nullable else {}
-        return {"anyOf": [{**variant, **marked} for variant in variants]}, nullable
+        null = {"nullable": True} if nullable else {}
+        return {"anyOf": [{**variant, **null} for variant in variants]}, nullable
 
     def _value(self, hint: Any, *, inside: bool = False) -> Schema:
-        """The JSON Schema of an input's type that is not a union; ``inside`` a list, a list is refused."""
+        """Return the schema of a type that is no union; ``inside`` a list, lists are refused."""
         hint, opaque = self._unwrapped(hint)
         if opaque:
             return opaque_schema(hint)
@@ -200,15 +200,15 @@ class Describing:
         )
 
     def _unwrapped(self, hint: Any) -> tuple[Any, bool]:
-        """The type inside ``Annotated``, and whether its metadata has ``cog.Opaque``."""
+        """Return the type inside ``Annotated``, and whether its metadata has ``cog.Opaque``."""
         opaque = False
         while typing.get_origin(hint) is typing.Annotated:
-            hint, *said = typing.get_args(hint)
-            opaque = opaque or any(each is self._cog.Opaque for each in said)
+            hint, *metadata = typing.get_args(hint)
+            opaque = opaque or any(each is self._cog.Opaque for each in metadata)
         return hint, opaque
 
     def _check(self, field: Any, kind: Schema) -> None:
-        """Raise ``ValueError`` for a rule that this type does not support."""
+        """Raise ``ValueError`` if the type does not support an attribute of the field."""
         rules = (field.ge, field.le, field.min_length, field.max_length, field.regex, field.choices)
         if "anyOf" in kind and any(rule is not None for rule in rules):
             raise ValueError("choices and bounds are not supported for several types")
@@ -217,7 +217,7 @@ class Describing:
             raise ValueError("accept is only for Path and File")
 
     def _choices(self, name: str, choices: Any, kind: Schema) -> Schema:
-        """Make choices a separate component, and return a reference to it."""
+        """Add a component with the choices, and return a reference to it."""
         self._components[name] = {
             "title": name,
             "type": kind.get("items", kind)["type"],
@@ -229,7 +229,7 @@ class Describing:
     # -- output
 
     def _output(self, hint: Any, within: tuple[Any, ...]) -> Schema:
-        """The JSON Schema of an output; ``within`` are the enclosing classes, to stop at recursive ones."""
+        """Return the schema of an output; ``within`` are the enclosing classes, to stop at recursive ones."""
         hint, opaque = self._unwrapped(hint)
         if is_union(hint):
             raise ValueError("an output must not be optional, or of one of several types")
@@ -256,9 +256,9 @@ class Describing:
         return self._scalar(hint)
 
     def _fields(self, hint: Any) -> dict[str, bool | None] | None:
-        """The fields of a class, and whether each is required; None: it is unless its type is optional.
+        """Return field -> whether it is required; None means that it is, unless its type is optional.
 
-        None instead of a dictionary if ``hint`` is not a class with fields.
+        Returns None if ``hint`` is not a class with fields.
         """
         if is_typed_dict(hint):
             return {name: name in hint.__required_keys__ for name in hint.__annotations__}
@@ -283,9 +283,9 @@ class Describing:
         properties: dict[str, Schema] = {}
         required = []
         for name, needed in fields.items():
-            kind, said = hints[name], needed
-            while typing.get_origin(kind) in QUALIFIERS:  # of a TypedDict's key, resolved only here
-                said = QUALIFIERS[typing.get_origin(kind)]
+            kind, is_required = hints[name], needed
+            while typing.get_origin(kind) in QUALIFIERS:  # of a key of a TypedDict
+                is_required = QUALIFIERS[typing.get_origin(kind)]
                 (kind,) = typing.get_args(kind)
             kind, opaque = self._unwrapped(kind)
             members, nullable = alternatives(kind)
@@ -295,20 +295,20 @@ class Describing:
             properties[name] = {**described, "title": titled(name)}
             if nullable:
                 properties[name]["nullable"] = True
-            if said or (said is None and not nullable):
+            if is_required or (is_required is None and not nullable):
                 required.append(name)
-        whole: Schema = {"type": "object", "properties": properties}
-        return {**whole, "required": required} if required else whole
+        schema: Schema = {"type": "object", "properties": properties}
+        return {**schema, "required": required} if required else schema
 
 
 def qualifiers() -> dict[Any, bool]:
-    """The qualifiers of TypedDict keys, and whether the key is required; in ``typing`` since Python 3.11."""
+    """Return qualifier of TypedDict keys -> whether the key is required; since Python 3.11 in ``typing``."""
     found = {}
     for module in ("typing", "typing_extensions"):
-        place = importlib.import_module(module) if importlib.util.find_spec(module) else None
+        imported = importlib.import_module(module) if importlib.util.find_spec(module) else None
         for name, needed in (("Required", True), ("NotRequired", False)):
-            if hasattr(place, name):
-                found[getattr(place, name)] = needed
+            if hasattr(imported, name):
+                found[getattr(imported, name)] = needed
     return found
 
 
@@ -316,40 +316,37 @@ QUALIFIERS = qualifiers()
 
 
 def titled(name: str) -> str:
-    """The title that Cog makes of a name."""
+    """Return the title that Cog makes from a name."""
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
 def is_union(hint: Any) -> bool:
-    """Whether a type is a union, written as ``Union`` or with ``|``."""
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def alternatives(hint: Any) -> tuple[list[Any], bool]:
-    """The members of a union without None, or the type itself, and whether None is allowed."""
+    """Return the members of a union without None, or the type itself, and whether None is allowed."""
     members = typing.get_args(hint) if is_union(hint) else (hint,)
     kinds = [member for member in members if member is not NONE]
     return kinds, len(kinds) < len(members)
 
 
 def is_typed_dict(hint: Any) -> bool:
-    """Whether a type is a TypedDict of ``typing`` or ``typing_extensions``."""
     return inspect.isclass(hint) and issubclass(hint, dict) and hasattr(hint, "__required_keys__")
 
 
 def is_dict(hint: Any) -> bool:
-    """Whether a type is a ``dict`` or a TypedDict."""
     return dict in (hint, typing.get_origin(hint)) or is_typed_dict(hint)
 
 
 def opaque_schema(hint: Any) -> Schema:
-    """The JSON Schema of an opaque value, which Cog passes on unchecked: an object or a list of objects."""
+    """Return the schema of an opaque value, which Cog does not check: an object or a list of objects."""
     is_list = list in (hint, typing.get_origin(hint))
     return {"type": "array", "items": dict(OBJECT)} if is_list else dict(OBJECT)
 
 
 def plain(value: Any) -> Any:
-    """A default or a choice as JSON; ``NOTHING`` for NaN and infinite numbers."""
+    """Return a default or a choice as JSON; ``NOTHING`` for NaN and infinite numbers."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, float) and not math.isfinite(value):

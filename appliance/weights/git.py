@@ -1,4 +1,4 @@
-"""Git repositories that hold projects: fetched with git into folders that are whole or not there."""
+"""Checkouts of git repositories with projects, in folders that exist only when they are complete."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from appliance.config import GitSource
 from appliance.domain.errors import WeightsError
 
 _TIMEOUT: Final = 1800.0  # seconds for one command
-_TAIL: Final = 500  # characters of what git said that are passed on
-#: Nothing of the repository is run, nobody is asked for a password, and no other transport is spoken.
+_TAIL: Final = 500  # characters of the output of git in an error message
+#: Run no hooks of the repository, ask for no password, and allow no other transports.
 _OPTIONS: Final = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 _ENVIRONMENT: Final = {"GIT_ALLOW_PROTOCOL": "https:ssh:file", "GIT_TERMINAL_PROMPT": "0"}
 
 
 def folder(home: Path, source: GitSource) -> Path:
-    """Where the repository is, or will be: apart for each address and revision."""
-    told = f"{source.git}@{source.revision}" + ("+submodules" if source.submodules else "")
+    """Return the folder of the checkout, which may not exist yet; each URL and revision has its own."""
+    identity = f"{source.git}@{source.revision}" + ("+submodules" if source.submodules else "")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.git.rstrip("/").rpartition("/")[2]).removesuffix(".git")
-    return home / "weights" / "git" / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}-{name}"
+    return home / "weights" / "git" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{name}"
 
 
 def project(home: Path, source: GitSource) -> Path:
-    """The folder of the project in it."""
+    """Return the folder of the project in the checkout."""
     return folder(home, source) / (source.path or "")
 
 
 def fetch(home: Path, source: GitSource) -> None:
-    """Make the repository present; does nothing if it is. A branch is fetched once and then kept.
+    """Fetch the repository unless it is present; a branch is fetched only once.
 
     Raises:
-        WeightsError: it cannot be had, or does not have the revision or the path.
+        WeightsError: the repository cannot be fetched, or has no such revision or path.
     """
     target = folder(home, source)
     if not target.exists():
@@ -44,7 +44,7 @@ def fetch(home: Path, source: GitSource) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
-            _check_out(source, unfinished)
+            _checkout(source, unfinished)
             shutil.rmtree(unfinished / ".git")
             unfinished.rename(target)
         except BaseException as error:
@@ -53,18 +53,20 @@ def fetch(home: Path, source: GitSource) -> None:
                 raise
     found = project(home, source).resolve()
     if not found.is_dir() or not found.is_relative_to(target.resolve()):
-        raise WeightsError(f"{source.git} has no folder {source.path} at {source.revision}")
+        raise WeightsError(f"{source.git} has no folder {source.path} at {source.revision}: correct the path")
 
 
-def _check_out(source: GitSource, place: Path) -> None:
+def _checkout(source: GitSource, place: Path) -> None:
     _git(place, "init", "--quiet")
-    # A server need not hand out a commit by its name, and none knows an abbreviated one: then all is fetched.
+    # Servers may refuse to send a commit by its hash, and refuse short hashes: then fetch everything.
     wanted = "FETCH_HEAD"
     if not _try(place, "fetch", "--quiet", "--depth=1", source.git, source.revision):
         _git(place, "fetch", "--quiet", "--tags", source.git, "+refs/heads/*:refs/remotes/origin/*")
         wanted = source.revision
         if not _try(place, "rev-parse", "--quiet", "--verify", f"{wanted}^{{commit}}"):
-            raise WeightsError(f"{source.git} has no revision {source.revision}: no commit, tag or branch")
+            raise WeightsError(
+                f"{source.git} has no revision {source.revision}: name a commit, tag or branch"
+            )
     _git(place, "checkout", "--quiet", "--detach", wanted)
     if source.submodules:
         _git(place, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1")
@@ -82,10 +84,10 @@ def _git(place: Path, *arguments: str) -> None:
     """Run git.
 
     Raises:
-        WeightsError: it is missing, takes too long or fails; the text ends in what it said.
+        WeightsError: git is missing, takes too long or fails; the message has the end of its output.
     """
     try:
-        ran = subprocess.run(
+        result = subprocess.run(
             ["git", *_OPTIONS, *arguments],
             cwd=place,
             env={**os.environ, **_ENVIRONMENT},
@@ -97,9 +99,9 @@ def _git(place: Path, *arguments: str) -> None:
             check=False,
         )
     except FileNotFoundError as error:
-        raise WeightsError("git is not installed; the source of a project needs it") from error
+        raise WeightsError("git is not installed: install it, because a model has a git source") from error
     except subprocess.TimeoutExpired as error:
         raise WeightsError(f"git {arguments[0]} did not end within {_TIMEOUT:g} s") from error
-    if ran.returncode != 0:
-        said = (ran.stderr or ran.stdout).strip()[-_TAIL:]
-        raise WeightsError(f"git {arguments[0]} failed: {said or f'exit code {ran.returncode}'}")
+    if result.returncode != 0:
+        output = (result.stderr or result.stdout).strip()[-_TAIL:]
+        raise WeightsError(f"git {arguments[0]} failed: {output or f'exit code {result.returncode}'}")

@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP: resumes interrupted downloads and verifies the SHA-256."""
+"""Download of one file over HTTP, which resumes after interruptions and verifies the SHA-256."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 import httpx
 
 from appliance.domain.errors import WeightsError
+from appliance.domain.units import readable_bytes
 from appliance.protocols import content_encodings
 
 #: Maximum attempts in a row that bring no new bytes.
@@ -22,7 +23,7 @@ Advance = Callable[[int, int | None], None]
 
 
 def sha256_of(file: Path) -> str:
-    """The hash of a file, in lowercase hex."""
+    """Return the SHA-256 of a file in lowercase hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -37,20 +38,20 @@ def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Adva
     resumed = file.exists()
     _complete(client, url, file, advance)
     found = sha256_of(file)
-    if found != sha256 and resumed:  # the part from before may be of another file, or damaged
+    if found != sha256 and resumed:  # the partial file may be damaged, or of another file
         file.unlink()
         _complete(client, url, file, advance)
         found = sha256_of(file)
     if found != sha256:
         file.unlink()
         raise WeightsError(
-            f"{_name(url)} has the SHA-256 {found}, but models.yaml says {sha256}; "
+            f"{_name(url)} has the SHA-256 {found}, but models.yaml says {sha256}: "
             "correct the sha256, or find out why the file changed"
         )
 
 
 def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """Connect until the whole file is here, or until nothing more comes."""
+    """Connect until the file is complete, or until ``ATTEMPTS`` attempts in a row bring no bytes."""
     attempt = 1
     while True:
         before = _length(file)
@@ -63,32 +64,30 @@ def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> N
             if attempt > ATTEMPTS:
                 raise WeightsError(
                     f"{_name(url)} cannot be fetched: {str(error) or type(error).__name__}; "
-                    f"{_length(file):,} bytes are kept, the next try goes on from there"
+                    f"{readable_bytes(_length(file))} are kept, and the next attempt resumes there"
                 ) from error
             time.sleep(_PAUSE * 2 ** (attempt - 1))
         except httpx.HTTPStatusError as error:
-            raise WeightsError(
-                f"{_name(url)} cannot be fetched: "
-                f"{error.request.url.host} answered {error.response.status_code}"
-            ) from error
+            status = f"{error.request.url.host} answered {error.response.status_code}"
+            raise WeightsError(f"{_name(url)} cannot be fetched: {status}") from error
 
 
 def _connection(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """Download one response. A server without range support sends the file from its beginning."""
+    """Make one request. A server without range support sends the file from its beginning."""
     have = _length(file)
-    # Compressed, the bytes of a range would not be those of the file.
+    # IDENTITY, because a range of a compressed response is not a range of the file.
     headers = {**content_encodings.IDENTITY, **({"Range": f"bytes={have}-"} if have else {})}
     with client.stream("GET", url, headers=headers) as response:
         if have and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing lies beyond what is here; the hash says whether it is right
+            return  # the file is complete; the caller checks its hash
         response.raise_for_status()
-        goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
-        have = have if goes_on else 0
+        resumes = response.status_code == httpx.codes.PARTIAL_CONTENT
+        have = have if resumes else 0
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdecimal() else None
         advance(have, total)
-        with file.open("ab" if goes_on else "wb") as opened:
-            for chunk in response.iter_raw():  # as they come: what a break interrupts is on disk up to there
+        with file.open("ab" if resumes else "wb") as opened:
+            for chunk in response.iter_raw():  # as received, so that an interruption loses nothing
                 opened.write(chunk)
                 have += len(chunk)
                 advance(have, total)

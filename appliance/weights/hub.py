@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face hub repository, through huggingface_hub, which resumes and verifies by itself."""
+"""Downloads from the Hugging Face hub, with huggingface_hub, which resumes and verifies them."""
 
 from __future__ import annotations
 
@@ -10,58 +10,42 @@ import httpx
 from appliance.config import HubSource
 from appliance.domain.errors import WeightsError
 
-#: What runners read besides weights: configs, tokenizers, custom model code, licences; not the same weights
-#: once more in other formats.
-_PATTERNS: Final = (
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.tiktoken",
-    "*.txt",
-    "*.py",
-    "LICENSE*",
-    "NOTICE*",
-)
+#: Other files that runners read: configs, tokenizers, custom model code; and licences.
+_LICENSES: Final = ("LICENSE*", "NOTICE*")
+_PATTERNS: Final = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", *_LICENSES)
+#: Folders with the same weights in other formats.
 _IGNORED: Final = ("original/*", "onnx/*", "openvino/*")
 
 
-def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...] = ("*.safetensors",)) -> None:
-    """Fetch the repository at its revision into ``folder``; what is there already is not fetched again.
+def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...]) -> None:
+    """Download the repository at its revision into ``folder``, except files that are there already.
 
-    ``weights`` says what its weight files are called.
-
-    The user's HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count. Written against huggingface_hub 2.4; no hub was
-    within reach where this was written, so only the call and the translation of errors are tested.
+    ``weights`` are patterns of its weight files. The environment variables HF_TOKEN, HF_ENDPOINT and
+    HF_HUB_OFFLINE apply. Written for huggingface_hub 2.4; only the call and the conversion of errors are
+    tested, because no hub was reachable.
 
     Raises:
-        WeightsError: the hub, the repository, the revision or the weights in it cannot be had.
+        WeightsError: the download failed, or the repository has no such weights.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*weights, *_PATTERNS]
-    if source.file:
-        patterns = [source.file, f"{source.file}.json", "LICENSE*", "NOTICE*"]
+    hub_errors = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
+    wanted = (source.file,) if source.file else weights
+    others = (f"{source.file}.json", *_LICENSES) if source.file else _PATTERNS
     try:
         snapshot_download(
             source.hub,
             revision=source.revision,
             local_dir=folder,
-            allow_patterns=patterns,
+            allow_patterns=[*wanted, *others],
             ignore_patterns=None if source.file else list(_IGNORED),
         )
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        httpx.HTTPError,
-        OSError,
-        ImportError,  # a SOCKS proxy in the environment needs another library
-    ) as error:
-        first = str(error).partition("\n")[0]
-        raise WeightsError(
-            f"{source.hub} at {source.revision} cannot be fetched from the hub: {first}"
-        ) from error
-    wanted = (source.file,) if source.file else weights
+    # ImportError: a SOCKS proxy in the environment needs another library.
+    except (*hub_errors, httpx.HTTPError, OSError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        message = f"{source.hub} at {source.revision} cannot be fetched from the hub: {reason}"
+        raise WeightsError(message) from error
     if not any(any(folder.rglob(name)) for name in wanted):
-        raise WeightsError(f"{source.hub} at {source.revision} has no {' or '.join(wanted)}")
+        names = " or ".join(wanted)
+        raise WeightsError(f"{source.hub} at {source.revision} has no {names}: correct hub, revision or file")

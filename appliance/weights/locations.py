@@ -1,4 +1,4 @@
-"""The folder of each model's weights, whether it exists, and what identifies its content."""
+"""Folders of weights, and identities of their content."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from appliance.weights import project
 from appliance.weights.errors import as_weights_errors
 from appliance.weights.fingerprint import fingerprint
 
-#: What comes with the appliance.
+#: Folder of the weights that come with the appliance.
 BUILTIN: Final = Path(__file__).parents[1] / "assets"
 
 
 def root(home: Path) -> Path:
-    """The folder under the data folder ``home`` that holds everything about weights."""
+    """Return the folder of all weights in the data folder ``home``."""
     return home / "weights"
 
 
 def source_of(model: ModelConfig) -> Source:
-    """The model's source.
+    """Return the source of the model.
 
     Raises:
-        WeightsError: its kind has no weights.
+        WeightsError: models of its kind have no weights.
     """
     if model.source is None:
-        raise WeightsError(f"model {model.name} has no weights to fetch: it has no source")
+        raise WeightsError(f"model {model.name} has no weights to download, because its kind has no source")
     return model.source
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
     """Return the folder of the model's weights, which may not exist yet.
 
-    A local folder stays where it is. Everything else has a folder named after its content's identity, so that
-    a changed source never finds the weights of the one before.
+    For a local folder it is the folder itself. Otherwise its name contains a digest of the source, so that a
+    changed source never gets the weights of the old one.
     """
     source = source_of(model)
     if isinstance(model, CogModel):
@@ -62,7 +62,7 @@ def folder(home: Path, model: ModelConfig) -> Path:
 
 
 def present(home: Path, model: ModelConfig) -> bool:
-    """Whether the weights are complete on disk; a downloaded folder exists only when it is complete.
+    """Return whether the weights are complete on disk: a downloaded folder exists only when it is complete.
 
     Raises:
         WeightsError: the files that identify the weights cannot be read.
@@ -72,25 +72,16 @@ def present(home: Path, model: ModelConfig) -> bool:
 
 
 def revision(model: ModelConfig) -> str:
-    """Return text that changes with the weights; it is part of the model's version.
+    """Return text that identifies the weights; it is an input of the model's version.
 
-    It names content, not places: a local folder counts by its fingerprint, ``missing`` where there is none.
+    It depends on the content, not the place: for a local folder it is the fingerprint.
     """
     if isinstance(model.options, BuiltCogOptions):
         return f"folder:{project.content(Path(model.options.build))}"
-    match model.source:
-        case None:
-            return "none"
-        case FolderSource():
-            return f"folder:{identity(model.source)}"
-        case HubSource():
-            return f"hub:{identity(model.source)}"
-        case PypiSource():
-            return f"wheel:{identity(model.source)}"
-        case BuiltinSource():
-            return f"folder:{identity(model.source)}"
-        case GitSource():
-            return f"git:{identity(model.source)}"
+    if model.source is None:
+        return "none"
+    prefixes: dict[type, str] = {HubSource: "hub", PypiSource: "wheel", GitSource: "git"}
+    return f"{prefixes.get(type(model.source), 'folder')}:{identity(model.source)}"
 
 
 def identity(source: Source) -> str:
@@ -109,7 +100,7 @@ def identity(source: Source) -> str:
 
 
 def digest(source: Source) -> str:
-    """16 hex digits of ``identity``, for names of files and folders."""
+    """Return 16 hex digits of ``identity``, for names of files and folders."""
     return hashlib.sha256(identity(source).encode()).hexdigest()[:16]
 
 
@@ -119,7 +110,7 @@ def is_gguf(source: Source) -> bool:
 
 
 def _member(source: Source) -> str:
-    """The path that the source names, inside of wherever it is."""
+    """Return the path or name of the model within its source."""
     match source:
         case FolderSource():
             return source.path.name

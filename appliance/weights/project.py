@@ -1,7 +1,8 @@
-"""From a Cog project to something that can be run: a copy, an environment of its own, a description.
+"""Builds of Cog projects.
 
-All of it lies in one folder that is named after the project's content, and exists only when it is whole. The
-project itself is never written to.
+A build is a folder with a copy of the project, a Python environment, and a description of the inputs and the
+output. Its name contains a hash of the project, and it exists only when it is complete. The project itself is
+not changed.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ from appliance.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
 
-#: The version of the ``cog`` package, whose runtime answers; part of a build's identity.
+#: Version of the ``cog`` package, which runs the project; part of the name of a build.
 COG: Final = "0.23.1"
-#: What else makes a build another one: how it is made here.
+#: Version of the layout of builds; part of the name of a build.
 _FORMAT: Final = 4
 DESCRIPTION: Final = "build.json"
-#: Prefix of lines in a build's log that name the next step; the other lines are output of tools.
+#: Prefix of lines in the log of a build that name the next step; other lines are output of tools.
 STEP: Final = "==> "
 PROJECT: Final = "project"
 TRAINING: Final = "training"
 _ENVIRONMENT: Final = "venv"
 _PACKAGES: Final = "packages.txt"
-_LEFT_OUT: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
+_IGNORED: Final = shutil.ignore_patterns(".git", ".cog", "__pycache__", ".venv", "venv", "*.pyc")
 _TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
-_TAIL: Final = 2000  # characters of what a command said that are passed on
+_TAIL: Final = 2000  # characters of the output of a command in an error message
 _PIPE: Final = 65536  # bytes that a pipe holds
-_LOOK: Final = 500  # milliseconds between checks of a process that prints nothing
-#: Keys of cog.yaml that are used here, and their types.
+_INTERVAL: Final = 500  # milliseconds between checks whether a silent process has ended
+#: Key of cog.yaml that is used here -> its type.
 _KINDS: Final[dict[str, type]] = {
     "build": dict,
     "build.python_packages": list,
@@ -62,31 +63,31 @@ _KIND_NAMES: Final = {dict: "a mapping", list: "a list", str: "text", int: "a wh
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
-    """The folder of the project's build, which may not exist yet."""
-    assert isinstance(model, CogModel), "only a Cog model is a project"
+    """Return the folder of the build of the project, which may not exist yet."""
+    assert isinstance(model, CogModel), "only Cog models have a project"
     if isinstance(model.options, BuiltCogOptions):
         return Path(model.options.build)
     return root(home) / f"{fingerprint(_source(home, model))}-{COG}-{_FORMAT}"
 
 
 def content(build: Path) -> str:
-    """The hash that identifies the project of a build."""
+    """Return the hash of the project of a build."""
     return build.name.partition("-")[0]
 
 
 def _source(home: Path, model: CogModel) -> Path:
-    """The folder of the project's source, which does not exist before its repository is fetched."""
+    """Return the folder of the project, which does not exist before its repository is fetched."""
     source = model.source
     return git.project(home, source) if isinstance(source, GitSource) else source.path
 
 
 def python(build: Path) -> Path:
-    """The project's own Python."""
+    """Return the Python interpreter of a build."""
     return build / _ENVIRONMENT / "bin" / "python"
 
 
 def described(build: Path) -> dict[str, Any]:
-    """The description that was stored when the project was built.
+    """Return the description of the project that its build contains.
 
     Raises:
         WeightsError: the project is not built, or the build is damaged.
@@ -94,29 +95,29 @@ def described(build: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((build / DESCRIPTION).read_bytes())
     except OSError as error:
-        raise WeightsError(f"{build} is not built; run: appliance pull") from error
+        raise WeightsError(f"{build} is not built: run `appliance pull`") from error
     except ValueError as error:
-        raise WeightsError(f"{build} is damaged; remove it and run: appliance pull") from error
+        raise WeightsError(f"{build} is damaged: remove it and run `appliance pull`") from error
     return found
 
 
 def built(model: CogModel, build: Path) -> CogModel:
-    """``model`` with what its project said when it was built.
+    """Return ``model`` with the options that come from the build of its project.
 
     Raises:
-        WeightsError: it is not built.
+        WeightsError: the project is not built, or the build is damaged.
     """
     found = described(build)
-    told = model.options.model_dump() | {"build": str(build), "trains": "training" in found}
-    told["concurrency"] = model.options.concurrency or found["concurrency"]
-    return model.model_copy(update={"options": BuiltCogOptions.model_validate(told)})
+    options = model.options.model_dump() | {"build": str(build), "trains": "training" in found}
+    options["concurrency"] = model.options.concurrency or found["concurrency"]
+    return model.model_copy(update={"options": BuiltCogOptions.model_validate(options)})
 
 
 def pushed(name: str, build: Path, memory: int | None) -> tuple[CogModel, str]:
-    """A model that is not in models.yaml, whose project is built; and what identifies the project.
+    """Return the model for the build of a pushed project, and its revision as in ``locations.revision``.
 
     Raises:
-        WeightsError: it is not built.
+        WeightsError: the project is not built, or the build is damaged.
     """
     model = CogModel.model_construct(
         name=name, kind="cog", source=FolderSource(path=build / PROJECT), memory=memory
@@ -125,34 +126,30 @@ def pushed(name: str, build: Path, memory: int | None) -> tuple[CogModel, str]:
 
 
 def root(home: Path) -> Path:
-    """The folder of all builds."""
+    """Return the folder of all builds."""
     return home / "cog"
 
 
 def unpacked(home: Path, name: str) -> Path:
-    """Where a project that was pushed lies while it is built."""
+    """Return the folder of a pushed project during its build."""
     return root(home) / f".pushed.{name}.{os.getpid()}"
 
 
 def sweep(home: Path) -> None:
-    """Remove what builds have left whose process is no more: hidden folders that end in its number."""
-    for left in root(home).glob(".*"):
-        number = left.name.rpartition(".")[2]
-        if not (number.isdecimal() and is_running(int(number))):
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove unfinished builds, which are hidden folders, unless the process of their PID still runs."""
+    for unfinished in root(home).glob(".*"):
+        pid = unfinished.name.rpartition(".")[2]
+        if not (pid.isdecimal() and is_running(int(pid))):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _silent(_: str) -> None:
-    pass
+def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line: None) -> Path:
+    """Build the project unless it is built already, and return the folder of the build.
 
-
-def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> Path:
-    """Build the project unless it is built already, and return the build's folder.
-
-    ``say`` gets a line for each step, and the output of tools.
+    ``say`` gets a line for each step, and each line of the output of tools.
 
     Raises:
-        WeightsError: the build failed; the text is the tool's output.
+        WeightsError: the build failed; the message has the output of the tool.
     """
     if isinstance(model.source, GitSource):
         say(f"{STEP}fetching {model.source.git}")
@@ -167,7 +164,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        shutil.copytree(project, unfinished / PROJECT, ignore=_LEFT_OUT)
+        shutil.copytree(project, unfinished / PROJECT, ignore=_IGNORED)
         _install(model.name, settings, unfinished, say)
         say(f"{STEP}reading the inputs and the output of the project")
         description = _describe(model.name, settings, unfinished, say)
@@ -183,14 +180,14 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = _silent) -> 
 
 
 def _settings(name: str, project: Path) -> dict[str, Any]:
-    """The content of ``cog.yaml``.
+    """Return the content of ``cog.yaml``.
 
     Raises:
         WeightsError: the file is missing, names no handler, or has a key of the wrong type.
     """
     file = project / "cog.yaml"
     if not file.exists():
-        raise WeightsError(f"model {name}: {project} is no Cog project: it has no cog.yaml")
+        raise WeightsError(f"model {name}: {project} has no cog.yaml: add one, or correct the source")
     try:
         found = yaml_source.read(file).data
     except ConfigError as error:
@@ -198,35 +195,35 @@ def _settings(name: str, project: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):
         raise WeightsError(f'model {name}: {file} needs the key run (or predict), such as "run.py:Runner"')
     for key, kind in _KINDS.items():
-        place: Any = found
-        for part in key.split("."):
-            place = (place or {}).get(part)
-        if place is not None and not isinstance(place, kind):
+        value: Any = found
+        for level in key.split("."):
+            value = (value or {}).get(level)
+        if value is not None and not isinstance(value, kind):
             raise WeightsError(f"model {name}: {file}: {key} should be {_KIND_NAMES[kind]}")
     return found
 
 
 def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> None:
-    """Make the environment with the project's requirements and Cog's runtime."""
-    wanted = settings.get("build") or {}
-    version = str(wanted.get("python_version") or f"{sys.version_info.major}.{sys.version_info.minor}")
+    """Make the Python environment with the requirements of the project and the runtime of Cog."""
+    section = settings.get("build") or {}
+    version = str(section.get("python_version") or f"{sys.version_info.major}.{sys.version_info.minor}")
     uv = [sys.executable, "-m", "uv"]
     environment = build / _ENVIRONMENT
     say(f"{STEP}making an environment with Python {version}")
     venv = [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)]
     _run(name, venv, build, say)
-    packages = [f"cog=={COG}", *map(str, wanted.get("python_packages") or ())]
-    # Passed in a file, so that every line of a requirements file is allowed, such as "-e ./package".
+    packages = [f"cog=={COG}", *map(str, section.get("python_packages") or ())]
+    # In a file, so that lines such as "-e ./package" are allowed.
     (build / _PACKAGES).write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
     requirements = ["--requirement", str(build / _PACKAGES)]
-    if wanted.get("python_requirements"):
-        packages.append(f"what {wanted['python_requirements']} names")
-        requirements += ["--requirement", str(build / PROJECT / wanted["python_requirements"])]
+    if section.get("python_requirements"):
+        packages.append(f"the packages in {section['python_requirements']}")
+        requirements += ["--requirement", str(build / PROJECT / section["python_requirements"])]
     say(f"{STEP}installing {' '.join(packages)}")
     install = [*uv, "pip", "install", "--no-progress", "--compile-bytecode", "--python", str(python(build))]
-    _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths count from here
+    _run(name, [*install, *requirements], build / PROJECT, say)  # relative paths start there
     install_modules(environment)
-    _tell_missing(name, [str(each) for each in wanted.get("system_packages") or ()], say)
+    _report_missing(name, [str(each) for each in section.get("system_packages") or ()], say)
 
 
 def _site_packages(build: Path) -> Path:
@@ -244,22 +241,22 @@ def _renamed(build: Path, target: Path) -> None:
                 file.write_bytes(content.replace(os.fsencode(build), os.fsencode(target)))
 
 
-def _tell_missing(name: str, packages: list[str], say: Callable[[str], None]) -> None:
-    """Say which of the system packages that the project names are not installed; it may do without."""
-    asked = shutil.which("dpkg-query")
-    for package in packages if asked is not None else ():
-        known = subprocess.run([str(asked), "--status", package], capture_output=True, check=False)
-        if known.returncode != 0:
-            say(f"the system package {package}, which it wants, is not installed")
-            _log.warning("model %s wants the system package %s, which is not installed", name, package)
+def _report_missing(name: str, packages: list[str], say: Callable[[str], None]) -> None:
+    """Report system packages of the project that are not installed. It may work without them."""
+    if (query := shutil.which("dpkg-query")) is None:
+        return
+    for package in packages:
+        if subprocess.run([query, "--status", package], capture_output=True, check=False).returncode != 0:
+            say(f"the system package {package} is not installed; if the project fails, install it")
+            _log.warning("system package %s of model %s is not installed: install it", package, name)
 
 
 def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Find the inputs and the output of the project. This runs its code."""
+    """Return the description of the project. This runs its code."""
     handler = str(settings.get("run", settings.get("predict")))
-    description = _asked(name, handler, build, say)
+    description = _interface(name, handler, build, say)
     if isinstance(settings.get("train"), str):
-        training = _asked(name, settings["train"], build, say)
+        training = _interface(name, settings["train"], build, say)
         description["training"] = {"handler": settings["train"], "interface": training["interface"]}
     limits = settings.get("concurrency") or {}
     environment = [str(each).partition("=")[::2] for each in settings.get("environment") or ()]
@@ -273,17 +270,17 @@ def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[s
     }
 
 
-def _asked(name: str, handler: str, build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The description of a handler by ``describe_cog.py``.
+def _interface(name: str, handler: str, build: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return the description of a handler by ``describe_cog.py``.
 
-    The description comes in a file, because everything that the project prints goes to the build's log.
+    The script writes it to a file, because its standard output has the output of the project.
     """
     script = Path(__file__).with_name("describe_cog.py")
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "description.json")
-        _run(name, [str(python(build)), str(script), handler, str(answer)], build / PROJECT, say)
+        file = Path(folder, "description.json")
+        _run(name, [str(python(build)), str(script), handler, str(file)], build / PROJECT, say)
         try:
-            found: dict[str, Any] = json.loads(answer.read_bytes())
+            found: dict[str, Any] = json.loads(file.read_bytes())
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"model {name}: its Cog project cannot be built: "
@@ -293,10 +290,10 @@ def _asked(name: str, handler: str, build: Path, say: Callable[[str], None]) -> 
 
 
 def _publish(description: dict[str, Any], build: Path) -> None:
-    """Write the description for us, and the schema where Cog's runtime looks for it.
+    """Write the description, and the schemas where the runtime of Cog reads them.
 
-    A runtime that trains takes its input from the same place as one that predicts, so it gets a folder with
-    another schema.
+    It reads the schema of trainings from the same path as that of predictions, so trainings have a copy of
+    the folder.
     """
     if "training" in description:
         shutil.copytree(build / PROJECT, build / TRAINING, copy_function=os.link)
@@ -309,7 +306,7 @@ def _publish_schema(interface: dict[str, Any], project: Path) -> None:
     document = {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
-        # Without this mark the runtime does not stream, and streaming is how the runner hears of everything.
+        # Without this key the runtime does not stream its events, which the runner needs.
         "paths": {"/predictions": {"post": {"x-cog-streaming": True}}},
         "components": {
             "schemas": {
@@ -319,16 +316,16 @@ def _publish_schema(interface: dict[str, Any], project: Path) -> None:
             }
         },
     }
-    place = project / ".cog" / "openapi_schema.json"
-    place.parent.mkdir()
-    place.write_text(json.dumps(document))
+    file = project / ".cog" / "openapi_schema.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(document))
 
 
 def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -> None:
-    """Run a command; ``say`` gets each line of its output. Child processes that it leaves running are killed.
+    """Run a command, pass each line of its output to ``say``, and kill child processes that remain.
 
     Raises:
-        WeightsError: the command failed (with the end of its output), or took too long.
+        WeightsError: the command failed or took too long; the message has the end of its output.
     """
     variables = without_secrets()
     variables.pop("VIRTUAL_ENV", None)  # the project has its own environment
@@ -341,12 +338,12 @@ def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -
         stderr=subprocess.STDOUT,
         process_group=0,
     )
-    said: deque[str] = deque(maxlen=100)
+    output: deque[str] = deque(maxlen=100)
     deadline = time.monotonic() + _TIMEOUT
     with process:
         try:
             for line in _lines(process, deadline):
-                said.append(line)
+                output.append(line)
                 say(line)
             code = process.wait(max(0.0, deadline - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired) as error:
@@ -355,26 +352,26 @@ def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if code != 0:
-        reason = "\n".join(said).strip()[-_TAIL:] or f"{command[0]} ended with code {code}"
+        reason = "\n".join(output).strip()[-_TAIL:] or f"{command[0]} ended with code {code}"
         raise WeightsError(f"model {name}: its Cog project cannot be built: {reason}")
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
     """Yield the lines that a process prints until it ends; long lines are split.
 
-    Child processes may hold the pipe open for ever, so the end of the pipe is not waited for.
+    Does not wait for the end of the pipe, because child processes may keep it open.
 
     Raises:
         TimeoutError: ``deadline`` (of ``time.monotonic``) has passed.
     """
-    assert process.stdout is not None, "it was started with a pipe"
+    assert process.stdout is not None, "the process was started with a pipe"
     os.set_blocking(process.stdout.fileno(), False)
     poll = select.poll()
     poll.register(process.stdout, select.POLLIN)
     rest, ended, chunk = b"", False, None
     while chunk != b"" and not ended:
         ended = process.poll() is not None
-        chunk = os.read(process.stdout.fileno(), _PIPE) if poll.poll(0 if ended else _LOOK) else None
+        chunk = os.read(process.stdout.fileno(), _PIPE) if poll.poll(0 if ended else _INTERVAL) else None
         *lines, rest = (rest + (chunk or b"")).split(b"\n")
         if len(rest) > _PIPE:
             lines, rest = [*lines, rest], b""

@@ -1,4 +1,4 @@
-"""Size of weights, from file sizes and safetensors headers."""
+"""Size of weights, from the sizes of files and the headers of safetensors files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 from appliance.domain.errors import WeightsError
 from appliance.domain.weight_size import WeightSize
 
-#: What weight files are called; configs, tokenizers and licences weigh nothing. What comes first is loaded.
+#: Suffixes of weight files.
 _SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
 _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 
@@ -19,25 +19,25 @@ _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 def weight_size_of(path: Path) -> WeightSize:
     """Return the size of the weights in a folder or file; zero if it does not exist.
 
-    Of the same weights in several formats, or in several variants, those count that are loaded.
+    If the weights are there in several formats or variants, only those that are loaded count.
 
     Raises:
         WeightsError: a file is damaged.
     """
     files = [path] if path.is_file() else list(_loaded(path))
-    counts = [_numbers(file) for file in files]
+    counts = [_parameters(file) for file in files]
     known = [count for count in counts if count is not None]
-    numbers = sum(known) if files and len(known) == len(files) else None
-    return WeightSize(sum(file.stat().st_size for file in files), numbers)
+    parameters = sum(known) if files and len(known) == len(files) else None
+    return WeightSize(sum(file.stat().st_size for file in files), parameters)
 
 
 def _loaded(folder: Path) -> Iterator[Path]:
-    """Yield the weight files that are loaded: in each folder, no older formats and no variants."""
+    """Yield the weight files that are loaded: in each folder the newest formats, without variants."""
     files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     for inner in sorted({file.parent for file in files}):
         here = [file for file in files if file.parent == inner]
         formats = {file.suffix for file in here}
-        if ".safetensors" in formats:  # beside it the same in older formats
+        if ".safetensors" in formats:  # the others have the same weights in older formats
             formats = {".safetensors", ".onnx"} & formats
         names = {file.name for file in here}
         for file in here:
@@ -46,16 +46,16 @@ def _loaded(folder: Path) -> Iterator[Path]:
 
 
 def _is_variant(file: Path, names: Iterable[str]) -> bool:
-    """Whether it is "model.fp16.safetensors" beside "model.safetensors"."""
-    whole, _, variant = file.stem.rpartition(".")
-    return bool(whole) and bool(variant) and f"{whole}{file.suffix}" in names
+    """Return whether the file is like ``model.fp16.safetensors`` next to ``model.safetensors``."""
+    stem, _, variant = file.stem.rpartition(".")
+    return bool(stem) and bool(variant) and f"{stem}{file.suffix}" in names
 
 
-def _numbers(file: Path) -> int | None:
-    """Number of parameters in a safetensors file, from its header; None for other or damaged files.
+def _parameters(file: Path) -> int | None:
+    """Return the number of parameters in a safetensors file; None for other or damaged files.
 
     Raises:
-        WeightsError: its header is nested too deeply to be parsed.
+        WeightsError: the header is nested too deeply to be parsed.
     """
     if file.suffix != ".safetensors":
         return None
@@ -67,9 +67,11 @@ def _numbers(file: Path) -> int | None:
             header: dict[str, Any] = json.loads(stream.read(length))
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         if any(not str(tensor["dtype"]).startswith(("F", "BF")) for tensor in tensors):
-            return None  # packed, most likely: a number of the file is several of the model
+            return None  # probably quantized: one number in the file packs several parameters
         return sum(int(math.prod(tensor["shape"])) for tensor in tensors)
     except RecursionError as error:
-        raise WeightsError(f"{file} is damaged: its header is nested too deeply; fetch it again") from error
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # whoever loads it will say so
+        raise WeightsError(
+            f"{file} is damaged: its header is nested too deeply; download it again"
+        ) from error
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # loading it raises the error
         return None

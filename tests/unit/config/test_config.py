@@ -387,7 +387,7 @@ def test_footprints_hold_weights_cache_and_process() -> None:
         == 500 + 1000 + 1024**3
     )
     assert EchoOptions().footprint(WeightSize(), "cpu") == 64 * 1024**2
-    whole = WeightSize(stored=400, numbers=100)  # in 32 bits
+    whole = WeightSize(stored=400, parameters=100)  # in 32 bits
     assert options.footprint(whole, "cpu") == 400 + 1000 + 1024**3
     assert options.footprint(whole, "cuda") == 400 + 1000 + 1024**3
     halved = VllmOptions(kv_cache=1000, max_adapters=0, dtype="bfloat16").footprint(whole, "cuda")

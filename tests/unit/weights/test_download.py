@@ -449,7 +449,7 @@ def test_a_wheel_of_an_earlier_try_is_used(tmp_path: Path, shelf: tuple[ModelCon
 
 
 def test_a_missing_local_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r".*/none does not exist; correct its source"):
+    with pytest.raises(WeightsError, match=r".*/none does not exist: correct its source"):
         weights.pull(tmp_path, model(path=str(tmp_path / "none")))
     assert weights.pull(tmp_path, model(path=str(tmp_path))) == tmp_path
 
@@ -510,7 +510,7 @@ def test_a_repository_is_pulled_at_its_revision(tmp_path: Path, fake_hub: Hub) -
 
 def test_one_file_of_a_repository(tmp_path: Path, fake_hub: Hub) -> None:
     fake_hub.files = ["x.gguf"]
-    hub.snapshot(HubSource(hub="org/repo", revision="abc", file="x.gguf"), tmp_path)
+    hub.snapshot(HubSource(hub="org/repo", revision="abc", file="x.gguf"), tmp_path, ("*.safetensors",))
     assert fake_hub.calls[0]["allow_patterns"][0] == "x.gguf"
     assert fake_hub.calls[0]["ignore_patterns"] is None
 
