@@ -264,4 +264,4 @@ def test_a_project_that_cannot_be_described_is_refused(built: Path, source: str,
     """In the environment that is there: only the last step of a build is tried."""
     (built / "project" / "other.py").write_text(source)
     with pytest.raises(WeightsError, match=said.replace("run.py", "other.py")):
-        project._asked("cog/other", "other.py:Runner", built, lambda _: None)
+        project._interface("cog/other", "other.py:Runner", built, lambda _: None)
