@@ -58,7 +58,7 @@ _ALIASES: Final = {
 }
 _FRAMES_PER_SECOND: Final = 16
 _LARGEST_SEED: Final = 2**53 - 1  # JSON readers in other languages round larger ones
-#: Arguments that the inputs above replace, or that make no sense in an API.
+#: Arguments that other inputs replace, or that make no sense in an API.
 _NO_INPUTS: Final = frozenset(
     {
         *("prompt", "negative_prompt", "image", "mask_image", "width", "height", "strength", "generator"),
@@ -71,7 +71,7 @@ _NO_INPUTS: Final = frozenset(
 
 
 class Size(NamedTuple):
-    """Pixels."""
+    """Width and height in pixels."""
 
     width: int
     height: int

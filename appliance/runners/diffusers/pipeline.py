@@ -150,7 +150,7 @@ def _classes() -> dict[str, Path]:
 
 @functools.cache
 def _call(name: str) -> PipelineCall:
-    """Return the arguments of ``__call__`` of this class or of its base class."""
+    """Return the class ``name`` with the arguments of its own or inherited ``__call__``."""
     tree = ast.parse(_classes()[name].read_text(encoding="utf-8"))
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for part in found.body:

@@ -42,7 +42,7 @@ _HINTS: Final = (
 
 
 def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
-    """Load the model; must be called in an event loop, which this blocks.
+    """Load the model. This needs a running event loop and blocks it.
 
     Raises:
         LoadFailed: the weights or the options do not fit vLLM or the device.

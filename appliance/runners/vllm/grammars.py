@@ -1,8 +1,9 @@
-"""Structured outputs of vLLM: check grammars before a request is queued, and compile each by its own backend.
+"""Patches of vLLM's structured outputs: grammars are checked before a request is queued, and each is compiled
+by the backend that checked it.
 
-Written for vLLM 0.32. It checks a request with the first backend that accepts its grammar (xgrammar, guidance
-or outlines), but compiles all grammars with the backend of the first request that had one. If that backend
-cannot compile a grammar, or no output can match the grammar, vLLM fails the request with a server error.
+Written for vLLM 0.32, which checks a request with the first backend that accepts its grammar (xgrammar,
+guidance or outlines), but compiles all grammars with the backend of the first request that had one. If that
+backend cannot compile a grammar, or no output can match it, vLLM fails the request with a server error.
 """
 
 from __future__ import annotations
