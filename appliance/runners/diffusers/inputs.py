@@ -223,11 +223,7 @@ def _format(*, video: bool) -> dict[str, Any]:
 
 def other_images(call: PipelineCall) -> list[str]:
     """Return the names of image inputs other than the image and the mask, such as control images."""
-    return [
-        name
-        for name, argument in call.arguments.items()
-        if argument.type == "image" and name not in _NO_INPUTS
-    ]
+    return [name for name, schema in _other_arguments(call).items() if schema.get("format") == "uri"]
 
 
 def call_for(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
