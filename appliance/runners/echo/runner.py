@@ -20,70 +20,35 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.domain.values import MIB
 from appliance.runners import progress
 from appliance.runners.base import LoadSpec
-from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.interfaces import FILE, Schema, field, interface_of
 
 _WORDS: Final = re.compile(r"\S+\s*|\s+")
 _PATTERN: Final = bytes(range(256)) * 256  # the content of the weights
 
-_INPUTS: Final[dict[str, dict[str, Any]]] = {
-    "text": {"type": "string", "default": "hello", "description": "Text to return"},
-    "repeat": {
-        "type": "integer",
-        "default": 1,
-        "minimum": 1,
-        "maximum": 1_000_000,
-        "description": "Number of times to return the text, or of files to make",
-    },
-    "delay": {"type": "number", "default": 0, "minimum": 0, "description": "Seconds before the first output"},
-    "chunk_delay": {
-        "type": "number",
-        "default": 0,
-        "minimum": 0,
-        "description": "Seconds between streamed words",
-    },
-    "print": {"type": "string", "description": "Text to print to the logs"},
-    "progress": {
-        "type": "integer",
-        "default": 0,
-        "minimum": 0,
-        "maximum": 10_000,
-        "description": "Steps of a progress bar to draw in the logs",
-    },
-    "after": {
-        "type": "integer",
-        "default": 0,
-        "minimum": 0,
-        "description": "Streamed words to send before any of the faults below",
-    },
-    "fail": {"type": "string", "description": "Fail with this error"},
-    "crash": {"type": "boolean", "default": False, "description": "Kill the worker process with SIGKILL"},
-    "exit_code": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": 255,
-        "description": "End the worker process with this exit code",
-    },
-    "hang": {
-        "type": "number",
-        "default": 0,
-        "minimum": 0,
-        "description": "Seconds to block the whole worker process, which then ignores cancels too",
-    },
-    "ignore_cancel": {
-        "type": "number",
-        "default": 0,
-        "minimum": 0,
-        "description": "Seconds to continue after a cancel",
-    },
+_INPUTS: Final[dict[str, Schema]] = {
+    "text": field("string", "Text to return", default="hello"),
+    "repeat": field(
+        "integer", "How often to return the text, or files to make", default=1, minimum=1, maximum=1_000_000
+    ),
+    "delay": field("number", "Seconds before the first output", default=0, minimum=0),
+    "chunk_delay": field("number", "Seconds between streamed words", default=0, minimum=0),
+    "print": field("string", "Text to print to the logs"),
+    "progress": field(
+        "integer", "Steps of a progress bar to draw in the logs", default=0, minimum=0, maximum=10_000
+    ),
+    "after": field("integer", "Streamed words to send before any of the faults below", default=0, minimum=0),
+    "fail": field("string", "Fail with this error"),
+    "crash": field("boolean", "Kill the worker process with SIGKILL", default=False),
+    "exit_code": field("integer", "End the worker process with this exit code", minimum=0, maximum=255),
+    "hang": field(
+        "number", "Seconds to block the worker process, which then ignores cancels too", default=0, minimum=0
+    ),
+    "ignore_cancel": field("number", "Seconds to continue after a cancel", default=0, minimum=0),
     "file": {**FILE, "description": "File to return, if the model returns files"},
-    "files": {"type": "array", "items": FILE, "description": "Further files to return"},
-    "memory": {
-        "type": "integer",
-        "default": 0,
-        "minimum": 0,
-        "maximum": 65_536,
-        "description": "Main memory to hold during the prediction, in MiB",
-    },
+    "files": field("array", "Further files to return", items=FILE),
+    "memory": field(
+        "integer", "Main memory to hold during the prediction, in MiB", default=0, minimum=0, maximum=65_536
+    ),
 }
 
 

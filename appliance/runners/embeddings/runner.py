@@ -19,30 +19,22 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures, torch_offload
 from appliance.runners.base import LoadSpec
-from appliance.runners.interfaces import interface_of
+from appliance.runners.interfaces import Schema, field, interface_of
 from appliance.runners.model_loading import GPU, most_tokens
 
 if TYPE_CHECKING:
     import torch
 
-_INPUTS: Final[dict[str, dict[str, Any]]] = {
-    "texts": {
-        "type": "string",
-        "description": "Texts to embed, as a JSON list of strings; a single text needs no list",
-        LIST_TOO: True,
-    },
-    "batch_size": {
-        "type": "integer",
-        "default": 32,
-        "minimum": 1,
-        "maximum": 4096,
-        "description": "Maximum number of texts of this prediction that are computed together",
-    },
-    "normalize_embeddings": {
-        "type": "boolean",
-        "default": True,
-        "description": "Whether to scale vectors to length 1, so that their dot product is their cosine",
-    },
+_INPUTS: Final[dict[str, Schema]] = {
+    "texts": field(
+        "string", "Texts to embed, as a JSON list of strings; a single text needs no list", **{LIST_TOO: True}
+    ),
+    "batch_size": field(
+        "integer", "Texts of this prediction that are computed together", default=32, minimum=1, maximum=4096
+    ),
+    "normalize_embeddings": field(
+        "boolean", "Scale vectors to length 1, so that their dot product is their cosine", default=True
+    ),
 }
 _OUTPUT: Final = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 _ALIASES: Final = dict.fromkeys(("text", "text_batch", "inputs"), "texts")

@@ -7,11 +7,10 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from appliance.domain.input_schema import LIST_TOO
-from appliance.runners.interfaces import FILE
+from appliance.runners import audio
+from appliance.runners.interfaces import FILE, Schema, field
 from appliance.runners.model_loading import Compute, LoadRequest
 from appliance.runners.transformers import pipelines, seq2seq
-
-Schema = dict[str, Any]
 
 
 class Task(NamedTuple):
@@ -33,59 +32,51 @@ def _list_of(**properties: Schema) -> Schema:
     return {"type": "array", "items": {"type": "object", "properties": properties}}
 
 
-def _text(description: str) -> Schema:
-    return {"type": "string", "minLength": 1, "description": description}
+def _text(description: str, **rules: Any) -> Schema:
+    return field("string", description, minLength=1, **rules)
 
 
-def _count(default: int | None, description: str) -> Schema:
-    shown = {} if default is None else {"default": default}
-    return {"type": "integer", **shown, "minimum": 1, "maximum": 1000, "description": description}
+def _count(description: str, **rules: Any) -> Schema:
+    return field("integer", description, minimum=1, maximum=1000, **rules)
 
 
 _IMAGE: Final[Schema] = {**FILE, "description": "Input image"}
 _GENERATION: Final[dict[str, Schema]] = {
-    "max_new_tokens": {
-        "type": "integer",
-        "default": 256,
-        "minimum": 1,
-        "maximum": 4096,
-        "description": "Maximum length of the output, in tokens",
-    },
-    "num_beams": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 16,
-        "description": "Beam width: candidate outputs that are kept while decoding. Default: the model's",
-    },
+    "max_new_tokens": field(
+        "integer", "Maximum length of the output, in tokens", default=256, minimum=1, maximum=4096
+    ),
+    "num_beams": field(
+        "integer",
+        "Beam width: candidate outputs that are kept while decoding. Default: the model's",
+        minimum=1,
+        maximum=16,
+    ),
 }
-_PREFIX: Final[Schema] = {
-    "type": "string",
-    "description": 'Text to put before the input, such as "translate English to German: " for T5 models',
-}
+_PREFIX: Final = field(
+    "string", 'Text to put before the input, such as "translate English to German: " for T5 models'
+)
 _LABELS: Final = _list_of(label=_STRING, score=_NUMBER)
-_TOP_K: Final = _count(5, "Maximum number of labels to return, the most likely first")
+_TOP_K: Final = _count("Maximum number of labels to return, the most likely first", default=5)
 
 TASKS: Final[dict[str, Task]] = {
     "automatic-speech-recognition": Task(
         inputs={
             "audio": {**FILE, "description": "Audio or video file to transcribe"},
-            "task": {
-                "type": "string",
-                "enum": ["transcribe", "translate"],
-                "default": "transcribe",
-                "description": "translate: transcribe in English, if the model can",
-            },
-            "language": {
-                "type": "string",
-                "default": "None",
-                "description": "Spoken language: a code or its English name; None: detect it",
-            },
-            "timestamp": {
-                "type": "string",
-                "enum": ["chunk", "word"],
-                "default": "chunk",
-                "description": "Unit of the timestamps; CTC models support only word",
-            },
+            "task": field(
+                "string",
+                "translate: transcribe in English, if the model can",
+                enum=["transcribe", "translate"],
+                default="transcribe",
+            ),
+            "language": field(
+                "string", "Spoken language: a code or its English name; None: detect it", default="None"
+            ),
+            "timestamp": field(
+                "string",
+                "Unit of the timestamps; CTC models support only word",
+                enum=["chunk", "word"],
+                default="chunk",
+            ),
         },
         output={
             "type": "object",
@@ -101,12 +92,9 @@ TASKS: Final[dict[str, Task]] = {
     "text-to-speech": Task(
         inputs={
             "text": _text("Text to speak"),
-            "output_format": {
-                "type": "string",
-                "enum": ["wav", "mp3", "flac", "opus"],
-                "default": "wav",
-                "description": "Format of the audio file",
-            },
+            "output_format": field(
+                "string", "Format of the audio file", enum=list(audio.FORMATS), default="wav"
+            ),
         },
         output=dict(FILE),
         load=pipelines.text_to_speech,
@@ -116,13 +104,12 @@ TASKS: Final[dict[str, Task]] = {
     "reranking": Task(
         inputs={
             "query": _text("Query to compare the documents with"),
-            "documents": {
-                "type": "string",
-                LIST_TOO: True,
-                "description": "Texts to rank, as a JSON list of strings; a text too long for the model "
-                "is truncated",
-            },
-            "top_k": _count(None, "Maximum number of documents to return, the best first. Default: all"),
+            "documents": field(
+                "string",
+                "Texts to rank, as a JSON list of strings; a text too long for the model is truncated",
+                **{LIST_TOO: True},
+            ),
+            "top_k": _count("Maximum number of documents to return, the best first. Default: all"),
         },
         output=_list_of(index=_INTEGER, score=_NUMBER, document=_STRING),
         load=pipelines.reranking,
@@ -153,13 +140,9 @@ TASKS: Final[dict[str, Task]] = {
     "object-detection": Task(
         inputs={
             "image": _IMAGE,
-            "threshold": {
-                "type": "number",
-                "default": 0.5,
-                "minimum": 0,
-                "maximum": 1,
-                "description": "Minimum score of the objects to return",
-            },
+            "threshold": field(
+                "number", "Minimum score of the objects to return", default=0.5, minimum=0, maximum=1
+            ),
         },
         output=_list_of(
             label=_STRING,
@@ -176,14 +159,10 @@ TASKS: Final[dict[str, Task]] = {
     "translation": Task(
         inputs={
             "text": _text("Text to translate"),
-            "source_language": {
-                "type": "string",
-                "description": "Language of the text as the model names it; not for models for two languages",
-            },
-            "target_language": {
-                "type": "string",
-                "description": "Language to translate into, as above",
-            },
+            "source_language": field(
+                "string", "Language of the text as the model names it; not for models for two languages"
+            ),
+            "target_language": field("string", "Language to translate into, as above"),
             "prefix": _PREFIX,
             **_GENERATION,
         },
@@ -208,23 +187,18 @@ TASKS: Final[dict[str, Task]] = {
     "zero-shot-classification": Task(
         inputs={
             "text": _text("Text to classify"),
-            "labels": {
-                "type": "string",
-                "minLength": 1,
-                LIST_TOO: True,
-                "description": "Labels to choose from, separated by commas or as a list",
-            },
-            "multi_label": {
-                "type": "boolean",
-                "default": False,
-                "description": "Whether several labels can apply; their scores are then independent",
-            },
-            "hypothesis_template": {
-                "type": "string",
-                "default": "This example is {}.",
-                "pattern": r"\{\}",
-                "description": "Sentence for the comparison; {} is replaced by each label",
-            },
+            "labels": _text("Labels to choose from, separated by commas or as a list", **{LIST_TOO: True}),
+            "multi_label": field(
+                "boolean",
+                "Whether several labels can apply; scores are then independent",
+                default=False,
+            ),
+            "hypothesis_template": field(
+                "string",
+                "Sentence for the comparison; {} is replaced by each label",
+                default="This example is {}.",
+                pattern=r"\{\}",
+            ),
         },
         output=_LABELS,
         load=pipelines.zero_shot_classification,
@@ -234,12 +208,12 @@ TASKS: Final[dict[str, Task]] = {
     "token-classification": Task(
         inputs={
             "text": _text("Text to find entities in"),
-            "aggregation": {
-                "type": "string",
-                "enum": ["none", "simple", "first", "average", "max"],
-                "default": "simple",
-                "description": "How tokens are combined into entities",
-            },
+            "aggregation": field(
+                "string",
+                "How tokens are combined into entities",
+                enum=["none", "simple", "first", "average", "max"],
+                default="simple",
+            ),
         },
         output=_list_of(entity=_STRING, score=_NUMBER, word=_STRING, start=_INTEGER, end=_INTEGER),
         load=pipelines.token_classification,
@@ -248,7 +222,7 @@ TASKS: Final[dict[str, Task]] = {
     "fill-mask": Task(
         inputs={
             "text": _text("Text with [MASK] or <mask> in one place"),
-            "top_k": _count(5, "Maximum number of candidates to return, the most likely first"),
+            "top_k": _count("Maximum number of candidates to return, the most likely first", default=5),
         },
         output=_list_of(token=_STRING, score=_NUMBER, text=_STRING),
         load=pipelines.fill_mask,
