@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 
-GPU: Final = "cuda:0"  # torch's name of the GPU of a worker process, which sees only its own devices
-
-
 class LoadRequest(NamedTuple):
     """The model to load, and how."""
 

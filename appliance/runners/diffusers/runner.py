@@ -12,18 +12,19 @@ import random
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures, images, threads, torch_offload
+from appliance.runners import failures, images, threads
 from appliance.runners.base import LoadSpec
 from appliance.runners.diffusers import inputs
 from appliance.runners.diffusers.inputs import Size
 from appliance.runners.diffusers.pipeline import Pipeline, PipelineCall
+from appliance.runners.torch_runner import GPU, TorchRunner
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,13 +62,11 @@ class _Result(NamedTuple):
     flagged: int  # number of images that the safety checker removed
 
 
-class DiffusersRunner:
+class DiffusersRunner(TorchRunner):
     """Runs models of kind `diffusers`; the options are those of ``DescribedDiffusersOptions``."""
 
-    kind: ClassVar[str] = "diffusers"
-
     def __init__(self, spec: LoadSpec) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self._pipeline = msgspec.convert(spec.options["pipeline"], Pipeline)
         self._pipes: dict[str, Any] = {}  # by the name of the class; all share the weights
         self._dtype: Any
@@ -115,21 +114,6 @@ class DiffusersRunner:
             yield Metric("image_count", len(files))
             yield Output([files], append=False)
 
-    @property
-    def levels(self) -> tuple[int, ...]:
-        # With `offload` the pipeline moves its weights by itself.
-        return torch_offload.levels(self._spec) if self._spec.options["offload"] == "none" else ()
-
-    async def sleep(self, level: int) -> int:
-        # All pipelines share the weights of the first, so moving the first moves all.
-        return await asyncio.to_thread(torch_offload.fall_asleep, list(self._pipes.values())[:1])
-
-    async def wake(self) -> None:
-        await asyncio.to_thread(torch_offload.wake, list(self._pipes.values())[:1], "cuda")
-
-    async def close(self) -> None:
-        """Do nothing: the memory is freed when the process ends."""
-
     def _load(self, weights: Path) -> None:
         import torch
         from diffusers import DiffusionPipeline
@@ -163,7 +147,8 @@ class DiffusersRunner:
         elif options["offload"] == "sequential":
             pipe.enable_sequential_cpu_offload()
         elif not on_cpu:
-            pipe.to("cuda")
+            pipe.to(GPU)
+            self._models.append(pipe)  # the other pipelines share its weights
         self._scheduler = pipe.scheduler
         self._pipes[type(pipe).__name__] = pipe
 

@@ -102,16 +102,6 @@ class EchoRunner:
         """Sleep levels that this model supports; empty without the option ``weights``."""
         return (1, 2) if self._size else ()
 
-    @property
-    def weights(self) -> bytes:
-        """The content of the weights on the device; empty while the model sleeps."""
-        return b"" if self._weights is None else self._weights[:]
-
-    @property
-    def kept(self) -> bytes:
-        """The content of the weights in main memory while the model sleeps at level 1."""
-        return self._kept
-
     async def sleep(self, level: int) -> int:
         await asyncio.sleep(self._sleep_delay)
         assert self._weights is not None

@@ -17,10 +17,11 @@ from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.input_schema import LIST_TOO
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures, torch_offload
+from appliance.runners import failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import Schema, field, interface_of
-from appliance.runners.model_loading import GPU, most_tokens
+from appliance.runners.model_loading import most_tokens
+from appliance.runners.torch_runner import GPU, TorchRunner
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +48,11 @@ class _Request(NamedTuple):
     vectors: asyncio.Future[list[Any]]  # one for each text, not normalized
 
 
-class EmbeddingsRunner:
+class EmbeddingsRunner(TorchRunner):
     """Runs models of kind `embeddings`; the options are those of ``EmbeddingsOptions``."""
 
     def __init__(self, spec: LoadSpec) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self._waiting: deque[_Request] = deque()
         self._computing: asyncio.Task[None] | None = None
         self._model: Any
@@ -81,19 +82,6 @@ class EmbeddingsRunner:
         if job.input["normalize_embeddings"]:
             vectors = [vector / max(float(vector.norm()), 1e-12) for vector in vectors]
         yield Output([[vector.tolist() for vector in vectors]], append=False)
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return torch_offload.levels(self._spec)
-
-    async def sleep(self, level: int) -> int:
-        return await asyncio.to_thread(torch_offload.fall_asleep, [self._model])
-
-    async def wake(self) -> None:
-        await asyncio.to_thread(torch_offload.wake, [self._model], GPU)
-
-    async def close(self) -> None:
-        """Do nothing: the memory is freed when the process ends."""
 
     async def _computed(self, tokens: list[list[int]]) -> list[Any]:
         """Return the vectors of these texts, which are computed together with other waiting texts."""
@@ -147,6 +135,7 @@ class EmbeddingsRunner:
             trust_remote_code=self._spec.options["trust_remote_code"],
         )
         self._model = model.to("cpu" if on_cpu else GPU).eval()
+        self._models.append(self._model)
         self._pool = _first if _pools_first(weights) else _mean
         self._longest = longest(weights, most_tokens(model, self._tokenizer))
 

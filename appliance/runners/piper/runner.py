@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
@@ -40,8 +40,6 @@ _INPUTS: Final[dict[str, dict[str, Any]]] = {
 
 class PiperRunner:
     """Runs models of kind `piper`; the options are those of ``FoundPiperOptions``."""
-
-    kind: ClassVar[str] = "piper"
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec

@@ -11,25 +11,25 @@ from typing import Any, Final
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import failures, torch_offload
+from appliance.runners import failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import interface_of
-from appliance.runners.model_loading import GPU, Compute, LoadRequest, TaskInput, prepare_libraries
+from appliance.runners.model_loading import Compute, LoadRequest, TaskInput, prepare_libraries
 from appliance.runners.threads import interruptible
+from appliance.runners.torch_runner import GPU, TorchRunner
 from appliance.runners.transformers.tasks import TASKS
 
 #: Exceptions that the library raises for an input that it cannot use.
 _INPUT_ERRORS: Final = (RuntimeError, ValueError, TypeError, LookupError, OSError)
 
 
-class TransformersRunner:
+class TransformersRunner(TorchRunner):
     """Runs models of kind `transformers`; the options are those of ``TransformersOptions``."""
 
     def __init__(self, spec: LoadSpec) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self._task: str = spec.options["task"]
         self._compute: Compute
-        self._models: list[Any] = []  # torch modules
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -65,19 +65,6 @@ class TransformersRunner:
             seconds = time.perf_counter() - began
             yield Metric("real_time_factor", round(seconds / result.metrics["audio_duration"], 4))
         yield Output([result.output], append=False)
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return torch_offload.levels(self._spec) if self._models else ()
-
-    async def sleep(self, level: int) -> int:
-        return await asyncio.to_thread(torch_offload.fall_asleep, self._models)
-
-    async def wake(self) -> None:
-        await asyncio.to_thread(torch_offload.wake, self._models, GPU)
-
-    async def close(self) -> None:
-        """Do nothing: the memory is freed when the process ends."""
 
     def _load(self, folder: Path) -> Compute:
         prepare_libraries(self._spec.threads)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
@@ -37,8 +37,6 @@ _SHUTDOWN_SECONDS: Final = 3.0
 
 class VllmRunner:
     """Runs models of kind `vllm`; the options are those of ``VllmOptions``."""
-
-    kind: ClassVar[str] = "vllm"
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.interface import Interface
@@ -112,8 +112,6 @@ _OUTPUT: Final = {
 
 class WhisperRunner:
     """Runs models of kind `whisper`; the options are those of ``WhisperOptions``."""
-
-    kind: ClassVar[str] = "whisper"
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec

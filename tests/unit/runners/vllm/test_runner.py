@@ -21,7 +21,6 @@ def interface_with(**options: Any) -> Interface:
 
 def test_the_kind_vllm_has_this_runner() -> None:
     assert runner_class("vllm") is VllmRunner
-    assert VllmRunner.kind == "vllm"
 
 
 def test_the_inputs_are_those_of_llama_models_on_replicate_in_order() -> None:
