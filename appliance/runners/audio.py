@@ -64,7 +64,7 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
         with path.open("rb") as file, av.open(file, metadata_errors="ignore", options=_ONE_FILE) as container:
             if not container.streams.audio:
                 raise PredictionFailed(f"input.{field}: this file has no audio; send one with an audio track")
-            for frame in _resampled(_limited(_decoded(container), longest, field), rate):
+            for frame in _resampled(_decoded(container, longest, field), rate):
                 parts.append(frame.to_ndarray()[0].astype(np.float32) / np.float32(2**31))
     except (av.FFmpegError, ValueError) as error:  # ValueError comes from PyAV's own checks
         reason = getattr(error, "strerror", None) or error
@@ -75,10 +75,15 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
     return samples
 
 
-def _decoded(container: InputContainer) -> Iterator[AudioFrame]:
-    """Yield the frames of the first audio track; damaged packets are skipped."""
+def _decoded(container: InputContainer, longest: float, field: str) -> Iterator[AudioFrame]:
+    """Yield the frames of the first audio track; damaged packets are skipped.
+
+    Raises:
+        PredictionFailed: the audio is longer than ``longest`` seconds.
+    """
     import av
 
+    seconds = 0.0
     for packet in container.demux(container.streams.audio[0]):
         try:
             frames = packet.decode()
@@ -86,22 +91,11 @@ def _decoded(container: InputContainer) -> Iterator[AudioFrame]:
             continue
         for frame in frames:
             assert isinstance(frame, av.AudioFrame), "the stream has audio"
+            seconds += frame.samples / frame.sample_rate
+            if seconds > longest:
+                raise PredictionFailed(f"input.{field}: this audio is longer than {longest:g} s; shorten it")
             _clean(frame)
             yield frame
-
-
-def _limited(frames: Iterator[AudioFrame], longest: float, field: str) -> Iterator[AudioFrame]:
-    """Yield ``frames``.
-
-    Raises:
-        PredictionFailed: the audio is longer than ``longest`` seconds.
-    """
-    seconds = 0.0
-    for frame in frames:
-        seconds += frame.samples / frame.sample_rate
-        if seconds > longest:
-            raise PredictionFailed(f"input.{field}: this audio is longer than {longest:g} s; shorten it")
-        yield frame
 
 
 def _clean(frame: AudioFrame) -> None:

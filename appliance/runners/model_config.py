@@ -95,11 +95,14 @@ def _source_tag(value: object) -> str | None:
     """Return the name of the class of a source, by its keys."""
     if isinstance(value, Section):
         return type(value).__name__
-    if isinstance(value, dict):
-        for key, kind in _BY_KEY:
-            if key in value:
-                return kind.__name__
-    return None
+    if not isinstance(value, dict):
+        return None
+    return next((kind.__name__ for key, kind in _BY_KEY if key in value), None)
+
+
+def _one_of(keys: str) -> Discriminator:
+    message = f"should be a mapping with one of the keys {keys}"
+    return Discriminator(_source_tag, custom_error_type="source", custom_error_message=message)
 
 
 WeightsSource = Annotated[
@@ -107,21 +110,13 @@ WeightsSource = Annotated[
     | Annotated[HubSource, Tag("HubSource")]
     | Annotated[PypiSource, Tag("PypiSource")]
     | Annotated[BuiltinSource, Tag("BuiltinSource")],
-    Discriminator(
-        _source_tag,
-        custom_error_type="source",
-        custom_error_message="should be a mapping with one of the keys path, hub, pypi or builtin",
-    ),
+    _one_of("path, hub, pypi or builtin"),
 ]
 
 
 ProjectSource = Annotated[
     Annotated[FolderSource, Tag("FolderSource")] | Annotated[GitSource, Tag("GitSource")],
-    Discriminator(
-        _source_tag,
-        custom_error_type="source",
-        custom_error_message="should be a mapping with one of the keys path or git",
-    ),
+    _one_of("path or git"),
 ]
 
 

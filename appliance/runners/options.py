@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
+from pydantic import Field
+
 from appliance.domain.section import Section
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 
+#: The option of kinds that load models with transformers.
+TRUST_REMOTE_CODE: Final[Any] = Field(
+    default=False,
+    description="Run Python code from the weights folder. Enable it only for sources you trust.",
+)
 TORCH_RESIDUE: Final = GIB  # bytes that a sleeping torch model may keep: CUDA context, workspaces
 
 

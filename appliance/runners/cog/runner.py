@@ -390,10 +390,7 @@ class CogTrainer(CogRunner):
         return msgspec.convert(_description(options)["training"]["interface"], Interface)
 
     def _handlers(self, description: dict[str, Any]) -> dict[str, str]:
-        return {
-            **super()._handlers(description),
-            "COG_TRAIN_TYPE_STUB": description["training"]["handler"],
-        }
+        return {**super()._handlers(description), "COG_TRAIN_TYPE_STUB": description["training"]["handler"]}
 
     def _final(self, output: Any) -> Any:
         weights = output.get("weights") if isinstance(output, dict) else output

@@ -42,8 +42,7 @@ class EchoOptions(Options):
         default=None, description="Part of `weights` that stays allocated while the model sleeps."
     )
     sleep_delay: Seconds = Field(
-        default=0.0,
-        description="Time that sleeping and waking take: seconds, or text such as 2s.",
+        default=0.0, description="Time that sleeping and waking take: seconds, or text such as 2s."
     )
 
     @property

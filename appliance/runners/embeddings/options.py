@@ -10,7 +10,7 @@ from appliance.domain.section import subsection
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
-from appliance.runners.options import TORCH_RESIDUE, Options
+from appliance.runners.options import TORCH_RESIDUE, TRUST_REMOTE_CODE, Options
 
 _PROCESS: Final = GIB // 2
 _EMBEDDED_AT_ONCE: Final = 64  # predictions; they share batches
@@ -28,10 +28,7 @@ class EmbeddingsOptions(Options):
         le=4096,
         description="Maximum number of texts computed in one batch, of one prediction or of several.",
     )
-    trust_remote_code: bool = Field(
-        default=False,
-        description="Run Python code from the weights folder. Enable it only for sources you trust.",
-    )
+    trust_remote_code: bool = TRUST_REMOTE_CODE
 
     @property
     def predictions_at_once(self) -> int:

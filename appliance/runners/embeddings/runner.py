@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.input_schema import LIST_TOO
@@ -22,9 +22,6 @@ from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import Schema, field, interface_of
 from appliance.runners.model_loading import most_tokens
 from appliance.runners.torch_runner import GPU, TorchRunner
-
-if TYPE_CHECKING:
-    import torch
 
 _INPUTS: Final[dict[str, Schema]] = {
     "texts": field(
@@ -57,7 +54,7 @@ class EmbeddingsRunner(TorchRunner):
         self._computing: asyncio.Task[None] | None = None
         self._model: Any
         self._tokenizer: Any
-        self._pool: Any
+        self._pools_first_token = False  # else the mean of all tokens' states is the vector
         self._longest: int | None = None  # tokens that texts are truncated to; None: texts are not truncated
 
     @staticmethod
@@ -136,7 +133,9 @@ class EmbeddingsRunner(TorchRunner):
         )
         self._model = model.to("cpu" if on_cpu else GPU).eval()
         self._models.append(self._model)
-        self._pool = _first if _pools_first(weights) else _mean
+        pooling = weights / "1_Pooling" / "config.json"  # of sentence-transformers
+        if pooling.exists():
+            self._pools_first_token = bool(json.loads(pooling.read_bytes()).get("pooling_mode_cls_token"))
         self._longest = longest(weights, most_tokens(model, self._tokenizer))
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
@@ -160,9 +159,12 @@ class EmbeddingsRunner(TorchRunner):
                 mask = [[1] * len(tokens[n]) + [0] * (width - len(tokens[n])) for n in chosen]
                 device = self._model.device
                 attention = torch.tensor(mask, device=device)
-                states = self._model(input_ids=torch.tensor(ids, device=device), attention_mask=attention)
-                pooled = self._pool(states.last_hidden_state, attention).float().cpu()
-                for number, vector in zip(chosen, pooled, strict=True):
+                output = self._model(input_ids=torch.tensor(ids, device=device), attention_mask=attention)
+                states = output.last_hidden_state
+                weights = attention.unsqueeze(-1).to(states.dtype)
+                mean = (states * weights).sum(1) / weights.sum(1)
+                pooled = states[:, 0] if self._pools_first_token else mean
+                for number, vector in zip(chosen, pooled.float().cpu(), strict=True):
                     found[number] = vector
         return found
 
@@ -191,17 +193,3 @@ def longest(weights: Path, most: int | None) -> int | None:
     file = weights / "sentence_bert_config.json"
     limit = json.loads(file.read_bytes()).get("max_seq_length") if file.exists() else None
     return min((int(tokens) for tokens in (limit, most) if tokens), default=None)
-
-
-def _pools_first(weights: Path) -> bool:
-    file = weights / "1_Pooling" / "config.json"
-    return file.exists() and bool(json.loads(file.read_bytes()).get("pooling_mode_cls_token"))
-
-
-def _first(states: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return states[:, 0]
-
-
-def _mean(states: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    weights = attention.unsqueeze(-1).to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1)

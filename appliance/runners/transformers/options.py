@@ -9,7 +9,7 @@ from pydantic import Field
 from appliance.domain.values import GIB
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
-from appliance.runners.options import TORCH_RESIDUE, Options, in_dtype
+from appliance.runners.options import TORCH_RESIDUE, TRUST_REMOTE_CODE, Options, in_dtype
 
 #: Bytes that a worker process needs besides weights: libraries and working memory.
 _PROCESS: Final = GIB
@@ -49,10 +49,7 @@ class TransformersOptions(Options):
         le=4096,
         description="Maximum number of texts of one prediction computed in one batch.",
     )
-    trust_remote_code: bool = Field(
-        default=False,
-        description="Run Python code from the weights folder. Enable it only for sources you trust.",
-    )
+    trust_remote_code: bool = TRUST_REMOTE_CODE
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         return (TORCH_RESIDUE, in_dtype(weights, self.dtype, device)) if device == "cuda" else None

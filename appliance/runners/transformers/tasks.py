@@ -126,10 +126,7 @@ TASKS: Final[dict[str, Task]] = {
     "image-captioning": Task(
         inputs={
             "image": _IMAGE,
-            "prompt": {
-                "type": "string",
-                "description": "Start of the caption, or a question",
-            },
+            "prompt": field("string", "Start of the caption, or a question"),
             **_GENERATION,
         },
         output=dict(_STRING),
@@ -147,10 +144,7 @@ TASKS: Final[dict[str, Task]] = {
         output=_list_of(
             label=_STRING,
             score=_NUMBER,
-            box={
-                "type": "object",
-                "properties": dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _INTEGER),
-            },
+            box={"type": "object", "properties": dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _INTEGER)},
         ),
         load=pipelines.object_detection,
         required=("image",),
@@ -189,9 +183,7 @@ TASKS: Final[dict[str, Task]] = {
             "text": _text("Text to classify"),
             "labels": _text("Labels to choose from, separated by commas or as a list", **{LIST_TOO: True}),
             "multi_label": field(
-                "boolean",
-                "Whether several labels can apply; scores are then independent",
-                default=False,
+                "boolean", "Whether several labels can apply; scores are then independent", default=False
             ),
             "hypothesis_template": field(
                 "string",

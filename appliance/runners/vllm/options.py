@@ -10,7 +10,7 @@ from appliance.domain.section import size, subsection
 from appliance.domain.values import GIB, Bytes
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
-from appliance.runners.options import Options, in_dtype
+from appliance.runners.options import TRUST_REMOTE_CODE, Options, in_dtype
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
 _PROCESS: Final = GIB  # bytes on the device besides weights, adapters and KV cache
@@ -96,10 +96,7 @@ class VllmOptions(Options):
         description="vLLM's reasoning parser for this model, such as qwen3. "
         "Default: everything that the model writes is its answer.",
     )
-    trust_remote_code: bool = Field(
-        default=False,
-        description="Run Python code from the weights folder. Enable it only for sources you trust.",
-    )
+    trust_remote_code: bool = TRUST_REMOTE_CODE
 
     @property
     def predictions_at_once(self) -> int:
