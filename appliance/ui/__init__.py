@@ -1,5 +1,4 @@
-"""The pages for people: a process of its own, which speaks the HTTP API like any client.
+"""The web UI: a process of its own that calls the HTTP API like any client, with the token of the user.
 
-It knows nothing but what the API tells the token of whoever looks. ``server`` has the paths, ``session`` who
-is signed in, ``shell`` what all pages have in common and how one is added.
+``server`` has the paths, ``session`` the sign-in, and ``layout`` the parts that all pages share.
 """

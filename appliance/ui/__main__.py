@@ -1,4 +1,4 @@
-"""``python -m appliance.ui``: what ``appliance serve`` starts, to make the pages."""
+"""``python -m appliance.ui``: the UI's process, which ``appliance serve`` starts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from appliance.ui.client import Api
 from appliance.ui.server import Server
 from appliance.ui.session import Sessions
 
-#: How much later than others this process gets its turn, where processors are short: the API goes first.
+#: Nice value of this process: the API has priority when processors are busy.
 NICENESS: Final = 5
-#: Seconds for which a connection stays open that nobody uses: for longer than the gateway keeps its own.
-KEPT: Final = 75
+#: Seconds for which idle connections stay open: longer than the gateway keeps its own to this process.
+KEEP_ALIVE: Final = 75
 
 
 def reserve(path: Path) -> None:
@@ -31,15 +31,15 @@ def reserve(path: Path) -> None:
     uvicorn keeps the permissions of an existing socket, but opens a socket that it creates to everyone.
     """
     path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as created:
+        created.bind(str(path))
     path.chmod(0o600)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Answer on the socket until the process is told to end, or the driver has ended."""
+    """Answer on the socket until the process gets a signal to end, or the driver has ended."""
     if uploads := os.environ.get("GRADIO_TEMP_DIR"):
-        shutil.rmtree(uploads, ignore_errors=True)  # what a crash has left
+        shutil.rmtree(uploads, ignore_errors=True)  # left by a crash
     api = Api(arguments.api, arguments.certificates)
     config = configuration.load(arguments.config)
     logs.configure(None, config.logging)
@@ -54,8 +54,8 @@ async def serve(arguments: argparse.Namespace) -> None:
             lifespan="off",
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=KEPT,
-            timeout_graceful_shutdown=1,  # pages hold streams open for as long as they are shown
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=1,  # open pages keep streams open
         )
     )
 
@@ -71,24 +71,24 @@ async def serve(arguments: argparse.Namespace) -> None:
         await app.close()
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     os.nice(NICENESS)
-    # Kernels that group processes by session compare those of different sessions by this instead.
+    # With autogroup scheduling, nice values count only within a session; this is the value of the session.
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def main() -> None:
-    """The command line; the driver's end of the standard input says how long to live."""
+    """Parse the arguments and serve. The process ends when the driver closes its standard input."""
     parser = argparse.ArgumentParser(prog="python -m appliance.ui")
-    parser.add_argument("--socket", type=Path, required=True, help="where to listen")
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--home", type=Path, required=True, help="data folder")
-    parser.add_argument("--api", required=True, help="address of the API on this machine")
-    parser.add_argument("--certificates", type=Path, help="whom to believe at that address")
+    parser.add_argument("--api", required=True, help="base URL of the API")
+    parser.add_argument("--certificates", type=Path, help="file of certificates to trust there")
     arguments = parser.parse_args()
     logs.configure()
-    _step_back()
+    _lower_priority()
     asyncio.run(serve(arguments))
 
 

@@ -1,7 +1,7 @@
-"""``python -m appliance.ui.demo owner/name``: a bare page of one model on a port of its own, to show around.
+"""``python -m appliance.ui.demo owner/name``: a page with only one model, on a port of its own.
 
-It may stand in a frame of any site. Whoever reaches it may run this model, and nothing else; the token stays
-in this process.
+The page may be in a frame of any site. Everyone who can open it may run this model, and nothing else; the
+token stays in this process.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from appliance.ui.page_app import Frontend, PageApp
 from appliance.ui.pages import model
 from appliance.ui.session import Session
 
-#: The variables that may hold the token, the first one first.
+#: Environment variables for the token; the first that is set is used.
 TOKEN: Final = ("APPLIANCE_TOKEN", "REPLICATE_API_TOKEN")
-_LARGEST: Final = 10**8  # bytes of a file that is picked; the appliance has a limit of its own
+_MAX_UPLOAD: Final = 10**8  # bytes; the appliance has a limit of its own
 _SAFE: Final = frozenset({"GET", "HEAD"})
-_PASSED_ON: Final = ("range", "if-range", "if-none-match")
-_PASSED_BACK: Final = (
+_REQUEST_HEADERS: Final = ("range", "if-range", "if-none-match")
+_RESPONSE_HEADERS: Final = (
     *("content-type", "content-length", "content-range", "accept-ranges", "content-disposition", "etag"),
     *("content-security-policy", "x-content-type-options", "cache-control"),
 )
@@ -42,35 +42,33 @@ _PASSED_BACK: Final = (
 class Demo:
     """The ASGI application."""
 
-    def __init__(self, api: Api, secret: str, built: PageApp) -> None:
-        """Made by ``of``."""
+    def __init__(self, api: Api, secret: str, page: PageApp) -> None:
         self._api = api
         self._caller = api.caller(secret, api.url)
-        self._built = built
+        self._page = page
         self._frontend = Frontend()
 
     @classmethod
-    async def of(cls, api: Api, secret: str, name: str) -> Demo:
-        """The demo of a model; ``secret`` is the token that everyone uses who comes.
+    async def create(cls, api: Api, secret: str, name: str) -> Demo:
+        """Return the demo of a model; all users run it with the token ``secret``.
 
         Raises:
             ApplianceError: there is no such model, or it has no version.
         """
         described = await api.caller(secret, api.url).get(f"/v1/models/{name}")
-        shown = model.Shown.of(described)
-        if shown.document is None:
+        data = model.ModelPageData.of(described)
+        if data.document is None:
             raise ApplianceError(f"{name} has no version yet; train one, or push a project")
-        with layout.page(shown.name) as blocks:
-            model.playground(blocks, shown.name, shown.document, bare=True)
-        return cls(api, secret, await PageApp(blocks, _LARGEST).start())
+        with layout.page(data.name) as blocks:
+            model.playground(blocks, data.name, data.document, bare=True)
+        return cls(api, secret, await PageApp(blocks, _MAX_UPLOAD).start())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
         path = request.url.path
-        if self._frontend.takes(path):
+        if self._frontend.has(path):
             await self._frontend(scope, receive, send)
             return
         origin = session.origin(request)
@@ -81,33 +79,31 @@ class Demo:
         if path.startswith("/outputs/"):
             await (await self._file(request))(scope, receive, send)
         elif path == "/" and request.method in _SAFE:
-            await (await self._built.opened(request, "", "", "", framed=True))(scope, receive, send)
+            await (await self._page.respond(request, "", "", "", embeddable=True))(scope, receive, send)
         else:
-            await self._built.app(scope, receive, send)
+            await self._page.app(scope, receive, send)
 
     async def close(self) -> None:
-        """Take the page down."""
-        await self._built.close()
+        await self._page.close()
 
     async def _file(self, request: Request) -> Response:
-        """An output, which the page shows as its own."""
         if request.method not in _SAFE:
             return RedirectResponse("/", 303)
-        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-        reply = await self._api.file(request.url.path, {**headers, "accept-encoding": "identity"})
-        told = {name: reply.headers[name] for name in _PASSED_BACK if name in reply.headers}
-        done = BackgroundTask(reply.aclose)
-        return StreamingResponse(reply.aiter_raw(), reply.status_code, told, background=done)
+        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+        file = await self._api.file(request.url.path, {**headers, "accept-encoding": "identity"})
+        headers = {name: file.headers[name] for name in _RESPONSE_HEADERS if name in file.headers}
+        done = BackgroundTask(file.aclose)
+        return StreamingResponse(file.aiter_raw(), file.status_code, headers, background=done)
 
 
 async def serve(arguments: argparse.Namespace, secret: str) -> None:
-    """Answer until the process is told to end.
+    """Answer until the process gets a signal to end.
 
     Raises:
-        ApplianceError: the model cannot be shown.
+        ApplianceError: there is no such model, or it has no version.
     """
     api = Api(arguments.api, arguments.certificates)
-    demo = await Demo.of(api, secret, arguments.model)
+    demo = await Demo.create(api, secret, arguments.model)
     server = uvicorn.Server(
         uvicorn.Config(
             demo,
@@ -121,7 +117,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
         )
     )
     print(
-        f"{arguments.model} is shown at http://{arguments.host}:{arguments.port}; Ctrl-C ends that",
+        f"{arguments.model} is shown at http://{arguments.host}:{arguments.port} until Ctrl-C",
         flush=True,
     )
     await server.serve()
@@ -130,7 +126,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
 
 
 def main() -> int:
-    """The command line; people use ``appliance demo``."""
+    """Parse the arguments of ``appliance demo`` and serve."""
     parser = argparse.ArgumentParser(prog="python -m appliance.ui.demo")
     parser.add_argument("model")
     parser.add_argument("--api", required=True)

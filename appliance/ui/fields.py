@@ -1,4 +1,4 @@
-"""The inputs of a model as the fields of a form, and what is filled in as the input of a prediction. Pure."""
+"""Form fields for the inputs of a model, and the input of a prediction from their values. No I/O."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import msgspec
 from appliance.domain.errors import FieldProblem, InvalidInput
 from appliance.domain.input_schema import non_finite
 
-_SHOWN: Final = 4  # fields that are neither required nor files and are seen at once
-_FEW: Final = 2  # so few more are not worth a fold
-_WIDEST: Final = 1000  # steps of a slider
-_LONG: Final = ("prompt", "text", "document", "lyrics", "message", "context")
+_UNFOLDED: Final = 4  # optional fields without files that a form shows at once
+_FEW: Final = 2  # a fold has more fields than this
+_MAX_STEPS: Final = 1000  # of a slider
+_LONG_TEXTS: Final = ("prompt", "text", "document", "lyrics", "message", "context")
 
 
 class Widget(StrEnum):
@@ -49,15 +49,15 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     maximum: float | None = None
     step: float | None = None
     choices: tuple[Any, ...] = ()
-    items: str = "string"  # type of the values of a list
+    items: str = "string"  # type of the items of a list
     text: bool = False  # whether a value that is not JSON may be sent as text
-    folded: bool = False  # seen only when one asks for more
+    folded: bool = False  # whether the form hides it under "more inputs"
 
-    def value(self, given: Any) -> Any:
-        """Return the field's content in the form that the model expects; None if it is empty.
+    def from_widget(self, given: Any) -> Any:
+        """Return the value of the widget with the type that the model expects; None if it is empty.
 
         Raises:
-            InvalidInput: it cannot be read.
+            InvalidInput: the value does not have this type.
         """
         if given is None or given == [] or (given == "" and self.default in (None, "")):
             return None
@@ -71,8 +71,8 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
                 return self._json(given)
         return given
 
-    def shown(self, value: Any) -> Any:
-        """A value of this input as the widget shows it."""
+    def to_widget(self, value: Any) -> Any:
+        """Return a value of this input as the widget shows it."""
         if value is None:
             return None
         match self.widget:
@@ -112,7 +112,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The fields for a version's inputs, by ``x-order``; ``document`` is its OpenAPI document."""
+    """Return the fields for a version's inputs in their ``x-order``; ``document`` is its OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas["Input"]
     required = set(schema.get("required", ()))
@@ -124,21 +124,21 @@ def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
     ]
     plain = [field for field in found if field.widget not in {Widget.FILE, Widget.FILES}]
     further = [field.name for field in plain if not field.required]
-    hidden = set(further[_SHOWN:]) if len(further) > _SHOWN + _FEW else set()
+    hidden = set(further[_UNFOLDED:]) if len(further) > _UNFOLDED + _FEW else set()
     return tuple(msgspec.structs.replace(field, folded=field.name in hidden) for field in found)
 
 
-def filled_in(known: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
-    """The input that ``values`` mean, one for each field: without what says no more than the defaults do.
+def read_input(fields: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
+    """Return the input of a prediction from the values of the widgets, without values that equal the default.
 
     Raises:
-        InvalidInput: names what cannot be read.
+        InvalidInput: names the fields with invalid values.
     """
     found: dict[str, Any] = {}
     problems: list[FieldProblem] = []
-    for field, given in zip(known, values, strict=True):
+    for field, given in zip(fields, values, strict=True):
         try:
-            value = field.value(given)
+            value = field.from_widget(given)
         except InvalidInput as error:
             problems += error.problems
             continue
@@ -153,7 +153,7 @@ def filled_in(known: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _resolved(schema: dict[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """A property with its references merged in; with several types (``anyOf``) it has no ``type``."""
+    """Return a property with its references merged in; one of several types (``anyOf``) has no ``type``."""
     for part in schema.get("allOf", ()):
         schema = {**schemas.get(str(part.get("$ref", "")).rpartition("/")[2], part), **schema}
     parts = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]
@@ -171,7 +171,7 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
     step: float | None = None
     if widget is Widget.SLIDER and minimum is not None and maximum is not None:
         step = 1 if integer else _step(maximum - minimum)
-        if (maximum - minimum) / step > _WIDEST or schema.get("default") is None:
+        if (maximum - minimum) / step > _MAX_STEPS or schema.get("default") is None:
             widget = Widget.NUMBER
     return Field(
         name=name,
@@ -212,13 +212,10 @@ def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
         case "string" if schema.get("format") == "password" or schema.get("x-cog-secret"):
             return Widget.SECRET, "string"
         case "string":
-            return (Widget.TEXT if any(word in name for word in _LONG) else Widget.LINE), "string"
+            return (Widget.TEXT if any(word in name for word in _LONG_TEXTS) else Widget.LINE), "string"
     return Widget.JSON, "string"
 
 
 def _step(width: float) -> float:
-    """A step of a slider over ``width``: round, and fine enough."""
-    for step in (0.01, 0.1, 1.0):
-        if width <= 1000 * step:
-            return step
-    return 1.0
+    """Return a round step for a slider over ``width``."""
+    return next((step for step in (0.01, 0.1) if width <= _MAX_STEPS * step), 1.0)

@@ -1,4 +1,4 @@
-"""The form of a model: a component for each of its inputs, and what happens when it is run."""
+"""The form and the result of a model, and the run in between."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from markupsafe import Markup
 from appliance.domain.errors import ApplianceError
 from appliance.ui import layout, markup, output, session
 from appliance.ui.client import Caller
-from appliance.ui.fields import Field, Widget, fields, filled_in
+from appliance.ui.fields import Field, Widget, fields, read_input
 from appliance.ui.output import RenderedOutput
 from appliance.ui.snippets import LocalFile
-from appliance.ui.watcher import Seen, Watcher
+from appliance.ui.watcher import Snapshot, Watcher
 
-#: What is said before anything has run.
-_NOTHING_YET: Final = markup.note("The output of the model appears here.")
+_BEFORE_FIRST_RUN: Final = markup.note("The output of the model appears here.")
 _FILES: Final = frozenset({Widget.FILE, Widget.FILES})
-#: What a prediction waits for -> how that is said.
+#: Text for each value of the metric ``waits_for``.
 _WAITS: Final = {
     "slot": "waiting for its turn",
     "load": "waiting until the model is loaded",
-    "room": "waiting until there is room for the model",
+    "room": "waiting for memory for the model",
 }
-_LINES: Final = 16  # of text that is seen without scrolling; fixed, so that nothing moves while it comes
+_LINES: Final = 16  # height of the output; fixed, so that nothing moves while text arrives
 
 
 class ModelForm:
-    """The components of one version's inputs. Made inside of a page's blocks."""
+    """The components for the inputs of one version."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
-        """``document`` is the version's OpenAPI document. Builds the components where it is called."""
+        """Add the components to the current Gradio layout; ``document`` is the version's OpenAPI document."""
         self.fields = fields(document)
         self._inputs: dict[str, tuple[gr.components.Component, ...]] = {}
         for field in self.fields:
@@ -50,24 +49,26 @@ class ModelForm:
 
     @property
     def components(self) -> list[gr.components.Component]:
-        """All of them, in the order of ``values``."""
+        """The components in the order of the values that Gradio passes."""
         return [part for field in self.fields for part in self._inputs[field.name]]
 
-    def filled_in(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The input that the values of ``components`` mean; files that were picked are of type LocalFile.
+    def read_input(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the input of a prediction from the values of ``components``.
+
+        Uploaded files are of type ``LocalFile``.
 
         Raises:
-            InvalidInput: names what cannot be read.
+            InvalidInput: names the fields with invalid values.
         """
         rest = list(values)
         given = []
         for field in self.fields:
             own = [rest.pop(0) for _ in self._inputs[field.name]]
-            given.append(_picked(field, *own) if field.widget in _FILES else own[0])
-        return filled_in(self.fields, given)
+            given.append(_files_of(field, *own) if field.widget in _FILES else own[0])
+        return read_input(self.fields, given)
 
-    def shown(self, input: Mapping[str, Any]) -> list[Any]:
-        """``input`` as values of ``components``."""
+    def values_of(self, input: Mapping[str, Any]) -> list[Any]:
+        """Return the values of ``components`` that show ``input``."""
         values: list[Any] = []
         for field in self.fields:
             value = input.get(field.name, field.default)
@@ -75,18 +76,21 @@ class ModelForm:
                 lines = value if isinstance(value, list) else [value] if value else []
                 values += [None, "\n".join(str(line) for line in lines)]
             else:
-                values.append(field.shown(value))
+                values.append(field.to_widget(value))
         return values
 
 
 class Result:
-    """Where the output of a model appears."""
+    """The components for the status, output and logs of a prediction."""
 
     def __init__(self, kind: RenderedOutput, *, linked: bool) -> None:
-        """Builds the components where it is called; ``linked``: with a link to the prediction."""
+        """Add the components to the current Gradio layout.
+
+        ``linked`` adds a link to the prediction's page to the status.
+        """
         self.kind = kind
         self._linked = linked
-        self.status = gr.HTML(_NOTHING_YET, elem_classes=["run-status"], apply_default_css=False)
+        self.status = gr.HTML(_BEFORE_FIRST_RUN, elem_classes=["run-status"], apply_default_css=False)
         self.text = gr.Textbox(
             label="Output",
             lines=_LINES,
@@ -109,42 +113,44 @@ class Result:
 
     @property
     def components(self) -> list[gr.components.Component]:
-        """All of them, in the order of ``shown``."""
+        """The components in the order of ``updates``."""
         return [self.status, self.text, self.media, self.data, self.logs]
 
-    def shown(self, seen: Seen, before: list[Any]) -> list[Any]:
-        """How a prediction stands, for each component; ``before`` is what was shown last, and is updated."""
-        text = output.text_of(seen.output) if self.kind is RenderedOutput.TEXT else ""
-        made = "" if self.kind is RenderedOutput.TEXT else output.files(seen.output)
-        data = seen.output if self.kind is RenderedOutput.DATA and seen.over else None
-        now = [_status(seen, linked=self._linked), text, made, data, seen.record.get("logs") or ""]
-        changed = [
-            gr.skip() if value == old else value for value, old in zip(now, before or [None] * 5, strict=True)
-        ]
+    def updates(self, snapshot: Snapshot, before: list[Any]) -> list[Any]:
+        """Return an update for each component.
+
+        ``before`` has the values of the last snapshot, or is empty; this method replaces them.
+        """
+        text = output.text_of(snapshot.output) if self.kind is RenderedOutput.TEXT else ""
+        made = "" if self.kind is RenderedOutput.TEXT else output.files(snapshot.output)
+        data = snapshot.output if self.kind is RenderedOutput.DATA and snapshot.ended else None
+        now = [_status(snapshot, linked=self._linked), text, made, data, snapshot.record.get("logs") or ""]
+        pairs = zip(now, before or [None] * len(now), strict=True)
+        updates = [gr.skip() if value == old else value for value, old in pairs]
         before[:] = now
-        return changed
+        return updates
 
 
 async def run(
     form: ModelForm, result: Result, spec: str, values: Sequence[Any], request: gr.Request
 ) -> AsyncIterator[tuple[str | None, list[Any]]]:
-    """Run ``owner/name`` or ``owner/name:version`` with what is filled in.
+    """Run ``owner/name`` or ``owner/name:version`` with the values of the form.
 
-    Gives the id of the prediction, None once it is over, and what to show.
+    Yields the id of the prediction, or None once it has ended, and the updates of the result.
 
     Raises:
-        ApplianceError: it is refused.
+        ApplianceError: the API refuses the prediction.
     """
     caller = session.of(request).caller
-    given = await _uploaded(form.filled_in(values), caller)
+    given = await _uploaded(form.read_input(values), caller)
     created = await caller.post("/v1/predictions", {"version": spec, "input": given})
     before: list[Any] = []
-    async for seen in Watcher(caller, created).seen():
-        yield None if seen.over else created["id"], result.shown(seen, before)
+    async for snapshot in Watcher(caller, created).snapshots():
+        yield None if snapshot.ended else created["id"], result.updates(snapshot, before)
 
 
-def refused(error: ApplianceError) -> Markup:
-    """Why nothing runs, as HTML for the status of a result."""
+def error_status(error: ApplianceError) -> Markup:
+    """Return the status of a result whose prediction was refused."""
     message = layout.message(error)
     text = Markup(message.message)  # noqa: S704 - HTML already
     return Markup('<p class="wrong" role="alert">{}: {}</p>').format(message.title, text)
@@ -152,42 +158,39 @@ def refused(error: ApplianceError) -> Markup:
 
 @layout.show_errors
 async def cancel(id: str | None, request: gr.Request) -> None:
-    """Cancel the prediction that runs; it says so itself."""
     if id is not None:
         await session.of(request).caller.post(f"/v1/predictions/{id}/cancel")
 
 
 def _components(field: Field) -> tuple[gr.components.Component, ...]:
     label = field.title + (" *" if field.required else "")
-    common: dict[str, Any] = {
-        "label": label,
-        "info": field.description or None,
-        "elem_id": f"input-{field.name}",
-    }
-    default = field.shown(field.default)
+    if field.widget in _FILES:
+        return _file(field, label)
+    common = {"label": label, "info": field.description or None, "elem_id": f"input-{field.name}"}
+    return (_component(field, common),)
+
+
+def _component(field: Field, common: dict[str, Any]) -> gr.components.Component:
+    default = field.to_widget(field.default)
     match field.widget:
-        case Widget.TEXT:
-            return (gr.Textbox(default or "", lines=3, max_lines=12, **common),)
-        case Widget.LINE:
-            return (gr.Textbox(default or "", lines=1, max_lines=6, **common),)
-        case Widget.SECRET:
-            return (gr.Textbox(default or "", type="password", **common),)
-        case Widget.LIST:
-            return (gr.Textbox(default or "", lines=2, max_lines=12, placeholder="one per line", **common),)
-        case Widget.JSON:
-            return (gr.Textbox(default or "", lines=2, max_lines=12, placeholder="JSON", **common),)
         case Widget.CHOICE:
-            choices = [(str(choice), choice) for choice in field.choices]
-            return (gr.Dropdown(choices, value=default, **common),)
+            return gr.Dropdown([(str(choice), choice) for choice in field.choices], value=default, **common)
         case Widget.SWITCH:
-            return (gr.Checkbox(bool(default), **common),)
+            return gr.Checkbox(bool(default), **common)
         case Widget.SLIDER | Widget.NUMBER:
-            return (_number(field, common),)
-    return _file(field, label)
+            return _number(field, common)
+        case Widget.SECRET:
+            return gr.Textbox(default or "", type="password", **common)
+    lines, most, placeholder = {
+        Widget.TEXT: (3, 12, None),
+        Widget.LIST: (2, 12, "one per line"),
+        Widget.JSON: (2, 12, "JSON"),
+    }.get(field.widget, (1, 6, None))
+    return gr.Textbox(default or "", lines=lines, max_lines=most, placeholder=placeholder, **common)
 
 
 def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
-    if field.default is None:  # a gr.Number that nobody touches says 0
+    if field.default is None:  # an untouched gr.Number has the value 0
         wanted = "a whole number" if field.integer else "a number"
         return gr.Textbox("", lines=1, max_lines=1, placeholder=wanted, **common)
     if field.widget is Widget.SLIDER:
@@ -201,28 +204,24 @@ def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
 
 
 def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
-    """A file is picked, or its address is given: earlier predictions and examples have those."""
+    """Return a component for an upload, and one for URLs, which earlier predictions and examples have."""
     many = field.widget is Widget.FILES
-    picked = gr.File(
-        label=label,
-        file_count="multiple" if many else "single",
-        height=120,
-        elem_id=f"input-{field.name}",
-    )
-    address = gr.Textbox(
-        placeholder="or addresses, one per line" if many else "or an address: https://…",
+    count = "multiple" if many else "single"
+    upload = gr.File(label=label, file_count=count, height=120, elem_id=f"input-{field.name}")
+    url = gr.Textbox(
+        placeholder="or URLs, one per line" if many else "or a URL: https://…",
         show_label=False,
         lines=1,
         max_lines=4 if many else 1,
         info=field.description or None,
         elem_id=f"input-{field.name}-address",
     )
-    return picked, address
+    return upload, url
 
 
-def _picked(field: Field, picked: Any, addresses: str | None) -> Any:
-    paths = picked if isinstance(picked, list) else [] if picked is None else [picked]
-    lines = [line.strip() for line in (addresses or "").split("\n") if line.strip()]
+def _files_of(field: Field, uploads: Any, urls: str | None) -> Any:
+    paths = uploads if isinstance(uploads, list) else [] if uploads is None else [uploads]
+    lines = [line.strip() for line in (urls or "").split("\n") if line.strip()]
     found = [*map(LocalFile, paths), *lines]
     if field.widget is Widget.FILES:
         return found or None
@@ -230,7 +229,7 @@ def _picked(field: Field, picked: Any, addresses: str | None) -> Any:
 
 
 async def _uploaded(value: Any, caller: Caller) -> Any:
-    """``value`` with the address of an upload in the place of every file that was picked."""
+    """Upload the local files in ``value`` to the API, and return ``value`` with their URLs."""
     match value:
         case LocalFile():
             kind = mimetypes.guess_type(value.name)[0] or "application/octet-stream"
@@ -238,7 +237,7 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
                 with Path(value.path).open("rb") as content:  # noqa: ASYNC230 - a file of this machine
                     upload = await caller.upload(value.name, content, kind)
             except OSError as error:
-                raise ApplianceError(f"{value.name} is not here any more; pick it again") from error
+                raise ApplianceError(f"{value.name} is no longer here: choose it again") from error
             return upload["urls"]["get"]
         case Mapping():
             return {key: await _uploaded(part, caller) for key, part in value.items()}
@@ -247,22 +246,22 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
     return value
 
 
-def _status(seen: Seen, *, linked: bool) -> Markup:
+def _status(snapshot: Snapshot, *, linked: bool) -> Markup:
     return markup.render(
         "run_status.html",
-        status=seen.status,
-        words=_words(seen),
-        percent=None if seen.over else output.progress(seen.record.get("logs") or ""),
+        status=snapshot.status,
+        words=_words(snapshot),
+        percent=None if snapshot.ended else output.progress(snapshot.record.get("logs") or ""),
         linked=linked,
-        id=seen.record["id"],
-        error=seen.record.get("error"),
+        id=snapshot.record["id"],
+        error=snapshot.record.get("error"),
     )
 
 
-def _words(seen: Seen) -> str:
+def _words(snapshot: Snapshot) -> str:
     """Return the status text, the most important part first, because the line may be cut."""
-    metrics = seen.record.get("metrics") or {}
-    if seen.over:
+    metrics = snapshot.record.get("metrics") or {}
+    if snapshot.ended:
         parts = []
         if "predict_time" in metrics:
             parts.append(f"{metrics['predict_time']:.2f} s")
@@ -271,9 +270,9 @@ def _words(seen: Seen) -> str:
         if metrics.get("cold_start", 0) >= 0.1:
             parts.append(f"cold start {metrics['cold_start']:.1f} s")
         return " · ".join(parts)
-    waits = _WAITS.get(metrics.get("waits_for", "")) if seen.status == "starting" else None
+    waits = _WAITS.get(metrics.get("waits_for", "")) if snapshot.status == "starting" else None
     if waits is None:
-        return f"{seen.seconds:.0f} s"
-    expected = seen.model["load_seconds"] if seen.model is not None else None
+        return f"{snapshot.seconds:.0f} s"
+    expected = snapshot.model["load_seconds"] if snapshot.model is not None else None
     about = f" of about {expected:.0f}" if expected and metrics["waits_for"] == "load" else ""
-    return f"{seen.seconds:.0f} s{about} · {waits}, at place {metrics['queue_position']}"
+    return f"{snapshot.seconds:.0f} s{about} · {waits}, at place {metrics['queue_position']}"

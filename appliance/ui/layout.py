@@ -22,8 +22,8 @@ administrators if ``session.of(request).admin``; the API refuses their requests 
 
 HTML for ``gr.HTML`` comes from ``markup``, which escapes text from people and models. Styles are in
 ``style.css``, and the only script of our own is ``page.js``: the content security policy forbids ``js=``,
-``head=`` and anything from other servers. The navigation is not made by Gradio: ``dress`` puts it into the
-HTML of a page, so it is visible before a script has run.
+``head=`` and anything from other servers. The navigation is not made by Gradio: ``add_navigation`` puts it
+into the HTML of a page, so it is visible before a script has run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import secrets
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import gradio as gr
@@ -46,15 +47,15 @@ from appliance.ui import markup
 from appliance.ui.session import Session
 from appliance.ui.theme import CSS, SCRIPT
 
-#: For events that refresh what is shown: no spinner, no waiting for one another, no name in Gradio's API.
+#: Options of events that refresh a page: no spinner, no limit on concurrency, no name in Gradio's API.
 QUIET: Final[dict[str, Any]] = {
     "show_progress": "hidden",
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-#: What was shown last, in a ``gr.State``; see ``changed``.
-Marks = list[int]
-#: Where in an ASGI scope the parameters of a page's path are.
+#: Checksums of the pieces of HTML that a page shows, in a ``gr.State`` (see ``skip_unchanged``).
+Checksums = list[int]
+#: Key in an ASGI scope of the parameters in a page's path.
 PARAMETERS: Final = "appliance.parameters"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -69,44 +70,44 @@ _ICON: Final = (
 
 
 class Page(NamedTuple):
-    """A line in the table of pages."""
+    """An entry in the table of pages."""
 
     path: str  # "/machine", or with a parameter at its end: "/p/{id}"
     title: str
     build: Callable[[], gr.Blocks]
-    listed: bool = True  # in the navigation
-    admin: bool = False  # there only for tokens with the admin scope
+    listed: bool = True  # whether the navigation links it
+    admin: bool = False  # whether only tokens with the scope admin may open it
 
 
 @contextmanager
 def page(title: str) -> Iterator[gr.Blocks]:
-    """The blocks of a page, to be filled."""
+    """Open the blocks of a page, to which the caller adds components."""
     with gr.Blocks(
         title=title,
         analytics_enabled=False,
         fill_width=True,
-        delete_cache=(3600, 86400),  # seconds: how often, and how old a file is that was uploaded and goes
+        delete_cache=(3600, 86400),  # seconds: interval of removals, and age of the removed uploads
     ) as blocks:
         yield blocks
 
 
 def parameters(request: gr.Request) -> dict[str, str]:
-    """The parameters in the path of the page that an event comes from."""
+    """Return the parameters in the path of the page that sent the event."""
     return {} if request.request is None else dict(request.request.scope.get(PARAMETERS, {}))
 
 
-def changed(made: Sequence[str], marks: Marks) -> list[Any]:
-    """The marks of some pieces of HTML, and those of them that differ from the ones that ``marks`` are of.
+def skip_unchanged(pieces: Sequence[str], checksums: Checksums) -> list[Any]:
+    """Return the checksums of ``pieces``, then each piece, or ``gr.skip()`` if its checksum has not changed.
 
-    For events that look again and again: what is sent replaces what is shown, with what is selected in it.
+    An update of a piece replaces its HTML, and would undo a selection of text in it.
     """
-    now = [zlib.crc32(piece.encode(errors="replace")) for piece in made]
-    same = [position < len(marks) and marks[position] == mark for position, mark in enumerate(now)]
-    return [now, *(gr.skip() if as_before else piece for piece, as_before in zip(made, same, strict=True))]
+    now = [zlib.crc32(piece.encode(errors="replace")) for piece in pieces]
+    before = zip_longest(pieces, now, checksums[: len(now)])
+    return [now, *(gr.skip() if checksum == old else piece for piece, checksum, old in before)]
 
 
 def show_errors(function: _Function) -> _Function:
-    """Have errors of the tree shown to whoever caused them; for coroutine and async generator functions."""
+    """Show errors of a coroutine or async generator function on the page of the user who caused them."""
     if inspect.isasyncgenfunction(function):
 
         @functools.wraps(function)
@@ -130,7 +131,7 @@ def show_errors(function: _Function) -> _Function:
 
 
 def message(error: ApplianceError) -> gr.Error:
-    """An error as what pops up on a page. The texts of some quote what people wrote."""
+    """Return an error as a message that pops up on a page, with its text escaped."""
     if isinstance(error, Unauthenticated):
         text = 'This token is no longer valid: <a href="/signin">sign in</a> with another one.'
         return gr.Error(text, title="Signed out", print_exception=False)
@@ -139,13 +140,8 @@ def message(error: ApplianceError) -> gr.Error:
             f"{one.field.removeprefix('input.')}: {one.description}" if one.field else one.description
             for one in error.problems
         ]
-        return gr.Error(
-            str(Markup("<br>").join(problems)), title="Some of the input is wrong", print_exception=False
-        )
+        return gr.Error(str(Markup("<br>").join(problems)), title="Invalid input", print_exception=False)
     return gr.Error(str(escape(error.detail)), title=error.title or "Not possible", print_exception=False)
-
-
-# -- the frame -----------------------------------------------------------------------------------------------
 
 
 def navigation(
@@ -167,23 +163,24 @@ def navigation(
     )
 
 
-def dress(document: str, frame: str) -> tuple[str, str]:
-    """A page's HTML with ``frame`` on top, its scripts marked as ours; and the mark, for the policy."""
+def add_navigation(document: str, navigation: str) -> tuple[str, str]:
+    """Return a page of Gradio with ``navigation`` on top, and the nonce that all its scripts now have."""
     nonce = secrets.token_urlsafe(16)
     document = _HEAD.sub("", document)
     # The files of Gradio's frontend are the same for every page.
     document = document.replace('"./assets/', '"/assets/').replace('<base href="./"', '<base href="/"')
     top = f'<link rel="icon" href="{_ICON}"><style>{CSS}</style><script>{SCRIPT}</script></head>'
     document = document.replace("</head>", top, 1)
-    document = re.sub(r"(<body[^>]*>)", lambda body: body[1] + frame, document, count=1)
+    document = re.sub(r"(<body[^>]*>)", lambda body: body[1] + navigation, document, count=1)
     return document.replace("<script", f'<script nonce="{nonce}"'), nonce
 
 
-def security_headers(nonce: str, *, images: str = "", framed: bool = False) -> dict[str, str]:
-    """The headers of a page: what it may load, and who may show it in a frame.
+def security_headers(nonce: str, *, images: str = "", embeddable: bool = False) -> dict[str, str]:
+    """Return the headers of a page, with a policy for the resources that it may load.
 
-    Gradio compiles templates and plots with ``eval``, and sets styles inline; scripts that get into a page
-    with what it shows are not run. ``images`` are further origins of pictures.
+    Gradio compiles templates and plots with ``eval``, and sets styles inline. Scripts without the nonce do
+    not run. ``images`` are origins of images in addition to this appliance. An ``embeddable`` page may be in
+    a frame of any site.
     """
     rules = {
         "default-src": "'self'",
@@ -196,7 +193,7 @@ def security_headers(nonce: str, *, images: str = "", framed: bool = False) -> d
         "object-src": "'none'",
         "base-uri": "'self'",
         "form-action": "'self'",
-        "frame-ancestors": "*" if framed else "'none'",
+        "frame-ancestors": "*" if embeddable else "'none'",
     }
     return {
         "content-security-policy": "; ".join(f"{name} {value}" for name, value in rules.items()),

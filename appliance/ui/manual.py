@@ -1,4 +1,4 @@
-"""The manual: the pages of docs/, which ``scripts/install`` builds, served at /manual/ without sign-in."""
+"""The manual at /manual/, which needs no sign-in; ``scripts/install`` builds it from docs/."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Manual:
-    """ASGI application for the files of the built site.
-
-    ``available`` is false where the site was not built.
-    """
+    """ASGI application for the files of the built site; ``available`` is false if it was not built."""
 
     def __init__(self, folder: Path) -> None:
         """Read the pages in ``folder`` to allow exactly the inline scripts that they contain."""
@@ -43,8 +40,7 @@ class Manual:
             "cache-control": "no-cache",  # browsers ask whether a file has changed
         }
 
-    def takes(self, path: str) -> bool:
-        """Whether ``path`` belongs to the manual."""
+    def has(self, path: str) -> bool:
         return self.available and (path == PATH or path.startswith(f"{PATH}/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Renders the output of a prediction as HTML. Pure; text from a model is escaped."""
+"""The output of a prediction as text, HTML or data. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
 
 
 class RenderedOutput(StrEnum):
-    """The kinds of output that pages tell apart."""
+    """The kinds of output that pages show differently."""
 
     TEXT = "text"
     FILES = "files"
@@ -39,7 +39,7 @@ def kind_of(document: Mapping[str, Any]) -> RenderedOutput:
 
 
 def text_of(output: Any) -> str:
-    """Output that is text, whole or in pieces."""
+    """Return text output as one string, whether it is one or a list of pieces."""
     match output:
         case None:
             return ""

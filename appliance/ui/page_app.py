@@ -1,4 +1,4 @@
-"""A page's blocks as an ASGI application, and the files of Gradio's frontend that all pages load."""
+"""ASGI applications for a page's blocks, and for the files of Gradio's frontend that all pages load."""
 
 from __future__ import annotations
 
@@ -25,25 +25,23 @@ class Frontend:
     """The static files of Gradio's pages, which are public and the same for everyone."""
 
     def __init__(self) -> None:
-        """Nothing is read before it is asked for."""
         self._files: ASGIApp = GZipMiddleware(StaticFiles(directory=_FOLDER), compresslevel=4)
 
-    def takes(self, path: str) -> bool:
-        """Whether ``path`` is one of these files."""
+    def has(self, path: str) -> bool:
+        """Return whether ``path`` is in a folder of the frontend."""
         return path.startswith(("/assets/", "/static/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        await self._files(scope, receive, _kept(send) if scope["path"].startswith("/assets/") else send)
+        await self._files(scope, receive, _immutable(send) if scope["path"].startswith("/assets/") else send)
 
 
 class PageApp:
     """A page's blocks as an ASGI application."""
 
-    def __init__(self, blocks: gr.Blocks, max_file_size: int, shows: object = None) -> None:
-        """``max_file_size`` is in bytes; ``shows`` is the data that the blocks were built from."""
+    def __init__(self, blocks: gr.Blocks, max_file_size: int, data: object = None) -> None:
+        """``max_file_size`` is in bytes; ``data`` is what the blocks were built from."""
         self.app = FastAPI(openapi_url=None)
-        self.shows = shows
+        self.data = data
         self.opened_by: set[str] = set()  # accounts that have opened the page
         self._running = AsyncExitStack()
         blocks.api_open = False
@@ -66,35 +64,36 @@ class PageApp:
         await self._running.enter_async_context(self.app.router.lifespan_context(self.app))
         return self
 
-    async def opened(
-        self, request: Request, root: str, frame: str, images: str, *, framed: bool = False
+    async def respond(
+        self, request: Request, root: str, navigation: str, images: str, *, embeddable: bool = False
     ) -> Response:
-        """The HTML of the page, in ``frame``."""
+        """Return the page with ``navigation``; ``root`` is its path, ``images`` are origins of images."""
         sent: list[Message] = []
 
         async def keep(message: Message) -> None:
             sent.append(message)
 
         headers = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
-        asked = {**request.scope, "method": "GET", "headers": headers, "root_path": root, "path": f"{root}/"}
-        asked["raw_path"] = asked["path"].encode()
-        await self.app(asked, request.receive, keep)
+        scope = {**request.scope, "method": "GET", "headers": headers, "root_path": root, "path": f"{root}/"}
+        scope["raw_path"] = scope["path"].encode()
+        await self.app(scope, request.receive, keep)
         status = next(message["status"] for message in sent if message["type"] == "http.response.start")
         body = b"".join(message.get("body", b"") for message in sent)
-        document, nonce = layout.dress(body.decode(), frame)
-        return HTMLResponse(document, status, layout.security_headers(nonce, images=images, framed=framed))
+        document, nonce = layout.add_navigation(body.decode(), navigation)
+        return HTMLResponse(
+            document, status, layout.security_headers(nonce, images=images, embeddable=embeddable)
+        )
 
     async def close(self) -> None:
-        """Stop it."""
         await self._running.aclose()
 
 
-def _kept(send: Send) -> Send:
-    """Browsers keep the answer: a file with a digest in its name never changes."""
+def _immutable(send: Send) -> Send:
+    """Let browsers keep the response: a file with a digest in its name never changes."""
 
-    async def told(message: Message) -> None:
+    async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:
             MutableHeaders(scope=message)["cache-control"] = "public, max-age=31536000, immutable"
         await send(message)
 
-    return told
+    return send_with_header

@@ -32,7 +32,7 @@ from appliance.ui.session import Session
 
 _log = logging.getLogger(__name__)
 
-_FRAME: Final = 256 * 1024  # bytes of a form in addition to its files
+_FORM_OVERHEAD: Final = 256 * 1024  # bytes of a form in addition to its files
 _ABANDONED: Final = 3600.0  # seconds after which the file of an unfinished upload is removed
 _FAILED: Final = "The page failed to answer this request; logs/ui.log in the data folder says why."
 _FORM: Final = "multipart/form-data"
@@ -40,7 +40,7 @@ _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})"
 
 
 class RequestBodies:
-    """Passes requests on to a page and limits their bodies."""
+    """Forwards requests to a page and limits their bodies."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         """``folder`` is where Gradio stores uploaded files."""
@@ -49,8 +49,8 @@ class RequestBodies:
         self._body = config.limits.body
         self._arriving = 0  # maximum total size in bytes of unfinished uploads
 
-    async def pass_on(self, app: ASGIApp, request: Request, known: Session, scope: Scope, send: Send) -> None:
-        """Pass a request on to ``app``, which is called with ``scope``.
+    async def forward(self, app: ASGIApp, request: Request, user: Session, scope: Scope, send: Send) -> None:
+        """Forward a request to ``app``, which is called with ``scope``.
 
         Raises:
             ApplianceError: the body is too large, or this user may not send such a body.
@@ -61,9 +61,9 @@ class RequestBodies:
             )
             await _limited(app, scope, request.receive, send, self._body, refusal)
             return
-        most = self._files.max_upload + _FRAME
-        expected = self._admitted(request, known, most)
-        taken = await asyncio.to_thread(_taken, self._folder) + self._arriving
+        most = self._files.max_upload + _FORM_OVERHEAD
+        expected = self._admitted(request, user, most)
+        taken = await asyncio.to_thread(_disk_use, self._folder) + self._arriving
         if taken + expected > self._files.quota:
             raise FileQuotaExceeded(
                 f"Files uploaded in the UI take {taken:,} of {self._files.quota:,} bytes "
@@ -75,16 +75,16 @@ class RequestBodies:
         finally:
             self._arriving -= expected
 
-    def _admitted(self, request: Request, known: Session, most: int) -> int:
-        """The maximum size in bytes of a form with files.
+    def _admitted(self, request: Request, user: Session, most: int) -> int:
+        """Return the maximum size in bytes of a form with files.
 
         Raises:
             ApplianceError: this user, route or body may not upload files.
         """
         if not request.url.path.endswith("/upload"):
             raise NotFound("Forms with files are not accepted at this path.")
-        if not known.may_run:
-            raise PermissionDenied(f'This token has the scope "{known.scope}"; this request needs "run".')
+        if not user.may_run:
+            raise PermissionDenied(f'This token has the scope "{user.scope}"; this request needs "run".')
         if not _BOUNDARY.search(request.headers["content-type"]):
             raise MalformedBody("The request body must be multipart/form-data with a boundary")
         length = request.headers.get("content-length", "")
@@ -100,7 +100,7 @@ class RequestBodies:
         )
 
 
-class _Answer:
+class _Response:
     """The response of a page; a plain-text error is held back, to be replaced."""
 
     def __init__(self, send: Send) -> None:
@@ -111,7 +111,7 @@ class _Answer:
         self.dropped = False
 
     async def send(self, message: Message) -> None:
-        """Pass on an ASGI message of the page, or hold it back."""
+        """Forward an ASGI message of the page, or hold it back."""
         if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
             self.refused = message["status"]
         elif self.refused is not None:
@@ -124,42 +124,42 @@ class _Answer:
 async def _limited(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, most: int, refusal: ApplianceError
 ) -> None:
-    """Pass a request of at most ``most`` bytes on to ``app``.
+    """Forward a request of at most ``most`` bytes to ``app``.
 
     Raises:
         ApplianceError: ``refusal`` if the body is larger, or another error if the body has invalid text or
             ``app`` failed.
     """
-    received, answer = 0, _Answer(send)
+    received, response = 0, _Response(send)
 
     async def counted() -> Message:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            answer.dropped = True
+            response.dropped = True
             raise MultiPartException(refusal.detail)  # makes Gradio close the form's files
         return message
 
     try:
-        await app(scope, counted, answer.send)
+        await app(scope, counted, response.send)
     except Exception as error:
-        if answer.begun:
+        if response.begun:
             raise
-        if answer.dropped:
+        if response.dropped:
             raise refusal from error
         if isinstance(error, UnicodeEncodeError):  # FastAPI cannot encode the refused value in its error
             raise MalformedBody("The request body holds a lone surrogate, which is not text") from error
         _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
         raise ApplianceError(_FAILED) from error
-    if answer.begun:
+    if response.begun:
         return
-    if answer.dropped:
+    if response.dropped:
         raise refusal
-    if answer.refused is not None:
-        text = answer.text.decode(errors="replace").strip()
-        told = {"detail": text or _FAILED, "status": answer.refused}
-        await JSONResponse(told, answer.refused)(scope, receive, send)
+    if response.refused is not None:
+        text = response.text.decode(errors="replace").strip()
+        body = {"detail": text or _FAILED, "status": response.refused}
+        await JSONResponse(body, response.refused)(scope, receive, send)
 
 
 def _is_plain(start: Message) -> bool:
@@ -167,8 +167,8 @@ def _is_plain(start: Message) -> bool:
     return any(kind.startswith(b"text/plain") for kind in kinds)
 
 
-def _taken(folder: Path) -> int:
-    """Bytes of all files below ``folder``, after removing the files of aborted uploads."""
+def _disk_use(folder: Path) -> int:
+    """Return the bytes of all files below ``folder``, after removing the files of aborted uploads."""
     taken = 0
     for place, _, names in os.walk(folder):
         for name in names:

@@ -1,6 +1,6 @@
 """The paths of the UI: sign-in and sign-out, the pages, and the files of Gradio's frontend.
 
-Everything but the sign-in, those files and the manual needs a session, Gradio's own routes included.
+Everything except the sign-in, those files and the manual needs a session, including Gradio's own routes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
-_LARGEST_FORM: Final = 64 * 1024  # bytes of the sign-in form
+_MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
 _MODEL: Final = re.compile(
     r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|$)"
 )
-_MOST: Final = 64  # pages of models that are kept
+_MAX_MODEL_PAGES: Final = 64  # built pages of models in memory
 
 
 class Server:
@@ -53,15 +53,15 @@ class Server:
         pages: Sequence[Page] = PAGES,
         manual: Path = MANUAL_FOLDER,
     ) -> None:
-        """Pages are built when they are first asked for."""
+        """``manual`` is the folder of the built manual. A page is built when it is first opened."""
         self._title = config.ui.title
-        self._largest = config.files.max_upload
+        self._max_upload = config.files.max_upload
         self._bodies = RequestBodies(Path(get_upload_folder()), config)
         self._sessions = sessions
         self._api = api
         self._pages = pages
-        self._built: dict[str, PageApp] = {}  # by the path of the page
-        self._models: dict[str, PageApp] = {}  # by the path of the model or version, opened last at the end
+        self._page_apps: dict[str, PageApp] = {}  # by the path of the page
+        self._model_pages: dict[str, PageApp] = {}  # by the path of the model or version, last used last
         self._building = asyncio.Lock()
         self._frontend = Frontend()
         self._manual = Manual(manual)
@@ -69,7 +69,7 @@ class Server:
         self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI; the gateway says by which scheme the browser came."""
+        """Answer a request, for which the gateway says in a header which scheme the browser used."""
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
@@ -77,7 +77,7 @@ class Server:
             scope["scheme"] = "https"
         try:
             _check_path(scope["path"])
-            await self._answer(request, receive, send)
+            await self._respond(request, receive, send)
         except HTTPException as error:  # raised by Starlette's StaticFiles
             refusal = MethodNotAllowed() if error.status_code == 405 else NotFound("There is no such page.")
             await _refusal(request, refusal)(scope, receive, send)
@@ -86,14 +86,14 @@ class Server:
                 _log.error("%s %s: %s", request.method, request.url.path, error)
             await _refusal(request, error)(scope, receive, send)
 
-    async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
+    async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
         scope, path = request.scope, request.url.path
         public = self._public_files(path)
         if public is not None:
             await public(scope, receive, send)
             return
-        asker = request.headers.get("origin")
-        if request.method not in _SAFE and asker not in {None, session.origin(request)}:
+        from_origin = request.headers.get("origin")
+        if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
             await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
             return
         if path == "/signin":
@@ -102,39 +102,40 @@ class Server:
         if path == "/signout":
             await self._sign_out(request)(scope, receive, send)
             return
-        known = await self._sessions.of(request)
-        if known is None:
+        user = await self._sessions.of(request)
+        if user is None:
             await _to_sign_in(request)(scope, receive, send)
             return
         if path == "/":
             await RedirectResponse(FIRST.path, 303)(scope, receive, send)
             return
-        scope[session.SCOPE] = known
+        scope[session.SCOPE] = user
         page, root, found = self._page(path)
-        if page is not None and page.admin and not known.admin:
+        if page is not None and page.admin and not user.admin:
             raise NotFound("This page is for tokens with the scope admin.")
         opened = path == root
         if page is None:
-            built = await self._model(root, known, opened=opened)
+            built = await self._model_page(root, user, opened=opened)
         else:
-            built = await self._built_once(page)
+            built = await self._page_app(page)
         if opened and request.method in {"GET", "HEAD"}:
-            frame = layout.navigation(self._pages, known, root, self._title, manual=self._manual.available)
-            await (await built.opened(request, root, frame, self._images))(scope, receive, send)
+            manual = self._manual.available
+            navigation = layout.navigation(self._pages, user, root, self._title, manual=manual)
+            await (await built.respond(request, root, navigation, self._images))(scope, receive, send)
             return
         inner = {**scope, "root_path": root, layout.PARAMETERS: found}
-        await self._bodies.pass_on(built.app, request, known, inner, send)
+        await self._bodies.forward(built.app, request, user, inner, send)
 
     def _public_files(self, path: str) -> Frontend | Manual | None:
-        return next((files for files in (self._frontend, self._manual) if files.takes(path)), None)
+        return next((files for files in (self._frontend, self._manual) if files.has(path)), None)
 
     # -- which page
 
     def _page(self, path: str) -> tuple[Page | None, str, dict[str, str]]:
-        """The page at or above ``path``, None for a model's; where it begins; the parameters in its path.
+        """Return the page at or above ``path`` (None for a model), its path, and the parameters in the path.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such page.
         """
         for page in self._pages:
             first, _, parameter = page.path.partition("/{")
@@ -148,35 +149,36 @@ class Server:
             raise NotFound("There is no such page.")
         return None, match[0], {}
 
-    async def _built_once(self, page: Page) -> PageApp:
+    async def _page_app(self, page: Page) -> PageApp:
         async with self._building:
-            if page.path not in self._built:
-                self._built[page.path] = await PageApp(page.build(), self._largest).start()
-            return self._built[page.path]
+            if page.path not in self._page_apps:
+                self._page_apps[page.path] = await PageApp(page.build(), self._max_upload).start()
+            return self._page_apps[page.path]
 
-    async def _model(self, root: str, known: Session, *, opened: bool) -> PageApp:
-        """The page of a model, or a version, as it is now; it may have changed whenever its page is opened.
+    async def _model_page(self, root: str, user: Session, *, opened: bool) -> PageApp:
+        """Return the page of a model or version. If it is opened, it is built again if the model has changed.
 
         Raises:
-            NotFound: there is none for this person.
+            NotFound: this user has no such model or version.
         """
-        kept = self._models.get(root)
-        if kept is not None and not opened and known.username in kept.opened_by:
-            return kept
+        app = self._model_pages.get(root)
+        if app is not None and not opened and user.username in app.opened_by:
+            return app
         path, _, version = root.partition("/versions/")
-        described = await known.caller.get(f"/v1/models{path}")
-        shown = model.Shown.of(described, await known.caller.get(f"/v1/models{root}") if version else None)
+        described = await user.caller.get(f"/v1/models{path}")
+        chosen = await user.caller.get(f"/v1/models{root}") if version else None
+        data = model.ModelPageData.of(described, chosen)
         async with self._building:
-            kept = self._models.pop(root, None)
-            if kept is None or kept.shows != shown:
-                if kept is not None:
-                    await kept.close()
-                kept = await PageApp(model.build(shown), self._largest, shown).start()
-            kept.opened_by.add(known.username)
-            self._models[root] = kept
-            for path in list(self._models)[:-_MOST]:
-                await self._models.pop(path).close()
-        return kept
+            app = self._model_pages.pop(root, None)
+            if app is None or app.data != data:
+                if app is not None:
+                    await app.close()
+                app = await PageApp(model.build(data), self._max_upload, data).start()
+            app.opened_by.add(user.username)
+            self._model_pages[root] = app
+            for path in list(self._model_pages)[:-_MAX_MODEL_PAGES]:
+                await self._model_pages.pop(path).close()
+        return app
 
     # -- sign-in and sign-out
 
@@ -206,8 +208,7 @@ class Server:
         return answer
 
     async def close(self) -> None:
-        """Take every page down."""
-        for built in (*self._built.values(), *self._models.values()):
+        for built in (*self._page_apps.values(), *self._model_pages.values()):
             await built.close()
         await self._api.close()
 
@@ -224,18 +225,18 @@ def _check_path(path: str) -> None:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of the sign-in form.
+    """Return the fields of the sign-in form.
 
     Raises:
         MalformedBody: the body is not a URL-encoded form.
-        BodyTooLarge: the form is over ``_LARGEST_FORM`` bytes.
+        BodyTooLarge: the form is over ``_MAX_FORM`` bytes.
     """
     received = bytearray()
     try:
         async for chunk in request.stream():
             received += chunk
-            if len(received) > _LARGEST_FORM:
-                raise BodyTooLarge(f"The form is over {_LARGEST_FORM:,} bytes")
+            if len(received) > _MAX_FORM:
+                raise BodyTooLarge(f"The form is over {_MAX_FORM:,} bytes")
         return dict(parse_qsl(received.decode(), max_num_fields=8))
     except (ClientDisconnect, ValueError) as error:
         raise MalformedBody(
@@ -244,7 +245,7 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _local(path: object) -> str:
-    """A path of this appliance that one may be sent to; anything else is ``/``."""
+    """Return ``path`` if it is a path of this appliance, and ``/`` if it may lead to another site."""
     if not isinstance(path, str) or not re.fullmatch(r"/(?![/\\])[^\x00-\x20\\]*", path):
         return "/"
     return path

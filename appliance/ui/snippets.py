@@ -1,4 +1,4 @@
-"""A call of a model as people paste it into programs: what the form holds, in each language. Pure."""
+"""Example programs that call a model with the values of the form. No I/O."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ import msgspec
 
 from appliance.ui.output import RenderedOutput
 
-#: Before the name of a variable, until the text is the shell's; nobody's input has it.
+#: Marks names of shell variables while the rest of the text is escaped; no input contains it.
 _MARK: Final = "\ue000\ue0ff"
-#: inputs of language models that have the same name there
-_SAME: Final = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
+#: Inputs of language models that have the same name in OpenAI's API.
+_OPENAI_NAMES: Final = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
 
 
 class LocalFile(msgspec.Struct, frozen=True):
-    """A file that was picked in the form, and that whoever pastes the call has too."""
+    """A file that the user has uploaded in the form, and has on their machine."""
 
     path: str
 
     @property
     def name(self) -> str:
-        """What it is called."""
         return Path(self.path).name
 
 
 class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
-    """The call that the example programs make."""
+    """The call that all example programs make."""
 
     model: str  # owner/name, or owner/name:version
     kind: str | None
@@ -40,7 +39,7 @@ class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def python(call: ExampleCall) -> str:
-    """With Replicate's client for Python."""
+    """Return a program with Replicate's client for Python."""
     shown = {
         RenderedOutput.TEXT: 'for part in output:\n    print(part, end="", flush=True)',
         RenderedOutput.FILES: (
@@ -58,7 +57,7 @@ def python(call: ExampleCall) -> str:
 
 
 def javascript(call: ExampleCall) -> str:
-    """With Replicate's client for JavaScript."""
+    """Return a program with Replicate's client for JavaScript."""
     files = any(isinstance(value, LocalFile) for value in _values(call.input))
     reading = 'import { readFile } from "node:fs/promises";\n' if files else ""
     given = _javascript(call.input)
@@ -80,7 +79,7 @@ def javascript(call: ExampleCall) -> str:
 
 
 def curl(call: ExampleCall) -> str:
-    """With curl. Files are uploaded first."""
+    """Return a shell script with curl, which uploads the files first."""
     lines = ["# export REPLICATE_API_TOKEN=<your token>"]
     names: dict[LocalFile, str] = {}
     for file in _values(call.input):
@@ -96,7 +95,7 @@ def curl(call: ExampleCall) -> str:
     path = "predictions" if version else f"models/{call.model}/predictions"
     asked = {"version": call.model} if version else {}
     body = json.dumps({**asked, "input": _named(call.input, names)}, indent=2, ensure_ascii=False)
-    # In a here-document the shell reads these three, and nothing else.
+    # In a here-document only these three characters are special to the shell.
     body = re.sub(r"[\\$`]", r"\\\g<0>", body)
     for variable in names.values():
         body = body.replace(f"{_MARK}{variable}", f"${variable}")
@@ -113,7 +112,7 @@ def curl(call: ExampleCall) -> str:
 
 
 def openai(call: ExampleCall) -> str | None:
-    """With OpenAI's client for Python; None for a model that its API has no word for."""
+    """Return a program with OpenAI's client for Python; None if its API has no such kind of model."""
     made = _OPENAI.get(call.kind or "")
     if made is None:
         return None
@@ -129,7 +128,7 @@ def _chat(call: ExampleCall) -> str:
     messages = [{"role": "user", "content": input.get("prompt", "")}]
     if input.get("system_prompt"):
         messages.insert(0, {"role": "system", "content": input["system_prompt"]})
-    more = "".join(f"    {name}={_python(input[name])},\n" for name in _SAME if name in input)
+    more = "".join(f"    {name}={_python(input[name])},\n" for name in _OPENAI_NAMES if name in input)
     return (
         f"stream = client.chat.completions.create(\n    model={_python(call.model)},\n"
         f"    messages={_python(messages, 4)},\n{more}    stream=True,\n)\n"
@@ -227,7 +226,7 @@ def _javascript(value: Any, indent: int = 0) -> str:
 
 
 def _named(value: Any, names: Mapping[LocalFile, str]) -> Any:
-    """``value`` with the variables of the shell in the places of files."""
+    """Return ``value`` with marked shell variables in place of files."""
     match value:
         case LocalFile():
             return f"{_MARK}{names[value]}"

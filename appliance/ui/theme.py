@@ -1,6 +1,6 @@
-"""How the pages look: colours, type, and the little CSS and script that Gradio has no word for.
+"""The look of the pages: Gradio's theme, and our own CSS and script.
 
-Every font is one that the reader's machine has: nothing is fetched from elsewhere.
+All fonts are installed on the user's machine: a page loads nothing from other servers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SANS: Final = (
 )
 _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
-#: Of the frame around the pages, of the pages, and of the sign-in.
+#: For the navigation, Gradio's pages and the pages without Gradio.
 CSS: Final = (Path(__file__).parent / "style.css").read_text()
-#: Of the pages that are Gradio's.
+#: For Gradio's pages.
 SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 
 
 def theme() -> gr.themes.Base:
-    """The theme of every page."""
+    """Return the theme of all pages."""
     look = gr.themes.Base(
         primary_hue=colors.teal,
         secondary_hue=colors.teal,

@@ -95,7 +95,7 @@ def test_predictions_are_filtered_and_one_under_way_is_cancelled(page: Page, cli
     choose(page, "State", "failed")
     expect(row.filter(has_text=slow["id"])).to_have_count(0)
     expect(row.filter(has_text=failed["id"])).to_be_visible()
-    choose(page, "Made", "last hour")
+    choose(page, "Created", "last hour")
     expect(row.filter(has_text=failed["id"])).to_be_visible()
     choose(page, "State", "aborted")
     expect(page.get_by_text("No predictions")).to_be_visible()

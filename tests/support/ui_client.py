@@ -38,7 +38,7 @@ class Pages:
         self.api._http = httpx.AsyncClient(transport=routes._transport, base_url=BASE)
         self.sessions = Sessions(self.api, folder / "ui.key")
         self.server = Server(Config.model_validate(CONFIG), self.api, self.sessions, manual=manual)
-        self.server._built[FIRST.path] = models_page()
+        self.server._page_apps[FIRST.path] = models_page()
 
     def browser(self, scheme: str = "http") -> httpx.AsyncClient:
         """Return a client that keeps cookies and sends the headers that the gateway adds."""

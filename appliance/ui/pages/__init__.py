@@ -1,4 +1,4 @@
-"""The pages, in the order of the navigation. ``appliance.ui.layout`` says how one is added."""
+"""The pages, in the order of the navigation. ``appliance.ui.layout`` says how to add one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from appliance.ui.layout import Page
 from appliance.ui.pages import explore, machine, prediction, predictions, settings, usage
 
-#: Where one begins.
+#: The page after the sign-in.
 FIRST: Final = Page("/explore", "Models", explore.build)
 PAGES: Final = (
     FIRST,

@@ -1,4 +1,4 @@
-"""*Models*: every model as a card, found by words or by collection, with what it does at the moment."""
+"""The page of all models: a card for each, with its state; a search, and a choice of collections."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from markupsafe import Markup
 from appliance.domain.errors import NotFound
 from appliance.protocols.api_client import file_urls
 from appliance.ui import layout, markup, session
+from appliance.ui.layout import Checksums
 from appliance.ui.media import image_url
 
-_EVERY: Final = 3.0  # seconds between two looks at what is loaded
+_REFRESH_INTERVAL: Final = 3.0  # seconds
 _ALL: Final = "All"
-#: What the states of models are called.
+#: Texts for the states of models.
 STATES: Final = {
     "cold": "cold",
     "loading": "loading",
     "ready": "ready",
-    "draining": "ready, about to leave",
-    "unloading": "leaving",
+    "draining": "ready, unloads soon",
+    "unloading": "unloading",
     "falling asleep": "falling asleep",
     "asleep": "asleep",
     "waking": "waking",
@@ -30,7 +31,6 @@ STATES: Final = {
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with layout.page("Models") as blocks:
         with gr.Row(equal_height=True):
             words = gr.Textbox(
@@ -41,26 +41,26 @@ def build() -> gr.Blocks:
                 container=False, visible=False, elem_id="collection",
             )  # fmt: skip
         cards = gr.HTML(elem_id="cards", min_height=480, apply_default_css=False)
-        shown = gr.State("")
-        clock = gr.Timer(_EVERY)
-        given = [words, collection, shown]
+        checksums = gr.State([])
+        clock = gr.Timer(_REFRESH_INTERVAL)
+        given = [words, collection, checksums]
         blocks.load(collections, None, collection, **layout.QUIET)
-        gr.on([blocks.load, words.change, collection.change, clock.tick], listing, given, [cards, shown],
+        gr.on([blocks.load, words.change, collection.change, clock.tick], listing, given, [checksums, cards],
               trigger_mode="always_last", **layout.QUIET)  # fmt: skip
     return blocks
 
 
 @layout.show_errors
 async def collections(request: gr.Request) -> Any:
-    """The choices of the menu; it is not there where there are none."""
+    """Return the menu of collections, which is hidden if there are none."""
     found = (await session.of(request).caller.get("/v1/collections"))["results"]
     names = [(one["name"], one["slug"]) for one in found]
     return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
 
 
 @layout.show_errors
-async def listing(words: str, collection: str, shown: str, request: gr.Request) -> Any:
-    """The cards that are asked for, and the same to compare with: what has not changed is not sent."""
+async def listing(words: str, collection: str, checksums: Checksums, request: gr.Request) -> list[Any]:
+    """Return the cards of the models that match the search and are in the collection."""
     caller = session.of(request).caller
     status = await caller.get("/admin/status")
     states = {model["name"]: model for model in status["models"]}
@@ -78,8 +78,7 @@ async def listing(words: str, collection: str, shown: str, request: gr.Request) 
         models = [one for one in models if (one["owner"], one["name"]) in names]
     narrowed = bool(words.strip()) or collection != _ALL
     made = cards_of(models, states, () if narrowed else status["not_served"], narrowed=narrowed)
-    mark = str(zlib.crc32(made.encode()))
-    return (gr.skip(), gr.skip()) if mark == shown else (made, mark)
+    return layout.skip_unchanged([made], checksums)
 
 
 def cards_of(

@@ -1,4 +1,4 @@
-"""The machine: who holds which memory, who waits for it, what was decided, and the buttons that change it."""
+"""The page of the machine: memory by model, waiting models, decisions, and buttons to load and unload."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from markupsafe import Markup, escape
 from appliance.config import Report
 from appliance.domain.units import readable_bytes
 from appliance.ui import layout, markup, session
-from appliance.ui.layout import Marks
+from appliance.ui.layout import Checksums
 from appliance.ui.markup import BarSegment
 
-#: Seconds between looks.
-PERIOD: Final = 2.0
-#: Decisions that are shown.
+#: Seconds between updates.
+REFRESH_INTERVAL: Final = 2.0
+#: Decisions in the list.
 DECISIONS: Final = 50
-_SHOWN: Final = 1024**2  # bytes that a part of the disk has at least
-_COLOURS: Final = 8  # of models in a bar, in style.css: c0, c1, ...
+_MIN_SEGMENT: Final = 1024**2  # bytes of a segment in the bar of the disk, at least
+_COLOURS: Final = 8  # colours of models in style.css: c0, c1, ...
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with layout.page("Machine") as blocks:
         devices = gr.HTML(elem_id="devices", min_height=110, apply_default_css=False)
         with gr.Row(visible=False, elem_classes="filters") as actions:
@@ -37,61 +36,61 @@ def build() -> gr.Blocks:
         models = gr.HTML(elem_id="models", min_height=160, apply_default_css=False)
         host = gr.HTML(elem_id="host", min_height=110, apply_default_css=False)
         decisions = gr.HTML(elem_id="decisions", min_height=110, apply_default_css=False)
-        marks = gr.State([])
-        shown = [marks, devices, models, host, decisions]
+        checksums = gr.State([])
+        shown = [checksums, devices, models, host, decisions]
         blocks.load(_begin, None, [actions, model], **layout.QUIET)
-        blocks.load(_show, marks, shown, **layout.QUIET)
-        gr.Timer(PERIOD).tick(_show, marks, shown, **layout.QUIET)
+        blocks.load(_show, checksums, shown, **layout.QUIET)
+        gr.Timer(REFRESH_INTERVAL).tick(_show, checksums, shown, **layout.QUIET)
         for button, act in ((load, _load), (unload, _unload), (pin, _pin), (unpin, _unpin)):
-            button.click(act, model, None, **layout.QUIET).then(_show, marks, shown, **layout.QUIET)
+            button.click(act, model, None, **layout.QUIET).then(_show, checksums, shown, **layout.QUIET)
         reload.click(_reload, None, None, **layout.QUIET).then(_begin, None, [actions, model], **layout.QUIET)
     return blocks
 
 
 @layout.show_errors
 async def _begin(request: gr.Request) -> list[Any]:
-    who = session.of(request)
-    names = [each["name"] for each in (await who.caller.get("/admin/status"))["models"]]
-    return [gr.Row(visible=who.admin), gr.Dropdown(choices=names, value=names[0] if names else None)]
+    user = session.of(request)
+    names = [each["name"] for each in (await user.caller.get("/admin/status"))["models"]]
+    return [gr.Row(visible=user.admin), gr.Dropdown(choices=names, value=names[0] if names else None)]
 
 
 @layout.show_errors
-async def _show(marks: Marks, request: gr.Request) -> list[Any]:
-    who = session.of(request)
-    status = await who.caller.get("/admin/status")
-    if not who.admin:
+async def _show(checksums: Checksums, request: gr.Request) -> list[Any]:
+    user = session.of(request)
+    status = await user.caller.get("/admin/status")
+    if not user.admin:
         note = markup.note("The rest of this page is for tokens with the admin scope.")
-        return layout.changed([render_devices(status), render_models(status, {}), note, ""], marks)
-    residency = await who.caller.get("/admin/residency")
+        return layout.skip_unchanged([render_devices(status), render_models(status, {}), note, ""], checksums)
+    residency = await user.caller.get("/admin/residency")
     made = [
         render_devices(status),
         render_models(status, {each["name"]: each for each in residency["models"]}),
-        render_main_memory_and_disk(await who.caller.get("/admin/machine")),
+        render_main_memory_and_disk(await user.caller.get("/admin/machine")),
         render_decisions(residency),
     ]
-    return layout.changed(made, marks)
+    return layout.skip_unchanged(made, checksums)
 
 
 @layout.show_errors
 async def _load(model: str, request: gr.Request) -> None:
-    gr.Info(f"{escape(model)} is loaded as soon as there is room.")
+    gr.Info(f"{escape(model)} is loaded as soon as there is memory for it.")
     await session.of(request).caller.post(f"/admin/models/{model}/load")
 
 
 @layout.show_errors
 async def _unload(model: str, request: gr.Request) -> None:
     await session.of(request).caller.post(f"/admin/models/{model}/unload")
-    gr.Info(f"{escape(model)} is unloaded once what runs on it is over.")
+    gr.Info(f"{escape(model)} is unloaded when its running predictions have ended.")
 
 
 @layout.show_errors
 async def _pin(model: str, request: gr.Request) -> None:
-    await _told_of(model, "pin", request)
+    await _set_pinned(model, "pin", request)
 
 
 @layout.show_errors
 async def _unpin(model: str, request: gr.Request) -> None:
-    await _told_of(model, "unpin", request)
+    await _set_pinned(model, "unpin", request)
 
 
 @layout.show_errors
@@ -101,10 +100,10 @@ async def _reload(request: gr.Request) -> None:
     gr.Info(str(Markup("<br>").join(lines)), title="models.yaml is applied")
 
 
-async def _told_of(model: str, act: str, request: gr.Request) -> None:
-    answer = await session.of(request).caller.post(f"/admin/models/{model}/{act}")
-    what = "is pinned: it stays loaded" if answer["pinned"] else "is not pinned any more"
-    gr.Info(f"{escape(model)} {what}. {escape(answer['detail'])}")
+async def _set_pinned(model: str, action: str, request: gr.Request) -> None:
+    answer = await session.of(request).caller.post(f"/admin/models/{model}/{action}")
+    state = "is pinned: it stays loaded" if answer["pinned"] else "is no longer pinned"
+    gr.Info(f"{escape(model)} {state}. {escape(answer['detail'])}")
 
 
 def render_devices(status: Mapping[str, Any]) -> Markup:
@@ -184,7 +183,7 @@ def render_main_memory_and_disk(machine: Mapping[str, Any]) -> Markup:
     parts = [
         BarSegment(f"{name} {readable_bytes(taken)}", taken, f"c{number % _COLOURS}")
         for number, (name, taken) in enumerate(disk["parts"].items())
-        if taken >= _SHOWN
+        if taken >= _MIN_SEGMENT
     ]
     elsewhere = disk["total"] - disk["free"] - sum(disk["parts"].values())
     if elsewhere > 0:

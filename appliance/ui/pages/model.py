@@ -1,11 +1,11 @@
-"""A model's page: its form, the same call in other languages, examples, readme, versions, what it took."""
+"""The page of a model: form, example programs, examples, readme, versions and performance."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 import msgspec
@@ -17,17 +17,17 @@ from appliance.ui.client import Caller
 from appliance.ui.form import ModelForm, Result
 from appliance.ui.pages import explore
 
-_EVERY = 3.0  # seconds between two looks at what the model does
+_REFRESH_INTERVAL: Final = 3.0  # seconds between updates of the model's state
 
 
-class Shown(msgspec.Struct, frozen=True):
+class ModelPageData(msgspec.Struct, frozen=True):
     """The data of a model that its page is built from."""
 
     name: str  # owner/name
     description: str
-    links: tuple[tuple[str, str], ...]  # what it is, and its address
-    document: dict[str, Any] | None  # of the version, if there is one
-    version: str | None = None  # if it is not whichever is the newest
+    links: tuple[tuple[str, str], ...]  # texts and URLs
+    document: dict[str, Any] | None  # the version's OpenAPI document, if the model has a version
+    version: str | None = None  # id of the version, if the page is not for the newest version
 
     @property
     def spec(self) -> str:
@@ -35,20 +35,20 @@ class Shown(msgspec.Struct, frozen=True):
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
     @classmethod
-    def of(cls, model: dict[str, Any], version: dict[str, Any] | None = None) -> Shown:
-        """From the API's description of it, and of the version that is shown, if not the newest."""
+    def of(cls, model: dict[str, Any], version: dict[str, Any] | None = None) -> ModelPageData:
+        """Read the API's response for a model, and for a ``version`` that is not the newest."""
         chosen = None if version is None else str(version["id"])
         version = version or model["latest_version"]
-        known = {
+        keys = {
             "Source": "github_url",
             "Paper": "paper_url",
             "License": "license_url",
             "Weights": "weights_url",
         }
         links = tuple(
-            (word, model[key])
-            for word, key in known.items()
-            if (model.get(key) or "").startswith(("https://", "http://"))  # the API takes any text
+            (text, model[key])
+            for text, key in keys.items()
+            if (model.get(key) or "").startswith(("https://", "http://"))  # the API accepts any text
         )
         document = None if version is None else version["openapi_schema"]
         name = f"{model['owner']}/{model['name']}"
@@ -58,15 +58,14 @@ class Shown(msgspec.Struct, frozen=True):
 class ModelPage:
     """The page of one model."""
 
-    def __init__(self, shown: Shown) -> None:
-        self._shown = shown
-        self._document = shown.document
+    def __init__(self, data: ModelPageData) -> None:
+        self._data = data
+        self._document = data.document
 
     def build(self) -> gr.Blocks:
-        """Its blocks."""
-        with layout.page(self._shown.name) as blocks:
-            heading = gr.HTML(_heading(self._shown), apply_default_css=False)
-            clock = gr.Timer(_EVERY)
+        with layout.page(self._data.name) as blocks:
+            heading = gr.HTML(_heading(self._data), apply_default_css=False)
+            clock = gr.Timer(_REFRESH_INTERVAL)
             gr.on([blocks.load, clock.tick], self.heading, None, heading, **layout.QUIET)
             if self._document is None:
                 push = Markup("Train one, or push a project with <code>appliance push</code>.")
@@ -74,7 +73,7 @@ class ModelPage:
                 return blocks
             with gr.Tabs():
                 with gr.Tab("Run"):
-                    filled = playground(blocks, self._shown.spec, self._document)
+                    filled = playground(blocks, self._data.spec, self._document)
                 self._code(filled)
                 for title, made in (
                     ("Examples", self.examples),
@@ -88,7 +87,7 @@ class ModelPage:
         return blocks
 
     def _code(self, filled: ModelForm) -> None:
-        """The tab with the call in other languages; it is made when one looks at it."""
+        """Add the tab with example programs, which are created when the tab is opened."""
         with gr.Tab("Code") as tab, gr.Tabs():
             with gr.Tab("Python"):
                 python = gr.Code(language="python", show_label=False, elem_id="code-python")
@@ -96,63 +95,59 @@ class ModelPage:
                 javascript = gr.Code(language="javascript", show_label=False, elem_id="code-javascript")
             with gr.Tab("curl"):
                 curl = gr.Code(language="shell", show_label=False, elem_id="code-curl")
-            with gr.Tab("OpenAI", visible=False) as dialect:
+            with gr.Tab("OpenAI", visible=False) as openai_tab:
                 openai = gr.Code(language="python", show_label=False, elem_id="code-openai")
 
         @layout.show_errors
-        async def written(request: gr.Request, *values: Any) -> list[Any]:
+        async def programs(request: gr.Request, *values: Any) -> list[Any]:
             caller = session.of(request).caller
-            state = await _state(caller, self._shown.name)
+            state = await _state(caller, self._data.name)
             call = snippets.ExampleCall(
-                model=self._shown.spec,
+                model=self._data.spec,
                 kind=None if state is None else state["kind"],
                 origin=caller.origin,
-                input=filled.filled_in(values),
+                input=filled.read_input(values),
                 output=output.kind_of(self._document or {}),
             )
             other = snippets.openai(call)
             made = [snippets.python(call), snippets.javascript(call), snippets.curl(call), other or ""]
             return [*made, gr.Tab(visible=other is not None)]
 
-        tab.select(written, filled.components, [python, javascript, curl, openai, dialect], **layout.QUIET)
-
-    # -- what is looked at
+        tab.select(
+            programs, filled.components, [python, javascript, curl, openai, openai_tab], **layout.QUIET
+        )
 
     @layout.show_errors
     async def heading(self, request: gr.Request) -> str:
-        """Name, description, what it does at the moment."""
         caller = session.of(request).caller
-        return _heading(self._shown, await _state(caller, self._shown.name))
+        return _heading(self._data, await _state(caller, self._data.name))
 
     @layout.show_errors
     async def readme(self, request: gr.Request) -> str:
-        """The model's readme."""
         try:
-            return await session.of(request).caller.text(f"/v1/models/{self._shown.name}/readme")
+            return await session.of(request).caller.text(f"/v1/models/{self._data.name}/readme")
         except NotFound:
             return "*This model has no readme. `readme` in `models.yaml` names a Markdown file.*"
 
     @layout.show_errors
     async def examples(self, request: gr.Request) -> str:
-        """Predictions that were chosen to show what it can do."""
         caller = session.of(request).caller
-        found = (await caller.get(f"/v1/models/{self._shown.name}/examples"))["results"]
+        found = (await caller.get(f"/v1/models/{self._data.name}/examples"))["results"]
         if not found:
             how = Markup(
                 "An administrator can show a prediction as an example: on the prediction's page, or with "
                 "<code>appliance example {} ID</code>."
             )
-            return markup.empty("There are no examples yet", how.format(self._shown.name))
+            return markup.empty("There are no examples yet", how.format(self._data.name))
         kind = output.kind_of(self._document or {})
-        return markup.join(_example(record, kind, self._shown.name) for record in found)
+        return markup.join(_example(record, kind, self._data.name) for record in found)
 
     @layout.show_errors
     async def versions(self, request: gr.Request) -> str:
-        """Every version, newest first."""
-        found = (await session.of(request).caller.get(f"/v1/models/{self._shown.name}/versions"))["results"]
+        found = (await session.of(request).caller.get(f"/v1/models/{self._data.name}/versions"))["results"]
         rows = [
             (
-                _code_link(f"/{self._shown.name}/versions/{one['id']}", one["id"]),
+                _code_link(f"/{self._data.name}/versions/{one['id']}", one["id"]),
                 markup.moment(one["created_at"]),
             )
             for one in found
@@ -161,18 +156,18 @@ class ModelPage:
 
     @layout.show_errors
     async def performance(self, request: gr.Request) -> str:
-        """Durations of the model's newest predictions that this token may see."""
+        """Return durations of the model's newest predictions that this user may see."""
         caller = session.of(request).caller
-        asked = {"model": self._shown.name, "status": "succeeded", "type": "prediction"}
+        asked = {"model": self._data.name, "status": "succeeded", "type": "prediction"}
         found = (await caller.get("/admin/predictions", **asked))["results"]
         mine = [one for one in found if "predict_time" in one.get("metrics", {})]
         if not mine:
             return markup.empty("Nothing measured yet", "Run the model to see its durations here.")
-        took = [one["metrics"]["predict_time"] for one in mine]
+        durations = [one["metrics"]["predict_time"] for one in mine]
         colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
         facts = Markup("<p>{}</p>").format(
-            f"The last {len(mine)} that succeeded: median {statistics.median(took):.2f} s, "
-            f"longest {max(took):.2f} s; {colds} waited for the model to load."
+            f"The last {len(mine)} that succeeded: median {statistics.median(durations):.2f} s, "
+            f"longest {max(durations):.2f} s; {colds} waited for the model to load."
         )
         rows = [
             (
@@ -191,16 +186,15 @@ def _code_link(path: str, id: str) -> Markup:
     return markup.link(path, Markup("<code>{}</code>").format(id))
 
 
-def build(shown: Shown) -> gr.Blocks:
-    """The page of one model."""
-    return ModelPage(shown).build()
+def build(data: ModelPageData) -> gr.Blocks:
+    return ModelPage(data).build()
 
 
 def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> ModelForm:
-    """Form and output of ``owner/name`` or ``owner/name:version`` side by side.
+    """Add the form and the result of ``owner/name`` or ``owner/name:version`` side by side.
 
-    ``bare``: nothing leads from there to other pages. ``?from=`` in the address fills in the input of an
-    earlier prediction.
+    ``?from=`` in the page's URL fills in the input of an earlier prediction. A ``bare`` page ignores it, and
+    has no links to other pages.
     """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
@@ -214,26 +208,26 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
 
     @layout.show_errors
     async def opened(request: gr.Request) -> list[Any]:
-        known = session.of(request)
-        button = gr.skip() if known.may_run else gr.Button("Your token can only look", interactive=False)
+        user = session.of(request)
+        button = gr.skip() if user.may_run else gr.Button("Your token can only look", interactive=False)
         earlier = request.query_params.get("from")
         if not earlier or bare:
             return [button, *(gr.skip() for _ in filled.components)]
-        record = await known.caller.get(f"/admin/predictions/{earlier}")
-        return [button, *filled.shown(record["input"])]
+        record = await user.caller.get(f"/admin/predictions/{earlier}")
+        return [button, *filled.values_of(record["input"])]
 
     @layout.show_errors
     async def started(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
-        same = [gr.skip() for _ in result.components]
-        at_rest = [None, gr.Button(interactive=True), gr.Button(interactive=False), *same]
-        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *same]
+        unchanged = [gr.skip() for _ in result.components]
+        idle = [None, gr.Button(interactive=True), gr.Button(interactive=False), *unchanged]
+        yield [None, gr.Button(interactive=False), gr.Button(interactive=False), *unchanged]
         try:
             async for id, shown in form.run(filled, result, spec, values, request):
                 yield [id, gr.skip(), gr.Button(interactive=id is not None), *shown]
         except ApplianceError as error:
-            yield [*at_rest[:3], form.refused(error), *same[1:]]
+            yield [*idle[:3], form.error_status(error), *unchanged[1:]]
         else:
-            yield at_rest
+            yield idle
 
     blocks.load(opened, None, [go, *filled.components], **layout.QUIET)
     outputs = [running, go, stop, *result.components]
@@ -244,21 +238,21 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
 
 async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
     """Return the state of a model; None if it runs as a version of another model."""
-    known = (await caller.get("/admin/status"))["models"]
-    return next((model for model in known if model["name"] == name), None)
+    models = (await caller.get("/admin/status"))["models"]
+    return next((model for model in models if model["name"] == name), None)
 
 
-def _heading(shown: Shown, state: dict[str, Any] | None = None) -> Markup:
-    owner, _, name = shown.name.partition("/")
+def _heading(data: ModelPageData, state: dict[str, Any] | None = None) -> Markup:
+    owner, _, name = data.name.partition("/")
     return markup.render(
         "model_heading.html",
         owner=owner,
-        name=name if shown.version is None else f"{name}:{shown.version[:8]}",
-        description=shown.description,
+        name=name if data.version is None else f"{name}:{data.version[:8]}",
+        description=data.description,
         state=state and explore.badge(state),
         queued=state and state["queued"],
-        links=shown.links,
-        newest_version=None if shown.version is None else f"/{shown.name}",
+        links=data.links,
+        newest_version=None if data.version is None else f"/{data.name}",
     )
 
 

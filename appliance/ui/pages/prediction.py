@@ -1,4 +1,4 @@
-"""One prediction or training: what went in and came out, what its time went into, what was sent of it."""
+"""The page of one prediction or training: its facts, timeline, output, input, logs and webhook."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from appliance.domain.errors import NotFound
 from appliance.ui import layout, markup, session
-from appliance.ui.layout import Marks
+from appliance.ui.layout import Checksums
+from appliance.ui.watcher import ENDED
 
-#: Seconds between looks while it is under way.
-PERIOD: Final = 1.0
+#: Seconds between updates until the prediction has ended.
+REFRESH_INTERVAL: Final = 1.0
 
-_OVER: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
 _SHOW: Final = "Show as an example"
 _HIDE: Final = "Show no longer as an example"
 _MISSING: Final = markup.empty(
@@ -27,7 +27,6 @@ _MISSING: Final = markup.empty(
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with layout.page("Prediction") as blocks:
         head = gr.HTML(elem_id="prediction", min_height=160, apply_default_css=False)
         with gr.Row(elem_classes="actions"):
@@ -35,67 +34,64 @@ def build() -> gr.Blocks:
             again = gr.Button("Run again, with changes", size="sm", visible=False)
             example = gr.Button(_SHOW, size="sm", visible=False)
         body = gr.HTML(min_height=300, apply_default_css=False)
-        timer = gr.Timer(PERIOD)
-        marks = gr.State([])
-        shown = [marks, head, body, cancel, again, example, timer]
-        blocks.load(_show, marks, shown, **layout.QUIET)
-        timer.tick(_show, marks, shown, **layout.QUIET)
-        cancel.click(_cancel, marks, shown, **layout.QUIET)
-        example.click(_turn_example, marks, shown, **layout.QUIET)
+        timer = gr.Timer(REFRESH_INTERVAL)
+        checksums = gr.State([])
+        shown = [checksums, head, body, cancel, again, example, timer]
+        blocks.load(_show, checksums, shown, **layout.QUIET)
+        timer.tick(_show, checksums, shown, **layout.QUIET)
+        cancel.click(_cancel, checksums, shown, **layout.QUIET)
+        example.click(_toggle_example, checksums, shown, **layout.QUIET)
     return blocks
 
 
 @layout.show_errors
-async def _show(marks: Marks, request: gr.Request) -> list[Any]:
-    who = session.of(request)
+async def _show(checksums: Checksums, request: gr.Request) -> list[Any]:
+    user = session.of(request)
     try:
-        record = await who.caller.get(_path(request))
+        record = await user.caller.get(_path(request))
     except NotFound:
         hidden = [gr.Button(visible=False) for _ in range(3)]
-        return [*layout.changed([_MISSING, ""], marks), *hidden, gr.Timer(active=False)]
-    return _shown(record, who, marks)
+        return [*layout.skip_unchanged([_MISSING, ""], checksums), *hidden, gr.Timer(active=False)]
+    return _shown(record, user, checksums)
 
 
 @layout.show_errors
-async def _cancel(marks: Marks, request: gr.Request) -> list[Any]:
-    who = session.of(request)
-    return _shown(await who.caller.post(f"{_path(request)}/cancel"), who, marks)
+async def _cancel(checksums: Checksums, request: gr.Request) -> list[Any]:
+    user = session.of(request)
+    return _shown(await user.caller.post(f"{_path(request)}/cancel"), user, checksums)
 
 
 @layout.show_errors
-async def _turn_example(marks: Marks, request: gr.Request) -> list[Any]:
+async def _toggle_example(checksums: Checksums, request: gr.Request) -> list[Any]:
     """Add this prediction to the examples on the model's page, or remove it."""
-    who = session.of(request)
-    record = await who.caller.get(_path(request))
+    user = session.of(request)
+    record = await user.caller.get(_path(request))
     method = "DELETE" if record["example"] else "PUT"
-    await who.caller.send(method, f"/admin/models/{record['model']}/examples/{record['id']}")
-    return _shown(await who.caller.get(_path(request)), who, marks)
+    await user.caller.send(method, f"/admin/models/{record['model']}/examples/{record['id']}")
+    return _shown(await user.caller.get(_path(request)), user, checksums)
 
 
 def _path(request: gr.Request) -> str:
     return f"/admin/predictions/{layout.parameters(request)['id']}"
 
 
-def _shown(record: dict[str, Any], who: session.Session, marks: Marks) -> list[Any]:
-    over = record["status"] in _OVER
-    rerun = who.may_run and record["type"] == "prediction" and not record.get("operation")
+def _shown(record: dict[str, Any], user: session.Session, checksums: Checksums) -> list[Any]:
+    ended = record["status"] in ENDED
+    rerun = user.may_run and record["type"] == "prediction" and not record.get("operation")
     return [
-        *layout.changed([head(record), body(record)], marks),
-        gr.Button(visible=who.may_run and not over),
-        gr.Button(
-            visible=rerun and not record["data_removed"],
-            link=again(record),
-        ),
+        *layout.skip_unchanged([head(record), body(record)], checksums),
+        gr.Button(visible=user.may_run and not ended),
+        gr.Button(visible=rerun and not record["data_removed"], link=again(record)),
         gr.Button(
             _HIDE if record["example"] else _SHOW,
-            visible=who.admin and record["status"] == "succeeded" and not record["data_removed"],
+            visible=user.admin and record["status"] == "succeeded" and not record["data_removed"],
         ),
-        gr.Timer(active=not over),
+        gr.Timer(active=not ended),
     ]
 
 
 def again(record: Mapping[str, Any]) -> str:
-    """The path where it can be run again: by the version that made it, if that is there."""
+    """Return the path of the form to run it again, with the same version if that still exists."""
     older = record["model_state"] is not None and not record["newest_version"]
     page = f"/{record['model']}/versions/{record['version']}" if older else f"/{record['model']}"
     return f"{page}?{urlencode({'from': record['id']})}"
@@ -107,7 +103,7 @@ def head(record: Mapping[str, Any]) -> Markup:
         "Model": markup.link(f"/{record['model']}", record["model"]),
         "Account": record["owner"],
         "Token": record["token_name"] or record["token"] or "unknown",
-        "Made": markup.moment(record["created_at"]),
+        "Created": markup.moment(record["created_at"]),
     }
     if record["hardware"]:
         facts["Hardware"] = record["hardware"]
@@ -119,9 +115,9 @@ def head(record: Mapping[str, Any]) -> Markup:
     if record.get("deployment"):
         facts["Deployment"] = record["deployment"]
     if record.get("parent"):
-        facts["Part of"] = markup.link(f"/p/{record['parent']}", record["parent"])
+        facts["Parent"] = markup.link(f"/p/{record['parent']}", record["parent"])
     if record.get("parts"):
-        facts["Parts"] = Markup(" ").join(markup.link(f"/p/{part}", part) for part in record["parts"])
+        facts["Children"] = Markup(" ").join(markup.link(f"/p/{child}", child) for child in record["parts"])
     if record["attempts"] > 1:
         facts["Attempts"] = str(record["attempts"])
     if record.get("destination"):
@@ -159,7 +155,7 @@ def body(record: Mapping[str, Any]) -> Markup:
         parts.append(markup.note(Markup(reason)))  # noqa: S704 - a constant
     else:
         output = record.get("output")
-        waiting = record["status"] not in _OVER and output is None
+        waiting = record["status"] not in ENDED and output is None
         parts.append(markup.section("Output", markup.note("None yet.") if waiting else markup.value(output)))
         given = {name: markup.value(part) for name, part in record["input"].items()}
         parts.append(markup.section("Input", markup.pairs(given) if given else markup.note("Empty.")))

@@ -1,4 +1,4 @@
-"""The list of predictions and trainings: an administrator sees everyone's, others their own."""
+"""The list of predictions and trainings: of all accounts for administrators, of their own for others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import gradio as gr
 from markupsafe import Markup
 
 from appliance.ui import layout, markup, session
-from appliance.ui.layout import Marks
+from appliance.ui.layout import Checksums
 
-#: Rows on a page.
+#: Rows of one page of the list.
 ROWS: Final = 25
-#: Seconds between looks at the newest page.
-PERIOD: Final = 5.0
+#: Seconds between updates of the first page.
+REFRESH_INTERVAL: Final = 5.0
 
 _STATES: Final = ("starting", "processing", "succeeded", "failed", "canceled", "aborted")
 _AGES: Final = {"any time": None, "last hour": 3600, "last day": 86400, "last 7 days": 7 * 86400}
@@ -29,25 +29,24 @@ _EMPTY: Final = markup.empty(
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with layout.page("Predictions") as blocks:
         with gr.Row(elem_classes="filters"):
             states = [_NO_FILTER, *((state, state) for state in _STATES)]
             model = gr.Dropdown(label="Model", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
             status = gr.Dropdown(label="State", choices=states, value=_ANY)
             token = gr.Dropdown(label="Token", choices=[_NO_FILTER], value=_ANY, allow_custom_value=True)
-            age = gr.Dropdown(label="Made", choices=list(_AGES), value="any time")
+            age = gr.Dropdown(label="Created", choices=list(_AGES), value="any time")
         rows = gr.HTML(elem_id="predictions", min_height=200, apply_default_css=False)
-        here: gr.State = gr.State("")  # the cursor of the page that is shown
-        marks: gr.State = gr.State([])
+        here: gr.State = gr.State("")  # the cursor of the shown page
+        checksums: gr.State = gr.State([])
         older_at: gr.State = gr.State("")
         newer_at: gr.State = gr.State("")
         with gr.Row(elem_classes="actions"):
             newer = gr.Button("Newer", size="sm", interactive=False)
             older = gr.Button("Older", size="sm", interactive=False)
         filters = [model, status, token, age]
-        asked = [marks, *filters]
-        shown = [marks, rows, here, newer_at, older_at, newer, older]
+        asked = [checksums, *filters]
+        shown = [checksums, rows, here, newer_at, older_at, newer, older]
         newest = gr.State("")
         blocks.load(_choices, None, filters, **layout.QUIET).then(
             _show, [newest, *asked], shown, **layout.QUIET
@@ -56,48 +55,48 @@ def build() -> gr.Blocks:
         gr.on(chosen, _show, [newest, *asked], shown, trigger_mode="always_last", **layout.QUIET)
         newer.click(_show, [newer_at, *asked], shown, **layout.QUIET)
         older.click(_show, [older_at, *asked], shown, **layout.QUIET)
-        gr.Timer(PERIOD).tick(_again, [here, *asked], shown, **layout.QUIET)
+        gr.Timer(REFRESH_INTERVAL).tick(_refresh, [here, *asked], shown, **layout.QUIET)
     return blocks
 
 
 @layout.show_errors
 async def _choices(request: gr.Request) -> list[Any]:
     """Return the filters' choices, and the values that the page's URL selects."""
-    who = session.of(request)
+    user = session.of(request)
     asked = request.query_params
-    status = await who.caller.get("/admin/status")
+    status = await user.caller.get("/admin/status")
     models = [_NO_FILTER, *((each["name"], each["name"]) for each in status["models"])]
     tokens = [_NO_FILTER]
-    if who.admin:
-        listed = await who.caller.get("/admin/tokens")
+    if user.admin:
+        listed = await user.caller.get("/admin/tokens")
         tokens += [(f"{each['name']} ({each['owner']})", each["id"]) for each in listed["results"]]
     return [
         gr.Dropdown(choices=models, value=asked.get("model", _ANY)),
         gr.Dropdown(value=asked.get("status", _ANY)),
-        gr.Dropdown(choices=tokens, value=asked.get("token", _ANY), visible=who.admin),
+        gr.Dropdown(choices=tokens, value=asked.get("token", _ANY), visible=user.admin),
         gr.Dropdown(value=asked.get("made", "any time")),
     ]
 
 
 @layout.show_errors
-async def _again(
-    cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
+async def _refresh(
+    cursor: str, checksums: Checksums, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
-    """The newest page as it is now; an older one stays as it was read."""
+    """Update the first page; an older one stays as it is."""
     if cursor:
         return [gr.skip()] * 7
-    return await _show(cursor, marks, model, status, token, age, request)
+    return await _show(cursor, checksums, model, status, token, age, request)
 
 
 @layout.show_errors
 async def _show(
-    cursor: str, marks: Marks, model: str, status: str, token: str, age: str, request: gr.Request
+    cursor: str, checksums: Checksums, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
-    """The page at ``cursor``; the newest one if that is empty."""
-    who = session.of(request)
+    """Return the page at ``cursor``, or the first page if that is empty."""
+    user = session.of(request)
     seconds = _AGES.get(age)
     since = None if seconds is None else datetime.fromtimestamp(time.time() - seconds, UTC).isoformat()
-    found = await who.caller.get(
+    found = await user.caller.get(
         "/admin/predictions",
         model=model or None,
         status=status or None,
@@ -108,7 +107,7 @@ async def _show(
     )
     newer, older = _cursor(found["previous"]), _cursor(found["next"])
     return [
-        *layout.changed([render(found["results"], everyone=who.admin)], marks),
+        *layout.skip_unchanged([render(found["results"], everyone=user.admin)], checksums),
         cursor,
         newer,
         older,
@@ -120,7 +119,7 @@ async def _show(
 def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
     """Return the list of predictions; ``everyone`` adds their accounts and tokens."""
     whose = ["Account", "Token"] if everyone else []
-    headings = ["State", "Prediction", "Model", *whose, "Made", "Loading", "Running"]
+    headings = ["State", "Prediction", "Model", *whose, "Created", "Loading", "Running"]
     rows = []
     for record in records:
         metrics = record.get("metrics", {})
@@ -139,7 +138,7 @@ def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
     return Markup('<div class="part">{}</div>').format(markup.table(headings, rows, if_empty=_EMPTY))
 
 
-def _cursor(address: str | None) -> str:
-    """The cursor in the address of a further page."""
-    found = parse_qs(urlsplit(address or "").query).get("cursor", [""])
+def _cursor(url: str | None) -> str:
+    """Return the cursor in the URL of a page of the list; empty without a URL."""
+    found = parse_qs(urlsplit(url or "").query).get("cursor", [""])
     return found[0]

@@ -1,4 +1,4 @@
-"""Tokens, the key of webhooks, and what the appliance works with; for administrators."""
+"""The page of settings for administrators: tokens, the webhook key, and the configuration."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from appliance.domain.units import readable_bytes
 from appliance.ui import layout, markup, session
 
 _SCOPES: Final = [
-    ("read: look at things", "read"),
+    ("read: look only", "read"),
     ("run: make predictions", "run"),
     ("admin: everything", "admin"),
 ]
-_KEEP: Final = "Webhooks: hours for which the old key signs beside a new one"
+_KEEP: Final = "Webhooks: hours for which the old key signs in addition to a new one"
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with layout.page("Settings") as blocks:
         about = gr.HTML(elem_id="about", min_height=100, apply_default_css=False)
         tokens = gr.HTML(elem_id="tokens", min_height=120, apply_default_css=False)
         with gr.Row(elem_classes="filters"):
-            name = gr.Textbox(label="Name of a new token", max_lines=1, placeholder="what it is for")
-            scope = gr.Dropdown(label="It may", choices=_SCOPES, value="run")
+            name = gr.Textbox(label="Name of a new token", max_lines=1, placeholder="its purpose")
+            scope = gr.Dropdown(label="Scope", choices=_SCOPES, value="run")
             owner = gr.Textbox(label="Account", max_lines=1, placeholder="the appliance's own")
             create = gr.Button("Create", variant="primary", size="sm")
         secret = gr.Textbox(
-            label="The token: copy it now, it is not shown again",
+            label="The token: copy it now, it cannot be shown again",
             elem_id="secret",
             visible=False,
             interactive=False,
@@ -74,8 +73,8 @@ async def _tokens(request: gr.Request) -> list[Any]:
 @layout.show_errors
 async def _create(name: str, scope: str, owner: str, request: gr.Request) -> list[Any]:
     body = {"name": name, "scope": scope, **({"owner": owner} if owner else {})}
-    made = await session.of(request).caller.post("/admin/tokens", body)
-    return [gr.Textbox(value=made["token"], visible=True), "", *await _listed(request)]
+    created = await session.of(request).caller.post("/admin/tokens", body)
+    return [gr.Textbox(value=created["token"], visible=True), "", *await _listed(request)]
 
 
 @layout.show_errors

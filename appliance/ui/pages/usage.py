@@ -1,4 +1,4 @@
-"""The usage page: usage by model and owner, and its cost."""
+"""The page of usage: run time, tokens and cost by model, token, account, hardware or day."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ _EMPTY: Final = markup.empty(
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with layout.page("Usage") as blocks:
         with gr.Row(elem_classes="filters"):
             span = gr.Dropdown(label="The last", choices=list(_SPANS), value="30 days")
@@ -51,7 +50,7 @@ async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
     chosen = await caller.get(path, **{"from": first, "by": keys})
     days = await caller.get(path, **{"from": first, "by": "day"})
     models = await caller.get(path, **{"from": first, "by": "model"})
-    # Gradio serves a file under its whole content's digest, so nobody finds it who could not read it here.
+    # Gradio serves a file at the digest of its content, so only users who know the content can find it.
     file = Path(tempfile.mkdtemp(prefix="usage-")) / f"usage-{chosen['from']}-{chosen['to']}.csv"
     file.write_text(await caller.text(f"{path}.csv?from={first}&by={keys}"), encoding="utf-8")
     return [

@@ -35,7 +35,7 @@ def browser_of(demo: Demo) -> httpx.AsyncClient:
 
 
 async def test_it_may_stand_in_a_frame_and_shows_no_token(reached: Reached) -> None:
-    demo = await Demo.of(reached, SECRET, "test/files")
+    demo = await Demo.create(reached, SECRET, "test/files")
     async with browser_of(demo) as visitor:
         page = await visitor.get("/")
         assert page.status_code == 200
@@ -71,4 +71,4 @@ async def test_files_that_were_made_are_passed_on(visitor: httpx.AsyncClient, ap
 
 async def test_there_must_be_such_a_model(reached: Reached) -> None:
     with pytest.raises(NotFound):
-        await Demo.of(reached, SECRET, "no/model")
+        await Demo.create(reached, SECRET, "no/model")

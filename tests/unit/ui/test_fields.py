@@ -1,4 +1,4 @@
-"""Inputs of models as fields of a form, and what is filled in as input again."""
+"""Inputs of models as fields of a form, and the input of a prediction from their values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from appliance.domain.errors import InvalidInput
 from appliance.runners.echo.runner import EchoRunner
 from appliance.runners.vllm.inputs import interface
-from appliance.ui.fields import Field, Widget, fields, filled_in
+from appliance.ui.fields import Field, Widget, fields, read_input
 
 
 def document(properties: dict[str, Any], required: tuple[str, ...] = (), **schemas: Any) -> dict[str, Any]:
@@ -58,10 +58,10 @@ def test_an_input_of_several_types_takes_json_and_text_where_that_is_one_of_them
     numbers = {"type": "array", "items": {"type": "integer"}}
     either = field({"anyOf": [{"type": "string"}, numbers]})
     assert either.widget is Widget.JSON
-    assert [either.value(given) for given in ("[1, 2]", "hello", "")] == [[1, 2], "hello", None]
-    assert either.shown("hello") == "hello"
+    assert [either.from_widget(given) for given in ("[1, 2]", "hello", "")] == [[1, 2], "hello", None]
+    assert either.to_widget("hello") == "hello"
     with pytest.raises(InvalidInput, match="not JSON"):
-        field({"anyOf": [{"type": "boolean"}, numbers]}).value("hello")
+        field({"anyOf": [{"type": "boolean"}, numbers]}).from_widget("hello")
 
 
 def test_order_is_that_of_the_schema_and_what_is_rarely_needed_is_folded() -> None:
@@ -84,15 +84,15 @@ def test_order_is_that_of_the_schema_and_what_is_rarely_needed_is_folded() -> No
 def test_what_is_left_alone_is_not_sent() -> None:
     model = EchoRunner.interface({})
     known = fields({"components": {"schemas": {"Input": model.input, **model.components}}})
-    untouched = [one.shown(one.default) for one in known]
-    assert filled_in(known, untouched) == {}
+    untouched = [one.to_widget(one.default) for one in known]
+    assert read_input(known, untouched) == {}
     as_browsers_say = [
         {Widget.SWITCH: False, Widget.NUMBER: one.default, Widget.SLIDER: one.default}.get(
             one.widget, one.default if one.default is not None else ""
         )
         for one in known
     ]
-    assert filled_in(known, as_browsers_say) == {}
+    assert read_input(known, as_browsers_say) == {}
 
 
 def test_values_are_of_the_types_that_the_model_wants() -> None:
@@ -115,7 +115,7 @@ def test_values_are_of_the_types_that_the_model_wants() -> None:
     by_name = dict(
         zip(("prompt", "steps", "scale", "numbers", "stops", "config", "fast", "needed"), values, strict=True)
     )
-    given = filled_in(known, [by_name[one.name] for one in known])
+    given = read_input(known, [by_name[one.name] for one in known])
     assert given == {
         "prompt": "",  # there is a default, and it was taken away
         "steps": 30,
@@ -127,13 +127,13 @@ def test_values_are_of_the_types_that_the_model_wants() -> None:
         "needed": "hi",
     }
     assert isinstance(given["steps"], int)
-    again = [one.shown(given.get(one.name, one.default)) for one in known]
-    assert filled_in(known, again) == given
+    again = [one.to_widget(given.get(one.name, one.default)) for one in known]
+    assert read_input(known, again) == given
 
 
 def test_items_of_a_list_are_lines_that_end_in_line_feeds() -> None:
     known = fields(document({"words": {"type": "array", "items": {"type": "string"}}}))
-    assert filled_in(known, ["a\u2028b\r\nc\x85d\n"]) == {"words": ["a\u2028b", "c\x85d"]}
+    assert read_input(known, ["a\u2028b\r\nc\x85d\n"]) == {"words": ["a\u2028b", "c\x85d"]}
 
 
 def test_what_cannot_be_read_is_named() -> None:
@@ -147,9 +147,9 @@ def test_what_cannot_be_read_is_named() -> None:
         )
     )
     with pytest.raises(InvalidInput) as caught:
-        filled_in(known, ["{", "1\nx", "1.5"])
+        read_input(known, ["{", "1\nx", "1.5"])
     assert [problem.field for problem in caught.value.problems] == ["config", "numbers", "seed"]
-    assert filled_in(known, ["", "", "7"]) == {"seed": 7}
+    assert read_input(known, ["", "", "7"]) == {"seed": 7}
     with pytest.raises(InvalidInput) as caught:
-        filled_in(known, ['{"a": NaN}', "1\nInfinity", math.inf])
+        read_input(known, ['{"a": NaN}', "1\nInfinity", math.inf])
     assert [problem.field for problem in caught.value.problems] == ["config", "numbers", "seed"]

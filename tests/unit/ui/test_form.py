@@ -11,7 +11,7 @@ from appliance.runners.echo.runner import EchoRunner
 from appliance.ui.form import ModelForm, Result
 from appliance.ui.output import RenderedOutput
 from appliance.ui.snippets import LocalFile
-from appliance.ui.watcher import Seen
+from appliance.ui.watcher import Snapshot
 
 
 @functools.cache  # Gradio takes half a second to build it, and it holds no values
@@ -31,7 +31,7 @@ def values(form: ModelForm, **changed: Any) -> list[Any]:
 
 async def test_a_form_that_nobody_touched_asks_for_nothing_special() -> None:
     made = form()
-    assert made.filled_in(values(made)) == {}
+    assert made.read_input(values(made)) == {}
 
 
 async def test_files_that_are_picked_come_before_addresses() -> None:
@@ -44,19 +44,19 @@ async def test_files_that_are_picked_come_before_addresses() -> None:
         files=["/tmp/b"],
         files_address=" http://c \n\nhttp://d",
     )
-    assert made.filled_in(given) == {
+    assert made.read_input(given) == {
         "text": "x",
         "exit_code": 7,
         "file": LocalFile("/tmp/a.png"),
         "files": [LocalFile("/tmp/b"), "http://c", "http://d"],
     }
-    assert made.filled_in(values(made, file_address="http://e"))["file"] == "http://e"
+    assert made.read_input(values(made, file_address="http://e"))["file"] == "http://e"
 
 
 async def test_an_earlier_input_is_shown_and_means_the_same() -> None:
     made = form()
     input = {"text": "x", "repeat": 3, "exit_code": 1, "file": "http://a", "files": ["http://b", "http://c"]}
-    assert made.filled_in(made.shown(input)) == input
+    assert made.read_input(made.values_of(input)) == input
 
 
 @functools.cache
@@ -69,10 +69,10 @@ def told(
     status: str, *, model: dict[str, Any] | None = None, items: tuple[str, ...] = (), **record: Any
 ) -> str:
     """What is said of a prediction."""
-    seen = Seen(
+    snapshot = Snapshot(
         record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
     )
-    first, *_ = result().shown(seen, [])
+    first, *_ = result().updates(snapshot, [])
     return str(first)
 
 
@@ -92,10 +92,10 @@ async def test_it_is_said_how_a_prediction_stands() -> None:
 
 
 async def test_only_what_has_changed_is_sent() -> None:
-    shown = result().shown
+    updates = result().updates
     before: list[Any] = []
     record = {"id": "x", "status": "processing", "logs": "same"}
-    shown(Seen(record=record, items=["a"], seconds=1.0), before)
-    again = shown(Seen(record=record, items=["a", "b"], seconds=1.0), before)
+    updates(Snapshot(record=record, items=["a"], seconds=1.0), before)
+    again = updates(Snapshot(record=record, items=["a", "b"], seconds=1.0), before)
     changed = [value for value in again if value != gr.skip()]
     assert changed == ["ab"]

@@ -12,7 +12,7 @@ import pytest
 from appliance.domain.errors import InvalidInput, NotFound, Unauthenticated
 from appliance.ui.client import Api as Reached
 from appliance.ui.client import Caller
-from appliance.ui.watcher import Seen, Watcher
+from appliance.ui.watcher import Snapshot, Watcher
 from tests.support.api_client import SECRET, Api
 
 BASE = "http://models.example.org:8000"
@@ -26,26 +26,26 @@ async def caller(api: Api) -> AsyncIterator[Caller]:
     await reached.close()
 
 
-async def followed(caller: Caller, **input: Any) -> list[Seen]:
+async def followed(caller: Caller, **input: Any) -> list[Snapshot]:
     created = await caller.post("/v1/predictions", {"version": "test/stream", "input": input})
-    return [seen async for seen in Watcher(caller, created).seen()]
+    return [snapshot async for snapshot in Watcher(caller, created).snapshots()]
 
 
 async def test_it_is_seen_from_its_start_to_its_end(caller: Caller) -> None:
-    seen = await followed(caller, text="one two three", chunk_delay=0.05)
-    assert (seen[0].record["status"], seen[0].output, seen[0].over) == ("starting", [], False)
-    assert (seen[-1].record["status"], seen[-1].output, seen[-1].over) == (
+    snapshots = await followed(caller, text="one two three", chunk_delay=0.05)
+    assert (snapshots[0].record["status"], snapshots[0].output, snapshots[0].ended) == ("starting", [], False)
+    assert (snapshots[-1].record["status"], snapshots[-1].output, snapshots[-1].ended) == (
         "succeeded",
         ["one ", "two ", "three"],
         True,
     )
-    assert [each.over for each in seen].count(True) == 1
+    assert [each.ended for each in snapshots].count(True) == 1
 
 
 async def test_one_that_fails_ends_too(caller: Caller) -> None:
-    seen = await followed(caller, text="a b", after=1, fail="on purpose")
-    assert seen[-1].record["status"] == "failed"
-    assert seen[-1].record["error"] == "on purpose"
+    snapshots = await followed(caller, text="a b", after=1, fail="on purpose")
+    assert snapshots[-1].record["status"] == "failed"
+    assert snapshots[-1].record["error"] == "on purpose"
 
 
 async def test_refusals_are_errors_of_the_tree(caller: Caller, tmp_path: Path) -> None:
