@@ -129,7 +129,7 @@ def _place_pinned(scheduler: Scheduler) -> None:
     for now in range(len(scheduler.models)):
         for decision in scheduler.decide(float(now)):
             if isinstance(decision, Load):
-                scheduler.loaded(decision.model, float(now))
+                scheduler.loaded(decision.model, float(now), ())
 
 
 async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
@@ -147,7 +147,7 @@ async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
     finally:
         await store.close()
     peaks = {row.loaded: row.peak for row in rows if row.device == device}
-    built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described])
+    built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described], ())
     keys = {entry.runs_on: built.loads_as(entry) for entry in built.entries}
     return {name: peaks[key] for name, key in keys.items() if key in peaks}
 

@@ -112,13 +112,12 @@ class Footprints:
             self._event_log.add(now, EventKind.RESIZED, model, entry.devices, reserved, reason=reason)
 
     def record_out_of_memory(
-        self, model: str, took: int | None, now: float, reason: str = "", had: int | None = None
+        self, model: str, took: int | None, now: float, reason: str, had: int | None
     ) -> bool:
         """Take in that the worker process ran out of memory, and reserve more for the next load.
 
-        ``took`` is what it used, in bytes; None stands for all that it had. ``had`` is what it could use, by
-        default what it had reserved. Returns whether the next load gets more than both, so that it is worth a
-        try.
+        ``took`` is what it used and ``had`` what it could use, in bytes; None is what it had reserved.
+        Returns whether the next load gets more than both, so that it is worth a try.
         """
         entry = self._models[model]
         entry.out_of_memory += 1

@@ -41,8 +41,8 @@ def plan(
     now: float,
     *,
     patient: bool,
-    completable: set[str] | None = None,
-    among: Iterable[str] | None = None,
+    completable: set[str] | None,
+    among: Iterable[str] | None,
 ) -> Plan | None:
     """Return the best plan to load ``model``; None if there is none at the moment.
 
@@ -57,7 +57,7 @@ def plan(
         now: Seconds on the scheduler's clock.
         patient: Whether the model still waits for others to become idle.
         completable: The predictions that can finish before this model is loaded; None stands for all.
-        among: The devices to choose from; by default all that the model may be loaded on.
+        among: The devices to choose from; None stands for all that the model may be loaded on.
     """
     options = []
     for device in ledger.eligible_devices(model.demand) if among is None else among:

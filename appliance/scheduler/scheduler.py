@@ -185,20 +185,20 @@ class Scheduler:
                 self.footprints.record_peak(model, 0, now)
         self._children.remove(id)
 
-    def resumed(self, id: str, model: str, parent: str | None = None) -> None:
+    def resumed(self, id: str, model: str, parent: str | None) -> None:
         """A prediction still runs on an adopted model, and holds a slot."""
         self._models[model].running.add(id)
         self._children.add(id, parent)
 
     # -- facts about models and devices ------------------------------------------------------------------
 
-    def loaded(self, model: str, now: float, levels: Iterable[SleepLevel] = ()) -> None:
+    def loaded(self, model: str, now: float, levels: Iterable[SleepLevel]) -> None:
         """A load has finished; the worker process supports these sleep levels."""
         entry = self._models[model]
         self._transitions.loaded(entry, frozenset(levels), now)
         self._unload_if_pending(entry, now)
 
-    def load_failed(self, model: str, now: float, reason: str = "") -> list[str]:
+    def load_failed(self, model: str, now: float, reason: str) -> list[str]:
         """A load has failed. Returns the ids of predictions that waited for it; they are removed.
 
         Predictions move to another instance of the model if one is ready.
@@ -227,7 +227,7 @@ class Scheduler:
         """A model could not sleep or wake; from now on it is unloaded instead."""
         self._models[model].sleep_enabled = False
 
-    def stopping(self, model: str, now: float, reason: str = "") -> None:
+    def stopping(self, model: str, now: float, reason: str) -> None:
         """The worker process is being killed: nothing may start on it, and its memory is not free yet."""
         self._transitions.stop(self._models[model], reason, now)
 
@@ -235,7 +235,7 @@ class Scheduler:
         """An unload is confirmed: the memory is free."""
         self._gone(self._models[model], EventKind.UNLOADED, now)
 
-    def lost(self, model: str, now: float, reason: str = "") -> None:
+    def lost(self, model: str, now: float, reason: str) -> None:
         """The worker process died: its memory is free and nothing runs on it. The queue keeps waiting."""
         entry = self._models[model]
         for id in entry.running:
@@ -252,8 +252,8 @@ class Scheduler:
         memory: int,
         now: float,
         *,
-        levels: Iterable[SleepLevel] = (),
-        level: SleepLevel | None = None,
+        levels: Iterable[SleepLevel],
+        level: SleepLevel | None,
     ) -> None:
         """An earlier gateway process has left the model loaded; with ``level`` it sleeps."""
         entry = self._models[model]

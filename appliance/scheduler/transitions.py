@@ -111,9 +111,9 @@ class Transitions:
         entry: ModelState,
         reason: str,
         now: float,
-        waiter: ModelState | None = None,
+        waiter: ModelState | None,
         *,
-        sleep: bool = True,
+        sleep: bool,
     ) -> list[Sleep | Unload]:
         """Put an idle model to sleep or unload it, whichever makes predictions wait less.
 
@@ -210,7 +210,7 @@ class Transitions:
         self._log(entry, EventKind.UNLOAD, now, reason=reason, on_behalf_of=on_behalf_of, seconds=now - since)
         entry.transition_to(Residency.UNLOADING, now)
 
-    def gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str = "") -> None:
+    def gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str) -> None:
         """Mark the model cold and free all its memory: its worker process has ended."""
         seconds = None if kind is EventKind.LOST else now - entry.state_since
         self._log(entry, kind, now, reason=reason, seconds=seconds)

@@ -38,7 +38,7 @@ class Connections:
     All methods must be called on the event loop that called ``open``.
     """
 
-    def __init__(self, path: Path, *, durability: Durability = "full") -> None:
+    def __init__(self, path: Path, *, durability: Durability) -> None:
         self._path = path
         self._durability: Durability = durability
         self._lock = OwnerLock(path)

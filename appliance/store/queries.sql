@@ -121,10 +121,9 @@ INSERT INTO versions (id, model, created_at, document) VALUES (:id, :model, :cre
 ON CONFLICT (id, model) DO UPDATE SET document = excluded.document;
 
 -- query: version
--- One version, of the named model or (NULL) of the model that had it first.
+-- One version of a model; several models may have a version with the same id.
 SELECT id, model, created_at, document FROM versions
-WHERE id = :id AND (:model IS NULL OR model = :model)
-ORDER BY created_at LIMIT 1;
+WHERE id = :id AND model = :model;
 
 -- query: versions_of_model
 -- All versions of a model, newest first.

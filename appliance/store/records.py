@@ -66,6 +66,6 @@ class Delivery(NamedTuple):
     prediction: str
     attempts: int  # number of failed attempts
     due_at: float  # time of the next attempt, or of the last one if finished
-    problem: str | None = None  # why the last attempt failed
-    ended_at: float | None = None  # when it was delivered, or given up if there is a problem
-    receiver: Receiver = Receiver("", "")
+    problem: str | None  # why the last attempt failed
+    ended_at: float | None  # when it was delivered, or given up if there is a problem
+    receiver: Receiver

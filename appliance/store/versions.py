@@ -42,7 +42,7 @@ class VersionTable(Connections):
 
         return await self.read(action)
 
-    async def version(self, id: str, model: str | None = None) -> VersionRow | None:
-        """Return one version of ``model``, or, without ``model``, of the model that had it first."""
+    async def version(self, id: str, model: str) -> VersionRow | None:
+        """Return a version of ``model``; None if the model never had it."""
         row = self.row("version", {"id": id, "model": model})
         return None if row is None else rows.version(row)

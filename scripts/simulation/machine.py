@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from appliance.scheduler import Decision, Load, Residency, Start, Unload
+from appliance.scheduler import Decision, Load, Residency, SleepLevel, Start, Unload
 from scripts.simulation.workload import UNLOAD, Workload
 
 
@@ -19,7 +19,7 @@ class Policy(Protocol):
     def finished(self, id: str, model: str, now: float) -> None:
         """It is over."""
 
-    def loaded(self, model: str, now: float) -> None:
+    def loaded(self, model: str, now: float, levels: Iterable[SleepLevel]) -> None:
         """A load is done."""
 
     def unloaded(self, model: str, now: float) -> None:
@@ -104,7 +104,7 @@ class Machine:
                 progress()
             case "loaded":
                 self._state[event.model] = Residency.READY
-                self._policy.loaded(event.model, event.at)
+                self._policy.loaded(event.model, event.at, ())
             case "unloaded":
                 self._state[event.model] = Residency.COLD
                 for device in self._place.pop(event.model):

@@ -8,10 +8,10 @@ of them counts failures, crashes or restarts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from appliance.scheduler import Decision, Load, Residency, Start, Unload
+from appliance.scheduler import Decision, Load, Residency, SleepLevel, Start, Unload
 from scripts.simulation.machine import Policy
 from scripts.simulation.workload import SimulatedModel, Workload
 
@@ -32,7 +32,7 @@ class _Server:
         self.running[model] -= 1
         self.used[model] = now
 
-    def loaded(self, model: str, now: float) -> None:
+    def loaded(self, model: str, now: float, levels: Iterable[SleepLevel]) -> None:
         """It is ready."""
         self.state[model] = Residency.READY
         self.used[model] = now

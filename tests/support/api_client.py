@@ -41,7 +41,7 @@ def services_of(bench: Bench, config: Config = CONFIG) -> Services:
         rate_limits=RateLimits(requests=None, predictions=None),
         fetch_guard=fetch_guard,
         webhooks=Webhooks(bench.store, fetch_guard, config.server.account),
-        retention=Retention(bench.store, bench.files, None),
+        retention=Retention(bench.store, bench.files, None, None),
         files=bench.files,
         trainings=bench.trainings,
         builds=bench.builds,

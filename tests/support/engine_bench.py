@@ -47,7 +47,7 @@ def entry(name: str = "test/echo", **options: Any) -> Entry:
 
 
 def catalogue_of(*entries: Entry) -> Catalogue:
-    return Catalogue([describe(entry.model, "none", 0.0)[0] for entry in entries], entries)
+    return Catalogue([describe(entry.model, "none", 0.0)[0] for entry in entries], entries, ())
 
 
 class Bench:
@@ -173,7 +173,9 @@ class Bench:
         await self.start()
 
     async def submit(self, entry: Entry | None = None, **input: Any) -> Prediction:
-        return await self.engine.submit(entry or self.echo, input, owner="me")
+        return await self.engine.submit(
+            entry or self.echo, input, owner="me", parent=None, token=None, trace=None
+        )
 
     async def ended(self, prediction: Prediction) -> Prediction:
         record = await self.engine.wait(prediction.id, 5)

@@ -32,7 +32,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     visibility: str = "public"
     kind: str | None = None  # of models.yaml; None for a model that was created through the API
     aliases: tuple[str, ...] = ()
-    created_at: float = 0.0  # Unix seconds
+    created_at: float  # Unix seconds
     description: str = ""
     readme: str | None = None  # Markdown
     github_url: str | None = None
@@ -65,9 +65,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     document: dict[str, Any]  # the version's whole openapi_schema
     created_at: float  # when this version was first seen, Unix seconds
     origin: str  # the version that is loaded to run it: itself, or the base of a trained version
-    adapter: str | None = None  # absolute path of trained weights that apply to those of `model`
-    files_in: bool = False
-    files_out: bool = False
+    adapter: str | None  # absolute path of trained weights that apply to those of `model`
+    files_in: bool  # whether an input may be a file
+    files_out: bool
 
     @property
     def calls_others(self) -> bool:
@@ -118,7 +118,7 @@ class Catalogue:
     """Every model, found by name, alias or version. Changed on the gateway's loop only."""
 
     def __init__(
-        self, cards: Iterable[Card], entries: Iterable[Entry], collections: Iterable[CollectionConfig] = ()
+        self, cards: Iterable[Card], entries: Iterable[Entry], collections: Iterable[CollectionConfig]
     ) -> None:
         """Names and aliases must be unique, and collections name models; the config has checked both."""
         self._index = _Index(cards, collections)
@@ -232,7 +232,7 @@ class Catalogue:
         found = [(card, _score(card, words)) for card in self.public()]
         return sorted((pair for pair in found if pair[1] > 0), key=lambda pair: pair[1], reverse=True)
 
-    def card(self, name: str, account: str | None = None) -> Card:
+    def card(self, name: str, account: str | None) -> Card:
         """Return the model with the name or alias ``owner/name``.
 
         Raises:
@@ -251,7 +251,7 @@ class Catalogue:
         """Return all versions of a model that can run, newest last."""
         return self._index.served[name]
 
-    def resolve(self, name: str, account: str | None = None) -> Entry:
+    def resolve(self, name: str, account: str | None) -> Entry:
         """Return the newest version of the model with the name or alias ``owner/name``.
 
         Raises:
@@ -262,7 +262,7 @@ class Catalogue:
             raise NotFound
         return entry
 
-    def by_version(self, version: str, account: str | None = None) -> Entry:
+    def by_version(self, version: str, account: str | None) -> Entry:
         """Return the version with this id.
 
         Raises:
@@ -273,7 +273,7 @@ class Catalogue:
             raise InvalidVersion
         return entry
 
-    def by_spec(self, spec: str, account: str | None = None) -> Entry:
+    def by_spec(self, spec: str, account: str | None) -> Entry:
         """Return the version for ``owner/name``, ``owner/name:version`` or a version id.
 
         Raises:
@@ -371,6 +371,7 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card
         interface=interface,
         document=input_schema.document(interface),
         created_at=created_at,
+        adapter=None,
         files_in=bool(interface.file_inputs),
         files_out=interface.makes_files,
     )

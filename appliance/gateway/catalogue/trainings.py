@@ -52,7 +52,7 @@ class Trainings:
         assert isinstance(weights, OutputFile), "a trainer's output is its adapter"
         assert record.destination is not None
         try:
-            card = self._catalogue.card(record.destination)
+            card = self._catalogue.card(record.destination, account=None)
         except NotFound as error:
             raise PredictionFailed(f"the destination {record.destination} was deleted meanwhile") from error
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
@@ -72,7 +72,7 @@ class Trainings:
             path=f"versions/{version}" if made.is_dir() else f"versions/{version}/{made.name}",
         )
         try:
-            document = self._catalogue.by_version(record.version).document
+            document = self._catalogue.by_version(record.version, account=None).document
         except InvalidVersion as error:
             raise PredictionFailed(
                 f"version {record.version} of {record.model}, its base version, is no longer served"
@@ -101,7 +101,7 @@ class Trainings:
             )
             return
         if all(entry.version != adapter.version for entry in catalogue.served(adapter.model)):
-            entry = catalogue.by_version(adapter.base_version)
+            entry = catalogue.by_version(adapter.base_version, account=None)
             catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
 
 

@@ -192,14 +192,14 @@ class Engine:
         input: Any,
         *,
         owner: str,
+        parent: str | None,
+        token: str | None,
+        trace: str | None,
+        operation: str | None = None,
         deadline: float | None = None,
         webhook: Webhook | None = None,
         deployment: str | None = None,
         destination: str | None = None,
-        parent: str | None = None,
-        operation: str | None = None,
-        token: str | None = None,
-        trace: str | None = None,
     ) -> Prediction:
         """Accept a prediction and return its record once that is stored. ``deadline`` is in Unix seconds.
 

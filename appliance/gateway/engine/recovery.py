@@ -93,7 +93,7 @@ def served(catalogue: Catalogue, prediction: Prediction) -> Entry:
         InvalidVersion: its version is no longer served.
     """
     if prediction.destination is None:
-        entry = catalogue.by_version(prediction.version)
+        entry = catalogue.by_version(prediction.version, account=None)
         return entry if prediction.operation is None else operating(entry, prediction.input)
     trainer = catalogue.trainer(prediction.version)
     if trainer is None:

@@ -180,8 +180,8 @@ class FileStore:
         incoming.done = True
         return file
 
-    async def upload(self, id: str, owner: str | None = None) -> File | None:
-        """Return an upload that has not expired, only of ``owner`` if given; None if there is none."""
+    async def upload(self, id: str, owner: str | None) -> File | None:
+        """Return an upload that has not expired, of this owner unless that is None; None if there is none."""
         file = await self.table.get(id)
         if file is None or file.prediction is not None or (owner is not None and file.owner != owner):
             return None

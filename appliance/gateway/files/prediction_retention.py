@@ -22,9 +22,7 @@ _OFTEN: Final = 5.0  # the same with a limit of bytes
 class Retention:
     """Deletes old data of predictions; used on the gateway's event loop only."""
 
-    def __init__(
-        self, store: Store, files: FileStore, keep: float | None, outputs: int | None = None
-    ) -> None:
+    def __init__(self, store: Store, files: FileStore, keep: float | None, outputs: int | None) -> None:
         """Keep data for ``keep`` seconds after a prediction ended; None is without end.
 
         ``outputs`` is the limit of all output files together, in bytes; None is no limit.

@@ -237,9 +237,11 @@ async def test_what_never_ran_counts_no_time(bench: Bench) -> None:
 
 
 async def test_parts_count_for_the_token_that_made_the_whole(bench: Bench) -> None:
-    whole = await bench.engine.submit(bench.echo, {"delay": 30}, owner="me", token="t1", trace="t")
+    whole = await bench.engine.submit(
+        bench.echo, {"delay": 30}, owner="me", token="t1", trace="t", parent=None
+    )
     await bench.until(whole, Status.PROCESSING)
-    part = await bench.engine.submit(bench.stream, {}, owner="me", parent=whole.id, token="run-x")
+    part = await bench.engine.submit(bench.stream, {}, owner="me", parent=whole.id, token="run-x", trace=None)
     await bench.ended(part)
     (row,) = await bench.store.usage.rows(["token", "model"])
     assert (row.token, row.model, row.succeeded, part.trace) == ("t1", "test/stream", 1, "t")

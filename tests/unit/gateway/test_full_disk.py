@@ -210,7 +210,19 @@ async def test_each_of_200_predictions_sends_one_webhook_although_the_disk_is_fu
         input: dict[str, Any] = {"text": f"{number} " * 500, "delay": 0.01}
         while True:
             try:
-                ids.append((await bench.engine.submit(bench.echo, input, owner="me", webhook=webhook)).id)
+                ids.append(
+                    (
+                        await bench.engine.submit(
+                            bench.echo,
+                            input,
+                            owner="me",
+                            webhook=webhook,
+                            parent=None,
+                            token=None,
+                            trace=None,
+                        )
+                    ).id
+                )
                 return
             except DiskFull:
                 refused += 1

@@ -151,7 +151,7 @@ def happenings() -> Iterator[Event]:
     ]
     subject = Scheduler([Capacity("gpu", 10)], demands)
     subject.decide(0.0)
-    subject.loaded("a/a", 1.0)
+    subject.loaded("a/a", 1.0, ())
     subject.queued("p", "a/b", 10.0)
     assert subject.decide(20.0) == [Unload("a/a", subject.events()[-1].reason, ("gpu",), 0)]
     subject.unloaded("a/a", 21.0)
@@ -159,7 +159,7 @@ def happenings() -> Iterator[Event]:
     subject.load_failed("a/b", 23.0, "model a/b was not ready after 1 s")
     subject.request_load("a/a")
     subject.decide(24.0)
-    subject.loaded("a/a", 25.0)
+    subject.loaded("a/a", 25.0, ())
     subject.decide(200.0)
     subject.lost("a/a", 201.0, "its worker process died of a very special reason")
     yield from subject.events()
@@ -202,7 +202,7 @@ def test_instances_and_versions_are_one_model() -> None:
     for key in ("a/a#2", "a/a@1"):
         subject.queued(f"for {key}", key, 0.0)
         subject.decide(0.0)
-        subject.loaded(key, 1.0)
+        subject.loaded(key, 1.0, ())
         subject.decide(1.0)
     for happening in subject.events():
         metrics.count_event(happening)

@@ -44,7 +44,7 @@ def running(subject: Scheduler, id: str, name: str, now: float = 0.0) -> None:
     """Load the model if need be, and start a prediction on it."""
     subject.queued(id, name, now)
     if Load in {type(decision) for decision in subject.decide(now)}:
-        subject.loaded(name, now)
+        subject.loaded(name, now, ())
         assert Start(id, name, ("gpu0",)) in subject.decide(now)
 
 
@@ -53,7 +53,7 @@ def test_a_child_that_fits_beside_its_parent_is_loaded_and_runs() -> None:
     running(subject, "parent", "w/w")
     subject.queued("child", "p/p", 1.0, parent="parent")
     assert subject.decide(1.0) == [Load("p/p", ("gpu0",), 4 * GIB, may_sleep=False)]
-    subject.loaded("p/p", 2.0)
+    subject.loaded("p/p", 2.0, ())
     assert subject.decide(2.0) == [Start("child", "p/p", ("gpu0",), cold_start=1.0)]
 
 
@@ -153,7 +153,7 @@ def test_while_all_else_is_held_back_children_still_begin() -> None:
     subject.queued("next", "w/w", 1.0)
     subject.queued("child", "p/p", 1.0, parent="parent")
     assert subject.decide(1.0, children_only=True) == [Load("p/p", ("gpu0",), 4 * GIB, may_sleep=False)]
-    subject.loaded("p/p", 2.0)
+    subject.loaded("p/p", 2.0, ())
     subject.queued("other", "p/p", 2.0)
     assert subject.decide(2.0, children_only=True) == [Start("child", "p/p", ("gpu0",), cold_start=1.0)]
 
@@ -223,7 +223,7 @@ class World:
                 self.subject.finished(about, self.on[about], self.now)
                 self.over(about)
             elif what == "load":
-                self.subject.loaded(about, self.now)
+                self.subject.loaded(about, self.now, ())
             else:
                 self.subject.unloaded(about, self.now)
 
@@ -272,7 +272,9 @@ async def parent_and_child(bench: Bench, **input: Any) -> tuple[Prediction, Pred
 
 
 async def child_of(bench: Bench, parent: Prediction, **input: Any) -> Prediction:
-    return await bench.engine.submit(bench.stream, input, owner="me", parent=parent.id)
+    return await bench.engine.submit(
+        bench.stream, input, owner="me", parent=parent.id, token=None, trace=None
+    )
 
 
 async def test_a_child_knows_its_parent_and_a_parent_its_children(
@@ -329,7 +331,10 @@ async def test_a_full_queue_keeps_no_child_out_but_a_parent_must_not_run_away(tm
     with pytest.raises(Throttled):
         await bench.submit(text="one too many")
     children = [
-        await bench.engine.submit(bench.echo, {"delay": 30}, owner="me", parent=parent.id) for _ in range(2)
+        await bench.engine.submit(
+            bench.echo, {"delay": 30}, owner="me", parent=parent.id, token=None, trace=None
+        )
+        for _ in range(2)
     ]
     with pytest.raises(Throttled, match="2 children"):
         await child_of(bench, parent, text="x")
@@ -346,7 +351,7 @@ async def test_a_child_that_cannot_get_its_memory_fails_with_the_numbers(tmp_pat
     bench.more.append(large)
     await bench.start()
     parent = await bench.until(await bench.submit(delay=30), Status.PROCESSING)
-    stuck = await bench.engine.submit(large, {}, owner="me", parent=parent.id)
+    stuck = await bench.engine.submit(large, {}, owner="me", parent=parent.id, token=None, trace=None)
     record = await bench.ended(stuck)
     assert record.status is Status.FAILED
     assert record.error is not None

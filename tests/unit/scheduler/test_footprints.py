@@ -39,7 +39,7 @@ def declared(name: str, gib: float = 4, *, pin: bool = False) -> Demand:
 def loaded(subject: Scheduler, name: str, now: float = 0.0) -> None:
     subject.request_load(name)
     assert name in [each.model for each in subject.decide(now) if isinstance(each, Load)]
-    subject.loaded(name, now)
+    subject.loaded(name, now, ())
 
 
 def ran(subject: Scheduler, name: str, now: float) -> None:
@@ -100,7 +100,7 @@ def test_what_is_declared_stays_and_that_it_is_too_little_is_said_once() -> None
     known = subject.footprints.of("a/a")
     assert (known.demand.memory, known.exceeds, known.peak) == (4 * GIB, True, 6 * GIB)
     assert len(logged(subject, EventKind.EXCEEDS)) == 1
-    assert not subject.footprints.record_out_of_memory("a/a", 7 * GIB, 5.0)
+    assert not subject.footprints.record_out_of_memory("a/a", 7 * GIB, 5.0, reason="", had=None)
     assert subject.demand("a/a").memory == 4 * GIB
 
 
@@ -117,14 +117,14 @@ def test_a_declared_size_is_a_bound_and_an_estimate_may_take_what_nobody_holds()
 def test_one_that_ran_out_of_memory_gets_more_and_remembers_it() -> None:
     subject = scheduler(estimated("a/a"))
     loaded(subject, "a/a")
-    assert subject.footprints.record_out_of_memory("a/a", 5 * GIB, 1.0, "too large")
-    subject.lost("a/a", 1.0)
+    assert subject.footprints.record_out_of_memory("a/a", 5 * GIB, 1.0, "too large", had=None)
+    subject.lost("a/a", 1.0, "")
     assert subject.demand("a/a").memory == int(5 * GIB * MARGIN)
     loaded(subject, "a/a", 2.0)
     assert subject.footprints.record_out_of_memory(
-        "a/a", None, 3.0
+        "a/a", None, 3.0, reason="", had=None
     )  # on a GPU it is not known: all that it had
-    subject.lost("a/a", 3.0)
+    subject.lost("a/a", 3.0, "")
     assert subject.demand("a/a").memory == int(int(5 * GIB * MARGIN) * MARGIN)
     assert subject.footprints.of("a/a").out_of_memory == 2
     assert logged(subject, EventKind.OUT_OF_MEMORY)[0] == "model a/a ran out of memory: too large"
@@ -134,11 +134,11 @@ def test_no_more_is_asked_for_than_there_could_ever_be() -> None:
     subject = scheduler(estimated("a/a"), declared("b/b", 3, pin=True))
     loaded(subject, "b/b")
     loaded(subject, "a/a", 1.0)
-    assert subject.footprints.record_out_of_memory("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB)
-    subject.lost("a/a", 2.0)
+    assert subject.footprints.record_out_of_memory("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB, reason="")
+    subject.lost("a/a", 2.0, "")
     assert subject.demand("a/a").memory == 7 * GIB  # the rest is pinned
     loaded(subject, "a/a", 3.0)
-    assert not subject.footprints.record_out_of_memory("a/a", 9 * GIB, 4.0)
+    assert not subject.footprints.record_out_of_memory("a/a", 9 * GIB, 4.0, reason="", had=None)
     subject.check_fits("a/a")
 
 
@@ -149,7 +149,7 @@ def test_one_that_took_more_than_there_could_ever_be_is_not_tried_again_for_a_li
     had = subject.footprints.limit("a/a")
     assert had == 9 * GIB
     assert not subject.footprints.record_out_of_memory(
-        "a/a", 11 * GIB, 2.0, had=had
+        "a/a", 11 * GIB, 2.0, had=had, reason=""
     )  # without b/b it would have 10
     assert subject.demand("a/a").memory == 10 * GIB
 
@@ -267,10 +267,10 @@ class Machine:
         self.coming.remove(name)
         if self.wild and self.chance.random() < 0.3:
             took = self.chance.choice([None, self.chance.randint(1, 12 * GIB)])
-            self.subject.footprints.record_out_of_memory(name, took, now)
-            self.subject.lost(name, now)
+            self.subject.footprints.record_out_of_memory(name, took, now, reason="", had=None)
+            self.subject.lost(name, now, "")
         else:
-            self.subject.loaded(name, now)
+            self.subject.loaded(name, now, ())
 
     def check(self) -> None:
         for device, capacity in self.subject.capacities.items():

@@ -30,7 +30,7 @@ def scheduler(*loaded: str, used: int = 3, memory: int = 12 * GIB, concurrency: 
 def load(subject: Scheduler, key: str, now: float) -> None:
     subject.request_load(key)
     assert Load in {type(decision) for decision in subject.decide(now)}
-    subject.loaded(key, now)
+    subject.loaded(key, now, ())
 
 
 def ask(subject: Scheduler, now: float, **instances: str) -> None:
@@ -81,7 +81,7 @@ def test_what_waits_for_an_instance_that_loads_begins_where_a_slot_is_free_befor
     assert [type(decision) for decision in subject.decide(0.0)] == [Load]
     subject.finished("a", FIRST, 1.0)
     assert subject.decide(1.0) == [Start("b", FIRST, ("gpu",))]
-    subject.loaded(SECOND, 3.0)
+    subject.loaded(SECOND, 3.0, ())
     assert subject.decide(3.0) == []
 
 
@@ -114,7 +114,7 @@ def test_one_more_is_loaded_when_there_is_memory_for_what_waits_as_long_as_that_
     subject.unloaded("m/other", LOAD + 6)
     assert subject.decide(LOAD + 6) == [Load(SECOND, ("gpu",), 4 * GIB, may_sleep=False)]
     assert subject.queued_for("b") == SECOND
-    subject.loaded(SECOND, LOAD + 9)
+    subject.loaded(SECOND, LOAD + 9, ())
     assert subject.decide(LOAD + 9) == [Start("b", SECOND, ("gpu",), cold_start=3.0)]
 
 
@@ -202,7 +202,7 @@ def test_no_slot_is_free_while_something_waits(seed: int, used: int, concurrency
             subject.finished(id, running.pop(id), now)
         for key in KEYS:
             if subject.residency(key) is Residency.LOADING and rng.random() < 0.5:
-                subject.loaded(key, now)
+                subject.loaded(key, now, ())
         for decision in subject.decide(now):
             if isinstance(decision, Start):
                 waiting.remove(decision.id)

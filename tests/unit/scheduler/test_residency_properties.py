@@ -161,9 +161,9 @@ class World:
         if what == "unload":
             self.subject.unloaded(model, self.now)
         elif what == "lose":
-            self.subject.lost(model, self.now)
+            self.subject.lost(model, self.now, "")
         else:
-            for failed in self.subject.load_failed(model, self.now):
+            for failed in self.subject.load_failed(model, self.now, ""):
                 self.ended.add(failed)
                 self.asked[model].remove(failed)
 

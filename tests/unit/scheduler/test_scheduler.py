@@ -36,7 +36,7 @@ def loaded(scheduler: Scheduler, name: str, now: float, took: float = 0.0) -> No
     """Ready at ``now``, after a load that took so long."""
     scheduler.request_load(name)
     assert Load in {type(decision) for decision in scheduler.decide(now - took)}
-    scheduler.loaded(name, now)
+    scheduler.loaded(name, now, ())
 
 
 def used(scheduler: Scheduler, name: str, *times: float) -> None:
@@ -60,7 +60,7 @@ def test_a_prediction_loads_its_cold_model_and_then_starts() -> None:
     subject.queued("p1", "a/a", 0.0)
     assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 4 * GIB, may_sleep=False)]
     assert subject.decide(1.0) == []  # one load, however often it is asked
-    subject.loaded("a/a", 2.0)
+    subject.loaded("a/a", 2.0, ())
     assert subject.decide(2.0) == [Start("p1", "a/a", ("gpu0",), cold_start=2.0)]
 
 
@@ -124,10 +124,10 @@ def test_a_just_loaded_model_is_left_in_peace() -> None:
 def test_a_pinned_model_is_loaded_at_once_and_never_evicted() -> None:
     subject = scheduler(model("a/a", 6, pin=True), model("b/b", 6))
     assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
-    subject.loaded("a/a", 0.0)
+    subject.loaded("a/a", 0.0, ())
     subject.queued("p", "b/b", 1.0)
     assert subject.decide(10_000.0) == []
-    subject.lost("a/a", 0.0)
+    subject.lost("a/a", 0.0, "")
     assert [type(decision) for decision in subject.decide(10_001.0)] == [Load]
 
 
@@ -197,7 +197,7 @@ def test_a_failed_load_returns_what_waited_and_backs_off() -> None:
     subject = scheduler(model("a/a"))
     subject.queued("p", "a/a", 0.0)
     subject.decide(0.0)
-    assert subject.load_failed("a/a", 1.0) == ["p"]
+    assert subject.load_failed("a/a", 1.0, "") == ["p"]
     subject.queued("q", "a/a", 2.0)
     assert subject.decide(2.0) == []
     assert subject.next_wakeup(2.0) == 1.0 + BACKOFF[0]
@@ -210,7 +210,7 @@ def test_what_waited_for_a_lost_model_waits_on_and_loads_it_again() -> None:
     subject.queued("p", "a/a", 1.0)
     subject.queued("q", "a/a", 1.0)
     subject.decide(1.0)
-    subject.lost("a/a", 0.0)
+    subject.lost("a/a", 0.0, "")
     assert subject.running("a/a") == frozenset()
     assert subject.queue_length("a/a") == 1
     assert [type(decision) for decision in subject.decide(2.0)] == [Load]
@@ -235,7 +235,7 @@ def test_a_model_that_is_unwanted_while_it_loads_is_unloaded_once_it_is_there() 
     subject.request_load("a/a")
     assert [type(decision) for decision in subject.decide(0.0)] == [Load]
     subject.request_unload("a/a", "asked for", 1.0)
-    subject.loaded("a/a", 2.0)
+    subject.loaded("a/a", 2.0, ())
     assert subject.decide(2.0) == [Unload("a/a", "asked for", ("gpu0",), 0)]
     subject.unloaded("a/a", 3.0)
     assert subject.decide(3.0) == []
@@ -246,7 +246,7 @@ def test_a_model_that_is_unwanted_while_it_loads_stays_for_whoever_waits_for_it(
     subject.queued("p", "a/a", 0.0)
     subject.decide(0.0)
     subject.request_unload("a/a", "asked for", 1.0)
-    subject.loaded("a/a", 2.0)
+    subject.loaded("a/a", 2.0, ())
     assert subject.decide(2.0) == [Start("p", "a/a", ("gpu0",), 2.0)]
     subject.finished("p", "a/a", 3.0)
     assert subject.decide(3.0) == []
@@ -258,7 +258,7 @@ def test_a_model_that_is_wanted_again_while_it_loads_stays() -> None:
     subject.decide(0.0)
     subject.request_unload("a/a", "asked for", 1.0)
     subject.request_load("a/a")
-    subject.loaded("a/a", 2.0)
+    subject.loaded("a/a", 2.0, ())
     assert subject.decide(2.0) == []
 
 
@@ -268,7 +268,7 @@ def test_who_waits_shares_the_load_and_hears_how_long_it_waited_for_it() -> None
     subject.decide(1.0)
     subject.queued("late", "a/a", 7.0)
     assert subject.decide(7.0) == []
-    subject.loaded("a/a", 9.0)
+    subject.loaded("a/a", 9.0, ())
     assert subject.decide(9.0) == [
         Start("early", "a/a", ("gpu0",), 8.0),
         Start("late", "a/a", ("gpu0",), 2.0),
@@ -339,7 +339,7 @@ def test_nothing_is_unloaded_where_another_is_being_loaded() -> None:
     assert subject.decide(49.0) == [Load("b/b", ("gpu0",), 4 * GIB, may_sleep=False)]
     subject.queued("q", "c/c", 50.0)
     assert subject.decide(60.0) == []
-    subject.loaded("b/b", 61.0)
+    subject.loaded("b/b", 61.0, ())
     assert Unload("idle/x", "idle for 50 s", ("gpu0",), 0) in subject.decide(61.0)
 
 
@@ -368,7 +368,7 @@ def test_a_drained_model_takes_what_was_queued_but_nothing_that_comes_later() ->
     assert unload == Unload("a/a", "makes room for b/b, which waited 1000 s", ("gpu0",), 0)
     subject.unloaded("a/a", 2004.0)
     assert subject.decide(2004.0) == [Load("b/b", ("gpu0",), 6 * GIB, may_sleep=False)]
-    subject.loaded("b/b", 2005.0)
+    subject.loaded("b/b", 2005.0, ())
     assert subject.decide(2005.0) == [Start("p", "b/b", ("gpu0",), 1.0)]
     assert subject.queue_length("a/a") == 1  # it was not revived: what came later queues again
 
@@ -385,13 +385,13 @@ def test_a_large_model_that_waited_long_gets_a_device_cleared_for_it() -> None:
     subject = scheduler(*(model(f"small/{n}", 3) for n in range(6)), model("large/x", 10))
     subject.queued("p", "large/x", 0.0)
     subject.decide(0.0)
-    subject.load_failed("large/x", 0.0)
+    subject.load_failed("large/x", 0.0, "")
     subject.queued("p", "large/x", 0.0)  # it backs off, so the others come first
     now = 0.0
     for number in range(3):
         subject.queued(f"s{number}", f"small/{number}", now)
         assert subject.decide(now) == [Load(f"small/{number}", ("gpu0",), 3 * GIB, may_sleep=False)]
-        subject.loaded(f"small/{number}", now)
+        subject.loaded(f"small/{number}", now, ())
         assert [type(decision) for decision in subject.decide(now)] == [Start]
     now = BACKOFF[0] + PATIENCE
     assert subject.decide(now) == []
@@ -449,7 +449,7 @@ def test_what_is_loaded_by_hand_evicts_whatever_is_idle() -> None:
 def test_what_is_preloaded_may_be_evicted() -> None:
     subject = scheduler(model("a/a", 6, preload=True), model("b/b", 6))
     assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
-    subject.loaded("a/a", 1.0)
+    subject.loaded("a/a", 1.0, ())
     subject.queued("p", "b/b", 50.0)
     assert subject.decide(50.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
 
@@ -514,7 +514,7 @@ def test_a_changed_model_finishes_what_it_has_before_it_is_loaded_anew() -> None
     assert [type(each) for each in subject.decide(4.0)] == [Unload]
     subject.unloaded("a/a", 5.0)
     assert subject.decide(5.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
-    subject.loaded("a/a", 6.0)
+    subject.loaded("a/a", 6.0, ())
     assert subject.decide(6.0) == [Start("later", "a/a", ("gpu0",), 1.0)]
 
 
@@ -524,7 +524,7 @@ def test_a_model_that_changes_while_it_loads_serves_those_who_came_before() -> N
     subject.decide(0.0)
     subject.update(model("a/a", gib=2), 1.0, replace=True)
     subject.queued("after", "a/a", 1.0)
-    subject.loaded("a/a", 2.0)
+    subject.loaded("a/a", 2.0, ())
     (begun,) = subject.decide(2.0)
     assert isinstance(begun, Start)
     assert begun.id == "before"

@@ -428,7 +428,7 @@ async def test_a_version_keeps_the_time_it_was_first_seen(store: Store) -> None:
         VersionRow(id="1" * 64, model="acme/hello", created_at=5.0, document={"b": 2**70})
     )
     assert later == VersionRow(id="1" * 64, model="acme/hello", created_at=1.0, document={"b": 2**70})
-    assert await store.version("1" * 64) == later
+    assert await store.version("1" * 64, "acme/hello") == later
 
 
 async def test_versions_of_models(store: Store) -> None:
@@ -440,10 +440,10 @@ async def test_versions_of_models(store: Store) -> None:
         await store.record_version(row)
     assert await store.versions("a/a") == [rows[1], rows[0]]
     assert await store.versions("c/c") == []
-    assert await store.version("2") == rows[1]
+    assert await store.version("2", "a/a") == rows[1]
     assert await store.version("2", "b/b") == rows[2]
     assert await store.version("1", "b/b") is None
-    assert await store.version("3") is None
+    assert await store.version("3", "a/a") is None
 
 
 async def test_run_counts_survive_the_records(store: Store, path: Path) -> None:

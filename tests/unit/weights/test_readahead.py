@@ -61,7 +61,7 @@ async def test_the_next_model_is_read_while_another_makes_room(
     scheduler.queued("runs", "a/here", 0.0)
     scheduler.decide(0.0)
     subject.look(0.0)  # it is being loaded already
-    scheduler.loaded("a/here", 1.0)
+    scheduler.loaded("a/here", 1.0, ())
     scheduler.decide(1.0)
     scheduler.queued("waits", "a/next", 2.0)
     scheduler.queued("waits longer", "a/later", 3.0)

@@ -38,7 +38,7 @@ async def remove_example(request: Request) -> Response:
 
 async def _card(request: Request) -> Card:
     await requests.caller(request, Scope.ADMIN)
-    return services_of(request).catalogue.card(requests.model_name(request))
+    return services_of(request).catalogue.card(requests.model_name(request), account=None)
 
 
 _EXAMPLE: Final = "/admin/models/{owner}/{name}/examples/{id}"

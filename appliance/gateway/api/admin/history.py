@@ -85,7 +85,7 @@ async def _answer(record: Prediction, request: Request, caller: Token) -> Respon
 def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
     """What would run the same again, if its version is not gone."""
     try:
-        return catalogue.by_version(record.version)
+        return catalogue.by_version(record.version, account=None)
     except InvalidVersion:
         return None
 

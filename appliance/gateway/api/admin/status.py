@@ -104,7 +104,7 @@ async def _pin(request: Request, *, pinned: bool) -> Response:
 
 async def _entry(request: Request) -> Entry:
     await requests.caller(request, Scope.ADMIN)
-    return services_of(request).catalogue.resolve(requests.model_name(request))
+    return services_of(request).catalogue.resolve(requests.model_name(request), account=None)
 
 
 ROUTES: Final = (

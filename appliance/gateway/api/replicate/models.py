@@ -79,7 +79,7 @@ async def create_model(request: Request) -> Response:
     owner, short = given.pop("owner"), given.pop("name")
     name = f"{owner}/{short}"
     try:
-        services.catalogue.card(name)
+        services.catalogue.card(name, account=None)
     except NotFound:
         pass
     else:

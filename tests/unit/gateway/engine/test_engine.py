@@ -138,9 +138,14 @@ async def test_an_output_without_items_is_followed_as_one_item(bench: Bench) -> 
 async def test_a_deadline_aborts_what_waits_and_cancels_what_runs(bench: Bench) -> None:
     soon = time.time() + 0.3
     running = [
-        await bench.engine.submit(bench.echo, {"delay": 30}, owner="me", deadline=soon) for _ in range(2)
+        await bench.engine.submit(
+            bench.echo, {"delay": 30}, owner="me", deadline=soon, parent=None, token=None, trace=None
+        )
+        for _ in range(2)
     ]
-    waiting = await bench.engine.submit(bench.echo, {}, owner="me", deadline=soon - 0.2)
+    waiting = await bench.engine.submit(
+        bench.echo, {}, owner="me", deadline=soon - 0.2, parent=None, token=None, trace=None
+    )
     assert (await bench.ended(waiting)).status is Status.ABORTED
     for prediction in running:
         assert (await bench.ended(prediction)).status is Status.CANCELED

@@ -127,7 +127,7 @@ async def test_a_worker_of_an_earlier_gateway_is_sent_it_too(bench: Bench) -> No
     demand = Demand(model="test/echo", concurrency=1, memory=2 * MIB)
     scheduler = Scheduler([Capacity("cpu", 9 * MIB)], [demand])
     profiles = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
-    scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0)
+    scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0, levels=(), level=None)
     profiles.adopted("test/echo")
     profiles.tell_limits()
     profiles.tell_limits()
@@ -154,7 +154,7 @@ def placed(used: Driver) -> tuple[Scheduler, DeviceMemory]:
     )
     scheduler.request_load("a/a")
     scheduler.decide(0.0)
-    scheduler.loaded("a/a", 0.0)
+    scheduler.loaded("a/a", 0.0, ())
     scheduler.footprints.record_peak("a/a", UNLOAD.peak, 0.0)
     return scheduler, DeviceMemory(scheduler, used, {"gpu0": "cuda"})
 

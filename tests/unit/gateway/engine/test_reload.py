@@ -68,7 +68,7 @@ class Edited:
         return await self.services.reload.apply(self.services.configure)
 
     def entry(self, name: str = "test/echo") -> Entry:
-        return self.bench.catalogue.resolve(name)
+        return self.bench.catalogue.resolve(name, None)
 
     async def submit(self, name: str = "test/echo", **input: Any) -> Prediction:
         return await self.bench.submit(self.entry(name), **input)

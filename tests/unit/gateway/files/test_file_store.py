@@ -211,7 +211,7 @@ def test_the_signature_is_that_of_the_contract() -> None:
 
 async def test_a_signed_download(api: Api, bench: Bench) -> None:
     file = await upload(api, PNG, "photo.png")
-    row = await bench.files.upload(file["id"])
+    row = await bench.files.upload(file["id"], None)
     assert row is not None
     expiry = int(time.time()) + 60
 

@@ -84,7 +84,7 @@ async def test_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     await store.open()
     for number in range(5):
         await ended(store, f"p{number}", 100.0)
-    removing = Retention(store, files_of(store, tmp_path), 60.0)
+    removing = Retention(store, files_of(store, tmp_path), 60.0, None)
     removing.start()
     deadline = time.monotonic() + 60
     while not all(record.data_removed for record in await store.list("me")):
@@ -98,7 +98,7 @@ async def test_without_a_time_nothing_is_ever_removed(tmp_path: Path) -> None:
     store = Store(tmp_path / "db", durability="normal")
     await store.open()
     await ended(store, "old", 100.0)
-    keeping = Retention(store, files_of(store, tmp_path), None)
+    keeping = Retention(store, files_of(store, tmp_path), None, None)
     keeping.start()
     await asyncio.sleep(0.02)
     await keeping.close()

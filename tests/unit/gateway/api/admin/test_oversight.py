@@ -168,7 +168,9 @@ def test_a_timeline_adds_up_to_the_time_since_it_was_made() -> None:
 
 async def test_a_prediction_tells_what_was_sent_of_it(api: Api, bench: Bench) -> None:
     hook = Webhook(f"https://example.org/{HOSTILE}", ("completed",), "http://x")
-    told = await bench.engine.submit(bench.echo, {"text": "x"}, owner="you", webhook=hook)
+    told = await bench.engine.submit(
+        bench.echo, {"text": "x"}, owner="you", webhook=hook, parent=None, token=None, trace=None
+    )
     await bench.ended(told)
 
     async def deliveries() -> list[tuple[str, int, str | None]]:

@@ -270,10 +270,18 @@ async def test_a_stream_that_is_silent_begins_all_the_same(api: Api, monkeypatch
 
 async def test_a_prediction_taken_up_again_is_what_it_was(bench: Bench) -> None:
     asked = {**ASKED, "words": ["a", "b"], "unknown": 1, "delay": 30, "stream": True}
-    first = await bench.engine.submit(bench.echo, asked, owner="me", operation="chat.completions")
+    first = await bench.engine.submit(
+        bench.echo, asked, owner="me", operation="chat.completions", parent=None, token=None, trace=None
+    )
     assert first.status is Status.STARTING
     waiting = await bench.engine.submit(
-        bench.echo, {**asked, "delay": 0}, owner="me", operation="chat.completions"
+        bench.echo,
+        {**asked, "delay": 0},
+        owner="me",
+        operation="chat.completions",
+        parent=None,
+        token=None,
+        trace=None,
     )
     await bench.restart()
     ended = await bench.engine.wait(waiting.id, 5)
