@@ -7,6 +7,7 @@ Facts come in (a request, an event of a worker process, a timer), the scheduler 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -78,7 +79,7 @@ class Engine:
         self._last_event = 0  # number of the last event of the scheduler's log that was handled
 
     async def start(self) -> None:
-        """Take over what an earlier gateway left, then begin to decide."""
+        """Adopt the models and predictions that an earlier gateway left, then begin to decide."""
         await self._memory_profiles.load()
         held = await recovery.adopt_models(self._dependencies, self._loads, self._memory_profiles)
         failed = await recovery.recover_predictions(
@@ -92,7 +93,7 @@ class Engine:
         self.decide()
 
     async def close(self) -> None:
-        """Stop deciding and write what is not written yet."""
+        """Stop deciding, cancel all tasks, and store events that are not stored yet."""
         self._draining = self._closed = True
         self._prefetch.close()
         if self._wakeup is not None:
@@ -102,9 +103,9 @@ class Engine:
         await self._saver.close()
 
     async def drain(self, seconds: float) -> int:
-        """Take no new work and let what runs finish for ``seconds``; return how many were still running.
+        """Refuse new predictions and wait up to ``seconds`` for the running ones; return how many are left.
 
-        What still waits or runs stays stored and is taken up at the next start.
+        Predictions that still wait or run stay stored; the next start continues them.
         """
         self._draining = True
         running = [active.ended() for active in self._active.values() if active.claimed]
@@ -118,7 +119,7 @@ class Engine:
 
     @property
     def problem(self) -> str | None:
-        """Why no new work is taken; None if it is."""
+        """Why no new predictions are accepted; None if they are."""
         if self._draining:
             return "it is draining"
         return None if self._saving is not None and not self._saving.done() else "the engine has stopped"
@@ -246,7 +247,7 @@ class Engine:
             trace=trace,
         )
         if parent is not None:
-            _log.info("prediction %s is queued on %s", prediction, entry.name)
+            _log.info("prediction %s waits for model %s", prediction, entry.name)
         # The store keeps the order of writes, so a claim may be queued before the creation is stored; nobody
         # knows the id until this returns.
         created = self._store.create(prediction)
@@ -331,11 +332,9 @@ class Engine:
         active = self._active.get(id)
         if active is None:
             return await self._store.get(id)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await active.ended()
-        except TimeoutError:
-            pass
         return active.prediction
 
     async def follow(

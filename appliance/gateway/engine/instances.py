@@ -1,4 +1,4 @@
-"""Several instances of one model: how many there may be, and which of them a prediction goes to.
+"""Instances of one model: how many there may be, and to which of them a prediction goes.
 
 Each instance is loaded under a key of its own, ``owner/name`` for the first and ``owner/name#2`` and so on
 for the others, so the scheduler places, evicts and counts them like any model.
@@ -104,9 +104,7 @@ class Instances:
         match scheduler.residency(key):
             case Residency.READY if taken < slots:
                 return 0, taken
-            case Residency.LOADING if taken < slots:
-                return 1, taken
-            case Residency.WAKING if taken < slots:
+            case Residency.LOADING | Residency.WAKING if taken < slots:
                 return 1, taken
             case Residency.ASLEEP | Residency.COLD if taken < slots and scheduler.fits_now(key):
                 return 2, taken

@@ -43,7 +43,7 @@ class Failed(NamedTuple):
 
 
 class Loads:
-    """Loads models and remembers with which options; the caller informs the scheduler and the predictions."""
+    """Loads models and remembers their options; the caller informs the scheduler and the predictions."""
 
     def __init__(self, dependencies: Dependencies, memory_profiles: MemoryProfiles) -> None:
         self._dependencies = dependencies
@@ -107,9 +107,9 @@ class Loads:
         return Ready(frozenset(map(SleepLevel, levels)))
 
     async def adopt(self, adopted: Adopted) -> bool:
-        """Keep a model that an earlier gateway loaded, if it would be loaded so again now; else unload it.
+        """Keep a model that an earlier gateway loaded if version and options are unchanged; else unload it.
 
-        A model that was falling asleep or waking is unloaded too: no prediction ran there.
+        A model that was falling asleep or waking is unloaded too; no prediction runs on it.
         """
         spec = adopted.spec
         kept = self._catalogue.hosts(spec) and not adopted.changing_sleep_state
@@ -135,9 +135,9 @@ class Loads:
                 self.reload_model(instance)
 
     def reload_model(self, instance: str) -> None:
-        """Load a ready model again if its options have changed since: a first version was trained on it.
+        """Unload and load a ready model whose options have changed because a first version was trained on it.
 
-        What runs there may end first. The scheduler acts on it at its next decision.
+        Its running predictions finish first. The scheduler acts on this at its next decision.
         """
         if self._scheduler.residency(instance) is not Residency.READY:
             return
@@ -158,19 +158,18 @@ class Loads:
         waited, home = False, self._dependencies.home
         while await asyncio.to_thread(disk.full, home):
             if not waited:
-                text = "the disk of %s is full: model %s is loaded once there is space: free some"
-                _log.error(text, home, instance, extra={"model": instance})
+                text = "model %s cannot be loaded while the disk of %s is full: free some space"
+                _log.error(text, instance, home, extra={"model": instance})
             waited = True
             await asyncio.sleep(RETRY_STORE)
         return waited
 
     def _after_loss(self, instance: str, error: WorkerLost) -> Retry | Failed:
-        """Retry a load whose worker process died, up to ``ATTEMPTS``: something else may have killed it."""
+        """Retry a load whose worker process died, because another program may have killed it."""
         self._lost[instance] = self._lost.get(instance, 0) + 1
         if self._lost[instance] >= ATTEMPTS:
             return Failed(error.detail)
-        about = {"model": instance}
-        _log.warning("model %s could not be loaded, trying again: %s", instance, error.detail, extra=about)
+        _log_retry(instance, error.detail)
         return Retry(error.detail)
 
     def _after_out_of_memory(self, instance: str, error: OutOfMemory) -> Retry | Failed:
@@ -179,10 +178,7 @@ class Loads:
         if not verdict.grown or instance in self._out_of_memory:
             return Failed(verdict.sentence)
         self._out_of_memory.add(instance)
-        about = {"model": instance}
-        _log.warning(
-            "model %s could not be loaded, trying again: %s", instance, verdict.sentence, extra=about
-        )
+        _log_retry(instance, verdict.sentence)
         return Retry(error.detail)
 
     def _spec(self, entry: Entry, decided: Load) -> LoadSpec:
@@ -204,3 +200,7 @@ class Loads:
             cache=str(home / "cache" / entry.kind),
             sleeps=decided.may_sleep,
         )
+
+
+def _log_retry(instance: str, reason: str) -> None:
+    _log.warning("retrying the load of model %s: %s", instance, reason, extra={"model": instance})

@@ -32,7 +32,7 @@ INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
 
 
 class Predictions:
-    """Every prediction that has not ended."""
+    """All unfinished predictions."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Predictions:
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}
 
     def children_of(self, id: str) -> list[ActivePrediction]:
-        """Return the unfinished predictions that this one has asked for."""
+        """Return the unfinished children of a prediction."""
         return list(self._children.get(id, {}).values())
 
     def by_stream_token(self, token: str) -> Prediction | None:
@@ -69,7 +69,7 @@ class Predictions:
         return None if active is None else active.prediction
 
     def add(self, prediction: Prediction, entry: Entry, validated: dict[str, Any]) -> ActivePrediction:
-        """Make an accepted prediction known; call ``enqueue`` or ``resume`` next."""
+        """Add an accepted prediction; call ``enqueue`` or ``resume`` next."""
         active = ActivePrediction(prediction, entry, validated)
         self.active[active.id] = self._by_stream_token[prediction.stream_token] = active
         if prediction.parent is not None:
@@ -78,12 +78,12 @@ class Predictions:
         return active
 
     def enqueue(self, active: ActivePrediction) -> None:
-        """Have a new prediction wait for its model, and begin to fetch its input files."""
+        """Queue a new prediction, and begin to fetch its input files."""
         self._fetch(active)
         self._queue(active)
 
     def resume(self, active: ActivePrediction, *, held: bool) -> None:
-        """Go on with a run that an earlier gateway began; ``held`` if its worker process still has it."""
+        """Continue a run of an earlier gateway; ``held`` says whether its worker process still has it."""
         active.claimed = True
         if not held:
             self.retry_or_fail(active, "the appliance was stopped while it ran")
@@ -113,7 +113,7 @@ class Predictions:
             timer.cancel()
 
     def _parent(self, active: ActivePrediction) -> str | None:
-        """Return the id of the prediction that waits for this one, if there is one that has not ended."""
+        """Return the id of the prediction's parent, if the parent has not ended."""
         parent = active.prediction.parent
         return parent if parent in self.active else None
 
@@ -152,17 +152,17 @@ class Predictions:
             await self._store.claim(claimed)
         except StatusConflict:
             if not active.ending:
-                _log.exception("prediction %s was not claimed: it is no longer starting", claimed)
+                _log.exception("prediction %s does not start: its stored status is not starting", claimed)
             self._remove(active)
             self._free_slot(active.id, model)
             return
         except StoreError as error:
-            _log.error("prediction %s waits again: its claim could not be stored: %s", claimed, error)
+            _log.error("prediction %s waits again: its start could not be stored: %s", claimed, error)
             await asyncio.sleep(RETRY_STORE)
             self._scheduler.finished(active.id, model, time.monotonic())
             await self._requeue(active)
             return
-        if active.ending:  # canceled meanwhile: its end is stored after the claim
+        if active.ending:  # canceled meanwhile: the store writes its end after the claim
             self._free_slot(active.id, model)
             return
         self._show(active, claimed)
@@ -235,9 +235,9 @@ class Predictions:
     # -- the end -----------------------------------------------------------------------------------------
 
     def end(self, active: ActivePrediction, status: Status, error: str | None = None) -> None:
-        """Begin the one change to a terminal status: the record is stored, then shown.
+        """Begin to end a prediction, which happens once: the terminal record is stored, then shown.
 
-        Unless it succeeded, its unfinished children are canceled, because nobody waits for them now.
+        If it did not succeed, its unfinished children are canceled, because nobody waits for them.
         """
         active.ending = True
         active.stop_timers()
@@ -322,14 +322,14 @@ class Predictions:
     # -- lost runs ---------------------------------------------------------------------------------------
 
     def worker_lost(self, ids: Iterable[str], reason: str, oom: Verdict | None) -> None:
-        """Retry or fail the predictions that a lost worker process ran; ``oom`` if it ran out of memory."""
+        """Retry or fail the predictions of a lost worker process; ``oom`` is set if it ran out of memory."""
         ids = frozenset(ids)
         for key in [key for key in self._leaving if key[0] in ids]:
             self._leaving.pop(key).cancel()
         for active in [self.active[id] for id in ids if id in self.active]:
             if active.prediction.status is not Status.PROCESSING or active.ending:
                 continue
-            # Without more memory, one is retried only if another one that ran there may have taken too much.
+            # If the next load gets no more memory, retry only if another prediction may have used too much.
             if oom is not None and (active.out_of_memory or (not oom.grown and len(ids) == 1)):
                 self.end(active, Status.FAILED, reason)
             else:
@@ -337,7 +337,7 @@ class Predictions:
                 self.retry_or_fail(active, reason)
 
     def retry_or_fail(self, active: ActivePrediction, reason: str) -> None:
-        """Queue a lost run again if nobody can have seen its output, else fail it with the output it has."""
+        """Queue an interrupted run again if it has no output that a client may have seen; else fail it."""
         prediction = active.prediction
         if prediction.status is Status.PROCESSING and prediction.output is not None:
             self.end(active, Status.FAILED, f"{INTERRUPTED}: {reason}")

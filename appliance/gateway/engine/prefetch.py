@@ -62,4 +62,5 @@ class Prefetch:
         budget = int(machine.available_memory() * SHARE)
         done = await asyncio.to_thread(weights.read_ahead, place, budget, stop)
         name = entry.runs_on
-        _log.info("read %s of the weights of %s ahead", readable_bytes(done), name, extra={"model": name})
+        text = "read %s of the weights of model %s into the page cache"
+        _log.info(text, readable_bytes(done), name, extra={"model": name})

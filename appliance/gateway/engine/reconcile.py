@@ -30,10 +30,9 @@ def reconcile(
     asked |= instances.demands_after_reload(asked)
     hosting = catalogue.hosting
     for key, entry in hosting.items():
-        if _apart(entry) and key not in asked and scheduler.knows(key):
-            base = asked.get(entry.model.name) or scheduler.demand(
-                entry.model.name
-            )  # pushed, so not in models.yaml
+        if _loaded_separately(entry) and key not in asked and scheduler.knows(key):
+            # A pushed model is not in models.yaml.
+            base = asked.get(entry.model.name) or scheduler.demand(entry.model.name)
             asked[key] = msgspec.structs.replace(base, model=key, pin=False, preload=False)
     changed = []
     for key, demand in asked.items():
@@ -49,8 +48,8 @@ def reconcile(
     return changed
 
 
-def _apart(entry: Entry) -> bool:
-    """Whether it is loaded apart from its base model: a Cog project with trained weights of its own."""
+def _loaded_separately(entry: Entry) -> bool:
+    """Return whether the entry is a Cog project with trained weights, which is loaded beside its base."""
     return entry.runs_on != entry.model.name and entry.kind == entry.model.kind and entry.adapter is not None
 
 

@@ -1,4 +1,4 @@
-"""Writes of predictions that are repeated until the store takes them."""
+"""Writes of predictions that are retried until the store accepts them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def finalized(
                 return record.evolve(
                     status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
                 )
-            _log.error("training %s: its version is not stored, trying again: %s", record, error)
+            _log.error("the version that training %s made is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
 
 
@@ -44,14 +44,14 @@ async def end(store: Store, record: Prediction) -> Prediction:
             await store.finish(record)
             return record
         except StatusConflict:
-            _log.exception("prediction %s had ended already: its first end stays", record)
+            _log.exception("prediction %s has already ended: its stored result is kept", record)
             return await store.get(record.id) or record
         except UnstorableValue as error:
             reason = f"the output of model {record.model} cannot be stored: {error}"
             _log.error("prediction %s fails: %s", record, reason)
             record = record.evolve(status=Status.FAILED, error=reason, output=None, logs="", metrics={})
         except StoreError as error:  # for example a full disk
-            _log.error("prediction %s: its end is not stored, trying again: %s", record, error)
+            _log.error("the end of prediction %s is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
 
 
@@ -63,7 +63,5 @@ async def requeue(store: Store, record: Prediction) -> None:
         except StatusConflict:
             return None
         except StoreError as error:
-            _log.error(
-                "prediction %s: its new place in the queue is not stored, trying again: %s", record, error
-            )
+            _log.error("prediction %s runs again once that is stored, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)

@@ -68,7 +68,7 @@ async def recover_predictions(
 
 
 def make_known(dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: Entry) -> None:
-    """Tell the scheduler of a version that is loaded apart from its base model; it needs as much memory.
+    """Add a version to the scheduler that is loaded separately from its base model; it needs as much memory.
 
     Raises:
         InvalidVersion: a reload has replaced the version since it was looked up.

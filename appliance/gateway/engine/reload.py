@@ -1,4 +1,4 @@
-"""An edited models.yaml, applied to the appliance while it runs: only what it changes is touched."""
+"""Applies an edited models.yaml while the appliance runs; models that it does not change are not reloaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,55 +28,36 @@ from appliance.store import Store, VersionRow
 _log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True)
 class Reload:
-    """Lives on the gateway's loop; one reload at a time."""
+    """Applies models.yaml again; one reload at a time, on the gateway's loop."""
 
-    def __init__(
-        self,
-        *,
-        file: Path,
-        in_force: Config,
-        home: Path,
-        run_dir: Path,
-        devices: tuple[Device, ...],
-        catalogue: Catalogue,
-        store: Store,
-        cluster: Cluster,
-        engine: Engine,
-        builds: ProjectBuilds,
-        trainings: Trainings,
-        left_out: dict[str, str],
-        pull: bool,
-    ) -> None:
-        """``file`` is models.yaml, ``in_force`` what it said last; ``home`` is the data folder.
+    file: Path  # models.yaml
+    in_force: Config  # what the file said when it was applied last
+    home: Path  # the data folder
+    run_dir: Path  # gets the config in force, for gateways that start later
+    devices: tuple[Device, ...]
+    catalogue: Catalogue
+    store: Store
+    cluster: Cluster
+    engine: Engine
+    builds: ProjectBuilds
+    trainings: Trainings
+    left_out: dict[str, str]  # model of the config in force that is not served -> why
+    pull: bool  # whether missing weights are downloaded
 
-        ``run_dir`` gets the config in effect, for gateways that start later. ``left_out`` maps models that
-        could not be served at the start to the reasons. Without ``pull`` no weights are downloaded.
-        """
-        self.left_out = left_out  # models of the config in effect
-        self._file = file
-        self._in_force = in_force
-        self._home = home
-        self._run_dir = run_dir
-        self._devices = devices
-        self._catalogue = catalogue
-        self._store = store
-        self._cluster = cluster
-        self._engine = engine
-        self._builds = builds
-        self._trainings = trainings
-        self._pull = pull
+    def __post_init__(self) -> None:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Report]] = set()
 
     async def apply(self, configure: Callable[[Config], None]) -> Report:
-        """Read the file and do what it changes; returns once that is in effect.
+        """Read the file and apply its changes; return once they are in effect.
 
-        ``configure`` hands the new config to what is not a model. Weights that are missing are fetched first,
-        and Cog projects built. A caller that goes away does not stop it.
+        Missing weights are downloaded first, and Cog projects are built. ``configure`` gets the new config
+        and applies everything in it that is not a model. If the caller is cancelled, the reload continues.
 
         Raises:
-            ConfigError: the file is wrong; nothing has changed.
+            ConfigError: the file has an error; nothing has changed.
         """
         task = asyncio.get_running_loop().create_task(self._apply(configure))
         self._tasks.add(task)
@@ -83,66 +65,66 @@ class Reload:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Give up what has not been put in force yet."""
+        """Cancel reloads that are not in effect yet."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _apply(self, configure: Callable[[Config], None]) -> Report:
         async with self._turn:
-            edited = await asyncio.to_thread(configuration.load, self._file)
-            changes = compare(self._in_force, edited)
+            edited = await asyncio.to_thread(configuration.load, self.file)
+            changes = compare(self.in_force, edited)
             missing = await self._fetch(changes.config)
-            found = await asyncio.to_thread(servable, changes.config, self._home, self._devices, time.time())
+            found = await asyncio.to_thread(servable, changes.config, self.home, self.devices, time.time())
             not_served = found.left_out | missing
-            await self._prepare(found.config)
-            fresh = await self._models(found)
-            # From here to `reconcile` nothing awaits: requests see what was before, or what is now.
-            runtime.write(self._run_dir, changes.config)
-            before = self._catalogue.hosting
-            self._catalogue.replace_with(fresh)
-            self._in_force = changes.config
+            await self._preload(found.config)
+            fresh = await self._new_catalogue(found)
+            # From here to `reconcile` nothing awaits: a request sees either the old config or the new one.
+            runtime.write(self.run_dir, changes.config)
+            before = self.catalogue.hosting
+            self.catalogue.replace_with(fresh)
+            self.in_force = changes.config
             self.left_out = {name: not_served[name] for name in found.left_out}
             configure(found.config)
-            self._engine.reconcile(list(found.demands), before)
-            await self._engine.deployed()
-            return self._told(changes, not_served)
+            self.engine.reconcile(list(found.demands), before)
+            await self.engine.deployed()
+            return self._report(changes, not_served)
 
     async def _fetch(self, config: Config) -> dict[str, str]:
-        """Make weights and projects present; gives the models that cannot be had, and why."""
+        """Download missing weights and build Cog projects; return the reason for each model that failed."""
         failed: dict[str, str] = {}
         for model in config.models:
             try:
-                if model.source is None or weights.present(self._home, model):
+                if model.source is None or weights.present(self.home, model):
                     continue
-                if not self._pull:
-                    failed[model.name] = "its weights are not here: run `appliance pull`"
+                if not self.pull:
+                    failed[model.name] = "its weights are not downloaded: run `appliance pull`"
                     continue
-                await asyncio.to_thread(weights.pull, self._home, model)
+                await asyncio.to_thread(weights.pull, self.home, model)
             except WeightsError as error:
                 failed[model.name] = error.detail
         return failed
 
-    async def _prepare(self, config: Config) -> None:
-        """Have the zygote import what kinds need that were not there before; hosts wait for it."""
-        before = {model.kind for model in self._in_force.models}
+    async def _preload(self, config: Config) -> None:
+        """Have the zygote import the modules of newly used kinds; worker processes wait for that."""
+        before = {model.kind for model in self.in_force.models}
         added = {model.kind for model in config.models} - before
-        device = self._devices[0].kind
+        device = self.devices[0].kind
         wanted = dict.fromkeys(name for kind in sorted(added) for name in preloaded_modules(kind, device))
         if wanted:
-            await self._cluster.prepare(list(wanted))
+            await self.cluster.prepare(list(wanted))
 
-    async def _models(self, found: Servable) -> Catalogue:
-        """Return the catalogue to serve from now on, including changes that are made meanwhile."""
+    async def _new_catalogue(self, found: Servable) -> Catalogue:
+        """Return the new catalogue, with the changes that were made to the old one meanwhile."""
         while True:
-            seen = self._catalogue.changes
-            fresh = await catalogue_of(found, self._store)
-            await self._builds.fill(fresh)
-            await self._trainings.fill(fresh)
-            if self._catalogue.changes == seen:
+            seen = self.catalogue.changes
+            fresh = await catalogue_of(found, self.store)
+            await self.builds.fill(fresh)
+            await self.trainings.fill(fresh)
+            if self.catalogue.changes == seen:
                 return fresh
 
-    def _told(self, changes: Changes, not_served: dict[str, str]) -> Report:
+    def _report(self, changes: Changes, not_served: dict[str, str]) -> Report:
         report = Report(
             added=changes.added,
             removed=changes.removed,
@@ -151,14 +133,14 @@ class Reload:
             needs_restart=changes.needs_restart,
             not_served=not_served,
         )
-        _log.info("%s is reloaded: %s", self._file, "; ".join(str(report).split("\n")))
+        _log.info("%s is reloaded: %s", self.file, "; ".join(str(report).split("\n")))
         return report
 
 
 async def catalogue_of(found: Servable, store: Store) -> Catalogue:
-    """Catalogue of the models that can be served, with creation times, and of models made through the API.
+    """Return a catalogue of the models of models.yaml that can be served, and of those made through the API.
 
-    The log gets those that cannot be.
+    Models that cannot be served are logged.
     """
     for name, why in found.left_out.items():
         _log.error("model %s is not served: %s", name, why, extra={"model": name})

@@ -1,4 +1,4 @@
-"""Reports for people: the scheduler's decisions and their reasons."""
+"""The scheduler's state and events for the log and the admin routes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,8 @@ _LEVELS: Final = {
 }
 
 
-def log(happening: Event) -> None:
-    """A line in the log for what was decided, or came of it."""
-    _log.log(
-        _LEVELS.get(happening.kind, logging.INFO), "%s", happening, extra={"model": happening.model or None}
-    )
+def log(event: Event) -> None:
+    _log.log(_LEVELS.get(event.kind, logging.INFO), "%s", event, extra={"model": event.model or None})
 
 
 def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) -> dict[str, Any]:
@@ -64,11 +61,9 @@ def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) 
 
 
 def residency(scheduler: Scheduler) -> dict[str, Any]:
-    """Every device with who holds it, every model, who waits for room, and the last decisions, newest first.
+    """Return devices with the models on them, all models, models that wait for memory, and the last events.
 
-    ``waiting`` is in the order in which models will be loaded as things are: ``position`` 1 is next.
-    Predictions of one model keep their order, so one of them has ``queued`` less one before it. Times are
-    seconds.
+    ``waiting`` has the model that is loaded next first. Events are newest first. Durations are in seconds.
     """
     now = time.monotonic()
     return {
@@ -99,12 +94,12 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
         "waiting": [
             {
                 "position": position,
-                "model": standing.model,
-                "queued": standing.predictions,
-                "waited": _rounded(standing.waited),
-                "cleared_for_it": list(standing.claimed_devices),
+                "model": entry.model,
+                "queued": entry.predictions,
+                "waited": _rounded(entry.waited),
+                "cleared_for_it": list(entry.claimed_devices),
             }
-            for position, standing in enumerate(scheduler.load_queue(now), 1)
+            for position, entry in enumerate(scheduler.load_queue(now), 1)
         ],
         "decisions": decisions(scheduler),
     }
@@ -113,9 +108,8 @@ def residency(scheduler: Scheduler) -> dict[str, Any]:
 def footprint(known: Footprint) -> dict[str, Any]:
     """Return the bytes that a model takes on each of its devices, and the source of that number.
 
-    ``from`` is declared, estimated or measured; ``peak`` the most that it is known to have taken, None before
-    its first load; ``fits`` whether it could be loaded with everything unloaded that is not pinned, and
-    ``fits_on`` where.
+    ``from`` is declared, estimated or measured. ``peak`` is the highest measured use, None before the first
+    load. ``fits`` is whether the model could be loaded if only pinned models stayed, ``fits_on`` where.
     """
     return {
         "bytes": known.demand.memory,
@@ -132,9 +126,9 @@ def footprint(known: Footprint) -> dict[str, Any]:
 
 
 def decisions(scheduler: Scheduler, last: int | None = None) -> list[dict[str, Any]]:
-    """The ``last`` decisions, or all that are kept, and what came of them; newest first."""
+    """Return the ``last`` events of the scheduler's log, or all that it keeps, newest first."""
     started = _started()
-    happenings = scheduler.events()
+    events = scheduler.events()
     return [
         {
             "number": each.number,
@@ -148,20 +142,21 @@ def decisions(scheduler: Scheduler, last: int | None = None) -> list[dict[str, A
             "seconds": _rounded(each.seconds),
             "text": str(each),
         }
-        for each in reversed(happenings if last is None else happenings[-last:])
+        for each in reversed(events if last is None else events[-last:])
     ]
 
 
 def _started() -> float:
-    """When the scheduler's clock was at 0, by the clock of this machine.
+    """Return the Unix time at which the scheduler's clock was 0.
 
-    Of a few looks at both the closest together, so that a decision has the same time whenever it is told.
+    Both clocks are read three times, and the pair that was read fastest counts, so that an event has the same
+    time in every report.
     """
-    looks = []
+    readings = []
     for _ in range(3):
         before, here, after = time.monotonic(), time.time(), time.monotonic()
-        looks.append((after - before, here - after))
-    return min(looks)[1]
+        readings.append((after - before, here - after))
+    return min(readings)[1]
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -33,8 +33,8 @@ class Saver:
     def save(self) -> None:
         """Queue the writes of events that are not stored yet; a later ``Store.finish`` is written after them.
 
-        At most one write of a prediction is in progress: were one refused and the next one made, a restart
-        would find a gap in the output.
+        At most one write of a prediction is in progress. If one failed and the next succeeded, the stored
+        output would have a gap.
         """
         for active in self._active.values():
             if active.unsaved and not active.ending and (active.saving is None or active.saving.done()):
@@ -50,10 +50,8 @@ class Saver:
 
     def _saved(self, active: ActivePrediction, events: Events, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
-        if error is None or isinstance(
-            error, StatusConflict | UnstorableValue
-        ):  # `Store.finish` reports these
+        if error is None or isinstance(error, StatusConflict | UnstorableValue):  # `finish` reports these
             return
-        _log.error("prediction %s: new output is not stored, trying again: %s", active.prediction, error)
+        _log.error("new output of prediction %s is not stored yet, retrying: %s", active.prediction, error)
         if active.saving is written and not active.ending:
             active.unsaved[:0] = events

@@ -32,4 +32,4 @@ class Tasks:
     def _done(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a task of the engine failed", exc_info=error)
+            _log.error("a background task of the engine failed", exc_info=error)

@@ -1,7 +1,7 @@
-"""The worker processes of loaded models: their events are read; they sleep, wake and are stopped.
+"""Reads the events of worker processes, puts models to sleep, wakes them, and stops worker processes.
 
-A worker process that is being stopped no longer counts as lost, and nothing is read from it once it is gone:
-its model may be loaded again by then, in another process.
+A worker process that is being stopped is never reported as lost. No events are read from it once it is gone,
+because its model may already be loaded again in another process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PRESENT: Final = frozenset(Residency) - {Residency.COLD, Residency.LOADING, Res
 
 
 class Workers:
-    """Keeps in touch with the worker process of every loaded model."""
+    """The worker processes of all loaded models."""
 
     def __init__(
         self,
@@ -105,14 +105,14 @@ class Workers:
         self._decide()
 
     def sleep(self, decided: Sleep) -> None:
-        """Have a model fall asleep; if it cannot, its worker process is killed, and it never sleeps again."""
+        """Put a model to sleep; if that fails, kill its worker process and never do so again."""
         asleep = partial(self._fall_asleep, decided)
         self._transitions[decided.model] = self._tasks.spawn(
             self._transition(decided.model, asleep, "asleep")
         )
 
     def wake(self, model: str) -> None:
-        """Wake a model; if it cannot, its worker process is killed, and it never sleeps again."""
+        """Wake a model; if that fails, kill its worker process and never put the model to sleep again."""
         awake = partial(self._awake, model)
         self._transitions[model] = self._tasks.spawn(self._transition(model, awake, "awake"))
 
@@ -130,7 +130,7 @@ class Workers:
     async def _problem_of(
         self, model: str, transition: Callable[[], Awaitable[str | None]], target: str
     ) -> str | None:
-        """Carry out a transition to ``target``; return why the worker process must be killed, if it must."""
+        """Run a transition to ``target``; return None, or the reason to kill the worker process."""
         timeout = self._dependencies.limits.load_timeout
         try:
             async with asyncio.timeout(timeout):
@@ -149,7 +149,7 @@ class Workers:
         left = await self._cluster.sleep(decided.model, decided.level)
         if left is not None and left > decided.residue:
             held, allowed = readable_bytes(left), readable_bytes(decided.residue)
-            return f"it sleeps, but still holds {held} of its device; at most {allowed} may be left"
+            return f"it is asleep but still holds {held} of device memory; at most {allowed} are allowed"
         if self._scheduler.residency(decided.model) is Residency.FALLING_ASLEEP:  # not lost meanwhile
             self._scheduler.asleep(decided.model, time.monotonic())
         return None
@@ -174,7 +174,7 @@ class Workers:
         self._decide()
 
     async def kill(self, model: str, reason: str) -> None:
-        """Stop a worker process whatever runs there, unless it is gone or being stopped already."""
+        """Stop a worker process although predictions run on it; do nothing if it is gone or being stopped."""
         if not self._present(model):
             return
         self._scheduler.stopping(model, time.monotonic(), reason)
