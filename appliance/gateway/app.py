@@ -1,4 +1,4 @@
-"""The gateway: builds every part from the config, in the one place that knows them all, and listens."""
+"""Creates all objects of the gateway process from the config, starts them, and listens."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     devices: tuple[Device, ...]
     config_file: Path
-    ui: bool  # whether there are pages for people
-    pull: bool  # whether weights that are missing are downloaded
+    ui: bool  # whether there is a UI
+    pull: bool  # whether missing weights are downloaded
 
     @property
     def in_force(self) -> Config:
@@ -72,7 +72,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def run_dir(self) -> Path:
-        """Sockets and marks of running processes; nothing in it outlives them."""
+        """The folder with sockets and pid files of running processes."""
         return self.home / "run"
 
     @property
@@ -94,7 +94,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def build_services(settings: GatewaySettings, store: Store, cluster: Cluster) -> Services:
-    """Everything the API needs, wired but not started."""
+    """Create everything that the API needs; start nothing."""
     home = settings.home
     now = time.time()
     devices = settings.devices
@@ -192,9 +192,9 @@ class Gateway:
         return str(await self._services.reload.apply(self._services.configure))
 
     async def drain(self, seconds: float) -> int:
-        """Take no new work and let running predictions finish; returns how many did not.
+        """Refuse new predictions, let running ones finish, then stop; return how many did not finish.
 
-        What did not finish stays stored and is taken up at the next start.
+        Those stay stored, and the next start continues them.
         """
         unfinished = await self._services.engine.drain(seconds)
         await self._services.engine.close()
@@ -216,7 +216,7 @@ class Gateway:
 
 
 async def start_gateway(settings: GatewaySettings) -> Gateway:
-    """Build and start everything on the running loop; returns once requests are answered."""
+    """Create and start everything on the running loop; return once requests are answered."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
     logs.configure(settings.log_file, settings.config.logging)
     store = Store(settings.database)
@@ -226,7 +226,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
     services = await build_services(settings, store, cluster)
     await services.files.start()
     await services.builds.load()
-    await services.trainings.load()
+    await services.trainings.fill(services.catalogue)
     await services.webhooks.start()
     services.retention.start()
     await services.engine.deployed()

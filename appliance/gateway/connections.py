@@ -90,7 +90,7 @@ class Connection(HttpToolsProtocol):
             return None
         return self._received / age
 
-    def look(self, now: float) -> None:
+    def end_if_slow(self, now: float) -> None:
         """End the connection if its request has taken too long at ``now`` (the loop's time)."""
         if self._stage is _Stage.NONE or self.transport.is_closing():
             return
@@ -146,7 +146,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def look(connections: Iterable[Any], now: float, trusted: Callable[[str], bool]) -> None:
+def end_slow(connections: Iterable[Any], now: float, trusted: Callable[[str], bool]) -> None:
     """End requests that take too long, and the slowest requests of a client address with too many.
 
     ``now`` is the loop's time. ``trusted`` returns whether an address is a proxy for many clients.
@@ -155,13 +155,13 @@ def look(connections: Iterable[Any], now: float, trusted: Callable[[str], bool])
     for connection in list(connections):
         if not isinstance(connection, Connection):
             continue
-        connection.look(now)
+        connection.end_if_slow(now)
         rate = connection.slow_since(now)
         if rate is not None and connection.client is not None:
             slow.setdefault(connection.client[0], []).append((rate, connection))
     for client, found in slow.items():
         if len(found) > MOST_SLOW and not trusted(client):
-            found.sort(key=lambda one: one[0])
+            found.sort(key=lambda pair: pair[0])
             why = f"Over {MOST_SLOW} requests from {client} arrive slowly: send fewer at once"
             for _, connection in found[:-MOST_SLOW]:
                 connection.end(why)
@@ -181,4 +181,4 @@ async def serve(server: uvicorn.Server, listening: socket.socket, trusted: Calla
 async def _watch(server: uvicorn.Server, trusted: Callable[[str], bool]) -> None:
     while True:
         await asyncio.sleep(_EVERY)
-        look(server.server_state.connections, asyncio.get_running_loop().time(), trusted)
+        end_slow(server.server_state.connections, asyncio.get_running_loop().time(), trusted)

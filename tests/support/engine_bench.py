@@ -131,7 +131,7 @@ class Bench:
         )
         self.engine = Engine(dependencies)
         await self.builds.load()
-        await self.trainings.load()
+        await self.trainings.fill(self.catalogue)
         await self.engine.start()
         return self
 

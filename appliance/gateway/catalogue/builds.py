@@ -90,7 +90,9 @@ class ProjectBuilds:
                 with weights.as_weights_errors(pushed.model):
                     self._serve(pushed, catalogue)
             except WeightsError as error:
-                _log.error("version %s of %s is not served: %s", pushed.version, pushed.model, error.detail)
+                _log.error(
+                    "version %s of model %s is not served: %s", pushed.version, pushed.model, error.detail
+                )
                 left_out[f"{pushed.model}@{pushed.version[:16]}"] = error.detail
         self.left_out = left_out
 
@@ -112,7 +114,7 @@ class ProjectBuilds:
         return build
 
     def under_way(self, owner: str) -> list[Build]:
-        """The owner's unfinished builds, oldest first."""
+        """Return the owner's unfinished builds, oldest first."""
         return [build for build in self._under_way.values() if build.owner == owner]
 
     async def cancel(self, id: str, owner: str) -> Build:
@@ -169,7 +171,7 @@ class ProjectBuilds:
         except WeightsError as error:
             await self._end(build.id, status="failed", error=error.detail)
         except (StoreError, OSError) as error:
-            _log.error("build %s of %s failed: %s", build.id, build.model, error)
+            _log.error("build %s of model %s failed: %s", build.id, build.model, error)
             full = DiskFull.caused(error)
             reason = DiskFull().detail if full else f"the version could not be written or stored: {error}"
             await self._end(build.id, status="failed", error=reason)
@@ -276,14 +278,10 @@ class ProjectBuilds:
         )
         if all(each.version != entry.version for each in self._catalogue.served(build.model)):
             await self._store.registry.add_project(pushed)
-            await self._store.record_version(
-                VersionRow(
-                    id=entry.version,
-                    model=build.model,
-                    created_at=entry.created_at,
-                    document=entry.document,
-                )
+            row = VersionRow(
+                id=entry.version, model=build.model, created_at=entry.created_at, document=entry.document
             )
+            await self._store.record_version(row)
             self._serve(pushed, self._catalogue)
         return entry.version
 
@@ -307,8 +305,10 @@ class ProjectBuilds:
         self._change(id, status=status, step=None, version=version, error=error, completed_at=now)
         try:
             await self._store.registry.put_build(self._under_way[id])
-        except StoreError as problem:  # the next start marks the build as failed
-            _log.error("the result of build %s could not be stored: %s", id, problem)
+        except StoreError as problem:
+            _log.error(
+                "the result of build %s is not stored: the next start marks it as failed: %s", id, problem
+            )
 
 
 def _build_of(entry: Entry) -> str | None:

@@ -297,7 +297,7 @@ class Catalogue:
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
     def host(self, entry: Entry) -> None:
-        """Let ``entry`` be loaded under its ``runs_on``."""
+        """Load ``entry`` under its ``runs_on`` from now on."""
         self._index.hosted[entry.runs_on] = entry
 
     def hosted(self, key: str) -> Entry:
@@ -310,7 +310,7 @@ class Catalogue:
         return dict(self._index.hosted)
 
     def serves(self, entry: Entry) -> bool:
-        """Return whether the key that ``entry`` runs on would still be loaded with the same version."""
+        """Return whether the version that runs ``entry`` is still the one that would be loaded."""
         hosted = self._index.hosted.get(entry.runs_on)
         return hosted is not None and hosted.origin == entry.origin
 

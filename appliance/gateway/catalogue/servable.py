@@ -38,14 +38,18 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
     for model in config.models:
         try:
             with weights.as_weights_errors(model.name):
-                whole = weights.complete_options(home, model)
-                found = described_whole(whole, weights.revision(whole), now)
-                needed = demands_of(whole, home, devices)
+                completed = weights.complete_options(home, model)
+                card, entry = catalogue.describe(completed, weights.revision(completed), now)
+                catalogue.trainer_of(entry)  # raises if trainings cannot be described
+                msgspec.json.encode((entry.document, entry.interface))  # raises if it cannot be served
+                needed = [demand(completed, home, devices)]
+                if completed.options.trainable:
+                    needed.append(training_demand(completed, home))
         except WeightsError as error:
             left_out[model.name] = error.detail
             continue
-        models.append(whole)
-        described.append(found)
+        models.append(completed)
+        described.append((card, entry))
         demands += needed
     return Servable(
         config=config.model_copy(update={"models": tuple(models)}),
@@ -53,16 +57,3 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
         demands=tuple(demands),
         left_out=left_out,
     )
-
-
-def described_whole(model: ModelConfig, revision: str, now: float) -> tuple[Card, Entry]:
-    """Return ``catalogue.describe``'s result; raise if it cannot be encoded or its trainings described."""
-    card, entry = catalogue.describe(model, revision, now)
-    catalogue.trainer_of(entry)
-    msgspec.json.encode((entry.document, entry.interface))
-    return card, entry
-
-
-def demands_of(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> list[Demand]:
-    trained = [training_demand(model, home)] if model.options.trainable else []
-    return [demand(model, home, devices), *trained]

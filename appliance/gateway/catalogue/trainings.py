@@ -33,12 +33,8 @@ class Trainings:
         self._store = store
         self._files = files
 
-    async def load(self) -> None:
-        """Add the versions of earlier trainings whose base version is still served."""
-        await self.fill(self._catalogue)
-
     async def fill(self, catalogue: Catalogue) -> None:
-        """Do the same for ``catalogue``, which will replace the one in use."""
+        """Add the versions of earlier trainings whose base version is still served to ``catalogue``."""
         for adapter in await self._store.registry.adapters():
             self._serve(adapter, catalogue)
 
@@ -94,26 +90,23 @@ class Trainings:
         if base is None or adapter.model not in catalogue.cards:
             _log.warning(
                 "version %s of %s cannot run: its base version %s of %s is not served",
-                adapter.version,
-                adapter.model,
-                adapter.base_version,
-                adapter.base_model,
-            )
+                adapter.version, adapter.model, adapter.base_version, adapter.base_model,
+            )  # fmt: skip
             return
         if all(entry.version != adapter.version for entry in catalogue.served(adapter.model)):
             entry = catalogue.by_version(adapter.base_version, account=None)
             catalogue.add_version(trained(entry, adapter, str(self._files.folder / adapter.path)))
 
 
-def _copy(made: Path, place: Path) -> None:
-    """Copy ``made`` into the new folder ``place``, completely or not at all."""
-    if place.exists():
+def _copy(made: Path, target: Path) -> None:
+    """Copy ``made`` into the new folder ``target``, completely or not at all."""
+    if target.exists():
         return
-    unfinished = place.with_name(f".{place.name}")
+    unfinished = target.with_name(f".{target.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     if made.is_dir():
         shutil.copytree(made, unfinished)
     else:
         unfinished.mkdir()
         shutil.copy(made, unfinished)
-    unfinished.rename(place)
+    unfinished.rename(target)

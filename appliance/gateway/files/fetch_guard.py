@@ -22,8 +22,6 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: IPv6 networks whose addresses embed IPv4 addresses (NAT64, 6to4, Teredo); all are refused.
 _TUNNELS: Final = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32"))
-
-
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -80,26 +78,26 @@ class FetchGuard:
             trust_env=False,
         )
 
-    async def resolve(self, host: str, port: int) -> str:
-        """Return the first permitted IP address of ``host``.
+    async def resolve(self, hostname: str, port: int) -> str:
+        """Return the first permitted IP address of ``hostname``.
 
         Raises:
             UrlRefused: none of its addresses may be reached.
             httpx.ConnectError: the name cannot be resolved.
         """
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(hostname, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise httpx.ConnectError(f"{host} cannot be resolved: {error}") from error
+            raise httpx.ConnectError(f"{hostname} cannot be resolved: {error}") from error
         addresses = [ipaddress.ip_address(str(endpoint[0]).partition("%")[0]) for *_, endpoint in found]
-        return self._refuse_unless(host, addresses)
+        return self._refuse_unless(hostname, addresses)
 
-    def _refuse_unless(self, host: str, addresses: Sequence[Address]) -> str:
+    def _refuse_unless(self, hostname: str, addresses: Sequence[Address]) -> str:
         for address in addresses:
             if self.permits(address):
                 return str(address)
         raise UrlRefused(
-            f"{host} is at {', '.join(map(str, dict.fromkeys(addresses)))}, which is not public; "
+            f"{hostname} is at {', '.join(map(str, dict.fromkeys(addresses)))}, which is not public; "
             "egress.allow in models.yaml can permit its network"
         )
 

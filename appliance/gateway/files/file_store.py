@@ -146,8 +146,8 @@ class FileStore:
         most = self.config.max_upload
         expected = most if expected is None else min(expected, most)
         used = await self.table.uploaded_bytes()
-        self._arriving = [one for one in self._arriving if not one.done]
-        used += sum(one.expected for one in self._arriving)
+        self._arriving = [each for each in self._arriving if not each.done]
+        used += sum(each.expected for each in self._arriving)
         if used + expected > self.config.quota:
             raise FileQuotaExceeded(
                 f"Uploads use {used:,} of {self.config.quota:,} bytes (files.quota in models.yaml): "
@@ -195,13 +195,12 @@ class FileStore:
         """Return the signature of a download URL that is valid until ``expiry`` (Unix seconds)."""
         return signature(self._secret, file.owner, file.id, expiry)
 
-    def signed(self, id: str, owner: str, expiry: str, given: str) -> bool:
-        """Return whether ``given`` is the signature of this download URL, and the URL has not expired."""
+    def signed(self, id: str, owner: str, expiry: str, presented: str) -> bool:
+        """Return whether ``presented`` is the signature of this download URL, and the URL has not expired."""
         if not (expiry.isascii() and expiry.isdecimal() and len(expiry) < 12 and int(expiry) > time.time()):
             return False
-        return hmac.compare_digest(
-            signature(self._secret, owner, id, int(expiry)).encode(), given.encode(errors="replace")
-        )
+        expected = signature(self._secret, owner, id, int(expiry))
+        return hmac.compare_digest(expected.encode(), presented.encode(errors="replace"))
 
     # -- outputs
 
@@ -236,9 +235,9 @@ class FileStore:
                 self._save(file)
                 return value
             case list():
-                return [self._registered(record, part) for part in value]
+                return [self._registered(record, each) for each in value]
             case dict():
-                return {key: self._registered(record, part) for key, part in value.items()}
+                return {key: self._registered(record, each) for key, each in value.items()}
         return value
 
     def _save(self, file: File) -> None:
@@ -248,9 +247,8 @@ class FileStore:
     def _saved(self, file: File, written: asyncio.Future[None]) -> None:
         error = None if written.cancelled() else written.exception()
         if isinstance(error, StoreError) and not isinstance(error, UnstorableValue):  # such as a full disk
-            _log.error(
-                "file %s of prediction %s is not stored yet, retrying: %s", file.name, file.prediction, error
-            )
+            text = "file %s of prediction %s is not stored yet, retrying: %s"
+            _log.error(text, file.name, file.prediction, error)
             asyncio.get_running_loop().call_later(RETRY_STORE, self._save, file)
             return
         if error is not None:
@@ -265,12 +263,11 @@ class FileStore:
         return file if file is not None and file.prediction is not None else None
 
     async def remove_outputs(self, predictions: Iterable[str]) -> None:
-        """Delete the bytes of all output files of these predictions; the store has deleted the rows."""
-        gone = set(predictions)
-        self._unsaved = {id: file for id, file in self._unsaved.items() if file.prediction not in gone}
-        folders = [self.folder / "outputs" / id for id in gone]
-        for folder in folders:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        """Delete the output files of these predictions, whose rows the store has already deleted."""
+        removed = set(predictions)
+        self._unsaved = {id: file for id, file in self._unsaved.items() if file.prediction not in removed}
+        for id in removed:
+            await asyncio.to_thread(shutil.rmtree, self.folder / "outputs" / id, ignore_errors=True)
 
     # -- deletion
 

@@ -31,7 +31,7 @@ from appliance.protocols import content_encodings, media
 _OURS: Final = re.compile(r"(?:/v1)*/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _REDIRECTS: Final = 10
-_SILENCE: Final = 30.0  # most seconds to connect, and between two chunks
+_TIMEOUT: Final = 30.0  # seconds to connect, and between two chunks
 
 
 class Inputs:
@@ -59,8 +59,7 @@ class Inputs:
                     return await self._embedded(record, input, folder)
                 for name in interface.file_inputs:
                     if isinstance(input.get(name), str):
-                        place = folder / name
-                        fetched[name] = await self._one(record, f"input.{name}", input[name], place)
+                        fetched[name] = await self._one(record, f"input.{name}", input[name], folder / name)
                     elif isinstance(input.get(name), list):
                         fetched[name] = [
                             await self._one(record, f"input.{name}.{at}", url, folder / name / str(at))
@@ -99,9 +98,9 @@ class Inputs:
                 return await asyncio.to_thread(_written, url, folder)
             ours = await self._ours(url, record.owner)
             if ours is not None:
-                place = folder / safe_name(ours.name)
-                await asyncio.to_thread(_link, self._files.path(ours), place)
-                return str(place)
+                path = folder / safe_name(ours.name)
+                await asyncio.to_thread(_link, self._files.path(ours), path)
+                return str(path)
             return await self._download(url, folder)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
             full = DiskFull.caused(error)
@@ -117,17 +116,17 @@ class Inputs:
 
     async def _download(self, url: str, folder: Path) -> str:
         limit = self._files.config.max_input
-        place = folder / safe_name(PurePosixPath(urlsplit(url).path).name)
-        client = self._fetch_guard.client(_SILENCE, redirects=_REDIRECTS)
+        path = folder / safe_name(PurePosixPath(urlsplit(url).path).name)
+        client = self._fetch_guard.client(_TIMEOUT, redirects=_REDIRECTS)
         async with client, client.stream("GET", url) as reply:
             if not reply.is_success:
                 raise ValueError(f"HTTP {reply.status_code}")
             decoder = content_encodings.Decoder(content_encodings.of(reply))
-            with place.open("wb") as file:
+            with path.open("wb") as file:
                 async for chunk in reply.aiter_raw(1024 * 1024):
                     await asyncio.to_thread(_append, file, decoder.feed(chunk), limit)
             decoder.end()
-        return str(place)
+        return str(path)
 
 
 def safe_name(name: str) -> str:
@@ -146,9 +145,9 @@ def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
 def _written(url: str, folder: Path) -> str:
     """Write the content of a ``data:`` URL to a file; return its path."""
     kind, data = media.from_data(url)
-    place = folder / f"file{mimetypes.guess_extension(kind) or ''}"
-    place.write_bytes(data)
-    return str(place)
+    path = folder / f"file{mimetypes.guess_extension(kind) or ''}"
+    path.write_bytes(data)
+    return str(path)
 
 
 def _as_data(file: Path) -> str:
@@ -156,10 +155,10 @@ def _as_data(file: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _link(source: Path, place: Path) -> None:
-    """Make ``place`` a hard link to ``source``, or a copy; it stays when ``source`` is deleted."""
-    place.unlink(missing_ok=True)
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to ``source``, or a copy; it stays when ``source`` is deleted."""
+    target.unlink(missing_ok=True)
     try:
-        os.link(source, place)
+        os.link(source, target)
     except OSError:  # another file system
-        shutil.copyfile(source, place)
+        shutil.copyfile(source, target)

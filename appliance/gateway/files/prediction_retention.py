@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 BATCH: Final = 200  # predictions in one transaction, so that other writes wait only briefly
 _SHORTEST, _LONGEST = 1.0, 60.0  # seconds between deletions
-_OFTEN: Final = 5.0  # the same with a limit of bytes
+_OFTEN: Final = 5.0  # seconds between deletions if output files have a limit
 
 
 class Retention:
@@ -56,7 +56,7 @@ class Retention:
                 removed = await self._remove()
                 await self._files.remove_outputs(removed)
             except StoreError as error:
-                _log.error("old data could not be deleted, retrying: %s", error)
+                _log.error("data of old predictions could not be deleted, retrying: %s", error)
                 removed = []
             if removed:
                 _log.info("deleted the data of %d old predictions", len(removed))

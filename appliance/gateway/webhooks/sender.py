@@ -80,7 +80,7 @@ async def keys(store: Store, owner: str, now: float) -> Sequence[str]:
 
 
 class _Watched:
-    """A running prediction that has a webhook."""
+    """Events of a running prediction that were sent, or are to be sent, to its webhook."""
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
@@ -147,19 +147,18 @@ class Webhooks:
                 if "start" in webhook.events:
                     self._spawn(self._send_once(record))
                 return
-            self._look(watched, record, webhook.events)
+            self._send_if_changed(watched, record, webhook.events)
 
-    def _look(self, watched: _Watched, record: Prediction, events: Sequence[str]) -> None:
+    def _send_if_changed(self, watched: _Watched, record: Prediction, events: Sequence[str]) -> None:
         new = ("output" in events and record.output is not watched.output) or (
             "logs" in events and record.logs != watched.logs
         )
         watched.output, watched.logs = record.output, record.logs
-        if not new:
-            return
-        watched.latest = record
-        self._soon(watched)
+        if new:
+            watched.latest = record
+            self._schedule(watched)
 
-    def _soon(self, watched: _Watched) -> None:
+    def _schedule(self, watched: _Watched) -> None:
         if watched.timer is None and not watched.sending:
             loop = asyncio.get_running_loop()
             delay = max(0.0, watched.sent_at + THROTTLE - loop.time())
@@ -179,7 +178,7 @@ class Webhooks:
         finally:
             watched.sending = False
         if watched.latest is not None and self._watched.get(record.id) is watched:
-            self._soon(watched)
+            self._schedule(watched)
 
     async def _send_once(self, record: Prediction) -> None:
         """Send an event that is not the last one; give it up if no slot becomes free in time."""
@@ -205,7 +204,7 @@ class Webhooks:
             try:
                 patience = await self._deliver_due()
             except StoreError as error:
-                _log.error("due webhooks could not be read, trying again in %g s: %s", RETRY_STORE, error)
+                _log.error("due webhooks could not be read, retrying: %s", error)
                 await asyncio.sleep(RETRY_STORE)
                 continue
             with contextlib.suppress(TimeoutError):
@@ -243,13 +242,16 @@ class Webhooks:
             record = await self._store.get(delivery.prediction)
             problem = None if record is None else await self._post(record, delivery.id)
         except StoreError as error:  # nothing was sent, so this does not count as an attempt
-            _log.error("the webhook of prediction %s cannot be sent yet: %s", delivery.prediction, error)
+            _log.error(
+                "the webhook of prediction %s cannot be sent yet, retrying: %s", delivery.prediction, error
+            )
             return partial(self._postpone, delivery, delivery.attempts, RETRIES[-1], error.detail)
         if problem is None:
             self.outcomes["delivered"] += record is not None
             return partial(self._store.end_delivery, delivery.id)
         if delivery.attempts >= len(RETRIES):
-            _log.warning("the webhook of prediction %s is given up: %s", record, problem)
+            text = "gave up the webhook of prediction %s after %d attempts: %s"
+            _log.warning(text, record, delivery.attempts + 1, problem)
             self.outcomes["given_up"] += 1
             return partial(self._store.end_delivery, delivery.id, problem)
         self.outcomes["retried"] += 1
@@ -269,7 +271,7 @@ class Webhooks:
                 return await write()
             except StoreError as error:
                 if not refused:
-                    text = "the result of the webhook of prediction %s is not stored yet, trying again: %s"
+                    text = "the result of the webhook of prediction %s is not stored yet, retrying: %s"
                     _log.error(text, delivery.prediction, error)
                 refused = True
             await asyncio.sleep(RETRY_STORE)
@@ -308,4 +310,4 @@ class Webhooks:
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a task of the webhooks failed", exc_info=error)
+            _log.error("a background task for webhooks failed", exc_info=error)

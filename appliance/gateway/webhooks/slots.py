@@ -50,9 +50,7 @@ class Slots:
         self._free += 1
         self._owners[receiver.owner] -= 1
         self._receivers[receiver] -= 1
-        if not self._receivers[
-            receiver
-        ]:  # callers can name any number of hostnames: unused entries are removed
+        if not self._receivers[receiver]:  # unused entries are removed, because hostnames have no limit
             del self._receivers[receiver]
         for waiting in list(self._waiting):
             self._grant(waiting)

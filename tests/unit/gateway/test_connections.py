@@ -88,7 +88,7 @@ class Running:
     def after(self, seconds: float, *, trusted: bool = False) -> None:
         """What is done when so much time has passed."""
         now = asyncio.get_running_loop().time() + seconds
-        connections.look(self.connections, now, lambda _: trusted)
+        connections.end_slow(self.connections, now, lambda _: trusted)
 
 
 async def answer(line: Line) -> tuple[int, str, Any]:
@@ -228,7 +228,7 @@ async def test_requests_are_checked_while_a_server_serves(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = asyncio.Event()
-    monkeypatch.setattr(connections, "look", lambda *_: looked.set())
+    monkeypatch.setattr(connections, "end_slow", lambda *_: looked.set())
     monkeypatch.setattr(connections, "_EVERY", 0.0)
     other = Running()
     config = other.server.config

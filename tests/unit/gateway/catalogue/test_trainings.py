@@ -121,7 +121,7 @@ async def test_versions_outlive_a_restart(school: School) -> None:
         assert await again.says(version) != "moo hello"  # the models are read by the app, not by the bench
         for model in await school.bench.store.registry.models():
             school.bench.catalogue.put(model)
-        await school.bench.trainings.load()
+        await school.bench.trainings.fill(school.bench.catalogue)
         assert await again.says(version) == "moo hello"
 
 
