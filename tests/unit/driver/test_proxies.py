@@ -67,5 +67,5 @@ def test_the_ui_starts_whatever_proxy_is_set() -> None:
 def test_an_unusable_proxy_for_downloads_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_settings", dict)
     monkeypatch.setenv("ALL_PROXY", "socks5://192.0.2.99:1080")
-    with pytest.raises(WeightsError, match=r"index\.test cannot be reached over the proxy of"):
+    with pytest.raises(WeightsError, match=r"index\.test cannot be reached through the proxy in"):
         index.client("https://index.test/simple")

@@ -339,8 +339,6 @@ def test_every_query_is_described_and_uses_an_index(path: Path, name: str) -> No
         "deployments": ["SCAN r"],
     }
     slow = [step for step in plan if step.startswith(("SCAN", "USE TEMP")) and "USING INDEX" not in step]
-    if name == "version":  # sorts the few models that share one version
-        slow.remove("USE TEMP B-TREE FOR ORDER BY")
     assert slow == whole_tables.get(name, [])
 
 
