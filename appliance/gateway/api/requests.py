@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import ipaddress
 import json
 import re
 import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +24,7 @@ from appliance.domain.errors import (
 )
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api.services import Services, services_of
+from appliance.protocols import request_types
 
 #: The longest wait in seconds, and the wait of ``Prefer: wait`` without a number.
 LONGEST_WAIT: Final = 60
@@ -44,9 +46,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
 
-# The first two are deprecated and have no effect, but clients still send them. `webhooks.webhook` checks the
-# others.
-_PASSED: Final = frozenset({"stream", "webhook_completed", "webhook", "webhook_events_filter"})
+T = TypeVar("T", bound=request_types.Request)
 
 
 class Wait(NamedTuple):
@@ -173,6 +173,32 @@ async def body(request: Request) -> dict[str, Any]:
     return value
 
 
+async def parse(request: Request, type: type[T]) -> T:
+    """Return the JSON object in the request as a struct of ``request_types``.
+
+    Raises:
+        BodyTooLarge: it is over ``limits.body``.
+        MalformedBody: it is no JSON, or not an object.
+        InvalidInput: names every field that is missing, unknown or wrong; msgspec alone would name the first.
+    """
+    given = await body(request)
+    input_schema.check(given, *_schema(type))
+    return msgspec.convert(given, type, strict=False)  # 4.0 is an integer in JSON
+
+
+@functools.cache
+def _schema(type: type[request_types.Request]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the schemas of the fields, without null, and the names of the required fields."""
+    _, components = msgspec.json.schema_components([type])
+    schema = components[type.__name__]
+    return {name: _not_null(field) for name, field in schema["properties"].items()}, schema["required"]
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    variants = [variant for variant in schema.get("anyOf", ()) if variant != {"type": "null"}]
+    return variants[0] if len(variants) == 1 else {"anyOf": variants} if variants else schema
+
+
 def _not_finite(received: bytes) -> str | None:
     """The error for a body that is JSON except for NaN or infinite numbers, which Python's parser accepts."""
     try:
@@ -235,38 +261,6 @@ async def _received(request: Request) -> bytes:
     except ClientDisconnect as error:
         raise MalformedBody("the connection closed before the body was complete") from error
     return bytes(received).removeprefix(codecs.BOM_UTF8)
-
-
-def check_keys(given: dict[str, Any], *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
-    """Refuse a body with keys that are missing or unknown.
-
-    Raises:
-        InvalidInput: names each.
-    """
-    problems = [
-        FieldProblem("required", "", f"{key} is required") for key in required if given.get(key) is None
-    ]
-    for key in given:
-        if key in required or key in optional or key in _PASSED:
-            continue
-        problems.append(
-            FieldProblem("additional_property_not_allowed", "", f"Additional property {key} is not allowed")
-        )
-    if problems:
-        raise InvalidInput(problems)
-
-
-def text(given: dict[str, Any], key: str) -> str:
-    """The string under ``key``, which ``check_keys`` has found.
-
-    Raises:
-        InvalidInput: it is not a string.
-    """
-    value = given[key]
-    if not isinstance(value, str):
-        description = f"Invalid type. Expected: string, given: {input_schema.type_name(value)}"
-        raise InvalidInput([FieldProblem("invalid_type", key, description)])
-    return value
 
 
 def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:

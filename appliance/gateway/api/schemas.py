@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.domain.prediction import WEBHOOK_EVENTS
-from appliance.protocols import response_types
+from appliance.protocols import request_types, response_types
 
 Schema = dict[str, Any]
 
@@ -61,37 +60,11 @@ _PROBLEM_MORE: Final[dict[str, Schema]] = {
     "instance": _TEXT,
 }
 
-_WEBHOOK: Final[dict[str, Schema]] = {
-    "webhook": said(_ADDRESS, "Where events are posted, signed"),
-    "webhook_events_filter": said(several(one_of(*WEBHOOK_EVENTS)), "Which events; all when absent"),
-}
-_INPUT: Final[dict[str, Schema]] = {
-    "input": said(_ANY_OBJECT, "The model's inputs; files are http, https or data URLs")
-}
-_IGNORED: Final[dict[str, Schema]] = {
-    "stream": said({"type": "boolean", "deprecated": True}, "Without effect: all can be streamed"),
-    "webhook_completed": said({"deprecated": True}, "Without effect"),
-}
-_MODEL_WORDS: Final[dict[str, Schema]] = {
-    "description": nullable(_TEXT),
-    "github_url": nullable(_TEXT),
-    "paper_url": nullable(_TEXT),
-    "license_url": nullable(_TEXT),
-}
-_NAME: Final[Schema] = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100}
-_RELEASE: Final[dict[str, Schema]] = {
-    "model": said(_TEXT, "owner/name"),
-    "version": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "hardware": said({"type": "string", "minLength": 1}, "A SKU of GET /hardware"),
-    "min_instances": {"type": "integer", "minimum": 0, "maximum": 5},
-    "max_instances": {"type": "integer", "minimum": 0, "maximum": 20},
-}
-
 
 def _generated() -> dict[str, Schema]:
-    """The schemas of the responses. ``PredictionResponse`` becomes the component ``Prediction``."""
+    """Return the schemas of the bodies. ``PredictionResponse`` becomes the component ``Prediction``."""
     _, generated = msgspec.json.schema_components(
-        response_types.RESPONSES, ref_template="#/components/schemas/{name}"
+        request_types.REQUESTS + response_types.RESPONSES, ref_template="#/components/schemas/{name}"
     )
     for schema in generated.values():
         del schema["title"]
@@ -119,35 +92,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
         _PROBLEM_MORE,
     ),
     "Throttled": thing({**_PROBLEM, "retry_after": said(_NUMBER, "Seconds")}, _PROBLEM_MORE),
-    "ModelCreation": thing(
-        {"owner": _NAME, "name": _NAME, "visibility": one_of("public", "private"), "hardware": _TEXT},
-        {**_MODEL_WORDS, "cover_image_url": nullable(_TEXT)},
-        open=False,
-    ),
-    "ModelUpdate": thing(
-        {},
-        {**_MODEL_WORDS, "readme": nullable(_TEXT), "weights_url": nullable(_TEXT)},
-        open=False,
-    ),
-    "PredictionCreation": thing(_INPUT, {**_WEBHOOK, **_IGNORED}, open=False),
-    "VersionPredictionCreation": thing(
-        {"version": said(_TEXT, "owner/name, owner/name:version, or a version id"), **_INPUT},
-        {**_WEBHOOK, **_IGNORED},
-        open=False,
-    ),
-    "TrainingCreation": thing(
-        {"destination": said(_TEXT, "owner/name of a model of yours"), **_INPUT},
-        {**_WEBHOOK, **_IGNORED, "version": said(_TEXT, "Without effect: it is in the address")},
-        open=False,
-    ),
-    "DeploymentCreation": thing({"name": _NAME, **_RELEASE}, open=False),
-    "DeploymentUpdate": thing({}, _RELEASE, open=False),
-    "VersionCreation": thing(
-        {"source": said(_TEXT, "urls.get of an upload: a tar archive of the project, compressed or not")},
-        {"memory": said({"anyOf": [_NUMBER, _TEXT]}, "Bytes to reserve for it, or text such as 4GiB")},
-        open=False,
-    ),
-    "FileCreation": thing(
+    "FileRequest": thing(
         {"content": {"type": "string", "contentMediaType": "application/octet-stream"}},
         {
             "filename": {"type": "string", "maxLength": 255},

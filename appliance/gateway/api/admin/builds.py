@@ -20,6 +20,7 @@ from appliance.gateway.api.replicate.models import own
 from appliance.gateway.api.services import services_of
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import serializers
+from appliance.protocols.request_types import VersionRequest
 
 _UPLOAD: Final = re.compile(r"(?:/v1)*/files/([a-z0-9]+)/?")
 _MEMORY: Final[TypeAdapter[int]] = TypeAdapter(Bytes)
@@ -29,16 +30,15 @@ async def create_version(request: Request) -> Response:
     """``POST /models/{owner}/{name}/versions``: of the Cog project in an uploaded archive."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.ADMIN)
-    given = await requests.body(request)
-    requests.check_keys(given, required=("source",), optional=("memory",))
+    given = await requests.parse(request, VersionRequest)
     card = own(services.catalogue.card(requests.model_name(request), caller.owner), caller)
     if not services.config.code.cog:
         raise PermissionDenied(
             "Cog projects are programs that run with the rights of the appliance, "
             "and models.yaml does not permit it: set code.cog to true there."
         )
-    source = await _upload(requests.text(given, "source"), caller, services.files)
-    build = await services.builds.start(card.name, source, _memory(given.get("memory")))
+    source = await _upload(given.source, caller, services.files)
+    build = await services.builds.start(card.name, source, _memory(given.memory))
     base = requests.origin(request)
     return responses.json(serializers.build(build, base), 202, {"Location": f"{base}/v1/builds/{build.id}"})
 
@@ -79,7 +79,7 @@ async def _upload(url: str, caller: Token, files: FileStore) -> File:
     return file
 
 
-def _memory(given: object) -> int | None:
+def _memory(given: int | str | None) -> int | None:
     """Bytes.
 
     Raises:

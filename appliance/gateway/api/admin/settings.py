@@ -12,16 +12,15 @@ from starlette.routing import Route
 
 from appliance import machine
 from appliance.config import redact
-from appliance.domain.errors import FieldProblem, InvalidInput
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.gateway.webhooks import sender
 from appliance.protocols import serializers
+from appliance.protocols.request_types import WebhookSecretRequest
 
-#: Seconds for which an old key signs beside the new one, unless the request says otherwise, and at most.
+#: Seconds for which webhooks are signed with the old key too, unless the request says otherwise.
 KEEP: Final = 86400.0
-LONGEST_KEEP: Final = 30 * 86400.0
 
 
 async def get_config(request: Request) -> Response:
@@ -44,12 +43,8 @@ async def rotate_webhook_secret(request: Request) -> Response:
     For ``keep`` seconds, webhooks are signed with the old key too.
     """
     caller = await requests.caller(request, Scope.ADMIN)
-    given = await requests.body(request)
-    requests.check_keys(given, required=(), optional=("keep",))
-    keep = given.get("keep", KEEP)
-    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 <= keep <= LONGEST_KEEP:
-        text = f"Must be a number of seconds from 0 to {LONGEST_KEEP:.0f}"
-        raise InvalidInput([FieldProblem("number", "keep", text)])
+    given = await requests.parse(request, WebhookSecretRequest)
+    keep = KEEP if given.keep is None else given.keep
     key, now = sender.new_key(), time.time()
     await services_of(request).store.add_webhook_key(caller.owner, key, now, keep)
     return responses.json({"key": key, "old_keys_until": serializers.timestamp(now + keep)}, 201)

@@ -16,6 +16,7 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
+from appliance.protocols.request_types import TokenRequest
 
 LONGEST_NAME: Final = 100  # characters
 
@@ -34,19 +35,18 @@ async def create_token(request: Request) -> Response:
     """``POST /admin/tokens``: the answer holds the secret, as ``token``; it cannot be had again."""
     services = services_of(request)
     await requests.caller(request, Scope.ADMIN)
-    given = await requests.body(request)
-    requests.check_keys(given, required=("name",), optional=("scope", "owner"))
-    values = {"scope": Scope.RUN.value, "owner": services.config.server.account, **given}
-    if problems := _problems(values):
+    given = await requests.parse(request, TokenRequest)
+    owner = services.config.server.account if given.owner is None else given.owner
+    if problems := _problems(given.name, owner):
         raise InvalidInput(problems)
     secret = token.new_token()
     made = Token(
         id=token.new_id(),
-        name=values["name"],
-        owner=values["owner"],
+        name=given.name,
+        owner=owner,
         digest=token.digest(secret),
         created_at=time.time(),
-        scope=Scope(values["scope"]),
+        scope=Scope.RUN if given.scope is None else Scope(given.scope),
     )
     await services.store.add_token(made)
     return responses.json({**_shown(made), "token": secret}, 201)
@@ -67,18 +67,14 @@ async def token_names(request: Request, caller: Token) -> dict[str, str]:
     return {each.id: each.name for each in known if caller.may(Scope.ADMIN) or each.owner == caller.owner}
 
 
-def _problems(values: dict[str, Any]) -> list[FieldProblem]:
+def _problems(name: str, owner: str) -> list[FieldProblem]:
     problems = []
-    name, owner, scope = (values[key] for key in ("name", "owner", "scope"))
-    if not (isinstance(name, str) and name.strip() and len(name) <= LONGEST_NAME and name.isprintable()):
+    if not (name.strip() and len(name) <= LONGEST_NAME and name.isprintable()):
         text = f"Must be 1 to {LONGEST_NAME} characters that can be printed"
         problems.append(FieldProblem("format", "name", text))
-    if not (isinstance(owner, str) and len(owner) <= LONGEST_NAME and _OWNER.fullmatch(owner)):
+    if not (len(owner) <= LONGEST_NAME and _OWNER.fullmatch(owner)):
         text = 'Must be of lowercase letters, digits and inner "-" or "_"'
         problems.append(FieldProblem("format", "owner", text))
-    if scope not in tuple(Scope):
-        choices = ", ".join(f'"{choice}"' for choice in Scope)
-        problems.append(FieldProblem("enum", "scope", f"scope must be one of the following: {choices}"))
     return problems
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.domain import input_schema
 from appliance.domain.deployment import Release
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound
 from appliance.domain.token import Scope, Token
@@ -20,19 +19,15 @@ from appliance.gateway.api.replicate.predictions import create_prediction
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
+from appliance.protocols.request_types import (
+    DeploymentRequest,
+    DeploymentUpdateRequest,
+    PredictionRequest,
+)
 from appliance.protocols.response_types import DeploymentResponse
 
 #: Seconds that a deployment must not have been used for before it can be deleted.
 UNUSED: Final = 15 * 60
-_NEW: Final[dict[str, dict[str, Any]]] = {
-    "name": {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100},
-    "model": {"type": "string"},
-    "version": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "hardware": {"type": "string", "maxLength": 2000},
-    "min_instances": {"type": "integer", "minimum": 0, "maximum": 5},
-    "max_instances": {"type": "integer", "minimum": 0, "maximum": 20},
-}
-_CHANGES: Final = {key: value for key, value in _NEW.items() if key != "name"}
 
 
 async def list_deployments(request: Request) -> Response:
@@ -45,17 +40,16 @@ async def list_deployments(request: Request) -> Response:
 async def create_deployment(request: Request) -> Response:
     """``POST /deployments``: its first release."""
     caller = await requests.caller(request, Scope.RUN)
-    given = await requests.body(request)
-    input_schema.check(given, _NEW, tuple(_NEW))
-    if await services_of(request).store.registry.deployment(caller.owner, given["name"]) is not None:
-        described = f"A deployment named {caller.owner}/{given['name']} exists already"
+    given = await requests.parse(request, DeploymentRequest)
+    if await services_of(request).store.registry.deployment(caller.owner, given.name) is not None:
+        described = f"A deployment named {caller.owner}/{given.name} exists already"
         raise InvalidInput([FieldProblem("unique", "name", described)])
     release = Release(
         owner=caller.owner,
         number=1,
         created_at=round(time.time(), 6),
         created_by=caller.owner,
-        **_whole(given),
+        **msgspec.structs.asdict(given),
     )
     return await _add_release(release, request)
 
@@ -70,11 +64,9 @@ async def update_deployment(request: Request) -> Response:
     """``PATCH /deployments/{owner}/{name}``: a further release, unless nothing changes."""
     caller = await requests.caller(request, Scope.RUN)
     current = await _release(request, caller)
-    given = await requests.body(request)
-    input_schema.check(given, _CHANGES)
-    wished = msgspec.structs.replace(
-        current, **_whole({key: value for key, value in given.items() if value is not None})
-    )
+    given = await requests.parse(request, DeploymentUpdateRequest)
+    changes = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not None}
+    wished = msgspec.structs.replace(current, **changes)
     if wished == current:
         return responses.json(_shown(current, request))
     return await _add_release(
@@ -103,8 +95,7 @@ async def create_deployment_prediction(request: Request) -> Response:
     """``POST /deployments/{owner}/{name}/predictions``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
     release = await _release(request, caller)
-    given = await requests.body(request)
-    requests.check_keys(given, required=("input",))
+    given = await requests.parse(request, PredictionRequest)
     if release.max_instances == 0:
         raise BadRequest(f"Deployment {release.deployment} is off: its max_instances is 0.")
     return await create_prediction(
@@ -142,11 +133,6 @@ async def _release(request: Request, caller: Token) -> Release:
 
 def _shown(release: Release, request: Request) -> DeploymentResponse:
     return serializers.release(release, account_response(release.created_by, request))
-
-
-def _whole(given: dict[str, Any]) -> dict[str, Any]:
-    """JSON may write a whole number with a point."""
-    return {key: int(value) if isinstance(value, float) else value for key, value in given.items()}
 
 
 _DEPLOYMENT: Final = "/v1/deployments/{owner}/{name}"

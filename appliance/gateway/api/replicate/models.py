@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from appliance.domain import input_schema
 from appliance.domain.errors import BadRequest, FieldProblem, InvalidInput, NotFound, PermissionDenied
 from appliance.domain.model import Model
 from appliance.domain.prediction import Prediction
@@ -20,29 +20,11 @@ from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Card, Catalogue
 from appliance.protocols import serializers
+from appliance.protocols.request_types import ModelRequest, ModelUpdateRequest
 from appliance.protocols.response_types import ModelResponse
 from appliance.store import Cursor, Store
 
 PAGE: Final = 25  # models on a page, as on Replicate
-_TEXT: Final = {"type": "string", "maxLength": 1_000_000}
-#: Any text, as on Replicate, except URLs that a page must not link to (javascript:).
-_ADDRESS: Final = {
-    "type": "string",
-    "pattern": r"^([Hh][Tt][Tt][Pp][Ss]?:|[^:/?#]*([/?#]|$))",
-    "maxLength": 2000,
-}
-_ADDRESSES: Final = dict.fromkeys(("github_url", "paper_url", "license_url"), _ADDRESS)
-_PART: Final = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", "maxLength": 100}
-_NEW: Final[dict[str, dict[str, Any]]] = {
-    "owner": _PART,
-    "name": _PART,
-    "visibility": {"type": "string", "enum": ["public", "private"]},
-    "hardware": {"type": "string", "maxLength": 2000},
-    "description": _TEXT,
-    "cover_image_url": _ADDRESS,
-    **_ADDRESSES,
-}
-_CHANGES: Final = {"description": _TEXT, "readme": _TEXT, "weights_url": _ADDRESS, **_ADDRESSES}
 
 
 async def list_models(request: Request) -> Response:
@@ -70,21 +52,21 @@ async def create_model(request: Request) -> Response:
     """``POST /models``: a model without a version yet; trainings make those."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
-    given = await requests.body(request)
-    input_schema.check(given, _NEW, ("owner", "name", "visibility", "hardware"))
-    if given["owner"] != caller.owner:
+    given = await requests.parse(request, ModelRequest)
+    if given.owner != caller.owner:
         raise PermissionDenied(
-            f'This token is of the account "{caller.owner}"; it cannot make models of "{given["owner"]}".'
+            f'This token is of the account "{caller.owner}"; it cannot make models of "{given.owner}".'
         )
-    owner, short = given.pop("owner"), given.pop("name")
-    name = f"{owner}/{short}"
+    name = f"{given.owner}/{given.name}"
     try:
         services.catalogue.card(name, account=None)
     except NotFound:
         pass
     else:
         raise InvalidInput([FieldProblem("unique", "name", f"A model named {name} exists already")])
-    model = Model(name=name, created_at=round(time.time(), 6), **given)
+    values = msgspec.structs.asdict(given) | {"name": name}
+    del values["owner"]
+    model = Model(created_at=round(time.time(), 6), **values)
     # In the catalogue first, so that a second request for the same name is refused while this is stored.
     card = services.catalogue.put(model)
     try:
@@ -108,9 +90,9 @@ async def update_model(request: Request) -> Response:
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     card = _own(request, caller)
-    given = await requests.body(request)
-    input_schema.check(given, _CHANGES)
-    model = msgspec.structs.replace(await _stored(card.name, services.store), **given)
+    given = await requests.parse(request, ModelUpdateRequest)
+    changes = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not UNSET}
+    model = msgspec.structs.replace(await _stored(card.name, services.store), **changes)
     await services.store.registry.update_model(model)
     return responses.json(await _shown(services.catalogue.put(model), request))
 

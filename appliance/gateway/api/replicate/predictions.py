@@ -17,16 +17,20 @@ from appliance.gateway.api.replicate import webhooks
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
+from appliance.protocols.request_types import PredictionRequest, VersionPredictionRequest
 
 _VERSION: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class _VersionAlsoInBody(PredictionRequest, kw_only=True):
+    version: Any = None
 
 
 async def create_version_prediction(request: Request) -> Response:
     """``POST /predictions``: ``version`` is a version id, ``owner/name`` or ``owner/name:version``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
-    given = await requests.body(request)
-    requests.check_keys(given, required=("version", "input"))
-    entry = services_of(request).catalogue.by_spec(requests.text(given, "version"), caller.owner)
+    given = await requests.parse(request, VersionPredictionRequest)
+    entry = services_of(request).catalogue.by_spec(given.version, caller.owner)
     return await create_prediction(request, caller, entry, given)
 
 
@@ -34,8 +38,7 @@ async def create_model_prediction(request: Request) -> Response:
     """``POST /models/{owner}/{name}/predictions``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
     entry = services_of(request).catalogue.resolve(requests.model_name(request), caller.owner)
-    given = await requests.body(request)
-    requests.check_keys(given, required=("input",))
+    given = await requests.parse(request, PredictionRequest)
     return await create_prediction(request, caller, entry, given)
 
 
@@ -46,8 +49,7 @@ async def create_prediction_at_version(request: Request) -> Response:
     entry = services_of(request).catalogue.by_spec(
         version if _VERSION.fullmatch(version) else "", caller.owner
     )
-    given = await requests.body(request)
-    requests.check_keys(given, required=("input",), optional=("version",))
+    given = await requests.parse(request, _VersionAlsoInBody)
     return await create_prediction(request, caller, entry, given)
 
 
@@ -83,7 +85,7 @@ async def create_prediction(
     request: Request,
     caller: Token,
     entry: Entry,
-    given: dict[str, Any],
+    given: PredictionRequest,
     *,
     deployment: str | None = None,
 ) -> Response:
@@ -93,7 +95,7 @@ async def create_prediction(
     base = requests.origin(request)
     record = await services.engine.submit(
         entry,
-        given["input"],
+        given.input,
         owner=caller.owner,
         deadline=requests.deadline(request),
         webhook=webhooks.webhook(request, given),

@@ -23,24 +23,24 @@ from appliance.gateway.api.replicate.models import own
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.protocols import serializers
+from appliance.protocols.request_types import TrainingRequest
 
 
 async def create_training(request: Request) -> Response:
     """``POST /models/{owner}/{name}/versions/{id}/trainings``."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN, creates=True)
-    given = await requests.body(request)
-    requests.check_keys(given, required=("destination", "input"), optional=("version",))
+    given = await requests.parse(request, TrainingRequest)
     catalogue = services.catalogue
     base = catalogue.by_spec(f"{requests.model_name(request)}:{request.path_params['id']}", caller.owner)
     trainer = catalogue.trainer(base.version)
     if trainer is None:
         raise InvalidVersion
-    destination = _destination(requests.text(given, "destination"), caller, catalogue)
+    destination = _destination(given.destination, caller, catalogue)
     origin = requests.origin(request)
     record = await services.engine.submit(
         trainer,
-        given["input"],
+        given.input,
         owner=caller.owner,
         deadline=requests.deadline(request),
         webhook=webhooks.webhook(request, given),

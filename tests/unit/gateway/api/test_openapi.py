@@ -98,8 +98,8 @@ def test_what_replicate_requires_is_required_here() -> None:
         "schemas_file_response": "File",
         "schemas_prediction_response": "Prediction",
         "schemas_search_response": "SearchResults",
-        "schemas_version_prediction_request": "VersionPredictionCreation",
-        "schemas_training_request": "TrainingCreation",
+        "schemas_version_prediction_request": "VersionPredictionRequest",
+        "schemas_training_request": "TrainingRequest",
     }.items():
         # Output is left out until there is some: a client that polls takes null for an answer.
         assert set(theirs[name].get("required", ())) - {"output"} <= set(ours[schema]["required"])

@@ -1,0 +1,156 @@
+"""The bodies of the requests of Replicate's HTTP API and of ``/admin``, as structs.
+
+``gateway.api.requests.parse`` checks a body by the JSON Schema of its struct, and the served OpenAPI document
+is generated from the structs. An optional field that is null is the same as an absent one, unless its default
+is ``UNSET``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from appliance.domain.prediction import WEBHOOK_EVENTS
+from appliance.domain.token import Scope
+
+_ACCOUNT_OR_NAME: Final = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$"
+#: Any text, as on Replicate, except URLs that a page must not link to (javascript:).
+_LINKABLE: Final = r"^([Hh][Tt][Tt][Pp][Ss]?:|[^:/?#]*([/?#]|$))"
+
+Name = Annotated[str, Meta(pattern=_ACCOUNT_OR_NAME, max_length=100)]
+Text = Annotated[str, Meta(max_length=1_000_000)]
+Link = Annotated[str, Meta(pattern=_LINKABLE, max_length=2000)]
+Hardware = Annotated[str, Meta(max_length=2000, description="A SKU of GET /hardware")]
+WebhookEvent = Annotated[str, Meta(extra_json_schema={"enum": list(WEBHOOK_EVENTS)})]
+VersionId = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+MinInstances = Annotated[int, Meta(ge=0, le=5)]
+MaxInstances = Annotated[int, Meta(ge=0, le=20)]
+
+
+class Request(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request."""
+
+
+class ModelRequest(Request, kw_only=True):
+    """A new model."""
+
+    owner: Name
+    name: Name
+    visibility: Annotated[str, Meta(extra_json_schema={"enum": ["public", "private"]})]
+    hardware: Hardware
+    description: Text | UnsetType | None = UNSET
+    github_url: Link | UnsetType | None = UNSET
+    paper_url: Link | UnsetType | None = UNSET
+    license_url: Link | UnsetType | None = UNSET
+    cover_image_url: Link | UnsetType | None = UNSET
+
+
+class ModelUpdateRequest(Request, kw_only=True):
+    """Changes of a model; null removes a value."""
+
+    description: Text | UnsetType | None = UNSET
+    readme: Text | UnsetType | None = UNSET
+    github_url: Link | UnsetType | None = UNSET
+    paper_url: Link | UnsetType | None = UNSET
+    license_url: Link | UnsetType | None = UNSET
+    weights_url: Link | UnsetType | None = UNSET
+
+
+class PredictionRequest(Request, kw_only=True):
+    """A new prediction."""
+
+    input: Annotated[
+        dict[str, Any], Meta(description="The model's inputs; files are http, https or data URLs")
+    ]
+    webhook: Annotated[
+        Annotated[str, Meta(extra_json_schema={"format": "uri"})] | None,
+        Meta(description="Where signed events are posted"),
+    ] = None
+    webhook_events_filter: Annotated[
+        list[WebhookEvent] | None, Meta(description="The events to post; all if absent")
+    ] = None
+    stream: Annotated[
+        Any,
+        Meta(
+            description="No effect: every prediction can be streamed", extra_json_schema={"deprecated": True}
+        ),
+    ] = None
+    webhook_completed: Annotated[
+        Any, Meta(description="No effect", extra_json_schema={"deprecated": True})
+    ] = None
+
+
+class VersionPredictionRequest(PredictionRequest, kw_only=True):
+    """A new prediction of the model or version that the body names."""
+
+    version: Annotated[str, Meta(description="owner/name, owner/name:version, or a version id")]
+
+
+class TrainingRequest(PredictionRequest, kw_only=True):
+    """A new training."""
+
+    destination: Annotated[str, Meta(description="owner/name of a model of the caller")]
+    version: Annotated[Any, Meta(description="No effect: the URL has the version")] = None
+
+
+class DeploymentRequest(Request, kw_only=True):
+    """A new deployment."""
+
+    name: Name
+    model: Annotated[str, Meta(description="owner/name")]
+    version: VersionId
+    hardware: Hardware
+    min_instances: MinInstances
+    max_instances: MaxInstances
+
+
+class DeploymentUpdateRequest(Request, kw_only=True):
+    """Changes of a deployment."""
+
+    model: Annotated[str | None, Meta(description="owner/name")] = None
+    version: VersionId | None = None
+    hardware: Hardware | None = None
+    min_instances: MinInstances | None = None
+    max_instances: MaxInstances | None = None
+
+
+class VersionRequest(Request, kw_only=True):
+    """A new version, built from an uploaded Cog project."""
+
+    source: Annotated[
+        str, Meta(description="urls.get of an upload: a tar archive of the project, compressed or not")
+    ]
+    memory: Annotated[
+        int | str | None, Meta(description="Bytes to reserve for the version, or text such as 4GiB")
+    ] = None
+
+
+class TokenRequest(Request, kw_only=True):
+    """A new API token."""
+
+    name: str
+    scope: Annotated[str, Meta(extra_json_schema={"enum": [scope.value for scope in Scope]})] | None = None
+    owner: str | None = None
+
+
+class WebhookSecretRequest(Request, kw_only=True):
+    """The replacement of a webhook key."""
+
+    keep: Annotated[
+        Annotated[float, Meta(ge=0, le=30 * 86400)] | None,
+        Meta(description="Seconds for which webhooks are signed with the old key too; a day if absent"),
+    ] = None
+
+
+#: Each JSON body that the OpenAPI document describes.
+REQUESTS: Final = (
+    ModelRequest,
+    ModelUpdateRequest,
+    PredictionRequest,
+    VersionPredictionRequest,
+    TrainingRequest,
+    DeploymentRequest,
+    DeploymentUpdateRequest,
+    VersionRequest,
+)
