@@ -126,6 +126,15 @@ class VersionRequest(Request, kw_only=True):
     ] = None
 
 
+class FileRequest(Struct, kw_only=True):
+    """An upload: a form, not JSON."""
+
+    content: Annotated[str, Meta(extra_json_schema={"contentMediaType": "application/octet-stream"})]
+    filename: Annotated[str, Meta(max_length=255)] | UnsetType = UNSET
+    type: Annotated[str | UnsetType, Meta(description="Media type")] = UNSET
+    metadata: Annotated[dict[str, Any] | UnsetType, Meta(description="Kept with the file")] = UNSET
+
+
 class TokenRequest(Request, kw_only=True):
     """A new API token."""
 
@@ -143,7 +152,7 @@ class WebhookSecretRequest(Request, kw_only=True):
     ] = None
 
 
-#: Each JSON body that the OpenAPI document describes.
+#: Each request body that the OpenAPI document describes.
 REQUESTS: Final = (
     ModelRequest,
     ModelUpdateRequest,
@@ -153,4 +162,5 @@ REQUESTS: Final = (
     DeploymentRequest,
     DeploymentUpdateRequest,
     VersionRequest,
+    FileRequest,
 )

@@ -37,6 +37,37 @@ class Page(Struct, Generic[Item], kw_only=True):
     results: list[Item]
 
 
+# The bodies of errors are made by `ApplianceError.body`; these structs only describe them.
+class ProblemResponse(Struct, kw_only=True):
+    """An error."""
+
+    detail: Annotated[str, Meta(description="What is wrong")]
+    title: str | UnsetType = UNSET
+    status: int | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    instance: str | UnsetType = UNSET
+
+
+class InvalidField(Struct, kw_only=True):
+    """A field of a request that is wrong."""
+
+    type: str
+    field: Annotated[str, Meta(description="Path in the body, with dots between its parts")]
+    description: str
+
+
+class InvalidInputResponse(ProblemResponse, kw_only=True):
+    """An error that names each wrong field."""
+
+    invalid_fields: list[InvalidField]
+
+
+class ThrottledResponse(ProblemResponse, kw_only=True):
+    """An error that says when to try again."""
+
+    retry_after: Annotated[int, Meta(description="Seconds")]
+
+
 class AccountResponse(Struct, kw_only=True):
     """The account behind a token."""
 
@@ -317,6 +348,9 @@ class VersionPage(Page[VersionResponse], kw_only=True):
 
 #: Each body that a route of the OpenAPI document responds with.
 RESPONSES: Final = (
+    ProblemResponse,
+    InvalidInputResponse,
+    ThrottledResponse,
     AccountResponse,
     HardwareResponse,
     CollectionDetailResponse,
