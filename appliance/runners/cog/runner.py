@@ -88,8 +88,8 @@ class CogRunner:
         self._running: dict[str, contextvars.Context] = {}
         self._pipes: list[InPipe] = []  # for the text of Cog's worker, see ``cog_worker``
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._incomplete_line = b""  # last line of the labelled text
-        self._setup_output = ""  # the end of it
+        self._incomplete_line = b""  # of the labelled text
+        self._setup_output = ""  # its last characters
         self._watch: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -140,7 +140,7 @@ class CogRunner:
             )
             logging.getLogger("httpx").setLevel(logging.WARNING)  # keep its lines out of predictions
             await self._until_ready()
-        self._watch = asyncio.get_running_loop().create_task(self._watch_for_ever())
+        self._watch = asyncio.get_running_loop().create_task(self._watch_runtime())
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         id = f"{job.id}-{job.attempt}"
@@ -150,18 +150,18 @@ class CogRunner:
         events: _Events = asyncio.Queue()  # unbounded: the runtime disconnects a client that does not read
         # A separate task, which continues after a cancel, because the project may still send text.
         reading = asyncio.get_running_loop().create_task(self._predict(body, events))
-        began, over = time.monotonic(), False
+        began, ended = time.monotonic(), False
         self._running[id] = contextvars.copy_context()
         try:
             while (event := await events.get()) is not None:
                 name, data = event
-                over = name in _LAST
-                if over:
+                ended = name in _LAST
+                if ended:
                     self._drain()
-                async for translated in self._translated(name, data):
-                    yield translated
+                async for output in self._translate(name, data):
+                    yield output
         except (asyncio.CancelledError, GeneratorExit):
-            if not over:
+            if not ended:
                 self._drain()
                 del self._running[id]  # later text of its processes goes to the worker process's log
                 await self._cancel(id, began, events, reading)
@@ -220,7 +220,7 @@ class CogRunner:
         for pipe in self._pipes:
             pipe.close()
 
-    async def _translated(self, name: str, data: dict[str, Any]) -> AsyncIterator[Log | Output | Metric]:
+    async def _translate(self, name: str, data: dict[str, Any]) -> AsyncIterator[Log | Output | Metric]:
         match name:
             case "log":
                 yield Log(data["data"])
@@ -361,7 +361,7 @@ class CogRunner:
             pipe.drain()
         self._on_text(b"", final=True)
 
-    async def _watch_for_ever(self) -> None:
+    async def _watch_runtime(self) -> None:
         """End the worker process when the runtime is unhealthy; the appliance starts another one."""
         while True:
             await asyncio.sleep(_WATCH)

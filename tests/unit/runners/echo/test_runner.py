@@ -9,7 +9,6 @@ import pytest
 
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.runners import KINDS, runner_class
 from appliance.runners.base import LoadSpec
 from appliance.runners.echo.runner import EchoRunner
 
@@ -91,11 +90,6 @@ def test_the_interface_follows_the_stream_option() -> None:
     orders = [schema["x-order"] for schema in whole.input["properties"].values()]
     assert orders == list(range(len(orders)))
     assert next(iter(whole.input["properties"])) == "text"
-
-
-def test_the_registry_finds_it() -> None:
-    assert runner_class("echo") is EchoRunner
-    assert "echo" in KINDS
 
 
 def on_device(runner: EchoRunner) -> bytes:
