@@ -7,26 +7,20 @@ from typing import Any, Final
 
 from appliance.domain.interface import Interface
 
-Schema = dict[str, Any]
 #: The schema of a file input or output.
-FILE: Final[Schema] = {"type": "string", "format": "uri"}
-
-
-def field(type: str, description: str, **rules: Any) -> Schema:
-    """Return the JSON schema of an input; ``rules`` are further keywords, such as ``minimum``."""
-    return {"type": type, **rules, "description": description}
+FILE: Final[dict[str, Any]] = {"type": "string", "format": "uri"}
 
 
 def interface_of(
-    inputs: Mapping[str, Schema],
-    output: Schema,
+    inputs: Mapping[str, dict[str, Any]],
+    output: dict[str, Any],
     *,
     required: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
 ) -> Interface:
     """Return the interface; inputs keep their order, and every ``enum`` becomes a component, as in Cog."""
-    properties: dict[str, Schema] = {}
-    components: dict[str, Schema] = {}
+    properties: dict[str, dict[str, Any]] = {}
+    components: dict[str, dict[str, Any]] = {}
     for order, (name, schema) in enumerate(inputs.items()):
         title = name.replace("_", " ").title()
         if "enum" in schema:

@@ -20,35 +20,28 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.domain.values import MIB
 from appliance.runners import progress
 from appliance.runners.base import LoadSpec
-from appliance.runners.interfaces import FILE, Schema, field, interface_of
+from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.schemas import boolean, integer, number, string
 
 _WORDS: Final = re.compile(r"\S+\s*|\s+")
 _PATTERN: Final = bytes(range(256)) * 256  # the content of the weights
 
-_INPUTS: Final[dict[str, Schema]] = {
-    "text": field("string", "Text to return", default="hello"),
-    "repeat": field(
-        "integer", "How often to return the text, or files to make", default=1, minimum=1, maximum=1_000_000
-    ),
-    "delay": field("number", "Seconds before the first output", default=0, minimum=0),
-    "chunk_delay": field("number", "Seconds between streamed words", default=0, minimum=0),
-    "print": field("string", "Text to print to the logs"),
-    "progress": field(
-        "integer", "Steps of a progress bar to draw in the logs", default=0, minimum=0, maximum=10_000
-    ),
-    "after": field("integer", "Streamed words to send before any of the faults below", default=0, minimum=0),
-    "fail": field("string", "Fail with this error"),
-    "crash": field("boolean", "Kill the worker process with SIGKILL", default=False),
-    "exit_code": field("integer", "End the worker process with this exit code", minimum=0, maximum=255),
-    "hang": field(
-        "number", "Seconds to block the worker process, which then ignores cancels too", default=0, minimum=0
-    ),
-    "ignore_cancel": field("number", "Seconds to continue after a cancel", default=0, minimum=0),
+_INPUTS: Final[dict[str, dict[str, Any]]] = {
+    "text": string("Text to return", default="hello"),
+    "repeat": integer("How often to return the text, or files to make", default=1, ge=1, le=1_000_000),
+    "delay": number("Seconds before the first output", default=0, ge=0),
+    "chunk_delay": number("Seconds between streamed words", default=0, ge=0),
+    "print": string("Text to print to the logs"),
+    "progress": integer("Steps of a progress bar to draw in the logs", default=0, ge=0, le=10_000),
+    "after": integer("Streamed words to send before any of the faults below", default=0, ge=0),
+    "fail": string("Fail with this error"),
+    "crash": boolean("Kill the worker process with SIGKILL", default=False),
+    "exit_code": integer("End the worker process with this exit code", ge=0, le=255),
+    "hang": number("Seconds to block the worker process, which then ignores cancels too", default=0, ge=0),
+    "ignore_cancel": number("Seconds to continue after a cancel", default=0, ge=0),
     "file": {**FILE, "description": "File to return, if the model returns files"},
-    "files": field("array", "Further files to return", items=FILE),
-    "memory": field(
-        "integer", "Main memory to hold during the prediction, in MiB", default=0, minimum=0, maximum=65_536
-    ),
+    "files": {"type": "array", "items": FILE, "description": "Further files to return"},
+    "memory": integer("Main memory to hold during the prediction, in MiB", default=0, ge=0, le=65_536),
 }
 
 
@@ -136,10 +129,10 @@ class EchoRunner:
     async def _texts(self, input: dict[str, Any]) -> AsyncIterator[Output]:
         text = input["text"] * input["repeat"]
         words = _WORDS.findall(text) if self._stream else []
-        for number, word in enumerate(words):
-            if number:
+        for index, word in enumerate(words):
+            if index:
                 await asyncio.sleep(input["chunk_delay"])
-            if number == input["after"]:
+            if index == input["after"]:
                 _misbehave(input)
             yield Output([word])
         if input["after"] >= len(words):
@@ -151,15 +144,13 @@ class EchoRunner:
         """Yield copies of the input files or, without any, files with the input's text."""
         paths = [Path(path) for path in (input["file"], *(input["files"] or ())) if path is not None]
         folder.mkdir(parents=True, exist_ok=True)
-        made = [
-            Path(shutil.copy(path, folder / f"{number}-{path.name}")) for number, path in enumerate(paths)
-        ]
+        made = [Path(shutil.copy(path, folder / f"{index}-{path.name}")) for index, path in enumerate(paths)]
         if not made:
-            made = [folder / f"{number}.txt" for number in range(input["repeat"])]
+            made = [folder / f"{index}.txt" for index in range(input["repeat"])]
             for path in made:
                 path.write_text(input["text"])
-        for number, path in enumerate(made):
-            if number == input["after"]:
+        for index, path in enumerate(made):
+            if index == input["after"]:
                 _misbehave(input)
             if self._stream:
                 await asyncio.sleep(input["chunk_delay"])

@@ -19,19 +19,17 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures
 from appliance.runners.base import LoadSpec
-from appliance.runners.interfaces import Schema, field, interface_of
+from appliance.runners.interfaces import interface_of
 from appliance.runners.model_loading import most_tokens
+from appliance.runners.schemas import boolean, integer, string
 from appliance.runners.torch_runner import GPU, TorchRunner
 
-_INPUTS: Final[dict[str, Schema]] = {
-    "texts": field(
-        "string", "Texts to embed, as a JSON list of strings; a single text needs no list", **{LIST_TOO: True}
-    ),
-    "batch_size": field(
-        "integer", "Texts of this prediction that are computed together", default=32, minimum=1, maximum=4096
-    ),
-    "normalize_embeddings": field(
-        "boolean", "Scale vectors to length 1, so that their dot product is their cosine", default=True
+_INPUTS: Final[dict[str, dict[str, Any]]] = {
+    "texts": string("Texts to embed, as a JSON list of strings; a single text needs no list")
+    | {LIST_TOO: True},
+    "batch_size": integer("Texts of this prediction that are computed together", default=32, ge=1, le=4096),
+    "normalize_embeddings": boolean(
+        "Scale vectors to length 1, so that their dot product is their cosine", default=True
     ),
 }
 _OUTPUT: Final = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}

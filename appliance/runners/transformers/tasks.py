@@ -8,9 +8,12 @@ from typing import Any, Final, NamedTuple
 
 from appliance.domain.input_schema import LIST_TOO
 from appliance.runners import audio
-from appliance.runners.interfaces import FILE, Schema, field
+from appliance.runners.interfaces import FILE
 from appliance.runners.model_loading import Compute, LoadRequest
+from appliance.runners.schemas import boolean, choice, integer, number, string
 from appliance.runners.transformers import pipelines, seq2seq
+
+Schema = dict[str, Any]
 
 
 class Task(NamedTuple):
@@ -32,29 +35,22 @@ def _list_of(**properties: Schema) -> Schema:
     return {"type": "array", "items": {"type": "object", "properties": properties}}
 
 
-def _text(description: str, **rules: Any) -> Schema:
-    return field("string", description, minLength=1, **rules)
+def _text(description: str) -> Schema:
+    return string(description, minLength=1)
 
 
-def _count(description: str, **rules: Any) -> Schema:
-    return field("integer", description, minimum=1, maximum=1000, **rules)
+def _count(description: str, default: int | None = None) -> Schema:
+    return integer(description, default=default, ge=1, le=1000)
 
 
 _IMAGE: Final[Schema] = {**FILE, "description": "Input image"}
 _GENERATION: Final[dict[str, Schema]] = {
-    "max_new_tokens": field(
-        "integer", "Maximum length of the output, in tokens", default=256, minimum=1, maximum=4096
-    ),
-    "num_beams": field(
-        "integer",
-        "Beam width: candidate outputs that are kept while decoding. Default: the model's",
-        minimum=1,
-        maximum=16,
+    "max_new_tokens": integer("Maximum length of the output, in tokens", default=256, ge=1, le=4096),
+    "num_beams": integer(
+        "Beam width: candidate outputs that are kept while decoding. Default: the model's", ge=1, le=16
     ),
 }
-_PREFIX: Final = field(
-    "string", 'Text to put before the input, such as "translate English to German: " for T5 models'
-)
+_PREFIX: Final = string('Text to put before the input, such as "translate English to German: " for T5 models')
 _LABELS: Final = _list_of(label=_STRING, score=_NUMBER)
 _TOP_K: Final = _count("Maximum number of labels to return, the most likely first", default=5)
 
@@ -62,20 +58,16 @@ TASKS: Final[dict[str, Task]] = {
     "automatic-speech-recognition": Task(
         inputs={
             "audio": {**FILE, "description": "Audio or video file to transcribe"},
-            "task": field(
-                "string",
+            "task": choice(
                 "translate: transcribe in English, if the model can",
-                enum=["transcribe", "translate"],
+                ["transcribe", "translate"],
                 default="transcribe",
             ),
-            "language": field(
-                "string", "Spoken language: a code or its English name; None: detect it", default="None"
+            "language": string(
+                "Spoken language: a code or its English name; None: detect it", default="None"
             ),
-            "timestamp": field(
-                "string",
-                "Unit of the timestamps; CTC models support only word",
-                enum=["chunk", "word"],
-                default="chunk",
+            "timestamp": choice(
+                "Unit of the timestamps; CTC models support only word", ["chunk", "word"], default="chunk"
             ),
         },
         output={
@@ -92,9 +84,7 @@ TASKS: Final[dict[str, Task]] = {
     "text-to-speech": Task(
         inputs={
             "text": _text("Text to speak"),
-            "output_format": field(
-                "string", "Format of the audio file", enum=list(audio.FORMATS), default="wav"
-            ),
+            "output_format": choice("Format of the audio file", audio.FORMATS, default="wav"),
         },
         output=dict(FILE),
         load=pipelines.text_to_speech,
@@ -104,11 +94,10 @@ TASKS: Final[dict[str, Task]] = {
     "reranking": Task(
         inputs={
             "query": _text("Query to compare the documents with"),
-            "documents": field(
-                "string",
-                "Texts to rank, as a JSON list of strings; a text too long for the model is truncated",
-                **{LIST_TOO: True},
-            ),
+            "documents": string(
+                "Texts to rank, as a JSON list of strings; a text too long for the model is truncated"
+            )
+            | {LIST_TOO: True},
             "top_k": _count("Maximum number of documents to return, the best first. Default: all"),
         },
         output=_list_of(index=_INTEGER, score=_NUMBER, document=_STRING),
@@ -124,11 +113,7 @@ TASKS: Final[dict[str, Task]] = {
         aliases={"input": "image"},
     ),
     "image-captioning": Task(
-        inputs={
-            "image": _IMAGE,
-            "prompt": field("string", "Start of the caption, or a question"),
-            **_GENERATION,
-        },
+        inputs={"image": _IMAGE, "prompt": string("Start of the caption, or a question"), **_GENERATION},
         output=dict(_STRING),
         load=seq2seq.image_captioning,
         required=("image",),
@@ -137,9 +122,7 @@ TASKS: Final[dict[str, Task]] = {
     "object-detection": Task(
         inputs={
             "image": _IMAGE,
-            "threshold": field(
-                "number", "Minimum score of the objects to return", default=0.5, minimum=0, maximum=1
-            ),
+            "threshold": number("Minimum score of the objects to return", default=0.5, ge=0, le=1),
         },
         output=_list_of(
             label=_STRING,
@@ -153,10 +136,10 @@ TASKS: Final[dict[str, Task]] = {
     "translation": Task(
         inputs={
             "text": _text("Text to translate"),
-            "source_language": field(
-                "string", "Language of the text as the model names it; not for models for two languages"
+            "source_language": string(
+                "Language of the text as the model names it; not for models for two languages"
             ),
-            "target_language": field("string", "Language to translate into, as above"),
+            "target_language": string("Language to translate into, as above"),
             "prefix": _PREFIX,
             **_GENERATION,
         },
@@ -181,12 +164,11 @@ TASKS: Final[dict[str, Task]] = {
     "zero-shot-classification": Task(
         inputs={
             "text": _text("Text to classify"),
-            "labels": _text("Labels to choose from, separated by commas or as a list", **{LIST_TOO: True}),
-            "multi_label": field(
-                "boolean", "Whether several labels can apply; scores are then independent", default=False
+            "labels": _text("Labels to choose from, separated by commas or as a list") | {LIST_TOO: True},
+            "multi_label": boolean(
+                "Whether several labels can apply; scores are then independent", default=False
             ),
-            "hypothesis_template": field(
-                "string",
+            "hypothesis_template": string(
                 "Sentence for the comparison; {} is replaced by each label",
                 default="This example is {}.",
                 pattern=r"\{\}",
@@ -200,10 +182,9 @@ TASKS: Final[dict[str, Task]] = {
     "token-classification": Task(
         inputs={
             "text": _text("Text to find entities in"),
-            "aggregation": field(
-                "string",
+            "aggregation": choice(
                 "How tokens are combined into entities",
-                enum=["none", "simple", "first", "average", "max"],
+                ["none", "simple", "first", "average", "max"],
                 default="simple",
             ),
         },
