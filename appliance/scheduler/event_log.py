@@ -34,7 +34,7 @@ class EventKind(StrEnum):
     ADOPTED = "adopted"  # an earlier gateway process left the model loaded
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True):
     """One change of a model's residency or memory."""
 
     number: int  # from 1, without gaps
@@ -82,7 +82,7 @@ _LINES: Final = {
 
 
 class EventLog:
-    """The last ``KEPT`` events, numbered over all that were ever added."""
+    """The last ``KEPT`` events. Numbers count all events that were ever added."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=KEPT)
@@ -101,19 +101,8 @@ class EventLog:
         seconds: float | None = None,
     ) -> None:
         self._count += 1
-        self._events.append(
-            Event(
-                number=self._count,
-                at=at,
-                kind=kind,
-                model=model,
-                devices=devices,
-                memory=memory,
-                reason=reason,
-                on_behalf_of=on_behalf_of,
-                seconds=seconds,
-            )
-        )
+        event = Event(self._count, at, kind, model, devices, memory, reason, on_behalf_of, seconds)
+        self._events.append(event)
 
     def since(self, number: int) -> list[Event]:
         """Return the kept events with a higher number, oldest first."""

@@ -1,4 +1,4 @@
-"""The vocabulary of the scheduler: devices, what models ask for, states of a model, and decisions."""
+"""Value types of the scheduler: devices, demands, states of a model, and decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory models were measured to take, and what they reserve because of that.
+"""Measured memory of models, and the reservations that follow from it.
 
 A size that models.yaml declares is never replaced; if the model takes more, the event log says so. An
 estimate is replaced by the measured peak plus a margin: upwards at once, as far as memory is free, and
@@ -90,7 +90,7 @@ class Footprints:
         self._apply_peak(entry)
 
     def record_peak(self, model: str, peak: int, now: float) -> None:
-        """Take in the most bytes of one device that the worker process has used since it was started."""
+        """Record the peak bytes that the worker process has used of one device since its start."""
         entry = self._models[model]
         if entry.state not in _PLACED:
             return
@@ -114,7 +114,7 @@ class Footprints:
     def record_out_of_memory(
         self, model: str, took: int | None, now: float, reason: str, had: int | None
     ) -> bool:
-        """Take in that the worker process ran out of memory, and reserve more for the next load.
+        """Record that the worker process ran out of memory, and reserve more for the next load.
 
         ``took`` is what it used and ``had`` what it could use, in bytes; None is what it had reserved.
         Returns whether the next load gets more than both, so that it is worth a try.

@@ -32,9 +32,7 @@ class ModelState:
         self.queue: deque[str] = deque()
         self.running: set[str] = set()
         self.started_at: dict[str, float] = {}  # by running prediction
-        self.waiting_since: float | None = (
-            None  # since when its queue waits for a load; restarts with a drain
-        )
+        self.waiting_since: float | None = None  # when its queue began to wait for a load, or a drain began
 
         # Memory
         self.devices: tuple[str, ...] = ()  # that hold the model, or are reserved for it
@@ -71,9 +69,8 @@ class ModelState:
         # Reload of models.yaml
         self.next_demand: Demand | None = None  # takes effect once the model is unloaded
         self.removed = False  # forget the model once it is unloaded and its queue is empty
-        self.before_replacement: set[str] = (
-            set()
-        )  # of its queue: run on what is loaded now, before next_demand
+        #: Queued predictions that run on the loaded model, before `next_demand` takes effect.
+        self.before_replacement: set[str] = set()
 
         # Measured times
         self.load_began: float | None = None  # of the last load or waking
@@ -85,9 +82,7 @@ class ModelState:
         self.load_seconds: float | None = None  # duration of the last load
         self.sleep_seconds: dict[SleepLevel, float] = {}  # the last duration of falling asleep
         self.wake_seconds: dict[SleepLevel, float] = {}  # the last duration of waking
-        self.became_ready_in = (
-            0.0  # duration of the load, or of falling asleep and waking, before it was READY
-        )
+        self.became_ready_in = 0.0  # duration of the load, or of sleeping and waking, before it was READY
 
     @property
     def name(self) -> str:

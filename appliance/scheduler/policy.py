@@ -1,4 +1,4 @@
-"""The numbers that decisions rest on: expected durations, urgency of a load, cost and benefit of an eviction.
+"""The numbers behind decisions: expected durations, urgency of a load, cost and benefit of an eviction.
 
 All times are in seconds and derive from what was measured: how long loads, predictions, falling asleep and
 waking took, and how often predictions arrived. Costs and benefits are seconds that predictions wait, summed

@@ -145,10 +145,10 @@ class Scheduler:
     def queued(
         self, id: str, model: str, now: float, *, front: bool = False, parent: str | None = None
     ) -> None:
-        """A prediction waits for its model; ``front`` is for one that runs again.
+        """Record that a prediction waits for its model, at the front of the queue if it runs again.
 
-        ``parent`` is the prediction whose child it is. Children go before others, because their parent holds
-        a slot while it waits.
+        ``parent`` is the id of its parent. Children are queued before others, because their parent holds a
+        slot while it waits.
         """
         entry = self._models[model]
         self._children.add(id, parent)
@@ -165,7 +165,7 @@ class Scheduler:
             entry.waiting_since = now
 
     def withdrawn(self, id: str) -> bool:
-        """A waiting prediction will not start. Returns False if it was not waiting."""
+        """Remove a waiting prediction; return False if it was not waiting."""
         queued = self._queued.pop(id, None)
         if queued is None:
             return False
@@ -176,7 +176,7 @@ class Scheduler:
         return True
 
     def finished(self, id: str, model: str, now: float) -> None:
-        """A started prediction has left its slot."""
+        """Free the slot of a prediction that has left its worker process."""
         entry = self._models.get(model)
         if entry is not None:
             first = not entry.ran_once
@@ -186,22 +186,22 @@ class Scheduler:
         self._children.remove(id)
 
     def resumed(self, id: str, model: str, parent: str | None) -> None:
-        """A prediction still runs on an adopted model, and holds a slot."""
+        """Give a slot to a prediction that still runs on an adopted model."""
         self._models[model].running.add(id)
         self._children.add(id, parent)
 
     # -- facts about models and devices ------------------------------------------------------------------
 
     def loaded(self, model: str, now: float, levels: Iterable[SleepLevel]) -> None:
-        """A load has finished; the worker process supports these sleep levels."""
+        """Mark the model loaded; ``levels`` are the sleep levels that its worker process supports."""
         entry = self._models[model]
         self._transitions.loaded(entry, frozenset(levels), now)
         self._unload_if_pending(entry, now)
 
     def load_failed(self, model: str, now: float, reason: str) -> list[str]:
-        """A load has failed. Returns the ids of predictions that waited for it; they are removed.
+        """Mark a load as failed; remove the predictions that waited for it and return their ids.
 
-        Predictions move to another instance of the model if one is ready.
+        If another instance of the model is ready, they move there instead.
         """
         entry = self._models[model]
         entry.failures += 1
@@ -224,19 +224,19 @@ class Scheduler:
         self._unload_if_pending(entry, now)
 
     def sleep_failed(self, model: str) -> None:
-        """A model could not sleep or wake; from now on it is unloaded instead."""
+        """Never put the model to sleep again, because it failed to sleep or to wake."""
         self._models[model].sleep_enabled = False
 
     def stopping(self, model: str, now: float, reason: str) -> None:
-        """The worker process is being killed: nothing may start on it, and its memory is not free yet."""
+        """Mark a model whose worker process is being killed; its memory is not free yet."""
         self._transitions.stop(self._models[model], reason, now)
 
     def unloaded(self, model: str, now: float) -> None:
-        """An unload is confirmed: the memory is free."""
+        """Free the memory of a model whose worker process has ended as decided."""
         self._gone(self._models[model], EventKind.UNLOADED, now)
 
     def lost(self, model: str, now: float, reason: str) -> None:
-        """The worker process died: its memory is free and nothing runs on it. The queue keeps waiting."""
+        """Free the memory and slots of a model whose worker process died; its queue keeps waiting."""
         entry = self._models[model]
         for id in entry.running:
             self._children.remove(id)
@@ -255,7 +255,7 @@ class Scheduler:
         levels: Iterable[SleepLevel],
         level: SleepLevel | None,
     ) -> None:
-        """An earlier gateway process has left the model loaded; with ``level`` it sleeps."""
+        """Mark a model loaded that an earlier gateway process has loaded; with ``level`` it is asleep."""
         entry = self._models[model]
         self._transitions.adopt(entry, devices, memory, frozenset(levels), now)
         entry.ran_once = True  # a prediction may have run under the earlier gateway process
@@ -264,7 +264,7 @@ class Scheduler:
             self._transitions.asleep(entry, now)
 
     def device_used(self, device: str, memory: int, now: float) -> None:
-        """This many bytes of the device are in use, by models and by other programs."""
+        """Record how many bytes of a device are in use by models and other programs."""
         if self._ledger.record_use(device, memory):
             self._event_log.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
 

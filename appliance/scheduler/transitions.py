@@ -10,7 +10,7 @@ from appliance.scheduler.model import ModelState
 
 
 class Transitions:
-    """Changes models, the ledger and the event log together. Methods that decide return the decision."""
+    """Changes models, the ledger and the event log together; returns the decisions that follow."""
 
     def __init__(self, ledger: Ledger, event_log: EventLog) -> None:
         self._ledger = ledger
@@ -192,9 +192,8 @@ class Transitions:
         sleep_at = entry.last_used + limit * policy.IDLE_SLEEP
         if entry.state is Residency.READY and entry.can_sleep and now >= sleep_at:
             device = self._ledger.main_memory
-            level = policy.cheapest_sleep_level(
-                entry, now, 0 if device is None else self._ledger.free(device)
-            )
+            main_memory = 0 if device is None else self._ledger.free(device)
+            level = policy.cheapest_sleep_level(entry, now, main_memory)
             if level is not None:
                 return [self.sleep(entry, level, f"idle for {idle_seconds:g} s", now)]
         return []

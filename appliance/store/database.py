@@ -53,7 +53,7 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_whole(path)
+        _refuse_truncated(path)
         # SQLite gives its -wal and -shm files the mode of the database: inputs and outputs are private.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as exc:
@@ -75,8 +75,8 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     return connection
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse a truncated file, which SQLite would treat as new, or report much later.
+def _refuse_truncated(path: Path) -> None:
+    """Raise for a truncated file, which SQLite would treat as new, or report much later.
 
     Raises:
         StoreError: the file is shorter than its header says, or empty.
@@ -85,15 +85,15 @@ def _check_whole(path: Path) -> None:
     if not path.is_file():
         return
     wal = path.with_name(f"{path.name}-wal")
-    unfolded = wal.exists() and wal.stat().st_size > 0
+    wal_has_data = wal.exists() and wal.stat().st_size > 0
     with path.open("rb") as file:
         header = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size
     if not header:
         # SQLite writes the header before it creates files beside the database, and removes the -wal file of a
         # database without a header.
-        expected = 1 if unfolded or lock_file(path).exists() else 0
-    elif unfolded or len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
+        expected = 1 if wal_has_data or lock_file(path).exists() else 0
+    elif wal_has_data or len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
         return  # the rest may be in the -wal file; SQLite itself refuses files that are no database
     else:  # https://www.sqlite.org/fileformat.html: size and number of pages
         page = int.from_bytes(header[16:18], "big")
@@ -105,8 +105,8 @@ def _check_whole(path: Path) -> None:
         )
 
 
-def _check_ours(connection: sqlite3.Connection, path: Path, found: int) -> None:
-    """Refuse another program's database, before the appliance's tables are created in it."""
+def _refuse_foreign(connection: sqlite3.Connection, path: Path, found: int) -> None:
+    """Raise ``StoreError`` for another program's database, before tables are created in it."""
     names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if bool(names) != (found > 0) or (found > 0 and "predictions" not in names):
         raise StoreError(
@@ -140,7 +140,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 f"{path}: written by a newer appliance (format {found}, this one knows {len(STEPS)}):"
                 " upgrade the appliance, or use another data folder"
             )
-        _check_ours(connection, path, found)
+        _refuse_foreign(connection, path, found)
         _define_metric_functions(connection)
         for step in STEPS[found:]:
             for statement in statements(step):

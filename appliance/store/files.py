@@ -36,9 +36,8 @@ class FileTable:
     async def uploads(self, owner: str, *, cursor: Cursor | None = None, limit: int = 100) -> Files:
         """Return a page of an owner's uploads, newest first; ``cursor.backwards`` is ignored."""
         place = (math.inf, "") if cursor is None else (cursor.created_at, cursor.id)
-        return await self._list(
-            "uploads", {"owner": owner, "place_created_at": place[0], "place_id": place[1], "limit": limit}
-        )
+        columns = {"owner": owner, "place_created_at": place[0], "place_id": place[1], "limit": limit}
+        return await self._list("uploads", columns)
 
     async def expired(self, now: float, limit: int) -> Files:
         """Return up to ``limit`` uploads that expired before ``now`` (Unix seconds)."""

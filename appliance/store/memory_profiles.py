@@ -7,7 +7,6 @@ import sqlite3
 
 import msgspec
 
-from appliance.store import rows
 from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
 
@@ -34,10 +33,8 @@ class MemoryProfileTable:
 
     async def all(self) -> list[MemoryProfileRow]:
         def action(connection: sqlite3.Connection) -> list[MemoryProfileRow]:
-            return [_memory_profile(row) for row in connection.execute(QUERIES["all_footprints"])]
+            found = connection.execute(QUERIES["all_footprints"])
+            names = MemoryProfileRow.__struct_fields__
+            return [MemoryProfileRow(**dict(zip(names, row, strict=True))) for row in found]
 
         return await self._connections.read(action)
-
-
-def _memory_profile(row: rows.Row) -> MemoryProfileRow:
-    return MemoryProfileRow(**dict(zip(MemoryProfileRow.__struct_fields__, row, strict=True)))

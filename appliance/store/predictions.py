@@ -76,7 +76,7 @@ class PredictionTable(Connections):
         return self._move(prediction, prediction.attempt)
 
     def finish(self, prediction: Prediction) -> asyncio.Future[None]:
-        """Write the whole terminal record, once, and delete its events in the same transaction.
+        """Write the complete terminal record, once, and delete its events in the same transaction.
 
         The same transaction adds the prediction to the usage, and makes its last webhook due if the webhook
         includes ``completed``.
@@ -166,7 +166,7 @@ class PredictionTable(Connections):
         training = filters.get("training", False)
         after = _or_default(filters.get("created_after"), -math.inf)
         before = _or_default(filters.get("created_before"), math.inf)
-        # A time bound is a position, which narrows the index range; no id is empty, so (bound, "") is exact.
+        # A time bound is a position in the list. No id is empty, so (bound, "") is exact.
         backwards = cursor is not None and cursor.backwards
         places = [(after, "") if backwards else (before, "")]
         if cursor is not None:

@@ -78,12 +78,8 @@ class Registry:
 
     def add_release(self, release: Release) -> asyncio.Future[None]:
         """Store a release; number 1 creates the deployment. Fails with StoreError if its number exists."""
-        columns = {
-            "owner": release.owner,
-            "name": release.name,
-            "number": release.number,
-            "body": rows.pack(release),
-        }
+        key = {"owner": release.owner, "name": release.name, "number": release.number}
+        columns = key | {"body": rows.pack(release)}
         return self._insert("insert_release", columns, f"release {release.number} of {release.deployment}")
 
     def remove_deployment(self, owner: str, name: str) -> asyncio.Future[None]:
@@ -112,12 +108,12 @@ class Registry:
     def remove_example(self, model: str, prediction: str) -> asyncio.Future[None]:
         return self._connections.change("delete_example", {"model": model, "prediction": prediction})
 
-    def _insert(self, query: str, columns: dict[str, Any], what: str) -> asyncio.Future[None]:
+    def _insert(self, query: str, columns: dict[str, Any], subject: str) -> asyncio.Future[None]:
         def action(connection: sqlite3.Connection) -> None:
             try:
                 connection.execute(QUERIES[query], columns)
             except sqlite3.IntegrityError as exc:
-                raise StoreError(f"{what} exists already ({exc})") from exc
+                raise StoreError(f"{subject} exists already ({exc})") from exc
 
         return self._connections.write(action)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
+import msgspec
+
 from appliance.store import rows
-from appliance.store.connections import Connections, Parameters
+from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
 from appliance.store.records import VersionRow
 
@@ -18,12 +20,7 @@ class VersionTable(Connections):
         """Store a version, or a new document of a stored one. The result has the first ``created_at``."""
 
         def action(connection: sqlite3.Connection) -> VersionRow:
-            columns: Parameters = {
-                "id": row.id,
-                "model": row.model,
-                "created_at": row.created_at,
-                "document": rows.pack(row.document),
-            }
+            columns = msgspec.structs.asdict(row) | {"document": rows.pack(row.document)}
             connection.execute(QUERIES["record_version"], columns)
             return rows.version(connection.execute(QUERIES["version"], columns).fetchone())
 
