@@ -45,10 +45,7 @@ def completable_predictions(
 
 
 def _can_start(
-    model: ModelState,
-    models: Collection[ModelState],
-    capacities: Sequence[Capacity],
-    completable: set[str],
+    model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> bool:
     """Return whether the model's queue gets a slot once the completable predictions have finished."""
     if model.state in _PLACED:
@@ -63,10 +60,7 @@ def _can_start(
 
 
 def _eventually_free(
-    model: ModelState,
-    models: Collection[ModelState],
-    capacities: Sequence[Capacity],
-    completable: set[str],
+    model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> dict[str, int]:
     """Return the bytes by device that ``model`` could get once the completable predictions have finished."""
     staying = [
@@ -84,10 +78,7 @@ def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> list[Capacit
 
 
 def explain_deadlock(
-    model: ModelState,
-    models: Collection[ModelState],
-    capacities: Sequence[Capacity],
-    completable: set[str],
+    model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> str:
     """Return the error message for a child that waits for ``model`` and could never start."""
     name, demand = model.name, model.demand

@@ -34,7 +34,7 @@ class Ledger:
     # -- changes -----------------------------------------------------------------------------------------
 
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
-        """Reserve ``memory`` bytes on each of ``devices``, in place of what the model had on its devices."""
+        """Replace the reservation of a model by ``memory`` bytes on each of ``devices``."""
         for device in model.devices:
             del self._models[device][model.name]
             self._free[device] += model.reserved
@@ -44,7 +44,7 @@ class Ledger:
             self._free[device] -= memory
 
     def reserve_main_memory(self, model: ModelState, memory: int) -> None:
-        """Reserve main memory for the weights of a sleeping model, in place of what it had for them."""
+        """Replace the reservation of main memory for the weights of a sleeping model."""
         if self.main_memory is None:
             return
         self._free[self.main_memory] += model.main_memory - memory
@@ -59,19 +59,16 @@ class Ledger:
         self.reserve_main_memory(model, 0)
 
     def resize(self, model: ModelState, memory: int) -> int:
-        """Change what a placed model has reserved, upwards only as far as memory is free.
-
-        Returns what it has reserved now.
-        """
+        """Change the reservation of a placed model, as far as memory is free; return the new reservation."""
         free = min(self.free(device) for device in model.devices)
         memory = min(memory, model.reserved + max(0, free))
         self.reserve(model, model.devices, memory)
         return memory
 
     def record_use(self, device: str, used: int) -> bool:
-        """Derive how much other programs use of a device from how much is in use in all.
+        """Compute the memory that other programs use from the memory in use.
 
-        Returns whether that has changed by more than a hundredth of the device.
+        Returns whether it has changed by more than a hundredth of the device.
         """
         capacity = self.capacities[device].memory
         reserved = sum(self.reserved(device).values())
@@ -83,7 +80,7 @@ class Ledger:
     # -- questions about a device ------------------------------------------------------------------------
 
     def free(self, device: str) -> int:
-        """Return the unreserved bytes; negative while other programs use what models have reserved."""
+        """Return the unreserved bytes; negative while other programs use reserved memory."""
         return self._free[device]
 
     def foreign(self, device: str) -> int:

@@ -37,7 +37,7 @@ class ModelState:
         # Memory
         self.devices: tuple[str, ...] = ()  # that hold the model, or are reserved for it
         self.reserved = 0  # on each of its devices
-        self.main_memory = 0  # beside its devices, for its weights while it sleeps
+        self.main_memory = 0  # for its weights while it sleeps; not counted in `reserved`
         self.claimed_devices: tuple[str, ...] = ()  # being cleared for it, because it has waited long
         self.estimated_demand = demand  # before anything was measured
         self.peak = 0  # highest use of one device since the model was loaded
@@ -51,7 +51,7 @@ class ModelState:
         self.sleep_levels: frozenset[SleepLevel] = frozenset()  # that its worker process supports
         self.sleep_enabled = True  # False after sleeping or waking has failed
 
-        # Whether it is to be loaded or unloaded
+        # Requested loads and unloads
         self.wanted = demand.pin or demand.preload  # load it although its queue is empty
         self.keep_loaded = False  # pinned by the minimum number of instances of a deployment
         self.pin_override: bool | None = None  # set by an operator; replaces `demand.pin`
@@ -100,7 +100,7 @@ class ModelState:
 
     @property
     def outdated(self) -> bool:
-        """Whether the loaded model is not the one that models.yaml asks for now."""
+        """Whether the loaded model differs from the one in the current models.yaml."""
         return self.removed or self.next_demand is not None
 
     @property
@@ -188,7 +188,7 @@ class ModelState:
             self.run_seconds = _averaged(self.run_seconds, now - started_at)
 
     def mark_outdated(self) -> None:
-        """Let the predictions that wait now run on what is loaded, before it is replaced or removed."""
+        """Let the queued predictions run on the loaded model before it is replaced or removed."""
         if self.state is not Residency.UNLOADING:
             self.before_replacement.update(self.queue)
         self.sleep_after_drain = False

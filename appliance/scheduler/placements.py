@@ -18,11 +18,7 @@ class Placements:
     """Decides loads, wakes and evictions. It keeps no state of its own."""
 
     def __init__(
-        self,
-        models: Mapping[str, ModelState],
-        ledger: Ledger,
-        children: Children,
-        transitions: Transitions,
+        self, models: Mapping[str, ModelState], ledger: Ledger, children: Children, transitions: Transitions
     ) -> None:
         self._models = models
         self._ledger = ledger

@@ -1,4 +1,4 @@
-"""On which devices a model is loaded, and which models leave them for it, at the least cost."""
+"""Finds the devices for a model, and the models to evict from them, at the least cost."""
 
 from __future__ import annotations
 
@@ -92,13 +92,15 @@ def _plan_for_device(
     if needed > ledger.capacities[device].memory:
         return None
     others = [each for each in ledger.models_on(device) if each is not model]
-    # A sleeping model that is woken, or loaded elsewhere, brings what it still holds here.
+    # A sleeping model can reuse the memory that it still holds on this device.
     available = ledger.free(device) + ledger.reserved_by(model, device) - promised
     missing = needed - available
 
-    # Memory that becomes free anyway comes first, the soonest of it first.
+    # Memory that becomes free without an eviction is used first, starting with what is free soonest.
     loading = ledger.loading(device)
-    wait = 0.0 if loading is None else _rest_of_load(loading, now)
+    wait = 0.0
+    if loading is not None:
+        wait = max(1.0, policy.expected_time_to_ready(loading) - (now - loading.state_since))
     leaving = sorted(
         (policy.seconds_until_free(each, now), _freed_memory(each, device, ledger))
         for each in others
@@ -109,7 +111,7 @@ def _plan_for_device(
             missing -= memory
             wait = max(wait, seconds)
 
-    # What is still missing is freed by evictions: by sleep if that is enough, else by unloading.
+    # Evictions free the rest: victims sleep if that frees enough, else they are unloaded.
     candidates = [
         each for each in others if _evictable(each, now, patient=patient) and _finishes(each, completable)
     ]
@@ -197,7 +199,3 @@ def _evictable(model: ModelState, now: float, *, patient: bool) -> bool:
 
 def _finishes(model: ModelState, completable: set[str] | None) -> bool:
     return completable is None or model.running <= completable
-
-
-def _rest_of_load(loading: ModelState, now: float) -> float:
-    return max(1.0, policy.expected_time_to_ready(loading) - (now - loading.state_since))

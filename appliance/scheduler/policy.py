@@ -23,7 +23,8 @@ MIN_RESIDENCY: Final = 2.0
 PATIENCE: Final = 15.0
 #: A draining model starts predictions of its queue for as long as its load took, but no longer than this.
 LONGEST_QUANTUM: Final = 60.0
-#: Delay of the next load after a failed one: the first, doubling up to the second.
+#: Seconds before the next load after a failed one. The delay begins with the first number and doubles up to
+#: the second.
 BACKOFF: Final = (10.0, 300.0)
 #: An idle model falls asleep after this share of `idle_unload_after`.
 IDLE_SLEEP: Final = 0.5
@@ -77,7 +78,7 @@ def expected_gap(model: ModelState, now: float) -> float:
 
 
 def min_residency(model: ModelState) -> float:
-    """Return how long the model may stay ready before it can be evicted."""
+    """Return how many seconds the model stays ready before it can be evicted."""
     if model.state is Residency.LOADING:
         return max(MIN_RESIDENCY, expected_load(model))
     level = model.sleep_level
@@ -106,7 +107,7 @@ def quantum(model: ModelState) -> float:
 
 
 def seconds_until_free(model: ModelState, now: float) -> float:
-    """Return when another model could use its memory; 0 if it is idle and its minimum residency is over."""
+    """Return in how many seconds another model could use its memory."""
     elapsed = now - model.state_since
     match model.state:
         case Residency.LOADING | Residency.WAKING:
@@ -156,7 +157,7 @@ def eviction_cost(model: ModelState, now: float, level: SleepLevel | None = None
     if model.state is Residency.ASLEEP:
         back = max(0.0, back - expected_time_to_ready(model))
     probability_of_return = 1.0 if model.queue else _EVICTED / (_EVICTED + gap)
-    # More predictions arrive while it is loaded again; they wait for half of that on average.
+    # Predictions that arrive during the next load wait for half of it on average.
     waiting = max(1.0, len(model.queue)) + back / gap / 2
     return priority_weight(model) * back * probability_of_return * waiting
 

@@ -32,7 +32,7 @@ class Rebalancing:
         self._others: dict[str, tuple[str, ...]] = {}  # instance -> those whose predictions it may take
 
     def set_instances(self, instances: Sequence[str], used: int) -> None:
-        """Declare the instances of one model; the first ``used`` of them may take predictions of any."""
+        """Declare the instances of one model; the first ``used`` take queued predictions from the others."""
         for number, name in enumerate(instances):
             others = tuple(each for each in instances if each != name) if number < used else ()
             if others:

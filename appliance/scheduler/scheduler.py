@@ -93,18 +93,17 @@ class Scheduler:
         self._forget_if_removed(entry)
 
     def set_instances(self, instances: Sequence[str], used: int) -> None:
-        """Declare the instances of one model; the first ``used`` of them may take predictions of any."""
         self._rebalancing.set_instances(instances, used)
 
     def keep_loaded(self, model: str, *, loaded: bool) -> None:
-        """Pin the model while a deployment needs it, whatever its demand says; undo that with False."""
+        """Pin the model because a deployment needs it, or stop doing so; its demand may still pin it."""
         entry = self._models[model]
         entry.keep_loaded = loaded
         if loaded and entry.state in _COLD_OR_ASLEEP:
             entry.wanted = True
 
     def pin(self, model: str, *, pinned: bool) -> None:
-        """Pin or unpin the model by hand, whatever its demand says."""
+        """Pin or unpin the model by hand; this overrides its demand."""
         entry = self._models[model]
         entry.pin_override = pinned
         if entry.state is Residency.COLD:
@@ -443,7 +442,6 @@ class Scheduler:
         return now - entry.load_began
 
     def check_fits(self, model: str) -> None:
-        """Raise ``ModelTooLarge`` if no devices could ever hold the model beside the pinned models."""
         self._ledger.check_fits(self._models[model])
 
     def fits_now(self, model: str) -> bool:

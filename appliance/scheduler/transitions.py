@@ -107,13 +107,7 @@ class Transitions:
     # -- leaving -----------------------------------------------------------------------------------------
 
     def evict(
-        self,
-        entry: ModelState,
-        reason: str,
-        now: float,
-        waiter: ModelState | None,
-        *,
-        sleep: bool,
+        self, entry: ModelState, reason: str, now: float, waiter: ModelState | None, *, sleep: bool
     ) -> list[Sleep | Unload]:
         """Put an idle model to sleep or unload it, whichever makes predictions wait less.
 

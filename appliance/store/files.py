@@ -44,7 +44,6 @@ class FileTable:
         return await self._list("expired_uploads", {"now": now, "limit": limit})
 
     async def uploaded_bytes(self) -> int:
-        """Return the size of all uploads together, in bytes."""
         return await self._connections.read(
             lambda connection: int(connection.execute(QUERIES["uploaded_bytes"]).fetchone()[0])
         )

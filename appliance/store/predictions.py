@@ -152,12 +152,7 @@ class PredictionTable(Connections):
         return await self._prediction("prediction_by_stream_token", {"stream_token": token})
 
     async def list(
-        self,
-        owner: str | None,
-        *,
-        cursor: Cursor | None = None,
-        limit: int = 100,
-        **filters: Unpack[Filter],
+        self, owner: str | None, *, cursor: Cursor | None = None, limit: int = 100, **filters: Unpack[Filter]
     ) -> Predictions:
         """Return a page of the owner's predictions, or of everyone's, newest first by ``(created_at, id)``.
 
@@ -236,7 +231,9 @@ def _or_default(value: float | None, otherwise: float) -> float:
 
 def _with_events(connection: sqlite3.Connection, record: Prediction) -> Prediction:
     found = connection.execute(QUERIES["events_of_attempt"], {"id": record.id, "attempt": record.attempt})
-    return rows.fold(record, found)
+    for n, body in found:
+        record = record.apply(rows.unpack(body, Progress), n)
+    return record
 
 
 def _conflict(connection: sqlite3.Connection, id: str, change: str) -> StatusConflict:

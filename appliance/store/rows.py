@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +12,7 @@ from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
 from appliance.store.queries import COLUMNS
-from appliance.store.records import Delivery, Progress, Receiver, VersionRow
+from appliance.store.records import Delivery, Receiver, VersionRow
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
@@ -84,12 +83,6 @@ def metric(body: bytes | str | None, name: str) -> Any:
     except StoreError:
         return None
     return metrics.get(name) if isinstance(metrics, dict) else None
-
-
-def fold(record: Prediction, events: Iterable[Row]) -> Prediction:
-    for n, body in events:
-        record = record.apply(unpack(body, Progress), n)
-    return record
 
 
 def version(row: Row) -> VersionRow:

@@ -18,12 +18,7 @@ class UsageTable:
         self._connections = connections
 
     async def rows(
-        self,
-        by: Collection[str],
-        *,
-        first: str = "",
-        last: str = "9999-12-31",
-        owner: str | None = None,
+        self, by: Collection[str], *, first: str = "", last: str = "9999-12-31", owner: str | None = None
     ) -> list[Usage]:
         """Return the usage from the ``first`` to the ``last`` day, both included, grouped by ``by``.
 

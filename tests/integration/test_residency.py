@@ -102,7 +102,7 @@ def test_a_model_that_takes_more_than_it_has_is_ended_and_the_others_go_on(
     assert (of(client, "test/small")["bytes"], of(client, "test/small")["out_of_memory"]) == (1 << 20, 1)
     failed = ended(client, estimated)
     assert failed["status"] == "failed"
-    assert "there is no more for it on this machine" in failed["error"]
+    assert "this machine has no more memory for it" in failed["error"]
     known = of(client, "test/estimated")
     assert (known["estimate"], known["bytes"], known["out_of_memory"]) == (64 << 20, 100 << 20, 1)
     assert known["from"] == "measured"

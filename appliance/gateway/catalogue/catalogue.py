@@ -99,7 +99,7 @@ def _digest(facts: dict[str, Any]) -> str:
 
 
 class _Index:
-    """Everything that a catalogue serves, by the keys it is looked up by."""
+    """The look-up tables of a catalogue."""
 
     def __init__(self, cards: Iterable[Card], collections: Iterable[CollectionConfig]) -> None:
         self.cards = {card.name: card for card in cards}
@@ -334,11 +334,7 @@ class Catalogue:
 
 
 def _score(card: Card, words: Sequence[str]) -> float:
-    weighed = (
-        (1.0, " ".join((card.name, *card.aliases))),
-        (0.6, card.description),
-        (0.3, card.readme or ""),
-    )
+    weighed = ((1.0, " ".join((card.name, *card.aliases))), (0.6, card.description), (0.3, card.readme or ""))
     texts = [(weight, text.lower()) for weight, text in weighed]
     best = [max((weight for weight, text in texts if word in text), default=0.0) for word in words]
     return sum(best) / len(best) if best and all(best) else 0.0

@@ -30,7 +30,7 @@ def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
 
 
 class ActivePrediction:
-    """An unfinished prediction. Only ``Predictions`` and ``Saver`` change it; others read it and wait."""
+    """An unfinished prediction. Only ``Predictions`` and ``Saver`` change its state."""
 
     def __init__(self, prediction: Prediction, entry: Entry, input: dict[str, Any]) -> None:
         """``input`` is the validated input, with every default filled in."""
@@ -59,11 +59,11 @@ class ActivePrediction:
 
     @property
     def waits(self) -> bool:
-        """Whether it is queued: not claimed for a run, and not ending."""
+        """Whether the prediction is queued: it has not been started, and is not ending."""
         return self.prediction.status is Status.STARTING and not self.claimed and not self.ending
 
     def begins_on(self, instance: str) -> None:
-        """Set the instance that runs it, which may not be the one that was chosen when it arrived."""
+        """Set the instance that runs the prediction; rebalancing may have changed it since the arrival."""
         if instance != self.entry.runs_on:
             self.entry = msgspec.structs.replace(self.entry, runs_on=instance)
 
@@ -115,15 +115,15 @@ def _wake(waiting: set[asyncio.Future[None]]) -> None:
 
 
 def items(prediction: Prediction, *, iterates: bool) -> Sequence[Any]:
-    """Return the output as stream items: those of an iterator, else the one whole output once it is final."""
+    """Return the output as stream items: the items of an iterator, else the final output as one item."""
     output = prediction.output
     if iterates:
         return output if isinstance(output, list | OutputItems) else []
     return [output] if prediction.status.terminal and output is not None else []
 
 
-#: What a follower gets: new items with their numbers from 1, None after a silence, and the terminal record
-#: last.
+#: What ``follow`` yields: new items with their numbers from 1, None after ``idle`` seconds without items, and
+#: finally the terminal record.
 Seen = list[tuple[int, Any]] | Prediction | None
 
 

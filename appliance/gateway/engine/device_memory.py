@@ -1,4 +1,4 @@
-"""Device memory in use: measured for the scheduler before it decides, and waited for after an unload."""
+"""Measures device memory for the scheduler, and waits until it is free after an unload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRESH: Final = 0.2
 PATIENCE: Final = 10.0
 LOOK: Final = 0.05  # seconds between measurements while waiting
 STILL: Final = 6  # equal measurements in a row after which no more is expected
-#: Share of its peak that a model must free: it may have freed a part of that before.
+#: Share of its peak that a model must free; it may have freed some of its peak before the unload.
 _MOST: Final = 0.8
 
 
@@ -40,7 +40,7 @@ class DeviceMemory:
             self.refresh()
 
     def refresh(self) -> None:
-        """Tell the scheduler what is in use now; what exceeds its reservations is used by other programs."""
+        """Tell the scheduler how many bytes of each device are in use now."""
         now = self._looked = time.monotonic()
         for device, memory in self._in_use().items():
             self._scheduler.device_used(device, memory, now)

@@ -212,7 +212,7 @@ class Engine:
         Raises:
             Unauthenticated: ``parent`` has ended.
             InvalidInput: names every wrong field.
-            NeverFits: no device could hold the model.
+            ModelTooLarge: no devices could hold the model.
             Throttled: too many predictions wait.
             ShuttingDown: the appliance is draining.
         """
@@ -262,7 +262,7 @@ class Engine:
         return prediction
 
     async def get(self, id: str, owner: str | None) -> Prediction:
-        """Return the record as it is now; without an ``owner``, of any owner.
+        """Return the current record of a prediction of this owner, or of any owner if ``owner`` is None.
 
         Raises:
             NotFound: there is no such prediction of this owner.
@@ -285,14 +285,9 @@ class Engine:
         return prediction
 
     async def list(
-        self,
-        owner: str | None,
-        *,
-        cursor: Cursor | None = None,
-        limit: int = 100,
-        **filters: Unpack[Filter],
+        self, owner: str | None, *, cursor: Cursor | None = None, limit: int = 100, **filters: Unpack[Filter]
     ) -> Sequence[Prediction]:
-        """Return one page of ``Store.list``, newest first, with unfinished predictions as they are now.
+        """Return one page of ``Store.list``, newest first, with current records of unfinished predictions.
 
         Raises:
             NotFound: there is no prediction ``parent`` of this owner.
@@ -309,11 +304,11 @@ class Engine:
         ]
 
     async def children_of(self, record: Prediction) -> Ids:
-        """Return the ids of the predictions that this one has asked for, finished or not, oldest first."""
+        """Return the ids of the children of a prediction, finished or not, oldest first."""
         return await self._store.children(record.id)
 
     async def cancel(self, id: str, owner: str | None) -> Prediction:
-        """Cancel an unfinished prediction; return the terminal record, also of one that had ended before.
+        """Cancel a prediction if it is unfinished; return its terminal record.
 
         Raises:
             NotFound: there is no such prediction of this owner.
@@ -328,7 +323,7 @@ class Engine:
         return active.prediction
 
     async def wait(self, id: str, seconds: float) -> Prediction | None:
-        """Return the terminal record, or the record as it is after ``seconds``; None if the id is unknown."""
+        """Wait up to ``seconds`` for the end; return the record then, or None if the id is unknown."""
         active = self._active.get(id)
         if active is None:
             return await self._store.get(id)
@@ -342,7 +337,7 @@ class Engine:
     ) -> AsyncIterator[Seen]:
         """Yield output items with a number over ``after`` (from 1), each once; then the terminal record.
 
-        Items that are there come in one list; None means that nothing came for ``idle`` seconds.
+        Items that are available come in one list; None means that nothing came for ``idle`` seconds.
         """
         active = self._active.get(prediction.id)
         if active is not None:
@@ -362,7 +357,7 @@ class Engine:
         return len(items(prediction, iterates=self._iterates(prediction)))
 
     def _iterates(self, ended: Prediction) -> bool:
-        """Whether the output came item by item; True for a list whose version is no longer served."""
+        """Whether the output was a stream of items; assumed for a list if its version is no longer served."""
         try:
             return recovery.served(self._catalogue, ended).interface.iterates
         except InvalidVersion:
@@ -425,10 +420,10 @@ class Engine:
         self.decide()
 
     def pin(self, entry: Entry, *, pinned: bool) -> None:
-        """Load the model and never evict it, or let it be evicted, until this gateway stops.
+        """Load the model and never evict it, or allow evictions again, until the gateway stops.
 
         Raises:
-            NeverFits: it is to be pinned, and no device could hold it next to the models that are pinned.
+            ModelTooLarge: no devices could hold the model beside the pinned models.
         """
         if pinned:
             self._scheduler.check_fits(entry.runs_on)
@@ -436,13 +431,11 @@ class Engine:
         self.decide()
 
     def status(self) -> dict[str, Any]:
-        """Return the state of models and devices, for `/admin/status`."""
         self._device_memory.refresh()
         entries = self._catalogue.entries
         models = [(entry, self.instances.keys(entry.runs_on)) for entry in entries]
         return {"draining": self._draining, **report.status(self._scheduler, models)}
 
     def residency_report(self) -> dict[str, Any]:
-        """Return where every model is and why, for `/admin/residency`; see ``report.residency``."""
         self._device_memory.refresh()
         return report.residency(self._scheduler)

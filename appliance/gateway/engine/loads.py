@@ -31,7 +31,7 @@ class Ready(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """The model is not loaded; it is to be loaded again, and predictions wait on."""
+    """The load did not succeed and is tried again; predictions continue to wait."""
 
     reason: str
 
@@ -64,7 +64,7 @@ class Loads:
         return self._waiting[instance]
 
     def settle(self, instance: str, error: LoadFailed | None = None) -> None:
-        """Resolve what ``ready`` returned: the instance is loaded or woken, or its load failed."""
+        """Resolve the future of ``ready``: the instance is loaded or woken, or its load failed."""
         future = self._waiting.pop(instance, None)
         if future is None or future.done():
             return
@@ -151,7 +151,7 @@ class Loads:
         return joint_sku(self._devices[device].sku for device in devices)
 
     async def _waited_for_disk(self, instance: str) -> bool:
-        """Wait until the disk has space; return False at once if it has.
+        """Wait until the disk has space; return False if it has space already.
 
         Worker processes write pid files, logs and caches, so a full disk makes any load fail.
         """

@@ -16,12 +16,12 @@ from appliance.scheduler import Origin, Scheduler
 from appliance.store import MemoryProfileRow, Store
 from appliance.worker.memory_monitor import MemoryUsage
 
-#: A peak is written again once it differs from the stored one by more than this share.
+#: A peak is stored again if it differs from the stored peak by more than this share.
 _STEP: Final = 0.01
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Advice after a worker process ran out of memory, and whether the next one gets more."""
+    """Advice after a worker process ran out of memory, and whether the next load gets more memory."""
 
     sentence: str
     grown: bool
@@ -47,10 +47,12 @@ class MemoryProfiles:
         self._kept: dict[tuple[str, str], MemoryProfileRow] = {}  # by `Catalogue.loads_as` and kind of device
         self._recalled: set[str] = set()
         self._main: dict[str, int] = {}  # by model: peak bytes of main memory
-        self._limits: dict[str, int] = {}  # by model: the limit in bytes that its worker process was told
+        self._limits: dict[
+            str, int
+        ] = {}  # by model: the last limit in bytes that was sent to its worker process
 
     async def load(self) -> None:
-        """Read the stored profiles, and tell the scheduler those of its models."""
+        """Read the stored profiles, and give the scheduler the profiles of its models."""
         rows = await self._store.memory_profiles.all()
         self._kept = {(row.loaded, row.device): row for row in rows}
         for model in self._scheduler.models:
@@ -108,7 +110,7 @@ class MemoryProfiles:
         elif grown and demand.memory is not None:
             advice = f"its next load gets {readable_bytes(demand.memory)}; if that is not enough, {lower}"
         else:
-            advice = f"there is no more for it on this machine: {lower}, or choose a smaller model"
+            advice = f"this machine has no more memory for it: {lower}, or choose a smaller model"
         return Verdict(f"Out of memory: {error.detail}; {advice}", grown)
 
     def keep(self, model: str) -> None:

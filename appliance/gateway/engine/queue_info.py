@@ -18,11 +18,11 @@ _FOR: Final = {
 
 
 def with_queue_info(active: ActivePrediction, scheduler: Scheduler) -> Prediction:
-    """Return the record as it is now; of a queued one with the metrics ``queue_position`` and ``waits_for``.
+    """Return the current record; that of a queued prediction with ``queue_position`` and ``waits_for``.
 
-    ``queue_position`` counts the predictions of its model from 1, which is next. ``waits_for`` is ``slot``
-    (as many predictions run as may run at a time), ``load`` (the model is being loaded or woken) or ``room``
-    (other models hold the memory that it needs). Neither is ever stored.
+    Both are metrics that are never stored. ``queue_position`` is 1 for the next prediction of the model.
+    ``waits_for`` is ``slot`` (as many predictions run as may run at a time), ``load`` (the model is being
+    loaded or woken) or ``room`` (other models hold the memory that the model needs).
     """
     record = active.prediction
     instance = scheduler.queued_for(active.id) if record.status is Status.STARTING else None

@@ -1,4 +1,4 @@
-"""Takes over the models and predictions that an earlier gateway left."""
+"""Adopts the models and predictions that an earlier gateway left."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class Webhooks:
             self._schedule(watched)
 
     async def _send_once(self, record: Prediction) -> None:
-        """Send an event that is not the last one; give it up if no slot becomes free in time."""
+        """Send an event other than the last; give it up if no slot becomes free in time."""
         assert record.webhook is not None, "only predictions with a webhook are sent"
         receiver = Receiver(record.owner, record.webhook.host)
         problem: str | None = f"requests to {receiver.hostname} took all slots for {TIMEOUT:g} s"
@@ -277,7 +277,7 @@ class Webhooks:
             await asyncio.sleep(RETRY_STORE)
 
     async def _post(self, record: Prediction, id: str) -> str | None:
-        """Send one event; return None, or why it failed. The reason goes to the log, never to a caller.
+        """Send one event; return None, or the reason of the failure, which only the log may show.
 
         Raises:
             StoreError: the signing key cannot be read or created.

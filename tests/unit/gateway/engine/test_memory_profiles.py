@@ -88,7 +88,7 @@ async def test_what_ran_out_of_memory_runs_once_more_with_more(bench: Bench) -> 
     record = await bench.ended(prediction)
     assert record.status is Status.FAILED
     assert record.error == (
-        "Out of memory: it took too much; there is no more for it on this machine: "
+        "Out of memory: it took too much; this machine has no more memory for it: "
         "lower its option concurrency, or choose a smaller model"
     )
     await bench.restart()
