@@ -1,4 +1,7 @@
-"""The command line. Every module here is one group of commands; heavy imports wait until a command runs."""
+"""The command line, with one module for each group of commands.
+
+A command imports heavy libraries when it runs, so that `--help` stays fast.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `appliance` and what all of its commands share."""
+"""The command `appliance`, its subcommands, and its exit codes."""
 
 from __future__ import annotations
 
@@ -44,12 +44,21 @@ def _common(
     """Options that every command accepts."""
 
 
-for _group in (serve, local, remote, demo, usage, push, tokens, webhooks, files):
-    _group.register(app)
+for _command in (
+    serve.serve,
+    *(local.check, local.pull, local.schema, local.certificate, local.doctor),
+    *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
+    demo.demo,
+    usage.usage,
+    push.push,
+):
+    app.command()(_command)
+for _name, _group in {"token": tokens.group, "webhook": webhooks.group, "file": files.group}.items():
+    app.add_typer(_group, name=_name)
 
 
 def main() -> None:
-    """Run the command line; errors of the appliance are one line on stderr, never a traceback."""
+    """Run the command line. An error of the appliance is one line on stderr, without a traceback."""
     try:
         logs.configure(level="warning")
         app()

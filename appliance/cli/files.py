@@ -1,4 +1,4 @@
-"""`appliance file`: addresses at which uploads can be downloaded, with or without a running appliance."""
+"""`appliance file`: download links for uploads, with or without a running appliance."""
 
 from __future__ import annotations
 
@@ -9,28 +9,23 @@ from urllib.parse import urlencode
 import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config, port
-from appliance.cli.tokens import in_store
+from appliance.cli.tokens import with_store
 from appliance.domain.errors import NotFound
 
 if TYPE_CHECKING:
     from appliance.store import Store
 
-group = typer.Typer(no_args_is_help=True, help="Make addresses at which uploads can be downloaded.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.add_typer(group, name="file")
+group = typer.Typer(no_args_is_help=True, help="Create download links for uploads.")
 
 
 @group.callback()
 def _group() -> None:
-    """Without it typer would take the one command for the group."""
+    """Keep the group: without a callback typer would merge it with its only command."""
 
 
 @group.command()
 def link(
-    id: Annotated[str, typer.Argument(help="The upload, as GET /v1/files lists it.")],
+    id: Annotated[str, typer.Argument(help="Id of the upload, from GET /v1/files.")],
     hours: Annotated[
         float, typer.Option(min=0, callback=finite, help="Hours for which the URL is valid.")
     ] = 1.0,
@@ -47,12 +42,12 @@ def link(
         secret = await file_store.signing_secret(store.files)
         expiry = int(time.time() + 3600 * hours)
         signature = file_store.signature(secret, file.owner, file.id, expiry)
-        asked = urlencode({"owner": file.owner, "expiry": expiry, "signature": signature})
-        return f"/v1/files/{file.id}/download?{asked}"
+        query = urlencode({"owner": file.owner, "expiry": expiry, "signature": signature})
+        return f"/v1/files/{file.id}/download?{query}"
 
     loaded = load_config(config)
     tls = loaded.server.tls is not None
     base = loaded.server.public_url or (
         f"{'https' if tls else 'http'}://{loaded.server.host}:{port(None, loaded)}"
     )
-    typer.echo(base + in_store(config, home, signed))
+    typer.echo(base + with_store(config, home, signed))

@@ -1,16 +1,23 @@
-"""Commands that need no running appliance: check, pull, schema, doctor."""
+"""Commands that need no running appliance: check, pull, schema, certificate, doctor."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, port
+from appliance.cli.options import (
+    ConfigOption,
+    HomeOption,
+    JsonOption,
+    home_folder,
+    load_config,
+    port,
+    print_json,
+)
 from appliance.domain.errors import ApplianceError, ConfigError, WeightsError
 from appliance.domain.units import readable_bytes
 from appliance.driver import permissions
@@ -21,25 +28,16 @@ if TYPE_CHECKING:
     from appliance.scheduler import Scheduler
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command()(check)
-    app.command()(pull)
-    app.command()(schema)
-    app.command()(certificate)
-    app.command()(doctor)
-
-
 def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Check models.yaml, and show which model fits where, and why not.
+    """Check models.yaml, and show on which devices each model fits, or why it fits on none.
 
-    A size is declared in models.yaml, or measured where the model has run, else estimated: without its
-    weights where they are not here yet.
+    The memory of a model is declared in models.yaml, or measured if the model has run, or else estimated; the
+    estimate leaves out weights that are not downloaded yet.
     """
     checked = load_config(config)
     report = asyncio.run(_placement_report(checked, home_folder(home, checked)))
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _show_placement(report)
     if any(not model["fits"] for model in report["models"]):
@@ -62,7 +60,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     found = servable(config.model_copy(update={"models": tuple(here)}), home, devices, 0.0)
     demands = list(found.demands)
     for model in config.models:
-        if not present[model.name]:  # without weights only this much is known
+        if not present[model.name]:  # without its weights, the demand is an estimate
             demands.append(placement.demand(model, home, devices))
     scheduler = Scheduler(placement.capacities(devices), demands)
     for name, peak in (await _measured(found, home, kind)).items():
@@ -116,14 +114,14 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
 
 
 def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
-    """The same fields for a model that cannot be served, whose size is therefore unknown."""
+    """Return the fields of ``_placed`` for a model that cannot be served; its size is unknown."""
     nothing = dict.fromkeys(("memory", "share", "devices", "from", "peak"))
     place = {"fits": False, "fits_on": [], "problem": why, "weights_present": True}
     return {"name": model.name, "kind": model.kind, **nothing, **place}
 
 
 def _place_pinned(scheduler: Scheduler) -> None:
-    """Place the models that are pinned or preloaded, so that the others must fit beside them."""
+    """Place the pinned and preloaded models, so that the others must fit next to them."""
     from appliance.scheduler import Load
 
     for now in range(len(scheduler.models)):
@@ -133,7 +131,7 @@ def _place_pinned(scheduler: Scheduler) -> None:
 
 
 async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
-    """The most that models took here when they were loaded, by name."""
+    """Return the measured peak memory of models on this machine in bytes, by name."""
     from appliance.gateway.catalogue.catalogue import Catalogue
     from appliance.store import Store
 
@@ -158,21 +156,21 @@ def _show_placement(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    devices = Table("device", "memory", "in use now", "what it is", box=None)
+    devices = Table("device", "memory", "in use now", "description", box=None)
     for device in report["devices"]:
-        used = "not known" if device["used"] is None else readable_bytes(device["used"])
+        used = "unknown" if device["used"] is None else readable_bytes(device["used"])
         devices.add_row(device["name"], readable_bytes(device["memory"]), used, device["label"])
     console.print(devices)
-    models = Table("model", "kind", "needs", "that is", "fits on", "weights", box=None)
+    models = Table("model", "kind", "needs", "source", "fits on", "weights", box=None)
     for model in report["models"]:
         if model["from"] is None:
-            models.add_row(model["name"], model["kind"], "", "not known", "[red]not served[/]", "here")
+            models.add_row(model["name"], model["kind"], "", "unknown", "[red]not served[/]", "present")
             continue
         share = f"{model['share']:g} of a device" if model["share"] is not None else ""
         needs = readable_bytes(model["memory"]) if model["memory"] is not None else share
         many = f" x {model['devices']}" if model["devices"] > 1 else ""
         peak = f", took {readable_bytes(model['peak'])}" if model["peak"] is not None else ""
-        weights = "here" if model["weights_present"] else "not fetched yet"
+        weights = "present" if model["weights_present"] else "not downloaded"
         fits = (
             ", ".join(model["fits_on"]) if model["fits"] else f"[red]nowhere: {escape(model['problem'])}[/]"
         )
@@ -181,18 +179,18 @@ def _show_placement(report: dict[str, Any]) -> None:
     console.print(models)
     for model in report["models"]:
         if model["from"] is None:
-            said = f"{model['name']} is not served: {model['problem']}"
-            console.print(said, style="red", markup=False, soft_wrap=True)
+            message = f"{model['name']} is not served: {model['problem']}"
+            console.print(message, style="red", markup=False, soft_wrap=True)
 
 
 def pull(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Models to fetch, by name. Default: all of them.")
+        list[str] | None, typer.Argument(help="Names of the models. Default: all models.")
     ] = None,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Fetch weights into the data folder; what is there already is not fetched again."""
+    """Download weights to the data folder, except for those that are there already."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -225,35 +223,36 @@ def _chosen(config: Config, names: list[str]) -> list[ModelConfig]:
     if unknown:
         known = ", ".join(model.name for model in config.models)
         raise ConfigError(f"models.yaml has no model {unknown[0]}; it has {known}")
-    chosen = {by_name[name].name for name in names or by_name}  # models cannot be hashed: some hold mappings
+    chosen = {by_name[name].name for name in names or by_name}  # models are not hashable: some have mappings
     return [model for model in config.models if model.name in chosen and model.source is not None]
 
 
 def certificate(
-    folder: Annotated[Path, typer.Argument(help="Where to put certificate.pem and key.pem.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="Folder for certificate.pem and key.pem.")] = Path(),
     names: Annotated[
         list[str] | None,
         typer.Option(
-            "--name", help="Name or address that clients use; loopback is always in it. May be repeated."
+            "--name",
+            help="Host name or IP address that clients use, in addition to loopback. May be repeated.",
         ),
     ] = None,
 ) -> None:
-    """Make a certificate of your own, for trying HTTPS: server.tls in models.yaml takes the two files.
+    """Create a self-signed certificate to try HTTPS, and print the lines for models.yaml.
 
-    Clients must be told to trust it: SSL_CERT_FILE for Python, NODE_EXTRA_CA_CERTS for Node.js.
+    Clients trust it if SSL_CERT_FILE (Python) or NODE_EXTRA_CA_CERTS (Node.js) names the file.
     """
     from appliance.driver import certificate as certificates
 
-    made, key = certificates.write(folder, names or [])
-    typer.echo(f"tls: {{certificate: {made}, key: {key}}}")
-    typer.echo(f"clients trust it with SSL_CERT_FILE={made} or NODE_EXTRA_CA_CERTS={made}", err=True)
+    created, key = certificates.write(folder, names or [])
+    typer.echo(f"tls: {{certificate: {created}, key: {key}}}")
+    typer.echo(f"clients trust it with SSL_CERT_FILE={created} or NODE_EXTRA_CA_CERTS={created}", err=True)
 
 
 def schema() -> None:
     """Print the JSON Schema of models.yaml, for editors."""
     from appliance import config
 
-    typer.echo(json.dumps(config.json_schema(), indent=2))
+    print_json(config.json_schema())
 
 
 def doctor(
@@ -261,16 +260,16 @@ def doctor(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for what slows the appliance down or stops it, and say how to mend each.
+    """Find problems that slow the appliance down or stop it, and say how to fix each.
 
-    Exit code 1 when something must be mended; warnings alone leave it 0.
+    The exit code is 1 if there is an error, and 0 if there are only warnings.
     """
     from appliance.driver import doctor as examination
 
     checked = load_config(config)
     findings = examination.examine(checked, home_folder(home, checked), port(None, checked))
     if as_json:
-        typer.echo(json.dumps(msgspec.to_builtins(findings), indent=2))
+        print_json(msgspec.to_builtins(findings))
     else:
         colours = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "failed": typer.colors.RED}
         for finding in findings:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -14,7 +15,7 @@ from appliance.domain.errors import ConfigError
 if TYPE_CHECKING:
     from appliance.config import Config
 
-#: In a checkout, the shipped models.yaml lies next to the package.
+#: In a checkout, the shipped models.yaml is next to the package.
 _SHIPPED: Final = Path(__file__).parents[2] / "models.yaml"
 
 ConfigOption = Annotated[
@@ -26,6 +27,10 @@ HomeOption = Annotated[
     typer.Option("--home", help="Data folder. Default: APPLIANCE_HOME, else server.data in the config file."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
 
 
 def finite(value: float) -> float:
@@ -54,7 +59,6 @@ def config_path(given: Path | None) -> Path:
 
 
 def load_config(given: Path | None) -> Config:
-    """Read and check the config file."""
     from appliance import config
 
     return config.load(config_path(given))

@@ -1,4 +1,4 @@
-"""`appliance push`: a Cog project of this machine becomes a version of a model of a running appliance."""
+"""`appliance push`: build a version of a model in a running appliance from a local Cog project."""
 
 from __future__ import annotations
 
@@ -24,53 +24,52 @@ from appliance.domain.units import readable_bytes
 if TYPE_CHECKING:
     from appliance.cli.client import Client
 
-#: What is of no use elsewhere; a .dockerignore may name more.
-_LEFT_OUT: Final = frozenset(
+#: Names that are not uploaded, in addition to those in .dockerignore.
+_NOT_UPLOADED: Final = frozenset(
     {
         ".git", ".hg", ".cog", ".venv", "venv", "__pycache__", "node_modules", ".DS_Store",
         ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints",
     }
 )  # fmt: skip
-#: Patterns of paths, and whether what fits is left out or taken in after all.
+#: Patterns of paths, and whether matching files are left out (True) or uploaded after all (False).
 Patterns = list[tuple[re.Pattern[str], bool]]
-_LOOK: Final = 0.5  # seconds between looks at a build
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's command."""
-    app.command()(push)
+_POLL_INTERVAL: Final = 0.5  # seconds between requests for the state of a build
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="The project: a folder with cog.yaml in it.")],
-    model: Annotated[str, typer.Argument(help="owner/name of the model; it is made if there is none.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the project, with a cog.yaml.")],
+    model: Annotated[
+        str, typer.Argument(help="owner/name of the model, which is created if it does not exist.")
+    ],
     memory: Annotated[str | None, typer.Option(help="Memory to reserve, such as 4GiB.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make the model public, if it is made.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="If the model is created, make it public.")
+    ] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a version of a model from a Cog project, without a restart. Needs a token with the scope admin.
+    """Build a version of a model from a Cog project, without a restart. Needs a token with the scope admin.
 
-    Not uploaded are .git, environments, caches, and files listed in .dockerignore. models.yaml must have
+    .git, environments, caches and the files in .dockerignore are not uploaded. models.yaml must have
     code.cog: true. The default memory is 1 GiB plus the size of the project's weights. Ctrl-C cancels
     the build.
 
     Example: appliance push ./my-model me/my-model --memory 4GiB
     """
     if not (folder / "cog.yaml").is_file():
-        raise ApplianceError(f"{folder} is no Cog project: it has no cog.yaml")
+        raise ApplianceError(f"{folder} is not a Cog project: it has no cog.yaml")
     owner, slash, name = model.partition("/")
     if not (owner and slash and name):
-        raise ApplianceError(f"{model} should be owner/name")
+        raise ApplianceError(f"{model} is not the name of a model: write owner/name")
     client = connected(url)
-    _make_model(client, owner, name, public=public)
+    _ensure_model(client, owner, name, public=public)
     with tempfile.TemporaryFile() as archive:
         _pack(folder, archive)
         upload = _upload(client, archive, f"{name}.tar.gz")
     body = {"source": upload["urls"]["get"], **({} if memory is None else {"memory": memory})}
     build = client.post(f"/v1/models/{model}/versions", body)
     try:
-        build = _followed(client, build)
+        build = _wait(client, build)
     except KeyboardInterrupt:
         build = client.post(f"/v1/builds/{build['id']}/cancel")
     client.send("DELETE", f"/v1/files/{upload['id']}")
@@ -82,7 +81,7 @@ def push(
     typer.echo(json.dumps(build, indent=2) if as_json else f"{model}:{build['version']}")
 
 
-def _make_model(client: Client, owner: str, name: str, *, public: bool) -> None:
+def _ensure_model(client: Client, owner: str, name: str, *, public: bool) -> None:
     try:
         client.get(f"/v1/models/{owner}/{name}")
     except NotFound:
@@ -92,11 +91,11 @@ def _make_model(client: Client, owner: str, name: str, *, public: bool) -> None:
             "/v1/models",
             {"owner": owner, "name": name, "visibility": visibility, "hardware": hardware},
         )
-        typer.echo(f"made the {visibility} model {owner}/{name}", err=True)
+        typer.echo(f"created the {visibility} model {owner}/{name}", err=True)
 
 
 def _pack(folder: Path, archive: IO[bytes]) -> None:
-    """Write the project as a tar.gz."""
+    """Write the project to ``archive`` as a tar.gz."""
     left_out = _dockerignore(folder)
     try:
         with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=6) as packed:
@@ -108,17 +107,17 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
 
 def _files(folder: Path, inside: Path, left_out: Patterns) -> Iterator[tuple[Path, Path]]:
     for file in folder.iterdir():
-        place = inside / file.name
-        if file.name in _LEFT_OUT or file.suffix == ".pyc":
+        path = inside / file.name
+        if file.name in _NOT_UPLOADED or file.suffix == ".pyc":
             continue
         if file.is_dir() and not file.is_symlink():
-            yield from _files(file, place, left_out)
-        elif not _ignored(place.as_posix(), left_out):
-            yield file, place
+            yield from _files(file, path, left_out)
+        elif not _ignored(path.as_posix(), left_out):
+            yield file, path
 
 
 def _dockerignore(folder: Path) -> Patterns:
-    """Of a .dockerignore, whose last line that fits counts."""
+    """Return the patterns in .dockerignore, of which the last one that matches a path counts."""
     file = folder / ".dockerignore"
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     patterns = []
@@ -136,8 +135,8 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(parts.get(part, re.escape(part)) for part in found) + "(?:/.*)?")
 
 
-def _ignored(place: str, left_out: Patterns) -> bool:
-    return next((out for pattern, out in reversed(left_out) if pattern.fullmatch(place)), False)
+def _ignored(path: str, left_out: Patterns) -> bool:
+    return next((out for pattern, out in reversed(left_out) if pattern.fullmatch(path)), False)
 
 
 def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
@@ -149,13 +148,13 @@ def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     with progress, progress.wrap_file(archive, total, description="uploading") as watched:
-        made: dict[str, Any] = client.upload(name, watched, "application/gzip")
+        uploaded: dict[str, Any] = client.upload(name, watched, "application/gzip")
     typer.echo(f"uploaded {readable_bytes(total)}", err=True)
-    return made
+    return uploaded
 
 
-def _followed(client: Client, build: dict[str, Any]) -> dict[str, Any]:
-    """The build when it is over; its log is shown as it grows."""
+def _wait(client: Client, build: dict[str, Any]) -> dict[str, Any]:
+    """Return the build when it has ended, and print its log meanwhile."""
     shown = 0
     while True:
         sys.stderr.write(build["logs"][shown:])
@@ -163,5 +162,5 @@ def _followed(client: Client, build: dict[str, Any]) -> dict[str, Any]:
         shown = len(build["logs"])
         if build["completed_at"] is not None:
             return build
-        time.sleep(_LOOK)
+        time.sleep(_POLL_INTERVAL)
         build = client.get(f"/v1/builds/{build['id']}")

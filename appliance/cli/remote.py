@@ -1,4 +1,4 @@
-"""Commands that talk to a running appliance: models, run, predictions, status."""
+"""Commands that call a running appliance: run, models, predictions, example, status, reload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from appliance.cli.options import JsonOption, load_config, port
+from appliance.cli.options import JsonOption, load_config, port, print_json
 from appliance.domain.errors import ApplianceError, NotFound
 from appliance.domain.local_url import local_url
 from appliance.domain.units import readable_bytes
@@ -26,24 +26,14 @@ UrlOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command()(run)
-    app.command()(models)
-    app.command()(predictions)
-    app.command()(example)
-    app.command()(status)
-    app.command()(reload)
-
-
 def connected(url: str | None) -> Client:
     """Return a client for ``url``, else for the URL in the environment or models.yaml."""
     from appliance.cli.client import connect
 
-    return connect(*reached(url))
+    return connect(*appliance_url(url))
 
 
-def reached(url: str | None) -> tuple[str, Path | None]:
+def appliance_url(url: str | None) -> tuple[str, Path | None]:
     """Return the URL of the appliance, and the certificate to trust there if models.yaml names one."""
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
@@ -98,7 +88,7 @@ def run(
 
 
 def _properties(client: Client, model: str) -> dict[str, Any]:
-    """Return the inputs of the model's schema; empty for a bare version id, where types are guessed."""
+    """Return the inputs in the model's schema; empty for a version id, so that types are guessed."""
     from appliance.cli.client import declared_inputs
 
     if "/" not in model:
@@ -116,7 +106,7 @@ def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the models with their number of runs and description."""
     found = connected(url).every("/v1/models")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     for model in found:
         typer.echo(
@@ -135,13 +125,13 @@ def predictions(
     client = connected(url)
     if id is not None:
         path = f"/v1/predictions/{id}"
-        typer.echo(json.dumps(client.post(f"{path}/cancel") if cancel else client.get(path), indent=2))
+        print_json(client.post(f"{path}/cancel") if cancel else client.get(path))
         return
     if cancel:
         raise ApplianceError("name the prediction to cancel: appliance predictions ID --cancel")
     found = client.get("/v1/predictions")["results"][:limit]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     for record in found:
         seconds = record.get("metrics", {}).get("total_time")
@@ -157,14 +147,14 @@ def example(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the example.")] = False,
     url: UrlOption = None,
 ) -> None:
-    """Show a prediction as an example of its model to all who see the model. Its data is kept."""
+    """Show a prediction as an example of its model to everyone who may see the model, and keep its data."""
     connected(url).send("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
 
 
 def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Have a running appliance apply its edited models.yaml, and say what that changed.
+    """Apply the edited models.yaml in the running appliance, and list the changes.
 
-    Only what changed is touched, and predictions under way finish. Waits while missing weights are fetched.
+    Models that are not changed stay loaded, and running predictions finish. Waits for missing weights.
     """
     from appliance.config import Report
 
@@ -173,10 +163,10 @@ def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Show devices and models of a running appliance: what is loaded, what runs, what waits."""
+    """Show the devices and models of a running appliance, with loaded models and numbers of predictions."""
     found = connected(url).get("/admin/status")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     from rich.console import Console
     from rich.table import Table
@@ -203,8 +193,8 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     console.print()
     console.print(known)
     for model in found.get("not_served", ()):
-        said = f"{model['name']} is not served: {model['problem']}"
-        console.print(said, style="red", markup=False, soft_wrap=True)
+        message = f"{model['name']} is not served: {model['problem']}"
+        console.print(message, style="red", markup=False, soft_wrap=True)
     if found.get("decisions"):
         console.print()
         for decision in reversed(found["decisions"]):

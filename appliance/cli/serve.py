@@ -12,45 +12,40 @@ import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config, port
 
-#: What must be in the environment before Ray, vLLM and glibc are loaded; a value of the user's own wins.
+#: Environment variables for Ray, vLLM and glibc. The user's own values have priority.
 ENVIRONMENT: Final = {
-    # Nothing is reported to anyone.
+    # No usage statistics.
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    # Ray's ports are open on every interface, and who may speak to them may run code: they ask for a secret.
+    # Ray listens on all interfaces, and its clients can run code: it must ask for a secret.
     "RAY_AUTH_MODE": "token",
-    # Calls to replicas go over gRPC on the gateway's own loop, in half the time of actor calls elsewhere.
+    # Calls to replicas use gRPC on the gateway's event loop, which takes half the time of actor calls.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # What the gateway forks becomes another program at once. gRPC's handlers of forks, meant for those that
-    # go on with gRPC, start threads in them that crash now and then (grpc/doc/fork_support.md).
+    # Processes that the gateway forks execute another program at once. gRPC's fork handlers are for processes
+    # that continue to use gRPC; they start threads that sometimes crash (grpc/doc/fork_support.md).
     "GRPC_ENABLE_FORK_SUPPORT": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    # Replicas ask Ray for no GPU and must see none, or one could take memory that the ledger gives away.
+    # Replicas request no GPU from Ray, and must see none, so that they use no memory of GPUs.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    # Ray kills processes when memory is short; engine hosts are the appliance's to kill.
+    # Ray kills processes above this share of memory; killing worker processes is up to the appliance.
     "RAY_memory_usage_threshold": "0.97",
-    # The tokenizers' threads would not survive the fork of an engine host. HF_HUB_OFFLINE is for the hosts to
-    # set: the driver still has weights to fetch.
+    # Threads of the tokenizers would not survive the fork of a worker process. Worker processes set
+    # HF_HUB_OFFLINE themselves, because the driver downloads weights.
     "TOKENIZERS_PARALLELISM": "false",
-    # NVML and CUDA then count GPUs in the same order.
+    # NVML and CUDA must number the GPUs in the same order.
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    # Threaded programs hold much less memory with a few arenas than with eight a core.
+    # Programs with many threads take much less memory with two arenas than with glibc's eight per core.
     "MALLOC_ARENA_MAX": "2",
-    # Processes that rename themselves keep their environment, which tells whose they are.
+    # Processes that change their title keep their environment, by which the appliance finds its processes.
     "SPT_NOENV": "1",
 }
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command()(serve)
 
 
 def serve(
@@ -65,17 +60,17 @@ def serve(
             "--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."
         ),
     ] = None,
-    pull: Annotated[bool, typer.Option(help="Fetch weights that are missing first.")] = True,
+    pull: Annotated[bool, typer.Option(help="Download missing weights first.")] = True,
     ui: Annotated[
-        bool | None, typer.Option("--ui/--no-ui", help="Have pages for people at /. Default: ui.enabled.")
+        bool | None, typer.Option("--ui/--no-ui", help="Serve the web UI at /. Default: ui.enabled.")
     ] = None,
 ) -> None:
     """Start the appliance and run it until Ctrl-C or SIGTERM.
 
-    Prints the address, the token (at the first start) and a snippet to call it with. With APPLIANCE_TOKEN in
-    the environment that is a valid token.
+    Prints the URL, the token (at the first start) and an example call. APPLIANCE_TOKEN in the environment
+    becomes a valid token.
     """
-    checked = load_config(config)  # what is wrong with it is said before anything starts
+    checked = load_config(config)  # report errors before anything starts
     path: Path = config_path(config)
     command = [sys.executable, "-m", "appliance.driver.main", "--config", str(path)]
     command += ["--home", str(home_folder(home, checked)), "--port", str(port(port_given, checked))]
@@ -85,9 +80,9 @@ def serve(
         command.append("--no-pull")
     if ui is not None:
         command.append("--ui" if ui else "--no-ui")
-    # A secret of this run: the one that Ray would make by itself lies in a file that others may read.
+    # A secret for this run: Ray would write its own to a file that other users can read.
     environment = {**ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32), **os.environ}
-    # Without bytecode every start compiles its imports anew, which takes longer than loading a model.
+    # Without bytecode files each start compiles all imports, which takes longer than loading a model.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.stdout.flush()
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is needed

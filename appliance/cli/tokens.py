@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config
+from appliance.cli.options import ConfigOption, HomeOption, JsonOption, home_folder, load_config, print_json
 from appliance.domain import token
 from appliance.domain.errors import ApplianceError
 from appliance.driver import permissions
@@ -25,28 +25,23 @@ T = TypeVar("T")
 group = typer.Typer(no_args_is_help=True, help="Create, list and revoke API tokens.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.add_typer(group, name="token")
-
-
 @group.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What it is for; only people read it.")] = "token",
+    name: Annotated[str, typer.Argument(help="A name that says what the token is for.")] = "token",
     scope: Annotated[
-        token.Scope, typer.Option(help="What it may do; each may do what the ones before it may.")
+        token.Scope, typer.Option(help="Scope of the token; each scope includes those before it.")
     ] = token.Scope.RUN,
     owner: Annotated[
-        str | None, typer.Option(help="Account whose predictions it makes and sees. Default: server.account.")
+        str | None, typer.Option(help="Account that owns its predictions. Default: server.account.")
     ] = None,
     config: ConfigOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a token and print its secret, which cannot be shown again. It works at once."""
+    """Create a token and print its secret, which cannot be shown again. It is valid at once."""
     owner = owner or load_config(config).server.account
     secret = token.new_token()
-    made = token.Token(
+    created = token.Token(
         id=token.new_id(),
         name=name,
         owner=owner,
@@ -54,22 +49,22 @@ def create(
         created_at=time.time(),
         scope=scope,
     )
-    in_store(config, home, lambda store: store.add_token(made))
+    with_store(config, home, lambda store: store.add_token(created))
     if as_json:
-        typer.echo(json.dumps({**_shown(made), "token": secret}))
+        typer.echo(json.dumps({**_shown(created), "token": secret}))
     else:
         typer.echo(secret)
         typer.echo(
-            f"token {made.id} ({name}) of account {owner} may {scope}; it is not shown again", err=True
+            f"token {created.id} ({name}) of account {owner} may {scope}; it is not shown again", err=True
         )
 
 
 @group.command(name="list")
 def list_tokens(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List every token, without its secret."""
-    found = in_store(config, home, lambda store: store.list_tokens())
+    """List all tokens, without their secrets."""
+    found = with_store(config, home, lambda store: store.list_tokens())
     if as_json:
-        typer.echo(json.dumps([_shown(known) for known in found], indent=2))
+        print_json([_shown(known) for known in found])
         return
     for known in found:
         state = "revoked" if known.revoked_at is not None else "valid"
@@ -84,14 +79,14 @@ def revoke(
     home: HomeOption = None,
 ) -> None:
     """Revoke a token; a running appliance refuses it within a second."""
-    revoked = in_store(config, home, lambda store: store.revoke_token(id))
+    revoked = with_store(config, home, lambda store: store.revoke_token(id))
     if revoked is None:
         raise ApplianceError(f"there is no token {id}; `appliance token list` shows them")
     typer.echo(f"token {id} ({revoked.name}) is revoked")
 
 
-def in_store(config: ConfigOption, home: HomeOption, act: Callable[[Store], Awaitable[T]]) -> T:
-    """Return the result of ``act`` on the data folder's database, which an appliance may have open."""
+def with_store(config: ConfigOption, home: HomeOption, action: Callable[[Store], Awaitable[T]]) -> T:
+    """Return the result of ``action`` on the data folder's database, which an appliance may have open."""
     from appliance.store import Store
 
     folder = home_folder(home, load_config(config))
@@ -99,13 +94,13 @@ def in_store(config: ConfigOption, home: HomeOption, act: Callable[[Store], Awai
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ApplianceError(f"the data folder {folder} cannot be made: {error.strerror}") from error
+        raise ApplianceError(f"the data folder {folder} cannot be created: {error.strerror}") from error
 
     async def run() -> T:
         store = Store(folder / "appliance.db")
         await store.open()
         try:
-            return await act(store)
+            return await action(store)
         finally:
             await store.close()
 

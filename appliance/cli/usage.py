@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
 
-from appliance.cli.options import JsonOption
+from appliance.cli.options import JsonOption, print_json
 from appliance.cli.remote import UrlOption, connected
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's command."""
-    app.command()(usage)
 
 
 def usage(
@@ -33,15 +27,15 @@ def usage(
 
     Example: appliance usage --from 2026-01-01 --to 2026-01-31 --by day,model
     """
-    asked = {"from": first, "to": last, "by": by}
-    query = urlencode({key: value for key, value in asked.items() if value is not None})
+    given = {"from": first, "to": last, "by": by}
+    query = urlencode({key: value for key, value in given.items() if value is not None})
     client = connected(url)
     if as_csv:
         typer.echo(client.text(f"/admin/usage.csv?{query}"), nl=False)
         return
     found = client.get(f"/admin/usage?{query}")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     from rich.console import Console
     from rich.markup import escape

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli.options import ConfigOption, HomeOption, finite, load_config
-from appliance.cli.tokens import in_store
+from appliance.cli.tokens import with_store
 
 if TYPE_CHECKING:
     from appliance.store import Store
@@ -20,14 +20,9 @@ OwnerOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.add_typer(group, name="webhook")
-
-
 @group.command()
 def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOption = None) -> None:
-    """Print the account's key, with which its receivers check signatures. Create one if it has none."""
+    """Print the account's key, which receivers need to check signatures. Create a key if there is none."""
     from appliance.gateway.webhooks import sender
 
     account = load_config(config).server.account
@@ -36,7 +31,7 @@ def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOpt
         await store.claim_webhook_keys(account)
         return (await sender.keys(store, owner or account, time.time()))[0]
 
-    typer.echo(in_store(config, home, newest))
+    typer.echo(with_store(config, home, newest))
 
 
 @group.command()
@@ -44,14 +39,14 @@ def rotate(
     keep: Annotated[
         float,
         typer.Option(
-            min=0, callback=finite, help="Hours for which the old key signs too, so that receivers can switch"
+            min=0, callback=finite, help="Hours for which webhooks are also signed with the old key."
         ),
     ] = 24.0,
     owner: OwnerOption = None,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Make a new key for the account and print it. A running appliance uses it at once."""
+    """Create a new key for the account and print it. A running appliance uses it at once."""
     from appliance.gateway.webhooks import sender
 
     account = load_config(config).server.account
@@ -61,5 +56,5 @@ def rotate(
         await store.claim_webhook_keys(account)
         await store.add_webhook_key(owner or account, key, time.time(), 3600 * keep)
 
-    in_store(config, home, replace)
+    with_store(config, home, replace)
     typer.echo(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import gradio as gr
 from markupsafe import Markup
@@ -206,8 +206,12 @@ def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
 def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
     """Return a component for an upload, and one for URLs, which earlier predictions and examples have."""
     many = field.widget is Widget.FILES
-    count: Literal["single", "multiple"] = "multiple" if many else "single"
-    upload = gr.File(label=label, file_count=count, height=120, elem_id=f"input-{field.name}")
+    upload = gr.File(
+        label=label,
+        file_count="multiple" if many else "single",
+        height=120,
+        elem_id=f"input-{field.name}",
+    )
     url = gr.Textbox(
         placeholder="or URLs, one per line" if many else "or a URL: https://…",
         show_label=False,

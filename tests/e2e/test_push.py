@@ -51,7 +51,7 @@ def test_a_pushed_project_is_a_model_like_any_other(
 ) -> None:
     pushed = push(appliance, project, "appliance/pushed", "--memory", "256MiB")
     assert pushed.returncode == 0, pushed.stderr
-    assert "made the private model appliance/pushed" in pushed.stderr
+    assert "created the private model appliance/pushed" in pushed.stderr
     assert "making an environment" in pushed.stderr
     name, _, version = pushed.stdout.strip().partition(":")
     assert (name, len(version)) == ("appliance/pushed", 64)
