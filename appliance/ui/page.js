@@ -1,13 +1,13 @@
-// What every page runs before Gradio's scripts do. It stands between Gradio's client and the network.
+// Runs on every page before Gradio's scripts, and replaces window.fetch for Gradio's client.
 {
   const network = window.fetch;
-  const sessions = new Map(); // the name that Gradio gives one page that is open -> its Events
+  const sessions = new Map(); // Gradio's name of an open page -> its Events
 
-  // Whoever signs out is on the way to the sign-in, and what the page asks for meanwhile is of no use.
+  // After "Sign out" the browser loads the sign-in, so further requests of this page get no answer.
   let leaving = false;
   addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname === "/signout"; });
 
-  // A token that is revoked while a page is open: what the page asks for next is answered with 401.
+  // If the token is revoked while a page is open, the next request is answered with 401.
   const ask = async (...given) => {
     if (leaving) await new Promise(() => {}); // for ever
     const reply = await network(...given);
@@ -16,13 +16,13 @@
     return reply;
   };
 
-  // What happens on a page comes back in a stream that Gradio's server ends when nothing is left to come.
-  // Its client opens the next one only for what is asked for once it knows of that end. What was asked for
-  // between the two was never shown, so the client is given one stream that has no end, and those of the
-  // server are read here, for as long as something is to come. (Gradio 6.31, its protocol "sse_v3".)
+  // Gradio's server sends the results of events in a stream, and ends the stream when no event is pending. Its
+  // client opens the next stream only for events that it sends after it has seen that end: the result of an
+  // event that it sent just before was never shown. So the client gets one stream without an end, and this
+  // script reads the streams of the server while events are pending. (Gradio 6.31, protocol "sse_v3".)
   class Events {
-    waiting = new Set(); // what was asked for, and has not ended
-    early = new Set(); // what ended before the server's answer to its being asked for was here
+    waiting = new Set(); // ids of pending events
+    early = new Set(); // ids of events that ended before the response to their request arrived
     reading = false;
 
     asked(id) {
@@ -31,7 +31,7 @@
       this.read();
     }
 
-    // The answer to a client that wants the stream: the first of the server's, and all that follow.
+    // Answers the client with the first stream of the server, followed by all later ones.
     async open(request) {
       const first = await ask(request.clone());
       if (!first.ok) return first;
@@ -52,14 +52,14 @@
           reply = null;
         } while (this.waiting.size > 0);
       } catch (error) {
-        if (!this.request.signal.aborted) this.client.error(error); // aborted: the page is being left
+        if (!this.request.signal.aborted) this.client.error(error); // aborted: the browser leaves the page
         this.client = undefined;
       } finally {
         this.reading = false;
       }
     }
 
-    // Hand on one stream of the server's; false if there was nothing in it.
+    // Passes on the messages of one stream; returns false if there were none.
     async pass(body) {
       const reader = body.pipeThrough(new TextDecoderStream()).getReader();
       const encoder = new TextEncoder();
@@ -78,10 +78,10 @@
       }
     }
 
-    // Whether a message is for the client.
+    // Records a message; returns whether it is for the client.
     noted({ msg, event_id: id }) {
       if (msg === "process_completed" && !this.waiting.delete(id)) this.early.add(id);
-      if (msg === "unexpected_error" && !id) this.waiting.clear(); // it is of them all
+      if (msg === "unexpected_error" && !id) this.waiting.clear(); // it ends all events
       return msg !== "close_stream";
     }
   }
@@ -93,11 +93,11 @@
 
   window.fetch = async (...given) => {
     const [to, { body } = {}] = given;
-    const address = new URL(to.url ?? to, location.href);
-    if (address.pathname.endsWith("/queue/data"))
-      return events(address.searchParams.get("session_hash")).open(to);
+    const url = new URL(to.url ?? to, location.href);
+    if (url.pathname.endsWith("/queue/data"))
+      return events(url.searchParams.get("session_hash")).open(to);
     const reply = await ask(...given);
-    if (address.pathname.endsWith("/queue/join") && reply.ok)
+    if (url.pathname.endsWith("/queue/join") && reply.ok)
       events(JSON.parse(body).session_hash).asked((await reply.clone().json()).event_id);
     return reply;
   };

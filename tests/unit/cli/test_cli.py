@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, with which exit code; against a small HTTP server of its own."""
+"""The command line: its output and exit codes, against a small HTTP server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INPUTS = {"prompt": {"type": "string"}, "count": {"type": "integer"}}
 
 
 class Ran(NamedTuple):
-    """What a command did."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -72,7 +72,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 class Server:
-    """Answers what it was told to, and remembers what it was asked."""
+    """Gives the responses in ``answers``, and records the requests."""
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, str], tuple[int, str, bytes]] = {}
@@ -213,7 +213,7 @@ def test_an_unknown_model_is_named(command: Command, server: Server, arguments: 
     assert ran.err == "appliance: there is no model no/such; `appliance models` lists them\n"
 
 
-def test_a_refusal_is_passed_on(command: Command, server: Server) -> None:
+def test_an_error_of_the_api_is_printed(command: Command, server: Server) -> None:
     server.predict(b"")
     server.answer("POST", "/v1/predictions", {"detail": "- input.count: Invalid type\n"}, 422)
     ran = command("run", "test/echo", "-i", "count=many")
@@ -230,18 +230,20 @@ def test_no_token_says_how_to_get_one(command: Command) -> None:
     assert "appliance token create" in ran.err
 
 
-def test_nobody_there_says_how_to_start(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_the_error_says_how_to_start_one(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPLICATE_API_TOKEN", SECRET)
     server = Server()
     server.close()
-    monkeypatch.setenv("APPLIANCE_PORT", server.url.rpartition(":")[2])  # of the address from models.yaml
+    monkeypatch.setenv("APPLIANCE_PORT", server.url.rpartition(":")[2])  # of the URL from models.yaml
     ran = command("models")
     assert (ran.code, ran.out) == (1, "")
     assert f"cannot connect to {server.url}: start the appliance with `appliance serve`" in ran.err
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://a:b", "ftp://127.0.0.1"])
-def test_what_is_no_address_is_said(command: Command, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_an_invalid_url_is_reported(command: Command, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("APPLIANCE_TOKEN", SECRET)
     ran = command("models", "--url", url)
     assert ran.code == 1
@@ -268,7 +270,7 @@ def test_the_token_is_never_printed(
         assert "two" not in said
 
 
-def test_addresses_may_end_in_v1(command: Command, server: Server) -> None:
+def test_urls_may_end_in_v1(command: Command, server: Server) -> None:
     server.answer("GET", "/v1/models", {"results": []})
     assert command("models", "--url", f"{server.url}/v1").code == 0
     assert server.asked == [("GET", "/v1/models", None)]

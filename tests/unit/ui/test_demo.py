@@ -1,4 +1,4 @@
-"""The bare page of one model: what it gives away, and what not."""
+"""The page of `appliance demo`: what others can do with it, and what they cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The components of a model's inputs, and what they mean together. Gradio builds on a running loop."""
+"""The components of a form and of a result. Gradio builds them on a running event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def form() -> ModelForm:
 
 
 def values(form: ModelForm, **changed: Any) -> list[Any]:
-    """What the components hold as a browser first shows them, but for some by the names of their inputs."""
+    """Return the first values of the components, except for those of the inputs in ``changed``."""
     return [
         changed.get(str(part.elem_id).removeprefix("input-").replace("-", "_"), part.value)
         for part in form.components
@@ -34,7 +34,7 @@ async def test_a_form_that_nobody_touched_asks_for_nothing_special() -> None:
     assert made.read_input(values(made)) == {}
 
 
-async def test_files_that_are_picked_come_before_addresses() -> None:
+async def test_uploads_have_priority_over_urls() -> None:
     made = form()
     given = values(
         made,
@@ -65,10 +65,10 @@ def result() -> Result:
         return Result(RenderedOutput.TEXT, linked=True)
 
 
-def told(
+def status_of(
     status: str, *, model: dict[str, Any] | None = None, items: tuple[str, ...] = (), **record: Any
 ) -> str:
-    """What is said of a prediction."""
+    """Return the status of the result as HTML."""
     snapshot = Snapshot(
         record={"id": "abcdefghij", "status": status, **record}, items=list(items), seconds=4.2, model=model
     )
@@ -76,22 +76,22 @@ def told(
     return str(first)
 
 
-async def test_it_is_said_how_a_prediction_stands() -> None:
+async def test_the_status_describes_a_prediction() -> None:
     loading = {"waits_for": "load", "queue_position": 2}
-    said = told("starting", metrics=loading, model={"load_seconds": 30.4})
+    said = status_of("starting", metrics=loading, model={"load_seconds": 30.4})
     assert "4 s of about 30 · waiting until the model is loaded, at place 2" in said
     assert 'badge starting"' in said
-    assert 'badge processing"' in told("starting", metrics={}, items=("a",))  # it has begun since
-    running = told("processing", logs=" 10%|# | 1/10\r 40%|#### | 4/10")
+    assert 'badge processing"' in status_of("starting", metrics={}, items=("a",))  # it has begun since
+    running = status_of("processing", logs=" 10%|# | 1/10\r 40%|#### | 4/10")
     assert '<progress max="100" value="40">' in running
-    over = told("succeeded", metrics={"predict_time": 1.5, "output_token_count": 1200}, output="x")
+    over = status_of("succeeded", metrics={"predict_time": 1.5, "output_token_count": 1200}, output="x")
     assert "1.50 s · 1,200 tokens" in over
     assert "<progress" not in over
-    failed = told("failed", error="<b>no</b>", output=None)
+    failed = status_of("failed", error="<b>no</b>", output=None)
     assert "&lt;b&gt;no&lt;/b&gt;" in failed
 
 
-async def test_only_what_has_changed_is_sent() -> None:
+async def test_only_changed_values_are_sent() -> None:
     updates = result().updates
     before: list[Any] = []
     record = {"id": "x", "status": "processing", "logs": "same"}

@@ -1,4 +1,4 @@
-"""Pieces of HTML: what people and models wrote is inert in them, and files are shown as what they are."""
+"""Pieces of HTML: text from people and models stays text, and files become images and players."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ class Reader(HTMLParser):
 
 
 def inert(html: str) -> Reader:
-    """The HTML as it was read, which has nothing in it but our own tags and addresses."""
+    """Parse HTML, and check that it has only our own tags, attributes and URLs."""
     read = Reader(html)
     for tag, attributes in read.elements:
         assert tag in TAGS, html
         assert set(attributes) <= ATTRIBUTES, html
         for name in ("href", "src"):
-            address = attributes.get(name) or "/"
+            url = attributes.get(name) or "/"
             kept = name == "href" and "download" in attributes  # it is saved, and never opened
-            assert address.startswith(("/", "data:" if kept else "data:image/")), html
-            assert not address.startswith("//"), html
+            assert url.startswith(("/", "data:" if kept else "data:image/")), html
+            assert not url.startswith("//"), html
     return read
 
 

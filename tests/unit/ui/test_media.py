@@ -1,4 +1,4 @@
-"""Files of ours are found by their path, under whatever name of ours; nothing is loaded from elsewhere."""
+"""Files of this appliance are found by their path on any host; nothing is loaded from other servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from appliance.ui.media import image_url
 
 
 @pytest.mark.parametrize(
-    ("address", "source"),
+    ("url", "shown"),
     [
         ("https://here.example/outputs/1/a.png", "/outputs/1/a.png"),
         ("http://another.name:5000/outputs/1/a.webp", "/outputs/1/a.webp"),
@@ -23,8 +23,8 @@ from appliance.ui.media import image_url
         ("", None),
     ],
 )
-def test_images_of_this_appliance_and_in_data_are_shown(address: str, source: str | None) -> None:
-    assert image_url(address) == source
+def test_images_of_this_appliance_and_in_data_are_shown(url: str, shown: str | None) -> None:
+    assert image_url(url) == shown
 
 
 def test_a_file_keeps_its_name_and_one_without_gets_a_number() -> None:

@@ -1,4 +1,4 @@
-"""What predictions gave, as something to look at: the right thing, and inert."""
+"""Outputs of predictions as HTML: the right element for each file, and text from models stays text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What browsers send to the pages has the limits of the API: who may send it, how much, and for how long."""
+"""Request bodies from browsers have the limits of the API: on scopes, sizes and total size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets which page of the UI, and what goes with it."""
+"""The paths of the UI: sign-in, sessions, pages and their headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls to paste: they run, and ask for exactly what the form holds, whatever that is."""
+"""The example programs run, and send exactly the input of the form."""
 
 from __future__ import annotations
 

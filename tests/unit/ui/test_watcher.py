@@ -1,4 +1,4 @@
-"""A prediction followed through the API, from its creation to its end."""
+"""A prediction is watched through the API from its creation to its end."""
 
 from __future__ import annotations
 

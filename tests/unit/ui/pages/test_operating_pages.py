@@ -1,4 +1,4 @@
-"""What the pages for operators make of the API's answers: whatever people and models wrote is inert."""
+"""The HTML of the pages for operators: text from people and models stays text."""
 
 from __future__ import annotations
 
