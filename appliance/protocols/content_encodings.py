@@ -1,8 +1,7 @@
-"""Content encodings of HTTP responses: no response is decompressed without a limit on its size.
+"""Content encodings of HTTP responses, decompressed only with a limit on the size.
 
-httpx applies every content encoding that a response names, in memory: 3 kB of ``gzip, gzip`` become
-gigabytes. So clients ask for ``identity``. A response that is encoded nevertheless is refused, or decoded
-in pieces by ``Decoder``.
+httpx decodes all content encodings of a response in memory, and 3 kB of ``gzip, gzip`` can become gigabytes.
+So clients request ``identity``; other responses are refused, or decoded in pieces by ``Decoder``.
 """
 
 from __future__ import annotations
@@ -13,33 +12,30 @@ from typing import Final
 
 import httpx
 
-#: Headers that every HTTP client of the appliance sends.
+#: Headers of all requests that the appliance sends.
 IDENTITY: Final = {"accept-encoding": "identity"}
-_PIECE: Final = 1024 * 1024  # the most bytes that one step of decoding returns
+_PIECE: Final = 1024 * 1024  # maximum bytes of a decoded piece
 
 
-def of(answer: httpx.Response) -> str:
-    """The content encoding of a response; ``identity`` if it names none."""
-    return answer.headers.get("content-encoding", "").strip().lower() or "identity"
+def of(response: httpx.Response) -> str:
+    """Return the content encoding of a response; ``identity`` by default."""
+    return response.headers.get("content-encoding", "").strip().lower() or "identity"
 
 
-def refuse(answer: httpx.Response) -> None:
-    """Event hook for httpx clients: refuse an encoded response before its body is read.
+def refuse(response: httpx.Response) -> None:
+    """Refuse an encoded response before its body is read: an event hook of httpx clients.
 
     Raises:
         httpx.DecodingError: the response is encoded.
     """
-    if of(answer) != "identity":
-        raise httpx.DecodingError(
-            f"{answer.request.url.host} answered with the content encoding {of(answer)[:40]}, "
-            "although identity was asked for",
-            request=answer.request,
-        )
+    if of(response) != "identity":
+        sent = f"{response.request.url.host} sent the content encoding {of(response)[:40]}"
+        raise httpx.DecodingError(f"{sent}, but identity was requested", request=response.request)
 
 
-async def refuse_later(answer: httpx.Response) -> None:
-    """The same hook for asynchronous clients."""
-    refuse(answer)
+async def refuse_async(response: httpx.Response) -> None:
+    """Do the same for asynchronous clients."""
+    refuse(response)
 
 
 class Decoder:
@@ -49,8 +45,9 @@ class Decoder:
         """``encoding`` is the content encoding that the response names.
 
         Raises:
-            ValueError: it is neither ``identity`` nor ``gzip``. Storage services send objects that are stored
-                as gzip in that encoding, even if the request did not ask for it.
+            ValueError: the encoding is neither ``identity`` nor ``gzip``, in which storage services send
+            objects
+                that are stored so, whatever the request accepts.
         """
         if encoding not in {"identity", "gzip", "x-gzip"}:
             raise ValueError(f"its content encoding {encoding[:40]} is not supported: serve it without one")

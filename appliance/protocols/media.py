@@ -1,4 +1,4 @@
-"""Images, audio and video in requests, as URLs or base64. Does no I/O."""
+"""Images, audio and video in request bodies, as URLs or base64."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, Final
 from urllib.parse import unquote, unquote_to_bytes
 
 _KEYS: Final = ("image_url", "audio_url", "video_url")
-_WEB: Final = ("http://", "https://")
 _STANDARD: Final = str.maketrans("-_", "+/")  # from the URL-safe alphabet
 
 
-def addresses(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each place in ``body`` that holds an address: an object and the key in it."""
+def urls(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each place of an HTTP URL of media in ``body``: an object and its key."""
     waiting = [body]
     while waiting:
         value = waiting.pop()
@@ -24,9 +23,9 @@ def addresses(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
             for key in _KEYS:
                 inner = value.get(key)
                 place = (inner, "url") if isinstance(inner, dict) else (value, key)
-                if _is_address(place[0].get(place[1])):
+                if _is_http_url(place[0].get(place[1])):
                     yield place
-            if value.get("type") == "url" and _is_address(value.get("url")):
+            if value.get("type") == "url" and _is_http_url(value.get("url")):
                 yield value, "url"
 
 
@@ -38,13 +37,13 @@ def from_data(url: str) -> tuple[str, bytes]:
     """
     head, comma, body = url[5:].partition(",")
     if not comma:
-        raise ValueError("a data URL needs a comma before its data")
+        raise ValueError("the data: URL has no comma before its data")
     kind, *parameters = head.split(";")
     if parameters and parameters[-1].strip().lower() == "base64":
         try:
             data = from_base64(unquote(body))
         except ValueError as error:
-            raise ValueError(f"its base64 is wrong: {error}") from error
+            raise ValueError(f"its base64 is invalid: {error}") from error
     else:
         data = unquote_to_bytes(body)
     return kind.strip().lower(), data
@@ -60,13 +59,13 @@ def from_base64(text: str) -> bytes:
 
 
 def plain_base64(text: str) -> str:
-    """The same base64 on one line, padded, in the standard alphabet."""
+    """Return base64 on one line, padded, and in the standard alphabet."""
     plain = "".join(text.split()).rstrip("=").translate(_STANDARD)
     return plain + "=" * (-len(plain) % 4)
 
 
 def make_base64_plain(body: Any) -> None:
-    """Rewrite all base64 of images, audio and video in ``body`` so that strict decoders accept it."""
+    """Rewrite all base64 of media in ``body`` as strict decoders need it."""
     waiting = [body]
     while waiting:
         value = waiting.pop()
@@ -76,12 +75,12 @@ def make_base64_plain(body: Any) -> None:
             waiting += value.values()
             for key in _KEYS:
                 inner = value.get(key)
-                place, name = (inner, "url") if isinstance(inner, dict) else (value, key)
-                if isinstance(place.get(name), str):
-                    place[name] = _plain_url(place[name])
-            sound = value if value.get("type") == "base64" else value.get("input_audio")
-            if isinstance(sound, dict) and isinstance(sound.get("data"), str):
-                sound["data"] = plain_base64(sound["data"])
+                holder, name = (inner, "url") if isinstance(inner, dict) else (value, key)
+                if isinstance(holder.get(name), str):
+                    holder[name] = _plain_url(holder[name])
+            holder = value if value.get("type") == "base64" else value.get("input_audio")
+            if isinstance(holder, dict) and isinstance(holder.get("data"), str):
+                holder["data"] = plain_base64(holder["data"])
 
 
 def _plain_url(url: str) -> str:
@@ -91,5 +90,5 @@ def _plain_url(url: str) -> str:
     return f"data:{head[5:-7]};base64{comma}{plain_base64(unquote(data))}"
 
 
-def _is_address(value: Any) -> bool:
-    return isinstance(value, str) and value.lower().startswith(_WEB)
+def _is_http_url(value: Any) -> bool:
+    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))

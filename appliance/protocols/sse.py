@@ -1,4 +1,4 @@
-"""Server-sent events, read. Pure."""
+"""Parser of server-sent events."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import NamedTuple
 
 
 class ServerSentEvent(NamedTuple):
-    """One server-sent event."""
+    """One server-sent event; ``name`` is that of its field ``event``."""
 
     name: str
     data: str
 
 
 class EventReader:
-    """Takes the bytes of a stream as they come, and gives the events that they complete."""
+    """Incremental parser of a stream of server-sent events."""
 
     def __init__(self) -> None:
-        """At the beginning of a stream."""
-        self._parts: list[bytes] = []  # parts of an incomplete line
+        self._chunks: list[bytes] = []  # of an incomplete line
         self._name = ""
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
-        """The events that end in ``chunk``; comments and events without a name are left out."""
-        # Lines end in LF alone: `splitlines` and the like also break at characters that a model may say.
-        if b"\n" not in chunk:  # a long line arrives in many chunks
-            self._parts.append(chunk)
+        """Yield the events that end in ``chunk``, without comments and unnamed events."""
+        # Split at LF only: `splitlines` also splits at other characters, which may be in the output of a
+        # model.
+        if b"\n" not in chunk:  # joining the chunks of a long line each time would take quadratic time
+            self._chunks.append(chunk)
             return
-        *lines, rest = b"".join((*self._parts, chunk)).split(b"\n")
-        self._parts = [rest]
+        *lines, rest = b"".join((*self._chunks, chunk)).split(b"\n")
+        self._chunks = [rest]
         for line in lines:
             field, _, value = line.decode(errors="replace").partition(":")
             if not line:

@@ -34,7 +34,7 @@ class Api:
             timeout=_TIMEOUT,
             trust_env=False,
             headers=content_encodings.IDENTITY,
-            event_hooks={"response": [content_encodings.refuse_later]},
+            event_hooks={"response": [content_encodings.refuse_async]},
         )
 
     def caller(self, token: str, origin: str) -> Caller:

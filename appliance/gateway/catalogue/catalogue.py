@@ -418,6 +418,6 @@ def operating(entry: Entry, body: dict[str, Any]) -> Entry:
     return msgspec.structs.replace(
         entry,
         interface=operations.interface(body),
-        files_in=next(media.addresses(body), None) is not None,
+        files_in=next(media.urls(body), None) is not None,
         files_out=False,
     )

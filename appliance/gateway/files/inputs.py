@@ -81,7 +81,7 @@ class Inputs:
     async def _embedded(self, record: Prediction, body: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return a copy of ``body`` with ``data:`` URLs in place of the URLs of images and audio."""
         copy: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(body))
-        for at, (holder, key) in enumerate(media.addresses(copy)):
+        for at, (holder, key) in enumerate(media.urls(copy)):
             path = await self._one(record, key, holder[key], folder / str(at))
             holder[key] = await asyncio.to_thread(_as_data, Path(path))
         return copy

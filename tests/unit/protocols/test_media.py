@@ -24,9 +24,9 @@ WEB = "https://example.org/x.png"
 )
 def test_addresses_are_found_and_can_be_replaced(part: dict[str, Any]) -> None:
     body = {"messages": [{"content": "x"}, {"content": [{"type": "text", "text": WEB}, part]}]}
-    ((place, key),) = media.addresses(body)
+    ((place, key),) = media.urls(body)
     place[key] = "data:,x"
-    assert list(media.addresses(body)) == []
+    assert list(media.urls(body)) == []
     assert "data:,x" in repr(part)
 
 
@@ -40,7 +40,7 @@ def test_addresses_are_found_and_can_be_replaced(part: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_no_address_of_a_picture(body: dict[str, Any]) -> None:
-    assert list(media.addresses(body)) == []
+    assert list(media.urls(body)) == []
 
 
 WRITTEN = "aGVs\nbG8_"  # two lines, not padded, in the alphabet for addresses
@@ -83,4 +83,4 @@ def test_what_is_no_base64(wrong: str) -> None:
 
 def test_they_are_found_in_order() -> None:
     body = [{"image_url": f"http://{name}"} for name in "abc"]
-    assert [place[key] for place, key in media.addresses(body)] == ["http://a", "http://b", "http://c"]
+    assert [place[key] for place, key in media.urls(body)] == ["http://a", "http://b", "http://c"]

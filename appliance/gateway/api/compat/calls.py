@@ -246,7 +246,7 @@ def _refusal(record: Prediction) -> Refusal:
     An error response of the model has its own status. Other failures are not the caller's fault, unless the
     request has URLs of images, which may be what could not be fetched.
     """
-    media_urls = next(media.addresses(record.input), None) is not None
+    media_urls = next(media.urls(record.input), None) is not None
     return Refusal.of_record(record, otherwise=400 if media_urls else 500)
 
 

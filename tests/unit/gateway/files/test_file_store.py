@@ -300,8 +300,8 @@ async def test_base64_as_people_write_it(api: Api, written: str) -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("data:image/png;base64,?", "its base64 is wrong"),
-        ("data:nothing", "needs a comma"),
+        ("data:image/png;base64,?", "its base64 is invalid"),
+        ("data:nothing", "has no comma"),
         ("http://127.0.0.1:9/secret", "not public"),
         ("http://localhost/secret", "not public"),
         ("http://169.254.169.254/latest/meta-data", "not public"),
