@@ -44,7 +44,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     build: str  # folder, relative to the folder of builds
     created_at: float
-    memory: int | None = None  # bytes
+    memory: int | None  # bytes
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +55,7 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     source: str  # id of the uploaded archive
     created_at: float
-    memory: int | None = None  # bytes
+    memory: int | None  # bytes
     status: str = "starting"  # starting, processing, succeeded, failed or canceled
     step: str | None = None  # description of the current step
     logs: str = ""

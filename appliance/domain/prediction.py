@@ -232,7 +232,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
-    def started(self, now: float, cold_start: float = 0.0, hardware: str | None = None) -> Prediction:
+    def started(self, now: float, cold_start: float, hardware: str | None) -> Prediction:
         """Return the record at the start of its next attempt, without the output of an earlier one.
 
         ``cold_start`` is the time in seconds that it waited for its model to be loaded, ``hardware`` the SKU

@@ -35,7 +35,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     digest: str  # of the secret
     created_at: float
     revoked_at: float | None = None
-    scope: Scope = Scope.ADMIN
+    scope: Scope
     prediction: str | None = None  # the running prediction that it was made for; such a token is not stored
 
     def may(self, needed: Scope) -> bool:

@@ -32,7 +32,7 @@ from appliance.config import Config, runtime
 from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
 from appliance.domain.local_url import local_url
-from appliance.domain.token import Token
+from appliance.domain.token import Scope, Token
 from appliance.driver import permissions, proxies, self_url, temporary_folder
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.app import GatewaySettings, start_gateway
@@ -176,7 +176,12 @@ async def first_token(database: Path, owner: str) -> str | None:
 
 def _token(name: str, owner: str, secret: str) -> Token:
     return Token(
-        id=token.new_id(), name=name, owner=owner, digest=token.digest(secret), created_at=time.time()
+        id=token.new_id(),
+        name=name,
+        owner=owner,
+        digest=token.digest(secret),
+        created_at=time.time(),
+        scope=Scope.ADMIN,
     )
 
 

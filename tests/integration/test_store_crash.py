@@ -39,7 +39,7 @@ async def write_forever(path: Path, durability: Durability) -> None:
             )
             await store.create(created)
             print("created", created.id, flush=True)
-            claimed = created.started(2.0)
+            claimed = created.started(2.0, 0.0, None)
             await store.claim(claimed)
             print("claimed", created.id, flush=True)
             await store.append(created.id, 1, [(1, Output(["a"])), (2, Output(["b"]))])

@@ -12,7 +12,7 @@ import httpx
 from hypothesis import strategies as st
 
 from appliance.domain import token
-from appliance.domain.token import Token
+from appliance.domain.token import Scope, Token
 from appliance.gateway.api import create_api, openapi
 from appliance.store import VersionRow
 from tests.support.api_client import services_of
@@ -77,7 +77,14 @@ class World:
     async def _start(self, folder: Path) -> httpx.AsyncClient:
         self.bench = bench = await Bench(folder).start()
         await bench.store.add_token(
-            Token(id="known", name="known", owner="me", digest=token.digest("known"), created_at=0)
+            Token(
+                id="known",
+                name="known",
+                owner="me",
+                digest=token.digest("known"),
+                created_at=0,
+                scope=Scope.ADMIN,
+            )
         )
         for entry in bench.catalogue.entries:
             await bench.store.record_version(

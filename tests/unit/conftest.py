@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from appliance.domain import token
-from appliance.domain.token import Token
+from appliance.domain.token import Scope, Token
 from appliance.store import Store, VersionRow
 from tests.support.api_client import SECRET, Api, services_of
 from tests.support.engine_bench import Bench
@@ -52,7 +52,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def api(bench: Bench) -> AsyncIterator[Api]:
     for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
         await bench.store.add_token(
-            Token(id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0)
+            Token(
+                id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0, scope=Scope.ADMIN
+            )
         )
     for entry in bench.catalogue.entries:
         await bench.store.record_version(

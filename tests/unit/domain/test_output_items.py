@@ -11,7 +11,7 @@ def running() -> Prediction:
     record = Prediction(
         id="p", model="a/b", version="v", owner="me", input={}, created_at=0.0, stream_token="t"
     )
-    return record.started(1.0)
+    return record.started(1.0, 0.0, None)
 
 
 def test_an_append_copies_no_items() -> None:

@@ -55,7 +55,7 @@ async def ended(
     record = made(created_at=at - (took or 0.0), **fields)
     await store.create(record)
     if took is not None:
-        record = record.started(record.created_at, hardware=hardware).evolve(metrics=metrics or {})
+        record = record.started(record.created_at, 0.0, hardware).evolve(metrics=metrics or {})
         await store.claim(record)
         record = record.apply(Metric("predict_time", round(took, 6)), 1)
     record = record.finished(status, at)
@@ -335,7 +335,9 @@ async def test_costs_and_csv(bench: Bench, api: Api) -> None:
     await ended(bench.store, took=2.0, model="a/c", hardware="gpu-t4")
     formula = "=HYPERLINK(1)"
     await bench.store.add_token(
-        Token(id="evil", name=formula, owner="me", digest=token.digest("evil"), created_at=0)
+        Token(
+            id="evil", name=formula, owner="me", digest=token.digest("evil"), created_at=0, scope=Scope.ADMIN
+        )
     )
     days = {"from": usage.day(NOON), "to": usage.day(NOON)}
     async with Api(services_of(bench, config)) as priced:

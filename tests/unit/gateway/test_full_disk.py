@@ -129,7 +129,7 @@ async def test_a_training_waits_for_the_space_of_its_version(monkeypatch: pytest
     errors: list[Exception] = [DiskFull("full"), OSError(28, "No space left on device"), DiskFull("full")]
     record = Prediction(
         id="p", model="a/b", version="v", owner="me", input={}, created_at=1.0, stream_token="t"
-    ).started(2.0)
+    ).started(2.0, 0.0, None)
 
     async def finalize(record: Prediction) -> Prediction:
         if errors:

@@ -15,14 +15,14 @@ import pytest
 
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, new_id, new_stream_token
-from appliance.domain.token import Token
+from appliance.domain.token import Scope, Token
 from appliance.store import Store, VersionRow
 from appliance.store.database import connect, upgrade
 from appliance.store.queries import QUERIES, STEPS, narrowed
 from appliance.store.writer import Writer
 from tests.support.store_files import created
 
-KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0)
+KEY = Token(id="key", name="key", owner="me", digest="0" * 64, created_at=1.0, scope=Scope.ADMIN)
 
 
 def make(**changes: Any) -> Prediction:

@@ -25,7 +25,7 @@ from appliance.domain.prediction import (
     new_id,
     new_stream_token,
 )
-from appliance.domain.token import Token
+from appliance.domain.token import Scope, Token
 from appliance.store import Cursor, Progress, Store, VersionRow
 from tests.support.store_files import opened
 
@@ -46,7 +46,14 @@ def make(**changes: Any) -> Prediction:
 
 def token(name: str, **changes: Any) -> Token:
     """A token whose digest is made of its name."""
-    fields = {"id": name, "name": name, "owner": "me", "digest": name * 4, "created_at": 1.0}
+    fields = {
+        "id": name,
+        "name": name,
+        "owner": "me",
+        "digest": name * 4,
+        "scope": Scope.ADMIN,
+        "created_at": 1.0,
+    }
     return Token(**{**fields, **changes})
 
 
@@ -55,7 +62,7 @@ async def in_status(store: Store, status: Status) -> Prediction:
     record = make()
     await store.create(record)
     if status in (Status.PROCESSING, Status.SUCCEEDED):
-        record = record.started(1001.0)
+        record = record.started(1001.0, 0.0, None)
         await store.claim(record)
     if status.terminal:
         record = record.finished(status, 1002.0, "it broke" if status is Status.FAILED else None)
@@ -111,7 +118,7 @@ def test_every_record_survives(path: Path) -> None:
                 created = make(
                     input=fields["input"], deadline=fields["deadline"], model="m/" + fields["logs"][:3]
                 )
-                claimed = created.started(1001.5)
+                claimed = created.started(1001.5, 0.0, None)
                 ended = claimed.evolve(status=Status.SUCCEEDED, completed_at=math.pi, n=7, **fields)
                 for record, write in ((created, store.create), (claimed, store.claim), (ended, store.finish)):
                     await write(record)
@@ -129,7 +136,7 @@ def test_every_record_survives(path: Path) -> None:
     ids=lambda value: repr(value)[:20],
 )
 async def test_values_that_some_encodings_lose(store: Store, value: Any) -> None:
-    record = make(input={"value": value}).started(1.0).evolve(output=value, metrics={"m": value})
+    record = make(input={"value": value}).started(1.0, 0.0, None).evolve(output=value, metrics={"m": value})
     await store.create(record.evolve(status=Status.STARTING, attempt=0))
     await store.claim(record)
     await store.append(record.id, 1, [(1, Output([value])), (2, Metric("late", value))])
@@ -213,8 +220,8 @@ async def test_a_status_moves_only_as_allowed(store: Store, before: Status, afte
 async def test_a_claim_or_requeue_of_another_attempt_is_refused(store: Store) -> None:
     record = await in_status(store, Status.STARTING)
     with pytest.raises(StatusConflict):
-        await store.claim(record.started(1.0).evolve(attempt=2))
-    claimed = record.started(1.0)
+        await store.claim(record.started(1.0, 0.0, None).evolve(attempt=2))
+    claimed = record.started(1.0, 0.0, None)
     await store.claim(claimed)
     with pytest.raises(StatusConflict):
         await store.requeue(claimed.transition(Status.STARTING, attempt=2))
@@ -223,7 +230,7 @@ async def test_a_claim_or_requeue_of_another_attempt_is_refused(store: Store) ->
 
 async def test_a_cancel_may_overtake_a_queued_claim(store: Store) -> None:
     record = await in_status(store, Status.STARTING)
-    claim = store.claim(record.started(1.0))
+    claim = store.claim(record.started(1.0, 0.0, None))
     canceled = record.finished(Status.CANCELED, 2.0)
     await store.finish(canceled)
     assert claim.done()
@@ -238,12 +245,12 @@ async def test_an_unknown_prediction_cannot_move(store: Store) -> None:
 async def test_records_in_the_wrong_status_are_misuse(store: Store) -> None:
     record = make()
     with pytest.raises(ValueError, match="cannot be created"):
-        store.create(record.started(1.0))
+        store.create(record.started(1.0, 0.0, None))
     for write in (store.claim, store.finish):
         with pytest.raises(ValueError, match="cannot be"):
             write(record)
     with pytest.raises(ValueError, match="cannot be requeued"):
-        store.requeue(record.started(1.0))
+        store.requeue(record.started(1.0, 0.0, None))
 
 
 # Events
@@ -278,7 +285,7 @@ async def test_a_requeue_drops_the_events_of_the_attempt(store: Store, path: Pat
     await store.requeue(again)
     assert rows_of(path, "events") == 0
     assert await store.get(record.id) == again
-    second = again.started(1003.0)
+    second = again.started(1003.0, 0.0, None)
     await store.claim(second)
     with pytest.raises(
         StatusConflict, match="cannot store events of attempt 1: it is processing in attempt 2"
@@ -309,7 +316,7 @@ async def test_done_is_not_appended(store: Store) -> None:
 async def test_writes_take_effect_in_the_order_of_the_calls(store: Store, path: Path) -> None:
     for _ in range(20):
         record = make()
-        claimed = record.started(1.0)
+        claimed = record.started(1.0, 0.0, None)
         ended = claimed.apply(Output(["a"]), 1).finished(Status.SUCCEEDED, 2.0)
         unawaited = [
             store.create(record),
@@ -329,7 +336,7 @@ async def test_a_failing_write_fails_alone(store: Store) -> None:
         store.create(first),
         store.create(make(input={"a": "\ud800"})),
         store.create(make(error="\ud800")),
-        store.claim(make().started(1.0)),
+        store.claim(make().started(1.0, 0.0, None)),
         store.create(last),
         return_exceptions=True,
     )

@@ -424,7 +424,7 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(tmp_path: Path) ->
     bench = await Bench(tmp_path, queue_per_model=1).start()
     try:
         await bench.store.add_token(
-            Token(id="t", name="t", owner="me", digest=token.digest(SECRET), created_at=0)
+            Token(id="t", name="t", owner="me", digest=token.digest(SECRET), created_at=0, scope=Scope.ADMIN)
         )
         services = services_of(bench)
         async with Api(services) as api:

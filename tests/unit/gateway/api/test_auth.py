@@ -18,7 +18,12 @@ class Tokens:
     def __init__(self, *secrets: str) -> None:
         self.known = {
             token.digest(secret): Token(
-                id=secret, name="n", owner="me", digest=token.digest(secret), created_at=0
+                id=secret,
+                name="n",
+                owner="me",
+                digest=token.digest(secret),
+                created_at=0,
+                scope=Scope.ADMIN,
             )
             for secret in secrets
         }

@@ -91,7 +91,9 @@ async def test_a_model_has_to_be_there_and_ones_own(allowed: Api) -> None:
 
 
 async def test_a_build_is_its_owners(allowed: Api) -> None:
-    build = Build(id="b" * 26, model="me/mine", owner="me", source="x", created_at=1.0, completed_at=2.0)
+    build = Build(
+        id="b" * 26, model="me/mine", owner="me", source="x", created_at=1.0, completed_at=2.0, memory=None
+    )
     await allowed.services.store.registry.put_build(build)
     shown = (await allowed.get(f"/v1/builds/{build.id}")).json()
     assert (shown["id"], shown["urls"]["get"].endswith(f"/v1/builds/{build.id}")) == (build.id, True)

@@ -14,7 +14,7 @@ import pytest
 
 from appliance.domain import token
 from appliance.domain.prediction import Prediction
-from appliance.domain.token import Token
+from appliance.domain.token import Scope, Token
 from appliance.runners.base import LoadSpec
 from tests.support.api_client import SECRET, Api, services_of
 from tests.support.engine_bench import Bench
@@ -67,7 +67,9 @@ async def school(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await bench.start()
     for name, secret, owner in (("first", SECRET, "me"), ("second", "other", "you")):
         await bench.store.add_token(
-            Token(id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0)
+            Token(
+                id=name, name=name, owner=owner, digest=token.digest(secret), created_at=0, scope=Scope.ADMIN
+            )
         )
     async with Api(services_of(bench)) as api:
         model = {"owner": "me", "name": "cow", "visibility": "private", "hardware": "cpu"}

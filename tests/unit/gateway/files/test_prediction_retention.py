@@ -34,7 +34,7 @@ def files_of(store: Store, folder: Path) -> FileStore:
 
 
 async def ended(store: Store, id: str, at: float, text: str = "answer") -> Prediction:
-    started = prediction(id, at).started(at)
+    started = prediction(id, at).started(at, 0.0, None)
     record = started.evolve(output=[text], logs="log").finished(Status.FAILED, at, "it broke")
     await store.create(prediction(id, at))
     await store.claim(started)

@@ -64,7 +64,7 @@ async def test_events_about_output_are_joined_and_the_first_comes_at_once(
 ) -> None:
     monkeypatch.setattr(sender, "THROTTLE", 0.05)
     sent = Sent(Store(tmp_path / "db"))
-    running = record().started(2.0)
+    running = record().started(2.0, 0.0, None)
     sent.observe(running)
     for count in range(1, 21):
         running = running.evolve(output=["x"] * count)
@@ -92,7 +92,7 @@ async def test_only_what_was_asked_for_is_sent(
     tmp_path: Path, events: tuple[str, ...], seen: list[Any]
 ) -> None:
     sent = Sent(Store(tmp_path / "db"))
-    running = record(*events).started(2.0)
+    running = record(*events).started(2.0, 0.0, None)
     sent.observe(running)
     sent.observe(running.evolve(output=["a"], logs="log"))
     await asyncio.sleep(0.02)
@@ -104,7 +104,7 @@ async def test_only_what_was_asked_for_is_sent(
 
 async def test_a_prediction_without_a_webhook_is_nothing_to_it(tmp_path: Path) -> None:
     sent = Sent(Store(tmp_path / "db"))
-    sent.observe(record().evolve(webhook=None).started(2.0))
+    sent.observe(record().evolve(webhook=None).started(2.0, 0.0, None))
     await asyncio.sleep(0.01)
     assert sent.sent == []
     await sent.close()

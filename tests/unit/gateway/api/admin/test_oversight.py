@@ -154,9 +154,9 @@ def phases(shown: Prediction, now: float = 200.0) -> list[tuple[str, float, bool
 def test_a_timeline_adds_up_to_the_time_since_it_was_made() -> None:
     waiting = record()
     assert phases(waiting) == [("queued", 100.0, True)]
-    warm = waiting.started(110.0)
+    warm = waiting.started(110.0, 0.0, None)
     assert phases(warm) == [("queued", 10.0, False), ("running", 90.0, True)]
-    cold = waiting.started(110.0, 4.0)
+    cold = waiting.started(110.0, 4.0, None)
     assert phases(cold) == [("queued", 6.0, False), ("loading", 4.0, False), ("running", 90.0, True)]
     over = cold.finished(Status.SUCCEEDED, 130.0)
     assert phases(over)[2] == ("running", 20.0, False)
