@@ -1,7 +1,7 @@
-"""A pipeline as one prediction: a language model writes, an image model draws, a voice reads aloud.
+"""A pipeline in one prediction: a language model writes, an image model draws, and a voice reads aloud.
 
-It calls the other models of its appliance with Replicate's client, as any program would. The address and a
-token, which acts for whoever asked for the story, are there already.
+It calls the other models of its appliance with Replicate's client, like any program. The environment has the
+URL of the appliance and a token, which acts for the owner of this prediction.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ SPEAKER = "appliance/piper-joe"
 
 
 class Story(BaseModel):
-    """What it gives."""
+    """The output."""
 
     text: str
     image: Path
@@ -25,7 +25,7 @@ class Story(BaseModel):
 
 
 class Storyteller(BaseRunner):
-    """Three models, one after the other."""
+    """Runs three models, one after the other."""
 
     def run(
         self,
@@ -45,7 +45,7 @@ class Storyteller(BaseRunner):
 
 
 def saved(output: Any, name: str) -> Path:
-    """The one file of an output: the client gives its address over plain HTTP, else an object to read."""
+    """Save the only file of an output: over plain HTTP the client returns its URL, else a file object."""
     file = output[0] if isinstance(output, list) else output
     content = file.read() if hasattr(file, "read") else httpx.get(file).raise_for_status().content
     place = Path(tempfile.mkdtemp()) / name

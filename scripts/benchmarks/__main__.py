@@ -25,18 +25,19 @@ MODES: Final = {
 
 
 def main() -> int:
-    """Run what is asked for; returns the exit code."""
+    """Run the chosen benchmarks and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measures the appliance next to other servers on this machine and prints ratios. "
-        "Times of one machine mean nothing on another, and little on a busy one: compare within a run.",
-        epilog="cold-start: first output of models, loaded and not, against the stock way of starting each. "
-        "llm: tokens/s and time to first token, warm, against vLLM's own server. "
-        "overhead: sync predictions/s of a one-line model, against LitServe, BentoML and Cog. "
-        "memory: what the idle appliance holds. "
-        "ui: the pages' first paint, a click's first token, and what open sessions take from the API. "
+        description="Measures the appliance and other servers on this machine and prints ratios. Compare "
+        "times only within one run: other machines, and other load on this machine, change them.",
+        epilog="cold-start: time to the first output of loaded and unloaded models, compared with starting "
+        "each without the appliance. "
+        "llm: tokens/s and time to the first token of a loaded model, compared with vLLM's own server. "
+        "overhead: sync predictions/s of a one-line model, compared with LitServe, BentoML and Cog. "
+        "memory: memory of the idle appliance. "
+        "ui: first paint of the pages, time from a click to the first token, and cost of open sessions. "
         "gpu: two language models on one GPU, together and in turns, with the times of sleeping and waking; "
-        "not yet run. Without a mode: all of them.",
+        "never run so far. Without a mode: all of them.",
     )
     parser.add_argument("mode", nargs="?", choices=list(MODES), help="what to measure (default: everything)")
     parser.add_argument(
@@ -45,9 +46,9 @@ def main() -> int:
         metavar="FILE",
         nargs="?",
         const=Path("/dev/stdout"),
-        help="also write numbers and ratios here; without a file, to the standard output",
+        help="also write numbers and ratios to FILE (default: standard output)",
     )
-    parser.add_argument("--rounds", type=int, help="how often cold-start measures everything (default: 3)")
+    parser.add_argument("--rounds", type=int, help="rounds of cold-start (default: 3)")
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json == Path("/dev/stdout"))
     report: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Time from asking for a model to its first output: from nothing, from the zygote, from a loaded model.
+"""Time from a request to the first output: of a stopped appliance, an unloaded model, and a loaded model.
 
-Next to the stock way of starting each: vLLM's own server, and a fresh Python process with diffusers or
-transformers. Everything runs with bytecode compiled.
+Compared with vLLM's own server, and with a new Python process that runs diffusers or transformers. All run
+from compiled bytecode.
 """
 
 from __future__ import annotations

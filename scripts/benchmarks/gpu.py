@@ -1,6 +1,6 @@
-"""Two language models on one GPU: each at a share of it, and then in turns, asleep while the other computes.
+"""Two language models on one GPU: each on a share of it, then in turns, asleep while the other computes.
 
-It needs a GPU with 16 GiB or more, and has not run yet: no machine with one was to be had.
+Needs a GPU with at least 16 GiB. Not run so far.
 """
 
 from __future__ import annotations

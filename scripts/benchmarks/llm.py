@@ -1,4 +1,4 @@
-"""Tokens a second and time to the first token, warm, next to vLLM's own server on the same weights."""
+"""Tokens/s and time to the first token of a loaded model, compared with vLLM's own server."""
 
 from __future__ import annotations
 

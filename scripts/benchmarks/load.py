@@ -1,4 +1,4 @@
-"""Load on an HTTP server from a process of its own: the same few lines for every server.
+"""Load generator in a process of its own, the same for every server.
 
 Run as ``python -m scripts.benchmarks.load`` with a plan on stdin; prints what it measured as JSON.
 """

@@ -1,4 +1,4 @@
-"""What the idle appliance holds of main memory, by role; shared pages count in part (PSS)."""
+"""Main memory of the idle appliance by role of process, as proportional set size (PSS)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sync predictions of a model that does nothing: what a server itself costs."""
+"""Overhead of servers: sync predictions of a model that does nothing."""
 
 from __future__ import annotations
 

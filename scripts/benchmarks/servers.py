@@ -1,4 +1,4 @@
-"""The servers that are measured: how each is installed, started and stopped."""
+"""Installation, start and stop of the measured servers."""
 
 from __future__ import annotations
 

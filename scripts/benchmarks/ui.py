@@ -1,4 +1,4 @@
-"""The pages: how soon they are seen, how soon a click shows a token, and what they take from the API."""
+"""The UI: time to the first paint, time from a click to the first token, and cost of open sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of every page of the UI, of an appliance that has done a little work."""
+"""Screenshots of every page of the UI, of an appliance with a few predictions."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ WORK: Final = (
 
 
 def main() -> int:
-    """Take them; returns the exit code."""
+    """Take the screenshots and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/screenshots",
         description="Starts the appliance with the shipped models.yaml in a temporary folder, runs a few "
-        "predictions, and takes a picture of every page.",
+        "predictions, and takes a screenshot of every page.",
     )
-    parser.add_argument("--out", type=Path, default=ROOT / ".screenshots", help="folder for the pictures")
-    parser.add_argument("--url", help="address of a running appliance, in place of one that is started")
-    parser.add_argument("--token", help="an admin's token of that appliance")
-    parser.add_argument("--readme", action="store_true", help="also renew the two pictures in the README")
+    parser.add_argument("--out", type=Path, default=ROOT / ".screenshots", help="folder for the screenshots")
+    parser.add_argument("--url", help="URL of a running appliance to use instead of starting one")
+    parser.add_argument("--token", help="admin token of that appliance")
+    parser.add_argument("--readme", action="store_true", help="also update the two screenshots in the README")
     arguments = parser.parse_args()
     if (arguments.url is None) != (arguments.token is None):
-        parser.error("--url and --token go together")
+        parser.error("--url and --token must be used together")
     with ExitStack() as stack:
         if arguments.url is None:
             running = stack.enter_context(servers.appliance(shipped=True, ui=True))

@@ -1,1 +1,1 @@
-"""A discrete-event simulator of residency: the appliance's own scheduler next to what others do."""
+"""A discrete-event simulator that compares the scheduler with policies of other systems."""

@@ -29,35 +29,35 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Replays workloads in simulated time against the appliance's own scheduler and\n"
-        "against what others do: the same arrivals, the same memory, several seeds. Prints how long\n"
-        "predictions wait, how many found their model ready, how often models were loaded and\n"
-        "how many bytes that moved.",
+        description="Replays workloads in simulated time against the scheduler of the appliance and\n"
+        "policies of other systems, with the same arrivals, memory and seeds. Prints the waits of\n"
+        "predictions, how many of them found their model ready, the number of loads, and the bytes\n"
+        "that loads moved.",
         epilog=f"workloads:\n{workloads}\n\n"
-        f"policies besides the appliance, each in the layout that does best on that workload:\n{rivals}\n\n"
-        f"assumptions: GPUs of {DEVICE // GIB} GiB. A load takes {STARTUP:g} s and a second for each "
-        f"{BANDWIDTH // GIB} GiB, an unload {UNLOAD:g} s;\n"
-        f"one load or unload at a time on a GPU. Sizes: {sizes}.\n"
-        "A third each of the models runs 8 predictions at a time of 3 s, 1 of 2 s, 16 of 0.2 s (means;\n"
-        "log-normal). Predictions come whether or not the earlier ones are over. Nothing fails.",
+        f"policies of other systems, each in the layout that is best for the workload:\n{rivals}\n\n"
+        f"assumptions: GPUs of {DEVICE // GIB} GiB. A load takes {STARTUP:g} s, plus one second for each "
+        f"{BANDWIDTH // GIB} GiB; an unload {UNLOAD:g} s.\n"
+        f"A GPU does one load or unload at a time. Sizes: {sizes}.\n"
+        "A third of the models each runs 8 concurrent predictions of 3 s, 1 of 2 s, or 16 of 0.2 s\n"
+        "(means, log-normal). Arrivals do not depend on the ends of predictions. Nothing fails.",
     )
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="which ones (default: all)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: 5)")
-    parser.add_argument("--seconds", type=float, default=1800, help="simulated arrivals (default: 1800)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers here")
-    parser.add_argument("--histogram", action="store_true", help="also show how the waits are spread")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="workloads to replay (default: all)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument("--seconds", type=float, default=1800, help="seconds of arrivals (default: 1800)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
+    parser.add_argument("--histogram", action="store_true", help="also print a histogram of the waits")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; returns 1 if the appliance is not ahead on p99 everywhere."""
+    """Run the simulation; return 1 unless the appliance has the best p99 wait in every workload."""
     parser = _parser()
     asked = parser.parse_args(arguments)
     unknown = [name for name in asked.workloads if name not in WORKLOADS]
     if unknown:
         parser.error(f"no workload {', '.join(unknown)}: there are {', '.join(WORKLOADS)}")
     if asked.seeds < 1 or asked.seconds <= 0:
-        parser.error("--seeds is at least 1 and --seconds over 0")
+        parser.error("--seeds must be at least 1, and --seconds over 0")
     names, seeds = asked.workloads or list(WORKLOADS), range(asked.seeds)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("simulating", total=len(names) * len(seeds) * len(policies()))

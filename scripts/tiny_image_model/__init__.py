@@ -1,1 +1,1 @@
-"""Trains the text-to-image model that the appliance ships: see scripts/train-tiny-image-model --help."""
+"""Training of the text-to-image model that the appliance ships: see scripts/train-tiny-image-model --help."""

@@ -23,7 +23,7 @@ _CARD: Final = Path(__file__).parent / "card.md"
 
 
 def main() -> int:
-    """Train, save and show; returns the exit code."""
+    """Train and save the model, draw samples, and return the exit code."""
     arguments = _arguments()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
@@ -41,30 +41,31 @@ def main() -> int:
     _save(pipeline, arguments.output)
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.output, dtype=torch.float32)  # as on a CPU
     _sheet(pipeline, arguments.sheet)
-    print(f"The model is in {arguments.output}; look at what it draws: {arguments.sheet}")
-    print(f"{_right(pipeline):.0%} of its pictures of pairs that were held out are right")
+    print(f"The model is in {arguments.output}; samples of its images are in {arguments.sheet}")
+    print(f"{_right(pipeline):.0%} of its images of held-out pairs are right")
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/train-tiny-image-model",
-        description="Trains the small text-to-image model that the appliance ships, from nothing but drawn "
-        "shapes. Under an hour on two CPU cores. Two colours of each shape are held out: the model never "
-        "sees the two together.",
+        description="Trains the small text-to-image model that the appliance ships, on generated images of "
+        "shapes. Takes under an hour on two CPU cores. Two colours of each shape are left out of it.",
     )
     parser.add_argument("--output", type=Path, default=_HOME, help="folder to save to (default: %(default)s)")
     parser.add_argument(
         "--sheet",
         type=Path,
         default=Path("tiny-shapes.png"),
-        help="picture of pictures (default: %(default)s)",
+        help="image with samples (default: %(default)s)",
     )
-    parser.add_argument("--autoencoder-steps", type=int, default=1200, help="of 32 pictures (%(default)s)")
-    parser.add_argument("--pictures", type=int, default=20_000, help="different pictures (%(default)s)")
-    parser.add_argument("--steps", type=int, default=3800, help="of 64 pictures (%(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=1200, help="steps of 32 images (%(default)s)"
+    )
+    parser.add_argument("--pictures", type=int, default=20_000, help="training images (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3800, help="steps of 64 images (%(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     return parser.parse_args()
 
 

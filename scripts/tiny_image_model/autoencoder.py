@@ -1,4 +1,4 @@
-"""The autoencoder: pictures of 64 x 64 to 8 x 8 x 4 numbers and back."""
+"""The autoencoder: images of 64 x 64 pixels to 8 x 8 x 4 numbers and back."""
 
 from __future__ import annotations
 

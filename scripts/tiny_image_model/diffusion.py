@@ -1,4 +1,4 @@
-"""The diffusion model: a text encoder and a UNet, trained together on the autoencoder's codes of pictures."""
+"""The diffusion model: a text encoder and a UNet, trained together on the latents of the autoencoder."""
 
 from __future__ import annotations
 

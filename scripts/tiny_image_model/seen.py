@@ -1,4 +1,4 @@
-"""What is on a picture: its colour and its shape, measured and not guessed by another model."""
+"""Colour and shape of an image, measured without another model."""
 
 from __future__ import annotations
 

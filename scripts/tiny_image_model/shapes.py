@@ -1,4 +1,4 @@
-"""What the model learns from: pictures of one coloured shape, and captions that say what is on them."""
+"""Training data: images of one coloured shape, and their captions."""
 
 from __future__ import annotations
 
