@@ -163,15 +163,15 @@ class PredictionTable(Connections):
         before = _or_default(filters.get("created_before"), math.inf)
         # A time bound is a position in the list. No id is empty, so (bound, "") is exact.
         backwards = cursor is not None and cursor.backwards
-        places = [(after, "") if backwards else (before, "")]
+        bounds = [(after, "") if backwards else (before, "")]
         if cursor is not None:
-            places.append((cursor.created_at, cursor.id))
-        place = max(places) if backwards else min(places)
+            bounds.append((cursor.created_at, cursor.id))
+        start = max(bounds) if backwards else min(bounds)
         subject = "all_predictions" if owner is None or training is None else "predictions"
         parameters: Parameters = {
             "owner": owner,
-            "place_created_at": place[0],
-            "place_id": place[1],
+            "place_created_at": start[0],
+            "place_id": start[1],
             "model": filters.get("model"),
             "status": filters.get("status"),
             "source": filters.get("source"),

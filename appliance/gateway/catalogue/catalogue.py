@@ -109,7 +109,7 @@ class _Index:
         self.names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
         self.served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # by model, newest last
         self.versions: dict[str, Entry] = {}
-        self.hosted: dict[str, Entry] = {}  # by `runs_on`
+        self.by_key: dict[str, Entry] = {}  # by `runs_on`
         self.trainers: dict[str, Entry] = {}  # by the version that they train
         self.changes = 0  # number of additions and removals
 
@@ -123,7 +123,7 @@ class Catalogue:
         """Names and aliases must be unique, and collections name models; the config has checked both."""
         self._index = _Index(cards, collections)
         self._index.entries = tuple(entries)
-        self._index.hosted = {entry.runs_on: entry for entry in self._index.entries}
+        self._index.by_key = {entry.runs_on: entry for entry in self._index.entries}
         for entry in self._index.entries:
             self.add_version(entry)
             self._add_trainer(entry)
@@ -151,8 +151,8 @@ class Catalogue:
     def replace_with(self, other: Catalogue) -> None:
         """Serve what ``other`` serves; do not use ``other`` afterwards."""
         for entry in other._index.versions.values():
-            if entry.runs_on not in other._index.hosted:  # a trained version with a copy of its own
-                other.host(entry)
+            if entry.runs_on not in other._index.by_key:  # a trained version with a copy of its own
+                other.set_entry(entry)
         self._index = other._index
 
     def put(self, model: Model) -> Card:
@@ -192,7 +192,7 @@ class Catalogue:
         """Add a version that is loaded under its own key, and its trainer if it can be trained."""
         if entry not in self._index.entries:
             self._index.entries = (*self._index.entries, entry)
-        self.host(entry)
+        self.set_entry(entry)
         self.add_version(entry)
         self._add_trainer(entry)
 
@@ -200,7 +200,7 @@ class Catalogue:
         trainer = trainer_of(entry)
         if trainer is not None:
             self._index.trainers[entry.version] = trainer
-            self.host(trainer)
+            self.set_entry(trainer)
 
     def remove_version(self, entry: Entry) -> None:
         self._index.changes += 1
@@ -296,27 +296,27 @@ class Catalogue:
         entries = (entry for served in self._index.served.values() for entry in served)
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
-    def host(self, entry: Entry) -> None:
+    def set_entry(self, entry: Entry) -> None:
         """Load ``entry`` under its ``runs_on`` from now on."""
-        self._index.hosted[entry.runs_on] = entry
+        self._index.by_key[entry.runs_on] = entry
 
-    def hosted(self, key: str) -> Entry:
+    def entry_for(self, key: str) -> Entry:
         """Return the entry that is loaded under the key ``runs_on``."""
-        return self._index.hosted[key]
+        return self._index.by_key[key]
 
     @property
-    def hosting(self) -> dict[str, Entry]:
+    def entries_by_key(self) -> dict[str, Entry]:
         """A copy of all entries that can be loaded, by the key that they are loaded under."""
-        return dict(self._index.hosted)
+        return dict(self._index.by_key)
 
     def serves(self, entry: Entry) -> bool:
         """Return whether the version that runs ``entry`` is still the one that would be loaded."""
-        hosted = self._index.hosted.get(entry.runs_on)
-        return hosted is not None and hosted.origin == entry.origin
+        current = self._index.by_key.get(entry.runs_on)
+        return current is not None and current.origin == entry.origin
 
-    def hosts(self, spec: LoadSpec) -> bool:
+    def would_load(self, spec: LoadSpec) -> bool:
         """Return whether ``spec`` has the version and options that would be loaded now."""
-        entry = self._index.hosted.get(spec.model)
+        entry = self._index.by_key.get(spec.model)
         return entry is not None and (entry.version, self.options(entry)) == (spec.version, spec.options)
 
     def options(self, entry: Entry) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class Engine:
 
     async def _load(self, decided: Load) -> None:
         model = decided.model
-        outcome = await self._loads.load(self._catalogue.hosted(model), decided)
+        outcome = await self._loads.load(self._catalogue.entry_for(model), decided)
         now = time.monotonic()
         match outcome:
             case Ready(levels):

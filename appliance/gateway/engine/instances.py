@@ -46,7 +46,9 @@ class Instances:
         demand = self._scheduler.demand(runs_on)
         for number in range(2, high + 1):
             key = key_of(runs_on, number)
-            self._catalogue.host(msgspec.structs.replace(self._catalogue.hosted(runs_on), runs_on=key))
+            self._catalogue.set_entry(
+                msgspec.structs.replace(self._catalogue.entry_for(runs_on), runs_on=key)
+            )
             self._scheduler.add(_further(demand, key))
         self._known[runs_on] = max(self._known.get(runs_on, 1), high)
         keys = self.keys(runs_on)
@@ -73,14 +75,14 @@ class Instances:
         ``asked`` has the demands of the models in the edited models.yaml.
         """
         further: dict[str, Demand] = {}
-        hosting = self._catalogue.hosting
+        entries = self._catalogue.entries_by_key
         for runs_on in list(self._known):
-            if runs_on not in hosting:
+            if runs_on not in entries:
                 del self._known[runs_on], self._allowed[runs_on]
                 continue
             demand = asked.get(runs_on) or self._scheduler.demand(runs_on)
             for key in self.keys(runs_on)[1:]:
-                self._catalogue.host(msgspec.structs.replace(hosting[runs_on], runs_on=key))
+                self._catalogue.set_entry(msgspec.structs.replace(entries[runs_on], runs_on=key))
                 further[key] = _further(demand, key)
         return further
 

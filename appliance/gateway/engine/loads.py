@@ -112,7 +112,7 @@ class Loads:
         A model that was falling asleep or waking is unloaded too; no prediction runs on it.
         """
         spec = adopted.spec
-        kept = self._catalogue.hosts(spec) and not adopted.changing_sleep_state
+        kept = self._catalogue.would_load(spec) and not adopted.changing_sleep_state
         if kept and adopted.level is not None:
             kept = self._scheduler.demand(spec.model).sleep_footprint is not None
         if not kept:
@@ -142,7 +142,7 @@ class Loads:
         if self._scheduler.residency(instance) is not Residency.READY:
             return
         loaded_with = self._options.get(instance)
-        if loaded_with and loaded_with != self._catalogue.options(self._catalogue.hosted(instance)):
+        if loaded_with and loaded_with != self._catalogue.options(self._catalogue.entry_for(instance)):
             self._scheduler.request_unload(instance, "a first version was trained on it", time.monotonic())
             self._scheduler.request_load(instance)
 

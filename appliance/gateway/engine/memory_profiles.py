@@ -56,7 +56,7 @@ class MemoryProfiles:
         rows = await self._store.memory_profiles.all()
         self._kept = {(row.loaded, row.device): row for row in rows}
         for model in self._scheduler.models:
-            self.recall(self._catalogue.hosted(model))
+            self.recall(self._catalogue.entry_for(model))
 
     def recall(self, entry: Entry) -> None:
         """Tell the scheduler the stored profile of a model, once."""
@@ -77,7 +77,7 @@ class MemoryProfiles:
     def unloaded(self, model: str) -> None:
         """Tell the scheduler the profile of a changed model whose former version was just unloaded."""
         if not self._scheduler.is_outdated(model):
-            self.recall(self._catalogue.hosted(model))
+            self.recall(self._catalogue.entry_for(model))
 
     def _kind(self, model: str) -> str:
         """Return the kind of devices that the model is placed on: ``cpu`` or ``cuda``."""
@@ -96,7 +96,7 @@ class MemoryProfiles:
         """Record that the model's worker process ran out of memory; return what to do about it."""
         if self._scheduler.is_outdated(model):
             return Verdict(f"Out of memory: {error.detail}", grown=False)
-        entry = self._catalogue.hosted(model)
+        entry = self._catalogue.entry_for(model)
         # In main memory its limit was the free memory; on a GPU it uses what it is configured to use.
         footprints = self._scheduler.footprints
         had = footprints.limit(model) if self._kind(model) == "cpu" else None
@@ -119,7 +119,7 @@ class MemoryProfiles:
         known = self._scheduler.footprints.of(model)
         if known.peak is None or known.demand.origin is Origin.ESTIMATED:
             return
-        entry = self._catalogue.hosted(model)
+        entry = self._catalogue.entry_for(model)
         loaded, device = self._catalogue.loads_as(entry), self._kind(model)
         before = self._kept.get((loaded, device))
         if before is not None and abs(before.peak - known.peak) <= before.peak * _STEP:

@@ -41,7 +41,7 @@ class Prefetch:
         self._model = following
         if following is not None:
             self._stop = threading.Event()
-            reading = self._read(self._catalogue.hosted(following), self._stop)
+            reading = self._read(self._catalogue.entry_for(following), self._stop)
             self._task = asyncio.get_running_loop().create_task(reading)
 
     def close(self) -> None:
@@ -58,9 +58,9 @@ class Prefetch:
     async def _read(self, entry: Entry, stop: threading.Event) -> None:
         if entry.model.source is None or entry.kind == "cog":  # most of its folder is a Python environment
             return
-        place = weights.folder(self._home, entry.model)
+        folder = weights.folder(self._home, entry.model)
         budget = int(machine.available_memory() * SHARE)
-        done = await asyncio.to_thread(weights.read_ahead, place, budget, stop)
+        done = await asyncio.to_thread(weights.read_ahead, folder, budget, stop)
         name = entry.runs_on
         text = "read %s of the weights of model %s into the page cache"
         _log.info(text, readable_bytes(done), name, extra={"model": name})

@@ -28,5 +28,5 @@ def with_queue_info(active: ActivePrediction, scheduler: Scheduler) -> Predictio
     instance = scheduler.queued_for(active.id) if record.status is Status.STARTING else None
     if instance is None:
         return record
-    place, reason = scheduler.queue_position(active.id), _FOR.get(scheduler.residency(instance), "room")
-    return record.evolve(metrics={**record.metrics, "queue_position": place, "waits_for": reason})
+    position, reason = scheduler.queue_position(active.id), _FOR.get(scheduler.residency(instance), "room")
+    return record.evolve(metrics={**record.metrics, "queue_position": position, "waits_for": reason})

@@ -28,22 +28,22 @@ def reconcile(
     now = time.monotonic()
     asked = {demand.model: demand for demand in demands}
     asked |= instances.demands_after_reload(asked)
-    hosting = catalogue.hosting
-    for key, entry in hosting.items():
+    entries = catalogue.entries_by_key
+    for key, entry in entries.items():
         if _loaded_separately(entry) and key not in asked and scheduler.knows(key):
             # A pushed model is not in models.yaml.
             base = asked.get(entry.model.name) or scheduler.demand(entry.model.name)
             asked[key] = msgspec.structs.replace(base, model=key, pin=False, preload=False)
     changed = []
     for key, demand in asked.items():
-        if key in hosting:
+        if key in entries:
             known = before.get(key)
-            anew = known is None or _load_key(known) != _load_key(hosting[key])
+            anew = known is None or _load_key(known) != _load_key(entries[key])
             scheduler.update(demand, now, replace=anew)
             if anew:
-                changed.append(hosting[key])
+                changed.append(entries[key])
     for key in scheduler.models:
-        if key not in hosting:
+        if key not in entries:
             scheduler.remove(key, now)
     return changed
 

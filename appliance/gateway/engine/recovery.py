@@ -80,7 +80,7 @@ def make_known(dependencies: Dependencies, memory_profiles: MemoryProfiles, entr
     elif not scheduler.knows(entry.model.name):
         raise InvalidVersion
     else:
-        catalogue.host(entry)
+        catalogue.set_entry(entry)
         base = scheduler.demand(entry.model.name)
         scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))
     memory_profiles.recall(entry)

@@ -81,7 +81,7 @@ class Reload:
             fresh = await self._new_catalogue(found)
             # From here to `reconcile` nothing awaits: a request sees either the old config or the new one.
             runtime.write(self.run_dir, changes.config)
-            before = self.catalogue.hosting
+            before = self.catalogue.entries_by_key
             self.catalogue.replace_with(fresh)
             self.in_force = changes.config
             self.left_out = {name: not_served[name] for name in found.left_out}

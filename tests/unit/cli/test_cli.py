@@ -446,7 +446,7 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     (tmp_path / "models.yaml").write_text(declared)
     found = servable(config.load(tmp_path / "models.yaml"), tmp_path, DEVICES, 0.0)
     built = Catalogue([card for card, _ in found.described], [entry for _, entry in found.described], ())
-    loaded = built.loads_as(built.hosted("test/echo"))
+    loaded = built.loads_as(built.entry_for("test/echo"))
     row = MemoryProfileRow(
         loaded=loaded, device="cpu", model="test/echo", peak=100 << 20, main=100 << 20, measured_at=0.0
     )

@@ -15,9 +15,9 @@ def test_what_was_trained_on_a_pushed_version_stays_as_it_is() -> None:
     pushed = entry("test/pushed")
     trained = msgspec.structs.replace(pushed, version="1" * 64, runs_on="test/pushed@1", adapter="weights")
     catalogue = catalogue_of(pushed)
-    catalogue.host(trained)
+    catalogue.set_entry(trained)
     demands = [Demand(model=name, concurrency=1, memory=MIB) for name in ("test/pushed", "test/pushed@1")]
     scheduler = Scheduler([Capacity("cpu", 10 * MIB)], demands)
-    before = dict(catalogue.hosting)
+    before = dict(catalogue.entries_by_key)
     assert reconcile(scheduler, catalogue, Instances(catalogue, scheduler), [], before) == []
     assert [scheduler.demand(each.model) for each in demands] == demands

@@ -51,7 +51,7 @@ class Edited:
                 )
             )
         self.services = services_of(self.bench, config)
-        before = self.bench.catalogue.hosting
+        before = self.bench.catalogue.entries_by_key
         found = servable(config, self.bench.folder, self.bench.devices, 0.0)
         self.bench.catalogue.replace_with(await catalogue_of(found, self.bench.store))
         self.bench.engine.reconcile([], before)
