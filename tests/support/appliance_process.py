@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
+from appliance.machine.processes import is_running
+
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "test token with spaces"
 #: Seconds after which a test gives up waiting. No test asserts how fast anything is: machines differ.
@@ -123,7 +125,7 @@ class Appliance:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found if is_running(process.pid)]
 
     def named(self, part: str) -> list[psutil.Process]:
         """Return the processes with ``part`` in their command line."""
