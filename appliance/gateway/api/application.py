@@ -131,33 +131,33 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an HTTP request; other ASGI protocols are not supported."""
         if scope["type"] != "http":
-            raise NotImplementedError(f"the appliance does not speak {scope['type']}")
+            raise NotImplementedError(f"the appliance does not support {scope['type']}")
         if not scope["path"].startswith("/"):  # OPTIONS may request "*"
-            problem = BadRequest(f'"{scope["path"][:100]}" is no path of this appliance.')
-            await errors.answer(problem, "/", post=False)(scope, receive, send)
+            problem = BadRequest(f'"{scope["path"][:100]}" is not a path; paths begin with "/".')
+            await errors.response(problem, "/", post=False)(scope, receive, send)
             return
         # "app" also makes Starlette's routes raise their 405 instead of answering it in plain text.
         scope = {**scope, "app": self}
         if self._ui is not None and self._ui.takes(scope):
             await self._ui(scope, receive, send)
         else:
-            await self._answer(scope, receive, send)
+            await self._respond(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         client_origin = headers.get("origin")
         if client_origin is not None:
             send = _with_cors(send, client_origin)
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                wished = headers.get("access-control-request-headers", _ALLOWED_HEADERS)
-                allowed = {**_PREFLIGHT, "access-control-allow-headers": wished}
+                allowed_headers = headers.get("access-control-request-headers", _ALLOWED_HEADERS)
+                allowed = {**_PREFLIGHT, "access-control-allow-headers": allowed_headers}
                 await Response(status_code=204, headers=allowed)(scope, receive, send)
                 return
-        inner = {**scope, "path": _uniform(scope["path"])}
+        inner = {**scope, "path": _normalized(scope["path"])}
         status: int | None = None
         began = time.perf_counter()
 
-        async def watched(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -165,15 +165,15 @@ class Application:
             await send(message)
 
         try:
-            await _ROUTER(inner, receive, watched)
+            await _ROUTER(inner, receive, send_and_record)
         except Exception as error:
-            if status is not None:  # a stream broke in the middle: all that is left is to close it
+            if status is not None:  # a stream failed midway: only closing the connection is left
                 raise
-            problem = _translated(error, scope)
-            answer = errors.answer(problem, inner["path"], post=scope["method"] == "POST")
-            await answer(scope, receive, watched)
+            problem = _to_appliance_error(error, scope)
+            response = errors.response(problem, inner["path"], post=scope["method"] == "POST")
+            await response(scope, receive, send_and_record)
         finally:
-            if status is not None:  # the client was not gone before
+            if status is not None:  # else the client disconnected first
                 took = time.perf_counter() - began
                 self.services.metrics.count_request(
                     inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took
@@ -182,14 +182,14 @@ class Application:
                 self.services.tracing.end_request(inner[requests.SPAN], status)
 
 
-def _uniform(path: str) -> str:
-    """One spelling of each path: clients ask below /v1 and /v1/v1, with and without a slash at the end."""
+def _normalized(path: str) -> str:
+    """Return the one spelling of a path: clients send /v1/v1 for /v1, and a slash at the end."""
     if path.startswith("/v1/v1/"):
         path = path.removeprefix("/v1")
     return path.rstrip("/") or "/"
 
 
-def _translated(error: Exception, scope: Scope) -> ApplianceError:
+def _to_appliance_error(error: Exception, scope: Scope) -> ApplianceError:
     if DiskFull.caused(error):
         full = DiskFull(str(error))
         full.__cause__ = error
@@ -204,7 +204,7 @@ def _translated(error: Exception, scope: Scope) -> ApplianceError:
         case HTTPException(status_code=404):
             return NotFound()
     _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-    return ApplianceError("The appliance failed to answer this request; its log says why.")
+    return ApplianceError("The appliance failed to respond to this request; the reason is in its log.")
 
 
 def _add_rate_limit(message: Message, state: RateLimitState | None) -> None:

@@ -11,16 +11,16 @@ from appliance.domain.errors import Unauthenticated
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens, Scope, Token
 
-#: Seconds for which a token that was found is not looked up again: a revoked one works for so much longer.
+#: Seconds for which a token is not looked up again: a revoked token works for that long.
 MEMORY: Final = 1.0
 _REMEMBERED: Final = 1000  # tokens; more than any appliance has users
 
 
 class TokenLookup(Protocol):
-    """Where tokens are kept."""
+    """The part of the store that is needed here."""
 
     async def find_token(self, digest: str) -> Token | None:
-        """The token with this digest; None also when it is revoked."""
+        """Return the token with this digest; None if there is none or it is revoked."""
 
 
 class Auth:
@@ -29,17 +29,17 @@ class Auth:
     def __init__(
         self, tokens: TokenLookup, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
     ) -> None:
-        """``tokens`` is asked once a second and token, ``running`` for an attempt if it runs."""
+        """``running`` returns the prediction with an id and an attempt number, if it runs."""
         self._tokens = tokens
         self._run_tokens = run_tokens
         self._running = running
         self._found: dict[str, tuple[float, Token]] = {}
 
     async def caller(self, header: str | None) -> Token:
-        """The token that a header carries.
+        """Return the token in an ``Authorization`` header.
 
         Raises:
-            Unauthenticated: there is none, or it is not one of ours.
+            Unauthenticated: the header has no token, or an unknown one.
         """
         secret = token.parse(header)
         if secret is None:
@@ -47,7 +47,7 @@ class Auth:
         made_for = self._run_tokens.read(secret)
         if made_for is not None:
             return self._acting(*made_for)
-        # Found by its digest: what a lookup takes tells nothing about the secret itself.
+        # Looked up by its digest, so that the duration of a lookup reveals nothing about the secret.
         digest = token.digest(secret)
         now = time.monotonic()
         at, known = self._found.get(digest, (0.0, None))
@@ -63,7 +63,7 @@ class Auth:
         return found
 
     def _acting(self, id: str, attempt: int) -> Token:
-        """The token of a prediction, valid as long as that runs."""
+        """Return the token with which a running prediction calls the API."""
         record = self._running(id, attempt)
         if record is None:
             raise Unauthenticated(token_given=True)

@@ -1,4 +1,4 @@
-"""Refusals in the shape that the client of each API reads: Replicate's, OpenAI's or Anthropic's."""
+"""Error responses in the format of the API that was called: Replicate's, OpenAI's or Anthropic's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from appliance.domain.errors import (
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine import INTERRUPTED
 
-#: Where the routes of each API begin.
+#: Path prefixes of the routes of each API.
 OPENAI: Final = "/openai"
 ANTHROPIC: Final = "/anthropic"
 
@@ -38,17 +38,17 @@ _ANTHROPIC_TYPES: Final = {
 }
 
 
-class Refusal(NamedTuple):
+class CompatError(NamedTuple):
     """An error in the terms of OpenAI's and Anthropic's APIs."""
 
-    status: int  # HTTP
+    status: int  # of HTTP
     message: str
-    parameter: str | None = None  # of the request that is at fault
-    code: str | None = None  # a word for programs
+    parameter: str | None = None  # name of the wrong field of the request
+    code: str | None = None  # for programs
 
     @classmethod
-    def of(cls, problem: ApplianceError) -> Refusal:
-        """An error of the appliance. A field that is wrong is 400 there, not 422."""
+    def of(cls, problem: ApplianceError) -> CompatError:
+        """Return the error for ``problem``. These APIs respond to a wrong field with 400, not 422."""
         match problem:
             case InvalidInput():
                 first = problem.problems[0]
@@ -68,19 +68,19 @@ class Refusal(NamedTuple):
         return cls(400 if problem.status == 422 else problem.status, problem.detail)
 
     @classmethod
-    def of_record(cls, record: Prediction, otherwise: int = 500) -> Refusal:
-        """How a prediction ended that did not succeed; ``otherwise`` is the status if its runner says so."""
+    def of_record(cls, record: Prediction, otherwise: int = 500) -> CompatError:
+        """Return the error for a prediction that did not succeed; ``otherwise`` is the status if it ran."""
         if record.status is not Status.FAILED:
             return cls(400, f"the prediction {record.id} was canceled", None, "canceled")
         error = record.output.get("error") if isinstance(record.output, dict) else None
-        if isinstance(error, dict):  # what the model itself answered
+        if isinstance(error, dict):  # the error response of the model
             return cls(error["code"], error["message"], error.get("param"))
         text = record.error or "the prediction failed"
         began = record.started_at is not None and not text.startswith(INTERRUPTED)
         return cls(otherwise if began else 503, text)
 
     def openai(self) -> dict[str, Any]:
-        """The body of an answer of OpenAI's API."""
+        """Return the body of an error response of OpenAI's API."""
         kind = "server_error" if self.status >= 500 else _OPENAI_TYPES.get(self.status)
         return {
             "error": {
@@ -92,37 +92,42 @@ class Refusal(NamedTuple):
         }
 
     def anthropic(self) -> dict[str, Any]:
-        """The body of an answer of Anthropic's API, and an event of its streams."""
+        """Return the body of an error response of Anthropic's API, which is also an event of its streams."""
         kind = _ANTHROPIC_TYPES.get(
             self.status, "api_error" if self.status >= 500 else "invalid_request_error"
         )
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
     def event(self, number: int) -> dict[str, Any]:
-        """An event of a stream of OpenAI's Responses, the ``number``-th from 0."""
-        told = {"code": self.code or "server_error", "message": self.message, "param": self.parameter}
-        return {"type": "error", "sequence_number": number, **told}
+        """Return event number ``number`` (from 0) of a stream of OpenAI's Responses."""
+        return {
+            "type": "error",
+            "sequence_number": number,
+            "code": self.code or "server_error",
+            "message": self.message,
+            "param": self.parameter,
+        }
 
 
-def refused(refusal: Refusal, path: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer to a request at ``path``, a route of OpenAI's or Anthropic's API."""
-    body = refusal.openai() if path.startswith(f"{OPENAI}/") else refusal.anthropic()
-    # Their clients try again by themselves, which would have the work done twice.
-    told = {"x-should-retry": "false"} if refusal.status >= 500 else {}
+def compat_response(error: CompatError, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the error response to a request at ``path``, a route of OpenAI's or Anthropic's API."""
+    body = error.openai() if path.startswith(f"{OPENAI}/") else error.anthropic()
+    # Their clients repeat the request by themselves, and the work would be done twice.
+    no_retry = {"x-should-retry": "false"} if error.status >= 500 else {}
     return Response(
-        msgspec.json.encode(body), refusal.status, {**told, **(headers or {})}, "application/json"
+        msgspec.json.encode(body), error.status, {**no_retry, **(headers or {})}, "application/json"
     )
 
 
-def answer(problem: ApplianceError, path: str, *, post: bool) -> Response:
-    """The one answer to every error; ``post`` says that trying again might do the work twice."""
+def response(problem: ApplianceError, path: str, *, post: bool) -> Response:
+    """Return the response for an error; ``post``: a repeated request might do the work twice."""
     headers: dict[str, str] = {}
     if isinstance(problem, Throttled):
         headers["Retry-After"] = str(problem.retry_after)
     if isinstance(problem, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if path.startswith((f"{OPENAI}/", f"{ANTHROPIC}/")):
-        return refused(Refusal.of(problem), path, headers)
+        return compat_response(CompatError.of(problem), path, headers)
     if post and problem.status >= 500:
         headers["x-should-retry"] = "false"
     return Response(msgspec.json.encode(problem.body()), problem.status, headers, "application/problem+json")

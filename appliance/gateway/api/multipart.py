@@ -16,13 +16,13 @@ from starlette.requests import ClientDisconnect, Request
 from appliance.domain.errors import BodyTooLarge, MalformedBody
 from appliance.gateway.api import requests
 
-#: The most bytes that a form may have without the content of its files.
+#: Maximum bytes of a form without the content of its files.
 FIELDS: Final = 256 * 1024
 _HEADERS: Final = 16 * 1024  # bytes of one part's headers
 
 
 class Part(NamedTuple):
-    """A part begins."""
+    """The beginning of a part of a form."""
 
     name: str  # of the field
     filename: str | None
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Further bytes of the part that began last."""
+    """Further content of the part that began last."""
 
     data: bytes
 
@@ -80,9 +80,9 @@ class _Collector:
 
 
 async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
-    """Everything in a ``multipart/form-data`` request, in order.
+    """Yield the parts of a ``multipart/form-data`` request, in order.
 
-    ``files`` is how many bytes all its files may have together.
+    ``files`` is the maximum of bytes that all its files may have together.
 
     Raises:
         BodyTooLarge: the form, or its ``Content-Length``, is over ``files`` plus ``FIELDS`` bytes.
@@ -130,7 +130,7 @@ async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
 
 
 def too_long() -> MalformedBody:
-    """The error for a form that has more than ``FIELDS`` bytes without the content of its files."""
+    """Return the error for a form that has over ``FIELDS`` bytes without the content of its files."""
     return MalformedBody(f"The fields of the form other than its files are over {FIELDS:,} bytes")
 
 

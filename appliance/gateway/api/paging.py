@@ -1,4 +1,4 @@
-"""Pages of lists, and cursors: a place in a list, as text that clients hand back unread."""
+"""Pages of lists. A cursor is a place in a list, as text that is opaque to clients."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _MOST_PLACES: Final = 10**9
 
 
 def encode(cursor: Cursor) -> str:
-    """The cursor as URL-safe text."""
+    """Return the cursor as URL-safe text."""
     packed = struct.pack(">?d", cursor.backwards, cursor.created_at) + cursor.id.encode()
     return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def decode(text: str) -> Cursor:
-    """The cursor that ``encode`` wrote.
+    """Return the cursor that ``encode`` wrote as ``text``.
 
     Raises:
-        NotFound: it did not.
+        NotFound: ``text`` is not a cursor.
     """
     try:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
@@ -65,8 +65,8 @@ def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int,
     return (max(0, at - size), at) if cursor.backwards else (behind, behind + size)
 
 
-def address(request: Request, base: str, cursor: Cursor) -> str:
-    """The address of the page at ``cursor``: this request's, with its other parameters kept."""
+def page_url(request: Request, base: str, cursor: Cursor) -> str:
+    """Return the URL of the page at ``cursor``: this request's URL with another cursor."""
     parameters = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
     return f"{base}{request.url.path}?{urlencode([*parameters, ('cursor', encode(cursor))])}"
 
@@ -79,14 +79,14 @@ async def of_predictions(
     size: int | None = None,
     **filters: Unpack[Filter],
 ) -> Response:
-    """The page of an owner's predictions, or of everyone's, that the request asks for; newest first.
+    """Return a page of predictions of ``owner`` (None: of all owners), newest first.
 
-    ``size`` is how many are on a page, if not ``PAGE``. ``filters`` are beside those that every list takes
-    from the request.
+    ``size`` is the number of predictions on a page, ``PAGE`` by default. ``filters`` are added to the query
+    parameters that every list has.
 
     Raises:
-        NotFound: the cursor is none of ours, or there is no such parent.
-        InvalidInput: another parameter is wrong.
+        NotFound: the cursor is not valid, or the parent does not exist.
+        InvalidInput: another parameter is not valid.
     """
     base = requests.origin(request)
     size = size or PAGE
@@ -107,7 +107,7 @@ async def of_predictions(
     newer = more if backwards else cursor is not None
 
     def link(record: Prediction, *, back: bool) -> str:
-        return address(request, base, Cursor(record.created_at, record.id, back))
+        return page_url(request, base, Cursor(record.created_at, record.id, back))
 
     body = serializers.page(
         [shown(record, base) for record in page],
@@ -118,7 +118,7 @@ async def of_predictions(
 
 
 def _instant(request: Request, key: str) -> float | None:
-    """A query parameter that is a time in ISO 8601, in Unix seconds; without an offset it is UTC."""
+    """Return an ISO 8601 query parameter in Unix seconds; without an offset it is UTC."""
     text = request.query_params.get(key)
     if not text:
         return None

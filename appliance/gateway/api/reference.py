@@ -1,4 +1,4 @@
-"""The API's own description: the OpenAPI document, and Swagger UI to read and try it."""
+"""Routes that describe the API: the OpenAPI document, and Swagger UI. They need no token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.routing import Route
 from appliance.domain.errors import NotFound
 from appliance.gateway.api import openapi, responses
 
-#: A package that holds nothing but Swagger UI's own files; only those are used, it is never imported.
+#: A package that contains the files of Swagger UI. It is never imported.
 _PACKAGE: Final = "fastapi_swagger"
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -58,7 +58,7 @@ async def get_docs(request: Request) -> Response:
 
 
 async def get_asset(request: Request) -> Response:
-    """``GET /docs/{asset}``: what the page is made of."""
+    """``GET /docs/{asset}``: a script, style sheet or icon of Swagger UI."""
     name = request.path_params["asset"]
     if name == "start.js":
         return Response(_START, media_type="text/javascript", headers=_POLICY)

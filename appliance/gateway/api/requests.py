@@ -1,4 +1,4 @@
-"""Reads from requests what every route needs: caller, origin, body, and headers such as Prefer."""
+"""Reads from a request what routes need: caller, origin, body, and headers such as Prefer."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Wait(NamedTuple):
     """An honoured ``Prefer: wait``."""
 
     seconds: int
-    applied: str  # what ``Preference-Applied`` says
+    applied: str  # value of the header ``Preference-Applied``
 
     @property
     def patience(self) -> float:
-        """Seconds after which the answer must leave."""
+        """Seconds after which the response is sent."""
         return max(self.seconds - EARLY, 0.5)
 
 
@@ -70,18 +70,18 @@ async def caller(
 ) -> Token:
     """Return the caller, and count the request; ``creates`` says that it creates a prediction.
 
-    ``authorization`` stands for the header of that name, where the token comes in another one.
+    ``authorization`` replaces the header of that name, for clients that send the token in another header.
 
     Raises:
         Unauthenticated: no valid token.
         PermissionDenied: the token may not do this.
-        Throttled: it has made too many requests.
+        Throttled: the token has made too many requests.
     """
     services = services_of(request)
     token = await services.auth.caller(authorization or request.headers.get("authorization"))
     if not token.may(needed):
         raise PermissionDenied(f'This token has the scope "{token.scope}"; this request needs "{needed}".')
-    if token.prediction is not None:  # what was accepted may do what it needs to
+    if token.prediction is not None:  # a running prediction is not throttled
         return token
     state = services.rate_limits.take(token.id, creates=creates, now=time.monotonic())
     if state is not None:
@@ -122,7 +122,7 @@ def origin(request: Request) -> str:
 
 
 def is_proxy(services: Services, client: str) -> bool:
-    """Whether ``client``, an IP address, is one of ``server.trusted_proxies``."""
+    """Return whether the IP address ``client`` is in ``server.trusted_proxies``."""
     if not services.config.server.trusted_proxies:
         return False
     try:
@@ -139,11 +139,11 @@ def model_name(request: Request) -> str:
 
 
 async def text_body(request: Request) -> str:
-    """The text in the request, or in the JSON string that it is.
+    """Return the text in the request, which may be a JSON string.
 
     Raises:
-        BodyTooLarge: it is over the limit.
-        MalformedBody: it is no text.
+        BodyTooLarge: it is over ``limits.body``.
+        MalformedBody: it is not text.
     """
     received = await _received(request)
     try:
@@ -161,7 +161,7 @@ async def body(request: Request) -> dict[str, Any]:
 
     Raises:
         BodyTooLarge: it is over ``limits.body``; no more of it than that was read.
-        MalformedBody: it is no JSON, or not an object.
+        MalformedBody: it is not JSON, or not an object.
     """
     received = await _received(request)
     try:
@@ -178,7 +178,7 @@ async def parse(request: Request, type: type[T]) -> T:
 
     Raises:
         BodyTooLarge: it is over ``limits.body``.
-        MalformedBody: it is no JSON, or not an object.
+        MalformedBody: it is not JSON, or not an object.
         InvalidInput: names every field that is missing, unknown or wrong; msgspec alone would name the first.
     """
     given = await body(request)
@@ -200,7 +200,7 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _not_finite(received: bytes) -> str | None:
-    """The error for a body that is JSON except for NaN or infinite numbers, which Python's parser accepts."""
+    """Return the error for a body with NaN or infinite numbers, which Python's parser accepts; else None."""
     try:
         place = input_schema.non_finite(json.loads(received))
     except (ValueError, RecursionError):
@@ -209,7 +209,7 @@ def _not_finite(received: bytes) -> str | None:
 
 
 def content_length(request: Request) -> int:
-    """How many bytes the body says it has; 0 if it does not say."""
+    """Return ``Content-Length``; 0 without a valid one."""
     given = request.headers.get("content-length", "")
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
 
@@ -229,7 +229,7 @@ def check_encoding(request: Request) -> None:
 
 
 def _reason(received: bytes, error: Exception) -> str:
-    """Why a body is no JSON, with clearer words than the decoder's for common errors."""
+    """Return why a body is not JSON, in clearer words than the decoder's for common errors."""
     if received.startswith(_GZIP):
         return "it is compressed with gzip; send it as it is"
     if received.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -264,10 +264,10 @@ async def _received(request: Request) -> bytes:
 
 
 def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
-    """A query parameter that knows few values.
+    """Return a query parameter that must be one of ``choices``, or None if it is absent.
 
     Raises:
-        InvalidInput: it has another.
+        InvalidInput: it has another value.
     """
     value = request.query_params.get(key)
     if value is None or value in choices:
@@ -277,10 +277,10 @@ def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
 
 
 def limit(request: Request, default: int, most: int) -> int:
-    """The query parameter ``limit``: how many are wanted, from 1 to ``most``.
+    """Return the query parameter ``limit``, from 1 to ``most``.
 
     Raises:
-        InvalidInput: it is no such number.
+        InvalidInput: it is not such a number.
     """
     text = request.query_params.get("limit", str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
@@ -296,7 +296,7 @@ def limit(request: Request, default: int, most: int) -> int:
 
 
 def wait(request: Request) -> Wait | None:
-    """The wait that the ``Prefer`` headers ask for; what cannot be read is not a wish."""
+    """Return the wait that the ``Prefer`` headers request; headers that cannot be parsed are ignored."""
     for header in request.headers.getlist("prefer"):
         for preference in re.split("[,;]", header):
             match = _WAIT.fullmatch(preference)
@@ -310,10 +310,10 @@ def wait(request: Request) -> Wait | None:
 
 
 def deadline(request: Request) -> float | None:
-    """When ``Cancel-After`` ends the prediction, in Unix seconds.
+    """Return when ``Cancel-After`` cancels the prediction, in Unix seconds; None without that header.
 
     Raises:
-        InvalidInput: it cannot be read, or is under five seconds.
+        InvalidInput: it cannot be parsed, or is under five seconds.
     """
     header = request.headers.get("cancel-after")
     if header is None:

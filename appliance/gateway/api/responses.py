@@ -1,4 +1,4 @@
-"""How answers are put on the wire."""
+"""JSON responses."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ from appliance.protocols import serializers
 def json(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, base: str = ""
 ) -> Response:
-    """``value`` as JSON; ``base`` is the origin of files in it."""
+    """Return ``value`` as JSON; URLs of files in it begin with ``base``, an origin."""
     return Response(serializers.encode(value, base), status, headers, "application/json")

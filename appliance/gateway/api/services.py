@@ -1,4 +1,4 @@
-"""The objects that the routes work with."""
+"""The services of a running gateway, which the routes use."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from appliance.store import Store
 
 
 class Services(msgspec.Struct, kw_only=True):
-    """Every part of a running gateway that a route may need."""
+    """The services of a running gateway."""
 
-    config: Config  # in force; only `configure` replaces it
+    config: Config  # in effect; only `configure` replaces it
     catalogue: Catalogue
     store: Store
     engine: Engine
@@ -49,7 +49,7 @@ class Services(msgspec.Struct, kw_only=True):
     started_at: float  # Unix seconds
 
     def configure(self, config: Config) -> None:
-        """Go by this config from now on, in everything but its models, which are ``Reload``'s part."""
+        """Put ``config`` into effect, except for its models, which ``Reload`` changes."""
         limits = config.limits
         self.config = config
         self.engine.limit(limits)

@@ -1,6 +1,6 @@
-"""The way to the UI: requests that the API does not answer are passed on to the process that makes the pages.
+"""Forwards requests that are not for the API to the UI process.
 
-Bytes flow both ways as they come. Whoever hangs up here hangs up there.
+Bodies are streamed both ways. When the client disconnects, the connection to the UI is closed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.gateway.api import requests, responses
 
-#: Of one connection, not of what travels over it; the last four are written anew.
-_NOT_PASSED_ON: Final = {
+#: Request headers that are not forwarded: those of one connection, and the last four, which are set anew.
+_NOT_FORWARDED: Final = {
     b"connection",
     b"keep-alive",
     b"proxy-authenticate",
@@ -34,10 +34,10 @@ _NOT_PASSED_ON: Final = {
     b"x-forwarded-proto",
     b"host",
 }
-#: Of an answer, what this server writes itself.
-_WRITTEN_HERE: Final = {b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date"}
-#: Seconds after which a connection to the UI that nobody uses is closed from here. The UI waits for longer: a
-#: request must not be sent over one that is being closed there.
+#: Response headers that this server sets itself.
+_SET_BY_SERVER: Final = {b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date"}
+#: Seconds after which an idle connection to the UI is closed. The UI closes it later, so that no request is
+#: sent over a connection that the UI is closing.
 IDLE: Final = 5.0
 _STARTING: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -62,34 +62,34 @@ the data folder says why.</p>
 
 
 class UiProxy:
-    """The forwarder."""
+    """Forwards requests to the UI process."""
 
     def __init__(self, socket: Path, api: frozenset[str]) -> None:
-        """``socket`` is where the UI listens, ``api`` the first segments of the paths that are the API's."""
+        """``socket`` is the Unix socket of the UI, ``api`` the first segments of the API's paths."""
         self._api = api
         limits = httpx.Limits(
             max_connections=None,  # pages hold streams open
             max_keepalive_connections=20,
             keepalive_expiry=IDLE,
         )
-        # Not a client of httpx: that would keep the cookies of one browser, and send them for all others.
+        # Not `httpx.AsyncClient`: that would store the cookies of one browser and send them for all others.
         self._transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits)
 
     def takes(self, scope: Scope) -> bool:
-        """Whether a request is for the UI. One with a token in it is for the API, whatever its path is."""
+        """Return whether a request is for the UI; one with a token is for the API, whatever its path."""
         first: str = scope["path"].split("/", 2)[1]
         return first not in self._api and "authorization" not in Headers(scope=scope)
 
     async def close(self) -> None:
-        """Close every connection to it."""
+        """Close the connections to the UI."""
         await self._transport.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, and its answer back."""
+        """Forward one request, and send its response."""
         request = Request(scope, receive)
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         body = _Body(receive, complete=not has_body)
-        passing = asyncio.ensure_future(self._pass_on(request, body, send))
+        passing = asyncio.ensure_future(self._forward(request, body, send))
         leaving = asyncio.ensure_future(body.disconnected())
         try:
             await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -100,14 +100,14 @@ class UiProxy:
         if isinstance(ended, Exception) and not body.broken:
             raise ended
 
-    async def _pass_on(self, request: Request, body: _Body, send: Send) -> None:
+    async def _forward(self, request: Request, body: _Body, send: Send) -> None:
         path = request.scope["raw_path"] + (b"?" + request.scope["query_string"]).removesuffix(b"?")
         scheme, _, host = requests.origin(request).partition("://")
-        headers = [pair for pair in request.headers.raw if pair[0] not in _NOT_PASSED_ON]
+        headers = [pair for pair in request.headers.raw if pair[0] not in _NOT_FORWARDED]
         headers += [(b"host", host.encode()), (b"x-forwarded-proto", scheme.encode())]
-        address = httpx.URL("http://ui", raw_path=path)
+        url = httpx.URL("http://ui", raw_path=path)
         content = None if body.complete else body.chunks()
-        asked = httpx.Request(request.method, address, headers=headers, content=content)
+        asked = httpx.Request(request.method, url, headers=headers, content=content)
         try:
             reply = await self._transport.handle_async_request(asked)
         except (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
@@ -122,7 +122,7 @@ class UiProxy:
 
 async def _answer(reply: httpx.Response, send: Send) -> None:
     headers = [(name.lower(), value) for name, value in reply.headers.raw]
-    kept = [pair for pair in headers if pair[0] not in _WRITTEN_HERE]
+    kept = [pair for pair in headers if pair[0] not in _SET_BY_SERVER]
     await send({"type": "http.response.start", "status": reply.status_code, "headers": kept})
     async for chunk in reply.aiter_raw():
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -130,7 +130,7 @@ async def _answer(reply: httpx.Response, send: Send) -> None:
 
 
 def _starting(request: Request) -> Response:
-    """The answer while nothing listens there, or when what did has just died."""
+    """Return the response while the UI process is not listening, or after it died."""
     headers = {"retry-after": "2", "cache-control": "no-store"}
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(_STARTING, 503, headers)
@@ -138,7 +138,7 @@ def _starting(request: Request) -> Response:
 
 
 class _Body:
-    """The body of a request, and the news that its client has gone, which come the same way."""
+    """The body of a request, and the disconnect of its client, which ASGI delivers the same way."""
 
     def __init__(self, receive: Receive, *, complete: bool) -> None:
         self._receive = receive
@@ -149,22 +149,21 @@ class _Body:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether the whole body was read."""
         return self._all_read.is_set()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
         while not self.complete:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.broken = True
-                raise httpx.ReadError("the client hung up")
+                raise httpx.ReadError("the client disconnected")
             if not message.get("more_body", False):
                 self._all_read.set()
             yield message.get("body", b"")
 
     async def disconnected(self) -> None:
-        """Return when the client has hung up behind its whole body."""
+        """Return when the client has disconnected after its whole body."""
         await self._all_read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass

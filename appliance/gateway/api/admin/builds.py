@@ -1,4 +1,7 @@
-"""Versions of models from Cog projects that are pushed: begin a build, and look at one."""
+"""Routes for builds of versions from uploaded Cog projects.
+
+A build runs code with the rights of the appliance, so only administrators may start one.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _MEMORY: Final[TypeAdapter[int]] = TypeAdapter(Bytes)
 
 
 async def create_version(request: Request) -> Response:
-    """``POST /models/{owner}/{name}/versions``: of the Cog project in an uploaded archive."""
+    """``POST /models/{owner}/{name}/versions``: build the Cog project in an uploaded archive."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, VersionRequest)
@@ -44,7 +47,7 @@ async def create_version(request: Request) -> Response:
 
 
 async def get_build(request: Request) -> Response:
-    """``GET /builds/{id}``: how far it has come, with its log."""
+    """``GET /builds/{id}``: state and log of a build."""
     caller = await requests.caller(request, Scope.READ)
     build = await services_of(request).builds.get(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.origin(request)))
@@ -59,7 +62,7 @@ async def list_builds(request: Request) -> Response:
 
 
 async def cancel_build(request: Request) -> Response:
-    """``POST /builds/{id}/cancel``: answers when all processes of the build have ended."""
+    """``POST /builds/{id}/cancel``: responds when all processes of the build have ended."""
     caller = await requests.caller(request, Scope.ADMIN)
     build = await services_of(request).builds.cancel(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.origin(request)))
@@ -69,7 +72,7 @@ async def _upload(url: str, caller: Token, files: FileStore) -> File:
     """Return the upload that a URL of the API (its ``urls.get``) refers to.
 
     Raises:
-        InvalidInput: it is none of the caller's.
+        InvalidInput: the caller has no such upload.
     """
     match = _UPLOAD.fullmatch(urlsplit(url).path)
     file = None if match is None else await files.upload(match[1], caller.owner)
@@ -80,10 +83,10 @@ async def _upload(url: str, caller: Token, files: FileStore) -> File:
 
 
 def _memory(given: int | str | None) -> int | None:
-    """Bytes.
+    """Return the memory to reserve, in bytes.
 
     Raises:
-        InvalidInput: it is no size.
+        InvalidInput: ``given`` is not a size.
     """
     try:
         return None if given is None else _MEMORY.validate_python(given)

@@ -1,4 +1,4 @@
-"""Examples: predictions chosen to show what a model can do. Replicate has no route to choose them."""
+"""Routes that choose the example predictions of a model. Replicate has no such routes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from appliance.gateway.catalogue.catalogue import Card
 
 
 async def add_example(request: Request) -> Response:
-    """``PUT /admin/models/{owner}/{name}/examples/{id}``: whoever sees the model sees it from now on."""
+    """``PUT /admin/models/{owner}/{name}/examples/{id}``: everyone who sees the model sees it."""
     services = services_of(request)
     card = await _card(request)
     record = await services.store.get(request.path_params["id"])
     if record is None or record.model != card.name:
         raise NotFound
     if record.status is not Status.SUCCEEDED or record.data_removed:
-        raise BadRequest(f"Prediction {record.id} has nothing to show: it is {record.status}.")
+        reason = "its output was removed" if record.data_removed else f"it is {record.status}"
+        raise BadRequest(f"Prediction {record.id} cannot be an example: {reason}.")
     await services.store.registry.add_example(card.name, record.id)
     return Response(status_code=204)
 
 
 async def remove_example(request: Request) -> Response:
-    """``DELETE /admin/models/{owner}/{name}/examples/{id}``: done also when it was none."""
+    """``DELETE /admin/models/{owner}/{name}/examples/{id}``: no effect if it is not an example."""
     card = await _card(request)
     await services_of(request).store.registry.remove_example(card.name, request.path_params["id"])
     return Response(status_code=204)

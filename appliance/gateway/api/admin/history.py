@@ -1,4 +1,7 @@
-"""Predictions and trainings as operators look at them: of every owner, with what happened to each."""
+"""Routes for predictions and trainings with details for operators.
+
+An administrator sees those of all owners, any other token those of its own owner.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.protocols import serializers
 from appliance.store import Delivery
 
-#: What a list leaves out, because it may be long.
+#: Fields that may be long; lists omit them.
 _LONG: Final = ("input", "output", "logs")
 
 
 async def list_history(request: Request) -> Response:
     """``GET /admin/predictions``: newest first, without input, output and logs.
 
-    ``limit`` is how many are on a page, a hundred if it is not given. ``model``, ``status``, ``owner``,
+    ``limit`` is the size of a page, a hundred by default. ``model``, ``status``, ``owner``,
     ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
     narrow the list.
     """
@@ -47,14 +50,14 @@ async def list_history(request: Request) -> Response:
 
 
 async def get_history_item(request: Request) -> Response:
-    """``GET /admin/predictions/{id}``: whole, with what its time went into and what was sent of it."""
+    """``GET /admin/predictions/{id}``: all fields, the timeline and the webhook deliveries."""
     caller = await requests.caller(request, Scope.READ)
     record = await services_of(request).engine.get(request.path_params["id"], _all_of(caller))
     return await _answer(record, request, caller)
 
 
 async def cancel_history_item(request: Request) -> Response:
-    """``POST /admin/predictions/{id}/cancel``; one that is over is answered as it is."""
+    """``POST /admin/predictions/{id}/cancel``: no effect on a prediction that has ended."""
     caller = await requests.caller(request, Scope.RUN)
     record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
     return await _answer(record, request, caller)
@@ -83,7 +86,7 @@ async def _answer(record: Prediction, request: Request, caller: Token) -> Respon
 
 
 def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
-    """What would run the same again, if its version is not gone."""
+    """Return the served version that the prediction ran on; None if it is no longer served."""
     try:
         return catalogue.by_version(record.version, account=None)
     except InvalidVersion:
@@ -91,15 +94,15 @@ def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
 
 
 def _all_of(caller: Token) -> str | None:
-    """The owner whose predictions this caller sees; None is every owner."""
+    """Return the owner whose predictions the caller may see; None: of all owners."""
     return None if caller.may(Scope.ADMIN) else caller.owner
 
 
 def _owner(request: Request, caller: Token) -> str | None:
-    """The same, narrowed to the owner that is asked for.
+    """Return the owner whose predictions are listed: the query parameter ``owner`` within ``_all_of``.
 
     Raises:
-        PermissionDenied: that is another one.
+        PermissionDenied: the caller may not see the predictions of that owner.
     """
     asked = request.query_params.get("owner")
     if caller.may(Scope.ADMIN) or asked is None:

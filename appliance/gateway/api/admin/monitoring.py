@@ -1,4 +1,4 @@
-"""Routes for monitoring: whether the appliance is alive, whether it can take work, and its metrics."""
+"""Routes for monitoring: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import Services, services_of
 from appliance.observability.metrics import USAGE_BY
 
-FRESH: Final = 1.0  # seconds for which a check is not made again, whoever asks
+FRESH: Final = 1.0  # seconds for which the result of a check is reused
 PATIENCE: Final = 5.0  # seconds that a check may take
 
 
 class Check:
-    """One thing that must work; checked at most once at a time, and once in ``FRESH`` seconds."""
+    """A check that is never made twice at the same time, nor more than once in ``FRESH`` seconds."""
 
     def __init__(self, problem: str, works: Callable[[], Awaitable[bool]]) -> None:
-        """``problem`` is what is said when it does not; ``works`` raises nothing."""
+        """``problem`` is the reason if ``works``, which must not raise, returns False."""
         self._problem = problem
         self._works = works
         self._task: asyncio.Future[bool] | None = None
         self._began = 0.0
 
     async def problem(self) -> str | None:
-        """Return what is wrong; None if nothing is."""
+        """Return the reason why the check fails; None if it succeeds."""
         now = time.monotonic()
         if self._task is None or (self._task.done() and now - self._began >= FRESH):
             self._task = asyncio.ensure_future(self._works())
@@ -42,12 +42,12 @@ class Check:
 
 
 async def get_health(request: Request) -> Response:
-    """``GET /healthz``: the gateway is alive. Needs no token and tells nothing else."""
+    """``GET /healthz``: the gateway is alive. It needs no token."""
     return responses.json({"status": "ok"})
 
 
 async def get_readiness(request: Request) -> Response:
-    """``GET /readyz``: 200 if new work is taken, else 503 with the reasons. Needs no token."""
+    """``GET /readyz``: 200 if predictions are accepted, else 503 with the reasons; no token."""
     found = [services_of(request).engine.problem]
     if found == [None]:
         found += await asyncio.gather(*(check.problem() for check in request.app.checks))
@@ -60,7 +60,7 @@ async def get_readiness(request: Request) -> Response:
 async def get_metrics(request: Request) -> Response:
     """``GET /metrics``, for Prometheus: for admins, and for the account of models.yaml.
 
-    They tell of the models of all owners, so other accounts do not see them.
+    They cover the models of all owners, so other accounts may not see them.
     """
     services = services_of(request)
     caller = await requests.caller(request, Scope.READ)

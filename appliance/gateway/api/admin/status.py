@@ -1,4 +1,4 @@
-"""The appliance itself: what is loaded, loading and unloading."""
+"""Routes for the state of the appliance, and for loading and unloading models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from appliance.gateway.catalogue.catalogue import Entry
 
 
 async def get_me(request: Request) -> Response:
-    """``GET /admin/me``: whose this token is, what it is called and what it may do."""
+    """``GET /admin/me``: owner, name and scope of the token."""
     caller = await requests.caller(request, Scope.READ)
     name = account_response(caller.owner, request).name
     body = {"username": caller.owner, "name": name, "token": caller.name, "scope": caller.scope.value}
@@ -47,13 +47,13 @@ async def get_status(request: Request) -> Response:
 
 
 async def get_residency(request: Request) -> Response:
-    """``GET /admin/residency``: who holds which memory, who waits for it, what was decided and why."""
+    """``GET /admin/residency``: who holds and awaits memory, and the decisions."""
     await requests.caller(request, Scope.ADMIN)
     return responses.json(services_of(request).engine.residency_report())
 
 
 async def reload_config(request: Request) -> Response:
-    """``POST /admin/reload``: models.yaml is read again; answered once what it changes is in effect."""
+    """``POST /admin/reload``: read models.yaml again; responds when its changes are in effect."""
     services = services_of(request)
     await requests.caller(request, Scope.ADMIN)
     try:
@@ -64,7 +64,7 @@ async def reload_config(request: Request) -> Response:
 
 
 async def load_model(request: Request) -> Response:
-    """``POST /admin/models/{owner}/{name}/load``: answered once the model is ready."""
+    """``POST /admin/models/{owner}/{name}/load``: responds when the model is ready."""
     services = services_of(request)
     entry = await _entry(request)
     await services.engine.load(entry)
@@ -72,7 +72,7 @@ async def load_model(request: Request) -> Response:
 
 
 async def unload_model(request: Request) -> Response:
-    """``POST /admin/models/{owner}/{name}/unload``: done once what runs there, or its load, is over."""
+    """``POST /admin/models/{owner}/{name}/unload``: happens after its predictions, or its load, end."""
     services = services_of(request)
     entry = await _entry(request)
     await services.engine.unload(entry)
@@ -80,12 +80,12 @@ async def unload_model(request: Request) -> Response:
 
 
 async def pin_model(request: Request) -> Response:
-    """``POST /admin/models/{owner}/{name}/pin``: load it, and never evict it."""
+    """``POST /admin/models/{owner}/{name}/pin``: load the model, and never evict it."""
     return await _pin(request, pinned=True)
 
 
 async def unpin_model(request: Request) -> Response:
-    """``POST /admin/models/{owner}/{name}/unpin``: it may be evicted, although models.yaml pins it."""
+    """``POST /admin/models/{owner}/{name}/unpin``: allow eviction, even if models.yaml pins the model."""
     return await _pin(request, pinned=False)
 
 
@@ -97,7 +97,7 @@ async def _pin(request: Request, *, pinned: bool) -> Response:
         "name": entry.name,
         "state": services.engine.residency(entry).value,
         "pinned": pinned,
-        "detail": "Until the appliance is started again: models.yaml is unchanged.",
+        "detail": "This lasts until the appliance restarts; models.yaml is unchanged.",
     }
     return responses.json(body, 202)
 

@@ -1,4 +1,4 @@
-"""API tokens: list, create, revoke. The command `appliance token` does the same without a token."""
+"""Routes for API tokens. The command `appliance token` does the same without a token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OWNER: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
 
 async def list_tokens(request: Request) -> Response:
-    """``GET /admin/tokens``: every token, revoked ones too, oldest first; secrets are not kept."""
+    """``GET /admin/tokens``: all tokens, revoked ones too, oldest first, without secrets."""
     await requests.caller(request, Scope.ADMIN)
     return responses.json(
         serializers.page([_shown(known) for known in await services_of(request).store.list_tokens()])
@@ -32,7 +32,7 @@ async def list_tokens(request: Request) -> Response:
 
 
 async def create_token(request: Request) -> Response:
-    """``POST /admin/tokens``: the answer holds the secret, as ``token``; it cannot be had again."""
+    """``POST /admin/tokens``: only this response contains the secret, as ``token``."""
     services = services_of(request)
     await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, TokenRequest)
@@ -53,7 +53,7 @@ async def create_token(request: Request) -> Response:
 
 
 async def revoke_token(request: Request) -> Response:
-    """``DELETE /admin/tokens/{id}``: it is refused within a second; revoking again changes nothing."""
+    """``DELETE /admin/tokens/{id}``: the token is refused after at most a second."""
     await requests.caller(request, Scope.ADMIN)
     revoked = await services_of(request).store.revoke_token(request.path_params["id"])
     if revoked is None:

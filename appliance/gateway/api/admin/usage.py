@@ -1,4 +1,4 @@
-"""Routes for usage and its cost, as JSON and as CSV."""
+"""Routes for usage and its cost, as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 
-DAYS: Final = 30  # that are shown where the request does not say which
-#: What spreadsheets take for the beginning of a formula.
+DAYS: Final = 30  # shown by default
+#: Characters with which a formula begins in spreadsheets.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -52,7 +52,7 @@ async def get_usage(request: Request) -> Response:
 
 
 async def get_usage_csv(request: Request) -> Response:
-    """``GET /admin/usage.csv``: the rows of the same, a line each under a line of names."""
+    """``GET /admin/usage.csv``: the rows of ``GET /admin/usage``, with a header line."""
     caller = await requests.caller(request, Scope.READ)
     first, last, by = _asked(request)
     prices = services_of(request).config.prices
@@ -76,10 +76,10 @@ async def _rows(request: Request, caller: Token, first: str, last: str, by: list
 
 
 def _asked(request: Request) -> tuple[str, str, list[str]]:
-    """First and last day, and what is to be told apart.
+    """Return the first day, the last day and the keys to group by.
 
     Raises:
-        InvalidInput: one of them cannot be read.
+        InvalidInput: a query parameter is not valid.
     """
     today = date.fromisoformat(usage.day(time.time()))
     last = _day(request, "to", today)
@@ -106,7 +106,7 @@ def _day(request: Request, key: str, otherwise: date) -> date:
 
 
 def _shown(each: Priced, by: list[str] | tuple[str, ...], named: dict[str, str]) -> dict[str, Any]:
-    """One row; times are seconds."""
+    """Return a row as JSON; times are in seconds."""
     used = each.usage
     keys: dict[str, Any] = {key: getattr(used, key) for key in by}
     if "token" in by:
@@ -128,7 +128,7 @@ def _shown(each: Priced, by: list[str] | tuple[str, ...], named: dict[str, str])
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet does not take for a formula; numbers without exponents."""
+    """Return a cell that no spreadsheet takes for a formula; numbers have no exponents."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value
     return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else value

@@ -27,7 +27,7 @@ from appliance.domain.errors import (
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests
-from appliance.gateway.api.errors import ANTHROPIC, Refusal, refused
+from appliance.gateway.api.errors import ANTHROPIC, CompatError, compat_response
 from appliance.gateway.api.replicate.streams import HEADERS
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
@@ -59,12 +59,12 @@ class ApiFormat(NamedTuple):
 
     named: bool  # whether an event is named after the type of its object
     last: bytes  # bytes that end the stream
-    error: Callable[[Refusal, int], dict[str, Any]]  # makes the error event from the error and its number
+    error: Callable[[CompatError, int], dict[str, Any]]  # makes the error event from the error and its number
 
 
-CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda refusal, _: refusal.openai())
-EVENTS: Final = ApiFormat(named=True, last=b"", error=Refusal.event)
-MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda refusal, _: refusal.anthropic())
+CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda error, _: error.openai())
+EVENTS: Final = ApiFormat(named=True, last=b"", error=CompatError.event)
+MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda error, _: error.anthropic())
 
 
 async def find_caller(request: Request, scope: Scope, *, creates: bool = False) -> Token:
@@ -122,7 +122,7 @@ async def run_operation(
     except Disconnected:
         return Response(status_code=_GONE)
     if ended.status is not Status.SUCCEEDED:
-        return refused(_refusal(ended), request.url.path, headers)
+        return compat_response(_error_of(ended), request.url.path, headers)
     return Response(serializers.encode(ended.output), 200, headers, "application/json")
 
 
@@ -150,7 +150,9 @@ async def predict(
     except Disconnected:
         return Response(status_code=_GONE)
     if ended.status is not Status.SUCCEEDED:  # the input is the likely cause of a failure
-        return refused(Refusal.of_record(ended, otherwise=400), request.url.path, id_headers(record))
+        return compat_response(
+            CompatError.of_record(ended, otherwise=400), request.url.path, id_headers(record)
+        )
     return ended
 
 
@@ -209,7 +211,7 @@ async def _stream(
         _cancel(record, engine)
         raise
     if isinstance(first, Prediction) and first.status is not Status.SUCCEEDED:
-        return refused(_refusal(first), request.url.path, headers)
+        return compat_response(_error_of(first), request.url.path, headers)
     events = _events(record, first, seen, format, engine)
     return StreamingResponse(events, 200, {**HEADERS, **headers}, "text/event-stream")
 
@@ -227,7 +229,7 @@ async def _events(
                 case Prediction():
                     ended = True
                     if first.status is not Status.SUCCEEDED and not broken:
-                        yield frame(format.error(_refusal(first), count), named=format.named)
+                        yield frame(format.error(_error_of(first), count), named=format.named)
                     yield format.last
                 case _:
                     count += len(first)
@@ -240,14 +242,14 @@ async def _events(
             _cancel(record, engine)
 
 
-def _refusal(record: Prediction) -> Refusal:
+def _error_of(record: Prediction) -> CompatError:
     """Return the error of an operation that did not succeed.
 
     An error response of the model has its own status. Other failures are not the caller's fault, unless the
     request has URLs of images, which may be what could not be fetched.
     """
     media_urls = next(media.urls(record.input), None) is not None
-    return Refusal.of_record(record, otherwise=400 if media_urls else 500)
+    return CompatError.of_record(record, otherwise=400 if media_urls else 500)
 
 
 def checked(given: dict[str, Any], *required: str) -> dict[str, Any]:

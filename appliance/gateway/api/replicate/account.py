@@ -1,4 +1,4 @@
-"""The account behind a token, and the hardware of this machine."""
+"""Routes for the account of a token and the hardware of this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from appliance.protocols.response_types import AccountResponse, HardwareResponse
 
 
 async def get_account(request: Request) -> Response:
-    """``GET /account``; also the sign-in check of some clients."""
+    """``GET /account``: some clients use it to check a token."""
     caller = await requests.caller(request, Scope.READ)
     return responses.json(account_response(caller.owner, request))
 
 
 async def list_hardware(request: Request) -> Response:
-    """``GET /hardware``: a bare array, each kind of device once."""
+    """``GET /hardware``: each kind of device once, as an array without pages."""
     await requests.caller(request, Scope.READ)
     kinds = {device.sku: device.label for device in services_of(request).devices}
     return responses.json([HardwareResponse(name=name, sku=sku) for sku, name in kinds.items()])

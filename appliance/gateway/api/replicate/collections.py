@@ -1,4 +1,4 @@
-"""Collections of models, and the search over both."""
+"""Routes for collections of models, and the search for models and collections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST: Final = 50
 
 
 async def list_collections(request: Request) -> Response:
-    """``GET /collections``: those of models.yaml, in its order."""
+    """``GET /collections``: the collections of models.yaml, in its order."""
     await requests.caller(request, Scope.READ)
     return responses.json(
         serializers.page([_brief(one) for one in services_of(request).catalogue.collections.values()])
@@ -37,7 +37,7 @@ async def list_collections(request: Request) -> Response:
 
 
 async def get_collection(request: Request) -> Response:
-    """``GET /collections/{slug}``: with its models whole."""
+    """``GET /collections/{slug}``: a collection with its models."""
     services = services_of(request)
     await requests.caller(request, Scope.READ)
     found = services.catalogue.collections.get(request.path_params["slug"])
@@ -45,7 +45,7 @@ async def get_collection(request: Request) -> Response:
         raise NotFound
     listing = await models.Listing.of(request)
     base = requests.origin(request)
-    cards = services.catalogue.cards  # has no models that cannot be served
+    cards = services.catalogue.cards  # does not contain models that cannot be served
     shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
     body = CollectionDetailResponse(
         name=found.name,
@@ -60,7 +60,7 @@ async def get_collection(request: Request) -> Response:
 async def search(request: Request) -> Response:
     """``GET /search?query=&limit=``: models and collections, best first.
 
-    Replicate needs no token here and clients send none: only public models are found.
+    As on Replicate, it needs no token, and clients send none. Only public models are found.
     """
     services = services_of(request)
     if "authorization" in request.headers:

@@ -1,4 +1,4 @@
-"""Deployments: a name of one's own for one version of a model; and the predictions made through them."""
+"""Routes for deployments, and for predictions with a deployment."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from appliance.protocols.request_types import (
 )
 from appliance.protocols.response_types import DeploymentResponse
 
-#: Seconds that a deployment must not have been used for before it can be deleted.
+#: Seconds for which a deployment must have been unused before it can be deleted.
 UNUSED: Final = 15 * 60
 
 
 async def list_deployments(request: Request) -> Response:
-    """``GET /deployments``: the account's, newest release first."""
+    """``GET /deployments``: the deployments of the account, newest release first."""
     caller = await requests.caller(request, Scope.READ)
     found = await services_of(request).store.registry.deployments(caller.owner)
     return responses.json(serializers.page([_shown(release, request) for release in found]))
 
 
 async def create_deployment(request: Request) -> Response:
-    """``POST /deployments``: its first release."""
+    """``POST /deployments``: create a deployment with its first release."""
     caller = await requests.caller(request, Scope.RUN)
     given = await requests.parse(request, DeploymentRequest)
     if await services_of(request).store.registry.deployment(caller.owner, given.name) is not None:
@@ -55,13 +55,12 @@ async def create_deployment(request: Request) -> Response:
 
 
 async def get_deployment(request: Request) -> Response:
-    """``GET /deployments/{owner}/{name}``."""
     caller = await requests.caller(request, Scope.READ)
     return responses.json(_shown(await _release(request, caller), request))
 
 
 async def update_deployment(request: Request) -> Response:
-    """``PATCH /deployments/{owner}/{name}``: a further release, unless nothing changes."""
+    """``PATCH /deployments/{owner}/{name}``: create a new release, unless nothing changes."""
     caller = await requests.caller(request, Scope.RUN)
     current = await _release(request, caller)
     given = await requests.parse(request, DeploymentUpdateRequest)
@@ -76,7 +75,7 @@ async def update_deployment(request: Request) -> Response:
 
 
 async def delete_deployment(request: Request) -> Response:
-    """``DELETE /deployments/{owner}/{name}``: once it is offline and unused."""
+    """``DELETE /deployments/{owner}/{name}``: delete a deployment that is offline and unused."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     release = await _release(request, caller)
@@ -92,7 +91,6 @@ async def delete_deployment(request: Request) -> Response:
 
 
 async def create_deployment_prediction(request: Request) -> Response:
-    """``POST /deployments/{owner}/{name}/predictions``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
     release = await _release(request, caller)
     given = await requests.parse(request, PredictionRequest)
@@ -104,11 +102,11 @@ async def create_deployment_prediction(request: Request) -> Response:
 
 
 async def _add_release(release: Release, request: Request) -> Response:
-    """Store ``release`` and let it count.
+    """Store ``release`` and put it into effect.
 
     Raises:
-        InvalidInput: its numbers contradict each other.
-        InvalidVersion: its model has no such version that can be run.
+        InvalidInput: ``max_instances`` is less than ``min_instances``.
+        InvalidVersion: the model has no such version, or the version cannot run.
     """
     services = services_of(request)
     if release.max_instances < release.min_instances:

@@ -1,4 +1,4 @@
-"""Files: upload, list, get, delete, download; and the files that predictions made."""
+"""Routes for uploaded files and for output files of predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST_NAME: Final = 255
 _OPAQUE: Final = "application/octet-stream"
 _BRACKETS: Final = re.compile(r"\[([^\[\]]*)\]")
 _TYPE: Final = re.compile(r"[\w.+-]+/[\w.+-]+(\s*;\s*[\w.+-]+=(\"[^\"\r\n]*\"|[\w.+-]+))*")
-#: What a file says is for whoever opens it, not for this origin: nothing in it may run here.
+#: A file is not trusted: scripts in it must not run in the origin of this server.
 _INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; media-src 'self'",
@@ -39,7 +39,7 @@ _INERT: Final = {
 
 
 class _Form:
-    """An upload's form as far as it has arrived."""
+    """The part of an upload's form that has arrived."""
 
     def __init__(self) -> None:
         self.fields: list[tuple[str, bytearray]] = []
@@ -52,7 +52,7 @@ class _Form:
 
 
 async def create_file(request: Request) -> Response:
-    """``POST /files``: a form with the file in ``content``."""
+    """``POST /files``: upload the file in the form field ``content``."""
     files = services_of(request).files
     caller = await requests.caller(request, Scope.RUN)
     expected = requests.content_length(request)
@@ -69,7 +69,7 @@ async def create_file(request: Request) -> Response:
         file = await files.keep(
             form.file, owner=caller.owner, name=name, content_type=content_type, metadata=metadata
         )
-    except BaseException:  # also when the client goes away
+    except BaseException:  # also when the client disconnects
         if form.file is not None:
             form.file.discard()
         raise
@@ -86,23 +86,22 @@ async def list_files(request: Request) -> Response:
     shown = found[:PAGE]
     following = None
     if len(found) > PAGE:
-        following = paging.address(request, base, Cursor(shown[-1].created_at, shown[-1].id))
+        following = paging.page_url(request, base, Cursor(shown[-1].created_at, shown[-1].id))
     return responses.json(serializers.page([serializers.file(file, base) for file in shown], next=following))
 
 
 async def get_file(request: Request) -> Response:
-    """``GET /files/{id}``: what is known of it; the bytes are at other addresses."""
+    """``GET /files/{id}``: metadata; the content has another URL."""
     return responses.json(serializers.file(await _file(request, Scope.READ), requests.origin(request)))
 
 
 async def delete_file(request: Request) -> Response:
-    """``DELETE /files/{id}``."""
     await services_of(request).files.remove(await _file(request, Scope.RUN))
     return Response(status_code=204, media_type="text/plain")
 
 
 async def download_file(request: Request) -> Response:
-    """``GET /files/{id}/download?owner&expiry&signature``: the bytes; the signature is the permission."""
+    """``GET /files/{id}/download?owner&expiry&signature``: content; no token, but a signature."""
     files = services_of(request).files
     asked = request.query_params
     id, owner = request.path_params["id"], asked.get("owner", "")
@@ -114,7 +113,7 @@ async def download_file(request: Request) -> Response:
 
 
 async def get_output_file(request: Request) -> Response:
-    """``GET /outputs/{id}/{name}``: the bytes; the id cannot be guessed, and clients send no token."""
+    """``GET /outputs/{id}/{name}``: content. No token, but the id cannot be guessed."""
     file = await services_of(request).files.output(request.path_params["id"])
     if file is None:
         raise NotFound("File not found")
@@ -143,15 +142,15 @@ async def _file(request: Request, scope: Scope) -> File:
 
 
 async def _receive(request: Request, form: _Form, expected: int, files: FileStore) -> None:
-    """Read the form; the file goes to the disk as it comes.
+    """Read the form into ``form``; the file is written to the disk as it arrives.
 
     Raises:
-        FileTooLarge: the file is over the limit.
-        MalformedBody: something else is too much, or no form.
+        FileTooLarge: the file is over ``files.max_upload``.
+        MalformedBody: the other fields are too long, or the body is not a form.
     """
     limit = files.config.max_upload
     field: bytearray | None = None
-    size = rest = 0  # of the file, and of everything else
+    size = rest = 0  # bytes of the file; bytes of all other fields
     async for found in parts(request, limit):
         if not isinstance(found, Piece):
             rest += len(found.name)
@@ -175,7 +174,7 @@ async def _receive(request: Request, form: _Form, expected: int, files: FileStor
 
 
 def _name(form: _Form) -> str:
-    """The name that the caller gave, without any folder that is in it.
+    """Return the file name that the caller gave, without its folders.
 
     Raises:
         InvalidInput: it is too long.
@@ -191,7 +190,7 @@ def _content_type(form: _Form) -> str:
     """Return the content type that the caller gave, else the one that follows from the file's name.
 
     Raises:
-        InvalidInput: it is no media type.
+        InvalidInput: it is not a media type.
     """
     given = (
         form.text("type") or form.content_type or mimetypes.guess_type(_name(form))[0] or _OPAQUE
@@ -202,7 +201,7 @@ def _content_type(form: _Form) -> str:
 
 
 def _metadata(form: _Form) -> dict[str, Any]:
-    """The ``metadata`` field, which is JSON, or many fields called ``metadata[a][b]``.
+    """Return the metadata: the JSON in ``metadata``, or the fields called ``metadata[a][b]``.
 
     Raises:
         InvalidInput: it is neither.
@@ -231,7 +230,7 @@ def _keys(name: str) -> Iterator[str]:
 
 
 def _put(place: dict[str, Any], keys: list[str], value: str) -> None:
-    """Store ``value`` at ``place[a][b]``; an empty key at the end makes a list."""
+    """Store ``value`` at ``place[a][b]``; if the last key is empty, append it to a list."""
     for at, key in enumerate(keys):
         if at == len(keys) - 1:
             place[key] = value

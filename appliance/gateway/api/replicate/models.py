@@ -1,4 +1,4 @@
-"""Models: list, search, get; and those that are made through the API: create, update, delete."""
+"""Routes for models. An alias is answered with the model that it stands for."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ async def list_models(request: Request) -> Response:
 
 
 async def query_models(request: Request) -> Response:
-    """``QUERY /models``: what the body describes, best first.
+    """``QUERY /models``: the models that match the body, best first.
 
-    The body is text, or a JSON string: every client sends another of the two, under either content type.
+    The body is text or a JSON string: clients send either one, with either content type.
     """
     await requests.caller(request, Scope.READ)
     text = await requests.text_body(request)
@@ -49,13 +49,13 @@ async def query_models(request: Request) -> Response:
 
 
 async def create_model(request: Request) -> Response:
-    """``POST /models``: a model without a version yet; trainings make those."""
+    """``POST /models``: create a model. Trainings and builds create its versions."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     given = await requests.parse(request, ModelRequest)
     if given.owner != caller.owner:
         raise PermissionDenied(
-            f'This token is of the account "{caller.owner}"; it cannot make models of "{given.owner}".'
+            f'This token belongs to the account "{caller.owner}"; it cannot create models of "{given.owner}".'
         )
     name = f"{given.owner}/{given.name}"
     try:
@@ -67,7 +67,7 @@ async def create_model(request: Request) -> Response:
     values = msgspec.structs.asdict(given) | {"name": name}
     del values["owner"]
     model = Model(created_at=round(time.time(), 6), **values)
-    # In the catalogue first, so that a second request for the same name is refused while this is stored.
+    # In the catalogue first, so that a second request for the same name fails while this one is stored.
     card = services.catalogue.put(model)
     try:
         await services.store.registry.add_model(model)
@@ -78,7 +78,6 @@ async def create_model(request: Request) -> Response:
 
 
 async def get_model(request: Request) -> Response:
-    """``GET /models/{owner}/{name}``."""
     return responses.json(
         await _shown(await _card(request), request),
         base=requests.origin(request),
@@ -86,7 +85,7 @@ async def get_model(request: Request) -> Response:
 
 
 async def update_model(request: Request) -> Response:
-    """``PATCH /models/{owner}/{name}``: what is said of it."""
+    """``PATCH /models/{owner}/{name}``: change the description and links."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     card = _own(request, caller)
@@ -98,7 +97,7 @@ async def update_model(request: Request) -> Response:
 
 
 async def delete_model(request: Request) -> Response:
-    """``DELETE /models/{owner}/{name}``: one's own, private, without versions."""
+    """``DELETE /models/{owner}/{name}``: only a private model without versions."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     card = _own(request, caller)
@@ -120,7 +119,7 @@ async def get_readme(request: Request) -> Response:
 
 
 async def list_examples(request: Request) -> Response:
-    """``GET /models/{owner}/{name}/examples``: predictions that were chosen to show what it can do."""
+    """``GET /models/{owner}/{name}/examples``: the predictions that an administrator chose."""
     services = services_of(request)
     card = await _card(request)
     base = requests.origin(request)
@@ -141,7 +140,7 @@ async def _page(cards: Sequence[Card], request: Request) -> Response:
     shown = cards[begin:end]
 
     def link(place: int, *, back: bool) -> str:
-        return paging.address(request, base, Cursor(place, cards[place].name, back))
+        return paging.page_url(request, base, Cursor(place, cards[place].name, back))
 
     body = serializers.page(
         [listing.shown(card, base) for card in shown],
@@ -172,16 +171,16 @@ async def _stored(name: str, store: Store) -> Model:
 
 
 def own(card: Card, caller: Token) -> Card:
-    """``card``, which ``caller`` may change.
+    """Return ``card`` if ``caller`` may change the model.
 
     Raises:
-        PermissionDenied: it is another account's.
-        BadRequest: it is in models.yaml.
+        PermissionDenied: the model belongs to another account.
+        BadRequest: the model is defined in models.yaml.
     """
     if card.kind is not None:
         raise BadRequest(f"Model {card.name} is defined in models.yaml on the server; change it there.")
     if card.owner != caller.owner:
-        raise PermissionDenied(f'Model {card.name} is of the account "{card.owner}".')
+        raise PermissionDenied(f'Model {card.name} belongs to the account "{card.owner}".')
     return card
 
 
@@ -202,7 +201,6 @@ class Listing:
         return cls(services.catalogue, await services.store.run_counts(), examples)
 
     def shown(self, card: Card, base: str) -> ModelResponse:
-        """A model as every list shows it."""
         latest = self._catalogue.latest(card.name)
         example = self._examples.get(card.name)
         owner, name = card.name.split("/")

@@ -1,4 +1,4 @@
-"""Predictions: create, get, list, cancel."""
+"""Routes for predictions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ async def create_version_prediction(request: Request) -> Response:
 
 
 async def create_model_prediction(request: Request) -> Response:
-    """``POST /models/{owner}/{name}/predictions``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
     entry = services_of(request).catalogue.resolve(requests.model_name(request), caller.owner)
     given = await requests.parse(request, PredictionRequest)
@@ -43,7 +42,7 @@ async def create_model_prediction(request: Request) -> Response:
 
 
 async def create_prediction_at_version(request: Request) -> Response:
-    """``POST /models/{version id}/predictions``, which LiteLLM makes of ``owner/name:version``."""
+    """``POST /models/{version id}/predictions``, the URL that LiteLLM calls for ``owner/name:version``."""
     caller = await requests.caller(request, Scope.RUN, creates=True)
     version = request.path_params["version"]
     entry = services_of(request).catalogue.by_spec(
@@ -54,27 +53,26 @@ async def create_prediction_at_version(request: Request) -> Response:
 
 
 async def get_prediction(request: Request) -> Response:
-    """``GET /predictions/{id}``."""
     caller = await requests.caller(request, Scope.READ)
     record = await services_of(request).engine.get(request.path_params["id"], caller.owner)
     return await _response(record, request)
 
 
 async def cancel_prediction(request: Request) -> Response:
-    """``POST /predictions/{id}/cancel``; one that is over is answered as it is."""
+    """``POST /predictions/{id}/cancel``: no effect on a prediction that has ended."""
     caller = await requests.caller(request, Scope.RUN)
     record = await services_of(request).engine.cancel(request.path_params["id"], caller.owner)
     return await _response(record, request)
 
 
 async def list_predictions(request: Request) -> Response:
-    """``GET /predictions``: newest first, a hundred at a time; ``parent``: what that one asked for."""
+    """``GET /predictions``: newest first, a hundred at a time; ``parent``: only those that it created."""
     caller = await requests.caller(request, Scope.READ)
     return await paging.of_predictions(request, caller.owner, serializers.listed)
 
 
 async def _response(record: Prediction, request: Request) -> Response:
-    # Trainings too: recorded Replicate responses give a new training a prediction's URL.
+    # Trainings too: Replicate's response to a new training contains a prediction's URL.
     base = requests.origin(request)
     body = serializers.prediction_or_training(record, base)
     body.parts = await services_of(request).engine.children_of(record) or UNSET
@@ -89,7 +87,7 @@ async def create_prediction(
     *,
     deployment: str | None = None,
 ) -> Response:
-    """Create the prediction that the body ``given`` describes, and wait for it as ``Prefer`` says."""
+    """Create the prediction that ``given`` describes, and wait for its end if ``Prefer`` requests that."""
     services = services_of(request)
     wait = requests.wait(request)
     base = requests.origin(request)

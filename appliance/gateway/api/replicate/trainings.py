@@ -1,4 +1,4 @@
-"""Trainings: create, get, list, cancel. A training is a prediction of a trainer, and stored as one."""
+"""Routes for trainings. A training is a prediction of a trainer, and stored as one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from appliance.protocols.request_types import TrainingRequest
 
 
 async def create_training(request: Request) -> Response:
-    """``POST /models/{owner}/{name}/versions/{id}/trainings``."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN, creates=True)
     given = await requests.parse(request, TrainingRequest)
@@ -54,13 +53,12 @@ async def create_training(request: Request) -> Response:
 
 
 async def get_training(request: Request) -> Response:
-    """``GET /trainings/{id}``."""
     caller = await requests.caller(request, Scope.READ)
     return _response(await _training(request, caller), request)
 
 
 async def cancel_training(request: Request) -> Response:
-    """``POST /trainings/{id}/cancel``; one that is over is answered as it is."""
+    """``POST /trainings/{id}/cancel``: no effect on a training that has ended."""
     caller = await requests.caller(request, Scope.RUN)
     record = await _training(request, caller)
     return _response(await services_of(request).engine.cancel(record.id, caller.owner), request)
@@ -85,11 +83,11 @@ def _response(record: Prediction, request: Request) -> Response:
 
 
 def _destination(name: str, caller: Token, catalogue: Catalogue) -> str:
-    """The model that gets the new version.
+    """Return the name of the model that gets the new version.
 
     Raises:
-        DestinationNotFound: there is no such model of the caller's.
-        BadRequest: it is in models.yaml.
+        DestinationNotFound: the caller has no such model.
+        BadRequest: the model is defined in models.yaml.
     """
     try:
         return own(catalogue.card(name, caller.owner), caller).name
@@ -98,7 +96,7 @@ def _destination(name: str, caller: Token, catalogue: Catalogue) -> str:
     except BadRequest as error:
         raise BadRequest(
             f"Model {name} is defined in models.yaml and takes no trained versions; "
-            "make a destination with POST /v1/models."
+            "create a destination with POST /v1/models."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Versions of models: list, get, delete."""
+"""Routes for versions of models."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from appliance.protocols import serializers
 
 
 async def list_versions(request: Request) -> Response:
-    """``GET /models/{owner}/{name}/versions``: every version it ever had, newest first."""
+    """``GET /models/{owner}/{name}/versions``: every version that the model ever had, newest first."""
     services = services_of(request)
     card, _ = await _card(request, Scope.READ)
     latest = services.catalogue.latest(card.name)
     rows = await services.store.versions(card.name)
-    # The one that is served comes first, also when an older state of models.yaml has come back.
+    # The served version comes first, even if an older models.yaml was restored.
     rows = sorted(rows, key=lambda row: latest is None or row.id != latest.version)
     return responses.json(
         serializers.page([serializers.version(row.id, row.created_at, row.document) for row in rows])
@@ -31,7 +31,6 @@ async def list_versions(request: Request) -> Response:
 
 
 async def get_version(request: Request) -> Response:
-    """``GET /models/{owner}/{name}/versions/{id}``."""
     card, _ = await _card(request, Scope.READ)
     row = await services_of(request).store.version(request.path_params["id"], card.name)
     if row is None:
@@ -40,7 +39,7 @@ async def get_version(request: Request) -> Response:
 
 
 async def delete_version(request: Request) -> Response:
-    """``DELETE /models/{owner}/{name}/versions/{id}``: with its predictions and their files."""
+    """``DELETE /models/{owner}/{name}/versions/{id}``: its predictions and their files too."""
     card, caller = await _card(request, Scope.RUN)
     services = services_of(request)
     version = request.path_params["id"]
@@ -53,7 +52,7 @@ async def delete_version(request: Request) -> Response:
     gone = [entry for entry in services.catalogue.served(card.name) if entry.version == version]
     for entry in gone:
         services.catalogue.remove_version(entry)
-        if entry.kind == "cog":  # it was loaded for this version alone
+        if entry.kind == "cog":  # a Cog model is loaded for one version only
             await services.engine.unload(entry)
     removed = await services.store.remove_version(version, card.name)
     await services.files.remove_outputs(removed)
@@ -65,7 +64,7 @@ async def delete_version(request: Request) -> Response:
 
 
 async def _check_unused(version: str, services: Services) -> None:
-    """Raise ``BadRequest`` if something needs this version."""
+    """Raise ``BadRequest`` if a deployment, a trained version or a prediction uses this version."""
     registry = services.store.registry
     for release in await registry.deployments():
         if release.version == version:
@@ -77,7 +76,7 @@ async def _check_unused(version: str, services: Services) -> None:
                 "delete it first."
             )
     if services.engine.uses(version):
-        raise BadRequest(f"Version {version} has predictions under way; cancel them first.")
+        raise BadRequest(f"Version {version} has unfinished predictions; cancel them first.")
 
 
 async def _card(request: Request, scope: Scope) -> tuple[Card, Token]:

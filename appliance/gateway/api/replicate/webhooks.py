@@ -1,4 +1,4 @@
-"""The route for webhook keys, and the parsing of a request's webhook URL and event filter."""
+"""The route for the webhook key, and the webhook of a request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from appliance.protocols.response_types import WebhookSecretResponse
 
 
 async def get_webhook_secret(request: Request) -> Response:
-    """``GET /webhooks/default/secret``: the caller's newest key."""
+    """``GET /webhooks/default/secret``: the newest key of the caller's account."""
     caller = await requests.caller(request, Scope.RUN)
     newest, *_ = await sender.keys(services_of(request).store, caller.owner, time.time())
     return responses.json(WebhookSecretResponse(key=newest))

@@ -217,4 +217,4 @@ async def test_what_is_no_path_is_refused(gateway: httpx.AsyncClient, pages: Pag
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     assert head.startswith(b"HTTP/1.1 400")
-    assert b'"detail":"\\"*\\" is no path of this appliance."' in body
+    assert b'"detail":"\\"*\\" is not a path; paths begin with \\"/\\"."' in body
