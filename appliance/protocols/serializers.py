@@ -1,6 +1,6 @@
-"""Records as the JSON that Replicate's clients read, and output as server-sent events. Pure.
+"""Make the responses of Replicate's HTTP API from records, and server-sent events from output. Pure.
 
-``base`` is always the origin the client used, without a slash at its end: every address is absolute.
+``base`` is the origin that the client used, without a slash at the end: all URLs are absolute.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from appliance.protocols.response_types import (
     VersionResponse,
 )
 
-#: The Cog whose schema dialect versions are written in; clients read it to tell iterators from lists.
+#: The version of Cog whose schemas the versions have; clients tell iterators from lists by it.
 COG_VERSION: Final = "0.23.1"
-#: A comment, which keeps a silent stream open: one client gives up after 30 s without a byte.
+#: A comment that keeps an idle stream open: one client disconnects after 30 s without a byte.
 HEARTBEAT: Final = b": hi\n\n"
 
-#: What clients are told of a file that never expires: they want a time.
+#: Expiry of a file that never expires, because clients require a time.
 FOR_EVER: Final = 253402300799.0  # the end of the year 9999
 
 _BREAK: Final = re.compile(r"\r\n?|\n")
 
 
 def timestamp(seconds: float) -> str:
-    """Unix seconds as RFC 3339 in UTC with six digits, which every client parses."""
+    """Return Unix seconds as RFC 3339 in UTC with six decimals, which every client parses."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def encode(value: Any, base: str = "") -> bytes:
-    """``value`` as JSON, with an absolute URL for every file in it."""
+    """Return ``value`` as JSON, with an absolute URL for every file in it."""
     return msgspec.json.encode(value, enc_hook=_file_urls(base))
 
 
 def to_builtins(value: Any, base: str = "") -> Any:
-    """``value`` as the dicts, lists and texts that its JSON decodes to."""
+    """Return ``value`` as the dicts, lists and strings that its JSON decodes to."""
     return msgspec.to_builtins(value, enc_hook=_file_urls(base))
 
 
@@ -66,7 +66,7 @@ def _file_urls(base: str) -> Callable[[Any], Any]:
 
 
 def file(row: File, base: str) -> FileResponse:
-    """An upload, with the fields that every client looks for."""
+    """Return an upload with the fields that clients need."""
     return FileResponse(
         id=row.id,
         name=row.name,
@@ -82,9 +82,9 @@ def file(row: File, base: str) -> FileResponse:
 
 
 def prediction(record: Prediction, base: str) -> PredictionResponse:
-    """A prediction as ``GET`` returns it.
+    """Return a prediction as the response of ``GET``.
 
-    ``output`` is absent until there is some: a client that polls takes null for the final output.
+    ``output`` is absent until there is output: clients that poll take null for the final output.
     """
     url = f"{base}/v1/predictions/{record.id}"
     urls = PredictionUrls(
@@ -130,7 +130,7 @@ def _stream_path(token: str) -> str:
 
 
 def accepted(record: Prediction, base: str) -> PredictionResponse:
-    """The response to the creation of a prediction: ``starting`` and without output, unless it is terminal.
+    """Return the response to the creation of a prediction: ``starting`` without output, unless it has ended.
 
     Clients do not read output from the stream again that was in this response, and they take every status
     but ``starting`` for final.
@@ -148,14 +148,14 @@ def accepted(record: Prediction, base: str) -> PredictionResponse:
 
 
 def version(id: str, created_at: float, document: dict[str, Any]) -> VersionResponse:
-    """A version; ``document`` is its whole OpenAPI document."""
+    """Return a version; ``document`` is its OpenAPI document."""
     return VersionResponse(
         id=id, created_at=timestamp(created_at), cog_version=COG_VERSION, openapi_schema=document
     )
 
 
 def training(record: Prediction, base: str) -> TrainingResponse:
-    """A training as ``GET`` returns it. ``output`` is absent until a version was made of the weights."""
+    """Return a training as the response of ``GET``. ``output`` is absent until the new version exists."""
     url = f"{base}/v1/trainings/{record.id}"
     fields = msgspec.structs.asdict(prediction(record, base))
     fields["urls"] = PredictionUrls(get=url, cancel=f"{url}/cancel", web=f"{base}/p/{record.id}")
@@ -165,15 +165,14 @@ def training(record: Prediction, base: str) -> TrainingResponse:
 
 
 def prediction_or_training(record: Prediction, base: str) -> PredictionResponse:
-    """A prediction or a training as ``GET`` returns it."""
     return (prediction if record.destination is None else training)(record, base)
 
 
 def listed(record: Prediction, base: str) -> PredictionResponse:
-    """A prediction as an item of a list: ``output`` is null until there is some.
+    """Return a prediction as an item of a list: ``output`` is null until there is output.
 
     ``GET`` of one prediction omits ``output`` instead, because streaming clients would treat null as output.
-    Replicate's description requires ``output`` in lists of predictions, and allows no null in lists of
+    Replicate's OpenAPI document requires ``output`` in lists of predictions, and allows no null in lists of
     trainings.
     """
     response = prediction(record, base)
@@ -210,7 +209,6 @@ def _phase(name: str, begin: float, end: float | None, now: float) -> dict[str, 
 
 
 def build(record: Build, base: str) -> BuildResponse:
-    """The build of a version from a pushed project."""
     url = f"{base}/v1/builds/{record.id}"
     return BuildResponse(
         id=record.id,
@@ -227,7 +225,6 @@ def build(record: Build, base: str) -> BuildResponse:
 
 
 def release(record: Release, created_by: AccountResponse) -> DeploymentResponse:
-    """A deployment with its newest release."""
     return DeploymentResponse(
         owner=record.owner,
         name=record.name,
@@ -247,7 +244,7 @@ def release(record: Release, created_by: AccountResponse) -> DeploymentResponse:
 
 
 def account(username: str, name: str | None, base: str) -> AccountResponse:
-    """An account. Some clients require a name, others the two URLs; both URLs are the account's own."""
+    """Return an account. Some clients require a name, others the URLs, which both are the account's page."""
     url = f"{base}/{username}"
     return AccountResponse(
         type="organization", username=username, name=name or username, github_url=url, avatar_url=url
@@ -255,7 +252,7 @@ def account(username: str, name: str | None, base: str) -> AccountResponse:
 
 
 def page(results: list[Item], *, next: str | None = None, previous: str | None = None) -> Page[Item]:
-    """A page of a list; ``next`` and ``previous`` are absolute URLs."""
+    """Return a page of a list; ``next`` and ``previous`` are absolute URLs."""
     return Page(next=next, previous=previous, results=results)
 
 
@@ -263,29 +260,29 @@ def page(results: list[Item], *, next: str | None = None, previous: str | None =
 
 
 def event_id(record: Prediction, number: int) -> str:
-    """The id of a stream's event: the same whenever it is replayed."""
+    """Return the id of an event of a stream; it stays the same when the event is sent again."""
     return f"{int(record.created_at)}:{number}"
 
 
 def event_number(id: str | None) -> int:
-    """The number in a ``Last-Event-ID``, 0 for none or one that is not ours: then everything is sent."""
+    """Return the number in a ``Last-Event-ID``; 0, which means the whole stream, if there is none."""
     number = (id or "").rpartition(":")[2].strip()
     return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0
 
 
 def event(name: str, id: str, data: str) -> bytes:
-    """One event. Every line of the data gets a line of its own; CR cannot be said in this format."""
+    """Return one event. Each line of ``data`` is sent as a line; the format has no CR."""
     lines = "".join(f"data: {line}\n" for line in _BREAK.split(data))
     return f"event: {name}\nid: {id}\n{lines}\n".encode(errors="replace")
 
 
 def outputs(record: Prediction, items: Iterable[tuple[int, Any]], base: str) -> bytes:
-    """Output items, with their numbers from 1, as events."""
+    """Return output items, with their numbers from 1, as events."""
     return b"".join(event("output", event_id(record, number), _item(value, base)) for number, value in items)
 
 
 def ending(record: Prediction, number: int, after: int = 0) -> bytes:
-    """The last events of a terminal prediction with ``number`` items of output, those over ``after``."""
+    """Return the last events, numbered above ``after``, of an ended prediction of ``number`` items."""
     events = []
     match record.status:
         case Status.FAILED:

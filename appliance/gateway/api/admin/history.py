@@ -6,6 +6,7 @@ An administrator sees those of all owners, any other token those of its own owne
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.protocols import serializers
+from appliance.protocols.response_types import DeliveryResponse
 from appliance.store import Delivery
 
 #: Fields that may be long; lists omit them.
@@ -40,7 +42,7 @@ async def list_history(request: Request) -> Response:
     return await paging.of_predictions(
         request,
         _owner(request, caller),
-        Shown(await token_names(request, caller)).brief,
+        partial(_list_item, await token_names(request, caller)),
         size=requests.limit(request, paging.PAGE, paging.PAGE),
         model=request.query_params.get("model"),
         token=request.query_params.get("token"),
@@ -53,17 +55,17 @@ async def get_history_item(request: Request) -> Response:
     """``GET /admin/predictions/{id}``: all fields, the timeline and the webhook deliveries."""
     caller = await requests.caller(request, Scope.READ)
     record = await services_of(request).engine.get(request.path_params["id"], _all_of(caller))
-    return await _answer(record, request, caller)
+    return await _response(record, request, caller)
 
 
 async def cancel_history_item(request: Request) -> Response:
     """``POST /admin/predictions/{id}/cancel``: no effect on a prediction that has ended."""
     caller = await requests.caller(request, Scope.RUN)
     record = await services_of(request).engine.cancel(request.path_params["id"], _all_of(caller))
-    return await _answer(record, request, caller)
+    return await _response(record, request, caller)
 
 
-async def _answer(record: Prediction, request: Request, caller: Token) -> Response:
+async def _response(record: Prediction, request: Request, caller: Token) -> Response:
     services = services_of(request)
     base = requests.origin(request)
     deliveries = await services.store.deliveries(record.id)
@@ -72,7 +74,7 @@ async def _answer(record: Prediction, request: Request, caller: Token) -> Respon
     examples = await services.store.registry.examples()
     cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
     body = {
-        **Shown(await token_names(request, caller)).whole(record, base),
+        **_details(await token_names(request, caller), record, base),
         "parts": await services.engine.children_of(record),
         "timeline": serializers.timeline(record, time.time()),
         "model_state": None if entry is None else services.engine.residency(entry).value,
@@ -114,43 +116,34 @@ def _owner(request: Request, caller: Token) -> str | None:
     return asked
 
 
-class Shown:
-    """Records as they are shown here."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        """``names`` are those of tokens, by their ids."""
-        self._names = names
-
-    def whole(self, record: Prediction, base: str) -> dict[str, Any]:
-        """All that is known of it."""
-        return {
-            **serializers.to_builtins(serializers.prediction_or_training(record, base), base),
-            "type": "prediction" if record.destination is None else "training",
-            "owner": record.owner,
-            "token": record.token,
-            "token_name": self._names.get(record.token or ""),
-            "hardware": record.hardware,
-            "attempts": record.attempt,
-        }
-
-    def brief(self, record: Prediction, base: str) -> dict[str, Any]:
-        """The same without what may be long."""
-        return {key: value for key, value in self.whole(record, base).items() if key not in _LONG}
-
-
-def _delivery(delivery: Delivery) -> dict[str, Any]:
-    state = "pending"
-    if delivery.ended_at is not None:
-        state = "delivered" if delivery.problem is None else "given up"
+def _details(token_names: dict[str, str], record: Prediction, base: str) -> dict[str, Any]:
     return {
-        "id": delivery.id,
-        "event": "completed",
-        "state": state,
-        "attempts": delivery.attempts + (delivery.ended_at is not None),
-        "due_at": serializers.timestamp(delivery.due_at) if state == "pending" else None,
-        "ended_at": None if delivery.ended_at is None else serializers.timestamp(delivery.ended_at),
-        "problem": delivery.problem,
+        **serializers.to_builtins(serializers.prediction_or_training(record, base), base),
+        "type": "prediction" if record.destination is None else "training",
+        "owner": record.owner,
+        "token": record.token,
+        "token_name": token_names.get(record.token or ""),
+        "hardware": record.hardware,
+        "attempts": record.attempt,
     }
+
+
+def _list_item(token_names: dict[str, str], record: Prediction, base: str) -> dict[str, Any]:
+    details = _details(token_names, record, base)
+    return {key: value for key, value in details.items() if key not in _LONG}
+
+
+def _delivery(delivery: Delivery) -> DeliveryResponse:
+    ended = delivery.ended_at
+    return DeliveryResponse(
+        id=delivery.id,
+        event="completed",
+        state="pending" if ended is None else "delivered" if delivery.problem is None else "given up",
+        attempts=delivery.attempts + (ended is not None),
+        due_at=serializers.timestamp(delivery.due_at) if ended is None else None,
+        ended_at=None if ended is None else serializers.timestamp(ended),
+        problem=delivery.problem,
+    )
 
 
 ROUTES: Final = (

@@ -18,6 +18,7 @@ from appliance.gateway.api.services import services_of
 from appliance.gateway.webhooks import sender
 from appliance.protocols import serializers
 from appliance.protocols.request_types import WebhookSecretRequest
+from appliance.protocols.response_types import NewWebhookSecretResponse
 
 #: Seconds for which webhooks are signed with the old key too, unless the request says otherwise.
 KEEP: Final = 86400.0
@@ -47,7 +48,9 @@ async def rotate_webhook_secret(request: Request) -> Response:
     keep = KEEP if given.keep is None else given.keep
     key, now = sender.new_key(), time.time()
     await services_of(request).store.add_webhook_key(caller.owner, key, now, keep)
-    return responses.json({"key": key, "old_keys_until": serializers.timestamp(now + keep)}, 201)
+    return responses.json(
+        NewWebhookSecretResponse(key=key, old_keys_until=serializers.timestamp(now + keep)), 201
+    )
 
 
 ROUTES: Final = (

@@ -15,16 +15,16 @@ from appliance.domain.errors import BadRequest, ConfigError
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.account import account_response
-from appliance.gateway.api.services import services_of
+from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import Entry
+from appliance.protocols.response_types import MeResponse, ModelStateResponse
 
 
 async def get_me(request: Request) -> Response:
     """``GET /admin/me``: owner, name and scope of the token."""
     caller = await requests.caller(request, Scope.READ)
     name = account_response(caller.owner, request).name
-    body = {"username": caller.owner, "name": name, "token": caller.name, "scope": caller.scope.value}
-    return responses.json(body)
+    return responses.json(MeResponse(username=caller.owner, name=name, token=caller.name, scope=caller.scope))
 
 
 async def get_status(request: Request) -> Response:
@@ -68,7 +68,7 @@ async def load_model(request: Request) -> Response:
     services = services_of(request)
     entry = await _entry(request)
     await services.engine.load(entry)
-    return responses.json({"name": entry.name, "state": services.engine.residency(entry).value})
+    return responses.json(_state(entry, services))
 
 
 async def unload_model(request: Request) -> Response:
@@ -76,7 +76,7 @@ async def unload_model(request: Request) -> Response:
     services = services_of(request)
     entry = await _entry(request)
     await services.engine.unload(entry)
-    return responses.json({"name": entry.name, "state": services.engine.residency(entry).value}, 202)
+    return responses.json(_state(entry, services), 202)
 
 
 async def pin_model(request: Request) -> Response:
@@ -93,13 +93,14 @@ async def _pin(request: Request, *, pinned: bool) -> Response:
     services = services_of(request)
     entry = await _entry(request)
     services.engine.pin(entry, pinned=pinned)
-    body = {
-        "name": entry.name,
-        "state": services.engine.residency(entry).value,
-        "pinned": pinned,
-        "detail": "This lasts until the appliance restarts; models.yaml is unchanged.",
-    }
+    body = _state(entry, services)
+    body.pinned = pinned
+    body.detail = "This lasts until the appliance restarts; models.yaml is unchanged."
     return responses.json(body, 202)
+
+
+def _state(entry: Entry, services: Services) -> ModelStateResponse:
+    return ModelStateResponse(name=entry.name, state=services.engine.residency(entry).value)
 
 
 async def _entry(request: Request) -> Entry:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, Final
+from typing import Final
 
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,6 +18,7 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
 from appliance.protocols.request_types import TokenRequest
+from appliance.protocols.response_types import TokenResponse
 
 LONGEST_NAME: Final = 100  # characters
 
@@ -27,7 +29,7 @@ async def list_tokens(request: Request) -> Response:
     """``GET /admin/tokens``: all tokens, revoked ones too, oldest first, without secrets."""
     await requests.caller(request, Scope.ADMIN)
     return responses.json(
-        serializers.page([_shown(known) for known in await services_of(request).store.list_tokens()])
+        serializers.page([_response(known) for known in await services_of(request).store.list_tokens()])
     )
 
 
@@ -49,7 +51,7 @@ async def create_token(request: Request) -> Response:
         scope=Scope.RUN if given.scope is None else Scope(given.scope),
     )
     await services.store.add_token(made)
-    return responses.json({**_shown(made), "token": secret}, 201)
+    return responses.json(_response(made, secret), 201)
 
 
 async def revoke_token(request: Request) -> Response:
@@ -58,7 +60,7 @@ async def revoke_token(request: Request) -> Response:
     revoked = await services_of(request).store.revoke_token(request.path_params["id"])
     if revoked is None:
         raise NotFound
-    return responses.json(_shown(revoked))
+    return responses.json(_response(revoked))
 
 
 async def token_names(request: Request, caller: Token) -> dict[str, str]:
@@ -78,15 +80,16 @@ def _problems(name: str, owner: str) -> list[FieldProblem]:
     return problems
 
 
-def _shown(known: Token) -> dict[str, Any]:
-    return {
-        "id": known.id,
-        "name": known.name,
-        "owner": known.owner,
-        "scope": known.scope.value,
-        "created_at": serializers.timestamp(known.created_at),
-        "revoked_at": None if known.revoked_at is None else serializers.timestamp(known.revoked_at),
-    }
+def _response(known: Token, secret: str | UnsetType = UNSET) -> TokenResponse:
+    return TokenResponse(
+        id=known.id,
+        name=known.name,
+        owner=known.owner,
+        scope=known.scope,
+        created_at=serializers.timestamp(known.created_at),
+        revoked_at=None if known.revoked_at is None else serializers.timestamp(known.revoked_at),
+        token=secret,
+    )
 
 
 ROUTES: Final = (
