@@ -40,9 +40,8 @@ def demo(
     trusted = certificate or os.environ.get("SSL_CERT_FILE")
     if trusted:
         command += ["--certificates", str(trusted)]
-    temporary = tempfile.mkdtemp(
-        prefix="appliance-demo-"
-    )  # another user could create Gradio's default folder first
+    # In Gradio's default folder, another user could have created files first.
+    temporary = tempfile.mkdtemp(prefix="appliance-demo-")
     command += ["--temporary", temporary]
     environment = {**_OFFLINE, **os.environ, **NO_PROXIES, "TMPDIR": temporary}
     sys.stdout.flush()

@@ -86,7 +86,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
 
 
 def _present(home: Path, model: ModelConfig) -> bool:
-    """Whether the model's weights exist on disk, whether or not they are valid."""
+    """Return whether the model's weights are on disk, valid or not."""
     from appliance import weights
 
     try:
@@ -237,7 +237,7 @@ def certificate(
         ),
     ] = None,
 ) -> None:
-    """Create a self-signed certificate to try HTTPS, and print the lines for models.yaml.
+    """Create a self-signed certificate to try HTTPS, and print the `tls` line for models.yaml.
 
     Clients trust it if SSL_CERT_FILE (Python) or NODE_EXTRA_CA_CERTS (Node.js) names the file.
     """

@@ -254,7 +254,7 @@ def _status(snapshot: Snapshot, *, linked: bool) -> Markup:
     return markup.render(
         "run_status.html",
         status=snapshot.status,
-        words=_words(snapshot),
+        words=_status_text(snapshot),
         percent=None if snapshot.ended else output.progress(snapshot.record.get("logs") or ""),
         linked=linked,
         id=snapshot.record["id"],
@@ -262,7 +262,7 @@ def _status(snapshot: Snapshot, *, linked: bool) -> Markup:
     )
 
 
-def _words(snapshot: Snapshot) -> str:
+def _status_text(snapshot: Snapshot) -> str:
     """Return the status text, the most important part first, because the line may be cut."""
     metrics = snapshot.record.get("metrics") or {}
     if snapshot.ended:

@@ -59,7 +59,7 @@ class Manual:
 
 
 def _script_hashes(folder: Path) -> str:
-    """Sources of a content security policy that allow the inline scripts of all pages in ``folder``."""
+    """Return sources of a content security policy that allow the inline scripts of all pages."""
     scripts = {
         script for page in folder.rglob("*.html") for script in _INLINE_SCRIPT.findall(page.read_bytes())
     }

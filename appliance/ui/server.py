@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
@@ -88,28 +88,11 @@ class Server:
 
     async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
         scope, path = request.scope, request.url.path
-        public = self._public_files(path)
-        if public is not None:
-            await public(scope, receive, send)
+        response = await self._response_without_page(request)
+        if response is not None:
+            await response(scope, receive, send)
             return
-        from_origin = request.headers.get("origin")
-        if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
-            await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
-            return
-        if path == "/signin":
-            await (await self._sign_in(request))(scope, receive, send)
-            return
-        if path == "/signout":
-            await self._sign_out(request)(scope, receive, send)
-            return
-        user = await self._sessions.of(request)
-        if user is None:
-            await _to_sign_in(request)(scope, receive, send)
-            return
-        if path == "/":
-            await RedirectResponse(FIRST.path, 303)(scope, receive, send)
-            return
-        scope[session.SCOPE] = user
+        user = scope[session.SCOPE]
         page, root, found = self._page(path)
         if page is not None and page.admin and not user.admin:
             raise NotFound("This page is for tokens with the scope admin.")
@@ -126,8 +109,23 @@ class Server:
         inner = {**scope, "root_path": root, layout.PARAMETERS: found}
         await self._bodies.forward(built.app, request, user, inner, send)
 
-    def _public_files(self, path: str) -> Frontend | Manual | None:
-        return next((files for files in (self._frontend, self._manual) if files.has(path)), None)
+    async def _response_without_page(self, request: Request) -> ASGIApp | None:
+        """Return the response if the request needs no page; otherwise put the session into the scope."""
+        path, from_origin = request.url.path, request.headers.get("origin")
+        for files in (self._frontend, self._manual):
+            if files.has(path):
+                return files
+        if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
+            return JSONResponse({"detail": "This came from another site."}, 403)
+        if path == "/signin":
+            return await self._sign_in(request)
+        if path == "/signout":
+            return self._sign_out(request)
+        user = await self._sessions.of(request)
+        if user is None:
+            return _to_sign_in(request)
+        request.scope[session.SCOPE] = user
+        return RedirectResponse(FIRST.path, 303) if path == "/" else None
 
     # -- which page
 

@@ -43,7 +43,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watcher:
-    """Follows one prediction from its creation to its end."""
+    """Watches one prediction from its creation to its end."""
 
     def __init__(self, caller: Caller, created: dict[str, Any]) -> None:
         """``created`` is the prediction as the API returned it when it was created."""
