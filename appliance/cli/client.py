@@ -193,17 +193,13 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
 def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
     """Return a version's input properties by name; enums that Cog puts in ``allOf`` are merged in."""
     schemas = document["components"]["schemas"]
-    return {
-        name: {
-            **{
-                key: value
-                for part in declared.get("allOf", ())
-                for key, value in _named(schemas, part).items()
-            },
-            **declared,
-        }
-        for name, declared in schemas["Input"]["properties"].items()
-    }
+    inputs = {}
+    for name, declared in schemas["Input"]["properties"].items():
+        merged: dict[str, Any] = {}
+        for part in declared.get("allOf", ()):
+            merged |= schemas.get(part.get("$ref", "").rpartition("/")[2], part)
+        inputs[name] = merged | declared
+    return inputs
 
 
 def _unused_path(path: Path) -> Path:
@@ -213,11 +209,6 @@ def _unused_path(path: Path) -> Path:
         number += 1
         free = path.with_stem(f"{path.stem}-{number}")
     return free
-
-
-def _named(schemas: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = schemas.get(part.get("$ref", "").rpartition("/")[2], part)
-    return found
 
 
 def _file(path: Path, key: str, *, as_uri: bool) -> str:

@@ -66,15 +66,10 @@ async def _show(request: gr.Request) -> list[str]:
 
 
 @layout.show_errors
-async def _tokens(request: gr.Request) -> list[Any]:
-    return await _listed(request)
-
-
-@layout.show_errors
 async def _create(name: str, scope: str, owner: str, request: gr.Request) -> list[Any]:
     body = {"name": name, "scope": scope, **({"owner": owner} if owner else {})}
     created = await session.of(request).caller.post("/admin/tokens", body)
-    return [gr.Textbox(value=created["token"], visible=True), "", *await _listed(request)]
+    return [gr.Textbox(value=created["token"], visible=True), "", *await _tokens(request)]
 
 
 @layout.show_errors
@@ -82,7 +77,7 @@ async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
     if id is not None:
         revoked = await session.of(request).caller.send("DELETE", f"/admin/tokens/{id}")
         gr.Info(f"{escape(revoked['name'])} is revoked.")
-    return await _listed(request)
+    return await _tokens(request)
 
 
 @layout.show_errors
@@ -91,7 +86,8 @@ async def _rotate(hours: float, request: gr.Request) -> Any:
     return gr.Textbox(value=made["key"], visible=True)
 
 
-async def _listed(request: gr.Request) -> list[Any]:
+@layout.show_errors
+async def _tokens(request: gr.Request) -> list[Any]:
     found = (await session.of(request).caller.get("/admin/tokens"))["results"]
     valid = [
         (f"{each['name']} ({each['owner']}, {each['scope']}, {each['id']})", each["id"])
