@@ -3,7 +3,7 @@
   const network = window.fetch;
   const sessions = new Map(); // Gradio's name of an open page -> its Events
 
-  // After "Sign out" the browser loads the sign-in, so further requests of this page get no answer.
+  // After a sign-out the browser loads the sign-in, so further requests of this page get no answer.
   let leaving = false;
   addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname === "/signout"; });
 
