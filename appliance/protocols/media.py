@@ -78,9 +78,9 @@ def make_base64_plain(body: Any) -> None:
                 holder, name = (inner, "url") if isinstance(inner, dict) else (value, key)
                 if isinstance(holder.get(name), str):
                     holder[name] = _plain_url(holder[name])
-            holder = value if value.get("type") == "base64" else value.get("input_audio")
-            if isinstance(holder, dict) and isinstance(holder.get("data"), str):
-                holder["data"] = plain_base64(holder["data"])
+            audio = value if value.get("type") == "base64" else value.get("input_audio")
+            if isinstance(audio, dict) and isinstance(audio.get("data"), str):
+                audio["data"] = plain_base64(audio["data"])
 
 
 def _plain_url(url: str) -> str:
