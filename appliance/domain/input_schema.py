@@ -133,7 +133,7 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
         return
     if "enum" in schema and value not in schema["enum"]:
         choices = ", ".join(f'"{each}"' if isinstance(each, str) else str(each) for each in schema["enum"])
-        name = field.rpartition(".")[2]
+        name = field.removeprefix("input.")
         yield FieldProblem("enum", field, f"{name} must be one of the following: {choices}")
     match value:
         case str():

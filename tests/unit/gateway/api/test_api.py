@@ -345,6 +345,7 @@ async def test_a_webhook_event_that_is_none_is_refused(api: Api) -> None:
     reply = await api.post("/v1/predictions", json={**body, "webhook_events_filter": ["start", "end", 1]})
     rows = reply.json()["invalid_fields"]
     assert [row["field"] for row in rows] == ["webhook_events_filter.1", "webhook_events_filter.2"]
+    assert rows[0]["description"].startswith("webhook_events_filter.1 must be one of the following: ")
     reply = await api.post("/v1/predictions", json={**body, "webhook_events_filter": "start"})
     assert reply.json()["invalid_fields"][0]["type"] == "invalid_type"
 
