@@ -199,8 +199,8 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
 
 def banner(settings: GatewaySettings, secret: str | None) -> str:
     """Return what a user needs for the first call: URL, token, models and an example."""
-    scheme = "http" if settings.config.server.tls is None else "https"
-    url = settings.config.server.public_url or f"{scheme}://{settings.host}:{settings.port}"
+    tls = settings.config.server.tls is not None
+    url = settings.config.server.public_url or local_url(settings.host, settings.port, tls=tls)
     if secret is not None:
         shown = f"{secret}   (shown only now; `appliance token create` creates more tokens)"
     elif TOKEN_VARIABLE in os.environ:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config import Config
 from appliance.domain.errors import ApplianceError
 from appliance.driver import main
+from appliance.gateway.app import GatewaySettings
 
 
 def serve(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -34,3 +36,27 @@ def test_shared_memory_that_cannot_be_written(tmp_path: Path) -> None:
     main.check_shared_memory(tmp_path)
     with pytest.raises(ApplianceError, match=r"shared memory at .* cannot be written: No such file"):
         main.check_shared_memory(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("bind_address", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+    ],
+)
+def test_the_url_at_the_start_can_be_called(bind_address: str, url: str, tmp_path: Path) -> None:
+    settings = GatewaySettings(
+        config=Config.model_validate({"models": [{"name": "test/echo", "kind": "echo"}]}),
+        home=tmp_path,
+        host=bind_address,
+        port=8000,
+        devices=(),
+        config_file=tmp_path / "models.yaml",
+        ui=False,
+        pull=False,
+    )
+    shown = main.banner(settings, "secret")
+    assert shown.startswith(f"appliance is ready at {url}\n")
+    assert f"REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN=secret" in shown

@@ -11,7 +11,6 @@ import uvicorn
 from starlette.applications import Starlette
 
 from appliance.driver import permissions
-from appliance.ui.__main__ import reserve
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
 
@@ -85,6 +84,8 @@ async def test_only_the_user_may_open_new_files(api: Api, bench: Bench) -> None:
 
 
 async def test_only_the_user_may_connect_to_the_ui_socket(tmp_path: Path) -> None:
+    from appliance.ui.__main__ import reserve  # Gradio takes seconds to import
+
     path = tmp_path / "ui.sock"
     for _ in range(2):  # also where a crash has left one
         reserve(path)
