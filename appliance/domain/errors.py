@@ -200,7 +200,7 @@ class UrlRefused(RequestError):
 
 
 class Throttled(RequestError):
-    """A queue or rate limit is reached."""
+    """The limit of a queue, or a rate limit, is reached."""
 
     status = 429
 

@@ -19,7 +19,10 @@ _GRACE: Final = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Supervisor:
-    """One child process. Its standard input is a pipe that is closed when the driver dies."""
+    """Runs one child process, and starts it again whenever it ends.
+
+    Its standard input is a pipe from the driver. When the driver dies, the pipe closes, and the child ends.
+    """
 
     def __init__(
         self,

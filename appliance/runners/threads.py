@@ -13,7 +13,7 @@ _END: Final = object()
 
 
 async def stepwise(steps: Generator[T, None, None]) -> AsyncIterator[T]:
-    """Yield the items of ``steps``, each computed in a thread; a cancel waits for the current item."""
+    """Yield the items of ``steps``, each computed in a thread; cancelling waits for the current item."""
     try:
         while (item := await uninterruptible(next, steps, _END)) is not _END:
             yield cast("T", item)
@@ -22,7 +22,7 @@ async def stepwise(steps: Generator[T, None, None]) -> AsyncIterator[T]:
 
 
 async def interruptible(compute: Callable[[threading.Event], T]) -> T:
-    """Run ``compute`` in a thread and return its result; a cancel sets the event and waits for the thread."""
+    """Run ``compute`` in a thread and return its result; cancelling the task sets the event and waits."""
     cancelled = threading.Event()
     return await uninterruptible(compute, cancelled, on_cancel=cancelled.set)
 
@@ -30,7 +30,10 @@ async def interruptible(compute: Callable[[threading.Event], T]) -> T:
 async def uninterruptible(
     function: Callable[..., T], *arguments: Any, on_cancel: Callable[[], None] = lambda: None
 ) -> T:
-    """Call ``function`` in a thread and return its result; a cancel waits until it has returned."""
+    """Call ``function`` in a thread and return its result.
+
+    If the task is cancelled, call ``on_cancel``, wait until ``function`` has returned, and then raise.
+    """
     call = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
         return await asyncio.shield(call)

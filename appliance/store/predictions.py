@@ -42,7 +42,9 @@ class PredictionTable(Connections):
             ValueError: its status is not ``starting``.
         """
         if prediction.status is not Status.STARTING:
-            raise ValueError(f"prediction {prediction.id} cannot be created {prediction.status}")
+            raise ValueError(
+                f"prediction {prediction.id} has the status {prediction.status}: a new one must have the status starting"
+            )
 
         def action(connection: sqlite3.Connection) -> None:
             columns = rows.prediction_columns(prediction)

@@ -234,7 +234,7 @@ async def _form(request: Request) -> dict[str, str]:
         async for chunk in request.stream():
             received += chunk
             if len(received) > _MAX_FORM:
-                raise BodyTooLarge(f"The form is over {_MAX_FORM:,} bytes")
+                raise BodyTooLarge(f"The form is larger than {_MAX_FORM:,} bytes")
         return dict(parse_qsl(received.decode(), max_num_fields=8))
     except (ClientDisconnect, ValueError) as error:
         raise MalformedBody(

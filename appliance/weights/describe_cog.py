@@ -211,7 +211,7 @@ class Describing:
         """Raise ``ValueError`` if the type does not support an attribute of the field."""
         rules = (field.ge, field.le, field.min_length, field.max_length, field.regex, field.choices)
         if "anyOf" in kind and any(rule is not None for rule in rules):
-            raise ValueError("choices and bounds are not supported for several types")
+            raise ValueError("choices and bounds are not supported for an input of several types")
         is_file = "uri" in (kind.get("format"), kind.get("items", {}).get("format"))
         if getattr(field, "accept", None) is not None and not is_file:
             raise ValueError("accept is only for Path and File")
@@ -232,7 +232,7 @@ class Describing:
         """Return the schema of an output; ``within`` are the enclosing classes, to stop at recursive ones."""
         hint, opaque = self._unwrapped(hint)
         if is_union(hint):
-            raise ValueError("an output must not be optional, or of one of several types")
+            raise ValueError("the type of an output must be one type, neither Optional nor a union")
         if opaque:
             return opaque_schema(hint)
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -325,7 +325,7 @@ def is_union(hint: Any) -> bool:
 
 
 def alternatives(hint: Any) -> tuple[list[Any], bool]:
-    """Return the members of a union without None, or the type itself, and whether None is allowed."""
+    """Return the types that ``hint`` allows without None, and whether None is one of them."""
     members = typing.get_args(hint) if is_union(hint) else (hint,)
     kinds = [member for member in members if member is not NONE]
     return kinds, len(kinds) < len(members)

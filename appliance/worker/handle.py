@@ -245,7 +245,12 @@ async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConne
         sock.sendall(message[sent:])
     except OSError as error:
         sock.close()
-        _log.warning("no zygote answers at %s (%s): a worker process for %s is spawned", path, error, model)
+        _log.warning(
+            "no zygote answers at %s (%s): the worker process of %s starts without it, which takes longer",
+            path,
+            error,
+            model,
+        )
         return None
     _, zygote = await asyncio.get_running_loop().create_unix_connection(_ZygoteConnection, sock=sock)
     try:
@@ -260,7 +265,11 @@ async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConne
         case Refused(reason):
             raise LoadFailed(reason)
         case None:
-            _log.warning("the zygote at %s has ended: a worker process for %s is spawned", path, model)
+            _log.warning(
+                "the zygote at %s has ended: the worker process of %s starts without it, which takes longer",
+                path,
+                model,
+            )
             return None
 
 

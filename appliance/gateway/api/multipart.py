@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Further content of the part that began last."""
+    """Bytes of the content of a part: of the latest ``Part`` before them in the stream."""
 
     data: bytes
 

@@ -247,7 +247,7 @@ class Engine:
             trace=trace,
         )
         if parent is not None:
-            _log.info("prediction %s waits for model %s", prediction, entry.name)
+            _log.info("prediction %s was created for model %s", prediction, entry.name)
         # The store keeps the order of writes, so a claim may be queued before the creation is stored; nobody
         # knows the id until this returns.
         created = self._store.create(prediction)

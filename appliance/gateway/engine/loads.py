@@ -173,7 +173,7 @@ class Loads:
         return Retry(error.detail)
 
     def _after_out_of_memory(self, instance: str, error: OutOfMemory) -> Retry | Failed:
-        """Retry a load that ran out of memory once, if the next one gets more."""
+        """Return ``Retry`` if the load before did not run out of memory too, and the next one gets more."""
         verdict = self._memory_profiles.out_of_memory(instance, error)
         if not verdict.grown or instance in self._out_of_memory:
             return Failed(verdict.sentence)

@@ -32,4 +32,5 @@ class Tasks:
     def _done(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a background task of the engine failed", exc_info=error)
+            name = getattr(task.get_coro(), "__qualname__", "")
+            _log.error("the background task %s of the engine failed", name, exc_info=error)

@@ -310,4 +310,5 @@ class Webhooks:
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a background task for webhooks failed", exc_info=error)
+            name = getattr(task.get_coro(), "__qualname__", "")
+            _log.error("the background task %s for webhooks failed", name, exc_info=error)

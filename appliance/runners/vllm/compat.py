@@ -290,7 +290,7 @@ def _with_nested(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rename(item: dict[str, Any], job: Job) -> None:
-    """Set the model's name to the requested name, and Anthropic ids to the prediction's id."""
+    """Replace vLLM's model name with the caller's name for it, and ids of messages with the prediction's."""
     for each in _with_nested(item):
         if isinstance(each.get("model"), str):
             each["model"] = job.input["model"]

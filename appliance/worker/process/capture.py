@@ -56,7 +56,7 @@ class PredictionLog:
         self.closed = False
 
     def write(self, text: str) -> None:
-        """Add text; the order within one thread is kept."""
+        """Add text. Texts from the same thread keep their order."""
         if threading.get_ident() == self._thread:
             self._take(text)
         else:

@@ -25,7 +25,10 @@ class Check:
     """A check that is never made twice at the same time, nor more than once in ``FRESH`` seconds."""
 
     def __init__(self, problem: str, works: Callable[[], Awaitable[bool]]) -> None:
-        """``problem`` is the reason if ``works``, which must not raise, returns False."""
+        """``works`` makes the check: it returns whether all is well, and must not raise.
+
+        The check reports ``problem`` if ``works`` returns False or takes longer than ``PATIENCE``.
+        """
         self._problem = problem
         self._works = works
         self._task: asyncio.Future[bool] | None = None

@@ -41,7 +41,7 @@ async def get_machine(request: Request) -> Response:
 async def rotate_webhook_secret(request: Request) -> Response:
     """``POST /admin/webhooks/secret``: replace the key that signs the caller's webhooks.
 
-    For ``keep`` seconds, webhooks are signed with the old key too.
+    For ``keep`` seconds (in the body; by default ``KEEP``), webhooks are signed with the old key too.
     """
     caller = await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, WebhookSecretRequest)
