@@ -48,7 +48,7 @@ class Client:
         """Return the JSON at ``path``."""
         return self.send("GET", path)
 
-    def every(self, path: str) -> list[Any]:
+    def all_pages(self, path: str) -> list[Any]:
         """Return the results on all pages of the list at ``path``."""
         found: list[Any] = []
         url: str | None = path

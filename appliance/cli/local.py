@@ -49,7 +49,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     from appliance.gateway.catalogue import demands as placement
     from appliance.gateway.catalogue.servable import servable
     from appliance.machine.gpus import Gpus
-    from appliance.machine.usage import device_usage
+    from appliance.machine.memory_use import device_usage
     from appliance.scheduler import Scheduler
 
     devices = machine.discover(config.hardware)

@@ -104,7 +104,7 @@ def _properties(client: Client, model: str) -> dict[str, Any]:
 
 def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the models with their number of runs and description."""
-    found = connected(url).every("/v1/models")
+    found = connected(url).all_pages("/v1/models")
     if as_json:
         print_json(found)
         return

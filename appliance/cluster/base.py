@@ -38,7 +38,7 @@ async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILEN
         answer.cancel()
 
 
-class Adopted(msgspec.Struct, frozen=True):
+class AdoptedModel(msgspec.Struct, frozen=True):
     """A model that an earlier gateway has loaded, and the predictions that its replica still holds."""
 
     spec: LoadSpec
@@ -55,7 +55,7 @@ class Cluster(Protocol):
     sent together. Only ``events`` reports that the replica or its worker process has died.
     """
 
-    async def adopt(self) -> list[Adopted]:
+    async def adopt(self) -> list[AdoptedModel]:
         """Return the models that an earlier gateway has left loaded. Call this once, and first."""
 
     async def answers(self) -> bool:

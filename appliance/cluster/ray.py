@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from appliance.cluster.base import Adopted, await_answer
+from appliance.cluster.base import AdoptedModel, await_answer
 from appliance.domain import file
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Emitted, Job
@@ -161,7 +161,7 @@ class RayCluster:
         self._numbers = itertools.count()
         self._spare_wanted: asyncio.Task[None] | None = None
 
-    async def adopt(self) -> list[Adopted]:
+    async def adopt(self) -> list[AdoptedModel]:
         """Return the models that an earlier gateway has left loaded, and start the first spare replica."""
         applications = (await asyncio.to_thread(serve.status)).applications
         names = [name for name in applications if name.startswith(RUNNER)]
@@ -181,7 +181,9 @@ class RayCluster:
             else:
                 self._links[stats.spec.model] = link
                 held, levels = frozenset(stats.held), frozenset(stats.levels)
-                adopted.append(Adopted(stats.spec, held, levels, stats.level, stats.changing_sleep_state))
+                adopted.append(
+                    AdoptedModel(stats.spec, held, levels, stats.level, stats.changing_sleep_state)
+                )
         self._keep_spare()
         return adopted
 

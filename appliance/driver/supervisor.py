@@ -45,7 +45,7 @@ class Supervisor:
 
     async def start(self) -> None:
         await self._spawn()
-        self._watch = asyncio.get_running_loop().create_task(self._keep())
+        self._watch = asyncio.get_running_loop().create_task(self._restart_when_ended())
 
     async def stop(self) -> None:
         if self._watch is not None:
@@ -72,7 +72,7 @@ class Supervisor:
                 start_new_session=True,  # Ctrl-C in the terminal is only for the driver
             )
 
-    async def _keep(self) -> None:
+    async def _restart_when_ended(self) -> None:
         while self._process is not None:
             began = time.monotonic()
             code = await self._process.wait()

@@ -38,7 +38,7 @@ from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device, cpu_threads
 from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
-from appliance.machine.usage import device_usage
+from appliance.machine.memory_use import device_usage
 from appliance.observability import logs, tracing
 from appliance.observability.metrics import Metrics
 from appliance.scheduler import Scheduler

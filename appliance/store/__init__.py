@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 from appliance.store.database import Durability
+from appliance.store.deletions import Deletions
 from appliance.store.files import FileTable
 from appliance.store.memory_profiles import MemoryProfileRow, MemoryProfileTable
 from appliance.store.predictions import PredictionTable
 from appliance.store.records import RETRY_STORE, Cursor, Delivery, Filter, Progress, Receiver, VersionRow
 from appliance.store.registry import Registry
-from appliance.store.retention import Deletions
 from appliance.store.tokens import TokenTable
 from appliance.store.usage import UsageTable
 from appliance.store.versions import VersionTable

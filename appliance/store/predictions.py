@@ -43,7 +43,7 @@ class PredictionTable(Connections):
         """
         if prediction.status is not Status.STARTING:
             raise ValueError(
-                f"prediction {prediction.id} has the status {prediction.status}: a new one must have the status starting"
+                f"prediction {prediction.id} has the status {prediction.status}: it must be starting"
             )
 
         def action(connection: sqlite3.Connection) -> None:

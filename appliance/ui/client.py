@@ -72,7 +72,7 @@ class Caller:
         given = {key: value for key, value in query.items() if value is not None}
         return (await self._request("GET", path, params=given)).json()
 
-    async def every(self, path: str, **query: Any) -> list[Any]:
+    async def all_pages(self, path: str, **query: Any) -> list[Any]:
         """Return the results on all pages of the list at ``path``."""
         page = await self.get(path, **query)
         found: list[Any] = page["results"]

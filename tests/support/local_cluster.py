@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from appliance.cluster.base import Adopted
+from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import PredictionFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Event, Job, Output
 from appliance.runners import runner_class
@@ -30,7 +30,7 @@ class LocalCluster:
         self.acknowledged: list[str] = []
         self.limits: dict[str, int] = {}
 
-    async def adopt(self) -> list[Adopted]:
+    async def adopt(self) -> list[AdoptedModel]:
         return []
 
     async def answers(self) -> bool:

@@ -138,7 +138,7 @@ class Engine:
             self._last_event = event.number
             report.log(event)
             self._dependencies.on_event(event)
-        self._memory_profiles.tell_limits()
+        self._memory_profiles.send_limits()
         self._prefetch.look(now)
         if self._wakeup is not None:
             self._wakeup.cancel()
@@ -221,7 +221,7 @@ class Engine:
         validated = input_schema.validate(entry.interface, input)
         if self._draining and parent is None:
             raise ShuttingDown
-        recovery.make_known(self._dependencies, self._memory_profiles, entry)
+        recovery.add_to_scheduler(self._dependencies, self._memory_profiles, entry)
         self._scheduler.check_fits(entry.runs_on)
         entry = self.instances.choose(entry)
         if parent is None:

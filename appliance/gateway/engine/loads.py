@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from appliance import weights
-from appliance.cluster.base import Adopted
+from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import LoadFailed, OutOfMemory, WorkerLost
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.engine.dependencies import Dependencies
@@ -106,7 +106,7 @@ class Loads:
             return Failed(f"model {instance} could not be loaded: {error}")
         return Ready(frozenset(map(SleepLevel, levels)))
 
-    async def adopt(self, adopted: Adopted) -> bool:
+    async def adopt(self, adopted: AdoptedModel) -> bool:
         """Keep a model that an earlier gateway loaded if version and options are unchanged; else unload it.
 
         A model that was falling asleep or waking is unloaded too; no prediction runs on it.

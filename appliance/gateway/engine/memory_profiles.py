@@ -20,7 +20,7 @@ from appliance.worker.memory_monitor import MemoryUsage
 _STEP: Final = 0.01
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class OutOfMemoryAdvice(msgspec.Struct, frozen=True):
     """Advice after a worker process ran out of memory, and whether the next load gets more memory."""
 
     sentence: str
@@ -56,9 +56,9 @@ class MemoryProfiles:
         rows = await self._store.memory_profiles.all()
         self._kept = {(row.loaded, row.device): row for row in rows}
         for model in self._scheduler.models:
-            self.recall(self._catalogue.entry_for(model))
+            self.restore(self._catalogue.entry_for(model))
 
-    def recall(self, entry: Entry) -> None:
+    def restore(self, entry: Entry) -> None:
         """Tell the scheduler the stored profile of a model, once."""
         model = entry.runs_on
         if model in self._recalled:
@@ -77,7 +77,7 @@ class MemoryProfiles:
     def unloaded(self, model: str) -> None:
         """Tell the scheduler the profile of a changed model whose former version was just unloaded."""
         if not self._scheduler.is_outdated(model):
-            self.recall(self._catalogue.entry_for(model))
+            self.restore(self._catalogue.entry_for(model))
 
     def _kind(self, model: str) -> str:
         """Return the kind of devices that the model is placed on: ``cpu`` or ``cuda``."""
@@ -92,10 +92,10 @@ class MemoryProfiles:
             self._scheduler.footprints.record_peak(model, peak, time.monotonic())
             self.keep(model)
 
-    def out_of_memory(self, model: str, error: OutOfMemory) -> Verdict:
+    def out_of_memory(self, model: str, error: OutOfMemory) -> OutOfMemoryAdvice:
         """Record that the model's worker process ran out of memory; return what to do about it."""
         if self._scheduler.is_outdated(model):
-            return Verdict(f"Out of memory: {error.detail}", grown=False)
+            return OutOfMemoryAdvice(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.entry_for(model)
         # In main memory its limit was the free memory; on a GPU it uses what it is configured to use.
         footprints = self._scheduler.footprints
@@ -111,7 +111,7 @@ class MemoryProfiles:
             advice = f"its next load gets {readable_bytes(demand.memory)}; if that is not enough, {lower}"
         else:
             advice = f"this machine has no more memory for it: {lower}, or choose a smaller model"
-        return Verdict(f"Out of memory: {error.detail}; {advice}", grown)
+        return OutOfMemoryAdvice(f"Out of memory: {error.detail}; {advice}", grown)
 
     def keep(self, model: str) -> None:
         if self._scheduler.is_outdated(model):
@@ -142,11 +142,11 @@ class MemoryProfiles:
         return limit
 
     def adopted(self, model: str) -> None:
-        """Have ``tell_limits`` send the worker process of an adopted model its limit, which may be new."""
+        """Have ``send_limits`` send the worker process of an adopted model its limit, which may be new."""
         if self._kind(model) == "cpu":
             self._limits[model] = 0
 
-    def tell_limits(self) -> None:
+    def send_limits(self) -> None:
         for model, before in list(self._limits.items()):
             known = self._scheduler.knows(model)
             limit = self._scheduler.footprints.limit(model) if known else None

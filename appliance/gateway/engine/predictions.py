@@ -20,7 +20,7 @@ from appliance.gateway.engine import records
 from appliance.gateway.engine.active import ActivePrediction, fetched_input
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.loads import Loads
-from appliance.gateway.engine.memory_profiles import Verdict
+from appliance.gateway.engine.memory_profiles import OutOfMemoryAdvice
 from appliance.gateway.engine.tasks import Tasks
 from appliance.scheduler import Start
 from appliance.store import RETRY_STORE
@@ -321,7 +321,7 @@ class Predictions:
 
     # -- lost runs ---------------------------------------------------------------------------------------
 
-    def worker_lost(self, ids: Iterable[str], reason: str, oom: Verdict | None) -> None:
+    def worker_lost(self, ids: Iterable[str], reason: str, oom: OutOfMemoryAdvice | None) -> None:
         """Retry or fail the predictions of a lost worker process; ``oom`` is set if it ran out of memory."""
         ids = frozenset(ids)
         for key in [key for key in self._leaving if key[0] in ids]:

@@ -48,7 +48,7 @@ async def recover_predictions(
     for prediction in await dependencies.store.unfinished():
         try:
             entry = served(dependencies.catalogue, prediction)
-            make_known(dependencies, memory_profiles, entry)
+            add_to_scheduler(dependencies, memory_profiles, entry)
             entry = _on_its_instance(instances, entry, prediction.id, held)
             validated = input_schema.validate(entry.interface, prediction.input)
         except RequestError:
@@ -67,7 +67,7 @@ async def recover_predictions(
     return failed
 
 
-def make_known(dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: Entry) -> None:
+def add_to_scheduler(dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: Entry) -> None:
     """Add a version to the scheduler that is loaded separately from its base model; it needs as much memory.
 
     Raises:
@@ -83,7 +83,7 @@ def make_known(dependencies: Dependencies, memory_profiles: MemoryProfiles, entr
         catalogue.set_entry(entry)
         base = scheduler.demand(entry.model.name)
         scheduler.add(msgspec.structs.replace(base, model=entry.runs_on, pin=False, preload=False))
-    memory_profiles.recall(entry)
+    memory_profiles.restore(entry)
 
 
 def served(catalogue: Catalogue, prediction: Prediction) -> Entry:

@@ -18,7 +18,7 @@ from appliance.domain.units import readable_bytes
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.loads import Loads
-from appliance.gateway.engine.memory_profiles import MemoryProfiles, Verdict
+from appliance.gateway.engine.memory_profiles import MemoryProfiles, OutOfMemoryAdvice
 from appliance.gateway.engine.predictions import Predictions
 from appliance.gateway.engine.tasks import Tasks
 from appliance.scheduler import Residency, Sleep, Unload
@@ -92,7 +92,7 @@ class Workers:
         else:
             self._gone(model, error.detail)
 
-    def _gone(self, model: str, reason: str, oom: Verdict | None = None) -> None:
+    def _gone(self, model: str, reason: str, oom: OutOfMemoryAdvice | None = None) -> None:
         running = self._scheduler.running(model)
         _log.error(
             "lost the worker process of model %s, which ran %d predictions: %s",

@@ -28,7 +28,7 @@ from appliance import __version__
 from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status, new_id
 from appliance.gateway.files.fetch_guard import FetchGuard
-from appliance.gateway.webhooks.slots import Slots
+from appliance.gateway.webhooks.slots import DeliverySlots
 from appliance.protocols import serializers
 from appliance.store import RETRY_STORE, Delivery, Receiver, Store
 
@@ -101,8 +101,8 @@ class Webhooks:
         self._guard = guard
         self._account = account
         self._client: httpx.AsyncClient | None = None
-        self._slots = Slots(AT_ONCE)
-        self._slots_before_the_end = Slots(AT_ONCE)
+        self._slots = DeliverySlots(AT_ONCE)
+        self._slots_before_the_end = DeliverySlots(AT_ONCE)
         self._watched: dict[str, _Watched] = {}
         self._under_way: set[str] = set()
         self._recorded: set[str] = set()  # deliveries that ended since the last read of due ones

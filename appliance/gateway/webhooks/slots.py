@@ -8,8 +8,8 @@ from collections import Counter, deque
 from appliance.store import Receiver
 
 
-class Slots:
-    """Slots of one event loop.
+class DeliverySlots:
+    """Slots for deliveries, of one event loop.
 
     An owner gets another slot while the owner holds fewer slots than are free. For one hostname, an owner
     gets another slot while it holds fewer for that hostname than half of the free slots (dynamic thresholds,

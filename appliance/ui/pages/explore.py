@@ -68,7 +68,7 @@ async def listing(words: str, collection: str, checksums: Checksums, request: gr
         found = await caller.get("/v1/search", query=words.strip(), limit=50)
         models = [one["model"] for one in found["models"]]
     else:
-        models = await caller.every("/v1/models", sort_by="model_created_at")
+        models = await caller.all_pages("/v1/models", sort_by="model_created_at")
     if collection != _ALL:
         try:
             chosen = (await caller.get(f"/v1/collections/{collection}"))["models"]

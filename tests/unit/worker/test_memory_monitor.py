@@ -15,7 +15,7 @@ import pytest
 
 from appliance.machine import Device, process_memory
 from appliance.machine.gpus import Gpus
-from appliance.machine.usage import device_usage
+from appliance.machine.memory_use import device_usage
 from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
 
 MIB = 1024**2

@@ -19,7 +19,7 @@ from appliance.domain.file import File
 from appliance.domain.token import Scope, Token
 from appliance.domain.values import Bytes
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.replicate.models import own
+from appliance.gateway.api.replicate.models import require_own
 from appliance.gateway.api.services import services_of
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import serializers
@@ -34,7 +34,7 @@ async def create_version(request: Request) -> Response:
     services = services_of(request)
     caller = await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, VersionRequest)
-    card = own(services.catalogue.card(requests.model_name(request), caller.owner), caller)
+    card = require_own(services.catalogue.card(requests.model_name(request), caller.owner), caller)
     if not services.config.code.cog:
         raise PermissionDenied(
             "Cog projects are programs that run with the rights of the appliance, "

@@ -17,17 +17,17 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import Services, services_of
 from appliance.observability.metrics import USAGE_BY
 
-FRESH: Final = 1.0  # seconds for which the result of a check is reused
-PATIENCE: Final = 5.0  # seconds that a check may take
+REUSE_SECONDS: Final = 1.0  # seconds for which the result of a check is reused
+CHECK_TIMEOUT: Final = 5.0  # seconds that a check may take
 
 
 class Check:
-    """A check that is never made twice at the same time, nor more than once in ``FRESH`` seconds."""
+    """A check that is never made twice at the same time, nor more than once in ``REUSE_SECONDS`` seconds."""
 
     def __init__(self, problem: str, works: Callable[[], Awaitable[bool]]) -> None:
         """``works`` makes the check: it returns whether all is well, and must not raise.
 
-        The check reports ``problem`` if ``works`` returns False or takes longer than ``PATIENCE``.
+        The check reports ``problem`` if ``works`` returns False or takes longer than ``CHECK_TIMEOUT``.
         """
         self._problem = problem
         self._works = works
@@ -37,10 +37,10 @@ class Check:
     async def problem(self) -> str | None:
         """Return the reason why the check fails; None if it succeeds."""
         now = time.monotonic()
-        if self._task is None or (self._task.done() and now - self._began >= FRESH):
+        if self._task is None or (self._task.done() and now - self._began >= REUSE_SECONDS):
             self._task = asyncio.ensure_future(self._works())
             self._began = now
-        done, _ = await asyncio.wait([self._task], timeout=PATIENCE)
+        done, _ = await asyncio.wait([self._task], timeout=CHECK_TIMEOUT)
         return None if done and self._task.result() else self._problem
 
 

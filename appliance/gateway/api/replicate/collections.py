@@ -43,7 +43,7 @@ async def get_collection(request: Request) -> Response:
     found = services.catalogue.collections.get(request.path_params["slug"])
     if found is None:
         raise NotFound
-    listing = await models.Listing.of(request)
+    listing = await models.ModelDetails.of(request)
     base = requests.origin(request)
     cards = services.catalogue.cards  # does not contain models that cannot be served
     shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
@@ -69,7 +69,7 @@ async def search(request: Request) -> Response:
     if not query:
         raise MalformedQuery('Query parameter "query" is required')
     limit = requests.limit(request, DEFAULT_LIMIT, MOST)
-    listing = await models.Listing.of(request)
+    listing = await models.ModelDetails.of(request)
     base = requests.origin(request)
     found = [
         FoundModel(

@@ -132,7 +132,7 @@ async def list_examples(request: Request) -> Response:
 
 
 async def _page(cards: Sequence[Card], request: Request) -> Response:
-    listing = await Listing.of(request)
+    listing = await ModelDetails.of(request)
     base = requests.origin(request)
     given = request.query_params.get("cursor")
     cursor = paging.decode(given) if given else None
@@ -151,7 +151,7 @@ async def _page(cards: Sequence[Card], request: Request) -> Response:
 
 
 async def _shown(card: Card, request: Request) -> ModelResponse:
-    return (await Listing.of(request)).shown(card, requests.origin(request))
+    return (await ModelDetails.of(request)).shown(card, requests.origin(request))
 
 
 async def _card(request: Request) -> Card:
@@ -160,7 +160,9 @@ async def _card(request: Request) -> Card:
 
 
 def _own(request: Request, caller: Token) -> Card:
-    return own(services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller)
+    return require_own(
+        services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller
+    )
 
 
 async def _stored(name: str, store: Store) -> Model:
@@ -170,7 +172,7 @@ async def _stored(name: str, store: Store) -> Model:
     raise NotFound
 
 
-def own(card: Card, caller: Token) -> Card:
+def require_own(card: Card, caller: Token) -> Card:
     """Return ``card`` if ``caller`` may change the model.
 
     Raises:
@@ -184,7 +186,7 @@ def own(card: Card, caller: Token) -> Card:
     return card
 
 
-class Listing:
+class ModelDetails:
     """Details of a model in lists: number of runs, newest version, first example."""
 
     def __init__(self, catalogue: Catalogue, counts: dict[str, int], examples: dict[str, Prediction]) -> None:
@@ -193,7 +195,7 @@ class Listing:
         self._examples = examples
 
     @classmethod
-    async def of(cls, request: Request) -> Listing:
+    async def of(cls, request: Request) -> ModelDetails:
         services = services_of(request)
         chosen = await services.store.registry.examples()
         found = {model: await services.store.get(ids[0]) for model, ids in chosen.items()}

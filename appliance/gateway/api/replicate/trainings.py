@@ -19,7 +19,7 @@ from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.replicate import webhooks
-from appliance.gateway.api.replicate.models import own
+from appliance.gateway.api.replicate.models import require_own
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.protocols import serializers
@@ -90,7 +90,7 @@ def _destination(name: str, caller: Token, catalogue: Catalogue) -> str:
         BadRequest: the model is defined in models.yaml.
     """
     try:
-        return own(catalogue.card(name, caller.owner), caller).name
+        return require_own(catalogue.card(name, caller.owner), caller).name
     except (NotFound, PermissionDenied) as error:
         raise DestinationNotFound from error
     except BadRequest as error:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from appliance.domain.errors import BadRequest, NotFound
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
-from appliance.gateway.api.replicate.models import own
+from appliance.gateway.api.replicate.models import require_own
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import Card
 from appliance.protocols import serializers
@@ -45,7 +45,7 @@ async def delete_version(request: Request) -> Response:
     version = request.path_params["id"]
     if await services.store.version(version, card.name) is None:
         raise NotFound
-    own(card, caller)
+    require_own(card, caller)
     if card.visibility != "private":
         raise BadRequest(f"Model {card.name} is public; only versions of private models can be deleted.")
     await _check_unused(version, services)

@@ -129,8 +129,8 @@ async def test_a_worker_of_an_earlier_gateway_is_sent_it_too(bench: Bench) -> No
     profiles = MemoryProfiles(bench.catalogue, scheduler, cluster, bench.store, {"cpu": "cpu"})
     scheduler.adopted("test/echo", ("cpu",), 3 * MIB, 0.0, levels=(), level=None)
     profiles.adopted("test/echo")
-    profiles.tell_limits()
-    profiles.tell_limits()
+    profiles.send_limits()
+    profiles.send_limits()
     assert cluster.limits == {"test/echo": 3 * MIB}
 
 

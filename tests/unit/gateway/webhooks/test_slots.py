@@ -1,4 +1,4 @@
-"""Slots that owners and hostnames share."""
+"""Delivery slots that owners and hostnames share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from appliance.gateway.webhooks.slots import Slots
+from appliance.gateway.webhooks.slots import DeliverySlots
 from appliance.store import Receiver
 
 MINE = Receiver("me", "a.example")
 
 
-def taken(slots: Slots, receiver: Receiver) -> int:
+def taken(slots: DeliverySlots, receiver: Receiver) -> int:
     """How many it gets one after the other."""
     count = 0
     while slots.take(receiver):
@@ -21,7 +21,7 @@ def taken(slots: Slots, receiver: Receiver) -> int:
 
 
 def test_one_hostname_leaves_some_for_the_same_owner_s_others_and_one_owner_for_everyone_else() -> None:
-    slots = Slots(64)
+    slots = DeliverySlots(64)
     assert taken(slots, MINE) == 22
     assert taken(slots, Receiver("me", "b.example")) > 0
     held = 64 - sum(taken(slots, Receiver("me", f"{number}.example")) for number in range(100))
@@ -31,7 +31,7 @@ def test_one_hostname_leaves_some_for_the_same_owner_s_others_and_one_owner_for_
 
 
 async def test_whoever_waits_gets_one_as_soon_as_it_may() -> None:
-    slots = Slots(8)
+    slots = DeliverySlots(8)
     assert taken(slots, MINE) == 3
     waiting = [asyncio.ensure_future(slots.wait(MINE)) for _ in range(3)]
     other = asyncio.ensure_future(slots.wait(Receiver("you", "a.example")))
@@ -47,7 +47,7 @@ async def test_whoever_waits_gets_one_as_soon_as_it_may() -> None:
 
 
 async def test_a_slot_that_comes_while_its_wait_is_given_up_is_not_lost() -> None:
-    slots = Slots(4)
+    slots = DeliverySlots(4)
     assert taken(slots, MINE) == 2
     waiting = asyncio.ensure_future(slots.wait(MINE))
     await asyncio.sleep(0)

@@ -58,8 +58,8 @@ async def test_one_whose_engine_has_stopped_is_not(api: Api, bench: Bench) -> No
 
 
 async def test_checks_that_hang_are_said_and_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitoring, "PATIENCE", 0.01)
-    monkeypatch.setattr(monitoring, "FRESH", 0.0)
+    monkeypatch.setattr(monitoring, "CHECK_TIMEOUT", 0.01)
+    monkeypatch.setattr(monitoring, "REUSE_SECONDS", 0.0)
     begun = 0
     answer = asyncio.Event()
 
@@ -85,7 +85,7 @@ async def test_probes_do_not_add_up(api: Api, monkeypatch: pytest.MonkeyPatch) -
         return True
 
     monkeypatch.setattr(api.services.cluster, "answers", answers)
-    monkeypatch.setattr(monitoring, "FRESH", 1000.0)
+    monkeypatch.setattr(monitoring, "REUSE_SECONDS", 1000.0)
     async with Api(api.services, None) as probe:
         replies = await asyncio.gather(*(probe.get("/readyz") for _ in range(20)))
     assert {reply.status_code for reply in replies} == {200}
