@@ -231,5 +231,5 @@ def _error_from(response: httpx.Response) -> ApplianceError:
             "the appliance does not accept this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
             "or make one with `appliance token create`"
         )
-    message = f"{error.detail} (HTTP {response.status_code})"
+    message = f"{error.detail.strip()} (HTTP {response.status_code})"
     return NotFound(message) if isinstance(error, NotFound) else ApplianceError(message)

@@ -83,7 +83,7 @@ def check(body: dict[str, Any], properties: dict[str, dict[str, Any]], required:
         if key not in properties:
             message = f"Additional property {key} is not allowed"
             problems.append(FieldProblem("additional_property_not_allowed", "", message))
-        elif value is not None:
+        elif value is not None and properties[key].keys() & {"type", "anyOf"}:  # else any value is right
             problems += _problems(value, properties[key], key)
     if problems:
         raise InvalidInput(problems)

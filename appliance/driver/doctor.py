@@ -157,12 +157,13 @@ def listening_port(bind_address: str, port: int) -> Finding:
 
 def holder(port: int) -> str | None:
     """Return the process that listens on ``port`` as "name (process 1)"; None if this user may not see it."""
-    for connection in psutil.net_connections("tcp"):
-        listens = (
-            connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-        )
-        if listens and connection.pid is not None:
-            with contextlib.suppress(psutil.Error):  # it has just ended
+    # The process has just ended, or the connections cannot be read.
+    with contextlib.suppress(psutil.Error, OSError, RuntimeError):
+        for connection in psutil.net_connections("tcp"):
+            listens = (
+                connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+            )
+            if listens and connection.pid is not None:
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     return None
 

@@ -17,7 +17,7 @@ def is_running(pid: int) -> bool:
     """Return whether there is such a process; a zombie counts as ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except psutil.Error:  # it has ended, or belongs to another user and is hidden
         return False
 
 
@@ -31,26 +31,30 @@ def kill_marked(variable: str, value: str) -> list[int]:
     killed: list[int] = []
     # A process may start another one before it is killed.
     while found := [process for process in _marked(variable, value) if process.pid not in killed]:
-        killed += [process.pid for process in found]
-        _kill(found)
+        ended = _kill(found)
+        killed += ended
+        if not ended:  # the system does not let this process kill them
+            break
     return killed
 
 
 def _marked(variable: str, value: str) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():  # not process_iter, whose cached processes may have had the same id before
         with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
-            if process.pid != os.getpid() and process.environ().get(variable) == value:
+            process = psutil.Process(pid)
+            if pid != os.getpid() and process.environ().get(variable) == value:
                 found.append(process)
     return found
 
 
-def _kill(processes: list[psutil.Process]) -> None:
-    """Kill processes and wait for their ends.
+def _kill(processes: list[psutil.Process]) -> list[int]:
+    """Kill processes, wait for their ends, and return the ids of those that could be killed.
 
     psutil's own ``wait`` would reap those that are children, whose exit codes others wait for.
     """
     ends = select.poll()  # a pidfd is readable when all threads have ended: only then sockets are closed
+    killed = []
     with contextlib.ExitStack() as opened:
         left = set()
         for process in processes:
@@ -58,6 +62,7 @@ def _kill(processes: list[psutil.Process]) -> None:
                 descriptor = os.pidfd_open(process.pid)
                 opened.callback(os.close, descriptor)
                 process.kill()
+                killed.append(process.pid)
                 ends.register(descriptor, select.POLLIN)
                 left.add(descriptor)
         deadline = time.monotonic() + _PATIENCE
@@ -65,3 +70,4 @@ def _kill(processes: list[psutil.Process]) -> None:
             for descriptor, _ in ends.poll(1000 * seconds):
                 ends.unregister(descriptor)
                 left.remove(descriptor)
+    return killed

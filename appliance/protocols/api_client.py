@@ -5,6 +5,7 @@ The command line's client blocks, and the UI's is asynchronous.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,13 @@ def error_from(response: httpx.Response) -> ApplianceError:
     except (ValueError, KeyError, TypeError):
         body = {}
         detail = response.text[:200] or "The API gave no reason."
-    match response.status_code:
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # perhaps a proxy has answered
+        return _typed_error(response.status_code, body, detail)
+    return ApplianceError(detail)
+
+
+def _typed_error(status: int, body: dict[str, Any], detail: str) -> ApplianceError:
+    match status:
         case 401:
             return Unauthenticated(token_given=True)
         case 403:

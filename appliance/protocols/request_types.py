@@ -39,11 +39,11 @@ class ModelRequest(Request, kw_only=True):
     name: Name
     visibility: Annotated[str, Meta(extra_json_schema={"enum": ["public", "private"]})]
     hardware: Hardware
-    description: Text | UnsetType | None = UNSET
-    github_url: Link | UnsetType | None = UNSET
-    paper_url: Link | UnsetType | None = UNSET
-    license_url: Link | UnsetType | None = UNSET
-    cover_image_url: Link | UnsetType | None = UNSET
+    description: Text | None = None
+    github_url: Link | None = None
+    paper_url: Link | None = None
+    license_url: Link | None = None
+    cover_image_url: Link | None = None
 
 
 class ModelUpdateRequest(Request, kw_only=True):
@@ -122,7 +122,8 @@ class VersionRequest(Request, kw_only=True):
         str, Meta(description="urls.get of an upload: a tar archive of the project, compressed or not")
     ]
     memory: Annotated[
-        int | str | None, Meta(description="Bytes to reserve for the version, or text such as 4GiB")
+        Annotated[int, Meta(le=2**53)] | str | None,
+        Meta(description="Bytes to reserve for the version, or text such as 4GiB"),
     ] = None
 
 

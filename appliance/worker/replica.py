@@ -268,8 +268,7 @@ class Replica:
 
         Raises:
             WorkerLost: the worker process died; the message says how and ends with the last lines of its log.
-            Or
-                there is none, because the replica was restarted.
+                Or there is none, because the replica was restarted.
         """
         if self._subscriber is not None:
             self._subscriber.end()

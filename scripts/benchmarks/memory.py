@@ -19,12 +19,12 @@ SETTLE: Final = 5.0  # seconds
 _MIB: Final = 1024**2
 #: A part of the command line -> what the process is; the first that fits counts.
 _ROLES: Final = (
-    ("VLLM::", "engine host"),
+    ("VLLM::", "worker process"),
     ("ServeReplica:gateway", "gateway"),
     ("ServeReplica:runner", "runner replicas"),
     ("ServeController", "Serve controller"),
     ("appliance.driver.main", "driver"),
-    ("appliance.worker.zygote", "zygote and engine hosts"),
+    ("appliance.worker.zygote", "zygote and worker processes"),
     ("ray", "Ray"),
 )
 

@@ -1,4 +1,4 @@
-"""Cog projects in engine hosts of their own, without an appliance around them."""
+"""Cog projects in worker processes of their own, without an appliance around them."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
         edit({**changed, "options": {"stream": True}}, stream, late)
         ran = command()
         assert ran.returncode == 0, ran.stderr
-        assert ran.stdout == "added test/late\nchanged test/echo: options.stream, aliases\n"
+        assert ran.stdout == "added test/late\nchanged test/echo: aliases, options.stream\n"
         assert ended(client, create(client, "test/late", text="new"))["output"] == "new"
         assert ended(client, running)["output"] == "from before"
         assert ended(client, create(client, "old/echo", text="now"))["output"] == ["now"]

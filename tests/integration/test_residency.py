@@ -97,8 +97,9 @@ def test_a_model_that_takes_more_than_it_has_is_ended_and_the_others_go_on(
     assert said(client, "test/slow", "still here") == "still here"
     failed = ended(client, declared)
     assert failed["status"] == "failed"
-    assert failed["error"].startswith("Out of memory: the worker process of test/small took ")
-    assert "had 1,048,576, and was ended; raise memory of test/small in models.yaml" in failed["error"]
+    assert failed["error"].startswith("Out of memory: the worker process of test/small used ")
+    advice = "with a limit of 1.0 MiB, and was killed; raise memory of test/small in models.yaml"
+    assert advice in failed["error"]
     assert (of(client, "test/small")["bytes"], of(client, "test/small")["out_of_memory"]) == (1 << 20, 1)
     failed = ended(client, estimated)
     assert failed["status"] == "failed"

@@ -1,4 +1,4 @@
-"""A real engine host with the real SmolLM2 of the shipped models.yaml, forked from a zygote."""
+"""A real worker process with the real SmolLM2 of the shipped models.yaml, forked from a zygote."""
 
 from __future__ import annotations
 

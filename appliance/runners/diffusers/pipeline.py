@@ -59,7 +59,8 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     call: PipelineCall
     with_image: PipelineCall | None = None  # class for the same weights that starts from an image
     with_mask: PipelineCall | None = None  # class for the same weights that repaints a part of an image
-    output: Literal["images", "video"]
+    #: Stored as `makes`, because the digest of the options is the key of measured memory in the database.
+    output: Literal["images", "video"] = msgspec.field(name="makes")
     width: int  # default size in pixels
     height: int
     multiple: int  # width and height must be multiples of this number of pixels

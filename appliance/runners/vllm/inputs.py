@@ -47,6 +47,10 @@ class Defaults(msgspec.Struct, frozen=True):
         return cls(**{name: value for name, value in options.items() if name in known})
 
 
+#: Types of the fields of ``Defaults``; all others are floats. The input 4.0 is an integer too.
+_TYPES: Final[dict[str, type]] = {"system_prompt": str, "max_tokens": int, "top_k": int}
+
+
 class Request(Defaults, frozen=True, kw_only=True):
     """The complete input of one prediction. Lengths are in tokens."""
 
@@ -75,8 +79,8 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
     """
     values = {}
     for name in Defaults.__struct_fields__:
-        default, value = getattr(defaults, name), input.get(name)
-        values[name] = default if value is None else type(default)(value)
+        value = input.get(name)
+        values[name] = _TYPES.get(name, float)(getattr(defaults, name) if value is None else value)
     min_tokens, max_tokens, seed = int(input.get("min_tokens") or 0), values["max_tokens"], input.get("seed")
     if min_tokens > max_tokens:
         raise PredictionFailed(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
+import sys
+
+import psutil
 
 from appliance.machine.processes import is_running, kill_marked
 
@@ -23,3 +27,14 @@ def test_marked_processes_are_killed_and_no_others() -> None:
     finally:
         another.kill()
         another.wait(10)
+
+
+def test_a_process_id_that_was_used_before_hides_no_process() -> None:
+    mark = secrets.token_hex(8)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(1000)"], env={**os.environ, "MARK": mark}
+    )
+    cached = next(each for each in psutil.process_iter() if each.pid == process.pid)
+    vars(cached)["_ident"] = (process.pid, 1.0)  # as if the id had belonged to an earlier process
+    assert kill_marked("MARK", mark) == [process.pid]
+    assert process.wait(20) == -signal.SIGKILL

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from appliance.protocols.response_types import ModelResponse
 from tests.support.api_client import Api
 from tests.support.engine_bench import Bench
 
@@ -188,3 +190,10 @@ async def test_what_is_no_example(api: Api) -> None:
         ("no/model", failed["id"], 404),
     ):
         assert (await api.put(f"/admin/models/{model}/examples/{id}")).status_code == status
+
+
+async def test_a_model_made_without_optional_keys_has_them_all(api: Api) -> None:
+    created = await api.post("/v1/models", json=NEW)
+    assert created.status_code == 201
+    for reply in (created, await api.get("/v1/models/me/mine")):
+        assert msgspec.json.decode(reply.content, type=ModelResponse).cover_image_url is None
