@@ -244,7 +244,7 @@ async def test_an_unknown_prediction_cannot_move(store: Store) -> None:
 
 async def test_records_in_the_wrong_status_are_misuse(store: Store) -> None:
     record = make()
-    with pytest.raises(ValueError, match="cannot be created"):
+    with pytest.raises(ValueError, match="has the status processing: it must be starting"):
         store.create(record.started(1.0, 0.0, None))
     for write in (store.claim, store.finish):
         with pytest.raises(ValueError, match="cannot be"):
