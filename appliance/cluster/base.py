@@ -63,7 +63,7 @@ class Cluster(Protocol):
         ...
 
     async def prepare(self, modules: list[str]) -> None:
-        """Let the zygote import modules that models need which are loaded later."""
+        """Ask the zygote to import ``modules`` ahead of the loads that need them; do not wait for it."""
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """Load a model; return the sleep levels that its worker process supports.

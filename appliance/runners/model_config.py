@@ -195,7 +195,7 @@ class ModelConfig(Section):
 
     @property
     def training_key(self) -> str:
-        """Name in the scheduler of the trainer of this model; no model can have this name."""
+        """The scheduler's name for the trainer of this model. No model has it: names have no colon."""
         return f"{self.name}:training"
 
     @model_validator(mode="wrap")

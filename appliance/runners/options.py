@@ -65,9 +65,10 @@ class Options(Section):
         raise NotImplementedError
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Return the bytes that a sleeping model keeps on each device, and in main memory at level 1.
+        """Return two numbers of bytes that a sleeping model keeps: on each device, and in main memory.
 
-        None if the model cannot sleep on this kind of device.
+        The second is for sleep level 1; at level 2 nothing is kept in main memory. Return None if the
+        model cannot sleep on this kind of device.
         """
         return None
 

@@ -69,7 +69,10 @@ class Rebalancing:
                 self._move(min(late)[-1], receiver, now)
 
     def could_load_more(self) -> bool:
-        """Return whether predictions exceed the free slots of an instance while another is not loaded."""
+        """Return whether moving predictions could load one more instance.
+
+        That is so if an instance has more waiting predictions than free slots while another is not loaded.
+        """
         loadable = (receiver for receiver in self._receivers() if receiver.loadable)
         return any(
             len(each.queue) > each.free_slots for receiver in loadable for each in self._others_of(receiver)

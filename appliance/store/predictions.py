@@ -64,7 +64,9 @@ class PredictionTable(Connections):
             ValueError: its status is not ``processing``.
         """
         if prediction.status is not Status.PROCESSING:
-            raise ValueError(f"prediction {prediction.id} cannot be claimed {prediction.status}")
+            raise ValueError(
+                f"prediction {prediction.id} has the status {prediction.status}: it must be processing"
+            )
         return self._move(prediction, prediction.attempt - 1)
 
     def requeue(self, prediction: Prediction) -> asyncio.Future[None]:
@@ -74,7 +76,9 @@ class PredictionTable(Connections):
             ValueError: its status is not ``starting``.
         """
         if prediction.status is not Status.STARTING:
-            raise ValueError(f"prediction {prediction.id} cannot be requeued {prediction.status}")
+            raise ValueError(
+                f"prediction {prediction.id} has the status {prediction.status}: it must be starting"
+            )
         return self._move(prediction, prediction.attempt)
 
     def finish(self, prediction: Prediction) -> asyncio.Future[None]:
@@ -91,7 +95,9 @@ class PredictionTable(Connections):
             ValueError: its status is not terminal.
         """
         if not prediction.status.terminal:
-            raise ValueError(f"prediction {prediction.id} cannot be finished {prediction.status}")
+            raise ValueError(
+                f"prediction {prediction.id} has the status {prediction.status}: it must have ended"
+            )
         # Of any attempt: a cancel may be decided while the claim of the next attempt is queued.
         return self._move(prediction, None)
 

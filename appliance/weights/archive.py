@@ -27,7 +27,7 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in opened:
                 size, count = size + member.size, count + 1
                 if size > _BYTES or count > _MEMBERS:
-                    limits = f"{readable_bytes(_BYTES)} and {_MEMBERS:,} files"
+                    limits = f"{readable_bytes(_BYTES)}, or has more than {_MEMBERS:,} files"
                     raise WeightsError(f"the archive is larger than {limits}: remove files from the project")
                 # The filter refuses outside paths and links, and devices; it drops owners and set-uid.
                 opened.extract(member, folder, filter="data")

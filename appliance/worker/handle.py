@@ -317,7 +317,7 @@ def _settle(future: asyncio.Future[T], value: T) -> None:
 
 
 def tail(text: str, lines: int) -> str:
-    """Return the last lines as a terminal shows them, so each progress bar only in its last state."""
+    """Return the last ``lines`` lines as a terminal shows them: only the final state of a progress bar."""
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\r\n").split("\n")]
     return "\n".join(shown[-lines:])
 

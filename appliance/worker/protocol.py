@@ -81,7 +81,10 @@ class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="sleep_failed"):
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
-    """Worker process to replica: events of predictions, in order. The replica reads ``RelayedEvents``."""
+    """Worker process to replica: events of predictions, in order.
+
+    The replica decodes the same message as ``RelayedEvents``, and so leaves each event encoded.
+    """
 
     events: list[Emitted]
 

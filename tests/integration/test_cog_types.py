@@ -147,8 +147,8 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 #: function -> what the refusal says
 REFUSED = {
     "untyped_output": "must have a return type",
-    "maybe": "must not be optional",
-    "one_of": "one of several types",
+    "maybe": "neither Optional nor a union",
+    "one_of": "neither Optional nor a union",
     "untyped": "input a has no type annotation",
     "many": "must name each input",
     "unknown": "input a: the type Thread is not supported",

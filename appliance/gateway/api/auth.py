@@ -29,7 +29,7 @@ class Auth:
     def __init__(
         self, tokens: TokenLookup, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
     ) -> None:
-        """``running`` returns the prediction with an id and an attempt number, if it runs."""
+        """``running(id, attempt)`` returns the prediction if this attempt of it runs, else None."""
         self._tokens = tokens
         self._run_tokens = run_tokens
         self._running = running

@@ -120,7 +120,10 @@ def compat_response(error: CompatError, path: str, headers: Mapping[str, str] | 
 
 
 def response(problem: ApplianceError, path: str, *, post: bool) -> Response:
-    """Return the response for an error; ``post``: a repeated request might do the work twice."""
+    """Return the response for an error.
+
+    ``post``: the request was a POST, so clients are told not to repeat it after a status of 500 or more.
+    """
     headers: dict[str, str] = {}
     if isinstance(problem, Throttled):
         headers["Retry-After"] = str(problem.retry_after)

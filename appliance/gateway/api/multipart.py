@@ -58,7 +58,7 @@ class _Collector:
         self._headers[self._name.decode("latin-1").lower()] = self._value.decode(errors="replace")
         self._name, self._value = b"", b""
         if sum(len(name) + len(value) for name, value in self._headers.items()) > _HEADERS:
-            raise MalformedBody("the headers of a part of the form are too long")
+            raise MalformedBody(f"a part of the multipart form has more than {_HEADERS:,} bytes of headers")
 
     def headers_finished(self) -> None:
         disposition = self._headers.get("content-disposition", "")

@@ -45,13 +45,14 @@ def decode(text: str) -> Cursor:
 
 
 def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int, int]:
-    """Return the indices in ``names`` at which the page at ``cursor`` begins and ends.
+    """Return the slice of ``names`` that is the page at ``cursor``: its begin and its end.
 
-    The cursor holds the name next to the page and the index of that name. The index is used if the name is no
-    longer in the list.
+    ``cursor.id`` is the name beside the page: the last one of the page before it, or, if the cursor is
+    ``backwards``, the first one of the page after it. ``cursor.created_at`` is the index of that name; it is
+    used if the name is no longer in the list. The end may be greater than the number of names.
 
     Raises:
-        NotFound: the cursor belongs to another list.
+        NotFound: the name is not in the list, and ``created_at`` is no index: the cursor is of another list.
     """
     if cursor is None:
         return 0, size

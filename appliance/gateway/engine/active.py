@@ -122,13 +122,16 @@ def items(prediction: Prediction, *, iterates: bool) -> Sequence[Any]:
     return [output] if prediction.status.terminal and output is not None else []
 
 
-#: What ``follow`` yields: new items with their numbers from 1, None after ``idle`` seconds without items, and
-#: finally the terminal record.
+#: Items of ``follow``: new items with their numbers from 1, None after ``idle`` seconds without a change,
+#: and finally the terminal record.
 Seen = list[tuple[int, Any]] | Prediction | None
 
 
 async def follow(active: ActivePrediction, after: int, idle: float) -> AsyncIterator[Seen]:
-    """Yield items with a number over ``after``, each once; None after ``idle`` seconds without any."""
+    """Yield lists of new items, from number ``after`` + 1 on, and at the end the terminal record.
+
+    Yield None after every ``idle`` seconds in which the prediction did not change.
+    """
     position = after
     while True:
         current = active.prediction

@@ -152,7 +152,7 @@ class Predictions:
             await self._store.claim(claimed)
         except StatusConflict:
             if not active.ending:
-                _log.exception("prediction %s does not start: its stored status is not starting", claimed)
+                _log.exception("prediction %s does not start: it is not `starting` in the store", claimed)
             self._remove(active)
             self._free_slot(active.id, model)
             return

@@ -63,5 +63,5 @@ async def requeue(store: Store, record: Prediction) -> None:
         except StatusConflict:
             return None
         except StoreError as error:
-            _log.error("prediction %s runs again once that is stored, retrying: %s", record, error)
+            _log.error("prediction %s waits again, but that is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)

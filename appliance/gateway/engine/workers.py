@@ -142,8 +142,8 @@ class Workers:
         except WorkerLost:
             return None  # the reader of its events gets this error too, and handles it
         except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
-            _log.exception("model %s could not be put %s", model, target, extra={"model": model})
-            return f"it could not be put {target}: {error}"
+            _log.exception("model %s did not become %s", model, target, extra={"model": model})
+            return f"it did not become {target}: {error}"
 
     async def _fall_asleep(self, decided: Sleep) -> str | None:
         left = await self._cluster.sleep(decided.model, decided.level)

@@ -241,7 +241,7 @@ class _Progress:
         self._reason: str | None = None
 
     def add(self, new: CompletionOutput) -> Iterator[Metric | Output]:
-        """Yield the events of an output, which contains only the text since the output before."""
+        """Yield the events of ``new``, which holds only the text and tokens since the previous output."""
         if not self._tokens and new.token_ids:
             yield Metric("time_to_first_token", round(time.perf_counter() - self._started, 6))
         self._tokens += len(new.token_ids)
