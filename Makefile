@@ -24,10 +24,10 @@ docs: ## build the manual and check its links
 	scripts/docs
 
 unit: ## run the tests that need neither Ray nor a network
-	scripts/test -n 2 tests/unit
+	scripts/test -n 2 --dist loadfile tests/unit
 
 integration: ## run the tests with real processes, Ray and weights
-	scripts/test -n 2 tests/integration
+	scripts/test -n 2 --dist loadfile tests/integration
 
 e2e: ## run the tests that drive the real command with real clients and a browser
 	scripts/install-clients

@@ -121,7 +121,7 @@ def test_files_that_do_not_belong_together_are_refused_before_anything_starts(
         env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert ran.returncode == 2
-    assert "belong together" in " ".join(ran.stderr.split())
+    assert "of one key pair" in " ".join(ran.stderr.split())
 
 
 PYTHON = """

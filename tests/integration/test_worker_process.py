@@ -219,7 +219,7 @@ async def test_a_model_that_breaks_while_it_loads(replica: Replica, tmp_path: Pa
     with pytest.raises(LoadFailed) as caught:
         await replica.load(spec(tmp_path, "broken"))
     assert caught.value.detail.splitlines()[0] == "ZeroDivisionError: division by zero"
-    assert "worker_kinds.py" in caught.value.detail
+    assert "faulty_kinds.py" in caught.value.detail
 
 
 async def test_a_worker_killed_while_it_loads(replica: Replica, zygote: Zygote, tmp_path: Path) -> None:
