@@ -235,7 +235,7 @@ def node_address() -> str:
 
 
 def _error_line(application: Any) -> str:
-    """Return the last line with an error in Serve's report, which contains a whole traceback."""
+    """Return the last error line of Serve's report. The report contains a whole traceback."""
     messages = [deployment.message for deployment in application.deployments.values()]
     text = "\n".join(message for message in [*messages, application.message] if message)
     lines = [line.strip() for line in text.split("\n") if line.strip()]

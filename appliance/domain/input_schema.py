@@ -71,6 +71,10 @@ def _encodable(input: dict[str, Any]) -> dict[str, Any]:
     return input
 
 
+#: Keywords of a JSON schema that restrict nothing.
+_ANNOTATIONS: Final = {"title", "description", "default", "deprecated", "examples"}
+
+
 def check(body: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:
     """Check the body of a request; ``null`` for an optional key is the same as no key.
 
@@ -83,7 +87,7 @@ def check(body: dict[str, Any], properties: dict[str, dict[str, Any]], required:
         if key not in properties:
             message = f"Additional property {key} is not allowed"
             problems.append(FieldProblem("additional_property_not_allowed", "", message))
-        elif value is not None and properties[key].keys() & {"type", "anyOf"}:  # else any value is right
+        elif value is not None and properties[key].keys() - _ANNOTATIONS:  # else any value is right
             problems += _problems(value, properties[key], key)
     if problems:
         raise InvalidInput(problems)

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -32,31 +30,13 @@ from appliance.runners.vllm import engine
 from appliance.runners.vllm.options import VllmOptions
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 from appliance.worker.replica import Replica
-from tests.support.appliance_process import PATIENCE, ROOT, WEIGHTS, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, WEIGHTS
 from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 LONGEST = 512  # tokens; short, so that a prompt that is too long is quickly made
 CAPITAL = {"prompt": "What is the capital of France?", "temperature": 0, "max_tokens": 24}
-
-
-class WarmZygote(Zygote):
-    """A zygote as `appliance serve` starts it for language models."""
-
-    def __enter__(self) -> WarmZygote:
-        command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(self.socket)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--preload", ",".join(preloaded_modules("vllm", "cpu"))],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        wait_for(self.socket.exists, "the zygote's socket")
-        return self
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +61,8 @@ def load_spec(folder: Path, cache: Path, **options: Any) -> LoadSpec:
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    with WarmZygote(tmp_path_factory.mktemp("run")) as running:
+    """A zygote as `appliance serve` starts it for language models."""
+    with Zygote(tmp_path_factory.mktemp("run"), ",".join(preloaded_modules("vllm", "cpu"))) as running:
         yield running
 
 

@@ -22,8 +22,9 @@ from tests.support.appliance_process import PATIENCE, ROOT, wait_for
 class Zygote:
     """A zygote process with the kinds of ``tests.support.faulty_kinds``."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, preload: str = "tests.support.faulty_kinds,no_such_module") -> None:
         self.run_dir = run_dir
+        self.preload = preload
         self.socket = run_dir / "zygote.sock"
         self.log = run_dir / "zygote.log"
         self.process: subprocess.Popen[bytes]
@@ -32,7 +33,7 @@ class Zygote:
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(self.socket)]
             self.process = subprocess.Popen(
-                [*command, "--preload", "tests.support.faulty_kinds,no_such_module"],
+                [*command, "--preload", self.preload],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -147,7 +147,7 @@ class Loads:
             self._scheduler.request_load(instance)
 
     def hardware(self, devices: Sequence[str]) -> str:
-        """Return the SKU of these devices together."""
+        """Return the SKU under which ``devices`` are billed together."""
         return joint_sku(self._devices[device].sku for device in devices)
 
     async def _waited_for_disk(self, instance: str) -> bool:

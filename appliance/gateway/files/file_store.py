@@ -263,7 +263,7 @@ class FileStore:
         return file if file is not None and file.prediction is not None else None
 
     async def remove_outputs(self, predictions: Iterable[str]) -> None:
-        """Delete the output files of these predictions, whose rows the store has already deleted."""
+        """Delete the output files of predictions whose rows the store has already deleted."""
         removed = set(predictions)
         self._unsaved = {id: file for id, file in self._unsaved.items() if file.prediction not in removed}
         for id in removed:

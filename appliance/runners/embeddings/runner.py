@@ -79,7 +79,7 @@ class EmbeddingsRunner(TorchRunner):
         yield Output([[vector.tolist() for vector in vectors]], append=False)
 
     async def _computed(self, tokens: list[list[int]]) -> list[Any]:
-        """Return the vectors of these texts, which are computed together with other waiting texts."""
+        """Return the vectors of tokenized texts. They are computed together with other waiting texts."""
         request = _Request(tokens, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         if self._computing is None or self._computing.done():

@@ -47,7 +47,7 @@ async def get_status(request: Request) -> Response:
 
 
 async def get_residency(request: Request) -> Response:
-    """``GET /admin/residency``: who holds and awaits memory, and the decisions."""
+    """``GET /admin/residency``: models in memory, models that wait for memory, and the decisions."""
     await requests.caller(request, Scope.ADMIN)
     return responses.json(services_of(request).engine.residency_report())
 

@@ -801,3 +801,10 @@ async def test_links_begin_with_what_a_trusted_proxy_says(
         body = {"version": "test/echo", "input": {}}
         reply = await client.post("/v1/predictions", json=body, headers=headers)
     assert reply.json()["urls"]["get"].rpartition("/v1/")[0] == origin
+
+
+async def test_a_key_that_is_ignored_may_have_any_value(api: Api) -> None:
+    for ignored in (1e300, 10**25, {"a": None}, "x"):
+        body = {"version": "test/echo", "input": {"text": "hello"}, "stream": ignored}
+        reply = await api.post("/v1/predictions", json=body)
+        assert reply.status_code == 201, reply.text
