@@ -1,4 +1,6 @@
-"""Runner replicas as Ray Serve deployments, one application each, called over Serve handles.
+"""Runner replicas as Ray Serve deployments, one application each.
+
+Models are loaded and unloaded over Serve handles; jobs and events go through ``worker.data_socket``.
 
 Replicas are named ``runner-<n>`` and can load any model. There is always one spare replica, so that a cold
 start need not wait until Ray has started a process. When a model is unloaded, its replica becomes the spare,
@@ -12,7 +14,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from ray import serve
@@ -21,64 +23,32 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from appliance.cluster.base import AdoptedModel, await_answer
-from appliance.domain import file
-from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
+from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Emitted, Job
 from appliance.observability import logs
 from appliance.runners.base import LoadSpec
+from appliance.worker import data_socket
 from appliance.worker import handle as worker_handle
 from appliance.worker.memory_monitor import MemoryUsage
-from appliance.worker.replica import Replica, ReplicaStats
+from appliance.worker.protocol import Commands, Events, Failure, PeakMemory, StreamEnd
+from appliance.worker.replica import LoadReport, Replica, ReplicaStats
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RUNNER: Final = "runner-"
-#: Errors of a call to a replica that has died or cannot be reached. If the connection breaks in the middle of
-#: a stream, gRPC raises errors that are not Ray errors.
+#: Errors of a call to a replica that has died or cannot be reached. Not all errors of gRPC are Ray errors.
 _GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyncio.CancelledError)
 
 
-class Exchange(msgspec.Struct):
-    """All messages that wait for one model; they are sent in one call."""
-
-    jobs: list[Job] = []
-    cancels: list[str] = []
-    acknowledged: list[str] = []
-    limit: int | None = None  # new limit of the worker process, in bytes of main memory
-
-
-_ERRORS: Final[dict[str, type[LoadFailed | WorkerLost | SleepFailed]]] = {
-    "oom": OutOfMemory,  # before its base class
-    "lost": WorkerLost,
-    "sleep_failed": SleepFailed,
-    "failed": LoadFailed,
-}
-
-
 class Outcome(msgspec.Struct, frozen=True):
-    """The result of a call, or why events end. Errors are sent as data, because Ray changes exceptions."""
+    """The result of a call. Errors are sent as data, because Ray changes exceptions."""
 
-    error: str | None = None
-    kind: str = ""  # key of ``_ERRORS``
-    took: int | None = None  # bytes that a worker process used when it ran out of memory
+    failure: Failure | None = None
     levels: list[int] = []  # sleep levels that a loaded model supports
     left: int | None = None  # bytes of each device that a sleeping model still holds; None if unknown
 
-    @classmethod
-    def of(cls, error: LoadFailed | WorkerLost | SleepFailed) -> Self:
-        kind = next(name for name, type in _ERRORS.items() if isinstance(error, type))
-        return cls(error.detail, kind, error.took if isinstance(error, OutOfMemory) else None)
 
-    def as_error(self) -> LoadFailed | WorkerLost | SleepFailed:
-        """Return the error from which ``of`` made this."""
-        message = self.error or ""
-        return OutOfMemory(message, self.took) if self.kind == "oom" else _ERRORS[self.kind](message)
-
-
-_exchange_decoder = msgspec.msgpack.Decoder(Exchange)
-_events_decoder = msgspec.msgpack.Decoder(list[Emitted], ext_hook=file.unpack)
-_taken_decoder = msgspec.msgpack.Decoder(MemoryUsage)
 _outcome_decoder = msgspec.msgpack.Decoder(Outcome)
 _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 
@@ -92,10 +62,20 @@ class RunnerReplica:
     def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
         logs.configure()
         self._replica = Replica(name, zygote_socket, run_dir)
+        self._data_socket = data_socket_path(Path(run_dir), name)
+        self._server: asyncio.AbstractServer | None = None
 
     async def load(self, spec: bytes) -> bytes:
-        loading = self._replica.load(msgspec.msgpack.decode(spec, type=LoadSpec))
+        loading = self._load(msgspec.msgpack.decode(spec, type=LoadSpec))
         return await _outcome(loading, lambda report: Outcome(levels=report.levels))
+
+    async def _load(self, spec: LoadSpec) -> LoadReport:
+        if self._server is None:
+            try:
+                self._server = await data_socket.listen(self._replica, self._data_socket)
+            except OSError as error:
+                raise LoadFailed(f"cannot create the socket {self._data_socket}: {error.strerror}") from error
+        return await self._replica.load(spec)
 
     async def sleep(self, level: int) -> bytes:
         return await _outcome(self._replica.sleep(level), lambda left: Outcome(left=left))
@@ -105,19 +85,6 @@ class RunnerReplica:
 
     async def unload(self) -> None:
         await self._replica.unload()
-
-    async def exchange(self, payload: bytes) -> None:
-        """Take an encoded ``Exchange``."""
-        message = _exchange_decoder.decode(payload)
-        await self._replica.exchange(message.jobs, message.cancels, message.acknowledged, message.limit)
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield batches of events and peaks of memory, then an ``Outcome`` if the worker process died."""
-        try:
-            async for batch in self._replica.events():
-                yield (b"t" if isinstance(batch, MemoryUsage) else b"e") + msgspec.msgpack.encode(batch)
-        except WorkerLost as error:
-            yield b"x" + msgspec.msgpack.encode(Outcome.of(error))
 
     async def stats(self) -> bytes:
         """Return an encoded ``ReplicaStats``."""
@@ -129,24 +96,43 @@ async def _outcome(work: Awaitable[T], success: Callable[[T], Outcome]) -> bytes
     try:
         outcome = success(await work)
     except (LoadFailed, SleepFailed, WorkerLost) as error:
-        outcome = Outcome.of(error)
+        outcome = Outcome(Failure.of(error))
     return msgspec.msgpack.encode(outcome)
 
 
 class _Link:
-    """The connection to one replica, with the messages that wait for it."""
+    """One replica: its Serve handle, and the commands that wait to be sent to its data socket."""
 
     def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
         self.name = name
         self.handle = handle
-        self.waiting = Exchange()
-        self.pump: asyncio.Task[None] | None = None
-        self.stream: Any = None
-        self.broken: str | None = None
+        self.connection: data_socket.ReplicaConnection | None = None
+        self.waiting = Commands()
+        self._flushing: asyncio.Handle | None = None
 
-    def take(self) -> bytes | None:
-        waiting, self.waiting = self.waiting, Exchange()
-        return None if waiting == Exchange() else msgspec.msgpack.encode(waiting)
+    def send_soon(self) -> None:
+        """Send the waiting commands in the next iteration of the event loop, or once connected."""
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._flushing = None
+        if self.connection is not None and self.waiting != Commands():
+            waiting, self.waiting = self.waiting, Commands()
+            self.connection.send(waiting)
+
+    def reset(self) -> None:
+        """Drop commands for the model that the replica had before."""
+        self.waiting = Commands()
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+
+
+def data_socket_path(run_dir: Path, name: str) -> Path:
+    """Return the path of the data socket of the replica with this name."""
+    return run_dir / f"{name}.sock"
 
 
 class RayCluster:
@@ -203,16 +189,16 @@ class RayCluster:
         try:
             link = self._links.pop(spec.model, None) or await self._take_spare()
             self._links[spec.model] = link
-            link.broken = None
+            link.reset()
             outcome = _outcome_decoder.decode(await link.handle.load.remote(msgspec.msgpack.encode(spec)))
         except _GONE as error:
             _raise_if_cancelled(error)
             raise WorkerLost(f"the runner replica of {spec.model} died while loading it: {error}") from error
-        if outcome.error is None:
+        if outcome.failure is None:
             return frozenset(outcome.levels)
         del self._links[spec.model]
         await self._give_back(link)
-        raise outcome.as_error()
+        raise outcome.failure.as_error()
 
     async def unload(self, model: str) -> None:
         link = self._links.pop(model, None)
@@ -241,19 +227,19 @@ class RayCluster:
         except _GONE as error:
             _raise_if_cancelled(error)
             raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
-        if outcome.error is not None:
-            raise outcome.as_error()
+        if outcome.failure is not None:
+            raise outcome.failure.as_error()
         return outcome
 
     def submit(self, model: str, job: Job) -> None:
         if (link := self._links.get(model)) is not None:
             link.waiting.jobs.append(job)
-            self._pump(link)
+            link.send_soon()
 
     def cancel(self, model: str, id: str) -> None:
         if (link := self._links.get(model)) is not None:
             link.waiting.cancels.append(id)
-            self._pump(link)
+            link.send_soon()
 
     def acknowledge(self, model: str, id: str) -> None:
         """Acknowledge a finished prediction together with the next job, or after a second."""
@@ -261,67 +247,54 @@ class RayCluster:
         if link is None:
             return
         if not link.waiting.acknowledged:
-            asyncio.get_running_loop().call_later(1.0, self._pump, link)
+            asyncio.get_running_loop().call_later(1.0, link.flush)
         link.waiting.acknowledged.append(id)
 
     def limit(self, model: str, memory: int) -> None:
         if (link := self._links.get(model)) is not None:
             link.waiting.limit = memory
-            self._pump(link)
+            link.send_soon()
 
     async def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
         link = self._links.get(model)
         if link is None:
             raise WorkerLost(f"{model} is not loaded")
-        link.stream = link.handle.options(stream=True).events.remote()
         try:
-            async for payload in link.stream:
-                body = memoryview(payload)[1:]
-                match payload[:1]:
-                    case b"x":
-                        raise _outcome_decoder.decode(body).as_error()
-                    case b"t":
-                        yield _taken_decoder.decode(body)
-                    case _:
-                        yield _events_decoder.decode(body)
-        except _GONE as error:
-            if link.broken is None:
-                _raise_if_cancelled(error)
-            first, _, _ = (link.broken or str(error) or type(error).__name__).partition("\n")
-            raise WorkerLost(f"the runner replica of {model} has died: {first}") from error
+            connection = await data_socket.connect(data_socket_path(self._run_dir, link.name))
+        except OSError as error:
+            raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
+        link.connection = connection
+        link.flush()
+        try:
+            while True:
+                match await connection.messages.get():
+                    case Events(events):
+                        yield events
+                    case PeakMemory(usage):
+                        yield usage
+                    case StreamEnd(None):
+                        return
+                    case StreamEnd(Failure() as failure):
+                        raise failure.as_error()
+                    case None:
+                        raise WorkerLost(f"the runner replica of {model} has died: it closed its socket")
         finally:
-            link.stream = None
+            connection.close()
+            if link.connection is connection:
+                link.connection = None
 
     async def close(self) -> None:
-        tasks = [link.pump for link in self._links.values() if link.pump is not None]
+        for link in self._links.values():
+            link.close()
         if self._spare_wanted is not None:
-            tasks.append(self._spare_wanted)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _pump(self, link: _Link) -> None:
-        if link.pump is None or link.pump.done():
-            link.pump = asyncio.get_running_loop().create_task(self._send(link))
-
-    async def _send(self, link: _Link) -> None:
-        while (payload := link.take()) is not None:
-            try:
-                await link.handle.exchange.remote(payload)
-            except WorkerLost:  # ``events`` raises this error with its reason
-                continue
-            # The messages of this call are lost, so the stream of events must end.
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
-                _raise_if_cancelled(error)
-                link.broken = str(error) or type(error).__name__
-                if link.stream is not None:
-                    link.stream.cancel()
-                return
+            self._spare_wanted.cancel()
+            await asyncio.gather(self._spare_wanted, return_exceptions=True)
 
     async def _give_back(self, link: _Link) -> None:
         if self._spares:
             try:
                 await asyncio.to_thread(serve.delete, link.name, _blocking=False)
+                data_socket_path(self._run_dir, link.name).unlink(missing_ok=True)
             except _GONE as error:  # the next gateway finds the replica and uses it as a spare
                 _raise_if_cancelled(error)
                 _log.warning("replica %s could not be deleted: %s", link.name, error)

@@ -1,4 +1,4 @@
-"""Messages between a runner replica, its worker process and the zygote.
+"""Messages between the gateway, a runner replica, its worker process and the zygote.
 
 A message is a length (4 bytes, big-endian) and that many bytes of msgpack: one tagged struct. Both ends of
 each socket are processes of the same version of the appliance.
@@ -9,20 +9,72 @@ from __future__ import annotations
 import signal
 import socket
 import struct
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import msgspec
 
 from appliance.domain import file
+from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Job
 from appliance.domain.units import readable_bytes
 from appliance.runners.base import LoadSpec
+from appliance.worker.memory_monitor import MemoryUsage
 
 _LENGTH: Final = struct.Struct(">I")
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 _DONE: Final = Done.__struct_config__.tag
 _SIGNALS: Final = {number.value: number.name for number in signal.Signals}
 T = TypeVar("T")
+
+
+_ERRORS: Final[dict[str, type[LoadFailed | WorkerLost | SleepFailed]]] = {
+    "oom": OutOfMemory,  # before its base class
+    "lost": WorkerLost,
+    "sleep_failed": SleepFailed,
+    "failed": LoadFailed,
+}
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error of a replica or of its worker process, sent as data."""
+
+    message: str
+    kind: str  # key of ``_ERRORS``
+    took: int | None = None  # bytes that a worker process used when it ran out of memory
+
+    @classmethod
+    def of(cls, error: LoadFailed | WorkerLost | SleepFailed) -> Self:
+        kind = next(name for name, type in _ERRORS.items() if isinstance(error, type))
+        return cls(error.detail, kind, error.took if isinstance(error, OutOfMemory) else None)
+
+    def as_error(self) -> LoadFailed | WorkerLost | SleepFailed:
+        """Return the error from which ``of`` made this."""
+        if self.kind == "oom":
+            return OutOfMemory(self.message, self.took)
+        return _ERRORS[self.kind](self.message)
+
+
+class Commands(msgspec.Struct, tag="commands"):
+    """Gateway to replica: everything that waits to be sent, in one message."""
+
+    jobs: list[Job] = []  # predictions to run; those that the replica already has are ignored
+    cancels: list[str] = []  # ids of predictions to cancel
+    acknowledged: list[str] = []  # ids of predictions whose end is stored: their events can be dropped
+    limit: int | None = None  # new limit of the worker process, in bytes of main memory
+
+
+class PeakMemory(msgspec.Struct, frozen=True, tag="peak"):
+    """Replica to gateway: the worker process has used more memory than ever before."""
+
+    usage: MemoryUsage
+
+
+class StreamEnd(msgspec.Struct, frozen=True, tag="end"):
+    """Replica to gateway: no more events will come on this connection."""
+
+    failure: Failure | None = (
+        None  # why the worker process is lost; None: unloaded, or read by another gateway
+    )
 
 
 class Run(msgspec.Struct, frozen=True, tag="run"):
@@ -81,9 +133,9 @@ class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="sleep_failed"):
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
-    """Worker process to replica: events of predictions, in order.
+    """Worker process to replica, and replica to gateway: events of predictions, in order.
 
-    The replica decodes the same message as ``RelayedEvents``, and so leaves each event encoded.
+    The replica decodes this message as ``RelayedEvents``, which leaves each event encoded.
     """
 
     events: list[Emitted]
@@ -156,6 +208,9 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
 WorkerEvent = WorkerReady | WorkerFailed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents
 _tag_decoder: Final = msgspec.msgpack.Decoder(_EventTag)
+FromReplica = Events | PeakMemory | StreamEnd
+#: ``FromReplica`` as the replica sends it.
+ToGateway = RelayedEvents | PeakMemory | StreamEnd
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 

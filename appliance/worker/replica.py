@@ -9,27 +9,31 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, WorkerLost
-from appliance.domain.prediction import Job
 from appliance.domain.units import readable_bytes
 from appliance.machine.process_memory import kernel_kills
 from appliance.runners.base import LoadSpec
 from appliance.worker.cleanup import pid_folder
 from appliance.worker.event_buffer import EventBuffer
 from appliance.worker.handle import WorkerHandle
-from appliance.worker.memory_monitor import MemoryMonitor, MemoryUsage
+from appliance.worker.memory_monitor import MemoryMonitor
 from appliance.worker.protocol import (
     Cancel,
+    Commands,
+    Failure,
+    PeakMemory,
     RelayedEvent,
     RelayedEvents,
     Run,
     SleepWorker,
+    StreamEnd,
+    ToGateway,
     WakeWorker,
     WorkerAsleep,
     WorkerAwake,
@@ -61,37 +65,6 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     levels: list[int] = []  # sleep levels that the model supports
     level: int | None = None  # the sleep level that it is in; None if it is awake
     changing_sleep_state: bool = False  # it is falling asleep or waking
-
-
-class _Subscriber:
-    """The one reader of ``Replica.events``."""
-
-    def __init__(self, first: list[RelayedEvent]) -> None:
-        self.batch = first
-        self.wake = asyncio.Event()
-        self.peak: MemoryUsage | None = None
-        self.ended = False
-        self.error: WorkerLost | None = None
-        if first:
-            self.wake.set()
-
-    def offer(self, events: list[RelayedEvent]) -> None:
-        self.batch.extend(events)
-        self.wake.set()
-
-    def offer_peak(self, peak: MemoryUsage) -> None:
-        self.peak = peak
-        self.wake.set()
-
-    def take(self) -> list[list[RelayedEvent] | MemoryUsage]:
-        """Return the events and the peak since the last call."""
-        taken = [each for each in (self.batch, self.peak) if each]
-        self.batch, self.peak = [], None
-        return taken
-
-    def end(self, error: WorkerLost | None = None) -> None:
-        self.ended, self.error = True, error
-        self.wake.set()
 
 
 class _LoadedWorker:
@@ -145,7 +118,7 @@ class Replica:
         self._loaded: _LoadedWorker | None = None
         self._loading: tuple[LoadSpec, asyncio.Task[LoadReport]] | None = None
         self._worker: _LoadedWorker | None = None  # loading or loaded
-        self._subscriber: _Subscriber | None = None
+        self._send: Callable[[ToGateway], None] | None = None  # to the gateway that reads the events
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self, spec: LoadSpec) -> LoadReport:
@@ -179,8 +152,7 @@ class Replica:
             await asyncio.wait({task})
         loaded, self._loaded = self._loaded, None
         self._event_buffer.forget_running()
-        if self._subscriber is not None:
-            self._subscriber.end()
+        self._end_stream()
         if loaded is not None:
             await loaded.handle.kill(grace=CLOSE_GRACE)
 
@@ -237,63 +209,48 @@ class Replica:
             raise self._loaded.lost
         return self._loaded
 
-    async def exchange(
-        self, jobs: list[Job], cancels: list[str], acknowledged: list[str], limit: int | None = None
-    ) -> None:
-        """Take messages of the gateway. Jobs that this replica already has are ignored.
-
-        ``limit`` is the new limit of the worker process, in bytes of main memory; None changes nothing.
-
-        Raises:
-            WorkerLost: there are jobs, but no worker process to run them.
-        """
-        self._event_buffer.acknowledge(acknowledged)
-        if limit is not None and self._worker is not None:
-            self._worker.memory_monitor.limit = limit
-        if jobs:
-            self._live_worker()
+    def receive(self, commands: Commands) -> None:
+        """Carry out commands of the gateway; ignore jobs if the worker process is lost."""
+        self._event_buffer.acknowledge(commands.acknowledged)
+        if commands.limit is not None and self._worker is not None:
+            self._worker.memory_monitor.limit = commands.limit
         loaded = self._loaded
         if loaded is None or loaded.lost is not None:
             return
-        new = self._event_buffer.admit(jobs)
+        new = self._event_buffer.admit(commands.jobs)
         if new:
             loaded.handle.send(Run(new))
-        if cancels:
-            loaded.handle.send(Cancel(cancels))
+        if commands.cancels:
+            loaded.handle.send(Cancel(commands.cancels))
 
-    async def events(self) -> AsyncIterator[list[RelayedEvent] | MemoryUsage]:
-        """Yield unacknowledged events, then new ones, in batches; end when the model is unloaded.
+    def attach(self, send: Callable[[ToGateway], None]) -> None:
+        """Call ``send`` with unacknowledged events, then with new ones and memory peaks, then ``StreamEnd``.
 
-        New peaks of the memory of the worker process are among them. A new subscriber ends the one before.
-
-        Raises:
-            WorkerLost: the worker process died; the message says how and ends with the last lines of its log.
-                Or there is none, because the replica was restarted.
+        The stream ends when the model is unloaded, when the worker process is lost, or when another caller
+        attaches. The failure of a lost worker process ends with the last lines of its log.
         """
-        if self._subscriber is not None:
-            self._subscriber.end()
-        subscriber = self._subscriber = _Subscriber(self._event_buffer.events())
+        self._end_stream()
+        self._send = send
+        if events := self._event_buffer.events():
+            send(RelayedEvents(events))
         loaded = self._loaded
         if loaded is None:
-            subscriber.end(WorkerLost(f"no model is loaded in {self.name}"))
-        else:
-            if loaded.memory_monitor.peak.main:
-                subscriber.offer_peak(loaded.memory_monitor.peak)
-            if loaded.lost is not None:
-                subscriber.end(loaded.lost)
-        try:
-            while True:
-                await subscriber.wake.wait()
-                subscriber.wake.clear()
-                for news in subscriber.take():
-                    yield news
-                if subscriber.ended and not subscriber.batch:
-                    break
-        finally:
-            if self._subscriber is subscriber:
-                self._subscriber = None
-        if subscriber.error is not None:
-            raise subscriber.error
+            self._end_stream(WorkerLost(f"no model is loaded in {self.name}"))
+            return
+        if loaded.memory_monitor.peak.main:
+            send(PeakMemory(loaded.memory_monitor.peak))
+        if loaded.lost is not None:
+            self._end_stream(loaded.lost)
+
+    def detach(self, send: Callable[[ToGateway], None]) -> None:
+        """Call ``send`` no more, because its connection has closed."""
+        if self._send == send:
+            self._send = None
+
+    def _end_stream(self, error: WorkerLost | None = None) -> None:
+        send, self._send = self._send, None
+        if send is not None:
+            send(StreamEnd(None if error is None else Failure.of(error)))
 
     async def stats(self) -> ReplicaStats:
         loaded = self._loaded
@@ -369,18 +326,17 @@ class Replica:
             new_peak = await asyncio.to_thread(worker.memory_monitor.measure)
             if worker.memory_monitor.over is not None:
                 await worker.handle.kill()
-            elif new_peak and self._loaded is worker and self._subscriber is not None:
-                self._subscriber.offer_peak(worker.memory_monitor.peak)
+            elif new_peak and self._loaded is worker and self._send is not None:
+                self._send(PeakMemory(worker.memory_monitor.peak))
         if self._loaded is not worker:  # it was unloaded or never ready
             return
         worker.lost = worker.loss(end.result())
-        if self._subscriber is not None:
-            self._subscriber.end(worker.lost)
+        self._end_stream(worker.lost)
 
     def _relay(self, events: list[RelayedEvent]) -> None:
         kept = self._event_buffer.record(events, time.monotonic())
-        if kept and self._subscriber is not None:
-            self._subscriber.offer(kept)
+        if kept and self._send is not None:
+            self._send(RelayedEvents(kept))
 
 
 def _with_log(sentence: str, handle: WorkerHandle) -> str:

@@ -14,6 +14,7 @@ from appliance.domain import file
 from appliance.domain.prediction import Done, Job, Output
 from appliance.runners.base import LoadSpec
 from appliance.weights import project
+from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import ROOT, wait_for
 from tests.support.worker_processes import Caller
@@ -158,7 +159,7 @@ async def test_files_are_what_the_project_gives_as_files(
     caller = Caller(replica)
     text = "data:text/plain;base64,aGVsbG8="
     input = {"say": text, "files": "weights.safetensors subs.srt a.tar.gz a.tar.gz"}
-    await replica.exchange([Job("files", 1, input, folder=str(tmp_path / "outputs"))], [], [])
+    replica.receive(Commands(jobs=[Job("files", 1, input, folder=str(tmp_path / "outputs"))]))
     assert await caller.done("files") == Done("succeeded")
     (output,) = [event for event in caller.events["files"] if isinstance(event, Output)]
     assert output.values[0]["say"] == text

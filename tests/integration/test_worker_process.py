@@ -16,6 +16,7 @@ from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, Worker
 from appliance.domain.prediction import Done, Log
 from appliance.machine.processes import is_running
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
+from appliance.worker.protocol import Commands
 from appliance.worker.replica import MEASURE_INTERVAL, Replica
 from tests.support.appliance_process import PATIENCE
 from tests.support.worker_processes import Caller, Zygote, spec, until_gone
@@ -145,7 +146,7 @@ async def test_a_worker_that_takes_too_much_memory_is_ended(replica: Replica, tm
     caller = Caller(replica)
     assert await caller.run("a", memory=200, delay=2 * MEASURE_INTERVAL) == Done("succeeded")
     assert caller.taken.main > 200 << 20
-    await replica.exchange([], [], [], 64 << 20)
+    replica.receive(Commands(limit=64 << 20))
     await caller.start("b", memory=300, delay=1000)
     await caller.over()
     assert isinstance(caller.error, OutOfMemory)

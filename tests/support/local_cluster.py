@@ -20,6 +20,7 @@ class _Loaded:
         self.runner = runner
         self.events: asyncio.Queue[list[Emitted] | MemoryUsage | WorkerLost | None] = asyncio.Queue()
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.jobs: dict[str, Job] = {}  # those whose task has not begun
 
 
 class LocalCluster:
@@ -75,12 +76,16 @@ class LocalCluster:
     def submit(self, model: str, job: Job) -> None:
         loaded = self._loaded.get(model)
         if loaded is not None:
+            loaded.jobs[job.id] = job
             loaded.tasks[job.id] = asyncio.get_running_loop().create_task(self._run(loaded, job))
 
     def cancel(self, model: str, id: str) -> None:
         loaded = self._loaded.get(model)
         if loaded is not None and id in loaded.tasks:
             loaded.tasks[id].cancel()
+            if (job := loaded.jobs.pop(id, None)) is not None:  # its task has not begun, and never will
+                del loaded.tasks[id]
+                loaded.events.put_nowait([Emitted(id, job.attempt, 1, Done("canceled"))])
 
     def acknowledge(self, model: str, id: str) -> None:
         self.acknowledged.append(id)
@@ -115,6 +120,7 @@ class LocalCluster:
         loaded.events.put_nowait(WorkerLost(reason) if isinstance(reason, str) else reason)
 
     async def _run(self, loaded: _Loaded, job: Job) -> None:
+        del loaded.jobs[job.id]
         n = 0
 
         def emit(event: Event) -> None:

@@ -15,8 +15,10 @@ from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Metric, 
 from appliance.machine.processes import is_running
 from appliance.runners.base import LoadSpec
 from appliance.worker.memory_monitor import MemoryUsage
+from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import PATIENCE, ROOT, wait_for
+from tests.support.replica_events import events_of
 
 
 class Zygote:
@@ -80,11 +82,11 @@ class Caller:
 
     async def start(self, id: str, operation: str | None = None, /, **input: Any) -> None:
         """Send a job."""
-        await self.replica.exchange([Job(id, 1, input, operation=operation)], [], [])
+        self.replica.receive(Commands(jobs=[Job(id, 1, input, operation=operation)]))
 
     async def cancel(self, id: str) -> None:
         """Cancel a job."""
-        await self.replica.exchange([], [id], [])
+        self.replica.receive(Commands(cancels=[id]))
 
     async def done(self, id: str) -> Done:
         """Wait for the end of a prediction and return its last event."""
@@ -127,7 +129,7 @@ class Caller:
 
     async def _read(self) -> None:
         try:
-            async for batch in self.replica.events():
+            async for batch in events_of(self.replica):
                 async with self._changed:
                     if isinstance(batch, MemoryUsage):
                         self.taken = batch

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.domain.errors import PredictionFailed
-from appliance.domain.prediction import OutputItems, Prediction, Status
+from appliance.domain.prediction import Emitted, OutputItems, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.store import Progress
 
@@ -38,8 +38,10 @@ class ActivePrediction:
         self.entry = entry
         self.input = input
         self.claimed = False  # the claim is being stored, or is stored
+        self.attempt = prediction.attempt  # of the last claim that is stored
+        self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored
         self.ending = False  # the terminal record is being stored
-        self.submitted = False  # this attempt was handed to a worker process
+        self.submitted = 0  # the attempt that was sent to a worker process; 0: none
         self.fetched: asyncio.Task[dict[str, Any]] | None = None  # downloads the input files
         self.out_of_memory = False  # its worker process ran out of memory once while it ran
         self.timers: list[asyncio.TimerHandle] = []
@@ -56,6 +58,14 @@ class ActivePrediction:
     def iterates(self) -> bool:
         """Whether the output is a growing list; not so for calls of the OpenAI and Anthropic APIs."""
         return self.entry.interface.iterates and self.prediction.operation is None
+
+    @property
+    def has_files(self) -> bool:
+        """Whether files of the input must be fetched before the run."""
+        interface = self.entry.interface
+        return self.entry.files_in and (
+            interface.verbatim or any(self.input.get(name) is not None for name in interface.file_inputs)
+        )
 
     @property
     def waits(self) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from appliance.domain.errors import PredictionFailed, StatusConflict, StoreError
+from appliance.domain.errors import PredictionFailed, StatusConflict
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.engine import records
@@ -23,7 +23,6 @@ from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import OutOfMemoryAdvice
 from appliance.gateway.engine.tasks import Tasks
 from appliance.scheduler import Start
-from appliance.store import RETRY_STORE
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class Predictions:
         if not held:
             self.retry_or_fail(active, "the appliance was stopped while it ran")
             return
-        active.submitted = True
+        active.submitted = active.attempt
         self._scheduler.resumed(active.id, active.entry.runs_on, self._parent(active))
         self._start_run_timeout(active)
 
@@ -98,13 +97,24 @@ class Predictions:
         active.stop_timers()
         self._remove(active)
         self._scheduler.withdrawn(active.id)
+        if active.submitted:
+            self._cancel_in_worker(active.entry.runs_on, active.id, active.submitted)
         self._drop_inputs(active)
 
     def start(self, decided: Start) -> None:
         """Begin the run that the scheduler has decided on."""
         active = self.active[decided.id]
         active.begins_on(decided.model)
-        self._tasks.spawn(self._run(active, decided))
+        active.claimed = True
+        hardware = self._loads.hardware(decided.devices)
+        claimed = active.prediction.started(time.time(), decided.cold_start, hardware)
+        # Queued here and not in a task, so that the creation and the claim are one transaction.
+        stored = self._store.claim(claimed)
+        # The model computes while the claim is stored; ``active.early`` keeps the events that come meanwhile.
+        # A prediction that may call the API is submitted later: its token is valid once the claim is stored.
+        if not active.has_files and not active.entry.calls_others:
+            self._submit(active, claimed.attempt, active.input)
+        self._tasks.spawn(self._run(active, claimed, stored, decided.model))
 
     def close(self) -> None:
         for active in self.active.values():
@@ -122,7 +132,7 @@ class Predictions:
         self._scheduler.queued(active.id, active.entry.runs_on, now, front=front, parent=self._parent(active))
 
     def _fetch(self, active: ActivePrediction) -> None:
-        if active.fetched is None and active.entry.files_in:
+        if active.fetched is None and active.has_files:
             active.fetched = asyncio.get_running_loop().create_task(
                 self._dependencies.inputs.fetch(active.prediction, active.entry.interface, active.input)
             )
@@ -143,33 +153,42 @@ class Predictions:
 
     # -- a run -------------------------------------------------------------------------------------------
 
-    async def _run(self, active: ActivePrediction, decided: Start) -> None:
-        model = decided.model
-        active.claimed = True
-        hardware = self._loads.hardware(decided.devices)
-        claimed = active.prediction.started(time.time(), decided.cold_start, hardware)
+    async def _run(
+        self, active: ActivePrediction, claimed: Prediction, stored: Awaitable[None], model: str
+    ) -> None:
         try:
-            await self._store.claim(claimed)
+            await records.claim(self._store, claimed, stored)
         except StatusConflict:
             if not active.ending:
                 _log.exception("prediction %s does not start: it is not `starting` in the store", claimed)
+                if active.submitted:
+                    self._cancel_in_worker(model, active.id, active.submitted)
             self._remove(active)
-            self._free_slot(active.id, model)
+            self._apply_early(active, model)
             return
-        except StoreError as error:
-            _log.error("prediction %s waits again: its start could not be stored: %s", claimed, error)
-            await asyncio.sleep(RETRY_STORE)
-            self._scheduler.finished(active.id, model, time.monotonic())
-            await self._requeue(active)
+        active.attempt = claimed.attempt
+        if not active.ending:
+            self._show(active, claimed)
+            self._start_run_timeout(active)
+        self._apply_early(active, model)
+        if active.ending:  # canceled meanwhile, or finished already
             return
-        if active.ending:  # canceled meanwhile: the store writes its end after the claim
-            self._free_slot(active.id, model)
-            return
-        self._show(active, claimed)
         if active.id not in self._scheduler.running(model):
             self.retry_or_fail(active, "its worker process died before it began")
-            return
-        self._start_run_timeout(active)
+        elif not active.submitted:
+            await self._submit_with_files(active, claimed)
+
+    def _apply_early(self, active: ActivePrediction, model: str) -> None:
+        """Apply the events that came before the claim was stored; free the slot if nothing was submitted."""
+        early, active.early = active.early, []
+        for emitted in early:
+            self.apply(model, emitted)
+        if active.ending and not active.submitted:
+            self._scheduler.finished(active.id, model, time.monotonic())
+        if active.ending or early:
+            self._decide()
+
+    async def _submit_with_files(self, active: ActivePrediction, claimed: Prediction) -> None:
         try:
             self._fetch(active)
             input = await fetched_input(active)
@@ -179,11 +198,14 @@ class Predictions:
                 self._decide()
             return
         if active.runs(claimed):
-            active.submitted = True
-            self._cluster.submit(model, self._job(active, input))
+            self._submit(active, claimed.attempt, input)
 
-    def _job(self, active: ActivePrediction, input: dict[str, Any]) -> Job:
-        id, attempt = active.id, active.prediction.attempt
+    def _submit(self, active: ActivePrediction, attempt: int, input: dict[str, Any]) -> None:
+        active.submitted = attempt
+        self._cluster.submit(active.entry.runs_on, self._job(active, attempt, input))
+
+    def _job(self, active: ActivePrediction, attempt: int, input: dict[str, Any]) -> Job:
+        id = active.id
         files = self._dependencies.files
         token = self._dependencies.run_tokens.make(id, attempt) if active.entry.calls_others else None
         return Job(
@@ -201,7 +223,9 @@ class Predictions:
         """Apply one event of a model's worker process; events of earlier attempts are ignored."""
         active = self.active.get(emitted.id)
         event = emitted.event
-        if active is not None and active.prediction.attempt != emitted.attempt:
+        if active is not None and active.attempt != emitted.attempt:
+            if active.attempt + 1 == emitted.attempt:
+                active.early.append(emitted)
             return
         if isinstance(event, Done):
             self._left(model, emitted)
@@ -228,10 +252,6 @@ class Predictions:
             timer.cancel()
         self._scheduler.finished(emitted.id, model, time.monotonic())
 
-    def _free_slot(self, id: str, model: str) -> None:
-        self._scheduler.finished(id, model, time.monotonic())
-        self._decide()
-
     # -- the end -----------------------------------------------------------------------------------------
 
     def end(self, active: ActivePrediction, status: Status, error: str | None = None) -> None:
@@ -244,7 +264,7 @@ class Predictions:
         model, id = active.entry.runs_on, active.id
         runs = not self._scheduler.withdrawn(id) and id in self._scheduler.running(model)
         if runs and active.submitted:
-            self._cancel_in_worker(model, id, active.prediction.attempt)
+            self._cancel_in_worker(model, id, active.submitted)
         elif runs and active.prediction.status is Status.PROCESSING:
             self._scheduler.finished(id, model, time.monotonic())
         active.unsaved.clear()
@@ -349,8 +369,9 @@ class Predictions:
     async def _requeue(self, active: ActivePrediction) -> None:
         active.stop_timers()
         active.unsaved.clear()
+        active.early.clear()
         active.saving = None
-        active.submitted = False
+        active.submitted = 0
         self._cancel_children(active)
         record = active.prediction
         if record.status is Status.PROCESSING:

@@ -34,6 +34,23 @@ async def finalized(
             await asyncio.sleep(RETRY_STORE)
 
 
+async def claim(store: Store, record: Prediction, stored: Awaitable[None]) -> None:
+    """Return once the claim of a prediction is stored; ``stored`` is the first attempt to write it.
+
+    Raises:
+        StatusConflict: the prediction is not ``starting``, for example because it was canceled.
+    """
+    while True:
+        try:
+            return await stored
+        except StatusConflict:
+            raise
+        except StoreError as error:  # for example a full disk
+            _log.error("the start of prediction %s is not stored yet, retrying: %s", record, error)
+            await asyncio.sleep(RETRY_STORE)
+            stored = store.claim(record)
+
+
 async def end(store: Store, record: Prediction) -> Prediction:
     """Store a terminal record, however long that takes; return the record that is stored.
 

@@ -45,7 +45,12 @@ async def recover_predictions(
 ) -> list[Prediction]:
     """Queue, resume or retry every unfinished prediction; return failed records of those that cannot run."""
     failed: list[Prediction] = []
-    for prediction in await dependencies.store.unfinished():
+    unfinished = await dependencies.store.unfinished()
+    ids = {prediction.id for prediction in unfinished}
+    for model, running in held.items():
+        for orphan in running - ids:  # its creation was not stored, or its end was and the cancel got lost
+            dependencies.cluster.cancel(model, orphan)
+    for prediction in unfinished:
         try:
             entry = served(dependencies.catalogue, prediction)
             add_to_scheduler(dependencies, memory_profiles, entry)

@@ -1,4 +1,4 @@
-"""Calls to a replica that fail, without Ray."""
+"""The gateway's end of a replica, without Ray."""
 
 from __future__ import annotations
 
@@ -13,56 +13,61 @@ from appliance.cluster.ray import RayCluster, _Link
 from appliance.domain.errors import WorkerLost
 from appliance.domain.prediction import Job
 from appliance.runners.base import LoadSpec
+from appliance.worker import data_socket
+from appliance.worker.protocol import Run
+from appliance.worker.replica import Replica
+from tests.support.scripted_worker import ScriptedWorker, output, spec
+
+MODEL = "test/echo"
 
 
-class Handle:
-    """A replica whose calls end as they are told to."""
-
-    def __init__(self, *errors: BaseException) -> None:
-        self.errors = list(errors)
-        self.calls = 0
-        self.exchange = self
-
-    async def remote(self, *_: Any) -> None:
-        self.calls += 1
-        if self.errors:
-            raise self.errors.pop(0)
+def linked(run_dir: Path) -> RayCluster:
+    """Return a cluster that has loaded ``MODEL`` in the replica ``runner-0``."""
+    cluster = RayCluster(Path("socket"), run_dir)
+    cluster._links[MODEL] = _Link("runner-0", None)  # type: ignore[arg-type]  # no call over Serve
+    return cluster
 
 
-class Stream:
-    """The events of a replica."""
-
-    canceled = False
-
-    def cancel(self) -> None:
-        self.canceled = True
-
-
-async def sent(handle: Handle) -> tuple[RayCluster, Stream]:
-    """A cluster that has sent one job to the replica behind ``handle``."""
-    cluster = RayCluster(Path("socket"), Path("run"))
-    link = cluster._links["a/b"] = _Link("runner-0", handle)
-    link.stream = stream = Stream()
-    cluster.submit("a/b", Job("p", 1, {}))
-    assert link.pump is not None
-    await link.pump
-    return cluster, stream
-
-
-async def test_only_the_events_report_a_lost_worker() -> None:
-    handle = Handle(WorkerLost("it ran out of memory"))
-    cluster, stream = await sent(handle)
-    assert not stream.canceled  # the reason is still to come there
-    cluster.submit("a/b", Job("q", 1, {}))
-    await cluster.close()
-    assert handle.calls == 1
+async def test_jobs_that_wait_for_the_connection_are_sent_with_it(
+    replica: Replica, workers: list[ScriptedWorker], tmp_path: Path
+) -> None:
+    await replica.load(spec())
+    server = await data_socket.listen(replica, tmp_path / "runner-0.sock")
+    cluster = linked(tmp_path)
+    cluster.submit(MODEL, Job("a", 1, {}))
+    cluster.submit(MODEL, Job("b", 1, {}))
+    stream = cluster.events(MODEL)
+    reading = asyncio.ensure_future(anext(stream))
+    async with asyncio.timeout(10):
+        while not workers[0].sent:
+            await asyncio.sleep(0)
+        workers[0].says(output("a", 1))
+        assert await reading == [output("a", 1)]
+    assert workers[0].sent == [Run([Job("a", 1, {}), Job("b", 1, {})])]
+    await replica.unload()
+    assert [batch async for batch in stream] == []
+    server.close()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("gone"), asyncio.CancelledError(), ValueError("unknown")])
-async def test_a_failed_call_ends_the_events(error: BaseException) -> None:
-    cluster, stream = await sent(Handle(error))
-    assert stream.canceled
-    await cluster.close()
+async def test_a_replica_that_closes_its_socket_is_a_lost_worker(tmp_path: Path) -> None:
+    cluster = linked(tmp_path)
+    with pytest.raises(WorkerLost, match=f"the runner replica of {MODEL} has died"):
+        await anext(cluster.events(MODEL))
+    server = await asyncio.start_unix_server(lambda _, writer: writer.close(), tmp_path / "runner-0.sock")
+    with pytest.raises(WorkerLost, match=f"the runner replica of {MODEL} has died: it closed its socket"):
+        await anext(cluster.events(MODEL))
+    server.close()
+
+
+async def test_the_loss_of_a_worker_has_its_reason(
+    replica: Replica, workers: list[ScriptedWorker], tmp_path: Path
+) -> None:
+    await replica.load(spec())
+    server = await data_socket.listen(replica, tmp_path / "runner-0.sock")
+    workers[0].die("exited with code 3")
+    with pytest.raises(WorkerLost, match="exited with code 3"):
+        await anext(linked(tmp_path).events(MODEL))
+    server.close()
 
 
 async def test_a_replica_that_cannot_be_started_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:

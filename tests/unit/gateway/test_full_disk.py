@@ -15,7 +15,7 @@ import pytest
 
 from appliance.domain.errors import DiskFull, LoadFailed, PredictionFailed, WorkerLost
 from appliance.domain.prediction import Prediction, Status, Webhook
-from appliance.gateway.engine import loads, predictions, records
+from appliance.gateway.engine import loads, records
 from appliance.gateway.engine.records import finalized
 from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import Incoming
@@ -197,7 +197,7 @@ async def until(true: Callable[[], Awaitable[bool]], what: str) -> None:
 async def test_each_of_200_predictions_sends_one_webhook_although_the_disk_is_full_meanwhile(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (predictions, records, webhooks):
+    for module in (records, webhooks):
         monkeypatch.setattr(module, "RETRY_STORE", 0.05)
     bench = Notifying(tmp_path, queue=1000)
     await bench.start()

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from appliance.domain.errors import LoadFailed, SleepFailed, WorkerLost
 from appliance.domain.prediction import Done, Emitted, Job, Output
-from appliance.runners.base import LoadSpec
-from appliance.worker import replica as module
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import (
     Cancel,
-    Events,
-    MessageReader,
+    Commands,
     RelayedEvent,
     RelayedEvents,
     Run,
@@ -25,103 +20,13 @@ from appliance.worker.protocol import (
     WakeWorker,
     WorkerAsleep,
     WorkerAwake,
-    WorkerCommand,
-    WorkerEvent,
     WorkerFailed,
     WorkerReady,
     WorkerSleepFailed,
-    encode,
 )
 from appliance.worker.replica import Replica
-
-PID = 1 << 23  # more than there can be: of no process
-
-
-def spec(version: str = "a") -> LoadSpec:
-    return LoadSpec(
-        model="test/echo",
-        version=version * 64,
-        kind="echo",
-        options={},
-        weights=None,
-        device="cpu",
-        memory=1,
-        threads=1,
-        concurrency=1,
-        cache="/nonexistent",
-    )
-
-
-def output(id: str, n: int, text: str = "x") -> Emitted:
-    return Emitted(id, 1, n, Output([text]))
-
-
-def done(id: str, n: int) -> Emitted:
-    return Emitted(id, 1, n, Done("succeeded"))
-
-
-class ScriptedWorker:
-    """Stands in for ``WorkerHandle``: remembers what it is told and says what the test wants."""
-
-    answers: tuple[WorkerEvent, ...] = (WorkerReady(),)
-    started: list[ScriptedWorker]
-
-    def __init__(self, spec: LoadSpec, receive: Callable[[WorkerEvent], None]) -> None:
-        self.spec = spec
-        self.receive = receive
-        self.sent: list[WorkerCommand] = []
-        self.pid = PID
-        self.exit_code: int | None = None
-        self.forked = True
-        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    @classmethod
-    async def start(
-        cls,
-        zygote_socket: str,
-        spec: LoadSpec,
-        *,
-        log: Path,
-        pid_files: Path,
-        receive: Callable[[WorkerEvent], None],
-    ) -> ScriptedWorker:
-        worker = cls(spec, receive)
-        cls.started.append(worker)
-        for answer in cls.answers:
-            asyncio.get_running_loop().call_soon(receive, answer)
-        return worker
-
-    def send(self, message: WorkerCommand) -> None:
-        self.sent.append(message)
-
-    def says(self, *events: Emitted) -> None:
-        for message in MessageReader(msgspec.msgpack.Decoder(WorkerEvent)).feed(encode(Events(list(events)))):
-            self.receive(message)
-
-    def die(self, how: str) -> None:
-        self.end.set_result(how)
-
-    async def wait(self) -> str:
-        return await asyncio.shield(self.end)
-
-    async def kill(self, grace: float = 0.0) -> None:
-        if not self.end.done():
-            self.end.set_result("was killed by signal 9 (SIGKILL)")
-
-    def log_tail(self, lines: int = 20) -> str:
-        return "last words"
-
-
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedWorker]:
-    monkeypatch.setattr(module, "WorkerHandle", ScriptedWorker)
-    monkeypatch.setattr(ScriptedWorker, "started", [], raising=False)
-    return ScriptedWorker.started
-
-
-@pytest.fixture
-def replica(workers: list[ScriptedWorker]) -> Replica:
-    return Replica("runner-0", "/nonexistent", "/nonexistent")
+from tests.support.replica_events import events_of
+from tests.support.scripted_worker import PID, ScriptedWorker, done, output, spec
 
 
 class Reader:
@@ -133,7 +38,7 @@ class Reader:
         self.task = asyncio.create_task(self._read(replica))
 
     async def _read(self, replica: Replica) -> None:
-        async for batch in replica.events():
+        async for batch in events_of(replica):
             assert batch
             if isinstance(batch, MemoryUsage):
                 self.taken.append(batch)
@@ -151,8 +56,8 @@ async def test_the_subscriber_gets_events_at_once(replica: Replica, workers: lis
     report = await replica.load(spec())
     assert (report.pid, report.forked) == (PID, True)
     reader = Reader(replica)
-    await replica.exchange([Job("a", 1, {})], [], [])
-    await replica.exchange([], ["a"], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {})]))
+    replica.receive(Commands(cancels=["a"]))
     assert workers[0].sent == [Run([Job("a", 1, {})]), Cancel(["a"])]
     workers[0].says(output("a", 1))
     await settle()
@@ -168,13 +73,13 @@ async def test_event_bodies_are_relayed_byte_for_byte(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
-    await replica.exchange([Job("a", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {})]))
     # Longer than needed, and with an unknown field: decoding and encoding it again would change it.
     body = b"\xde\x00\x03\xa4type\xd9\x06output\xa6values\x91\xcf" + bytes(7) + b"\x07\xa5extra\xc0"
     workers[0].receive(RelayedEvents([RelayedEvent("a", 1, 1, msgspec.Raw(body))]))
     workers[0].says(done("a", 2))
     for _ in range(2):  # the second subscriber is the gateway after a restart
-        events = replica.events()
+        events = events_of(replica)
         batch = await anext(events)
         assert isinstance(batch, list)
         assert bytes(batch[0].event) == body
@@ -185,13 +90,13 @@ async def test_event_bodies_are_relayed_byte_for_byte(
             done("a", 2),
         ]
         await events.aclose()  # type: ignore[attr-defined]  # an async generator
-    await replica.exchange([], [], ["a"])
+    replica.receive(Commands(acknowledged=["a"]))
     assert (await replica.stats()).held == []
 
 
 async def test_the_next_subscriber_misses_nothing(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
-    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
     first = Reader(replica)
     await settle()
     workers[0].says(output("a", 1), output("b", 1), done("a", 2))
@@ -202,7 +107,7 @@ async def test_the_next_subscriber_misses_nothing(replica: Replica, workers: lis
     await settle()
     assert [e for e in second.seen if e.id == "a"] == [output("a", 1), done("a", 2)]
     assert [e for e in second.seen if e.id == "b"] == [output("b", 1), output("b", 2)]
-    await replica.exchange([], [], ["a"])
+    replica.receive(Commands(acknowledged=["a"]))
     third = Reader(replica)
     await second.task
     await settle()
@@ -214,9 +119,9 @@ async def test_the_next_subscriber_misses_nothing(replica: Replica, workers: lis
 async def test_a_job_sent_again_runs_once(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
     for _ in range(2):
-        await replica.exchange([Job("a", 1, {})], [], [])
+        replica.receive(Commands(jobs=[Job("a", 1, {})]))
     workers[0].says(done("a", 1))
-    await replica.exchange([Job("a", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {})]))
     assert workers[0].sent == [Run([Job("a", 1, {})])]
 
 
@@ -224,7 +129,7 @@ async def test_the_death_of_a_worker_is_reported_after_its_events(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
-    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
     workers[0].says(output("b", 1), done("a", 1))
     workers[0].die("exited with code 3")
     await settle()
@@ -233,9 +138,8 @@ async def test_the_death_of_a_worker_is_reported_after_its_events(
         with pytest.raises(WorkerLost, match=r"of test/echo exited with code 3\n.*\nlast words$"):
             await reader.task
         assert reader.seen == [done("a", 1), output("b", 1)]
-    with pytest.raises(WorkerLost, match="exited with code 3"):
-        await replica.exchange([Job("c", 1, {})], [], [])
-    await replica.exchange([], ["b"], ["a"])
+    replica.receive(Commands(jobs=[Job("c", 1, {})]))  # ignored, because nothing can run it
+    replica.receive(Commands(cancels=["b"], acknowledged=["a"]))
     stats = await replica.stats()
     assert (stats.spec, stats.pid, stats.held) == (spec(), None, ["b"])
 
@@ -244,7 +148,7 @@ async def test_a_worker_dies_while_a_subscriber_reads(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
-    await replica.exchange([Job("a", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {})]))
     reader = Reader(replica)
     await settle()
     workers[0].says(output("a", 1))
@@ -258,12 +162,12 @@ async def test_the_model_can_be_loaded_again_after_a_death(
     replica: Replica, workers: list[ScriptedWorker]
 ) -> None:
     await replica.load(spec())
-    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
     workers[0].says(done("a", 1), output("b", 1))
     workers[0].die("exited with code 3")
     await settle()
     await replica.load(spec())
-    await replica.exchange([Job("b", 2, {})], [], [])
+    replica.receive(Commands(jobs=[Job("b", 2, {})]))
     assert workers[1].sent == [Run([Job("b", 2, {})])]
     reader = Reader(replica)
     workers[1].says(Emitted("b", 2, 1, Done("succeeded")))
@@ -292,7 +196,7 @@ async def test_another_spec_takes_the_place_of_the_first(
 
 async def test_unloading_forgets_running_predictions(replica: Replica, workers: list[ScriptedWorker]) -> None:
     await replica.load(spec())
-    await replica.exchange([Job("a", 1, {}), Job("b", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
     workers[0].says(done("a", 1), output("b", 1))
     await replica.unload()
     workers[0].says(done("b", 2))
@@ -300,8 +204,7 @@ async def test_unloading_forgets_running_predictions(replica: Replica, workers: 
     with pytest.raises(WorkerLost, match="no model is loaded"):
         await reader.task
     assert reader.seen == [done("a", 1)]
-    with pytest.raises(WorkerLost, match="no model is loaded"):
-        await replica.exchange([Job("c", 1, {})], [], [])
+    replica.receive(Commands(jobs=[Job("c", 1, {})]))
     assert (await replica.stats()).spec is None
 
 

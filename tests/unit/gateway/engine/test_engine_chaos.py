@@ -16,7 +16,7 @@ import pytest
 
 from appliance.domain.errors import LoadFailed, OutOfMemory, SleepFailed, StoreError, WorkerLost
 from appliance.domain.prediction import Emitted, Prediction
-from appliance.gateway.engine import predictions, records
+from appliance.gateway.engine import records
 from appliance.runners.base import LoadSpec
 from appliance.scheduler import Residency, SleepFootprint, policy
 from appliance.store import Store
@@ -154,8 +154,7 @@ async def test_everything_ends_and_nothing_is_overbooked(
     monkeypatch.setattr(policy, "MIN_RESIDENCY", 0.005)
     monkeypatch.setattr(policy, "PATIENCE", 0.02)
     monkeypatch.setattr(policy, "BACKOFF", (0.005, 0.02))
-    for module in (predictions, records):
-        monkeypatch.setattr(module, "RETRY_STORE", 0.005)
+    monkeypatch.setattr(records, "RETRY_STORE", 0.005)
     caplog.set_level(logging.ERROR)
     bench = Bench(tmp_path, cancel_grace=0.02)
     bench.more = [entry(name, concurrency=2, weights=65536) for name in NAMES]
