@@ -6,11 +6,12 @@ process that gets GPUs by these numbers in CUDA_VISIBLE_DEVICES also needs CUDA_
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -45,7 +46,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         return "gpu-" + re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
-def joint_sku(skus: Iterable[str]) -> str:
+@functools.cache
+def joint_sku(skus: tuple[str, ...]) -> str:
     """Return the SKU of several devices together: ``gpu-h200``, or ``gpu-h200-2x`` for two."""
     counts = sorted(Counter(skus).items())
     return "+".join(sku if count == 1 else f"{sku}-{count}x" for sku, count in counts)

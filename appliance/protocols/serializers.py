@@ -48,7 +48,7 @@ _BREAK: Final = re.compile(r"\r\n?|\n")
 
 def timestamp(seconds: float) -> str:
     """Return Unix seconds as RFC 3339 in UTC with six decimals, which every client parses."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat(timespec='microseconds')[:-6]}Z"
 
 
 def encode(value: Any, base: str = "") -> bytes:

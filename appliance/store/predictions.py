@@ -7,11 +7,11 @@ import math
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Final, Unpack
+from typing import Any, Final, Unpack
 
 from appliance.domain import usage
 from appliance.domain.errors import StatusConflict, StoreError
-from appliance.domain.prediction import TRANSITIONS, Done, Prediction, Status, new_id
+from appliance.domain.prediction import TRANSITIONS, Done, OutputItems, Prediction, Status, new_id
 from appliance.domain.usage import Usage
 from appliance.store import rows
 from appliance.store.connections import Connections, Parameters
@@ -21,6 +21,9 @@ from appliance.store.records import Cursor, Filter, Progress
 # Named here because the method ``list`` hides the builtin in the class body.
 Predictions = list[Prediction]
 Ids = list[str]
+
+#: Bytes of input or output, about; msgpack and SQLite take less than a millisecond for these.
+_SMALL: Final = 64 * 1024
 
 #: status -> the statuses that it can follow; two at most
 _SOURCES: Final = {
@@ -39,11 +42,11 @@ class PredictionTable(Connections):
         """Store a new prediction, and increment the run count of its model.
 
         Raises:
-            ValueError: its status is not ``starting``.
+            ValueError: its status is neither ``starting`` nor ``processing``, for one that starts at once.
         """
-        if prediction.status is not Status.STARTING:
+        if prediction.status.terminal:
             raise ValueError(
-                f"prediction {prediction.id} has the status {prediction.status}: it must be starting"
+                f"prediction {prediction.id} has the status {prediction.status}: it must not have ended"
             )
 
         def action(connection: sqlite3.Connection) -> None:
@@ -55,7 +58,7 @@ class PredictionTable(Connections):
                 raise StoreError(f"prediction {prediction.id} exists already ({exc})") from exc
             connection.execute(QUERIES["insert_input"], {"prediction": number, "body": body})
 
-        return self.write(action)
+        return self.write(action, short=_is_small(prediction.input))
 
     def claim(self, prediction: Prediction) -> asyncio.Future[None]:
         """Move ``starting -> processing``; ``prediction.attempt`` must be one more than the stored attempt.
@@ -127,7 +130,7 @@ class PredictionTable(Connections):
                 }
                 connection.execute(QUERIES["insert_delivery"], due)
 
-        return self.write(action)
+        return self.write(action, short=_is_small(prediction.output) and _is_small(prediction.logs))
 
     def append(self, id: str, attempt: int, events: Sequence[tuple[int, Progress]]) -> asyncio.Future[None]:
         """Store numbered events of a running attempt; a number that is already stored is left as it is.
@@ -147,7 +150,7 @@ class PredictionTable(Connections):
                 [{"prediction": found[0], "attempt": attempt, "n": n, "body": body} for n, body in bodies],
             )
 
-        return self.write(action)
+        return self.write(action)  # in the thread: many predictions are appended to at the same time
 
     # -- reading predictions
 
@@ -231,6 +234,27 @@ class PredictionTable(Connections):
             return _with_events(connection, rows.prediction(found))
 
         return await self.read(action)
+
+
+def _is_small(value: Any) -> bool:
+    """Return whether a value is certainly encoded and written in less than a millisecond."""
+    budget = _SMALL
+    left = [value]
+    while left and budget > 0:
+        match left.pop():
+            case str() | bytes() as text:
+                budget -= len(text)
+            case dict() as fields:
+                budget -= 64 * len(fields)
+                if budget > 0:
+                    left.extend(fields.values())
+            case list() | OutputItems() as items:
+                budget -= 64 * len(items)
+                if budget > 0:
+                    left.extend(items)
+            case _:
+                budget -= 8
+    return budget > 0
 
 
 def _or_default(value: float | None, otherwise: float) -> float:

@@ -1,8 +1,9 @@
-"""The writer thread, with group commit.
+"""The writer of the database: it groups writes, so that one commit stores many of them.
 
-The thread takes all queued writes, executes them in one transaction, commits once and wakes the event loop
-once. It never waits for more writes: while one batch commits, the queue fills with the next one, so batches
-grow with the load and a single write is not delayed.
+Writes that arrive while a batch commits form the next batch, so batches grow with the load and a single write
+is not delayed. In a thread each statement waits for the interpreter, which the event loop uses most of the
+time. So short writes run on the event loop, and the thread only commits, because a commit waits for the disk.
+Long writes run in the thread.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from appliance.domain.errors import StoreError, UnstorableValue
-from appliance.store.database import store_error
+from appliance.store.database import BUSY_TIMEOUT, store_error
 
 T = TypeVar("T")
 
@@ -25,10 +28,13 @@ T = TypeVar("T")
 #: raise StoreError only before its first change.
 Action = Callable[[sqlite3.Connection], T]
 
+_BUSY_POLL: Final = 0.01  # seconds between attempts to begin while another process writes
+
 
 class _Write(NamedTuple):
     future: asyncio.Future[Any]
     action: Action[Any]
+    short: bool
 
 
 class _Outcome(NamedTuple):
@@ -42,17 +48,25 @@ class Writer:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         """Start the thread; ``path`` is for error messages."""
+        connection.execute("PRAGMA busy_timeout = 0")  # the event loop must not wait for another process
         self._connection = connection
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._waiting: list[_Write] = []
+        self._writing = False  # a batch is under way; only its thread may use the connection
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
+        #: Each returns the outcomes of a batch.
+        self._commits: SimpleQueue[Callable[[], list[_Outcome]] | None] = SimpleQueue()
         # A daemon, so that a process that never closes its store can exit; no committed write is lost.
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def put(self, action: Action[T]) -> asyncio.Future[T]:
+    def put(self, action: Action[T], *, short: bool = False) -> asyncio.Future[T]:
         """Queue a write; the future is done when the write is committed or has failed.
+
+        ``short`` says that ``action`` takes less than about a millisecond, so it may run on the event loop.
 
         Raises:
             StoreError: the store is closed.
@@ -60,29 +74,77 @@ class Writer:
         if self._closed:
             raise StoreError(f"{self._path}: the store is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Write(future, action))
+        self._waiting.append(_Write(future, action, short))
+        if not self._writing:
+            self._writing = True
+            self._idle.clear()
+            self._loop.call_soon(self._write)  # together with what else this iteration writes
         return future
 
     async def close(self) -> None:
         """Commit the queued writes, end the thread and close the connection."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
+        self._closed = True
+        await self._idle.wait()
+        self._commits.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    def _write(self) -> None:
+        batch, self._waiting = self._waiting, []
+        outcomes = self._execute(batch) if all(write.short for write in batch) else None
+        if outcomes is None:
+            self._commits.put(partial(self._commit, batch))
+        else:
+            self._commits.put(partial(self._commit_executed, batch, outcomes))
+
+    def _written(self, outcomes: list[_Outcome]) -> None:
+        """Set the results of a batch, and begin the next one."""
+        for future, value, error in outcomes:
+            if future.done():  # its awaiting task was cancelled
+                continue
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        if self._waiting:
+            self._write()
+        else:
+            self._writing = False
+            self._idle.set()
+
     def _run(self) -> None:
-        write: _Write | None = None
-        while (write := self._queue.get()) is not None:
-            batch = [write]
-            while not self._queue.empty():
-                write = self._queue.get_nowait()  # only this thread takes, so it cannot be empty now
-                if write is None:
-                    break
-                batch.append(write)
-            self._loop.call_soon_threadsafe(_resolve, self._commit(batch))
-            if write is None:
-                break  # type: ignore[unreachable]  # mypy keeps the narrowing of the while
+        while (commit := self._commits.get()) is not None:
+            self._loop.call_soon_threadsafe(self._written, commit())
         self._connection.close()
+
+    def _execute(self, batch: list[_Write]) -> list[_Outcome] | None:
+        """Execute ``batch`` in a transaction that is left open; None if nothing was executed.
+
+        A write that raises StoreError has changed nothing, and the others continue. After any other error the
+        transaction is rolled back.
+        """
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:  # another process writes, and ``_commit`` waits for it
+            return None
+        outcomes = []
+        try:
+            for write in batch:
+                try:
+                    outcomes.append(_Outcome(write.future, write.action(self._connection), None))
+                except StoreError as refusal:
+                    outcomes.append(_Outcome(write.future, None, refusal))
+        except Exception:  # noqa: BLE001  # ``_commit`` executes the write again and reports the error
+            self._roll_back()
+            return None
+        return outcomes
+
+    def _commit_executed(self, batch: list[_Write], outcomes: list[_Outcome]) -> list[_Outcome]:
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            self._roll_back()
+            return self._commit(batch)
+        return outcomes
 
     def _commit(self, batch: list[_Write]) -> list[_Outcome]:
         """Execute ``batch`` in one transaction.
@@ -91,7 +153,7 @@ class Writer:
         transaction is rolled back and each write gets its own, so that only the faulty write fails.
         """
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
         except sqlite3.Error as error:  # another process holds the write lock for too long: all writes fail
             return [_Outcome(write.future, None, self._translated(error)) for write in batch]
         outcomes = []
@@ -104,13 +166,29 @@ class Writer:
             self._connection.execute("COMMIT")
         # Any error goes to the caller that awaits the write; the thread must continue.
         except Exception as error:  # noqa: BLE001
-            # If the rollback fails too, the next BEGIN fails and reports it.
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.rollback()
+            self._roll_back()
             if len(batch) > 1:
                 return [outcome for write in batch for outcome in self._commit([write])]
             return [_Outcome(batch[0].future, None, self._translated(error))]
         return outcomes
+
+    def _begin(self) -> None:
+        """Begin a transaction; wait up to ``BUSY_TIMEOUT`` seconds for another process that writes."""
+        give_up = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() >= give_up:
+                    raise
+            time.sleep(_BUSY_POLL)
+
+    def _roll_back(self) -> None:
+        # If the rollback fails too, the next BEGIN fails and reports it.
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.rollback()
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.Error):
@@ -121,14 +199,3 @@ class Writer:
             return error
         translated.__cause__ = error
         return translated
-
-
-def _resolve(outcomes: list[_Outcome]) -> None:
-    """Set the results of one batch; runs on the event loop."""
-    for future, value, error in outcomes:
-        if future.done():  # its awaiting task was cancelled
-            continue
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)

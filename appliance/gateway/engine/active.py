@@ -37,6 +37,7 @@ class ActivePrediction:
         self.prediction = prediction
         self.entry = entry
         self.input = input
+        self.created: asyncio.Future[None] | None = None  # the write of the record, once it is queued
         self.claimed = False  # the claim is being stored, or is stored
         self.attempt = prediction.attempt  # of the last claim that is stored
         self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored

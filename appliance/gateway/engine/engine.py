@@ -248,14 +248,14 @@ class Engine:
         )
         if parent is not None:
             _log.info("prediction %s was created for model %s", prediction, entry.name)
-        # The store keeps the order of writes, so a claim may be queued before the creation is stored; nobody
-        # knows the id until this returns.
-        created = self._store.create(prediction)
+        # It may start before it is stored; nobody knows the id until this returns.
         active = self._predictions.add(prediction, entry, validated)
         self._predictions.enqueue(active)
         self.decide()
+        if active.created is None:
+            active.created = self._store.create(prediction)
         try:
-            await created
+            await active.created
         except StoreError:
             self._predictions.forget(active)
             raise

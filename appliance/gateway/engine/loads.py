@@ -148,7 +148,7 @@ class Loads:
 
     def hardware(self, devices: Sequence[str]) -> str:
         """Return the SKU under which ``devices`` are billed together."""
-        return joint_sku(self._devices[device].sku for device in devices)
+        return joint_sku(tuple(self._devices[device].sku for device in devices))
 
     async def _waited_for_disk(self, instance: str) -> bool:
         """Wait until the disk has space; return False if it has space already.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from appliance.domain.errors import PredictionFailed, StatusConflict
+from appliance.domain.errors import PredictionFailed, StoreError
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.engine import records
@@ -93,12 +93,12 @@ class Predictions:
 
     def forget(self, active: ActivePrediction) -> None:
         """Drop a prediction whose creation could not be stored."""
+        if active.submitted and not active.ending:
+            self._cancel_in_worker(active.entry.runs_on, active.id, active.submitted)
         active.ending = True
         active.stop_timers()
         self._remove(active)
         self._scheduler.withdrawn(active.id)
-        if active.submitted:
-            self._cancel_in_worker(active.entry.runs_on, active.id, active.submitted)
         self._drop_inputs(active)
 
     def start(self, decided: Start) -> None:
@@ -108,12 +108,14 @@ class Predictions:
         active.claimed = True
         hardware = self._loads.hardware(decided.devices)
         claimed = active.prediction.started(time.time(), decided.cold_start, hardware)
-        # Queued here and not in a task, so that the creation and the claim are one transaction.
-        stored = self._store.claim(claimed)
         # The model computes while the claim is stored; ``active.early`` keeps the events that come meanwhile.
         # A prediction that may call the API is submitted later: its token is valid once the claim is stored.
         if not active.has_files and not active.entry.calls_others:
             self._submit(active, claimed.attempt, active.input)
+        if active.created is None:  # it starts at once: creation and claim are one write
+            stored = active.created = self._store.create(claimed)
+        else:
+            stored = self._store.claim(claimed)
         self._tasks.spawn(self._run(active, claimed, stored, decided.model))
 
     def close(self) -> None:
@@ -157,10 +159,14 @@ class Predictions:
         self, active: ActivePrediction, claimed: Prediction, stored: Awaitable[None], model: str
     ) -> None:
         try:
-            await records.claim(self._store, claimed, stored)
-        except StatusConflict:
+            if stored is active.created:
+                await stored
+            else:
+                await records.claim(self._store, claimed, stored)
+        except StoreError as error:  # StatusConflict, unless it could not be created: then it is forgotten
             if not active.ending:
-                _log.exception("prediction %s does not start: it is not `starting` in the store", claimed)
+                _log.error("prediction %s does not start: %s", claimed, error)
+                active.ending = True
                 if active.submitted:
                     self._cancel_in_worker(model, active.id, active.submitted)
             self._remove(active)
@@ -181,11 +187,11 @@ class Predictions:
     def _apply_early(self, active: ActivePrediction, model: str) -> None:
         """Apply the events that came before the claim was stored; free the slot if nothing was submitted."""
         early, active.early = active.early, []
-        for emitted in early:
-            self.apply(model, emitted)
+        freed = [self.apply(model, emitted) for emitted in early]
         if active.ending and not active.submitted:
             self._scheduler.finished(active.id, model, time.monotonic())
-        if active.ending or early:
+            freed.append(True)
+        if any(freed):
             self._decide()
 
     async def _submit_with_files(self, active: ActivePrediction, claimed: Prediction) -> None:
@@ -219,29 +225,33 @@ class Predictions:
             operation=active.prediction.operation,
         )
 
-    def apply(self, model: str, emitted: Emitted) -> None:
-        """Apply one event of a model's worker process; events of earlier attempts are ignored."""
+    def apply(self, model: str, emitted: Emitted) -> bool:
+        """Apply one event of a model's worker process; events of earlier attempts are ignored.
+
+        Returns whether a slot of the model has become free.
+        """
         active = self.active.get(emitted.id)
         event = emitted.event
         if active is not None and active.attempt != emitted.attempt:
             if active.attempt + 1 == emitted.attempt:
                 active.early.append(emitted)
-            return
+            return False
         if isinstance(event, Done):
             self._left(model, emitted)
             if active is None:
                 self._cluster.acknowledge(model, emitted.id)
         if active is None or active.ending:
-            return
+            return isinstance(event, Done)
         if isinstance(event, Done):
             self.end(active, Status(event.status), event.error)
-            return
+            return True
         if emitted.n > active.prediction.n:
             if isinstance(event, Output) and active.entry.files_out:
                 registered = self._dependencies.files.register(active.prediction, event.values)
                 event = Output(registered, append=event.append)
             active.unsaved.append((emitted.n, event))
             self._show(active, active.prediction.apply(event, emitted.n))
+        return False
 
     def _show(self, active: ActivePrediction, record: Prediction) -> None:
         active.show(record)
@@ -273,7 +283,10 @@ class Predictions:
         record = active.prediction.finished(status, time.time(), error)
         if status is Status.SUCCEEDED and record.output is None and active.iterates:
             record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
-        self._tasks.spawn(self._finish(active, record))
+        if record.destination is not None and status is Status.SUCCEEDED:
+            self._tasks.spawn(self._finish_training(active, record))
+        else:
+            self._tasks.spawn(self._finish(active, record, self._store.finish(record)))
 
     def _cancel_children(self, active: ActivePrediction) -> None:
         for child in self.children_of(active.id):
@@ -296,12 +309,14 @@ class Predictions:
         )  # fmt: skip
         self._kill_worker(model, "it did not respond to a cancel")
 
-    async def _finish(self, active: ActivePrediction, record: Prediction) -> None:
-        if record.destination is not None and record.status is Status.SUCCEEDED:
-            record = await records.finalized(self._dependencies.finalize, record)
-            self._loads.reload_instances(active.entry.model.name)
-            self._decide()
-        stored = await records.end(self._store, record)
+    async def _finish_training(self, active: ActivePrediction, record: Prediction) -> None:
+        record = await records.finalized(self._dependencies.finalize, record)
+        self._loads.reload_instances(active.entry.model.name)
+        self._decide()
+        await self._finish(active, record, self._store.finish(record))
+
+    async def _finish(self, active: ActivePrediction, record: Prediction, written: Awaitable[None]) -> None:
+        stored = await records.end(self._store, record, written)
         self._remove(active)
         self._show(active, stored)
         self._drop_inputs(active)
@@ -309,7 +324,7 @@ class Predictions:
 
     async def end_unserved(self, record: Prediction) -> None:
         """Store and publish the terminal ``record`` of a prediction whose version is no longer served."""
-        self._dependencies.observe(await records.end(self._store, record))
+        self._dependencies.observe(await records.end(self._store, record, self._store.finish(record)))
 
     def end_outdated(self) -> None:
         """Fail the predictions that wait for a version that is not loaded and will not be loaded again."""

@@ -51,14 +51,14 @@ async def claim(store: Store, record: Prediction, stored: Awaitable[None]) -> No
             stored = store.claim(record)
 
 
-async def end(store: Store, record: Prediction) -> Prediction:
-    """Store a terminal record, however long that takes; return the record that is stored.
+async def end(store: Store, record: Prediction, written: Awaitable[None]) -> Prediction:
+    """Return the terminal record once it is stored; ``written`` is the first attempt to write it.
 
     Another one is stored if the output cannot be encoded, or if the prediction had ended before.
     """
     while True:
         try:
-            await store.finish(record)
+            await written
             return record
         except StatusConflict:
             _log.exception("prediction %s has already ended: its stored result is kept", record)
@@ -70,6 +70,7 @@ async def end(store: Store, record: Prediction) -> Prediction:
         except StoreError as error:  # for example a full disk
             _log.error("the end of prediction %s is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
+        written = store.finish(record)
 
 
 async def requeue(store: Store, record: Prediction) -> None:

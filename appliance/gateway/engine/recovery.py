@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -65,6 +66,7 @@ async def recover_predictions(
             failed.append(_interrupted(prediction, reason))
             continue
         active = predictions.add(prediction, entry, validated)
+        active.created = _stored()
         if prediction.status is Status.STARTING:
             predictions.enqueue(active)
         else:
@@ -104,6 +106,12 @@ def served(catalogue: Catalogue, prediction: Prediction) -> Entry:
     if trainer is None:
         raise InvalidVersion
     return trainer
+
+
+def _stored() -> asyncio.Future[None]:
+    written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    written.set_result(None)
+    return written
 
 
 def _interrupted(prediction: Prediction, reason: str) -> Prediction:

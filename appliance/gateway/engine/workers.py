@@ -75,10 +75,11 @@ class Workers:
         async for batch in self._cluster.events(model):
             if isinstance(batch, MemoryUsage):
                 self._memory_profiles.measured(model, batch)
-            else:
-                for emitted in batch:
-                    self._predictions.apply(model, emitted)
-            self._decide()
+                self._decide()
+                continue
+            freed = [self._predictions.apply(model, emitted) for emitted in batch]
+            if any(freed):  # else, for example at each token, the scheduler has nothing to do
+                self._decide()
 
     def _present(self, model: str) -> bool:
         return self._scheduler.residency(model) in _PRESENT

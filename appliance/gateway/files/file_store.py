@@ -206,7 +206,7 @@ class FileStore:
 
     def outputs(self, id: str, attempt: int) -> str:
         """Return the folder for the output files of one attempt of a prediction."""
-        return str(self.folder / "outputs" / id / str(attempt))
+        return f"{self.folder}/outputs/{id}/{attempt}"
 
     def register(self, record: Prediction, values: Iterable[Any]) -> list[Any]:
         """Record the files in new output values of ``record``; return the values as they are stored.

@@ -387,6 +387,6 @@ def test_a_model_on_several_devices_has_a_name_for_that() -> None:
 
     h200 = Device(name="cuda:0", kind="cuda", memory=MIB, label="NVIDIA H200")
     part = Device(name="small", kind="cpu", memory=MIB, label="x", logical=True)
-    assert joint_sku([h200.sku]) == "gpu-h200"
-    assert joint_sku([h200.sku, h200.sku]) == "gpu-h200-2x"
-    assert joint_sku([part.sku, h200.sku]) == "gpu-h200+small"
+    assert joint_sku((h200.sku,)) == "gpu-h200"
+    assert joint_sku((h200.sku, h200.sku)) == "gpu-h200-2x"
+    assert joint_sku((part.sku, h200.sku)) == "gpu-h200+small"

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import stat
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Traced:
         self.held = threading.Event()
         self.gate = threading.Event()
 
-    def hold(self) -> asyncio.Future[bool]:
+    async def hold(self) -> asyncio.Future[bool]:
         """Keep the thread busy until ``gate`` opens, so that what is put meanwhile becomes one batch."""
 
         def action(_: sqlite3.Connection) -> bool:
@@ -69,10 +70,10 @@ class Traced:
             return self.gate.wait(10)
 
         future = self.writer.put(action)
-        assert self.held.wait(10)
+        assert await asyncio.to_thread(self.held.wait, 10)
         return future
 
-    def add(self, number: int, error: Exception | None = None) -> asyncio.Future[int]:
+    def add(self, number: int, error: Exception | None = None, *, short: bool = False) -> asyncio.Future[int]:
         """Insert a number, then fail with ``error``."""
 
         def action(connection: sqlite3.Connection) -> int:
@@ -81,13 +82,14 @@ class Traced:
                 raise error
             return number
 
-        return self.writer.put(action)
+        return self.writer.put(action, short=short)
 
 
-async def test_what_gathers_meanwhile_is_committed_at_once(path: Path) -> None:
+@pytest.mark.parametrize("short", [True, False])
+async def test_what_gathers_meanwhile_is_committed_at_once(path: Path, *, short: bool) -> None:
     traced = Traced(path)
-    held = traced.hold()
-    added = [traced.add(number) for number in range(5)]
+    held = await traced.hold()
+    added = [traced.add(number, short=short) for number in range(5)]
     traced.gate.set()
     assert await held
     assert await asyncio.gather(*added) == [0, 1, 2, 3, 4]
@@ -95,10 +97,12 @@ async def test_what_gathers_meanwhile_is_committed_at_once(path: Path) -> None:
     await traced.writer.close()
 
 
-async def test_a_write_that_fails_half_way_is_undone_alone(path: Path) -> None:
+@pytest.mark.parametrize("short", [True, False])
+async def test_a_write_that_fails_half_way_is_undone_alone(path: Path, *, short: bool) -> None:
     traced = Traced(path)
-    held = traced.hold()
-    added = [traced.add(0), traced.add(1, TypeError("a bug")), traced.add(2), traced.add(2), traced.add(3)]
+    held = await traced.hold()
+    add = partial(traced.add, short=short)
+    added = [add(0), add(1, TypeError("a bug")), add(2), add(2), add(3)]
     traced.gate.set()
     await held
     outcomes = await asyncio.gather(*added, return_exceptions=True)
@@ -106,6 +110,35 @@ async def test_a_write_that_fails_half_way_is_undone_alone(path: Path) -> None:
     assert str(path) in str(outcomes[3])
     await traced.writer.close()
     assert rows_of(path, "numbers") == 3
+
+
+async def test_short_writes_run_on_the_event_loop_and_commit_in_the_thread(path: Path) -> None:
+    traced = Traced(path)
+    ran: list[str] = []
+
+    def action(connection: sqlite3.Connection) -> None:
+        ran.append(threading.current_thread().name)
+        connection.execute("INSERT INTO numbers VALUES (1)")
+
+    await traced.writer.put(action, short=True)
+    await traced.writer.put(lambda _: ran.append(threading.current_thread().name))
+    assert ran == [threading.current_thread().name, "store-writer"]
+    await traced.writer.close()
+    assert rows_of(path, "numbers") == 1
+
+
+async def test_the_event_loop_does_not_wait_for_another_process_that_writes(path: Path) -> None:
+    traced = Traced(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    added = traced.add(1, short=True)
+    for _ in range(20):
+        await asyncio.sleep(0)  # would raise or hang if the write waited on the event loop
+    assert not added.done()
+    other.execute("ROLLBACK")
+    other.close()
+    assert await added == 1
+    await traced.writer.close()
 
 
 async def test_cancelling_the_wait_does_not_take_the_write_back(store: Store) -> None:

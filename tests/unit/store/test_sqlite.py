@@ -244,8 +244,8 @@ async def test_an_unknown_prediction_cannot_move(store: Store) -> None:
 
 async def test_records_in_the_wrong_status_are_misuse(store: Store) -> None:
     record = make()
-    with pytest.raises(ValueError, match="has the status processing: it must be starting"):
-        store.create(record.started(1.0, 0.0, None))
+    with pytest.raises(ValueError, match="has the status canceled: it must not have ended"):
+        store.create(record.finished(Status.CANCELED, 1.0))
     for write in (store.claim, store.finish):
         with pytest.raises(ValueError, match="has the status"):
             write(record)

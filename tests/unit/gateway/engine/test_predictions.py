@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,19 @@ class Recording(LocalCluster):
 
 
 class SlowStore:
-    """Delays the claims of a bench's store until ``go`` is set."""
+    """Delays what a bench's store writes of starts until ``go`` is set."""
 
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = asyncio.Event()
-        self._claim = bench.store.claim
-        monkeypatch.setattr(bench.store, "claim", self.claim)
+        for name in ("create", "claim"):
+            monkeypatch.setattr(bench.store, name, partial(self._delayed, getattr(bench.store, name)))
 
-    def claim(self, prediction: Prediction) -> asyncio.Task[None]:
+    def _delayed(
+        self, write: Callable[[Prediction], asyncio.Future[None]], prediction: Prediction
+    ) -> asyncio.Task[None]:
         async def stored() -> None:
             await self.go.wait()
-            await self._claim(prediction)
+            await write(prediction)
 
         return asyncio.get_running_loop().create_task(stored())
 
@@ -72,19 +76,19 @@ async def test_a_result_is_shown_only_after_the_start_and_the_end_are_stored(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SlowStore(bench, monkeypatch)
-    prediction = await bench.submit(text="computed")
+    submitting = asyncio.ensure_future(bench.submit(text="computed"))
     assert isinstance(bench.cluster, Recording)
     await bench.cluster.done.wait()
     for _ in range(20):  # everything that could show the result runs
         await asyncio.sleep(0)
-    shown = await bench.engine.get(prediction.id, "me")
-    assert (shown.status, shown.output, shown.started_at) == (Status.STARTING, None, None)
+    assert not submitting.done()
     assert bench.observed == []
-    stored = await bench.store.get(prediction.id)
-    assert stored is not None
-    assert stored.status is Status.STARTING
+    id, _ = bench.cluster.jobs[-1]
+    shown = await bench.engine.get(id, "me")
+    assert (shown.status, shown.output, shown.started_at) == (Status.STARTING, None, None)
+    assert await bench.store.get(id) is None
     store.go.set()
-    record = await bench.ended(prediction)
+    record = await bench.ended(await submitting)
     assert (record.status, record.output, record.attempt) == (Status.SUCCEEDED, "computed", 1)
     assert [each.status for each in bench.observed] == [
         Status.PROCESSING,  # the start
@@ -117,18 +121,27 @@ async def test_a_start_that_the_store_refuses_for_a_while_is_not_computed_twice(
         return claim(prediction) if next(refusals, None) is None else refusal(StoreError("the disk is full"))
 
     monkeypatch.setattr(bench.store, "claim", refuse_thrice)
-    prediction = await bench.submit(text="once")
-    assert (await bench.ended(prediction)).output == "once"
+    for _ in range(2):
+        await bench.submit(delay=0.01)
+    waiting = await bench.submit(text="once")  # so its start is another write than its creation
+    assert (await bench.ended(waiting)).output == "once"
+    assert next(refusals, None) is None
     assert isinstance(bench.cluster, Recording)
-    assert bench.cluster.jobs.count((prediction.id, 1)) == 1
+    assert bench.cluster.jobs.count((waiting.id, 1)) == 1
 
 
 async def test_a_run_that_is_canceled_before_its_start_is_stored_frees_its_slot(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    running = [await bench.submit(delay=1000) for _ in range(2)]
+    waiting = [await bench.submit(delay=1000) for _ in range(2)]
     store = SlowStore(bench, monkeypatch)
-    predictions = [await bench.submit(delay=1000) for _ in range(2)]
-    canceling = [asyncio.ensure_future(bench.engine.cancel(each.id, "me")) for each in predictions]
+    assert isinstance(bench.cluster, Recording)
+    for each in running:
+        await bench.engine.cancel(each.id, "me")
+    while not all((each.id, 1) in bench.cluster.jobs for each in waiting):
+        await asyncio.sleep(0)
+    canceling = [asyncio.ensure_future(bench.engine.cancel(each.id, "me")) for each in waiting]
     await asyncio.sleep(0)
     store.go.set()
     assert [(await each).status for each in canceling] == [Status.CANCELED] * 2
@@ -139,11 +152,12 @@ async def test_a_worker_that_dies_before_the_start_is_stored_costs_an_attempt(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SlowStore(bench, monkeypatch)
-    prediction = await bench.submit(text="again", delay=0.01)
+    submitting = asyncio.ensure_future(bench.submit(text="again", delay=0.01))
+    await asyncio.sleep(0)
     bench.cluster.lose("test/echo", "it exited with code 3")
     await asyncio.sleep(0)
     store.go.set()
-    record = await bench.ended(prediction)
+    record = await bench.ended(await submitting)
     assert (record.output, record.attempt) == ("again", 2)
 
 
@@ -153,13 +167,14 @@ async def test_a_prediction_that_may_call_the_api_runs_once_its_start_is_stored(
     """Before, its token would be refused."""
     monkeypatch.setattr(Entry, "calls_others", property(lambda _: True))
     store = SlowStore(bench, monkeypatch)
-    prediction = await bench.submit(text="later")
+    submitting = asyncio.ensure_future(bench.submit(text="later"))
     await asyncio.sleep(0.01)
     assert isinstance(bench.cluster, Recording)
-    assert (prediction.id, 1) not in bench.cluster.jobs
+    assert len(bench.cluster.jobs) == 1  # the one that has loaded the model
     store.go.set()
+    prediction = await submitting
     assert (await bench.ended(prediction)).output == "later"
-    assert (prediction.id, 1) in bench.cluster.jobs
+    assert bench.cluster.jobs[1:] == [(prediction.id, 1)]
 
 
 class Surviving(Recording):
@@ -197,10 +212,15 @@ async def test_what_ran_when_the_gateway_died_before_it_stored_the_start_is_used
     monkeypatch.setattr(first, "load", remember)
     await bench.start()
     await bench.ended(await bench.submit(text="load the model"))
-    SlowStore(bench, monkeypatch)
+    running = [await bench.submit(delay=0.05) for _ in range(2)]
     prediction = await bench.submit(text="computed")
-    await first.done.wait()
-    await bench.stop()
+    with monkeypatch.context() as dying:
+        SlowStore(bench, dying)
+        for each in running:
+            await bench.ended(each)
+        while (prediction.id, 1) not in first.jobs:
+            await asyncio.sleep(0)
+        await bench.stop()
     events = [
         Emitted(prediction.id, 1, 1, Output(["computed"], append=False)),
         Emitted(prediction.id, 1, 2, Done("succeeded")),
