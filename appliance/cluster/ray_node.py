@@ -104,6 +104,8 @@ class RayNode:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 object_store_memory=OBJECT_STORE,
+                # Ray gives actors a niceness of 15, so any other program would slow the gateway down.
+                _system_config={"worker_niceness": 0},
                 _temp_dir=str(self.temp / "ray"),
             )
             await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))
