@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from appliance.domain.errors import PredictionFailed
+from appliance.domain.errors import ApplianceError, PredictionFailed
 from appliance.domain.prediction import Emitted, OutputItems, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.store import Progress
@@ -29,6 +29,14 @@ def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
     return {**input, **hidden} if hidden else input
 
 
+class Unwritten(NamedTuple):
+    """The start of a prediction that is not written yet."""
+
+    claimed: Prediction
+    model: str  # the instance that runs it
+    timer: asyncio.TimerHandle  # writes it
+
+
 class ActivePrediction:
     """An unfinished prediction. Only ``Predictions`` and ``Saver`` change its state."""
 
@@ -38,6 +46,9 @@ class ActivePrediction:
         self.entry = entry
         self.input = input
         self.created: asyncio.Future[None] | None = None  # the write of the record, once it is queued
+        #: Its caller asks for the end only, so its first writes may wait a moment for the end.
+        self.awaits_end = False
+        self.unwritten: Unwritten | None = None  # the record of its start, while that waits for the end
         self.claimed = False  # the claim is being stored, or is stored
         self.attempt = prediction.attempt  # of the last claim that is stored
         self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored
@@ -89,6 +100,13 @@ class ActivePrediction:
         if prediction.status.terminal:
             _wake(self._waiting_for_end)
 
+    def refuse(self, error: ApplianceError) -> None:
+        """Raise ``error`` in everyone who waits for the end of a prediction that could not be stored."""
+        for future in self._waiting_for_end:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting_for_end.clear()
+
     def stop_timers(self) -> None:
         for timer in self.timers:
             timer.cancel()
@@ -104,7 +122,11 @@ class ActivePrediction:
         return True
 
     async def ended(self) -> None:
-        """Return once the terminal record is stored."""
+        """Return once the terminal record is stored.
+
+        Raises:
+            StoreError: the prediction could not be created.
+        """
         if not self.prediction.status.terminal:
             await _wait_in(self._waiting_for_end)
 

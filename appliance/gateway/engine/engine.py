@@ -201,8 +201,12 @@ class Engine:
         webhook: Webhook | None = None,
         deployment: str | None = None,
         destination: str | None = None,
+        awaits_end: bool = False,
     ) -> Prediction:
         """Accept a prediction and return its record once that is stored. ``deadline`` is in Unix seconds.
+
+        With ``awaits_end`` the record may be returned before it is stored. The caller must call ``wait`` at
+        once, and must not show the prediction to anyone before that returns.
 
         With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the id of the running
         prediction that asks for this one. With ``operation`` the input is the body of a request of another
@@ -250,12 +254,15 @@ class Engine:
             _log.info("prediction %s was created for model %s", prediction, entry.name)
         # It may start before it is stored; nobody knows the id until this returns.
         active = self._predictions.add(prediction, entry, validated)
+        active.awaits_end = awaits_end and parent is None and webhook is None
         self._predictions.enqueue(active)
         self.decide()
+        if active.unwritten is not None:
+            return prediction
         if active.created is None:
             active.created = self._store.create(prediction)
         try:
-            await active.created
+            await asyncio.shield(active.created)
         except StoreError:
             self._predictions.forget(active)
             raise
@@ -323,13 +330,19 @@ class Engine:
         return active.prediction
 
     async def wait(self, id: str, seconds: float) -> Prediction | None:
-        """Wait up to ``seconds`` for the end; return the record then, or None if the id is unknown."""
+        """Wait up to ``seconds`` for the end; return the record then, or None if the id is unknown.
+
+        Raises:
+            StoreError: the prediction could not be created (see ``submit`` with ``awaits_end``).
+        """
         active = self._active.get(id)
         if active is None:
             return await self._store.get(id)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await active.ended()
+        if active.created is not None and not active.prediction.status.terminal:
+            await asyncio.shield(active.created)
         return active.prediction
 
     async def follow(

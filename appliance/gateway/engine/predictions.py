@@ -17,7 +17,7 @@ from appliance.domain.errors import PredictionFailed, StoreError
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.engine import records
-from appliance.gateway.engine.active import ActivePrediction, fetched_input
+from appliance.gateway.engine.active import ActivePrediction, Unwritten, fetched_input
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.loads import Loads
 from appliance.gateway.engine.memory_profiles import OutOfMemoryAdvice
@@ -25,6 +25,10 @@ from appliance.gateway.engine.tasks import Tasks
 from appliance.scheduler import Start
 
 _log = logging.getLogger(__name__)
+
+#: Seconds that the first write of a prediction waits for its end, if its caller waits for the end anyway. So
+#: a short prediction costs one commit, not two. If the gateway dies meanwhile, the caller gets no response.
+_WRITE_DELAY: Final = 0.005
 
 OUTDATED: Final = "model {} was changed or removed in models.yaml meanwhile; send the prediction again"
 INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
@@ -112,15 +116,32 @@ class Predictions:
         # A prediction that may call the API is submitted later: its token is valid once the claim is stored.
         if not active.has_files and not active.entry.calls_others:
             self._submit(active, claimed.attempt, active.input)
+        if active.created is None and active.submitted and active.awaits_end and not active.entry.files_out:
+            timer = asyncio.get_running_loop().call_later(_WRITE_DELAY, self._write_start, active)
+            active.unwritten = Unwritten(claimed, decided.model, timer)
+        else:
+            self._store_start(active, claimed, decided.model)
+
+    def _store_start(self, active: ActivePrediction, claimed: Prediction, model: str) -> None:
         if active.created is None:  # it starts at once: creation and claim are one write
             stored = active.created = self._store.create(claimed)
         else:
             stored = self._store.claim(claimed)
-        self._tasks.spawn(self._run(active, claimed, stored, decided.model))
+        self._tasks.spawn(self._run(active, claimed, stored, model))
+
+    def _write_start(self, active: ActivePrediction) -> None:
+        """Write a start that has waited for the end of the prediction."""
+        if active.unwritten is not None:
+            claimed, model, timer = active.unwritten
+            active.unwritten = None
+            timer.cancel()
+            self._store_start(active, claimed, model)
 
     def close(self) -> None:
         for active in self.active.values():
             active.stop_timers()
+            if active.unwritten is not None:  # nobody has been told of it
+                active.unwritten.timer.cancel()
         for timer in self._leaving.values():
             timer.cancel()
 
@@ -160,13 +181,14 @@ class Predictions:
     ) -> None:
         try:
             if stored is active.created:
-                await stored
+                await asyncio.shield(active.created)
             else:
                 await records.claim(self._store, claimed, stored)
         except StoreError as error:  # StatusConflict, unless it could not be created: then it is forgotten
             if not active.ending:
                 _log.error("prediction %s does not start: %s", claimed, error)
                 active.ending = True
+                active.refuse(error)
                 if active.submitted:
                     self._cancel_in_worker(model, active.id, active.submitted)
             self._remove(active)
@@ -235,6 +257,9 @@ class Predictions:
         if active is not None and active.attempt != emitted.attempt:
             if active.attempt + 1 == emitted.attempt:
                 active.early.append(emitted)
+                if isinstance(event, Done) and active.unwritten is not None:
+                    self._end_at_once(active, active.unwritten, event)
+                    return True
             return False
         if isinstance(event, Done):
             self._left(model, emitted)
@@ -269,6 +294,7 @@ class Predictions:
 
         If it did not succeed, its unfinished children are canceled, because nobody waits for them.
         """
+        self._write_start(active)
         active.ending = True
         active.stop_timers()
         model, id = active.entry.runs_on, active.id
@@ -280,13 +306,46 @@ class Predictions:
         active.unsaved.clear()
         if status is not Status.SUCCEEDED:
             self._cancel_children(active)
-        record = active.prediction.finished(status, time.time(), error)
-        if status is Status.SUCCEEDED and record.output is None and active.iterates:
-            record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
+        record = _ended(active, active.prediction, status, error)
         if record.destination is not None and status is Status.SUCCEEDED:
             self._tasks.spawn(self._finish_training(active, record))
         else:
             self._tasks.spawn(self._finish(active, record, self._store.finish(record)))
+
+    def _end_at_once(self, active: ActivePrediction, start: Unwritten, done: Done) -> None:
+        """End a run whose start is not written yet: start and end are written in one transaction."""
+        active.unwritten = None
+        start.timer.cancel()
+        active.ending = True
+        active.stop_timers()
+        early, active.early = active.early, []
+        record = start.claimed
+        for emitted in early:
+            if not isinstance(emitted.event, Done):
+                record = record.apply(emitted.event, emitted.n)
+        self._left(start.model, early[-1])
+        record = _ended(active, record, Status(done.status), done.error)
+        active.created = self._store.create(start.claimed)
+        self._tasks.spawn(self._finish_at_once(active, start.claimed, record, self._store.finish(record)))
+
+    async def _finish_at_once(
+        self,
+        active: ActivePrediction,
+        claimed: Prediction,
+        record: Prediction,
+        written: asyncio.Future[None],
+    ) -> None:
+        assert active.created is not None
+        try:
+            await active.created
+        except StoreError as error:
+            written.cancel()  # it fails too, because there is no prediction to end
+            self._remove(active)
+            active.refuse(error)
+            self._cluster.acknowledge(active.entry.runs_on, active.id)
+            return
+        self._dependencies.observe(claimed)
+        await self._finish(active, record, written)
 
     def _cancel_children(self, active: ActivePrediction) -> None:
         for child in self.children_of(active.id):
@@ -402,3 +461,11 @@ class Predictions:
         self._start_deadline(active)
         self._queue(active, front=True)
         self._decide()
+
+
+def _ended(active: ActivePrediction, record: Prediction, status: Status, error: str | None) -> Prediction:
+    """Return the terminal record of a run that ``record`` describes so far."""
+    record = record.finished(status, time.time(), error)
+    if status is Status.SUCCEEDED and record.output is None and active.iterates:
+        record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output
+    return record

@@ -101,6 +101,7 @@ async def create_prediction(
         parent=caller.prediction,
         token=caller.id,
         trace=requests.trace(request),
+        awaits_end=wait is not None,
     )
     headers = {"Location": f"{base}/v1/predictions/{record.id}"}
     if wait is None:

@@ -14,7 +14,7 @@ from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import NotFound, StoreError
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
-from appliance.gateway.engine import records
+from appliance.gateway.engine import predictions, records
 from appliance.runners.base import LoadSpec
 from tests.support.engine_bench import Bench, refusal
 from tests.support.local_cluster import LocalCluster
@@ -236,3 +236,98 @@ async def test_what_ran_when_the_gateway_died_before_it_stored_the_start_is_used
         await bench.engine.get(lost, "me")
     await bench.stop()
     await bench.cluster.close()
+
+
+class Counting:
+    """Counts the transactions of a bench's store."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commits = 0
+        writer = bench.store._writer
+        assert writer is not None
+        commit = writer._commit_executed
+
+        def count(*args: Any) -> Any:
+            self.commits += 1
+            return commit(*args)
+
+        monkeypatch.setattr(writer, "_commit_executed", count)
+
+
+async def waited(bench: Bench, **input: Any) -> Prediction:
+    """Submit a prediction and wait for its end, as ``Prefer: wait`` does."""
+    prediction = await bench.engine.submit(
+        bench.echo, input, owner="me", parent=None, token=None, trace=None, awaits_end=True
+    )
+    record = await bench.engine.wait(prediction.id, 10)
+    assert record is not None
+    return record
+
+
+async def test_a_short_prediction_whose_caller_waits_costs_one_commit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "_WRITE_DELAY", 1000)
+    counting = Counting(bench, monkeypatch)
+    record = await waited(bench, text="short")
+    assert (record.status, record.output, record.attempt) == (Status.SUCCEEDED, "short", 1)
+    assert record.started_at is not None
+    assert await bench.store.get(record.id) == record
+    assert counting.commits == 1
+    assert [each.status for each in bench.observed] == [Status.PROCESSING, Status.SUCCEEDED]
+    failed = await waited(bench, fail="out of ideas")
+    assert (failed.status, failed.error) == (Status.FAILED, "out of ideas")
+    assert await bench.store.get(failed.id) == failed
+
+
+async def test_a_longer_prediction_is_stored_before_its_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "_WRITE_DELAY", 0.001)
+    waiting = asyncio.ensure_future(waited(bench, delay=1000))
+    while not (stored := await bench.engine.list("me", status="processing")):
+        await asyncio.sleep(0.001)
+    record = await bench.engine.cancel(stored[0].id, "me")
+    assert record.status is Status.CANCELED
+    assert await waiting == record == await bench.store.get(record.id)
+
+
+@pytest.mark.parametrize("delay", [0.0, 1000.0])
+async def test_a_caller_that_waits_is_told_that_its_prediction_cannot_be_stored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, delay: float
+) -> None:
+    monkeypatch.setattr(predictions, "_WRITE_DELAY", 0.01 if delay else 1000)
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.store, "create", lambda _: refusal(StoreError("the disk is broken")))
+        for _ in range(5):  # more than can run at once
+            with pytest.raises(StoreError, match="the disk is broken"):
+                await waited(bench, delay=delay)
+    assert (await waited(bench, text="next")).output == "next"
+
+
+async def test_an_unfinished_prediction_is_answered_only_once_it_is_stored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SlowStore(bench, monkeypatch)
+    prediction = await bench.engine.submit(
+        bench.echo, {"delay": 1000}, owner="me", parent=None, token=None, trace=None, awaits_end=True
+    )
+    waiting = asyncio.ensure_future(bench.engine.wait(prediction.id, 0.01))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    store.go.set()
+    assert await waiting is not None
+    stored = await bench.store.get(prediction.id)
+    assert stored is not None
+    await bench.engine.cancel(prediction.id, "me")
+
+
+async def test_a_worker_that_dies_before_the_first_write_costs_an_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "_WRITE_DELAY", 0.02)
+    waiting = asyncio.ensure_future(waited(bench, text="again", delay=0.05))
+    await asyncio.sleep(0.001)
+    bench.cluster.lose("test/echo", "it exited with code 3")
+    record = await waiting
+    assert (record.output, record.attempt) == ("again", 2)
