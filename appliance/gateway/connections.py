@@ -40,6 +40,36 @@ class _Stage(enum.Enum):
     BODY = enum.auto()
 
 
+class _GatheringTransport:
+    """Sends what is written in one iteration of the event loop together.
+
+    uvicorn writes the head and the body of a response separately. Each write would be a system call that
+    wakes the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._gathered: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._gathered:
+            self._loop.call_soon(self.flush)
+        self._gathered.append(data)
+
+    def flush(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._transport.write(b"".join(gathered))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """A connection that measures how long its request takes to arrive."""
 
@@ -47,7 +77,8 @@ class Connection(HttpToolsProtocol):
     _began: float  # start of the current stage, by the loop's clock
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast("asyncio.Transport", transport))  # uvloop's do not inherit from it
+        self._gathering = _GatheringTransport(cast("asyncio.Transport", transport), self.loop)
+        super().connection_made(cast("asyncio.Transport", self._gathering))
         self._enter(_Stage.HEADERS)
 
     def data_received(self, data: bytes) -> None:
@@ -76,6 +107,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The response is sent; the client may still be sending the body."""
+        self._gathering.flush()
         super().on_response_complete()
         if self._stage is _Stage.BODY:
             self._enter(_Stage.BODY)

@@ -12,7 +12,6 @@ from typing import Any, Final, Unpack
 from appliance.domain import usage
 from appliance.domain.errors import StatusConflict, StoreError
 from appliance.domain.prediction import TRANSITIONS, Done, OutputItems, Prediction, Status, new_id
-from appliance.domain.usage import Usage
 from appliance.store import rows
 from appliance.store.connections import Connections, Parameters
 from appliance.store.queries import QUERIES, narrowed
@@ -39,26 +38,31 @@ class PredictionTable(Connections):
     """
 
     def create(self, prediction: Prediction) -> asyncio.Future[None]:
-        """Store a new prediction, and increment the run count of its model.
+        """Store a new prediction, in any status, and increment the run count of its model.
+
+        If it has ended, it is also added to the usage.
 
         Raises:
-            ValueError: its status is neither ``starting`` nor ``processing``, for one that starts at once.
+            ValueError: it has ended and has a webhook, which only ``finish`` makes due.
         """
-        if prediction.status.terminal:
-            raise ValueError(
-                f"prediction {prediction.id} has the status {prediction.status}: it must not have ended"
-            )
+        ended = prediction.status.terminal
+        if ended and prediction.webhook is not None:
+            raise ValueError(f"prediction {prediction.id} has a webhook: create it before its end")
 
         def action(connection: sqlite3.Connection) -> None:
             columns = rows.prediction_columns(prediction)
             body = rows.pack(prediction.input)
+            query = "insert_prediction"
+            if ended:
+                query = "insert_ended_prediction"
+                columns |= _usage_columns(prediction)
             try:
-                number = connection.execute(QUERIES["insert_prediction"], columns).lastrowid
+                number = connection.execute(QUERIES[query], columns).lastrowid
             except sqlite3.IntegrityError as exc:
                 raise StoreError(f"prediction {prediction.id} exists already ({exc})") from exc
             connection.execute(QUERIES["insert_input"], {"prediction": number, "body": body})
 
-        return self.write(action, short=_is_small(prediction.input))
+        return self.write(action, short=_is_small([prediction.input, prediction.output, prediction.logs]))
 
     def claim(self, prediction: Prediction) -> asyncio.Future[None]:
         """Move ``starting -> processing``; ``prediction.attempt`` must be one more than the stored attempt.
@@ -108,12 +112,8 @@ class PredictionTable(Connections):
         sources = _SOURCES[prediction.status]
 
         def action(connection: sqlite3.Connection) -> None:
-            took = usage.of(prediction) if prediction.status.terminal else Usage()
-            columns = rows.prediction_columns(prediction) | {
-                "predict_us": took.predict_us,
-                "cold_start_us": took.cold_start_us,
-                "input_tokens": took.input_tokens,
-                "output_tokens": took.output_tokens,
+            columns = rows.prediction_columns(prediction) | _usage_columns(prediction)
+            columns |= {
                 "from_status": sources[0],
                 "or_from_status": sources[-1],
                 "from_attempt": from_attempt,
@@ -130,7 +130,7 @@ class PredictionTable(Connections):
                 }
                 connection.execute(QUERIES["insert_delivery"], due)
 
-        return self.write(action, short=_is_small(prediction.output) and _is_small(prediction.logs))
+        return self.write(action, short=_is_small([prediction.output, prediction.logs]))
 
     def append(self, id: str, attempt: int, events: Sequence[tuple[int, Progress]]) -> asyncio.Future[None]:
         """Store numbered events of a running attempt; a number that is already stored is left as it is.
@@ -234,6 +234,16 @@ class PredictionTable(Connections):
             return _with_events(connection, rows.prediction(found))
 
         return await self.read(action)
+
+
+def _usage_columns(prediction: Prediction) -> Parameters:
+    metrics = prediction.metrics if prediction.status.terminal else {}
+    return {
+        "predict_us": usage.microseconds(metrics.get("predict_time")),
+        "cold_start_us": usage.microseconds(metrics.get("cold_start")),
+        "input_tokens": usage.count(metrics.get("input_token_count")),
+        "output_tokens": usage.count(metrics.get("output_token_count")),
+    }
 
 
 def _is_small(value: Any) -> bool:

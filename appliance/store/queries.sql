@@ -4,6 +4,11 @@
 -- A new prediction without its input; refused when the id or the stream token exists.
 INSERT INTO predictions ({columns}) VALUES ({values});
 
+-- query: insert_ended_prediction
+-- A new prediction that has ended already. The trigger usage_of_new_is_counted adds it to the usage totals.
+INSERT INTO predictions ({columns}, predict_us, cold_start_us, input_tokens, output_tokens)
+VALUES ({values}, :predict_us, :cold_start_us, :input_tokens, :output_tokens);
+
 -- query: insert_input
 -- The input of the prediction inserted last.
 INSERT INTO inputs (prediction, body) VALUES (:prediction, :body);

@@ -354,3 +354,23 @@ CREATE INDEX predictions_by_end ON predictions (status, created_at, id)
 WHERE status IN ('failed', 'canceled', 'aborted');
 CREATE INDEX predictions_by_owner_and_end ON predictions (owner, status, created_at, id)
 WHERE status IN ('failed', 'canceled', 'aborted');
+
+-- step: 13
+-- Short predictions are stored in one statement, after their end.
+
+CREATE TRIGGER usage_of_new_is_counted AFTER INSERT ON predictions
+WHEN NEW.status IN ('succeeded', 'failed', 'canceled', 'aborted')
+BEGIN
+    INSERT INTO usage VALUES (
+        strftime('%Y-%m-%d', CAST(coalesce(NEW.completed_at, NEW.created_at) AS INTEGER), 'unixepoch'), NEW.model,
+        iif(NEW.destination IS NULL, 'prediction', 'training'), NEW.owner, coalesce(NEW.token, ''),
+        coalesce(NEW.hardware, ''), NEW.status = 'succeeded', NEW.status = 'failed', NEW.status = 'canceled',
+        NEW.status = 'aborted', NEW.predict_us, NEW.cold_start_us > 0, NEW.cold_start_us, NEW.input_tokens,
+        NEW.output_tokens
+    ) ON CONFLICT DO UPDATE SET
+        succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed,
+        canceled = canceled + excluded.canceled, aborted = aborted + excluded.aborted,
+        predict_us = predict_us + excluded.predict_us, cold_starts = cold_starts + excluded.cold_starts,
+        cold_start_us = cold_start_us + excluded.cold_start_us,
+        input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
+END;

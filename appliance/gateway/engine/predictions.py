@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from appliance.domain.errors import PredictionFailed, StoreError
+from appliance.domain.errors import PredictionFailed, StoreError, UnstorableValue
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.engine import records
@@ -325,21 +325,23 @@ class Predictions:
                 record = record.apply(emitted.event, emitted.n)
         self._left(start.model, early[-1])
         record = _ended(active, record, Status(done.status), done.error)
-        active.created = self._store.create(start.claimed)
-        self._tasks.spawn(self._finish_at_once(active, start.claimed, record, self._store.finish(record)))
+        active.created = self._store.create(record)
+        self._tasks.spawn(self._finish_at_once(active, start.claimed, record, active.created))
 
     async def _finish_at_once(
         self,
         active: ActivePrediction,
         claimed: Prediction,
         record: Prediction,
-        written: asyncio.Future[None],
+        written: Awaitable[None],
     ) -> None:
-        assert active.created is not None
         try:
-            await active.created
+            try:
+                await written
+            except UnstorableValue:  # ``records.end`` finds out the reason and stores it
+                await self._store.create(claimed)
+                written = self._store.finish(record)
         except StoreError as error:
-            written.cancel()  # it fails too, because there is no prediction to end
             self._remove(active)
             active.refuse(error)
             self._cluster.acknowledge(active.entry.runs_on, active.id)

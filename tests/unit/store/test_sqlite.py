@@ -22,6 +22,7 @@ from appliance.domain.prediction import (
     Output,
     Prediction,
     Status,
+    Webhook,
     new_id,
     new_stream_token,
 )
@@ -244,13 +245,37 @@ async def test_an_unknown_prediction_cannot_move(store: Store) -> None:
 
 async def test_records_in_the_wrong_status_are_misuse(store: Store) -> None:
     record = make()
-    with pytest.raises(ValueError, match="has the status canceled: it must not have ended"):
-        store.create(record.finished(Status.CANCELED, 1.0))
+    webhook = Webhook(url="https://example.com", events=("completed",), origin="http://here")
+    with pytest.raises(ValueError, match="has a webhook: create it before its end"):
+        store.create(record.finished(Status.CANCELED, 1.0).evolve(webhook=webhook))
     for write in (store.claim, store.finish):
         with pytest.raises(ValueError, match="has the status"):
             write(record)
     with pytest.raises(ValueError, match="it must be starting"):
         store.requeue(record.started(1.0, 0.0, None))
+
+
+async def test_a_prediction_that_is_created_after_its_end_is_the_same_as_one_that_ended_later(
+    store: Store,
+) -> None:
+    metrics = {"cold_start": 0.25, "input_token_count": 3, "output_token_count": 5}
+    ended = [
+        make().started(1.0, 0.0, "cpu").evolve(metrics=metrics, output="x").finished(Status.SUCCEEDED, 2.5)
+        for _ in range(2)
+    ]
+    await store.create(ended[0])
+    once = await store.usage.rows(["model", "token", "owner"])
+    counts = await store.run_counts()
+    await store.create(ended[1].evolve(status=Status.PROCESSING, completed_at=None, output=None))
+    await store.finish(ended[1])
+    assert await store.get(ended[0].id) == ended[0]
+    assert await store.get(ended[1].id) == ended[1]
+    assert [usage + usage for usage in once] == await store.usage.rows(["model", "token", "owner"])
+    assert once[0].succeeded == 1
+    assert once[0].output_tokens == 5
+    assert {model: 2 * count for model, count in counts.items()} == await store.run_counts()
+    with pytest.raises(StatusConflict):
+        await store.finish(ended[0])
 
 
 # Events
