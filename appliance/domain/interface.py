@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 
-class Interface(msgspec.Struct, frozen=True):
+class Interface(msgspec.Struct, frozen=True, dict=True):
     """Inputs and output of a model, as JSON Schema in the form of Cog's OpenAPI documents.
 
     ``input`` is the schema ``Input`` (its properties have ``x-order``), ``output`` the schema ``Output``, and
@@ -26,12 +27,12 @@ class Interface(msgspec.Struct, frozen=True):
         """Whether the output grows item by item."""
         return self.output.get("x-cog-array-type") == "iterator"
 
-    @property
+    @cached_property
     def file_inputs(self) -> list[str]:
         """Names of the inputs that are files or lists of files."""
         return [name for name, schema in self.input["properties"].items() if _is_file(schema)]
 
-    @property
+    @cached_property
     def secret_inputs(self) -> list[str]:
         """Names of the inputs that are secret: only the model may read their values."""
         return [name for name, schema in self.input["properties"].items() if schema.get("x-cog-secret")]

@@ -8,6 +8,7 @@ have few values, and clients cannot add any.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections import Counter as Counts
@@ -74,6 +75,12 @@ class Metrics:
             registry=self._registry,
         )
 
+        # ``labels`` takes a lock and converts all labels. These four are called for each prediction.
+        self._queued_of = functools.cache(self._queued.labels)
+        self._predicted_of = functools.cache(self._predicted.labels)
+        self._responded_of = functools.cache(self._responded.labels)
+        self._requests_of = functools.cache(self._requests.labels)
+
     def _histogram(self, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(
             f"appliance_{name}_seconds", text, (label,), buckets=buckets, registry=self._registry
@@ -84,9 +91,9 @@ class Metrics:
         if record.status.terminal:
             if "predict_time" in record.metrics:
                 took = usage.seconds(usage.microseconds(record.metrics["predict_time"]))
-                self._predicted.labels(record.model).observe(took)
+                self._predicted_of(record.model).observe(took)
         elif record.n == 0 and record.attempt == 1 and record.started_at is not None:
-            self._queued.labels(record.model).observe(max(0.0, record.started_at - record.created_at))
+            self._queued_of(record.model).observe(max(0.0, record.started_at - record.created_at))
 
     def count_event(self, event: Event) -> None:
         model = model_name(event.model)
@@ -98,8 +105,8 @@ class Metrics:
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request; ``route`` is the template of its path, ``seconds`` the whole duration."""
         known = method if method in _METHODS else "other"
-        self._requests.labels(route, known, str(status)).inc()
-        self._responded.labels(route).observe(seconds)
+        self._requests_of(route, known, str(status)).inc()
+        self._responded_of(route).observe(seconds)
 
     def collect(
         self, accept: str, used: Iterable[Usage], webhooks: Mapping[str, int]

@@ -23,6 +23,8 @@ from appliance.scheduler.rebalancing import QueuedPrediction, Rebalancing
 from appliance.scheduler.transitions import Transitions
 
 _READY_OR_COMING: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY})
+#: States that a model stays in until something happens.
+_SETTLED: Final = frozenset({Residency.COLD, Residency.READY, Residency.ASLEEP})
 _COLD_OR_ASLEEP: Final = frozenset({Residency.COLD, Residency.FALLING_ASLEEP, Residency.ASLEEP})
 
 #: While models wait to be loaded, ``decide`` is called again after this many seconds.
@@ -303,8 +305,23 @@ class Scheduler:
         decisions += self._placements.decide(now)
         return decisions
 
-    def _starts(self, entry: ModelState, now: float, *, children_only: bool) -> list[Decision]:
-        starts: list[Decision] = []
+    def start_queued(self, model: str, now: float) -> list[Start]:
+        """Return the predictions of one model that start now: the part of ``decide`` that a new one changes.
+
+        If it is empty, call ``decide``, because the model may have to be loaded.
+        """
+        return self._starts(self._models[model], now, children_only=False)
+
+    @property
+    def nothing_waits(self) -> bool:
+        """Whether no prediction is queued and no model is about to change its state."""
+        return not self._queued and all(
+            entry.state in _SETTLED and not entry.wanted and not entry.pending_unload
+            for entry in self._models.values()
+        )
+
+    def _starts(self, entry: ModelState, now: float, *, children_only: bool) -> list[Start]:
+        starts: list[Start] = []
         while entry.free_slots:
             id = entry.next_to_start(now)
             if id is None or (children_only and id not in self._children):

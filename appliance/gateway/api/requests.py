@@ -298,14 +298,22 @@ def limit(request: Request, default: int, most: int) -> int:
 def wait(request: Request) -> Wait | None:
     """Return the wait that the ``Prefer`` headers request; headers that cannot be parsed are ignored."""
     for header in request.headers.getlist("prefer"):
-        for preference in re.split("[,;]", header):
-            match = _WAIT.fullmatch(preference)
-            if match is None:
-                continue
-            if match[1] is None:
-                return Wait(LONGEST_WAIT, "wait")
-            seconds = min(max(int(match[1]), 1), LONGEST_WAIT)
-            return Wait(seconds, f"wait={seconds}")
+        found = _wait_in(header)
+        if found is not None:
+            return found
+    return None
+
+
+@functools.lru_cache(maxsize=128)
+def _wait_in(header: str) -> Wait | None:
+    for preference in re.split("[,;]", header):
+        match = _WAIT.fullmatch(preference)
+        if match is None:
+            continue
+        if match[1] is None:
+            return Wait(LONGEST_WAIT, "wait")
+        seconds = min(max(int(match[1]), 1), LONGEST_WAIT)
+        return Wait(seconds, f"wait={seconds}")
     return None
 
 

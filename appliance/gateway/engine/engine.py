@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from appliance.config import LimitsConfig
 from appliance.domain import input_schema
@@ -37,6 +37,8 @@ from appliance.store import Cursor, Filter
 
 _log = logging.getLogger(__name__)
 
+_SOON: Final = 0.05  # seconds after the end of a prediction until models that are idle are looked for
+
 
 Ids = list[str]  # named here because the method ``list`` hides the builtin
 
@@ -59,7 +61,12 @@ class Engine:
         self._prefetch = Prefetch(self._catalogue, self._scheduler, dependencies.home)
         self._loads = Loads(dependencies, self._memory_profiles)
         self._predictions = Predictions(
-            dependencies, self._tasks, self._loads, decide=self.decide, kill_worker=self._kill_worker
+            dependencies,
+            self._tasks,
+            self._loads,
+            decide=self.decide,
+            decide_after_end=self.decide_after_end,
+            kill_worker=self._kill_worker,
         )
         self._active = self._predictions.active
         self._workers = Workers(
@@ -70,6 +77,7 @@ class Engine:
             self._device_memory,
             self._predictions,
             decide=self.decide,
+            decide_after_end=self.decide_after_end,
         )
         self._saver = Saver(self._store, self._active)
         self._saving: asyncio.Task[None] | None = None
@@ -146,6 +154,19 @@ class Engine:
         at = self._scheduler.next_wakeup(now)
         if at is not None:
             self._wakeup = asyncio.get_running_loop().call_later(max(0.0, at - now), self.decide)
+
+    def decide_after_end(self) -> None:
+        """Decide after a prediction has left its worker process: at once if anything waits, else soon."""
+        if not self._scheduler.nothing_waits:
+            self.decide()
+            return
+        loop = asyncio.get_running_loop()
+        at = loop.time() + _SOON
+        if self._closed or (self._wakeup is not None and self._wakeup.when() <= at):
+            return
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._wakeup = loop.call_at(at, self.decide)
 
     def _carry_out(self, decision: Decision) -> None:
         match decision:
@@ -256,7 +277,11 @@ class Engine:
         active = self._predictions.add(prediction, entry, validated)
         active.awaits_end = awaits_end and parent is None and webhook is None
         self._predictions.enqueue(active)
-        self.decide()
+        starts = [] if self._draining else self._scheduler.start_queued(entry.runs_on, time.monotonic())
+        for start in starts:
+            self._predictions.start(start)
+        if not starts:
+            self.decide()
         if active.unwritten is not None:
             return prediction
         if active.created is None:

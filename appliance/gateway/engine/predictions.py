@@ -44,9 +44,13 @@ class Predictions:
         loads: Loads,
         *,
         decide: Callable[[], None],
+        decide_after_end: Callable[[], None],
         kill_worker: Callable[[str, str], None],
     ) -> None:
-        """``decide`` asks the scheduler what to do next; ``kill_worker`` takes a model and the reason."""
+        """``decide`` asks the scheduler what to do next, ``decide_after_end`` after a run has ended.
+
+        ``kill_worker`` takes a model and the reason.
+        """
         self._dependencies = dependencies
         self._catalogue = dependencies.catalogue
         self._store = dependencies.store
@@ -55,6 +59,7 @@ class Predictions:
         self._tasks = tasks
         self._loads = loads
         self._decide = decide
+        self._decide_after_end = decide_after_end
         self._kill_worker = kill_worker
         self.active: dict[str, ActivePrediction] = {}  # by id
         self._by_stream_token: dict[str, ActivePrediction] = {}
@@ -214,7 +219,7 @@ class Predictions:
             self._scheduler.finished(active.id, model, time.monotonic())
             freed.append(True)
         if any(freed):
-            self._decide()
+            self._decide_after_end()
 
     async def _submit_with_files(self, active: ActivePrediction, claimed: Prediction) -> None:
         try:
@@ -295,6 +300,8 @@ class Predictions:
         If it did not succeed, its unfinished children are canceled, because nobody waits for them.
         """
         self._write_start(active)
+        if active.created is None:  # the scheduler refuses it at once
+            active.created = self._store.create(active.prediction)
         active.ending = True
         active.stop_timers()
         model, id = active.entry.runs_on, active.id

@@ -43,6 +43,7 @@ class Workers:
         predictions: Predictions,
         *,
         decide: Callable[[], None],
+        decide_after_end: Callable[[], None],
     ) -> None:
         self._dependencies = dependencies
         self._cluster = dependencies.cluster
@@ -53,6 +54,7 @@ class Workers:
         self._device_memory = device_memory
         self._predictions = predictions
         self._decide = decide
+        self._decide_after_end = decide_after_end
         self._readers: dict[str, asyncio.Task[None]] = {}  # by loaded model
         self._transitions: dict[str, asyncio.Task[None]] = {}  # by model that falls asleep or wakes
 
@@ -79,7 +81,7 @@ class Workers:
                 continue
             freed = [self._predictions.apply(model, emitted) for emitted in batch]
             if any(freed):  # else, for example at each token, the scheduler has nothing to do
-                self._decide()
+                self._decide_after_end()
 
     def _present(self, model: str) -> bool:
         return self._scheduler.residency(model) in _PRESENT
