@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,11 @@ models:
     memory: 64MiB
     options:
       stream: true
+  - name: test/files
+    kind: echo
+    memory: 64MiB
+    options:
+      files: true
 """
 #: Proxies that nothing listens at: what the appliance says to itself must not go there.
 VARIABLES = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
@@ -153,6 +161,50 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         record = ended(client, streamed)
         assert "".join(record["output"]) == "word " * 60
         assert sorted(appliance.hosts()) == hosts
+        works(client)
+
+
+def test_ray_runs_only_what_is_needed_at_the_priority_of_the_appliance(appliance: Appliance) -> None:
+    """Actors of Ray have a lower priority by default, so any other program would slow them down."""
+    processes = appliance.processes()
+    commands = " ".join(" ".join(process.cmdline()) for process in processes)
+    for unused in ("autoscaler", "log_monitor", "dashboard/dashboard.py"):
+        assert unused not in commands
+    actors = [process for process in processes if "ray::Serve" in " ".join(process.cmdline())]
+    assert len(actors) >= 3
+    assert {process.nice() for process in actors} == {psutil.Process().nice()}
+
+
+def test_a_gateway_killed_before_it_commits_a_result_has_told_nobody(appliance: Appliance) -> None:
+    """Another process holds the write lock of the database, so the result is computed but not committed."""
+    with appliance.client() as client:
+        works(client)
+        assert ended(client, create(client, "test/files"))["status"] == "succeeded"
+    database = sqlite3.connect(appliance.home / "appliance.db", isolation_level=None)
+    folder = appliance.home / "files" / "outputs"
+    before = set(folder.glob("*/1/*"))
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with appliance.client() as client, contextlib.suppress(httpx.TransportError):
+            body = {"version": "test/files", "input": {"text": "computed"}}
+            answers.append(client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}))
+
+    database.execute("BEGIN IMMEDIATE")
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_for(lambda: set(folder.glob("*/1/*")) - before, "the output of the model")
+    gateway = appliance.gateway()
+    gateway.kill()
+    gateway.wait(PATIENCE)
+    database.execute("ROLLBACK")
+    database.close()
+    asking.join(PATIENCE)
+    assert not asking.is_alive()
+    assert answers == []
+    with appliance.client() as client:
+        found = [each["id"] for each in recent(client) if each["input"] == {"text": "computed"}]
+        assert found == []
         works(client)
 
 
