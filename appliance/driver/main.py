@@ -63,9 +63,11 @@ _RESTART: Final = -1
 def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
 
     def command() -> list[str]:
-        kinds = {model.kind for model in settings.in_force.models}
+        # In the order in which the models will probably be needed.
+        models = sorted(settings.in_force.models, key=lambda model: not (model.pin or model.preload))
+        kinds = dict.fromkeys(model.kind for model in models)
         device = settings.devices[0].kind
-        modules = [name for kind in sorted(kinds) for name in preloaded_modules(kind, device)]
+        modules = [name for kind in kinds for name in preloaded_modules(kind, device)]
         preload = ",".join(dict.fromkeys(modules))
         module = [sys.executable, "-m", "appliance.worker.zygote"]
         return [*module, "--socket", str(settings.zygote_socket), "--preload", preload]

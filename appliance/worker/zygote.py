@@ -1,5 +1,7 @@
 """The zygote imports heavy libraries once and forks worker processes: ``python -m appliance.worker.zygote``.
 
+It serves between the imports of two modules: a worker process waits only for the modules of its own kind.
+
 It has one thread and no event loop, so that forked children inherit no broken state. A client connects, sends
 one ``Fork`` together with the socket for the worker process, and keeps the connection. The zygote reports the
 end of the worker process on this connection. If the client closes it, the zygote kills the worker process.
@@ -21,12 +23,14 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 import msgspec
 
 from appliance.observability import logs
+from appliance.runners import KINDS, preloaded_modules
 from appliance.worker import cleanup, process, protocol
 from appliance.worker.protocol import Exited, Fork, Forked, Prepare, Refused, ToZygote
 
@@ -61,9 +65,12 @@ class _Client:
 class Zygote:
     """Forks worker processes for clients that connect to the Unix socket ``path``."""
 
-    def __init__(self, path: Path) -> None:
-        """Start to listen; connections wait until ``serve`` is called."""
+    def __init__(self, path: Path, modules: Iterable[str]) -> None:
+        """Start to listen; connections wait until ``serve`` is called, which also imports ``modules``."""
         self._path = path
+        self._modules = list(modules)  # to be imported
+        self._settled = False  # whether the process may fork
+        self._importing = False
         self._clients: set[_Client] = set()
         self._workers: dict[int, _Client] = {}
         self._ending = False
@@ -84,7 +91,12 @@ class Zygote:
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ)
         while not self._ending:
-            for key, _ in self._selector.select():
+            events = self._selector.select(0 if self._modules else None)
+            if not events:
+                self._import([self._modules[0]])
+                if not self._modules:
+                    self._settle()
+            for key, _ in events:
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is self._wake:
@@ -103,6 +115,9 @@ class Zygote:
 
     def _stop(self, *_: object) -> None:
         self._ending = True
+        if self._importing:  # which may take many seconds
+            self._end()
+            os._exit(0)
 
     def _end(self) -> None:
         for pid, client in self._workers.items():
@@ -132,9 +147,46 @@ class Zygote:
             return
         for message in messages:
             if isinstance(message, Prepare):
-                preload(message.modules)
+                self._modules += message.modules
             elif client.descriptors and client.pid is None:
                 self._fork(client, message, client.descriptors.pop())
+
+    def _import(self, modules: Iterable[str]) -> None:
+        """Import those of ``modules`` that are still to be imported.
+
+        A failed import is logged, and repeated in the worker process.
+        """
+        self._settled = False
+        gc.disable()  # imports create no garbage worth collecting; worker processes enable it again
+        for name in modules:
+            if name not in self._modules:
+                continue
+            self._modules = [each for each in self._modules if each != name]
+            if name in sys.modules:
+                continue
+            started = time.perf_counter()
+            self._importing = True
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # noqa: BLE001  # libraries raise any error if they do not fit the machine
+                _log.error("cannot import %s: %s: %s", name, type(error).__name__, error)
+            else:
+                _log.info("imported %s in %.1f s", name, time.perf_counter() - started)
+            finally:
+                self._importing = False
+
+    def _settle(self) -> None:
+        """Prepare the process for forks after imports."""
+        if self._settled:
+            return
+        gc.collect()
+        gc.freeze()  # a garbage collection in a worker process would otherwise copy the shared pages
+        _stop_threads()
+        threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        if len(threads) > 1:
+            text = "imports have started threads that forked processes lack: %s"
+            _log.warning(text, ", ".join(threads))
+        self._settled = True
 
     def _drop(self, client: _Client) -> None:
         self._selector.unregister(client.sock)
@@ -144,6 +196,11 @@ class Zygote:
             cleanup.kill_group(client.pid)
 
     def _fork(self, client: _Client, request: Fork, descriptor: int) -> None:
+        spec = request.spec
+        device: Literal["cpu", "cuda"] = "cuda" if spec.device.startswith("cuda") else "cpu"
+        # One of the modules may define a kind that is not known yet.
+        self._import(preloaded_modules(spec.kind, device) if spec.kind in KINDS else list(self._modules))
+        self._settle()
         sys.stdout.flush()
         sys.stderr.flush()
         try:
@@ -216,27 +273,6 @@ def _redirect(log: str) -> None:
     os.close(file)
 
 
-def preload(names: list[str]) -> None:
-    """Import modules for worker processes; a failed import is logged, and repeated in the worker process."""
-    gc.disable()  # imports create no garbage worth collecting; worker processes enable it again
-    for name in names:
-        if name in sys.modules:
-            continue
-        started = time.perf_counter()
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001  # libraries raise any error if they do not fit the machine
-            _log.error("cannot import %s: %s: %s", name, type(error).__name__, error)
-        else:
-            _log.info("imported %s in %.1f s", name, time.perf_counter() - started)
-    gc.collect()
-    gc.freeze()  # a garbage collection in a worker process would otherwise copy the shared pages
-    _stop_threads()
-    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    if len(threads) > 1:
-        _log.warning("imports have started threads that forked processes lack: %s", ", ".join(threads))
-
-
 def _stop_threads() -> None:
     """Fork once, because OpenBLAS then stops its threads. It starts them again when it is used."""
     pid = os.fork()
@@ -261,9 +297,7 @@ def main() -> None:
     arguments = parser.parse_args()
     _tie_to_parent()
     logs.configure()
-    zygote = Zygote(arguments.socket)
-    preload([name for name in arguments.preload.split(",") if name])
-    zygote.serve()
+    Zygote(arguments.socket, filter(None, arguments.preload.split(","))).serve()
     sys.stderr.flush()
     os._exit(0)  # without the slow exit handlers of the imported libraries
 

@@ -251,3 +251,32 @@ async def test_a_process_that_only_has_the_number_of_a_worker_is_left_alone(tmp_
     assert is_running(child)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def gate(folder: Path, name: str) -> Path:
+    """Write a module whose import ends when the returned file exists."""
+    opened = folder / f"{name}.open"
+    (folder / f"{name}.py").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(opened)!r}).exists():\n    time.sleep(0.01)\n"
+    )
+    return opened
+
+
+async def test_a_worker_does_not_wait_for_the_modules_of_other_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first = gate(tmp_path, "first_module")
+    gate(tmp_path, "second_module")  # is never opened
+    with Zygote(tmp_path, "first_module,second_module") as zygote:
+        replica = Replica("runner-0", str(zygote.socket), str(tmp_path))
+        loading = asyncio.ensure_future(replica.load(spec(tmp_path)))
+        for _ in range(10):  # until the request to fork is in the zygote's socket
+            await asyncio.sleep(0)
+        first.touch()
+        report = await loading
+        assert report.forked
+        assert await Caller(replica).run("a") == Done("succeeded")
+        zygote.process.terminate()  # in the middle of the second import
+        assert zygote.process.wait(PATIENCE) == 0
+        wait_for(lambda: not is_running(report.pid), "the worker to end")
