@@ -1,4 +1,4 @@
-"""The bodies of the responses of Replicate's HTTP API and of some of ``/admin``, as structs.
+"""The bodies of the responses of Replicate's HTTP API, as structs.
 
 ``serializers`` builds them from records, and the served OpenAPI document is generated from them. A field that
 is ``UNSET`` is absent from the response; None is written as null.
@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from appliance.domain.prediction import WEBHOOK_EVENTS, Status
-from appliance.domain.token import Scope
 
 Item = TypeVar("Item")
 
@@ -345,54 +344,6 @@ class TrainingPage(Page[TrainingResponse], kw_only=True):
 
 class VersionPage(Page[VersionResponse], kw_only=True):
     """A page of versions."""
-
-
-class MeResponse(Struct, kw_only=True):
-    """The token of a request, and its account."""
-
-    username: str
-    name: str
-    token: str  # name of the token
-    scope: Scope
-
-
-class TokenResponse(Struct, kw_only=True):
-    """An API token. Only the response to its creation contains the secret, as ``token``."""
-
-    id: str
-    name: str
-    owner: str
-    scope: Scope
-    created_at: Time
-    revoked_at: Time | None
-    token: str | UnsetType = UNSET
-
-
-class NewWebhookSecretResponse(WebhookSecretResponse, kw_only=True):
-    """A new webhook key, and when the old keys stop signing."""
-
-    old_keys_until: Time
-
-
-class ModelStateResponse(Struct, kw_only=True):
-    """Whether a model is loaded."""
-
-    name: str
-    state: str
-    pinned: bool | UnsetType = UNSET
-    detail: str | UnsetType = UNSET
-
-
-class DeliveryResponse(Struct, kw_only=True):
-    """The delivery of a webhook."""
-
-    id: str
-    event: str
-    state: Literal["pending", "delivered", "given up"]
-    attempts: int
-    due_at: Time | None  # of the next attempt
-    ended_at: Time | None
-    problem: str | None
 
 
 #: Each body that a route of the OpenAPI document responds with.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -17,6 +17,7 @@ from appliance.domain.deployment import Release
 from appliance.domain.file import File, OutputFile, refuse
 from appliance.domain.model import Build
 from appliance.domain.prediction import FILE_STREAM, Prediction, Status
+from appliance.protocols.admin_types import Phase
 from appliance.protocols.response_types import (
     AccountResponse,
     BuildResponse,
@@ -181,7 +182,7 @@ def listed(record: Prediction, base: str) -> PredictionResponse:
     return response
 
 
-def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:
+def timeline(record: Prediction, now: float) -> list[Phase]:
     """Return the phases of a prediction until ``now`` (Unix seconds): queued, loading its model, running.
 
     A phase under way has no end yet. After retries only the last attempt is shown; the time of earlier
@@ -199,13 +200,15 @@ def timeline(record: Prediction, now: float) -> list[dict[str, Any]]:
     return [*phases, _phase("running", began, over, now)]
 
 
-def _phase(name: str, begin: float, end: float | None, now: float) -> dict[str, Any]:
-    return {
-        "phase": name,
-        "from": timestamp(begin),
-        "to": None if end is None else timestamp(end),
-        "seconds": round((now if end is None else end) - begin, 6),
-    }
+def _phase(
+    name: Literal["queued", "loading", "running"], begin: float, end: float | None, now: float
+) -> Phase:
+    return Phase(
+        phase=name,
+        begin=timestamp(begin),
+        end=None if end is None else timestamp(end),
+        seconds=round((now if end is None else end) - begin, 6),
+    )
 
 
 def build(record: Build, base: str) -> BuildResponse:

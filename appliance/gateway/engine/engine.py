@@ -32,6 +32,7 @@ from appliance.gateway.engine.reconcile import reconcile
 from appliance.gateway.engine.saver import Saver
 from appliance.gateway.engine.tasks import Tasks
 from appliance.gateway.engine.workers import Workers
+from appliance.protocols.admin_types import ResidencyResponse, SchedulerStatus
 from appliance.scheduler import Decision, Demand, Load, Refuse, Residency, Sleep, Start, Unload, Wake
 from appliance.store import Cursor, Filter
 
@@ -468,12 +469,12 @@ class Engine:
         self._scheduler.pin(entry.runs_on, pinned=pinned)
         self.decide()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> SchedulerStatus:
         self._device_memory.refresh()
         entries = self._catalogue.entries
         models = [(entry, self.instances.keys(entry.runs_on)) for entry in entries]
-        return {"draining": self._draining, **report.status(self._scheduler, models)}
+        return report.status(self._scheduler, models, draining=self._draining)
 
-    def residency_report(self) -> dict[str, Any]:
+    def residency_report(self) -> ResidencyResponse:
         self._device_memory.refresh()
         return report.residency(self._scheduler)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols import serializers
+from appliance.protocols.admin_types import (
+    Decision,
+    DeviceMemoryUse,
+    DeviceResidency,
+    ModelMemory,
+    ModelResidency,
+    ModelStatus,
+    ResidencyResponse,
+    SchedulerStatus,
+    WaitingModel,
+)
 from appliance.scheduler import Event, EventKind, Footprint, Residency, Scheduler
 
 _log = logging.getLogger(__name__)
@@ -27,121 +38,118 @@ def log(event: Event) -> None:
     _log.log(_LEVELS.get(event.kind, logging.INFO), "%s", event, extra={"model": event.model or None})
 
 
-def status(scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]]) -> dict[str, Any]:
+def status(
+    scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]], *, draining: bool
+) -> SchedulerStatus:
     """Return waiting models, ``models`` with their instances, devices, and the newest decisions."""
-    return {
-        "queued": scheduler.queue_length(),
-        "models": [
-            {
-                "name": entry.runs_on,
-                "kind": entry.model.kind,
-                "state": scheduler.residency(entry.runs_on).value,
-                "loading_for": _rounded(scheduler.loading_seconds(entry.runs_on, time.monotonic())),
-                "load_seconds": _rounded(scheduler.load_seconds(entry.runs_on)),  # None: not known yet
-                "pinned": scheduler.pinned(entry.runs_on),
-                "queued": sum(map(scheduler.queue_length, keys)),
-                "running": sum(len(scheduler.running(key)) for key in keys),
-                "devices": list(scheduler.devices(entry.runs_on)),
-                "instances": sum(scheduler.residency(key) is not Residency.COLD for key in keys),
-                "memory": footprint(scheduler.footprints.of(entry.runs_on)),
-            }
-            for entry, keys in models
-        ],
-        "devices": [
-            {
-                "name": device,
-                "reserved": scheduler.reserved(device),
-                "free": scheduler.free(device),
-                "foreign": scheduler.footprints.foreign_memory(device),
-            }
+    return SchedulerStatus(
+        draining=draining,
+        queued=scheduler.queue_length(),
+        models=[_model_status(scheduler, entry, keys) for entry, keys in models],
+        devices=[
+            DeviceMemoryUse(
+                name=device,
+                reserved=scheduler.reserved(device),
+                free=scheduler.free(device),
+                foreign=scheduler.footprints.foreign_memory(device),
+            )
             for device in scheduler.capacities
         ],
-        "decisions": decisions(scheduler, SHOWN),
-    }
+        decisions=decisions(scheduler, SHOWN),
+    )
 
 
-def residency(scheduler: Scheduler) -> dict[str, Any]:
-    """Return devices with the models on them, all models, models that wait for memory, and the last events.
+def _model_status(scheduler: Scheduler, entry: Entry, instances: Sequence[str]) -> ModelStatus:
+    name = entry.runs_on
+    return ModelStatus(
+        name=name,
+        kind=entry.model.kind,
+        state=scheduler.residency(name).value,
+        loading_for=_rounded(scheduler.loading_seconds(name, time.monotonic())),
+        load_seconds=_rounded(scheduler.load_seconds(name)),
+        pinned=scheduler.pinned(name),
+        queued=sum(map(scheduler.queue_length, instances)),
+        running=sum(len(scheduler.running(key)) for key in instances),
+        devices=tuple(scheduler.devices(name)),
+        instances=sum(scheduler.residency(key) is not Residency.COLD for key in instances),
+        memory=footprint(scheduler.footprints.of(name)),
+    )
 
-    ``waiting`` has the model that is loaded next first. Events are newest first. Durations are in seconds.
-    """
+
+def residency(scheduler: Scheduler) -> ResidencyResponse:
+    """Return the scheduler's devices, models, waiting models and events."""
     now = time.monotonic()
-    return {
-        "devices": [
-            {
-                "name": device,
-                "memory": memory,
-                "free": scheduler.free(device),
-                "foreign": scheduler.footprints.foreign_memory(device),
-                "reserved": scheduler.reserved(device),
-            }
+    return ResidencyResponse(
+        devices=[
+            DeviceResidency(
+                name=device,
+                memory=memory,
+                free=scheduler.free(device),
+                foreign=scheduler.footprints.foreign_memory(device),
+                reserved=scheduler.reserved(device),
+            )
             for device, memory in scheduler.capacities.items()
         ],
-        "models": [
-            {
-                "name": model,
-                "state": scheduler.residency(model).value,
-                "devices": list(scheduler.devices(model)),
-                "queued": scheduler.queue_length(model),
-                "running": len(scheduler.running(model)),
-                "load_seconds": _rounded(scheduler.load_seconds(model)),
-                "pinned": scheduler.pinned(model),
-                "priority": scheduler.demand(model).priority,
-                "memory": footprint(scheduler.footprints.of(model)),
-            }
+        models=[
+            ModelResidency(
+                name=model,
+                state=scheduler.residency(model).value,
+                devices=tuple(scheduler.devices(model)),
+                queued=scheduler.queue_length(model),
+                running=len(scheduler.running(model)),
+                load_seconds=_rounded(scheduler.load_seconds(model)),
+                pinned=scheduler.pinned(model),
+                priority=scheduler.demand(model).priority,
+                memory=footprint(scheduler.footprints.of(model)),
+            )
             for model in scheduler.models
         ],
-        "waiting": [
-            {
-                "position": position,
-                "model": entry.model,
-                "queued": entry.predictions,
-                "waited": _rounded(entry.waited),
-                "cleared_for_it": list(entry.claimed_devices),
-            }
+        waiting=[
+            WaitingModel(
+                position=position,
+                model=entry.model,
+                queued=entry.predictions,
+                waited=round(entry.waited, 3),
+                claimed_devices=entry.claimed_devices,
+            )
             for position, entry in enumerate(scheduler.load_queue(now), 1)
         ],
-        "decisions": decisions(scheduler),
-    }
+        decisions=decisions(scheduler),
+    )
 
 
-def footprint(known: Footprint) -> dict[str, Any]:
-    """Return the bytes that a model takes on each of its devices, and the source of that number.
-
-    ``from`` is declared, estimated or measured. ``peak`` is the highest measured use, None before the first
-    load. ``fits`` is whether the model could be loaded if only pinned models stayed, ``fits_on`` where.
-    """
-    return {
-        "bytes": known.demand.memory,
-        "share": known.demand.share,
-        "from": known.demand.origin.value,
-        "estimate": known.estimate,
-        "peak": known.peak,
-        "exceeds": known.exceeds,
-        "out_of_memory": known.out_of_memory,
-        "fits": known.fits,
-        "fits_on": list(known.devices),
-        "problem": known.problem,
-    }
+def footprint(known: Footprint) -> ModelMemory:
+    return ModelMemory(
+        bytes=known.demand.memory,
+        share=known.demand.share,
+        origin=known.demand.origin.value,
+        estimate=known.estimate,
+        peak=known.peak,
+        exceeds=known.exceeds,
+        out_of_memory=known.out_of_memory,
+        fits=known.fits,
+        fits_on=known.devices,
+        problem=known.problem,
+    )
 
 
-def decisions(scheduler: Scheduler, last: int | None = None) -> list[dict[str, Any]]:
+def decisions(scheduler: Scheduler, last: int | None = None) -> list[Decision]:
     """Return the ``last`` events of the scheduler's log, or all that it keeps, newest first."""
     started = _started()
     events = scheduler.events()
     return [
-        {
-            "number": each.number,
-            "at": serializers.timestamp(started + each.at),
-            "what": each.kind.value,
-            "model": each.model,
-            "for": each.on_behalf_of,
-            "why": each.reason,
-            "devices": list(each.devices),
-            "memory": each.memory,
-            "seconds": _rounded(each.seconds),
-            "text": str(each),
-        }
+        Decision(
+            number=each.number,
+            at=serializers.timestamp(started + each.at),
+            kind=each.kind.value,
+            model=each.model,
+            on_behalf_of=each.on_behalf_of,
+            reason=each.reason,
+            devices=each.devices,
+            memory=each.memory,
+            seconds=_rounded(each.seconds),
+            text=str(each),
+        )
         for each in reversed(events if last is None else events[-last:])
     ]
 

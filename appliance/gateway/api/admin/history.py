@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
+import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,11 +24,8 @@ from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Catalogue, Entry
 from appliance.protocols import serializers
-from appliance.protocols.response_types import DeliveryResponse
+from appliance.protocols.admin_types import DeliveryResponse, HistoryItemResponse
 from appliance.store import Delivery
-
-#: Fields that may be long; lists omit them.
-_LONG: Final = ("input", "output", "logs")
 
 
 async def list_history(request: Request) -> Response:
@@ -73,18 +72,16 @@ async def _response(record: Prediction, request: Request, caller: Token) -> Resp
     prices = services.config.prices
     examples = await services.store.registry.examples()
     cost = usage.total([usage.of(record)], prices.per_second).cost if record.status.terminal else None
-    body = {
-        **_details(await token_names(request, caller), record, base),
-        "parts": await services.engine.children_of(record),
-        "timeline": serializers.timeline(record, time.time()),
-        "model_state": None if entry is None else services.engine.residency(entry).value,
-        "newest_version": entry is not None and entry == services.catalogue.latest(entry.name),
-        "example": record.id in examples.get(record.model, ()),
-        "deliveries": [_delivery(delivery) for delivery in deliveries],
-        "cost": None if cost is None else float(cost),
-        "currency": None if cost is None else prices.currency,
-    }
-    return responses.json(body, base=base)
+    item = _item(await token_names(request, caller), record, base)
+    item.parts = await services.engine.children_of(record)
+    item.timeline = serializers.timeline(record, time.time())
+    item.model_state = None if entry is None else services.engine.residency(entry).value
+    item.newest_version = entry is not None and entry == services.catalogue.latest(entry.name)
+    item.example = record.id in examples.get(record.model, ())
+    item.deliveries = [_delivery(delivery) for delivery in deliveries]
+    item.cost = None if cost is None else float(cost)
+    item.currency = None if cost is None else prices.currency
+    return responses.json(item, base=base)
 
 
 def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
@@ -116,21 +113,22 @@ def _owner(request: Request, caller: Token) -> str | None:
     return asked
 
 
-def _details(token_names: dict[str, str], record: Prediction, base: str) -> dict[str, Any]:
-    return {
-        **serializers.to_builtins(serializers.prediction_or_training(record, base), base),
-        "type": "prediction" if record.destination is None else "training",
-        "owner": record.owner,
-        "token": record.token,
-        "token_name": token_names.get(record.token or ""),
-        "hardware": record.hardware,
-        "attempts": record.attempt,
-    }
+def _item(token_names: dict[str, str], record: Prediction, base: str) -> HistoryItemResponse:
+    return HistoryItemResponse(
+        **msgspec.structs.asdict(serializers.prediction_or_training(record, base)),
+        type="prediction" if record.destination is None else "training",
+        owner=record.owner,
+        token=record.token,
+        token_name=token_names.get(record.token or ""),
+        hardware=record.hardware,
+        attempts=record.attempt,
+    )
 
 
-def _list_item(token_names: dict[str, str], record: Prediction, base: str) -> dict[str, Any]:
-    details = _details(token_names, record, base)
-    return {key: value for key, value in details.items() if key not in _LONG}
+def _list_item(token_names: dict[str, str], record: Prediction, base: str) -> HistoryItemResponse:
+    item = _item(token_names, record, base)
+    item.input = item.output = item.logs = UNSET
+    return item
 
 
 def _delivery(delivery: Delivery) -> DeliveryResponse:

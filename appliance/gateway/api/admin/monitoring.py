@@ -16,6 +16,7 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import Services, services_of
 from appliance.observability.metrics import USAGE_BY
+from appliance.protocols.admin_types import HealthResponse, ReadinessResponse
 
 REUSE_SECONDS: Final = 1.0  # seconds for which the result of a check is reused
 CHECK_TIMEOUT: Final = 5.0  # seconds that a check may take
@@ -46,7 +47,7 @@ class Check:
 
 async def get_health(request: Request) -> Response:
     """``GET /healthz``: the gateway is alive. It needs no token."""
-    return responses.json({"status": "ok"})
+    return responses.json(HealthResponse(status="ok"))
 
 
 async def get_readiness(request: Request) -> Response:
@@ -56,8 +57,8 @@ async def get_readiness(request: Request) -> Response:
         found += await asyncio.gather(*(check.problem() for check in request.app.checks))
     reasons = [reason for reason in found if reason is not None]
     if reasons:
-        return responses.json({"status": "not ready", "reasons": reasons}, 503)
-    return responses.json({"status": "ready"})
+        return responses.json(ReadinessResponse(status="not ready", reasons=reasons), 503)
+    return responses.json(ReadinessResponse(status="ready"))
 
 
 async def get_metrics(request: Request) -> Response:

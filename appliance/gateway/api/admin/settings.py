@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,8 +16,8 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.gateway.webhooks import sender
 from appliance.protocols import serializers
+from appliance.protocols.admin_types import Disk, MachineResponse, MainMemory, NewWebhookSecretResponse
 from appliance.protocols.request_types import WebhookSecretRequest
-from appliance.protocols.response_types import NewWebhookSecretResponse
 
 #: Seconds for which webhooks are signed with the old key too, unless the request says otherwise.
 KEEP: Final = 86400.0
@@ -33,9 +32,14 @@ async def get_config(request: Request) -> Response:
 async def get_machine(request: Request) -> Response:
     """``GET /admin/machine``: main memory, and the data folder's disk, in bytes."""
     await requests.caller(request, Scope.ADMIN)
-    memory = {"total": machine.main_memory(), "available": machine.available_memory()}
-    disk = msgspec.to_builtins(await services_of(request).storage.usage())
-    return responses.json({"threads": machine.cpu_threads(), "memory": memory, "disk": disk})
+    disk = await services_of(request).storage.usage()
+    return responses.json(
+        MachineResponse(
+            threads=machine.cpu_threads(),
+            memory=MainMemory(total=machine.main_memory(), available=machine.available_memory()),
+            disk=Disk(folder=disk.folder, total=disk.total, free=disk.free, parts=disk.parts),
+        )
+    )
 
 
 async def rotate_webhook_secret(request: Request) -> Response:

@@ -17,7 +17,16 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.services import Services, services_of
 from appliance.gateway.catalogue.catalogue import Entry
-from appliance.protocols.response_types import MeResponse, ModelStateResponse
+from appliance.machine import Device
+from appliance.protocols.admin_types import (
+    ApplianceStatusResponse,
+    DeviceMemoryUse,
+    DeviceStatus,
+    MeResponse,
+    ModelNotServed,
+    ModelStateResponse,
+    ReloadResponse,
+)
 
 
 async def get_me(request: Request) -> Response:
@@ -32,17 +41,33 @@ async def get_status(request: Request) -> Response:
     services = services_of(request)
     await requests.caller(request, Scope.READ)
     status = services.engine.status()
-    known = {device.name: msgspec.to_builtins(device) for device in services.devices}
-    devices = [{**known.get(device["name"], {}), **device} for device in status["devices"]]
+    known = {device.name: device for device in services.devices}
     left_out = services.reload.left_out | services.builds.left_out
     return responses.json(
-        {
-            "version": __version__,
-            "uptime": round(time.time() - services.started_at, 3),
-            **status,
-            "devices": devices,
-            "not_served": [{"name": name, "problem": why} for name, why in left_out.items()],
-        }
+        ApplianceStatusResponse(
+            version=__version__,
+            uptime=round(time.time() - services.started_at, 3),
+            draining=status.draining,
+            queued=status.queued,
+            models=status.models,
+            devices=[_device(known[memory.name], memory) for memory in status.devices],
+            decisions=status.decisions,
+            not_served=[ModelNotServed(name=name, problem=why) for name, why in left_out.items()],
+        )
+    )
+
+
+def _device(device: Device, memory: DeviceMemoryUse) -> DeviceStatus:
+    return DeviceStatus(
+        name=device.name,
+        reserved=memory.reserved,
+        free=memory.free,
+        foreign=memory.foreign,
+        kind=device.kind,
+        memory=device.memory,
+        label=device.label,
+        logical=device.logical,
+        is_main_memory=device.is_main_memory,
     )
 
 
@@ -60,7 +85,7 @@ async def reload_config(request: Request) -> Response:
         report = await services.reload.apply(services.configure)
     except ConfigError as error:
         raise BadRequest(f"Nothing has changed: {error.detail}") from error
-    return responses.json(msgspec.to_builtins(report))
+    return responses.json(msgspec.convert(report, ReloadResponse, from_attributes=True))
 
 
 async def load_model(request: Request) -> Response:

@@ -17,8 +17,8 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.services import services_of
 from appliance.protocols import serializers
+from appliance.protocols.admin_types import TokenResponse
 from appliance.protocols.request_types import TokenRequest
-from appliance.protocols.response_types import TokenResponse
 
 LONGEST_NAME: Final = 100  # characters
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,6 +21,7 @@ from appliance.domain.usage import KEYS, Priced
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
+from appliance.protocols.admin_types import UsageResponse, UsageRow
 
 DAYS: Final = 30  # shown by default
 #: Characters with which a formula begins in spreadsheets.
@@ -37,17 +40,16 @@ async def get_usage(request: Request) -> Response:
     first, last, by = _asked(request)
     prices = services_of(request).config.prices
     rows = await _rows(request, caller, first, last, by)
-    named = await token_names(request, caller) if "token" in by else {}
-    shown = [_shown(each, by, named) for each in usage.table(rows, by, prices.per_second)]
+    names = await token_names(request, caller) if "token" in by else {}
     return responses.json(
-        {
-            "from": first,
-            "to": last,
-            "by": by,
-            "currency": prices.currency if prices.per_second else None,
-            "rows": shown,
-            "total": _shown(usage.total(rows, prices.per_second), (), {}),
-        }
+        UsageResponse(
+            first=first,
+            last=last,
+            by=by,
+            currency=prices.currency if prices.per_second else None,
+            rows=[_row(each, by, names) for each in usage.table(rows, by, prices.per_second)],
+            total=_row(usage.total(rows, prices.per_second), (), {}),
+        )
     )
 
 
@@ -57,13 +59,14 @@ async def get_usage_csv(request: Request) -> Response:
     first, last, by = _asked(request)
     prices = services_of(request).config.prices
     rows = await _rows(request, caller, first, last, by)
-    named = await token_names(request, caller) if "token" in by else {}
-    columns = list(_shown(usage.total((), {}), by, {}))
+    names = await token_names(request, caller) if "token" in by else {}
+    columns = list(msgspec.to_builtins(_row(usage.total((), {}), by, {})))
     written = io.StringIO()
     lines = csv.DictWriter(written, [*columns, "currency"], lineterminator="\r\n")
     lines.writeheader()
     for each in usage.table(rows, by, prices.per_second):
-        cells = {name: _cell(value) for name, value in _shown(each, by, named).items()}
+        row = msgspec.to_builtins(_row(each, by, names))
+        cells = {name: _cell(value) for name, value in row.items()}
         lines.writerow({**cells, "currency": prices.currency if each.cost is not None else ""})
     name = f"usage-{first}-{last}.csv"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
@@ -105,26 +108,26 @@ def _day(request: Request, key: str, otherwise: date) -> date:
         raise InvalidInput([FieldProblem("format", key, described)]) from error
 
 
-def _shown(each: Priced, by: list[str] | tuple[str, ...], named: dict[str, str]) -> dict[str, Any]:
-    """Return a row as JSON; times are in seconds."""
+def _row(each: Priced, by: Sequence[str], token_names: dict[str, str]) -> UsageRow:
     used = each.usage
-    keys: dict[str, Any] = {key: getattr(used, key) for key in by}
+    keys = {key: getattr(used, key) for key in by}
     if "token" in by:
-        keys["token_name"] = named.get(used.token or "")
-    return keys | {
-        "predictions": used.predictions,
-        "succeeded": used.succeeded,
-        "failed": used.failed,
-        "canceled": used.canceled,
-        "aborted": used.aborted,
-        "predict_time": usage.seconds(used.predict_us),
-        "cold_starts": used.cold_starts,
-        "cold_start": usage.seconds(used.cold_start_us),
-        "input_tokens": used.input_tokens,
-        "output_tokens": used.output_tokens,
-        "cost": None if each.cost is None else float(each.cost),
-        "unpriced_time": usage.seconds(each.unpriced_us),
-    }
+        keys["token_name"] = token_names.get(used.token or "")
+    return UsageRow(
+        predictions=used.predictions,
+        succeeded=used.succeeded,
+        failed=used.failed,
+        canceled=used.canceled,
+        aborted=used.aborted,
+        predict_time=usage.seconds(used.predict_us),
+        cold_starts=used.cold_starts,
+        cold_start=usage.seconds(used.cold_start_us),
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        cost=None if each.cost is None else float(each.cost),
+        unpriced_time=usage.seconds(each.unpriced_us),
+        **keys,
+    )
 
 
 def _cell(value: Any) -> Any:

@@ -270,8 +270,8 @@ async def test_draining_waits_for_what_runs_and_takes_nothing_new(bench: Bench) 
 
 async def test_load_and_unload_are_seen_in_the_status(bench: Bench) -> None:
     def state() -> str:
-        (model,) = [m for m in bench.engine.status()["models"] if m["name"] == "test/echo"]
-        return str(model["state"])
+        (model,) = [m for m in bench.engine.status().models if m.name == "test/echo"]
+        return model.state
 
     assert state() == "cold"
     await bench.engine.load(bench.echo)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from appliance.domain.errors import OutOfMemory
@@ -44,8 +45,9 @@ async def runs_again(bench: Bench, prediction: Prediction) -> None:
 
 
 def footprint(bench: Bench) -> dict[str, Any]:
-    found = bench.engine.residency_report()["models"]
-    return dict(next(model["memory"] for model in found if model["name"] == "test/echo"))
+    found = bench.engine.residency_report().models
+    model = next(model for model in found if model.name == "test/echo")
+    return dict(msgspec.json.decode(msgspec.json.encode(model.memory)))
 
 
 async def test_what_a_model_took_is_known_at_the_next_start(bench: Bench) -> None:

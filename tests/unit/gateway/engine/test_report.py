@@ -34,6 +34,7 @@ def test_a_decision_has_the_same_time_whenever_it_is_reported(monkeypatch: pytes
     subject.request_load("a/a")
     assert subject.decide(42.0) == [Load("a/a", ("gpu0",), GIB, may_sleep=False)]
     monkeypatch.setattr(report, "time", Clocks())
-    for made in (report.residency(subject), report.status(subject, ()), report.residency(subject)):
-        (decision,) = made["decisions"]
-        assert datetime.fromisoformat(decision["at"]).timestamp() == pytest.approx(STARTED + 42, abs=0.001)
+    status = report.status(subject, (), draining=False)
+    for made in (report.residency(subject), status, report.residency(subject)):
+        (decision,) = made.decisions
+        assert datetime.fromisoformat(decision.at).timestamp() == pytest.approx(STARTED + 42, abs=0.001)

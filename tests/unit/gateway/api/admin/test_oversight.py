@@ -148,7 +148,7 @@ def record(**changes: Any) -> Prediction:
 
 
 def phases(shown: Prediction, now: float = 200.0) -> list[tuple[str, float, bool]]:
-    return [(each["phase"], each["seconds"], each["to"] is None) for each in serializers.timeline(shown, now)]
+    return [(each.phase, each.seconds, each.end is None) for each in serializers.timeline(shown, now)]
 
 
 def test_a_timeline_adds_up_to_the_time_since_it_was_made() -> None:
