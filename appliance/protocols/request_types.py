@@ -164,4 +164,6 @@ REQUESTS: Final = (
     DeploymentUpdateRequest,
     VersionRequest,
     FileRequest,
+    TokenRequest,
+    WebhookSecretRequest,
 )

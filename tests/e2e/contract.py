@@ -58,10 +58,11 @@ class Contract:
 
 
 def operations(document: dict[str, Any]) -> Iterator[str]:
-    """The ids of all operations."""
+    """The ids of all operations of Replicate's API; the others have a server of their own."""
     for methods in document["paths"].values():
         for operation in methods.values():
-            yield operation["operationId"]
+            if "servers" not in operation:
+                yield operation["operationId"]
 
 
 def _operation(document: dict[str, Any], method: str, path: str) -> dict[str, Any] | None:

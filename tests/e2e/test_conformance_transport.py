@@ -272,7 +272,7 @@ def test_a22_every_operation_was_answered_as_the_documents_say(
     api: httpx.Client, contract: Contract, appliance: Appliance
 ) -> None:
     served: dict[str, Any] = api.get("/openapi.json").json()
-    assert contract.seen == set(operations(served))
+    assert contract.seen >= set(operations(served))
 
 
 def test_a_proxy_is_not_believed_unless_the_config_says_so(api: httpx.Client, appliance: Appliance) -> None:

@@ -151,6 +151,7 @@ def cases(world: World) -> st.SearchStrategy[Case]:
         (method.upper(), f"/v1{path}", operation)
         for path, methods in DOCUMENT["paths"].items()
         for method, operation in methods.items()
+        if "servers" not in operation  # those are no operations of Replicate's API
     ]
     beside: list[tuple[str, str, dict[str, Any]]] = [(method, path, {}) for method, path in BESIDE]
     every = [*described, *beside]

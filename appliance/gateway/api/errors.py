@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from starlette.responses import Response
@@ -18,6 +18,13 @@ from appliance.domain.errors import (
 )
 from appliance.domain.prediction import Prediction, Status
 from appliance.gateway.engine import INTERRUPTED
+from appliance.protocols.compat_types import (
+    AnthropicErrorDetail,
+    AnthropicErrorResponse,
+    OpenAIErrorDetail,
+    OpenAIErrorEvent,
+    OpenAIErrorResponse,
+)
 
 #: Path prefixes of the routes of each API.
 OPENAI: Final = "/openai"
@@ -79,44 +86,43 @@ class CompatError(NamedTuple):
         began = record.started_at is not None and not text.startswith(INTERRUPTED)
         return cls(otherwise if began else 503, text)
 
-    def openai(self) -> dict[str, Any]:
-        """Return the body of an error response of OpenAI's API."""
+    def openai(self) -> OpenAIErrorResponse:
         kind = "server_error" if self.status >= 500 else _OPENAI_TYPES.get(self.status)
-        return {
-            "error": {
-                "message": self.message,
-                "type": kind or "invalid_request_error",
-                "param": self.parameter,
-                "code": self.code,
-            }
-        }
+        return OpenAIErrorResponse(
+            error=OpenAIErrorDetail(
+                message=self.message,
+                type=kind or "invalid_request_error",
+                param=self.parameter,
+                code=self.code,
+            )
+        )
 
-    def anthropic(self) -> dict[str, Any]:
-        """Return the body of an error response of Anthropic's API, which is also an event of its streams."""
+    def anthropic(self) -> AnthropicErrorResponse:
         kind = _ANTHROPIC_TYPES.get(
             self.status, "api_error" if self.status >= 500 else "invalid_request_error"
         )
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        return AnthropicErrorResponse(
+            type="error", error=AnthropicErrorDetail(type=kind, message=self.message)
+        )
 
-    def event(self, number: int) -> dict[str, Any]:
+    def event(self, number: int) -> OpenAIErrorEvent:
         """Return event number ``number`` (from 0) of a stream of OpenAI's Responses."""
-        return {
-            "type": "error",
-            "sequence_number": number,
-            "code": self.code or "server_error",
-            "message": self.message,
-            "param": self.parameter,
-        }
+        return OpenAIErrorEvent(
+            type="error",
+            sequence_number=number,
+            code=self.code or "server_error",
+            message=self.message,
+            param=self.parameter,
+        )
 
 
 def compat_response(error: CompatError, path: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return the error response to a request at ``path``, a route of OpenAI's or Anthropic's API."""
-    body = error.openai() if path.startswith(f"{OPENAI}/") else error.anthropic()
+    openai = path.startswith(f"{OPENAI}/")
+    body = msgspec.json.encode(error.openai() if openai else error.anthropic())
     # Their clients repeat the request by themselves, and the work would be done twice.
     no_retry = {"x-should-retry": "false"} if error.status >= 500 else {}
-    return Response(
-        msgspec.json.encode(body), error.status, {**no_retry, **(headers or {})}, "application/json"
-    )
+    return Response(body, error.status, {**no_retry, **(headers or {})}, "application/json")
 
 
 def response(problem: ApplianceError, path: str, *, post: bool) -> Response:

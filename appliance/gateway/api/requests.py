@@ -24,7 +24,6 @@ from appliance.domain.errors import (
 )
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api.services import Services, services_of
-from appliance.protocols import request_types
 
 #: The longest wait in seconds, and the wait of ``Prefer: wait`` without a number.
 LONGEST_WAIT: Final = 60
@@ -46,7 +45,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 _WAIT: Final = re.compile(r"(?i)\s*wait\s*(?:=\s*\"?(\d{1,9})(?:\.\d*)?\"?\s*)?")
 _DEADLINE: Final = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s?)?")
 
-T = TypeVar("T", bound=request_types.Request)
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Wait(NamedTuple):
@@ -181,17 +180,25 @@ async def parse(request: Request, type: type[T]) -> T:
         MalformedBody: it is not JSON, or not an object.
         InvalidInput: names every field that is missing, unknown or wrong; msgspec alone would name the first.
     """
-    given = await body(request)
-    input_schema.check(given, *_schema(type))
+    return convert(await body(request), type)
+
+
+def convert(given: dict[str, Any], type: type[T]) -> T:
+    """Return a request body as a struct of ``request_types`` or ``compat_types``.
+
+    Raises:
+        InvalidInput: names every field that is missing, unknown or wrong; msgspec alone would name the first.
+    """
+    input_schema.check(given, *schema(type))
     return msgspec.convert(given, type, strict=False)  # 4.0 is an integer in JSON
 
 
 @functools.cache
-def _schema(type: type[request_types.Request]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the schemas of the fields, without null, and the names of the required fields."""
+def schema(type: type[msgspec.Struct]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the schemas of the fields of a struct, without null, and the names of the required fields."""
     _, components = msgspec.json.schema_components([type])
-    schema = components[type.__name__]
-    return {name: _not_null(field) for name, field in schema["properties"].items()}, schema["required"]
+    found = components[type.__name__]
+    return {name: _not_null(field) for name, field in found["properties"].items()}, found["required"]
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:

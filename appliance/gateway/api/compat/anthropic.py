@@ -11,17 +11,20 @@ from starlette.routing import Route
 from appliance.gateway.api.compat import calls
 from appliance.gateway.api.compat.calls import MESSAGES
 from appliance.gateway.api.errors import ANTHROPIC
+from appliance.protocols.compat_types import CountTokensRequest, MessageRequest
 from appliance.runners import operations
 
 
 async def create_message(request: Request) -> Response:
     """``POST /messages``."""
-    return await calls.run_operation(request, operations.MESSAGES, MESSAGES, "messages", "max_tokens")
+    return await calls.run_operation(request, operations.MESSAGES, MESSAGES, MessageRequest)
 
 
 async def count_tokens(request: Request) -> Response:
     """``POST /messages/count_tokens``: counted by the tokenizer of the model, which is loaded for it."""
-    return await calls.run_operation(request, operations.COUNT_TOKENS, MESSAGES, "messages", streams=False)
+    return await calls.run_operation(
+        request, operations.COUNT_TOKENS, MESSAGES, CountTokensRequest, streams=False
+    )
 
 
 ROUTES: Final = (

@@ -33,6 +33,7 @@ from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
 from appliance.gateway.engine import Engine
 from appliance.protocols import media, serializers
+from appliance.protocols.compat_types import CompatRequest
 from appliance.runners import kinds_with_operation, operations
 
 #: Seconds of silence after which a comment is sent in a stream.
@@ -48,6 +49,7 @@ _LONG: Final = 3600.0  # seconds; the wait is repeated
 _cancelling: Final[set[asyncio.Task[None]]] = set()
 
 T = TypeVar("T")
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 class Disconnected(Exception):
@@ -59,7 +61,7 @@ class ApiFormat(NamedTuple):
 
     named: bool  # whether an event is named after the type of its object
     last: bytes  # bytes that end the stream
-    error: Callable[[CompatError, int], dict[str, Any]]  # makes the error event from the error and its number
+    error: Callable[[CompatError, int], msgspec.Struct]  # makes the error event from the error and its number
 
 
 CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda error, _: error.openai())
@@ -74,14 +76,15 @@ async def find_caller(request: Request, scope: Scope, *, creates: bool = False) 
     return await requests.caller(request, scope, creates=creates, authorization=header)
 
 
-async def body(request: Request, *required: str) -> dict[str, Any]:
-    """Return the JSON object in the request, which must have a model and the ``required`` keys.
+async def parse(request: Request, type: type[Body]) -> Body:
+    """Return the JSON object in the request as a struct of ``compat_types``.
 
     Raises:
-        InvalidInput: a key is missing, or the model is not a string.
+        InvalidInput: names the missing fields, or else every field that is unknown or wrong.
     """
     given = await requests.body(request)
-    return checked(given, *required)
+    check_required(given, type)
+    return requests.convert(given, type)
 
 
 def find_model(request: Request, name: str, caller: Token, kinds: Collection[str]) -> Entry:
@@ -104,11 +107,22 @@ def find_model(request: Request, name: str, caller: Token, kinds: Collection[str
 
 
 async def run_operation(
-    request: Request, operation: str, format: ApiFormat, *required: str, streams: bool = True
+    request: Request,
+    operation: str,
+    format: ApiFormat,
+    type: type[CompatRequest],
+    *,
+    streams: bool = True,
 ) -> Response:
-    """Run the request body with the model's runner and return the response of the runner."""
+    """Run the request body with the model's runner and return the response of the runner.
+
+    Only the fields of ``type`` are checked here; the runner checks the others.
+    """
     caller = await find_caller(request, Scope.RUN, creates=True)
-    given = await body(request, *required)
+    given = await requests.body(request)
+    check_required(given, type)
+    properties, _ = requests.schema(type)
+    input_schema.check({key: given[key] for key in properties if key in given}, properties)
     kinds = kinds_with_operation(operation)
     entry = find_model(request, given["model"], caller, kinds)
     if not streams:
@@ -229,7 +243,8 @@ async def _events(
                 case Prediction():
                     ended = True
                     if first.status is not Status.SUCCEEDED and not broken:
-                        yield frame(format.error(_error_of(first), count), named=format.named)
+                        error = msgspec.to_builtins(format.error(_error_of(first), count))
+                        yield frame(error, named=format.named)
                     yield format.last
                 case _:
                     count += len(first)
@@ -252,20 +267,16 @@ def _error_of(record: Prediction) -> CompatError:
     return CompatError.of_record(record, otherwise=400 if media_urls else 500)
 
 
-def checked(given: dict[str, Any], *required: str) -> dict[str, Any]:
-    """Return ``given``, which must have a model and the ``required`` keys.
+def check_required(given: dict[str, Any], type: type[msgspec.Struct]) -> None:
+    """Check that a request has the required fields of ``type``.
 
     Raises:
-        InvalidInput: a key is missing, or the model is not a string.
+        InvalidInput: a field is missing. The clients of these APIs read its name in ``param``.
     """
-    missing = [key for key in ("model", *required) if given.get(key) is None]
+    _, required = requests.schema(type)
+    missing = [key for key in required if given.get(key) is None]
     if missing:
         raise InvalidInput([FieldProblem("required", key, f"{key} is required") for key in missing])
-    input_schema.check(
-        {key: given[key] for key in ("model", "stream") if key in given},
-        {"model": {"type": "string"}, "stream": {"type": "boolean"}},
-    )
-    return given
 
 
 def invalid(field: str, why: str) -> InvalidInput:

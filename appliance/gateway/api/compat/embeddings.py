@@ -10,50 +10,43 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance.domain import input_schema
 from appliance.domain.token import Scope
 from appliance.gateway.api import responses
 from appliance.gateway.api.compat import calls
 from appliance.gateway.api.errors import OPENAI
+from appliance.protocols.compat_types import (
+    Embedding,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EmbeddingsUsage,
+)
 
 KINDS: Final = ("embeddings",)
-_BODY: Final[dict[str, dict[str, Any]]] = {
-    "model": {"type": "string"},
-    "input": {},
-    "encoding_format": {"type": "string", "enum": ["float", "base64"]},
-    "dimensions": {},
-    "user": {"type": "string"},
-}
 
 
 async def create_embeddings(request: Request) -> Response:
     """``POST /embeddings``: vectors of length 1, in the order of the texts."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
-    given = await calls.body(request, "input")
-    input_schema.check(given, _BODY)
-    if given.get("dimensions") is not None:
+    asked = await calls.parse(request, EmbeddingsRequest)
+    if asked.dimensions is not None:
         raise calls.invalid(
             "dimensions", "embedding models of this appliance have one vector length; omit dimensions"
         )
-    entry = calls.find_model(request, given["model"], caller, KINDS)
-    record = await calls.predict(request, caller, entry, {"texts": texts(given["input"])})
+    entry = calls.find_model(request, asked.model, caller, KINDS)
+    record = await calls.predict(request, caller, entry, {"texts": texts(asked.input)})
     if isinstance(record, Response):
         return record
     tokens = record.metrics.get("input_token_count", 0)
-    plain = given.get("encoding_format") != "base64"
-    found = {
-        "object": "list",
-        "data": [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": vector if plain else base64_floats(vector),
-            }
+    plain = asked.encoding_format != "base64"
+    found = EmbeddingsResponse(
+        object="list",
+        data=[
+            Embedding(object="embedding", index=index, embedding=vector if plain else base64_floats(vector))
             for index, vector in enumerate(record.output)
         ],
-        "model": given["model"],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
+        model=asked.model,
+        usage=EmbeddingsUsage(prompt_tokens=tokens, total_tokens=tokens),
+    )
     return responses.json(found, 200, calls.id_headers(record))
 
 

@@ -18,36 +18,23 @@ from appliance.domain.file import OutputFile
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.compat import calls
-from appliance.gateway.api.compat.calls import checked
 from appliance.gateway.api.compat.forms import received
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
+from appliance.protocols.compat_types import GeneratedImage, ImageRequest, ImagesResponse
 
 KINDS: Final = ("diffusers",)
-#: Fields of OpenAI's requests; other fields that are inputs of the model are passed to it unchanged.
-_BODY: Final[dict[str, dict[str, Any]]] = {
-    "model": {"type": "string"},
-    "prompt": {"type": "string"},
-    "n": {"type": "integer"},
-    "size": {"type": "string", "pattern": r"^(auto|\d{1,5}x\d{1,5})$"},
-    "response_format": {"type": "string", "enum": ["url", "b64_json"]},
-    "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"]},
-    "output_compression": {"type": "integer"},
-    "user": {"type": "string"},
-    # Features of OpenAI's own models only; the values that request no such feature are accepted.
-    "quality": {"type": "string", "enum": ["auto", "standard"]},
-    "background": {"type": "string", "enum": ["auto", "opaque"]},
-    "moderation": {"type": "string", "enum": ["auto", "low"]},
-    "stream": {"type": "boolean", "enum": [False]},
-}
 _FORMATS: Final = {"jpeg": "jpg"}
 
 
 async def generate_images(request: Request) -> Response:
     """``POST /images/generations``."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
-    given = await calls.body(request, "prompt")
+    given = await requests.body(request)
+    calls.check_required(given, ImageRequest)
+    properties, _ = requests.schema(ImageRequest)
+    input_schema.check({"model": given["model"]}, properties)
     entry = calls.find_model(request, given["model"], caller, KINDS)
     return await _generated(request, caller, entry, given, {})
 
@@ -56,10 +43,12 @@ async def edit_images(request: Request) -> Response:
     """``POST /images/edits``: a form with one image."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     async with received(request, caller) as form:
-        fields = {key: _typed(key, value, _BODY.get(key, {})) for key, value in form.fields.items()}
-        given = checked(fields, "prompt")
+        properties, _ = requests.schema(ImageRequest)
+        calls.check_required(form.fields, ImageRequest)
+        input_schema.check({"model": form.fields["model"]}, properties)
+        given = form.fields
         entry = calls.find_model(request, given["model"], caller, KINDS)
-        declared = entry.interface.input["properties"] | _BODY
+        declared = entry.interface.input["properties"] | properties
         given = {key: _typed(key, value, declared.get(key, {})) for key, value in given.items()}
         images = form.files.get("image", [])
         if len(images) != 1:
@@ -88,12 +77,12 @@ async def _generated(
     plain = given.get("response_format") != "b64_json"
     base = requests.origin(request)
     data = [
-        {"url": _url(file, base)}
+        GeneratedImage(url=_url(file, base))
         if plain
-        else {"b64_json": await _base64(file, services_of(request).files.folder)}
+        else GeneratedImage(b64_json=await _base64(file, services_of(request).files.folder))
         for file in record.output
     ]
-    found = {"created": int(record.created_at), "data": data}
+    found = ImagesResponse(created=int(record.created_at), data=data)
     return responses.json(found, 200, calls.id_headers(record))
 
 
@@ -112,18 +101,18 @@ def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
         InvalidInput: the model does not support a field of the request.
     """
     known = entry.interface.input["properties"]
-    own = {key: value for key, value in given.items() if key in known and key not in _BODY}
-    input_schema.check({key: value for key, value in given.items() if key not in own}, _BODY)
-    input: dict[str, Any] = {**own, "prompt": given["prompt"]}
-    size = given.get("size") or "auto"
-    if size != "auto":
-        input["size"] = size
-    kind = given.get("output_format") or "png"
+    properties, _ = requests.schema(ImageRequest)
+    own = {key: value for key, value in given.items() if key in known and key not in properties}
+    asked = requests.convert({key: value for key, value in given.items() if key not in own}, ImageRequest)
+    input: dict[str, Any] = {**own, "prompt": asked.prompt}
+    if asked.size is not None and asked.size != "auto":
+        input["size"] = asked.size
+    kind = asked.output_format or "png"
     input["output_format"] = _FORMATS.get(kind, kind)
-    if given.get("output_compression") is not None:
-        input["output_quality"] = given["output_compression"]
-    if given.get("n") is not None:
-        input["num_outputs"] = given["n"]
+    if asked.output_compression is not None:
+        input["output_quality"] = asked.output_compression
+    if asked.n is not None:
+        input["num_outputs"] = asked.n
     foreign = {"size": "size", "num_outputs": "n", "output_quality": "output_compression"}
     for name, spelled in foreign.items():
         if name in input and name not in known:

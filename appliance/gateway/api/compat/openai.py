@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +15,13 @@ from appliance.gateway.api.compat.calls import CHUNKS, EVENTS
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import Entry
+from appliance.protocols.compat_types import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    OpenAIModelResponse,
+    OpenAIModelsResponse,
+    ResponsesRequest,
+)
 from appliance.runners import kinds_with_operation, operations
 
 #: The kinds that answer at least one route of this API.
@@ -25,17 +32,17 @@ KINDS: Final = frozenset(
 
 async def create_chat_completion(request: Request) -> Response:
     """``POST /chat/completions``."""
-    return await calls.run_operation(request, operations.CHAT, CHUNKS, "messages")
+    return await calls.run_operation(request, operations.CHAT, CHUNKS, ChatCompletionRequest)
 
 
 async def create_completion(request: Request) -> Response:
     """``POST /completions``."""
-    return await calls.run_operation(request, operations.COMPLETIONS, CHUNKS, "prompt")
+    return await calls.run_operation(request, operations.COMPLETIONS, CHUNKS, CompletionRequest)
 
 
 async def create_response(request: Request) -> Response:
     """``POST /responses``."""
-    return await calls.run_operation(request, operations.RESPONSES, EVENTS, "input")
+    return await calls.run_operation(request, operations.RESPONSES, EVENTS, ResponsesRequest)
 
 
 async def list_models(request: Request) -> Response:
@@ -47,7 +54,7 @@ async def list_models(request: Request) -> Response:
     found = [
         _model_object(entry.name, entry) for entry in latest if entry is not None and entry.kind in KINDS
     ]
-    return responses.json({"object": "list", "data": found})
+    return responses.json(OpenAIModelsResponse(object="list", data=found))
 
 
 async def get_model(request: Request) -> Response:
@@ -57,13 +64,13 @@ async def get_model(request: Request) -> Response:
     return responses.json(_model_object(name, calls.find_model(request, name, caller, KINDS)))
 
 
-def _model_object(name: str, entry: Entry) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": int(entry.created_at),
-        "owned_by": entry.name.partition("/")[0],
-    }
+def _model_object(name: str, entry: Entry) -> OpenAIModelResponse:
+    return OpenAIModelResponse(
+        id=name,
+        object="model",
+        created=int(entry.created_at),
+        owned_by=entry.name.partition("/")[0],
+    )
 
 
 ROUTES: Final = (

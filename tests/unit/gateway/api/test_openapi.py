@@ -21,13 +21,20 @@ PUBLISHED = Path(__file__).parents[5] / "shared" / "replicate-openapi.json"
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Operations below /v1: those of Replicate's API."""
+    for method, path, operation in all_operations(document):
+        if "servers" not in operation:
+            yield method, path, operation
+
+
+def all_operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             yield method, path, operation
 
 
 def anonymous(path: str) -> str:
-    return re.sub(r"\{\w+\}", "{}", path)
+    return re.sub(r"\{\w+(:path)?\}", "{}", path)
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_one() -> None:
@@ -46,7 +53,7 @@ def test_there_are_37_operations_with_names_of_their_own_and_a_few_of_ours() -> 
 
 
 def test_every_parameter_of_a_path_is_declared() -> None:
-    for _, path, operation in operations(DOCUMENT):
+    for _, path, operation in all_operations(DOCUMENT):
         declared = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "path"}
         assert declared == set(re.findall(r"\{(\w+)\}", path))
 
@@ -56,14 +63,21 @@ def test_every_operation_has_a_route_and_every_route_of_the_api_an_operation() -
         (method.lower(), anonymous(route.path))
         for route in application.ROUTES
         for method in route.methods or ()
-        if method != "HEAD" and route.path.startswith("/v1/")
+        if method != "HEAD"
     }
-    described = {(method, "/v1" + anonymous(path)) for method, path, _ in operations(DOCUMENT)}
+    described = {
+        (method, anonymous(path if "servers" in operation else "/v1" + path))
+        for method, path, operation in all_operations(DOCUMENT)
+    }
     beside = {
         ("post", "/v1/models/{}/predictions"),  # LiteLLM's spelling, which Replicate takes too
         ("get", "/v1/streams/{}"),
         ("get", "/v1/files/stream/{}"),
         ("get", "/v1/openapi.json"),
+        ("get", "/openapi.json"),
+        ("get", "/docs"),
+        ("get", "/outputs/{}/{}"),
+        ("get", "/docs/{}"),
     }
     assert served - beside == described
 
@@ -103,6 +117,27 @@ def test_what_replicate_requires_is_required_here() -> None:
     }.items():
         # Output is left out until there is some: a client that polls takes null for an answer.
         assert set(theirs[name].get("required", ())) - {"output"} <= set(ours[schema]["required"])
+
+
+async def test_responses_of_admin_and_compat_routes_fit_their_schemas(api: Api) -> None:
+    record = await api.create(text="x")
+    await api.get(f"/v1/predictions/{record['id']}")
+    paths = [
+        path
+        for method, path, operation in all_operations(DOCUMENT)
+        if method == "get" and "servers" in operation and "{" not in path
+    ]
+    checked = {path: path for path in paths}
+    checked["/admin/predictions/{id}"] = f"/admin/predictions/{record['id']}"
+    checked["/admin/usage"] = "/admin/usage?by=day,model,token"
+    assert len(checked) >= 14
+    for template, path in checked.items():
+        reply = await api.get(path)
+        assert reply.status_code == 200, path
+        described = DOCUMENT["paths"][template]["get"]["responses"]["200"]["content"]
+        if "application/json" in described:
+            schema = {**described["application/json"]["schema"], "components": DOCUMENT["components"]}
+            jsonschema.Draft202012Validator(schema).validate(reply.json())
 
 
 async def test_it_is_served_with_a_page_that_needs_nothing_from_elsewhere(api: Api) -> None:

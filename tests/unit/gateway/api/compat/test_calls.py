@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from starlette.types import Message
 
 from appliance.domain.errors import InvalidInput
@@ -19,6 +20,7 @@ from appliance.domain.prediction import Status
 from appliance.gateway.api import create_api
 from appliance.gateway.api.compat import audio, calls, embeddings, forms, images
 from appliance.gateway.catalogue.catalogue import Entry
+from appliance.protocols.compat_types import TranscriptionFields
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
 from tests.support.api_client import SECRET, Api
@@ -380,19 +382,25 @@ def described_image_model() -> Entry:
 
 
 def test_what_models_that_hear_are_asked_for() -> None:
-    plain: dict[str, Any] = {"model": "m", "response_format": "json"}
-    assert audio.transcription_input(plain, "json", translate=False) == {"transcription": "plain text"}
-    given = {**plain, "language": "en", "prompt": "Names: Zoe", "temperature": "0.2"}
-    given["timestamp_granularities"] = ["word", "segment"]
-    assert audio.transcription_input(given, "srt", translate=True) == {
+    plain = TranscriptionFields(model="m", response_format="json")
+    assert audio.transcription_input(plain, translate=False) == {"transcription": "plain text"}
+    given = TranscriptionFields(
+        model="m",
+        response_format="srt",
+        language="en",
+        prompt="Names: Zoe",
+        temperature="0.2",
+        timestamp_granularities=["word", "segment"],
+    )
+    assert audio.transcription_input(given, translate=True) == {
         "transcription": "srt", "language": "en", "initial_prompt": "Names: Zoe", "temperature": 0.2,
         "translate": True, "word_timestamps": True,
     }  # fmt: skip
     with pytest.raises(InvalidInput, match="temperature: Must be a number"):
-        audio.transcription_input({**plain, "temperature": "hot"}, "json", translate=False)
+        audio.transcription_input(replace(plain, temperature="hot"), translate=False)
     for infinite in ("nan", "inf", "-Infinity", "1e999"):
         with pytest.raises(InvalidInput, match="temperature: Must be a finite number"):
-            audio.transcription_input({**plain, "temperature": infinite}, "json", translate=False)
+            audio.transcription_input(replace(plain, temperature=infinite), translate=False)
 
 
 def test_fields_of_forms_that_come_often_are_lists() -> None:

@@ -1,0 +1,230 @@
+"""The operations that the served OpenAPI document describes: of Replicate's API, of ``/admin`` and of the
+compat APIs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+#: Paths that begin with these are not below ``/v1``.
+OTHER_PREFIXES: Final = ("/admin/", "/openai/", "/anthropic/", "/healthz", "/readyz", "/metrics")
+
+
+#: Shape of a response that may be any JSON.
+ANY_JSON: Final = "application/json"
+
+
+class Operation(NamedTuple):
+    """A row of ``OPERATIONS``."""
+
+    method: str
+    path: str
+    id: str
+    summary: str
+    responses: dict[int, str | None]  # status -> component, media type, or None for an empty body
+    body: str | None = None  # component
+    parameters: Sequence[str] = ()
+    required: Sequence[str] = ()  # query parameters
+    errors: Sequence[int] = (401, 403, 404, 422, 429)
+    error: str = ""  # component of all errors; by default Problem, InvalidInput or Throttled
+
+    @property
+    def server(self) -> str:
+        """The prefix of the path."""
+        return "/" if self.path.startswith(OTHER_PREFIXES) else "/v1"
+
+
+_CREATES: Final = ("Prefer", "Cancel-After")
+_LISTS: Final = ("cursor", "created_after", "created_before", "source", "parent")
+CREATED: Final[dict[int, str | None]] = {201: "Prediction", 202: "Prediction"}
+_MODEL: Final = "/models/{owner}/{name}"
+_VERSION: Final = f"{_MODEL}/versions/{{id}}"
+_DEPLOYMENT: Final = "/deployments/{owner}/{name}"
+_RUN: Final = (400, 401, 403, 404, 413, 422, 429, 503)
+_READ: Final = (401, 403, 404, 429)
+_CHANGE: Final = (400, 401, 403, 404, 413, 422, 429)
+
+REPLICATE: Final = (
+    Operation("get", "/account", "account.get", "Get the account of the token", {200: "Account"},
+              errors=_READ),
+    Operation("get", "/builds", "builds.list", "List your unfinished builds, oldest first",
+              {200: "BuildPage"}, errors=_READ),
+    Operation("post", "/builds/{id}/cancel", "builds.cancel", "Cancel a build", {200: "Build"},
+              errors=_READ),
+    Operation("get", "/builds/{id}", "builds.get", "Get a build of a version", {200: "Build"},
+              errors=_READ),
+    Operation("get", "/collections", "collections.list", "List collections of models",
+              {200: "CollectionPage"},
+              errors=_READ),
+    Operation("get", "/collections/{slug}", "collections.get", "Get a collection", {200: "CollectionDetail"},
+              errors=_READ),
+    Operation("get", "/deployments", "deployments.list", "List your deployments", {200: "DeploymentPage"},
+              errors=_READ),
+    Operation("post", "/deployments", "deployments.create", "Create a deployment", {200: "Deployment"},
+              "DeploymentRequest", errors=_CHANGE),
+    Operation("get", _DEPLOYMENT, "deployments.get", "Get a deployment", {200: "Deployment"}, errors=_READ),
+    Operation("patch", _DEPLOYMENT, "deployments.update", "Create a new release of a deployment",
+              {200: "Deployment"}, "DeploymentUpdateRequest", errors=_CHANGE),
+    Operation("delete", _DEPLOYMENT, "deployments.delete",
+              "Delete a deployment that is offline and was not used recently",
+              {204: None}, errors=_CHANGE),
+    Operation("post", f"{_DEPLOYMENT}/predictions", "deployments.predictions.create",
+              "Create a prediction with a deployment", CREATED, "PredictionRequest", _CREATES, errors=_RUN),
+    Operation("get", "/files", "files.list", "List your uploads", {200: "FilePage"}, None, ("cursor",),
+              errors=_READ),
+    Operation("post", "/files", "files.create", "Upload a file", {201: "File"}, "FileRequest",
+              errors=_CHANGE),
+    Operation("get", "/files/{id}", "files.get", "Get the metadata of an upload", {200: "File"},
+              errors=_READ),
+    Operation("delete", "/files/{id}", "files.delete", "Delete an upload", {204: None}, errors=_READ),
+    Operation("get", "/files/{id}/download", "files.download", "Download an upload with a signed URL",
+              {200: "*/*"}, None, (), ("owner", "expiry", "signature"), (404,)),
+    Operation("get", "/hardware", "hardware.list", "List the kinds of devices of this machine",
+              {200: "Hardware"}, errors=_READ),
+    Operation("get", "/models", "models.list", "List public models", {200: "ModelPage"}, None,
+              ("cursor", "sort_by", "sort_direction"), (), (401, 403, 404, 422, 429)),
+    Operation("post", "/models", "models.create",
+              "Create a model; its versions come from trainings and builds",
+              {201: "Model"}, "ModelRequest", errors=_CHANGE),
+    Operation("query", "/models", "models.search", "Search public models", {200: "ModelPage"},
+              "text/plain", ("cursor",), errors=(400, 401, 403, 404, 413, 429)),
+    Operation("get", _MODEL, "models.get", "Get a model", {200: "Model"}, errors=_READ),
+    Operation("patch", _MODEL, "models.update", "Change the description and links of a model", {200: "Model"},
+              "ModelUpdateRequest", errors=_CHANGE),
+    Operation("delete", _MODEL, "models.delete", "Delete a private model without versions", {204: None},
+              errors=_CHANGE),
+    Operation("get", f"{_MODEL}/examples", "models.examples.list",
+              "List the example predictions of a model", {200: "PredictionPage"}, errors=_READ),
+    Operation("post", f"{_MODEL}/predictions", "models.predictions.create",
+              "Create a prediction with a model's newest version", CREATED, "PredictionRequest", _CREATES,
+              errors=_RUN),
+    Operation("get", f"{_MODEL}/readme", "models.readme.get", "Get a model's readme, in Markdown",
+              {200: "text/plain"}, errors=_READ),
+    Operation("get", f"{_MODEL}/versions", "models.versions.list", "List a model's versions, newest first",
+              {200: "VersionPage"}, errors=_READ),
+    Operation("post", f"{_MODEL}/versions", "models.versions.create",
+              "Build a version from the Cog project in an uploaded archive", {202: "Build"}, "VersionRequest",
+              errors=_CHANGE),
+    Operation("get", _VERSION, "models.versions.get", "Get a version", {200: "Version"}, errors=_READ),
+    Operation("delete", _VERSION, "models.versions.delete",
+              "Delete a version of a private model, with its predictions", {202: None}, errors=_CHANGE),
+    Operation("post", f"{_VERSION}/trainings", "trainings.create", "Train a new version", {201: "Training"},
+              "TrainingRequest", ("Cancel-After",), errors=_RUN),
+    Operation("get", "/predictions", "predictions.list", "List your predictions, newest first",
+              {200: "PredictionPage"}, None, _LISTS),
+    Operation("post", "/predictions", "predictions.create", "Create a prediction", CREATED,
+              "VersionPredictionRequest", _CREATES, errors=_RUN),
+    Operation("get", "/predictions/{id}", "predictions.get", "Get a prediction", {200: "Prediction"},
+              errors=_READ),
+    Operation("post", "/predictions/{id}/cancel", "predictions.cancel", "Cancel a prediction",
+              {200: "Prediction"}, errors=_READ),
+    Operation("get", "/search", "search", "Search models and collections", {200: "SearchResults"}, None,
+              ("limit",),
+              ("query",), (400, 401, 403, 422, 429, 500)),
+    Operation("get", "/trainings", "trainings.list", "List your trainings, newest first",
+              {200: "TrainingPage"},
+              None, _LISTS),
+    Operation("get", "/trainings/{id}", "trainings.get", "Get a training", {200: "Training"}, errors=_READ),
+    Operation("post", "/trainings/{id}/cancel", "trainings.cancel", "Cancel a training", {200: "Training"},
+              errors=_READ),
+    Operation("get", "/webhooks/default/secret", "webhooks.default.secret.get",
+              "Get the key that signs your webhooks", {200: "WebhookSecret"}, errors=_READ),
+)  # fmt: skip
+
+_ADMIN_MODEL: Final = "/admin/models/{owner}/{name}"
+_PERIOD: Final = ("from", "to", "by")
+_HISTORY: Final = (*_LISTS, "limit", "model", "status", "owner", "token", "type")
+
+ADMIN: Final = (
+    Operation("get", "/healthz", "monitoring.health", "Tell whether the gateway is alive", {200: "Health"},
+              errors=()),
+    Operation("get", "/readyz", "monitoring.readiness", "Tell whether predictions are accepted",
+              {200: "Readiness", 503: "Readiness"}, errors=()),
+    Operation("get", "/metrics", "monitoring.metrics", "Get metrics for Prometheus", {200: "text/plain"},
+              errors=_READ),
+    Operation("get", "/admin/me", "admin.me", "Get the owner, name and scope of the token", {200: "Me"},
+              errors=_READ),
+    Operation("get", "/admin/status", "admin.status", "Get the state of the devices and models",
+              {200: "ApplianceStatus"}, errors=_READ),
+    Operation("get", "/admin/residency", "admin.residency",
+              "Get the models in memory, the models that wait for memory, and the scheduler's decisions",
+              {200: "Residency"}, errors=_READ),
+    Operation("get", "/admin/machine", "admin.machine", "Get main memory and disk of the machine",
+              {200: "Machine"}, errors=_READ),
+    Operation("get", "/admin/config", "admin.config",
+              "Get models.yaml as it is in effect, with every default and without secrets",
+              {200: ANY_JSON}, errors=_READ),
+    Operation("post", "/admin/reload", "admin.reload", "Apply models.yaml again", {200: "Reload"},
+              errors=(400, *_READ)),
+    Operation("post", f"{_ADMIN_MODEL}/load", "admin.models.load", "Load a model", {200: "ModelState"},
+              errors=(422, 500, 503, *_READ)),
+    Operation("post", f"{_ADMIN_MODEL}/unload", "admin.models.unload",
+              "Unload a model after its predictions", {202: "ModelState"}, errors=(422, *_READ)),
+    Operation("post", f"{_ADMIN_MODEL}/pin", "admin.models.pin", "Load a model and never evict it",
+              {202: "ModelState"}, errors=(422, 503, *_READ)),
+    Operation("post", f"{_ADMIN_MODEL}/unpin", "admin.models.unpin", "Allow the eviction of a model",
+              {202: "ModelState"}, errors=(422, *_READ)),
+    Operation("put", f"{_ADMIN_MODEL}/examples/{{id}}", "admin.models.examples.add",
+              "Make a prediction an example of its model", {204: None}, errors=(400, *_READ)),
+    Operation("delete", f"{_ADMIN_MODEL}/examples/{{id}}", "admin.models.examples.remove",
+              "Remove an example from its model", {204: None}, errors=_READ),
+    Operation("get", "/admin/tokens", "admin.tokens.list", "List all tokens, oldest first",
+              {200: "TokenPage"}, errors=_READ),
+    Operation("post", "/admin/tokens", "admin.tokens.create", "Create a token", {201: "Token"},
+              "TokenRequest", errors=_CHANGE),
+    Operation("delete", "/admin/tokens/{id}", "admin.tokens.revoke", "Revoke a token", {200: "Token"},
+              errors=_READ),
+    Operation("post", "/admin/webhooks/secret", "admin.webhooks.secret.rotate",
+              "Replace the key that signs your webhooks", {201: "NewWebhookSecret"}, "WebhookSecretRequest",
+              errors=_CHANGE),
+    Operation("get", "/admin/predictions", "admin.predictions.list",
+              "List predictions and trainings with details for operators, newest first",
+              {200: "HistoryPage"}, None, _HISTORY),
+    Operation("get", "/admin/predictions/{id}", "admin.predictions.get",
+              "Get a prediction with its timeline and webhook deliveries", {200: "HistoryItem"},
+              errors=_READ),
+    Operation("post", "/admin/predictions/{id}/cancel", "admin.predictions.cancel",
+              "Cancel a prediction of any owner", {200: "HistoryItem"}, errors=_READ),
+    Operation("get", "/admin/usage", "admin.usage", "Get usage and its cost", {200: "Usage"}, None, _PERIOD),
+    Operation("get", "/admin/usage.csv", "admin.usage.csv", "Get usage and its cost as CSV",
+              {200: "text/csv"}, None, _PERIOD),
+)  # fmt: skip
+
+_COMPAT_RUN: Final = (400, 401, 403, 404, 413, 429, 500, 503)
+_OPENAI_RUN: Final = ((), (), _COMPAT_RUN, "OpenAIError")
+_ANTHROPIC_RUN: Final = ((), (), _COMPAT_RUN, "AnthropicError")
+
+COMPAT: Final = (
+    Operation("post", "/openai/v1/chat/completions", "openai.chat.completions.create",
+              "Create a chat completion", {200: ANY_JSON}, "ChatCompletionRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/completions", "openai.completions.create", "Create a completion",
+              {200: ANY_JSON}, "CompletionRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/responses", "openai.responses.create", "Create a response",
+              {200: ANY_JSON}, "ResponsesRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/embeddings", "openai.embeddings.create", "Embed texts",
+              {200: "Embeddings"}, "EmbeddingsRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/images/generations", "openai.images.generate", "Generate images",
+              {200: "Images"}, "ImageRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/images/edits", "openai.images.edit", "Edit an image", {200: "Images"},
+              "ImageEditRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/audio/speech", "openai.audio.speech.create", "Speak a text",
+              {200: "audio/*"}, "SpeechRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/audio/transcriptions", "openai.audio.transcriptions.create",
+              "Transcribe speech", {200: "Transcription"}, "TranscriptionRequest", *_OPENAI_RUN),
+    Operation("post", "/openai/v1/audio/translations", "openai.audio.translations.create",
+              "Transcribe speech in English", {200: "Transcription"}, "TranscriptionRequest", *_OPENAI_RUN),
+    Operation("get", "/openai/v1/models", "openai.models.list", "List the models that this API can call",
+              {200: "OpenAIModels"}, None, (), (), (401, 403, 429), "OpenAIError"),
+    Operation("get", "/openai/v1/models/{model}", "openai.models.get",
+              "Get a model by name, alias or version", {200: "OpenAIModel"}, None, (), (),
+              (400, 401, 403, 404, 429), "OpenAIError"),
+    Operation("post", "/anthropic/v1/messages", "anthropic.messages.create", "Create a message",
+              {200: ANY_JSON}, "MessageRequest", *_ANTHROPIC_RUN),
+    Operation("post", "/anthropic/v1/messages/count_tokens", "anthropic.messages.count_tokens",
+              "Count the tokens of messages", {200: ANY_JSON}, "CountTokensRequest", *_ANTHROPIC_RUN),
+)  # fmt: skip
+
+OPERATIONS: Final = (*REPLICATE, *ADMIN, *COMPAT)
+#: Ids of operations that need no token: a search finds only public models, and a download URL is signed.
+OPEN: Final = frozenset({"search", "files.download", "monitoring.health", "monitoring.readiness"})

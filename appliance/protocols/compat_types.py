@@ -1,0 +1,282 @@
+"""The bodies of OpenAI's and Anthropic's APIs, as structs.
+
+Requests to language models have many more fields, which vLLM checks; their structs have only the fields that
+the gateway reads. vLLM also makes the responses of language models, so those have no structs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from appliance.protocols.request_types import Request
+from appliance.protocols.response_types import Url
+
+
+def one_of(*values: str | bool) -> Meta:
+    """Restrict a field to ``values``; ``gateway.api.requests`` checks it, with Replicate's error message."""
+    return Meta(extra_json_schema={"enum": list(values)})
+
+
+NoStream = Annotated[bool, one_of(False)]
+Upload = Annotated[str, Meta(extra_json_schema={"contentMediaType": "application/octet-stream"})]
+
+
+class CompatRequest(Struct, kw_only=True):
+    """A request to a language model, which gets the whole body."""
+
+    model: Annotated[str, Meta(description="owner/name, an alias, or owner/name:version")]
+    stream: bool | None = None
+
+
+class ChatCompletionRequest(CompatRequest, kw_only=True):
+    """A chat completion."""
+
+    messages: Any
+
+
+class CompletionRequest(CompatRequest, kw_only=True):
+    """A completion."""
+
+    prompt: Any
+
+
+class ResponsesRequest(CompatRequest, kw_only=True):
+    """A response of OpenAI's Responses API."""
+
+    input: Any
+
+
+class MessageRequest(CompatRequest, kw_only=True):
+    """A message of Anthropic's API."""
+
+    messages: Any
+    max_tokens: Any
+
+
+class CountTokensRequest(CompatRequest, kw_only=True):
+    """Messages whose tokens are counted."""
+
+    messages: Any
+
+
+class EmbeddingsRequest(Request, kw_only=True):
+    """Texts to embed."""
+
+    model: str
+    input: Annotated[Any, Meta(description="A text or a list of texts")]
+    encoding_format: Annotated[str, one_of("float", "base64")] | None = None
+    dimensions: Annotated[Any, Meta(description="Not supported")] = None
+    user: str | None = None
+
+
+class ImageRequest(Struct, kw_only=True):
+    """Images to generate. Other fields are inputs of the model."""
+
+    model: str
+    prompt: str
+    n: int | None = None
+    size: Annotated[str, Meta(pattern=r"^(auto|\d{1,5}x\d{1,5})$")] | None = None
+    response_format: Annotated[str, one_of("url", "b64_json")] | None = None
+    output_format: Annotated[str, one_of("png", "jpeg", "webp")] | None = None
+    output_compression: int | None = None
+    user: str | None = None
+    # Features of OpenAI's own models only; the values that request no such feature are accepted.
+    quality: Annotated[str, one_of("auto", "standard")] | None = None
+    background: Annotated[str, one_of("auto", "opaque")] | None = None
+    moderation: Annotated[str, one_of("auto", "low")] | None = None
+    stream: NoStream | None = None
+
+
+class ImageEditRequest(ImageRequest, kw_only=True):
+    """An image to edit: a form, not JSON."""
+
+    image: Upload
+
+
+class SpeechRequest(Request, kw_only=True):
+    """A text to speak."""
+
+    model: str
+    input: str
+    voice: str | None = None
+    response_format: Annotated[str, one_of("mp3", "opus", "flac", "wav")] | None = None
+    speed: float | None = None
+    stream: NoStream | None = None
+    stream_format: Annotated[str, one_of("audio")] | None = None
+
+
+class TranscriptionFields(Request, kw_only=True):
+    """A ``TranscriptionRequest`` without its file."""
+
+    model: str
+    language: str | None = None
+    prompt: str | None = None
+    response_format: Annotated[str, one_of("json", "text", "srt", "vtt", "verbose_json")] | None = None
+    temperature: Annotated[str | None, Meta(description="A number")] = None
+    timestamp_granularities: list[Annotated[str, one_of("word", "segment")]] | None = None
+    stream: Annotated[str, one_of("false")] | None = None
+
+
+class TranscriptionRequest(TranscriptionFields, kw_only=True):
+    """Speech to transcribe: a form, not JSON."""
+
+    file: Upload
+
+
+class OpenAIErrorDetail(Struct, kw_only=True):
+    """The error in an ``OpenAIErrorResponse``."""
+
+    message: str
+    type: str
+    param: Annotated[str | None, Meta(description="Name of the wrong field of the request")]
+    code: str | None
+
+
+class OpenAIErrorResponse(Struct, kw_only=True):
+    """An error of OpenAI's API."""
+
+    error: OpenAIErrorDetail
+
+
+class OpenAIErrorEvent(Struct, kw_only=True):
+    """The last event of a failed stream of OpenAI's Responses API."""
+
+    type: Literal["error"]
+    sequence_number: int
+    code: str
+    message: str
+    param: str | None
+
+
+class AnthropicErrorDetail(Struct, kw_only=True):
+    """The error in an ``AnthropicErrorResponse``."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorResponse(Struct, kw_only=True):
+    """An error of Anthropic's API; also the last event of a failed stream."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+
+
+class OpenAIModelResponse(Struct, kw_only=True):
+    """A model, as OpenAI's API shows it."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[int, Meta(description="Unix time in seconds")]
+    owned_by: str
+
+
+class OpenAIModelsResponse(Struct, kw_only=True):
+    """The models that OpenAI's API can call."""
+
+    object: Literal["list"]
+    data: list[OpenAIModelResponse]
+
+
+class Embedding(Struct, kw_only=True):
+    """The vector of a text."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[
+        list[float] | str, Meta(description="A list, or base64 of little-endian 32-bit floats")
+    ]
+
+
+class EmbeddingsUsage(Struct, kw_only=True):
+    """Number of tokens of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(Struct, kw_only=True):
+    """Vectors of length 1, in the order of the texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+class GeneratedImage(Struct, kw_only=True):
+    """A generated image; ``response_format`` of the request chooses the field."""
+
+    url: Url | UnsetType = UNSET
+    b64_json: str | UnsetType = UNSET
+
+
+class ImagesResponse(Struct, kw_only=True):
+    """Generated images."""
+
+    created: Annotated[int, Meta(description="Unix time in seconds")]
+    data: list[GeneratedImage]
+
+
+class TranscribedWord(Struct, kw_only=True):
+    """A word of a transcript. Times are in seconds."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+class TranscribedSegment(Struct, kw_only=True):
+    """A segment of a transcript. Times are in seconds."""
+
+    id: int
+    seek: Annotated[int, Meta(description="Hundredths of a second")]
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class TranscriptionResponse(Struct, kw_only=True):
+    """A transcript. Only ``verbose_json`` has more than the text."""
+
+    task: Literal["transcribe", "translate"] | UnsetType = UNSET
+    text: str
+    language: str | UnsetType = UNSET
+    duration: Annotated[float | UnsetType, Meta(description="Seconds")] = UNSET
+    segments: list[TranscribedSegment] | UnsetType = UNSET
+    words: Annotated[
+        list[TranscribedWord] | UnsetType, Meta(description="Present if timestamp_granularities has word")
+    ] = UNSET
+
+
+#: Each request body that the OpenAPI document describes.
+REQUESTS: Final = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    MessageRequest,
+    CountTokensRequest,
+    EmbeddingsRequest,
+    ImageRequest,
+    ImageEditRequest,
+    SpeechRequest,
+    TranscriptionRequest,
+)
+#: Each response body that the OpenAPI document describes.
+RESPONSES: Final = (
+    OpenAIErrorResponse,
+    AnthropicErrorResponse,
+    OpenAIModelResponse,
+    OpenAIModelsResponse,
+    EmbeddingsResponse,
+    ImagesResponse,
+    TranscriptionResponse,
+)
