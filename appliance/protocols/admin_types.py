@@ -63,7 +63,7 @@ class NewWebhookSecretResponse(WebhookSecretResponse, kw_only=True):
 
 
 class ModelStateResponse(Struct, kw_only=True):
-    """Whether a model is loaded."""
+    """The state of a model."""
 
     name: str
     state: str
@@ -126,7 +126,7 @@ class DeviceStatus(DeviceMemoryUse, kw_only=True):
 
 
 class ModelStatus(Struct, kw_only=True):
-    """The state of a model."""
+    """A model with its state, instances and memory."""
 
     name: str
     kind: str
@@ -178,7 +178,7 @@ class DeviceResidency(DeviceMemoryUse, kw_only=True):
 
 
 class ModelResidency(Struct, kw_only=True):
-    """A model as the scheduler sees it; each instance is one."""
+    """A model, or an instance of a model, in the scheduler."""
 
     name: str
     state: str

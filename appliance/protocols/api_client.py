@@ -1,7 +1,4 @@
-"""The common part of the two clients of the appliance's HTTP API: the command line's, and the UI's.
-
-The command line's client blocks, and the UI's is asynchronous.
-"""
+"""Code shared by the two clients of the appliance's HTTP API: those of the command line and of the UI."""
 
 from __future__ import annotations
 
@@ -23,24 +20,24 @@ from appliance.domain.errors import (
 
 
 def authorization(token: str) -> dict[bytes, bytes]:
-    """Return the header that carries a token, which may have characters outside of ASCII."""
+    """Return the ``Authorization`` header in bytes, because a token may have characters outside of ASCII."""
     return {b"authorization": b"Bearer " + token.encode()}
 
 
 def path_of(url: str) -> str:
-    """Return the path and query of a URL in a response, to request it over the client's own base URL."""
+    """Return the path and query of a URL from a response, to be joined with the client's own base URL."""
     return httpx.URL(url).raw_path.decode()
 
 
 def error_from(response: httpx.Response) -> ApplianceError:
-    """Return the error for a response whose body has been read and whose status is not a success."""
+    """Return the error of a response. Its body must have been read, and its status must be no success."""
     try:
         body = response.json()
         detail = str(body["detail"]).strip()
     except (ValueError, KeyError, TypeError):
         body = {}
         detail = response.text[:200] or "The API gave no reason."
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # perhaps a proxy has answered
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # such as the response of a proxy
         return _typed_error(response.status_code, body, detail)
     return ApplianceError(detail)
 

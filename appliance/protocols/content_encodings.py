@@ -18,12 +18,12 @@ _PIECE: Final = 1024 * 1024  # maximum bytes of a decoded piece
 
 
 def of(response: httpx.Response) -> str:
-    """Return the content encoding of a response; ``identity`` by default."""
+    """Return the content encoding of a response; ``identity`` if the response names none."""
     return response.headers.get("content-encoding", "").strip().lower() or "identity"
 
 
 def refuse(response: httpx.Response) -> None:
-    """Refuse an encoded response before its body is read: an event hook of httpx clients.
+    """Event hook for httpx clients: refuse an encoded response before its body is read.
 
     Raises:
         httpx.DecodingError: the response is encoded.
@@ -34,7 +34,7 @@ def refuse(response: httpx.Response) -> None:
 
 
 async def refuse_async(response: httpx.Response) -> None:
-    """Do the same for asynchronous clients."""
+    """Event hook for asynchronous httpx clients: call ``refuse``."""
     refuse(response)
 
 
@@ -45,12 +45,13 @@ class Decoder:
         """``encoding`` is the content encoding that the response names.
 
         Raises:
-            ValueError: the encoding is neither ``identity`` nor ``gzip``, in which storage services send
-            objects
-                that are stored so, whatever the request accepts.
+            ValueError: the encoding is neither ``identity`` nor ``gzip``. Storage services send objects that
+                are stored in gzip as they are, whatever the request accepts.
         """
         if encoding not in {"identity", "gzip", "x-gzip"}:
-            raise ValueError(f"its content encoding {encoding[:40]} is not supported: serve it without one")
+            raise ValueError(
+                f"its content encoding {encoding[:40]} is not supported: serve the file uncompressed"
+            )
         self._gzip = None if encoding == "identity" else zlib.decompressobj(16 + zlib.MAX_WBITS)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -73,7 +74,7 @@ class Decoder:
             yield piece
 
     def end(self) -> None:
-        """Check that the data is complete; call it after the last ``feed``.
+        """Check, after the last ``feed``, that the data is complete.
 
         Raises:
             ValueError: the data is truncated.

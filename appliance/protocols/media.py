@@ -1,4 +1,4 @@
-"""Images, audio and video in request bodies, as URLs or base64."""
+"""Images, audio and video in request bodies: their URLs and their base64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STANDARD: Final = str.maketrans("-_", "+/")  # from the URL-safe alphabet
 
 
 def urls(body: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield each place of an HTTP URL of media in ``body``: an object and its key."""
+    """Yield the object and the key of each HTTP URL of media in ``body``."""
     waiting = [body]
     while waiting:
         value = waiting.pop()
@@ -43,7 +43,7 @@ def from_data(url: str) -> tuple[str, bytes]:
         try:
             data = from_base64(unquote(body))
         except ValueError as error:
-            raise ValueError(f"its base64 is invalid: {error}") from error
+            raise ValueError(f"the base64 of the data: URL is invalid: {error}") from error
     else:
         data = unquote_to_bytes(body)
     return kind.strip().lower(), data
@@ -65,7 +65,7 @@ def plain_base64(text: str) -> str:
 
 
 def make_base64_plain(body: Any) -> None:
-    """Rewrite all base64 of media in ``body`` as strict decoders need it."""
+    """Apply ``plain_base64`` to all media in ``body``, in place, for decoders that are strict."""
     waiting = [body]
     while waiting:
         value = waiting.pop()

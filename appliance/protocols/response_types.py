@@ -49,7 +49,7 @@ class ProblemResponse(Struct, kw_only=True):
 
 
 class InvalidField(Struct, kw_only=True):
-    """A field of a request that is wrong."""
+    """A wrong field of a request."""
 
     type: str
     field: Annotated[str, Meta(description="Path in the body, with dots between its parts")]

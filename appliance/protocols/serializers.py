@@ -38,10 +38,10 @@ from appliance.protocols.response_types import (
 
 #: The version of Cog whose schemas the versions have; clients tell iterators from lists by it.
 COG_VERSION: Final = "0.23.1"
-#: A comment that keeps an idle stream open: one client disconnects after 30 s without a byte.
+#: A comment that keeps an idle stream open, because one client disconnects after 30 s without a byte.
 HEARTBEAT: Final = b": hi\n\n"
 
-#: Expiry of a file that never expires, because clients require a time.
+#: Expiry of files that never expire: clients require a time.
 FOR_EVER: Final = 253402300799.0  # the end of the year 9999
 
 _BREAK: Final = re.compile(r"\r\n?|\n")
@@ -67,7 +67,6 @@ def _file_urls(base: str) -> Callable[[Any], Any]:
 
 
 def file(row: File, base: str) -> FileResponse:
-    """Return an upload with the fields that clients need."""
     return FileResponse(
         id=row.id,
         name=row.name,
@@ -85,7 +84,7 @@ def file(row: File, base: str) -> FileResponse:
 def prediction(record: Prediction, base: str) -> PredictionResponse:
     """Return a prediction as the response of ``GET``.
 
-    ``output`` is absent until there is output: clients that poll take null for the final output.
+    ``output`` is absent until there is output, because clients that poll take null for the final output.
     """
     url = f"{base}/v1/predictions/{record.id}"
     urls = PredictionUrls(
@@ -126,15 +125,15 @@ def _time(seconds: float | None) -> str | UnsetType:
 
 
 def _stream_path(token: str) -> str:
-    """The JavaScript client makes file objects from URLs that begin with ``/v1/files/stream``."""
+    # The JavaScript client makes file objects from URLs that begin with ``/v1/files/stream``.
     return f"/v1/files/stream/{token}" if token.startswith(FILE_STREAM) else f"/v1/streams/{token}"
 
 
 def accepted(record: Prediction, base: str) -> PredictionResponse:
     """Return the response to the creation of a prediction: ``starting`` without output, unless it has ended.
 
-    Clients do not read output from the stream again that was in this response, and they take every status
-    but ``starting`` for final.
+    Clients skip output in the stream that was in this response already, and take every status except
+    ``starting`` for final.
     """
     if record.status.terminal:
         return prediction(record, base)
@@ -149,7 +148,7 @@ def accepted(record: Prediction, base: str) -> PredictionResponse:
 
 
 def version(id: str, created_at: float, document: dict[str, Any]) -> VersionResponse:
-    """Return a version; ``document`` is its OpenAPI document."""
+    """Return a version of a model; ``document`` is its OpenAPI document."""
     return VersionResponse(
         id=id, created_at=timestamp(created_at), cog_version=COG_VERSION, openapi_schema=document
     )
@@ -263,18 +262,18 @@ def page(results: list[Item], *, next: str | None = None, previous: str | None =
 
 
 def event_id(record: Prediction, number: int) -> str:
-    """Return the id of an event of a stream; it stays the same when the event is sent again."""
+    """Return the id of event ``number`` in the stream of a prediction."""
     return f"{int(record.created_at)}:{number}"
 
 
 def event_number(id: str | None) -> int:
-    """Return the number in a ``Last-Event-ID``; 0, which means the whole stream, if there is none."""
+    """Return the event number in a ``Last-Event-ID``; 0, for the whole stream, if ``id`` has none."""
     number = (id or "").rpartition(":")[2].strip()
     return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0
 
 
 def event(name: str, id: str, data: str) -> bytes:
-    """Return one event. Each line of ``data`` is sent as a line; the format has no CR."""
+    """Return a server-sent event. Each line of ``data`` becomes a field; CR and CRLF become LF."""
     lines = "".join(f"data: {line}\n" for line in _BREAK.split(data))
     return f"event: {name}\nid: {id}\n{lines}\n".encode(errors="replace")
 
@@ -285,7 +284,10 @@ def outputs(record: Prediction, items: Iterable[tuple[int, Any]], base: str) -> 
 
 
 def ending(record: Prediction, number: int, after: int = 0) -> bytes:
-    """Return the last events, numbered above ``after``, of an ended prediction of ``number`` items."""
+    """Return the last events of the stream of an ended prediction with ``number`` output items.
+
+    Events up to number ``after`` are left out, because the client has them.
+    """
     events = []
     match record.status:
         case Status.FAILED:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class ServerSentEvent(NamedTuple):
-    """One server-sent event; ``name`` is that of its field ``event``."""
+    """A server-sent event; ``name`` is the value of its field ``event``."""
 
     name: str
     data: str
@@ -25,7 +25,7 @@ class EventReader:
         """Yield the events that end in ``chunk``, without comments and unnamed events."""
         # Split at LF only: `splitlines` also splits at other characters, which may be in the output of a
         # model.
-        if b"\n" not in chunk:  # joining the chunks of a long line each time would take quadratic time
+        if b"\n" not in chunk:  # joining a long line at each chunk would take quadratic time
             self._chunks.append(chunk)
             return
         *lines, rest = b"".join((*self._chunks, chunk)).split(b"\n")

@@ -88,13 +88,13 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, prefer, cancel-after, la
 
 
 def create_api(services: Services, ui: Path | None = None) -> Application:
-    """Return the application. Paths outside the API go to the UI at the Unix socket ``ui``, if given."""
+    """Return the application. It forwards other paths than the API's to the UI at the Unix socket ``ui``."""
     api = frozenset(route.path.split("/")[1] for route in ROUTES)
     return Application(services, None if ui is None else UiProxy(ui, api))
 
 
 class _CountedRoute(Route):
-    """A route that puts its path template into the scope, where metrics and traces read it."""
+    """A route that puts its path template into the ASGI scope, for metrics and traces."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
@@ -118,18 +118,16 @@ class Application:
     """Handles every request: routes it, and adds CORS, rate limit headers, error responses and metrics."""
 
     def __init__(self, services: Services, ui: UiProxy | None = None) -> None:
-        """``ui`` gets the requests that are not for the API."""
+        """Without ``ui``, paths outside the API get 404."""
         self.services = services
         self.checks = monitoring.checks(services)
         self._ui = ui
 
     async def close(self) -> None:
-        """Close the connections to the UI."""
         if self._ui is not None:
             await self._ui.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle an HTTP request; other ASGI protocols are not supported."""
         if scope["type"] != "http":
             raise NotImplementedError(f"the appliance does not support {scope['type']}")
         if not scope["path"].startswith("/"):  # OPTIONS may request "*"
@@ -167,13 +165,13 @@ class Application:
         try:
             await _ROUTER(inner, receive, send_and_record)
         except Exception as error:
-            if status is not None:  # a stream failed midway: only closing the connection is left
+            if status is not None:  # a status was sent already: raise, which closes the connection
                 raise
             problem = _to_appliance_error(error, scope)
             response = errors.response(problem, inner["path"], post=scope["method"] == "POST")
             await response(scope, receive, send_and_record)
         finally:
-            if status is not None:  # else the client disconnected first
+            if status is not None:  # None: the client disconnected before the response
                 took = time.perf_counter() - began
                 self.services.metrics.count_request(
                     inner.get(requests.ROUTE, UNMATCHED), scope["method"], status, took
@@ -183,7 +181,7 @@ class Application:
 
 
 def _normalized(path: str) -> str:
-    """Return the one spelling of a path: clients send /v1/v1 for /v1, and a slash at the end."""
+    """Remove the variations of a path that clients send: /v1/v1 for /v1, and a slash at the end."""
     if path.startswith("/v1/v1/"):
         path = path.removeprefix("/v1")
     return path.rstrip("/") or "/"
@@ -203,7 +201,7 @@ def _to_appliance_error(error: Exception, scope: Scope) -> ApplianceError:
             return MethodNotAllowed(f'Method "{scope["method"]}" not allowed.')
         case HTTPException(status_code=404):
             return NotFound()
-    _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+    _log.error("%s %s failed with an unexpected error", scope["method"], scope["path"], exc_info=error)
     return ApplianceError("The appliance failed to respond to this request; the reason is in its log.")
 
 

@@ -1,4 +1,4 @@
-"""Authentication: looks up the token of a request by its digest."""
+"""Authentication of requests by their API token."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from appliance.domain.errors import Unauthenticated
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens, Scope, Token
 
-#: Seconds for which a token is not looked up again: a revoked token works for that long.
+#: Seconds for which a found token is cached. A revoked token works for so long.
 MEMORY: Final = 1.0
-_REMEMBERED: Final = 1000  # tokens; more than any appliance has users
+_REMEMBERED: Final = 1000  # tokens in the cache, at most
 
 
 class TokenLookup(Protocol):
-    """The part of the store that is needed here."""
+    """The store's method that finds tokens."""
 
     async def find_token(self, digest: str) -> Token | None:
         """Return the token with this digest; None if there is none or it is revoked."""
@@ -29,7 +29,7 @@ class Auth:
     def __init__(
         self, tokens: TokenLookup, run_tokens: RunTokens, running: Callable[[str, int], Prediction | None]
     ) -> None:
-        """``running(id, attempt)`` returns the prediction if this attempt of it runs, else None."""
+        """``running(id, attempt)`` returns the prediction with this id if it is running that attempt."""
         self._tokens = tokens
         self._run_tokens = run_tokens
         self._running = running
@@ -39,7 +39,7 @@ class Auth:
         """Return the token in an ``Authorization`` header.
 
         Raises:
-            Unauthenticated: the header has no token, or an unknown one.
+            Unauthenticated: the header has no token, or the token is unknown, revoked or expired.
         """
         secret = token.parse(header)
         if secret is None:
@@ -47,7 +47,7 @@ class Auth:
         made_for = self._run_tokens.read(secret)
         if made_for is not None:
             return self._acting(*made_for)
-        # Looked up by its digest, so that the duration of a lookup reveals nothing about the secret.
+        # A lookup by digest takes a time that reveals nothing about the secret.
         digest = token.digest(secret)
         now = time.monotonic()
         at, known = self._found.get(digest, (0.0, None))

@@ -46,12 +46,12 @@ _ANTHROPIC_TYPES: Final = {
 
 
 class CompatError(NamedTuple):
-    """An error in the terms of OpenAI's and Anthropic's APIs."""
+    """The fields of error responses of OpenAI's and Anthropic's APIs."""
 
     status: int  # of HTTP
     message: str
     parameter: str | None = None  # name of the wrong field of the request
-    code: str | None = None  # for programs
+    code: str | None = None  # such as model_not_found
 
     @classmethod
     def of(cls, problem: ApplianceError) -> CompatError:
@@ -76,9 +76,12 @@ class CompatError(NamedTuple):
 
     @classmethod
     def of_record(cls, record: Prediction, otherwise: int = 500) -> CompatError:
-        """Return the error for a prediction that did not succeed; ``otherwise`` is the status if it ran."""
+        """Return the error of a prediction that did not succeed.
+
+        ``otherwise`` is the HTTP status if the prediction had started and the model gave no error response.
+        """
         if record.status is not Status.FAILED:
-            return cls(400, f"the prediction {record.id} was canceled", None, "canceled")
+            return cls(400, f"The prediction {record.id} was canceled", None, "canceled")
         error = record.output.get("error") if isinstance(record.output, dict) else None
         if isinstance(error, dict):  # the error response of the model
             return cls(error["code"], error["message"], error.get("param"))
@@ -106,7 +109,7 @@ class CompatError(NamedTuple):
         )
 
     def event(self, number: int) -> OpenAIErrorEvent:
-        """Return event number ``number`` (from 0) of a stream of OpenAI's Responses."""
+        """Return the error as event ``number``, from 0, of a stream of OpenAI's Responses API."""
         return OpenAIErrorEvent(
             type="error",
             sequence_number=number,
@@ -120,15 +123,15 @@ def compat_response(error: CompatError, path: str, headers: Mapping[str, str] | 
     """Return the error response to a request at ``path``, a route of OpenAI's or Anthropic's API."""
     openai = path.startswith(f"{OPENAI}/")
     body = msgspec.json.encode(error.openai() if openai else error.anthropic())
-    # Their clients repeat the request by themselves, and the work would be done twice.
+    # The clients of both APIs would repeat the request, and the model would do the work twice.
     no_retry = {"x-should-retry": "false"} if error.status >= 500 else {}
     return Response(body, error.status, {**no_retry, **(headers or {})}, "application/json")
 
 
 def response(problem: ApplianceError, path: str, *, post: bool) -> Response:
-    """Return the response for an error.
+    """Return the error response to a request at ``path``.
 
-    ``post``: the request was a POST, so clients are told not to repeat it after a status of 500 or more.
+    After a POST, a response with a status of 500 or more tells clients not to repeat the request.
     """
     headers: dict[str, str] = {}
     if isinstance(problem, Throttled):

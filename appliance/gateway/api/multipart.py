@@ -1,7 +1,4 @@
-"""Parse multipart forms while they arrive, without holding a whole file in memory.
-
-All other fields of a form are held in memory. Their total size is limited.
-"""
+"""Parser of multipart forms that holds no file in memory: it yields pieces as they arrive."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from appliance.domain.errors import BodyTooLarge, MalformedBody
 from appliance.gateway.api import requests
 
-#: Maximum bytes of a form without the content of its files.
+#: Maximum size of a form in bytes, without the content of its files.
 FIELDS: Final = 256 * 1024
 _HEADERS: Final = 16 * 1024  # bytes of one part's headers
 
@@ -30,13 +27,13 @@ class Part(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Bytes of the content of a part: of the latest ``Part`` before them in the stream."""
+    """A piece of the content of the latest ``Part``."""
 
     data: bytes
 
 
 class _Collector:
-    """Collects what the parser's callbacks report, until it is read."""
+    """Callbacks of the multipart parser, which collect parts and pieces in ``found``."""
 
     def __init__(self) -> None:
         self.found: list[Part | Piece] = []
@@ -58,7 +55,7 @@ class _Collector:
         self._headers[self._name.decode("latin-1").lower()] = self._value.decode(errors="replace")
         self._name, self._value = b"", b""
         if sum(len(name) + len(value) for name, value in self._headers.items()) > _HEADERS:
-            raise MalformedBody(f"a part of the multipart form has more than {_HEADERS:,} bytes of headers")
+            raise MalformedBody(f"A part of the form has more than {_HEADERS:,} bytes of headers")
 
     def headers_finished(self) -> None:
         disposition = self._headers.get("content-disposition", "")
@@ -82,7 +79,7 @@ class _Collector:
 async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
     """Yield the parts of a ``multipart/form-data`` request, in order.
 
-    ``files`` is the maximum of bytes that all its files may have together.
+    ``files`` is the maximum size of all its files together, in bytes.
 
     Raises:
         BodyTooLarge: the form, or its ``Content-Length``, is over ``files`` plus ``FIELDS`` bytes.
@@ -120,13 +117,15 @@ async def parts(request: Request, files: int) -> AsyncIterator[Part | Piece]:
             if received > files + FIELDS:
                 raise _too_large(files)
             if received - content > FIELDS:
-                raise MalformedBody("The form has too many parts")
+                raise MalformedBody(
+                    f"The form has more than {FIELDS:,} bytes of boundaries and headers: send fewer parts"
+                )
     except FormParserError as error:
         raise MalformedBody(f"The form cannot be read: {error}") from error
     except ClientDisconnect as error:
-        raise MalformedBody("the connection closed before the body was complete") from error
+        raise MalformedBody("The connection closed before the body was complete") from error
     if not collector.complete:
-        raise MalformedBody("The form ends before its last boundary")
+        raise MalformedBody("The form is truncated: it ends before its last boundary")
 
 
 def too_long() -> MalformedBody:

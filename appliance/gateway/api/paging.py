@@ -1,4 +1,4 @@
-"""Pages of lists. A cursor is a place in a list, as text that is opaque to clients."""
+"""Pages of lists, and the cursors in their URLs: positions in a list, as text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ _MOST_PLACES: Final = 10**9
 
 
 def encode(cursor: Cursor) -> str:
-    """Return the cursor as URL-safe text."""
     packed = struct.pack(">?d", cursor.backwards, cursor.created_at) + cursor.id.encode()
     return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
@@ -47,12 +46,12 @@ def decode(text: str) -> Cursor:
 def window(cursor: Cursor | None, names: Sequence[str], size: int) -> tuple[int, int]:
     """Return the slice of ``names`` that is the page at ``cursor``: its begin and its end.
 
-    ``cursor.id`` is the name beside the page: the last one of the page before it, or, if the cursor is
-    ``backwards``, the first one of the page after it. ``cursor.created_at`` is the index of that name; it is
-    used if the name is no longer in the list. The end may be greater than the number of names.
+    ``cursor.id`` is the last name of the preceding page; if the cursor is ``backwards``, it is the first name
+    of the following page. ``cursor.created_at`` is the index of that name, which is used if the name is no
+    longer in the list. The end may be greater than the number of names.
 
     Raises:
-        NotFound: the name is not in the list, and ``created_at`` is no index: the cursor is of another list.
+        NotFound: the cursor belongs to another list.
     """
     if cursor is None:
         return 0, size
@@ -82,7 +81,7 @@ async def of_predictions(
 ) -> Response:
     """Return a page of predictions of ``owner`` (None: of all owners), newest first.
 
-    ``size`` is the number of predictions on a page, ``PAGE`` by default. ``filters`` are added to the query
+    ``size`` is the number of predictions on a page. ``filters`` narrow the list further than the query
     parameters that every list has.
 
     Raises:
@@ -119,7 +118,7 @@ async def of_predictions(
 
 
 def _instant(request: Request, key: str) -> float | None:
-    """Return an ISO 8601 query parameter in Unix seconds; without an offset it is UTC."""
+    """Return an ISO 8601 query parameter in Unix seconds. A time without an offset is in UTC."""
     text = request.query_params.get(key)
     if not text:
         return None

@@ -1,7 +1,7 @@
 """Rate limits: a token bucket for each API token and kind of request. Pure.
 
-A refused request takes nothing from the bucket, so a client that repeats it at once, as the official
-JavaScript client does six times within milliseconds, does not have to wait longer.
+A refused request takes nothing from the bucket: the official JavaScript client repeats a refused request six
+times within milliseconds, which would make its wait longer.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 
 class RateLimitState(NamedTuple):
-    """The state of a caller's bucket after a request."""
+    """The state of an API token's bucket after a request."""
 
     limit: int  # requests a minute
-    remaining: int  # that may be made at once
+    remaining: int  # requests that may be made at once
     reset: int  # seconds until the bucket is full
     retry_after: int  # seconds until a refused request may be repeated; 0 if it was not refused
 
@@ -23,7 +23,7 @@ class RateLimits:
     """The buckets of all tokens."""
 
     def __init__(self, *, requests: int | None, predictions: int | None) -> None:
-        """Limits a minute: of created predictions, and of all other requests; None is no limit."""
+        """``predictions``: limit of created predictions a minute; ``requests``: of all other requests."""
         self._buckets: dict[tuple[str, bool], tuple[float, float]] = {}  # content, and when it was updated
         self.limit(requests=requests, predictions=predictions)
 
@@ -32,7 +32,7 @@ class RateLimits:
         self._limits = {False: requests, True: predictions}
 
     def take(self, caller: str, *, creates: bool, now: float) -> RateLimitState | None:
-        """Count one request of the token ``caller``; None without a limit. ``now`` is in seconds."""
+        """Count a request of the token with id ``caller`` at ``now``, in seconds; None without a limit."""
         limit = self._limits[creates]
         if limit is None:
             return None

@@ -1,4 +1,4 @@
-"""Routes that describe the API: the OpenAPI document, and Swagger UI. They need no token."""
+"""Routes for the OpenAPI document and Swagger UI. They need no token."""
 
 from __future__ import annotations
 
@@ -48,17 +48,14 @@ _POLICY: Final = {
 
 
 async def get_document(request: Request) -> Response:
-    """``GET /openapi.json``."""
     return responses.json(_DOCUMENT)
 
 
 async def get_docs(request: Request) -> Response:
-    """``GET /docs``: Swagger UI."""
     return HTMLResponse(_PAGE, headers=_POLICY)
 
 
 async def get_asset(request: Request) -> Response:
-    """``GET /docs/{asset}``: a script, style sheet or icon of Swagger UI."""
     name = request.path_params["asset"]
     if name == "start.js":
         return Response(_START, media_type="text/javascript", headers=_POLICY)

@@ -1,4 +1,4 @@
-"""Reads from a request what routes need: caller, origin, body, and headers such as Prefer."""
+"""Readers of a request's caller, origin, body, query parameters and headers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from appliance.domain.errors import (
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api.services import Services, services_of
 
-#: The longest wait in seconds, and the wait of ``Prefer: wait`` without a number.
+#: Longest wait in seconds, and the wait that ``Prefer: wait`` without a number requests.
 LONGEST_WAIT: Final = 60
-#: Seconds before the end of the wait at which the response is sent: a client whose timeout equals the wait
-#: would otherwise repeat its POST.
+#: The response is sent this many seconds before the wait ends, because a client whose timeout equals the wait
+#: would repeat its POST.
 EARLY: Final = 1.0
 SHORTEST_DEADLINE: Final = 5  # seconds
 #: Key in an ASGI scope of the caller's ``RateLimitState``, which the response headers show.
@@ -49,7 +49,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Wait(NamedTuple):
-    """An honoured ``Prefer: wait``."""
+    """The wait that a ``Prefer`` header requests."""
 
     seconds: int
     applied: str  # value of the header ``Preference-Applied``
@@ -67,13 +67,14 @@ async def caller(
     creates: bool = False,
     authorization: str | None = None,
 ) -> Token:
-    """Return the caller, and count the request; ``creates`` says that it creates a prediction.
+    """Return the caller's token, and count the request for the rate limit of the token.
 
-    ``authorization`` replaces the header of that name, for clients that send the token in another header.
+    ``creates``: the request creates a prediction. ``authorization`` replaces the header of that name, for
+    clients that send the token in another header.
 
     Raises:
-        Unauthenticated: no valid token.
-        PermissionDenied: the token may not do this.
+        Unauthenticated: the request has no valid token.
+        PermissionDenied: the token lacks the scope ``needed``.
         Throttled: the token has made too many requests.
     """
     services = services_of(request)
@@ -94,7 +95,7 @@ async def caller(
 
 
 def trace(request: Request) -> str | None:
-    """Return the traceparent for the prediction that this request creates; None without tracing."""
+    """Start the span of a request that creates a prediction. Return its traceparent; None without tracing."""
     tracing = services_of(request).tracing
     if tracing is None:
         return None
@@ -133,16 +134,15 @@ def is_proxy(services: Services, client: str) -> bool:
 
 
 def model_name(request: Request) -> str:
-    """Return the ``owner/name`` in the request's path."""
     return "{owner}/{name}".format(**request.path_params)
 
 
 async def text_body(request: Request) -> str:
-    """Return the text in the request, which may be a JSON string.
+    """Return the body, which is plain text or a JSON string.
 
     Raises:
-        BodyTooLarge: it is over ``limits.body``.
-        MalformedBody: it is not text.
+        BodyTooLarge: the body is over ``limits.body``.
+        MalformedBody: the body is not text.
     """
     received = await _received(request)
     try:
@@ -156,11 +156,11 @@ async def text_body(request: Request) -> str:
 
 
 async def body(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the request, whatever its content type is.
+    """Return the body, a JSON object, whatever the content type of the request is.
 
     Raises:
-        BodyTooLarge: it is over ``limits.body``; no more of it than that was read.
-        MalformedBody: it is not JSON, or not an object.
+        BodyTooLarge: the body is over ``limits.body``; the rest of it was not read.
+        MalformedBody: the body is not JSON, or not an object.
     """
     received = await _received(request)
     try:
@@ -173,12 +173,11 @@ async def body(request: Request) -> dict[str, Any]:
 
 
 async def parse(request: Request, type: type[T]) -> T:
-    """Return the JSON object in the request as a struct of ``request_types``.
+    """Return the body as a struct of ``request_types``.
 
     Raises:
-        BodyTooLarge: it is over ``limits.body``.
-        MalformedBody: it is not JSON, or not an object.
-        InvalidInput: names every field that is missing, unknown or wrong; msgspec alone would name the first.
+        BodyTooLarge, MalformedBody: as ``body``.
+        InvalidInput: as ``convert``.
     """
     return convert(await body(request), type)
 
@@ -207,7 +206,7 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _not_finite(received: bytes) -> str | None:
-    """Return the error for a body with NaN or infinite numbers, which Python's parser accepts; else None."""
+    """Return the reason why a body is not JSON if that is a NaN or infinite number, else None."""
     try:
         place = input_schema.non_finite(json.loads(received))
     except (ValueError, RecursionError):
@@ -216,7 +215,7 @@ def _not_finite(received: bytes) -> str | None:
 
 
 def content_length(request: Request) -> int:
-    """Return ``Content-Length``; 0 without a valid one."""
+    """Return the ``Content-Length``; 0 if it is absent or not valid."""
     given = request.headers.get("content-length", "")
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 16 else 0
 
@@ -231,14 +230,14 @@ def check_encoding(request: Request) -> None:
     if encoding not in {"", "identity"}:
         raise MalformedBody(
             f"The request body has the content encoding {encoding[:40]}, which is not supported: "
-            "send it without one"
+            "send it uncompressed, without the header Content-Encoding"
         )
 
 
 def _reason(received: bytes, error: Exception) -> str:
-    """Return why a body is not JSON, in clearer words than the decoder's for common errors."""
+    """Return the reason why a body is not JSON, in clearer words than the decoder for common errors."""
     if received.startswith(_GZIP):
-        return "it is compressed with gzip; send it as it is"
+        return "it is compressed with gzip; send it uncompressed"
     if received.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "it is UTF-16; send it as UTF-8"
     if isinstance(error, UnicodeDecodeError):
@@ -254,7 +253,7 @@ def _reason(received: bytes, error: Exception) -> str:
 
 
 async def _received(request: Request) -> bytes:
-    """Return the body without a leading UTF-8 byte order mark, which some programs write."""
+    """Return the body without a leading UTF-8 byte order mark."""
     check_encoding(request)
     limit = services_of(request).config.limits.body
     received = bytearray()
@@ -266,7 +265,7 @@ async def _received(request: Request) -> bytes:
             if len(received) > limit:
                 raise _too_large(limit)
     except ClientDisconnect as error:
-        raise MalformedBody("the connection closed before the body was complete") from error
+        raise MalformedBody("The connection closed before the body was complete") from error
     return bytes(received).removeprefix(codecs.BOM_UTF8)
 
 
@@ -274,7 +273,7 @@ def one_of(request: Request, key: str, choices: tuple[str, ...]) -> str | None:
     """Return a query parameter that must be one of ``choices``, or None if it is absent.
 
     Raises:
-        InvalidInput: it has another value.
+        InvalidInput: the parameter has another value.
     """
     value = request.query_params.get(key)
     if value is None or value in choices:
@@ -287,7 +286,7 @@ def limit(request: Request, default: int, most: int) -> int:
     """Return the query parameter ``limit``, from 1 to ``most``.
 
     Raises:
-        InvalidInput: it is not such a number.
+        InvalidInput: the parameter is not such a number.
     """
     text = request.query_params.get("limit", str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
@@ -303,7 +302,7 @@ def limit(request: Request, default: int, most: int) -> int:
 
 
 def wait(request: Request) -> Wait | None:
-    """Return the wait that the ``Prefer`` headers request; headers that cannot be parsed are ignored."""
+    """Return the wait that the ``Prefer`` headers request; headers that cannot be parsed have no effect."""
     for header in request.headers.getlist("prefer"):
         found = _wait_in(header)
         if found is not None:
@@ -325,10 +324,10 @@ def _wait_in(header: str) -> Wait | None:
 
 
 def deadline(request: Request) -> float | None:
-    """Return when ``Cancel-After`` cancels the prediction, in Unix seconds; None without that header.
+    """Return the time at which ``Cancel-After`` cancels the prediction, in Unix seconds; None without it.
 
     Raises:
-        InvalidInput: it cannot be parsed, or is under five seconds.
+        InvalidInput: the header cannot be parsed, or its duration is under ``SHORTEST_DEADLINE``.
     """
     header = request.headers.get("cancel-after")
     if header is None:

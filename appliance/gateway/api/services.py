@@ -49,7 +49,7 @@ class Services(msgspec.Struct, kw_only=True):
     started_at: float  # Unix seconds
 
     def configure(self, config: Config) -> None:
-        """Put ``config`` into effect, except for its models, which ``Reload`` changes."""
+        """Put ``config`` into effect, except its models, which ``Reload`` changes."""
         limits = config.limits
         self.config = config
         self.engine.limit(limits)
@@ -60,6 +60,5 @@ class Services(msgspec.Struct, kw_only=True):
 
 
 def services_of(request: Request) -> Services:
-    """Return the services of the application that handles ``request``."""
     services: Services = request.app.services
     return services

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.gateway.api import requests, responses
 
-#: Request headers that are not forwarded: those of one connection, and the last four, which are set anew.
+#: Request headers that are not forwarded: those of one connection, and those that this server sets.
 _NOT_FORWARDED: Final = {
     b"connection",
     b"keep-alive",
@@ -76,16 +76,14 @@ class UiProxy:
         self._transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits)
 
     def takes(self, scope: Scope) -> bool:
-        """Return whether a request is for the UI; one with a token is for the API, whatever its path."""
+        """Return whether a request is for the UI. All requests with a token are for the API."""
         first: str = scope["path"].split("/", 2)[1]
         return first not in self._api and "authorization" not in Headers(scope=scope)
 
     async def close(self) -> None:
-        """Close the connections to the UI."""
         await self._transport.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request, and send its response."""
         request = Request(scope, receive)
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         body = _Body(receive, complete=not has_body)
@@ -130,15 +128,22 @@ async def _answer(reply: httpx.Response, send: Send) -> None:
 
 
 def _starting(request: Request) -> Response:
-    """Return the response while the UI process is not listening, or after it died."""
+    """Return the response while the UI process does not listen."""
     headers = {"retry-after": "2", "cache-control": "no-store"}
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(_STARTING, 503, headers)
-    return responses.json({"detail": "The UI is starting; try again shortly.", "status": 503}, 503, headers)
+    return responses.json(
+        {
+            "detail": "The UI is starting; try again in 2 seconds, or see logs/ui.log in the data folder.",
+            "status": 503,
+        },
+        503,
+        headers,
+    )
 
 
 class _Body:
-    """The body of a request, and the disconnect of its client, which ASGI delivers the same way."""
+    """The body of a request, and the disconnect of its client: ASGI delivers both through ``receive``."""
 
     def __init__(self, receive: Receive, *, complete: bool) -> None:
         self._receive = receive
@@ -149,7 +154,6 @@ class _Body:
 
     @property
     def complete(self) -> bool:
-        """Return whether the whole body was read."""
         return self._all_read.is_set()
 
     async def chunks(self) -> AsyncIterator[bytes]:

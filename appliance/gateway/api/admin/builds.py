@@ -47,14 +47,13 @@ async def create_version(request: Request) -> Response:
 
 
 async def get_build(request: Request) -> Response:
-    """``GET /builds/{id}``: state and log of a build."""
     caller = await requests.caller(request, Scope.READ)
     build = await services_of(request).builds.get(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.origin(request)))
 
 
 async def list_builds(request: Request) -> Response:
-    """``GET /builds``: the caller's unfinished builds, oldest first."""
+    """``GET /builds``: the unfinished builds of the caller's account, oldest first."""
     caller = await requests.caller(request, Scope.READ)
     base = requests.origin(request)
     under_way = services_of(request).builds.under_way(caller.owner)
@@ -62,14 +61,14 @@ async def list_builds(request: Request) -> Response:
 
 
 async def cancel_build(request: Request) -> Response:
-    """``POST /builds/{id}/cancel``: responds when all processes of the build have ended."""
+    """``POST /builds/{id}/cancel``: responds once all processes of the build have ended."""
     caller = await requests.caller(request, Scope.ADMIN)
     build = await services_of(request).builds.cancel(request.path_params["id"], caller.owner)
     return responses.json(serializers.build(build, requests.origin(request)))
 
 
 async def _upload(url: str, caller: Token, files: FileStore) -> File:
-    """Return the upload that a URL of the API (its ``urls.get``) refers to.
+    """Return the upload whose ``urls.get`` is ``url``.
 
     Raises:
         InvalidInput: the caller has no such upload.
@@ -83,7 +82,7 @@ async def _upload(url: str, caller: Token, files: FileStore) -> File:
 
 
 def _memory(given: int | str | None) -> int | None:
-    """Return the memory to reserve, in bytes.
+    """Parse the field ``memory`` of a request, as bytes.
 
     Raises:
         InvalidInput: ``given`` is not a size.

@@ -1,4 +1,4 @@
-"""Routes that choose the example predictions of a model. Replicate has no such routes."""
+"""Routes that add and remove the example predictions of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appliance.gateway.catalogue.catalogue import Card
 
 
 async def add_example(request: Request) -> Response:
-    """``PUT /admin/models/{owner}/{name}/examples/{id}``: everyone who sees the model sees it."""
+    """``PUT /admin/models/{owner}/{name}/examples/{id}``: shows the prediction to all who see the model."""
     services = services_of(request)
     card = await _card(request)
     record = await services.store.get(request.path_params["id"])
@@ -31,7 +31,7 @@ async def add_example(request: Request) -> Response:
 
 
 async def remove_example(request: Request) -> Response:
-    """``DELETE /admin/models/{owner}/{name}/examples/{id}``: no effect if it is not an example."""
+    """``DELETE /admin/models/{owner}/{name}/examples/{id}``: no effect unless it is an example."""
     card = await _card(request)
     await services_of(request).store.registry.remove_example(card.name, request.path_params["id"])
     return Response(status_code=204)

@@ -1,6 +1,6 @@
 """Routes for predictions and trainings with details for operators.
 
-An administrator sees those of all owners, any other token those of its own owner.
+An admin token sees the predictions of all owners, any other token those of its own owner.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from appliance.store import Delivery
 
 
 async def list_history(request: Request) -> Response:
-    """``GET /admin/predictions``: newest first, without input, output and logs.
+    """``GET /admin/predictions``: newest first, without the fields that may be long.
 
     ``limit`` is the size of a page, a hundred by default. ``model``, ``status``, ``owner``,
     ``token`` (its id), ``type`` (``prediction``, ``training``) and the filters of ``GET /v1/predictions``
@@ -51,7 +51,6 @@ async def list_history(request: Request) -> Response:
 
 
 async def get_history_item(request: Request) -> Response:
-    """``GET /admin/predictions/{id}``: all fields, the timeline and the webhook deliveries."""
     caller = await requests.caller(request, Scope.READ)
     record = await services_of(request).engine.get(request.path_params["id"], _all_of(caller))
     return await _response(record, request, caller)
@@ -93,12 +92,12 @@ def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
 
 
 def _all_of(caller: Token) -> str | None:
-    """Return the owner whose predictions the caller may see; None: of all owners."""
+    """Return the only owner whose predictions the caller may see, or None if the caller may see all."""
     return None if caller.may(Scope.ADMIN) else caller.owner
 
 
 def _owner(request: Request, caller: Token) -> str | None:
-    """Return the owner whose predictions are listed: the query parameter ``owner`` within ``_all_of``.
+    """Return the owner in the query parameter ``owner``, by default the only one that the caller may see.
 
     Raises:
         PermissionDenied: the caller may not see the predictions of that owner.

@@ -23,12 +23,12 @@ CHECK_TIMEOUT: Final = 5.0  # seconds that a check may take
 
 
 class Check:
-    """A check that is never made twice at the same time, nor more than once in ``REUSE_SECONDS`` seconds."""
+    """A check of the appliance whose result is reused, so that frequent requests cause no load."""
 
     def __init__(self, problem: str, works: Callable[[], Awaitable[bool]]) -> None:
-        """``works`` makes the check: it returns whether all is well, and must not raise.
+        """``works`` returns whether the check succeeds, and must not raise.
 
-        The check reports ``problem`` if ``works`` returns False or takes longer than ``CHECK_TIMEOUT``.
+        ``problem`` is the reason to report if ``works`` returns False or takes longer than ``CHECK_TIMEOUT``.
         """
         self._problem = problem
         self._works = works
@@ -36,7 +36,6 @@ class Check:
         self._began = 0.0
 
     async def problem(self) -> str | None:
-        """Return the reason why the check fails; None if it succeeds."""
         now = time.monotonic()
         if self._task is None or (self._task.done() and now - self._began >= REUSE_SECONDS):
             self._task = asyncio.ensure_future(self._works())
@@ -46,12 +45,12 @@ class Check:
 
 
 async def get_health(request: Request) -> Response:
-    """``GET /healthz``: the gateway is alive. It needs no token."""
+    """``GET /healthz``: needs no token."""
     return responses.json(HealthResponse(status="ok"))
 
 
 async def get_readiness(request: Request) -> Response:
-    """``GET /readyz``: 200 if predictions are accepted, else 503 with the reasons; no token."""
+    """``GET /readyz``: 200 if predictions are accepted, else 503 with the reasons. It needs no token."""
     found = [services_of(request).engine.problem]
     if found == [None]:
         found += await asyncio.gather(*(check.problem() for check in request.app.checks))
@@ -62,15 +61,17 @@ async def get_readiness(request: Request) -> Response:
 
 
 async def get_metrics(request: Request) -> Response:
-    """``GET /metrics``, for Prometheus: for admins, and for the account of models.yaml.
+    """``GET /metrics``: for Prometheus.
 
-    They cover the models of all owners, so other accounts may not see them.
+    The metrics cover the models of all owners, so only admins and the account of models.yaml may see them.
     """
     services = services_of(request)
     caller = await requests.caller(request, Scope.READ)
     account = services.config.server.account
     if caller.owner != account and not caller.may(Scope.ADMIN):
-        raise PermissionDenied(f'Metrics are for tokens of the account "{account}", and for admins.')
+        raise PermissionDenied(
+            f'Metrics need a token of the account "{account}" or the scope "{Scope.ADMIN}".'
+        )
     used = await services.store.usage.rows(USAGE_BY)
     accept = request.headers.get("accept", "")
     encode = services.metrics.collect(accept, used, services.webhooks.outcomes)
@@ -79,7 +80,6 @@ async def get_metrics(request: Request) -> Response:
 
 
 def checks(services: Services) -> tuple[Check, ...]:
-    """Return the checks of ``GET /readyz``."""
 
     async def writable() -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Admin routes for the config in effect, the machine, and the caller's webhook key."""
+"""Routes for the config in effect, the machine, and the caller's webhook signing key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from appliance.protocols import serializers
 from appliance.protocols.admin_types import Disk, MachineResponse, MainMemory, NewWebhookSecretResponse
 from appliance.protocols.request_types import WebhookSecretRequest
 
-#: Seconds for which webhooks are signed with the old key too, unless the request says otherwise.
+#: Seconds for which webhooks are also signed with the replaced key, by default.
 KEEP: Final = 86400.0
 
 
@@ -30,7 +30,7 @@ async def get_config(request: Request) -> Response:
 
 
 async def get_machine(request: Request) -> Response:
-    """``GET /admin/machine``: main memory, and the data folder's disk, in bytes."""
+    """``GET /admin/machine``: threads, main memory, and the disk of the data folder."""
     await requests.caller(request, Scope.ADMIN)
     disk = await services_of(request).storage.usage()
     return responses.json(
@@ -45,7 +45,7 @@ async def get_machine(request: Request) -> Response:
 async def rotate_webhook_secret(request: Request) -> Response:
     """``POST /admin/webhooks/secret``: replace the key that signs the caller's webhooks.
 
-    For ``keep`` seconds (in the body; by default ``KEEP``), webhooks are signed with the old key too.
+    For ``keep`` seconds, a field of the body, webhooks are also signed with the old key.
     """
     caller = await requests.caller(request, Scope.ADMIN)
     given = await requests.parse(request, WebhookSecretRequest)

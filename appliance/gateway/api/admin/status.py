@@ -30,14 +30,12 @@ from appliance.protocols.admin_types import (
 
 
 async def get_me(request: Request) -> Response:
-    """``GET /admin/me``: owner, name and scope of the token."""
     caller = await requests.caller(request, Scope.READ)
     name = account_response(caller.owner, request).name
     return responses.json(MeResponse(username=caller.owner, name=name, token=caller.name, scope=caller.scope))
 
 
 async def get_status(request: Request) -> Response:
-    """``GET /admin/status``: devices and models with their states, and models that cannot be served."""
     services = services_of(request)
     await requests.caller(request, Scope.READ)
     status = services.engine.status()
@@ -72,24 +70,23 @@ def _device(device: Device, memory: DeviceMemoryUse) -> DeviceStatus:
 
 
 async def get_residency(request: Request) -> Response:
-    """``GET /admin/residency``: models in memory, models that wait for memory, and the decisions."""
     await requests.caller(request, Scope.ADMIN)
     return responses.json(services_of(request).engine.residency_report())
 
 
 async def reload_config(request: Request) -> Response:
-    """``POST /admin/reload``: read models.yaml again; responds when its changes are in effect."""
+    """``POST /admin/reload``: read models.yaml again; responds once its changes are in effect."""
     services = services_of(request)
     await requests.caller(request, Scope.ADMIN)
     try:
         report = await services.reload.apply(services.configure)
     except ConfigError as error:
-        raise BadRequest(f"Nothing has changed: {error.detail}") from error
+        raise BadRequest(f"models.yaml was not applied, and nothing has changed: {error.detail}") from error
     return responses.json(msgspec.convert(report, ReloadResponse, from_attributes=True))
 
 
 async def load_model(request: Request) -> Response:
-    """``POST /admin/models/{owner}/{name}/load``: responds when the model is ready."""
+    """``POST /admin/models/{owner}/{name}/load``: responds once the model is ready."""
     services = services_of(request)
     entry = await _entry(request)
     await services.engine.load(entry)
@@ -97,7 +94,7 @@ async def load_model(request: Request) -> Response:
 
 
 async def unload_model(request: Request) -> Response:
-    """``POST /admin/models/{owner}/{name}/unload``: happens after its predictions, or its load, end."""
+    """``POST /admin/models/{owner}/{name}/unload``: responds at once; running predictions end first."""
     services = services_of(request)
     entry = await _entry(request)
     await services.engine.unload(entry)

@@ -1,4 +1,4 @@
-"""Routes for API tokens. The command `appliance token` does the same without a token."""
+"""Routes for API tokens. The command `appliance token` does the same on the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OWNER: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
 
 async def list_tokens(request: Request) -> Response:
-    """``GET /admin/tokens``: all tokens, revoked ones too, oldest first, without secrets."""
+    """``GET /admin/tokens``: all tokens, also revoked ones, oldest first."""
     await requests.caller(request, Scope.ADMIN)
     return responses.json(
         serializers.page([_response(known) for known in await services_of(request).store.list_tokens()])
@@ -55,7 +55,7 @@ async def create_token(request: Request) -> Response:
 
 
 async def revoke_token(request: Request) -> Response:
-    """``DELETE /admin/tokens/{id}``: the token is refused after at most a second."""
+    """``DELETE /admin/tokens/{id}``: requests with the token fail after at most one second."""
     await requests.caller(request, Scope.ADMIN)
     revoked = await services_of(request).store.revoke_token(request.path_params["id"])
     if revoked is None:
@@ -75,7 +75,7 @@ def _problems(name: str, owner: str) -> list[FieldProblem]:
         text = f"Must be 1 to {LONGEST_NAME} characters that can be printed"
         problems.append(FieldProblem("format", "name", text))
     if not (len(owner) <= LONGEST_NAME and _OWNER.fullmatch(owner)):
-        text = 'Must be of lowercase letters, digits and inner "-" or "_"'
+        text = 'Must have only lowercase letters, digits, and "-" or "_" between them'
         problems.append(FieldProblem("format", "owner", text))
     return problems
 

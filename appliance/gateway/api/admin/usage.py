@@ -23,16 +23,16 @@ from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
 from appliance.protocols.admin_types import UsageResponse, UsageRow
 
-DAYS: Final = 30  # shown by default
-#: Characters with which a formula begins in spreadsheets.
+DAYS: Final = 30  # of usage, by default
+#: First characters of formulas in spreadsheets.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def get_usage(request: Request) -> Response:
-    """``GET /admin/usage?from=&to=&by=``: days in UTC, both included; ``by``: some of ``usage.KEYS``.
+    """``GET /admin/usage?from=&to=&by=``: days in UTC, both included, and some of ``usage.KEYS``.
 
-    An admin's token sees what all owners used, any other what its own owner did. With
-    ``Accept: text/csv`` it is the same as ``/admin/usage.csv``.
+    An admin token sees the usage of all owners, any other token that of its own owner. With
+    ``Accept: text/csv`` the response is that of ``/admin/usage.csv``.
     """
     if "text/csv" in request.headers.get("accept", ""):
         return await get_usage_csv(request)
@@ -131,7 +131,7 @@ def _row(each: Priced, by: Sequence[str], token_names: dict[str, str]) -> UsageR
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula; numbers have no exponents."""
+    """Return a CSV cell that spreadsheets do not run as a formula; numbers have no exponents."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value
     return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else value

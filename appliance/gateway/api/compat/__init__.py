@@ -1,3 +1,3 @@
-"""Compat APIs: OpenAI's and Anthropic's. Each call is an ordinary prediction."""
+"""Compat APIs: OpenAI's and Anthropic's. Each call creates an ordinary prediction."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Anthropic's API over language models: messages."""
+"""Routes of Anthropic's Messages API, for language models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from appliance.runners import operations
 
 
 async def create_message(request: Request) -> Response:
-    """``POST /messages``."""
     return await calls.run_operation(request, operations.MESSAGES, MESSAGES, MessageRequest)
 
 
 async def count_tokens(request: Request) -> Response:
-    """``POST /messages/count_tokens``: counted by the tokenizer of the model, which is loaded for it."""
+    """``POST /messages/count_tokens``: loads the model, whose tokenizer counts."""
     return await calls.run_operation(
         request, operations.COUNT_TOKENS, MESSAGES, CountTokensRequest, streams=False
     )

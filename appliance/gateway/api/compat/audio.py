@@ -1,4 +1,4 @@
-"""OpenAI's transcriptions, translations and speech: predictions of whisper and piper models."""
+"""Routes of OpenAI's transcriptions and translations, for whisper models, and speech, for piper models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from appliance.protocols.media import from_data
 HEARS: Final = ("whisper",)
 SPEAKS: Final = ("piper",)
 
-_PLAIN: Final = "plain text"  # name of this format in the inputs of whisper models
+_PLAIN: Final = "plain text"  # a choice of the input ``transcription`` of whisper models
 
 
 async def transcribe(request: Request) -> Response:
@@ -39,7 +39,7 @@ async def transcribe(request: Request) -> Response:
 
 
 async def translate(request: Request) -> Response:
-    """``POST /audio/translations``: transcription into English."""
+    """``POST /audio/translations``: a transcription in English."""
     return await _transcribe(request, "translation")
 
 
@@ -98,7 +98,7 @@ def _transcript(record: Prediction, task: str, asked: TranscriptionFields) -> Re
 
 
 def transcription_input(asked: TranscriptionFields, *, translate: bool) -> dict[str, Any]:
-    """Return the input of a speech recognition model for a request, without the audio.
+    """Return the input of a whisper model for a request, without the audio.
 
     Raises:
         InvalidInput: the temperature is not a finite number.

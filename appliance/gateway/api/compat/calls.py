@@ -1,6 +1,6 @@
 """Shared code of the routes of OpenAI's and Anthropic's APIs.
 
-Each call is a prediction. It is cancelled when its client disconnects.
+Each request creates a prediction, which is cancelled when the client disconnects.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from appliance.protocols import media, serializers
 from appliance.protocols.compat_types import CompatRequest
 from appliance.runners import kinds_with_operation, operations
 
-#: Seconds of silence after which a comment is sent in a stream.
+#: A comment is sent after this many seconds without an event in a stream.
 IDLE: Final = 10.0
-#: A stream starts after at most so many seconds, even without output, because proxies time out after
-#: a minute. Until then an error can still be sent with its own HTTP status.
+#: A stream starts after at most this many seconds, even without output, because proxies time out after a
+#: minute. An error before the start of the stream has its own HTTP status.
 PATIENCE: Final = 40.0
 #: nginx's status for a client that closed the connection.
 _GONE: Final = 499
 _LONG: Final = 3600.0  # seconds; the wait is repeated
 
-#: Keeps the tasks that cancel predictions from being garbage-collected before they are done.
+#: Tasks that cancel predictions; asyncio itself keeps only weak references to them.
 _cancelling: Final[set[asyncio.Task[None]]] = set()
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class ApiFormat(NamedTuple):
 
     named: bool  # whether an event is named after the type of its object
     last: bytes  # bytes that end the stream
-    error: Callable[[CompatError, int], msgspec.Struct]  # makes the error event from the error and its number
+    error: Callable[[CompatError, int], msgspec.Struct]  # returns the event of an error, given its number
 
 
 CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda error, _: error.openai())
@@ -70,7 +70,7 @@ MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda error, _: error.a
 
 
 async def find_caller(request: Request, scope: Scope, *, creates: bool = False) -> Token:
-    """Return the caller's token, as ``requests.caller``; Anthropic's clients send it in ``x-api-key``."""
+    """Return the caller's token as ``requests.caller`` does. Anthropic's clients send it in ``x-api-key``."""
     key = request.headers.get("x-api-key")
     header = f"Bearer {key}" if key is not None and request.url.path.startswith(ANTHROPIC) else None
     return await requests.caller(request, scope, creates=creates, authorization=header)
@@ -91,8 +91,8 @@ def find_model(request: Request, name: str, caller: Token, kinds: Collection[str
     """Return the newest version of the model ``name``.
 
     Raises:
-        ModelNotFound: there is no such model, or it has no version yet.
-        BadRequest: the model is of another kind.
+        ModelNotFound: there is no such model, or the model has no version yet.
+        BadRequest: the kind of the model is not one of ``kinds``.
     """
     try:
         entry = services_of(request).catalogue.by_spec(name, caller.owner)
@@ -157,7 +157,7 @@ async def _submit(
 async def predict(
     request: Request, caller: Token, entry: Entry, input: dict[str, Any]
 ) -> Prediction | Response:
-    """Run a prediction; return its record if it succeeded, else the error response."""
+    """Run a prediction. Return its record if it succeeded, else the error response."""
     record = await _submit(request, caller, entry, input)
     try:
         ended = await _wait_until_ended(request, record)
@@ -171,7 +171,7 @@ async def predict(
 
 
 def id_headers(record: Prediction) -> dict[str, str]:
-    """Return headers with the id of the prediction, which the clients show as the id of the request."""
+    """Return the headers that clients log as the id of the request: they have the id of the prediction."""
     return {"x-request-id": record.id, "request-id": record.id}
 
 
@@ -260,8 +260,8 @@ async def _events(
 def _error_of(record: Prediction) -> CompatError:
     """Return the error of an operation that did not succeed.
 
-    An error response of the model has its own status. Other failures are not the caller's fault, unless the
-    request has URLs of images, which may be what could not be fetched.
+    An error response of the model has its own HTTP status. Other failures have status 400 if the request has
+    URLs of media, because fetching these may have failed, and otherwise 500.
     """
     media_urls = next(media.urls(record.input), None) is not None
     return CompatError.of_record(record, otherwise=400 if media_urls else 500)
@@ -284,7 +284,6 @@ def invalid(field: str, why: str) -> InvalidInput:
 
 
 def frame(item: Any, *, named: bool) -> bytes:
-    """Encode one server-sent event."""
     name = f"event: {item['type']}\n".encode() if named else b""
     return name + b"data: " + msgspec.json.encode(item) + b"\n\n"
 

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: predictions of embedding models."""
+"""The route of OpenAI's embeddings, for embedding models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: Final = ("embeddings",)
 
 
 async def create_embeddings(request: Request) -> Response:
-    """``POST /embeddings``: vectors of length 1, in the order of the texts."""
+    """``POST /embeddings``: the vectors have length 1 and the order of the texts."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     asked = await calls.parse(request, EmbeddingsRequest)
     if asked.dimensions is not None:
@@ -51,10 +51,10 @@ async def create_embeddings(request: Request) -> Response:
 
 
 def texts(given: Any) -> list[str]:
-    """Return the texts in an ``input``.
+    """Return ``given``, the field ``input`` of a request, as a list of texts.
 
     Raises:
-        InvalidInput: it is empty, or contains something else, such as tokens.
+        InvalidInput: ``given`` is an empty list, or contains something else than texts, such as tokens.
     """
     found = given if isinstance(given, list) else [given]
     if not found or not all(isinstance(text, str) for text in found):

@@ -23,13 +23,12 @@ _OPAQUE: Final = "application/octet-stream"
 
 
 class Form(msgspec.Struct):
-    """Fields and files of a form. ``name[]`` is the same as ``name``; repeated fields are lists."""
+    """Fields and files of a form. Repeated fields, and those named ``name[]``, are lists."""
 
     fields: dict[str, Any] = {}
     files: dict[str, list[File]] = {}
 
     def put(self, name: str, value: str) -> None:
-        """Add a field; one whose name ends in ``[]`` is a list."""
         plain = name.removesuffix("[]")
         if name != plain or plain in self.fields:
             known = self.fields.get(plain, [])
@@ -90,7 +89,7 @@ async def _finish(
     services: Services,
     caller: Token,
 ) -> None:
-    """Store a completely received part."""
+    """Put a completely received part into ``form``; store it as an upload if it is a file."""
     if part is None:
         return
     if arriving is None:

@@ -1,4 +1,4 @@
-"""OpenAI's images: predictions of image models."""
+"""Routes of OpenAI's images, for image models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ _FORMATS: Final = {"jpeg": "jpg"}
 
 
 async def generate_images(request: Request) -> Response:
-    """``POST /images/generations``."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     given = await requests.body(request)
     calls.check_required(given, ImageRequest)
@@ -56,7 +55,7 @@ async def edit_images(request: Request) -> Response:
         if "mask" in form.files:
             raise calls.invalid(
                 "mask",
-                "is not supported here: use POST /v1/predictions; its mask is white where to repaint",
+                "Is not supported here: use POST /v1/predictions, whose mask is white where to repaint",
             )
         base = requests.origin(request)
         files = {"image": f"{base}/v1/files/{images[0].id}"}
@@ -70,7 +69,9 @@ async def _generated(
         raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")
     input = inputs(given, entry) | files
     if not set(files) <= entry.interface.input["properties"].keys():
-        raise BadRequest(f"The model `{given['model']}` takes no images.")
+        raise BadRequest(
+            f"The model `{given['model']}` cannot edit images; use POST /openai/v1/images/generations."
+        )
     record = await calls.predict(request, caller, entry, input)
     if isinstance(record, Response):
         return record
@@ -87,7 +88,6 @@ async def _generated(
 
 
 async def _base64(file: OutputFile | str, folder: Path) -> str:
-    """Return the file in base64."""
     if isinstance(file, str):  # a `data:` URL already
         return file.partition(",")[2]
     path = folder / file.path
@@ -116,7 +116,7 @@ def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
     foreign = {"size": "size", "num_outputs": "n", "output_quality": "output_compression"}
     for name, spelled in foreign.items():
         if name in input and name not in known:
-            raise calls.invalid(spelled, f"the model {entry.name} has no such input; omit it")
+            raise calls.invalid(spelled, f"The model {entry.name} has no such input; omit it")
     return input
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's API over language models: models, chat completions, completions and responses."""
+"""Routes of OpenAI's API for language models: models, chat completions, completions and responses."""
 
 from __future__ import annotations
 
@@ -24,29 +24,26 @@ from appliance.protocols.compat_types import (
 )
 from appliance.runners import kinds_with_operation, operations
 
-#: The kinds that answer at least one route of this API.
+#: The kinds of models that at least one route of this API can call.
 KINDS: Final = frozenset(
     {*kinds_with_operation(operations.CHAT), *embeddings.KINDS, *images.KINDS, *audio.HEARS, *audio.SPEAKS}
 )
 
 
 async def create_chat_completion(request: Request) -> Response:
-    """``POST /chat/completions``."""
     return await calls.run_operation(request, operations.CHAT, CHUNKS, ChatCompletionRequest)
 
 
 async def create_completion(request: Request) -> Response:
-    """``POST /completions``."""
     return await calls.run_operation(request, operations.COMPLETIONS, CHUNKS, CompletionRequest)
 
 
 async def create_response(request: Request) -> Response:
-    """``POST /responses``."""
     return await calls.run_operation(request, operations.RESPONSES, EVENTS, ResponsesRequest)
 
 
 async def list_models(request: Request) -> Response:
-    """``GET /models``: the models that answer a route of this API, without aliases."""
+    """``GET /models``: the models that a route of this API can call, without aliases."""
     caller = await calls.find_caller(request, Scope.READ)
     catalogue = services_of(request).catalogue
     visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]

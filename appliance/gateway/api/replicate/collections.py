@@ -29,7 +29,7 @@ MOST: Final = 50
 
 
 async def list_collections(request: Request) -> Response:
-    """``GET /collections``: the collections of models.yaml, in its order."""
+    """``GET /collections``: the collections of models.yaml, in the order of that file."""
     await requests.caller(request, Scope.READ)
     return responses.json(
         serializers.page([_brief(one) for one in services_of(request).catalogue.collections.values()])
@@ -37,7 +37,6 @@ async def list_collections(request: Request) -> Response:
 
 
 async def get_collection(request: Request) -> Response:
-    """``GET /collections/{slug}``: a collection with its models."""
     services = services_of(request)
     await requests.caller(request, Scope.READ)
     found = services.catalogue.collections.get(request.path_params["slug"])
@@ -60,7 +59,7 @@ async def get_collection(request: Request) -> Response:
 async def search(request: Request) -> Response:
     """``GET /search?query=&limit=``: models and collections, best first.
 
-    As on Replicate, it needs no token, and clients send none. Only public models are found.
+    As on Replicate, a search needs no token, and its clients send none. It finds only public models.
     """
     services = services_of(request)
     if "authorization" in request.headers:

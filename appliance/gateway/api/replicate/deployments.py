@@ -26,19 +26,17 @@ from appliance.protocols.request_types import (
 )
 from appliance.protocols.response_types import DeploymentResponse
 
-#: Seconds for which a deployment must have been unused before it can be deleted.
+#: A deployment can be deleted once it has been unused for this many seconds.
 UNUSED: Final = 15 * 60
 
 
 async def list_deployments(request: Request) -> Response:
-    """``GET /deployments``: the deployments of the account, newest release first."""
     caller = await requests.caller(request, Scope.READ)
     found = await services_of(request).store.registry.deployments(caller.owner)
     return responses.json(serializers.page([_shown(release, request) for release in found]))
 
 
 async def create_deployment(request: Request) -> Response:
-    """``POST /deployments``: create a deployment with its first release."""
     caller = await requests.caller(request, Scope.RUN)
     given = await requests.parse(request, DeploymentRequest)
     if await services_of(request).store.registry.deployment(caller.owner, given.name) is not None:
@@ -75,7 +73,6 @@ async def update_deployment(request: Request) -> Response:
 
 
 async def delete_deployment(request: Request) -> Response:
-    """``DELETE /deployments/{owner}/{name}``: delete a deployment that is offline and unused."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     release = await _release(request, caller)
@@ -84,7 +81,7 @@ async def delete_deployment(request: Request) -> Response:
         raise BadRequest(f"Deployment {name} is online: set min_instances to 0 before deleting it.")
     used = await services.store.registry.last_use(name)
     if used is not None and time.time() - used < UNUSED:
-        raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago.")
+        raise BadRequest(f"Deployment {name} was used less than {UNUSED // 60} minutes ago; delete it later.")
     await services.store.registry.remove_deployment(release.owner, release.name)
     await services.engine.deployed()
     return Response(status_code=204)
@@ -95,7 +92,9 @@ async def create_deployment_prediction(request: Request) -> Response:
     release = await _release(request, caller)
     given = await requests.parse(request, PredictionRequest)
     if release.max_instances == 0:
-        raise BadRequest(f"Deployment {release.deployment} is off: its max_instances is 0.")
+        raise BadRequest(
+            f"Deployment {release.deployment} is off: its max_instances is 0; set it to 1 or more."
+        )
     return await create_prediction(
         request, caller, _entry(release, request), given, deployment=release.deployment
     )

@@ -30,7 +30,7 @@ _LONGEST_NAME: Final = 255
 _OPAQUE: Final = "application/octet-stream"
 _BRACKETS: Final = re.compile(r"\[([^\[\]]*)\]")
 _TYPE: Final = re.compile(r"[\w.+-]+/[\w.+-]+(\s*;\s*[\w.+-]+=(\"[^\"\r\n]*\"|[\w.+-]+))*")
-#: A file is not trusted: scripts in it must not run in the origin of this server.
+#: Files are not trusted: scripts in them must not run in the origin of this server.
 _INERT: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; media-src 'self'",
@@ -52,7 +52,6 @@ class _Form:
 
 
 async def create_file(request: Request) -> Response:
-    """``POST /files``: upload the file in the form field ``content``."""
     files = services_of(request).files
     caller = await requests.caller(request, Scope.RUN)
     expected = requests.content_length(request)
@@ -77,7 +76,6 @@ async def create_file(request: Request) -> Response:
 
 
 async def list_files(request: Request) -> Response:
-    """``GET /files``: uploads, newest first, a hundred at a time."""
     caller = await requests.caller(request, Scope.READ)
     base = requests.origin(request)
     given = request.query_params.get("cursor")
@@ -91,7 +89,7 @@ async def list_files(request: Request) -> Response:
 
 
 async def get_file(request: Request) -> Response:
-    """``GET /files/{id}``: metadata; the content has another URL."""
+    """``GET /files/{id}``: metadata of an upload; its content is at ``/files/{id}/download``."""
     return responses.json(serializers.file(await _file(request, Scope.READ), requests.origin(request)))
 
 
@@ -101,7 +99,7 @@ async def delete_file(request: Request) -> Response:
 
 
 async def download_file(request: Request) -> Response:
-    """``GET /files/{id}/download?owner&expiry&signature``: content; no token, but a signature."""
+    """``GET /files/{id}/download?owner&expiry&signature``: the signature replaces a token."""
     files = services_of(request).files
     asked = request.query_params
     id, owner = request.path_params["id"], asked.get("owner", "")
@@ -113,7 +111,7 @@ async def download_file(request: Request) -> Response:
 
 
 async def get_output_file(request: Request) -> Response:
-    """``GET /outputs/{id}/{name}``: content. No token, but the id cannot be guessed."""
+    """``GET /outputs/{id}/{name}``: needs no token, because the id cannot be guessed."""
     file = await services_of(request).files.output(request.path_params["id"])
     if file is None:
         raise NotFound("File not found")
@@ -177,7 +175,7 @@ def _name(form: _Form) -> str:
     """Return the file name that the caller gave, without its folders.
 
     Raises:
-        InvalidInput: it is too long.
+        InvalidInput: the name is too long.
     """
     name = re.split(r"[/\\]", form.text("filename") or form.filename or "")[-1].replace("\0", "").strip()
     if len(name) > _LONGEST_NAME:
@@ -204,7 +202,7 @@ def _metadata(form: _Form) -> dict[str, Any]:
     """Return the metadata: the JSON in ``metadata``, or the fields called ``metadata[a][b]``.
 
     Raises:
-        InvalidInput: it is neither.
+        InvalidInput: the field ``metadata`` is no JSON object.
     """
     text = form.text("metadata")
     found: dict[str, Any] = {}
@@ -235,7 +233,7 @@ def _put(place: dict[str, Any], keys: list[str], value: str) -> None:
         if at == len(keys) - 1:
             place[key] = value
         elif keys[at + 1 :] == [""]:
-            with contextlib.suppress(AttributeError):  # the same key was given as text too
+            with contextlib.suppress(AttributeError):  # the form also has this key as text
                 place.setdefault(key, []).append(value)
             return
         else:

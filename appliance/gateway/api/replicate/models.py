@@ -28,7 +28,7 @@ PAGE: Final = 25  # models on a page, as on Replicate
 
 
 async def list_models(request: Request) -> Response:
-    """``GET /models``: a page of the public models, by default sorted by newest version."""
+    """``GET /models``: a page of the public models, sorted by newest version by default."""
     await requests.caller(request, Scope.READ)
     by = requests.one_of(request, "sort_by", ("model_created_at", "latest_version_created_at"))
     ascending = requests.one_of(request, "sort_direction", ("asc", "desc")) == "asc"
@@ -41,7 +41,7 @@ async def list_models(request: Request) -> Response:
 async def query_models(request: Request) -> Response:
     """``QUERY /models``: the models that match the body, best first.
 
-    The body is text or a JSON string: clients send either one, with either content type.
+    The body is plain text or a JSON string, whatever its content type: clients mix these up.
     """
     await requests.caller(request, Scope.READ)
     text = await requests.text_body(request)
@@ -49,7 +49,6 @@ async def query_models(request: Request) -> Response:
 
 
 async def create_model(request: Request) -> Response:
-    """``POST /models``: create a model. Trainings and builds create its versions."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     given = await requests.parse(request, ModelRequest)
@@ -67,7 +66,7 @@ async def create_model(request: Request) -> Response:
     values = msgspec.structs.asdict(given) | {"name": name}
     del values["owner"]
     model = Model(created_at=round(time.time(), 6), **values)
-    # In the catalogue first, so that a second request for the same name fails while this one is stored.
+    # The catalogue gets the model first, so that a second request for the same name fails meanwhile.
     card = services.catalogue.put(model)
     try:
         await services.store.registry.add_model(model)
@@ -85,7 +84,6 @@ async def get_model(request: Request) -> Response:
 
 
 async def update_model(request: Request) -> Response:
-    """``PATCH /models/{owner}/{name}``: change the description and links."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     card = _own(request, caller)
@@ -97,7 +95,6 @@ async def update_model(request: Request) -> Response:
 
 
 async def delete_model(request: Request) -> Response:
-    """``DELETE /models/{owner}/{name}``: only a private model without versions."""
     services = services_of(request)
     caller = await requests.caller(request, Scope.RUN)
     card = _own(request, caller)
@@ -111,7 +108,6 @@ async def delete_model(request: Request) -> Response:
 
 
 async def get_readme(request: Request) -> Response:
-    """``GET /models/{owner}/{name}/readme``: Markdown."""
     card = await _card(request)
     if card.readme is None:
         raise NotFound
@@ -119,7 +115,7 @@ async def get_readme(request: Request) -> Response:
 
 
 async def list_examples(request: Request) -> Response:
-    """``GET /models/{owner}/{name}/examples``: the predictions that an administrator chose."""
+    """``GET /models/{owner}/{name}/examples``: the predictions that an administrator chose as examples."""
     services = services_of(request)
     card = await _card(request)
     base = requests.origin(request)

@@ -15,13 +15,13 @@ from appliance.gateway.api.services import services_of
 from appliance.gateway.engine import Engine
 from appliance.protocols import serializers
 
-#: Seconds of silence after which a comment is sent; one client gives up after 30.
+#: A comment is sent after this many seconds without an event; one client gives up after 30.
 IDLE: Final = 10.0
 HEADERS: Final = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 
 
 async def stream_output(request: Request) -> Response:
-    """``GET /streams/{token}``: the whole output, or what follows ``Last-Event-ID``.
+    """``GET /streams/{token}``: all events of the output, or those after ``Last-Event-ID``.
 
     The URL carries 256 random bits and needs no token: two official clients send none.
     """
@@ -33,7 +33,7 @@ async def stream_output(request: Request) -> Response:
 
 
 async def _events(record: Prediction, after: int, engine: Engine, base: str) -> AsyncIterator[bytes]:
-    yield serializers.HEARTBEAT  # proxies pass on the headers once there is a body
+    yield serializers.HEARTBEAT  # proxies forward the headers with the first byte of the body
     async for seen in engine.follow(record, after, idle=IDLE):
         if seen is None:
             yield serializers.HEARTBEAT

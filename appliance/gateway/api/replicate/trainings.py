@@ -1,4 +1,4 @@
-"""Routes for trainings. A training is a prediction of a trainer, and stored as one."""
+"""Routes for trainings. A training is stored as a prediction, made by the model's trainer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ async def cancel_training(request: Request) -> Response:
 
 
 async def list_trainings(request: Request) -> Response:
-    """``GET /trainings``: newest first, a hundred at a time."""
     caller = await requests.caller(request, Scope.READ)
     return await paging.of_predictions(request, caller.owner, serializers.training, training=True)
 

@@ -18,7 +18,7 @@ from appliance.protocols import serializers
 
 
 async def list_versions(request: Request) -> Response:
-    """``GET /models/{owner}/{name}/versions``: every version that the model ever had, newest first."""
+    """``GET /models/{owner}/{name}/versions``: also versions that are no longer served."""
     services = services_of(request)
     card, _ = await _card(request, Scope.READ)
     latest = services.catalogue.latest(card.name)
@@ -39,7 +39,7 @@ async def get_version(request: Request) -> Response:
 
 
 async def delete_version(request: Request) -> Response:
-    """``DELETE /models/{owner}/{name}/versions/{id}``: its predictions and their files too."""
+    """``DELETE /models/{owner}/{name}/versions/{id}``: also deletes the predictions of the version."""
     card, caller = await _card(request, Scope.RUN)
     services = services_of(request)
     version = request.path_params["id"]

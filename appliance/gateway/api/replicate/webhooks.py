@@ -1,4 +1,4 @@
-"""The route for the webhook key, and the webhook of a request."""
+"""The route for the webhook signing key, and the webhook that a prediction request asks for."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from appliance.protocols.response_types import WebhookSecretResponse
 
 
 async def get_webhook_secret(request: Request) -> Response:
-    """``GET /webhooks/default/secret``: the newest key of the caller's account."""
     caller = await requests.caller(request, Scope.RUN)
     newest, *_ = await sender.keys(services_of(request).store, caller.owner, time.time())
     return responses.json(WebhookSecretResponse(key=newest))
 
 
 def webhook(request: Request, given: PredictionRequest) -> Webhook | None:
-    """Return the webhook that ``given``, the body of a request, asks for.
+    """Return the webhook of a request for a prediction; None without one.
 
     Raises:
-        InvalidInput: the URL is not valid, or the appliance may not call it.
+        InvalidInput: the URL is not valid, or models.yaml does not permit requests to its address.
     """
     url = given.webhook
     if url is None:

@@ -300,7 +300,7 @@ async def test_base64_as_people_write_it(api: Api, written: str) -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("data:image/png;base64,?", "its base64 is invalid"),
+        ("data:image/png;base64,?", "the base64 of the data: URL is invalid"),
         ("data:nothing", "has no comma"),
         ("http://127.0.0.1:9/secret", "not public"),
         ("http://localhost/secret", "not public"),

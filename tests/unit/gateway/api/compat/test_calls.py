@@ -369,7 +369,7 @@ def test_what_images_are_asked_for() -> None:
     for wrong in ({"colour": "red"}, {"quality": "hd"}, {"size": "1x"}, {"stream": True}, {"n": "2"}):
         with pytest.raises(InvalidInput, match=next(iter(wrong))):
             images.inputs({"model": "m", "prompt": "a cat", **wrong}, model)
-    with pytest.raises(InvalidInput, match="output_compression: the model test/echo has no such input"):
+    with pytest.raises(InvalidInput, match="output_compression: The model test/echo has no such input"):
         images.inputs({"model": "m", "prompt": "a cat", "output_compression": 50}, model)
 
 
