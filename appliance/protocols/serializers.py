@@ -184,8 +184,8 @@ def listed(record: Prediction, base: str) -> PredictionResponse:
 def timeline(record: Prediction, now: float) -> list[Phase]:
     """Return the phases of a prediction until ``now`` (Unix seconds): queued, loading its model, running.
 
-    A phase under way has no end yet. After retries only the last attempt is shown; the time of earlier
-    attempts counts as queued.
+    The current phase has no end. After retries only the last attempt has phases of its own: the time of
+    earlier attempts counts as queued.
     """
     began = None if record.status is Status.STARTING else record.started_at
     over = record.completed_at
@@ -246,7 +246,7 @@ def release(record: Release, created_by: AccountResponse) -> DeploymentResponse:
 
 
 def account(username: str, name: str | None, base: str) -> AccountResponse:
-    """Return an account. Some clients require a name, others the URLs, which both are the account's page."""
+    """Return an account. Some clients require the name, others the URLs, which lead to the account's page."""
     url = f"{base}/{username}"
     return AccountResponse(
         type="organization", username=username, name=name or username, github_url=url, avatar_url=url

@@ -19,7 +19,7 @@ _HEADERS: Final = 16 * 1024  # bytes of one part's headers
 
 
 class Part(NamedTuple):
-    """The beginning of a part of a form."""
+    """The name and headers of a part of a form, which precede its content."""
 
     name: str  # of the field
     filename: str | None

@@ -1,6 +1,4 @@
-"""The operations that the served OpenAPI document describes: of Replicate's API, of ``/admin`` and of the
-compat APIs.
-"""
+"""Operations of the served OpenAPI document: of Replicate's API, ``/admin`` and the compat APIs."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ class Operation(NamedTuple):
 
     @property
     def server(self) -> str:
-        """The prefix of the path."""
+        """URL that the path is relative to."""
         return "/" if self.path.startswith(OTHER_PREFIXES) else "/v1"
 
 

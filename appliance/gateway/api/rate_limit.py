@@ -20,7 +20,7 @@ class RateLimitState(NamedTuple):
 
 
 class RateLimits:
-    """The buckets of all tokens."""
+    """The buckets of all API tokens."""
 
     def __init__(self, *, requests: int | None, predictions: int | None) -> None:
         """``predictions``: limit of created predictions a minute; ``requests``: of all other requests."""

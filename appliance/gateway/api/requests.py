@@ -286,7 +286,7 @@ def limit(request: Request, default: int, most: int) -> int:
     """Return the query parameter ``limit``, from 1 to ``most``.
 
     Raises:
-        InvalidInput: the parameter is not such a number.
+        InvalidInput: the parameter is not a number from 1 to ``most``.
     """
     text = request.query_params.get("limit", str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):

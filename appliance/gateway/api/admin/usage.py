@@ -88,7 +88,7 @@ def _asked(request: Request) -> tuple[str, str, list[str]]:
     last = _day(request, "to", today)
     first = _day(request, "from", max(date.min + timedelta(DAYS), last) - timedelta(days=DAYS - 1))
     if first > last:
-        raise InvalidInput([FieldProblem("number_lte", "from", "Must not be after to")])
+        raise InvalidInput([FieldProblem("number_lte", "from", "Must not be a later day than to")])
     by = [part.strip() for part in request.query_params.get("by", "day").split(",") if part.strip()]
     unknown = [part for part in by if part not in KEYS]
     if unknown:

@@ -171,7 +171,7 @@ async def predict(
 
 
 def id_headers(record: Prediction) -> dict[str, str]:
-    """Return the headers that clients log as the id of the request: they have the id of the prediction."""
+    """Return headers with the id of the prediction, which clients log as the id of their request."""
     return {"x-request-id": record.id, "request-id": record.id}
 
 

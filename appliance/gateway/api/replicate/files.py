@@ -188,7 +188,7 @@ def _content_type(form: _Form) -> str:
     """Return the content type that the caller gave, else the one that follows from the file's name.
 
     Raises:
-        InvalidInput: it is not a media type.
+        InvalidInput: the field ``type`` is not a media type.
     """
     given = (
         form.text("type") or form.content_type or mimetypes.guess_type(_name(form))[0] or _OPAQUE

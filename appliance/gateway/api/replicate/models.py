@@ -178,7 +178,9 @@ def require_own(card: Card, caller: Token) -> Card:
     if card.kind is not None:
         raise BadRequest(f"Model {card.name} is defined in models.yaml on the server; change it there.")
     if card.owner != caller.owner:
-        raise PermissionDenied(f'Model {card.name} belongs to the account "{card.owner}".')
+        raise PermissionDenied(
+            f'Model {card.name} belongs to the account "{card.owner}"; use a token of that account.'
+        )
     return card
 
 

@@ -68,7 +68,10 @@ async def _check_unused(version: str, services: Services) -> None:
     registry = services.store.registry
     for release in await registry.deployments():
         if release.version == version:
-            raise BadRequest(f"Version {version} is used by the deployment {release.deployment}.")
+            raise BadRequest(
+                f"Version {version} is used by the deployment {release.deployment}; "
+                "change or delete the deployment first."
+            )
     for adapter in await registry.adapters():
         if adapter.base_version == version:
             raise BadRequest(
