@@ -25,15 +25,15 @@ from appliance.gateway.catalogue.catalogue import Entry
 from appliance.protocols.compat_types import GeneratedImage, ImageRequest, ImagesResponse
 
 KINDS: Final = ("diffusers",)
+#: Schemas of the fields of OpenAI's requests; other fields are inputs of the model.
+_PROPERTIES, _ = requests.schema(ImageRequest)
 _FORMATS: Final = {"jpeg": "jpg"}
 
 
 async def generate_images(request: Request) -> Response:
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     given = await requests.body(request)
-    calls.check_required(given, ImageRequest)
-    properties, _ = requests.schema(ImageRequest)
-    input_schema.check({"model": given["model"]}, properties)
+    _check_model(given)
     entry = calls.find_model(request, given["model"], caller, KINDS)
     return await _generated(request, caller, entry, given, {})
 
@@ -42,13 +42,10 @@ async def edit_images(request: Request) -> Response:
     """``POST /images/edits``: a form with one image."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     async with received(request, caller) as form:
-        properties, _ = requests.schema(ImageRequest)
-        calls.check_required(form.fields, ImageRequest)
-        input_schema.check({"model": form.fields["model"]}, properties)
-        given = form.fields
-        entry = calls.find_model(request, given["model"], caller, KINDS)
-        declared = entry.interface.input["properties"] | properties
-        given = {key: _typed(key, value, declared.get(key, {})) for key, value in given.items()}
+        _check_model(form.fields)
+        entry = calls.find_model(request, form.fields["model"], caller, KINDS)
+        declared = entry.interface.input["properties"] | _PROPERTIES
+        given = {key: _typed(key, value, declared.get(key, {})) for key, value in form.fields.items()}
         images = form.files.get("image", [])
         if len(images) != 1:
             raise calls.invalid("image", f"Must be one file; there are {len(images)}")
@@ -60,6 +57,12 @@ async def edit_images(request: Request) -> Response:
         base = requests.origin(request)
         files = {"image": f"{base}/v1/files/{images[0].id}"}
         return await _generated(request, caller, entry, given, files)
+
+
+def _check_model(given: dict[str, Any]) -> None:
+    """Check that a request has all required fields, and the name of a model."""
+    calls.check_required(given, ImageRequest)
+    input_schema.check({"model": given["model"]}, _PROPERTIES)
 
 
 async def _generated(
@@ -101,8 +104,7 @@ def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
         InvalidInput: the model does not support a field of the request.
     """
     known = entry.interface.input["properties"]
-    properties, _ = requests.schema(ImageRequest)
-    own = {key: value for key, value in given.items() if key in known and key not in properties}
+    own = {key: value for key, value in given.items() if key in known and key not in _PROPERTIES}
     asked = requests.convert({key: value for key, value in given.items() if key not in own}, ImageRequest)
     input: dict[str, Any] = {**own, "prompt": asked.prompt}
     if asked.size is not None and asked.size != "auto":
