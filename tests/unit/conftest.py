@@ -20,6 +20,15 @@ settings.register_profile("appliance", deadline=None)  # no test says how fast a
 settings.load_profile("appliance")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """HTTP clients trust no authority: each would take 40 ms of CPU to read certifi's certificates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
     """The usual umask, whatever a command that ran in this process has set."""

@@ -55,9 +55,9 @@ def test_grpc_has_a_list_of_its_own() -> None:
 
 
 def test_the_ui_starts_whatever_proxy_is_set() -> None:
-    """Gradio makes a client when it is imported, which a SOCKS proxy without a library for it breaks."""
+    """Gradio creates an HTTP client when imported, which fails for a SOCKS proxy without its library."""
     environment = {**os.environ, "ALL_PROXY": "socks5://192.0.2.99:1080", **proxies.NO_PROXIES}
-    program = "import appliance.ui.server, urllib.request; print(urllib.request.getproxies())"
+    program = "import httpx, urllib.request; httpx.AsyncClient(); print(urllib.request.getproxies())"
     ran = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )

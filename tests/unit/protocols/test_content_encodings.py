@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import tracemalloc
 import zlib
@@ -23,6 +24,7 @@ from tests.support.web_server import Answer, Origin, serving
 MIB = 1024 * 1024
 
 
+@functools.cache
 def bomb(layers: int) -> bytes:
     """A few kilobytes that are 64 MiB in ``layers`` times gzip."""
     packer = zlib.compressobj(9, wbits=31)
