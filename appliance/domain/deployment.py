@@ -1,4 +1,4 @@
-"""Deployments: named endpoints that pin a version of a model; each change makes a numbered release."""
+"""Deployments: endpoints ``owner/name`` that run one version of a model; each change is a new release."""
 
 from __future__ import annotations
 
@@ -21,5 +21,4 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def deployment(self) -> str:
-        """The deployment as ``owner/name``."""
         return f"{self.owner}/{self.name}"

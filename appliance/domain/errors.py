@@ -1,8 +1,8 @@
-"""Every exception the appliance raises on purpose.
+"""Every exception that the appliance raises on purpose.
 
-Each class has the HTTP status and the title of its error response; ``RequestError`` is the base class of the
-errors that a client can correct. An exception of a library is translated into one of these classes where it
-is first caught (``raise ... from error``).
+Each class has the HTTP status and the title of its error response. Subclasses of ``RequestError`` report
+mistakes that the client can correct. Exceptions of libraries are translated into these classes (``raise ...
+from error``).
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import Any, ClassVar, NamedTuple
 
 
 class ApplianceError(Exception):
-    """Base class of all errors of the appliance; ``str(error)`` is for the log, ``detail`` for clients."""
+    """Base class of all errors of the appliance; the log shows ``str(error)``, clients get ``detail``."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str | None] = "Internal server error"
 
     @property
     def detail(self) -> str:
-        """The message for people; without one, the first line of the docstring of the class."""
+        """Error message for clients: that of the exception, or the first line of its class's docstring."""
         return str(self) or (self.__doc__ or type(self).__name__).partition("\n")[0]
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON body of the error response, as in Replicate's API."""
         title = {"title": self.title} if self.title is not None else {}
         return {**title, "detail": self.detail, "status": self.status}
 
@@ -41,7 +40,7 @@ class ConfigError(ApplianceError):
         model: str | None = None,
         key: str | None = None,
     ) -> None:
-        """``message`` says what is wrong and what to do; ``line`` counts from 1."""
+        """``message`` states the mistake and how to correct it; ``line`` counts from 1."""
         self.message = message
         self.file = file
         self.line = line
@@ -55,7 +54,7 @@ class ConfigError(ApplianceError):
 class RequestError(ApplianceError):
     """The request of a client cannot be carried out.
 
-    Titles and default messages are those of Replicate's API, where it has the error.
+    Subclasses use the titles and default messages of Replicate's API where Replicate has the same error.
     """
 
     status = 400
@@ -73,7 +72,7 @@ class MalformedQuery(RequestError):
 
 
 class BadRequest(RequestError):
-    """The request is not possible at the moment; the message says why."""
+    """The request is valid but not possible at the moment; the message gives the reason."""
 
     title = "Bad request"
 
@@ -85,7 +84,6 @@ class Unauthenticated(RequestError):
     title = "Unauthenticated"
 
     def __init__(self, *, token_given: bool) -> None:
-        """``token_given`` picks between the two messages of Replicate's API."""
         super().__init__(
             "You did not pass a valid authentication token"
             if token_given
@@ -156,7 +154,7 @@ class FileQuotaExceeded(RequestError):
 
 
 class FieldProblem(NamedTuple):
-    """One row of ``invalid_fields`` in the body of ``InvalidInput``."""
+    """One invalid field of an input, listed as ``invalid_fields`` in the body of the error response."""
 
     type: str
     field: str
@@ -164,19 +162,17 @@ class FieldProblem(NamedTuple):
 
 
 class InvalidInput(RequestError):
-    """One or more fields of the input are wrong; the message names each."""
+    """One or more fields of the input are wrong; the message names each of these fields."""
 
     status = 422
     title = "Input validation failed"
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
-        """``problems`` has at least one row."""
         self.problems = tuple(problems)
         rows = (": ".join(filter(None, (each.field, each.description))) for each in self.problems)
         super().__init__("".join(f"- {row}\n" for row in rows))
 
     def body(self) -> dict[str, Any]:
-        """Return the common body with ``invalid_fields`` added."""
         return {**super().body(), "invalid_fields": [problem._asdict() for problem in self.problems]}
 
 
@@ -200,7 +196,7 @@ class UrlRefused(RequestError):
 
 
 class Throttled(RequestError):
-    """The limit of a queue, or a rate limit, is reached."""
+    """A queue is full or a rate limit is exceeded."""
 
     status = 429
 
@@ -210,7 +206,6 @@ class Throttled(RequestError):
         super().__init__(message)
 
     def body(self) -> dict[str, Any]:
-        """Return the common body with ``retry_after``, in seconds, added."""
         return {**super().body(), "retry_after": self.retry_after}
 
 
@@ -226,19 +221,18 @@ class StoreError(ApplianceError):
 
 
 class DiskFull(StoreError):
-    """A write failed because the disk of the data folder, or the quota on it, is full."""
+    """A write failed because the disk of the data folder, or its disk quota, is full."""
 
     status = 507
     title = "Insufficient storage"
 
     @property
     def detail(self) -> str:
-        """The message for clients; ``str(error)``, for the log, also names the file."""
+        """Error message for clients, without paths; ``str(error)`` names the file."""
         return "The disk of the appliance is full: free some space on it, then try again"
 
     @staticmethod
     def caused(error: BaseException) -> bool:
-        """Return whether ``error`` was caused by a full disk or quota."""
         return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -265,11 +259,11 @@ class LoadFailed(ApplianceError):
 
 
 class ModelTooLarge(LoadFailed):
-    """The model needs more memory than the devices of this machine could ever give it."""
+    """The model needs more memory than the devices of this machine have in total."""
 
 
 class SleepFailed(ApplianceError):
-    """A worker process could not put its model to sleep or wake it, and has to be stopped."""
+    """A worker process failed to put its model to sleep or to wake it; the process has to be stopped."""
 
     status = 503
     title = "Model failed to sleep"
@@ -283,12 +277,12 @@ class WorkerLost(ApplianceError):
 
 
 class OutOfMemory(WorkerLost):
-    """A worker process was killed because it used more memory than it may, or than its device has."""
+    """A worker process was killed because it used more memory than its model may use or its device has."""
 
     title = "Out of memory"
 
     def __init__(self, message: str, took: int | None) -> None:
-        """``took`` is the memory that it used on one device, in bytes; None if unknown."""
+        """``took`` is the memory in bytes that the worker process used on one device; None if unknown."""
         self.took = took
         super().__init__(message)
 
@@ -301,6 +295,6 @@ class RayLost(ApplianceError):
 
 
 class PredictionFailed(ApplianceError):
-    """One prediction failed; others on the model are not affected."""
+    """One prediction failed; other predictions on the model continue."""
 
     title = "Prediction failed"

@@ -1,7 +1,7 @@
-"""Records of files, and files in outputs on their way from a worker process to the store.
+"""Records of stored files, and the type of files in the output of a worker process.
 
-An output has an ``OutputFile`` wherever the API later shows a URL, at any depth. msgspec calls the hooks here
-to encode and decode it, so outputs without files cost nothing.
+The output of a model contains an ``OutputFile``, at any depth, wherever the API later shows the URL of a
+file. msgspec calls the hooks in this module only for these objects, so outputs without files cost nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CODE: Final = 1  # type of the msgpack extension
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload, or an output file of a prediction. Times are Unix seconds."""
+    """A stored file: an upload of a client, or an output file of a prediction. Times are Unix seconds."""
 
     id: str
     owner: str
@@ -31,9 +31,9 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputFile:
-    """A file in an output; two are equal if their ids are.
+    """A file in the output of a prediction. Files with equal ids are equal.
 
-    Not a struct or dataclass: msgspec encodes those itself and would not call ``pack``.
+    This is no struct or dataclass because msgspec encodes those itself and would not call ``pack``.
     """
 
     __slots__ = ("content_type", "id", "md5", "name", "path", "sha256", "size")
@@ -41,7 +41,7 @@ class OutputFile:
     def __init__(
         self, *, id: str, name: str, content_type: str, size: int, sha256: str, md5: str, path: str
     ) -> None:
-        """``id`` is a secret. ``path`` is absolute until the file is stored, then as in ``File``."""
+        """``id`` is secret. ``path`` is absolute until the file is stored, then relative as in ``File``."""
         self.id = id
         self.name = name
         self.content_type = content_type
@@ -65,10 +65,10 @@ class OutputFile:
 
 
 def pack(value: Any) -> msgspec.msgpack.Ext:
-    """Encode an ``OutputFile``: the ``enc_hook`` of msgpack encoders.
+    """Encode an ``OutputFile``. Use as the ``enc_hook`` of msgpack encoders.
 
     Raises:
-        TypeError: the value is no file, and JSON has no such type.
+        TypeError: ``value`` is not an ``OutputFile``, and msgspec cannot encode its type.
     """
     if not isinstance(value, OutputFile):
         refuse(value)
@@ -77,21 +77,17 @@ def pack(value: Any) -> msgspec.msgpack.Ext:
 
 
 def unpack(code: int, data: memoryview) -> OutputFile:
-    """Decode an ``OutputFile``: the ``ext_hook`` of msgpack decoders.
+    """Decode an ``OutputFile``. Use as the ``ext_hook`` of msgpack decoders.
 
     Raises:
-        ValueError: ``pack`` did not write this extension.
+        ValueError: ``code`` is not the extension code of ``OutputFile``.
     """
     if code != _CODE:
-        raise ValueError(f"unknown msgpack extension {code}: only {_CODE}, a file, is known")
+        raise ValueError(f"unknown msgpack extension {code}: expected {_CODE}, an output file")
     fields: list[Any] = msgspec.msgpack.decode(data)
     return OutputFile(**dict(zip(OutputFile.__slots__, fields, strict=True)))
 
 
 def refuse(value: Any) -> Any:
-    """Refuse a value that msgspec cannot encode: the ``enc_hook`` where files are not allowed.
-
-    Raises:
-        TypeError: always.
-    """
+    """Raise TypeError. Use as the ``enc_hook`` of encoders whose values must not contain files."""
     raise TypeError(f"a value of type {type(value).__name__} cannot be encoded as JSON")

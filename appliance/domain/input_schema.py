@@ -1,4 +1,4 @@
-"""Validation of inputs against a model's interface, and the OpenAPI document that publishes the interface.
+"""Validate the input of a prediction against its model's interface, and make the model's OpenAPI document.
 
 The rules and error messages are those of Replicate's API: strings are never converted to numbers, unknown
 keys of ``input`` are dropped, and ``null`` for an optional key counts as an absent key.
@@ -19,7 +19,7 @@ from appliance.domain.errors import FieldProblem, InvalidInput
 if TYPE_CHECKING:
     from appliance.domain.interface import Interface
 
-#: Key of a string property that accepts a list of strings too, and passes it on unchanged.
+#: Schema key of a string input that also accepts a list of strings.
 LIST_TOO: Final = "x-appliance-list"
 _REF: Final = "#/components/schemas/"
 _SCHEMES: Final = ("http", "https", "data")  # of URLs that input files are fetched from
@@ -27,10 +27,10 @@ _LARGEST: Final = 2**63 - 1  # limit of numbers without declared bounds: msgpack
 
 
 def validate(interface: Interface, input: Any) -> dict[str, Any]:
-    """Return the input for the runner: aliases resolved, unknown keys dropped, defaults filled in.
+    """Return the input for the model: aliases replaced by names, unknown keys dropped, defaults added.
 
     Raises:
-        InvalidInput: one row for each missing or wrong key, by the name that the caller used.
+        InvalidInput: a key is missing or has a wrong value; lists all such keys, as the caller wrote them.
     """
     if not isinstance(input, dict):
         raise InvalidInput([_wrong_type("input", "object", input)])
@@ -46,7 +46,7 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
         if name not in by_name or (value is None and name not in required):
             if name in required:
                 problems.append(FieldProblem("required", "input", f"{name} is required"))
-            elif schema.get("default") is not None:  # a default of null is none, as in Cog's runtime
+            elif schema.get("default") is not None:  # Cog ignores a default of null
                 validated[name] = schema["default"]
             continue
         found = list(_problems(value, schema, f"input.{spelled}"))
@@ -59,10 +59,10 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
 
 
 def _encodable(input: dict[str, Any]) -> dict[str, Any]:
-    """Return ``input`` if it can be encoded as msgpack.
+    """Return ``input`` unchanged.
 
     Raises:
-        InvalidInput: an integer in an object or list is too large.
+        InvalidInput: an integer anywhere in ``input`` does not fit in 64 bits, so msgpack cannot encode it.
     """
     try:
         msgspec.msgpack.encode(input)
@@ -76,10 +76,10 @@ _ANNOTATIONS: Final = {"title", "description", "default", "deprecated", "example
 
 
 def check(body: dict[str, Any], properties: dict[str, dict[str, Any]], required: Sequence[str] = ()) -> None:
-    """Check the body of a request; ``null`` for an optional key is the same as no key.
+    """Check the body of a request; ``null`` for an optional key counts as an absent key.
 
     Raises:
-        InvalidInput: one row for each missing, unknown or wrong key.
+        InvalidInput: a key is missing, unknown or has a wrong value; the error lists all such keys.
     """
     missing = (key for key in required if body.get(key) is None)
     problems = [FieldProblem("required", "", f"{key} is required") for key in missing]
@@ -87,19 +87,18 @@ def check(body: dict[str, Any], properties: dict[str, dict[str, Any]], required:
         if key not in properties:
             message = f"Additional property {key} is not allowed"
             problems.append(FieldProblem("additional_property_not_allowed", "", message))
-        elif value is not None and properties[key].keys() - _ANNOTATIONS:  # else any value is right
+        elif value is not None and properties[key].keys() - _ANNOTATIONS:  # other schemas allow every value
             problems += _problems(value, properties[key], key)
     if problems:
         raise InvalidInput(problems)
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Return whether ``value`` is valid for a property with this schema."""
     return next(_problems(value, schema, ""), None) is None
 
 
 def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Return name of the input -> (the name or alias that the caller used, the value)."""
+    """Map each input's name to the name or alias that the caller wrote, and the value."""
     found = {key: (key, value) for key, value in input.items()}
     for alias, name in interface.aliases.items():
         if input.get(alias) is not None and input.get(name) is None:
@@ -108,7 +107,7 @@ def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str
 
 
 def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """Return a property merged with the component that it refers to; Cog writes choices as components."""
+    """Return the schema of an input with its ``$ref`` resolved; Cog refers to enumerations by ``$ref``."""
     for each in schema.get("allOf", ()):
         if "$ref" in each:
             schema = {**components[each["$ref"].removeprefix(_REF)], **schema}
@@ -116,7 +115,7 @@ def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, A
 
 
 def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
-    """Convert a number to the declared type, because JSON has only one: 4.0 is an integer, and 4 a number."""
+    """Convert a number to the declared type: JSON does not distinguish 4 from 4.0."""
     match schema.get("type"):
         case "integer":
             return int(value)
@@ -150,7 +149,7 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
 
 
 def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str) -> Iterator[FieldProblem]:
-    """Yield the problems of a value that may have several types; none if it is valid for one of them."""
+    """Yield the problems of a value whose schema is ``anyOf``, for the variant with the fewest problems."""
     fitting = [variant for variant in variants if "type" not in variant or _is(value, variant["type"])]
     if not fitting:
         yield _wrong_type(field, " or ".join(variant["type"] for variant in variants), value)
@@ -160,7 +159,7 @@ def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str)
 
 
 def non_finite(value: object) -> str | None:
-    """Return the path of the first infinite or NaN number in a JSON value; None if there is none."""
+    """Return the path of the first infinite or NaN number in a JSON value; None if all are finite."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         path, inner = waiting.pop()
@@ -207,7 +206,7 @@ def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[F
 def _is_uri(value: str) -> bool:
     try:
         return urlsplit(value).scheme in _SCHEMES
-    except ValueError:  # such as a bracket without an IPv6 address
+    except ValueError:  # for example, a bracket without an IPv6 address
         return False
 
 
@@ -233,7 +232,6 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def type_name(value: Any) -> str:
-    """Return JSON Schema's name for the type of a JSON value."""
     match value:
         case None:
             return "null"
@@ -256,11 +254,11 @@ def _wrong_type(field: str, expected: str, value: Any) -> FieldProblem:
     )
 
 
-# -- the published document --------------------------------------------------------------------------------
+# -- the OpenAPI document ----------------------------------------------------------------------------------
 
 
 def document(interface: Interface) -> dict[str, Any]:
-    """Return the OpenAPI document of a model version, as Cog writes it."""
+    """Return the OpenAPI document of a model version, in the form that Cog writes."""
     schemas = {"Input": interface.input, "Output": {"title": "Output", **interface.output}}
     return {
         "openapi": "3.0.2",
@@ -308,7 +306,6 @@ def _object(title: str, properties: dict[str, Any], **more: Any) -> dict[str, An
 
 
 def _common_components() -> dict[str, Any]:
-    """Return the components that every model has."""
     times = {
         name: _field(name.replace("_", " ").title(), format="date-time")
         for name in ("created_at", "started_at", "completed_at")

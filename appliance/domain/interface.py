@@ -1,4 +1,4 @@
-"""The inputs and the output of a model, as JSON Schema. Pure."""
+"""The inputs and the output of a model, as JSON Schema."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import msgspec
 class Interface(msgspec.Struct, frozen=True, dict=True):
     """Inputs and output of a model, as JSON Schema in the form of Cog's OpenAPI documents.
 
-    ``input`` is the schema ``Input`` (its properties have ``x-order``), ``output`` the schema ``Output``, and
-    ``components`` the named schemas (enumerations) that ``input`` refers to. ``aliases`` maps other names of
-    an input to its name here. With ``verbatim`` every object is a valid input, and only the runner checks it.
+    ``input`` is the schema ``Input``, whose properties have ``x-order``, and ``output`` the schema
+    ``Output``. ``components`` has the enumerations that ``input`` refers to by name. ``aliases`` maps
+    alternative names of inputs to the names in ``input``. With ``verbatim`` every JSON object is a valid
+    input, and only the runner checks it.
     """
 
     input: dict[str, Any]
@@ -24,7 +25,7 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def iterates(self) -> bool:
-        """Whether the output grows item by item."""
+        """Whether the output is an iterator's: a list that grows while the model runs."""
         return self.output.get("x-cog-array-type") == "iterator"
 
     @cached_property
@@ -34,12 +35,11 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def secret_inputs(self) -> list[str]:
-        """Names of the inputs that are secret: only the model may read their values."""
+        """Names of the inputs whose values only the model may read."""
         return [name for name, schema in self.input["properties"].items() if schema.get("x-cog-secret")]
 
     @property
     def makes_files(self) -> bool:
-        """Whether the output may contain files."""
         return _may_be_file(self.output)
 
 
@@ -50,7 +50,7 @@ def _is_file(schema: dict[str, Any]) -> bool:
 
 
 def _may_be_file(schema: dict[str, Any]) -> bool:
-    """Whether a value of this schema may contain a file; an object without declared properties may."""
+    """Return whether a value of this schema may contain a file; an object without declared properties may."""
     match schema.get("type"):
         case "string":
             return schema.get("format") == "uri"

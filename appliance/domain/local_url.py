@@ -1,4 +1,4 @@
-"""The URL that reaches a server of this machine from this machine."""
+"""The URL under which a server on this machine is reached from this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and versions that are created while the appliance runs, in addition to those of models.yaml."""
+"""Models and versions that clients create while the appliance runs, in addition to those in models.yaml."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that was created through the API. ``created_at`` is in Unix seconds."""
+    """A model that a client created through the API. ``created_at`` is in Unix seconds."""
 
     name: str  # owner/name
     visibility: str  # public or private
@@ -26,36 +26,36 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that a training made: a LoRA adapter for the base version."""
+    """A version that a training created: a LoRA adapter for another version."""
 
     version: str  # 64 hex digits
     model: str  # owner/name of the destination
-    base_model: str  # owner/name, from models.yaml
+    base_model: str  # owner/name of a model in models.yaml
     base_version: str
     training: str
     created_at: float
-    path: str  # folder, relative to the folder of files
+    path: str  # folder of the adapter, relative to the folder of stored files
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that was pushed: the finished build of a Cog project."""
+    """A version that a client pushed: a built Cog project."""
 
     version: str  # 64 hex digits
     model: str
-    build: str  # folder, relative to the folder of builds
+    build: str  # folder of the build, relative to the folder of all builds
     created_at: float
-    memory: int | None  # bytes
+    memory: int | None  # bytes to reserve; None if not declared
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
-    """A build of a pushed Cog project, which makes a version if it succeeds. Times are Unix seconds."""
+    """The build of a pushed Cog project; a successful build creates a version. Times are Unix seconds."""
 
     id: str
     model: str
     owner: str
     source: str  # id of the uploaded archive
     created_at: float
-    memory: int | None  # bytes
+    memory: int | None  # bytes to reserve; None if not declared
     status: str = "starting"  # starting, processing, succeeded, failed or canceled
     step: str | None = None  # description of the current step
     logs: str = ""
@@ -65,5 +65,4 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """Whether the build has ended."""
         return self.completed_at is not None

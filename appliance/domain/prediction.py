@@ -1,7 +1,7 @@
 """The record of a prediction, the transitions of its status, and the events that change the record.
 
-Records are frozen: each change makes a new one. Only ``appliance.gateway.engine`` makes changes, and only
-``appliance.store`` stores them.
+Records are immutable: each change returns a new record. Only ``appliance.gateway.engine`` changes records,
+and only ``appliance.store`` stores them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ class Status(StrEnum):
     PROCESSING = "processing"  # handed to a worker process
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # `error` says why
-    CANCELED = "canceled"  # by the caller, or by a deadline while running
-    ABORTED = "aborted"  # a deadline passed before it started (only with Cancel-After)
+    CANCELED = "canceled"  # by the caller, or at its deadline while running
+    ABORTED = "aborted"  # its deadline (header Cancel-After) passed before it started
 
     @property
     def terminal(self) -> bool:
-        """Whether the status is final."""
         return self in TERMINAL
 
 
@@ -51,7 +50,7 @@ TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
 
 
 class Log(msgspec.Struct, frozen=True, tag="log"):
-    """Text that the model wrote to stdout or stderr; not necessarily whole lines."""
+    """Text that the model wrote to stdout or stderr; the text may end within a line."""
 
     text: str
 
@@ -59,8 +58,8 @@ class Log(msgspec.Struct, frozen=True, tag="log"):
 class Output(msgspec.Struct, frozen=True, tag="output"):
     """Output of the model.
 
-    With ``append``, ``values`` are the next items of an iterator; without it, ``values`` has exactly one
-    item, which is the complete output.
+    With ``append``, ``values`` are the next items of an iterator. Without ``append``, ``values`` has one
+    item: the complete output.
     """
 
     values: list[Any]
@@ -68,14 +67,14 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
 
 
 class Metric(msgspec.Struct, frozen=True, tag="metric"):
-    """A measurement of the prediction; a later value of the same name replaces it."""
+    """A metric of the prediction; a later event of the same name replaces the value."""
 
     name: str
     value: Any
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The last event of a run; exactly one is sent. ``error`` is set only if the status is ``failed``."""
+    """The last event of each run. ``error`` is set only if the status is ``failed``."""
 
     status: Literal["succeeded", "failed", "canceled"]
     error: str | None = None
@@ -87,8 +86,8 @@ Event = Log | Output | Metric | Done
 class Emitted(msgspec.Struct, frozen=True, array_like=True):
     """One event that a worker process sends to the engine.
 
-    ``n`` counts the events of one attempt from 1 without gaps, so that a restarted gateway knows which events
-    it has already applied.
+    ``n`` numbers the events of one attempt from 1 without gaps, so a restarted gateway can tell which events
+    are already in the record.
     """
 
     id: str
@@ -103,15 +102,15 @@ class Job(msgspec.Struct, frozen=True):
     id: str
     attempt: int
     input: dict[str, Any]  # files are absolute paths on this machine
-    folder: str = ""  # absolute path for output files; created with the first one
+    folder: str = ""  # absolute path for output files; created with the first file
     adapter: str | None = None  # absolute path of the folder with the weights of a trained version
     inline: int = -1  # output files up to this size in bytes become data: URLs
-    token: str | None = None  # with which the model may call others for the owner of the prediction
+    token: str | None = None  # API token with which the model may call other models
     operation: str | None = None  # as in `Prediction`
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """Where events of a prediction are sent, and which."""
+    """The URL that a client wants events of its prediction sent to, and the kinds of events."""
 
     url: str
     events: tuple[str, ...]  # some of WEBHOOK_EVENTS
@@ -119,7 +118,7 @@ class Webhook(msgspec.Struct, frozen=True):
 
     @property
     def host(self) -> str:
-        """The host name or IP address in ``url``; empty without one."""
+        """The host name or IP address in ``url``; empty if ``url`` has none."""
         try:
             return urlsplit(self.url).hostname or ""
         except ValueError:
@@ -127,20 +126,21 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class OutputItems(Sequence[Any]):
-    """The output of an iterator so far: an immutable sequence that is extended without copying it.
+    """An immutable sequence of the items that an iterator has output so far; extending it copies no items.
 
-    All records of one attempt share one list; each sees the items that the list had when the record was made.
+    All records of one attempt share one list. Each record uses only as many items as the list had when the
+    record was made.
     """
 
     __slots__ = ("_length", "_shared")
 
     def __init__(self, shared: list[Any]) -> None:
-        """The caller must not change ``shared`` from now on."""
+        """The caller must not change ``shared`` afterwards."""
         self._shared = shared
         self._length = len(shared)
 
     def extended(self, values: Sequence[Any]) -> OutputItems:
-        """Return these items and ``values``; copies only if others were added to the shared list before."""
+        """Return these items followed by ``values``; copies them only if the shared list has more items."""
         if len(self._shared) != self._length:
             return OutputItems([*self, *values])
         self._shared.extend(values)
@@ -182,7 +182,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     model: str  # owner/name, even if the caller used an alias
     version: str  # 64 hex digits
-    owner: str  # username of the account that made it
+    owner: str  # username of the account that created it
     input: dict[str, Any]  # as the caller sent it, without defaults and with secrets redacted
     status: Status = Status.STARTING
     output: Any = None  # JSON data; `OutputItems` while an iterator runs
@@ -194,49 +194,48 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float | None = None
     completed_at: float | None = None
     deadline: float | None = None  # from the header Cancel-After
-    stream_token: str  # secret part of urls.stream
-    attempt: int = 0  # number of runs begun; 1 during the first
+    stream_token: str  # secret part of the URL `urls.stream`
+    attempt: int = 0  # number of attempts that have started
     n: int = 0  # number of the last event of this attempt that was applied
     data_removed: bool = False
     webhook: Webhook | None = None
-    deployment: str | None = None  # owner/name of the deployment that it was requested from
+    deployment: str | None = None  # owner/name of the deployment, if it was created through one
     destination: str | None = None  # for a training: owner/name of the model that gets the new version
-    parent: str | None = None  # id of the prediction whose run requested this one
-    # One of `runners.operations` for a request of another API, such as OpenAI's. Then `input` is the body of
-    # that request, and `output` the response or the items of its stream.
+    parent: str | None = None  # id of the prediction whose model created this one
+    # One of `runners.operations` if the request came through another API, such as OpenAI's. Then `input` is
+    # the body of that request, and `output` is the response or a list of the stream's chunks.
     operation: str | None = None
-    token: str | None = None  # id of the token that requested it; a child has that of its parent
+    token: str | None = None  # id of the API token that created it; for a child prediction, its parent's
     hardware: str | None = None  # SKU of the devices of its last attempt
     trace: str | None = None  # W3C traceparent of the request, if requests are traced
 
     def __str__(self) -> str:
-        """The id for logs, with that of the parent."""
+        """The id for logs; for a child prediction, also the id of its parent."""
         return self.id if self.parent is None else f"{self.id} (child of {self.parent})"
 
     @property
     def about(self) -> dict[str, str]:
-        """Fields of a log record about this prediction."""
+        """Fields that log records about this prediction contain."""
         return {"prediction": self.id, "model": self.model}
 
     def evolve(self, **changes: Any) -> Prediction:
-        """Return a copy with these fields changed."""
         return msgspec.structs.replace(self, **changes)
 
     def transition(self, status: Status, **changes: Any) -> Prediction:
-        """Return a copy with another status, and these fields changed.
+        """Return a copy with a new status and the given fields changed.
 
         Raises:
-            ValueError: ``TRANSITIONS`` does not allow it.
+            ValueError: ``TRANSITIONS`` does not allow the change from the present status.
         """
         if status not in TRANSITIONS[self.status]:
             raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
     def started(self, now: float, cold_start: float, hardware: str | None) -> Prediction:
-        """Return the record at the start of its next attempt, without the output of an earlier one.
+        """Return the record at the start of its next attempt, without output and logs of earlier attempts.
 
-        ``cold_start`` is the time in seconds that it waited for its model to be loaded, ``hardware`` the SKU
-        of the devices that the model is loaded on.
+        ``cold_start`` is the time in seconds that the prediction waited for its model to be loaded.
+        ``hardware`` is the SKU of the devices that hold the model.
         """
         metrics = {"cold_start": round(cold_start, 6)} if cold_start > 0 else {}
         return self.transition(
@@ -261,11 +260,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def plain_output(self) -> Any:
-        """The output as JSON data: a list in place of ``OutputItems``."""
+        """The output as JSON data, with ``OutputItems`` converted to a list."""
         return list(self.output) if isinstance(self.output, OutputItems) else self.output
 
     def apply(self, event: Log | Output | Metric, n: int) -> Prediction:
-        """Return the record after event number ``n``; an event that was applied before changes nothing.
+        """Return the record after event number ``n``; an event that is already in the record changes nothing.
 
         Takes constant time on average, however long the output is.
         """
@@ -283,14 +282,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_id() -> str:
-    """Return a new random id of 26 characters, which has 130 bits."""
+    """Return a new random prediction id: 26 characters with 130 random bits."""
     return secrets.token_bytes(ID_LENGTH).translate(_CROCKFORD).decode()
 
 
 def new_stream_token(*, files: bool = False) -> str:
     """Return a new secret token of 256 random bits for a stream URL.
 
-    With ``files`` it has the prefix ``FILE_STREAM``, which selects another URL: Replicate's JavaScript client
-    recognizes streams of files by their URL.
+    With ``files`` the token starts with ``FILE_STREAM``. Replicate's JavaScript client recognizes streams of
+    files by this prefix in the URL.
     """
     return (FILE_STREAM if files else "") + secrets.token_hex(32)

@@ -10,13 +10,13 @@ from appliance.domain.values import bytes_of
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys and converts no types: the text "1" is not the number 1."""
+    """A section of models.yaml; unknown keys are errors, and types are not converted ("1" is no number)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def subsection(default: Section, description: str) -> Any:
-    """Declare a field that is a section without required keys; the file may leave it empty (null)."""
+    """Declare a section without required keys as a field of another section; in the file it may be null."""
 
     def or_null(schema: dict[str, Any]) -> None:
         schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "null"}]
@@ -25,5 +25,5 @@ def subsection(default: Section, description: str) -> Any:
 
 
 def size(default: str, description: str) -> Any:
-    """Declare a field of type ``Bytes`` whose JSON schema shows the default as text, such as 20MiB."""
+    """Declare a field of type ``Bytes``; the JSON schema shows the default as text, such as 20MiB."""
     return Field(default=bytes_of(default), description=description, json_schema_extra={"default": default})

@@ -1,4 +1,4 @@
-"""API tokens: a secret is shown once, when it is made, and stored only as a digest."""
+"""API tokens. A secret is shown once, when its token is made; only a digest of the secret is stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCHEMES: Final = re.compile(r"(?i)(?:bearer|token)[ \t]+(.*)", re.DOTALL)
 
 
 class Scope(StrEnum):
-    """The rights of a token; each scope includes those before it."""
+    """The rights of a token; each scope includes the rights of the scopes above it."""
 
     READ = "read"  # read everything of its account
     RUN = "run"  # create and cancel predictions
@@ -30,29 +30,28 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     """The stored record of a token, without its secret. Times are Unix seconds."""
 
     id: str
-    name: str  # for people
-    owner: str  # username of the account that it acts for
+    name: str  # shown to people; not unique
+    owner: str  # username of the account whose rights it has
     digest: str  # of the secret
     created_at: float
     revoked_at: float | None = None
     scope: Scope
-    prediction: str | None = None  # the running prediction that it was made for; such a token is not stored
+    prediction: str | None = None  # id of the running prediction that uses it; such a token is not stored
 
     def may(self, needed: Scope) -> bool:
-        """Return whether the scope of this token includes ``needed``."""
         ranks = list(Scope)
         return ranks.index(self.scope) >= ranks.index(needed)
 
 
 class RunTokens:
-    """Tokens with which a running prediction makes requests for its owner.
+    """Make and check the tokens with which a running prediction calls the API on behalf of its owner.
 
-    A token is computed from a key and the id and attempt of the prediction. So it is not stored, and is valid
-    after a restart of the gateway. The caller checks that the prediction still runs.
+    A token is an HMAC over the id and the attempt of the prediction. It is not stored, and stays valid after
+    a restart of the gateway. The caller of ``read`` checks that the prediction still runs.
     """
 
     def __init__(self, key: str) -> None:
-        """``key`` is a secret of this appliance."""
+        """``key`` is the secret key of the HMAC."""
         self._key = key.encode()
 
     def make(self, id: str, attempt: int) -> str:
@@ -60,7 +59,7 @@ class RunTokens:
         return f"{PREFIX}run_{id}_{attempt}_{base64.urlsafe_b64encode(code).decode().rstrip('=')}"
 
     def read(self, secret: str) -> tuple[str, int] | None:
-        """Return the id and the attempt of the prediction that the token is for; None if it is forged."""
+        """Return the id and the attempt of the token's prediction; None if the token is forged."""
         match = _RUN.fullmatch(secret)
         if match is None or not hmac.compare_digest(self.make(match[1], int(match[2])), secret):
             return None
@@ -68,25 +67,25 @@ class RunTokens:
 
 
 def new_token() -> str:
-    """Return a new random secret: ``apl_`` and 40 URL-safe characters, which have 240 bits."""
+    """Return a new random secret: ``apl_`` and 40 URL-safe characters with 240 random bits."""
     return PREFIX + secrets.token_urlsafe(_SECRET_LENGTH * 6 // 8)[:_SECRET_LENGTH]
 
 
 def new_id() -> str:
-    """Return a new random id of a token, which is not secret."""
+    """Return a new random id of a token; the id is not secret."""
     return secrets.token_hex(8)
 
 
 def digest(secret: str) -> str:
-    """Return the digest by which a secret is stored and looked up, 64 hex digits.
+    """Return the digest under which a secret is stored and looked up: 64 hex digits.
 
-    A plain SHA-256 is enough: a random secret cannot be found with a dictionary.
+    Plain SHA-256 is enough, because a random secret cannot be guessed from a dictionary.
     """
     return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
 
 
 def parse(header: str | None) -> str | None:
-    """Return the secret in an ``Authorization`` header of scheme Bearer or Token; None without one."""
+    """Return the secret in an ``Authorization`` header of the scheme Bearer or Token; None if it has none."""
     match = _SCHEMES.fullmatch(header.strip()) if header else None
     secret = match[1].strip() if match else ""
     return secret or None

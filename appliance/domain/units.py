@@ -1,4 +1,4 @@
-"""Bytes as text for logs and error messages."""
+"""Numbers of bytes as text, for logs and error messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def readable_bytes(count: float) -> str:
-    """Return a number of bytes in the largest unit that fits, such as ``12.4 GiB``."""
+    """Return ``count`` bytes as text in the largest unit that fits, such as ``12.4 GiB``."""
     unit = 0
     while count >= 1024 and unit < len(_UNITS) - 1:
         count, unit = count / 1024, unit + 1

@@ -1,7 +1,7 @@
-"""Usage of predictions, summed up, and its cost.
+"""Sum up the usage of predictions, and compute its cost.
 
-All usage of a prediction counts on the day (UTC) on which it ended. Times are integers of microseconds, so
-sums are exact: they equal the sums of the metrics of the predictions, which have six decimals.
+All usage of a prediction is counted on the day (UTC) on which it ended. Times are whole microseconds because
+integers add up exactly: the metrics of predictions have six decimals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 from appliance.domain.prediction import Prediction, Status
 
-#: Fields of `Usage` that it can be grouped by, in the order in which groups are sorted.
+#: Fields of `Usage` by which rows can be grouped, in the order in which groups are sorted.
 KEYS: Final = ("day", "model", "work", "owner", "token", "hardware")
 #: Fields of `Usage` that are summed up.
 AMOUNTS: Final = (
@@ -31,36 +31,37 @@ AMOUNTS: Final = (
     "input_tokens",
     "output_tokens",
 )
-_LARGEST: Final = 10**9  # of one metric: code of a model may report anything, and sums must fit into 64 bits
+_LARGEST: Final = 10**9  # limit of one metric: models can report any number, and sums must fit in 64 bits
 _MULTIPLE: Final = re.compile(r"(.+)-(\d+)x")
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Usage of one group of predictions; a key is None if predictions were not grouped by it."""
+    """Usage of a group of predictions. A key, such as ``day``, is None if predictions were not grouped by
+    this key.
+    """
 
     day: str | None = None  # YYYY-MM-DD
     model: str | None = None
     work: str | None = None  # prediction or training
     owner: str | None = None
-    token: str | None = None  # id; "" for predictions made before it was recorded
-    hardware: str | None = None  # SKU; "" for predictions that never ran, or were made before it was recorded
+    token: str | None = None  # id; "" for predictions made before tokens were recorded
+    hardware: str | None = None  # SKU; "" for predictions that never ran or ran before it was recorded
     succeeded: int = 0
     failed: int = 0
     canceled: int = 0
     aborted: int = 0
     predict_us: int = 0  # microseconds
     cold_starts: int = 0  # predictions that waited for their model to be loaded
-    cold_start_us: int = 0  # microseconds of that waiting
+    cold_start_us: int = 0  # microseconds that these predictions waited
     input_tokens: int = 0
     output_tokens: int = 0
 
     @property
     def predictions(self) -> int:
-        """Number of predictions, whatever their status."""
         return self.succeeded + self.failed + self.canceled + self.aborted
 
     def __add__(self, other: Usage) -> Usage:
-        """Return the sums, with the keys of the first."""
+        """Return the sums of both, with the keys of the first."""
         sums = {name: getattr(self, name) + getattr(other, name) for name in AMOUNTS}
         return msgspec.structs.replace(self, **sums)
 
@@ -70,7 +71,7 @@ class Priced(NamedTuple):
 
     usage: Usage
     cost: Decimal | None  # None if no part of the usage has a price
-    unpriced_us: int  # microseconds without a price; the cost leaves them out
+    unpriced_us: int  # microseconds on hardware without a price, not included in the cost
 
 
 def of(record: Prediction) -> Usage:
@@ -95,17 +96,17 @@ def of(record: Prediction) -> Usage:
 
 
 def day(moment: float) -> str:
-    """Return the day (UTC) of a time in Unix seconds as YYYY-MM-DD."""
+    """Return the day (UTC) of a time in Unix seconds, as YYYY-MM-DD."""
     return datetime.fromtimestamp(math.floor(moment), UTC).date().isoformat()
 
 
 def microseconds(value: Any) -> int:
-    """Return a metric in seconds as microseconds; 0 if it is no valid number."""
+    """Convert a metric from seconds to microseconds; return 0 if ``value`` is not a valid number."""
     return round(value * 1_000_000) if _valid(value) else 0
 
 
 def count(value: Any) -> int:
-    """Return a metric that is a count; 0 if it is no valid number."""
+    """Convert a metric to an integer; return 0 if ``value`` is not a valid number."""
     return int(value) if _valid(value) else 0
 
 
@@ -118,9 +119,10 @@ def seconds(microseconds: int) -> float:
 
 
 def price(hardware: str, prices: Mapping[str, float]) -> Decimal | None:
-    """Return the price of one second on this hardware; None if it has none.
+    """Return the price of one second on this hardware; None if no price is configured.
 
-    Without a price of its own, ``<sku>-<n>x`` costs n times ``<sku>``, and ``<sku>+<sku>`` the sum of both.
+    Without a configured price, ``<sku>-<n>x`` costs n times ``<sku>``, and ``<a>+<b>`` costs ``<a>`` plus
+    ``<b>``.
     """
     if hardware in prices:
         return Decimal(repr(prices[hardware]))
@@ -135,7 +137,9 @@ def price(hardware: str, prices: Mapping[str, float]) -> Decimal | None:
 
 
 def table(rows: Iterable[Usage], by: Collection[str], prices: Mapping[str, float]) -> list[Priced]:
-    """Return ``rows`` summed up by some of ``KEYS`` and sorted; each row must have its hardware."""
+    """Sum up ``rows`` grouped by the keys in ``by``, and sort the groups. ``hardware`` must be set in each
+    row.
+    """
     groups: dict[tuple[str, ...], list[Usage]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, key) or "" for key in KEYS if key in by), []).append(row)
@@ -143,7 +147,7 @@ def table(rows: Iterable[Usage], by: Collection[str], prices: Mapping[str, float
 
 
 def total(rows: Iterable[Usage], prices: Mapping[str, float]) -> Priced:
-    """Return the sum of ``rows``, each of which must have its hardware."""
+    """Return the sum of ``rows``. ``hardware`` must be set in each row."""
     return _priced([*rows], (), prices)
 
 
@@ -159,6 +163,6 @@ def _priced(rows: list[Usage], by: Collection[str], prices: Mapping[str, float])
             cost = (cost or Decimal()) + per_second * row.predict_us / 1_000_000
         else:
             unpriced += row.predict_us
-    if cost is None and unpriced == 0 and prices:  # nothing ran, which costs nothing
+    if cost is None and unpriced == 0 and prices:  # no model ran
         cost = Decimal()
     return Priced(combined, cost, unpriced)

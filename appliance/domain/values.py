@@ -39,7 +39,7 @@ _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
 def bytes_of(value: object) -> int:
-    """Return the bytes, at least 1, that an integer or text such as ``12GiB`` means."""
+    """Convert an integer or text such as ``12GiB`` to a number of bytes, at least 1."""
     size: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
@@ -54,7 +54,7 @@ def bytes_of(value: object) -> int:
 
 
 def seconds_of(value: object) -> float:
-    """Return the seconds that a number or text such as ``30s``, ``5m`` or ``1h30m`` means; at least 0."""
+    """Convert a number or text such as ``30s``, ``5m`` or ``1h30m`` to seconds, at least 0."""
     seconds: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value) if abs(value) <= _LARGEST else None
@@ -94,7 +94,7 @@ def _http_url(value: str) -> str:
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
-    """Return an absolute path; a relative one is resolved against the folder of the config file."""
+    """Return an absolute path; a relative path is relative to the folder of the config file."""
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value:

@@ -1,4 +1,4 @@
-"""How large a model's weights are."""
+"""The size of a model's weights."""
 
 from __future__ import annotations
 
