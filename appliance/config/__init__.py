@@ -1,4 +1,4 @@
-"""The config file, models.yaml: read and validated once, then immutable."""
+"""Read and validate the config file, models.yaml, into an immutable ``Config``."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def load(path: Path) -> Config:
     """Read and validate a config file.
 
     Raises:
-        ConfigError: names each problem with its line, model and key. Conflicts between values are reported
-            only if each value is valid.
+        ConfigError: lists all problems of the file with line, model and key. Conflicts between values are
+            only
+            listed if every single value is valid.
     """
     document = yaml_source.read(path)
     if not isinstance(document.data, dict):
@@ -85,13 +86,12 @@ def load(path: Path) -> Config:
 
 
 def home(config: Config) -> Path:
-    """Return the absolute data folder: ``APPLIANCE_HOME`` if set, else ``server.data`` or its default."""
+    """Return the absolute data folder: ``APPLIANCE_HOME``, else ``server.data``, else the default."""
     if variable := os.environ.get(HOME_VARIABLE):
         return Path(variable).expanduser().absolute()
     return config.server.data or Path(_DEFAULT_HOME).expanduser()
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the config file, for editors and ``appliance schema``."""
     schema = Config.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

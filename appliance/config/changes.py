@@ -1,4 +1,4 @@
-"""Comparison of an edited models.yaml with the config in force."""
+"""Compare an edited models.yaml with the config that the appliance runs with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVER: Final = ("host", "port", "tls", "data")
 
 
 class Changes(NamedTuple):
-    """Differences between two configs: models by name, keys as in ``limits.queue``."""
+    """Differences between two configs. Keys are written as in ``limits.queue``."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
@@ -28,7 +28,7 @@ class Changes(NamedTuple):
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """Return the changes from ``old``, the config in force, to ``new``, the edited file."""
+    """Return the changes from ``old``, the config in use, to ``new``, the edited file."""
     before = {model.name: model for model in old.models}
     after = {model.name: model for model in new.models}
     changed = {name: _changed_keys(before[name], after[name]) for name in after if name in before}
@@ -50,7 +50,7 @@ def _needs_restart(key: str) -> bool:
 
 
 def _without_restart(old: Config, new: Config) -> Config:
-    """Return ``new`` with the old values where a change needs a restart."""
+    """Return ``new``, with the values of ``old`` for all keys whose change needs a restart."""
     server = new.server.model_copy(update={key: getattr(old.server, key) for key in SERVER})
     return new.model_copy(update={"server": server, **{key: getattr(old, key) for key in SECTIONS}})
 
@@ -82,7 +82,7 @@ def _differing(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[str]:
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a reload, for people. The fields are those of ``Changes``, except the last."""
+    """The result of a reload, for the API and the log; all fields but the last are as in ``Changes``."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -98,6 +98,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.settings:
             lines.append(f"applied {', '.join(self.settings)}")
         if self.needs_restart:
-            lines.append(f"needs a restart: {', '.join(self.needs_restart)}")
+            lines.append(f"will be applied after a restart: {', '.join(self.needs_restart)}")
         lines += [f"cannot be served yet: {name}: {reason}" for name, reason in self.not_served.items()]
         return "\n".join(lines or ["nothing has changed"])

@@ -1,4 +1,4 @@
-"""Error messages for problems of a config, with file, line, model and key."""
+"""Turn problems of a config into error messages with file, line, model and key."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from appliance.runners.cog.options import CogModel
 from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
 from appliance.runners.vllm.options import VllmModel
 
-#: Name of the device that stands for main memory.
+#: Name of the device for models in main memory.
 _CPU: Final = "cpu"
 _SOURCES: Final = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
 _SHOWN: Final = 200  # characters of an invalid value in a message
 
 
 class Problem(NamedTuple):
-    """One problem; ``place`` may be that of a missing key."""
+    """One problem of a config; ``place`` may be the path of a key that is missing."""
 
     place: Place
     message: str
 
 
 def config_error(problems: Iterable[Problem], document: Document, file: str) -> ConfigError:
-    """Return one error for all ``problems``, by line; line, model and key are those of the first."""
+    """Return one error that lists all ``problems`` in the order of their lines."""
     errors = []
     for place, message in sorted(problems, key=lambda problem: document.line(problem.place)):
         model, key = _names(place, document.data)
@@ -45,7 +45,7 @@ def config_error(problems: Iterable[Problem], document: Document, file: str) -> 
 
 
 def _names(place: Place, data: Any) -> tuple[str | None, str | None]:
-    """Return the names of the model and of its key, such as ``options.max_tokens`` or ``aliases[1]``."""
+    """Return the name of the model and its key, such as ``options.max_tokens`` or ``aliases[1]``."""
     model = None
     if len(place) > 1 and place[0] == "models":
         entry = data["models"][place[1]]
@@ -60,11 +60,11 @@ def _names(place: Place, data: Any) -> tuple[str | None, str | None]:
 
 
 def from_pydantic(error: ValidationError) -> Iterator[Problem]:
-    """Yield the problems that pydantic found, with messages for people."""
+    """Yield the problems that pydantic found, with messages that name a remedy."""
     for detail in error.errors(include_url=False):
         kind = detail["type"]
         if kind == "too_short" and detail["input"]:
-            continue  # pydantic does not count invalid entries, which have errors of their own
+            continue  # pydantic does not count invalid items; these have errors of their own
         place = _place(detail["loc"])
         if kind in {"union_tag_not_found", "union_tag_invalid"}:
             place = (*place, "kind")
@@ -72,7 +72,7 @@ def from_pydantic(error: ValidationError) -> Iterator[Problem]:
 
 
 def _place(loc: Place) -> Place:
-    """Return ``loc`` without the names of union members, which pydantic adds."""
+    """Return the path in the file: pydantic's path without the names that pydantic adds for union members."""
     match loc:
         case ("models", int(index), str(), *rest):
             loc = ("models", index, *rest)
@@ -84,7 +84,7 @@ def _place(loc: Place) -> Place:
 
 
 def _section(loc: Place) -> type[Section] | None:
-    """Return the section whose key is the last item of ``loc``; None if there is no such section."""
+    """Return the section that the key at the end of ``loc`` is in; None if that is not a ``Section``."""
     match loc:
         case ("models", int(), str(), "source", str(source), str()):
             return _SOURCES.get(source)
@@ -126,7 +126,7 @@ def _message(detail: ErrorDetails) -> str:
         case "tuple_type":
             return f"{_shown(value)} should be a list"
         case "too_short":
-            return "should have at least one entry"
+            return "should have at least one item: add one"
         case "none_required" if loc[-1] == "source":
             return "an echo model has no weights: remove the key"
         case _:
@@ -140,7 +140,6 @@ def _shown(value: Any) -> str:
 
 
 def _unknown_key(loc: Place) -> str:
-    """Return the message about an unknown key, with the known key that was probably meant."""
     key = str(loc[-1])
     section = _section(loc)
     if section is None:
@@ -160,7 +159,7 @@ def _nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def conflicts(config: Config) -> Iterator[Problem]:
-    """Yield conflicts between values: duplicate names, exclusive keys, models that fit on no device."""
+    """Yield conflicts between values, such as duplicate names, or a model that fits on no declared device."""
     yield from _duplicates(config)
     yield from _device_names(config.hardware)
     yield from _collections(config)
@@ -170,7 +169,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
                 yield Problem(("server", "tls", key), f"{reason}; `appliance certificate` makes both files")
     for index, model in enumerate(config.models):
         if isinstance(model, CogModel) and not config.code.cog:
-            message = "Cog projects run code of others: set code.cog to true to allow it"
+            message = "Cog projects run other people's code: set code.cog to true to allow that"
             yield Problem(("models", index, "kind"), message)
         for key, message in (*_model_conflicts(model), *_too_large(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
@@ -197,7 +196,8 @@ def _collections(config: Config) -> Iterator[Problem]:
     slugs: set[str] = set()
     for index, collection in enumerate(config.collections):
         if collection.slug in slugs:
-            yield Problem(("collections", index, "slug"), "another collection has this slug: choose another")
+            message = "another collection has this slug: choose a unique slug"
+            yield Problem(("collections", index, "slug"), message)
         slugs.add(collection.slug)
         for position, name in enumerate(collection.models):
             if name not in names:
@@ -234,15 +234,15 @@ def _model_conflicts(model: ModelConfig) -> Iterator[tuple[str, str]]:
         return
     options = model.options
     if options.max_model_len is not None and options.max_tokens >= options.max_model_len:
-        message = f"{options.max_tokens} leaves no room for a prompt: set it below max_model_len"
+        message = f"{options.max_tokens} output tokens leave none for the prompt: set it below max_model_len"
         yield "options.max_tokens", f"{message} ({options.max_model_len})"
     if model.memory is not None and options.kv_cache >= model.memory:
-        message = f"{readable_bytes(options.kv_cache)} leave no room for weights: set it below memory"
-        yield "options.kv_cache", f"{message} ({readable_bytes(model.memory)}), which includes it"
+        message = f"{readable_bytes(options.kv_cache)} leave no memory for the weights: set it below memory"
+        yield "options.kv_cache", f"{message} ({readable_bytes(model.memory)}), which includes the KV cache"
 
 
 def _unreadable(file: Path) -> str | None:
-    """Return why ``file`` cannot be read as text; None if it can."""
+    """Return why ``file`` cannot be read as text; None if the file is readable."""
     try:
         text_file.read(file)
     except ConfigError as error:
@@ -251,13 +251,13 @@ def _unreadable(file: Path) -> str | None:
 
 
 def _too_large(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
-    """Yield what fits on no declared device; the scheduler checks the devices of the machine."""
+    """Yield keys for which no declared device is large enough; other devices are not known here."""
     if hardware.devices == "auto":
         return
     largest = max(hardware.devices, key=lambda device: device.memory)
     if model.memory is not None and model.memory > largest.memory:
         available = f"the largest, {largest.name}, has {readable_bytes(largest.memory)}"
-        yield "memory", f"{readable_bytes(model.memory)} fit on no device: {available}"
+        yield "memory", f"{readable_bytes(model.memory)} do not fit on any device: {available}; lower memory"
     if model.gpu is not None and model.gpu > len(hardware.devices):
-        message = f"there are fewer than {model.gpu:g} devices"
-        yield "gpu", f"{message}: set at most {len(hardware.devices)}, or add to hardware.devices"
+        message = f"{model.gpu:g} devices are needed, and hardware.devices has {len(hardware.devices)}"
+        yield "gpu", f"{message}: lower gpu, or add devices"

@@ -21,10 +21,10 @@ _PARAMETER: Final = re.compile(r"(?<=[?&])([^=&#\s]+)=([^&#\s]+)")
 
 
 def redact(section: Section) -> dict[str, Any]:
-    """Return all keys of ``section``, defaults too, as JSON values with secrets hidden.
+    """Return all keys of ``section``, including defaults, as JSON values with secrets hidden.
 
-    Secrets are the values of environments and headers, values whose key contains one of ``_SECRETS``, and
-    user names, passwords and tokens in URLs. The path of a key file is not secret.
+    Secrets are: the values of environment variables and headers; values whose key contains a word of
+    ``_SECRETS``; user names, passwords and tokens in URLs. The path of a key file is not secret.
     """
     redacted: dict[str, Any] = _redact("", section.model_dump(mode="json"))
     return redacted

@@ -1,6 +1,7 @@
-"""The config in force, stored in ``run/config.json`` for gateways and zygotes that start after a reload.
+"""The runtime config: the last valid models.yaml, stored in ``run/config.json`` at each reload.
 
-They cannot read models.yaml, because it may have been edited since, and be invalid.
+Gateways and zygotes that start after a reload read this file. models.yaml may have been edited since, and may
+be invalid.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ def write(run_dir: Path, config: Config) -> None:
 
 
 def read(run_dir: Path, started_with: Config) -> Config:
-    """Return the config in force: the stored one, or ``started_with`` if none is stored."""
+    """Return the stored runtime config, or ``started_with`` if no reload has stored one."""
     try:
         text = (run_dir / _NAME).read_bytes()
     except FileNotFoundError:
         return started_with
-    # Not `model_validate_json`: from JSON, pydantic accepts no Path, which `values.FilePath` makes of text.
+    # Not `model_validate_json`: it refuses the Path objects into which `values.FilePath` converts text.
     return Config.model_validate(json.loads(text))
 
 
 def forget(run_dir: Path) -> None:
-    """Remove the stored config, when the appliance starts anew."""
+    """Remove the stored runtime config. Called when the appliance starts."""
     (run_dir / _NAME).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The top level of models.yaml and its sections except models. Editors show the descriptions."""
+"""The sections of models.yaml, except models. Editors show the descriptions of the keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TlsConfig(Section):
         description="PEM file with the certificate and its intermediate certificates. A relative path is "
         "resolved against the folder of this file."
     )
-    key: FilePath = Field(description="PEM file with its private key, without a passphrase.")
+    key: FilePath = Field(description="PEM file with the certificate's private key, without a passphrase.")
 
 
 class ServerConfig(Section):
@@ -30,7 +30,7 @@ class ServerConfig(Section):
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Bind address; 0.0.0.0 is every interface. Overridden by --host.",
+        description="Address to listen on; 0.0.0.0 means every interface. Overridden by --host.",
     )
     port: int = Field(
         default=8000,
@@ -67,7 +67,7 @@ class ServerConfig(Section):
         "A relative path is resolved against the folder of this file. Default: ~/.local/share/appliance.",
     )
     drain_timeout: Seconds = Field(
-        default=30.0, description="Time for running predictions to finish when the appliance is stopped."
+        default=30.0, description="Time for running predictions to end when the appliance is stopped."
     )
 
 
@@ -78,16 +78,16 @@ class LimitsConfig(Section):
     queue_per_model: int = Field(
         default=1000,
         ge=1,
-        description="Maximum number of predictions that wait for one model; more get status 429.",
+        description="Maximum number of waiting predictions of one model; further requests get status 429.",
     )
     queue: int = Field(
-        default=5000, ge=1, description="Maximum number of predictions that wait for all models together."
+        default=5000, ge=1, description="Maximum number of waiting predictions of all models together."
     )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
         description="Maximum requests per minute of one token, except those that create predictions; more "
-        "get status 429. They may come in one burst. Default: no limit.",
+        "get status 429. All of them may come at once. Default: no limit.",
     )
     predictions_per_minute: int | None = Field(
         default=None,
@@ -120,7 +120,7 @@ class UiConfig(Section):
 
 
 class CodeConfig(Section):
-    """Permission to run code of others."""
+    """Permission to run code of Cog projects."""
 
     cog: bool = Field(
         default=False,
@@ -129,7 +129,7 @@ class CodeConfig(Section):
 
 
 class EgressConfig(Section):
-    """Networks that requests of callers may reach."""
+    """Private networks that the appliance may reach on behalf of clients."""
 
     allow: tuple[NetworkName, ...] = Field(
         default=(),
@@ -142,7 +142,7 @@ class FilesConfig(Section):
     """Uploads, output files and input files."""
 
     max_upload: Bytes = size("100MB", "Largest upload.")
-    quota: Bytes = size("20GiB", "Maximum size of all uploads together; more are refused.")
+    quota: Bytes = size("20GiB", "Maximum size of all uploads together; further uploads are refused.")
     keep: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=86400.0,
         description="Time until an upload is deleted; null keeps it until a client deletes it.",
@@ -152,7 +152,7 @@ class FilesConfig(Section):
         description="How outputs refer to files: url for unguessable URLs, data for data: URLs with content. "
         "Over plain HTTP Replicate's official clients return file objects only for data: URLs.",
     )
-    max_data: Bytes = size("10MiB", "With outputs: data, larger files still get a URL.")
+    max_data: Bytes = size("10MiB", "If outputs is data: larger files still get a URL.")
     max_input: Bytes = size("1GiB", "Largest file that is downloaded for an input.")
     input_timeout: Annotated[Seconds, Field(gt=0)] = Field(
         default=300.0, description="Time limit for downloading the input files of one prediction."
@@ -165,12 +165,12 @@ class RetentionConfig(Section):
     predictions: Annotated[Seconds, Field(gt=0)] | None = Field(
         default=None,
         description="Time after the end of a prediction until its input, output, logs and files are removed; "
-        "its status and metrics stay. Default: never.",
+        "its status and metrics are kept. Default: never.",
     )
     outputs: Bytes | None = Field(
         default=None,
-        description="Maximum size of all output files together: above it, the oldest predictions are removed "
-        "early, as with `predictions`. Default: no limit.",
+        description="Maximum size of all output files together. Above it, the data of the oldest predictions "
+        "is removed, as with `predictions`. Default: no limit.",
     )
 
 
@@ -223,7 +223,7 @@ class CollectionConfig(Section):
 
 
 class DeviceConfig(Section):
-    """A logical device: a share of main memory on which models are placed as if it were a GPU."""
+    """A logical device: a part of main memory that models are placed on as if it were a GPU."""
 
     name: DeviceName = Field(description="Unique name of the device.")
     memory: Bytes = Field(description="Memory that models may reserve on the device.")
@@ -262,7 +262,7 @@ class HardwareConfig(Section):
     )
 
 
-#: kind -> the class of its models
+#: Kind of model -> the class of such models in models.yaml.
 MODELS: Final = model_configs()
 
 if TYPE_CHECKING:
@@ -272,16 +272,18 @@ else:
 
 
 class Config(Section):
-    """models.yaml."""
+    """The config file, models.yaml."""
 
     server: ServerConfig = subsection(ServerConfig(), "Bind address, account, data folder.")
-    limits: LimitsConfig = subsection(LimitsConfig(), "Sizes, queues, times.")
+    limits: LimitsConfig = subsection(LimitsConfig(), "Limits on requests, queues, loads and predictions.")
     retention: RetentionConfig = subsection(RetentionConfig(), "How long data is kept.")
     files: FilesConfig = subsection(FilesConfig(), "Uploads, outputs and inputs that are files.")
-    code: CodeConfig = subsection(CodeConfig(), "Permission to run code of others.")
-    egress: EgressConfig = subsection(EgressConfig(), "Networks that requests of callers may reach.")
+    code: CodeConfig = subsection(CodeConfig(), "Permission to run code of Cog projects.")
+    egress: EgressConfig = subsection(
+        EgressConfig(), "Private networks that the appliance may reach on behalf of clients."
+    )
     ui: UiConfig = subsection(UiConfig(), "The web UI.")
-    hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads, memory.")
+    hardware: HardwareConfig = subsection(HardwareConfig(), "Devices, threads and memory for models.")
     logging: LoggingConfig = subsection(LoggingConfig(), "Format and level of the log.")
     telemetry: TelemetryConfig = subsection(TelemetryConfig(), "Where traces are sent.")
     prices: PricesConfig = subsection(PricesConfig(), "Prices of predictions.")
@@ -295,7 +297,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, value: Any) -> Any:
-        """Drop empty sections: YAML reads a section whose keys are all commented out as null."""
+        """Drop empty sections: YAML reads a section as null if all its keys are commented out."""
         if not isinstance(value, dict):
             return value
         return {key: each for key, each in value.items() if each is not None or key == "models"}

@@ -1,4 +1,4 @@
-"""Reading of hand-written text files, with a size limit."""
+"""Read text files that people wrote, up to a size limit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(path: Path) -> str:
     finally:
         os.close(descriptor)
     if len(content) > LARGEST:
-        raise ConfigError(f"is over {LARGEST // 1024**2} MiB: is it a text file?", file=str(path))
+        raise ConfigError(f"is larger than {LARGEST // 1024**2} MiB: name a smaller file", file=str(path))
     return _decoded(content, str(path))
 
 

@@ -1,4 +1,4 @@
-"""YAML files as plain values, with the line of each value for error messages."""
+"""Read YAML files as plain values, and remember the line of each value for error messages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 class Document(msgspec.Struct, frozen=True):
-    """Content of a YAML file, with the line (from 1) of each value or of its key."""
+    """Content of a YAML file, with the line of each value. Lines count from 1."""
 
     data: Any
     lines: dict[Place, int]
 
     def line(self, place: Place) -> int:
-        """Return the line of the value, or of the innermost known value around it."""
+        """Return the line of the value at ``place``, or of the innermost value that contains ``place``."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
@@ -41,7 +41,8 @@ def read(path: Path) -> Document:
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, has a duplicate key, or exceeds ``DEEPEST`` or
-            ``MOST``; names the line.
+            ``MOST``.
+            The error names the line.
     """
     text = text_file.read(path)
     try:
@@ -66,7 +67,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with limits on nesting and on the number of values."""
 
     def __init__(self, text: str, refuse: Callable[[int, str], ConfigError]) -> None:
-        """``refuse`` makes an error from a line number and a message."""
+        """``refuse`` returns the error for a line number and a message."""
         super().__init__(text)
         self._refuse = refuse
         self._depth = 0
@@ -81,7 +82,7 @@ class _Loader(yaml.SafeLoader):
             raise self._refuse(line, f"has more than {MOST:,} keys and values: write fewer")
         self._depth += 1
         if self._depth > DEEPEST:
-            raise self._refuse(line, f"has more than {DEEPEST} lists and mappings inside each other")
+            raise self._refuse(line, f"has more than {DEEPEST} nested lists and mappings: nest fewer")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -91,11 +92,11 @@ class _Loader(yaml.SafeLoader):
         self._merged += len(node.value)
         if self._merged > MOST:
             line = node.start_mark.line + 1
-            raise self._refuse(line, f"merges with << make more than {MOST:,} values: write fewer")
+            raise self._refuse(line, f"merge keys (<<) make more than {MOST:,} values: write fewer")
 
 
 class _Reader:
-    """Builds the values of one file from its nodes, as PyYAML's safe loader would."""
+    """Converts the YAML nodes of a file to values, with the same rules as PyYAML's safe loader."""
 
     def __init__(self, text: str, file: str) -> None:
         self._loader = _Loader(text, self._at)
@@ -129,7 +130,7 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         self._check_keys(node)
-        self._loader.flatten_mapping(node)  # for `<<: *anchor`; own keys come last and win
+        self._loader.flatten_mapping(node)  # expands `<<: *anchor`; the mapping's own keys come last
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node)
@@ -168,9 +169,10 @@ class _Reader:
         try:
             value = self._loader.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            # For example 31 February. PyYAML does not check text after `!!bool` or `!!timestamp`.
+            # For example, 31 February. PyYAML does not check text after `!!bool` or `!!timestamp`.
             reason = f" ({error})" if isinstance(error, ValueError) else ""
-            raise self._refuse(node, f"{shown} is no value of its type{reason}: put it in quotes") from error
+            message = f"{shown} is not a valid value of its type{reason}: put it in quotes"
+            raise self._refuse(node, message) from error
         if isinstance(value, str):
             return self._text(node, value)
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
@@ -178,11 +180,11 @@ class _Reader:
         return value
 
     def _text(self, node: yaml.Node, text: str) -> str:
-        """Return ``text`` with each pair of surrogate escapes, as in JSON, joined to one character."""
+        """Return ``text`` with each pair of surrogate escapes joined to one character, as in JSON."""
         try:
             return text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:
-            raise self._refuse(node, "has half of a character: \\ud800 to \\udfff come in pairs") from error
+            raise self._refuse(node, "has a single surrogate: write \\ud800 to \\udfff in pairs") from error
 
     def _refuse(self, node: yaml.Node, message: str) -> ConfigError:
         return self._at(node.start_mark.line + 1, message)

@@ -36,9 +36,7 @@ _MULTIPLE: Final = re.compile(r"(.+)-(\d+)x")
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Usage of a group of predictions. A key, such as ``day``, is None if predictions were not grouped by
-    this key.
-    """
+    """Usage of a group of predictions; keys by which predictions were not grouped are None."""
 
     day: str | None = None  # YYYY-MM-DD
     model: str | None = None
@@ -137,9 +135,7 @@ def price(hardware: str, prices: Mapping[str, float]) -> Decimal | None:
 
 
 def table(rows: Iterable[Usage], by: Collection[str], prices: Mapping[str, float]) -> list[Priced]:
-    """Sum up ``rows`` grouped by the keys in ``by``, and sort the groups. ``hardware`` must be set in each
-    row.
-    """
+    """Sum up ``rows`` grouped by the keys in ``by``, and sort the groups. Each row needs its ``hardware``."""
     groups: dict[tuple[str, ...], list[Usage]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, key) or "" for key in KEYS if key in by), []).append(row)
@@ -147,7 +143,7 @@ def table(rows: Iterable[Usage], by: Collection[str], prices: Mapping[str, float
 
 
 def total(rows: Iterable[Usage], prices: Mapping[str, float]) -> Priced:
-    """Return the sum of ``rows``. ``hardware`` must be set in each row."""
+    """Return the sum of ``rows``. Each row needs its ``hardware``."""
     return _priced([*rows], (), prices)
 
 

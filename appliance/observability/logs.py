@@ -1,7 +1,7 @@
-"""Logging setup of all processes: one line for each record, with its model or prediction, without secrets.
+"""Set up logging in each process: one line for each record, without secrets, with its prediction and model.
 
-In the text format a traceback follows its record, on lines that begin with four spaces. In JSON it is a
-field.
+In the text format a traceback follows its record on lines that begin with four spaces. In JSON the traceback
+is the field ``exception``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ LEVEL_VARIABLE: Final = "APPLIANCE_LOG_LEVEL"
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
-#: Variable with the admin token, which is masked wherever it occurs.
+#: Environment variable with the admin token, which is masked in all records.
 _TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
 
 _MASK: Final = "***"
 
 # Credentials of HTTP requests, tokens with our or Replicate's prefix, and webhook keys.
-# "Token" is also a common word here, so the word after it must contain a digit, as tokens do.
+# "Token" is also a common word in logs, so the word after it counts only if it has a digit, as tokens do.
 _CREDENTIALS: Final = re.compile(
     r"\b(?:(?P<kind>bearer\s+|token\s+(?=[^\s\d]*\d)|r8_|apl_|whsec_)[\w\-.~+/=]{8,})", re.IGNORECASE
 )
-# URLs, whose user, query and fragment may be secrets; and queries without their URL.
+# URLs: the user name, query and fragment may be secret. Queries may also occur without a URL.
 _URL: Final = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.-]{1,20}://)(?:[^\s/?#\"'<>]*@)?(?P<path>[^\s?#\"'<>]*)(?P<rest>[?#][^\s\"'<>]*)?",
     re.IGNORECASE,
@@ -55,12 +55,12 @@ _model: ContextVar[str | None] = ContextVar("model", default=None)
 
 
 def configure(file: Path | None = None, config: LoggingConfig | None = None, *, level: str = "info") -> None:
-    """Append all log records to ``file``, or write them to stderr. A second call replaces the first.
+    """Append all log records to ``file``, or write them to stderr; replaces an earlier configuration.
 
     ``APPLIANCE_LOG_FORMAT`` and ``APPLIANCE_LOG_LEVEL`` override ``config``, which overrides ``level``.
 
     Raises:
-        ConfigError: one of these variables names an unknown format or level.
+        ConfigError: one of these environment variables names an unknown format or level.
     """
     chosen = os.environ.get(FORMAT_VARIABLE) or ("text" if config is None else config.format)
     level = os.environ.get(LEVEL_VARIABLE) or (level if config is None else config.level)
@@ -83,9 +83,9 @@ def configure(file: Path | None = None, config: LoggingConfig | None = None, *, 
 
 @contextlib.contextmanager
 def bind(*, prediction: str | None = None, model: str | None = None) -> Iterator[None]:
-    """Add the prediction and the model to the log records of this task and of tasks started in the block.
+    """Add a prediction and a model to the log records of this task and of tasks that it starts in the block.
 
-    None leaves a name as it was.
+    An argument that is None does not change the present value.
     """
     tokens = _prediction.set(prediction or _prediction.get()), _model.set(model or _model.get())
     try:
@@ -96,9 +96,10 @@ def bind(*, prediction: str | None = None, model: str | None = None) -> Iterator
 
 
 def add_context(record: logging.LogRecord) -> bool:
-    """Logging filter: set ``prediction`` and ``model`` on the record.
+    """Set ``prediction`` and ``model`` on the log record. Used as a logging filter.
 
-    They come from ``extra``, else from an argument's attribute ``about``, else from ``bind``.
+    The values come from the ``extra`` of the logging call, else from the attribute ``about`` of one of its
+    arguments, else from ``bind``.
     """
     given = [each.about for each in record.args or () if hasattr(each, "about")]
     for name, bound in (("prediction", _prediction), ("model", _model)):
@@ -109,9 +110,10 @@ def add_context(record: logging.LogRecord) -> bool:
 
 
 class Formatter(logging.Formatter):
-    """Collects the fields of a record and masks credentials in them, before escaping could hide these.
+    """Formats log records with credentials masked.
 
-    Fields that a record does not have (prediction, model, exception) are left out.
+    ``render`` gets the fields of the record that have a value. Credentials are masked before ``render``
+    escapes the text, because escaped credentials would not be recognized.
     """
 
     def __init__(self, render: Callable[[dict[str, str]], str]) -> None:
@@ -145,7 +147,7 @@ class Formatter(logging.Formatter):
 def _as_text(fields: dict[str, str]) -> str:
     """Render as ``2025-01-31T12:00:00.123Z INFO appliance.engine [id owner/name] message``.
 
-    Line breaks in the message are escaped, so that no message can look like another record.
+    Line breaks in the message are escaped, so no message can look like a second record.
     """
     message = fields["message"]
     names = [fields[name] for name in ("prediction", "model") if name in fields]
@@ -157,7 +159,7 @@ def _as_text(fields: dict[str, str]) -> str:
 
 
 def _as_json(fields: dict[str, str]) -> str:
-    """Render as a JSON object; lone surrogates, which are not Unicode, are escaped."""
+    """Render as a JSON object, with lone surrogates escaped, because JSON must be valid Unicode."""
     unicode = {key: value.encode("utf-8", "backslashreplace").decode() for key, value in fields.items()}
     return msgspec.json.encode(unicode).decode()
 
@@ -174,7 +176,6 @@ def _traceback(record: logging.LogRecord) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    """Escape control characters and lone surrogates."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )

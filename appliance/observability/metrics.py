@@ -1,9 +1,9 @@
 """The appliance's metrics for Prometheus.
 
-Totals of predictions come from the usage in the store, so they survive restarts and equal the totals of
-``/admin/usage``. The state of queues, models and memory comes from the scheduler. Both are read at each
-scrape. Only histograms, requests and decisions are counted here, from the start of the gateway. All labels
-have few values, and clients cannot add any.
+At each scrape, totals of predictions are read from the usage in the store, and the state of queues, models
+and memory from the scheduler. So totals survive restarts and equal those of ``/admin/usage``. Histograms,
+HTTP requests and the scheduler's decisions are counted by this module since the gateway started. Every label
+has few values, and clients cannot add any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from appliance.domain.prediction import Prediction, Status
 from appliance.domain.usage import Usage
 from appliance.scheduler import Event, EventKind, Residency, Scheduler
 
-#: How the usage for ``Metrics.collect`` is grouped.
+#: Keys by which the usage for ``Metrics.collect`` must be grouped.
 USAGE_BY: Final = ("model",)
 #: HTTP methods with a label value of their own. Clients may send any method.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
@@ -46,14 +46,14 @@ _REASONS: Final = (
 
 
 class Metrics:
-    """All metrics of one gateway; use it on the gateway's event loop only."""
+    """All metrics of one gateway. Use only on the gateway's event loop."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         since_acceptance = (
-            "Time from the acceptance of a prediction to its first run, with loads of its model."
+            "Time from the creation of a prediction to its first run, including loads of its model."
         )
         self._queued = self._histogram("prediction_queue", since_acceptance, "model", _PREDICTION_SECONDS)
         predict_time = "metrics.predict_time of predictions."
@@ -70,7 +70,7 @@ class Metrics:
         )
         self._decisions = Counter(
             "appliance_residency_events",
-            "Decisions about memory and their results: load, ready, failed, unload, lost and others.",
+            "Loads and evictions of models and their results: load, ready, failed, unload, lost and others.",
             ("what", "model", "reason"),
             registry=self._registry,
         )
@@ -87,7 +87,7 @@ class Metrics:
         )
 
     def count_prediction(self, record: Prediction) -> None:
-        """Count a prediction that has changed to ``record``."""
+        """Count the prediction if ``record`` is its start or its end."""
         if record.status.terminal:
             if "predict_time" in record.metrics:
                 took = usage.seconds(usage.microseconds(record.metrics["predict_time"]))
@@ -103,7 +103,7 @@ class Metrics:
             took.labels(model).observe(event.seconds)
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request; ``route`` is the template of its path, ``seconds`` the whole duration."""
+        """Count a request; ``route`` is the path template, ``seconds`` the time until the response's end."""
         known = method if method in _METHODS else "other"
         self._requests_of(route, known, str(status)).inc()
         self._responded_of(route).observe(seconds)
@@ -111,10 +111,11 @@ class Metrics:
     def collect(
         self, accept: str, used: Iterable[Usage], webhooks: Mapping[str, int]
     ) -> Callable[[], tuple[bytes, str]]:
-        """Collect the current values; return a function that encodes them and may be called in any thread.
+        """Read the current values, and return a function that encodes them and may run in any thread.
 
-        The function returns the body of the response and its content type. ``accept`` is the request's
-        header, ``used`` the usage grouped by ``USAGE_BY``, ``webhooks`` the number of attempts by outcome.
+        The function returns the body and the content type of the response. ``accept`` is the request's
+        header, ``used`` the usage grouped by ``USAGE_BY``, and ``webhooks`` the number of delivery attempts
+        for each outcome.
         """
         sent = _counter("webhooks", "Attempts to send a webhook, by outcome.", "outcome")
         for outcome, count in webhooks.items():
@@ -127,7 +128,7 @@ class Metrics:
 
 
 class _Scrape(Collector):
-    """The metrics of one scrape."""
+    """The metrics of one scrape: counted and read ones."""
 
     def __init__(self, registry: CollectorRegistry, families: list[Metric]) -> None:
         self._registry = registry
@@ -139,12 +140,12 @@ class _Scrape(Collector):
 
 
 def model_name(key: str) -> str:
-    """Return the name of the model in the scheduler's key of an instance or a version."""
+    """Return the model's name from ``key``, the scheduler's name of an instance or a version."""
     return _INSTANCE.split(key, maxsplit=1)[0]
 
 
 def reason(event: Event) -> str:
-    """Return the label value for the reason of an event."""
+    """Return the value of the label ``reason`` for a scheduler event."""
     if event.on_behalf_of is not None:
         return "eviction"
     otherwise = "other" if event.reason else ""
@@ -161,10 +162,10 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
 
 def _of_usage(used: Iterable[Usage]) -> list[Metric]:
     predictions = _counter("predictions", "Predictions and trainings that have ended.", "model", "status")
-    seconds = _counter("predict_seconds", "Sum of their metrics.predict_time.", "model", "hardware")
+    seconds = _counter("predict_seconds", "Sum of the times that predictions ran.", "model", "hardware")
     totals = {
         "cold_starts": _counter("cold_starts", "Predictions that waited for a load of their model.", "model"),
-        "cold_start_us": _counter("cold_start_seconds", "Time that they waited for these loads.", "model"),
+        "cold_start_us": _counter("cold_start_seconds", "Time waited for these loads.", "model"),
         "input_tokens": _counter("input_tokens", "Input tokens of language models.", "model"),
         "output_tokens": _counter("output_tokens", "Output tokens of language models.", "model"),
     }
@@ -195,7 +196,7 @@ def _of_scheduler(scheduler: Scheduler) -> list[Metric]:
         instances = list(keys)
         queued.add_metric([model], sum(map(scheduler.queue_length, instances)))
         running.add_metric([model], sum(len(scheduler.running(key)) for key in instances))
-        # The first instance always counts, further instances only while they are placed on a device.
+        # The first instance always counts; further instances count only while they are on a device.
         states = Counts(
             scheduler.residency(key) for key in instances if key == model or scheduler.devices(key)
         )

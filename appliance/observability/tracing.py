@@ -1,10 +1,10 @@
-"""Traces of predictions, sent to an OpenTelemetry collector over OTLP/HTTP where one is configured.
+"""Send traces of predictions to an OpenTelemetry collector over OTLP/HTTP, if one is configured.
 
-A trace begins with the request that creates a prediction, or continues the trace in the request's header
-``traceparent``. The span of the request contains the span of the prediction, and this contains "queued",
-"load" and "run". Child predictions, which a running prediction creates, are in the span "run" of their
-parent. The spans of a prediction are created from its record when it ends, so a restart of the gateway loses
-none of them. They contain no inputs, outputs or errors.
+The request that creates a prediction starts a trace, or continues the trace in its header ``traceparent``.
+The span of the request contains the span of the prediction, which contains the spans "queued", "load" and
+"run". The spans of a child prediction are inside the span "run" of its parent. All spans of a prediction are
+created from its record when it ends, so a restart of the gateway loses no spans. Spans contain no inputs,
+outputs or errors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FLUSH: Final = 3.0  # seconds to send the last spans
 
 
 def build(config: TelemetryConfig, environment: Mapping[str, str]) -> Tracing | None:
-    """Return the tracing to the collector in the environment or the config; None if neither names one."""
+    """Return a ``Tracing`` for the collector in the environment or the config; None if neither names one."""
     if any(environment.get(name) for name in VARIABLES):
         return Tracing(None, environment)
     if config.otlp_endpoint is None:
@@ -41,12 +41,12 @@ def build(config: TelemetryConfig, environment: Mapping[str, str]) -> Tracing | 
 
 
 class Tracing:
-    """Creates spans, on the gateway's event loop. A thread of the library sends them."""
+    """Creates spans, on the gateway's event loop. A thread of the OpenTelemetry library sends the spans."""
 
     def __init__(self, endpoint: str | None, environment: Mapping[str, str]) -> None:
-        """``endpoint`` is the URL for traces; None for the one in the environment.
+        """``endpoint`` is the URL for traces; None to use the URL in the environment.
 
-        OpenTelemetry's other variables apply as well: headers, sampler, resource attributes.
+        OpenTelemetry's other environment variables apply too: headers, sampler and resource attributes.
         """
         # Imported here because most appliances have no collector and need not load the library.
         from opentelemetry import trace
@@ -58,7 +58,7 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         class Ids(RandomIdGenerator):
-            """Random ids, unless ``span`` sets the next one, which other spans may already refer to."""
+            """Generates random span ids, except for the next span if ``span`` is set."""
 
             span: int | None = None
 
@@ -79,7 +79,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("appliance", __version__)
 
     def start_request(self, method: str, route: str, headers: Mapping[str, str]) -> tuple[Span, str]:
-        """Start the span of a request that creates a prediction; also return the traceparent for that."""
+        """Start the span of a request that creates a prediction; return it and its traceparent."""
         span = self._tracer.start_span(
             f"{method} {route}",
             self._propagator.extract(headers),
@@ -91,7 +91,7 @@ class Tracing:
         return span, carrier["traceparent"]
 
     def end_request(self, span: Span, status: int | None) -> None:
-        """End the span of a request; ``status`` is None if the client disconnected before the response."""
+        """End the span of a request. ``status`` is None if the client disconnected before the response."""
         if status is not None:
             span.set_attribute("http.response.status_code", status)
         if status is None or status >= 500:
@@ -99,7 +99,7 @@ class Tracing:
         span.end()
 
     def trace_prediction(self, record: Prediction) -> None:
-        """Create the spans of a prediction if ``record`` is its end."""
+        """Create the spans of a prediction if ``record`` is final; otherwise do nothing."""
         if not record.status.terminal or record.completed_at is None:
             return
         ended = record.completed_at
@@ -130,7 +130,7 @@ class Tracing:
         return self._tracer.start_span(name, parent, attributes=attributes, start_time=_nanoseconds(begin))
 
     def _parent(self, record: Prediction) -> Context:
-        """Return the span of the request or, for a child prediction, the span "run" of its parent."""
+        """Return the context of the request's span; for a child prediction, of its parent's span "run"."""
         request = self._propagator.extract({"traceparent": record.trace or ""})
         context = self._trace.get_current_span(request).get_span_context()
         if record.parent is None or not context.is_valid:
@@ -141,7 +141,7 @@ class Tracing:
         return self._trace.set_span_in_context(self._trace.NonRecordingSpan(run))
 
     async def close(self) -> None:
-        """Send the last spans, for up to 3 seconds."""
+        """Send the spans not sent yet, for up to 3 seconds."""
         try:
             async with asyncio.timeout(_FLUSH):
                 await asyncio.to_thread(self._provider.shutdown)
@@ -150,7 +150,7 @@ class Tracing:
 
 
 def span_id(id: str, part: str = "") -> int:
-    """Return the id of a prediction's span, or of its part "run": 64 bits, never 0."""
+    """Return the 64-bit id of a prediction's span, or of its span "run". The id is never 0."""
     digest = hashlib.sha256(f"{id} {part}".encode()).digest()
     return int.from_bytes(digest[:8], "big") or 1
 

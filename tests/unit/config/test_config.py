@@ -290,8 +290,8 @@ REFUSALS = [
         "idle_unload_after",
         "never unloaded",
     ),
-    (VLLM + "    options: {max_model_len: 512}\n", 5, "test/llm", "options.max_tokens", "leaves no room"),
-    (VLLM + "    memory: 512MiB\n", 3 - 1, "test/llm", "options.kv_cache", "leave no room"),
+    (VLLM + "    options: {max_model_len: 512}\n", 5, "test/llm", "options.max_tokens", "for the prompt"),
+    (VLLM + "    memory: 512MiB\n", 3 - 1, "test/llm", "options.kv_cache", "no memory for the weights"),
     (ECHO + "  - name: test/echo\n    kind: echo\n", 4, "test/echo", "name", "choose a unique name"),
     (ECHO + "    aliases: [test/echo]\n", 4, "test/echo", "aliases[0]", "already a name of model test/echo"),
     (ECHO + "    aliases: [a/b, a/b]\n", 4, "test/echo", "aliases[1]", "already a name of model test/echo"),
@@ -323,7 +323,7 @@ REFUSALS = [
         5,
         "test/echo",
         "gpu",
-        "fewer than 2 devices: set at most 1",
+        "2 devices are needed, and hardware.devices has 1: lower gpu",
     ),
 ]
 

@@ -39,7 +39,7 @@ def refused(file: Path) -> ConfigError:
         (lambda path: path.symlink_to("/dev/null"), "is a device"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels"),
         (lambda path: None, "cannot be read: No such file"),
-        (lambda path: path.write_bytes(b"#" * text_file.LARGEST + b"\n"), "is over 1 MiB"),
+        (lambda path: path.write_bytes(b"#" * text_file.LARGEST + b"\n"), "is larger than 1 MiB"),
     ],
 )
 def test_what_is_no_text_file_is_refused_by_what_it_is(
@@ -75,7 +75,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
         (ECHO.encode() + b"# caf\xe9\n", 4, "is not UTF-8 text"),
         (ECHO.encode() + b"    description: a\x07b\n", 4, "U+0007 is not allowed"),
         (ECHO.encode() + b"    description: \xed\xa0\x80\n", 4, "is not UTF-8 text"),
-        (ECHO.encode() + b'    description: "\\ud83d"\n', 4, "half of a character"),
+        (ECHO.encode() + b'    description: "\\ud83d"\n', 4, "a single surrogate"),
     ],
 )
 def test_other_encodings_are_refused(tmp_path: Path, content: bytes, line: int | None, says: str) -> None:
@@ -105,18 +105,18 @@ def bomb(join: str) -> str:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("models: " + "[" * 20_000 + "]" * 20_000, 1, "inside each other"),
-        ("models:\n" + "- " * 20_000 + "1\n", 2, "inside each other"),
-        ("models:\n" + " [\n" * 20_000, 51, "inside each other"),
+        ("models: " + "[" * 20_000 + "]" * 20_000, 1, "nested lists and mappings"),
+        ("models:\n" + "- " * 20_000 + "1\n", 2, "nested lists and mappings"),
+        ("models:\n" + " [\n" * 20_000, 51, "nested lists and mappings"),
         (bomb("[{}]"), 1, "aliases make more than"),
-        (bomb("{{<<: [{}]}}"), 5, "<< make more than"),
+        (bomb("{{<<: [{}]}}"), 5, "(<<) make more than"),
         ("models: [" + "1, " * 30_000 + "]", 1, "has more than 20,000 keys"),
         (f"{'k' * 501}: 1\n", 1, "a key has more than"),
-        (f"limits: {{queue: {'9' * 5000}}}\n", 1, "'" + "9" * 60 + "...' is no value"),
+        (f"limits: {{queue: {'9' * 5000}}}\n", 1, "'" + "9" * 60 + "...' is not a valid value"),
         (f"limits: {{queue: 0x{'f' * 5000}}}\n", 1, "is too large"),
-        ("ui:\n  enabled: !!bool maybe\n", 2, "is no value of its type"),
-        ("ui:\n  enabled: !!timestamp maybe\n", 2, "is no value of its type"),
-        ("ui:\n  enabled: !!int ''\n", 2, "is no value of its type"),
+        ("ui:\n  enabled: !!bool maybe\n", 2, "is not a valid value of its type"),
+        ("ui:\n  enabled: !!timestamp maybe\n", 2, "is not a valid value of its type"),
+        ("ui:\n  enabled: !!int ''\n", 2, "is not a valid value of its type"),
     ],
 )
 def test_too_much_is_refused_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
@@ -232,7 +232,7 @@ def test_anything_is_a_config_or_one_refusal_that_says_where(
     except ConfigError as error:
         assert error.file == str(file)
         text = str(error)
-        assert text.encode()  # no half of a character that cannot be printed
+        assert text.encode()  # no single surrogate, which cannot be printed
         assert len(text) < 50_000
         if error.line is not None:
             assert 1 <= error.line <= file.read_bytes().count(b"\n") + 1

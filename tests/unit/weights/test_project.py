@@ -22,7 +22,7 @@ def model(folder: Path) -> CogModel:
         ("run: run.py:Runner\nbuild: {python_packages: numpy}\n", "build.python_packages should be a list"),
         ("run: run.py:Runner\nconcurrency: 4\n", "concurrency should be a mapping"),
         ("run: run.py:Runner\nconcurrency: {max: many}\n", "concurrency.max should be a whole number"),
-        ("[" * 5000, "lists and mappings inside each other"),
+        ("[" * 5000, "nested lists and mappings"),
         ("run: \udcff\n", "is not UTF-8 text"),
         ("build: {}\n", "needs the key run"),
     ],
