@@ -23,16 +23,12 @@ from appliance import machine, weights
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.units import readable_bytes
+from appliance.runners import KINDS
 from appliance.worker import cleanup
 
 FILES: Final = 4096  # open files; each client and each replica needs several
 SHARED_MEMORY: Final = 256 * 1024**2  # bytes; holds Ray's object store
 DISK: Final = 2 * 1024**3  # bytes, without weights that are not downloaded yet
-#: Kind of model -> modules that must be installed; None: needed for all kinds.
-_NEEDED: Final[dict[str | None, tuple[str, ...]]] = {
-    None: ("ray",),
-    "vllm": ("vllm", "torch", "transformers"),
-}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -61,9 +57,8 @@ def examine(config: Config, home: Path, port: int) -> list[Finding]:
 
 def libraries(config: Config) -> Iterator[Finding]:
     """Check that large libraries are installed, and compiled: otherwise each start compiles them again."""
-    needed = {name: importlib.util.find_spec(name) for name in _NEEDED[None]}
-    for kind in {model.kind for model in config.models} & _NEEDED.keys():
-        needed |= {name: importlib.util.find_spec(name) for name in _NEEDED[kind]}
+    names = dict.fromkeys(["ray", *(name for model in config.models for name in KINDS[model.kind].libraries)])
+    needed = {name: importlib.util.find_spec(name) for name in names}
     missing = [name for name, spec in needed.items() if spec is None]
     if missing:
         yield Finding("libraries", "failed", f"not installed: {', '.join(missing)}", "run scripts/install")

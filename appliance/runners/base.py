@@ -26,6 +26,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     trainer: str | None = None  # the kind of runner that trains new versions of the kind's models
     preload: tuple[str, ...] = ()  # modules that the zygote imports before it forks worker processes
     preload_on_cpu: tuple[str, ...] = ()  # additional ones on machines without a GPU
+    libraries: tuple[str, ...] = ()  # packages that the runner imports; `appliance doctor` checks them
     operations: frozenset[str] = frozenset()  # constants of `operations` that the runner answers
 
 

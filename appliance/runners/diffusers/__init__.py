@@ -10,6 +10,7 @@ KIND: Final = Kind(
     name="diffusers",
     model="appliance.runners.diffusers.options:DiffusersModel",
     runner="appliance.runners.diffusers.runner:DiffusersRunner",
+    libraries=("diffusers", "torch", "transformers"),
     preload=(
         "torch",
         "PIL.Image",

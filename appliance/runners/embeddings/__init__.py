@@ -10,5 +10,6 @@ KIND: Final = Kind(
     name="embeddings",
     model="appliance.runners.embeddings.options:EmbeddingsModel",
     runner="appliance.runners.embeddings.runner:EmbeddingsRunner",
+    libraries=("transformers", "torch"),
     preload=("torch", "transformers", "transformers.models.auto", "transformers.models.bert.modeling_bert"),
 )

@@ -20,9 +20,9 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import interface_of
-from appliance.runners.model_loading import most_tokens
 from appliance.runners.schemas import boolean, integer, string
 from appliance.runners.torch_runner import GPU, TorchRunner
+from appliance.runners.transformers_library import max_input_tokens
 
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
     "texts": string("Texts to embed, as a JSON list of strings; a single text needs no list")
@@ -134,7 +134,7 @@ class EmbeddingsRunner(TorchRunner):
         pooling = weights / "1_Pooling" / "config.json"  # of sentence-transformers
         if pooling.exists():
             self._pools_first_token = bool(json.loads(pooling.read_bytes()).get("pooling_mode_cls_token"))
-        self._longest = longest(weights, most_tokens(model, self._tokenizer))
+        self._longest = longest(weights, max_input_tokens(model, self._tokenizer))
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         encoded = self._tokenizer(texts, truncation=self._longest is not None, max_length=self._longest)

@@ -24,10 +24,10 @@ from appliance.runners import failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
 from appliance.runners.lora_training.examples import Example, TextSegment, read, segments
-from appliance.runners.model_loading import prepare_libraries
 from appliance.runners.progress import bar
 from appliance.runners.threads import uninterruptible
 from appliance.runners.torch_runner import GPU
+from appliance.runners.transformers_library import prepare_libraries
 
 if TYPE_CHECKING:
     import torch

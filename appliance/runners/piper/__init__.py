@@ -10,5 +10,6 @@ KIND: Final = Kind(
     name="piper",
     model="appliance.runners.piper.options:PiperModel",
     runner="appliance.runners.piper.runner:PiperRunner",
+    libraries=("piper", "onnxruntime"),
     preload=("av", "numpy"),  # not piper: it imports onnxruntime, whose threads do not survive a fork
 )

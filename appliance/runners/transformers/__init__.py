@@ -10,5 +10,6 @@ KIND: Final = Kind(
     name="transformers",
     model="appliance.runners.transformers.options:TransformersModel",
     runner="appliance.runners.transformers.runner:TransformersRunner",
+    libraries=("transformers", "torch"),
     preload=("torch", "transformers", "transformers.models.auto", "transformers.pipelines"),
 )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners import audio, images
-from appliance.runners.model_loading import (
+from appliance.runners.transformers.loading import (
     Compute,
     LoadRequest,
     TaskInput,
@@ -21,10 +21,10 @@ from appliance.runners.model_loading import (
     from_folder,
     model_of,
     model_type,
-    most_tokens,
     pipeline_of,
     stopping_criteria,
 )
+from appliance.runners.transformers_library import max_input_tokens
 
 _MAX_SECONDS: Final = 3600.0  # of input audio
 _CHUNK: Final = 30.0  # seconds of audio that CTC models compute at a time
@@ -175,7 +175,7 @@ def reranking(loading: LoadRequest) -> Compute:
     if model.config.num_labels > 2:
         raise LoadFailed(f"a model for reranking has one or two labels, this one {model.config.num_labels}")
     size = loading.max_batch if tokenizer.pad_token is not None else 1
-    limit = most_tokens(model, tokenizer)
+    limit = max_input_tokens(model, tokenizer)
 
     def compute(request: TaskInput) -> TaskResult:
         query, documents = request.input["query"], _documents(request.input["documents"])

@@ -14,10 +14,11 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import interface_of
-from appliance.runners.model_loading import Compute, LoadRequest, TaskInput, prepare_libraries
 from appliance.runners.threads import interruptible
 from appliance.runners.torch_runner import GPU, TorchRunner
+from appliance.runners.transformers.loading import Compute, LoadRequest, TaskInput
 from appliance.runners.transformers.tasks import TASKS
+from appliance.runners.transformers_library import prepare_libraries
 
 #: Exceptions that the library raises for an input that it cannot use.
 _INPUT_ERRORS: Final = (RuntimeError, ValueError, TypeError, LookupError, OSError)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.domain.errors import PredictionFailed
 from appliance.runners import images
-from appliance.runners.model_loading import (
+from appliance.runners.transformers.loading import (
     Compute,
     LoadRequest,
     TaskInput,

@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 from appliance.domain.input_schema import LIST_TOO
 from appliance.runners import audio
 from appliance.runners.interfaces import FILE
-from appliance.runners.model_loading import Compute, LoadRequest
 from appliance.runners.schemas import boolean, choice, integer, number, string
 from appliance.runners.transformers import pipelines, seq2seq
+from appliance.runners.transformers.loading import Compute, LoadRequest
 
 Schema = dict[str, Any]
 

@@ -10,6 +10,7 @@ KIND: Final = Kind(
     name="whisper",
     model="appliance.runners.whisper.options:WhisperModel",
     runner="appliance.runners.whisper.runner:WhisperRunner",
+    libraries=("faster_whisper", "ctranslate2", "transformers"),
     # not faster_whisper: it imports onnxruntime, whose threads do not survive a fork
     preload=("av", "ctranslate2", "tokenizers", "transformers.models.whisper.tokenization_whisper"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import get_args
 
 import pytest
@@ -13,6 +14,11 @@ from appliance.runners import KINDS, model_configs, runner_class
 def test_a_kind_names_a_runner_and_a_known_trainer(name: str) -> None:
     assert callable(runner_class(name).interface)
     assert KINDS[name].trainer in {None, *KINDS}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_libraries_of_a_kind_are_installed(name: str) -> None:
+    assert [library for library in KINDS[name].libraries if importlib.util.find_spec(library) is None] == []
 
 
 @pytest.mark.parametrize("name", model_configs())

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.domain.errors import PredictionFailed
 from appliance.runners.embeddings.runner import EmbeddingsRunner, longest, parse
-from appliance.runners.model_loading import most_tokens
+from appliance.runners.transformers_library import max_input_tokens
 from appliance.worker.process.gpu_oom import out_of_memory
 from tests.support.runner_calls import job, load_spec, run
 
@@ -81,9 +81,9 @@ class Model:
     ],
 )
 def test_the_maximum_number_of_tokens_of_a_model(model: Any, most: int) -> None:
-    assert most_tokens(model, SimpleNamespace(model_max_length=1000)) == most
+    assert max_input_tokens(model, SimpleNamespace(model_max_length=1000)) == most
     endless = SimpleNamespace(model_max_length=int(1e30))
-    assert most_tokens(Model({}), endless) is None
+    assert max_input_tokens(Model({}), endless) is None
 
 
 class Forwarding(EmbeddingsRunner):

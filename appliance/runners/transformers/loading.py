@@ -6,7 +6,6 @@ Weights are read from safetensors only, because other formats can contain code.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
+from appliance.runners.transformers_library import max_input_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +49,6 @@ Compute = Callable[[TaskInput], TaskResult]
 
 #: Weights that only training uses; many repositories lack them.
 _FOR_TRAINING: Final = ("masked_spec_embed",)
-
-
-def prepare_libraries(threads: int) -> None:
-    """Keep transformers from contacting the Hugging Face hub, and set the CPU threads that torch uses."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    import huggingface_hub.constants
-    import torch
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote may have imported it before
-    torch.set_num_threads(threads)
 
 
 def model_type(loading: LoadRequest) -> str:
@@ -119,38 +109,13 @@ def stopping_criteria(cancelled: threading.Event) -> Any:
     return StoppingCriteriaList([stops])
 
 
-def most_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Return the maximum number of input tokens; None if neither the model nor its tokenizer gives it."""
-    limits = (_positions(model), tokenizer.model_max_length)
-    # Tokenizers without a limit have a number such as 1e30.
-    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)
-
-
-def _positions(model: Any) -> int | None:
-    """Return the number of positions for tokens; None if the config does not have it.
-
-    Architectures like RoBERTa's count positions from ``padding_idx + 1``; smaller positions are unused:
-    https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
-    """
-    names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
-    values = (getattr(model.config, name, None) for name in names)
-    positions = next((value for value in values if isinstance(value, int) and value > 0), None)
-    if positions is None:
-        return None
-    for name, module in model.named_modules():
-        first = getattr(module, "padding_idx", None)
-        if name.rpartition(".")[2] == "position_embeddings" and first is not None:
-            return positions - int(first) - 1
-    return positions
-
-
 def check_fits(model: Any, tokenizer: Any, text: str) -> None:
     """Refuse a text that is longer than the model accepts, instead of truncating it.
 
     Raises:
         PredictionFailed: the text is too long.
     """
-    limit = most_tokens(model, tokenizer)
+    limit = max_input_tokens(model, tokenizer)
     if limit is None:
         return
     count = len(tokenizer(text, verbose=False)["input_ids"])

@@ -1,0 +1,41 @@
+"""Settings and limits of the transformers library, for the kinds that load models with it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def prepare_libraries(threads: int) -> None:
+    """Keep transformers from contacting the Hugging Face hub, and set the CPU threads that torch uses."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    import huggingface_hub.constants
+    import torch
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the zygote may have imported it before
+    torch.set_num_threads(threads)
+
+
+def max_input_tokens(model: Any, tokenizer: Any) -> int | None:
+    """Return the maximum number of input tokens; None if neither the model nor its tokenizer gives it."""
+    limits = (_positions(model), tokenizer.model_max_length)
+    # Tokenizers without a limit have a number such as 1e30.
+    return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)
+
+
+def _positions(model: Any) -> int | None:
+    """Return the number of positions for tokens; None if the config does not have it.
+
+    Architectures like RoBERTa's count positions from ``padding_idx + 1``; smaller positions are unused:
+    https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py
+    """
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
+    values = (getattr(model.config, name, None) for name in names)
+    positions = next((value for value in values if isinstance(value, int) and value > 0), None)
+    if positions is None:
+        return None
+    for name, module in model.named_modules():
+        first = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and first is not None:
+            return positions - int(first) - 1
+    return positions
