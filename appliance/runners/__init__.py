@@ -9,9 +9,9 @@ To add a kind, copy ``runners/echo/`` and edit, file by file:
     models.yaml                     a commented example with every option
     tests/unit/runners/<kind>/      its tests
 
-Nothing else lists the kinds: ``KINDS`` is read from the packages in this folder. ``config`` imports every
-``options.py``, so a kind's package must not import ``config`` or ``weights``. Options and
-``Runner.interface`` run in the gateway: heavy libraries are imported in ``Runner.setup``.
+There is no other list of kinds: ``KINDS`` is built from the packages in this folder. ``config`` imports
+every ``options.py``, so a kind's package must not import ``config`` or ``weights``. Options and
+``Runner.interface`` run in the gateway, so only ``Runner.setup`` may import heavy libraries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 def _kinds() -> Iterator[Kind]:
-    """Yield every ``Kind`` that a package in this folder defines."""
     for package in pkgutil.iter_modules(__path__):
         if package.ispkg:
             module = importlib.import_module(f"{__name__}.{package.name}")
@@ -41,7 +40,7 @@ KINDS: Final = {kind.name: kind for kind in _kinds()}
 
 
 def _imported(path: str) -> Any:
-    """Import ``path``, "module:Class", and return the class."""
+    """Return the class at ``path``, such as "package.module:Class"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -57,16 +56,16 @@ def runner_class(kind: str) -> type[Runner]:
 
 @functools.cache
 def model_configs() -> dict[str, type[ModelConfig]]:
-    """Import and return the class in models.yaml of each kind that can be configured there."""
+    """Return the ``ModelConfig`` class of each kind that models.yaml can have; trainers have none."""
     return {name: _imported(kind.model) for name, kind in KINDS.items() if kind.model is not None}
 
 
 def kinds_with_operation(operation: str) -> set[str]:
-    """Return the kinds whose runners answer ``operation``, a constant of ``runners.operations``."""
+    """Return the kinds whose runners support ``operation``, a constant of ``runners.operations``."""
     return {name for name, kind in KINDS.items() if operation in kind.operations}
 
 
 def preloaded_modules(kind: str, device: Literal["cpu", "cuda"]) -> tuple[str, ...]:
-    """Return the modules that the zygote imports before it forks worker processes of this kind."""
+    """Return the modules that the zygote, which forks the worker processes, imports for this kind."""
     known = KINDS[kind]
     return known.preload + (known.preload_on_cpu if device == "cpu" else ())

@@ -23,7 +23,7 @@ _FLOATS: Final = {"flt": "float32", "dbl": "float64"}
 
 
 class AudioFormat(NamedTuple):
-    """A format of output files."""
+    """Container, codec and limits of a format of output files."""
 
     container: str
     codec: str
@@ -76,7 +76,7 @@ def read(path: Path, rate: int, field: str, *, longest: float) -> Samples:
 
 
 def _decoded(container: InputContainer, longest: float, field: str) -> Iterator[AudioFrame]:
-    """Yield the frames of the first audio track; damaged packets are skipped.
+    """Yield the frames of the first audio track, and skip damaged packets.
 
     Raises:
         PredictionFailed: the audio is longer than ``longest`` seconds.
@@ -99,7 +99,7 @@ def _decoded(container: InputContainer, longest: float, field: str) -> Iterator[
 
 
 def _clean(frame: AudioFrame) -> None:
-    """Clip the samples of a frame to the range -1 to 1, and zero NaNs, which a resampler would spread."""
+    """Clip floating-point samples to -1 to 1, and set NaN to 0, because a resampler would spread NaN."""
     import numpy as np
 
     dtype = _FLOATS.get(frame.format.packed.name)

@@ -1,9 +1,8 @@
-"""The interfaces between a model kind and the appliance.
+"""The classes and protocols that a model kind implements.
 
-A runner lives in a worker process, one process for each loaded model. It is created by ``Runner(spec)``,
-loads the model in ``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until the
-process ends. ``interface`` is called in the gateway, so a runner's module must import nothing heavy at its
-top.
+Every loaded model has its own worker process with one runner. The process creates ``Runner(spec)``, loads the
+model with ``setup()``, and then runs up to ``spec.concurrency`` predictions at a time until it ends. The
+gateway calls ``Runner.interface``, so a runner's module must not import heavy libraries at its top.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None  # "module:Class" of its models in models.yaml; None for a trainer
     trainer: str | None = None  # the kind of runner that trains new versions of the kind's models
     preload: tuple[str, ...] = ()  # modules that the zygote imports before it forks worker processes
-    preload_on_cpu: tuple[str, ...] = ()  # additional ones on machines without a GPU
+    preload_on_cpu: tuple[str, ...] = ()  # further modules that it imports on machines without a GPU
     libraries: tuple[str, ...] = ()  # packages that the runner imports; `appliance doctor` checks them
-    operations: frozenset[str] = frozenset()  # constants of `operations` that the runner answers
+    operations: frozenset[str] = frozenset()  # supported operations: constants of `runners.operations`
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker process needs to load one model; travels as JSON or msgpack."""
 
     model: str  # owner/name
-    version: str  # 64 hex digits; part of the identity of what is loaded
+    version: str  # of the model, 64 hex digits
     kind: str
     options: dict[str, Any]  # the kind's own options, checked and with defaults filled in
     weights: str | None  # absolute path of the folder or file with the weights
-    device: str  # "cpu", or "cuda:0,cuda:1" when several are used together
-    placement: tuple[str, ...] = ()  # the same by the names of the ledger, logical devices included
+    device: str  # "cpu", or for example "cuda:0,cuda:1" for two GPUs
+    placement: tuple[str, ...] = ()  # the scheduler's names of these devices; logical devices have their own
     memory: int  # bytes reserved for this worker process on each of its devices
     limit: int | None = None  # bytes of main memory it may use, which may change later; None: no limit
     threads: int  # CPU threads it may compute with
@@ -49,13 +48,13 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Runner(Protocol):
-    """One loaded model. All methods run on the worker process's event loop."""
+    """Runs one loaded model. All methods but ``interface`` run on the worker process's event loop."""
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        """Return the inputs and the output of a model with these options, which are complete.
+        """Return the input and output schemas of a model. Runs in the gateway.
 
-        Called in the gateway.
+        ``options`` are the model's options with all defaults filled in.
         """
         ...
 
@@ -80,27 +79,28 @@ class Runner(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop child processes before the worker process exits; it is killed if this takes long."""
+        """Stop child processes, before the worker process exits. After a timeout it is killed."""
 
 
 @runtime_checkable
 class Sleeper(Protocol):
-    """A runner whose model can free its device and keep its process.
+    """A runner that can free device memory while its worker process keeps running.
 
-    No prediction runs when ``sleep`` or ``wake`` is called, nor while the model sleeps. An exception that one
-    of them raises means that the worker process can no longer be used.
+    No prediction runs during ``sleep``, during ``wake``, or while the model sleeps. If ``sleep`` or ``wake``
+    raises an exception, the worker process cannot be used any more.
     """
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Sleep levels that the model supports after ``setup``: 1 keeps weights in main memory, 2 drops them.
+        """The supported sleep levels, known after ``setup``.
 
-        Empty if sleep would free nothing, for example because the device is main memory.
+        Level 1 keeps the weights in main memory, level 2 drops them. Empty if sleeping would free nothing,
+        for example on a CPU.
         """
         ...
 
     async def sleep(self, level: int) -> int | None:
-        """Free the device; return the bytes that the model still holds on each device, None if unknown."""
+        """Free device memory; return the bytes still allocated on each device, or None if unknown."""
 
     async def wake(self) -> None:
-        """Make the model as ready as after ``setup``."""
+        """Restore the model to its state after ``setup``."""

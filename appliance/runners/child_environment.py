@@ -1,11 +1,11 @@
-"""The environment of child processes that run the code of others."""
+"""Environment variables of child processes that run the code of Cog projects."""
 
 from __future__ import annotations
 
 import os
 from typing import Final
 
-#: Secrets of the appliance and its operator. A Cog project gets one only through its option ``environment``.
+#: Secrets of the appliance and its operator. A Cog project gets only those in its option ``environment``.
 _SECRETS: Final = frozenset(
     {
         "APPLIANCE_TOKEN",
@@ -20,5 +20,5 @@ _SECRETS: Final = frozenset(
 
 
 def without_secrets() -> dict[str, str]:
-    """Return this process's environment without the secrets of the appliance."""
+    """Return the environment variables of this process, except secrets."""
     return {name: value for name, value in os.environ.items() if name not in _SECRETS}

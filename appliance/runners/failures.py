@@ -16,19 +16,19 @@ def existing_weights(spec: LoadSpec) -> Path:
     """Return the path of the model's weights.
 
     Raises:
-        LoadFailed: there is nothing at this path.
+        LoadFailed: the path does not exist.
     """
     if spec.weights is None or not Path(spec.weights).exists():
-        raise LoadFailed(f"model {spec.model}: there are no weights at {spec.weights}; run: appliance pull")
+        raise LoadFailed(
+            f"model {spec.model}: there are no weights at {spec.weights}; run: appliance pull {spec.model}"
+        )
     return Path(spec.weights)
 
 
 def summary(text: str, hints: Iterable[tuple[str, str]]) -> str:
-    """Shorten the text of a library's error and append advice.
+    """Shorten ``text``, the error of a library, and append the advice whose phrase it contains.
 
-    Args:
-        text: the text of the error.
-        hints: pairs of a phrase and the advice for errors that contain the phrase.
+    ``hints`` are pairs of a phrase and the advice for errors with this phrase.
     """
     if len(text) > MAX_LENGTH:
         text = text[:MAX_LENGTH] + " ..."

@@ -14,7 +14,7 @@ from appliance.domain.errors import PredictionFailed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Formats that Pillow decodes itself; for some others it starts programs of the machine.
+#: Formats that Pillow decodes itself. For some others, such as PostScript, it starts external programs.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: Unsupported formats that callers send, by the first bytes of their files.
 _OTHERS: Final = {
@@ -92,7 +92,7 @@ def _opened(source: Path | BinaryIO) -> Image:
 
 
 def is_deep(image: Image) -> bool:
-    """Whether the image is grey with more than 8 bits per pixel."""
+    """Return whether the image is grey with more than 8 bits per pixel."""
     return image.mode[0] in "IF"
 
 
@@ -136,7 +136,7 @@ def _to_8_bits(image: Image) -> Image:
 
 
 def _unsupported(path: Path) -> str:
-    """Return the error message for a file that Pillow does not recognise as an image."""
+    """Return the error message for a file that Pillow cannot identify as an image."""
     from PIL import features
 
     supported = [name for name in _FORMATS if name not in {"AVIF", "WEBP"} or features.check(name.lower())]

@@ -18,7 +18,7 @@ def interface_of(
     required: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
 ) -> Interface:
-    """Return the interface; inputs keep their order, and every ``enum`` becomes a component, as in Cog."""
+    """Return a model's interface. Inputs keep their order; as in Cog, every ``enum`` becomes a component."""
     properties: dict[str, dict[str, Any]] = {}
     components: dict[str, dict[str, Any]] = {}
     for order, (name, schema) in enumerate(inputs.items()):

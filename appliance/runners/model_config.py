@@ -81,7 +81,7 @@ class GitSource(Section):
 Source = FolderSource | HubSource | PypiSource | BuiltinSource | GitSource
 
 
-#: Key that identifies a source -> its class. `path` is last, because other sources may have it too.
+#: Key that identifies a source -> its class. `path` is last, because two other sources also have this key.
 _BY_KEY: Final = (
     ("pypi", PypiSource),
     ("hub", HubSource),
@@ -92,7 +92,7 @@ _BY_KEY: Final = (
 
 
 def _source_tag(value: object) -> str | None:
-    """Return the name of the class of a source, by its keys."""
+    """Return the name of the source class that the keys of ``value`` select; None if none matches."""
     if isinstance(value, Section):
         return type(value).__name__
     if not isinstance(value, dict):
@@ -129,7 +129,7 @@ def _devices(value: float) -> float:
 
 
 class ModelConfig(Section):
-    """One model. Validation returns an instance of the class of its kind, such as ``VllmModel``."""
+    """One model of models.yaml. Validation returns an instance of its kind's class, such as ``VllmModel``."""
 
     #: Patterns of the weight files to download from a hub repository.
     WEIGHT_FILES: ClassVar[tuple[str, ...]] = ("*.safetensors",)
@@ -195,7 +195,7 @@ class ModelConfig(Section):
 
     @property
     def training_key(self) -> str:
-        """The scheduler's name for the trainer of this model. No model has it: names have no colon."""
+        """Name of this model's trainer in the scheduler. Its colon keeps it distinct from names of models."""
         return f"{self.name}:training"
 
     @model_validator(mode="wrap")

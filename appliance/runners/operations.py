@@ -1,8 +1,8 @@
-"""Operations: requests of OpenAI's and Anthropic's APIs that a runner answers itself, besides predictions.
+"""Operations: requests of OpenAI's and Anthropic's APIs that a runner answers itself.
 
-A kind lists the operations that it supports in ``Kind.operations``. The input of an operation is the whole
-request body, unchanged; its output is the response body or, if the request asks for a stream, the stream's
-events. An error response is the output of a failed prediction.
+``Kind.operations`` lists the operations that a kind supports. An operation runs as a prediction: its input is
+the whole request body, unchanged; its output is the response body or, if the request asks for a stream, the
+stream's events. If it fails, the output is the error response.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _STREAM: Final = {
 
 
 def streams(body: Mapping[str, Any]) -> bool:
-    """Whether the client requests a stream."""
+    """Return whether the request asks for a stream."""
     return body.get("stream") is True
 
 
 def interface(body: Mapping[str, Any]) -> Interface:
-    """Return the interface of an operation: the input is any object, the output an object or a stream."""
+    """Return the interface of an operation: any object as input, and an object or a stream as output."""
     return Interface(input=_INPUT, output=_STREAM if streams(body) else _RESPONSE, verbatim=True)

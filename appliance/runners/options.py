@@ -1,4 +1,4 @@
-"""The base class of every kind's options in models.yaml, and values that follow from the options."""
+"""The base class of every kind's options in models.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRUST_REMOTE_CODE: Final[Any] = Field(
     default=False,
     description="Run Python code from the weights folder. Enable it only for sources you trust.",
 )
-TORCH_RESIDUE: Final = GIB  # bytes that a sleeping torch model may keep: CUDA context, workspaces
+TORCH_RESIDUE: Final = GIB  # bytes of the device for the CUDA context of a sleeping torch model
 
 
 class Options(Section):
@@ -24,9 +24,9 @@ class Options(Section):
 
     #: Whether models of this kind run on the CPU even on a machine with GPUs.
     ON_CPU: ClassVar[bool] = False
-    #: Options that affect speed and memory only: they are not part of the model's version.
+    #: Options that change only speed and memory; the model's version does not depend on them.
     UNVERSIONED: ClassVar[frozenset[str]] = frozenset()
-    #: Advice for the error of a worker process that ran out of memory, as part of a sentence.
+    #: Advice in the error of a worker process that ran out of memory, as part of a sentence.
     OOM_HINT: ClassVar[str] = "ask for less at a time"
 
     @property
@@ -65,16 +65,16 @@ class Options(Section):
         raise NotImplementedError
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
-        """Return two numbers of bytes that a sleeping model keeps: on each device, and in main memory.
+        """Return the bytes that a sleeping model keeps on each device and in main memory.
 
-        The second is for sleep level 1; at level 2 nothing is kept in main memory. Return None if the
-        model cannot sleep on this kind of device.
+        The bytes of main memory are those of sleep level 1; at level 2 they are 0. None: the model cannot
+        sleep on this kind of device.
         """
         return None
 
 
 def in_dtype(weights: WeightSize, dtype: str, device: Literal["cpu", "cuda"]) -> int:
-    """Return the bytes of the loaded weights; ``auto`` is float32 on a CPU and as stored on a GPU."""
+    """Return the bytes of weights loaded as ``dtype``; ``auto``: float32 on a CPU, as stored on a GPU."""
     if dtype == "float32" or (dtype == "auto" and device == "cpu"):
         return weights.in_32_bits
     return weights.stored if dtype == "auto" else weights.in_16_bits

@@ -13,7 +13,7 @@ _END: Final = object()
 
 
 async def stepwise(steps: Generator[T, None, None]) -> AsyncIterator[T]:
-    """Yield the items of ``steps``, each computed in a thread; cancelling waits for the current item."""
+    """Yield the items of ``steps``, each computed in a thread. A cancel waits for the current item."""
     try:
         while (item := await uninterruptible(next, steps, _END)) is not _END:
             yield cast("T", item)
@@ -22,7 +22,10 @@ async def stepwise(steps: Generator[T, None, None]) -> AsyncIterator[T]:
 
 
 async def interruptible(compute: Callable[[threading.Event], T]) -> T:
-    """Run ``compute`` in a thread and return its result; cancelling the task sets the event and waits."""
+    """Run ``compute`` in a thread and return its result.
+
+    If the task is cancelled, set the event, wait until ``compute`` has returned, and then raise.
+    """
     cancelled = threading.Event()
     return await uninterruptible(compute, cancelled, on_cancel=cancelled.set)
 

@@ -16,14 +16,14 @@ class TorchRunner:
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
-        self._models: list[Any] = []  # what ``sleep`` moves to main memory; empty: the runner cannot sleep
+        self._models: list[Any] = []  # moved to main memory by ``sleep``; empty: the runner cannot sleep
 
     @property
     def levels(self) -> tuple[int, ...]:
         return (1,) if self._spec.sleeps and self._spec.device != "cpu" and self._models else ()
 
     async def sleep(self, level: int) -> int:
-        """Free the device; return the bytes that torch still holds on it, without the CUDA context."""
+        """Free device memory; return the bytes that torch still reserves, without the CUDA context."""
         return await asyncio.to_thread(self._free_device)
 
     async def wake(self) -> None:

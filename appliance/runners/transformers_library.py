@@ -7,7 +7,7 @@ from typing import Any
 
 
 def prepare_libraries(threads: int) -> None:
-    """Keep transformers from contacting the Hugging Face hub, and set the CPU threads that torch uses."""
+    """Keep transformers from contacting the Hugging Face hub, and set the number of CPU threads of torch."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     import huggingface_hub.constants
     import torch
@@ -17,14 +17,14 @@ def prepare_libraries(threads: int) -> None:
 
 
 def max_input_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Return the maximum number of input tokens; None if neither the model nor its tokenizer gives it."""
-    limits = (_positions(model), tokenizer.model_max_length)
+    """Return the maximum number of input tokens; None if neither model nor tokenizer has a limit."""
+    limits = (_token_positions(model), tokenizer.model_max_length)
     # Tokenizers without a limit have a number such as 1e30.
     return min((int(limit) for limit in limits if limit and limit < 1_000_000), default=None)
 
 
-def _positions(model: Any) -> int | None:
-    """Return the number of positions for tokens; None if the config does not have it.
+def _token_positions(model: Any) -> int | None:
+    """Return the number of token positions of the model; None if its config has no such number.
 
     Architectures like RoBERTa's count positions from ``padding_idx + 1``; smaller positions are unused:
     https://github.com/huggingface/transformers/blob/main/src/transformers/models/roberta/modeling_roberta.py

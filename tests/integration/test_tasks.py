@@ -354,10 +354,10 @@ async def test_weights_that_cannot_be_used_say_why(models: Models, tmp_path: Pat
 
 async def test_weights_for_another_task_are_not_made_up(models: Models) -> None:
     said = await refusal(models.made(tiny_models.fill_mask), "text-classification")
-    assert "the weights do not fit this task: they lack" in said
+    assert "which this task needs" in said
     assert "classifier.weight" in said
     labels = await refusal(models.made(tiny_models.zero_shot_classification), "reranking")
-    assert "one or two labels, this one 3" in labels
+    assert "one or two labels, but this model has 3" in labels
     unlabelled = await refusal(models.made(tiny_models.text_classification), "zero-shot-classification")
     assert 'no label "entailment"' in unlabelled
 

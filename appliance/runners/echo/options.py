@@ -19,7 +19,7 @@ _RESIDUE: Final = MIB
 
 
 class EchoOptions(Options):
-    """Options of an echo model, which returns its input."""
+    """Options of an echo model, which returns its input as its output."""
 
     ON_CPU = True
     UNVERSIONED = frozenset({"concurrency", "startup_delay", "weights", "residue", "sleep_delay"})

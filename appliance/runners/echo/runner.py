@@ -92,7 +92,6 @@ class EchoRunner:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Sleep levels that this model supports; empty without the option ``weights``."""
         return (1, 2) if self._size else ()
 
     async def sleep(self, level: int) -> int:
@@ -162,7 +161,7 @@ class EchoRunner:
 
 
 def _memory(content: bytes) -> mmap.mmap:
-    """Copy ``content`` to memory outside the heap, which closing returns to the system."""
+    """Copy ``content`` to an anonymous mmap; closing it returns its memory to the system."""
     memory = mmap.mmap(-1, len(content))
     memory[:] = content
     return memory

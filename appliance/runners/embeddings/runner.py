@@ -37,10 +37,10 @@ _ALIASES: Final = dict.fromkeys(("text", "text_batch", "inputs"), "texts")
 
 
 class _Request(NamedTuple):
-    """Texts that wait to be computed."""
+    """Tokenized texts of one prediction that wait for the model."""
 
     tokens: list[list[int]]
-    vectors: asyncio.Future[list[Any]]  # one for each text, not normalized
+    vectors: asyncio.Future[list[Any]]  # one vector for each text, not normalized
 
 
 class EmbeddingsRunner(TorchRunner):
@@ -53,7 +53,7 @@ class EmbeddingsRunner(TorchRunner):
         self._model: Any
         self._tokenizer: Any
         self._pools_first_token = False  # else the mean of all tokens' states is the vector
-        self._longest: int | None = None  # tokens that texts are truncated to; None: texts are not truncated
+        self._longest: int | None = None  # tokens; longer texts are truncated, unless it is None
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
@@ -64,7 +64,9 @@ class EmbeddingsRunner(TorchRunner):
         try:
             await asyncio.to_thread(self._load, weights)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise LoadFailed(f"{self._spec.model} cannot be loaded as an embedding model: {error}") from error
+            raise LoadFailed(
+                f"model {self._spec.model} cannot be loaded as an embedding model: {error}"
+            ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         texts = parse(job.input["texts"])
@@ -79,7 +81,7 @@ class EmbeddingsRunner(TorchRunner):
         yield Output([[vector.tolist() for vector in vectors]], append=False)
 
     async def _computed(self, tokens: list[list[int]]) -> list[Any]:
-        """Return the vectors of tokenized texts. They are computed together with other waiting texts."""
+        """Return a vector for each tokenized text. A batch may have texts of several predictions."""
         request = _Request(tokens, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         if self._computing is None or self._computing.done():
@@ -87,7 +89,7 @@ class EmbeddingsRunner(TorchRunner):
         return await request.vectors
 
     async def _compute_all(self) -> None:
-        """Compute all waiting texts, at most ``max_batch`` at a time unless one request has more."""
+        """Compute requests until none waits: together up to ``max_batch`` texts, or one larger request."""
         while self._waiting:
             batch = [self._waiting.popleft()]
             count = len(batch[0].tokens)
@@ -97,7 +99,7 @@ class EmbeddingsRunner(TorchRunner):
             await self._compute(batch)
 
     async def _compute(self, requests: list[_Request]) -> None:
-        """Embed the texts of several requests; if that fails, one request at a time."""
+        """Embed the texts of all ``requests`` together; if that fails, of one request at a time."""
         try:
             tokens = [text for request in requests for text in request.tokens]
             vectors = await asyncio.to_thread(self._forward, tokens)
@@ -134,7 +136,7 @@ class EmbeddingsRunner(TorchRunner):
         pooling = weights / "1_Pooling" / "config.json"  # of sentence-transformers
         if pooling.exists():
             self._pools_first_token = bool(json.loads(pooling.read_bytes()).get("pooling_mode_cls_token"))
-        self._longest = longest(weights, max_input_tokens(model, self._tokenizer))
+        self._longest = max_text_length(weights, max_input_tokens(model, self._tokenizer))
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         encoded = self._tokenizer(texts, truncation=self._longest is not None, max_length=self._longest)
@@ -142,7 +144,7 @@ class EmbeddingsRunner(TorchRunner):
         return tokens
 
     def _forward(self, tokens: list[list[int]]) -> list[Any]:
-        """Return one vector for each text; texts of similar length are batched, which needs less padding."""
+        """Return one vector for each text. Texts of similar length share a batch to save padding."""
         import torch
 
         order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]))
@@ -168,7 +170,7 @@ class EmbeddingsRunner(TorchRunner):
 
 
 def parse(given: str | list[str]) -> list[str]:
-    """Return the texts of the input ``texts``: a list, the text of a JSON list, or a single text.
+    """Return the input ``texts`` as a list. Callers send a list, a JSON list as text, or a single text.
 
     Raises:
         PredictionFailed: the list is empty or has items that are not strings.
@@ -182,12 +184,15 @@ def parse(given: str | list[str]) -> list[str]:
         if not isinstance(texts, list):
             texts = [given]  # for example a number, which is a text like any other
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise PredictionFailed('texts must be a JSON list of strings, such as ["one", "two"]')
+        raise PredictionFailed('input.texts must be a JSON list of strings, such as ["one", "two"]')
     return list(texts)
 
 
-def longest(weights: Path, most: int | None) -> int | None:
-    """Return the number of tokens to truncate texts to: sentence-transformers' setting, at most ``most``."""
+def max_text_length(weights: Path, most: int | None) -> int | None:
+    """Return the number of tokens to truncate texts to; None: texts are not truncated.
+
+    This is ``max_seq_length`` of sentence-transformers in ``weights``, if it is set, but at most ``most``.
+    """
     file = weights / "sentence_bert_config.json"
     limit = json.loads(file.read_bytes()).get("max_seq_length") if file.exists() else None
     return min((int(tokens) for tokens in (limit, most) if tokens), default=None)

@@ -29,7 +29,6 @@ class PiperOptions(Options):
     )
 
     def completed(self, folder: Path) -> FoundPiperOptions:
-        """Return these options with the names of the voices in ``folder``."""
         return FoundPiperOptions.model_validate(self.model_dump() | {"found": voices.found(folder)})
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:

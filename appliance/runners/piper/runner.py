@@ -60,17 +60,21 @@ class PiperRunner:
         weights = failures.existing_weights(self._spec)
         files = {file.stem: file for file in voice_files(weights)}
         if not files:
-            raise LoadFailed(f"{self._spec.model}: {weights} has no voice; a voice is a file ending in .onnx")
+            raise LoadFailed(
+                f"model {self._spec.model}: {weights} has no voice (.onnx file); correct its source"
+            )
         for name, file in files.items():
             try:
                 self._voices[name] = await asyncio.to_thread(self._load, file)
             except Exception as error:  # onnxruntime's errors share no base class
-                raise LoadFailed(f"{self._spec.model}: the voice {file} cannot be loaded: {error}") from error
+                raise LoadFailed(
+                    f"model {self._spec.model}: the voice {file} cannot be loaded: {error}"
+                ) from error
         for name, voice in self._spec.options["voices"].items():
             if voice not in files:
                 raise LoadFailed(
-                    f"{self._spec.model}: options.voices.{name} names the voice {voice}, which is not in "
-                    f"the weights; choose one of {', '.join(files)}"
+                    f"model {self._spec.model}: options.voices.{name} names the voice {voice}, which the "
+                    f"weights do not have; choose one of {', '.join(files)}"
                 )
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
@@ -117,7 +121,7 @@ class PiperRunner:
         return PiperVoice(session=session, config=config)
 
     def _voice(self, requested: str | None) -> Any:
-        """Return the requested voice, or the first voice by default.
+        """Return the requested voice; without a request, the first voice of the weights.
 
         Raises:
             PredictionFailed: there is no such voice.
@@ -133,7 +137,7 @@ class PiperRunner:
 
 
 def _speaker(voice: Any, requested: str | None) -> int | None:
-    """Return the number of the requested speaker; None for the voice's own default.
+    """Return the number of the requested speaker; None: the voice's default speaker.
 
     Raises:
         PredictionFailed: the voice has no such speaker.
@@ -154,7 +158,7 @@ def _speaker(voice: Any, requested: str | None) -> int | None:
 
 
 def _pieces(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Split sentences of over 400 phonemes where words end, and drop sentences without a phoneme."""
+    """Split sentences of more than ``_MAX_PHONEMES`` between words, and drop sentences without phonemes."""
     pieces: list[list[str]] = []
     for sentence in sentences:
         rest = list(sentence)
@@ -170,7 +174,7 @@ def _pieces(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
 def _speak(
     voice: Any, pieces: Sequence[list[str]], input: Mapping[str, Any], speaker: int | None
 ) -> Generator[audio.Samples, None, None]:
-    """Yield the samples of each piece, normalised to full volume as Piper itself does."""
+    """Yield the samples of each piece, normalized to full volume as in Piper itself."""
     import numpy as np
     from piper.config import SynthesisConfig
 

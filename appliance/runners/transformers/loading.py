@@ -1,4 +1,4 @@
-"""Loading of models with transformers; the input and the result of predictions of kind `transformers`.
+"""Functions that load a model and its processors, and the types of a prediction's input and result.
 
 Weights are read from safetensors only, because other formats can contain code.
 """
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class LoadRequest(NamedTuple):
-    """The model to load, and how."""
+    """The model to load, and the settings for it."""
 
     folder: Path
     device: str  # "cpu" or ``GPU``
     dtype: str  # "auto" or the name of a torch dtype
     max_batch: int
     trust_remote_code: bool
-    models: list[Any]  # each torch module that is loaded is appended
+    models: list[Any]  # gets every torch module that is loaded
 
 
 class TaskInput(NamedTuple):
     """Input of one prediction."""
 
     input: Mapping[str, Any]  # checked and complete; files are paths
-    folder: Path  # for output files; need not exist
+    folder: Path  # for output files; it may not exist yet
     cancelled: threading.Event  # set when the prediction is canceled
 
 
@@ -45,6 +45,7 @@ class TaskResult(NamedTuple):
     metrics: Mapping[str, Any] = MappingProxyType({})
 
 
+#: Computes one prediction, in a thread.
 Compute = Callable[[TaskInput], TaskResult]
 
 #: Weights that only training uses; many repositories lack them.
@@ -52,23 +53,23 @@ _FOR_TRAINING: Final = ("masked_spec_embed",)
 
 
 def model_type(loading: LoadRequest) -> str:
-    """Return transformers' name of the architecture; empty if the config has none."""
+    """Return ``model_type`` of the model's config.json; empty if it has none."""
     config = json.loads((loading.folder / "config.json").read_bytes())
     return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
-def from_folder(auto_class: Any, loading: LoadRequest, **more: Any) -> Any:
-    """Load a tokenizer or processor from the folder; ``auto_class`` is a class such as ``AutoTokenizer``."""
+def load_processor(auto_class: Any, loading: LoadRequest, **more: Any) -> Any:
+    """Load a tokenizer or processor; ``auto_class`` is a class of transformers such as ``AutoTokenizer``."""
     return auto_class.from_pretrained(
         loading.folder, local_files_only=True, trust_remote_code=loading.trust_remote_code, **more
     )
 
 
-def model_of(loading: LoadRequest, auto_class: str) -> Any:
-    """Load the model; ``auto_class`` names a class of transformers such as ``AutoModelForCTC``.
+def load_model(loading: LoadRequest, auto_class: str) -> Any:
+    """Load the model; ``auto_class`` is the name of a class of transformers such as ``AutoModelForCTC``.
 
     Raises:
-        LoadFailed: weights are missing, which the library would fill with random numbers.
+        LoadFailed: weights are missing, in place of which transformers would use random numbers.
     """
     import transformers
 
@@ -83,14 +84,17 @@ def model_of(loading: LoadRequest, auto_class: str) -> Any:
     missing = sorted(name for name in report["missing_keys"] if not name.endswith(_FOR_TRAINING))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise LoadFailed(f"the weights do not fit this task: they lack {', '.join(missing[:5])}{more}")
+        raise LoadFailed(
+            f"the weights lack {', '.join(missing[:5])}{more}, which this task needs; correct the model's "
+            "task or source"
+        )
     model = model.to(loading.device).eval()
     loading.models.append(model)
     return model
 
 
-def pipeline_of(loading: LoadRequest, task: str, model: Any, **parts: Any) -> Any:
-    """Return a pipeline of transformers around the model; ``parts`` are its tokenizer and processors."""
+def make_pipeline(loading: LoadRequest, task: str, model: Any, **parts: Any) -> Any:
+    """Return transformers' pipeline for ``task``; ``parts`` are the model's tokenizer and processors."""
     from transformers import pipeline
 
     return pipeline(
@@ -99,7 +103,7 @@ def pipeline_of(loading: LoadRequest, task: str, model: Any, **parts: Any) -> An
 
 
 def stopping_criteria(cancelled: threading.Event) -> Any:
-    """Return criteria that stop the generation at the next token after a cancel."""
+    """Return stopping criteria for ``generate`` that end it at the next token after a cancel."""
     import torch
     from transformers import StoppingCriteriaList
 
@@ -110,7 +114,7 @@ def stopping_criteria(cancelled: threading.Event) -> Any:
 
 
 def check_fits(model: Any, tokenizer: Any, text: str) -> None:
-    """Refuse a text that is longer than the model accepts, instead of truncating it.
+    """Check that the model accepts a text of this length: its pipeline would truncate the text.
 
     Raises:
         PredictionFailed: the text is too long.

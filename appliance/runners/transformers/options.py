@@ -14,7 +14,6 @@ from appliance.runners.options import TORCH_RESIDUE, TRUST_REMOTE_CODE, Options,
 #: Bytes that a worker process needs besides weights: libraries and working memory.
 _PROCESS: Final = GIB
 
-#: The supported tasks.
 Task = Literal[
     "automatic-speech-recognition",
     "text-to-speech",

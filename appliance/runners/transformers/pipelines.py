@@ -1,6 +1,6 @@
 """Tasks of kind `transformers` for which the library has pipelines, and reranking, for which it has none.
 
-Each function loads the model and returns the function that computes one prediction.
+Each public function loads a model for the task and returns the function that computes one prediction.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from appliance.runners.transformers.loading import (
     TaskInput,
     TaskResult,
     check_fits,
-    from_folder,
-    model_of,
+    load_model,
+    load_processor,
+    make_pipeline,
     model_type,
-    pipeline_of,
     stopping_criteria,
 )
 from appliance.runners.transformers_library import max_input_tokens
@@ -34,18 +34,18 @@ _CHUNK: Final = 30.0  # seconds of audio that CTC models compute at a time
 
 
 def speech_recognition(loading: LoadRequest) -> Compute:
-    """CTC models, and models that generate text, such as Whisper."""
+    """Transcribe audio with a CTC model, or with a model that generates text, such as Whisper."""
     from transformers import AutoFeatureExtractor, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 
     generates = model_type(loading) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
-    model = model_of(loading, "AutoModelForSpeechSeq2Seq" if generates else "AutoModelForCTC")
-    extractor = from_folder(AutoFeatureExtractor, loading)
-    pipe = pipeline_of(
+    model = load_model(loading, "AutoModelForSpeechSeq2Seq" if generates else "AutoModelForCTC")
+    extractor = load_processor(AutoFeatureExtractor, loading)
+    pipe = make_pipeline(
         loading,
         "automatic-speech-recognition",
         model,
-        tokenizer=from_folder(AutoTokenizer, loading),
+        tokenizer=load_processor(AutoTokenizer, loading),
         feature_extractor=extractor,
     )
     languages = getattr(model.generation_config, "lang_to_id", None) if generates else None
@@ -79,10 +79,12 @@ def speech_recognition(loading: LoadRequest) -> Compute:
 
 
 def _language(input: Mapping[str, Any], languages: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return ``language`` and ``task`` for Whisper's ``generate``; ``languages`` are the model's, as tokens.
+    """Return the arguments ``language`` and ``task`` for the ``generate`` method of Whisper.
+
+    ``languages`` are the model's language tokens, such as ``<|en|>``; empty if it has only one language.
 
     Raises:
-        PredictionFailed: the model has one language only, or does not know this one.
+        PredictionFailed: the model does not know the language, or has no choice of languages or tasks.
     """
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
@@ -102,11 +104,11 @@ def _language(input: Mapping[str, Any], languages: Mapping[str, Any] | None) -> 
 
 
 def text_to_speech(loading: LoadRequest) -> Compute:
-    """Models that generate audio by themselves, such as VITS, not those that need a vocoder model."""
+    """Speak a text with a model such as VITS. Models that need a separate vocoder are not supported."""
     from transformers import AutoTokenizer
 
-    model = model_of(loading, "AutoModelForTextToWaveform")
-    pipe = pipeline_of(loading, "text-to-audio", model, tokenizer=from_folder(AutoTokenizer, loading))
+    model = load_model(loading, "AutoModelForTextToWaveform")
+    pipe = make_pipeline(loading, "text-to-audio", model, tokenizer=load_processor(AutoTokenizer, loading))
 
     def compute(request: TaskInput) -> TaskResult:
         import numpy as np
@@ -128,7 +130,6 @@ def text_to_speech(loading: LoadRequest) -> Compute:
 
 
 def image_classification(loading: LoadRequest) -> Compute:
-    """Labels of an image."""
     pipe = _image_pipeline(loading, "image-classification", "AutoModelForImageClassification")
 
     def compute(request: TaskInput) -> TaskResult:
@@ -139,7 +140,7 @@ def image_classification(loading: LoadRequest) -> Compute:
 
 
 def object_detection(loading: LoadRequest) -> Compute:
-    """Objects in an image, with boxes in pixels."""
+    """Find the objects in an image; their boxes are in pixels."""
     pipe = _image_pipeline(loading, "object-detection", "AutoModelForObjectDetection")
 
     def compute(request: TaskInput) -> TaskResult:
@@ -155,25 +156,28 @@ def object_detection(loading: LoadRequest) -> Compute:
 
 
 def _image_pipeline(loading: LoadRequest, task: str, auto_class: str) -> Any:
-    """Return a pipeline for images that prepares them with Pillow: torchvision is not installed."""
+    """Return a pipeline that prepares images with Pillow, because torchvision may not be installed."""
     from transformers import AutoImageProcessor
 
-    processor = from_folder(AutoImageProcessor, loading, backend="pil")
-    return pipeline_of(loading, task, model_of(loading, auto_class), image_processor=processor)
+    processor = load_processor(AutoImageProcessor, loading, backend="pil")
+    return make_pipeline(loading, task, load_model(loading, auto_class), image_processor=processor)
 
 
 # -- text to scores and labels
 
 
 def reranking(loading: LoadRequest) -> Compute:
-    """Cross-encoders, which score from 0 to 1 how well each document answers a query."""
+    """Score from 0 to 1 how well each document answers a query, with a cross-encoder."""
     import torch
     from transformers import AutoTokenizer
 
-    model = model_of(loading, "AutoModelForSequenceClassification")
-    tokenizer = from_folder(AutoTokenizer, loading)
+    model = load_model(loading, "AutoModelForSequenceClassification")
+    tokenizer = load_processor(AutoTokenizer, loading)
     if model.config.num_labels > 2:
-        raise LoadFailed(f"a model for reranking has one or two labels, this one {model.config.num_labels}")
+        raise LoadFailed(
+            f"a model for reranking has one or two labels, but this model has {model.config.num_labels}; "
+            "correct its source"
+        )
     size = loading.max_batch if tokenizer.pad_token is not None else 1
     limit = max_input_tokens(model, tokenizer)
 
@@ -205,10 +209,10 @@ def reranking(loading: LoadRequest) -> Compute:
 
 
 def _documents(given: str | list[str]) -> list[str]:
-    """Return the documents, which may be given as the text of a JSON list.
+    """Return the documents; callers may send them as a JSON list in a string.
 
     Raises:
-        PredictionFailed: they are not a list of strings, or the list is empty.
+        PredictionFailed: the value is not a list of strings, or the list is empty.
     """
     documents: Any = given
     if isinstance(given, str):
@@ -222,7 +226,6 @@ def _documents(given: str | list[str]) -> list[str]:
 
 
 def text_classification(loading: LoadRequest) -> Compute:
-    """Labels of a text."""
     pipe = _text_pipeline(loading, "text-classification", "AutoModelForSequenceClassification")
 
     def compute(request: TaskInput) -> TaskResult:
@@ -233,10 +236,12 @@ def text_classification(loading: LoadRequest) -> Compute:
 
 
 def zero_shot_classification(loading: LoadRequest) -> Compute:
-    """Scores of the caller's labels for a text, by a model trained on natural language inference."""
+    """Score the caller's labels for a text, with a model trained on natural language inference."""
     pipe = _text_pipeline(loading, "zero-shot-classification", "AutoModelForSequenceClassification")
     if pipe.entailment_id < 0:
-        raise LoadFailed('the model has no label "entailment", which zero-shot classification needs')
+        raise LoadFailed(
+            'the model has no label "entailment", which zero-shot classification needs; correct its source'
+        )
 
     def compute(request: TaskInput) -> TaskResult:
         given = request.input["labels"]
@@ -258,7 +263,7 @@ def zero_shot_classification(loading: LoadRequest) -> Compute:
 
 
 def token_classification(loading: LoadRequest) -> Compute:
-    """Entities in a text, such as names; ``start`` and ``end`` are positions of characters."""
+    """Find entities in a text, such as names; ``start`` and ``end`` are positions of characters."""
     pipe = _text_pipeline(loading, "token-classification", "AutoModelForTokenClassification")
 
     def compute(request: TaskInput) -> TaskResult:
@@ -282,7 +287,6 @@ def token_classification(loading: LoadRequest) -> Compute:
 
 
 def fill_mask(loading: LoadRequest) -> Compute:
-    """Candidates for the masked token of a text."""
     pipe = _text_pipeline(loading, "fill-mask", "AutoModelForMaskedLM")
     mask = pipe.tokenizer.mask_token
 
@@ -305,8 +309,8 @@ def fill_mask(loading: LoadRequest) -> Compute:
 def _text_pipeline(loading: LoadRequest, task: str, auto_class: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = from_folder(AutoTokenizer, loading)
-    return pipeline_of(loading, task, model_of(loading, auto_class), tokenizer=tokenizer)
+    tokenizer = load_processor(AutoTokenizer, loading)
+    return make_pipeline(loading, task, load_model(loading, auto_class), tokenizer=tokenizer)
 
 
 def _labels(found: Any) -> list[dict[str, Any]]:

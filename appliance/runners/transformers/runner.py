@@ -1,4 +1,4 @@
-"""The runner of kind `transformers`: a model for one of the tasks in ``tasks``. Not tested on a GPU."""
+"""The runner of kind `transformers`: runs a model for one of the tasks in ``TASKS``. Not tested on a GPU."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ class TransformersRunner(TorchRunner):
         folder = failures.existing_weights(self._spec)
         if not (folder / "config.json").is_file():
             raise LoadFailed(
-                f"{self._spec.model}: {folder} has no config.json, which kind transformers needs"
+                f"model {self._spec.model}: {folder} has no config.json, which kind transformers needs; "
+                "correct the model's source"
             )
         try:
             self._compute = await asyncio.to_thread(self._load, folder)
         except LoadFailed as error:
-            raise LoadFailed(f"{self._spec.model}: {error.detail}") from error
+            raise LoadFailed(f"model {self._spec.model}: {error.detail}") from error
         except Exception as error:  # weights can be wrong in any way, so any exception is possible
             raise LoadFailed(
-                f"{self._spec.model} cannot be loaded for {self._task}: {_message(error)}"
+                f"model {self._spec.model} cannot be loaded for {self._task}: {_message(error)}"
             ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:

@@ -1,6 +1,6 @@
 """Tasks of kind `transformers` whose models generate text: captions, translation, summaries.
 
-They call ``generate``, because transformers 5 has no pipelines for them.
+These tasks call ``generate`` directly, because transformers 5 has no pipelines for them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from appliance.runners.transformers.loading import (
     TaskInput,
     TaskResult,
     check_fits,
-    from_folder,
-    model_of,
+    load_model,
+    load_processor,
     stopping_criteria,
 )
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def image_captioning(loading: LoadRequest) -> Compute:
-    """Models such as BLIP, which complete a prompt, ViT-GPT2, which take none, and chat models."""
+    """Describe an image with a model that completes a prompt, such as BLIP, takes none or is a chat model."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.processing_utils import ProcessorMixin
 
-    model = model_of(loading, "AutoModelForImageTextToText")
-    processor = from_folder(AutoProcessor, loading)
+    model = load_model(loading, "AutoModelForImageTextToText")
+    processor = load_processor(AutoProcessor, loading)
     combined = isinstance(processor, ProcessorMixin)  # else it is only a tokenizer or an image processor
-    tokenizer = processor.tokenizer if combined else from_folder(AutoTokenizer, loading)
-    image_processor = None if combined else from_folder(AutoImageProcessor, loading, backend="pil")
+    tokenizer = processor.tokenizer if combined else load_processor(AutoTokenizer, loading)
+    image_processor = None if combined else load_processor(AutoImageProcessor, loading, backend="pil")
     chats = combined and bool(getattr(processor, "chat_template", None))
 
     def compute(request: TaskInput) -> TaskResult:
@@ -65,20 +65,20 @@ def _chat_prompt(processor: Any, prompt: str | None) -> str:
 
 
 def translation(loading: LoadRequest) -> Compute:
-    """Models for two languages, such as Marian and T5, and for many, such as NLLB, M2M100 and mBART."""
+    """Translate with a model for two languages (Marian, T5), or for many (NLLB, M2M100, mBART)."""
     return _text_to_text(loading, "translation")
 
 
 def summarization(loading: LoadRequest) -> Compute:
-    """Models such as BART, Pegasus and T5."""
+    """Summarise with a model such as BART, Pegasus or T5."""
     return _text_to_text(loading, "summarization")
 
 
 def _text_to_text(loading: LoadRequest, task: str) -> Compute:
     from transformers import AutoTokenizer
 
-    model = model_of(loading, "AutoModelForSeq2SeqLM")
-    tokenizer = from_folder(AutoTokenizer, loading)
+    model = load_model(loading, "AutoModelForSeq2SeqLM")
+    tokenizer = load_processor(AutoTokenizer, loading)
     settings = getattr(model.config, "task_specific_params", None) or {}
     default_prefix = settings.get(task, {}).get("prefix", "")  # T5 models learn the task from a prefix
     default_language = getattr(tokenizer, "src_lang", None)
@@ -101,18 +101,18 @@ def _text_to_text(loading: LoadRequest, task: str) -> Compute:
 
 
 def _set_languages(tokenizer: Any, default: str | None, input: Mapping[str, Any]) -> dict[str, Any]:
-    """Set the tokenizer's language, and return the argument of ``generate`` that selects the target language.
+    """Set the tokenizer's source language; return the argument of ``generate`` for the target language.
 
-    ``default`` is the language of a text without ``source_language``; None for models for two languages.
+    ``default`` is the source language if the input has none; None for models for two languages.
 
     Raises:
-        PredictionFailed: a language is missing or unknown, or the model takes none.
+        PredictionFailed: a language is missing or unknown, or this model has no choice of languages.
     """
     source, target = input.get("source_language"), input.get("target_language")
     if default is None:
         if source or target:
             field = "source_language" if source else "target_language"
-            raise PredictionFailed(f"input.{field}: this model knows only two languages; leave it out")
+            raise PredictionFailed(f"input.{field}: this model knows only two languages; leave {field} out")
         return {}
     if not target:
         raise PredictionFailed("input.target_language: this model knows many languages; choose one")

@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """One task; the fields are those of ``interface_of``, and ``load`` loads the model."""
+    """One task: the arguments of ``interface_of``, and ``load``, which loads a model for the task."""
 
     inputs: Mapping[str, Schema]
     output: Schema

@@ -45,10 +45,7 @@ class WhisperOptions(Options):
     )
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
-        """Estimate the bytes to reserve on the device.
-
-        Weights are assumed to be stored in 16 bits; float32 doubles them.
-        """
+        # Weights are assumed to be stored in 16 bits; float32 doubles them.
         loaded = weights.in_32_bits if self.compute_type == "float32" else weights.stored
         return loaded + int(self.max_duration * _SECOND) + _PROCESS
 

@@ -129,21 +129,23 @@ class WhisperRunner:
 
     async def setup(self) -> None:
         folder = failures.existing_weights(self._spec)
-        for name in ("model.bin", "config.json", "tokenizer.json"):  # faster-whisper would download them
+        for name in ("model.bin", "config.json", "tokenizer.json"):  # otherwise faster-whisper downloads them
             if not (folder / name).is_file():
                 raise LoadFailed(
-                    f"{self._spec.model}: {folder} has no {name}; kind whisper needs a folder in the format "
-                    "of CTranslate2, which ct2-transformers-converter --copy_files tokenizer.json writes"
+                    f"model {self._spec.model}: {folder} has no {name}; kind whisper needs a folder in the "
+                    "format of CTranslate2, which ct2-transformers-converter --copy_files tokenizer.json writes"
                 )
         try:
             await asyncio.to_thread(self._load, folder)
         except (OSError, ValueError, RuntimeError, MemoryError, KeyError) as error:
-            raise LoadFailed(f"{self._spec.model} cannot be loaded as a Whisper model: {error}") from error
+            raise LoadFailed(
+                f"model {self._spec.model} cannot be loaded as a Whisper model: {error}"
+            ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         language = self._language(job.input["language"])
         if job.input["translate"] and not self._model.model.is_multilingual:
-            raise PredictionFailed("input.translate: this model supports only English; leave it out")
+            raise PredictionFailed("input.translate: this model supports only English; leave this input out")
         began = time.perf_counter()
         samples = await asyncio.to_thread(
             audio.read, Path(job.input["audio"]), _RATE, "audio", longest=self._spec.options["max_duration"]
@@ -199,7 +201,7 @@ class WhisperRunner:
     def _segments(
         self, samples: audio.Samples, language: str | None, task: str, settings: dict[str, Any]
     ) -> Generator[str | dict[str, Any], None, None]:
-        """Yield the code of the language, which is detected if ``language`` is None, then each segment."""
+        """Yield the language's code, then each segment. The language is detected if ``language`` is None."""
         prompt, count = settings["initial_prompt"], 0
         for begin, chunk in _chunks(samples):
             segments, info = self._model.transcribe(
@@ -217,7 +219,7 @@ class WhisperRunner:
                 prompt = text[-_CONTEXT:]
 
     def _language(self, requested: str) -> str | None:
-        """Return the code of a language, given by its code or English name; None: detect the language.
+        """Return the code of the requested language, a code or an English name; None: detect the language.
 
         Raises:
             PredictionFailed: the model does not support the language.
@@ -237,10 +239,10 @@ class WhisperRunner:
 
 
 def _settings(input: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """Return the input as keyword arguments of faster-whisper; ``vocabulary`` is the number of tokens.
+    """Return keyword arguments for faster-whisper. ``vocabulary`` is the number of the model's tokens.
 
     Raises:
-        PredictionFailed: ``suppress_tokens`` is wrong.
+        PredictionFailed: ``suppress_tokens`` has something other than ids of tokens.
     """
     step, temperatures = input["temperature_increment_on_fallback"], [input["temperature"]]
     while step and temperatures[-1] + step <= 1.0 + 1e-6 and len(temperatures) < _MAX_ATTEMPTS:
@@ -269,7 +271,7 @@ def _settings(input: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
 
 
 def _chunks(samples: audio.Samples) -> Iterator[tuple[int, audio.Samples]]:
-    """Cut the audio into chunks; yield the index of the first sample and the samples of each."""
+    """Cut the audio into chunks; yield the index of each chunk's first sample, and its samples."""
     begin = 0
     while samples.size - begin > _CHUNK:
         window_begin = begin + _CHUNK - _CUT_WINDOW
@@ -313,7 +315,7 @@ def _segment(found: Any, number: int, begin: float) -> dict[str, Any]:
 
 
 def _line(segment: Mapping[str, Any], duration: float) -> str:
-    """Return the text of the segment and the progress, each on a line."""
+    """Return two log lines: the segment's text, and a progress bar."""
     times = f"[{subtitles.time(segment['start'])} --> {subtitles.time(segment['end'])}]"
     total = math.ceil(duration)
     return f"{times} {segment['text'].strip()}\n{bar(min(total, math.ceil(segment['end'])), total)}\n"

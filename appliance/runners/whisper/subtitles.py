@@ -10,12 +10,10 @@ from typing import Any
 
 
 def srt(segments: Sequence[Mapping[str, Any]]) -> str:
-    """Return the segments in the format SubRip."""
     return "".join(f"{number}\n{_cue(segment, ',')}" for number, segment in enumerate(segments, 1))
 
 
 def vtt(segments: Sequence[Mapping[str, Any]]) -> str:
-    """Return the segments in the format WebVTT."""
     return "WEBVTT\n\n" + "".join(_cue(segment, ".") for segment in segments)
 
 

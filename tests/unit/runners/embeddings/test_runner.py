@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.errors import PredictionFailed
-from appliance.runners.embeddings.runner import EmbeddingsRunner, longest, parse
+from appliance.runners.embeddings.runner import EmbeddingsRunner, max_text_length, parse
 from appliance.runners.transformers_library import max_input_tokens
 from appliance.worker.process.gpu_oom import out_of_memory
 from tests.support.runner_calls import job, load_spec, run
@@ -40,15 +40,15 @@ def test_lists_that_are_not_of_texts(given: str | list[str]) -> None:
 
 
 def test_the_maximum_length_of_a_text(tmp_path: Path) -> None:
-    assert longest(tmp_path, 512) == 512
+    assert max_text_length(tmp_path, 512) == 512
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 256}))
-    assert longest(tmp_path, 512) == 256
-    assert longest(tmp_path, 128) == 128
-    assert longest(tmp_path, None) == 256
+    assert max_text_length(tmp_path, 512) == 256
+    assert max_text_length(tmp_path, 128) == 128
+    assert max_text_length(tmp_path, None) == 256
 
 
 def test_a_text_is_not_truncated_without_a_maximum(tmp_path: Path) -> None:
-    assert longest(tmp_path, None) is None
+    assert max_text_length(tmp_path, None) is None
 
 
 class Model:
