@@ -1,4 +1,4 @@
-"""OpenAI's and Anthropic's APIs for one loaded language model, answered by vLLM's own serving classes.
+"""OpenAI's and Anthropic's APIs for one loaded language model, by vLLM's own serving classes.
 
 vLLM's classes handle templates, tools, reasoning, structured output, log probabilities and the validation of
 requests. This module adds response ids, the model's name as in the request, metrics, and errors that name
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
     from appliance.runners.base import LoadSpec
 
-_MAX_PROBLEMS: Final = 4  # named in one error: pydantic lists one for every variant that a message could have
+_MAX_PROBLEMS: Final = 4  # in one error: pydantic reports a problem for every variant of a message
 
+_UNKNOWN: Final = "the response ended early, for an unknown reason"
 _ANTHROPIC: Final = {MESSAGES, COUNT_TOKENS}
 
-#: Prefixes of response ids before the prediction's id; vLLM adds those of the other operations.
+#: Prefixes of response ids, before the prediction's id. For the other operations vLLM adds the prefix.
 _PREFIXES: Final = {RESPONSES: "resp_", MESSAGES: "msg_"}
 
 
 class _Refused(Exception):
-    """The response is an error object in OpenAI's format, whose ``code`` is the HTTP status."""
+    """An error response to the caller, as an object in OpenAI's format whose ``code`` is the HTTP status."""
 
     def __init__(self, error: dict[str, Any]) -> None:
         message = errors.translate(str(error["message"]))
@@ -46,7 +47,7 @@ class _Refused(Exception):
 
 
 class CompatApis:
-    """Answers the operations of one loaded model.
+    """Runs the operations of one loaded model.
 
     Raises:
         LoadFailed: the parsers in the model's options do not fit the model.
@@ -103,10 +104,10 @@ class CompatApis:
         }
 
     async def run(self, job: Job, adapter: LoRARequest | None) -> AsyncGenerator[Output | Metric]:
-        """Run one operation, with the weights of ``adapter`` if it is given, and yield its events.
+        """Run one operation, with the weights of ``adapter`` if there is one, and yield its events.
 
         Raises:
-            PredictionFailed: the request was refused or the response broke off; the last output is the error.
+            PredictionFailed: vLLM refused the request or failed; the last output is the error response.
         """
         metrics = _Metrics()
         streaming = streams(job.input) and job.operation != COUNT_TOKENS
@@ -166,7 +167,7 @@ class CompatApis:
                     yield data
 
     def _request(self, job: Job, adapter: LoRARequest | None) -> Any:
-        """Return the request for vLLM.
+        """Return the body of ``job`` as a request object of vLLM.
 
         Raises:
             _Refused: the body is not a valid request.
@@ -186,7 +187,7 @@ class CompatApis:
             body["request_id"] = _PREFIXES.get(job.operation, "") + job.id
         if job.operation in {CHAT, COMPLETIONS} and streams(body):
             options = body.get("stream_options") or {}
-            if isinstance(options, dict):  # the metrics need the usage; `_is_requested` removes it again
+            if isinstance(options, dict):  # for the metrics; `_is_requested` removes it again
                 body["stream_options"] = {**options, "include_usage": True}
         kind, _ = self._handlers[str(job.operation)]
         try:
@@ -205,7 +206,7 @@ class CompatApis:
         return request
 
     def _check_tools(self, body: dict[str, Any]) -> None:
-        """Refuse tools that vLLM would ignore, or refuse with a message about its command line.
+        """Check the request's tools. vLLM would ignore some, and name options of its command line for others.
 
         Raises:
             _Refused: the model does not support tools, or not tools of this type.
@@ -215,7 +216,8 @@ class CompatApis:
             return
         if self._tool_parser is None:
             raise _invalid(
-                f"the model {self._name} supports no tools: its options in models.yaml set no tool_parser",
+                f"the model {self._name} does not support tools, because its options in models.yaml have no "
+                "tool_parser",
                 "tools",
             )
         types = {str(tool.get("type", "function")) for tool in tools if isinstance(tool, dict)}
@@ -227,7 +229,7 @@ class CompatApis:
 
 
 def _check_finite(fields: dict[str, Any]) -> None:
-    """Refuse NaN and infinity, to which pydantic converts strings such as "nan".
+    """Check that ``fields`` have no NaN or infinity, to which pydantic converts strings such as "nan".
 
     Raises:
         _Refused: a field is or contains such a number.
@@ -240,7 +242,7 @@ def _check_finite(fields: dict[str, Any]) -> None:
 
 
 def _check_supported(body: dict[str, Any]) -> None:
-    """Refuse requests that vLLM would refuse with a message about its own server.
+    """Check for features that vLLM would refuse with a message about its own server.
 
     Raises:
         _Refused: the request continues a stored response or is to run in the background.
@@ -255,7 +257,7 @@ def _check_supported(body: dict[str, Any]) -> None:
 
 
 class _Metrics:
-    """Measures the time to the first token and counts the tokens of one operation."""
+    """Metrics of one operation: time to the first token, numbers of tokens, and speed."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -282,7 +284,7 @@ class _Metrics:
 
 
 def _with_nested(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a response, or an event and the response inside it."""
+    """Yield a response or an event, and the response inside the event."""
     yield item
     for name in ("response", "message"):
         if isinstance(item.get(name), dict):
@@ -290,7 +292,7 @@ def _with_nested(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rename(item: dict[str, Any], job: Job) -> None:
-    """Replace vLLM's model name with the caller's name for it, and ids of messages with the prediction's."""
+    """Replace vLLM's name of the model by the name in the request, and message ids by the prediction's id."""
     for each in _with_nested(item):
         if isinstance(each.get("model"), str):
             each["model"] = job.input["model"]
@@ -302,23 +304,23 @@ def _error_in(item: dict[str, Any]) -> dict[str, Any] | None:
     """Return the error if ``item`` is an error response or an error event; otherwise None."""
     error, kind = item.get("error"), item.get("type")
     if isinstance(error, dict) and "choices" not in item and "output" not in item:
-        return {"message": "the response broke off", "code": 500, **error}
+        return {"message": _UNKNOWN, "code": 500, **error}
     if kind == "error":
-        return {"message": "the response broke off", **item, "code": 500}
+        return {"message": _UNKNOWN, **item, "code": 500}
     failed = item.get("response") if kind == "response.failed" else None
     if isinstance(failed, dict):
-        return {"message": "the response broke off", **(failed.get("error") or {}), "code": 500}
+        return {"message": _UNKNOWN, **(failed.get("error") or {}), "code": 500}
     return None
 
 
 def _has_token(item: dict[str, Any]) -> bool:
-    """Return whether an event contains a token; streams of responses begin with events that do not."""
+    """Return whether an event contains a token; the first events of OpenAI's Responses API do not."""
     kind = str(item.get("type", ""))
     return not kind.startswith("response.") or kind.endswith(".delta")
 
 
 def _is_requested(item: dict[str, Any], job: Job) -> bool:
-    """Return whether the caller requested ``item``: the usage at the end of a stream is optional."""
+    """Return False for the usage at the end of a stream if the caller has not requested the usage."""
     if job.operation not in {CHAT, COMPLETIONS} or not streams(job.input):
         return True
     usage = (job.input.get("stream_options") or {}).get("include_usage") is True
@@ -342,7 +344,7 @@ def _invalid(message: str, parameter: str | None = None) -> _Refused:
 
 
 def _raise_if_canceled() -> None:
-    """Raise ``CancelledError`` if the task is cancelled, which vLLM turns into an error response."""
+    """Raise ``CancelledError`` if the task is cancelled: vLLM catches it and returns an error response."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -2,8 +2,7 @@
 
 Everything that depends on vLLM's internals is in this module and in ``grammars.py``, written for vLLM 0.32.
 vLLM computes in a process of its own, the engine core, so that computing never blocks the event loop of the
-worker process. The core is forked, so that nothing is imported a second time. The GPU settings are not tested
-on a GPU.
+worker process. The engine core is a fork, which need not import everything again. Not tested on a GPU.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _HINTS: Final = (
 
 
 def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
-    """Load the model. This needs a running event loop and blocks it.
+    """Load the model. The caller's event loop must run and is blocked.
 
     Raises:
         LoadFailed: the weights or the options do not fit vLLM or the device.
@@ -50,7 +49,7 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     _set_environment(spec)
     import torch
 
-    torch.set_num_threads(spec.threads)  # the forked engine core inherits it
+    torch.set_num_threads(spec.threads)  # the forked engine core inherits this setting
     with _core_error() as core_error:
         try:
             return _start(spec, weights)
@@ -64,8 +63,8 @@ def start(spec: LoadSpec, weights: Path) -> AsyncLLM:
 def sleep_levels(spec: LoadSpec) -> tuple[int, ...]:
     """Return the supported sleep levels: 1 keeps the weights in main memory, 2 drops them.
 
-    None on a CPU, where vLLM accepts sleep requests but frees nothing. With adapters only level 1, because
-    vLLM does not reload dropped weights of adapters.
+    Empty on a CPU, where vLLM accepts sleep requests but frees nothing. With adapters only level 1, because
+    vLLM would not reload the weights of adapters.
     """
     if not spec.sleeps or spec.device == "cpu":
         return ()
@@ -73,7 +72,7 @@ def sleep_levels(spec: LoadSpec) -> tuple[int, ...]:
 
 
 async def wake(engine: AsyncLLM, level: int) -> None:
-    """Wake the engine from sleep ``level`` with the calls that vLLM prescribes.
+    """Wake the engine from sleep ``level``, with the calls that vLLM's documentation prescribes.
 
     Raises:
         LoadFailed: the engine did not wake up.
@@ -168,7 +167,7 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
 
 
 def _dtype(dtype: str, *, on_cpu: bool) -> str:
-    """Return the number format to compute in; auto on a CPU: bfloat16 only if it is faster."""
+    """Return the number format to compute in. auto on a CPU: bfloat16 if the processor supports it."""
     if dtype != "auto" or not on_cpu:
         return dtype
     import torch
@@ -180,10 +179,10 @@ def _dtype(dtype: str, *, on_cpu: bool) -> str:
 
 
 def _memory_fraction(memory: int) -> float:
-    """Return ``memory`` bytes as a fraction of the device's memory; vLLM does not start if less is free."""
+    """Return ``memory`` bytes as a fraction of the device's memory. vLLM starts only if as much is free."""
     from vllm.platforms import current_platform
 
-    # vLLM reads it from NVML; after CUDA has started, a fork is not possible.
+    # vLLM asks NVML for it. If CUDA were initialized in this process, it could not fork the engine core.
     total: int = current_platform.get_device_total_memory()
     return min(memory / total, 1.0)
 
@@ -211,10 +210,10 @@ def _set_environment(spec: LoadSpec) -> None:
 
 
 def _import_model(weights: Path) -> None:
-    """Import the model's class into vLLM's registry.
+    """Import the model's class and register it with vLLM.
 
-    To keep CUDA out of this process, vLLM would inspect the class in a new Python process, which imports
-    everything again. On a CPU that is not needed.
+    Otherwise vLLM inspects the class in a new Python process, to keep CUDA out of this process, and there
+    imports everything again.
     """
     from vllm import ModelRegistry
 
@@ -239,7 +238,7 @@ def _architectures(weights: Path) -> list[str]:
             "GGUF file"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoadFailed(f"{file} cannot be used: {_describe(error)}") from error
+        raise LoadFailed(f"{file} cannot be read: {_describe(error)}") from error
     return [str(name) for name in names or []]
 
 
@@ -348,9 +347,9 @@ def _core_error() -> Iterator[Callable[[], str]]:
 
 
 def _describe(error: Exception) -> str:
-    """Return a library's error on one short line, with advice; of a pydantic error only the messages."""
+    """Return a library's error on one short line, with advice."""
     text = str(error)
-    if isinstance(error, ValidationError):  # its text also has the values
+    if isinstance(error, ValidationError):  # its text would repeat the values of the options
         found = error.errors(include_url=False, include_input=False, include_context=False)
         text = "; ".join(each["msg"].removeprefix("Value error, ") for each in found)
     return failures.summary(errors.translate(" ".join(text.split())) or type(error).__name__, _HINTS)

@@ -25,7 +25,7 @@ _CACHE: Final = 16 * 1024**2  # bytes of compiled grammars cached in this proces
 
 
 def use_own_backends() -> None:
-    """Patch vLLM: engines forked from this process compile a grammar with the backend that checked it."""
+    """Patch vLLM to compile each grammar with the backend that checked it; forked engine cores inherit it."""
     from vllm.v1.structured_output import StructuredOutputManager
 
     manager: Any = StructuredOutputManager
@@ -55,7 +55,7 @@ def use_own_backends() -> None:
 
 
 def check_grammars(engine: AsyncLLM) -> None:
-    """Make ``engine`` refuse requests whose grammars cannot be compiled, as an invalid request."""
+    """Make ``engine`` refuse requests whose grammars cannot be compiled, with HTTP status 400."""
     compiler = _Compiler(engine)
     add: Callable[..., Awaitable[Any]] = engine.add_request
 
@@ -79,7 +79,7 @@ class _Compiler:
         self._lock = threading.Lock()
 
     def check(self, params: SamplingParams) -> None:
-        """Refuse a grammar that cannot be compiled or that no output can match.
+        """Check that a grammar can be compiled and that some output can match it.
 
         Raises:
             VLLMValidationError: the message has the reason; vLLM responds with status 400.

@@ -1,6 +1,6 @@
-"""Inputs of language models, prompt templates and sampling parameters. Pure.
+"""Inputs of language models, and prompt templates.
 
-Names, defaults and descriptions are those of the Llama models on Replicate.
+Names, defaults and descriptions of inputs are those of the Llama models on Replicate.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.runners.interfaces import interface_of
 
-#: Names of inputs of other model families and client libraries. LiteLLM sends max_new_tokens and LlamaIndex
-#: max_length to every model.
+#: Name of an input in other models and client libraries -> its name here. To every model, LiteLLM sends
+#: max_new_tokens and LlamaIndex max_length.
 ALIASES: Final[dict[str, str]] = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -30,7 +30,7 @@ _FIELDS: Final = ("prompt", "system_prompt")
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """Defaults of a prediction's inputs, from the model's options."""
+    """Defaults of a prediction's inputs; the model's options can set them."""
 
     system_prompt: str = "You are a helpful assistant."
     max_tokens: int = 512
@@ -42,7 +42,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Defaults:
-        """Return the defaults of a model; missing options keep the values of this class."""
+        """Return the defaults of a model with these options, which may be incomplete."""
         known = cls.__struct_fields__
         return cls(**{name: value for name, value in options.items() if name in known})
 
@@ -52,7 +52,7 @@ _TYPES: Final[dict[str, type]] = {"system_prompt": str, "max_tokens": int, "top_
 
 
 class Request(Defaults, frozen=True, kw_only=True):
-    """The complete input of one prediction. Lengths are in tokens."""
+    """The complete input of one prediction."""
 
     prompt: str
     prompt_template: str | None
@@ -72,7 +72,7 @@ def interface(options: Mapping[str, Any]) -> Interface:
 
 
 def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
-    """Return the complete request of a validated input.
+    """Return a validated input with all defaults filled in.
 
     Raises:
         PredictionFailed: ``min_tokens`` is larger than ``max_tokens``.
@@ -84,7 +84,7 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
     min_tokens, max_tokens, seed = int(input.get("min_tokens") or 0), values["max_tokens"], input.get("seed")
     if min_tokens > max_tokens:
         raise PredictionFailed(
-            f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower it or raise max_tokens"
+            f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower the first or raise the other"
         )
     return Request(
         **values,
@@ -97,9 +97,9 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
 
 
 def stop_strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    r"""Return the stop sequences: the items of a list, or a text split at its commas, without empty ones.
+    r"""Return the stop sequences in a list, or in a text that separates them by commas.
 
-    Spaces count: ``\n, User:`` stops at ``\n`` and at `` User:``.
+    Empty sequences are left out. Spaces count: ``\n, User:`` stops at ``\n`` and at `` User:``.
     """
     if value is None:
         return ()
@@ -133,7 +133,10 @@ def fill_template(template: str, prompt: str, system_prompt: str) -> str:
 
 
 def _pieces(template: str) -> Iterator[tuple[str, str | None]]:
-    """Yield each literal text and the field after it; ``str.format`` would also read attributes of fields."""
+    """Yield each literal text and the field after it.
+
+    ``str.format`` is not used, because it would evaluate fields such as ``{prompt.__class__}``.
+    """
     try:
         for text, field, spec, conversion in Formatter().parse(template):
             if field is not None and (field not in _FIELDS or spec or conversion):
@@ -157,7 +160,7 @@ def max_output_tokens(prompt_tokens: int, context: int) -> int:
     ``context`` is the maximum number of tokens of prompt and output together.
 
     Raises:
-        PredictionFailed: E1002, none fit.
+        PredictionFailed: E1002, the prompt leaves no room for output.
     """
     if prompt_tokens >= context:
         raise PredictionFailed(

@@ -14,7 +14,7 @@ from appliance.runners.options import TRUST_REMOTE_CODE, Options, in_dtype
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
 _PROCESS: Final = GIB  # bytes on the device besides weights, adapters and KV cache
-_RESIDUE: Final = 2 * GIB  # bytes that a sleeping model keeps on the device
+_RESIDUE: Final = 2 * GIB  # bytes of the device that a sleeping model keeps
 
 
 class VllmOptions(Options):

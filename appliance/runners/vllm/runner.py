@@ -1,7 +1,7 @@
 """Language models, served by vLLM: predictions are computed in batches and streamed token by token.
 
-The prompt is sent unchanged to a model without a chat template, such as a base model, and with an empty
-``prompt_template``. Tested on a CPU, not on a GPU.
+A prompt is sent unchanged if its ``prompt_template`` is empty, or if the model has no chat template, as base
+models. Tested on a CPU, not on a GPU.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class VllmRunner:
         return inputs.interface(options)
 
     async def setup(self) -> None:
-        """Load the model. This blocks the event loop, where nothing else runs yet."""
+        """Load the model. This blocks the event loop, on which nothing else runs yet."""
         spec = self._spec
         self._engine = engine.start(spec, failures.existing_weights(spec))
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
         self._context = self._engine.model_config.max_model_len
         self._prepare_prompts()
-        await self._engine.get_supported_tasks()  # cached by the engine; every prediction needs it
+        await self._engine.get_supported_tasks()  # the engine caches the result, which every prediction needs
         if spec.options["tool_parser"] or spec.options["reasoning_parser"]:
-            self._operations()  # fails now if a parser does not fit
+            self._operations()  # a parser that does not fit fails now, not at the first request
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -81,7 +81,7 @@ class VllmRunner:
             self._core_died()
 
     def _operations(self) -> CompatApis:
-        """Return the OpenAI and Anthropic APIs, which are created on first use."""
+        """Return OpenAI's and Anthropic's APIs, created at the first call."""
         if self._compat is None:
             self._compat = CompatApis(self._engine, self._spec)
         return self._compat
@@ -119,7 +119,7 @@ class VllmRunner:
         return engine.sleep_levels(self._spec)
 
     async def sleep(self, level: int) -> None:
-        """Free the device; the bytes that the engine core, another process, still holds are unknown."""
+        """Free device memory. Returns None: the engine core does not report the bytes that it keeps."""
         await self._engine.sleep(level)
         self._level = level
 
@@ -150,7 +150,7 @@ class VllmRunner:
         request = LoRARequest(job.adapter, number, job.adapter)
         if not (Path(job.adapter) / "adapter_config.json").is_file():  # vLLM would try to download it
             raise PredictionFailed(
-                f"the trained weights of this version are missing at {job.adapter}; train it again"
+                f"the trained weights of this version are missing at {job.adapter}; train the version again"
             )
         try:
             await self._engine.add_lora(request)
@@ -170,11 +170,14 @@ class VllmRunner:
         """
         tokenizer: Any = self._engine.get_tokenizer()
         if tokenizer is None:
-            raise LoadFailed(f"{self._spec.weights} has no tokenizer; add tokenizer.json to the weights")
+            raise LoadFailed(f"model {self._spec.model}: {self._spec.weights} has no tokenizer.json; add it")
         self._tokenizer = tokenizer
         self._chat_template = self._spec.options["chat_template"] or getattr(tokenizer, "chat_template", None)
         if self._chat_template is None:
-            _log.info("the model has no chat template: prompts are unchanged, system prompts are ignored")
+            _log.info(
+                "%s has no chat template: prompts are sent unchanged, and system prompts are ignored",
+                self._spec.model,
+            )
             return
         try:
             self._conversation("Hello", "Be brief.")
@@ -187,7 +190,11 @@ class VllmRunner:
                     "chat_template in its options"
                 ) from error
             self._system_in_prompt = True
-            _log.info("the chat template refuses system prompts; they precede the prompt: %s", with_system)
+            _log.info(
+                "the chat template of %s has no system role (%s): system prompts are put before the prompt",
+                self._spec.model,
+                with_system,
+            )
 
     def _conversation(self, prompt: str, system_prompt: str) -> str:
         if self._system_in_prompt and system_prompt:
@@ -211,7 +218,7 @@ class VllmRunner:
         else:
             tokens = await asyncio.to_thread(self._encode, request)
         if not tokens:
-            raise PredictionFailed("the prompt is empty; write one")
+            raise PredictionFailed("the prompt is empty; set input.prompt")
         return tokens
 
     def _encode(self, request: inputs.Request) -> list[int]:
@@ -228,12 +235,13 @@ class VllmRunner:
 
     def _core_died(self) -> NoReturn:
         # The replica reports the end of the log as the reason.
-        print("vLLM's engine core has ended; the worker process exits", file=sys.stderr, flush=True)
+        text = f"vLLM's engine core for {self._spec.model} has ended unexpectedly; the worker process exits"
+        print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
 
 class _Progress:
-    """Converts the outputs of one prediction to events."""
+    """Converts vLLM's outputs for one prediction to text, metrics and log lines."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -241,7 +249,7 @@ class _Progress:
         self._reason: str | None = None
 
     def add(self, new: CompletionOutput) -> Iterator[Metric | Output]:
-        """Yield the events of ``new``, which holds only the text and tokens since the previous output."""
+        """Yield the text in ``new``, which holds only text and tokens since the previous output."""
         if not self._tokens and new.token_ids:
             yield Metric("time_to_first_token", round(time.perf_counter() - self._started, 6))
         self._tokens += len(new.token_ids)
@@ -250,7 +258,7 @@ class _Progress:
             yield Output([new.text])
 
     def end(self) -> Iterator[Log | Metric]:
-        """Yield the last events.
+        """Yield the metrics and the last log line.
 
         Raises:
             PredictionFailed: the engine aborted the prediction.

@@ -133,7 +133,7 @@ class WhisperRunner:
             if not (folder / name).is_file():
                 raise LoadFailed(
                     f"model {self._spec.model}: {folder} has no {name}; kind whisper needs a folder in the "
-                    "format of CTranslate2, which ct2-transformers-converter --copy_files tokenizer.json writes"
+                    "format of CTranslate2, written by ct2-transformers-converter --copy_files tokenizer.json"
                 )
         try:
             await asyncio.to_thread(self._load, folder)

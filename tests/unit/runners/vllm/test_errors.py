@@ -153,7 +153,7 @@ from appliance.runners.vllm.options import VllmModel, VllmOptions
             None,
         ),
         (
-            "the model a/b supports no tools: its options in models.yaml set no tool_parser",
+            "the model a/b does not support tools, because its options in models.yaml have no tool_parser",
             None,
         ),
     ],
