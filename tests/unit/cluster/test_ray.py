@@ -24,7 +24,7 @@ MODEL = "test/echo"
 def linked(run_dir: Path) -> RayCluster:
     """Return a cluster that has loaded ``MODEL`` in the replica ``runner-0``."""
     cluster = RayCluster(Path("socket"), run_dir)
-    cluster._links[MODEL] = _Link("runner-0", None)  # type: ignore[arg-type]  # no call over Serve
+    cluster._links[MODEL] = _Link("runner-0", None)  # no call over Serve
     return cluster
 
 

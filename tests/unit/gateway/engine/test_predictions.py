@@ -285,7 +285,7 @@ async def test_a_longer_prediction_is_stored_before_its_end(
 ) -> None:
     monkeypatch.setattr(predictions, "_WRITE_DELAY", 0.001)
     waiting = asyncio.ensure_future(waited(bench, delay=1000))
-    while not (stored := await bench.engine.list("me", status="processing")):
+    while not (stored := await bench.engine.list("me", status=Status.PROCESSING)):
         await asyncio.sleep(0.001)
     record = await bench.engine.cancel(stored[0].id, "me")
     assert record.status is Status.CANCELED
