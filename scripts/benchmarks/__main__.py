@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from scripts.benchmarks import cold_start, gpu, llm, memory, overhead, ui
+from scripts.benchmarks import cold_start, gpu, llm, memory, overhead, store, ui
 
 MODES: Final = {
     "cold-start": cold_start,
     "llm": llm,
     "overhead": overhead,
     "memory": memory,
+    "store": store,
     "ui": ui,
     "gpu": gpu,
 }
@@ -35,6 +36,7 @@ def main() -> int:
         "llm: tokens/s and time to the first token of a loaded model, compared with vLLM's own server. "
         "overhead: sync predictions/s of a one-line model, compared with LitServe, BentoML and Cog. "
         "memory: memory of the idle appliance. "
+        "store: the database with a thousand and a million predictions. "
         "ui: first paint of the pages, time from a click to the first token, and cost of open sessions. "
         "gpu: two language models on one GPU, together and in turns, with the times of sleeping and waking; "
         "never run so far. Without a mode: all of them.",

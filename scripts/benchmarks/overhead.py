@@ -16,6 +16,7 @@ from scripts.benchmarks.load import measure as measure_load
 from tests.support.appliance_process import TOKEN
 
 CLIENTS: Final = (1, 4, 16)
+LITSERVE: Final = "LitServe"
 #: Cog's server has no queue: it answers 409 to what it cannot run at once.
 ALONE: Final = frozenset({"Cog"})
 ROUNDS: Final = 3
@@ -42,18 +43,20 @@ def _plans(stack: ExitStack, console: Console) -> dict[str, tuple[str, Any, dict
     """Idle servers take no part of the machine, so all of them stay up for every round."""
     ours = stack.enter_context(servers.appliance(shipped=False))
     peers = {
-        name: stack.enter_context(start(console)).url
-        for name, start in (
-            ("LitServe", servers.litserve),
-            ("BentoML", servers.bentoml),
-            ("Cog", servers.cog),
+        name: stack.enter_context(server).url
+        for name, server in (
+            (LITSERVE, servers.litserve(console)),
+            (f"{LITSERVE}, fast queue", servers.litserve(console, fast_queue=True)),
+            (f"{LITSERVE}, 2 workers", servers.litserve(console, workers=2)),
+            ("BentoML", servers.bentoml(console)),
+            ("Cog", servers.cog(console)),
         )
     }
     signed_in = {"Authorization": f"Bearer {TOKEN}", "Prefer": "wait"}
     text = {"input": {"text": "hello"}}
     return {
         "appliance": (f"{ours.url}/v1/models/appliance/echo/predictions", text, signed_in),
-        "LitServe": (f"{peers['LitServe']}/predict", text, {}),
+        **{name: (f"{url}/predict", text, {}) for name, url in peers.items() if name.startswith(LITSERVE)},
         "BentoML": (f"{peers['BentoML']}/predict", {"text": "hello"}, {}),
         "Cog": (f"{peers['Cog']}/predictions", text, {}),
     }
@@ -72,13 +75,22 @@ def _report(found: dict[str, dict[int, list[Measured]]], console: Console) -> di
         shown = {clients: f"{one.rate:.0f} ({one.p50 * 1000:.1f} ms)" for clients, one in by.items()}
         table.add_row(name, *(shown.get(clients, "refuses them") for clients in CLIENTS))
     console.print(table)
-    ours = middle.pop("appliance")
-    ratios = {
-        name: {str(clients): ours[clients].rate / one.rate for clients, one in by.items()}
-        for name, by in middle.items()
+    ours = found["appliance"]
+    ratios: dict[str, dict[str, list[float]]] = {
+        name: {
+            str(clients): sorted(
+                mine.rate / its.rate for mine, its in zip(ours[clients], rounds, strict=True)
+            )
+            for clients, rounds in by.items()
+        }
+        for name, by in found.items()
+        if name != "appliance"
     }
     for name, by_clients in ratios.items():
-        text = ", ".join(f"{ratio:.2f}x at {clients}" for clients, ratio in by_clients.items())
+        text = ", ".join(
+            f"{rounds[len(rounds) // 2]:.2f}x at {clients} ({rounds[0]:.2f} to {rounds[-1]:.2f})"
+            for clients, rounds in by_clients.items()
+        )
         console.print(f"appliance / {name}: {text}")
     console.print(
         "The appliance has committed every prediction to disk when it answers; the others keep none."
@@ -86,7 +98,7 @@ def _report(found: dict[str, dict[int, list[Measured]]], console: Console) -> di
     return {
         "servers": {
             name: {str(clients): msgspec.to_builtins(one) for clients, one in by.items()}
-            for name, by in {"appliance": ours, **middle}.items()
+            for name, by in middle.items()
         },
         "ratios": ratios,
     }

@@ -42,7 +42,10 @@ class Echo(litserve.LitAPI):
         return {"output": output}
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Echo(), accelerator="cpu")
+    workers, fast_queue = int(sys.argv[2]), sys.argv[3] == "fast"
+    server = litserve.LitServer(
+        Echo(), accelerator="cpu", workers_per_device=workers, fast_queue=fast_queue
+    )
     server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="error")
 """
 BENTOML: Final = """
@@ -155,12 +158,14 @@ def peer_python(name: str, requirements: list[str], console: Console) -> Path:
 
 
 @contextmanager
-def litserve(console: Console) -> Iterator[Running]:
-    """LitServe with a one-line model."""
+def litserve(console: Console, workers: int = 1, *, fast_queue: bool = False) -> Iterator[Running]:
+    """LitServe with a one-line model in ``workers`` processes; ``fast_queue`` connects them with ZeroMQ."""
     python = peer_python("litserve", ["litserve==0.2.19", "torch==2.13.0+cpu"], console)
     file = _source("litserve", "server.py", LITSERVE)
     port = free_port()
-    with _process([str(python), str(file), str(port)], BENCH / "litserve.log") as process:
+    options = [str(workers), "fast" if fast_queue else "usual"]
+    log = BENCH / f"litserve-{'-'.join(options)}.log"
+    with _process([str(python), str(file), str(port), *options], log) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until_healthy(url, "/health", process.pid)
         yield Running(url, process.pid)
