@@ -1,6 +1,6 @@
 """The command line, with one module for each group of commands.
 
-A command imports heavy libraries when it runs, so that `--help` stays fast.
+Commands import heavy libraries only when they run, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations

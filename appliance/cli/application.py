@@ -58,7 +58,7 @@ for _name, _group in {"token": tokens.group, "webhook": webhooks.group, "file": 
 
 
 def main() -> None:
-    """Run the command line. An error of the appliance is one line on stderr, without a traceback."""
+    """Run the command line. Print errors of the appliance as one line on stderr, without a traceback."""
     try:
         logs.configure(level="warning")
         app()

@@ -22,34 +22,33 @@ from appliance.protocols.sse import EventReader, ServerSentEvent
 
 
 class Client:
-    """Calls one appliance with one token; every failure is an ``ApplianceError`` that says what to do."""
+    """Calls one appliance with one token. Failures are ``ApplianceError`` and name a remedy."""
 
     def __init__(self, url: str, token: str | None, certificate: Path | None = None) -> None:
-        """``url`` may end in /v1; ``certificate`` is trusted in addition to the system's authorities."""
+        """``url`` may end in /v1. ``certificate`` is trusted in addition to the system's authorities."""
         self.url = url.rstrip("/").removesuffix("/v1")
         if token is None:
             raise ApplianceError(
-                "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the one printed "
-                "at the first start, or make one with `appliance token create`"
+                "there is no token: set APPLIANCE_TOKEN (or REPLICATE_API_TOKEN) to the token that "
+                "`appliance serve` printed at its first start, or make a token with `appliance token create`"
             )
         if not token.isprintable():  # httpx would print the header that it refuses
-            raise ApplianceError("the token in the environment has a line break in it: set it again")
+            raise ApplianceError("the token in the environment contains a control character: set it again")
         try:
             parsed = httpx.URL(self.url)
         except httpx.InvalidURL:
             parsed = httpx.URL()
         if parsed.scheme not in {"http", "https"} or not parsed.host:
-            raise ApplianceError(f"{url!r} is not a URL; give one like http://127.0.0.1:8000")
+            raise ApplianceError(f"{url!r} is not a URL of an appliance: write it like http://127.0.0.1:8000")
         self._authorization = httpx.Headers(api_client.authorization(token))
         # No timeout: loading a large model can take minutes, and Ctrl-C ends the wait.
         self._http = _client(base_url=parsed, timeout=None, verify=_trust(parsed, certificate))
 
     def get(self, path: str) -> Any:
-        """Return the JSON at ``path``."""
         return self.send("GET", path)
 
     def all_pages(self, path: str) -> list[Any]:
-        """Return the results on all pages of the list at ``path``."""
+        """Return the items of all pages of the list at ``path``."""
         found: list[Any] = []
         url: str | None = path
         while url:
@@ -59,19 +58,17 @@ class Client:
         return found
 
     def text(self, path: str) -> str:
-        """Return the text at ``path``."""
         return self._request("GET", path).text
 
     def post(self, path: str, body: Any = None) -> Any:
-        """Send ``body`` as JSON and return the JSON of the response."""
         return self.send("POST", path, json=body)
 
     def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
-        """Upload a file and return its description."""
+        """Upload a file and return its JSON description."""
         return self.send("POST", "/v1/files", files={"content": (name, content, kind)})
 
     def send(self, method: str, path: str, **request: Any) -> Any:
-        """Return the JSON of the response, or None if the response is empty."""
+        """Send a request and return the JSON of the response; None if the response is empty."""
         response = self._request(method, path, **request)
         try:
             return response.json() if response.content else None
@@ -81,7 +78,7 @@ class Client:
             ) from error
 
     def save(self, output: Any, folder: Path) -> list[Path]:
-        """Download every file in ``output`` to ``folder`` without overwriting files; return the paths."""
+        """Download all files in ``output`` to ``folder`` and return their paths. Never overwrites a file."""
         folder.mkdir(parents=True, exist_ok=True)
         return [self._save(url, folder) for url in api_client.file_urls(output)]
 
@@ -108,7 +105,7 @@ class Client:
         return path
 
     def stream(self, url: str) -> Iterator[ServerSentEvent]:
-        """Yield the server-sent events at ``url`` until the server ends the stream; no token is sent."""
+        """Yield the server-sent events at ``url`` until the stream ends. Sends no token."""
         with self._translated(), self._http.stream("GET", url) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
@@ -145,7 +142,7 @@ def _client(**given: Any) -> httpx.Client:
 
 
 def _trust(url: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
-    """Trust the system's authorities, those in SSL_CERT_FILE, and ``certificate``."""
+    """Return a TLS context that trusts the system's authorities, SSL_CERT_FILE, and ``certificate``."""
     if url.scheme != "https":
         return False  # not used without TLS, and creating a context is slow
     context = ssl.create_default_context()
@@ -165,10 +162,10 @@ def connect(url: str, certificate: Path | None = None) -> Client:
 
 
 def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
-    """Parse a ``key=value`` option by its type in the schema; ``@file`` means the file's content.
+    """Parse a ``key=value`` option by the key's type in ``properties``; ``@file`` means a file's content.
 
     Raises:
-        ApplianceError: the option is not ``key=value``, or the file cannot be read.
+        ApplianceError: the option is not ``key=value``, the file cannot be read, or a number is not finite.
     """
     key, equals, text = given.partition("=")
     if not equals or not key:
@@ -181,7 +178,7 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
         return key, text
     try:
         value = json.loads(text)
-    except ValueError:  # the server's error says which type is expected
+    except ValueError:  # sent as text: the error of the API names the expected type
         return key, text
     if input_schema.fits(text, declared) and not input_schema.fits(value, declared):
         return key, text
@@ -191,7 +188,7 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
 
 
 def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a version's input properties by name; enums that Cog puts in ``allOf`` are merged in."""
+    """Return the schemas of a version's inputs by name, with references to enumerations merged in."""
     schemas = document["components"]["schemas"]
     inputs = {}
     for name, declared in schemas["Input"]["properties"].items():
@@ -203,7 +200,7 @@ def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unused_path(path: Path) -> Path:
-    """Return ``path``, or the path with a number added if it exists."""
+    """Return ``path``, with a number added to its name if the file exists."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -219,7 +216,7 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
     except OSError as error:
         raise ApplianceError(f"-i {key}=@{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ApplianceError(f"-i {key}=@{path}: this input takes UTF-8 text, and the file is not") from error
+        raise ApplianceError(f"-i {key}=@{path}: the file must be UTF-8 text") from error
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -229,7 +226,7 @@ def _error_from(response: httpx.Response) -> ApplianceError:
     if isinstance(error, Unauthenticated):
         return ApplianceError(
             "the appliance does not accept this token: correct APPLIANCE_TOKEN (or REPLICATE_API_TOKEN), "
-            "or make one with `appliance token create`"
+            "or make a token with `appliance token create`"
         )
     message = f"{error.detail.strip()} (HTTP {response.status_code})"
     return NotFound(message) if isinstance(error, NotFound) else ApplianceError(message)

@@ -20,25 +20,25 @@ group = typer.Typer(no_args_is_help=True, help="Create download links for upload
 
 @group.callback()
 def _group() -> None:
-    """Keep the group: without a callback typer would merge it with its only command."""
+    """Do nothing: without a callback, typer would merge a group with its only command."""
 
 
 @group.command()
 def link(
     id: Annotated[str, typer.Argument(help="Id of the upload, from GET /v1/files.")],
     hours: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Hours for which the URL is valid.")
+        float, typer.Option(min=0, callback=finite, help="Number of hours for which the URL is valid.")
     ] = 1.0,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Print a URL at which anyone can download the file without a token while the URL is valid."""
+    """Print a URL from which anyone can download an upload, without a token, for a limited time."""
     from appliance.gateway.files import file_store
 
     async def signed(store: Store) -> str:
         file = await store.files.get(id)
         if file is None or file.prediction is not None:
-            raise NotFound(f"there is no upload {id}")
+            raise NotFound(f"there is no upload with the id {id}: GET /v1/files lists the uploads")
         secret = await file_store.signing_secret(store.files)
         expiry = int(time.time() + 3600 * hours)
         signature = file_store.signature(secret, file.owner, file.id, expiry)

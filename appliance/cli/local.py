@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def check(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check models.yaml, and show on which devices each model fits, or why it fits on none.
 
-    The memory of a model is declared in models.yaml, or measured if the model has run, or else estimated; the
-    estimate leaves out weights that are not downloaded yet.
+    A model's memory is the size in models.yaml, else the size measured when the model ran, else an estimate.
+    Estimates do not include weights that are not downloaded yet.
     """
     checked = load_config(config)
     report = asyncio.run(_placement_report(checked, home_folder(home, checked)))
@@ -60,7 +60,7 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
     found = servable(config.model_copy(update={"models": tuple(here)}), home, devices, 0.0)
     demands = list(found.demands)
     for model in config.models:
-        if not present[model.name]:  # without its weights, the demand is an estimate
+        if not present[model.name]:  # the demand of a model without weights on disk is an estimate
             demands.append(placement.demand(model, home, devices))
     scheduler = Scheduler(placement.capacities(devices), demands)
     for name, peak in (await _measured(found, home, kind)).items():
@@ -86,12 +86,12 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
 
 
 def _present(home: Path, model: ModelConfig) -> bool:
-    """Return whether the model's weights are on disk, valid or not."""
+    """Return whether the model's weights are on disk, even if they are damaged."""
     from appliance import weights
 
     try:
         return model.source is None or weights.present(home, model)
-    except WeightsError:  # reported later, with all other models that cannot be read
+    except WeightsError:  # reported later, together with other unreadable models
         return True
 
 
@@ -114,14 +114,14 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
 
 
 def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
-    """Return the fields of ``_placed`` for a model that cannot be served; its size is unknown."""
+    """Return the report of a model that cannot be served: the keys of ``_placed``, with an unknown size."""
     nothing = dict.fromkeys(("memory", "share", "devices", "from", "peak"))
     place = {"fits": False, "fits_on": [], "problem": why, "weights_present": True}
     return {"name": model.name, "kind": model.kind, **nothing, **place}
 
 
 def _place_pinned(scheduler: Scheduler) -> None:
-    """Place the pinned and preloaded models, so that the others must fit next to them."""
+    """Place pinned and preloaded models first, so that other models must fit beside them."""
     from appliance.scheduler import Load
 
     for now in range(len(scheduler.models)):
@@ -131,7 +131,7 @@ def _place_pinned(scheduler: Scheduler) -> None:
 
 
 async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
-    """Return the measured peak memory of models on this machine in bytes, by name."""
+    """Return the peak memory in bytes that was measured on this machine, by name of the model."""
     from appliance.gateway.catalogue.catalogue import Catalogue
     from appliance.store import Store
 
@@ -172,7 +172,7 @@ def _show_placement(report: dict[str, Any]) -> None:
         peak = f", took {readable_bytes(model['peak'])}" if model["peak"] is not None else ""
         weights = "present" if model["weights_present"] else "not downloaded"
         fits = (
-            ", ".join(model["fits_on"]) if model["fits"] else f"[red]nowhere: {escape(model['problem'])}[/]"
+            ", ".join(model["fits_on"]) if model["fits"] else f"[red]no device: {escape(model['problem'])}[/]"
         )
         models.add_row(model["name"], model["kind"], needs + many, model["from"] + peak, fits, weights)
     console.print()
@@ -190,7 +190,7 @@ def pull(
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Download weights to the data folder, except for those that are there already."""
+    """Download the weights of models to the data folder. Weights that are there already are skipped."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -222,8 +222,8 @@ def _chosen(config: Config, names: list[str]) -> list[ModelConfig]:
     unknown = [name for name in names if name not in by_name]
     if unknown:
         known = ", ".join(model.name for model in config.models)
-        raise ConfigError(f"models.yaml has no model {unknown[0]}; it has {known}")
-    chosen = {by_name[name].name for name in names or by_name}  # models are not hashable: some have mappings
+        raise ConfigError(f"models.yaml has no model {unknown[0]}: choose among {known}")
+    chosen = {by_name[name].name for name in names or by_name}  # models are not hashable
     return [model for model in config.models if model.name in chosen and model.source is not None]
 
 
@@ -237,9 +237,9 @@ def certificate(
         ),
     ] = None,
 ) -> None:
-    """Create a self-signed certificate to try HTTPS, and print the `tls` line for models.yaml.
+    """Create a self-signed certificate to try HTTPS, and print the key `tls` for models.yaml.
 
-    Clients trust it if SSL_CERT_FILE (Python) or NODE_EXTRA_CA_CERTS (Node.js) names the file.
+    Clients trust the certificate if SSL_CERT_FILE (Python) or NODE_EXTRA_CA_CERTS (Node.js) is its path.
     """
     from appliance.driver import certificate as certificates
 
@@ -260,7 +260,7 @@ def doctor(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find problems that slow the appliance down or stop it, and say how to fix each.
+    """Find problems that would slow the appliance down or stop it, and print how to fix them.
 
     The exit code is 1 if there is an error, and 0 if there are only warnings.
     """

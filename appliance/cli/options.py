@@ -1,4 +1,4 @@
-"""Options that several commands share, and their defaults."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from appliance.domain.errors import ConfigError
 if TYPE_CHECKING:
     from appliance.config import Config
 
-#: In a checkout, the shipped models.yaml is next to the package.
+#: The models.yaml of a checkout, next to the package.
 _SHIPPED: Final = Path(__file__).parents[2] / "models.yaml"
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="The config file. Default: ./models.yaml, else the shipped one."),
+    typer.Option("--config", "-c", help="Config file. Default: ./models.yaml, else the shipped models.yaml."),
 ]
 HomeOption = Annotated[
     Path | None,
@@ -34,10 +34,11 @@ def print_json(value: Any) -> None:
 
 
 def finite(value: float) -> float:
-    """Return the ``value`` of an option if it is finite.
+    """Check an option's value: a typer callback.
 
     Raises:
-        typer.BadParameter: it is NaN or infinite; a NaN would pass every check of a bound.
+        typer.BadParameter: ``value`` is infinite or NaN. NaN would pass typer's checks of minimum and
+            maximum.
     """
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
@@ -51,11 +52,11 @@ def config_path(given: Path | None) -> Path:
         ConfigError: no file is given, and neither ./models.yaml nor the shipped file exists.
     """
     if given is not None:
-        return given.absolute()  # the reader of the file reports errors
+        return given.absolute()  # errors are reported when the file is read
     for candidate in (Path("models.yaml"), _SHIPPED):
         if candidate.exists():
             return candidate.absolute()
-    raise ConfigError("there is no config file ./models.yaml: give one with --config", file=str(Path()))
+    raise ConfigError("./models.yaml does not exist: name a config file with --config", file=str(Path()))
 
 
 def load_config(given: Path | None) -> Config:
@@ -65,7 +66,7 @@ def load_config(given: Path | None) -> Config:
 
 
 def home_folder(given: Path | None, config: Config) -> Path:
-    """Return the absolute path of the data folder."""
+    """Return the absolute data folder: ``given``, else the folder that the config or environment names."""
     from appliance import config as configuration
 
     return given.expanduser().absolute() if given is not None else configuration.home(config)

@@ -1,4 +1,4 @@
-"""`appliance push`: build a version of a model in a running appliance from a local Cog project."""
+"""`appliance push`."""
 
 from __future__ import annotations
 
@@ -31,33 +31,31 @@ _NOT_UPLOADED: Final = frozenset(
         ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints",
     }
 )  # fmt: skip
-#: Patterns of paths, and whether matching files are left out (True) or uploaded after all (False).
+#: Patterns of paths; True if matching files are not uploaded, False if they are.
 Patterns = list[tuple[re.Pattern[str], bool]]
 _POLL_INTERVAL: Final = 0.5  # seconds between requests for the state of a build
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of the project, with a cog.yaml.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the Cog project, which contains cog.yaml.")],
     model: Annotated[
-        str, typer.Argument(help="owner/name of the model, which is created if it does not exist.")
+        str, typer.Argument(help="owner/name of the model. It is created if it does not exist.")
     ],
     memory: Annotated[str | None, typer.Option(help="Memory to reserve, such as 4GiB.")] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="If the model is created, make it public.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a newly created model public.")] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a version of a model from a Cog project, without a restart. Needs a token with the scope admin.
+    """Upload a Cog project to a running appliance, which builds it as a new version of a model.
 
-    .git, environments, caches and the files in .dockerignore are not uploaded. models.yaml must have
-    code.cog: true. The default memory is 1 GiB plus the size of the project's weights. Ctrl-C cancels
-    the build.
+    The token needs the scope admin, and models.yaml must have code.cog: true. .git, environments, caches and
+    files in .dockerignore are not uploaded. The default of --memory is 1 GiB plus the size of the project's
+    weights. Ctrl-C cancels the build.
 
     Example: appliance push ./my-model me/my-model --memory 4GiB
     """
     if not (folder / "cog.yaml").is_file():
-        raise ApplianceError(f"{folder} is not a Cog project: it has no cog.yaml")
+        raise ApplianceError(f"{folder} is not a Cog project: the file cog.yaml is missing in it")
     owner, slash, name = model.partition("/")
     if not (owner and slash and name):
         raise ApplianceError(f"{model} is not the name of a model: write owner/name")
@@ -95,7 +93,6 @@ def _ensure_model(client: Client, owner: str, name: str, *, public: bool) -> Non
 
 
 def _pack(folder: Path, archive: IO[bytes]) -> None:
-    """Write the project to ``archive`` as a tar.gz."""
     left_out = _dockerignore(folder)
     try:
         with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=6) as packed:
@@ -117,7 +114,7 @@ def _files(folder: Path, inside: Path, left_out: Patterns) -> Iterator[tuple[Pat
 
 
 def _dockerignore(folder: Path) -> Patterns:
-    """Return the patterns in .dockerignore, of which the last one that matches a path counts."""
+    """Return the patterns in .dockerignore; for each path, the last matching pattern decides."""
     file = folder / ".dockerignore"
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     patterns = []
@@ -154,7 +151,7 @@ def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
 
 
 def _wait(client: Client, build: dict[str, Any]) -> dict[str, Any]:
-    """Return the build when it has ended, and print its log meanwhile."""
+    """Print the log of the build until the build has ended, and return the ended build."""
     shown = 0
     while True:
         sys.stderr.write(build["logs"][shown:])

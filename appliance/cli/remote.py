@@ -27,14 +27,14 @@ UrlOption = Annotated[
 
 
 def connected(url: str | None) -> Client:
-    """Return a client for ``url``, else for the URL in the environment or models.yaml."""
+    """Return a client for ``url``, or for the URL in the environment or models.yaml."""
     from appliance.cli.client import connect
 
     return connect(*appliance_url(url))
 
 
 def appliance_url(url: str | None) -> tuple[str, Path | None]:
-    """Return the URL of the appliance, and the certificate to trust there if models.yaml names one."""
+    """Return the appliance's URL, and the certificate that models.yaml names, for clients to trust."""
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
         return known, None
@@ -88,7 +88,7 @@ def run(
 
 
 def _properties(client: Client, model: str) -> dict[str, Any]:
-    """Return the inputs in the model's schema; empty for a version id, so that types are guessed."""
+    """Return the declared inputs of a model by name; empty for a version id, whose model is unknown."""
     from appliance.cli.client import declared_inputs
 
     if "/" not in model:
@@ -98,7 +98,7 @@ def _properties(client: Client, model: str) -> dict[str, Any]:
     try:
         version = client.get(f"{path}/versions/{id}") if id else client.get(path)["latest_version"]
     except NotFound as error:
-        raise ApplianceError(f"there is no model {model}; `appliance models` lists them") from error
+        raise ApplianceError(f"there is no model {model}: `appliance models` lists the models") from error
     return declared_inputs(version["openapi_schema"])
 
 
@@ -115,13 +115,13 @@ def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def predictions(
-    id: Annotated[str | None, typer.Argument(help="Prediction to show. Default: list the newest.")] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel this prediction.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many to list.")] = 20,
+    id: Annotated[str | None, typer.Argument(help="Id of the prediction. Default: list predictions.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the prediction.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Number of predictions to list.")] = 20,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List predictions, show one, or cancel one."""
+    """List predictions. With an ID, show or cancel that prediction."""
     client = connected(url)
     if id is not None:
         path = f"/v1/predictions/{id}"
@@ -143,18 +143,22 @@ def predictions(
 
 def example(
     model: Annotated[str, typer.Argument(help="owner/name of the model.")],
-    id: Annotated[str, typer.Argument(help="A prediction of this model that succeeded.")],
+    id: Annotated[str, typer.Argument(help="Id of a prediction of the model that succeeded.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the example.")] = False,
     url: UrlOption = None,
 ) -> None:
-    """Show a prediction as an example of its model to everyone who may see the model, and keep its data."""
+    """Show a prediction as an example on the model's page.
+
+    Everyone who may see the model can see the example. Its data is not removed by `retention`.
+    """
     connected(url).send("DELETE" if remove else "PUT", f"/admin/models/{model}/examples/{id}")
 
 
 def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Apply the edited models.yaml in the running appliance, and list the changes.
+    """Make the running appliance read models.yaml again, and print the changes.
 
-    Models that are not changed stay loaded, and running predictions finish. Waits for missing weights.
+    Unchanged models stay loaded, and running predictions finish. The command waits until missing weights are
+    downloaded.
     """
     from appliance.config import Report
 
@@ -163,7 +167,7 @@ def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Show the devices and models of a running appliance, with loaded models and numbers of predictions."""
+    """Show the devices and models of a running appliance, and how many predictions run and wait."""
     found = connected(url).get("/admin/status")
     if as_json:
         print_json(found)
@@ -171,7 +175,7 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    devices = Table("device", "memory", "free", "held by", box=None)
+    devices = Table("device", "memory", "free", "reserved by", box=None)
     for device in found["devices"]:
         held = ", ".join(f"{model} {readable_bytes(count)}" for model, count in device["reserved"].items())
         if device["foreign"]:
@@ -202,15 +206,15 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def _memory(known: dict[str, Any]) -> str:
-    """Describe the memory of a model: its size, the source of that number, and problems."""
+    """Return the memory of a model as text: size, source of the size, measured peak, and problems."""
     needs = f"{known['share']:g} of a device" if known["bytes"] is None else readable_bytes(known["bytes"])
     parts = [f"{needs} {known['from']}"]
     if known["peak"] is not None:
         parts.append(
-            f"took {readable_bytes(known['peak'])}" + (", more than it may" if known["exceeds"] else "")
+            f"used {readable_bytes(known['peak'])}" + (", more than it may" if known["exceeds"] else "")
         )
     if known["out_of_memory"]:
-        parts.append(f"{known['out_of_memory']} times out of memory")
+        parts.append(f"ran out of memory {known['out_of_memory']} times")
     if known["problem"] is not None:
         parts.append(known["problem"])
     return "; ".join(parts)

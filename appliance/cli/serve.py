@@ -14,13 +14,13 @@ from appliance.cli.options import ConfigOption, HomeOption, config_path, home_fo
 
 #: Environment variables for Ray, vLLM and glibc. The user's own values have priority.
 ENVIRONMENT: Final = {
-    # No usage statistics.
+    # Send no usage statistics.
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    # Ray listens on all interfaces, and its clients can run code: it must ask for a secret.
+    # Ray listens on all interfaces, and its clients can run code, so they must present a secret.
     "RAY_AUTH_MODE": "token",
     # Calls to replicas use gRPC on the gateway's event loop, which takes half the time of actor calls.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -32,18 +32,19 @@ ENVIRONMENT: Final = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    # Replicas request no GPU from Ray, and must see none, so that they use no memory of GPUs.
+    # Replicas request no GPU from Ray. They must see no GPU, so that they use no GPU memory.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    # Ray kills processes above this share of memory; killing worker processes is up to the appliance.
+    # Ray kills processes if more than this fraction of main memory is used. The appliance itself kills
+    # worker processes that use too much, so Ray's limit is high.
     "RAY_memory_usage_threshold": "0.97",
     # Threads of the tokenizers would not survive the fork of a worker process. Worker processes set
     # HF_HUB_OFFLINE themselves, because the driver downloads weights.
     "TOKENIZERS_PARALLELISM": "false",
     # NVML and CUDA must number the GPUs in the same order.
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    # Programs with many threads take much less memory with two arenas than with glibc's eight per core.
+    # Programs with many threads use much less memory with two malloc arenas than with glibc's eight per core.
     "MALLOC_ARENA_MAX": "2",
-    # Processes that change their title keep their environment, by which the appliance finds its processes.
+    # A process that changes its title must keep its environment: the appliance finds its processes by it.
     "SPT_NOENV": "1",
 }
 
@@ -52,7 +53,7 @@ def serve(
     config: ConfigOption = None,
     home: HomeOption = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. Default: server.host, which is loopback.")
+        str | None, typer.Option(help="Address to listen on. Default: server.host in the config file.")
     ] = None,
     port_given: Annotated[
         int | None,
@@ -60,15 +61,15 @@ def serve(
             "--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."
         ),
     ] = None,
-    pull: Annotated[bool, typer.Option(help="Download missing weights first.")] = True,
+    pull: Annotated[bool, typer.Option(help="Download missing weights before the start.")] = True,
     ui: Annotated[
         bool | None, typer.Option("--ui/--no-ui", help="Serve the web UI at /. Default: ui.enabled.")
     ] = None,
 ) -> None:
     """Start the appliance and run it until Ctrl-C or SIGTERM.
 
-    Prints the URL, the token (at the first start) and an example call. APPLIANCE_TOKEN in the environment
-    becomes a valid token.
+    Prints the URL, an example call and, at the first start, the token. If APPLIANCE_TOKEN is set, its value
+    is a valid token with the scope admin.
     """
     checked = load_config(config)  # report errors before anything starts
     path: Path = config_path(config)
@@ -80,7 +81,7 @@ def serve(
         command.append("--no-pull")
     if ui is not None:
         command.append("--ui" if ui else "--no-ui")
-    # A secret for this run: Ray would write its own to a file that other users can read.
+    # Set Ray's secret here, because Ray would write a generated secret to a file that other users can read.
     environment = {**ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32), **os.environ}
     # Without bytecode files each start compiles all imports, which takes longer than loading a model.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -27,18 +27,18 @@ group = typer.Typer(no_args_is_help=True, help="Create, list and revoke API toke
 
 @group.command()
 def create(
-    name: Annotated[str, typer.Argument(help="A name that says what the token is for.")] = "token",
+    name: Annotated[str, typer.Argument(help="Name of the token, such as its purpose.")] = "token",
     scope: Annotated[
         token.Scope, typer.Option(help="Scope of the token; each scope includes those before it.")
     ] = token.Scope.RUN,
     owner: Annotated[
-        str | None, typer.Option(help="Account that owns its predictions. Default: server.account.")
+        str | None, typer.Option(help="Account that the token belongs to. Default: server.account.")
     ] = None,
     config: ConfigOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a token and print its secret, which cannot be shown again. It is valid at once."""
+    """Create a token, which is valid at once, and print its secret. The secret cannot be shown again."""
     owner = owner or load_config(config).server.account
     secret = token.new_token()
     created = token.Token(
@@ -55,7 +55,8 @@ def create(
     else:
         typer.echo(secret)
         typer.echo(
-            f"token {created.id} ({name}) of account {owner} may {scope}; it is not shown again", err=True
+            f"token {created.id} ({name}): account {owner}, scope {scope}; its secret is not shown again",
+            err=True,
         )
 
 
@@ -78,15 +79,15 @@ def revoke(
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Revoke a token; a running appliance refuses it within a second."""
+    """Revoke a token. A running appliance refuses the token within a second."""
     revoked = with_store(config, home, lambda store: store.revoke_token(id))
     if revoked is None:
-        raise ApplianceError(f"there is no token {id}; `appliance token list` shows them")
+        raise ApplianceError(f"there is no token with the id {id}: `appliance token list` shows the ids")
     typer.echo(f"token {id} ({revoked.name}) is revoked")
 
 
 def with_store(config: ConfigOption, home: HomeOption, action: Callable[[Store], Awaitable[T]]) -> T:
-    """Return the result of ``action`` on the data folder's database, which an appliance may have open."""
+    """Run ``action`` on the database of the data folder. A running appliance may use the database too."""
     from appliance.store import Store
 
     folder = home_folder(home, load_config(config))

@@ -1,4 +1,4 @@
-"""`appliance usage`: run time, tokens and cost of predictions."""
+"""`appliance usage`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def usage(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how long predictions ran and what they cost at the prices in models.yaml.
+    """Show how long predictions ran, and their cost at the prices in models.yaml.
 
     Example: appliance usage --from 2026-01-01 --to 2026-01-31 --by day,model
     """
@@ -65,7 +65,7 @@ def usage(
     console.print(table if found["rows"] else "no predictions in this period")
     if currency and found["total"]["unpriced_time"]:
         unpriced = found["total"]["unpriced_time"]
-        console.print(f"{unpriced:.6f} s ran on hardware without a price", highlight=False)
+        console.print(f"not in the cost: {unpriced:.6f} s on hardware without a price", highlight=False)
 
 
 def _key(row: dict[str, Any], key: str) -> str:

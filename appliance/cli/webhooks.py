@@ -1,4 +1,4 @@
-"""`appliance webhook`: show and replace webhook keys, with or without a running appliance."""
+"""`appliance webhook`: show and replace webhook keys. Works with and without a running appliance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 group = typer.Typer(no_args_is_help=True, help="Show or replace the key that signs an account's webhooks.")
 
 OwnerOption = Annotated[
-    str | None, typer.Option(help="Account whose webhook key to use. Default: server.account.")
+    str | None, typer.Option(help="Account whose webhooks the key signs. Default: server.account.")
 ]
 
 
 @group.command()
 def secret(owner: OwnerOption = None, config: ConfigOption = None, home: HomeOption = None) -> None:
-    """Print the account's key, which receivers need to check signatures. Create a key if there is none."""
+    """Print the key that signs the account's webhooks. Create a key if there is none.
+
+    Receivers of webhooks need the key to check signatures.
+    """
     from appliance.gateway.webhooks import sender
 
     account = load_config(config).server.account
@@ -39,14 +42,17 @@ def rotate(
     keep: Annotated[
         float,
         typer.Option(
-            min=0, callback=finite, help="Hours for which webhooks are also signed with the old key."
+            min=0, callback=finite, help="Hours for which webhooks are signed with the old key too."
         ),
     ] = 24.0,
     owner: OwnerOption = None,
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Create a new key for the account and print it. A running appliance uses it at once."""
+    """Replace the key that signs the account's webhooks, and print the new key.
+
+    A running appliance uses the new key at once.
+    """
     from appliance.gateway.webhooks import sender
 
     account = load_config(config).server.account

@@ -1,4 +1,4 @@
-"""The web UI: a process of its own that calls the HTTP API like any client, with the token of the user.
+"""The web UI, a process of its own that calls the HTTP API with the token of the signed-in user.
 
-``server`` has the paths, ``session`` the sign-in, and ``layout`` the parts that all pages share.
+``server`` dispatches requests by path, ``session`` signs users in, and ``layout`` has what all pages share.
 """

@@ -1,4 +1,4 @@
-"""``python -m appliance.ui``: the UI's process, which ``appliance serve`` starts."""
+"""``python -m appliance.ui``: the UI process, which ``appliance serve`` starts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ KEEP_ALIVE: Final = 75
 
 
 def reserve(path: Path) -> None:
-    """Create the socket at ``path`` with access for this user only.
+    """Create a Unix socket at ``path`` that only the current user can open.
 
-    uvicorn keeps the permissions of an existing socket, but opens a socket that it creates to everyone.
+    uvicorn keeps the permissions of an existing socket, but creates sockets that everyone can open.
     """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as created:
@@ -37,7 +37,7 @@ def reserve(path: Path) -> None:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Answer on the socket until the process gets a signal to end, or the driver has ended."""
+    """Serve the UI on the socket until the process gets a signal to end or the driver ends."""
     if uploads := os.environ.get("GRADIO_TEMP_DIR"):
         shutil.rmtree(uploads, ignore_errors=True)  # left by a crash
     api = Api(arguments.api, arguments.certificates)
@@ -79,7 +79,7 @@ def _lower_priority() -> None:
 
 
 def main() -> None:
-    """Parse the arguments and serve. The process ends when the driver closes its standard input."""
+    """Parse the arguments and serve, until the driver ends and so closes this process's standard input."""
     parser = argparse.ArgumentParser(prog="python -m appliance.ui")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--config", type=Path, required=True)

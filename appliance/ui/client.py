@@ -1,4 +1,4 @@
-"""The client of the HTTP API behind the pages: one connection pool for the tokens of all users."""
+"""HTTP clients with which pages call the appliance's API. All users share one connection pool."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from appliance.domain.errors import ApplianceError
 from appliance.protocols import api_client, content_encodings
 from appliance.protocols.sse import EventReader, ServerSentEvent
 
-#: Responses have no timeout, since a model may compute for long; connecting has one.
+#: Only connecting has a timeout: a model may compute for a long time before the response.
 _TIMEOUT: Final = httpx.Timeout(None, connect=10.0)
 
 
 class Api:
-    """The connections to one appliance."""
+    """The connection pool to one appliance."""
 
     def __init__(self, url: str, certificates: Path | None = None) -> None:
-        """``url`` is the base URL of the API; ``certificates`` is a file with those to trust there."""
+        """``certificates`` is a PEM file of the certificates to trust if ``url`` is https."""
         self.url = url
         trust: ssl.SSLContext | bool = False  # not used without TLS
         if url.startswith("https:"):
@@ -38,11 +38,11 @@ class Api:
         )
 
     def caller(self, token: str, origin: str) -> Caller:
-        """Return a client with ``token``; ``origin`` is the scheme and host that the browser uses."""
+        """Return a client that uses ``token``. ``origin`` is the scheme and host in the browser's URLs."""
         return Caller(self._http, token, origin)
 
     async def file(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
-        """Return the response for an output file, which needs no token. The caller reads and closes it.
+        """Open an output file, for which no token is needed. The caller reads and closes the response.
 
         Raises:
             ApplianceError: the API does not answer.
@@ -56,7 +56,7 @@ class Api:
 
 
 class Caller:
-    """Calls the API with the token of one user. Every failure is an ``ApplianceError`` for that user."""
+    """Calls the API with the token of one user. Failures are ``ApplianceError`` with a message for users."""
 
     def __init__(self, http: httpx.AsyncClient, token: str, origin: str) -> None:
         self.origin = origin
@@ -68,12 +68,12 @@ class Caller:
         self._http = http
 
     async def get(self, path: str, **query: Any) -> Any:
-        """Return the JSON at ``path``; parameters of ``query`` that are None are left out."""
+        """Return the JSON at ``path``. Query parameters that are None are left out."""
         given = {key: value for key, value in query.items() if value is not None}
         return (await self._request("GET", path, params=given)).json()
 
     async def all_pages(self, path: str, **query: Any) -> list[Any]:
-        """Return the results on all pages of the list at ``path``."""
+        """Return the items of all pages of the list at ``path``."""
         page = await self.get(path, **query)
         found: list[Any] = page["results"]
         while page["next"]:
@@ -82,24 +82,22 @@ class Caller:
         return found
 
     async def text(self, path: str) -> str:
-        """Return the text at ``path``."""
         return (await self._request("GET", path)).text
 
     async def send(self, method: str, path: str, **request: Any) -> Any:
-        """Return the JSON of the response, or None if the response is empty."""
+        """Send a request and return the JSON of the response; None if the response is empty."""
         response = await self._request(method, path, **request)
         return response.json() if response.content else None
 
     async def post(self, path: str, body: Any = None) -> Any:
-        """Send ``body`` as JSON and return the JSON of the response."""
         return await self.send("POST", path, json=body)
 
     async def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
-        """Upload a file and return its description."""
+        """Upload a file and return its JSON description."""
         return await self.send("POST", "/v1/files", files={"content": (name, content, kind)})
 
     async def stream(self, url: str) -> AsyncIterator[ServerSentEvent]:
-        """Yield the server-sent events at a URL from a response of the API, until the API ends the stream."""
+        """Yield the server-sent events at ``url`` until the stream ends."""
         with _translated():
             async with self._http.stream("GET", api_client.path_of(url), headers=self._headers) as response:
                 if not response.is_success:
@@ -120,11 +118,10 @@ class Caller:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Raise connection errors as ``ApplianceError``."""
     try:
         yield
     except httpx.HTTPError as error:
         raise ApplianceError(
-            "The API does not answer: try again in a moment. If this lasts, read the output of "
-            "`appliance serve` for the reason."
+            "The API does not answer: try again in a moment. If it still does not answer, the output of "
+            "`appliance serve` has the reason."
         ) from error

@@ -1,7 +1,7 @@
-"""``python -m appliance.ui.demo owner/name``: a page with only one model, on a port of its own.
+"""``python -m appliance.ui.demo owner/name``: serve a page for one model on a port of its own.
 
-The page may be in a frame of any site. Everyone who can open it may run this model, and nothing else; the
-token stays in this process.
+Any web site may show the page in a frame. Everyone who can open the page may run this model, and nothing
+else. The token never leaves this process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RESPONSE_HEADERS: Final = (
 
 
 class Demo:
-    """The ASGI application."""
+    """The ASGI application of the demo."""
 
     def __init__(self, api: Api, secret: str, page: PageApp) -> None:
         self._api = api
@@ -50,15 +50,15 @@ class Demo:
 
     @classmethod
     async def create(cls, api: Api, secret: str, name: str) -> Demo:
-        """Return the demo of a model; all users run it with the token ``secret``.
+        """Create the page of model ``name``. All visitors run the model with the token ``secret``.
 
         Raises:
-            ApplianceError: there is no such model, or it has no version.
+            ApplianceError: the model does not exist or has no version.
         """
         described = await api.caller(secret, api.url).get(f"/v1/models/{name}")
         data = model.ModelPageData.of(described)
         if data.document is None:
-            raise ApplianceError(f"{name} has no version yet; train one, or push a project")
+            raise ApplianceError(f"{name} has no version yet: create one with a training or `appliance push`")
         with layout.page(data.name) as blocks:
             model.playground(blocks, data.name, data.document, bare=True)
         return cls(api, secret, await PageApp(blocks, _MAX_UPLOAD).start())
@@ -73,7 +73,8 @@ class Demo:
             return
         origin = session.origin(request)
         if request.method not in _SAFE and request.headers.get("origin") not in {None, origin}:
-            await JSONResponse({"detail": "This came from another site."}, 403)(scope, receive, send)
+            refusal = JSONResponse({"detail": "Requests from other sites are refused."}, 403)
+            await refusal(scope, receive, send)
             return
         scope[session.SCOPE] = Session(self._caller, "", "", "", "run")
         if path.startswith("/outputs/"):
@@ -97,10 +98,10 @@ class Demo:
 
 
 async def serve(arguments: argparse.Namespace, secret: str) -> None:
-    """Answer until the process gets a signal to end.
+    """Serve the demo until the process gets a signal to end.
 
     Raises:
-        ApplianceError: there is no such model, or it has no version.
+        ApplianceError: the model does not exist or has no version.
     """
     api = Api(arguments.api, arguments.certificates)
     demo = await Demo.create(api, secret, arguments.model)
@@ -117,7 +118,7 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
         )
     )
     print(
-        f"{arguments.model} is shown at http://{arguments.host}:{arguments.port} until Ctrl-C",
+        f"the demo of {arguments.model} runs at http://{arguments.host}:{arguments.port} until Ctrl-C",
         flush=True,
     )
     await server.serve()
@@ -126,7 +127,6 @@ async def serve(arguments: argparse.Namespace, secret: str) -> None:
 
 
 def main() -> int:
-    """Parse the arguments of ``appliance demo`` and serve."""
     parser = argparse.ArgumentParser(prog="python -m appliance.ui.demo")
     parser.add_argument("model")
     parser.add_argument("--api", required=True)

@@ -1,4 +1,4 @@
-"""Form fields for the inputs of a model, and the input of a prediction from their values. No I/O."""
+"""Convert a model's input schema to form fields, and the values of form fields to an input."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import msgspec
 from appliance.domain.errors import FieldProblem, InvalidInput
 from appliance.domain.input_schema import non_finite
 
-_UNFOLDED: Final = 4  # optional fields without files that a form shows at once
-_FEW: Final = 2  # a fold has more fields than this
-_MAX_STEPS: Final = 1000  # of a slider
+_UNFOLDED: Final = 4  # number of optional fields, except files, that a form shows at first
+_FEW: Final = 2  # this many further fields, or fewer, are shown too
+_MAX_STEPS: Final = 1000  # most steps that a slider may have
 _LONG_TEXTS: Final = ("prompt", "text", "document", "lyrics", "message", "context")
 
 
 class Widget(StrEnum):
-    """The kinds of form fields."""
+    """The kinds of form controls."""
 
     LINE = "line"
     TEXT = "text"  # several lines
@@ -36,7 +36,7 @@ class Widget(StrEnum):
 
 
 class Field(msgspec.Struct, frozen=True, kw_only=True):
-    """One input of a model."""
+    """A form field for one input of a model."""
 
     name: str
     title: str
@@ -50,14 +50,14 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     step: float | None = None
     choices: tuple[Any, ...] = ()
     items: str = "string"  # type of the items of a list
-    text: bool = False  # whether a value that is not JSON may be sent as text
+    text: bool = False  # whether a value that is not JSON is sent as text
     folded: bool = False  # whether the form hides it under "more inputs"
 
     def from_widget(self, given: Any) -> Any:
-        """Return the value of the widget with the type that the model expects; None if it is empty.
+        """Convert the widget's value to the type that the model expects; return None for an empty widget.
 
         Raises:
-            InvalidInput: the value does not have this type.
+            InvalidInput: the value cannot be converted to that type.
         """
         if given is None or given == [] or (given == "" and self.default in (None, "")):
             return None
@@ -72,7 +72,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
         return given
 
     def to_widget(self, value: Any) -> Any:
-        """Return a value of this input as the widget shows it."""
+        """Convert a value of this input to the value that the widget shows."""
         if value is None:
             return None
         match self.widget:
@@ -92,7 +92,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             return number
         except (ValueError, OverflowError) as error:
             wanted = "a whole number" if self.integer else "a number"
-            raise InvalidInput([FieldProblem("invalid_type", self.name, f"not {wanted}")]) from error
+            raise InvalidInput([FieldProblem("invalid_type", self.name, f"must be {wanted}")]) from error
 
     def _item(self, line: str) -> Any:
         if self.items == "string":
@@ -103,16 +103,16 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
         try:
             value = json.loads(text)
             if non_finite(value) is not None:
-                raise ValueError("a number in it is not finite")
+                raise ValueError("all numbers must be finite")
             return value
         except (ValueError, TypeError, RecursionError) as error:
             if self.text:
                 return text
-            raise InvalidInput([FieldProblem("invalid_type", self.name, f"not JSON: {error}")]) from error
+            raise InvalidInput([FieldProblem("invalid_type", self.name, f"must be JSON: {error}")]) from error
 
 
 def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
-    """Return the fields for a version's inputs in their ``x-order``; ``document`` is its OpenAPI document."""
+    """Return the form fields of a version in their ``x-order``; ``document`` is its OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas["Input"]
     required = set(schema.get("required", ()))
@@ -129,10 +129,10 @@ def fields(document: Mapping[str, Any]) -> tuple[Field, ...]:
 
 
 def read_input(fields: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]:
-    """Return the input of a prediction from the values of the widgets, without values that equal the default.
+    """Return the input of a prediction from the widgets' ``values``, without values equal to their default.
 
     Raises:
-        InvalidInput: names the fields with invalid values.
+        InvalidInput: lists all fields with invalid values.
     """
     found: dict[str, Any] = {}
     problems: list[FieldProblem] = []
@@ -153,7 +153,7 @@ def read_input(fields: Iterable[Field], values: Sequence[Any]) -> dict[str, Any]
 
 
 def _resolved(schema: dict[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a property with its references merged in; one of several types (``anyOf``) has no ``type``."""
+    """Return the schema of an input with references merged in; with several types, it has no ``type``."""
     for part in schema.get("allOf", ()):
         schema = {**schemas.get(str(part.get("$ref", "")).rpartition("/")[2], part), **schema}
     parts = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]
@@ -191,7 +191,7 @@ def _field(name: str, schema: dict[str, Any], *, required: bool) -> Field:
 
 
 def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
-    """Return the widget of an input, and the type of its items if it is a list."""
+    """Return the widget for an input, and the type of the items if the input is a list."""
     kind = schema.get("type")
     if "enum" in schema:
         return Widget.CHOICE, "string"
@@ -217,5 +217,5 @@ def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
 
 
 def _step(width: float) -> float:
-    """Return a round step for a slider over ``width``."""
+    """Return a round step for a slider whose range is ``width``."""
     return next((step for step in (0.01, 0.1) if width <= _MAX_STEPS * step), 1.0)

@@ -1,4 +1,4 @@
-"""The form and the result of a model, and the run in between."""
+"""The input form of a model, the display of a result, and the function that runs the model."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _WAITS: Final = {
     "load": "waiting until the model is loaded",
     "room": "waiting for memory for the model",
 }
-_LINES: Final = 16  # height of the output; fixed, so that nothing moves while text arrives
+_LINES: Final = 16  # fixed height of the output, so that the page does not move while text arrives
 
 
 class ModelForm:
-    """The components for the inputs of one version."""
+    """The form components for the inputs of one version."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
-        """Add the components to the current Gradio layout; ``document`` is the version's OpenAPI document."""
+        """Add the components to the open Gradio layout; ``document`` is the version's OpenAPI document."""
         self.fields = fields(document)
         self._inputs: dict[str, tuple[gr.components.Component, ...]] = {}
         for field in self.fields:
@@ -49,16 +49,16 @@ class ModelForm:
 
     @property
     def components(self) -> list[gr.components.Component]:
-        """The components in the order of the values that Gradio passes."""
+        """All components, in the order in which Gradio passes their values to event handlers."""
         return [part for field in self.fields for part in self._inputs[field.name]]
 
     def read_input(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the input of a prediction from the values of ``components``.
+        """Convert ``values``, the values of ``components``, to the input of a prediction.
 
-        Uploaded files are of type ``LocalFile``.
+        Files uploaded in the form are ``LocalFile`` objects in the result.
 
         Raises:
-            InvalidInput: names the fields with invalid values.
+            InvalidInput: lists all fields with invalid values.
         """
         rest = list(values)
         given = []
@@ -68,7 +68,7 @@ class ModelForm:
         return read_input(self.fields, given)
 
     def values_of(self, input: Mapping[str, Any]) -> list[Any]:
-        """Return the values of ``components`` that show ``input``."""
+        """Convert the input of a prediction to values of ``components``."""
         values: list[Any] = []
         for field in self.fields:
             value = input.get(field.name, field.default)
@@ -81,12 +81,12 @@ class ModelForm:
 
 
 class Result:
-    """The components for the status, output and logs of a prediction."""
+    """The components that show the status, output and logs of a prediction."""
 
     def __init__(self, kind: RenderedOutput, *, linked: bool) -> None:
-        """Add the components to the current Gradio layout.
+        """Add the components to the open Gradio layout.
 
-        ``linked`` adds a link to the prediction's page to the status.
+        With ``linked``, the status contains a link to the page of the prediction.
         """
         self.kind = kind
         self._linked = linked
@@ -113,13 +113,14 @@ class Result:
 
     @property
     def components(self) -> list[gr.components.Component]:
-        """The components in the order of ``updates``."""
+        """All components, in the order in which ``updates`` returns their updates."""
         return [self.status, self.text, self.media, self.data, self.logs]
 
     def updates(self, snapshot: Snapshot, before: list[Any]) -> list[Any]:
-        """Return an update for each component.
+        """Return an update for each component; components whose value is unchanged get ``gr.skip()``.
 
-        ``before`` has the values of the last snapshot, or is empty; this method replaces them.
+        ``before`` is a list for this method's own use between calls for one prediction. It is empty at the
+        first call.
         """
         text = output.text_of(snapshot.output) if self.kind is RenderedOutput.TEXT else ""
         made = "" if self.kind is RenderedOutput.TEXT else output.files(snapshot.output)
@@ -134,9 +135,9 @@ class Result:
 async def run(
     form: ModelForm, result: Result, spec: str, values: Sequence[Any], request: gr.Request
 ) -> AsyncIterator[tuple[str | None, list[Any]]]:
-    """Run ``owner/name`` or ``owner/name:version`` with the values of the form.
+    """Run ``owner/name`` or ``owner/name:version`` with the values of the form's components.
 
-    Yields the id of the prediction, or None once it has ended, and the updates of the result.
+    Each item has the id of the prediction (None once the prediction has ended) and the updates of the result.
 
     Raises:
         ApplianceError: the API refuses the prediction.
@@ -150,7 +151,7 @@ async def run(
 
 
 def error_status(error: ApplianceError) -> Markup:
-    """Return the status of a result whose prediction was refused."""
+    """Return the HTML of the status line for an error of ``run``."""
     message = layout.message(error)
     text = Markup(message.message)  # noqa: S704 - HTML already
     return Markup('<p class="wrong" role="alert">{}: {}</p>').format(message.title, text)
@@ -204,7 +205,7 @@ def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
 
 
 def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
-    """Return a component for an upload, and one for URLs, which earlier predictions and examples have."""
+    """Return an upload component, and a text box for URLs: examples and earlier predictions have URLs."""
     many = field.widget is Widget.FILES
     upload = gr.File(
         label=label,
@@ -233,7 +234,7 @@ def _files_of(field: Field, uploads: Any, urls: str | None) -> Any:
 
 
 async def _uploaded(value: Any, caller: Caller) -> Any:
-    """Upload the local files in ``value`` to the API, and return ``value`` with their URLs."""
+    """Upload the local files in ``value`` to the API; return ``value`` with URLs in place of the files."""
     match value:
         case LocalFile():
             kind = mimetypes.guess_type(value.name)[0] or "application/octet-stream"
@@ -241,7 +242,7 @@ async def _uploaded(value: Any, caller: Caller) -> Any:
                 with Path(value.path).open("rb") as content:  # noqa: ASYNC230 - a file of this machine
                     upload = await caller.upload(value.name, content, kind)
             except OSError as error:
-                raise ApplianceError(f"{value.name} is no longer here: choose it again") from error
+                raise ApplianceError(f"the upload {value.name} was removed: choose the file again") from error
             return upload["urls"]["get"]
         case Mapping():
             return {key: await _uploaded(part, caller) for key, part in value.items()}
@@ -263,7 +264,7 @@ def _status(snapshot: Snapshot, *, linked: bool) -> Markup:
 
 
 def _status_text(snapshot: Snapshot) -> str:
-    """Return the status text, the most important part first, because the line may be cut."""
+    """Return the text of the status line, most important part first: narrow pages cut the line off."""
     metrics = snapshot.record.get("metrics") or {}
     if snapshot.ended:
         parts = []
@@ -279,4 +280,4 @@ def _status_text(snapshot: Snapshot) -> str:
         return f"{snapshot.seconds:.0f} s"
     expected = snapshot.model["load_seconds"] if snapshot.model is not None else None
     about = f" of about {expected:.0f}" if expected and metrics["waits_for"] == "load" else ""
-    return f"{snapshot.seconds:.0f} s{about} · {waits}, at place {metrics['queue_position']}"
+    return f"{snapshot.seconds:.0f} s{about} · {waits}, position {metrics['queue_position']}"

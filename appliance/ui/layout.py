@@ -1,29 +1,29 @@
-"""The parts that all pages share, and how to add a page.
+"""What all pages share, and how to add a page.
 
-A page is a module in ``pages`` with a function that builds its ``gradio.Blocks``, and a line in
+A page is a module in ``pages`` with a function that builds a ``gradio.Blocks``, and an item in
 ``pages.PAGES``:
 
     def build() -> gr.Blocks:
-        with layout.page("Machine") as blocks:  # never a bare gr.Blocks
+        with layout.page("Machine") as blocks:  # not gr.Blocks() itself
             bars = gr.HTML(apply_default_css=False)
             blocks.load(show, None, bars, **layout.QUIET)
         return blocks
 
-    @layout.show_errors  # errors of the API pop up on the page
+    @layout.show_errors  # show errors of the API in a message on the page
     async def show(request: gr.Request) -> str:
         caller = session.of(request).caller  # calls the API with the user's token
         return render(await caller.get("/admin/status"))
 
-The blocks are built once and shared by all users, so they contain no user's data: functions get that with the
-user's ``caller`` when the page is opened (``blocks.load``) and at each event. Show the controls of
-administrators if ``session.of(request).admin``; the API refuses their requests to others in any case.
-``Page.admin`` hides a whole page from others. A page at ``/p/{id}`` finds ``id`` in
-``layout.parameters(request)``; the query is in ``request.query_params``.
+The blocks are built once for all users, so they must not contain data of a user. Event handlers load this
+data with the user's ``caller`` when the page is opened (``blocks.load``) and at each event. Show the controls
+for administrators only if ``session.of(request).admin``; the API checks the right again. ``Page.admin`` hides
+a whole page from other users. On a page at ``/p/{id}``, ``layout.parameters(request)`` has ``id``, and
+``request.query_params`` has the query.
 
-HTML for ``gr.HTML`` comes from ``markup``, which escapes text from people and models. Styles are in
-``style.css``, and the only script of our own is ``page.js``: the content security policy forbids ``js=``,
-``head=`` and anything from other servers. The navigation is not made by Gradio: ``add_navigation`` puts it
-into the HTML of a page, so it is visible before a script has run.
+Make HTML for ``gr.HTML`` with ``markup``, which escapes all text. Styles are in ``style.css`` and the only
+script is ``page.js``: the content security policy forbids ``js=``, ``head=`` and resources of other servers.
+The navigation bar is no Gradio component: ``add_navigation`` inserts it into the HTML, so it is visible
+before any script has run.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _ICON: Final = (
 
 
 class Page(NamedTuple):
-    """An entry in the table of pages."""
+    """A page of the UI, with its path and title."""
 
     path: str  # "/machine", or with a parameter at its end: "/p/{id}"
     title: str
@@ -81,7 +81,7 @@ class Page(NamedTuple):
 
 @contextmanager
 def page(title: str) -> Iterator[gr.Blocks]:
-    """Open the blocks of a page, to which the caller adds components."""
+    """Open the ``gr.Blocks`` of a page; the caller adds components inside the ``with`` block."""
     with gr.Blocks(
         title=title,
         analytics_enabled=False,
@@ -92,14 +92,14 @@ def page(title: str) -> Iterator[gr.Blocks]:
 
 
 def parameters(request: gr.Request) -> dict[str, str]:
-    """Return the parameters in the path of the page that sent the event."""
+    """Return the parameters in the path of the page, such as ``id`` for ``/p/{id}``."""
     return {} if request.request is None else dict(request.request.scope.get(PARAMETERS, {}))
 
 
 def skip_unchanged(pieces: Sequence[str], checksums: Checksums) -> list[Any]:
-    """Return the checksums of ``pieces``, then each piece, or ``gr.skip()`` if its checksum has not changed.
+    """Return the checksums of ``pieces``, then each piece, or ``gr.skip()`` if its checksum is unchanged.
 
-    An update of a piece replaces its HTML, and would undo a selection of text in it.
+    Updating a piece of HTML would undo a user's selection of text in it.
     """
     now = [zlib.crc32(piece.encode(errors="replace")) for piece in pieces]
     before = zip_longest(pieces, now, checksums[: len(now)])
@@ -107,7 +107,7 @@ def skip_unchanged(pieces: Sequence[str], checksums: Checksums) -> list[Any]:
 
 
 def show_errors(function: _Function) -> _Function:
-    """Show errors of a coroutine or async generator function on the page of the user who caused them."""
+    """Decorate an event handler (coroutine or async generator) to show ``ApplianceError`` on the page."""
     if inspect.isasyncgenfunction(function):
 
         @functools.wraps(function)
@@ -131,7 +131,7 @@ def show_errors(function: _Function) -> _Function:
 
 
 def message(error: ApplianceError) -> gr.Error:
-    """Return an error as a message that pops up on a page, with its text escaped."""
+    """Return the error as a message that pops up on the page, with its text escaped."""
     if isinstance(error, Unauthenticated):
         text = 'This token is no longer valid: <a href="/signin">sign in</a> with another one.'
         return gr.Error(text, title="Signed out", print_exception=False)
@@ -147,9 +147,9 @@ def message(error: ApplianceError) -> gr.Error:
 def navigation(
     pages: Sequence[Page], session: Session, current: str, title: str, *, manual: bool = False
 ) -> Markup:
-    """Return the bar on top of every page.
+    """Return the navigation bar at the top of a page.
 
-    ``current`` is the path of the page that is shown; ``manual`` adds a link to the manual.
+    ``current`` is the path of the page; ``manual`` adds a link to the manual.
     """
     listed = [page for page in pages if page.listed and (session.admin or not page.admin)]
     return markup.render(
@@ -164,7 +164,7 @@ def navigation(
 
 
 def add_navigation(document: str, navigation: str) -> tuple[str, str]:
-    """Return a page of Gradio with ``navigation`` on top, and the nonce that all its scripts now have."""
+    """Return the HTML of a Gradio page with ``navigation`` inserted, and the nonce that its scripts have."""
     nonce = secrets.token_urlsafe(16)
     document = _HEAD.sub("", document)
     # The files of Gradio's frontend are the same for every page.
@@ -176,11 +176,11 @@ def add_navigation(document: str, navigation: str) -> tuple[str, str]:
 
 
 def security_headers(nonce: str, *, images: str = "", embeddable: bool = False) -> dict[str, str]:
-    """Return the headers of a page, with a policy for the resources that it may load.
+    """Return the HTTP headers of a page, including its content security policy.
 
-    Gradio compiles templates and plots with ``eval``, and sets styles inline. Scripts without the nonce do
-    not run. ``images`` are origins of images in addition to this appliance. An ``embeddable`` page may be in
-    a frame of any site.
+    Gradio compiles templates and plots with ``eval`` and sets styles inline, so both are allowed. Scripts
+    need ``nonce``. ``images`` lists further origins that images may be loaded from. An ``embeddable`` page
+    may be shown in a frame of any site.
     """
     rules = {
         "default-src": "'self'",
@@ -204,7 +204,7 @@ def security_headers(nonce: str, *, images: str = "", embeddable: bool = False) 
 
 
 def page_without_gradio(template: str, status: int, **values: Any) -> HTMLResponse:
-    """Render a template that extends ``alone.html``, and needs ``title``; its page runs no scripts."""
+    """Render a template that extends ``alone.html``; ``values`` must contain ``title``."""
     headers = security_headers("none") | {
         "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"

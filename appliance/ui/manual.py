@@ -1,4 +1,4 @@
-"""The manual at /manual/, which needs no sign-in; ``scripts/install`` builds it from docs/."""
+"""Serve the manual at /manual/, without sign-in. ``scripts/install`` builds the manual from docs/."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 class Manual:
-    """ASGI application for the files of the built site; ``available`` is false if it was not built."""
+    """ASGI application that serves the built manual; ``available`` is false if the manual was not built."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the pages in ``folder`` to allow exactly the inline scripts that they contain."""
+        """Read the pages in ``folder``, to allow exactly the inline scripts that the pages contain."""
         self.available = (folder / "index.html").is_file()
         if not self.available:
-            _log.warning("no manual at /manual/: %s has no pages: run scripts/install to build them", folder)
+            _log.warning("the manual is missing in %s: /manual/ is not served: run scripts/install", folder)
             return
         self._files: ASGIApp = GZipMiddleware(StaticFiles(directory=folder, html=True), compresslevel=4)
         self._headers = layout.security_headers("none") | {
@@ -44,10 +44,10 @@ class Manual:
         return self.available and (path == PATH or path.startswith(f"{PATH}/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request with a file of the site.
+        """Respond with a file of the manual.
 
         Raises:
-            HTTPException: there is no such file, or the method is neither GET nor HEAD.
+            HTTPException: the file does not exist, or the method is neither GET nor HEAD.
         """
 
         async def send_with_headers(message: Message) -> None:
@@ -59,7 +59,7 @@ class Manual:
 
 
 def _script_hashes(folder: Path) -> str:
-    """Return sources of a content security policy that allow the inline scripts of all pages."""
+    """Return the content security policy sources that allow the inline scripts of all pages in ``folder``."""
     scripts = {
         script for page in folder.rglob("*.html") for script in _INLINE_SCRIPT.findall(page.read_bytes())
     }

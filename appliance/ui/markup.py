@@ -1,6 +1,6 @@
-"""HTML for ``gr.HTML``, made by the templates in ``templates``.
+"""HTML for ``gr.HTML``, rendered from the templates in ``templates``.
 
-A template escapes every text that is not of type ``Markup``, so text from people and models stays text.
+Templates escape every text that is not ``Markup``, so text from people and models cannot become HTML.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _environment.filters |= {
 
 
 class BarSegment(NamedTuple):
-    """A segment of a bar and its line in the legend."""
+    """A segment of a bar, with its text in the legend."""
 
     text: str
     amount: float
@@ -43,7 +43,7 @@ class BarSegment(NamedTuple):
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Render a file of the folder ``templates``."""
+    """Render the template at ``templates/<template>``."""
     return Markup(_environment.get_template(template).render(values))  # noqa: S704 - templates escape
 
 
@@ -53,12 +53,12 @@ def _part(name: str, *values: Any) -> Markup:
 
 
 def join(pieces: Iterable[str]) -> Markup:
-    """Join pieces of HTML; text among them is escaped."""
+    """Join pieces of HTML. Pieces that are plain text are escaped."""
     return Markup().join(pieces)
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration with units, such as "2 h 5 min"; empty for None."""
+    """Format a duration with units, such as "2 h 5 min"; return an empty string for None."""
     if seconds is None:
         return ""
     if 0 < seconds < 0.01:
@@ -76,14 +76,14 @@ def duration(seconds: float | None) -> str:
 
 
 def money(amount: float | None, currency: str | None) -> str:
-    """Return an amount with its currency; empty if no price is known."""
+    """Format an amount with its currency; return an empty string for None."""
     if amount is None:
         return ""
     return f"{amount:,.2f} {currency}" if amount >= 1 or amount == 0 else f"{amount:.3g} {currency}"
 
 
 def moment(timestamp: str | None) -> Markup:
-    """Return a timestamp of the API in UTC; empty for None."""
+    """Format an API timestamp in UTC; return empty HTML for None."""
     if timestamp is None:
         return Markup()
     shown = datetime.fromisoformat(timestamp).strftime("%Y-%m-%d %H:%M:%S")
@@ -91,32 +91,30 @@ def moment(timestamp: str | None) -> Markup:
 
 
 def badge(state: str, text: str | None = None) -> Markup:
-    """Return a state in the colour of the state; ``text`` replaces the word."""
+    """Return a label in the colour of ``state``, with ``text`` or else the name of the state."""
     return _part("badge", state, text)
 
 
 def link(path: str, text: str) -> Markup:
-    """Return a link to a page of the UI."""
     return _part("link", path, text)
 
 
 def foreign_link(url: str, text: str) -> Markup:
-    """Return a link to another server, which opens in a new tab."""
+    """Return a link to another server that opens in a new tab."""
     return _part("foreign_link", url, text)
 
 
 def note(text: str) -> Markup:
-    """Return a remark in small type."""
     return _part("note", text)
 
 
 def empty(title: str, text: str = "") -> Markup:
-    """Return a box that says why a page has nothing to show, and what to do."""
+    """Return a box that tells the user why there is nothing to show, and what to do."""
     return _part("empty", title, text)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, if_empty: Markup = Markup()) -> Markup:  # noqa: B008 - immutable
-    """Return a table, or ``if_empty`` without rows."""
+    """Return a table, or ``if_empty`` if there are no rows."""
     listed = list(rows)
     return _part("table", headings, listed) if listed else if_empty
 
@@ -127,37 +125,36 @@ def bar(segments: Sequence[BarSegment], total: float, *, label: str) -> Markup:
 
 
 def section(title: str, html: str, note: str = "") -> Markup:
-    """Return a section of a page; ``note`` stands next to its heading."""
+    """Return a section of a page; ``note`` is shown next to the heading."""
     return _part("section", title, html, note)
 
 
 def pairs(values: Mapping[str, str]) -> Markup:
-    """Return a list of names and values."""
     return _part("pairs", values)
 
 
 def tiles(values: Mapping[str, str]) -> Markup:
-    """Return numbers in large type above their names."""
+    """Return values in large type, each above its name."""
     return _part("tiles", values)
 
 
 def gallery(figures: Iterable[Markup]) -> Markup:
-    """Return figures side by side; empty if there are none."""
+    """Return figures side by side; empty HTML if there are none."""
     found = [figure for figure in figures if figure]
     return _part("gallery", found) if found else Markup()
 
 
 def figure(url: str, number: int = 1) -> Markup:
-    """Return the file at ``url`` as an image, a player or a download; empty if ``url`` is no file to show.
+    """Return the file at ``url`` as an image, a player or a download; empty HTML if it may not be shown.
 
-    ``media_file`` says which files are shown.
+    ``media_file`` decides which files may be shown.
     """
     file = media_file(url, number)
     return Markup() if file is None else _part("figure", file)
 
 
 def value(given: Any) -> Markup:
-    """Return an input or output with its files as figures, and everything else as text."""
+    """Return an input or output of a prediction, with files as figures and everything else as text."""
     match given:
         case None:
             return Markup('<span class="note">nothing</span>')
@@ -174,6 +171,6 @@ def value(given: Any) -> Markup:
 
 
 def text(text: str) -> Markup:
-    """Return the text with its spaces and line breaks, cut after ``LONGEST`` characters."""
+    """Return preformatted text, cut off after ``LONGEST`` characters."""
     shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}\n… ({len(text):,} characters in all)"
     return _part("text", shown)

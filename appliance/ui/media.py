@@ -1,4 +1,4 @@
-"""Files in the input or output of a prediction, as a page may show them."""
+"""Decide which files in the input or output of a prediction a page may show."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class MediaFile(NamedTuple):
 
 
 def media_file(url: str, number: int = 1) -> MediaFile | None:
-    """Return the file of this appliance, or the data, at ``url``; None for any other text.
+    """Return the file at ``url``, which is an output file's URL or a data URL; None for any other text.
 
-    A URL of another server gives None: loading the file would tell that server who opens the page.
-    ``number`` is part of the name of data.
+    URLs of other servers give None, because loading a file would tell that server who opens the page.
+    ``number`` is part of the shown name of a data URL.
     """
     inline = _DATA.match(url)
     if inline:
@@ -39,13 +39,13 @@ def media_file(url: str, number: int = 1) -> MediaFile | None:
 
 
 def image_url(url: str) -> str | None:
-    """Return the URL for an ``img`` element, or None if there is no image that a page may show."""
+    """Return a URL for the ``src`` of an ``img`` element; None if ``url`` is no image to show."""
     file = media_file(url)
     return file.url if file is not None and file.kind.startswith("image/") else None
 
 
 def _own_path(url: str) -> str | None:
-    """Return the path of an output file. Any host will do: behind a proxy the appliance has several names."""
+    """Return the path of an output file's URL; the host is ignored, because behind proxies it varies."""
     if not url.startswith(("http://", "https://")):
         return None
     try:

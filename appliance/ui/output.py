@@ -1,4 +1,4 @@
-"""The output of a prediction as text, HTML or data. No I/O."""
+"""Convert the output of a prediction to text or HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROGRESS: Final = re.compile(r"(\d{1,3})%\|")
 
 
 class RenderedOutput(StrEnum):
-    """The kinds of output that pages show differently."""
+    """The kinds of output, by how pages show them."""
 
     TEXT = "text"
     FILES = "files"
@@ -24,7 +24,7 @@ class RenderedOutput(StrEnum):
 
 
 def kind_of(document: Mapping[str, Any]) -> RenderedOutput:
-    """Return the kind of a version's output, from its OpenAPI document."""
+    """Return the kind of output that a version has; ``document`` is the version's OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas.get("Output", {})
     schema = schemas.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
@@ -39,7 +39,7 @@ def kind_of(document: Mapping[str, Any]) -> RenderedOutput:
 
 
 def text_of(output: Any) -> str:
-    """Return text output as one string, whether it is one or a list of pieces."""
+    """Return text output as one string; the pieces of an iterator's output are joined."""
     match output:
         case None:
             return ""
@@ -51,7 +51,7 @@ def text_of(output: Any) -> str:
 
 
 def files(output: Any) -> Markup:
-    """Return the files of an output as images, players and downloads; a URL of another server is a link."""
+    """Return the files of an output as images, players and downloads; other servers' URLs are links."""
     return markup.gallery(
         markup.figure(url, number) or Markup("<p>{}</p>").format(markup.foreign_link(url, url))
         for number, url in enumerate(file_urls(output), 1)
@@ -59,6 +59,6 @@ def files(output: Any) -> Markup:
 
 
 def progress(logs: str) -> int | None:
-    """Return the percentage of the last progress bar in the logs."""
+    """Return the percentage of the last progress bar in the logs; None without one."""
     found = _PROGRESS.findall(logs[-4000:])
     return min(int(found[-1]), 100) if found else None

@@ -1,4 +1,4 @@
-"""ASGI applications for a page's blocks, and for the files of Gradio's frontend that all pages load."""
+"""ASGI applications for a page's blocks, and for the static files of Gradio's frontend."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ _FOLDER: Final = Path(gr.__file__).parent / "templates" / "frontend"
 
 
 class Frontend:
-    """The static files of Gradio's pages, which are public and the same for everyone."""
+    """The static files of Gradio's frontend, which need no sign-in."""
 
     def __init__(self) -> None:
         self._files: ASGIApp = GZipMiddleware(StaticFiles(directory=_FOLDER), compresslevel=4)
 
     def has(self, path: str) -> bool:
-        """Return whether ``path`` is in a folder of the frontend."""
         return path.startswith(("/assets/", "/static/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,10 +35,10 @@ class Frontend:
 
 
 class PageApp:
-    """A page's blocks as an ASGI application."""
+    """The ASGI application of a page."""
 
     def __init__(self, blocks: gr.Blocks, max_file_size: int, data: object = None) -> None:
-        """``max_file_size`` is in bytes; ``data`` is what the blocks were built from."""
+        """``max_file_size`` is in bytes. ``data`` is the data that the blocks were built from."""
         self.app = FastAPI(openapi_url=None)
         self.data = data
         self.opened_by: set[str] = set()  # accounts that have opened the page
@@ -60,14 +59,17 @@ class PageApp:
         )
 
     async def start(self) -> PageApp:
-        """Start the queue of the page's events, and return this page."""
+        """Start the page's event queue, and return the page."""
         await self._running.enter_async_context(self.app.router.lifespan_context(self.app))
         return self
 
     async def respond(
         self, request: Request, root: str, navigation: str, images: str, *, embeddable: bool = False
     ) -> Response:
-        """Return the page with ``navigation``; ``root`` is its path, ``images`` are origins of images."""
+        """Return the HTML of the page with ``navigation`` inserted.
+
+        ``root`` is the path of the page; ``images`` lists further origins that images may be loaded from.
+        """
         sent: list[Message] = []
 
         async def keep(message: Message) -> None:
@@ -89,7 +91,7 @@ class PageApp:
 
 
 def _immutable(send: Send) -> Send:
-    """Let browsers keep the response: a file with a digest in its name never changes."""
+    """Add a header that lets browsers cache the response forever: names of such files contain a digest."""
 
     async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:

@@ -1,4 +1,4 @@
-"""Request bodies from browsers (uploaded files and data of events), with the same limits as in the API.
+"""Limit the bodies of browsers' requests (uploaded files and event data) as the API does.
 
 Gradio accepts bodies of any size from every signed-in user, keeps form fields in memory, and does not remove
 the files of aborted uploads.
@@ -34,30 +34,30 @@ _log = logging.getLogger(__name__)
 
 _FORM_OVERHEAD: Final = 256 * 1024  # bytes of a form in addition to its files
 _ABANDONED: Final = 3600.0  # seconds after which the file of an unfinished upload is removed
-_FAILED: Final = "The page failed to answer this request; logs/ui.log in the data folder says why."
+_FAILED: Final = "The page failed to handle this request: the reason is in logs/ui.log in the data folder."
 _FORM: Final = "multipart/form-data"
 _BOUNDARY: Final = re.compile(r";\s*boundary=(\"[^\"]{1,200}\"|[^\s\";]{1,200})", re.IGNORECASE)
 
 
 class RequestBodies:
-    """Forwards requests to a page and limits their bodies."""
+    """Forwards requests to pages, and limits the size of the bodies."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        """``folder`` is where Gradio stores uploaded files."""
+        """``folder`` is the folder in which Gradio stores uploaded files."""
         self._folder = folder
         self._files = config.files
         self._body = config.limits.body
         self._arriving = 0  # maximum total size in bytes of unfinished uploads
 
     async def forward(self, app: ASGIApp, request: Request, user: Session, scope: Scope, send: Send) -> None:
-        """Forward a request to ``app``, which is called with ``scope``.
+        """Forward a request to ``app`` with the ASGI scope ``scope``.
 
         Raises:
             ApplianceError: the body is too large, or this user may not send such a body.
         """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             refusal: ApplianceError = BodyTooLarge(
-                f"The request body is over the limit of {self._body:,} bytes (limits.body in models.yaml)"
+                f"The request body is larger than {self._body:,} bytes (limits.body in models.yaml)"
             )
             await _limited(app, scope, request.receive, send, self._body, refusal)
             return
@@ -66,8 +66,8 @@ class RequestBodies:
         taken = await asyncio.to_thread(_disk_use, self._folder) + self._arriving
         if taken + expected > self._files.quota:
             raise FileQuotaExceeded(
-                f"Files uploaded in the UI take {taken:,} of {self._files.quota:,} bytes "
-                "(files.quota in models.yaml): try again later"
+                f"Files uploaded in the UI use {taken:,} of the {self._files.quota:,} bytes that they "
+                "may use (files.quota in models.yaml): try again when old uploads have been removed"
             )
         self._arriving += expected
         try:
@@ -76,10 +76,11 @@ class RequestBodies:
             self._arriving -= expected
 
     def _admitted(self, request: Request, user: Session, most: int) -> int:
-        """Return the maximum size in bytes of a form with files.
+        """Return the number of bytes that an upload may have: its Content-Length, or ``most`` without one.
 
         Raises:
-            ApplianceError: this user, route or body may not upload files.
+            ApplianceError: this user may not upload files, the path takes no files, or the request is
+                invalid.
         """
         if not request.url.path.endswith("/upload"):
             raise NotFound("Forms with files are not accepted at this path.")
@@ -95,23 +96,22 @@ class RequestBodies:
 
     def _too_large(self) -> ApplianceError:
         return BodyTooLarge(
-            f"Files uploaded at the same time must have fewer than {self._files.max_upload:,} bytes together "
+            f"Files uploaded together must have less than {self._files.max_upload:,} bytes in all "
             "(files.max_upload in models.yaml)"
         )
 
 
 class _Response:
-    """The response of a page; a plain-text error is held back, to be replaced."""
+    """Forwards the response of a page, except a plain-text error, which ``_limited`` replaces with JSON."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
-        self.refused: int | None = None  # status of a held back error
+        self.refused: int | None = None  # status of a plain-text error, which is not forwarded
         self.text = b""
         self.dropped = False
 
     async def send(self, message: Message) -> None:
-        """Forward an ASGI message of the page, or hold it back."""
         if message["type"] == "http.response.start" and message["status"] >= 400 and _is_plain(message):
             self.refused = message["status"]
         elif self.refused is not None:
@@ -127,8 +127,8 @@ async def _limited(
     """Forward a request of at most ``most`` bytes to ``app``.
 
     Raises:
-        ApplianceError: ``refusal`` if the body is larger, or another error if the body has invalid text or
-            ``app`` failed.
+        ApplianceError: ``refusal`` if the body is larger; other errors if the body is invalid text or ``app``
+            fails.
     """
     received, response = 0, _Response(send)
 
@@ -138,7 +138,7 @@ async def _limited(
         received += len(message.get("body", b""))
         if received > most:
             response.dropped = True
-            raise MultiPartException(refusal.detail)  # makes Gradio close the form's files
+            raise MultiPartException(refusal.detail)  # makes Gradio close the files of the form
         return message
 
     try:
@@ -149,7 +149,7 @@ async def _limited(
         if response.dropped:
             raise refusal from error
         if isinstance(error, UnicodeEncodeError):  # FastAPI cannot encode the refused value in its error
-            raise MalformedBody("The request body holds a lone surrogate, which is not text") from error
+            raise MalformedBody("The request body contains a lone surrogate: send valid Unicode") from error
         _log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
         raise ApplianceError(_FAILED) from error
     if response.begun:
@@ -168,7 +168,7 @@ def _is_plain(start: Message) -> bool:
 
 
 def _disk_use(folder: Path) -> int:
-    """Return the bytes of all files below ``folder``, after removing the files of aborted uploads."""
+    """Remove the files of aborted uploads in ``folder``, and return the bytes of all other files."""
     taken = 0
     for place, _, names in os.walk(folder):
         for name in names:

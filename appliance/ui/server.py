@@ -1,6 +1,6 @@
-"""The paths of the UI: sign-in and sign-out, the pages, and the files of Gradio's frontend.
+"""The ASGI application of the UI: sign-in, pages, the manual, and the files of Gradio's frontend.
 
-Everything except the sign-in, those files and the manual needs a session, including Gradio's own routes.
+All paths need a session, including Gradio's own, except the sign-in, the manual and the frontend's files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MAX_MODEL_PAGES: Final = 64  # built pages of models in memory
 
 
 class Server:
-    """The ASGI application."""
+    """The ASGI application of the UI."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Server:
         pages: Sequence[Page] = PAGES,
         manual: Path = MANUAL_FOLDER,
     ) -> None:
-        """``manual`` is the folder of the built manual. A page is built when it is first opened."""
+        """``manual`` is the folder of the built manual. Pages are built when they are first opened."""
         self._title = config.ui.title
         self._max_upload = config.files.max_upload
         self._bodies = RequestBodies(Path(get_upload_folder()), config)
@@ -61,7 +61,7 @@ class Server:
         self._api = api
         self._pages = pages
         self._page_apps: dict[str, PageApp] = {}  # by the path of the page
-        self._model_pages: dict[str, PageApp] = {}  # by the path of the model or version, last used last
+        self._model_pages: dict[str, PageApp] = {}  # by path; least recently used first
         self._building = asyncio.Lock()
         self._frontend = Frontend()
         self._manual = Manual(manual)
@@ -69,7 +69,6 @@ class Server:
         self._images = " ".join(sorted({f"{cover.scheme}://{cover.netloc}" for cover in covers}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, for which the gateway says in a header which scheme the browser used."""
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
@@ -110,13 +109,13 @@ class Server:
         await self._bodies.forward(built.app, request, user, inner, send)
 
     async def _response_without_page(self, request: Request) -> ASGIApp | None:
-        """Return the response if the request needs no page; otherwise put the session into the scope."""
+        """Return the response if no page is needed; otherwise store the session in the scope."""
         path, from_origin = request.url.path, request.headers.get("origin")
         for files in (self._frontend, self._manual):
             if files.has(path):
                 return files
         if request.method not in _SAFE and from_origin not in {None, session.origin(request)}:
-            return JSONResponse({"detail": "This came from another site."}, 403)
+            return JSONResponse({"detail": "Requests from other sites are refused."}, 403)
         if path == "/signin":
             return await self._sign_in(request)
         if path == "/signout":
@@ -130,10 +129,10 @@ class Server:
     # -- which page
 
     def _page(self, path: str) -> tuple[Page | None, str, dict[str, str]]:
-        """Return the page at or above ``path`` (None for a model), its path, and the parameters in the path.
+        """Return the page for ``path`` (None for a model's page), the page's path, and the path's parameters.
 
         Raises:
-            NotFound: there is no such page.
+            NotFound: there is no page at ``path``.
         """
         for page in self._pages:
             first, _, parameter = page.path.partition("/{")
@@ -154,10 +153,10 @@ class Server:
             return self._page_apps[page.path]
 
     async def _model_page(self, root: str, user: Session, *, opened: bool) -> PageApp:
-        """Return the page of a model or version. If it is opened, it is built again if the model has changed.
+        """Return the page of a model or version; if ``opened``, build it again when the model has changed.
 
         Raises:
-            NotFound: this user has no such model or version.
+            NotFound: the model or version does not exist for this user.
         """
         app = self._model_pages.get(root)
         if app is not None and not opened and user.username in app.opened_by:
@@ -212,10 +211,10 @@ class Server:
 
 
 def _check_path(path: str) -> None:
-    """Refuse a path that no page or file can have.
+    """Refuse invalid paths.
 
     Raises:
-        NotFound: ``path`` has ``..``, a NUL or a segment that is too long.
+        NotFound: ``path`` contains ``..``, a NUL character or a segment longer than a file name can be.
     """
     for part in path.split("/"):
         if part == ".." or "\0" in part or len(part.encode(errors="replace")) > _LONGEST_NAME:
@@ -227,7 +226,7 @@ async def _form(request: Request) -> dict[str, str]:
 
     Raises:
         MalformedBody: the body is not a URL-encoded form.
-        BodyTooLarge: the form is over ``_MAX_FORM`` bytes.
+        BodyTooLarge: the body is larger than ``_MAX_FORM``.
     """
     received = bytearray()
     try:
@@ -243,7 +242,7 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _local(path: object) -> str:
-    """Return ``path`` if it is a path of this appliance, and ``/`` if it may lead to another site."""
+    """Return ``path`` if it is a path of this appliance, otherwise ``/``: it may lead to another site."""
     if not isinstance(path, str) or not re.fullmatch(r"/(?![/\\])[^\x00-\x20\\]*", path):
         return "/"
     return path

@@ -1,4 +1,4 @@
-"""Sessions: a user's token, encrypted in a cookie that only this appliance can read."""
+"""Sessions of users: the API token, encrypted in a cookie."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appliance.domain.errors import ApplianceError, Unauthenticated
 from appliance.ui.client import Api, Caller
 
 LIFETIME: Final = 7 * 86400  # seconds until a user must sign in again
-#: Seconds for which the result of a token's check is kept.
+#: Seconds for which a token counts as valid after the API has accepted it.
 MEMORY: Final = 5.0
 _MAX_REMEMBERED: Final = 1000
 #: Key in an ASGI scope of the session.
@@ -25,10 +25,10 @@ SCOPE: Final = "appliance.session"
 
 
 class Session:
-    """The user of one request."""
+    """The signed-in user of one request."""
 
     def __init__(self, caller: Caller, username: str, name: str, token: str, scope: str) -> None:
-        """``token`` is the name of the token; ``scope`` is read, run or admin."""
+        """``token`` is the name of the user's token; ``scope`` is read, run or admin."""
         self.caller = caller
         self.username = username
         self.name = name
@@ -45,19 +45,19 @@ class Session:
 
 
 class Sessions:
-    """Creates and reads the cookies."""
+    """Sets and reads the session cookies."""
 
     def __init__(self, api: Api, key_file: Path) -> None:
-        """``key_file`` is created if it does not exist. Removing it signs out all users."""
+        """``key_file`` is created if missing. Removing the file signs out all users."""
         key = _key(key_file)
         self._api = api
         self._fernet = Fernet(key)
-        # Browsers send a cookie to all ports of a host, so each appliance uses a name of its own.
+        # Browsers send cookies to all ports of a host, so each appliance needs its own cookie name.
         self.cookie = f"appliance_{hashlib.sha256(key).hexdigest()[:8]}"
         self._known: dict[str, tuple[float, dict[str, str]]] = {}
 
     async def of(self, request: Request) -> Session | None:
-        """Return the session of a request; None without sign-in, or if the token is no longer valid.
+        """Return the session of a request; None without a valid cookie or if the token is no longer valid.
 
         Raises:
             ApplianceError: the API does not answer.
@@ -72,7 +72,7 @@ class Sessions:
         return await self._session(secret, origin(request))
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
-        """Set the cookie of ``response`` if ``secret`` is a valid token; return whether it is."""
+        """Set the session cookie on ``response`` if ``secret`` is a valid token; return whether it is."""
         if not secret or not secret.isprintable() or await self._session(secret, origin(request)) is None:
             return False
         response.set_cookie(
@@ -106,15 +106,15 @@ class Sessions:
 
 
 def of(request: gr.Request) -> Session:
-    """Return the session of an event of a page."""
+    """Return the session of the user who caused a page's event."""
     found = None if request.request is None else request.request.scope.get(SCOPE)
     if not isinstance(found, Session):
-        raise ApplianceError("The request of this event has no session.")
+        raise ApplianceError("This request has no session: sign in again.")
     return found
 
 
 def origin(request: Request) -> str:
-    """Return the scheme and host that the browser uses for this appliance."""
+    """Return the scheme and host in the browser's URLs of this appliance."""
     return f"{request.url.scheme}://{request.headers.get('host', '')}"
 
 

@@ -1,4 +1,4 @@
-"""Example programs that call a model with the values of the form. No I/O."""
+"""Generate example programs that call a model with the values in the form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPENAI_KINDS: Final = ("vllm", "embeddings", "diffusers", "whisper", "piper")
 
 
 class LocalFile(msgspec.Struct, frozen=True):
-    """A file that the user has uploaded in the form, and has on their machine."""
+    """A file that the user has uploaded in the form. The example programs open it by its name."""
 
     path: str
 
@@ -31,7 +31,7 @@ class LocalFile(msgspec.Struct, frozen=True):
 
 
 class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
-    """The call that all example programs make."""
+    """The API call that the example programs make."""
 
     model: str  # owner/name, or owner/name:version
     kind: str | None
@@ -41,7 +41,7 @@ class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files(self) -> list[LocalFile]:
-        """The local files in the input, each once."""
+        """The local files in the input, without duplicates."""
         return [*dict.fromkeys(value for value in _values(self.input) if isinstance(value, LocalFile))]
 
 
@@ -71,7 +71,7 @@ def curl(call: ExampleCall) -> str:
 
 
 def openai(call: ExampleCall) -> str | None:
-    """Return a program with OpenAI's client for Python; None if its API has no such kind of model."""
+    """Return a program with OpenAI's client for Python; None if OpenAI's API has no such kind of model."""
     if call.kind not in _OPENAI_KINDS:
         return None
     messages = [{"role": "user", "content": call.input.get("prompt", "")}]
@@ -122,7 +122,7 @@ def _javascript(value: Any, indent: int = 0) -> str:
 
 
 def _named(value: Any, names: Mapping[LocalFile, str]) -> Any:
-    """Return ``value`` with marked shell variables in place of files."""
+    """Return ``value`` with each file replaced by its shell variable, marked with ``_MARK``."""
     match value:
         case LocalFile():
             return f"{_MARK}{names[value]}"

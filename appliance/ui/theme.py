@@ -1,6 +1,6 @@
-"""The look of the pages: Gradio's theme, and our own CSS and script.
+"""Gradio's theme, and the UI's own CSS and script.
 
-All fonts are installed on the user's machine: a page loads nothing from other servers.
+Pages use fonts of the user's machine, because they load nothing from other servers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 
 
 def theme() -> gr.themes.Base:
-    """Return the theme of all pages."""
     look = gr.themes.Base(
         primary_hue=colors.teal,
         secondary_hue=colors.teal,

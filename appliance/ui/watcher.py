@@ -1,4 +1,4 @@
-"""Watches a prediction through the API until it ends."""
+"""Follow a prediction through the API until it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENDED: Final = frozenset({"succeeded", "failed", "canceled", "aborted"})
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the watched prediction at one moment."""
+    """The state of a prediction at one moment."""
 
     record: dict[str, Any]  # the prediction as the API returns it
     items: list[str]  # the items of output that the stream has sent
@@ -32,21 +32,21 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> str:
-        """Its status, which is ``processing`` as soon as there is output, even if the record is older."""
+        """The status; ``processing`` once there is output, even if the polled record is older."""
         status: str = self.record["status"]
         return "processing" if status == "starting" and self.items else status
 
     @property
     def output(self) -> Any:
-        """The output so far."""
+        """The output so far, or the final output."""
         return self.record.get("output") if self.ended else self.items
 
 
 class Watcher:
-    """Watches one prediction from its creation to its end."""
+    """Follows one prediction from its creation to its end."""
 
     def __init__(self, caller: Caller, created: dict[str, Any]) -> None:
-        """``created`` is the prediction as the API returned it when it was created."""
+        """``created`` is the API's response to the creation of the prediction."""
         self._caller = caller
         self._record = created
         self._items: list[str] = []
@@ -55,7 +55,7 @@ class Watcher:
         self._began = time.monotonic()
 
     async def snapshots(self) -> AsyncIterator[Snapshot]:
-        """Yield a snapshot whenever something has changed; the last one is of the ended prediction.
+        """Yield a snapshot at each change. The last snapshot shows the ended prediction.
 
         Raises:
             ApplianceError: the API no longer answers.
@@ -83,7 +83,7 @@ class Watcher:
         return Snapshot(record=self._record, items=list(self._items), seconds=seconds, model=self._model)
 
     async def _stream(self) -> None:
-        with contextlib.suppress(ApplianceError):  # the polled record will have the same output
+        with contextlib.suppress(ApplianceError):  # the polled record has the same output
             async for event in self._caller.stream(self._record["urls"]["stream"]):
                 if event.name == "output":
                     self._items.append(event.data)

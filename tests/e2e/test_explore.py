@@ -19,7 +19,7 @@ def test_one_signs_in_finds_a_model_and_signs_out(page: Page) -> None:
     expect(cards).to_have_count(1)
     expect(cards).to_contain_text("smollm2-135m-instruct")
     page.get_by_placeholder("Search models").fill("no such thing")
-    expect(page.get_by_text("Nothing fits")).to_be_visible()
+    expect(page.get_by_text("No model matches")).to_be_visible()
     page.get_by_placeholder("Search models").fill("")
     page.locator("#collection input").click()
     page.get_by_role("option", name="Talkers").click()

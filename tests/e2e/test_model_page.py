@@ -177,7 +177,7 @@ def test_what_is_said_of_a_long_wait_moves_nothing_on_a_phone(phone: Page, clien
     fill(phone, "text", "small words")
     places = phone.evaluate(PLACES)
     phone.locator("#run").click()
-    expect(phone.locator(".run-status .said")).to_contain_text("waiting for its turn, at place 1")
+    expect(phone.locator(".run-status .said")).to_contain_text("waiting for its turn, position 1")
     assert phone.evaluate(PLACES) == places
     client.post(busy["urls"]["cancel"])
     expect(status(phone)).to_have_text("succeeded")

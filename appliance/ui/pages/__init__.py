@@ -1,4 +1,4 @@
-"""The pages, in the order of the navigation. ``appliance.ui.layout`` says how to add one."""
+"""All pages, in the order of the navigation. ``appliance.ui.layout`` documents how to add a page."""
 
 from __future__ import annotations
 

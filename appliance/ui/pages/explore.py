@@ -1,4 +1,4 @@
-"""The page of all models: a card for each, with its state; a search, and a choice of collections."""
+"""The page that lists all models, with their states, a search field and a menu of collections."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build() -> gr.Blocks:
 
 @layout.show_errors
 async def collections(request: gr.Request) -> Any:
-    """Return the menu of collections, which is hidden if there are none."""
+    """Return the menu of collections; it is hidden if there are no collections."""
     found = (await session.of(request).caller.get("/v1/collections"))["results"]
     names = [(one["name"], one["slug"]) for one in found]
     return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
@@ -60,7 +60,6 @@ async def collections(request: gr.Request) -> Any:
 
 @layout.show_errors
 async def listing(words: str, collection: str, checksums: Checksums, request: gr.Request) -> list[Any]:
-    """Return the cards of the models that match the search and are in the collection."""
     caller = session.of(request).caller
     status = await caller.get("/admin/status")
     states = {model["name"]: model for model in status["models"]}
@@ -88,21 +87,21 @@ def cards_of(
     *,
     narrowed: bool,
 ) -> Markup:
-    """Return the cards of models, and of models that cannot be served.
+    """Return the list of models as HTML, followed by the models that cannot be served.
 
-    ``states`` maps names of models to their entries in ``GET /admin/status``. ``narrowed`` says whether a
-    search or a collection leaves out models.
+    ``states`` has the items of ``models`` in ``GET /admin/status``, by name. ``narrowed`` tells whether a
+    search or a collection has left out models.
     """
     if models or not_served:
         cards = [_card(model, states.get(f"{model['owner']}/{model['name']}")) for model in models]
         return markup.render("cards.html", cards=cards, not_served=not_served)
     if narrowed:
-        return markup.empty("Nothing fits", "Use fewer words, or another collection.")
-    return markup.empty("There is no model yet", "Name one in models.yaml, and run appliance reload.")
+        return markup.empty("No model matches", "Search for fewer words, or choose another collection.")
+    return markup.empty("There is no model yet", "Add a model to models.yaml, then run appliance reload.")
 
 
 def _card(model: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the values of one card in ``cards.html``."""
+    """Return the values of one model for the template ``cards.html``."""
     runs = model["run_count"]
     example = model["default_example"] or {}
     made = next(filter(None, map(image_url, file_urls(example.get("output")))), None)
@@ -119,7 +118,7 @@ def _card(model: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]
 
 
 def badge(state: dict[str, Any]) -> Markup:
-    """Return the state of a model, with the seconds that a load has taken and may take."""
+    """Return the state of a model as HTML; for a loading model, with the seconds passed and expected."""
     word = STATES.get(state["state"], state["state"])
     if state["loading_for"] is not None:
         word += f", {state['loading_for']:.0f} s"

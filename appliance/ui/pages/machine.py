@@ -1,4 +1,4 @@
-"""The page of the machine: memory by model, waiting models, decisions, and buttons to load and unload."""
+"""The page about the machine: memory, waiting models, past decisions, and buttons for loading models."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from appliance.ui.markup import BarSegment
 
 #: Seconds between updates.
 REFRESH_INTERVAL: Final = 2.0
-#: Decisions in the list.
+#: Number of decisions that the page lists.
 DECISIONS: Final = 50
-_MIN_SEGMENT: Final = 1024**2  # bytes of a segment in the bar of the disk, at least
+_MIN_SEGMENT: Final = 1024**2  # bytes; the disk bar leaves out smaller segments
 _COLOURS: Final = 8  # colours of models in style.css: c0, c1, ...
 
 
@@ -59,7 +59,7 @@ async def _show(checksums: Checksums, request: gr.Request) -> list[Any]:
     user = session.of(request)
     status = await user.caller.get("/admin/status")
     if not user.admin:
-        note = markup.note("The rest of this page is for tokens with the admin scope.")
+        note = markup.note("The rest of this page needs a token with the scope admin.")
         return layout.skip_unchanged([render_devices(status), render_models(status, {}), note, ""], checksums)
     residency = await user.caller.get("/admin/residency")
     made = [
@@ -73,14 +73,14 @@ async def _show(checksums: Checksums, request: gr.Request) -> list[Any]:
 
 @layout.show_errors
 async def _load(model: str, request: gr.Request) -> None:
-    gr.Info(f"{escape(model)} is loaded as soon as there is memory for it.")
+    gr.Info(f"{escape(model)} will be loaded as soon as there is memory for it.")
     await session.of(request).caller.post(f"/admin/models/{model}/load")
 
 
 @layout.show_errors
 async def _unload(model: str, request: gr.Request) -> None:
     await session.of(request).caller.post(f"/admin/models/{model}/unload")
-    gr.Info(f"{escape(model)} is unloaded when its running predictions have ended.")
+    gr.Info(f"{escape(model)} will be unloaded when its running predictions have ended.")
 
 
 @layout.show_errors
@@ -107,7 +107,7 @@ async def _set_pinned(model: str, action: str, request: gr.Request) -> None:
 
 
 def render_devices(status: Mapping[str, Any]) -> Markup:
-    """Return a bar for each device, with the memory that each model holds."""
+    """Return a bar for each device that shows how much memory each model has reserved."""
     state = {each["name"]: each["state"] for each in status["models"]}
     colour = {name: f"c{number % _COLOURS}" for number, name in enumerate(state)}
     parts = []
@@ -134,9 +134,9 @@ def render_devices(status: Mapping[str, Any]) -> Markup:
 
 
 def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Return the models with their queues, and the models that cannot be served.
+    """Return a table of the models, and a table of the models that cannot be served.
 
-    ``known`` maps names of models to their entries in ``GET /admin/residency``.
+    ``known`` has the items of ``models`` in ``GET /admin/residency``, by name.
     """
     rows = [
         [
@@ -150,7 +150,7 @@ def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, An
         ]
         for each in status["models"]
     ]
-    nothing = markup.empty("No models", "Name some in models.yaml.")
+    nothing = markup.empty("No models", "Add models to models.yaml.")
     headings = ["Model", "State", "Queued", "Running", "Devices", "Memory", "Last load"]
     shown = markup.section("Models", markup.table(headings, rows, if_empty=nothing))
     if not status["not_served"]:
@@ -160,16 +160,16 @@ def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, An
 
 
 def _memory(taken: Mapping[str, Any]) -> Markup:
-    """Return the memory of a model, the source of that number, and a warning if it is too much."""
+    """Return the memory of a model as HTML: size, source of the size, and a warning if more was used."""
     much = readable_bytes(taken["bytes"]) if taken["bytes"] is not None else f"{100 * taken['share']:.0f} %"
     said = escape(f"{much} {taken['from']}")
     if taken["exceeds"]:
-        said += f", but it took {readable_bytes(taken['peak'])}"
+        said += f", but it used {readable_bytes(taken['peak'])}"
     return said if taken["fits"] else said + " " + markup.badge("does not fit")
 
 
 def render_main_memory_and_disk(machine: Mapping[str, Any]) -> Markup:
-    """Return bars of the main memory and of the disk of the data folder."""
+    """Return a bar for main memory, and a bar for the disk that holds the data folder."""
     memory, disk = machine["memory"], machine["disk"]
     used = memory["total"] - memory["available"]
     ram = markup.bar(
@@ -187,14 +187,14 @@ def render_main_memory_and_disk(machine: Mapping[str, Any]) -> Markup:
     ]
     elsewhere = disk["total"] - disk["free"] - sum(disk["parts"].values())
     if elsewhere > 0:
-        parts.append(BarSegment(f"outside of it {readable_bytes(elsewhere)}", elsewhere, "others"))
+        parts.append(BarSegment(f"outside the data folder {readable_bytes(elsewhere)}", elsewhere, "others"))
     parts.append(BarSegment(f"free {readable_bytes(disk['free'])}", disk["free"], "free"))
     drawn = markup.bar(parts, disk["total"], label=f"disk: {readable_bytes(disk['free'])} free")
     return markup.section("Main memory", ram) + markup.section("Disk", drawn, disk["folder"])
 
 
 def render_decisions(residency: Mapping[str, Any]) -> Markup:
-    """Return the models that wait for memory, and the last decisions, newest first."""
+    """Return tables of the models that wait for memory and of past decisions, newest first."""
     waiting = [
         [
             str(each["position"]),
@@ -207,7 +207,7 @@ def render_decisions(residency: Mapping[str, Any]) -> Markup:
     ]
     queue = Markup()
     if waiting:
-        headings = ["Next", "Model", "Predictions", "Waited", "Cleared for it"]
+        headings = ["Next", "Model", "Predictions", "Waited", "Devices being cleared"]
         queue = markup.section("Waiting for memory", markup.table(headings, waiting))
     rows = [
         [
@@ -220,6 +220,6 @@ def render_decisions(residency: Mapping[str, Any]) -> Markup:
         ]
         for each in residency["decisions"][:DECISIONS]
     ]
-    nothing = markup.empty("Nothing was decided yet", "The first prediction of a model has it loaded.")
+    nothing = markup.empty("No decisions yet", "A model is loaded at its first prediction.")
     log = markup.table(["At", "What", "Model", "Why", "Memory", "Took"], rows, if_empty=nothing)
     return queue + markup.section("Decisions", log)

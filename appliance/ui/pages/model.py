@@ -21,7 +21,7 @@ _REFRESH_INTERVAL: Final = 3.0  # seconds between updates of the model's state
 
 
 class ModelPageData(msgspec.Struct, frozen=True):
-    """The data of a model that its page is built from."""
+    """The data that the page of a model is built from."""
 
     name: str  # owner/name
     description: str
@@ -31,12 +31,12 @@ class ModelPageData(msgspec.Struct, frozen=True):
 
     @property
     def spec(self) -> str:
-        """The model or version that the page runs."""
+        """The value of ``version`` in API requests: ``owner/name`` or ``owner/name:version``."""
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
     @classmethod
     def of(cls, model: dict[str, Any], version: dict[str, Any] | None = None) -> ModelPageData:
-        """Read the API's response for a model, and for a ``version`` that is not the newest."""
+        """Create from the API's responses for a model and, on a version's page, for that version."""
         chosen = None if version is None else str(version["id"])
         version = version or model["latest_version"]
         keys = {
@@ -68,7 +68,7 @@ class ModelPage:
             clock = gr.Timer(_REFRESH_INTERVAL)
             gr.on([blocks.load, clock.tick], self.heading, None, heading, **layout.QUIET)
             if self._document is None:
-                push = Markup("Train one, or push a project with <code>appliance push</code>.")
+                push = Markup("Create one with a training or with <code>appliance push</code>.")
                 gr.HTML(markup.empty("This model has no version yet", push), apply_default_css=False)
                 return blocks
             with gr.Tabs():
@@ -87,7 +87,7 @@ class ModelPage:
         return blocks
 
     def _code(self, filled: ModelForm) -> None:
-        """Add the tab with example programs, which are created when the tab is opened."""
+        """Add the tab with example programs. The programs are generated when a user opens the tab."""
         with gr.Tab("Code") as tab, gr.Tabs():
             with gr.Tab("Python"):
                 python = gr.Code(language="python", show_label=False, elem_id="code-python")
@@ -127,7 +127,7 @@ class ModelPage:
         try:
             return await session.of(request).caller.text(f"/v1/models/{self._data.name}/readme")
         except NotFound:
-            return "*This model has no readme. `readme` in `models.yaml` names a Markdown file.*"
+            return "*This model has no readme. Name a Markdown file with the key `readme` in `models.yaml`.*"
 
     @layout.show_errors
     async def examples(self, request: gr.Request) -> str:
@@ -156,7 +156,7 @@ class ModelPage:
 
     @layout.show_errors
     async def performance(self, request: gr.Request) -> str:
-        """Return durations of the model's newest predictions that this user may see."""
+        """Return the durations of the model's newest predictions that this user may see."""
         caller = session.of(request).caller
         asked = {"model": self._data.name, "status": "succeeded", "type": "prediction"}
         found = (await caller.get("/admin/predictions", **asked))["results"]
@@ -166,7 +166,7 @@ class ModelPage:
         durations = [one["metrics"]["predict_time"] for one in mine]
         colds = sum(1 for one in mine if one["metrics"].get("cold_start"))
         facts = Markup("<p>{}</p>").format(
-            f"The last {len(mine)} that succeeded: median {statistics.median(durations):.2f} s, "
+            f"The last {len(mine)} predictions that succeeded: median {statistics.median(durations):.2f} s, "
             f"longest {max(durations):.2f} s; {colds} waited for the model to load."
         )
         rows = [
@@ -191,10 +191,10 @@ def build(data: ModelPageData) -> gr.Blocks:
 
 
 def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: bool = False) -> ModelForm:
-    """Add the form and the result of ``owner/name`` or ``owner/name:version`` side by side.
+    """Add the form and the result of ``owner/name`` or ``owner/name:version`` to ``blocks``, side by side.
 
-    ``?from=`` in the page's URL fills in the input of an earlier prediction. A ``bare`` page ignores it, and
-    has no links to other pages.
+    ``?from=<id>`` in the page's URL fills the form with the input of that prediction. A ``bare`` page ignores
+    ``from`` and has no links to other pages.
     """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
@@ -209,7 +209,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     @layout.show_errors
     async def opened(request: gr.Request) -> list[Any]:
         user = session.of(request)
-        button = gr.skip() if user.may_run else gr.Button("Your token can only look", interactive=False)
+        button = gr.skip() if user.may_run else gr.Button("Your token cannot run models", interactive=False)
         earlier = request.query_params.get("from")
         if not earlier or bare:
             return [button, *(gr.skip() for _ in filled.components)]
@@ -237,7 +237,7 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
 
 
 async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
-    """Return the state of a model; None if it runs as a version of another model."""
+    """Return the state of a model in ``GET /admin/status``; None for a model that is not listed there."""
     models = (await caller.get("/admin/status"))["models"]
     return next((model for model in models if model["name"] == name), None)
 

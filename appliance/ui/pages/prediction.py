@@ -1,4 +1,4 @@
-"""The page of one prediction or training: its facts, timeline, output, input, logs and webhook."""
+"""The page of one prediction or training: facts, timeline, output, input, logs and webhook."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from appliance.ui.watcher import ENDED
 REFRESH_INTERVAL: Final = 1.0
 
 _SHOW: Final = "Show as an example"
-_HIDE: Final = "Show no longer as an example"
+_HIDE: Final = "Remove from the examples"
 _MISSING: Final = markup.empty(
     "There is no such prediction",
     Markup('It does not exist, or belongs to another account. <a href="/predictions">See the list.</a>'),
@@ -63,7 +63,7 @@ async def _cancel(checksums: Checksums, request: gr.Request) -> list[Any]:
 
 @layout.show_errors
 async def _toggle_example(checksums: Checksums, request: gr.Request) -> list[Any]:
-    """Add this prediction to the examples on the model's page, or remove it."""
+    """Add this prediction to the examples of its model, or remove it from them."""
     user = session.of(request)
     record = await user.caller.get(_path(request))
     method = "DELETE" if record["example"] else "PUT"
@@ -91,14 +91,13 @@ def _shown(record: dict[str, Any], user: session.Session, checksums: Checksums) 
 
 
 def again(record: Mapping[str, Any]) -> str:
-    """Return the path of the form to run it again, with the same version if that still exists."""
+    """Return the path of the model's form filled with this input, for the same version if it exists."""
     older = record["model_state"] is not None and not record["newest_version"]
     page = f"/{record['model']}/versions/{record['version']}" if older else f"/{record['model']}"
     return f"{page}?{urlencode({'from': record['id']})}"
 
 
 def head(record: Mapping[str, Any]) -> Markup:
-    """Return the heading, the facts and the timeline of a prediction."""
     facts = {
         "Model": markup.link(f"/{record['model']}", record["model"]),
         "Account": record["owner"],
@@ -128,7 +127,7 @@ def head(record: Mapping[str, Any]) -> Markup:
 
 
 def timeline(record: Mapping[str, Any]) -> Markup:
-    """Return a bar with the duration of each phase."""
+    """Return a bar that shows the duration of each phase of the prediction."""
     phases = record["timeline"]
     total = sum(each["seconds"] for each in phases)
     segments = [
@@ -139,19 +138,16 @@ def timeline(record: Mapping[str, Any]) -> Markup:
     ]
     drawn = markup.bar(segments, total, label=f"{markup.duration(total)} in all")
     if record["status"] == "starting" and record.get("model_state"):
-        drawn += markup.note(f"Its model is {record['model_state']}.")
+        drawn += markup.note(f"The model is {record['model_state']}.")
     return drawn
 
 
 def body(record: Mapping[str, Any]) -> Markup:
-    """Return the error, output, input, logs, metrics and webhook of a prediction."""
     parts = []
     if record["error"]:
         parts.append(markup.section("Error", markup.text(str(record["error"]))))
     if record["data_removed"]:
-        reason = (
-            "Its input, output and logs were removed after the time in <code>retention</code> of models.yaml."
-        )
+        reason = "Its input, output and logs were removed, as <code>retention</code> in models.yaml tells."
         parts.append(markup.note(Markup(reason)))  # noqa: S704 - a constant
     else:
         output = record.get("output")
@@ -180,10 +176,10 @@ def _webhook(record: Mapping[str, Any]) -> Markup:
         for each in record["deliveries"]
     ]
     events = ", ".join(record["webhook_events_filter"])
-    headings = ["Delivery of the end", "Attempts", "When", "Problem"]
-    nothing = markup.empty("Nothing to deliver yet", "Events before the end are sent once, and not listed.")
+    headings = ["Delivery of the last event", "Attempts", "When", "Problem"]
+    nothing = markup.empty("Nothing to deliver yet", "Only the last event is listed; others are sent once.")
     url = Markup("<p><code>{}</code></p>").format(record["webhook"])
-    return url + markup.note(f"of {events}") + markup.table(headings, rows, if_empty=nothing)
+    return url + markup.note(f"Events: {events}") + markup.table(headings, rows, if_empty=nothing)
 
 
 def _plain(given: Any) -> str:

@@ -1,4 +1,4 @@
-"""The list of predictions and trainings: of all accounts for administrators, of their own for others."""
+"""The list of predictions and trainings. Administrators see all accounts, other users their own account."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ANY: Final = ""
 _NO_FILTER: Final = ("any", _ANY)
 _EMPTY: Final = markup.empty(
     "No predictions",
-    Markup('None matches the filters, or nothing was run yet: <a href="/">choose a model</a> and run it.'),
+    Markup('No prediction matches the filters. To create one, <a href="/">choose a model</a> and run it.'),
 )
 
 
@@ -61,7 +61,7 @@ def build() -> gr.Blocks:
 
 @layout.show_errors
 async def _choices(request: gr.Request) -> list[Any]:
-    """Return the filters' choices, and the values that the page's URL selects."""
+    """Return the choices of the filters, with the values in the page's URL selected."""
     user = session.of(request)
     asked = request.query_params
     status = await user.caller.get("/admin/status")
@@ -82,7 +82,7 @@ async def _choices(request: gr.Request) -> list[Any]:
 async def _refresh(
     cursor: str, checksums: Checksums, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
-    """Update the first page; an older one stays as it is."""
+    """Update the list if it shows the newest predictions; leave older pages of the list unchanged."""
     if cursor:
         return [gr.skip()] * 7
     return await _show(cursor, checksums, model, status, token, age, request)
@@ -92,7 +92,7 @@ async def _refresh(
 async def _show(
     cursor: str, checksums: Checksums, model: str, status: str, token: str, age: str, request: gr.Request
 ) -> list[Any]:
-    """Return the page at ``cursor``, or the first page if that is empty."""
+    """Return the page of the list at ``cursor``; the first page if ``cursor`` is empty."""
     user = session.of(request)
     seconds = _AGES.get(age)
     since = None if seconds is None else datetime.fromtimestamp(time.time() - seconds, UTC).isoformat()
@@ -117,7 +117,7 @@ async def _show(
 
 
 def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
-    """Return the list of predictions; ``everyone`` adds their accounts and tokens."""
+    """Return the list of predictions; ``everyone`` adds columns for account and token."""
     whose = ["Account", "Token"] if everyone else []
     headings = ["State", "Prediction", "Model", *whose, "Created", "Loading", "Running"]
     rows = []
@@ -139,6 +139,6 @@ def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
 
 
 def _cursor(url: str | None) -> str:
-    """Return the cursor in the URL of a page of the list; empty without a URL."""
+    """Return the parameter ``cursor`` of a URL; empty if there is none."""
     found = parse_qs(urlsplit(url or "").query).get("cursor", [""])
     return found[0]

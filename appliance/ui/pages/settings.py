@@ -1,4 +1,4 @@
-"""The page of settings for administrators: tokens, the webhook key, and the configuration."""
+"""The settings page for administrators: tokens, the webhook key, and the configuration."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from appliance.domain.units import readable_bytes
 from appliance.ui import layout, markup, session
 
 _SCOPES: Final = [
-    ("read: look only", "read"),
-    ("run: make predictions", "run"),
+    ("read: see predictions", "read"),
+    ("run: create predictions", "run"),
     ("admin: everything", "admin"),
 ]
-_KEEP: Final = "Webhooks: hours for which the old key signs in addition to a new one"
+_KEEP: Final = "Webhooks: hours for which the old key still signs after a change"
 
 
 def build() -> gr.Blocks:
@@ -41,7 +41,7 @@ def build() -> gr.Blocks:
             revoke = gr.Button("Revoke", variant="stop", size="sm")
         with gr.Row(elem_classes="filters"):
             keep = gr.Number(label=_KEEP, value=24, minimum=0, maximum=720)
-            rotate = gr.Button("Sign with a new key", size="sm")
+            rotate = gr.Button("Replace the webhook key", size="sm")
         key = gr.Textbox(label="The new key", visible=False, interactive=False, buttons=["copy"])
         with gr.Accordion("Configuration in effect", open=False):
             config = gr.HTML(elem_id="config", apply_default_css=False)
@@ -60,7 +60,7 @@ async def _show(request: gr.Request) -> list[str]:
     status = await caller.get("/admin/status")
     return [
         render_about(status, config),
-        markup.note("models.yaml with every default; secrets are hidden.")
+        markup.note("models.yaml with all defaults; secrets are hidden.")
         + markup.text(json.dumps(config, ensure_ascii=False, indent=2)),
     ]
 
@@ -98,7 +98,7 @@ async def _tokens(request: gr.Request) -> list[Any]:
 
 
 def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return all tokens, oldest first, and revoked ones after the others."""
+    """Return a table of all tokens, oldest first, with revoked tokens at the end."""
     rows = [
         [
             each["name"],
@@ -115,7 +115,6 @@ def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> Markup:
-    """Return the version, uptime, health and retention of the appliance."""
     retention = config["retention"]
     kept, most, uploads = retention["predictions"], retention["outputs"], config["files"]
     until = "until they are deleted" if uploads["keep"] is None else f"for {markup.duration(uploads['keep'])}"
@@ -123,7 +122,7 @@ def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> Markup
         "Version": status["version"],
         "Running for": markup.duration(status["uptime"]),
         "Health": markup.badge("draining" if status["draining"] else "ready"),
-        "Data of predictions": "kept for ever"
+        "Data of predictions": "kept forever"
         if kept is None
         else f"removed {markup.duration(kept)} after their end",
         "Files of outputs": "no limit" if most is None else f"at most {readable_bytes(most)} in all",

@@ -1,4 +1,4 @@
-"""The page of usage: run time, tokens and cost by model, token, account, hardware or day."""
+"""The usage page: run time, tokens and cost, grouped by model, token, account, hardware or day."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SPANS: Final = {"7 days": 7, "30 days": 30, "90 days": 90, "365 days": 365}
 _KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Account", "hardware": "Hardware"}
 _FROM_ZERO: Final = [0.0, None]
 _EMPTY: Final = markup.empty(
-    "Nothing was used",
-    Markup('No prediction ended in this time: <a href="/">run a model</a>, or choose a longer time.'),
+    "No usage",
+    Markup('No prediction ended in this period: <a href="/">run a model</a>, or choose a longer period.'),
 )
 
 
@@ -67,7 +67,6 @@ def _plotted(report: Mapping[str, Any], key: str) -> pd.DataFrame:
 
 
 def render_totals(report: Mapping[str, Any]) -> Markup:
-    """Return the sums over all rows."""
     total = report["total"]
     share = total["cold_starts"] / total["predictions"] if total["predictions"] else 0.0
     return markup.tiles(
@@ -83,7 +82,6 @@ def render_totals(report: Mapping[str, Any]) -> Markup:
 
 
 def render(report: Mapping[str, Any]) -> Markup:
-    """Return the rows as a table."""
     keys = report["by"]
     headings = [
         *(_KEYS[key] for key in keys),

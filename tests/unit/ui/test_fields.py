@@ -60,7 +60,7 @@ def test_an_input_of_several_types_takes_json_and_text_where_that_is_one_of_them
     assert either.widget is Widget.JSON
     assert [either.from_widget(given) for given in ("[1, 2]", "hello", "")] == [[1, 2], "hello", None]
     assert either.to_widget("hello") == "hello"
-    with pytest.raises(InvalidInput, match="not JSON"):
+    with pytest.raises(InvalidInput, match="must be JSON"):
         field({"anyOf": [{"type": "boolean"}, numbers]}).from_widget("hello")
 
 

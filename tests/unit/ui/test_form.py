@@ -79,7 +79,7 @@ def status_of(
 async def test_the_status_describes_a_prediction() -> None:
     loading = {"waits_for": "load", "queue_position": 2}
     said = status_of("starting", metrics=loading, model={"load_seconds": 30.4})
-    assert "4 s of about 30 · waiting until the model is loaded, at place 2" in said
+    assert "4 s of about 30 · waiting until the model is loaded, position 2" in said
     assert 'badge starting"' in said
     assert 'badge processing"' in status_of("starting", metrics={}, items=("a",))  # it has begun since
     running = status_of("processing", logs=" 10%|# | 1/10\r 40%|#### | 4/10")

@@ -72,7 +72,7 @@ async def test_files_that_are_picked_have_a_size_and_a_quota(pages: Pages, folde
         assert (await pick(browser, b"y" * 900_000)).status_code == 200
         full = await pick(browser, b"z" * 900_000)
         assert full.status_code == 413
-        assert "take 1,800,000 of 2,000,000 bytes (files.quota" in full.json()["detail"]
+        assert "use 1,800,000 of the 2,000,000 bytes" in full.json()["detail"]
     assert size(folder) == 1_800_000
 
 
