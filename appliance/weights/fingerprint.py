@@ -1,4 +1,4 @@
-"""Fingerprints of local folders, which do not read large files completely."""
+"""Fingerprints of local files and folders. Large files are not read completely."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MISSING: Final = "missing"
 
 
 def fingerprint(path: Path) -> str:
-    """Return 32 hex digits for the content of a file or folder, wherever it is; ``missing`` if there is none.
+    """Return 32 hex digits that identify the content of a file or folder; ``missing`` if it does not exist.
 
-    Covers the relative names and sizes of files, the content of small files, and both ends of large ones. It
-    does not notice a change in the middle of a large file that keeps its size. Hidden files and folders are
-    left out.
+    The digits do not depend on the path. They cover the relative names and sizes of files, the content of
+    small files, and both ends of large files: a change in the middle of a large file that keeps its size is
+    not noticed. Hidden files and folders are left out.
     """
     if not path.exists():
         return MISSING

@@ -1,8 +1,8 @@
 """Conversion of a GGUF file to a transformers folder: ``python -m appliance.weights.gguf FILE FOLDER``.
 
-Runs in a process of its own, because callers must not import torch, and because the memory for dequantizing
-returns to the system when the process ends. Prints each step on a line. The exit code is 0 only if FOLDER is
-complete.
+This is a program of its own, because callers must not import torch, and because the memory for dequantizing
+returns to the system when the process ends. It prints each step on a line. The exit code is 0 only if FOLDER
+is complete.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PR_SET_PDEATHSIG: Final = 1  # of <sys/prctl.h>
 
 
 def convert(file: Path, folder: Path) -> Iterator[str]:
-    """Write ``file`` as bf16 safetensors with its tokenizer and chat template into ``folder``.
+    """Convert ``file`` to bfloat16 safetensors in ``folder``, with the tokenizer and the chat template.
 
-    Yields the name of each step before it begins. The caller sets HF_HUB_OFFLINE to prevent downloads.
+    Yields the name of each step before the step begins. The caller sets HF_HUB_OFFLINE to prevent downloads.
     """
     yield "loading PyTorch"
     import torch
@@ -68,7 +68,7 @@ def _plain(loaded: Any) -> Any:
 def _end_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, even by SIGKILL.
 
-    Otherwise it would keep writing into the folder that the next download uses.
+    Otherwise this process would write on into the folder that the next download uses.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

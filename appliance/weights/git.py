@@ -1,4 +1,4 @@
-"""Checkouts of git repositories with projects, in folders that exist only when they are complete."""
+"""Checkouts of git repositories with Cog projects, in folders that exist only when they are complete."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from appliance.domain.errors import WeightsError
 
 _TIMEOUT: Final = 1800.0  # seconds for one command
 _TAIL: Final = 500  # characters of the output of git in an error message
-#: Run no hooks of the repository, ask for no password, and allow no other transports.
+#: These settings run no hooks, ask for no password, and allow only the transports https, ssh and file.
 _OPTIONS: Final = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 _ENVIRONMENT: Final = {"GIT_ALLOW_PROTOCOL": "https:ssh:file", "GIT_TERMINAL_PROMPT": "0"}
 
 
 def folder(home: Path, source: GitSource) -> Path:
-    """Return the folder of the checkout, which may not exist yet; each URL and revision has its own."""
+    """Return the folder of the checkout of a URL and revision; it may not exist yet."""
     identity = f"{source.git}@{source.revision}" + ("+submodules" if source.submodules else "")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.git.rstrip("/").rpartition("/")[2]).removesuffix(".git")
     return home / "weights" / "git" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{name}"
 
 
 def project(home: Path, source: GitSource) -> Path:
-    """Return the folder of the project in the checkout."""
+    """Return the project's folder in the checkout."""
     return folder(home, source) / (source.path or "")
 
 
 def fetch(home: Path, source: GitSource) -> None:
-    """Fetch the repository unless it is present; a branch is fetched only once.
+    """Fetch the repository unless its checkout exists. A branch is thus never updated.
 
     Raises:
         WeightsError: the repository cannot be fetched, or has no such revision or path.
@@ -53,7 +53,9 @@ def fetch(home: Path, source: GitSource) -> None:
                 raise
     found = project(home, source).resolve()
     if not found.is_dir() or not found.is_relative_to(target.resolve()):
-        raise WeightsError(f"{source.git} has no folder {source.path} at {source.revision}: correct the path")
+        raise WeightsError(
+            f"{source.git} has no folder {source.path} at revision {source.revision}: correct source.path"
+        )
 
 
 def _checkout(source: GitSource, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Download of one file over HTTP, which resumes after interruptions and verifies the SHA-256."""
+"""Downloads a file over HTTP, resumes after interruptions, and verifies the SHA-256."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from appliance.domain.errors import WeightsError
 from appliance.domain.units import readable_bytes
 from appliance.protocols import content_encodings
 
-#: Maximum attempts in a row that bring no new bytes.
+#: Maximum attempts in a row that receive no bytes.
 ATTEMPTS: Final = 4
 _PAUSE: Final = 1.0  # seconds before the second attempt; doubles
 
-#: Called with the bytes downloaded so far and the total (None: unknown).
+#: Called with the number of bytes downloaded so far, and of the whole file (None: unknown).
 Advance = Callable[[int, int | None], None]
 
 
@@ -38,7 +38,7 @@ def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Adva
     resumed = file.exists()
     _complete(client, url, file, advance)
     found = sha256_of(file)
-    if found != sha256 and resumed:  # the partial file may be damaged, or of another file
+    if found != sha256 and resumed:  # the resumed file may have been damaged, or part of another file
         file.unlink()
         _complete(client, url, file, advance)
         found = sha256_of(file)
@@ -51,7 +51,7 @@ def fetch(client: httpx.Client, url: str, file: Path, sha256: str, advance: Adva
 
 
 def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """Connect until the file is complete, or until ``ATTEMPTS`` attempts in a row bring no bytes."""
+    """Repeat the request until the file is complete, or ``ATTEMPTS`` attempts in a row receive no bytes."""
     attempt = 1
     while True:
         before = _length(file)
@@ -64,16 +64,16 @@ def _complete(client: httpx.Client, url: str, file: Path, advance: Advance) -> N
             if attempt > ATTEMPTS:
                 raise WeightsError(
                     f"{_name(url)} cannot be fetched: {str(error) or type(error).__name__}; "
-                    f"{readable_bytes(_length(file))} are kept, and the next attempt resumes there"
+                    f"{readable_bytes(_length(file))} are kept, and the next download resumes there"
                 ) from error
             time.sleep(_PAUSE * 2 ** (attempt - 1))
         except httpx.HTTPStatusError as error:
-            status = f"{error.request.url.host} answered {error.response.status_code}"
+            status = f"{error.request.url.host} returned the HTTP status {error.response.status_code}"
             raise WeightsError(f"{_name(url)} cannot be fetched: {status}") from error
 
 
 def _connection(client: httpx.Client, url: str, file: Path, advance: Advance) -> None:
-    """Make one request. A server without range support sends the file from its beginning."""
+    """Send one request for the rest of the file. A server without range support sends the whole file."""
     have = _length(file)
     # IDENTITY, because a range of a compressed response is not a range of the file.
     headers = {**content_encodings.IDENTITY, **({"Range": f"bytes={have}-"} if have else {})}

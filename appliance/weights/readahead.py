@@ -1,4 +1,4 @@
-"""Reading of weights into the page cache, so that the load after it does not wait for the disk."""
+"""Reads weights into the page cache, so that loading them does not wait for the disk."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ _CHUNK: Final = 1024 * 1024  # bytes between two checks of `stop`
 
 
 def read_ahead(path: Path, budget: int, stop: threading.Event) -> int:
-    """Read a file, or all files of a folder by name, and return the number of bytes read. Blocks.
+    """Read a file, or all files of a folder, until ``budget`` bytes are read or ``stop`` is set.
 
-    Ends after ``budget`` bytes, or when ``stop`` is set. Skips unreadable files: loading them raises the
-    error.
+    Blocks, and returns the number of bytes read. Unreadable files are skipped: loading them raises the error.
     """
     buffer = memoryview(bytearray(_CHUNK))
     done = 0

@@ -1,4 +1,4 @@
-"""Size of weights, from the sizes of files and the headers of safetensors files."""
+"""Computes the size of weights from the sizes of files and the headers of safetensors files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LONGEST_HEADER: Final = 100 * 1024**2  # bytes; the format's own limit
 
 
 def weight_size_of(path: Path) -> WeightSize:
-    """Return the size of the weights in a folder or file; zero if it does not exist.
+    """Return the size of the weights in a folder or file; 0 bytes if the path does not exist.
 
-    If the weights are there in several formats or variants, only those that are loaded count.
+    If a folder has the weights in several formats or variants, only the files that are loaded count.
 
     Raises:
         WeightsError: a file is damaged.
@@ -32,12 +32,12 @@ def weight_size_of(path: Path) -> WeightSize:
 
 
 def _loaded(folder: Path) -> Iterator[Path]:
-    """Yield the weight files that are loaded: in each folder the newest formats, without variants."""
+    """Yield the weight files that runners load: in each folder the newest formats, without variants."""
     files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     for inner in sorted({file.parent for file in files}):
         here = [file for file in files if file.parent == inner]
         formats = {file.suffix for file in here}
-        if ".safetensors" in formats:  # the others have the same weights in older formats
+        if ".safetensors" in formats:  # files of other formats have the same weights, except ONNX files
             formats = {".safetensors", ".onnx"} & formats
         names = {file.name for file in here}
         for file in here:

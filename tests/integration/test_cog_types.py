@@ -255,7 +255,7 @@ def test_what_a_project_leaves_running_ends_with_its_description(built: Path) ->
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import os\nprint('{}', flush=True)\nos._exit(0)\n", "before its inputs were known"),
+        ("import os\nprint('{}', flush=True)\nos._exit(0)\n", "the process ended during the import of"),
         ("raise RuntimeError('it is unwell')\n", "it is unwell"),
         ("x = 1\n", "run.py has no Runner"),
     ],

