@@ -170,7 +170,7 @@ async def test_the_safety_checker_holds_back_what_it_flags(load: Load) -> None:
     loaded = await load(random_pipelines.checked, num_inference_steps=1)
     with pytest.raises(PredictionFailed, match="NSFW content detected"):
         await loaded.run(prompt="x", num_outputs=2)
-    assert "held back 2 of 2" in loaded.logs
+    assert "removed 2 of 2" in loaded.logs
     assert len(await loaded.run(prompt="x", num_outputs=2, disable_safety_checker=True)) == 2
     with pytest.raises(PredictionFailed, match="NSFW content detected"):  # that was for once
         await loaded.run(prompt="x")
@@ -292,7 +292,7 @@ async def test_weights_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     unet = "unet/diffusion_pytorch_model.safetensors"
     assert "appliance pull" in await refusal(shutil.rmtree)
     assert "unet" in await refusal(lambda weights: (weights / unet).unlink())
-    assert "fetch them again" in await refusal(lambda weights: (weights / unet).write_bytes(b"\0" * 100))
+    assert "download them again" in await refusal(lambda weights: (weights / unet).write_bytes(b"\0" * 100))
     assert "dtype float16" in await refusal(lambda _: None, dtype="float16")
     assert "variant" in await refusal(lambda _: None, variant="fp16")
     assert "options.loras.gone" in await refusal(

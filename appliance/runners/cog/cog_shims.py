@@ -1,4 +1,4 @@
-"""Adds names that older Cog projects use and today's cog lacks, and fixes Replicate's client in projects.
+"""Adds names to ``cog`` that only older versions have, and makes Replicate's client read its token again.
 
 This module is copied into a project's environment and imports nothing from the appliance. A ``.pth`` file
 imports it when Python starts. It patches ``cog`` and ``replicate.client`` when the project imports them.
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class _Shims(importlib.abc.MetaPathFinder):
-    """Calls functions with modules after they are loaded."""
+    """Import hook: calls the function of each named module with the module, once it is loaded."""
 
     def __init__(self, patches: dict[str, Callable[[Any], None]]) -> None:
         self._patches = patches
@@ -53,9 +53,9 @@ def patch_cog(cog: Any) -> None:
 
 
 def patch_replicate(client: Any) -> None:
-    """Have Replicate's client read its token at each request, because each prediction has its own token.
+    """Make Replicate's client read its token before each request: every prediction has its own token.
 
-    Unpatched, ``replicate.run`` uses one client, and thus one token, as long as the process runs.
+    Unpatched, ``replicate.run`` keeps one client, and thus its first token, until the process ends.
     """
     build = getattr(client, "_build_httpx_client", None)
     token = getattr(client, "_get_api_token_from_environment", None)

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-#: Environment variable with the descriptors of the pipes for text: one for plain text, and one for
-#: ``_Labelled`` text if several predictions run at the same time.
+#: Environment variable with the file descriptors of one or two pipes: for plain text and, if several
+#: predictions run at the same time, for the text that ``_Labelled`` writes.
 TEXT = "APPLIANCE_COG_TEXT"
-#: Environment variable with the folder for output files. A string in the output that begins with this folder
-#: and a slash is the path of an output file.
+#: Environment variable with the folder for output files. Every string in an output that begins with this
+#: folder and a slash is the path of an output file.
 FILES = "APPLIANCE_COG_FILES"
 #: Cog's context variable with the prediction of the current task; Cog has no public name for it.
 _PREDICTION = "_coglet_prediction_id"
@@ -59,7 +59,7 @@ def _redirect_text(plain: int, labelled: int | None = None) -> None:
 
 
 def _unbuffered(descriptor: int) -> io.TextIOWrapper:
-    """Return an unbuffered text stream, which keeps the order of its text and that of child processes."""
+    """Return an unbuffered text stream: its text keeps its place among the text of child processes."""
     raw: Any = io.FileIO(descriptor, "w", closefd=False)
     return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
 
@@ -91,7 +91,7 @@ class _Labelled(io.TextIOBase):
 
 
 def _redirect_files(folder: Path) -> None:
-    """Patch Cog so that handlers return paths in ``folder`` for files, and raise errors for ``sys.exit``."""
+    """Patch Cog: handlers return a path in ``folder`` for each file, and raise an error for ``sys.exit``."""
     from cog import predictor  # type: ignore[import-not-found]  # it is in the project's environment only
 
     load = predictor.load_predictor_from_ref
@@ -120,7 +120,7 @@ def _redirect_files(folder: Path) -> None:
 
 
 def _guarded(function: Any, name: str, convert: Callable[[Any], Any]) -> Any:
-    """Return ``function`` with ``convert`` applied to its output, and with an error for ``sys.exit``."""
+    """Return ``function``, with ``convert`` applied to each output and an error in place of ``sys.exit``."""
     if inspect.isasyncgenfunction(function):
 
         @functools.wraps(function)
@@ -161,7 +161,10 @@ def _items(items: Any, name: str, convert: Callable[[Any], Any]) -> Iterator[Any
 
 
 def _unwrap_defaults(function: Any) -> None:
-    """Replace Cog's ``Input`` defaults with plain values, as Cog does for the function that it calls."""
+    """Replace ``Input(default=...)`` in the defaults by the plain value.
+
+    Cog does this only for the function that it calls, which is now the wrapper.
+    """
     from cog.input import FieldInfo  # type: ignore[import-not-found]  # as above
 
     def plain(value: Any) -> Any:
@@ -176,7 +179,7 @@ def _unwrap_defaults(function: Any) -> None:
 
 @contextlib.contextmanager
 def _no_exit(name: str) -> Iterator[None]:
-    """Turn ``sys.exit``, whose exception has only a number, into an error with a message."""
+    """Raise an error with a message in place of ``SystemExit``, which has only a number."""
     try:
         yield
     except SystemExit as error:
@@ -207,7 +210,7 @@ def _kept(value: Any, folder: Path) -> Any:
 
 
 def _copied(path: Any, folder: Path) -> str:
-    """Copy a file, because the project may overwrite it with its next output, or keep it."""
+    """Copy an output file, because the project may overwrite the original, or need it again."""
     place = _place(Path(os.fsdecode(path)).name, folder)
     shutil.copyfile(path, place)
     return str(place)
@@ -224,7 +227,7 @@ def _written(file: Any, folder: Path) -> str:
 
 
 def _place(name: str, folder: Path) -> Path:
-    """Return a new path with this name; characters that JSON cannot hold are replaced."""
+    """Return a new path that ends in ``name``, without characters that JSON cannot encode."""
     place = folder / str(next(_numbers)) / (name.encode(errors="replace").decode() or "output")
     place.parent.mkdir(parents=True)
     return place

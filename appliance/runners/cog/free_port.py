@@ -1,4 +1,4 @@
-"""A port of the loopback interface that is reserved for a program until it listens there."""
+"""Reserves a port of the loopback interface for a server that is about to start."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def reserved() -> Iterator[int]:
-    """Reserve a port: no other program gets it as a free port, but a server can listen on this port.
+    """Reserve a port: the system assigns it to no other program, but a server can listen on it.
 
-    Linux never assigns a port with a bound socket. It lets a second socket listen on the port if both set
-    SO_REUSEADDR and no other socket listens. Servers set it, those of tokio and uvicorn among them.
+    Linux does not assign a port to which a socket is bound. A second socket may listen on the port if both
+    sockets set SO_REUSEADDR, as servers do (tokio, uvicorn), and if the first socket does not listen.
     """
     with socket.socket() as keeper:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

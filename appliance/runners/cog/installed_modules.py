@@ -12,10 +12,12 @@ _MODULES: Final = ("cog_shims", "cog_worker")
 
 
 def install_modules(environment: Path) -> None:
-    """Copy this version's modules into an environment, which may be in use or older than this version.
+    """Copy ``_MODULES`` into the environment of a project, and replace older copies.
+
+    The environment may be in use.
 
     Raises:
-        WeightsError: the environment is damaged.
+        WeightsError: the environment has no site-packages folder.
     """
     packages = next((environment / "lib").glob("python*/site-packages"), None)
     if packages is None:

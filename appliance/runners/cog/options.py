@@ -41,11 +41,11 @@ class CogOptions(Options):
 
 
 class BuiltCogOptions(CogOptions):
-    """``CogOptions`` plus the results of the build; users cannot set them."""
+    """``CogOptions`` plus facts about the build, which users cannot set."""
 
     UNVERSIONED = frozenset({"concurrency", "build", "trains"})
 
-    build: str  # absolute path of the build
+    build: str  # absolute path of the folder of the build
     trains: bool  # whether the project defines train()
 
     @property
@@ -56,9 +56,8 @@ class BuiltCogOptions(CogOptions):
         return self.footprint(weights, "cpu")  # the same as for predictions, on any device
 
     def runner_options(self, *, adapted: bool, weights: str | None = None) -> dict[str, Any]:
-        """Return the options that the runner gets; Cog reads the path of trained weights from COG_WEIGHTS."""
         options = super().runner_options(adapted=adapted, weights=weights)
-        if weights is not None:
+        if weights is not None:  # Cog reads the path of trained weights from COG_WEIGHTS
             options["environment"] = {**options["environment"], "COG_WEIGHTS": weights}
         return options
 

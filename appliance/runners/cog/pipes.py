@@ -1,4 +1,4 @@
-"""Pipes from another process, which the event loop reads without delay."""
+"""A pipe from another process to the event loop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MAX_READ: Final = 256 * 1024  # bytes of one read
 
 
 class InPipe:
-    """A pipe that the running event loop reads.
+    """A pipe whose data the running event loop passes to ``on_data``.
 
-    ``writer`` is the descriptor of the writing end. Pass it to another process before ``start``.
+    ``writer`` is the file descriptor of the writing end. Start the other process with it before ``start``.
     """
 
     def __init__(self, on_data: Callable[[bytes], None]) -> None:

@@ -1,9 +1,9 @@
-"""The runner of kind `cog`: Cog's own runtime runs an unmodified project in its own process and environment.
+"""The runner of kind `cog`: runs an unmodified project with Cog's own runtime, in a child process.
 
-The runner sends predictions to the runtime over HTTP on the loopback interface and reads its events. Setup,
-metrics, cancellation and concurrency are the runtime's. Text and output files come directly from Cog's
-worker, through pipes and a folder (``cog_worker.py``), because the runtime drops events when there are too
-many, sends the text of child processes late and in pieces, and loses the names of files.
+The runner sends predictions to the runtime over HTTP on the loopback interface and reads the runtime's
+events. The runtime does setup, metrics, cancellation and concurrency. Log text and output files come directly
+from Cog's worker, through pipes and a folder (``cog_worker.py``), because the runtime drops events when there
+are too many, sends the text of child processes late and in pieces, and loses the names of files.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _CLASS: Final = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit)
 #: Minimum seconds between the start of a prediction and its cancel: Cog 0.23.1 ignores a cancel that arrives
 #: just before its worker begins.
 _CANCEL_DELAY: Final = 0.25
-#: Final events. ``error`` means that the runtime has dropped events.
+#: Events after which a prediction has no others; ``error``: the runtime has dropped events.
 _LAST: Final = frozenset({"completed", "refused", "error"})
 _BUSY: Final = "busy"  # not an event: the runtime has no free slot for the prediction yet
 _STOP_TIMEOUT: Final = 30.0  # seconds for the runtime to stop a prediction after it has dropped events
-_TAIL: Final = 2000  # characters of setup's output in the error of a failed setup
+_TAIL: Final = 2000  # characters of the output of ``setup`` in the error if it fails
 
 #: Environment variable with the path of a PEM file: the public authorities and the gateway's own certificate.
 CERTIFICATES: Final = "APPLIANCE_CERTIFICATES"
@@ -66,7 +66,7 @@ _Events = asyncio.Queue[tuple[str, dict[str, Any]] | None]
 
 
 def _description(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description of the project that was stored when it was built."""
+    """Return the description of the project, which its build contains."""
     description: dict[str, Any] = json.loads((Path(options["build"]) / "build.json").read_bytes())
     return description
 
@@ -74,7 +74,7 @@ def _description(options: Mapping[str, Any]) -> dict[str, Any]:
 class CogRunner:
     """Runs a Cog project; the options are those of ``BuiltCogOptions``."""
 
-    mode: ClassVar[str] = "predict"  # mode of the runtime
+    mode: ClassVar[str] = "predict"  # argument --x-mode of the runtime
     folder: ClassVar[str] = "project"  # the project's folder in the build
 
     def __init__(self, spec: LoadSpec) -> None:
@@ -89,7 +89,7 @@ class CogRunner:
         self._pipes: list[InPipe] = []  # for the text of Cog's worker, see ``cog_worker``
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._incomplete_line = b""  # of the labelled text
-        self._setup_output = ""  # its last characters
+        self._setup_output = ""  # the last characters of the text that ``setup`` has written
         self._watch: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -172,22 +172,22 @@ class CogRunner:
             reading.cancel()
 
     async def _predict(self, body: dict[str, Any], events: _Events) -> None:
-        """Have the runtime run a prediction; put its events into ``events``, and None at the end."""
+        """Have the runtime run a prediction. Put its events into ``events``, then None."""
         name = ""
         try:
             # The runtime frees a slot only a moment after the response of its prediction has ended.
             while (name := await self._post(body, events)) == _BUSY:
                 await self._until_free()
             if name not in _LAST:
-                self._exit("it closed the connection during a prediction")
+                self._exit("the runtime closed the connection during a prediction")
         except httpx.HTTPError as error:
-            self._exit(f"it does not respond: {error}")
+            self._exit(f"the runtime does not respond: {error}")
         except Exception as error:  # noqa: BLE001  # after any error ``run`` must stop waiting
             events.put_nowait(("error", {"error": f"{type(error).__name__}: {error}"}))
         events.put_nowait(None)
 
     async def _post(self, body: dict[str, Any], events: _Events) -> str:
-        """Post a prediction and put its events into ``events``; return the last event's name or ``_BUSY``."""
+        """Post a prediction and put its events into ``events``. Return the last one's name or ``_BUSY``."""
         headers = {"Accept": "text/event-stream"}
         name = ""
         async with self._client.stream("POST", "/predictions", json=body, headers=headers) as response:
@@ -208,7 +208,7 @@ class CogRunner:
         return {"COG_PREDICT_TYPE_STUB": description["handler"]}
 
     def _final(self, output: Any) -> Any:
-        """Return the output of the prediction for this return value of the project."""
+        """Return the prediction's output for ``output``, the return value of the project's function."""
         return output
 
     async def close(self) -> None:
@@ -230,7 +230,7 @@ class CogRunner:
                 try:
                     await asyncio.wait_for(self._until_free(), _STOP_TIMEOUT)
                 except TimeoutError:
-                    self._exit("it does not stop a prediction after it has dropped events")
+                    self._exit(f"it dropped events of a prediction that runs on after {_STOP_TIMEOUT:g} s")
                 raise PredictionFailed(f"the output of the prediction could not be read: {data['error']}")
             case "output" if self._interface.iterates:
                 yield Output([self._with_files(data["chunk"])])
@@ -243,10 +243,10 @@ class CogRunner:
                 self._raise_failure(data)
 
     def _raise_failure(self, data: dict[str, Any]) -> None:
-        """Do nothing if the prediction has succeeded.
+        """Raise the failure or the cancel in ``data``, the data of a final event, if there is one.
 
         Raises:
-            PredictionFailed: the prediction failed; the message is that of the project's own exception.
+            PredictionFailed: the prediction failed; the message is that of the project's exception.
             asyncio.CancelledError: the prediction was canceled.
         """
         if data["status"] == "canceled":
@@ -256,12 +256,12 @@ class CogRunner:
             if error == "Worker crashed":
                 self._exit("Cog's worker crashed")
             error = _PREFIXES.sub("", error)
-            raise PredictionFailed(_CLASS.sub("", error).strip() or "the model failed without a message")
+            raise PredictionFailed(_CLASS.sub("", error).strip() or "the project raised an empty error")
 
     async def _cancel(self, id: str, began: float, events: _Events, reading: asyncio.Task[None]) -> None:
-        """Have the runtime stop a prediction, and wait until it has, because only then its slot is free.
+        """Cancel a prediction in the runtime, and wait until its slot is free.
 
-        Text that the project still writes goes to the log of the worker process.
+        Text that the project writes meanwhile goes to the log of the worker process.
         """
         no_prediction = contextvars.Context()
         await asyncio.sleep(began + _CANCEL_DELAY - time.monotonic())
@@ -281,7 +281,7 @@ class CogRunner:
             await asyncio.sleep(_POLL)
 
     def _with_files(self, value: Any) -> Any:
-        """Return ``value`` with a ``Path`` in place of each path of an output file."""
+        """Return ``value`` with a ``Path`` in place of each string that is the path of an output file."""
         match value:
             case str() if value.startswith(self._output_folder):
                 return Path(value)
@@ -292,7 +292,7 @@ class CogRunner:
         return value
 
     def _input_with_urls(self, job: Job) -> dict[str, Any]:
-        """Return the input with a URL for every file, because the runtime makes files of URLs only."""
+        """Return the input with a URL for every file: the runtime accepts no paths of files."""
         given = dict(job.input)
         for name in self._interface.file_inputs:
             value = given.get(name)
@@ -328,9 +328,10 @@ class CogRunner:
             await asyncio.sleep(_POLL)
 
     def _on_text(self, data: bytes, *, final: bool = False) -> None:
-        """Log plain text: all text if the concurrency is 1, else only that of child processes and C code.
+        """Log plain text of the project.
 
-        Only if the concurrency is 1, it is certain which prediction the text belongs to.
+        If the concurrency is 1, this is all its text, and it belongs to the running prediction. Otherwise it
+        is the text of child processes and C code, whose prediction is unknown.
         """
         running = list(self._running.values()) if self._spec.concurrency == 1 else []
         self._write(running[0] if running else None, self._decoder.decode(data, final))
@@ -348,7 +349,7 @@ class CogRunner:
             self._write(self._running.get(id or ""), "".join(pieces))
 
     def _write(self, context: contextvars.Context | None, text: str) -> None:
-        """Write ``text`` to the log of a prediction, or without ``context`` to that of the worker process."""
+        """Write ``text`` to the log of the prediction with this context; None: of the worker process."""
         if context is not None:
             context.run(sys.stdout.write, text)
         else:
@@ -356,31 +357,32 @@ class CogRunner:
             sys.stderr.write(text)
 
     def _drain(self) -> None:
-        """Read all text written so far, because later text belongs to other predictions."""
+        """Log all text written so far, before another prediction begins to write."""
         for pipe in self._pipes:
             pipe.drain()
         self._on_text(b"", final=True)
 
     async def _watch_runtime(self) -> None:
-        """End the worker process when the runtime is unhealthy; the appliance starts another one."""
+        """Exit if the runtime is unhealthy: the appliance then starts a new worker process."""
         while True:
             await asyncio.sleep(_WATCH)
             if self._process.returncode is not None:
-                self._exit(f"it ended with code {self._process.returncode}")
+                self._exit(f"the runtime ended with code {self._process.returncode}")
             try:
                 health = (await self._client.get("/health-check")).json()
             except httpx.TransportError as error:
-                self._exit(f"it does not respond: {error}")
+                self._exit(f"the runtime does not respond: {error}")
             if health["status"] in {"UNHEALTHY", "DEFUNCT"}:
-                self._exit(f"its health is {health['status']}")
+                self._exit(f"the runtime reports the status {health['status']}")
 
     def _exit(self, reason: str) -> NoReturn:
-        print(f"Cog's runtime failed: {reason}; the worker process ends", file=sys.stderr, flush=True)
+        text = f"Cog's runtime for {self._spec.model} failed: {reason}; the worker process exits"
+        print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
 
 class CogTrainer(CogRunner):
-    """Runs the project's ``train()``, whose return value is or contains the weights of a new version."""
+    """Runs the project's ``train()``, which returns the weights of a new version."""
 
     mode: ClassVar[str] = "train"
     folder: ClassVar[str] = "training"
@@ -400,7 +402,7 @@ class CogTrainer(CogRunner):
 
 
 def _error_detail(body: bytes) -> str:
-    """Return the reason in the runtime's error response for an input that breaks a rule of its own."""
+    """Return the reason in an error response of the runtime, which has refused an input."""
     try:
         response = json.loads(body)
         detail = response.get("detail", response)
@@ -443,7 +445,7 @@ class _InputServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def url(self, prediction: str, path: str) -> str:
-        """Return a URL of the file, which ends in the file's name."""
+        """Serve a file for a prediction; return its URL, which ends in the name of the file."""
         token = secrets.token_urlsafe(24)
         self._paths[token] = prediction, Path(path)
         return f"http://127.0.0.1:{self._server.server_address[1]}/{token}/{Path(path).name}"

@@ -1,6 +1,6 @@
-"""Inputs of image and video models, derived from the pipeline, and the size of outputs. Pure.
+"""Inputs of image and video models, derived from the pipeline's arguments, and the size of outputs.
 
-Inputs have the names of image models on Replicate. Other arguments of the pipeline keep their names.
+Inputs have the names of those of image models on Replicate, if there are any; otherwise diffusers' names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RATIO_SIDE: Final = 1024
 CUSTOM: Final = "custom"
 NO_LORA: Final = "none"
 OWN_SCHEDULER: Final = "default"
-#: Replicate's name of a scheduler -> diffusers' class, and its settings besides those of the weights.
+#: Replicate's name of a scheduler -> diffusers' class, and settings that replace those of the weights.
 SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "DDIM": ("DDIMScheduler", {}),
     "DPMSolverMultistep": ("DPMSolverMultistepScheduler", {}),
@@ -45,7 +45,7 @@ SCHEDULERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
     "UniPCMultistep": ("UniPCMultistepScheduler", {}),
 }
-#: Name of an input in other image models -> its name here.
+#: Name of an input of other image models -> its name here.
 _ALIASES: Final = {
     "guidance": "guidance_scale",
     "input_image": "image",
@@ -57,8 +57,8 @@ _ALIASES: Final = {
     "frames_per_second": "fps",
 }
 _FRAMES_PER_SECOND: Final = 16
-_LARGEST_SEED: Final = 2**53 - 1  # JSON readers in other languages round larger ones
-#: Arguments that other inputs replace, or that make no sense in an API.
+_LARGEST_SEED: Final = 2**53 - 1  # JSON readers in other languages round larger integers
+#: Arguments that are no inputs of their own: other inputs set them, or they make no sense in an API.
 _NO_INPUTS: Final = frozenset(
     {
         *("prompt", "negative_prompt", "image", "mask_image", "width", "height", "strength", "generator"),
@@ -78,7 +78,6 @@ class Size(NamedTuple):
 
 
 def interface(options: Mapping[str, Any]) -> Interface:
-    """Return the interface of the pipeline that the options describe."""
     pipeline = msgspec.convert(options["pipeline"], Pipeline)
     arguments = pipeline.call.arguments
     video = pipeline.output == "video"
@@ -95,7 +94,7 @@ def interface(options: Mapping[str, Any]) -> Interface:
         inputs["disable_safety_checker"] = boolean(
             "Also return images that the safety checker flags", default=False
         )
-    # Classes that need an image still have None as its default.
+    # The argument `image` has the default None even in classes that need an image.
     image_needed = "image" in arguments and pipeline.with_image is None
     required = ("prompt",) if "prompt" in arguments else ("image",) if image_needed else ()
     return interface_of(
@@ -196,7 +195,7 @@ def _steps(pipeline: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_arguments(call: PipelineCall) -> dict[str, Any]:
-    """Return the schemas of the pipeline's other arguments that are images, numbers, texts or booleans."""
+    """Return schemas for further arguments that are images, numbers, texts or booleans."""
     inputs: dict[str, Any] = {}
     for name, argument in call.arguments.items():
         if argument.type is None or name in _NO_INPUTS:
@@ -222,18 +221,18 @@ def _format(*, video: bool) -> dict[str, Any]:
 
 
 def other_images(call: PipelineCall) -> list[str]:
-    """Return the names of image inputs other than the image and the mask, such as control images."""
+    """Return the names of image inputs besides ``image`` and ``mask``, such as control images."""
     return [name for name, schema in _other_arguments(call).items() if schema.get("format") == "uri"]
 
 
 def call_for(pipeline: Pipeline, *, image: bool, mask: bool) -> PipelineCall:
-    """Return the pipeline class for a prediction with or without an image and a mask.
+    """Return the pipeline class for a prediction; ``image`` and ``mask``: whether its input has them.
 
     Raises:
-        PredictionFailed: there is a mask but no image.
+        PredictionFailed: the input has a mask but no image.
     """
     if mask and not image:
-        raise PredictionFailed("input.mask: a mask needs an image; set image too")
+        raise PredictionFailed("input.mask: a mask needs an image; set input.image too")
     if mask and "mask_image" not in pipeline.call.arguments:
         assert pipeline.with_mask is not None, "otherwise the interface has no mask"
         return pipeline.with_mask
@@ -250,9 +249,9 @@ def default_size(pipeline: Pipeline, options: Mapping[str, Any]) -> Size:
 def size(
     input: Mapping[str, Any], pipeline: Pipeline, options: Mapping[str, Any], image: Size | None
 ) -> Size:
-    """Return the size of the output: multiples of ``pipeline.multiple``, at most ``max_side``.
+    """Return the size of the output. ``image`` is the size of the input image, if there is one.
 
-    ``image`` is the size of the input's image.
+    Both sides are multiples of ``pipeline.multiple`` and at most the option ``max_side``.
 
     Raises:
         PredictionFailed: a side in ``input["size"]`` is too small or too large.
@@ -280,7 +279,7 @@ def size(
 
 
 def _fitted(width: float, height: float, multiple: int, largest: int, *, down: bool = False) -> Size:
-    """Round both sides to the nearest multiple, or ``down`` to the next smaller one, within the limits."""
+    """Round both sides to the nearest multiple, or ``down``, from ``multiple`` to ``largest`` pixels."""
     most = max(multiple, largest // multiple * multiple)
     sides = (int(side // multiple if down else round(side / multiple)) * multiple for side in (width, height))
     return Size(*(min(max(side, multiple), most) for side in sides))

@@ -86,7 +86,6 @@ class DiffusersOptions(Options):
     )
 
     def completed(self, folder: Path) -> DescribedDiffusersOptions:
-        """Return these options with the description of the pipeline in ``folder``."""
         described = msgspec.to_builtins(pipeline.read(folder))
         return DescribedDiffusersOptions.model_validate(self.model_dump() | {"pipeline": described})
 
@@ -104,12 +103,12 @@ class DiffusersOptions(Options):
         return in_dtype(weights, dtype, device)
 
     def _pixels(self) -> int:
-        """Number of pixels that are decoded together."""
+        """Return the number of pixels of all images that are decoded together."""
         return (self.width or 0) * (self.height or 0) or _USUAL_PIXELS
 
 
 class DescribedDiffusersOptions(DiffusersOptions):
-    """``DiffusersOptions`` plus the description of the pipeline; users cannot set it."""
+    """``DiffusersOptions`` plus the description of the pipeline, which users cannot set."""
 
     UNVERSIONED = DiffusersOptions.UNVERSIONED | {"pipeline"}
 

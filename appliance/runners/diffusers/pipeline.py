@@ -59,11 +59,12 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     call: PipelineCall
     with_image: PipelineCall | None = None  # class for the same weights that starts from an image
     with_mask: PipelineCall | None = None  # class for the same weights that repaints a part of an image
-    #: Stored as `makes`, because the digest of the options is the key of measured memory in the database.
+    #: Serialized as `makes`: another name would change the digest of the options, by which the database
+    #: stores measured memory.
     output: Literal["images", "video"] = msgspec.field(name="makes")
     width: int  # default size in pixels
     height: int
-    multiple: int  # width and height must be multiples of this number of pixels
+    multiple: int  # of which width and height must be multiples, in pixels
     exchangeable: bool = False  # whether another scheduler can replace the model's own
     safety_checker: bool = False
 
@@ -77,7 +78,9 @@ def read(folder: Path) -> Pipeline:
     index = _json(folder / INDEX, folder)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in _classes():
-        raise WeightsError(f"{folder / INDEX} names the pipeline {name!r}, which diffusers does not have")
+        raise WeightsError(
+            f"{folder / INDEX} names the pipeline {name!r}, which diffusers does not have; correct the source"
+        )
     call = _call(name)
     components = {
         key: value[1] for key, value in index.items() if isinstance(value, list) and len(value) == 2
@@ -100,10 +103,10 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        advice = "a diffusers model must be a folder with that file"
+        advice = "the source of a diffusers model must be a folder with this file"
         if not folder.exists():
             advice = "run: appliance pull"
-        raise WeightsError(f"there is no {file}: {advice}") from error
+        raise WeightsError(f"{file} does not exist: {advice}") from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} cannot be used: {error}") from error
     if not isinstance(found, dict):
@@ -112,7 +115,7 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _size(folder: Path, call: PipelineCall, components: dict[str, Any]) -> tuple[int, int, int]:
-    """Return width, height and the number that both must be multiples of, in pixels."""
+    """Return the default width and height, and the number of which both must be multiples, in pixels."""
     scale = 8
     if components.get("vae") is not None:
         channels = _json(folder / "vae" / "config.json", folder).get("block_out_channels", ())
@@ -144,14 +147,14 @@ def _root() -> Path:
 
 @functools.cache
 def _classes() -> dict[str, Path]:
-    """Return the file of every pipeline class of diffusers by the class's name."""
+    """Return the source file of every pipeline class of diffusers, by the name of the class."""
     files = sorted(_root().glob("**/*.py"))
     return {name: file for file in files for name in _CLASS.findall(file.read_text(encoding="utf-8"))}
 
 
 @functools.cache
 def _call(name: str) -> PipelineCall:
-    """Return the class ``name`` with the arguments of its own or inherited ``__call__``."""
+    """Return the class ``name`` with the arguments of its ``__call__``, which may be inherited."""
     tree = ast.parse(_classes()[name].read_text(encoding="utf-8"))
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for part in found.body:

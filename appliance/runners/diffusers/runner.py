@@ -38,12 +38,12 @@ _LIBRARY_ERRORS: Final = (
 _HINTS: Final = (
     ("out of memory", "ask for fewer or smaller outputs, or raise the model's memory in models.yaml"),
     ("variant=", "set variant in its options to the one that the weights have"),
-    ("safetensors", "the weights must be complete safetensors files; fetch them again"),
+    ("safetensors", "the weights must be complete safetensors files; download them again"),
 )
 
 
 class _Canceled(Exception):
-    """Raised in the computing thread between two steps."""
+    """Raised by the scheduler in the computing thread, at the first step after a cancel."""
 
 
 class _Request(NamedTuple):
@@ -85,7 +85,7 @@ class DiffusersRunner(TorchRunner):
             raise
         except _LIBRARY_ERRORS as error:
             raise LoadFailed(
-                f"diffusers cannot load {self._spec.model} from {weights}: {_describe(error)}"
+                f"diffusers cannot load model {self._spec.model} from {weights}: {_describe(error)}"
             ) from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
@@ -97,7 +97,7 @@ class DiffusersRunner(TorchRunner):
             result = await threads.interruptible(functools.partial(self._compute, request))
         if result.flagged:
             count = request.input["num_outputs"]
-            yield Log(f"The safety checker held back {result.flagged} of {count} images\n")
+            yield Log(f"The safety checker removed {result.flagged} of {count} images\n")
         if not result.images:
             raise PredictionFailed(
                 "NSFW content detected. Try running it again, or try a different prompt; "
@@ -119,7 +119,8 @@ class DiffusersRunner(TorchRunner):
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging
 
-        logging.disable_default_handler()  # warnings, as of truncated prompts, go to the prediction's log
+        # Warnings, such as those about truncated prompts, go to the prediction's log.
+        logging.disable_default_handler()
         logging.enable_propagation()
         options, on_cpu = self._spec.options, self._spec.device == "cpu"
         torch.set_num_threads(self._spec.threads)
@@ -155,7 +156,7 @@ class DiffusersRunner(TorchRunner):
     def _add_lora(self, pipe: Any, name: str, path: Path) -> None:
         if not path.exists():
             raise LoadFailed(
-                f"model {self._spec.model}: there is nothing at {path}; correct options.loras.{name}"
+                f"model {self._spec.model}: options.loras.{name} is {path}, which does not exist; correct it"
             )
         file = {"weight_name": path.name} if path.is_file() else {}
         pipe.load_lora_weights(
@@ -167,7 +168,7 @@ class DiffusersRunner(TorchRunner):
         )
 
     def _pipe(self, name: str) -> Any:
-        """Return the pipeline of this class, which shares the loaded weights."""
+        """Return the pipeline of the class ``name``. All pipelines share the loaded weights."""
         if name not in self._pipes:
             import diffusers
 
@@ -177,7 +178,7 @@ class DiffusersRunner(TorchRunner):
         return self._pipes[name]
 
     def _request(self, input: dict[str, Any]) -> _Request:
-        """Read the images, and choose the pipeline, the size and the seed."""
+        """Read the input's images, and choose the pipeline class, the size and the seed."""
         from PIL import ImageOps
 
         image, mask = (_read(name, input.get(name)) for name in ("image", "mask"))
@@ -194,7 +195,7 @@ class DiffusersRunner(TorchRunner):
         return _Request(call, {**input, **others}, size, image, mask, seed)
 
     def _compute(self, request: _Request, stop: threading.Event) -> _Result:
-        """Run the pipeline, in a thread.
+        """Run the pipeline. Blocks: the caller uses a thread.
 
         Raises:
             PredictionFailed: the pipeline raised an error.
@@ -230,9 +231,9 @@ class DiffusersRunner(TorchRunner):
             pipe.set_adapters([input["lora"]], [input["lora_scale"]])
 
     def _stoppable_scheduler(self, input: dict[str, Any], stop: threading.Event) -> Any:
-        """Return a new scheduler of the requested class whose steps fail after ``stop`` is set.
+        """Return a new scheduler of the requested class. Its steps raise ``_Canceled`` once ``stop`` is set.
 
-        Every pipeline calls ``step``, but not every pipeline has a callback.
+        This stops every pipeline, even one without a callback for the end of a step.
         """
         import diffusers
 
@@ -255,7 +256,6 @@ class DiffusersRunner(TorchRunner):
         return scheduler
 
     def _arguments(self, request: _Request) -> dict[str, Any]:
-        """Return the arguments for the pipeline's call."""
         import torch
 
         input, count = request.input, request.input.get("num_outputs", 1)

@@ -1,4 +1,4 @@
-"""The training data of language models: reads a JSONL file and checks every line."""
+"""Reads the training data of language models, a JSONL file, and checks every line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from appliance.domain.errors import PredictionFailed
 from appliance.runners.vllm import inputs
 
 _ROLES: Final = ("system", "user", "assistant")
-_FIELDS: Final = 'it needs "prompt" and "completion", or "messages", or "text"'
-#: Applies the chat template to messages; with ``prompt=True`` the text ends where the model would answer.
+_FIELDS: Final = 'the line needs "prompt" and "completion", or "messages", or "text"'
+#: Applies the chat template to messages. With ``prompt=True`` the text ends where the model's reply begins.
 Render = Callable[..., str]
 
 
 class Example(NamedTuple):
-    """One line: a conversation, or a text that the model learns completely."""
+    """One line of the training data: a conversation, or a text that the model learns completely."""
 
     line: int  # from 1
     messages: list[dict[str, str]]  # empty if the line is a text
@@ -29,14 +29,14 @@ class TextSegment(NamedTuple):
     """A part of an example's text."""
 
     text: str
-    learnt: bool
+    learnt: bool  # whether the model learns to write this text
 
 
 def read(path: Path, system_prompt: str) -> list[Example]:
-    """Return every example of the file; lines with a prompt get ``system_prompt`` unless they have their own.
+    """Return the examples in a file. ``system_prompt`` is for lines with a prompt but no system prompt.
 
     Raises:
-        PredictionFailed: a line is wrong; the message has its number and the reason.
+        PredictionFailed: the file has no examples, or a line is wrong; the message has the line's number.
     """
     examples = []
     try:
@@ -47,7 +47,7 @@ def read(path: Path, system_prompt: str) -> list[Example]:
     except UnicodeDecodeError as error:
         raise PredictionFailed(f"train_data: the file is not text in UTF-8: {error}") from error
     if not examples:
-        raise PredictionFailed("train_data: the file has no examples")
+        raise PredictionFailed("train_data: the file has no examples; write one in each line")
     return examples
 
 
@@ -85,9 +85,9 @@ def _messages(where: str, messages: list[Any]) -> Iterator[dict[str, str]]:
 
 
 def segments(example: Example, render: Render | None) -> list[TextSegment]:
-    """Return the text of an example, split where learning begins and ends.
+    """Split the text of an example into segments that the model learns and segments that it only reads.
 
-    Without ``render``, for models without a chat template, the contents of the messages are joined.
+    ``render`` is None for models without a chat template. Then every message is a segment.
     """
     if not example.messages:
         return [TextSegment(example.text, learnt=True)]

@@ -1,6 +1,6 @@
-"""The trainer of language models: LoRA adapters, made with peft from a JSONL file of examples.
+"""The trainer of language models: makes LoRA adapters with peft, from a JSONL file of examples.
 
-The base model does not change: each training adds a new adapter to it and removes the adapter at its end.
+The loaded base model does not change: every training adds an adapter and removes it at the end.
 Not tested on a GPU.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Folder of the trained weights, below ``Job.folder``; the output is an archive of it.
 ADAPTER: Final = "adapter"
-_IGNORED: Final = -100  # the label of tokens that the model reads but does not learn
+_IGNORED: Final = -100  # label of tokens that the model only reads
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +82,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """The tokens of an example, and the label of each token."""
+    """The tokens of an example and their labels: the token itself, or ``_IGNORED``."""
 
     tokens: list[int]
     labels: list[int]
@@ -108,7 +108,7 @@ class LoraTrainer:
         try:
             await asyncio.to_thread(self._load, weights)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise LoadFailed(f"{self._spec.model} cannot be loaded for training: {error}") from error
+            raise LoadFailed(f"model {self._spec.model} cannot be loaded for training: {error}") from error
 
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         settings = msgspec.convert(job.input, TrainingSettings)
@@ -158,10 +158,10 @@ class LoraTrainer:
         self._model = model.to("cpu" if on_cpu else GPU)
 
     def _encoded(self, settings: TrainingSettings) -> list[Encoded]:
-        """Return the tokens of the training data.
+        """Return the examples of the training data as tokens.
 
         Raises:
-            PredictionFailed: a line cannot be used; the message has its number.
+            PredictionFailed: a line is wrong; the message has its number.
         """
         found = []
         template = self._spec.options["chat_template"] or getattr(self._tokenizer, "chat_template", None)
@@ -185,7 +185,7 @@ class LoraTrainer:
 
         parts = segments(example, render if template is not None else None)
         tokens: list[int] = []
-        if not example.messages or template is None:  # a template adds the first and last tokens itself
+        if not example.messages or template is None:  # a chat template adds the first and last tokens itself
             tokens = self._first_tokens(parts[0].text)
             parts.append(TextSegment(getattr(self._tokenizer, "eos_token", None) or "", learnt=True))
         labels = [_IGNORED] * len(tokens)
@@ -196,7 +196,7 @@ class LoraTrainer:
         return Encoded(tokens[:longest], labels[:longest])
 
     def _first_tokens(self, text: str) -> list[int]:
-        """Return the tokens that the tokenizer adds before a text; vLLM's prompts begin with them too."""
+        """Return the tokens that the tokenizer adds before a text, with which vLLM's prompts begin too."""
         begin = getattr(self._tokenizer, "bos_token", None)
         if not begin or text.startswith(begin):
             return []
@@ -205,7 +205,7 @@ class LoraTrainer:
 
 
 class Training:
-    """One training: an adapter on the base model, and its optimizer. All methods block; use threads."""
+    """One training: the new adapter and its optimizer. Methods block, so callers use threads."""
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
@@ -239,7 +239,7 @@ class Training:
         self._schedule = get_linear_schedule_with_warmup(self._optimizer, settings.warmup_steps, steps + 1)
 
     def step(self, batches: list[list[Encoded]]) -> float:
-        """Train one step with ``batches``; return their mean loss.
+        """Update the adapter once, with the gradients of all ``batches``; return their mean loss.
 
         Raises:
             PredictionFailed: the loss is not a finite number.
@@ -262,7 +262,7 @@ class Training:
         return total
 
     def save(self, folder: Path, base: str) -> None:
-        """Write the adapter to ``folder``; ``base`` is the base model's name in its config."""
+        """Write the adapter to ``folder``; ``base`` is the base model's name for the adapter's config."""
         folder.mkdir(parents=True, exist_ok=True)
         self._model.peft_config["default"].base_model_name_or_path = base
         # By default peft looks up the base model on the hub, to see whether its vocabulary grew.
@@ -288,7 +288,7 @@ class Training:
 
 
 def _steps(examples: list[Encoded], settings: TrainingSettings) -> Iterator[list[list[Encoded]]]:
-    """Yield the batches of each step, without end; each epoch has its own random order."""
+    """Yield the batches of one step after the other, endlessly. Every epoch has its own random order."""
     order = random.Random(settings.seed)
     size, count = settings.train_batch_size, settings.gradient_accumulation_steps
     while True:

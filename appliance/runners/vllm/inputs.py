@@ -84,7 +84,8 @@ def request(input: Mapping[str, Any], defaults: Defaults) -> Request:
     min_tokens, max_tokens, seed = int(input.get("min_tokens") or 0), values["max_tokens"], input.get("seed")
     if min_tokens > max_tokens:
         raise PredictionFailed(
-            f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower the first or raise the other"
+            f"min_tokens ({min_tokens}) is over max_tokens ({max_tokens}); lower min_tokens or raise "
+            "max_tokens"
         )
     return Request(
         **values,

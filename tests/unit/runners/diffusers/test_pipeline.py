@@ -86,7 +86,7 @@ def test_a_pipeline_that_diffusers_does_not_have(tmp_path: Path, name: Any) -> N
 def test_folders_without_a_pipeline(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="appliance pull"):
         pipeline.read(tmp_path / "gone")
-    with pytest.raises(WeightsError, match="must be a folder with that file"):
+    with pytest.raises(WeightsError, match="must be a folder with this file"):
         pipeline.read(tmp_path)
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(WeightsError, match="cannot be used"):
