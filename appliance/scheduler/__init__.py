@@ -1,19 +1,19 @@
-"""Decides which predictions start, which models are loaded where, and which leave for others.
+"""Decides which predictions start, and which models are loaded, put to sleep or unloaded.
 
 The scheduler is pure: no I/O, no clock, no tasks. The engine (``appliance.gateway.engine``) carries its
 decisions out, and so does the simulator (``scripts/simulate``).
 
-**In go facts**, each with its time: devices and what models ask for (``Capacity``, ``Demand``), and what
-happened to predictions (``queued``, ``finished``, ...), to models (``loaded``, ``unloaded``, ``lost``, ...)
-and to devices (``device_used``).
+**Input**: devices (``Capacity``), the needs of models (``Demand``), and events with their times. Events are
+calls of methods, for predictions (``queued``, ``finished``, ...), for models (``loaded``, ``unloaded``,
+``lost``, ...) and for devices (``device_used``).
 
-**Out come decisions**, from ``Scheduler.decide``:
+**Output**: decisions, from ``Scheduler.decide``:
 
 - ``Start`` a prediction on a model that is ready, or ``Refuse`` a child prediction that could never start;
 - ``Load`` a model on devices, or ``Unload`` it;
-- put a model to ``Sleep`` (its weights leave the devices, its worker process stays), or ``Wake`` it.
+- put a model to ``Sleep`` (its weights leave the devices, its worker process keeps running), or ``Wake`` it.
 
-``Scheduler.next_wakeup`` says when to call ``decide`` although nothing has happened.
+``Scheduler.next_wakeup`` returns the time at which to call ``decide`` again if no event happens before.
 
 **A model** is in one of these states (``Residency``)::
 
@@ -30,17 +30,17 @@ An idle model skips DRAINING. If its worker process dies, the model becomes COLD
 Files, in reading order:
 
 - ``facts``: devices, demands, states and decisions
-- ``model``: everything known of one model
-- ``scheduler``: the class that puts all together; read ``decide`` first
-- ``placements``: which waiting models are loaded, and who is evicted for them
+- ``model``: state, queue and measurements of one model
+- ``scheduler``: the class that the engine calls; read ``decide`` first
+- ``placements``: which waiting models are loaded, and which models are evicted for them
 - ``plan``: the best devices and victims for one model
-- ``policy``: the numbers behind that, such as costs, patience and the bound on thrashing
+- ``policy``: costs, patience, the bound on thrashing, and other numbers behind these plans
 - ``ledger``: reserved bytes of every device
 - ``transitions``: every change of a model's state
 - ``footprints``: measured memory of models
-- ``rebalancing``: sharing of predictions among instances of one model
+- ``rebalancing``: moves queued predictions between instances of one model
 - ``children``, ``deadlock``: predictions that wait for child predictions
-- ``event_log``: what happened lately, for people
+- ``event_log``: the last events, for logs, metrics and the admin API
 """
 
 from appliance.scheduler.event_log import Event, EventKind

@@ -1,7 +1,7 @@
-"""Parents and children among unfinished predictions.
+"""Which unfinished predictions are children of which parents.
 
-A model that calls another model makes a child prediction. The parent holds its slot and memory while it
-waits.
+A model that calls another model creates a child prediction. While the parent prediction waits for its child,
+it keeps its slot and the memory of its model.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class Children:
-    """The unfinished children of every prediction that has any. Iterates over the ids of all children."""
+    """Unfinished child predictions, by parent. Iterating yields the ids of all children."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}  # by child
@@ -26,13 +26,12 @@ class Children:
         return bool(self._parent)
 
     def add(self, id: str, parent: str | None) -> None:
-        """Record ``id`` as a child of ``parent``; do nothing without a parent."""
         if parent is not None:
             self._parent[id] = parent
             self.unfinished.setdefault(parent, set()).add(id)
 
     def remove(self, id: str) -> None:
-        """Forget a prediction that has finished or starts anew, as a child and as a parent."""
+        """Forget a prediction that has finished or will run again: its parent and its children."""
         parent = self._parent.pop(id, None)
         if parent is not None:
             self.unfinished[parent].discard(id)

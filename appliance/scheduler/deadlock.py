@@ -1,7 +1,7 @@
 """Finds predictions that can finish, and children that could never start because of a deadlock.
 
-A prediction that waits for a child keeps its slot and the memory of its model. If the child needs that slot
-or memory, the two wait for each other for ever.
+A prediction that waits for a child prediction keeps its slot and the memory of its model. If the child needs
+that slot or memory, parent and child wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ def completable_predictions(
 ) -> set[str]:
     """Return the ids of all running and waiting predictions that can finish.
 
-    Starts from those that wait for no child, and adds what can start or continue once these have finished,
-    until nothing more is found. ``children`` has the unfinished children by parent; a parent is assumed to
-    wait for only one of them. The queue of the model ``without`` is assumed never to start.
+    The search begins with running predictions that wait for no child. It then adds the predictions that can
+    start or continue once the ones found so far have finished, until it finds no more.
+
+    ``children`` maps each parent to its unfinished children; a parent is assumed to wait for only one of
+    them. The queue of the model ``without`` is assumed never to start.
     """
     completable: set[str] = set()
     while True:
@@ -47,7 +49,7 @@ def completable_predictions(
 def _can_start(
     model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> bool:
-    """Return whether the model's queue gets a slot once the completable predictions have finished."""
+    """Return whether the model can run its queue once the completable predictions have finished."""
     if model.state in _PLACED:
         return len(model.running) < model.demand.concurrency or not completable.isdisjoint(model.running)
     if model.state is Residency.DRAINING and not model.running <= completable:
@@ -62,7 +64,7 @@ def _can_start(
 def _eventually_free(
     model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> dict[str, int]:
-    """Return the bytes by device that ``model`` could get once the completable predictions have finished."""
+    """Return the bytes by device that ``model`` can get once the completable predictions have finished."""
     staying = [
         each for each in models if each is not model and (each.pinned or not each.running <= completable)
     ]
@@ -80,20 +82,20 @@ def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> list[Capacit
 def explain_deadlock(
     model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> str:
-    """Return the error message for a child that waits for ``model`` and could never start."""
+    """Return the error message for a child prediction that waits for ``model`` and could never start."""
     name, demand = model.name, model.demand
     if model.state in _PLACED:
         return (
-            f"this child prediction could never start: model {name} runs {demand.concurrency} at a time, and "
-            "those that it runs wait for their own children"
+            f"this child prediction could never start: model {name} has concurrency {demand.concurrency}, "
+            "and its running predictions wait for child predictions: raise its concurrency in models.yaml"
         )
     devices = _eligible(model, capacities)
     waiting = sorted(each.name for each in models if each.devices and not each.running <= completable)
     free = _eventually_free(model, models, capacities, completable)
-    sizes = ", ".join(f"{each.device} has {readable_bytes(free[each.device])}" for each in devices)
+    sizes = ", ".join(f"{readable_bytes(free[each.device])} on {each.device}" for each in devices)
     needed = max(demand.bytes_on(each) for each in devices)
     return (
         f"this child prediction could never start: model {name} needs {readable_bytes(needed)} on "
-        f"{demand.devices} device(s), but beside {', '.join(waiting)}, whose predictions wait for their "
-        f"children, {sizes} left; lower their memory in models.yaml"
+        f"each of {demand.devices} device(s), but {', '.join(waiting)}, whose predictions wait for their "
+        f"children, leave only {sizes}: lower the memory of these models in models.yaml"
     )

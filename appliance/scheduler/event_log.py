@@ -1,4 +1,4 @@
-"""The last changes of models' residency and memory, for the log, the metrics and ``GET /admin/residency``."""
+"""The last changes of models' states and memory, for the log, the metrics and ``GET /admin/residency``."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ KEPT: Final = 200  # events
 
 
 class EventKind(StrEnum):
-    """The kinds of events. The values are part of the HTTP API and of the metrics' labels."""
+    """Kinds of events. The values are part of the HTTP API, and are label values of metrics."""
 
-    LOAD = "load"  # memory is reserved and the load begins
+    LOAD = "load"  # the load begins, and its memory is reserved
     READY = "ready"  # the model is loaded; seconds: duration of the load
     FAILED = "failed"  # the load failed; seconds: until the failure was known
     DRAIN = "drain"  # the model takes no new predictions
-    SLEEP = "sleep"  # its weights begin to leave the devices; seconds: how long it was ready
-    ASLEEP = "asleep"  # its weights have left the devices; seconds: duration; memory: freed bytes
-    WAKE = "wake"  # device memory is reserved again, and its weights come back
-    WOKEN = "woken"  # the model is ready again; seconds: duration of the waking
-    UNLOAD = "unload"  # its worker process is being stopped; seconds: how long it was ready
+    SLEEP = "sleep"  # the model begins to fall asleep; seconds: since it became ready
+    ASLEEP = "asleep"  # its weights have left the devices; seconds: duration of that; memory: freed bytes
+    WAKE = "wake"  # the model begins to wake, and its memory is reserved again
+    WOKEN = "woken"  # the model is ready again; seconds: duration of waking
+    UNLOAD = "unload"  # its worker process is being stopped; seconds: since it became ready or fell asleep
     UNLOADED = "unloaded"  # its memory is free; seconds: duration of the unload
     LOST = "lost"  # its worker process died; its memory is free
-    OUT_OF_MEMORY = "starved"  # its worker process ran out of memory; memory: bytes that it took
-    RESIZED = "resized"  # its reservation follows a measurement; memory: bytes reserved from now on
-    EXCEEDS = "exceeds"  # it takes more than models.yaml declares; memory: bytes that it takes
-    FOREIGN = "foreign"  # other programs take more or less of a device; memory: bytes that they take
+    OUT_OF_MEMORY = "starved"  # its worker process ran out of memory; memory: bytes that it used
+    RESIZED = "resized"  # its reservation was changed after a measurement; memory: the new reservation
+    EXCEEDS = "exceeds"  # it uses more than models.yaml declares; memory: bytes that it uses
+    FOREIGN = "foreign"  # the use by other programs changed; memory: bytes that they use
     ADOPTED = "adopted"  # an earlier gateway process left the model loaded
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of a model's residency or memory."""
+    """One change of a model's state or memory, or of the memory that other programs use."""
 
     number: int  # from 1, without gaps
     at: float  # seconds on the scheduler's clock
     kind: EventKind
     model: str
     devices: tuple[str, ...]
-    memory: int  # bytes on each of the devices; reserved ones unless the kind says otherwise
+    memory: int  # reserved bytes on each of the devices, unless ``EventKind`` says otherwise
     reason: str = ""
-    on_behalf_of: str | None = None  # the model that gets the memory
+    on_behalf_of: str | None = None  # the model that the memory is freed for
     seconds: float | None = None
 
     @property
@@ -56,33 +56,33 @@ class Event(msgspec.Struct, frozen=True):
             model=self.model,
             where=",".join(self.devices),
             memory=readable_bytes(self.memory),
-            after="" if self.seconds is None else f" after {self.seconds:.1f} s",
+            seconds=f"{self.seconds or 0.0:.1f} s",
             reason=f": {self.reason}" if self.reason else "",
         )
 
 
 _LINES: Final = {
-    EventKind.LOAD: "loading model {model} on {where} with {memory}{reason}",
-    EventKind.READY: "model {model} is ready{after}",
-    EventKind.FAILED: "model {model} failed to load{after}{reason}",
+    EventKind.LOAD: "loading model {model} on {where} ({memory} reserved){reason}",
+    EventKind.READY: "model {model} is ready after {seconds} of loading",
+    EventKind.FAILED: "model {model} failed to load after {seconds}{reason}",
     EventKind.DRAIN: "draining model {model}{reason}",
-    EventKind.SLEEP: "putting model {model} to sleep{after}{reason}",
-    EventKind.ASLEEP: "model {model} is asleep and has freed {memory} on {where}{after}",
-    EventKind.WAKE: "waking model {model} on {where} with {memory}{reason}",
-    EventKind.WOKEN: "model {model} is awake{after}",
-    EventKind.UNLOAD: "unloading model {model}{after}{reason}",
-    EventKind.UNLOADED: "model {model} is unloaded and has freed {memory} on {where}{after}",
-    EventKind.LOST: "model {model} was lost on {where}{reason}",
+    EventKind.SLEEP: "putting model {model} to sleep, {seconds} after it became ready{reason}",
+    EventKind.ASLEEP: "model {model} fell asleep in {seconds} and freed {memory} on {where}",
+    EventKind.WAKE: "waking model {model} on {where} ({memory} reserved){reason}",
+    EventKind.WOKEN: "model {model} is ready after {seconds} of waking",
+    EventKind.UNLOAD: "unloading model {model}, {seconds} after it became ready or fell asleep{reason}",
+    EventKind.UNLOADED: "model {model} was unloaded in {seconds} and freed {memory} on {where}",
+    EventKind.LOST: "the worker process of model {model} on {where} ended unexpectedly{reason}",
     EventKind.OUT_OF_MEMORY: "model {model} ran out of memory{reason}",
     EventKind.RESIZED: "model {model} now reserves {memory} on {where}{reason}",
-    EventKind.EXCEEDS: "model {model} takes {memory} on {where}{reason}",
-    EventKind.FOREIGN: "other programs take {memory} of {where}",
-    EventKind.ADOPTED: "model {model} is still loaded on {where} with {memory}",
+    EventKind.EXCEEDS: "model {model} uses {memory} on {where}{reason}",
+    EventKind.FOREIGN: "programs outside of the appliance use {memory} of {where}",
+    EventKind.ADOPTED: "model {model} is still loaded on {where} from before the restart ({memory} reserved)",
 }
 
 
 class EventLog:
-    """The last ``KEPT`` events. Numbers count all events that were ever added."""
+    """Holds the last ``KEPT`` events. Event numbers also count the dropped events."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=KEPT)

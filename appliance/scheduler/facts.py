@@ -1,4 +1,4 @@
-"""Value types of the scheduler: devices, demands, states of a model, and decisions."""
+"""Types that the scheduler takes and returns: devices, demands, states of a model, and decisions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import msgspec
 
 
 class Residency(StrEnum):
-    """The state of one model: whether it is loaded, and what is being done to it."""
+    """The state of one model between not loaded and ready."""
 
     COLD = "cold"  # not loaded; holds no memory
     LOADING = "loading"  # its memory is reserved and its worker process is starting
     READY = "ready"  # runs predictions
-    DRAINING = "draining"  # finishes what runs and a bounded part of its queue, then leaves its devices
+    DRAINING = "draining"  # finishes running and some queued predictions, then falls asleep or is unloaded
     FALLING_ASLEEP = "falling asleep"  # its weights are leaving the devices; the memory is still reserved
-    ASLEEP = "asleep"  # its worker process lives, but holds only a small residue of device memory
+    ASLEEP = "asleep"  # its worker process runs, but holds only little device memory
     WAKING = "waking"  # its memory is reserved again and its weights are coming back
     UNLOADING = "unloading"  # its worker process is being stopped; the memory is still reserved
 
@@ -38,23 +38,23 @@ class SleepLevel(IntEnum):
     """Where the weights of a sleeping model are."""
 
     KEPT = 1  # in main memory
-    DROPPED = 2  # nowhere: they are read from disk again, or from the page cache if they are still in it
+    DROPPED = 2  # only on disk, from which waking reads them again
 
 
 class Origin(StrEnum):
-    """Where the memory size in a ``Demand`` comes from."""
+    """Source of the memory size in a ``Demand``."""
 
     DECLARED = "declared"  # from models.yaml; never replaced
-    ESTIMATED = "estimated"  # from the size of the weights and the options, before the first load
-    MEASURED = "measured"  # the highest use that was measured, plus a margin
+    ESTIMATED = "estimated"  # computed from the size of the weights and the options, before the first load
+    MEASURED = "measured"  # the measured peak plus a margin
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """One device and the bytes that models may use of it."""
+    """One device and the bytes of its memory that models may use."""
 
     device: str
     memory: int
-    is_main_memory: bool = False  # beside GPUs: for weights of sleeping models and for models on the CPU
+    is_main_memory: bool = False  # only with GPUs: for sleeping models, and models on the CPU
 
 
 class SleepFootprint(msgspec.Struct, frozen=True):
@@ -65,32 +65,32 @@ class SleepFootprint(msgspec.Struct, frozen=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """The memory, devices and slots that one model asks for."""
+    """The memory, devices and slots that one model needs."""
 
     model: str
-    concurrency: int  # predictions at a time
+    concurrency: int  # predictions that the model can run at a time
     memory: int | None = None  # bytes on each of its devices; exclusive with share
-    share: float | None = None  # of each of its devices, over 0 up to 1
+    share: float | None = None  # fraction of each of its devices, over 0 up to 1
     origin: Origin = Origin.DECLARED  # of memory or share
     devices: int = 1  # number of devices that hold the model together
     pin: bool = False  # loaded at start and never evicted
     preload: bool = False  # loaded at start
-    idle_unload_after: float | None = None  # seconds
+    idle_unload_after: float | None = None  # seconds without a prediction
     priority: int = 0  # each step doubles the weight of its waiting time and of its eviction cost
     sleep_footprint: SleepFootprint | None = None  # None: the model cannot sleep
-    on_cpu: bool = False  # computes on the CPU beside GPUs, and is held in main memory
+    on_cpu: bool = False  # on a machine with GPUs, the model computes on the CPU and is held in main memory
 
     def bytes_on(self, capacity: Capacity) -> int:
         return self.memory if self.memory is not None else int((self.share or 1.0) * capacity.memory)
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Run this prediction on ``model`` now. It holds a slot of the model until ``Scheduler.finished``."""
+    """Run this prediction on ``model`` now. The prediction holds a slot until ``Scheduler.finished``."""
 
     id: str
     model: str
     devices: tuple[str, ...]  # that hold the model
-    cold_start: float = 0.0  # seconds that it waited while its model was loaded or woken
+    cold_start: float = 0.0  # seconds that the prediction waited while its model was loaded or woken
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -103,16 +103,16 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Unload(msgspec.Struct, frozen=True):
-    """Stop this model's worker process; no prediction runs on it."""
+    """Stop the worker process of this model, which runs no prediction."""
 
     model: str
     reason: str
     devices: tuple[str, ...]  # that hold the model
-    peak: int  # bytes that it is expected to have used of each device; 0 if nothing was measured
+    peak: int  # bytes that the model is expected to have used of each device; 0 if nothing was measured
 
 
 class Sleep(msgspec.Struct, frozen=True):
-    """Put this model, on which no prediction runs, to sleep: it keeps ``residue`` bytes of each device."""
+    """Put this model, which runs no prediction, to sleep. It may keep ``residue`` bytes of each device."""
 
     model: str
     level: SleepLevel
@@ -121,13 +121,13 @@ class Sleep(msgspec.Struct, frozen=True):
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """Wake this sleeping model; memory of its devices is reserved for it already."""
+    """Wake this sleeping model, whose device memory is reserved already."""
 
     model: str
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """Fail this waiting child prediction, which could never start. The scheduler has removed it."""
+    """Fail this queued child prediction, which could never start. The scheduler has removed it already."""
 
     id: str
     reason: str

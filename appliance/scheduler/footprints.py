@@ -1,8 +1,8 @@
 """Measured memory of models, and the reservations that follow from it.
 
-A size that models.yaml declares is never replaced; if the model takes more, the event log says so. An
-estimate is replaced by the measured peak plus a margin: upwards at once, as far as memory is free, and
-downwards only after a prediction has run.
+A size declared in models.yaml is never replaced; if the model uses more, an event is logged. An estimate is
+replaced by the measured peak plus a margin. It is raised at once, as far as memory is free, and lowered only
+after a prediction has run.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from appliance.scheduler.facts import Demand, Origin, Residency
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.model import ModelState
 
-#: Bytes that are reserved for each measured byte: the next prediction may be larger than any before.
+#: Bytes reserved for each measured byte, because a later prediction may need more than all before.
 MARGIN: Final = 1.15
-#: The least that is reserved for a measured model, in bytes.
+#: Smallest reservation of a measured model, in bytes.
 MINIMUM: Final = 16 * 1024**2
-#: A change of less than this share of the reservation is not logged.
+#: A change by less than this fraction of the reservation is not logged.
 _LOGGED_CHANGE: Final = 0.05
 
 _PLACED: Final = frozenset({Residency.LOADING, Residency.WAKING, Residency.READY, Residency.DRAINING})
 
 
 class Footprint(NamedTuple):
-    """Memory that one model takes, in bytes on each of its devices."""
+    """Memory that one model needs. Sizes are bytes on each of its devices."""
 
     demand: Demand
-    estimate: int | None  # before anything was measured; None if models.yaml declares a size
-    peak: int | None  # the highest use that is expected of it, as measured; None before its first load
-    exceeds: bool  # it takes more than models.yaml declares
-    out_of_memory: int  # how often its worker process was ended because it took too much memory
-    devices: tuple[str, ...]  # that could hold the model, or its part, with all but pinned models unloaded
-    fits: bool  # whether these are enough devices
-    problem: str | None  # why the model does not fit
+    estimate: int | None  # computed before the first load; None if models.yaml declares a size
+    peak: int | None  # expected peak, from measurements; None before its first load
+    exceeds: bool  # whether the model uses more than models.yaml declares
+    out_of_memory: int  # how often its worker process ran out of memory
+    devices: tuple[str, ...]  # that are large enough for the model if only pinned models stay loaded
+    fits: bool  # whether `devices` are as many as the model needs
+    problem: str | None  # error message if the model does not fit
 
 
 class Footprints:
@@ -51,7 +51,7 @@ class Footprints:
         self._event_log = event_log
 
     def of(self, model: str) -> Footprint:
-        """Return the memory that a model takes, and whether the machine could hold the model."""
+        """Return the memory that a model needs, and whether the machine is large enough for the model."""
         entry = self._models[model]
         declared = entry.demand.origin is Origin.DECLARED
         try:
@@ -71,7 +71,7 @@ class Footprints:
         )
 
     def limit(self, model: str) -> int | None:
-        """Return the bytes of each device that the worker process may use; None while it has no device."""
+        """Return the bytes of each device that the worker process may use; None for an unloaded model."""
         entry = self._models[model]
         return self._ledger.limit(entry) if entry.devices and entry.state in _PLACED else None
 
@@ -79,18 +79,18 @@ class Footprints:
         return self._ledger.foreign(device)
 
     def set_demand(self, entry: ModelState, demand: Demand) -> None:
-        """Replace the demand of a model whose measured peak is still valid."""
+        """Replace the demand of a model, and keep its measured peak."""
         entry.demand = entry.estimated_demand = demand
         self._apply_peak(entry)
 
     def restore_peak(self, model: str, peak: int) -> None:
-        """Set the peak, in bytes, that was measured before the appliance was restarted."""
+        """Set the peak bytes that were measured before the appliance was restarted."""
         entry = self._models[model]
         entry.earlier_peak = peak
         self._apply_peak(entry)
 
     def record_peak(self, model: str, peak: int, now: float) -> None:
-        """Record the peak bytes that the worker process has used of one device since its start."""
+        """Record the peak bytes of one device that the worker process has used since its start."""
         entry = self._models[model]
         if entry.state not in _PLACED:
             return
@@ -98,7 +98,7 @@ class Footprints:
         if entry.demand.origin is Origin.DECLARED:
             if entry.peak > entry.reserved and not entry.exceeds:
                 entry.exceeds = True
-                reason = f"models.yaml declares {readable_bytes(entry.reserved)}: raise its memory there"
+                reason = f"models.yaml declares {readable_bytes(entry.reserved)}: raise the declared memory"
                 self._event_log.add(now, EventKind.EXCEEDS, model, entry.devices, entry.peak, reason=reason)
             return
         self._apply_peak(entry)
@@ -108,7 +108,7 @@ class Footprints:
         reserved = self._ledger.resize(entry, wanted)
         if abs(reserved - before) > before * _LOGGED_CHANGE:
             peak_text, before_text = readable_bytes(entry.expected_peak), readable_bytes(before)
-            reason = f"it takes up to {peak_text}, and {before_text} were reserved"
+            reason = f"its measured peak is {peak_text}, and {before_text} were reserved before"
             self._event_log.add(now, EventKind.RESIZED, model, entry.devices, reserved, reason=reason)
 
     def record_out_of_memory(
@@ -116,8 +116,8 @@ class Footprints:
     ) -> bool:
         """Record that the worker process ran out of memory, and reserve more for the next load.
 
-        ``took`` is what it used and ``had`` what it could use, in bytes; None is what it had reserved.
-        Returns whether the next load gets more than both, so that it is worth a try.
+        ``took`` are the bytes that the process used, ``had`` the bytes that it could use; None stands for the
+        reserved bytes. Returns whether the next load gets more than both, and is therefore worth a try.
         """
         entry = self._models[model]
         entry.out_of_memory += 1
@@ -130,12 +130,15 @@ class Footprints:
         return (entry.demand.memory or 0) > max(entry.reserved if had is None else had, took or 0)
 
     def end_measurement(self, entry: ModelState) -> None:
-        """Adjust the demand of a model that has just been unloaded by what it took this time."""
+        """Adjust the demand of a model that has just been unloaded to its measured peak."""
         entry.end_measurement()
         self._apply_peak(entry)
 
     def _apply_peak(self, entry: ModelState) -> None:
-        """Set the demand to the expected peak and a margin, within what the devices could ever give."""
+        """Set the demand to the expected peak plus a margin, unless models.yaml declares the size.
+
+        The demand never exceeds what the devices can give.
+        """
         peak = entry.expected_peak
         if entry.demand.origin is Origin.DECLARED or peak == 0:
             return

@@ -1,8 +1,8 @@
-"""The reserved bytes of every device, by model.
+"""Reserved bytes of every device, by model.
 
-A reservation is made before a load is started, and freed only when the unload is confirmed, so devices are
-never overbooked. On a machine with GPUs main memory is a device too: it holds models that compute on the CPU,
-and the weights of sleeping models.
+A reservation is made before a load starts, and freed only when the unload is confirmed, so no device is
+overbooked. On a machine with GPUs, main memory is a device too: for models that compute on the CPU, and for
+the weights of sleeping models.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _GOING: Final = frozenset({Residency.UNLOADING, Residency.FALLING_ASLEEP})
 
 
 class Ledger:
-    """Reserved, free and foreign bytes of every device. All sizes are in bytes."""
+    """Memory of every device: reserved, free, and used by other programs (foreign). Sizes are in bytes."""
 
     def __init__(self, capacities: Sequence[Capacity]) -> None:
-        """Start with all memory free. ``capacities`` has at least one device, each with a unique name."""
+        """Create a ledger with all memory free. ``capacities`` has at least one device; names are unique."""
         self.capacities = {capacity.device: capacity for capacity in capacities}
-        #: The name of the device that is main memory; None without GPUs.
+        #: The name of the main-memory device; None on a machine without GPUs.
         self.main_memory = next((each.device for each in capacities if each.is_main_memory), None)
         self._models: dict[str, dict[str, ModelState]] = {device: {} for device in self.capacities}
         self._free = {device: capacity.memory for device, capacity in self.capacities.items()}
@@ -34,7 +34,7 @@ class Ledger:
     # -- changes -----------------------------------------------------------------------------------------
 
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
-        """Replace the reservation of a model by ``memory`` bytes on each of ``devices``."""
+        """Replace the reservation of a model with ``memory`` bytes on each of ``devices``."""
         for device in model.devices:
             del self._models[device][model.name]
             self._free[device] += model.reserved
@@ -59,16 +59,16 @@ class Ledger:
         self.reserve_main_memory(model, 0)
 
     def resize(self, model: ModelState, memory: int) -> int:
-        """Change the reservation of a placed model, as far as memory is free; return the new reservation."""
+        """Change the reservation of a loaded model, as far as memory is free; return the new reservation."""
         free = min(self.free(device) for device in model.devices)
         memory = min(memory, model.reserved + max(0, free))
         self.reserve(model, model.devices, memory)
         return memory
 
     def record_use(self, device: str, used: int) -> bool:
-        """Compute the memory that other programs use from the memory in use.
+        """Compute the memory that other programs use: ``used`` minus all reservations.
 
-        Returns whether it has changed by more than a hundredth of the device.
+        Returns whether the result has changed by more than a hundredth of the device's memory.
         """
         capacity = self.capacities[device].memory
         reserved = sum(self.reserved(device).values())
@@ -95,7 +95,7 @@ class Ledger:
     def loading(self, device: str) -> ModelState | None:
         """Return the model that is being loaded or woken on the device, if any.
 
-        No other model may leave the device meanwhile: engines measure its free memory while they load.
+        No other model may leave the device meanwhile, because engines measure free memory while they load.
         """
         for each in self._models[device].values():
             if each.state in _COMING and device in each.devices:
@@ -116,26 +116,30 @@ class Ledger:
         return model.main_memory if device == self.main_memory else 0
 
     def memory_for(self, demand: Demand, devices: Sequence[str]) -> int:
-        """Return the bytes that the model reserves on each of these devices; the smallest one decides."""
+        """Return the bytes that the model reserves on each of these devices, the same on all.
+
+        A demand that is a fraction of a device is computed for the smallest of the devices.
+        """
         return min(demand.bytes_on(self.capacities[device]) for device in devices)
 
     def limit(self, model: ModelState) -> int:
-        """Return the bytes of each device that a placed model may use before its worker process is ended.
+        """Return the bytes of each device that a loaded model may use before its worker process is killed.
 
-        A size declared in models.yaml is the limit. An estimate may be wrong, so free memory is added to it.
+        The limit is the reservation. If the size was not declared in models.yaml, free memory is added,
+        because the estimate may be too low.
         """
         if model.demand.origin is Origin.DECLARED:
             return model.reserved
         return model.reserved + max(0, min(self.free(device) for device in model.devices))
 
     def eligible_devices(self, demand: Demand) -> list[str]:
-        """Return the devices of the kind that the model runs on: GPUs, or main memory."""
+        """Return all GPUs, or main memory for a model that computes on the CPU."""
         return [
             device for device, capacity in self.capacities.items() if demand.on_cpu is capacity.is_main_memory
         ]
 
     def devices_free_for(self, demand: Demand) -> list[str]:
-        """Return the devices that have enough free memory for the model now."""
+        """Return the devices that have enough unreserved memory for the model now."""
         return [
             device
             for device in self.eligible_devices(demand)
@@ -143,12 +147,12 @@ class Ledger:
         ]
 
     def devices_large_enough(self, model: ModelState) -> list[str]:
-        """Return the devices that could hold the model, or its part, if only pinned models stayed loaded."""
+        """Return the devices that are large enough for the model if only pinned models stay loaded."""
         left = self._beside_pinned(model)
         return [device for device in left if model.demand.bytes_on(self.capacities[device]) <= left[device]]
 
     def most_available(self, model: ModelState) -> int:
-        """Return the bytes of each device that the model could get if only pinned models stayed loaded."""
+        """Return the bytes of each device that the model could get if only pinned models stay loaded."""
         left = sorted(self._beside_pinned(model).values(), reverse=True)
         return left[min(model.demand.devices, len(left)) - 1] if left else 0
 
@@ -162,7 +166,7 @@ class Ledger:
         return left
 
     def check_fits(self, model: ModelState) -> None:
-        """Raise ``ModelTooLarge`` if no devices could ever hold the model beside the pinned models."""
+        """Raise ``ModelTooLarge`` if the devices are too small for the model beside all pinned models."""
         demand = model.demand
         if model.devices and model.state is not Residency.ASLEEP:
             return
@@ -170,21 +174,22 @@ class Ledger:
             return
         devices = self.eligible_devices(demand)
         sizes = ", ".join(f"{each} has {readable_bytes(self.capacities[each].memory)}" for each in devices)
-        needs = f"a share of {demand.share:g}" if demand.memory is None else readable_bytes(demand.memory)
+        needs = f"{demand.share:.0%}" if demand.memory is None else readable_bytes(demand.memory)
         pinned = sorted({each.name for device in devices for each in self.models_on(device) if each.pinned})
-        beside = f", part of which is reserved for pinned models ({', '.join(pinned)})" if pinned else ""
-        advice = "lower its memory in models.yaml or choose a smaller model"
+        beside = f", partly reserved for the pinned models {', '.join(pinned)}" if pinned else ""
+        advice = "lower its memory in models.yaml, or choose a smaller model"
         if demand.origin is Origin.ESTIMATED:
             needs = f"an estimated {needs}"
-            advice = "if it needs less, declare its memory in models.yaml; otherwise choose a smaller model"
+            advice = "declare its memory in models.yaml if it needs less, or choose a smaller model"
         raise ModelTooLarge(
-            f"model {model.name} needs {needs} on {demand.devices} device(s), but {sizes}{beside}; {advice}"
+            f"model {model.name} needs {needs} of each of {demand.devices} device(s), "
+            f"but {sizes}{beside}: {advice}"
         )
 
     # -- questions about main memory for sleeping models -------------------------------------------------
 
     def older_sleepers(self, model: ModelState) -> list[ModelState]:
-        """Return the sleeping models in main memory used before ``model`` was, least recently used first."""
+        """Return sleeping models in main memory that were last used before ``model``, oldest use first."""
         if self.main_memory is None:
             return []
         older = [
@@ -195,14 +200,14 @@ class Ledger:
         return sorted(older, key=lambda each: (each.last_used, each.name))
 
     def main_memory_for(self, model: ModelState) -> int:
-        """Return the main memory that the model could get to sleep, if older sleepers were unloaded."""
+        """Return the bytes of main memory free for the model's weights if ``older_sleepers`` are unloaded."""
         if self.main_memory is None:
             return 0
         older = sum(each.main_memory for each in self.older_sleepers(model))
         return self.free(self.main_memory) + self.main_memory_being_freed() + older
 
     def main_memory_being_freed(self) -> int:
-        """Return the main memory of sleeping models that are being unloaded."""
+        """Return the bytes of main memory held by sleeping models that are being unloaded."""
         if self.main_memory is None:
             return 0
         models = self._models[self.main_memory].values()

@@ -1,4 +1,4 @@
-"""Everything that the scheduler knows of one model."""
+"""State, queue and measurements of one model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from appliance.scheduler.facts import ALLOWED_TRANSITIONS, Demand, Residency, SleepLevel
 
-#: The reason in the log for unloading a model that a reload has changed.
+#: Logged as the reason to unload a model whose entry in models.yaml was changed.
 CHANGED: Final = "models.yaml was changed"
 #: Weight of the newest value in the moving averages.
 NEWEST: Final = 0.2
@@ -18,9 +18,9 @@ def _averaged(before: float | None, value: float) -> float:
 
 
 class ModelState:
-    """State, queue and measurements of one model; only the scheduler and its parts write them.
+    """Everything that the scheduler knows of one model. Only ``appliance.scheduler`` writes to it.
 
-    Times are on the scheduler's clock, in seconds; memory is in bytes.
+    Times are seconds on the scheduler's clock. Memory is in bytes.
     """
 
     def __init__(self, demand: Demand) -> None:
@@ -32,44 +32,44 @@ class ModelState:
         self.queue: deque[str] = deque()
         self.running: set[str] = set()
         self.started_at: dict[str, float] = {}  # by running prediction
-        self.waiting_since: float | None = None  # when its queue began to wait for a load, or a drain began
+        self.waiting_since: float | None = None  # when the queue began to wait for a load, or the drain began
 
         # Memory
-        self.devices: tuple[str, ...] = ()  # that hold the model, or are reserved for it
+        self.devices: tuple[str, ...] = ()  # on which memory is reserved for the model
         self.reserved = 0  # on each of its devices
-        self.main_memory = 0  # for its weights while it sleeps; not counted in `reserved`
-        self.claimed_devices: tuple[str, ...] = ()  # being cleared for it, because it has waited long
+        self.main_memory = 0  # reserved for its weights while it sleeps; not part of `reserved`
+        self.claimed_devices: tuple[str, ...] = ()  # from which other models are being evicted
         self.estimated_demand = demand  # before anything was measured
-        self.peak = 0  # highest use of one device since the model was loaded
-        self.earlier_peak = 0  # the same of earlier loads; it decays: see `end_measurement`
+        self.peak = 0  # highest measured use of one device since the model was loaded
+        self.earlier_peak = 0  # of earlier loads, lowered by `end_measurement`
         self.ran_once = False  # whether a prediction has finished since the model was loaded
-        self.exceeds = False  # it takes more than models.yaml declares, and the event log says so
+        self.exceeds = False  # whether the model uses more than models.yaml declares
         self.out_of_memory = 0  # how often its worker process ran out of memory
 
         # Sleep
-        self.sleep_level: SleepLevel | None = None  # set from FALLING_ASLEEP until it is READY again
-        self.sleep_levels: frozenset[SleepLevel] = frozenset()  # that its worker process supports
+        self.sleep_level: SleepLevel | None = None  # set from FALLING_ASLEEP until READY
+        self.sleep_levels: frozenset[SleepLevel] = frozenset()  # supported by its worker process
         self.sleep_enabled = True  # False after sleeping or waking has failed
 
         # Requested loads and unloads
-        self.wanted = demand.pin or demand.preload  # load it although its queue is empty
-        self.keep_loaded = False  # pinned by the minimum number of instances of a deployment
+        self.wanted = demand.pin or demand.preload  # load the model even if its queue is empty
+        self.keep_loaded = False  # pinned, because a deployment needs a minimum number of instances
         self.pin_override: bool | None = None  # set by an operator; replaces `demand.pin`
         self.failures = 0  # failed loads in a row
         self.blocked_until = 0.0  # no load before this time, after a failed one
-        self.pending_unload = ""  # reason to unload it once it has woken, loaded or fallen asleep
+        self.pending_unload = ""  # reason to unload the model at the end of the present state
 
         # Drain
         self.drain_reason = ""
-        self.drained_for: str | None = None  # the model that gets the memory
-        self.sleep_after_drain = False  # fall asleep instead of being unloaded, if it can
-        self.drain_quota = 0  # how many of its queue may still start
+        self.drained_for: str | None = None  # the model that the memory is freed for
+        self.sleep_after_drain = False  # fall asleep instead of being unloaded, if the model can sleep
+        self.drain_quota = 0  # number of queued predictions that may still start
         self.drain_quota_until = 0.0
 
         # Reload of models.yaml
         self.next_demand: Demand | None = None  # takes effect once the model is unloaded
-        self.removed = False  # forget the model once it is unloaded and its queue is empty
-        #: Queued predictions that run on the loaded model, before `next_demand` takes effect.
+        self.removed = False  # delete this object once the model is unloaded and its queue is empty
+        #: Queued predictions that still run on the loaded model before `next_demand` takes effect.
         self.before_replacement: set[str] = set()
 
         # Measured times
@@ -86,7 +86,7 @@ class ModelState:
 
     @property
     def name(self) -> str:
-        """The key under which the model is loaded."""
+        """The model's name, with a suffix for further instances and for versions."""
         return self.demand.model
 
     @property
@@ -100,7 +100,7 @@ class ModelState:
 
     @property
     def outdated(self) -> bool:
-        """Whether the loaded model differs from the one in the current models.yaml."""
+        """Whether the loaded model was changed in or removed from models.yaml after it was loaded."""
         return self.removed or self.next_demand is not None
 
     @property
@@ -109,7 +109,6 @@ class ModelState:
 
     @property
     def can_sleep(self) -> bool:
-        """Whether the model could fall asleep instead of being unloaded."""
         return self.demand.sleep_footprint is not None and self.sleep_enabled and bool(self.sleep_levels)
 
     @property
@@ -119,7 +118,7 @@ class ModelState:
 
     @property
     def expected_peak(self) -> int:
-        """Bytes that the model is expected to take of one device at most; 0 if nothing was measured."""
+        """Most bytes of one device that the model is expected to use; 0 if nothing was measured."""
         return max(self.peak, self.earlier_peak)
 
     def wants_load(self, now: float) -> bool:
@@ -127,17 +126,17 @@ class ModelState:
         return self.loadable and (bool(self.queue) or self.wanted) and now >= self.blocked_until
 
     def waited(self, now: float) -> float:
-        """Return for how many seconds its queue has waited for a load, not counting time before a drain."""
+        """Return how many seconds the queue has waited for a load; a drain restarts the time."""
         return 0.0 if self.waiting_since is None else now - self.waiting_since
 
     def cold_start(self, queued_at: float) -> float:
-        """Return the seconds of the last load or waking that fell after ``queued_at``; the model is ready."""
+        """Return how many seconds of the last load or wake passed after ``queued_at``. The model is ready."""
         if self.load_began is None:  # an earlier gateway process loaded it
             return 0.0
         return max(0.0, self.ready_since - max(queued_at, self.load_began))
 
     def next_to_start(self, now: float) -> str | None:
-        """Return the prediction that starts when a slot is free; None if none may start."""
+        """Return the id of the prediction to start when a slot is free; None if none may start."""
         if not self.queue:
             return None
         if self.state is Residency.READY:
@@ -151,7 +150,7 @@ class ModelState:
     # -- changes -----------------------------------------------------------------------------------------
 
     def transition_to(self, state: Residency, now: float) -> float:
-        """Change the state; return how many seconds the previous state lasted."""
+        """Change the state; return the seconds that the previous state lasted."""
         assert state in ALLOWED_TRANSITIONS[self.state], (
             f"model {self.name} is {self.state} and cannot become {state}"
         )
@@ -165,7 +164,7 @@ class ModelState:
         self.last_arrival = now
 
     def dequeue(self, id: str) -> None:
-        """Remove a prediction that will not start here from the queue."""
+        """Remove from the queue a prediction that will not start on this model."""
         self.queue.remove(id)
         self.before_replacement.discard(id)
         if not self.queue:
@@ -194,22 +193,22 @@ class ModelState:
         self.sleep_after_drain = False
         if self.state in {Residency.FALLING_ASLEEP, Residency.ASLEEP}:
             self.pending_unload = CHANGED
-            self.before_replacement.clear()  # the old version is not woken for them
+            self.before_replacement.clear()  # these run on the new version, so the old one is not woken
 
     def apply_next_demand(self) -> None:
-        """Take over the new demand, now that nothing of the model is loaded."""
+        """Make ``next_demand`` the demand. The model must be unloaded."""
         self.before_replacement.clear()
         if self.next_demand is not None:
             self.demand = self.estimated_demand = self.next_demand
             self.next_demand = None
-            # These were measured with other weights or options.
+            # Measured with other weights or options.
             self.peak = self.earlier_peak = self.out_of_memory = 0
 
     def end_measurement(self) -> None:
-        """Fold the peak of the load that has ended into ``earlier_peak``.
+        """Merge the peak of the load that has just ended into ``earlier_peak``.
 
-        One large prediction must not reserve memory for ever: after a lower peak, the expectation goes half
-        of the way down to it.
+        A higher peak replaces ``earlier_peak``. A lower one moves ``earlier_peak`` half of the way down, so
+        one large prediction does not reserve memory for ever.
         """
         if self.ran_once and self.peak:
             self.earlier_peak = max(self.peak, (self.earlier_peak + self.peak) // 2)

@@ -1,4 +1,4 @@
-"""Chooses the waiting models to load or wake now, and the models that leave their devices for them."""
+"""Chooses the waiting models to load or wake now, and the models to evict for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from appliance.scheduler.transitions import Transitions
 
 
 class Placements:
-    """Decides loads, wakes and evictions. It keeps no state of its own."""
+    """Decides which models are loaded, woken and evicted. Has no state of its own."""
 
     def __init__(
         self, models: Mapping[str, ModelState], ledger: Ledger, children: Children, transitions: Transitions
@@ -26,11 +26,11 @@ class Placements:
         self._transitions = transitions
 
     def decide(self, now: float) -> list[Decision]:
-        """Load waiting models, the most urgent first, and evict others for them.
+        """Load waiting models, the most urgent first, and evict other models for them.
 
-        Each model that cannot be loaded yet is promised memory, and less urgent ones get only what is left.
-        Children that fit at once ignore promises: their parents hold memory, and may be what keeps a promise
-        from being fulfilled.
+        Memory that a model still waits for is promised to it: less urgent models do not get that memory.
+        Promises do not apply to a model that a child prediction waits for, if its memory is free now: the
+        parent may hold the promised memory until its child has finished.
         """
         decisions = self.load_for_children(now)
         waiting = [entry for entry in self._models.values() if entry.wants_load(now)]
@@ -46,7 +46,7 @@ class Placements:
                 continue
             if entry.state is Residency.ASLEEP and chosen.devices != entry.devices:
                 if self._ledger.none_loading(entry.devices):
-                    reason = f"it is loaded on {', '.join(chosen.devices)} sooner than it could be woken"
+                    reason = f"loading it on {', '.join(chosen.devices)} takes less time than waking it"
                     decisions.append(self._transitions.unload(entry, reason, now))
                 continue
             if all(self._can_load_now(device, entry, promised) for device in chosen.devices):
@@ -58,7 +58,7 @@ class Placements:
         return decisions
 
     def load_for_children(self, now: float) -> list[Decision]:
-        """Load or wake the models that children wait for, where memory is free."""
+        """Load or wake the models that child predictions wait for, where memory is free."""
         loads: list[Decision] = []
         nothing = dict.fromkeys(self._ledger.capacities, 0)
         for entry in self._models.values():
@@ -71,11 +71,11 @@ class Placements:
         return loads
 
     def rank(self, entry: ModelState, now: float) -> tuple[bool, float]:
-        """Return the sort key by which the model to load next comes first."""
+        """Return a sort key for waiting models; the model to load first has the smallest key."""
         return not self._child_is_next(entry), -policy.urgency(entry, now)
 
     def missing_memory(self, entry: ModelState, device: str) -> int:
-        """Return the bytes of the device that the model needs besides those that it holds asleep."""
+        """Return the bytes of the device that the model needs in addition to its present reservation."""
         needed = entry.demand.bytes_on(self._ledger.capacities[device])
         return needed - self._ledger.reserved_by(entry, device)
 
@@ -92,7 +92,7 @@ class Placements:
         patient: bool,
         among: tuple[str, ...] | None = None,
     ) -> Plan | None:
-        """Plan a load; for a sleeping model plan whichever is better, waking it or loading it elsewhere."""
+        """Plan a load; for a sleeping model return the better plan of waking it and loading it elsewhere."""
         load = plan(entry, self._ledger, promised, now, patient=patient, completable=completable, among=among)
         if entry.state is not Residency.ASLEEP:
             return load
@@ -108,9 +108,10 @@ class Placements:
     def _claim(
         self, entry: ModelState, promised: dict[str, int], now: float, completable: set[str] | None
     ) -> Plan | None:
-        """Plan impatiently for a model that has waited long, on the devices that it has claimed before.
+        """Plan with ``patient=False`` for a model that has waited long, and let it claim the devices.
 
-        Changing devices would drain more models than necessary.
+        Devices that the model has claimed before are tried first, because a change of devices would drain
+        more models than necessary.
         """
         chosen = None
         if entry.claimed_devices:
@@ -122,9 +123,9 @@ class Placements:
         return chosen
 
     def _evict(self, chosen: Plan, waiter: ModelState, now: float) -> list[Decision]:
-        """Evict idle victims and drain busy ones, each once its minimum residency is over."""
+        """Evict idle victims and drain busy victims, except before the end of their minimum residency."""
         decisions: list[Decision] = []
-        reason = f"makes room for {waiter.name}"
+        reason = f"memory is needed for {waiter.name}"
         for victim in chosen.victims:
             if victim.state is Residency.ASLEEP:
                 if self._ledger.none_loading(victim.devices):
@@ -132,7 +133,7 @@ class Placements:
             elif not policy.residency_elapsed(victim, now):
                 continue
             elif not victim.idle:
-                why = f"{reason}, which waited {waiter.waited(now):.0f} s"
+                why = f"{reason}, which has waited {waiter.waited(now):.1f} s"
                 self._transitions.drain(victim, why, now, waiter.name, sleep=chosen.sleep)
             elif self._ledger.none_loading(victim.devices):
                 decisions += self._transitions.evict(victim, reason, now, waiter, sleep=chosen.sleep)
@@ -144,10 +145,9 @@ class Placements:
         return self._transitions.load(entry, devices, now)
 
     def _can_load_now(self, device: str, entry: ModelState, promised: dict[str, int]) -> bool:
-        """Return whether the memory is free and no other model is coming to, or leaving, the device.
+        """Return whether the memory is free, and no other model is being loaded or unloaded on the device.
 
-        Engines measure free memory while they load, so two changes at a time would falsify each other's
-        numbers.
+        Engines measure free memory while they load, and a second change at a time would falsify the result.
         """
         busy = self._ledger.loading(device) is not None or self._ledger.unloading(device)
         needed = self.missing_memory(entry, device) + promised[device]

@@ -1,4 +1,4 @@
-"""Finds the devices for a model, and the models to evict from them, at the least cost."""
+"""Finds the cheapest devices for a model, and the models to evict from these devices."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _LEAVING = frozenset({Residency.DRAINING, Residency.FALLING_ASLEEP, Residency.UN
 
 
 class Plan(NamedTuple):
-    """Devices for one model, and the models that have to leave them."""
+    """Devices for one model, and the models to evict from these devices."""
 
     devices: tuple[str, ...]
     victims: tuple[ModelState, ...]
-    cost: float  # seconds that predictions wait because of it, without the model's own load
-    sleep: bool  # True: victims that can sleep may do so; False: all have to be unloaded
+    cost: float  # seconds that predictions wait because of the plan, without the model's own load
+    sleep: bool  # whether victims may fall asleep; otherwise all have to be unloaded
 
 
 class _Option(NamedTuple):
-    """A plan for one device. The first five fields order options, best first."""
+    """A plan for one device. Sorting by the first five fields puts the best option first."""
 
-    cost: float  # seconds that predictions wait because of it
+    cost: float  # seconds that predictions wait because of the plan
     evictions: int
     must_wait: bool
-    negative_free: int  # minus the bytes that stay free
+    negative_free: int  # bytes that stay free, negated
     device: str
     victims: tuple[ModelState, ...]
     sleep: bool
@@ -44,20 +44,20 @@ def plan(
     completable: set[str] | None,
     among: Iterable[str] | None,
 ) -> Plan | None:
-    """Return the best plan to load ``model``; None if there is none at the moment.
+    """Return the best plan to load ``model``; None if no plan is possible now.
 
-    A patient model evicts only idle models whose minimum residency is over, and only if that costs less than
-    its benefit. An impatient one may evict every model that is not pinned, once its predictions have
-    finished.
+    A patient plan evicts only idle models whose minimum residency is over, and only if the eviction costs
+    less than its benefit. An impatient plan may evict every model that is not pinned, after the victim's
+    running predictions have finished.
 
     Args:
         model: The model to load.
         ledger: Reservations of all devices.
-        promised: Bytes by device that are kept for more urgent models.
+        promised: Bytes by device that are promised to more urgent models.
         now: Seconds on the scheduler's clock.
-        patient: Whether the model still waits for others to become idle.
-        completable: The predictions that can finish before this model is loaded; None stands for all.
-        among: The devices to choose from; None stands for all that the model may be loaded on.
+        patient: Whether to spare busy models.
+        completable: The predictions that can finish before this model is loaded; None means all.
+        among: The devices to choose from; None means all eligible devices.
     """
     options = []
     for device in ledger.eligible_devices(model.demand) if among is None else among:
@@ -92,11 +92,11 @@ def _plan_for_device(
     if needed > ledger.capacities[device].memory:
         return None
     others = [each for each in ledger.models_on(device) if each is not model]
-    # A sleeping model can reuse the memory that it still holds on this device.
+    # A sleeping model can use the memory that is still reserved for it on this device.
     available = ledger.free(device) + ledger.reserved_by(model, device) - promised
     missing = needed - available
 
-    # Memory that becomes free without an eviction is used first, starting with what is free soonest.
+    # Use memory that becomes free without an eviction first, the soonest free before the rest.
     loading = ledger.loading(device)
     wait = 0.0
     if loading is not None:
@@ -111,14 +111,14 @@ def _plan_for_device(
             missing -= memory
             wait = max(wait, seconds)
 
-    # Evictions free the rest: victims sleep if that frees enough, else they are unloaded.
+    # Evictions free the missing rest. Victims sleep if that frees enough; otherwise they are unloaded.
     candidates = [
         each for each in others if _evictable(each, now, patient=patient) and _finishes(each, completable)
     ]
     levels = _sleep_levels(candidates, ledger, now, model)
     victims = _cheapest_victims(levels, missing, device, ledger, now)
     sleep = victims is not None
-    if victims is None:  # sleeping models may keep too much
+    if victims is None:  # sleeping models may keep too much memory
         levels = dict.fromkeys(levels)
         victims = _cheapest_victims(levels, missing, device, ledger, now)
     if victims is None:
@@ -134,9 +134,9 @@ def _plan_for_device(
 def _cheapest_victims(
     levels: Mapping[ModelState, SleepLevel | None], missing: int, device: str, ledger: Ledger, now: float
 ) -> tuple[ModelState, ...] | None:
-    """Return the models to evict for ``missing`` bytes at the least cost; None if all are not enough.
+    """Return the cheapest models to evict for ``missing`` bytes; None if evicting all frees too little.
 
-    ``levels`` holds the candidates, with the level at which each would sleep; None means an unload.
+    ``levels`` maps each candidate to its sleep level; None means that it is unloaded.
     """
     if missing <= 0:
         return ()
@@ -145,7 +145,7 @@ def _cheapest_victims(
         for each, level in levels.items()
     }
     freed = {each: _freed_memory(each, device, ledger, level) for each, level in levels.items()}
-    # By cost per freed byte; among equals the least recently used first.
+    # By cost per freed byte, then least recently used first.
     ordered = sorted(
         (each for each in levels if freed[each] > 0),
         key=lambda each: (price[each] / freed[each], each.last_used, each.name),
@@ -158,7 +158,7 @@ def _cheapest_victims(
         missing -= freed[each]
     if missing > 0:
         return None
-    for each in sorted(chosen, key=lambda each: -price[each]):  # spare those that are not needed after all
+    for each in sorted(chosen, key=lambda each: -price[each]):  # spare victims that turn out unnecessary
         if missing + freed[each] <= 0:
             chosen.remove(each)
             missing += freed[each]
@@ -168,7 +168,7 @@ def _cheapest_victims(
 def _sleep_levels(
     candidates: list[ModelState], ledger: Ledger, now: float, waiter: ModelState
 ) -> dict[ModelState, SleepLevel | None]:
-    """Return for each candidate the level at which it would sleep; None if it would be unloaded."""
+    """Return the sleep level of each candidate; None for a candidate that would be unloaded."""
     return {
         each: policy.cheapest_sleep_level(each, now, ledger.main_memory_for(each), waiter)
         if each.can_sleep and each.state is not Residency.ASLEEP
@@ -178,9 +178,9 @@ def _sleep_levels(
 
 
 def _freed_memory(model: ModelState, device: str, ledger: Ledger, level: SleepLevel | None = None) -> int:
-    """Return the bytes of the device that are free once the model has fallen asleep, or was unloaded."""
+    """Return the bytes of the device that the model frees when it falls asleep or is unloaded."""
     reserved, footprint = ledger.reserved_by(model, device), model.demand.sleep_footprint
-    if device not in model.devices:  # main memory, which holds weights of a sleeping model until its unload
+    if device not in model.devices:  # main memory, which holds weights of sleeping models until their unload
         return reserved if model.state in {Residency.ASLEEP, Residency.UNLOADING} else 0
     if model.state is Residency.FALLING_ASLEEP:
         level = model.sleep_level

@@ -1,12 +1,11 @@
-"""The numbers behind decisions: expected durations, urgency of a load, cost and benefit of an eviction.
+"""Expected durations, the urgency of a load, and the cost and benefit of an eviction.
 
-All times are in seconds and derive from what was measured: how long loads, predictions, falling asleep and
-waking took, and how often predictions arrived. Costs and benefits are seconds that predictions wait, summed
-over them.
+Times are seconds, estimated from measured durations of loads, predictions, falling asleep and waking, and
+from the times at which predictions arrived. Costs and benefits are total waiting times of predictions.
 
-Thrashing is bounded: a model is not evicted for another one until it has been ready for as long as it took to
-become ready (by a load, or by falling asleep and waking), and at least ``MIN_RESIDENCY``. So a model spends
-at most half of any long period becoming ready or leaving, however predictions for different models alternate.
+Thrashing is bounded: a ready model is not evicted before its minimum residency is over. That is the time that
+it took to become ready (by a load, or by falling asleep and waking), and at least ``MIN_RESIDENCY``. So a
+model spends at most half of any long period becoming ready or leaving, in whatever order predictions arrive.
 """
 
 from __future__ import annotations
@@ -17,27 +16,26 @@ from typing import Final
 from appliance.scheduler.facts import Residency, SleepLevel
 from appliance.scheduler.model import ModelState
 
-#: A model that has become ready is not evicted for at least this long.
+#: Least seconds between the time at which a model becomes ready and its eviction.
 MIN_RESIDENCY: Final = 2.0
-#: Busy models are drained for a model that has waited this long, and three times the duration of its load.
+#: Least seconds that a model waits before busy models are drained for it.
 PATIENCE: Final = 15.0
-#: A draining model starts predictions of its queue for as long as its load took, but no longer than this.
+#: Most seconds for which a draining model still starts queued predictions.
 LONGEST_QUANTUM: Final = 60.0
-#: Seconds before the next load after a failed one. The delay begins with the first number and doubles up to
-#: the second.
+#: Seconds between a failed load and the next one: after the first failure, and at most.
 BACKOFF: Final = (10.0, 300.0)
-#: An idle model falls asleep after this share of `idle_unload_after`.
+#: An idle model falls asleep after this fraction of ``idle_unload_after``.
 IDLE_SLEEP: Final = 0.5
 
-# Assumed durations until something was measured.
+# Seconds that are assumed before anything was measured.
 _UNKNOWN_LOAD: Final = 5.0
 _UNKNOWN_RUN: Final = 5.0
 _UNKNOWN_GAP: Final = 600.0
 _UNLOAD: Final = 1.0
-#: Assumed durations of falling asleep and waking, as shares of a load.
+#: Assumed durations of falling asleep and waking, as fractions of a load.
 _UNKNOWN_SLEEP: Final = {SleepLevel.KEPT: 0.1, SleepLevel.DROPPED: 0.02}
 _UNKNOWN_WAKE: Final = {SleepLevel.KEPT: 0.1, SleepLevel.DROPPED: 0.4}
-#: Assumed time that an evicted model stays evicted.
+#: Assumed seconds that an evicted model stays evicted.
 _EVICTED: Final = 100.0
 
 # -- expected durations ----------------------------------------------------------------------------------
@@ -56,7 +54,7 @@ def expected_wake(model: ModelState, level: SleepLevel) -> float:
 
 
 def expected_time_to_ready(model: ModelState) -> float:
-    """Return the expected duration of the load, or of the waking if the model sleeps."""
+    """Return the expected duration of loading the model, or of waking it if it sleeps."""
     if model.sleep_level is None:
         return expected_load(model)
     return max(0.01, expected_wake(model, model.sleep_level))
@@ -67,18 +65,18 @@ def expected_run(model: ModelState) -> float:
 
 
 def expected_gap(model: ModelState, now: float) -> float:
-    """Return the expected time to the next prediction: the average gap, or the current one if longer."""
+    """Return the expected seconds between two predictions: the average or, if longer, the present gap."""
     if model.last_arrival is None:
         return _UNKNOWN_GAP
     gap = _UNKNOWN_GAP if model.arrival_gap is None else model.arrival_gap
     return max(gap, now - model.last_arrival, 0.001)
 
 
-# -- how long a model stays and waits --------------------------------------------------------------------
+# -- how long a model stays ready, and how long it waits --------------------------------------------------
 
 
 def min_residency(model: ModelState) -> float:
-    """Return how many seconds the model stays ready before it can be evicted."""
+    """Return the seconds that the model stays ready before it may be evicted."""
     if model.state is Residency.LOADING:
         return max(MIN_RESIDENCY, expected_load(model))
     level = model.sleep_level
@@ -88,7 +86,7 @@ def min_residency(model: ModelState) -> float:
 
 
 def residency_elapsed(model: ModelState, now: float) -> bool:
-    """Return whether the model is ready, not pinned, and has stayed for its minimum residency."""
+    """Return whether the model is ready, is not pinned, and its minimum residency is over."""
     return (
         model.state is Residency.READY
         and not model.pinned
@@ -97,17 +95,17 @@ def residency_elapsed(model: ModelState, now: float) -> bool:
 
 
 def patience(model: ModelState) -> float:
-    """Return how long the model waits for others to become idle before busy ones are drained for it."""
+    """Return the seconds that the model waits before busy models are drained for it."""
     return max(PATIENCE, 3 * expected_time_to_ready(model))
 
 
 def quantum(model: ModelState) -> float:
-    """Return how long a draining model still starts predictions that were queued before the drain."""
+    """Return for how many seconds a draining model still starts predictions queued before the drain."""
     return min(min_residency(model), LONGEST_QUANTUM)
 
 
 def seconds_until_free(model: ModelState, now: float) -> float:
-    """Return in how many seconds another model could use its memory."""
+    """Return in how many seconds the memory of the model could be free."""
     elapsed = now - model.state_since
     match model.state:
         case Residency.LOADING | Residency.WAKING:
@@ -116,7 +114,7 @@ def seconds_until_free(model: ModelState, now: float) -> float:
             rest = max(0.0, min_residency(model) - elapsed)
             busy = 0.0 if model.idle else expected_run(model)
             return rest + busy + (quantum(model) if model.queue else 0.0)
-        case Residency.DRAINING:  # a prediction that takes long is expected to take as long again
+        case Residency.DRAINING:  # a prediction that exceeds the expectation is assumed to take as long again
             return max(expected_run(model) - elapsed, elapsed) + _UNLOAD
         case Residency.FALLING_ASLEEP:
             level = model.sleep_level
@@ -128,29 +126,29 @@ def seconds_until_free(model: ModelState, now: float) -> float:
             return 0.0
 
 
-# -- which model is loaded next, and which is evicted for it ---------------------------------------------
+# -- which model is loaded next, and which models are evicted for it -------------------------------------
 
 
 def priority_weight(model: ModelState) -> float:
-    """Return the factor that the model's priority puts on waiting times and costs."""
+    """Return the factor by which the model's priority multiplies waiting times and costs."""
     return 2.0**model.demand.priority
 
 
 def urgency(model: ModelState, now: float) -> float:
-    """Return a number that is highest for the model to load next.
+    """Return the urgency of a load; the model with the highest urgency is loaded next.
 
-    It grows with the waiting time without limit, and with the number of waiting predictions per second of
-    load only by the fourth root, so no model starves.
+    The urgency grows linearly with the waiting time, but only with the fourth root of the number of queued
+    predictions. So every model is loaded at some time.
     """
     sharing = len(model.queue) / max(1.0, expected_time_to_ready(model))
     return priority_weight(model) * (1.0 + model.waited(now)) * float(sharing**0.25)
 
 
 def eviction_cost(model: ModelState, now: float, level: SleepLevel | None = None) -> float:
-    """Return how long predictions are expected to wait for the model to be ready again after an eviction.
+    """Return how long predictions are expected to wait because the model is evicted now.
 
-    With ``level`` it falls asleep, otherwise it is unloaded. For a sleeping model only the difference between
-    a load and its waking counts.
+    With ``level`` the model falls asleep, otherwise it is unloaded. For a sleeping model, the cost is the
+    difference between a load and a wake.
     """
     back = expected_load(model) if level is None else expected_wake(model, level)
     gap = expected_gap(model, now)
@@ -163,11 +161,11 @@ def eviction_cost(model: ModelState, now: float, level: SleepLevel | None = None
 
 
 def eviction_benefit(model: ModelState, now: float) -> float:
-    """Return the most that an eviction for the model may cost: how long its predictions will have waited.
+    """Return the most that an eviction for the model may cost: the total wait of its queue until a load ends.
 
-    This is the ski rental rule: wait until waiting has cost as much as the eviction. So a model that is used
-    all the time is not evicted because it is idle for a moment. A model that is to be loaded without a queue
-    (pinned, or loaded by an operator) may cost anything.
+    This is the ski rental rule: wait until the wait has cost as much as the eviction. So a model that is
+    constantly used is not evicted when it is idle for a moment. For a model that is loaded without queued
+    predictions (pinned, or loaded by an operator) there is no limit.
     """
     if not model.queue:
         return inf
@@ -179,8 +177,9 @@ def cheapest_sleep_level(
 ) -> SleepLevel | None:
     """Return the level at which a ready, idle model should fall asleep; None if it should be unloaded.
 
-    The cheapest choice is the one with the least waiting: of its own predictions until it is ready again, and
-    of the ``waiter``'s until it has left. ``main_memory`` is what is available for its weights, in bytes.
+    The cost of each choice has two parts: its own predictions wait until it is ready again, and the
+    predictions of ``waiter`` wait until its memory is free. ``main_memory`` is the number of bytes that its
+    weights may use.
     """
     footprint = model.demand.sleep_footprint
     if footprint is None:

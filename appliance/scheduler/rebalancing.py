@@ -1,7 +1,7 @@
-"""Sharing of waiting predictions among the instances of one model.
+"""Moves queued predictions between the instances of one model.
 
-A prediction is assigned to an instance when it arrives. Only later it may turn out that another instance has
-a free slot first, or that memory is free to load one more instance; then the prediction is moved.
+A prediction joins the queue of one instance when it arrives. It is moved if another instance has a free slot
+first, or if memory becomes free for one more instance.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from appliance.scheduler.model import ModelState
 class QueuedPrediction(NamedTuple):
     """A prediction that has not started."""
 
-    model: str  # the instance in whose queue it is
-    since: float
+    model: str  # the instance that queues it
+    since: float  # time of its arrival
 
 
 class Rebalancing:
-    """Moves waiting predictions between instances of one model."""
+    """Moves queued predictions between instances of one model."""
 
     def __init__(self, models: Mapping[str, ModelState], queued: dict[str, QueuedPrediction]) -> None:
         self._models = models
         self._queued = queued
-        self._others: dict[str, tuple[str, ...]] = {}  # instance -> those whose predictions it may take
+        self._others: dict[str, tuple[str, ...]] = {}  # receiving instance -> the model's other instances
 
     def set_instances(self, instances: Sequence[str], used: int) -> None:
-        """Declare the instances of one model; the first ``used`` take queued predictions from the others."""
+        """Set the instances of one model. Queued predictions move only to the first ``used`` instances."""
         for number, name in enumerate(instances):
             others = tuple(each for each in instances if each != name) if number < used else ()
             if others:
@@ -41,7 +41,10 @@ class Rebalancing:
                 self._others.pop(name, None)
 
     def fill_free_slots(self, now: float, children: Children, *, children_only: bool) -> Iterator[ModelState]:
-        """Move the longest waiting predictions to free slots, children first; yield the receivers."""
+        """Move queued predictions to instances with free slots; yield these instances.
+
+        Child predictions are moved first, then the longest waiting ones.
+        """
         for receiver in self._receivers():
             for _ in range(receiver.free_slots if receiver.state is Residency.READY else 0):
                 found = self._movable(receiver)
@@ -53,11 +56,11 @@ class Rebalancing:
                 yield receiver
 
     def load_more_instances(self, now: float, fits_now: Callable[[str], bool]) -> None:
-        """Move predictions to instances that are not loaded, so that these get loaded into free memory.
+        """Move queued predictions to unloaded instances, so that these are loaded into free memory.
 
-        A prediction is moved if it will have no slot where it waits even once that instance is ready, and
-        only after it has waited for as long as a load takes: loading at once may be in vain because a slot
-        becomes free meanwhile, and never loading would leave it behind predictions that may run for hours.
+        A prediction is moved only if the free slots of its present instance are too few, and only after it
+        has waited for as long as a load takes. Earlier, the load may be in vain because a slot becomes free;
+        without a load, the prediction may wait hours for running ones.
         """
         for receiver in self._receivers():
             if not receiver.loadable or now < receiver.blocked_until:
@@ -69,17 +72,14 @@ class Rebalancing:
                 self._move(min(late)[-1], receiver, now)
 
     def could_load_more(self) -> bool:
-        """Return whether moving predictions could load one more instance.
-
-        That is so if an instance has more waiting predictions than free slots while another is not loaded.
-        """
+        """Return whether any instance has more queued predictions than slots while another is not loaded."""
         loadable = (receiver for receiver in self._receivers() if receiver.loadable)
         return any(
             len(each.queue) > each.free_slots for receiver in loadable for each in self._others_of(receiver)
         )
 
     def move_to_ready_instance(self, entry: ModelState, now: float) -> None:
-        """Move the queue of an instance that failed to load to the least busy one that is ready, if any."""
+        """Move the queue of an instance that failed to load to the least busy ready instance, if any."""
         ready = [each for each in self._others_of(entry) if each.state is Residency.READY]
         if ready:
             receiver = min(ready, key=lambda each: len(each.queue) + len(each.running))
@@ -95,7 +95,7 @@ class Rebalancing:
             receiver.waiting_since = now
 
     def _receivers(self) -> Iterator[ModelState]:
-        """Yield the instances with an empty queue that are not about to be replaced."""
+        """Yield instances with an empty queue, except instances that a config change will replace."""
         for name in self._others:
             entry = self._models.get(name)
             if entry is not None and not entry.queue and not entry.outdated:
@@ -106,9 +106,9 @@ class Rebalancing:
         return [each for each in found if each is not None]
 
     def _movable(self, receiver: ModelState, *, beyond_slots: bool = False) -> list[str]:
-        """Return the first waiting prediction of each other instance that may run on any instance.
+        """Return for each other instance the first queued prediction that may be moved.
 
-        With ``beyond_slots`` predictions are skipped that get a slot as soon as their instance is ready.
+        With ``beyond_slots``, as many predictions are skipped as their instance has free slots.
         """
         found = []
         for each in self._others_of(receiver):

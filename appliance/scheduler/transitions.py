@@ -1,4 +1,4 @@
-"""Every change of a model's residency, together with its reservation and its event."""
+"""Every change of a model's state, together with its reservation and its event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from appliance.scheduler.model import ModelState
 
 
 class Transitions:
-    """Changes models, the ledger and the event log together; returns the decisions that follow."""
+    """Changes the state of models, their reservations and the event log together."""
 
     def __init__(self, ledger: Ledger, event_log: EventLog) -> None:
         self._ledger = ledger
@@ -19,7 +19,7 @@ class Transitions:
     # -- loading -----------------------------------------------------------------------------------------
 
     def load(self, entry: ModelState, devices: tuple[str, ...], now: float) -> Load:
-        """Load the model on devices that have the memory free."""
+        """Load the model. ``devices`` must have enough free memory."""
         entry.transition_to(Residency.LOADING, now)
         entry.load_began = now
         entry.claimed_devices = ()
@@ -29,7 +29,7 @@ class Transitions:
         return Load(entry.name, devices, memory, may_sleep=entry.demand.sleep_footprint is not None)
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
-        """Mark the model ready and record the sleep levels that its worker process supports."""
+        """Mark the model as ready, and record the sleep levels that its worker process supports."""
         entry.load_seconds = entry.became_ready_in = entry.transition_to(Residency.READY, now)
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
@@ -45,7 +45,6 @@ class Transitions:
         levels: frozenset[SleepLevel],
         now: float,
     ) -> None:
-        """Mark a model ready that an earlier gateway process has loaded."""
         entry.transition_to(Residency.READY, now)
         self._ledger.reserve(entry, devices, memory)
         entry.became_ready_in = policy.expected_load(entry)
@@ -59,7 +58,7 @@ class Transitions:
     def sleep(
         self, entry: ModelState, level: SleepLevel, reason: str, now: float, on_behalf_of: str | None = None
     ) -> Sleep:
-        """Put a model to sleep that can sleep, and for whose weights main memory is free."""
+        """Put the model to sleep. It must be able to sleep, and main memory must be free for its weights."""
         footprint = entry.demand.sleep_footprint
         assert footprint is not None, f"model {entry.name} cannot sleep"
         entry.transition_to(Residency.FALLING_ASLEEP, now)
@@ -71,7 +70,7 @@ class Transitions:
         return Sleep(entry.name, level, footprint.residue, reason)
 
     def asleep(self, entry: ModelState, now: float) -> None:
-        """Mark the model asleep and free its device memory except the residue."""
+        """Mark the model as asleep, and free its device memory except ``SleepFootprint.residue``."""
         assert entry.sleep_level is not None
         assert entry.demand.sleep_footprint is not None
         seconds = entry.transition_to(Residency.ASLEEP, now)
@@ -83,7 +82,7 @@ class Transitions:
         self._event_log.add(now, EventKind.ASLEEP, entry.name, entry.devices, freed, seconds=seconds)
 
     def wake(self, entry: ModelState, now: float) -> Wake:
-        """Wake a model whose devices have its memory free."""
+        """Wake the model. Its devices must have enough free memory."""
         entry.transition_to(Residency.WAKING, now)
         entry.load_began = now
         entry.claimed_devices = ()
@@ -93,7 +92,7 @@ class Transitions:
         return Wake(entry.name)
 
     def woken(self, entry: ModelState, now: float) -> None:
-        """Mark a woken model ready and free the main memory of its weights."""
+        """Mark a woken model as ready, and free the main memory of its weights."""
         assert entry.sleep_level is not None
         seconds = entry.transition_to(Residency.READY, now)
         entry.wake_seconds[entry.sleep_level] = seconds
@@ -111,8 +110,8 @@ class Transitions:
     ) -> list[Sleep | Unload]:
         """Put an idle model to sleep or unload it, whichever makes predictions wait less.
 
-        Without ``sleep`` it is unloaded. If main memory lacks space for its weights, older sleeping models
-        are unloaded first, and the model stays ready until a later decision.
+        Without ``sleep`` the model is unloaded. If main memory is too full for its weights, only models that
+        sleep longer are unloaded now, and the model itself stays ready until a later decision.
         """
         beneficiary = None if waiter is None else waiter.name
         level, main_memory = None, self._ledger.main_memory_for(entry)
@@ -129,7 +128,7 @@ class Transitions:
         return [self.sleep(entry, level, reason, now, beneficiary)]
 
     def _missing_main_memory(self, entry: ModelState) -> int:
-        """Return the bytes of main memory that have to be freed before the model can sleep."""
+        """Return the bytes of main memory that must be freed before the model can fall asleep."""
         device, footprint = self._ledger.main_memory, entry.demand.sleep_footprint
         if device is None or footprint is None:
             return 0
@@ -138,7 +137,7 @@ class Transitions:
     def _unload_older_sleepers(
         self, entry: ModelState, missing: int, now: float
     ) -> list[Sleep | Unload] | None:
-        """Unload sleeping models that free ``missing`` bytes; return None if that is not possible now."""
+        """Unload sleeping models to free ``missing`` bytes; return None if that is not possible now."""
         freed = self._ledger.main_memory_being_freed()
         chosen: list[ModelState] = []
         for each in self._ledger.older_sleepers(entry):
@@ -149,7 +148,7 @@ class Transitions:
                 freed += each.main_memory
         if freed < missing:
             return None
-        reason = f"makes room in main memory for {entry.name}, which falls asleep"
+        reason = f"main memory is needed for {entry.name}, which falls asleep"
         return [self.unload(each, reason, now, entry.name) for each in chosen]
 
     def drain(
@@ -161,10 +160,10 @@ class Transitions:
         *,
         sleep: bool = False,
     ) -> None:
-        """Let running predictions finish before the model leaves.
+        """Let running predictions finish before the model is unloaded.
 
-        If it leaves on behalf of another model, the predictions that wait now may still start, for a bounded
-        time. With ``sleep`` it may fall asleep instead of being unloaded.
+        If the memory is freed for another model, predictions that are queued now may still start, for a
+        limited time. With ``sleep`` the model may fall asleep instead of being unloaded.
         """
         quota = 0 if on_behalf_of is None else len(entry.queue)
         entry.sleep_after_drain = sleep
@@ -173,11 +172,14 @@ class Transitions:
         entry.transition_to(Residency.DRAINING, now)
         if entry.queue:
             entry.waiting_since = now
-        reason = f"{reason}; {len(entry.running)} running, {quota} waiting may start"
+        reason = f"{reason}: {len(entry.running)} predictions running, {quota} queued ones may still start"
         self._log(entry, EventKind.DRAIN, now, reason=reason, on_behalf_of=on_behalf_of)
 
     def leave_if_idle(self, entry: ModelState, now: float) -> list[Sleep | Unload]:
-        """Unload a model that was idle for ``idle_unload_after``; put it to sleep after half of that."""
+        """Put a model to sleep or unload it if it has had no prediction for long enough.
+
+        It falls asleep after half of ``idle_unload_after``, and is unloaded after the whole.
+        """
         limit, idle_seconds = entry.demand.idle_unload_after, now - entry.last_used
         if limit is None:
             return []
@@ -193,18 +195,18 @@ class Transitions:
         return []
 
     def unload(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> Unload:
-        """Unload the model; its memory stays reserved until that is confirmed."""
+        """Unload the model. Its memory stays reserved until the engine confirms the unload."""
         self.stop(entry, reason, now, on_behalf_of)
         return Unload(entry.name, reason, entry.devices, entry.expected_peak)
 
     def stop(self, entry: ModelState, reason: str, now: float, on_behalf_of: str | None = None) -> None:
-        """Mark the model as unloading; its memory stays reserved until the worker process is gone."""
+        """Mark the model as unloading. Its memory stays reserved until its worker process has ended."""
         since = entry.state_since if entry.state is Residency.ASLEEP else entry.ready_since
         self._log(entry, EventKind.UNLOAD, now, reason=reason, on_behalf_of=on_behalf_of, seconds=now - since)
         entry.transition_to(Residency.UNLOADING, now)
 
     def gone(self, entry: ModelState, kind: EventKind, now: float, *, reason: str) -> None:
-        """Mark the model cold and free all its memory: its worker process has ended."""
+        """Mark the model as cold, and free all its memory. Its worker process has ended."""
         seconds = None if kind is EventKind.LOST else now - entry.state_since
         self._log(entry, kind, now, reason=reason, seconds=seconds)
         entry.transition_to(Residency.COLD, now)

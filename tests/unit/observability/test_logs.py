@@ -138,7 +138,7 @@ def test_a_record_has_the_prediction_and_model_of_its_arguments(file: Path) -> N
     assert (first["prediction"], first["model"], first["message"]) == ("p1", "a/b", "p1 (child of p0) waits")
     assert (second["prediction"], second["model"]) == ("bound", "a/c")
     assert text[0].endswith(" [a/b] p1 (child of p0) waits")  # what the text says is not said twice
-    assert text[1].endswith(" [bound] model a/c is ready")
+    assert text[1].endswith(" [bound] model a/c is ready after 0.0 s of loading")
 
 
 async def test_bound_names_belong_to_their_task(file: Path) -> None:

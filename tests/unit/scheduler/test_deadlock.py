@@ -109,7 +109,7 @@ def test_a_prediction_that_asks_for_itself_is_refused_when_it_has_the_only_slot(
     subject.queued("child", "w/w", 1.0, parent="parent")
     (refused,) = subject.decide(1.0)
     assert isinstance(refused, Refuse)
-    assert "1 at a time" in refused.reason
+    assert "concurrency 1" in refused.reason
 
 
 def test_two_parents_that_hold_what_the_other_needs_are_separated_by_refusing_one_child() -> None:
@@ -123,7 +123,7 @@ def test_two_parents_that_hold_what_the_other_needs_are_separated_by_refusing_on
     assert isinstance(refused, Refuse)
     assert refused.id == "child-of-two"
     subject.finished("two", "w/w", 3.0)
-    assert subject.decide(3.0 + MIN_RESIDENCY) == [Unload("w/w", "makes room for p/p", ("gpu0",), 0)]
+    assert subject.decide(3.0 + MIN_RESIDENCY) == [Unload("w/w", "memory is needed for p/p", ("gpu0",), 0)]
 
 
 def test_a_child_takes_the_memory_that_is_promised_to_one_that_waits_for_its_parent() -> None:

@@ -75,7 +75,8 @@ def test_an_estimate_gives_way_to_less_once_a_prediction_has_run() -> None:
     known = subject.footprints.of("a/a")
     assert (known.demand.origin, known.peak, known.estimate) == (Origin.MEASURED, 2 * GIB, 4 * GIB)
     assert logged(subject, EventKind.RESIZED)[0] == (
-        "model a/a now reserves 1.1 GiB on gpu0: it takes up to 1.0 GiB, and 4.0 GiB were reserved"
+        "model a/a now reserves 1.1 GiB on gpu0: "
+        "its measured peak is 1.0 GiB, and 4.0 GiB were reserved before"
     )
 
 
@@ -186,7 +187,7 @@ def test_what_others_take_of_a_device_is_not_there_for_models() -> None:
     assert [each for each in decided if isinstance(each, Load)] == []
     subject.unloaded("a/a", 6.0)
     assert [each.model for each in subject.decide(6.0) if isinstance(each, Load)] == ["b/b"]
-    assert logged(subject, EventKind.FOREIGN) == ["other programs take 3.0 GiB of gpu0"]
+    assert logged(subject, EventKind.FOREIGN) == ["programs outside of the appliance use 3.0 GiB of gpu0"]
 
 
 def test_what_waits_for_others_to_let_go_is_loaded_when_they_do() -> None:

@@ -95,7 +95,7 @@ def test_an_idle_model_makes_room_and_its_memory_counts_until_it_is_gone() -> No
     subject = scheduler(model("a/a", 6), model("b/b", 6))
     loaded(subject, "a/a", 0.0)
     subject.queued("p", "b/b", MIN_RESIDENCY)
-    assert subject.decide(MIN_RESIDENCY) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(MIN_RESIDENCY) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
     assert subject.decide(MIN_RESIDENCY + 1) == []
     assert subject.free("gpu0") == 4 * GIB
     subject.unloaded("a/a", 0.0)
@@ -110,7 +110,7 @@ def test_the_least_recently_used_goes_first() -> None:
     subject.decide(5.0)
     subject.finished("p", "a/a", 6.0)
     subject.queued("q", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("b/b", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(100.0) == [Unload("b/b", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def test_a_just_loaded_model_is_left_in_peace() -> None:
@@ -286,7 +286,7 @@ def test_what_is_asked_for_often_stays_although_it_was_used_longer_ago() -> None
     used(subject, "often/x", *range(10, 50))
     used(subject, "seldom/x", 10.0, 51.0)
     subject.queued("p", "c/c", 55.0)
-    assert subject.decide(55.0) == [Unload("seldom/x", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(55.0) == [Unload("seldom/x", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def test_what_takes_long_to_load_again_stays() -> None:
@@ -294,7 +294,7 @@ def test_what_takes_long_to_load_again_stays() -> None:
     loaded(subject, "slow/x", 60.0, took=60.0)
     loaded(subject, "quick/x", 61.0, took=1.0)
     subject.queued("p", "c/c", 300.0)
-    assert subject.decide(300.0) == [Unload("quick/x", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(300.0) == [Unload("quick/x", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def test_one_large_model_leaves_rather_than_many_small_ones() -> None:
@@ -303,7 +303,7 @@ def test_one_large_model_leaves_rather_than_many_small_ones() -> None:
         loaded(subject, f"small/{number}", 1.0)
     loaded(subject, "large/x", 2.0)
     subject.queued("p", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("large/x", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(100.0) == [Unload("large/x", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def test_a_free_device_is_taken_before_anyone_is_evicted() -> None:
@@ -320,7 +320,7 @@ def test_the_device_whose_models_are_missed_least_makes_room() -> None:
     used(subject, "seldom/x", 99.0)
     used(subject, "often/x", *range(60, 90, 2))
     subject.queued("p", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("seldom/x", "makes room for c/c", ("gpu1",), 0)]
+    assert subject.decide(100.0) == [Unload("seldom/x", "memory is needed for c/c", ("gpu1",), 0)]
 
 
 def test_a_model_stays_for_as_long_as_its_load_took() -> None:
@@ -329,7 +329,7 @@ def test_a_model_stays_for_as_long_as_its_load_took() -> None:
     subject.queued("p", "b/b", 41.0)
     assert subject.decide(79.9) == []
     assert subject.next_wakeup(79.9) == 80.0
-    assert subject.decide(80.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(80.0) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
 
 
 def test_nothing_is_unloaded_where_another_is_being_loaded() -> None:
@@ -365,7 +365,7 @@ def test_a_drained_model_takes_what_was_queued_but_nothing_that_comes_later() ->
     assert subject.decide(2002.0) == [Start("third", "a/a", ("gpu0",))]
     subject.finished("third", "a/a", 2003.0)
     (unload,) = subject.decide(2003.0)
-    assert unload == Unload("a/a", "makes room for b/b, which waited 1000 s", ("gpu0",), 0)
+    assert unload == Unload("a/a", "memory is needed for b/b, which has waited 1000.0 s", ("gpu0",), 0)
     subject.unloaded("a/a", 2004.0)
     assert subject.decide(2004.0) == [Load("b/b", ("gpu0",), 6 * GIB, may_sleep=False)]
     subject.loaded("b/b", 2005.0, ())
@@ -421,7 +421,7 @@ def test_of_two_alike_the_one_of_lower_priority_makes_room() -> None:
     loaded(subject, "b/b", 0.0)
     loaded(subject, "a/a", 1.0)
     subject.queued("p", "c/c", 100.0)
-    assert subject.decide(100.0) == [Unload("a/a", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(100.0) == [Unload("a/a", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def hot() -> Scheduler:
@@ -437,13 +437,13 @@ def test_what_is_asked_for_all_the_time_is_not_evicted_for_one_prediction_at_onc
     subject.queued("p", "c/c", 59.5)
     assert subject.decide(59.5) == []
     used(subject, "hot/x", 60.0)
-    assert subject.decide(74.0) == [Unload("hot/x", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(74.0) == [Unload("hot/x", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def test_what_is_loaded_by_hand_evicts_whatever_is_idle() -> None:
     subject = hot()
     subject.request_load("c/c")
-    assert subject.decide(59.5) == [Unload("hot/x", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(59.5) == [Unload("hot/x", "memory is needed for c/c", ("gpu0",), 0)]
 
 
 def test_what_is_preloaded_may_be_evicted() -> None:
@@ -451,14 +451,14 @@ def test_what_is_preloaded_may_be_evicted() -> None:
     assert subject.decide(0.0) == [Load("a/a", ("gpu0",), 6 * GIB, may_sleep=False)]
     subject.loaded("a/a", 1.0, ())
     subject.queued("p", "b/b", 50.0)
-    assert subject.decide(50.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(50.0) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
 
 
 def test_what_can_never_fit_beside_a_pinned_model_is_said() -> None:
     subject = scheduler(model("a/a", 6, pin=True), model("b/b", 6))
     subject.check_fits("b/b")  # not loaded yet: it may still fail
     subject.decide(0.0)
-    with pytest.raises(ModelTooLarge, match=r"b/b needs .*pinned models \(a/a\)"):
+    with pytest.raises(ModelTooLarge, match="b/b needs .*pinned models a/a"):
         subject.check_fits("b/b")
     subject.check_fits("a/a")
 
@@ -479,7 +479,7 @@ def test_every_decision_is_logged_with_its_reason_its_bytes_and_its_time() -> No
     subject.unloaded("a/a", 22.0)
     subject.decide(22.0)
     assert subject.load_failed("b/b", 25.0, "no such file") == ["p"]
-    assert logged(subject, EventKind.UNLOAD) == [("a/a", "makes room for b/b", "b/b", 6 * GIB, 16.0)]
+    assert logged(subject, EventKind.UNLOAD) == [("a/a", "memory is needed for b/b", "b/b", 6 * GIB, 16.0)]
     assert logged(subject, EventKind.UNLOADED) == [("a/a", "", None, 6 * GIB, 1.0)]
     assert logged(subject, EventKind.LOAD)[1] == (
         "b/b",

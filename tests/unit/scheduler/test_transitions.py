@@ -64,7 +64,7 @@ def test_a_victim_falls_asleep_and_its_device_is_free_once_it_has() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0)
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.KEPT, GIB, "makes room for b/b")]
+    assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.KEPT, GIB, "memory is needed for b/b")]
     assert subject.residency("a/a") is Residency.FALLING_ASLEEP
     assert subject.free("gpu0") == 2 * GIB
     assert subject.reserved("ram") == {"a/a": 6 * GIB}
@@ -81,7 +81,7 @@ def test_a_sleeper_is_woken_where_it_sleeps_and_gives_main_memory_back() -> None
     loaded(subject, "a/a", 20.0)
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "a/a", 200.0)
-    assert subject.decide(200.0) == [Sleep("b/b", SleepLevel.KEPT, GIB, "makes room for a/a")]
+    assert subject.decide(200.0) == [Sleep("b/b", SleepLevel.KEPT, GIB, "memory is needed for a/a")]
     subject.asleep("b/b", 201.0)
     assert subject.decide(201.0) == [Wake("a/a")]
     assert subject.residency("a/a") is Residency.WAKING
@@ -112,14 +112,14 @@ def test_what_will_soon_be_asked_again_keeps_its_weights_and_what_will_not_drops
         subject.decide(now)
         subject.finished("again", "a/a", now)
         subject.queued("p", "b/b", now + 20)
-        assert subject.decide(now + 20) == [Sleep("a/a", level, GIB, "makes room for b/b")]
+        assert subject.decide(now + 20) == [Sleep("a/a", level, GIB, "memory is needed for b/b")]
 
 
 def test_without_free_main_memory_weights_are_dropped() -> None:
     subject = scheduler(model("a/a"), model("b/b"), main=5)
     loaded(subject, "a/a", 20.0, BOTH)
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.DROPPED, GIB, "makes room for b/b")]
+    assert subject.decide(60.0) == [Sleep("a/a", SleepLevel.DROPPED, GIB, "memory is needed for b/b")]
     assert subject.reserved("ram") == {}
 
 
@@ -129,17 +129,17 @@ def test_the_least_recently_used_sleeper_leaves_main_memory_for_the_next() -> No
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "c/c", 200.0)
     (first,) = subject.decide(200.0)
-    assert first == Unload("a/a", "makes room in main memory for b/b, which falls asleep", ("gpu0",), 0)
+    assert first == Unload("a/a", "main memory is needed for b/b, which falls asleep", ("gpu0",), 0)
     assert subject.decide(200.2) == []  # it has not gone yet
     subject.unloaded("a/a", 200.5)
-    assert subject.decide(200.5) == [Sleep("b/b", SleepLevel.KEPT, GIB, "makes room for c/c")]
+    assert subject.decide(200.5) == [Sleep("b/b", SleepLevel.KEPT, GIB, "memory is needed for c/c")]
 
 
 def test_a_worker_that_says_it_cannot_sleep_is_unloaded() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0, ())
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(60.0) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
 
 
 def test_what_failed_to_sleep_once_is_unloaded_from_then_on() -> None:
@@ -147,7 +147,7 @@ def test_what_failed_to_sleep_once_is_unloaded_from_then_on() -> None:
     loaded(subject, "a/a", 20.0)
     subject.sleep_failed("a/a")
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(60.0) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
 
 
 def test_what_would_leave_too_much_asleep_is_unloaded() -> None:
@@ -155,14 +155,14 @@ def test_what_would_leave_too_much_asleep_is_unloaded() -> None:
     subject = scheduler(model("a/a"), model("b/b", 10))
     loaded(subject, "a/a", 20.0)
     subject.queued("p", "b/b", 60.0)
-    assert subject.decide(60.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(60.0) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
 
 
 def test_a_model_that_is_hardly_ever_asked_is_unloaded_if_that_is_quicker() -> None:
     subject = scheduler(model("a/a"), model("b/b"))
     loaded(subject, "a/a", 20.0)
     subject.queued("p", "b/b", 20_000.0)
-    assert subject.decide(20_000.0) == [Unload("a/a", "makes room for b/b", ("gpu0",), 0)]
+    assert subject.decide(20_000.0) == [Unload("a/a", "memory is needed for b/b", ("gpu0",), 0)]
 
 
 def test_an_idle_model_falls_asleep_before_it_is_unloaded() -> None:
@@ -230,7 +230,7 @@ def test_a_sleeper_whose_device_stays_busy_is_loaded_on_another() -> None:
     subject.unloaded("c/c", 123.0)
     subject.queued("q", "a/a", 200.0)
     (first,) = subject.decide(200.0)
-    assert first == Unload("a/a", "it is loaded on gpu0 sooner than it could be woken", ("gpu1",), 0)
+    assert first == Unload("a/a", "loading it on gpu0 takes less time than waking it", ("gpu1",), 0)
     subject.unloaded("a/a", 200.5)
     assert subject.decide(200.5) == [Load("a/a", ("gpu0",), 8 * GIB, may_sleep=True)]
 
@@ -242,7 +242,7 @@ def test_what_computes_on_the_cpu_is_held_in_main_memory_and_pushes_sleepers_out
     loaded(subject, "a/a", 20.0)
     asleep(subject, "a/a", 60.0, "b/b")
     subject.queued("p", "c/c", 200.0)
-    assert subject.decide(200.0) == [Unload("a/a", "makes room for c/c", ("gpu0",), 0)]
+    assert subject.decide(200.0) == [Unload("a/a", "memory is needed for c/c", ("gpu0",), 0)]
     subject.unloaded("a/a", 200.5)
     assert subject.decide(200.5) == [Load("c/c", ("ram",), 7 * GIB, may_sleep=False)]
     assert subject.free("ram") == 5 * GIB
