@@ -124,7 +124,7 @@ def main() -> int:
         "or the content of a file changed. lost: an accepted prediction did not end, or failed without a "
         "reason, or its last webhook never arrived, or an accepted file is gone. Seconds to recover are "
         "counted from the end of the fault until a new prediction succeeds; a driver that has ended is "
-        "started again. docs/campaign.md has the results so far.",
+        "started again. docs/fault-injection.md has the results so far.",
     )
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument(

@@ -458,7 +458,7 @@ def test_what_can_never_fit_beside_a_pinned_model_is_said() -> None:
     subject = scheduler(model("a/a", 6, pin=True), model("b/b", 6))
     subject.check_fits("b/b")  # not loaded yet: it may still fail
     subject.decide(0.0)
-    with pytest.raises(ModelTooLarge, match="b/b needs .*pinned models a/a"):
+    with pytest.raises(ModelTooLarge, match=r"b/b needs .*pinned models a/a"):
         subject.check_fits("b/b")
     subject.check_fits("a/a")
 
