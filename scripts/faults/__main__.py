@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.faults.cases import CASES, SHORT, Case, Settings
-from scripts.faults.ground import Ground
 from scripts.faults.ledger import Tally
 from scripts.faults.resources import Skipped
+from scripts.faults.testbed import Testbed
 
 _COLUMNS: Final = ("accepted", "ended", "wrong", "lost")
 
@@ -66,7 +66,7 @@ class Campaign:
         """``folder`` is where the data folders are created."""
         self._settings = settings
         self._folder = folder
-        self._ground: Ground | None = None
+        self._testbed: Testbed | None = None
         self._ui = False
         self._number = 0
 
@@ -78,8 +78,8 @@ class Campaign:
                 self.close()
                 return Result(case.name, tally, case.own(self._fresh(), self._settings.patience, tally), None)
             assert case.shared is not None
-            ground = self._shared(case.ui)
-            result = Result(case.name, tally, case.shared(ground, self._settings, tally), None)
+            testbed = self._shared(case.ui)
+            result = Result(case.name, tally, case.shared(testbed, self._settings, tally), None)
         except Skipped as reason:
             return Result(case.name, tally, None, str(reason))
         except (AssertionError, httpx.HTTPError, psutil.Error) as error:  # a wait timed out or a call failed
@@ -92,18 +92,18 @@ class Campaign:
 
     def close(self) -> None:
         """End the shared appliance."""
-        if self._ground is not None:
-            self._ground.close()
-            self._ground = None
+        if self._testbed is not None:
+            self._testbed.close()
+            self._testbed = None
 
-    def _shared(self, ui: bool) -> Ground:
-        if self._ground is not None and self._ui != ui:
+    def _shared(self, ui: bool) -> Testbed:
+        if self._testbed is not None and self._ui != ui:
             self.close()
-        if self._ground is None:
+        if self._testbed is None:
             self._ui = ui
-            self._ground = Ground(self._fresh() / "home", patience=self._settings.patience, ui=ui)
-            self._ground.start()
-        return self._ground
+            self._testbed = Testbed(self._fresh() / "home", patience=self._settings.patience, ui=ui)
+            self._testbed.start()
+        return self._testbed
 
     def _fresh(self) -> Path:
         self._number += 1

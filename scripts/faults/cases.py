@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from scripts.faults import processes, resources, volumes
-from scripts.faults.ground import Caller, Ground
 from scripts.faults.ledger import Tally
 from scripts.faults.states import STATES
+from scripts.faults.testbed import Caller, Testbed
 
 
 class Settings(NamedTuple):
@@ -24,27 +24,27 @@ class Case(NamedTuple):
     """One fault. ``shared`` runs on a shared appliance, ``own`` starts a separate one in a folder."""
 
     name: str
-    shared: Callable[[Ground, Settings, Tally], float | None] | None = None
+    shared: Callable[[Testbed, Settings, Tally], float | None] | None = None
     own: Callable[[Path, float, Tally], float | None] | None = None
     ui: bool = False  # whether the case needs the UI
 
 
 def _process(role: str, fault: str, state: str) -> Case:
-    def run(ground: Ground, settings: Settings, tally: Tally) -> float | None:
-        with Caller(ground):
-            heal = STATES[state](ground)
-            over = processes.put(ground.appliance, role, fault, settings.stopped)
-            seconds = ground.recovered(over)
+    def run(testbed: Testbed, settings: Settings, tally: Tally) -> float | None:
+        with Caller(testbed):
+            heal = STATES[state](testbed)
+            over = processes.put(testbed.appliance, role, fault, settings.stopped)
+            seconds = testbed.recovered(over)
             heal()
-        ground.check(tally, well=seconds is not None)
+        testbed.check(tally, well=seconds is not None)
         return seconds
 
     return Case(f"{role}/{fault}/{state}", shared=run, ui=role == "ui")
 
 
 def _volume(name: str, measure: Callable[..., float | None]) -> Case:
-    def run(ground: Ground, settings: Settings, tally: Tally) -> float | None:
-        return measure(ground, tally, short=settings.short)
+    def run(testbed: Testbed, settings: Settings, tally: Tally) -> float | None:
+        return measure(testbed, tally, short=settings.short)
 
     return Case(name, shared=run)
 
@@ -70,6 +70,6 @@ CASES: Final = (
 )
 #: Cases of ``--short``: one appliance, under a minute.
 SHORT: Final = frozenset(
-    {"gateway/kill/running", "host/kill/streaming", "zygote/kill/starting", "replica/stop/webhook",
+    {"gateway/kill/running", "worker/kill/streaming", "zygote/kill/starting", "replica/stop/webhook",
      "gateway/stop/uploading", "logs/long"}
 )  # fmt: skip

@@ -35,9 +35,9 @@ def _called(name: str) -> Callable[[Appliance], list[int]]:
 
 
 def _zygote(appliance: Appliance) -> list[int]:
-    hosts = appliance.hosts()  # hosts are forked, so they have the zygote's command line
+    workers = appliance.worker_pids()  # workers are forked, so they have the zygote's command line
     return [
-        process.pid for process in appliance.named("-m appliance.worker.zygote") if process.pid not in hosts
+        process.pid for process in appliance.named("-m appliance.worker.zygote") if process.pid not in workers
     ]
 
 
@@ -46,7 +46,7 @@ ROLES: Final[dict[str, Callable[[Appliance], list[int]]]] = {
     "driver": _driver,
     "gateway": _with("ServeReplica:gateway"),
     "replica": _with("ServeReplica:runner"),
-    "host": Appliance.hosts,
+    "worker": Appliance.worker_pids,
     "zygote": _zygote,
     "ui": _with("-m appliance.ui"),
     "raylet": _called("raylet"),

@@ -17,8 +17,8 @@ from typing import Final
 
 import httpx
 
-from scripts.faults.ground import START, Caller, Ground
 from scripts.faults.ledger import Tally
+from scripts.faults.testbed import START, Caller, Testbed
 from tests.support import tiny_models
 
 _DISK: Final = "256m"
@@ -38,10 +38,10 @@ class Skipped(Exception):
 def disk_full(folder: Path, patience: float, tally: Tally) -> float | None:
     """The disk of the data folder is full while predictions are made, and then has space again."""
     with _small_disk(folder) as disk:
-        ground = Ground(disk / "home", patience=patience)
+        testbed = Testbed(disk / "home", patience=patience)
         try:
-            ground.start()
-            with Caller(ground), ground.client() as client:
+            testbed.start()
+            with Caller(testbed), testbed.client() as client:
                 _fill(disk / "ballast")
                 until = time.monotonic() + _FULL_SECONDS
                 said: set[int] = set()
@@ -54,15 +54,15 @@ def disk_full(folder: Path, patience: float, tally: Tally) -> float | None:
                         continue
                     said.add(reply.status_code)
                     if reply.status_code == 201:
-                        ground.ledger.uploaded(reply.json()["id"], content)
-                    ground.create(client, "test/slow", "full", text="full")
+                        testbed.ledger.uploaded(reply.json()["id"], content)
+                    testbed.create(client, "test/slow", "full", text="full")
                 (disk / "ballast").unlink()
-                seconds = ground.recovered(time.monotonic())
+                seconds = testbed.recovered(time.monotonic())
             tally.note(f"uploads got {', '.join(map(str, sorted(said)))} while the disk was full")
-            ground.check(tally, well=seconds is not None)
+            testbed.check(tally, well=seconds is not None)
             return seconds
         finally:
-            ground.close()
+            testbed.close()
 
 
 def clock_forward(folder: Path, patience: float, tally: Tally) -> float | None:
@@ -81,24 +81,24 @@ def _clock(folder: Path, patience: float, tally: Tally, jump: int) -> float | No
     _compile(Path(__file__).with_name("clock.c"), library)
     shift.write_bytes(struct.pack("l", 0))
     further = {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(shift)}
-    ground = Ground(folder / "home", patience=patience, further=further)
+    testbed = Testbed(folder / "home", patience=patience, further=further)
     try:
-        ground.start()
-        with Caller(ground), ground.client() as client:
+        testbed.start()
+        with Caller(testbed), testbed.client() as client:
             for number in range(_MANY):
-                ground.create(client, "test/echo", f"t {number}", text=f"t {number}", delay=1)
+                testbed.create(client, "test/echo", f"t {number}", text=f"t {number}", delay=1)
             with shift.open("r+b") as written:  # in place: the processes have mapped this file
                 written.write(struct.pack("l", jump))
             for number in range(_MANY):
-                ground.create(client, "test/echo", f"u {number}", text=f"u {number}", delay=1)
-            seconds = ground.recovered(time.monotonic())
+                testbed.create(client, "test/echo", f"u {number}", text=f"u {number}", delay=1)
+            seconds = testbed.recovered(time.monotonic())
             newest = client.get("/v1/predictions").json()["results"]
             shifts = [datetime.fromisoformat(each["created_at"]).timestamp() - time.time() for each in newest]
             tally.note(f"predictions were created {max(shifts, key=abs):+.0f} s from the true time")
-        ground.check(tally, well=seconds is not None)
+        testbed.check(tally, well=seconds is not None)
         return seconds
     finally:
-        ground.close()
+        testbed.close()
 
 
 def _compile(source: Path, library: Path) -> None:
@@ -128,32 +128,32 @@ def _weights(folder: Path, patience: float, tally: Tally, damage: Callable[[Path
     tiny_models.fill_mask(weights)
     file = weights / "model.safetensors"
     kept = Path(shutil.copy(file, folder / "kept"))
-    ground = Ground(folder / "home", patience=patience, models=_TINY % weights)
+    testbed = Testbed(folder / "home", patience=patience, models=_TINY % weights)
     try:
-        ground.start()
-        with ground.client(timeout=120) as client:
-            ground.create(client, "test/tiny", None, text=_MASKED)
-            with Caller(ground):
+        testbed.start()
+        with testbed.client(timeout=120) as client:
+            testbed.create(client, "test/tiny", None, text=_MASKED)
+            with Caller(testbed):
                 damage(file)
                 client.post("/admin/models/test/tiny/unload")
                 for _ in range(3):
-                    ground.create(client, "test/tiny", None, text=_MASKED)
-                well = ground.recovered(time.monotonic()) is not None
-            ground.check(tally, well=well)
-            ground.appliance.stop()
-            ground.appliance.start(START)  # the other models are served
-            tally.note("starts without weights" if ground.serves() else "serves nothing without weights")
+                    testbed.create(client, "test/tiny", None, text=_MASKED)
+                well = testbed.recovered(time.monotonic()) is not None
+            testbed.check(tally, well=well)
+            testbed.appliance.stop()
+            testbed.appliance.start(START)  # the other models are served
+            tally.note("starts without weights" if testbed.serves() else "serves nothing without weights")
             shutil.copy(kept, file)
-            ground.appliance.stop()
-            ground.appliance.start(START)
+            testbed.appliance.stop()
+            testbed.appliance.start(START)
         since = time.monotonic()
-        with ground.client(timeout=120) as client:
-            ground.create(client, "test/tiny", None, text=_MASKED)
-        seconds = ground.recovered(since)
-        ground.check(tally, well=seconds is not None)
+        with testbed.client(timeout=120) as client:
+            testbed.create(client, "test/tiny", None, text=_MASKED)
+        seconds = testbed.recovered(since)
+        testbed.check(tally, well=seconds is not None)
         return seconds
     finally:
-        ground.close()
+        testbed.close()
 
 
 def database_empty(folder: Path, patience: float, tally: Tally) -> float | None:
@@ -161,33 +161,33 @@ def database_empty(folder: Path, patience: float, tally: Tally) -> float | None:
 
     The appliance should refuse to start and name the file. A copy of the file then restores the data.
     """
-    ground = Ground(folder / "home", patience=patience)
+    testbed = Testbed(folder / "home", patience=patience)
     try:
-        ground.start()
-        with ground.client() as client:
+        testbed.start()
+        with testbed.client() as client:
             for number in range(5):
-                ground.create(client, "test/echo", f"before {number}", text=f"before {number}")
+                testbed.create(client, "test/echo", f"before {number}", text=f"before {number}")
         time.sleep(1)
-        ground.appliance.stop()
-        database = ground.appliance.home / "appliance.db"
+        testbed.appliance.stop()
+        database = testbed.appliance.home / "appliance.db"
         kept = Path(shutil.copy(database, folder / "kept"))
         os.truncate(database, 0)
         try:
-            ground.appliance.start(START)
+            testbed.appliance.start(START)
         except AssertionError:
-            last = ground.appliance.output.read_text().strip().splitlines()[-1:]
+            last = testbed.appliance.output.read_text().strip().splitlines()[-1:]
             tally.note(f"refused to start: {' '.join(last)}")
         else:
             tally.note("started with an empty database")
-            ground.appliance.stop()
+            testbed.appliance.stop()
         shutil.copy(kept, database)
         since = time.monotonic()
-        ground.appliance.start(START)
-        seconds = ground.recovered(since)
-        ground.check(tally, well=seconds is not None)
+        testbed.appliance.start(START)
+        seconds = testbed.recovered(since)
+        testbed.check(tally, well=seconds is not None)
         return seconds
     finally:
-        ground.close()
+        testbed.close()
 
 
 def few_descriptors(folder: Path, patience: float, tally: Tally) -> float | None:
@@ -195,29 +195,29 @@ def few_descriptors(folder: Path, patience: float, tally: Tally) -> float | None
     if shutil.which("prlimit") is None:
         raise Skipped("prlimit is not installed (Debian's package util-linux)")
     limit = ("prlimit", f"--nofile={_DESCRIPTORS}:{_DESCRIPTORS}")
-    ground = Ground(folder / "home", patience=patience, prefix=limit)
+    testbed = Testbed(folder / "home", patience=patience, prefix=limit)
     try:
         try:
-            ground.start()
+            testbed.start()
         except AssertionError:
-            last = ground.appliance.output.read_text().strip().splitlines()[-1:]
+            last = testbed.appliance.output.read_text().strip().splitlines()[-1:]
             tally.note(f"did not start: {' '.join(last)}")
             return None
         with contextlib.ExitStack() as stack:
-            stack.enter_context(Caller(ground))
+            stack.enter_context(Caller(testbed))
             for _ in range(300):
                 connection = stack.enter_context(socket.socket())
                 connection.settimeout(5)
                 with contextlib.suppress(OSError):
-                    connection.connect(("127.0.0.1", ground.appliance.port))
-            with ground.client(timeout=10) as client:
+                    connection.connect(("127.0.0.1", testbed.appliance.port))
+            with testbed.client(timeout=10) as client:
                 for number in range(_MANY):
-                    ground.create(client, "test/echo", f"fd {number}", text=f"fd {number}")
-        seconds = ground.recovered(time.monotonic())
-        ground.check(tally, well=seconds is not None)
+                    testbed.create(client, "test/echo", f"fd {number}", text=f"fd {number}")
+        seconds = testbed.recovered(time.monotonic())
+        testbed.check(tally, well=seconds is not None)
         return seconds
     finally:
-        ground.close()
+        testbed.close()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from scripts.faults.ground import Ground
+from scripts.faults.testbed import Testbed
 from tests.support.appliance_process import wait_for
 from tests.support.webhook_receiver import Received
 
@@ -20,69 +20,70 @@ _PIECES: Final = 40  # pieces of an upload
 _PIECE: Final = b"0123456789abcdef" * 2048
 
 #: Puts the appliance into a state. Returns a function to call once the appliance has recovered.
-State = Callable[[Ground], Callable[[], None]]
+State = Callable[[Testbed], Callable[[], None]]
 
 
 def _nothing() -> None:
     pass
 
 
-def starting(ground: Ground) -> Callable[[], None]:
+def starting(testbed: Testbed) -> Callable[[], None]:
     """Predictions wait while their model is loaded."""
-    with ground.client() as client:
+    with testbed.client() as client:
         client.post("/admin/models/test/slow/unload")
         wait_for(lambda: not _loaded(client, "test/slow"), "the model to be unloaded", 60)
         for number in range(_MANY):
-            ground.create(client, "test/slow", f"slow {number}", text=f"slow {number}")
+            testbed.create(client, "test/slow", f"slow {number}", text=f"slow {number}")
     return _nothing
 
 
-def running(ground: Ground) -> Callable[[], None]:
+def running(testbed: Testbed) -> Callable[[], None]:
     """Predictions are running."""
-    with ground.client() as client:
-        ids = [ground.create(client, "test/echo", f"run {n}", text=f"run {n}", delay=3) for n in range(_MANY)]
+    with testbed.client() as client:
+        create = partial(testbed.create, client, "test/echo")
+        ids = [create(f"run {n}", text=f"run {n}", delay=3) for n in range(_MANY)]
         wait_for(lambda: all(_record(client, id)["status"] == "processing" for id in ids), "them to run", 60)
     return _nothing
 
 
-def streaming(ground: Ground) -> Callable[[], None]:
+def streaming(testbed: Testbed) -> Callable[[], None]:
     """Predictions have streamed a part of their output."""
-    with ground.client() as client:
+    with testbed.client() as client:
         ids = [
-            ground.create(client, "test/stream", _WORDS, text=_WORDS, chunk_delay=0.1) for _ in range(_MANY)
+            testbed.create(client, "test/stream", _WORDS, text=_WORDS, chunk_delay=0.1) for _ in range(_MANY)
         ]
         wait_for(lambda: all(_record(client, id).get("output") for id in ids), "the first words", 60)
     return _nothing
 
 
-def webhook(ground: Ground) -> Callable[[], None]:
+def webhook(testbed: Testbed) -> Callable[[], None]:
     """Predictions have ended, and the receiver refuses their webhooks until the appliance has recovered."""
     refused: set[str] = set()
 
     def refuse(one: Received) -> int:
         refused.add(one.record["id"])
-        ground.receiver.received.remove(one)  # a refused webhook does not count as received
+        testbed.receiver.received.remove(one)  # a refused webhook does not count as received
         return 503
 
-    ground.receiver.answer = refuse
-    with ground.client() as client:
-        ids = [ground.create(client, "test/echo", f"hook {n}", text=f"hook {n}") for n in range(_MANY)]
+    testbed.receiver.answer = refuse
+    with testbed.client() as client:
+        ids = [testbed.create(client, "test/echo", f"hook {n}", text=f"hook {n}") for n in range(_MANY)]
         wait_for(lambda: refused >= set(ids), "the first webhooks", 60)
 
     def heal() -> None:
-        ground.receiver.answer = lambda _: 200
+        testbed.receiver.answer = lambda _: 200
 
     return heal
 
 
-def uploading(ground: Ground) -> Callable[[], None]:
+def uploading(testbed: Testbed) -> Callable[[], None]:
     """One file is uploaded, and another is half uploaded."""
-    with ground.client() as client:
+    with testbed.client() as client:
         whole = client.post("/v1/files", files={"content": _PIECE})
         whole.raise_for_status()
-        ground.ledger.uploaded(whole.json()["id"], _PIECE)
+        testbed.ledger.uploaded(whole.json()["id"], _PIECE)
     begun = threading.Event()
-    thread = threading.Thread(target=_upload, args=(ground, begun))
+    thread = threading.Thread(target=_upload, args=(testbed, begun))
     thread.start()
     begun.wait(30)
     return partial(thread.join, 60)
@@ -97,7 +98,7 @@ STATES: Final[dict[str, State]] = {
 }
 
 
-def _upload(ground: Ground, begun: threading.Event) -> None:
+def _upload(testbed: Testbed, begun: threading.Event) -> None:
     """Upload a file slowly; enter it in the ledger if the appliance answers 201."""
     head = b'--x\r\nContent-Disposition: form-data; name="content"; filename="slow.bin"\r\n\r\n'
 
@@ -111,7 +112,7 @@ def _upload(ground: Ground, begun: threading.Event) -> None:
         yield b"\r\n--x--\r\n"
 
     try:
-        with ground.client() as client:
+        with testbed.client() as client:
             headers = {"Content-Type": "multipart/form-data; boundary=x"}
             reply = client.post("/v1/files", content=body(), headers=headers)
     except httpx.HTTPError:
@@ -119,7 +120,7 @@ def _upload(ground: Ground, begun: threading.Event) -> None:
     finally:
         begun.set()
     if reply.status_code == 201:
-        ground.ledger.uploaded(reply.json()["id"], _PIECE * _PIECES)
+        testbed.ledger.uploaded(reply.json()["id"], _PIECE * _PIECES)
 
 
 def _record(client: httpx.Client, id: str | None) -> dict[str, Any]:

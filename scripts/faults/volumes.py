@@ -13,8 +13,8 @@ from typing import Final
 
 import httpx
 
-from scripts.faults.ground import Caller, Ground
 from scripts.faults.ledger import Tally
+from scripts.faults.testbed import Caller, Testbed
 from tests.support.appliance_process import wait_for
 
 _MIB: Final = 1024**2
@@ -22,72 +22,72 @@ _HANGING: Final = 40
 _THREADS: Final = 8
 
 
-def hanging_receivers(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+def hanging_receivers(testbed: Testbed, tally: Tally, *, short: bool) -> float | None:
     """Forty receivers accept a webhook and never answer; another receiver must still get its webhooks."""
-    with _hanging() as url, ground.client() as client:
+    with _hanging() as url, testbed.client() as client:
         for number in range(_HANGING // (4 if short else 1)):
             body = {"version": "test/echo", "input": {"text": f"{number}"}, "webhook": url}
             reply = client.post("/v1/predictions", json=body)
             reply.raise_for_status()
-            ground.ledger.accept(reply.json()["id"], output=f"{number}", told=False)
+            testbed.ledger.accept(reply.json()["id"], output=f"{number}", told=False)
         since = time.monotonic()
-        ids = [ground.create(client, "test/echo", f"told {n}", text=f"told {n}") for n in range(5)]
-        told = lambda: all(ground.receiver.about(str(id)) for id in ids)  # noqa: E731 - waited for below
+        ids = [testbed.create(client, "test/echo", f"told {n}", text=f"told {n}") for n in range(5)]
+        told = lambda: all(testbed.receiver.about(str(id)) for id in ids)  # noqa: E731 - waited for below
         with contextlib.suppress(AssertionError):
-            wait_for(told, "webhooks to the receiver that answers", ground.patience)
+            wait_for(told, "webhooks to the receiver that answers", testbed.patience)
         seconds = round(time.monotonic() - since, 1)
-    ground.check(tally, well=True)
+    testbed.check(tally, well=True)
     return seconds
 
 
-def large_outputs(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+def large_outputs(testbed: Testbed, tally: Tally, *, short: bool) -> float | None:
     """Three predictions have outputs of 50 MB; a receiver gets the webhook of one."""
     piece, repeat = "0123456789" * 100, 5_000 if short else 50_000
-    with Caller(ground), ground.client(timeout=ground.patience) as client:
+    with Caller(testbed), testbed.client(timeout=testbed.patience) as client:
         for told in (True, False, False):
-            ground.create(client, "test/echo", piece * repeat, told=told, text=piece, repeat=repeat)
+            testbed.create(client, "test/echo", piece * repeat, told=told, text=piece, repeat=repeat)
         since = time.monotonic()
-        ended = ground.recovered(since)
-    ground.check(tally, well=ended is not None)
+        ended = testbed.recovered(since)
+    testbed.check(tally, well=ended is not None)
     return ended
 
 
-def long_logs(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+def long_logs(testbed: Testbed, tally: Tally, *, short: bool) -> float | None:
     """Two predictions print 100,000 lines each."""
     lines = 10_000 if short else 100_000
     printed = "\n".join(f"line {number}" for number in range(lines))
-    with Caller(ground), ground.client(timeout=ground.patience) as client:
+    with Caller(testbed), testbed.client(timeout=testbed.patience) as client:
         for number in range(2):
-            id = ground.create(client, "test/echo", f"log {number}", text=f"log {number}", print=printed)
+            id = testbed.create(client, "test/echo", f"log {number}", text=f"log {number}", print=printed)
             if id is not None:
-                ground.ledger.accept(id, output=f"log {number}", told=True, lines=lines)
-        ended = ground.recovered(time.monotonic())
-    ground.check(tally, well=ended is not None)
+                testbed.ledger.accept(id, output=f"log {number}", told=True, lines=lines)
+        ended = testbed.recovered(time.monotonic())
+    testbed.check(tally, well=ended is not None)
     return ended
 
 
-def many_predictions(ground: Ground, tally: Tally, *, short: bool) -> float | None:
+def many_predictions(testbed: Testbed, tally: Tally, *, short: bool) -> float | None:
     """20,000 predictions over eight connections, one at a time on each; notes the gateway's memory."""
     count = 400 if short else 20_000
-    _predict(ground, _THREADS * 25, tally)  # warm-up, before memory is measured
-    before = ground.appliance.gateway().memory_info().rss
-    _predict(ground, count, tally)
-    after = ground.appliance.gateway().memory_info().rss
+    _predict(testbed, _THREADS * 25, tally)  # warm-up, before memory is measured
+    before = testbed.appliance.gateway().memory_info().rss
+    _predict(testbed, count, tally)
+    after = testbed.appliance.gateway().memory_info().rss
     tally.note(
         f"the gateway holds {before / _MIB:.0f} MiB before and {after / _MIB:.0f} MiB after {count:,} "
         f"predictions ({after / before:.2f} times as much)"
     )
-    seconds = ground.recovered(time.monotonic())
-    ground.check(tally, well=seconds is not None)
+    seconds = testbed.recovered(time.monotonic())
+    testbed.check(tally, well=seconds is not None)
     return seconds
 
 
-def _predict(ground: Ground, count: int, tally: Tally) -> None:
+def _predict(testbed: Testbed, count: int, tally: Tally) -> None:
     """Make ``count`` predictions and wait for each; enter those that have not ended in the ledger."""
 
     def some(first: int) -> tuple[int, int]:
         made = right = 0
-        with ground.client() as client:
+        with testbed.client() as client:
             for number in range(first, count, _THREADS):
                 body = {"version": "test/echo", "input": {"text": f"{number}"}}
                 try:
@@ -101,7 +101,7 @@ def _predict(ground: Ground, count: int, tally: Tally) -> None:
                 right += record["status"] == "succeeded" and record["output"] == f"{number}"
                 if record["status"] in {"starting", "processing"}:
                     made -= 1  # the ledger counts it
-                    ground.ledger.accept(record["id"], output=f"{number}", told=False)
+                    testbed.ledger.accept(record["id"], output=f"{number}", told=False)
         return made, right
 
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,6 +342,5 @@ def test_training_data_is_checked_line_by_line(api: httpx.Client, trained: Train
     data = example_file(tmp_path, [LINES[0], {"prompt": "only"}])
     uploaded = api.post("/v1/files", files={"content": data.read_bytes()}).json()
     record = train(api, uploaded["urls"]["get"]).json()
-    time.sleep(0.1)
     wait_for(lambda: api.get(f"/v1/trainings/{record['id']}").json()["status"] == "failed", "the end")
     assert "line 2" in api.get(f"/v1/trainings/{record['id']}").json()["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from replicate.client import Client
@@ -10,7 +11,7 @@ from replicate.exceptions import ModelError, ReplicateError
 from replicate.pagination import paginate
 
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
-from tests.support.appliance_process import Appliance
+from tests.support.appliance_process import Appliance, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -55,9 +56,12 @@ def test_cancel(official: Client) -> None:
     prediction = official.predictions.create(
         model="test/stream", input={"text": "word ", "repeat": 500, "chunk_delay": 2}
     )
-    while not prediction.output:
-        time.sleep(0.1)
+
+    def output() -> Any:
         prediction.reload()
+        return prediction.output
+
+    wait_for(output, "output")
     prediction.cancel()
     prediction.reload()
     assert prediction.status == "canceled"

@@ -202,14 +202,14 @@ def test_kills_of_everything_during_loads_and_evictions(appliance: Appliance, cl
 
 def found(appliance: Appliance, victim: str) -> list[psutil.Process]:
     if victim != "hosts":
-        return [process for process in appliance.named(victim) if process.pid not in appliance.hosts()]
-    hosts = appliance.hosts()
-    return [process for process in appliance.processes() if process.pid in hosts]
+        return [process for process in appliance.named(victim) if process.pid not in appliance.worker_pids()]
+    workers = appliance.worker_pids()
+    return [process for process in appliance.processes() if process.pid in workers]
 
 
 def settled(appliance: Appliance, client: httpx.Client) -> bool:
-    """Whether as many hosts run as models hold memory, and nothing is promised twice."""
+    """Whether as many workers run as models hold memory, and nothing is promised twice."""
     reserved = held(client)
     fits = all(sum(reserved[name].values()) <= size for name, size in CAPACITY.items())
-    hosts = [pid for pid in appliance.hosts() if psutil.pid_exists(pid)]
-    return fits and len(hosts) == sum(map(len, reserved.values()))
+    workers = [pid for pid in appliance.worker_pids() if psutil.pid_exists(pid)]
+    return fits and len(workers) == sum(map(len, reserved.values()))

@@ -27,7 +27,7 @@ from appliance.runners.diffusers import pipeline
 from appliance.runners.diffusers.options import DiffusersOptions
 from appliance.runners.diffusers.runner import DiffusersRunner
 from tests.support import random_pipelines
-from tests.support.appliance_process import PATIENCE
+from tests.support.appliance_process import until
 
 pytestmark = [
     pytest.mark.integration,
@@ -45,7 +45,7 @@ def spec_of(weights: Path, **options: Any) -> LoadSpec:
         weights=str(weights),
         device="cpu",
         memory=1,
-        threads=2,
+        threads=1,  # more would spin while they wait for a CPU that other tests use
         concurrency=1,
         cache="/nowhere",
     )
@@ -102,12 +102,12 @@ def pixels(file: Path) -> Any:
 
 
 def looks(file: Path) -> tuple[str | None, tuple[int, int], int]:
-    """Format, size and number of frames of a picture."""
+    """Format, size and number of frames of an image."""
     with Image.open(file) as opened:
         return opened.format, opened.size, getattr(opened, "n_frames", 1)
 
 
-async def test_pictures_of_every_size_and_format(load: Load) -> None:
+async def test_images_of_every_size_and_format(load: Load) -> None:
     loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
     (usual,) = await loaded.run(prompt="x")
     assert looks(usual) == ("WEBP", (32, 32), 1)
@@ -122,7 +122,7 @@ async def test_pictures_of_every_size_and_format(load: Load) -> None:
     assert {looks(file) for file in several} == {("WEBP", (48, 48), 1)}
 
 
-async def test_l4_a_seed_is_a_picture(load: Load) -> None:
+async def test_l4_a_seed_is_an_image(load: Load) -> None:
     loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
     lossless = {"prompt": "x", "output_format": "png"}
     (first,) = await loaded.run(seed=7, **lossless)
@@ -176,7 +176,7 @@ async def test_the_safety_checker_holds_back_what_it_flags(load: Load) -> None:
         await loaded.run(prompt="x")
 
 
-async def test_a_picture_controls_what_is_made(load: Load, tmp_path: Path) -> None:
+async def test_an_image_controls_what_is_made(load: Load, tmp_path: Path) -> None:
     loaded = await load(random_pipelines.controlled, num_inference_steps=2)
     files = [tmp_path / "dark.png", tmp_path / "bright.png"]
     for file, brightness in zip(files, (0, 255), strict=True):
@@ -190,7 +190,7 @@ async def test_a_picture_controls_what_is_made(load: Load, tmp_path: Path) -> No
 async def test_a_corrupt_image_is_refused_and_the_model_goes_on(load: Load, tmp_path: Path) -> None:
     loaded = await load(random_pipelines.stable_diffusion, num_inference_steps=2)
     text, cut = tmp_path / "text.png", tmp_path / "cut.png"
-    text.write_text("no picture")
+    text.write_text("no image")
     Image.effect_noise((64, 64), 50).convert("RGB").save(cut)
     cut.write_bytes(cut.read_bytes()[:500])
     with pytest.raises(PredictionFailed, match="this is not an image"):
@@ -224,7 +224,7 @@ async def test_lora_weights_by_name(load: Load, tmp_path: Path) -> None:
     assert (pixels(without) == pixels(without_again)).all()
 
 
-async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
+async def test_a_large_image_is_canceled_within_a_step(load: Load) -> None:
     loaded = await load(random_pipelines.flux)
     (large,) = await loaded.run(prompt="a", num_inference_steps=1, aspect_ratio="16:9")
     assert looks(large)[1] == (1344, 768)
@@ -248,12 +248,10 @@ async def test_a_large_picture_is_canceled_within_a_step(load: Load) -> None:
 
     loaded.runner._stoppable_scheduler = counted
     running = asyncio.ensure_future(loaded.run(prompt="a", num_inference_steps=500))
-    async with asyncio.timeout(PATIENCE):
-        while steps < 2:
-            await asyncio.sleep(0.01)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
+    await until(lambda: steps >= 2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
     assert late <= 1, "the first step that hears of it is the last one"
     assert steps < 500
     assert len(await loaded.run(prompt="a", num_inference_steps=1, size="64x64")) == 1

@@ -96,7 +96,7 @@ def test_a_killed_engine_host_costs_no_prediction(appliance: Appliance) -> None:
         works(client)
         ids = [create(client, text=f"text {number}", delay=3.0) for number in range(8)]
         begun(client, ids[0])
-        for pid in appliance.hosts():
+        for pid in appliance.worker_pids():
             os.kill(pid, signal.SIGKILL)
         records = [ended(client, id) for id in ids]
         assert [record["status"] for record in records] == ["succeeded"] * 8
@@ -108,7 +108,7 @@ def test_output_that_was_seen_is_kept_and_the_reason_is_true(appliance: Applianc
     with appliance.client() as client:
         id = create(client, "test/stream", text="word ", repeat=2, chunk_delay=600)
         wait_for(lambda: client.get(f"/v1/predictions/{id}").json().get("output"), "output")
-        for pid in appliance.hosts():
+        for pid in appliance.worker_pids():
             os.kill(pid, signal.SIGKILL)
         record = ended(client, id)
         assert record["status"] == "failed"
@@ -131,11 +131,11 @@ def test_a_killed_runner_replica_costs_no_prediction(appliance: Appliance) -> No
         works(client)
         ids = [create(client, text=f"text {number}", delay=3.0) for number in range(4)]
         begun(client, ids[0])
-        hosts = appliance.hosts()
+        workers = appliance.worker_pids()
         for process in appliance.named("ServeReplica:runner-"):
             process.kill()
         assert [ended(client, id)["status"] for id in ids] == ["succeeded"] * 4
-        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in hosts), "the orphaned hosts to end")
+        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in workers), "the orphaned workers to end")
         works(client)
 
 
@@ -146,7 +146,7 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         streamed = create(client, "test/stream", text="word ", repeat=60, chunk_delay=0.1)
         for id in (ids[0], streamed):
             begun(client, id)
-        hosts = sorted(appliance.hosts())
+        workers = sorted(appliance.worker_pids())
         address = client.get(f"/v1/predictions/{streamed}").json()["urls"]["stream"]
         seen = list(itertools.islice(outputs(client, address), 5))
         gateway = appliance.gateway()
@@ -160,7 +160,7 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
         assert [ended(client, id)["status"] for id in ids] == ["succeeded"] * 4
         record = ended(client, streamed)
         assert "".join(record["output"]) == "word " * 60
-        assert sorted(appliance.hosts()) == hosts
+        assert sorted(appliance.worker_pids()) == workers
         works(client)
 
 
@@ -227,7 +227,7 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
         works(client)
         running = create(client, text="from before", delay=4.0)
         begun(client, running)
-        hosts = appliance.hosts()
+        workers = appliance.worker_pids()
         edit({**changed, "options": {"stream": True}}, stream, late)
         ran = command()
         assert ran.returncode == 0, ran.stderr
@@ -235,7 +235,7 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
         assert ended(client, create(client, "test/late", text="new"))["output"] == "new"
         assert ended(client, running)["output"] == "from before"
         assert ended(client, create(client, "old/echo", text="now"))["output"] == ["now"]
-        assert not set(hosts) <= set(appliance.hosts())  # loaded anew
+        assert not set(workers) <= set(appliance.worker_pids())  # loaded anew
 
         edit({**changed, "colour": "red"})
         ran = command()

@@ -72,13 +72,13 @@ def test_models_that_need_one_place_sleep_in_turn(appliance: Appliance, client: 
     assert len(decisions(client, "test/first", "load")) == 1, "it was woken, not loaded again"
     (woken,) = decisions(client, "test/first", "woken")
     assert woken["seconds"] > 0
-    assert len(appliance.hosts()) == 2
+    assert len(appliance.worker_pids()) == 2
 
 
 def test_a_killed_sleeper_is_noticed_and_loaded_again(appliance: Appliance, client: httpx.Client) -> None:
     assert said(client, "test/second", "last") == "last"
     becomes(client, "test/first", "asleep")
-    asleep = [pid for pid in appliance.hosts() if model_of(appliance, pid) == "test/first"]
+    asleep = [pid for pid in appliance.worker_pids() if model_of(appliance, pid) == "test/first"]
     assert len(asleep) == 1
     os.kill(asleep[0], signal.SIGKILL)
     becomes(client, "test/first", "cold")
@@ -106,7 +106,7 @@ def test_a_sleeper_outlives_the_gateway(appliance: Appliance, client: httpx.Clie
     assert said(client, "test/first", "awake") == "awake"
     assert said(client, "test/second", "awake") == "awake"
     becomes(client, "test/first", "asleep")
-    hosts = sorted(appliance.hosts())
+    workers = sorted(appliance.worker_pids())
     gateway = appliance.gateway()
     gateway.kill()
     gateway.wait(PATIENCE)
@@ -114,7 +114,7 @@ def test_a_sleeper_outlives_the_gateway(appliance: Appliance, client: httpx.Clie
     with appliance.client() as signed_in:
         assert state(signed_in, "test/first") == "asleep"
         assert said(signed_in, "test/first", "woken") == "woken"
-    assert sorted(appliance.hosts()) == hosts
+    assert sorted(appliance.worker_pids()) == workers
 
 
 def test_what_keeps_too_much_of_its_device_asleep_is_ended_and_never_sleeps_again(

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -150,26 +149,20 @@ def test_other_events_are_sent_once_and_failure_tells_of_itself(
     assert len(receiver.about(id, terminal=False)) == 2
 
 
-def test_nothing_is_lost_when_the_appliance_is_killed_and_the_receiver_is_away(tmp_path: Path) -> None:
-    config = tmp_path / "models.yaml"
-    config.write_text(CONFIG)
-    running = Appliance(tmp_path / "home", config)
-    running.start()
+def test_nothing_is_lost_when_the_appliance_is_killed_and_the_receiver_is_away(appliance: Appliance) -> None:
     port = free_port()
-    with running.client() as client:
+    with appliance.client() as client:
         hook = f"http://127.0.0.1:{port}/"
         done = [create(client, hook, text=str(number)) for number in range(10)]
         for id in done:
             succeeded(client, id)
         under_way = [create(client, hook, text=str(number), delay=1.5) for number in range(10)]
-        running.kill()
-    running.start()
+        appliance.kill()
+    appliance.start()
     with receiving(port) as receiver:
         for id in (*done, *under_way):
             *_, end = completed(receiver, id)
             assert end.record["status"] == "succeeded"
-    assert running.stop() == 0
-    assert running.processes() == []
 
 
 def test_a_private_receiver_is_refused_where_it_is_not_allowed(client: httpx.Client) -> None:

@@ -18,7 +18,7 @@ from appliance.machine.processes import is_running
 from appliance.worker.memory_monitor import LEAST_TOLERANCE
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import MEASURE_INTERVAL, Replica
-from tests.support.appliance_process import PATIENCE
+from tests.support.appliance_process import until
 from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
 pytestmark = pytest.mark.integration
@@ -307,7 +307,5 @@ def resident(pid: int) -> int:
 async def _child(folder: Path) -> int:
     """The process id that a runner of ``tests.support.faulty_kinds`` has noted."""
     note = folder / "child"
-    async with asyncio.timeout(PATIENCE):
-        while not (note.exists() and note.read_text()):
-            await asyncio.sleep(0.02)
+    await until(lambda: note.exists() and note.read_text())
     return int(note.read_text())

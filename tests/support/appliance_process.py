@@ -143,7 +143,7 @@ class Appliance:
         (process,) = self.named("ServeReplica:gateway")
         return process
 
-    def hosts(self) -> list[int]:
+    def worker_pids(self) -> list[int]:
         """Return the process ids of the worker processes."""
         return [int(mark.name) for mark in (self.home / "run" / "hosts").iterdir() if mark.name.isdigit()]
 
@@ -170,8 +170,8 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Return once ``condition`` is true; fail after a minute, so that no test hangs."""
-    async with asyncio.timeout(60):
+    """Return once ``condition`` is true; fail after ``PATIENCE`` seconds, so that no test hangs."""
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
 

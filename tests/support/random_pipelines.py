@@ -66,7 +66,7 @@ def stable_diffusion(folder: Path) -> Path:
 
 
 def checked(folder: Path) -> Path:
-    """Stable Diffusion's classes with a safety checker that holds back every picture."""
+    """Stable Diffusion's classes with a safety checker that holds back every image."""
     parts = StableDiffusionPipeline.from_pretrained(stable_diffusion(folder / "plain"), dtype=torch.float32)
     tiny = {
         "hidden_size": _WIDTH,
@@ -77,7 +77,7 @@ def checked(folder: Path) -> Path:
     checker = StableDiffusionSafetyChecker(
         CLIPConfig(vision_config={**tiny, "image_size": 32, "patch_size": 16}, projection_dim=_WIDTH)
     )
-    checker.concept_embeds_weights.data.fill_(-2.0)  # every picture is as near as that to every concept
+    checker.concept_embeds_weights.data.fill_(-2.0)  # every image is as near as that to every concept
     StableDiffusionPipeline(
         **{
             **parts.components,
@@ -89,7 +89,7 @@ def checked(folder: Path) -> Path:
 
 
 def controlled(folder: Path) -> Path:
-    """Stable Diffusion's classes with a ControlNet, whose picture controls what is made."""
+    """Stable Diffusion's classes with a ControlNet, whose image controls what is made."""
     parts = StableDiffusionPipeline.from_pretrained(stable_diffusion(folder / "plain"), dtype=torch.float32)
     control = ControlNetModel.from_unet(parts.unet, conditioning_embedding_out_channels=(16, 32))
     for parameter in control.parameters():  # a new one has no say

@@ -13,7 +13,7 @@ from appliance.runners.base import LoadSpec, Runner
 
 
 def load_spec(kind: str, weights: Path | None, **options: Any) -> LoadSpec:
-    """Return the load request of a model on two threads of the CPU; ``options`` must be complete."""
+    """Return the load request of a model on one thread of the CPU; ``options`` must be complete."""
     return LoadSpec(
         model=f"test/{kind}",
         version="0" * 64,
@@ -22,7 +22,7 @@ def load_spec(kind: str, weights: Path | None, **options: Any) -> LoadSpec:
         weights=None if weights is None else str(weights),
         device="cpu",
         memory=1,
-        threads=2,
+        threads=1,
         concurrency=1,
         cache="",
     )

@@ -17,8 +17,7 @@ from appliance.runners.base import LoadSpec
 from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
-from tests.support.appliance_process import PATIENCE, ROOT, wait_for
-from tests.support.replica_events import events_of
+from tests.support.appliance_process import PATIENCE, ROOT, until, wait_for
 
 
 class Zygote:
@@ -153,6 +152,4 @@ class Caller:
 
 async def until_gone(*pids: int) -> None:
     """Wait until none of these processes is alive."""
-    async with asyncio.timeout(PATIENCE):
-        while any(map(is_running, pids)):
-            await asyncio.sleep(0.02)
+    await until(lambda: not any(map(is_running, pids)))

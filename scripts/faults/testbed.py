@@ -40,7 +40,7 @@ class Served(Appliance):
         return {**super().environment, **self.further}
 
 
-class Ground:
+class Testbed:
     """The appliance of a case, ready to serve; ``close`` leaves no process behind."""
 
     def __init__(
@@ -184,9 +184,9 @@ class Ground:
 class Caller:
     """Makes small predictions during a case; accepted ones are entered in the ledger."""
 
-    def __init__(self, ground: Ground, pause: float = 0.2) -> None:
+    def __init__(self, testbed: Testbed, pause: float = 0.2) -> None:
         """Calls are made from ``__enter__`` to ``__exit__``, ``pause`` seconds apart."""
-        self._ground = ground
+        self._testbed = testbed
         self._pause = pause
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._call)
@@ -201,7 +201,7 @@ class Caller:
 
     def _call(self) -> None:
         number = 0
-        with self._ground.client() as client:
+        with self._testbed.client() as client:
             while not self._over.wait(self._pause):
                 number += 1
-                self._ground.create(client, "test/echo", f"call {number}", text=f"call {number}")
+                self._testbed.create(client, "test/echo", f"call {number}", text=f"call {number}")
