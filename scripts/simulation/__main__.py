@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from scripts.simulation.comparison import OURS, Row, compare, policies
-from scripts.simulation.rivals import RIVALS
+from scripts.simulation.baselines import BASELINES
+from scripts.simulation.comparison import APPLIANCE, Row, compare, policies
 from scripts.simulation.workload import BANDWIDTH, DEVICE, GIB, SIZES, STARTUP, UNLOAD, WORKLOADS
 
 WIDTH: Final = 120  # columns where the output goes to a file
@@ -25,7 +25,7 @@ BARS: Final = (0.0, 1.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, float("inf"))
 def _parser() -> argparse.ArgumentParser:
     sizes = ", ".join(f"{share / 20:.0%} {size} GiB" for size, share in SIZES)
     workloads = "\n".join(f"  {name:12} {make.__doc__}" for name, make in WORKLOADS.items())
-    rivals = "\n".join(f"  {name}: {', '.join(layouts)}" for name, layouts in RIVALS.items())
+    baselines = "\n".join(f"  {name}: {', '.join(layouts)}" for name, layouts in BASELINES.items())
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "predictions, how many of them found their model ready, the number of loads, and the bytes\n"
         "that loads moved.",
         epilog=f"workloads:\n{workloads}\n\n"
-        f"policies of other systems, each in the layout that is best for the workload:\n{rivals}\n\n"
+        f"policies of other systems, each in the layout that is best for the workload:\n{baselines}\n\n"
         f"assumptions: GPUs of {DEVICE // GIB} GiB. A load takes {STARTUP:g} s, plus one second for each "
         f"{BANDWIDTH // GIB} GiB; an unload {UNLOAD:g} s.\n"
         f"A GPU does one load or unload at a time. Sizes: {sizes}.\n"
@@ -118,12 +118,12 @@ def _histogram(rows: list[Row]) -> Table:
 
 def _behind(rows: list[Row]) -> list[str]:
     """Where another policy's p99 is not longer."""
-    own = {row.workload: row.p99 for row in rows if row.policy == OURS}
+    own = {row.workload: row.p99 for row in rows if row.policy == APPLIANCE}
     return [
         f"not ahead on {row.workload}: {row.policy} has a p99 of {row.p99:.1f} s, "
         f"the appliance {own[row.workload]:.1f} s"
         for row in rows
-        if row.policy != OURS and row.p99 <= own[row.workload]
+        if row.policy != APPLIANCE and row.p99 <= own[row.workload]
     ]
 
 

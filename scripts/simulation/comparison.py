@@ -7,11 +7,11 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 
 from appliance.scheduler import Capacity, Demand, Scheduler
+from scripts.simulation.baselines import BASELINES
 from scripts.simulation.machine import Machine, Outcome, Policy
-from scripts.simulation.rivals import RIVALS
 from scripts.simulation.workload import WORKLOADS, Workload
 
-OURS: Final = "appliance"
+APPLIANCE: Final = "appliance"
 
 
 class Row(NamedTuple):
@@ -36,7 +36,7 @@ class Row(NamedTuple):
         return found
 
 
-def ours(workload: Workload) -> Scheduler:
+def appliance_scheduler(workload: Workload) -> Scheduler:
     """The appliance's scheduler, which is told what models.yaml says: sizes, and how many run at a time."""
     return Scheduler(
         [Capacity(device, memory) for device, memory in workload.devices.items()],
@@ -54,8 +54,8 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def policies() -> list[tuple[str, str, Callable[[Workload], Policy]]]:
     """Every policy in every layout."""
-    found: list[tuple[str, str, Callable[[Workload], Policy]]] = [(OURS, "", ours)]
-    for name, layouts in RIVALS.items():
+    found: list[tuple[str, str, Callable[[Workload], Policy]]] = [(APPLIANCE, "", appliance_scheduler)]
+    for name, layouts in BASELINES.items():
         found += [(name, layout, make) for layout, make in layouts.items()]
     return found
 

@@ -37,7 +37,7 @@ def main() -> int:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         coder = autoencoder.train(arguments.autoencoder_steps, chance, progress)
-        pipeline = diffusion.train(coder, arguments.pictures, arguments.steps, chance, progress)
+        pipeline = diffusion.train(coder, arguments.images, arguments.steps, chance, progress)
     _save(pipeline, arguments.output)
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.output, dtype=torch.float32)  # as on a CPU
     _sheet(pipeline, arguments.sheet)
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--autoencoder-steps", type=int, default=1200, help="steps of 32 images (%(default)s)"
     )
-    parser.add_argument("--pictures", type=int, default=20_000, help="training images (%(default)s)")
+    parser.add_argument("--images", type=int, default=20_000, help="training images (%(default)s)")
     parser.add_argument("--steps", type=int, default=3800, help="steps of 64 images (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
@@ -80,27 +80,27 @@ def _save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 def _sheet(pipeline: StableDiffusionPipeline, file: Path) -> None:
     """Every colour with every shape; the pairs that were held out have a dark corner."""
-    side = autoencoder.PICTURE
+    side = autoencoder.IMAGE_SIZE
     sheet = Image.new("RGB", (side * len(shapes.COLOURS), side * len(shapes.SHAPES)))
     for row, shape in enumerate(shapes.SHAPES):
         prompts = [f"a {colour} {shape}" for colour in shapes.COLOURS]
         generator = torch.Generator().manual_seed(row)
-        pictures = pipeline(prompts, num_inference_steps=25, guidance_scale=4.0, generator=generator).images
-        for column, (colour, picture) in enumerate(zip(shapes.COLOURS, pictures, strict=True)):
+        images = pipeline(prompts, num_inference_steps=25, guidance_scale=4.0, generator=generator).images
+        for column, (colour, image) in enumerate(zip(shapes.COLOURS, images, strict=True)):
             if (colour, shape) in shapes.HELD_OUT:
-                picture.paste((0, 0, 0), (0, 0, 6, 6))
-            sheet.paste(picture, (column * side, row * side))
+                image.paste((0, 0, 0), (0, 0, 6, 6))
+            sheet.paste(image, (column * side, row * side))
     sheet.save(file)
 
 
 def _right(pipeline: StableDiffusionPipeline) -> float:
-    """The share of pictures of held-out pairs that show both colour and shape; eight of each."""
+    """The share of images of held-out pairs that show both colour and shape; eight of each."""
     right = []
     for colour, shape in sorted(shapes.HELD_OUT):
         generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
         prompts = [f"a {colour} {shape}"] * len(generators)
-        pictures = pipeline(prompts, num_inference_steps=25, guidance_scale=4.0, generator=generators).images
-        found = [seen(picture) for picture in pictures]
+        images = pipeline(prompts, num_inference_steps=25, guidance_scale=4.0, generator=generators).images
+        found = [seen(image) for image in images]
         right += [each is not None and (each.colour, each.shape) == (colour, shape) for each in found]
     return sum(right) / len(right)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scripts.tiny_image_model import shapes
 
-PICTURE: Final = 64  # pixels a side
+IMAGE_SIZE: Final = 64  # pixels a side
 _BATCH: Final = 32
 _STRAY: Final = 1e-8  # weight of the divergence from a normal distribution, of all 256 numbers
 
@@ -28,7 +28,7 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=1,  # more would normalise single channels, and colours with them
-        sample_size=PICTURE,
+        sample_size=IMAGE_SIZE,
     )
     optimizer = torch.optim.AdamW(coder.parameters(), lr=1.5e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -36,12 +36,12 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
     )
     task = progress.add_task("autoencoder", total=steps, loss="")
     for step in range(steps):
-        pictures = shapes.draw([shapes.scene(chance) for _ in range(_BATCH)], PICTURE)
-        posterior = coder.encode(pictures).latent_dist
+        images = shapes.draw([shapes.scene(chance) for _ in range(_BATCH)], IMAGE_SIZE)
+        posterior = coder.encode(images).latent_dist
         again = coder.decode(posterior.sample()).sample
-        error = (again - pictures).abs() + (again - pictures).square()
-        # A shape is a small part of its picture, and its colour the whole point.
-        drawn = (pictures - pictures[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05
+        error = (again - images).abs() + (again - images).square()
+        # A shape is a small part of its image, and its colour the whole point.
+        drawn = (images - images[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05
         off = (error * (1 + _DRAWN * drawn)).mean()
         loss = off + _STRAY * posterior.kl().mean()
         optimizer.zero_grad()
@@ -59,10 +59,10 @@ def train(steps: int, chance: random.Random, progress: Progress) -> AutoencoderK
 
 
 def encode(coder: AutoencoderKL, scenes: list[shapes.Scene]) -> Tensor:
-    """Codes of pictures, not scaled: (number, 4, 8, 8)."""
+    """Codes of images, not scaled: (number, 4, 8, 8)."""
     with torch.inference_mode():
         codes = [
-            coder.encode(shapes.draw(scenes[start : start + 64], PICTURE)).latent_dist.mean
+            coder.encode(shapes.draw(scenes[start : start + 64], IMAGE_SIZE)).latent_dist.mean
             for start in range(0, len(scenes), 64)
         ]
     return torch.cat(codes)

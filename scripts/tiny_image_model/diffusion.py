@@ -22,14 +22,14 @@ from scripts.tiny_image_model import autoencoder, shapes
 _BATCH: Final = 64
 _TOKENS: Final = 32
 _WIDTH: Final = 128
-_UNTOLD: Final = 0.1  # share of pictures trained without a caption, for classifier-free guidance
+_UNTOLD: Final = 0.1  # share of images trained without a caption, for classifier-free guidance
 
 
 def train(
-    coder: AutoencoderKL, pictures: int, steps: int, chance: random.Random, progress: Progress
+    coder: AutoencoderKL, images: int, steps: int, chance: random.Random, progress: Progress
 ) -> StableDiffusionPipeline:
-    """The whole pipeline, from ``pictures`` that are encoded once; ``steps`` times 64 of them are learnt."""
-    scenes = [shapes.scene(chance) for _ in range(pictures)]
+    """The whole pipeline, from ``images`` that are encoded once; ``steps`` times 64 of them are learnt."""
+    scenes = [shapes.scene(chance) for _ in range(images)]
     codes = _encoded(coder, scenes, progress)
     tokenizer = _tokenizer([caption for each in scenes[:4000] for caption in each.captions])
     encoder = CLIPTextModel(
@@ -47,7 +47,7 @@ def train(
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=autoencoder.PICTURE // 8,
+        sample_size=autoencoder.IMAGE_SIZE // 8,
         in_channels=4,
         out_channels=4,
         block_out_channels=(64, 128),
@@ -58,7 +58,7 @@ def train(
         cross_attention_dim=_WIDTH,
         norm_num_groups=16,
     )
-    # Straight to the end of the noise, so that a picture's brightness does not depend on it.
+    # Straight to the end of the noise, so that an image's brightness does not depend on it.
     scheduler = DDIMScheduler(
         beta_start=1e-4,
         beta_end=0.02,
@@ -83,7 +83,7 @@ def train(
 
 
 def _encoded(coder: AutoencoderKL, scenes: list[shapes.Scene], progress: Progress) -> torch.Tensor:
-    task = progress.add_task("pictures", total=len(scenes), loss="")
+    task = progress.add_task("images", total=len(scenes), loss="")
     parts = []
     for start in range(0, len(scenes), 512):
         parts.append(autoencoder.encode(coder, scenes[start : start + 512]))

@@ -11,12 +11,12 @@ from PIL.Image import Image
 
 from scripts.tiny_image_model import shapes
 
-_SIDE = 64  # pixels that pictures are looked at with
+_SIDE = 64  # pixels that images are looked at with
 _RADII = tuple(radius / 100 for radius in range(14, 90, 3))
 
 
 class Seen(NamedTuple):
-    """What a picture shows most of."""
+    """What an image shows most of."""
 
     colour: str
     shape: str
@@ -26,9 +26,9 @@ class Seen(NamedTuple):
     background: str
 
 
-def seen(picture: Image) -> Seen | None:
-    """Colour and shape of what stands out from the picture's corners; None if nothing does."""
-    pixels = np.asarray(picture.convert("RGB").resize((_SIDE, _SIDE)), dtype=np.float32)
+def seen(image: Image) -> Seen | None:
+    """Colour and shape of what stands out from the image's corners; None if nothing does."""
+    pixels = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE)), dtype=np.float32)
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = np.median(edge, axis=0)
     mask = np.abs(pixels - background).sum(axis=2) > 120  # of 765

@@ -27,7 +27,7 @@ BACKGROUNDS: Final = {
     "pink": (250, 190, 208),
 }
 SHAPES: Final = ("circle", "square", "triangle", "diamond", "star", "cross", "ring")
-SIZES: Final = {"small": 0.32, "": 0.52, "large": 0.74}  # radius; the picture reaches from -1 to 1
+SIZES: Final = {"small": 0.32, "": 0.52, "large": 0.74}  # radius; the image reaches from -1 to 1
 PLACES: Final = {
     "": (0.0, 0.0),
     "in the centre": (0.0, 0.0),
@@ -63,7 +63,7 @@ PAIRS: Final = tuple(
 
 
 class Scene(msgspec.Struct, frozen=True):
-    """One picture. Lengths count half the picture's width; x goes right and y down, from its middle."""
+    """One image. Lengths count half the image's width; x goes right and y down, from its middle."""
 
     shape: str
     colour: str
@@ -75,7 +75,7 @@ class Scene(msgspec.Struct, frozen=True):
 
 
 def scene(chance: random.Random) -> Scene:
-    """A picture of a pair that is trained."""
+    """A scene of a pair that is trained."""
     colour, shape = chance.choice(PAIRS)
     size = chance.choice(list(SIZES)) if chance.random() < 0.5 else ""
     place = chance.choice(list(PLACES)) if chance.random() < 0.5 else ""
@@ -106,10 +106,10 @@ def _caption(chance: random.Random, colour: str, shape: str, size: str, place: s
 
 
 def draw(scenes: list[Scene], size: int) -> Tensor:
-    """Pictures of ``size`` pixels a side: (number, 3, size, size), from -1 to 1, with smooth edges."""
+    """Images of ``size`` pixels a side: (number, 3, size, size), from -1 to 1, with smooth edges."""
     line = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
-    pictures = []
+    images = []
     for each in scenes:
         outside = _distance(each.shape, (x - each.x) / each.radius, (y - each.y) / each.radius)
         ink = (0.5 - outside * each.radius * size / 2).clamp(0, 1)  # over one pixel
@@ -117,8 +117,8 @@ def draw(scenes: list[Scene], size: int) -> Tensor:
             torch.tensor(rgb, dtype=torch.float32)[:, None, None] / 127.5 - 1
             for rgb in (COLOURS[each.colour], BACKGROUNDS[each.background])
         )
-        pictures.append(back + (front - back) * ink)
-    return torch.stack(pictures)
+        images.append(back + (front - back) * ink)
+    return torch.stack(images)
 
 
 def _distance(shape: str, x: Tensor, y: Tensor) -> Tensor:

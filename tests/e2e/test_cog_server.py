@@ -238,7 +238,7 @@ def plain(output: Any) -> Any:
     return output
 
 
-def picture() -> str:
+def png_data_url() -> str:
     content = io.BytesIO()
     Image.effect_mandelbrot((12, 8), (-2, -1, 1, 1), 20).convert("RGB").save(content, "PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
@@ -251,7 +251,7 @@ def picture() -> str:
         (
             "resize",
             "predict.py:Predictor",
-            [{"image": picture()}, {"image": picture(), "scale": 0.5, "filter": "bilinear"}],
+            [{"image": png_data_url()}, {"image": png_data_url(), "scale": 0.5, "filter": "bilinear"}],
         ),
         ("words", "run.py:Runner", [{}, {"count": 5, "seed": 2}]),
         ("concurrent", "run.py:Runner", [{}, {"text": "both", "delay": 0.01}]),

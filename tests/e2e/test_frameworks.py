@@ -127,10 +127,10 @@ def vercel(appliance: Appliance) -> dict[str, Any]:
         import { createReplicate } from "@ai-sdk/replicate";
         import { experimental_generateVideo as generateVideo, generateImage } from "ai";
         const provider = createReplicate({ apiToken: auth, baseURL: baseUrl });
-        const picture = Buffer.concat([
-          Buffer.from([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]), Buffer.alloc(100_000, "picture"),
+        const png = Buffer.concat([
+          Buffer.from([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]), Buffer.alloc(100_000, "png"),
         ]);
-        const file = `data:image/png;base64,${picture.toString("base64")}`;
+        const file = `data:image/png;base64,${png.toString("base64")}`;
         const image = (name, options, rest) => generateImage({
           model: provider.image(name), prompt: "a cat", maxRetries: 0, ...rest,
           providerOptions: { replicate: { file, ...options } },
@@ -140,23 +140,23 @@ def vercel(appliance: Appliance) -> dict[str, Any]:
           providerOptions: { replicate: { pollIntervalMs: 200, ...options } },
         });
         const messageOf = (asked) => asked.then(() => null, (error) => error.message);
-        const same = ({ images }) => images.map(({ base64 }) => base64 === picture.toString("base64"));
+        const same = ({ images }) => images.map(({ base64 }) => base64 === png.toString("base64"));
 
         const rest = { n: 2, size: "1024x1024", aspectRatio: "16:9", seed: 7 };
-        const pictures = await image("test/files", { guidance_scale: 3 }, rest);
+        const generated = await image("test/files", { guidance_scale: 3 }, rest);
         const newest = (await replicate.models.get("test", "files")).latest_version.id;
         const long = await image(`test/files:${newest}`, { maxWaitTimeInSeconds: 300 });
-        const edited = await image("test/files", {}, { prompt: { text: "a dog", images: [picture] } });
+        const edited = await image("test/files", {}, { prompt: { text: "a dog", images: [png] } });
         const text = `data:video/mp4;base64,${Buffer.from("moving").toString("base64")}`;
         const film = await video({ text, delay: 2.5, maxWaitTimeInSeconds: 1 });
         const stranger = createReplicate({ apiToken: "wrong", baseURL: baseUrl });
         console.log(JSON.stringify({
-          pictures: same(pictures),
-          types: pictures.images.map(({ mediaType }) => mediaType),
-          warnings: pictures.warnings,
+          generated: same(generated),
+          types: generated.images.map(({ mediaType }) => mediaType),
+          warnings: generated.warnings,
           version: same(long),
           edited: same(edited),
-          applied: [pictures, long].map(({ responses }) => responses[0].headers["preference-applied"]),
+          applied: [generated, long].map(({ responses }) => responses[0].headers["preference-applied"]),
           film: Buffer.from(film.video.base64, "base64").toString(),
           input: await messageOf(image("test/files", { repeat: 0 })),
           token: await messageOf(generateImage({
@@ -244,7 +244,7 @@ def test_litellm_tells_errors_apart(litellm: dict[str, Any]) -> None:
 
 
 def test_p9_p27_f22_the_vercel_sdk_makes_images(vercel: dict[str, Any]) -> None:
-    assert vercel["pictures"] == [True, True]
+    assert vercel["generated"] == [True, True]
     assert vercel["types"] == ["image/png", "image/png"]
     assert vercel["warnings"] == []
     assert vercel["version"] == [True]

@@ -93,13 +93,13 @@ def test_the_state_of_a_model_moves_nothing_when_it_comes(page: Page) -> None:
     assert page.evaluate(PLACES) == places
 
 
-def test_a_picture_appears_and_is_the_one_that_was_asked_for(page: Page, tmp_path: Path) -> None:
+def test_an_image_appears_and_is_the_one_that_was_asked_for(page: Page, tmp_path: Path) -> None:
     page.goto("/appliance/tiny-shapes")
     fill(page, "prompt", "a large red square on a white background")
     page.locator("#run").click()
-    picture = page.locator("#media img")
-    expect(picture).to_be_visible()
-    expect(picture).to_be_in_viewport()  # however long the form beside it is
+    image = page.locator("#media img")
+    expect(image).to_be_visible()
+    expect(image).to_be_in_viewport()  # however long the form beside it is
     expect(status(page)).to_have_text("succeeded")
     page.wait_for_function("document.querySelector('#media img').naturalWidth === 64")
     with page.expect_download() as download:

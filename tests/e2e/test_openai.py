@@ -219,7 +219,7 @@ def test_embeddings_are_unit_vectors_of_meaning(gpt: OpenAI, client: httpx.Clien
     assert one.embedding == pytest.approx(vectors[0], abs=1e-4)
 
 
-def picture(image: Any) -> Image.Image:
+def decoded(image: Any) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(image.b64_json)))
 
 
@@ -229,7 +229,7 @@ def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client)
     assert made.data is not None
     assert len(made.data) == 2
     images = []
-    for image in map(picture, made.data):
+    for image in map(decoded, made.data):
         assert (image.format, image.size) == ("WEBP", (64, 64))
         images.append(image)
     record = prediction(client, str(made._request_id))
@@ -250,7 +250,7 @@ def test_images_show_what_they_were_asked_for(gpt: OpenAI, client: httpx.Client)
         extra_body={"prompt_strength": "0.1"},
     )
     assert edited.data is not None
-    images.append(picture(edited.data[0]))
+    images.append(decoded(edited.data[0]))
     assert "/v1/files/" in prediction(client, str(edited._request_id))["input"]["image"]
     for image in images:
         found = seen(image)
@@ -271,7 +271,7 @@ def test_images_that_cannot_be_made(gpt: OpenAI) -> None:
     assert "num_outputs: Must be less than or equal to" in refusal(n=500)
     assert "Additional property colour is not allowed" in refusal(extra_body={"colour": "red"})
     with pytest.raises(openai.BadRequestError, match="image"):
-        gpt.images.edit(model=PAINTER, image=b"this is no picture", prompt="a red circle")
+        gpt.images.edit(model=PAINTER, image=b"this is no image", prompt="a red circle")
 
 
 def words(text: str) -> list[str]:

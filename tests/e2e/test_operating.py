@@ -106,7 +106,7 @@ def test_predictions_are_filtered_and_one_under_way_is_cancelled(page: Page, cli
     assert client.get(slow["urls"]["get"]).json()["status"] == "canceled"
 
 
-def test_a_picture_is_shown_as_one(page: Page, client: httpx.Client) -> None:
+def test_an_output_file_is_linked(page: Page, client: httpx.Client) -> None:
     made = run(client, "test/files", input={"text": "x"})
     page.goto(made["urls"]["web"])
     address = httpx.URL(made["output"][0] if isinstance(made["output"], list) else made["output"])

@@ -23,9 +23,9 @@ def test_a_story_is_written_drawn_and_read_aloud(api: httpx.Client, appliance: A
     assert whole["status"] == "succeeded", whole
     story = whole["output"]
     assert len(story["text"].split()) >= 3
-    picture = seen(Image.open(io.BytesIO(fetch(story["image"]).content)))
-    assert picture is not None
-    assert (picture.colour, picture.shape) == ("red", "circle")
+    image = seen(Image.open(io.BytesIO(fetch(story["image"]).content)))
+    assert image is not None
+    assert (image.colour, image.shape) == ("red", "circle")
     heard = ended(api, create(api, "appliance/whisper-tiny-en", audio=story["speech"]))
     assert word_error_rate(story["text"], heard["output"]["transcription"]) < 0.2
 

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.scheduler import Decision, Load, Start
 from scripts.simulation.__main__ import main
-from scripts.simulation.comparison import OURS, compare, ours, policies, quantile
+from scripts.simulation.comparison import APPLIANCE, appliance_scheduler, compare, policies, quantile
 from scripts.simulation.machine import Machine
 from scripts.simulation.workload import GIB, WORKLOADS, Workload, fleet
 
@@ -81,7 +81,7 @@ def test_the_machine_does_not_do_what_cannot_be_done(decisions: list[Decision], 
 def test_waits_of_a_lone_prediction_are_those_of_its_load() -> None:
     world = WORKLOADS["duel"](1, 60)
     world = world._replace(requests=world.requests[:1])
-    outcome = Machine(world, ours(world)).run()
+    outcome = Machine(world, appliance_scheduler(world)).run()
     assert outcome.waits == [world.models[0].load_seconds]
     assert (outcome.hits, outcome.loads, outcome.moved) == (0, 1, 60 * GIB)
 
@@ -101,7 +101,7 @@ def test_the_fleet_is_what_is_stated() -> None:
 
 def test_the_appliance_is_ahead_where_two_models_fight_for_one_place() -> None:
     rows = compare(["duel"], range(2), 240, lambda: None)
-    own = next(row for row in rows if row.policy == OURS)
+    own = next(row for row in rows if row.policy == APPLIANCE)
     assert len(rows) == 4
     assert all(own.p99 < row.p99 and own.moved < row.moved for row in rows if row is not own)
 
@@ -123,4 +123,4 @@ def test_the_command_prints_a_table_and_writes_json(
 
 def test_a_workload_without_requests_is_over_at_once() -> None:
     world = Workload("empty", WORKLOADS["duel"](1, 60).models, {"gpu0": 80 * GIB}, ())
-    assert Machine(world, ours(world)).run().waits == []
+    assert Machine(world, appliance_scheduler(world)).run().waits == []

@@ -26,7 +26,7 @@ MODEL = "appliance/tiny-shapes"
 PROGRESS = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)/(\d+)")  # what official clients look for
 
 
-def picture(client: httpx.Client, url: str) -> Image.Image:
+def fetch_image(client: httpx.Client, url: str) -> Image.Image:
     reply = client.get(url)
     assert reply.status_code == 200
     return Image.open(io.BytesIO(reply.content))
@@ -36,7 +36,7 @@ def drawn(api: httpx.Client, **input: Any) -> list[Image.Image]:
     record = ended(api, create(api, MODEL, **input))
     assert record["status"] == "succeeded", record
     assert record["metrics"]["image_count"] == len(record["output"])
-    return [picture(api, url) for url in record["output"]]
+    return [fetch_image(api, url) for url in record["output"]]
 
 
 def shown(image: Image.Image) -> Seen:
@@ -47,13 +47,13 @@ def shown(image: Image.Image) -> Seen:
 
 def test_a_red_circle_is_red_and_round(official: Client, client: httpx.Client) -> None:
     (url,) = official.run("stability-ai/sdxl", input={"prompt": "a red circle", "seed": 1})
-    found = shown(picture(client, str(url)))
+    found = shown(fetch_image(client, str(url)))
     assert (found.colour, found.shape, found.background) == ("red", "circle", "white")
     assert found.likeness > 0.85
 
 
 def test_pairs_that_training_never_showed_come_out_right(api: httpx.Client) -> None:
-    """At least nine of ten pictures of a colour and a shape that were held apart show both."""
+    """At least nine of ten images of a colour and a shape that were held apart show both."""
     pairs = json.loads((ROOT / "appliance" / "assets" / "tiny-shapes" / "held_out.json").read_text())
     assert {(pair["colour"], pair["shape"]) for pair in pairs} == shapes.HELD_OUT
     right = count = 0
@@ -66,7 +66,7 @@ def test_pairs_that_training_never_showed_come_out_right(api: httpx.Client) -> N
                 right += 1
             else:
                 wrong.append((pair["colour"], pair["shape"], found and (found.colour, found.shape)))
-    print(f"\n{right} of {count} pictures of held-out pairs are right ({right / count:.0%}); wrong: {wrong}")
+    print(f"\n{right} of {count} images of held-out pairs are right ({right / count:.0%}); wrong: {wrong}")
     assert right / count >= 0.9
 
 
@@ -183,7 +183,7 @@ def test_p36_progress_and_a_cancel_within_a_step(api: httpx.Client) -> None:
     assert after["status"] == "succeeded"
 
 
-def test_what_is_no_picture_is_refused_and_the_model_goes_on(api: httpx.Client) -> None:
+def test_what_is_no_image_is_refused_and_the_model_goes_on(api: httpx.Client) -> None:
     record = ended(api, create(api, MODEL, prompt="a red circle", image="data:image/png;base64,AAAA"))
     assert record["status"] == "failed"
     assert record["error"].startswith("input.image: this is not an image; send one of PNG,")

@@ -331,7 +331,7 @@ class KeepAlive(_Server):
 
 
 #: system -> its layouts; the one with the least p99 wait counts.
-RIVALS: Final[dict[str, dict[str, Callable[[Workload], Policy]]]] = {
+BASELINES: Final[dict[str, dict[str, Callable[[Workload], Policy]]]] = {
     "count LRU (Ray Serve)": {
         "any model anywhere": lambda workload: CountLru(workload, sorted_by_size=False),
         "devices by size": lambda workload: CountLru(workload, sorted_by_size=True),
