@@ -19,7 +19,7 @@ from appliance.domain.errors import InvalidVersion, LoadFailed, NotFound, Shutti
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id, new_stream_token
 from appliance.gateway.catalogue.catalogue import Entry, operating
 from appliance.gateway.engine import admission, recovery, report
-from appliance.gateway.engine.active import Seen, follow, items, without_secrets
+from appliance.gateway.engine.active import ActivePrediction, Seen, follow, items, without_secrets
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.device_memory import DeviceMemory
 from appliance.gateway.engine.instances import Instances
@@ -274,25 +274,31 @@ class Engine:
         )
         if parent is not None:
             _log.info("prediction %s was created for model %s", prediction, entry.name)
-        # It may start before it is stored; nobody knows the id until this returns.
         active = self._predictions.add(prediction, entry, validated)
         active.awaits_end = awaits_end and parent is None and webhook is None
+        await self._enqueue(active)
+        return prediction
+
+    async def _enqueue(self, active: ActivePrediction) -> None:
+        """Queue a new prediction, start it if its model has a free slot, and wait until it is stored.
+
+        It may start before it is stored, because nobody knows its id yet.
+        """
         self._predictions.enqueue(active)
-        starts = [] if self._draining else self._scheduler.start_queued(entry.runs_on, time.monotonic())
-        for start in starts:
-            self._predictions.start(start)
-        if not starts:
+        if not self._draining:
+            for start in self._scheduler.start_queued(active.entry.runs_on, time.monotonic()):
+                self._predictions.start(start)
+        if not active.claimed:
             self.decide()
-        if active.unwritten is not None:
-            return prediction
+        if active.unwritten is not None:  # the caller waits for the end instead
+            return
         if active.created is None:
-            active.created = self._store.create(prediction)
+            active.created = self._store.create(active.prediction)
         try:
             await asyncio.shield(active.created)
         except StoreError:
             self._predictions.forget(active)
             raise
-        return prediction
 
     async def get(self, id: str, owner: str | None) -> Prediction:
         """Return the current record of a prediction of this owner, or of any owner if ``owner`` is None.
