@@ -18,6 +18,7 @@ from appliance.worker.memory_monitor import MemoryUsage
 from appliance.worker.protocol import Commands
 from appliance.worker.replica import Replica
 from tests.support.appliance_process import PATIENCE, ROOT, until, wait_for
+from tests.support.replica_events import events_of
 
 
 class Zygote:
