@@ -12,7 +12,7 @@ from appliance.domain.errors import StoreError
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import RunTokens
 from appliance.gateway.catalogue.builds import ProjectBuilds
-from appliance.gateway.catalogue.catalogue import Card, Catalogue, Entry, describe
+from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard, ServedVersion, describe
 from appliance.gateway.catalogue.trainings import Trainings
 from appliance.gateway.engine import Dependencies, Engine
 from appliance.gateway.engine.reload import Reload
@@ -30,7 +30,7 @@ MIB = 1024**2
 DEVICES = (Device(name="cpu", kind="cpu", memory=10 * MIB, label="A CPU"),)
 
 
-def described(name: str = "test/echo", **options: Any) -> tuple[Card, Entry]:
+def described(name: str = "test/echo", **options: Any) -> tuple[ModelCard, ServedVersion]:
     model = ModelConfig.model_validate({"name": name, "kind": "echo", "memory": MIB, "options": options})
     return describe(model, "none", 0.0)
 
@@ -42,11 +42,11 @@ def refusal(error: StoreError) -> asyncio.Future[None]:
     return written
 
 
-def entry(name: str = "test/echo", **options: Any) -> Entry:
+def entry(name: str = "test/echo", **options: Any) -> ServedVersion:
     return described(name, **options)[1]
 
 
-def catalogue_of(*entries: Entry) -> Catalogue:
+def catalogue_of(*entries: ServedVersion) -> Catalogue:
     return Catalogue([describe(entry.model, "none", 0.0)[0] for entry in entries], entries, ())
 
 
@@ -60,7 +60,7 @@ class Bench:
         self.stream = entry("test/stream", stream=True)
         self.big = entry("test/big")
         self.files_model = entry("test/files", files=True)
-        self.more: list[Entry] = []
+        self.more: list[ServedVersion] = []
         self.allowed: tuple[str, ...] = ()  # networks that input files may be fetched from
         self.capacity = 10 * MIB
         #: Bytes of main memory for sleeping models; None if models cannot sleep.
@@ -172,7 +172,7 @@ class Bench:
         self.cluster = LocalCluster()
         await self.start()
 
-    async def submit(self, entry: Entry | None = None, **input: Any) -> Prediction:
+    async def submit(self, entry: ServedVersion | None = None, **input: Any) -> Prediction:
         return await self.engine.submit(
             entry or self.echo, input, owner="me", parent=None, token=None, trace=None
         )

@@ -12,7 +12,7 @@ import pytest
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Job, Log, Metric, Output
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.runners import KINDS
 from appliance.runners.base import Kind, LoadSpec
 from appliance.runners.echo.options import EchoOptions
@@ -70,7 +70,7 @@ class Pupil(EchoRunner):
                     yield event
 
 
-def pupil(patch: pytest.MonkeyPatch) -> Entry:
+def pupil(patch: pytest.MonkeyPatch) -> ServedVersion:
     """Return a model of this kind; until ``patch`` ends, the kind echo is this kind."""
     patch.setitem(KINDS, "tutor", Kind(name="tutor", runner="tests.support.trainable_kind:Tutor"))
     pupil = Kind(name="echo", runner="tests.support.trainable_kind:Pupil", trainer="tutor")

@@ -22,7 +22,7 @@ from appliance.domain.errors import DiskFull, NotFound, StoreError, WeightsError
 from appliance.domain.file import File
 from appliance.domain.model import Build, Project
 from appliance.domain.prediction import new_id
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry, describe_pushed, trainer_of
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, describe_pushed, trainer_of
 from appliance.gateway.catalogue.demands import demand, training_demand
 from appliance.gateway.files.file_store import FileStore
 from appliance.machine import Device
@@ -147,7 +147,7 @@ class ProjectBuilds:
             raise NotFound
         return build
 
-    async def remove(self, entry: Entry) -> None:
+    async def remove(self, entry: ServedVersion) -> None:
         """Delete the build of a deleted version, unless another version uses it."""
         build = _build_of(entry)
         async with self._changing:
@@ -311,7 +311,7 @@ class ProjectBuilds:
             )
 
 
-def _build_of(entry: Entry) -> str | None:
+def _build_of(entry: ServedVersion) -> str | None:
     """Return the folder of the entry's build; None if it is not a Cog project."""
     options = entry.model.options
     return options.build if isinstance(options, BuiltCogOptions) else None

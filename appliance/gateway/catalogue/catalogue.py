@@ -25,8 +25,8 @@ from appliance.runners.base import LoadSpec
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """Description of a model."""
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API shows of a model, apart from its versions."""
 
     name: str  # owner/name
     visibility: str = "public"
@@ -53,7 +53,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind is not None or self.visibility == "public" or account in {None, self.owner}
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class ServedVersion(msgspec.Struct, frozen=True, kw_only=True):
     """A version that can run now."""
 
     name: str  # owner/name of the model
@@ -101,16 +101,18 @@ def _digest(facts: dict[str, Any]) -> str:
 class _Index:
     """The look-up tables of a catalogue."""
 
-    def __init__(self, cards: Iterable[Card], collections: Iterable[CollectionConfig]) -> None:
+    def __init__(self, cards: Iterable[ModelCard], collections: Iterable[CollectionConfig]) -> None:
         self.cards = {card.name: card for card in cards}
         #: Versions that are loaded under their own key: those of models.yaml in its order, then pushed ones.
-        self.entries: tuple[Entry, ...] = ()
+        self.entries: tuple[ServedVersion, ...] = ()
         self.collections = {collection.slug: collection for collection in collections}
         self.names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
-        self.served: dict[str, list[Entry]] = {name: [] for name in self.cards}  # by model, newest last
-        self.versions: dict[str, Entry] = {}
-        self.by_key: dict[str, Entry] = {}  # by `runs_on`
-        self.trainers: dict[str, Entry] = {}  # by the version that they train
+        self.served: dict[str, list[ServedVersion]] = {
+            name: [] for name in self.cards
+        }  # by model, newest last
+        self.versions: dict[str, ServedVersion] = {}
+        self.by_key: dict[str, ServedVersion] = {}  # by `runs_on`
+        self.trainers: dict[str, ServedVersion] = {}  # by the version that they train
         self.changes = 0  # number of additions and removals
 
 
@@ -118,7 +120,10 @@ class Catalogue:
     """Every model, found by name, alias or version. Changed on the gateway's loop only."""
 
     def __init__(
-        self, cards: Iterable[Card], entries: Iterable[Entry], collections: Iterable[CollectionConfig]
+        self,
+        cards: Iterable[ModelCard],
+        entries: Iterable[ServedVersion],
+        collections: Iterable[CollectionConfig],
     ) -> None:
         """Names and aliases must be unique, and collections name models; the config has checked both."""
         self._index = _Index(cards, collections)
@@ -129,12 +134,12 @@ class Catalogue:
             self._add_trainer(entry)
 
     @property
-    def cards(self) -> dict[str, Card]:
+    def cards(self) -> dict[str, ModelCard]:
         """The models by name; only this class changes them."""
         return self._index.cards
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[ServedVersion, ...]:
         """The versions loaded under their own key: those of models.yaml in its order, then pushed ones."""
         return self._index.entries
 
@@ -155,10 +160,10 @@ class Catalogue:
                 other.set_entry(entry)
         self._index = other._index
 
-    def put(self, model: Model) -> Card:
+    def put(self, model: Model) -> ModelCard:
         """Add a model created through the API, or replace its description."""
         self._index.changes += 1
-        card = self._index.cards[model.name] = Card(
+        card = self._index.cards[model.name] = ModelCard(
             name=model.name,
             visibility=model.visibility,
             created_at=model.created_at,
@@ -179,7 +184,7 @@ class Catalogue:
         self._index.changes += 1
         del self._index.cards[name], self._index.names[name], self._index.served[name]
 
-    def add_version(self, entry: Entry) -> None:
+    def add_version(self, entry: ServedVersion) -> None:
         """Add a version; the version of a model with the last ``created_at`` is its newest."""
         self._index.changes += 1
         if entry in self._index.served[entry.name]:
@@ -188,7 +193,7 @@ class Catalogue:
         self._index.served[entry.name].sort(key=lambda each: each.created_at)
         self._index.versions.setdefault(entry.version, entry)
 
-    def add_pushed(self, entry: Entry) -> None:
+    def add_pushed(self, entry: ServedVersion) -> None:
         """Add a version that is loaded under its own key, and its trainer if it can be trained."""
         if entry not in self._index.entries:
             self._index.entries = (*self._index.entries, entry)
@@ -196,13 +201,13 @@ class Catalogue:
         self.add_version(entry)
         self._add_trainer(entry)
 
-    def _add_trainer(self, entry: Entry) -> None:
+    def _add_trainer(self, entry: ServedVersion) -> None:
         trainer = trainer_of(entry)
         if trainer is not None:
             self._index.trainers[entry.version] = trainer
             self.set_entry(trainer)
 
-    def remove_version(self, entry: Entry) -> None:
+    def remove_version(self, entry: ServedVersion) -> None:
         self._index.changes += 1
         self._index.served[entry.name].remove(entry)
         if entry in self._index.entries:
@@ -213,7 +218,7 @@ class Catalogue:
 
     # -- lookup
 
-    def public(self) -> list[Card]:
+    def public(self) -> list[ModelCard]:
         """Return the models that lists and searches show, newest version first."""
         public = [card for card in self._index.cards.values() if card.visibility == "public"]
         return sorted(public, key=lambda card: self._newest(card.name), reverse=True)
@@ -222,7 +227,7 @@ class Catalogue:
         latest = self.latest(name)
         return self._index.cards[name].created_at if latest is None else latest.created_at
 
-    def search(self, query: str) -> list[tuple[Card, float]]:
+    def search(self, query: str) -> list[tuple[ModelCard, float]]:
         """Return the public models that match ``query``, best first, each with a score over 0 up to 1.
 
         A model matches if its name, aliases, description and readme together contain every word of the query.
@@ -232,7 +237,7 @@ class Catalogue:
         found = [(card, _score(card, words)) for card in self.public()]
         return sorted((pair for pair in found if pair[1] > 0), key=lambda pair: pair[1], reverse=True)
 
-    def card(self, name: str, account: str | None) -> Card:
+    def card(self, name: str, account: str | None) -> ModelCard:
         """Return the model with the name or alias ``owner/name``.
 
         Raises:
@@ -243,15 +248,15 @@ class Catalogue:
             raise NotFound
         return card
 
-    def latest(self, name: str) -> Entry | None:
+    def latest(self, name: str) -> ServedVersion | None:
         served = self._index.served[name]
         return served[-1] if served else None
 
-    def served(self, name: str) -> Sequence[Entry]:
+    def served(self, name: str) -> Sequence[ServedVersion]:
         """Return all versions of a model that can run, newest last."""
         return self._index.served[name]
 
-    def resolve(self, name: str, account: str | None) -> Entry:
+    def resolve(self, name: str, account: str | None) -> ServedVersion:
         """Return the newest version of the model with the name or alias ``owner/name``.
 
         Raises:
@@ -262,7 +267,7 @@ class Catalogue:
             raise NotFound
         return entry
 
-    def by_version(self, version: str, account: str | None) -> Entry:
+    def by_version(self, version: str, account: str | None) -> ServedVersion:
         """Return the version with this id.
 
         Raises:
@@ -273,7 +278,7 @@ class Catalogue:
             raise InvalidVersion
         return entry
 
-    def by_spec(self, spec: str, account: str | None) -> Entry:
+    def by_spec(self, spec: str, account: str | None) -> ServedVersion:
         """Return the version for ``owner/name``, ``owner/name:version`` or a version id.
 
         Raises:
@@ -296,20 +301,20 @@ class Catalogue:
         entries = (entry for served in self._index.served.values() for entry in served)
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
-    def set_entry(self, entry: Entry) -> None:
+    def set_entry(self, entry: ServedVersion) -> None:
         """Load ``entry`` under its ``runs_on`` from now on."""
         self._index.by_key[entry.runs_on] = entry
 
-    def entry_for(self, key: str) -> Entry:
+    def entry_for(self, key: str) -> ServedVersion:
         """Return the entry that is loaded under the key ``runs_on``."""
         return self._index.by_key[key]
 
     @property
-    def entries_by_key(self) -> dict[str, Entry]:
+    def entries_by_key(self) -> dict[str, ServedVersion]:
         """A copy of all entries that can be loaded, by the key that they are loaded under."""
         return dict(self._index.by_key)
 
-    def serves(self, entry: Entry) -> bool:
+    def serves(self, entry: ServedVersion) -> bool:
         """Return whether the version that runs ``entry`` is still the one that would be loaded."""
         current = self._index.by_key.get(entry.runs_on)
         return current is not None and current.origin == entry.origin
@@ -319,30 +324,30 @@ class Catalogue:
         entry = self._index.by_key.get(spec.model)
         return entry is not None and (entry.version, self.options(entry)) == (spec.version, spec.options)
 
-    def options(self, entry: Entry) -> dict[str, Any]:
+    def options(self, entry: ServedVersion) -> dict[str, Any]:
         adapted = entry.kind == entry.model.kind and bool(self.adapted(entry.model.name))
         apart = entry.adapter if entry.runs_on != entry.model.name else None
         return entry.model.options.runner_options(adapted=adapted, weights=apart)
 
-    def loads_as(self, entry: Entry) -> str:
+    def loads_as(self, entry: ServedVersion) -> str:
         """Return a hex digest of the version, kind and options that are loaded for ``entry``."""
         return _digest({"version": entry.version, "kind": entry.kind, "options": self.options(entry)})
 
-    def trainer(self, version: str) -> Entry | None:
+    def trainer(self, version: str) -> ServedVersion | None:
         """Return the entry that trains this version; None if it cannot be trained."""
         return self._index.trainers.get(version)
 
 
-def _score(card: Card, words: Sequence[str]) -> float:
+def _score(card: ModelCard, words: Sequence[str]) -> float:
     weighed = ((1.0, " ".join((card.name, *card.aliases))), (0.6, card.description), (0.3, card.readme or ""))
     texts = [(weight, text.lower()) for weight, text in weighed]
     best = [max((weight for weight, text in texts if word in text), default=0.0) for word in words]
     return sum(best) / len(best) if best and all(best) else 0.0
 
 
-def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card, Entry]:
+def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[ModelCard, ServedVersion]:
     """Return a configured model, and its version with the weights at ``revision``."""
-    card = Card(
+    card = ModelCard(
         name=model.name,
         visibility=model.visibility,
         kind=model.kind,
@@ -357,7 +362,7 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card
     )
     interface = runner_class(model.kind).interface(model.options.model_dump(mode="json"))
     version = version_of(model, revision)
-    entry = Entry(
+    entry = ServedVersion(
         name=model.name,
         version=version,
         origin=version,
@@ -374,14 +379,14 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Card
     return card, entry
 
 
-def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> Entry:
+def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> ServedVersion:
     """Return a pushed version. Each is loaded under a key of its own, which no model can have as its name."""
     _, entry = describe(model, revision, created_at)
     key = f"{model.name}@{entry.version[:16]}"
     return msgspec.structs.replace(entry, model=model.model_copy(update={"name": key}), runs_on=key)
 
 
-def trainer_of(entry: Entry) -> Entry | None:
+def trainer_of(entry: ServedVersion) -> ServedVersion | None:
     """Return the entry that runs trainings of ``entry``; None if it cannot be trained."""
     kind = KINDS[entry.kind].trainer
     if kind is None or not entry.model.options.trainable:
@@ -397,7 +402,7 @@ def trainer_of(entry: Entry) -> Entry | None:
     )
 
 
-def trained(base: Entry, adapter: Adapter, path: str) -> Entry:
+def trained(base: ServedVersion, adapter: Adapter, path: str) -> ServedVersion:
     """Return the version that a training made from ``base``; its weights are at ``path``, an absolute path.
 
     An adapter runs on the loaded base model. A Cog project is loaded once for each set of weights.
@@ -413,7 +418,7 @@ def trained(base: Entry, adapter: Adapter, path: str) -> Entry:
     )
 
 
-def operating(entry: Entry, body: dict[str, Any]) -> Entry:
+def operating(entry: ServedVersion, body: dict[str, Any]) -> ServedVersion:
     """Return ``entry`` with the interface of the operation that ``body`` requests."""
     return msgspec.structs.replace(
         entry,

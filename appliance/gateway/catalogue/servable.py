@@ -10,7 +10,7 @@ from appliance import weights
 from appliance.config import Config, ModelConfig
 from appliance.domain.errors import WeightsError
 from appliance.gateway.catalogue import catalogue
-from appliance.gateway.catalogue.catalogue import Card, Entry
+from appliance.gateway.catalogue.catalogue import ModelCard, ServedVersion
 from appliance.gateway.catalogue.demands import demand, training_demand
 from appliance.machine import Device
 from appliance.scheduler import Demand
@@ -20,7 +20,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     """The models of a config that can be served, in the order of the config."""
 
     config: Config  # only models that can be served, with options completed from their weights
-    described: tuple[tuple[Card, Entry], ...]
+    described: tuple[tuple[ModelCard, ServedVersion], ...]
     demands: tuple[Demand, ...]  # of models and of their trainings
     left_out: dict[str, str]  # model -> why it cannot be served
 
@@ -32,7 +32,7 @@ def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float
     model's files leaves out that model only.
     """
     models: list[ModelConfig] = []
-    described: list[tuple[Card, Entry]] = []
+    described: list[tuple[ModelCard, ServedVersion]] = []
     demands: list[Demand] = []
     left_out: dict[str, str] = {}
     for model in config.models:

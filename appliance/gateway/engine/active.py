@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.domain.errors import ApplianceError, PredictionFailed
 from appliance.domain.prediction import Emitted, OutputItems, Prediction, Status
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.store import Progress
 
 _log = logging.getLogger(__name__)
@@ -23,14 +23,14 @@ HIDDEN: Final = "**********"
 Events = list[tuple[int, Progress]]
 
 
-def without_secrets(entry: Entry, input: dict[str, Any]) -> dict[str, Any]:
+def without_secrets(entry: ServedVersion, input: dict[str, Any]) -> dict[str, Any]:
     """Return ``input`` with every secret value replaced by ``HIDDEN``."""
     hidden = dict.fromkeys((name for name in entry.interface.secret_inputs if name in input), HIDDEN)
     return {**input, **hidden} if hidden else input
 
 
 class Unwritten(NamedTuple):
-    """The start of a prediction that is not written yet."""
+    """A started prediction whose first write waits for its end."""
 
     claimed: Prediction
     model: str  # the instance that runs it
@@ -40,7 +40,7 @@ class Unwritten(NamedTuple):
 class ActivePrediction:
     """An unfinished prediction. Only ``Predictions`` and ``Saver`` change its state."""
 
-    def __init__(self, prediction: Prediction, entry: Entry, input: dict[str, Any]) -> None:
+    def __init__(self, prediction: Prediction, entry: ServedVersion, input: dict[str, Any]) -> None:
         """``input`` is the validated input, with every default filled in."""
         self.prediction = prediction
         self.entry = entry

@@ -1,7 +1,7 @@
-"""The engine: predictions enter through ``submit``, models through ``load``; others read both here.
+"""The engine accepts predictions (``submit``), runs them, and answers questions about them and about models.
 
-Facts come in (a request, an event of a worker process, a timer), the scheduler is asked what to do next, and
-``decide`` carries that out. ``predictions`` owns statuses, ``loads`` and ``workers`` own worker processes.
+After each request, event of a worker process or timer, ``decide`` asks the scheduler what to do next and does
+it. Only ``predictions`` changes statuses; only ``loads`` and ``workers`` start and stop worker processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from appliance.config import LimitsConfig
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidVersion, LoadFailed, NotFound, ShuttingDown, StoreError
 from appliance.domain.prediction import Prediction, Status, Webhook, new_id, new_stream_token
-from appliance.gateway.catalogue.catalogue import Entry, operating
+from appliance.gateway.catalogue.catalogue import ServedVersion, operating
 from appliance.gateway.engine import admission, recovery, report
 from appliance.gateway.engine.active import ActivePrediction, Seen, follow, items, without_secrets
 from appliance.gateway.engine.dependencies import Dependencies
@@ -211,7 +211,7 @@ class Engine:
 
     async def submit(
         self,
-        entry: Entry,
+        entry: ServedVersion,
         input: Any,
         *,
         owner: str,
@@ -420,7 +420,7 @@ class Engine:
 
     # -- models ------------------------------------------------------------------------------------------
 
-    def residency(self, entry: Entry) -> Residency:
+    def residency(self, entry: ServedVersion) -> Residency:
         return self._scheduler.residency(entry.runs_on)
 
     async def deployed(self) -> None:
@@ -433,7 +433,7 @@ class Engine:
         """Apply new limits; a prediction that runs keeps the run timeout that it had."""
         self._dependencies.limits = limits
 
-    def reconcile(self, demands: Iterable[Demand], before: Mapping[str, Entry]) -> None:
+    def reconcile(self, demands: Iterable[Demand], before: Mapping[str, ServedVersion]) -> None:
         """Apply an edited models.yaml, whose models are in the catalogue now: see ``reconcile.reconcile``.
 
         Predictions that run, or wait for a loaded model, end on the version that they began with. Those that
@@ -444,7 +444,7 @@ class Engine:
         self._predictions.end_outdated()
         self.decide()
 
-    async def load(self, entry: Entry) -> None:
+    async def load(self, entry: ServedVersion) -> None:
         """Load the model when there is memory for it; return when it is ready.
 
         Raises:
@@ -457,14 +457,14 @@ class Engine:
             self.decide()
             await asyncio.shield(ready)
 
-    async def unload(self, entry: Entry) -> None:
+    async def unload(self, entry: ServedVersion) -> None:
         """Unload every instance of the model once the predictions on it have ended; return at once."""
         for key in self.instances.keys(entry.runs_on):
             if self._scheduler.knows(key):
                 self._scheduler.request_unload(key, "asked for", time.monotonic())
         self.decide()
 
-    def pin(self, entry: Entry, *, pinned: bool) -> None:
+    def pin(self, entry: ServedVersion, *, pinned: bool) -> None:
         """Load the model and never evict it, or allow evictions again, until the gateway stops.
 
         Raises:

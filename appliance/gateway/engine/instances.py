@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from appliance.domain.deployment import Release
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.scheduler import Demand, Residency, Scheduler
 
 #: Seconds without a prediction after which an instance other than the first is unloaded.
@@ -86,7 +86,7 @@ class Instances:
                 further[key] = _further(demand, key)
         return further
 
-    def choose(self, entry: Entry) -> Entry:
+    def choose(self, entry: ServedVersion) -> ServedVersion:
         """Return ``entry`` on the instance that is expected to have a free slot first.
 
         The prediction may still begin on another one: see ``scheduler.rebalancing``.

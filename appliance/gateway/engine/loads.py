@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from appliance import weights
 from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import LoadFailed, OutOfMemory, WorkerLost
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.memory_profiles import MemoryProfiles
 from appliance.machine import disk, joint_sku
@@ -74,7 +74,7 @@ class Loads:
             future.set_exception(error)
             future.exception()  # marks it as seen: the caller may be gone
 
-    async def load(self, entry: Entry, decided: Load) -> Ready | Retry | Failed:
+    async def load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
         """Load ``entry`` as the scheduler has decided."""
         outcome = await self._load(entry, decided)
         if not isinstance(outcome, Retry):
@@ -82,7 +82,7 @@ class Loads:
             self._out_of_memory.discard(entry.runs_on)
         return outcome
 
-    async def _load(self, entry: Entry, decided: Load) -> Ready | Retry | Failed:
+    async def _load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
         instance, timeout = entry.runs_on, self._dependencies.limits.load_timeout
         try:
             spec = self._spec(entry, decided)
@@ -181,7 +181,7 @@ class Loads:
         _log_retry(instance, verdict.sentence)
         return Retry(error.detail)
 
-    def _spec(self, entry: Entry, decided: Load) -> LoadSpec:
+    def _spec(self, entry: ServedVersion, decided: Load) -> LoadSpec:
         model, devices, home = entry.model, decided.devices, self._dependencies.home
         # A logical device is the CPU under another name.
         device = ",".join(devices) if self._devices[devices[0]].kind == "cuda" else "cpu"

@@ -11,7 +11,7 @@ import msgspec
 from appliance.cluster.base import Cluster
 from appliance.domain.errors import OutOfMemory
 from appliance.domain.units import readable_bytes
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.scheduler import Origin, Scheduler
 from appliance.store import MemoryProfileRow, Store
 from appliance.worker.memory_monitor import MemoryUsage
@@ -58,7 +58,7 @@ class MemoryProfiles:
         for model in self._scheduler.models:
             self.restore(self._catalogue.entry_for(model))
 
-    def restore(self, entry: Entry) -> None:
+    def restore(self, entry: ServedVersion) -> None:
         """Tell the scheduler the stored profile of a model, once."""
         model = entry.runs_on
         if model in self._recalled:
@@ -69,7 +69,7 @@ class MemoryProfiles:
             self._main[model] = row.main
             self._scheduler.footprints.restore_peak(model, row.peak)
 
-    def reset(self, entry: Entry) -> None:
+    def reset(self, entry: ServedVersion) -> None:
         """Use another profile for a changed model once its former version is unloaded."""
         self._recalled.discard(entry.runs_on)
         self.unloaded(entry.runs_on)

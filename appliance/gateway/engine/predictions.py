@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from appliance.domain.errors import PredictionFailed, StoreError, UnstorableValue
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine import records
 from appliance.gateway.engine.active import ActivePrediction, Unwritten, fetched_input
 from appliance.gateway.engine.dependencies import Dependencies
@@ -76,7 +76,9 @@ class Predictions:
         active = self._by_stream_token.get(token)
         return None if active is None else active.prediction
 
-    def add(self, prediction: Prediction, entry: Entry, validated: dict[str, Any]) -> ActivePrediction:
+    def add(
+        self, prediction: Prediction, entry: ServedVersion, validated: dict[str, Any]
+    ) -> ActivePrediction:
         """Add an accepted prediction; call ``enqueue`` or ``resume`` next."""
         active = ActivePrediction(prediction, entry, validated)
         self.active[active.id] = self._by_stream_token[prediction.stream_token] = active
@@ -295,7 +297,7 @@ class Predictions:
     # -- the end -----------------------------------------------------------------------------------------
 
     def end(self, active: ActivePrediction, status: Status, error: str | None = None) -> None:
-        """Begin to end a prediction, which happens once: the terminal record is stored, then shown.
+        """Begin to end a prediction: its terminal record is stored, then shown. Call this once.
 
         If it did not succeed, its unfinished children are canceled, because nobody waits for them.
         """

@@ -10,7 +10,7 @@ from typing import Final
 
 from appliance import machine, weights
 from appliance.domain.units import readable_bytes
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.scheduler import Residency, Scheduler
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Prefetch:
                 return waiting.model
         return None
 
-    async def _read(self, entry: Entry, stop: threading.Event) -> None:
+    async def _read(self, entry: ServedVersion, stop: threading.Event) -> None:
         if entry.model.source is None or entry.kind == "cog":  # most of its folder is a Python environment
             return
         folder = weights.folder(self._home, entry.model)

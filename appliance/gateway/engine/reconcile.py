@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.gateway.engine.instances import Instances
 from appliance.scheduler import Demand, Scheduler
 
@@ -18,8 +18,8 @@ def reconcile(
     catalogue: Catalogue,
     instances: Instances,
     demands: Iterable[Demand],
-    before: Mapping[str, Entry],
-) -> list[Entry]:
+    before: Mapping[str, ServedVersion],
+) -> list[ServedVersion]:
     """Tell the scheduler which models are served now; return the entries whose load has changed.
 
     ``demands`` are those of the models in models.yaml. ``before`` maps instances to the entries that could be
@@ -48,12 +48,12 @@ def reconcile(
     return changed
 
 
-def _loaded_separately(entry: Entry) -> bool:
+def _loaded_separately(entry: ServedVersion) -> bool:
     """Return whether the entry is a Cog project with trained weights, which is loaded beside its base."""
     return entry.runs_on != entry.model.name and entry.kind == entry.model.kind and entry.adapter is not None
 
 
-def _load_key(entry: Entry) -> tuple[Any, ...]:
+def _load_key(entry: ServedVersion) -> tuple[Any, ...]:
     """Return everything that requires a reload when it changes."""
     model = entry.model
     return entry.version, entry.kind, model.options, model.source, model.memory, model.gpu, model.threads

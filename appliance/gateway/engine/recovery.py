@@ -11,7 +11,7 @@ import msgspec
 from appliance.domain import input_schema
 from appliance.domain.errors import InvalidVersion, RequestError
 from appliance.domain.prediction import Prediction, Status
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry, operating
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, operating
 from appliance.gateway.engine.active import HIDDEN
 from appliance.gateway.engine.dependencies import Dependencies
 from appliance.gateway.engine.instances import Instances
@@ -74,7 +74,9 @@ async def recover_predictions(
     return failed
 
 
-def add_to_scheduler(dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: Entry) -> None:
+def add_to_scheduler(
+    dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: ServedVersion
+) -> None:
     """Add a version to the scheduler that is loaded separately from its base model; it needs as much memory.
 
     Raises:
@@ -93,7 +95,7 @@ def add_to_scheduler(dependencies: Dependencies, memory_profiles: MemoryProfiles
     memory_profiles.restore(entry)
 
 
-def served(catalogue: Catalogue, prediction: Prediction) -> Entry:
+def served(catalogue: Catalogue, prediction: Prediction) -> ServedVersion:
     """Return the catalogue entry that runs a stored prediction.
 
     Raises:
@@ -118,7 +120,7 @@ def _interrupted(prediction: Prediction, reason: str) -> Prediction:
     return prediction.finished(Status.FAILED, time.time(), f"{INTERRUPTED}: {reason}")
 
 
-def _on_its_instance(instances: Instances, entry: Entry, id: str, held: Held) -> Entry:
+def _on_its_instance(instances: Instances, entry: ServedVersion, id: str, held: Held) -> ServedVersion:
     """Return ``entry`` on the instance that still holds this prediction, or on the least busy one."""
     for key in instances.keys(entry.runs_on):
         if id in held.get(key, ()):

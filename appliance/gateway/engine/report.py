@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols import serializers
 from appliance.protocols.admin_types import (
     Decision,
@@ -39,7 +39,7 @@ def log(event: Event) -> None:
 
 
 def status(
-    scheduler: Scheduler, models: Iterable[tuple[Entry, Sequence[str]]], *, draining: bool
+    scheduler: Scheduler, models: Iterable[tuple[ServedVersion, Sequence[str]]], *, draining: bool
 ) -> SchedulerStatus:
     """Return waiting models, ``models`` with their instances, devices, and the newest decisions."""
     return SchedulerStatus(
@@ -59,7 +59,7 @@ def status(
     )
 
 
-def _model_status(scheduler: Scheduler, entry: Entry, instances: Sequence[str]) -> ModelStatus:
+def _model_status(scheduler: Scheduler, entry: ServedVersion, instances: Sequence[str]) -> ModelStatus:
     name = entry.runs_on
     return ModelStatus(
         name=name,

@@ -13,7 +13,7 @@ from appliance.domain.prediction import Status
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Card
+from appliance.gateway.catalogue.catalogue import ModelCard
 
 
 async def add_example(request: Request) -> Response:
@@ -37,7 +37,7 @@ async def remove_example(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def _card(request: Request) -> Card:
+async def _card(request: Request) -> ModelCard:
     await requests.caller(request, Scope.ADMIN)
     return services_of(request).catalogue.card(requests.model_name(request), account=None)
 

@@ -22,7 +22,7 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.admin.tokens import token_names
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Catalogue, Entry
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion
 from appliance.protocols import serializers
 from appliance.protocols.admin_types import DeliveryResponse, HistoryItemResponse
 from appliance.store import Delivery
@@ -83,7 +83,7 @@ async def _response(record: Prediction, request: Request, caller: Token) -> Resp
     return responses.json(item, base=base)
 
 
-def _served(record: Prediction, catalogue: Catalogue) -> Entry | None:
+def _served(record: Prediction, catalogue: Catalogue) -> ServedVersion | None:
     """Return the served version that the prediction ran on; None if it is no longer served."""
     try:
         return catalogue.by_version(record.version, account=None)

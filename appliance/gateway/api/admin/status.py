@@ -16,7 +16,7 @@ from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.services import Services, services_of
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.machine import Device
 from appliance.protocols.admin_types import (
     ApplianceStatusResponse,
@@ -121,11 +121,11 @@ async def _pin(request: Request, *, pinned: bool) -> Response:
     return responses.json(body, 202)
 
 
-def _state(entry: Entry, services: Services) -> ModelStateResponse:
+def _state(entry: ServedVersion, services: Services) -> ModelStateResponse:
     return ModelStateResponse(name=entry.name, state=services.engine.residency(entry).value)
 
 
-async def _entry(request: Request) -> Entry:
+async def _entry(request: Request) -> ServedVersion:
     await requests.caller(request, Scope.ADMIN)
     return services_of(request).catalogue.resolve(requests.model_name(request), account=None)
 

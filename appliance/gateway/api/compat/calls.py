@@ -30,7 +30,7 @@ from appliance.gateway.api import requests
 from appliance.gateway.api.errors import ANTHROPIC, CompatError, compat_response
 from appliance.gateway.api.replicate.streams import HEADERS
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine import Engine
 from appliance.protocols import media, serializers
 from appliance.protocols.compat_types import CompatRequest
@@ -87,7 +87,7 @@ async def parse(request: Request, type: type[Body]) -> Body:
     return requests.convert(given, type)
 
 
-def find_model(request: Request, name: str, caller: Token, kinds: Collection[str]) -> Entry:
+def find_model(request: Request, name: str, caller: Token, kinds: Collection[str]) -> ServedVersion:
     """Return the newest version of the model ``name``.
 
     Raises:
@@ -141,7 +141,7 @@ async def run_operation(
 
 
 async def _submit(
-    request: Request, caller: Token, entry: Entry, input: dict[str, Any], operation: str | None = None
+    request: Request, caller: Token, entry: ServedVersion, input: dict[str, Any], operation: str | None = None
 ) -> Prediction:
     return await services_of(request).engine.submit(
         entry,
@@ -155,7 +155,7 @@ async def _submit(
 
 
 async def predict(
-    request: Request, caller: Token, entry: Entry, input: dict[str, Any]
+    request: Request, caller: Token, entry: ServedVersion, input: dict[str, Any]
 ) -> Prediction | Response:
     """Run a prediction. Return its record if it succeeded, else the error response."""
     record = await _submit(request, caller, entry, input)

@@ -21,7 +21,7 @@ from appliance.gateway.api.compat import calls
 from appliance.gateway.api.compat.forms import received
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols.compat_types import GeneratedImage, ImageRequest, ImagesResponse
 
 KINDS: Final = ("diffusers",)
@@ -66,7 +66,7 @@ def _check_model(given: dict[str, Any]) -> None:
 
 
 async def _generated(
-    request: Request, caller: Token, entry: Entry, given: dict[str, Any], files: dict[str, str]
+    request: Request, caller: Token, entry: ServedVersion, given: dict[str, Any], files: dict[str, str]
 ) -> Response:
     if entry.interface.output.get("type") != "array":
         raise BadRequest(f"The model `{given['model']}` generates videos; use POST /v1/predictions.")
@@ -97,7 +97,7 @@ async def _base64(file: OutputFile | str, folder: Path) -> str:
     return base64.b64encode(await asyncio.to_thread(path.read_bytes)).decode()
 
 
-def inputs(given: dict[str, Any], entry: Entry) -> dict[str, Any]:
+def inputs(given: dict[str, Any], entry: ServedVersion) -> dict[str, Any]:
     """Return the input of the model for a request.
 
     Raises:

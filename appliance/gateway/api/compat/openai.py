@@ -14,7 +14,7 @@ from appliance.gateway.api.compat import audio, calls, embeddings, images
 from appliance.gateway.api.compat.calls import CHUNKS, EVENTS
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols.compat_types import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -61,7 +61,7 @@ async def get_model(request: Request) -> Response:
     return responses.json(_model_object(name, calls.find_model(request, name, caller, KINDS)))
 
 
-def _model_object(name: str, entry: Entry) -> OpenAIModelResponse:
+def _model_object(name: str, entry: ServedVersion) -> OpenAIModelResponse:
     return OpenAIModelResponse(
         id=name,
         object="model",

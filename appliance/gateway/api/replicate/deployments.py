@@ -17,7 +17,7 @@ from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.account import account_response
 from appliance.gateway.api.replicate.predictions import create_prediction
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols import serializers
 from appliance.protocols.request_types import (
     DeploymentRequest,
@@ -117,7 +117,7 @@ async def _add_release(release: Release, request: Request) -> Response:
     return responses.json(_shown(release, request))
 
 
-def _entry(release: Release, request: Request) -> Entry:
+def _entry(release: Release, request: Request) -> ServedVersion:
     return services_of(request).catalogue.by_spec(f"{release.model}:{release.version}", release.owner)
 
 

@@ -18,7 +18,7 @@ from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Card, Catalogue
+from appliance.gateway.catalogue.catalogue import Catalogue, ModelCard
 from appliance.protocols import serializers
 from appliance.protocols.request_types import ModelRequest, ModelUpdateRequest
 from appliance.protocols.response_types import ModelResponse
@@ -127,7 +127,7 @@ async def list_examples(request: Request) -> Response:
     )
 
 
-async def _page(cards: Sequence[Card], request: Request) -> Response:
+async def _page(cards: Sequence[ModelCard], request: Request) -> Response:
     listing = await ModelDetails.of(request)
     base = requests.origin(request)
     given = request.query_params.get("cursor")
@@ -146,16 +146,16 @@ async def _page(cards: Sequence[Card], request: Request) -> Response:
     return responses.json(body, base=base)
 
 
-async def _shown(card: Card, request: Request) -> ModelResponse:
+async def _shown(card: ModelCard, request: Request) -> ModelResponse:
     return (await ModelDetails.of(request)).shown(card, requests.origin(request))
 
 
-async def _card(request: Request) -> Card:
+async def _card(request: Request) -> ModelCard:
     caller = await requests.caller(request, Scope.READ)
     return services_of(request).catalogue.card(requests.model_name(request), caller.owner)
 
 
-def _own(request: Request, caller: Token) -> Card:
+def _own(request: Request, caller: Token) -> ModelCard:
     return require_own(
         services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller
     )
@@ -168,7 +168,7 @@ async def _stored(name: str, store: Store) -> Model:
     raise NotFound
 
 
-def require_own(card: Card, caller: Token) -> Card:
+def require_own(card: ModelCard, caller: Token) -> ModelCard:
     """Return ``card`` if ``caller`` may change the model.
 
     Raises:
@@ -200,7 +200,7 @@ class ModelDetails:
         examples = {model: record for model, record in found.items() if record is not None}
         return cls(services.catalogue, await services.store.run_counts(), examples)
 
-    def shown(self, card: Card, base: str) -> ModelResponse:
+    def shown(self, card: ModelCard, base: str) -> ModelResponse:
         latest = self._catalogue.latest(card.name)
         example = self._examples.get(card.name)
         owner, name = card.name.split("/")

@@ -15,7 +15,7 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import paging, requests, responses
 from appliance.gateway.api.replicate import webhooks
 from appliance.gateway.api.services import services_of
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols import serializers
 from appliance.protocols.request_types import PredictionRequest, VersionPredictionRequest
 
@@ -82,7 +82,7 @@ async def _response(record: Prediction, request: Request) -> Response:
 async def create_prediction(
     request: Request,
     caller: Token,
-    entry: Entry,
+    entry: ServedVersion,
     given: PredictionRequest,
     *,
     deployment: str | None = None,

@@ -13,7 +13,7 @@ from appliance.domain.token import Scope, Token
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.replicate.models import require_own
 from appliance.gateway.api.services import Services, services_of
-from appliance.gateway.catalogue.catalogue import Card
+from appliance.gateway.catalogue.catalogue import ModelCard
 from appliance.protocols import serializers
 
 
@@ -82,7 +82,7 @@ async def _check_unused(version: str, services: Services) -> None:
         raise BadRequest(f"Version {version} has unfinished predictions; cancel them first.")
 
 
-async def _card(request: Request, scope: Scope) -> tuple[Card, Token]:
+async def _card(request: Request, scope: Scope) -> tuple[ModelCard, Token]:
     caller = await requests.caller(request, scope)
     return services_of(request).catalogue.card(requests.model_name(request), caller.owner), caller
 

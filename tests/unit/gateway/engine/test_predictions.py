@@ -13,7 +13,7 @@ import pytest
 from appliance.cluster.base import AdoptedModel
 from appliance.domain.errors import NotFound, StoreError
 from appliance.domain.prediction import Done, Emitted, Job, Output, Prediction, Status
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.engine import predictions, records
 from appliance.runners.base import LoadSpec
 from tests.support.engine_bench import Bench, refusal
@@ -165,7 +165,7 @@ async def test_a_prediction_that_may_call_the_api_runs_once_its_start_is_stored(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before, its token would be refused."""
-    monkeypatch.setattr(Entry, "calls_others", property(lambda _: True))
+    monkeypatch.setattr(ServedVersion, "calls_others", property(lambda _: True))
     store = SlowStore(bench, monkeypatch)
     submitting = asyncio.ensure_future(bench.submit(text="later"))
     await asyncio.sleep(0.01)

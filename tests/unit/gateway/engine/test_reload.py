@@ -14,7 +14,7 @@ from appliance.config import Report, load, runtime
 from appliance.domain import token
 from appliance.domain.prediction import Prediction, Status
 from appliance.domain.token import Scope, Token
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.gateway.catalogue.servable import servable
 from appliance.gateway.engine.reload import catalogue_of
 from appliance.scheduler import SleepFootprint
@@ -67,7 +67,7 @@ class Edited:
         self.write(*models, **sections)
         return await self.services.reload.apply(self.services.configure)
 
-    def entry(self, name: str = "test/echo") -> Entry:
+    def entry(self, name: str = "test/echo") -> ServedVersion:
         return self.bench.catalogue.resolve(name, None)
 
     async def submit(self, name: str = "test/echo", **input: Any) -> Prediction:

@@ -19,7 +19,7 @@ from appliance.domain.interface import Interface
 from appliance.domain.prediction import Status
 from appliance.gateway.api import create_api
 from appliance.gateway.api.compat import audio, calls, embeddings, forms, images
-from appliance.gateway.catalogue.catalogue import Entry
+from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols.compat_types import TranscriptionFields
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
@@ -373,7 +373,7 @@ def test_what_images_are_asked_for() -> None:
         images.inputs({"model": "m", "prompt": "a cat", "output_compression": 50}, model)
 
 
-def described_image_model() -> Entry:
+def described_image_model() -> ServedVersion:
     """An entry that takes what small image models do."""
     names = ("prompt", "num_outputs", "size", "output_format", "seed")
     properties: dict[str, Any] = {name: {} for name in names}
