@@ -32,11 +32,11 @@ __all__ = [
 
 
 class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
-    """The store in the SQLite file ``path``; its folder is created if needed.
+    """Reads and writes the SQLite file ``path``; creates its folder if needed.
 
-    ``Connections`` says what a write promises. A committed write survives the death of the process at either
-    ``durability``. ``full`` also waits for the disk at each commit, so that the write survives a power cut;
-    ``normal`` may then lose the last moments, without damage to the rest.
+    A committed write survives the death of the process. With ``durability`` "full" every commit waits for the
+    disk, so the write also survives a power cut. With "normal", a power cut may lose the last writes, but it
+    does not damage the database.
     """
 
     def __init__(self, path: Path, *, durability: Durability = "full") -> None:

@@ -1,4 +1,4 @@
-"""Opening the SQLite file: connections, migrations, and messages for errors of SQLite."""
+"""Opens the SQLite file: connections, migrations, and messages for SQLite errors."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from appliance.store.queries import STEPS
 
 Durability = Literal["full", "normal"]
 
-#: How long a statement waits for another process's write, e.g. `appliance token create`.
-BUSY_TIMEOUT: Final = 5.0  # seconds
+#: Seconds that a statement waits for a write of another process, such as `appliance token create`.
+BUSY_TIMEOUT: Final = 5.0
 
 _REMEDIES: Final = {
     sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a backup, or move it and its"
-    " -wal and -shm files away to start empty (`sqlite3 FILE .recover` may save what is in it)",
+    " -wal and -shm files away to start empty (`sqlite3 FILE .recover` may save its contents)",
     sqlite3.SQLITE_NOTADB: "the file is not a database: restore it from a backup, or move it and"
     " its -wal and -shm files away to start empty",
-    sqlite3.SQLITE_BUSY: "another process has been writing for too long: try again",
-    sqlite3.SQLITE_READONLY: "it cannot be written: check the owner of the data folder",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check the owner of the data folder, and the limit of open"
-    " files",
+    sqlite3.SQLITE_BUSY: f"another process held the write lock for {BUSY_TIMEOUT:.0f} s: try again",
+    sqlite3.SQLITE_READONLY: "the file cannot be written: check the owner of the data folder",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: check the owner of the data folder, and the limit of"
+    " open files (ulimit -n)",
 }
-_HEADER: Final = 100  # bytes
+_HEADER: Final = 100  # bytes of an SQLite file's header
 
-#: SQLite's errors for a full quota, and for shared memory without space.
-_UNWRITTEN: Final = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
+#: SQLite's error codes for a full quota, and for a full disk while it creates its -shm file.
+_NO_SPACE: Final = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """Translate ``error`` to a ``StoreError`` that says what to do."""
-    code = getattr(error, "sqlite_errorcode", 0)  # missing if the API was misused
+    """Convert an SQLite error to a ``StoreError`` with a remedy, or to ``DiskFull``."""
+    code = getattr(error, "sqlite_errorcode", 0)  # missing in errors about wrong use of the API
     remedy = _REMEDIES.get(code & 0xFF)  # the primary result code
-    if code & 0xFF == sqlite3.SQLITE_FULL or code in _UNWRITTEN:
+    if code & 0xFF == sqlite3.SQLITE_FULL or code in _NO_SPACE:
         return DiskFull(f"{path}: the disk, or a quota on it, is full: free some space ({error})")
     return StoreError(f"{path}: {remedy} ({error})" if remedy else f"{path}: {error}")
 
 
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
-    """Return a connection that can write, for one thread at a time; the caller begins transactions.
+    """Return a connection that can write, for use by one thread at a time. The caller begins transactions.
 
     Raises:
         StoreError: the file cannot be opened, is not a database, is truncated, or is on a file system
@@ -54,29 +54,31 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_truncated(path)
-        # SQLite gives its -wal and -shm files the mode of the database: inputs and outputs are private.
+        # Inputs and outputs are private. SQLite gives its -wal and -shm files the mode of this file.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as exc:
         raise StoreError(f"{path}: cannot open the database: {exc.strerror}") from exc
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
-        # Affects a new file only. Free pages can then be returned to the disk in small steps.
+        # Lets `shrink` return free pages to the disk in small steps. It only affects a new file.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute(f"PRAGMA synchronous = {durability}")
-        # Truncates the WAL file to this many bytes after a burst; by default it keeps its largest size.
+        # In bytes. Without a limit, the WAL file keeps the largest size that it ever had.
         connection.execute("PRAGMA journal_size_limit = 67108864")
     except sqlite3.Error as exc:
         connection.close()
         raise store_error(exc, path) from exc
     if mode != "wal":
         connection.close()
-        raise StoreError(f"{path}: no WAL support on this file system: put the data folder on a local disk")
+        raise StoreError(
+            f"{path}: the file system does not support SQLite's WAL mode: put the data folder on a local disk"
+        )
     return connection
 
 
 def _refuse_truncated(path: Path) -> None:
-    """Raise for a truncated file, which SQLite would treat as new, or report much later.
+    """Raise for a truncated file. SQLite would take it for a new file, or report the damage much later.
 
     Raises:
         StoreError: the file is shorter than its header says, or empty.
@@ -90,33 +92,33 @@ def _refuse_truncated(path: Path) -> None:
         header = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size
     if not header:
-        # SQLite writes the header before it creates files beside the database, and removes the -wal file of a
-        # database without a header.
+        # An empty file is new only if there is neither a -wal file with data nor a lock file: both are
+        # created after SQLite has written the header.
         expected = 1 if wal_has_data or lock_file(path).exists() else 0
     elif wal_has_data or len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
-        return  # the rest may be in the -wal file; SQLite itself refuses files that are no database
+        return  # pages may be only in the -wal file; SQLite itself refuses files that are not databases
     else:  # https://www.sqlite.org/fileformat.html: size and number of pages
         page = int.from_bytes(header[16:18], "big")
         expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
     if size < expected:
         raise StoreError(
-            f"{path}: the file is truncated: it has {size:,} bytes, fewer than the database had; it was not"
-            " changed: restore it from a backup, or move it and its -wal and -shm files away to start empty"
+            f"{path}: the file is truncated: it has {size:,} bytes, fewer than its database had;"
+            " it was not changed: restore it from a backup, or move it and its -wal and -shm files away to start empty"
         )
 
 
 def _refuse_foreign(connection: sqlite3.Connection, path: Path, found: int) -> None:
-    """Raise ``StoreError`` for another program's database, before tables are created in it."""
+    """Raise ``StoreError`` for a database of another program. The caller has created no tables yet."""
     names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if bool(names) != (found > 0) or (found > 0 and "predictions" not in names):
         raise StoreError(
-            f"{path}: the database is another program's (its tables: {', '.join(sorted(names)) or 'none'});"
-            " nothing in it was changed: move it away, or use another data folder"
+            f"{path}: the database belongs to another program (tables: {', '.join(sorted(names)) or 'none'})"
+            " and was not changed: move it away, or use another data folder"
         )
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Return a read-only connection, for one thread at a time. The database must exist."""
+    """Return a read-only connection to an existing database, for use by one thread at a time."""
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -127,7 +129,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def upgrade(connection: sqlite3.Connection, path: Path) -> None:
-    """Run the migrations that the database has not had, all of them or none.
+    """Run the missing migrations of the database in one transaction.
 
     Raises:
         StoreError: a newer appliance wrote the database, or a migration failed.
@@ -137,8 +139,8 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found > len(STEPS):
             raise StoreError(
-                f"{path}: written by a newer appliance (format {found}, this one knows {len(STEPS)}):"
-                " upgrade the appliance, or use another data folder"
+                f"{path}: a newer appliance wrote the database (format {found}; this appliance reads up to"
+                f" {len(STEPS)}): upgrade the appliance, or use another data folder"
             )
         _refuse_foreign(connection, path, found)
         _define_metric_functions(connection)
@@ -155,7 +157,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _define_metric_functions(connection: sqlite3.Connection) -> None:
-    """Define SQL functions that migrations read metrics with: seconds as microseconds, and counts."""
+    """Define the SQL functions with which migrations read stored metrics."""
     for name, read in (("metric_us", usage.microseconds), ("metric_count", usage.count)):
         connection.create_function(
             name, 2, lambda body, metric, read=read: read(rows.metric(body, metric)), deterministic=True
@@ -163,7 +165,7 @@ def _define_metric_functions(connection: sqlite3.Connection) -> None:
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> None:
-    """Return up to ``pages`` free pages to the disk; none if the file was created without auto_vacuum."""
+    """Return up to ``pages`` free pages to the disk. Has no effect on a file created without auto_vacuum."""
     (empty,) = connection.execute("PRAGMA freelist_count").fetchone()
     for _ in range(min(empty, pages)):
         # One at a time: Python's sqlite3 stops a statement without result columns after its first step.
@@ -171,9 +173,9 @@ def shrink(connection: sqlite3.Connection, pages: int) -> None:
 
 
 def statements(script: str) -> list[str]:
-    """Split an SQL script into its statements, each of which begins on a new line.
+    """Split an SQL script into statements, each of which must begin on a new line.
 
-    ``executescript`` is no alternative, because it commits the open transaction first.
+    ``executescript`` cannot be used instead, because it commits the open transaction.
     """
     found: list[str] = []
     statement = ""

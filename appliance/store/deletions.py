@@ -1,4 +1,4 @@
-"""Deletion of old predictions and of versions, over all tables that refer to them."""
+"""Deletes old predictions and versions from all tables that refer to them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from appliance.store.database import shrink
 from appliance.store.queries import QUERIES
 
 _EMPTY: Final = rows.pack({})
-_VACUUM_PAGES: Final = 2000  # returned to the disk at a time, 8 MB
+_VACUUM_PAGES: Final = 2000  # returned to the disk at a time; 8 MB
 
 
 class Deletions(Connections):
-    """Deletes data of predictions, and versions."""
+    """Methods of ``Store`` that delete data of predictions, and versions."""
 
     def remove_data(self, before: float, limit: int) -> asyncio.Future[list[str]]:
-        """Delete input, output and logs of up to ``limit`` predictions that ended before this Unix time.
+        """Delete input, output and logs of up to ``limit`` predictions that ended before a Unix time.
 
-        Examples keep their data. Returns the ids; the rows of their files are deleted too, so that the caller
-        can delete the bytes. Also returns free pages of the database to the disk.
+        Returns their ids. The rows of their files are deleted too; the caller deletes the files. Example
+        predictions keep their data. Free pages of the database are returned to the disk.
         """
 
         def action(connection: sqlite3.Connection) -> list[str]:
@@ -32,9 +32,9 @@ class Deletions(Connections):
         return self.write(action)
 
     def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
-        """Delete data of the oldest predictions until all output files fit in ``limit`` bytes.
+        """Delete data of the oldest predictions until output files take at most ``limit`` bytes.
 
-        Deletes the data of ``batch`` predictions at most; otherwise as ``remove_data``.
+        Stops after ``batch`` predictions. Deletes and returns the same as ``remove_data``.
         """
 
         def action(connection: sqlite3.Connection) -> list[str]:
@@ -53,7 +53,7 @@ class Deletions(Connections):
         return self.write(action)
 
     def remove_version(self, id: str, model: str) -> asyncio.Future[list[str]]:
-        """Delete a version and its predictions; return their ids."""
+        """Delete a version and its predictions; return the ids of the predictions."""
 
         def action(connection: sqlite3.Connection) -> list[str]:
             names = {"id": id, "model": model}
@@ -68,7 +68,7 @@ class Deletions(Connections):
 
 
 def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:
-    """Delete the data of predictions and the rows of their files; return the ids."""
+    """Delete the data of predictions and the rows of their files; return the ids of the predictions."""
     emptied = [{"number": number, "id": id, "body": _EMPTY} for number, id in found]
     for query in ("remove_data", "empty_input", "delete_files_of_prediction"):
         connection.executemany(QUERIES[query], emptied)

@@ -1,4 +1,4 @@
-"""The table of files: uploads and output files. It has no bytes of files; ``FileStore`` keeps those."""
+"""The table of uploads and output files. Their contents are on disk, not in the database."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Files = list[File]
 
 
 class FileTable:
-    """``Store.files``."""
+    """Rows of uploads and output files, available as ``Store.files``."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     def add(self, file: File) -> asyncio.Future[None]:
-        """Store the row of a file; nothing changes if its id is stored."""
+        """Store the row of a file; do nothing if there is a row with its id."""
         columns = msgspec.structs.asdict(file) | {"metadata": rows.pack(file.metadata)}
         return self._connections.change("insert_file", columns)
 
@@ -49,7 +49,7 @@ class FileTable:
         )
 
     async def paths(self) -> set[str]:
-        """Return the path of every file, relative to the folder of files."""
+        """Return the paths of all files, relative to the folder of files."""
         return await self._connections.read(
             lambda connection: {row[0] for row in connection.execute(QUERIES["file_paths"])}
         )
@@ -58,10 +58,10 @@ class FileTable:
         return self._connections.change("delete_file", {"id": id})
 
     async def secret(self, name: str, fresh: str) -> str:
-        """Return the stored secret called ``name``; if there is none, store ``fresh`` and return it."""
+        """Return the secret stored under ``name``; if there is none, store and return ``fresh``."""
         await self._connections.change("insert_secret", {"name": name, "value": fresh})
         row = self._connections.row("secret", {"name": name})
-        assert row is not None, "it was inserted"
+        assert row is not None, "the secret was inserted above"
         return str(row[0])
 
     async def _list(self, query: str, parameters: dict[str, Any]) -> Files:

@@ -1,4 +1,4 @@
-"""The table of measured memory, kept between starts of the appliance."""
+"""The table of measured memory of models, kept between starts of the appliance."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from appliance.store.queries import QUERIES
 
 
 class MemoryProfileRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory that one version used when it was loaded with certain options on one kind of device."""
+    """Measured memory of one model version, with one set of options, on one kind of device."""
 
-    loaded: str  # hex digest of version, kind and options
+    loaded: str  # hex digest of the version, the model kind and the options
     device: str  # "cpu" or "cuda"
     model: str  # for logs and reports
     peak: int  # bytes on each device
@@ -23,7 +23,7 @@ class MemoryProfileRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryProfileTable:
-    """``Store.memory_profiles``."""
+    """Measured memory of models, available as ``Store.memory_profiles``."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections

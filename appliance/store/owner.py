@@ -1,4 +1,4 @@
-"""The lock that makes one process the owner of a database."""
+"""A lock file, so that only one appliance uses a database."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def lock_file(database: Path) -> Path:
 
 
 class OwnerLock:
-    """A lock file next to the database. The kernel releases it when its process dies for any reason."""
+    """A locked file next to the database. The kernel releases the lock when the process dies."""
 
     def __init__(self, database: Path) -> None:
         self._path = lock_file(database)
         self._descriptor: int | None = None
 
     async def take(self, patience: float) -> None:
-        """Take the lock, trying for ``patience`` seconds; return at once if this object holds it.
+        """Take the lock, trying for ``patience`` seconds; do nothing if this object holds the lock already.
 
         Raises:
-            StoreError: another process holds it, or the file cannot be written.
+            StoreError: another process holds the lock, or the lock file cannot be written.
         """
         if self._descriptor is not None:
             return
         try:
-            # Not inherited by child processes, so a child never holds the lock after its gateway has died.
+            # O_CLOEXEC: a child process must not hold the lock after the death of its gateway.
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise StoreError(f"{self._path}: cannot open the lock file: {exc.strerror}") from exc
@@ -58,12 +58,12 @@ class OwnerLock:
                     holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
                     raise StoreError(
                         f"{self._path}: the data folder is in use by another appliance (pid {holder}):"
-                        " stop that one, or set another data folder"
+                        " stop that appliance, or use another data folder"
                     ) from exc
             await asyncio.sleep(_POLL)
 
     def release(self) -> None:
-        """Release the lock, if held. The file stays: a new owner may have locked it already."""
+        """Release the lock, if held. The file is not removed, because another process may have locked it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""The SQL statements, read from the SQL files of this package."""
+"""SQL statements, read from the .sql files of this package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Final
 
 
 def sections(file: str, keyword: str) -> dict[str, str]:
-    """Return the sections of an SQL file that begin with ``-- keyword: name``, by name, in file order."""
+    """Split an SQL file at its lines ``-- keyword: name``; return the sections by name, in file order."""
     text = resources.files("appliance.store").joinpath(file).read_text(encoding="utf-8")
     _, *rest = re.split(rf"^-- {keyword}: (\S+)\n", text, flags=re.MULTILINE)
     return dict(zip(rest[::2], rest[1::2], strict=True))
 
 
-#: Columns of a prediction in ``INSERT`` and ``SELECT``: all but its number and what only usage reads.
+#: Columns of a prediction in ``INSERT`` and ``SELECT``: without its number, and columns only for usage.
 COLUMNS: Final = (
     *("id", "model", "version", "owner", "status", "source", "created_at", "started_at", "completed_at"),
     *("deadline", "stream_token", "attempt", "n", "data_removed", "error", "logs", "output", "metrics"),
@@ -34,13 +34,13 @@ def _filled(query: str) -> str:
     return query
 
 
-#: name -> one SQL statement
+#: Name -> SQL statement.
 QUERIES: Final = {name: _filled(query) for name, query in sections("queries.sql", "query").items()}
 
-#: The migrations, in order; the user_version of a database is the number of migrations that it has had.
+#: The migrations, in order. ``PRAGMA user_version`` is the number of migrations that a database has had.
 STEPS: Final = tuple(sections("schema.sql", "step").values())
 
-#: Filter of a list of predictions -> its SQL condition, in a form that an index can serve.
+#: Filter of a list of predictions -> SQL condition that can use an index.
 _CONDITIONS: Final = {
     "token": "p.token = :token",
     "parent": "p.parent = :parent",
@@ -53,9 +53,9 @@ _ENDS: Final = ("failed", "canceled", "aborted")  # the rare statuses
 
 
 def narrowed(name: str, filters: Mapping[str, Any]) -> str:
-    """Return the query ``name`` with the conditions of all filters that are not None, on the best index.
+    """Return the query ``name`` with the conditions of all filters that are not None.
 
-    The query names the index, because SQLite cannot estimate how many predictions match a filter.
+    The query also names the index to use, because SQLite cannot estimate how many predictions match a filter.
     """
     query = QUERIES[name]
     for filter, condition in _CONDITIONS.items():
@@ -70,7 +70,7 @@ def narrowed(name: str, filters: Mapping[str, Any]) -> str:
 
 
 def _index(filters: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the index with the fewest matching rows and its condition; None if SQLite should choose."""
+    """Return the name and the WHERE condition of the best index; None to let SQLite choose."""
     owned = filters["owner"] is not None
     if filters["token"] is not None:
         return "predictions_by_token", "p.token IS NOT NULL"

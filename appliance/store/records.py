@@ -1,4 +1,4 @@
-"""Records and filters in the methods of the store."""
+"""Parameters and results of the methods of ``Store``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import msgspec
 
 from appliance.domain.prediction import Log, Metric, Output, Status
 
-#: Seconds before a failed write that must succeed is retried.
+#: Seconds between attempts of a write that must succeed.
 RETRY_STORE: Final = 1.0
 
-#: Events for ``append``; ``Done`` is not one, because ``finish`` stores the end.
+#: Events that ``Store.append`` takes. ``Store.finish`` takes the last event, ``Done``.
 Progress = Log | Output | Metric
 
 
 class Receiver(NamedTuple):
-    """An owner and the hostname that receives the owner's webhooks."""
+    """A hostname that receives webhooks of one owner."""
 
     owner: str
     hostname: str
 
 
 class Cursor(NamedTuple):
-    """A position in a list sorted by ``(created_at, id)``, and the direction to read from it.
+    """Where a page begins in a list sorted by ``(created_at, id)``, newest first.
 
-    The record at the position is not part of the page. Forwards means older, ``backwards`` newer.
+    The page has the records after this position, or with ``backwards`` the ones before.
     """
 
     created_at: float
@@ -34,10 +34,10 @@ class Cursor(NamedTuple):
 
 
 class Filter(TypedDict, total=False):
-    """Conditions for ``Store.list``; a condition that is missing or None does not apply.
+    """Conditions for ``Store.list``. A missing condition, or None, matches everything.
 
-    ``created_after`` is inclusive, ``created_before`` exclusive, both Unix seconds. Without ``training``
-    the list has only predictions, with True only trainings, with None both.
+    ``training`` is the exception: if it is missing, trainings are left out. True selects only trainings.
+    ``created_after`` (inclusive) and ``created_before`` (exclusive) are Unix seconds.
     """
 
     model: str | None
@@ -51,21 +51,21 @@ class Filter(TypedDict, total=False):
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that a model has or had. ``created_at`` is when it was first seen, Unix seconds."""
+    """A present or former version of a model."""
 
     id: str  # 64 hex digits
     model: str  # owner/name; several models may share a version id
-    created_at: float
-    document: dict[str, Any]  # the OpenAPI document, as served
+    created_at: float  # when the version was first stored, in Unix seconds
+    document: dict[str, Any]  # the OpenAPI document in the version's API response
 
 
 class Delivery(NamedTuple):
-    """The last webhook of a finished prediction, pending or finished. Times are Unix seconds."""
+    """The delivery of a prediction's last webhook. Times are Unix seconds."""
 
-    id: str  # of the message, the same at every attempt
+    id: str  # of the webhook message, the same at every attempt
     prediction: str
     attempts: int  # number of failed attempts
-    due_at: float  # time of the next attempt, or of the last one if finished
+    due_at: float  # time of the next attempt, or of the last attempt if the delivery has ended
     problem: str | None  # why the last attempt failed
-    ended_at: float | None  # when it was delivered, or given up if there is a problem
+    ended_at: float | None  # when the webhook was delivered or given up; None if it is pending
     receiver: Receiver

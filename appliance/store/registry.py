@@ -1,4 +1,4 @@
-"""The tables of what callers create besides predictions: models, versions, builds, deployments, examples."""
+"""The tables of models, trained and pushed versions, builds, deployments and example predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Registry:
-    """``Store.registry``."""
+    """Models, versions, builds, deployments and examples, available as ``Store.registry``."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -27,7 +27,7 @@ class Registry:
         return await self._bodies("all_models", {}, Model)
 
     def add_model(self, model: Model) -> asyncio.Future[None]:
-        """Store a new model; the future fails with StoreError if its name exists."""
+        """Store a new model; the future fails with ``StoreError`` if there is a model with its name."""
         columns = {"name": model.name, "created_at": model.created_at, "body": rows.pack(model)}
         return self._insert("insert_model", columns, f"model {model.name}")
 
@@ -43,7 +43,7 @@ class Registry:
         return await self._bodies("all_adapters", {}, Adapter)
 
     def add_adapter(self, adapter: Adapter) -> asyncio.Future[None]:
-        """Store a trained version, or replace it."""
+        """Store a trained version, or replace the stored one."""
         columns = {"version": adapter.version, "model": adapter.model, "body": rows.pack(adapter)}
         return self._connections.change("insert_adapter", columns)
 
@@ -52,7 +52,7 @@ class Registry:
         return await self._bodies("all_projects", {}, Project)
 
     def add_project(self, project: Project) -> asyncio.Future[None]:
-        """Store a pushed version, or replace it."""
+        """Store a pushed version, or replace the stored one."""
         columns = {"version": project.version, "model": project.model, "body": rows.pack(project)}
         return self._connections.change("insert_project", columns)
 
@@ -72,12 +72,12 @@ class Registry:
         return await self._bodies("deployments", {"owner": owner}, Release)
 
     async def deployment(self, owner: str, name: str) -> Release | None:
-        """Return the newest release of one deployment; None if there is none."""
+        """Return the newest release of a deployment; None if there is no such deployment."""
         row = self._connections.row("deployment", {"owner": owner, "name": name})
         return None if row is None else rows.unpack(row[0], Release)
 
     def add_release(self, release: Release) -> asyncio.Future[None]:
-        """Store a release; number 1 creates the deployment. Fails with StoreError if its number exists."""
+        """Store a release; the future fails with ``StoreError`` if the release number exists."""
         key = {"owner": release.owner, "name": release.name, "number": release.number}
         columns = key | {"body": rows.pack(release)}
         return self._insert("insert_release", columns, f"release {release.number} of {release.deployment}")
@@ -86,13 +86,11 @@ class Registry:
         return self._connections.change("delete_deployment", {"owner": owner, "name": name})
 
     async def last_use(self, deployment: str) -> float | None:
-        """Return the Unix time of the last prediction made through a deployment; None if there is none."""
+        """Return the Unix time of the last prediction made through a deployment; None if there was none."""
         row = self._connections.row("last_use_of_deployment", {"deployment": deployment})
         return None if row is None else row[0]
 
     async def examples(self) -> dict[str, list[str]]:
-        """Return the ids of example predictions, by model."""
-
         def action(connection: sqlite3.Connection) -> dict[str, list[str]]:
             found: dict[str, list[str]] = {}
             for model, prediction in connection.execute(QUERIES["all_examples"]):
@@ -102,7 +100,7 @@ class Registry:
         return await self._connections.read(action)
 
     def add_example(self, model: str, prediction: str) -> asyncio.Future[None]:
-        """Make a prediction an example of its model; retention keeps its data from then on."""
+        """Make a prediction an example of its model, so that its data is not deleted after a time."""
         return self._connections.change("insert_example", {"model": model, "prediction": prediction})
 
     def remove_example(self, model: str, prediction: str) -> asyncio.Future[None]:

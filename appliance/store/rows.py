@@ -1,4 +1,4 @@
-"""Conversions between records and database rows."""
+"""Converts records to database rows, and rows to records."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ T = TypeVar("T")
 
 
 def pack(value: Any) -> bytes | str:
-    """Encode ``value`` as msgpack, or as JSON text if it has an integer that msgpack cannot hold.
+    """Encode ``value`` as msgpack, or as JSON text if it contains an integer that is too large for msgpack.
 
-    Both keep all values that clients and models send: NUL characters, infinities, NaN, and integers of any
-    size that Python prints.
+    Both preserve NUL characters, infinities and NaN.
 
     Raises:
-        UnstorableValue: the value holds text that is not Unicode (lone surrogates), nests too deep, or has an
-            object that is not data.
+        UnstorableValue: the value contains text that is not Unicode (lone surrogates), is nested too deeply,
+            or contains an object that cannot be encoded.
     """
     try:
         try:
@@ -38,7 +37,9 @@ def pack(value: Any) -> bytes | str:
 
 
 def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
-    """Decode a value that ``pack`` encoded, as ``type``; tuples become lists.
+    """Decode a value that ``pack`` has encoded. The result has the type ``type``.
+
+    If ``type`` is Any, tuples become lists.
 
     Raises:
         StoreError: ``pack`` did not write these bytes.
@@ -48,7 +49,7 @@ def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
             return msgspec.convert(json.loads(body), type)
         return msgspec.msgpack.decode(body, type=type, ext_hook=file.unpack)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        raise StoreError(f"a stored value cannot be read: {exc}") from exc
+        raise StoreError(f"a value in the database cannot be decoded: {exc}") from exc
 
 
 def prediction_columns(prediction: Prediction) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
 
 
 def prediction(row: Row) -> Prediction:
-    """Decode a row of ``COLUMNS`` and the input."""
+    """Convert a row with all ``COLUMNS`` and then the input."""
     *values, input = row
     columns = dict(zip(COLUMNS, values, strict=True))
     output, metrics, webhook = columns["output"], columns["metrics"], columns["webhook"]
@@ -77,7 +78,7 @@ def prediction(row: Row) -> Prediction:
 
 
 def metric(body: bytes | str | None, name: str) -> Any:
-    """Return one of a prediction's stored metrics; None if it is missing or cannot be decoded."""
+    """Return one metric from the encoded metrics of a prediction; None if missing or not decodable."""
     try:
         metrics = None if body is None else unpack(body)
     except StoreError:

@@ -14,11 +14,9 @@ from appliance.store.queries import QUERIES
 
 
 class TokenTable(Connections):
-    """API tokens, by the digests of their secrets."""
+    """Methods of ``Store`` for API tokens. Only digests of the secrets are stored."""
 
     def add_token(self, token: Token) -> asyncio.Future[None]:
-        """Store a token, without its secret."""
-
         def action(connection: sqlite3.Connection) -> None:
             try:
                 connection.execute(QUERIES["insert_token"], rows.token_columns(token))
@@ -28,18 +26,18 @@ class TokenTable(Connections):
         return self.write(action)
 
     async def find_token(self, digest: str) -> Token | None:
-        """Return the token with this digest; None if there is none or it is revoked."""
+        """Return the token whose secret has this digest; None if there is none or the token is revoked."""
         row = self.row("token_by_digest", {"digest": digest})
         return None if row is None else rows.token(row)
 
     async def list_tokens(self) -> list[Token]:
-        """Return every token, including revoked ones, oldest first."""
+        """Return all tokens, including revoked tokens, oldest first."""
         return await self.read(
             lambda connection: [rows.token(row) for row in connection.execute(QUERIES["all_tokens"])]
         )
 
     def revoke_token(self, id: str) -> asyncio.Future[Token | None]:
-        """Revoke a token now and return it; None if there is none. A second call changes nothing."""
+        """Revoke a token and return it; None if there is no such token. A revoked token is not changed."""
         now = time.time()
 
         def action(connection: sqlite3.Connection) -> Token | None:

@@ -1,4 +1,4 @@
-"""The table of usage: totals that the end of a prediction adds to, and that outlive the prediction."""
+"""The table of usage totals. Finished predictions are added to it, and their deletion does not change it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.store.queries import QUERIES
 
 
 class UsageTable:
-    """``Store.usage``."""
+    """Usage totals, available as ``Store.usage``."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -20,10 +20,10 @@ class UsageTable:
     async def rows(
         self, by: Collection[str], *, first: str = "", last: str = "9999-12-31", owner: str | None = None
     ) -> list[Usage]:
-        """Return the usage from the ``first`` to the ``last`` day, both included, grouped by ``by``.
+        """Return the usage of ``owner``, or of all accounts, grouped by some of ``domain.usage.KEYS``.
 
-        ``by`` names some of ``usage.KEYS``. Rows are always grouped by hardware too, because prices depend on
-        it. With ``owner``, only the usage of that account.
+        ``first`` and ``last`` are days such as "2026-01-31", both included. Rows are always grouped by
+        hardware too, because prices depend on the hardware.
         """
         parameters: dict[str, Any] = {f"by_{key}": key in by for key in KEYS if key != "hardware"}
         parameters |= {"first": first, "last": last, "owner": owner}

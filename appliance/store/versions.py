@@ -14,10 +14,13 @@ from appliance.store.records import VersionRow
 
 
 class VersionTable(Connections):
-    """Versions of models, with their OpenAPI documents."""
+    """Methods of ``Store`` for model versions and their OpenAPI documents."""
 
     def record_version(self, row: VersionRow) -> asyncio.Future[VersionRow]:
-        """Store a version, or a new document of a stored one. The result has the first ``created_at``."""
+        """Store a version, or replace its document. A stored version keeps its ``created_at``.
+
+        Returns the stored row.
+        """
 
         def action(connection: sqlite3.Connection) -> VersionRow:
             columns = msgspec.structs.asdict(row) | {"document": rows.pack(row.document)}
@@ -27,11 +30,11 @@ class VersionTable(Connections):
         return self.write(action)
 
     def forget_versions(self, model: str, served: str) -> asyncio.Future[None]:
-        """Delete the versions of ``model`` that are neither ``served`` nor named by any prediction."""
+        """Delete the versions of ``model`` that no prediction refers to, except the version ``served``."""
         return self.change("forget_versions", {"model": model, "served": served})
 
     async def versions(self, model: str) -> list[VersionRow]:
-        """Return all versions that the model ever had, newest first."""
+        """Return all stored versions of the model, newest first."""
 
         def action(connection: sqlite3.Connection) -> list[VersionRow]:
             found = connection.execute(QUERIES["versions_of_model"], {"model": model})
@@ -40,6 +43,6 @@ class VersionTable(Connections):
         return await self.read(action)
 
     async def version(self, id: str, model: str) -> VersionRow | None:
-        """Return a version of ``model``; None if the model never had it."""
+        """Return a version of ``model``; None if it is not stored."""
         row = self.row("version", {"id": id, "model": model})
         return None if row is None else rows.version(row)

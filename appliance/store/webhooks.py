@@ -13,43 +13,43 @@ from appliance.store.records import Delivery
 
 
 class WebhookTable(Connections):
-    """Last webhooks of predictions, until they are delivered, and the keys that sign webhooks."""
+    """Methods of ``Store`` for webhook deliveries and the keys that sign webhooks."""
 
     async def due_deliveries(self, now: float, each: int) -> list[Delivery]:
-        """Return deliveries due at ``now``, at most ``each`` for a receiver, longest due first."""
+        """Return deliveries due at ``now``, longest due first, at most ``each`` for each receiver."""
         query, parameters = QUERIES["due_deliveries"], {"now": now, "each": each}
         return await self.read(
             lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
         )
 
     async def next_delivery(self) -> float | None:
-        """Return the Unix time at which the next delivery is due; None if there is none."""
+        """Return the Unix time at which the next delivery is due; None if no delivery is pending."""
         row = self.row("next_delivery", {})
         return None if row is None else row[0]
 
     def postpone_delivery(self, id: str, attempts: int, due_at: float, problem: str) -> asyncio.Future[None]:
-        """Store that a delivery failed ``attempts`` times, last with ``problem``; next due at ``due_at``."""
+        """Record that ``attempts`` attempts of a delivery have failed; the next is due at ``due_at``."""
         failed: Parameters = {"id": id, "attempts": attempts, "due_at": due_at, "problem": problem}
         return self.change("postpone_delivery", failed)
 
     def end_delivery(self, id: str, problem: str | None = None) -> asyncio.Future[None]:
-        """Store that a delivery succeeded, or was given up because of ``problem``."""
+        """Record that a delivery has succeeded, or that it was given up because of ``problem``."""
         return self.change("end_delivery", {"id": id, "problem": problem, "now": time.time()})
 
     async def deliveries(self, prediction: str) -> list[Delivery]:
-        """Return the finished and pending deliveries of a prediction."""
+        """Return the deliveries of a prediction, pending and ended."""
         query, parameters = QUERIES["deliveries"], {"prediction": prediction}
         return await self.read(
             lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]
         )
 
     async def webhook_keys(self, owner: str, now: float) -> list[str]:
-        """Return the valid keys that sign the owner's webhooks, newest first."""
+        """Return the keys of the owner's webhooks that are valid at ``now``, newest first."""
         query, parameters = QUERIES["webhook_keys"], {"owner": owner, "now": now}
         return await self.read(lambda connection: [row[0] for row in connection.execute(query, parameters)])
 
     def add_webhook_key(self, owner: str, key: str, now: float, keep: float) -> asyncio.Future[None]:
-        """Add a key for the owner's webhooks; the owner's other keys expire ``keep`` seconds later."""
+        """Add a key for the owner's webhooks; the owner's other keys expire after ``keep`` seconds."""
         added: Parameters = {"owner": owner, "key": key, "now": now, "expires_at": now + keep}
 
         def action(connection: sqlite3.Connection) -> None:
@@ -63,5 +63,5 @@ class WebhookTable(Connections):
         return self.change("insert_first_webhook_key", {"owner": owner, "key": key, "now": now})
 
     def claim_webhook_keys(self, owner: str) -> asyncio.Future[None]:
-        """Give ``owner`` the keys of earlier versions, which had one key for all owners."""
+        """Assign to ``owner`` the keys that an earlier appliance version stored without an owner."""
         return self.change("claim_webhook_keys", {"owner": owner})
