@@ -103,7 +103,8 @@ def _refuse_truncated(path: Path) -> None:
     if size < expected:
         raise StoreError(
             f"{path}: the file is truncated: it has {size:,} bytes, fewer than its database had;"
-            " it was not changed: restore it from a backup, or move it and its -wal and -shm files away to start empty"
+            " it was not changed: restore it from a backup,"
+            " or move it and its -wal and -shm files away to start empty"
         )
 
 

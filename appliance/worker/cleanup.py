@@ -1,10 +1,10 @@
-"""Removal of what worker processes leave behind: processes, temporary files, shared memory.
+"""Removes processes, temporary files and shared memory that worker processes leave behind.
 
-A worker process is killed, so its libraries cannot clean up. Its pid file is ``<run_dir>/hosts/<pid>``. The
-file has the start time of the process and the id of the boot, because the kernel may later give the process
-id to another process. The folder is named after the old word for worker processes, so that the first start
-after an upgrade finds the pid files of the version before. The names of temporary folders and of shared
-memory begin with a prefix of the appliance and the process id.
+A worker process is killed, so its libraries cannot clean up. Each worker process has a pid file
+``<run_dir>/hosts/<pid>``. The file has the start time of the process and the id of the boot, because the
+kernel may give the process id to another process later. (The folder keeps its old name, so that the first
+start after an upgrade finds the pid files of the earlier version.) The names of temporary folders and of
+shared memory begin with a prefix for the appliance and the process id.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class PidFile(msgspec.Struct, frozen=True):
-    """Identifies one worker process, together with its process id."""
+    """The content of a pid file: identifies one worker process, together with the process id."""
 
     start: int  # clock ticks since boot, as in /proc/<pid>/stat
-    boot: str
+    boot: str  # id of the boot of the machine
     model: str
 
 
@@ -40,35 +40,41 @@ def pid_folder(run_dir: Path) -> Path:
 
 
 def write_pid_file(pid_files: Path, model: str) -> None:
-    """Write the pid file of the calling process, a worker process of ``model``."""
+    """Write the pid file of the calling worker process."""
     own = read_stat(os.getpid())
     if own is None:
-        raise RuntimeError("/proc does not show this process: is it mounted?")
+        raise RuntimeError("/proc has no entry for this process: mount the proc file system at /proc")
     pid_files.mkdir(parents=True, exist_ok=True)
     pid_file = PidFile(own.start, _boot(), model)
     (pid_files / str(os.getpid())).write_bytes(msgspec.json.encode(pid_file))
 
 
 def use_own_folder(pid_files: Path) -> None:
-    """Let the calling worker process keep temporary files and shared memory under names with its prefix."""
+    """Give the calling worker process its own temporary folder, and own names for shared memory.
+
+    ``remove`` finds both by their names.
+    """
     name = f"{_prefix(pid_files)}{os.getpid()}-"
     folder = Path(tempfile.gettempdir()) / name
     shutil.rmtree(folder, ignore_errors=True)  # left by an earlier process with the same id
     folder.mkdir(mode=0o700)
     os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # cached since the zygote
-    # The standard library chooses the names of shared memory, for example of vLLM's. Linux allows longer
-    # names.
+    tempfile.tempdir = None  # the zygote may have cached another folder
+    # The standard library chooses the names of shared memory, for example for vLLM. Linux allows longer names
+    # than its limit.
     shared_memory._SHM_NAME_PREFIX = f"/{name}"  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
     shared_memory._SHM_SAFE_NAME_LENGTH = len(name) + 17  # type: ignore[attr-defined]  # noqa: SLF001 - as above
 
 
 def kill_group(pid: int) -> None:
-    """Kill a worker process and its children. It must not be reaped yet: its id may then be another's."""
+    """Kill a worker process and its children.
+
+    The worker process must not be reaped yet, because another process may get its id then.
+    """
     with contextlib.suppress(ProcessLookupError):
         try:
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:  # it was just forked and does not lead a group yet
+        except ProcessLookupError:  # the process was just forked and does not lead a group yet
             os.kill(pid, signal.SIGKILL)
 
 
@@ -79,7 +85,7 @@ def remove(pid_files: Path, pid: int) -> None:
 
 
 def _prefix(pid_files: Path) -> str:
-    """Return the prefix of the names of temporary folders and shared memory of one appliance."""
+    """Return the prefix for names of temporary folders and shared memory. It differs between appliances."""
     return f"appliance-{hashlib.sha256(str(pid_files).encode()).hexdigest()[:8]}-"
 
 
@@ -92,10 +98,10 @@ def _remove_temporary(prefix: str) -> None:
 
 
 def kill_leftover_workers(run_dir: Path) -> list[int]:
-    """Kill worker processes that an earlier run left behind, with their process groups.
+    """Kill the process groups of worker processes that an earlier run left behind.
 
-    Their pid files, temporary files and shared memory are removed. Returns the process ids of the leaders of
-    the killed groups; a leader itself may have ended before.
+    Also removes their pid files, temporary files and shared memory. Returns the process ids of the worker
+    processes; a worker process may have ended already, with children left in its group.
     """
     pid_files = pid_folder(run_dir)
     killed = []
@@ -103,11 +109,11 @@ def kill_leftover_workers(run_dir: Path) -> list[int]:
         pid = int(path.name)
         try:
             pid_file = msgspec.json.decode(path.read_bytes(), type=PidFile)
-        except msgspec.DecodeError:  # the machine went down while the file was written
+        except msgspec.DecodeError:  # the machine stopped while the file was written
             path.unlink()
             continue
         if pid_file.boot == _boot() and _runs(pid, pid_file):
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
+            with contextlib.suppress(ProcessLookupError):  # the group has just ended
                 os.killpg(pid, signal.SIGKILL)
             killed.append(pid)
         path.unlink()
@@ -116,10 +122,10 @@ def kill_leftover_workers(run_dir: Path) -> list[int]:
 
 
 def _runs(pid: int, pid_file: PidFile) -> bool:
-    """Return whether a process runs in the process group that the pid file names."""
+    """Return whether a process still runs in the process group of a pid file."""
     leader = read_stat(pid)
     if leader is not None and leader.start != pid_file.start:
-        return False  # another process has this id now, so the group has ended
+        return False  # another process has this id now, so the group of the pid file has ended
     return any(
         member.group == pid
         and member.session == pid

@@ -1,4 +1,4 @@
-"""Events that a runner replica keeps until the gateway has stored the end of their prediction. No I/O."""
+"""Events that a runner replica keeps until the gateway has stored the end of the prediction. No I/O."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterable
 from typing import Final
 
 from appliance.domain.prediction import Job
+from appliance.domain.units import readable_bytes
 from appliance.worker.protocol import RelayedEvent
 
 _log = logging.getLogger(__name__)
 
-KEEP_SECONDS: Final = 600.0  # how long a finished prediction is kept for a restarted gateway
-KEEP_BYTES: Final = 256 * 1024 * 1024  # encoded events of all finished predictions together
+KEEP_SECONDS: Final = 600.0  # for which a finished prediction is kept for a restarted gateway
+KEEP_BYTES: Final = 256 * 1024 * 1024  # of encoded events of all finished predictions together
 
 
 class _Attempt:
-    """One attempt of one prediction, and all events that it has emitted."""
+    """One attempt of one prediction, and all its events so far."""
 
     __slots__ = ("events", "finished_at", "number", "size")
 
@@ -24,25 +25,24 @@ class _Attempt:
         self.number = number
         self.events: list[RelayedEvent] = []
         self.finished_at = 0.0
-        self.size = 0  # bytes of encoded events, once it has finished
+        self.size = 0  # bytes of encoded events, set when the attempt has finished
 
 
 class EventBuffer:
-    """Predictions that are not acknowledged yet, with their events. Times are monotonic seconds.
+    """Events of predictions whose end was not acknowledged. Times are monotonic seconds.
 
-    The limits apply to finished predictions; all events of a running one are kept.
+    The limits apply to finished predictions. All events of running predictions are kept.
     """
 
     def __init__(self, *, keep_seconds: float = KEEP_SECONDS, keep_bytes: int = KEEP_BYTES) -> None:
         self._keep_seconds = keep_seconds
         self._keep_bytes = keep_bytes
         self._attempts: dict[str, _Attempt] = {}  # by prediction id, in the order they began
-        self._finished: dict[str, _Attempt] = {}  # some of these, in the order they finished
+        self._finished: dict[str, _Attempt] = {}  # the finished attempts, in the order they finished
         self._bytes = 0  # of finished attempts
 
     @property
     def ids(self) -> list[str]:
-        """Ids of all predictions in the buffer."""
         return list(self._attempts)
 
     @property
@@ -51,7 +51,7 @@ class EventBuffer:
         return [id for id in self._attempts if id not in self._finished]
 
     def admit(self, jobs: Iterable[Job]) -> list[Job]:
-        """Add predictions; return the jobs that are new. A new attempt replaces the one before."""
+        """Add predictions; return the new jobs. A later attempt of a prediction replaces an earlier one."""
         new = []
         for job in jobs:
             attempt = self._attempts.get(job.id)
@@ -63,7 +63,7 @@ class EventBuffer:
         return new
 
     def record(self, events: Iterable[RelayedEvent], now: float) -> list[RelayedEvent]:
-        """Keep events; return those of predictions in the buffer, for the gateway."""
+        """Keep the events of predictions in the buffer, and return them; drop all other events."""
         kept = []
         for event in events:
             attempt = self._attempts.get(event.id)
@@ -78,18 +78,18 @@ class EventBuffer:
         return kept
 
     def acknowledge(self, ids: Iterable[str]) -> None:
-        """Forget those of these predictions that have finished: the gateway needs their events no more."""
+        """Delete the finished predictions among ``ids``, because the gateway has stored their ends."""
         for id in ids:
             if id in self._finished:
                 self._forget(id)
 
     def forget_running(self) -> None:
-        """Forget the running predictions, because their worker process has ended."""
+        """Delete the running predictions, because their worker process has ended."""
         for id in self.running:
             self._forget(id)
 
     def events(self) -> list[RelayedEvent]:
-        """Return all events, prediction by prediction, in order."""
+        """Return all events, grouped by prediction, in the order they were emitted."""
         return [event for attempt in self._attempts.values() for event in attempt.events]
 
     def _finish(self, id: str, attempt: _Attempt, now: float) -> None:
@@ -97,11 +97,17 @@ class EventBuffer:
         attempt.size = sum(memoryview(relayed.event).nbytes for relayed in attempt.events)
         self._finished[id] = attempt
         self._bytes += attempt.size
-        while (oldest := next(iter(self._finished))) != id:  # the one that has just finished always stays
+        while (oldest := next(iter(self._finished))) != id:  # always keep the newest
             expired = self._finished[oldest].finished_at < now - self._keep_seconds
             if not expired and self._bytes <= self._keep_bytes:
                 break
-            _log.warning("events of prediction %s are dropped: no gateway has acknowledged its end", oldest)
+            _log.warning(
+                "dropped the events of prediction %s: the gateway has not acknowledged its end "
+                " (limits: %.0f s, and %s for all finished predictions)",
+                oldest,
+                self._keep_seconds,
+                readable_bytes(self._keep_bytes),
+            )
             self._forget(oldest)
 
     def _forget(self, id: str) -> None:

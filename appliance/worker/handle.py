@@ -1,4 +1,4 @@
-"""The runner replica's side of a worker process: start it, exchange messages, kill it, report its end."""
+"""Starts, messages and ends the worker process of a runner replica."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from appliance.worker.protocol import (
 
 _log = logging.getLogger(__name__)
 
-LOG_LIMIT: Final = 10 * 1024 * 1024  # bytes; a larger log file is rotated at the next start
-TAIL_BYTES: Final = 8192  # of the log, from which the last lines are taken
-_PATIENCE: Final = 2.0  # seconds between the end of a process and the end of its socket, at most
+LOG_LIMIT: Final = 10 * 1024 * 1024  # bytes; a larger log file is rotated when the next worker process starts
+TAIL_BYTES: Final = 8192  # at the end of the log, from which ``log_tail`` takes lines
+_PATIENCE: Final = 2.0  # seconds, at most, between the end of a process and the end of its socket
 _decoder: Final = msgspec.msgpack.Decoder(WorkerEvent)
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class _Channel(asyncio.Protocol):
 
 
 class _ZygoteConnection(asyncio.Protocol):
-    """The connection to the zygote, which stays open while the worker process runs."""
+    """A connection to the zygote for one worker process. It stays open while the worker process runs."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ class _ZygoteConnection(asyncio.Protocol):
         self.started: asyncio.Future[Forked | Refused | None] = loop.create_future()
         self.exited: asyncio.Future[Exited | None] = loop.create_future()
         self.transport: asyncio.BaseTransport
-        self.pid = 0  # set once ``started`` is
+        self.pid = 0  # of the worker process; set once ``started`` is done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -91,7 +91,7 @@ class _ZygoteConnection(asyncio.Protocol):
 
 
 class WorkerHandle:
-    """One running worker process. Call ``start`` to create it."""
+    """One worker process, created with ``start``."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class WorkerHandle:
         log_start: int,
         zygote: _ZygoteConnection | None,
     ) -> None:
-        """``exited`` becomes None if the zygote ends first: then nobody learns the exit code."""
+        """The result of ``exited`` is None if the zygote ends first, so that the exit code stays unknown."""
         self.pid = pid
-        self.exit_code: int | None = None  # as in ``Exited``; None while it runs, or if unknown
+        self.exit_code: int | None = None  # as in ``Exited``; None while the process runs, or if unknown
         self._channel = channel
         self._exited = exited
         self._request = request
@@ -116,7 +116,7 @@ class WorkerHandle:
 
     @property
     def forked(self) -> bool:
-        """Whether the zygote forked it; otherwise it was spawned and imports the libraries itself."""
+        """Whether the zygote has forked the process. A spawned process imports the libraries itself."""
         return self._zygote is not None
 
     @classmethod
@@ -131,8 +131,8 @@ class WorkerHandle:
     ) -> Self:
         """Let the zygote fork a worker process, or spawn one if the zygote cannot be reached.
 
-        ``log`` is the file for its output, ``pid_files`` the folder for its pid file. ``receive`` is called
-        with each message of the worker process, in order, on the running loop.
+        ``log`` is the file for the output of the process, ``pid_files`` the folder for its pid file.
+        ``receive`` is called with each message of the process, in order, on the running loop.
 
         Raises:
             LoadFailed: the operating system refused to start a process.
@@ -151,7 +151,7 @@ class WorkerHandle:
             _, channel = await asyncio.get_running_loop().create_unix_connection(
                 lambda: _Channel(receive), sock=ours
             )
-        except BaseException:  # if a worker process was started, it ends with its socket
+        except BaseException:  # a worker process that was started ends when its socket is closed
             ours.close()
             if zygote is not None:
                 zygote.transport.close()
@@ -159,21 +159,21 @@ class WorkerHandle:
         return cls(pid, channel, exited, request=request, log_start=log_start, zygote=zygote)
 
     def send(self, message: WorkerCommand) -> None:
-        """Queue a message; it is dropped if the worker process has ended."""
+        """Send a message without waiting. Does nothing if the worker process has ended."""
         if not self._channel.transport.is_closing():
             self._channel.transport.write(protocol.encode(message))
 
     async def wait(self) -> str:
-        """Return how the worker process ended, as the end of a sentence: "exited with code 3".
+        """Wait until the worker process and its children have ended and all messages were received.
 
-        Returns once the worker process and its children have ended and all messages were received.
+        Returns how the worker process ended, as the end of a sentence: "exited with code 3".
         """
         return await asyncio.shield(self._end)
 
     async def kill(self, grace: float = 0.0) -> None:
-        """Kill the process group of the worker process; return once it has ended.
+        """Kill the worker process and its children, and wait until they have ended.
 
-        ``grace`` is the number of seconds that the worker process gets before to close its runner.
+        Before, the worker process gets ``grace`` seconds to close its runner.
         """
         if grace > 0 and not self._end.done():
             self.send(Stop())
@@ -182,7 +182,7 @@ class WorkerHandle:
         await self.wait()
 
     def log_tail(self, lines: int = 20) -> str:
-        """Return the last lines that this worker process wrote to its log; "" if the log cannot be read."""
+        """Return the last lines that the process has written to its log; "" if the log cannot be read."""
         try:
             with Path(self._request.log).open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
@@ -196,7 +196,9 @@ class WorkerHandle:
         """Wait for the end of the worker process, kill the rest of its group, and remove its files."""
         exited, closed = self._exited, self._channel.closed
         await asyncio.wait({exited, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if exited.done() and exited.result() is None:  # the zygote has ended, the worker process still runs
+        if (
+            exited.done() and exited.result() is None
+        ):  # the zygote has ended, but the worker process still runs
             await closed
         await asyncio.wait({exited}, timeout=_PATIENCE)
         self._kill_group()
@@ -208,16 +210,16 @@ class WorkerHandle:
         cleanup.remove(Path(self._request.pid_files), self.pid)
         status = exited.result() if exited.done() else None
         self.exit_code = None if status is None else status.code
-        return str(status or "ended: its exit code is unknown, because the zygote had ended before")
+        return str(status or "ended: its exit code is unknown, because the zygote process had ended before")
 
     def _kill_group(self) -> None:
         if self._over or (self._exited.done() and self._exited.result() is not None):
-            return  # the zygote, or ``_spawn``, has killed the group when it reaped the worker process
+            return  # the group was killed when the zygote, or ``_spawn``, reaped the worker process
         cleanup.kill_group(self.pid)
 
 
 async def prepare(zygote_socket: Path, modules: list[str]) -> None:
-    """Let the zygote import these modules; do not wait for it. Forks that are requested meanwhile wait."""
+    """Make the zygote import these modules before it forks again. Returns without waiting for the imports."""
     try:
         _, writer = await asyncio.open_unix_connection(zygote_socket)
         writer.write(protocol.encode(Prepare(modules)))
@@ -225,12 +227,14 @@ async def prepare(zygote_socket: Path, modules: list[str]) -> None:
         await writer.wait_closed()
     except OSError as error:  # the next zygote gets the modules of the config in force when it starts
         _log.warning(
-            "no zygote answers at %s (%s): modules of new model kinds are not preloaded", zygote_socket, error
+            "cannot connect to the zygote process at %s: %s: modules of new model kinds are not preloaded",
+            zygote_socket,
+            error,
         )
 
 
 async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConnection | None:
-    """Let the zygote fork the worker process; return None if there is no zygote.
+    """Let the zygote fork the worker process; return None if the zygote does not run.
 
     Raises:
         LoadFailed: the operating system refused to fork.
@@ -246,7 +250,8 @@ async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConne
     except OSError as error:
         sock.close()
         _log.warning(
-            "no zygote answers at %s (%s): the worker process of %s starts without it, which takes longer",
+            "cannot connect to the zygote process at %s: %s: the worker process of %s is started without it,"
+            " which takes longer",
             path,
             error,
             model,
@@ -266,7 +271,8 @@ async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConne
             raise LoadFailed(reason)
         case None:
             _log.warning(
-                "the zygote at %s has ended: the worker process of %s starts without it, which takes longer",
+                "the zygote process at %s has ended: the worker process of %s is started without it,"
+                " which takes longer",
                 path,
                 model,
             )
@@ -276,14 +282,14 @@ async def _fork(path: str, request: Fork, theirs: socket.socket) -> _ZygoteConne
 def _spawn(
     request: Fork, theirs: socket.socket, ours: socket.socket
 ) -> tuple[int, asyncio.Future[Exited | None]]:
-    """Start a worker process that imports the libraries itself; return its id and its end.
+    """Start a worker process that imports the libraries itself; return its process id and its future exit.
 
-    A pidfd reports the end, because asyncio's child watchers need the event loop of the main thread.
+    A pidfd reports the exit, because asyncio's child watchers need the event loop of the main thread.
     """
     loop = asyncio.get_running_loop()
     exited: asyncio.Future[Exited | None] = loop.create_future()
     with Path(request.log).open("ab") as log:
-        log.write(b"spawned because the zygote could not be reached: all libraries are imported here\n")
+        log.write(b"started without the zygote process, which is not reachable: importing all libraries\n")
         log.flush()
         try:
             process = subprocess.Popen(
@@ -296,13 +302,13 @@ def _spawn(
                 start_new_session=True,
             )
         except OSError as error:
-            raise LoadFailed(f"cannot start a process: {error.strerror}") from error
+            raise LoadFailed(f"cannot start a worker process: {error.strerror}") from error
     descriptor = os.pidfd_open(process.pid)
 
     def ended() -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        with contextlib.suppress(ProcessLookupError):  # before ``wait`` reaps it, its id is safe to use
+        with contextlib.suppress(ProcessLookupError):  # the id is still valid, because ``wait`` comes after
             os.killpg(process.pid, signal.SIGKILL)
         _settle(exited, Exited(process.wait()))
 
@@ -317,13 +323,13 @@ def _settle(future: asyncio.Future[T], value: T) -> None:
 
 
 def tail(text: str, lines: int) -> str:
-    """Return the last ``lines`` lines as a terminal shows them: only the final state of a progress bar."""
+    """Return the last ``lines`` lines as a terminal shows them: a progress bar only in its last state."""
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\r\n").split("\n")]
     return "\n".join(shown[-lines:])
 
 
 def _begin_log(log: Path) -> int:
-    """Create the log file, or rotate a large one; return the position where the new process writes."""
+    """Create the log file, or rotate a large one; return the size of the log file in bytes."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         log.replace(log.with_name(log.name + ".1"))

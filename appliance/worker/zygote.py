@@ -1,11 +1,12 @@
-"""The zygote imports heavy libraries once and forks worker processes: ``python -m appliance.worker.zygote``.
+"""The zygote imports large libraries once and forks worker processes: ``python -m appliance.worker.zygote``.
 
-It serves between the imports of two modules: a worker process waits only for the modules of its own kind.
+The zygote answers requests between the imports of two modules. So a worker process waits only for the modules
+of its own model kind.
 
-It has one thread and no event loop, so that forked children inherit no broken state. A client connects, sends
-one ``Fork`` together with the socket for the worker process, and keeps the connection. The zygote reports the
-end of the worker process on this connection. If the client closes it, the zygote kills the worker process.
-The zygote also adopts and reaps the orphans of dead worker processes.
+The zygote has one thread and no event loop, so that forked children inherit no broken state. A client
+connects, sends one ``Fork`` together with the socket for the worker process, and keeps the connection open.
+On this connection the zygote reports the end of the worker process. If the client closes the connection, the
+zygote kills the worker process. The zygote also adopts and reaps orphaned children of dead worker processes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _CHUNK: Final = 65536  # bytes
 
 
 class _Client:
-    """One connection and its worker process, which ends with it."""
+    """A connection of a client, and its worker process, which is killed when the connection closes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -66,10 +67,10 @@ class Zygote:
     """Forks worker processes for clients that connect to the Unix socket ``path``."""
 
     def __init__(self, path: Path, modules: Iterable[str]) -> None:
-        """Start to listen; connections wait until ``serve`` is called, which also imports ``modules``."""
+        """Listen on ``path``. Connections are accepted and ``modules`` imported only by ``serve``."""
         self._path = path
         self._modules = list(modules)  # to be imported
-        self._settled = False  # whether the process may fork
+        self._settled = False  # whether `_settle` has run since the last import
         self._importing = False
         self._clients: set[_Client] = set()
         self._workers: dict[int, _Client] = {}
@@ -85,7 +86,7 @@ class Zygote:
         fresh.rename(path)  # replaces the socket of an earlier zygote without a gap
 
     def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT, then kill every worker process."""
+        """Import modules and fork worker processes until SIGTERM or SIGINT, then kill worker processes."""
         self._catch_signals()
         for sock in (self._listener, self._wake):
             sock.setblocking(False)
@@ -102,7 +103,7 @@ class Zygote:
                 elif key.fileobj is self._wake:
                     self._wake.recv(_CHUNK)
                     self._reap()
-                elif key.data in self._clients:  # not dropped since ``select`` returned
+                elif key.data in self._clients:  # otherwise ``_drop`` has removed the client since ``select``
                     self._receive(key.data)
         self._end()
 
@@ -115,7 +116,7 @@ class Zygote:
 
     def _stop(self, *_: object) -> None:
         self._ending = True
-        if self._importing:  # which may take many seconds
+        if self._importing:  # do not wait for the import, which may take many seconds
             self._end()
             os._exit(0)
 
@@ -123,7 +124,7 @@ class Zygote:
         for pid, client in self._workers.items():
             cleanup.kill_group(pid)
             cleanup.remove(client.pid_files, pid)
-        _log.info("the zygote ends: %d worker processes were killed", len(self._workers))
+        _log.info("the zygote process ends, and has killed %d worker processes", len(self._workers))
 
     def _accept(self) -> None:
         client = _Client(self._listener.accept()[0])
@@ -142,7 +143,7 @@ class Zygote:
         try:
             messages = client.reader.feed(data)
         except msgspec.DecodeError as error:
-            _log.error("the connection of a client is closed: invalid message: %s", error)
+            _log.error("closing the connection of a runner replica to the zygote: invalid message: %s", error)
             self._drop(client)
             return
         for message in messages:
@@ -152,9 +153,9 @@ class Zygote:
                 self._fork(client, message, client.descriptors.pop())
 
     def _import(self, modules: Iterable[str]) -> None:
-        """Import those of ``modules`` that are still to be imported.
+        """Import those ``modules`` that are requested and not imported yet.
 
-        A failed import is logged, and repeated in the worker process.
+        A failed import is only logged, because worker processes that need the module import it again.
         """
         self._settled = False
         gc.disable()  # imports create no garbage worth collecting; worker processes enable it again
@@ -169,14 +170,19 @@ class Zygote:
             try:
                 importlib.import_module(name)
             except Exception as error:  # noqa: BLE001  # libraries raise any error if they do not fit the machine
-                _log.error("cannot import %s: %s: %s", name, type(error).__name__, error)
+                _log.error(
+                    "cannot import %s into the zygote: %s: %s: worker processes that need it will try again",
+                    name,
+                    type(error).__name__,
+                    error,
+                )
             else:
-                _log.info("imported %s in %.1f s", name, time.perf_counter() - started)
+                _log.info("imported %s into the zygote in %.1f s", name, time.perf_counter() - started)
             finally:
                 self._importing = False
 
     def _settle(self) -> None:
-        """Prepare the process for forks after imports."""
+        """Prepare the process to fork: collect garbage and stop threads."""
         if self._settled:
             return
         gc.collect()
@@ -184,7 +190,7 @@ class Zygote:
         _stop_threads()
         threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
         if len(threads) > 1:
-            text = "imports have started threads that forked processes lack: %s"
+            text = "imported modules have started threads, which forked worker processes will not have: %s"
             _log.warning(text, ", ".join(threads))
         self._settled = True
 
@@ -198,7 +204,7 @@ class Zygote:
     def _fork(self, client: _Client, request: Fork, descriptor: int) -> None:
         spec = request.spec
         device: Literal["cpu", "cuda"] = "cuda" if spec.device.startswith("cuda") else "cpu"
-        # One of the modules may define a kind that is not known yet.
+        # One of the modules may define the kind, if no known module does.
         self._import(preloaded_modules(spec.kind, device) if spec.kind in KINDS else list(self._modules))
         self._settle()
         sys.stdout.flush()
@@ -206,20 +212,20 @@ class Zygote:
         try:
             pid = os.fork()
         except OSError as error:
-            _log.error("cannot fork a worker process for %s: %s", request.spec.model, error)
+            _log.error("cannot fork a worker process for model %s: %s", request.spec.model, error)
             os.close(descriptor)
-            client.send(Refused(f"cannot start a process: {error.strerror}"))
+            client.send(Refused(f"cannot start a worker process: {error.strerror}"))
             return
         if pid == 0:
             self._become_worker(request, descriptor)
         os.close(descriptor)
         client.pid, client.pid_files = pid, Path(request.pid_files)
         self._workers[pid] = client
-        _log.info("worker process %d forked for %s", pid, request.spec.model)
+        _log.info("forked worker process %d for model %s", pid, request.spec.model)
         client.send(Forked(pid))
 
     def _become_worker(self, request: Fork, descriptor: int) -> NoReturn:
-        """Close in the forked child what belongs to the zygote, and run the worker process."""
+        """Close the sockets of the zygote in the forked child, and run the worker process."""
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
@@ -241,7 +247,7 @@ class Zygote:
             os._exit(1)
 
     def _reap(self) -> None:
-        """Reap all children that have ended: worker processes, and orphans of dead worker processes."""
+        """Reap all ended children: worker processes, and orphaned children of dead worker processes."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -252,7 +258,7 @@ class Zygote:
             client = self._workers.pop(pid, None)
             if client is None:
                 continue
-            with contextlib.suppress(ProcessLookupError):  # no other process was left in the group
+            with contextlib.suppress(ProcessLookupError):  # no other process is left in the group
                 os.killpg(pid, signal.SIGKILL)
             cleanup.remove(client.pid_files, pid)
             client.pid = None
@@ -263,7 +269,7 @@ class Zygote:
 
 
 def _redirect(log: str) -> None:
-    """Replace the zygote's standard streams by /dev/null and the log file."""
+    """Replace standard input by /dev/null, and the other standard streams by the log file."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -274,7 +280,7 @@ def _redirect(log: str) -> None:
 
 
 def _stop_threads() -> None:
-    """Fork once, because OpenBLAS then stops its threads. It starts them again when it is used."""
+    """Stop the threads of OpenBLAS, which stops them at any fork and starts them again on use."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -282,7 +288,7 @@ def _stop_threads() -> None:
 
 
 def _tie_to_parent() -> None:
-    """Let the kernel end this process with its parent, and make it the parent of orphaned descendants."""
+    """Let the kernel end this process when its parent dies, and let it adopt orphaned descendants."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_PR_SET_PDEATHSIG, signal.SIGTERM), (_PR_SET_CHILD_SUBREAPER, 1)):
         if libc.prctl(option, value, 0, 0, 0) != 0:
@@ -290,7 +296,6 @@ def _tie_to_parent() -> None:
 
 
 def main() -> None:
-    """Run the command line that the driver starts."""
     parser = argparse.ArgumentParser(prog="python -m appliance.worker.zygote")
     parser.add_argument("--socket", type=Path, required=True, help="path of the Unix socket to listen on")
     parser.add_argument("--preload", default="", help="modules to import, separated by commas")

@@ -1,4 +1,4 @@
-"""The worker process: the child process that holds one loaded model."""
+"""The worker process, which loads one model and runs its predictions."""
 
 from __future__ import annotations
 

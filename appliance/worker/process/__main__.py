@@ -1,4 +1,4 @@
-"""``python -m appliance.worker.process``: a worker process that is spawned if there is no zygote."""
+"""``python -m appliance.worker.process``: a worker process that is started without the zygote."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from appliance.worker.process.lifecycle import run
 
 
 def main() -> None:
-    """Read the first message from the inherited socket and run the worker process."""
     parser = argparse.ArgumentParser(prog="python -m appliance.worker.process")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the runner replica")
+    parser.add_argument(
+        "--fd",
+        type=int,
+        required=True,
+        help="number of the inherited descriptor of the socket to the runner replica",
+    )
     arguments = parser.parse_args()
     sock = socket.socket(fileno=arguments.fd)
     request = protocol.receive(sock, msgspec.msgpack.Decoder(protocol.Fork))

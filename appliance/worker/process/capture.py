@@ -1,8 +1,9 @@
-"""Output streams that separate the output of concurrent predictions.
+"""Standard streams that write the output of each prediction to its own log.
 
-What a prediction writes to ``sys.stdout`` or ``sys.stderr`` becomes its log. All other output goes to the log
-file of the worker process. A context variable has the log of the current prediction; tasks and
-``asyncio.to_thread`` inherit it. C code writes to the descriptors 1 and 2, which always are the log file.
+Text that a prediction writes to ``sys.stdout`` or ``sys.stderr`` becomes its log. All other output goes to
+the log file of the worker process. A context variable holds the log of the current prediction; tasks and
+``asyncio.to_thread`` inherit the variable. C code writes to the descriptors 1 and 2, which are always the log
+file.
 """
 
 from __future__ import annotations
@@ -18,41 +19,41 @@ from typing import Any, Final, TextIO
 
 from appliance.domain.errors import DiskFull
 
-#: Minimum seconds between two logged states of a redrawn line (a progress bar), and the same as a share of
-#: the time since the line was first redrawn.
+#: Least time between two logged states of a redrawn line (a progress bar): in seconds, and as a fraction of
+#: the time since the line was first redrawn. The longer time applies.
 STATE_SECONDS: Final = 1.0
 STATE_SHARE: Final = 0.05
 
-#: Limits in characters of one prediction's log, which is part of every response and webhook: its beginning,
-#: which is sent at once, and the end of a log that is longer.
+#: Limits of one prediction's log in characters, because the log is part of every response and webhook. The
+#: first KEPT characters are sent at once, and the last KEPT_END characters when the prediction ends.
 KEPT: Final = 8 * 1024 * 1024
 KEPT_END: Final = 64 * 1024
 
 
 class PredictionLog:
-    """The log of one prediction: takes text from any thread until it is closed.
+    """The log of one prediction, which accepts text from any thread.
 
-    A carriage return restarts the line, as on a terminal. Progress bars redraw their line thousands of times,
-    and text that was sent cannot be replaced, so each state of the line that is sent becomes a separate line.
-    The longer a line is redrawn, the fewer of its states are sent; the last state is always sent.
+    A carriage return restarts the line, as on a terminal. Text that was sent cannot be replaced, so each sent
+    state of a redrawn line becomes a line of its own. Progress bars redraw a line thousands of times, so the
+    longer a line is redrawn, the fewer of its states are sent. The last state is always sent.
     """
 
     def __init__(self, emit: Callable[[str], None], late: TextIO) -> None:
-        """``emit`` sends text, on the running loop; ``late`` gets text that is written after ``close``."""
+        """``emit`` is called with text, on the running loop. Text after ``close`` goes to ``late``."""
         self._emit = emit
         self._late = late
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._returned = False  # the last character was a carriage return: the next text replaces the line
-        self._held = ""  # the part of the line that was not sent yet
+        self._returned = False  # the last character was a carriage return, so the next text replaces the line
+        self._held = ""  # the part of the line that is not sent yet
         self._begun = False  # whether a part of the line was sent
-        self._replaces = False  # whether ``_held`` replaces the sent part
+        self._replaces = False  # whether ``_held`` replaces the part that was sent
         self._redrawn_at: float | None = None  # time when the line was first replaced
         self._sent_at = 0.0  # time when a state of the line was last sent
         self._timer: asyncio.TimerHandle | None = None
-        self._kept = 0  # number of characters passed on
-        self._end: str | None = None  # the latest text, once the log is longer than KEPT
-        self._left_out = 0  # number of lines that are not sent
+        self._kept = 0  # number of characters sent
+        self._end: str | None = None  # the latest text, if the log is longer than KEPT
+        self._left_out = 0  # number of lines that are never sent
         self.closed = False
 
     def write(self, text: str) -> None:
@@ -63,7 +64,7 @@ class PredictionLog:
             self._loop.call_soon_threadsafe(self._take, text)
 
     def close(self) -> None:
-        """Send text that was held back, and the end of a log that is longer than ``KEPT``."""
+        """Send the text that is not sent yet."""
         if not self.closed:
             self._send(self._shown())
             if self._end is not None:
@@ -103,7 +104,7 @@ class PredictionLog:
             self._pass_on(text[cut:])
 
     def _trim(self, most: int) -> None:
-        """If ``_end`` has more than ``most`` characters, keep its last lines, with at most ``KEPT_END``."""
+        """If ``_end`` has over ``most`` characters, keep its last lines: at most ``KEPT_END`` characters."""
         if self._end is not None and len(self._end) > most:
             over = len(self._end) - KEPT_END
             cut = self._end.find("\n", over - 1) + 1 or over
@@ -111,7 +112,7 @@ class PredictionLog:
             self._end = self._end[cut:]
 
     def _redraw(self, line: str) -> None:
-        """Handle a part of a line; each carriage return in it restarts the line."""
+        """Add a part of a line, in which each carriage return restarts the line."""
         for number, state in enumerate(line.split("\r")):
             if number > 0:
                 self._returned = True
@@ -126,7 +127,7 @@ class PredictionLog:
                 self._redrawn_at, self._sent_at = self._loop.time(), -math.inf
 
     def _is_due(self) -> bool:
-        """Return whether to send the held text now. If it is too early, start a timer that sends it."""
+        """Return whether to send ``_held`` now. If it is too early, start a timer that sends it."""
         if not self._held or self._redrawn_at is None:
             return bool(self._held)
         due = self._sent_at + max(STATE_SECONDS, STATE_SHARE * (self._sent_at - self._redrawn_at))
@@ -136,7 +137,7 @@ class PredictionLog:
         return now >= due
 
     def _shown(self) -> str:
-        """Return the held text and mark it as sent."""
+        """Return ``_held``, and mark it as sent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -148,7 +149,7 @@ class PredictionLog:
         return text
 
     def _ended(self) -> str:
-        """Return the held text with a line break."""
+        """Return ``_held`` with a line break, and begin a new line."""
         text = self._shown() + "\n"
         self._begun = self._returned = False
         self._redrawn_at = None
@@ -163,16 +164,16 @@ _current: ContextVar[PredictionLog | None] = ContextVar("prediction_log", defaul
 
 
 def assign(log: PredictionLog) -> None:
-    """Add the output of the calling task to ``log`` from now on."""
+    """Write the output of the calling task to ``log`` from now on."""
     _current.set(log)
 
 
 class CapturingStream(io.TextIOBase):
-    """Replaces ``sys.stdout`` or ``sys.stderr``; ``original`` gets text that belongs to no prediction."""
+    """Replaces ``sys.stdout`` or ``sys.stderr``. Text that belongs to no prediction goes to ``original``."""
 
     def __init__(self, original: TextIO) -> None:
         self._original = original
-        self.buffer = original.buffer  # code that writes bytes writes to the log file
+        self.buffer = original.buffer  # bytes go to the log file
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute, io a property
@@ -193,26 +194,26 @@ class CapturingStream(io.TextIOBase):
         self._original.flush()
 
     def fileno(self) -> int:
-        """Return the descriptor of the log file, which ``faulthandler`` for example writes to."""
+        """Return the descriptor of the log file, for example for ``faulthandler``."""
         return self._original.fileno()
 
     def writable(self) -> bool:
         return True
 
     def isatty(self) -> bool:
-        """Return False, so that programs write no colours and cursor movements."""
+        """Return False, so that programs write no escape sequences for colours and cursor movements."""
         return False
 
 
 def install() -> TextIO:
-    """Replace the standard streams of this process; return a stream to the log file."""
+    """Replace ``sys.stdout`` and ``sys.stderr``; return a stream to the log file of the worker process."""
     out, log_file = _unclosed(1), _unclosed(2)
     sys.stdout, sys.stderr = CapturingStream(out), CapturingStream(log_file)
     return log_file
 
 
 class _LogFile(io.FileIO):
-    """Ignores a full disk, so that a model does not fail because it prints."""
+    """Drops data if the disk is full, so that a prediction does not fail because it prints."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -1,9 +1,9 @@
-"""Sends the events of a worker process: numbers them, merges them, and sends several in one message.
+"""Numbers the events of predictions, merges them, and sends them to the runner replica in few messages.
 
 The first and the last event of a prediction are sent in the current iteration of the event loop. Other events
-wait until ``INTERVAL`` has passed since the last message. Meanwhile consecutive output items or log texts of
+are sent when ``INTERVAL`` has passed since the last message. Meanwhile, consecutive outputs or log texts of
 one prediction are merged into one event. So a single prediction sends a message for each token, and many
-predictions send one message for each step of the engine.
+concurrent predictions share one message for each step of the inference engine.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Output
 from appliance.worker.protocol import Events, encode
 
-INTERVAL: Final = 0.010  # seconds between messages, unless one is urgent
-MESSAGE_BYTES: Final = 64 * 1024  # events of this size are sent at once
+INTERVAL: Final = 0.010  # seconds between messages, except for urgent events
+MESSAGE_BYTES: Final = 64 * 1024  # queued events are sent at once when they have this size
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
 
 
 class EventSender:
-    """The queue of events that one worker process sends."""
+    """The queue of the events of all predictions of one worker process."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        """``write`` takes one encoded message."""
+        """``write`` is called with each encoded message."""
         self._write = write
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
@@ -40,7 +40,7 @@ class EventSender:
         self.pending: list[Emitted] = []
 
     def add(self, emitted: Emitted, size: int, *, urgent: bool) -> None:
-        """Queue one event of about ``size`` bytes."""
+        """Queue one event of about ``size`` bytes; send it at once if ``urgent``."""
         self.pending.append(emitted)
         self.count(size)
         if urgent:
@@ -53,7 +53,7 @@ class EventSender:
                 self._timer = self._loop.call_later(delay, self._flush)
 
     def count(self, size: int) -> None:
-        """Count bytes that were added to the pending events."""
+        """Add to the size of the pending events, because one of them has grown by ``size`` bytes."""
         self._bytes += size
         if self._bytes >= MESSAGE_BYTES:
             self._flush_soon()
@@ -87,18 +87,18 @@ class EventSender:
 
 
 class EventStream:
-    """The events of one attempt of one prediction."""
+    """Sends the events of one attempt of one prediction."""
 
     def __init__(self, job: Job, sender: EventSender) -> None:
         self._job = job
         self._sender = sender
         self._n = 0
-        self._batch: list[Emitted] | None = None  # the pending list with the last event of this prediction
-        self._index = -1  # the position of this event in the list
+        self._batch: list[Emitted] | None = None  # the list `pending` with the last event of this prediction
+        self._index = -1  # the position of the last event in that list
         self.done = False
 
     def emit(self, event: Event) -> None:
-        """Send ``event``, at the latest after ``INTERVAL``.
+        """Queue ``event``, to be sent within ``INTERVAL``.
 
         Raises:
             PredictionFailed: the event contains a value that cannot be encoded.
@@ -117,7 +117,7 @@ class EventStream:
         sender.add(emitted, size, urgent=self._n == 1 or self.done)
 
     def _merge(self, event: Event) -> bool:
-        """Merge ``event`` into the last pending event of this prediction, if both have the same type."""
+        """Merge ``event`` into the last pending event of the prediction; return False if the types differ."""
         pending = self._sender.pending
         last = pending[self._index]
         match last.event, event:
@@ -131,12 +131,16 @@ class EventStream:
 
 
 def _size(event: Event) -> int:
-    """Return the approximate size of the encoded event in bytes; raise if it cannot be encoded."""
+    """Return the approximate size of the encoded event in bytes.
+
+    Raises:
+        PredictionFailed: the event cannot be encoded.
+    """
     if type(event) is Output and len(event.values) == 1:
         value = event.values[0]
-        if type(value) is str and value.isascii():  # usual, and faster than to encode the event
+        if type(value) is str and value.isascii():  # the usual case, faster than encoding
             return 32 + len(value)
     try:
         return len(_encoder.encode(event))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise PredictionFailed(f"the model returned a value that cannot be sent: {error}") from error
+        raise PredictionFailed(f"the model returned a value that cannot be encoded: {error}") from error

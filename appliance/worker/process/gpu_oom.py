@@ -1,11 +1,11 @@
-"""Recognise out-of-memory errors of GPUs, whether or not the libraries that raise them are installed."""
+"""Recognises out-of-memory errors of GPUs without importing the libraries that raise them."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Texts in errors of torch and vLLM. vLLM's engine core is another process, from which only the text comes
-#: back.
+#: Texts in error messages of torch and vLLM. vLLM's engine core runs in another process, so its errors arrive
+#: only as text.
 _WORDS: Final = (
     "CUDA out of memory",
     "No available memory for the cache blocks",
@@ -14,13 +14,15 @@ _WORDS: Final = (
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return the out-of-memory message of the error or of its causes; None if it is another error."""
+    """Return the message of the out-of-memory error among ``error`` and its causes; None if there is none."""
     message = None
     cause: BaseException | None = error
     while cause is not None:
         text = " ".join(str(cause).split())
         if _is_torch_oom(cause) or any(words in text for words in _WORDS):
-            message = text.partition(". ")[0] or type(cause).__name__  # the first cause is the most precise
+            message = (
+                text.partition(". ")[0] or type(cause).__name__
+            )  # the innermost cause is the most precise
         cause = cause.__cause__ or cause.__context__
     return message
 

@@ -1,8 +1,8 @@
-"""The life of a worker process: load the model, run predictions, end with the replica.
+"""The life of a worker process: load the model, run predictions, exit when the runner replica ends.
 
-Each prediction is a task on one event loop. The process leads a process group, which is killed as a whole.
-The zygote, or the replica if it spawned the process, kills the group when the worker process exits. The
-worker process kills the group when its replica has ended.
+Each prediction is a task on one event loop. The worker process leads a process group with its children. When
+the worker process exits, the zygote (or the replica, if there is no zygote) kills the group. When the replica
+ends, the worker process kills the group.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ _THREAD_VARIABLES: Final = (
 
 
 def environment(spec: LoadSpec) -> dict[str, str]:
-    """Return environment variables with the number of threads and the GPUs of a worker process.
+    """Return the environment variables that set the number of threads and the GPUs of a worker process.
 
-    Libraries that the zygote has imported have read some of them before, so runners also set the number of
-    threads through their library.
+    Libraries that the zygote has imported do not read these variables again, so runners also set the number
+    of threads with functions of their library.
     """
     indexes = [name.removeprefix("cuda:") for name in spec.device.split(",") if name.startswith("cuda:")]
     return {
         **{name: str(spec.threads) for name in _THREAD_VARIABLES},
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of NVML, which numbers the devices
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # number GPUs as NVML does
         "CUDA_VISIBLE_DEVICES": ",".join(indexes),
     }
 
 
 class WorkerProcess(asyncio.Protocol):
-    """The connection to the replica, and the predictions that run."""
+    """The worker process's connection to its replica, and the predictions that it runs."""
 
     def __init__(self, spec: LoadSpec, log_file: TextIO, orphaned: Callable[[], object]) -> None:
         """``orphaned`` is called when the replica has ended."""
@@ -93,8 +93,10 @@ class WorkerProcess(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._sender: EventSender
         self._closing = False
-        self.stopped = asyncio.Event()  # the replica has sent ``Stop``, or the device is out of memory
-        self.out_of_memory: str | None = None  # the error message when the device was out of memory
+        self.stopped = (
+            asyncio.Event()
+        )  # set when the replica has sent ``Stop``, or the device is out of memory
+        self.out_of_memory: str | None = None  # the error message, if the device is out of memory
         self._closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -128,7 +130,7 @@ class WorkerProcess(asyncio.Protocol):
             self._orphaned()
 
     def ready(self, runner: Runner, message: WorkerReady) -> None:
-        """Report that the model is loaded, and start predictions that wait."""
+        """Report that the model is loaded, and start the waiting predictions."""
         self._runner = runner
         self._send(message)
         self._start_waiting()
@@ -142,7 +144,7 @@ class WorkerProcess(asyncio.Protocol):
         await self._closed.wait()
 
     def _start_waiting(self) -> None:
-        """Start waiting predictions up to the concurrency of the model."""
+        """Start waiting predictions, as many as the model runs at a time."""
         runner = self._runner
         if runner is None or not self._awake:
             return
@@ -155,7 +157,7 @@ class WorkerProcess(asyncio.Protocol):
             task.add_done_callback(partial(self._ended, job.id, stream))
 
     def _end_out_of_memory(self, reason: str) -> None:
-        """End this process, because a new one with more device memory can run the predictions again."""
+        """Exit, because a new worker process with more device memory can run the predictions again."""
         self.out_of_memory = self.out_of_memory or reason
         self.stopped.set()
 
@@ -166,7 +168,7 @@ class WorkerProcess(asyncio.Protocol):
                 stream.emit(Done("canceled"))
             else:
                 stream.emit(
-                    Done("failed", f"the worker process could not send the end: {task.exception()!r}")
+                    Done("failed", f"the worker process could not report the result: {task.exception()!r}")
                 )
         self._start_waiting()
 
@@ -180,7 +182,7 @@ class WorkerProcess(asyncio.Protocol):
             self._awake = False
             try:
                 left = await runner.sleep(level)
-            except Exception as error:  # noqa: BLE001  # libraries raise any error; the replica then ends this process
+            except Exception as error:  # noqa: BLE001  # libraries raise any error; the replica then kills this process
                 traceback.print_exc()
                 self._sleep_failed(f"could not fall asleep: {_message(error)}")
             else:
@@ -219,7 +221,10 @@ class WorkerProcess(asyncio.Protocol):
 async def _predict(
     runner: Runner, job: Job, stream: EventStream, log_file: TextIO, end_out_of_memory: Callable[[str], None]
 ) -> None:
-    """Run one prediction and emit its events; if the device is out of memory, call ``end_out_of_memory``."""
+    """Run one prediction and emit its events.
+
+    If the device is out of memory, ``end_out_of_memory`` is called and the prediction gets no last event.
+    """
     log = capture.PredictionLog(lambda text: stream.emit(Log(text)), log_file)
     capture.assign(log)
     started = time.perf_counter()
@@ -263,7 +268,7 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
     setup = asyncio.create_task(_set_up(spec))
     stop = asyncio.create_task(worker.stopped.wait())
     await asyncio.wait({setup, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if not setup.done():  # stopped during the load; children are killed with the process group
+    if not setup.done():  # stopped during the load; child processes are killed with the process group
         await worker.close()
         return 0
     try:
@@ -275,7 +280,7 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
         reason = out_of_memory(error)
         await worker.close(WorkerFailed(reason or message, out_of_memory=reason is not None))
         return 1
-    _log.info("%s is loaded after %.1f s", spec.model, time.perf_counter() - started)
+    _log.info("model %s is loaded after %.1f s", spec.model, time.perf_counter() - started)
     worker.ready(runner, WorkerReady(list(runner.levels) if isinstance(runner, Sleeper) else []))
     await stop
     if worker.out_of_memory is not None:
@@ -297,17 +302,17 @@ def _message(error: Exception) -> str:
 
 
 def _end_with_group() -> NoReturn:
-    """Kill this process and its children: the replica has ended, and nobody needs the results."""
-    print("the runner replica has ended: the worker process ends too", file=sys.stderr, flush=True)
+    """Kill this process and its children, because the replica has ended and nobody receives the results."""
+    print("the worker process exits, because its runner replica has ended", file=sys.stderr, flush=True)
     os.killpg(0, signal.SIGKILL)
     raise AssertionError("a process outlived SIGKILL")
 
 
 def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
-    """Run the worker process of ``spec`` in this process, which must lead its process group.
+    """Run this process as the worker process of a model, and exit.
 
-    ``sock`` is connected to the runner replica. Descriptors 1 and 2 must be the log file. ``pid_files`` is
-    the folder of pid files.
+    This process must lead its process group. Its descriptors 1 and 2 must be the log file. ``sock`` is
+    connected to the runner replica. ``pid_files`` is the folder of pid files.
     """
     code = 1
     try:

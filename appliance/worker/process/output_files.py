@@ -1,4 +1,4 @@
-"""Files in the output of a model: they are moved from where the model has written them."""
+"""Moves output files of a model to the folder of the prediction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Job, Output, new_stream_token
 
-#: Media types that Python 3.11 does not know, or knows under names that browsers do not.
+#: Media types that Python 3.11 does not know, or for which it has names that browsers do not know.
 _TYPES: Final = {
     ".webp": "image/webp",
     ".wav": "audio/wav",
@@ -26,11 +26,11 @@ _TYPES: Final = {
 #: Media types of compressed files.
 _COMPRESSED: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
-_LONGEST: Final = 100  # characters of a file name without its suffix
+_LONGEST: Final = 100  # most characters of the stem of a file name, and of its suffix
 
 
 def has_files(output: Output) -> bool:
-    """Return whether a value is a path or contains one."""
+    """Return whether any value of the output is a path or contains a path."""
     return any(type(value) is not str and _has_path(value) for value in output.values)  # most are text
 
 
@@ -46,7 +46,9 @@ def _has_path(value: Any) -> bool:
 
 
 async def take_over(job: Job, output: Output) -> Output:
-    """Move the files in the output to ``job.folder``; return the output with files in place of paths.
+    """Move output files to ``job.folder``; return the output with an ``OutputFile`` in place of each path.
+
+    A folder becomes a zip file. A file of at most ``job.inline`` bytes becomes a data URL and is not moved.
 
     Raises:
         PredictionFailed: a file does not exist or cannot be read.
@@ -89,7 +91,7 @@ def _take_over(job: Job, path: Path) -> Any:
         while chunk := file.read(1024 * 1024):
             sha256.update(chunk)
             md5.update(chunk)
-        os.fsync(file.fileno())  # before any event names it
+        os.fsync(file.fileno())  # before an event refers to the file
     return OutputFile(
         id=new_stream_token(),
         name=target.name,
@@ -102,7 +104,7 @@ def _take_over(job: Job, path: Path) -> Any:
 
 
 def _safe(name: str) -> tuple[str, str]:
-    """Return the stem and the suffix of a file name without characters that are special in paths or URLs."""
+    """Return the stem and the suffix of a file name, without special characters of paths and URLs."""
     stem, ending = Path(name).stem, Path(name).suffix
     if stem.endswith(".tar"):
         stem, ending = stem.removesuffix(".tar"), f".tar{ending}"
@@ -118,7 +120,7 @@ def _media_type(name: str) -> str:
 
 
 def _free_path(folder: Path, stem: str, ending: str) -> Path:
-    """Return a path that does not exist yet; a number is added to the name if needed."""
+    """Return a path in ``folder`` that does not exist. A number is added to the name if needed."""
     number, free = 1, folder / f"{stem}{ending}"
     while free.exists():
         number += 1

@@ -142,7 +142,7 @@ async def test_a_full_socket_delays_messages_but_loses_none() -> None:
 async def test_a_value_that_cannot_be_sent_fails_only_its_prediction(value: object) -> None:
     wire = Wire()
     stream = wire.stream("a")
-    with pytest.raises(PredictionFailed, match="cannot be sent"):
+    with pytest.raises(PredictionFailed, match="cannot be encoded"):
         stream.emit(Output([value]))
     stream.emit(Done("failed", "said"))
     await turn()
