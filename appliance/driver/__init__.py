@@ -1,1 +1,1 @@
-"""The driver: what ``appliance serve`` becomes. It starts and supervises all other processes."""
+"""The driver, the main process of ``appliance serve``, which starts and supervises all other processes."""

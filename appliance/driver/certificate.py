@@ -1,4 +1,4 @@
-"""Self-signed certificates, to try HTTPS without a certificate authority."""
+"""Self-signed certificates, for HTTPS without a certificate authority."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from appliance.domain.errors import ApplianceError
 if TYPE_CHECKING:
     from cryptography.x509 import GeneralName
 
-DAYS: Final = 825  # the longest validity that all clients accept
+DAYS: Final = 825  # validity; some clients refuse certificates that are valid for longer
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
-    """Create ``certificate.pem`` and ``key.pem`` for the loopback addresses and ``names``.
+    """Create a key and a certificate for the loopback addresses and ``names``; return the two files.
+
+    The files are ``certificate.pem`` and ``key.pem`` in ``folder``.
 
     Raises:
-        ApplianceError: one of the files exists already, or cannot be written.
+        ApplianceError: a file exists already, or cannot be written.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -34,7 +36,7 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
     now = datetime.now(UTC)
     usage = x509.KeyUsage(
         digital_signature=True,
-        key_cert_sign=True,  # clients trust this certificate as its own authority
+        key_cert_sign=True,  # clients import the certificate as a certificate authority
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
@@ -69,7 +71,7 @@ def write(folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
 
 
 def names(file: Path) -> list[str]:
-    """Return the host names and IP addresses that a PEM certificate is valid for.
+    """Return the host names and IP addresses for which a PEM certificate is valid.
 
     Raises:
         ValueError: the file is not a PEM certificate.
@@ -99,6 +101,6 @@ def _create(file: Path, content: bytes, mode: int) -> None:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
             opened.write(content)
     except FileExistsError as error:
-        raise ApplianceError(f"{file} exists already: remove it, or choose another folder") from error
+        raise ApplianceError(f"{file} exists already: remove the file, or choose another folder") from error
     except OSError as error:
-        raise ApplianceError(f"{file} cannot be written: {error.strerror}") from error
+        raise ApplianceError(f"cannot write {file}: {error.strerror}: choose another folder") from error

@@ -1,6 +1,6 @@
-"""The driver, which ``appliance serve`` becomes: it checks the config, starts all processes and stops them.
+"""The driver: checks the config, and starts and stops all processes of the appliance.
 
-Run as ``python -m appliance.driver.main`` in the environment that ``appliance serve`` prepares.
+``appliance serve`` prepares the environment and then executes ``python -m appliance.driver.main``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from appliance.worker.cleanup import kill_leftover_workers
 _log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
-#: Kind -> the input of the example in the banner. The first kind here that is configured is the example.
+#: Model kind -> name of the input in the banner's example. The first kind with a configured model is used.
 _EXAMPLE_INPUTS: Final = {
     "vllm": "prompt",
     "diffusers": "prompt",
@@ -54,16 +54,16 @@ _EXAMPLE_INPUTS: Final = {
     "piper": "text",
     "echo": "text",
 }
-#: Variable with the data folder, in the environment of every process of an appliance.
+#: Environment variable with the data folder, by which all processes of an appliance are found and killed.
 HOME_MARK: Final = "APPLIANCE_SERVES"
-#: Returned by ``run`` when Ray has ended: the driver then restarts itself with exec.
+#: Result of ``run`` if Ray has ended, and the driver has to restart itself.
 _RESTART: Final = -1
 
 
 def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
 
     def command() -> list[str]:
-        # In the order in which the models will probably be needed.
+        # Models that are loaded at the start come first, because their modules are needed first.
         models = sorted(settings.in_force.models, key=lambda model: not (model.pin or model.preload))
         kinds = dict.fromkeys(model.kind for model in models)
         device = settings.devices[0].kind
@@ -93,7 +93,7 @@ def take_lock(home: Path) -> IO[str]:
     """Lock the data folder until the returned file is closed.
 
     Raises:
-        ApplianceError: another driver has locked it; the message has its process id.
+        ApplianceError: another driver has locked the data folder.
     """
     file = (home / "run" / "lock").open("a+")
     try:
@@ -101,8 +101,8 @@ def take_lock(home: Path) -> IO[str]:
     except BlockingIOError as error:
         file.seek(0)
         raise ApplianceError(
-            f"another appliance (pid {file.read().strip() or '?'}) already uses the data folder {home}: "
-            "stop it, or name another data folder with --home"
+            f"another appliance (pid {file.read().strip() or 'unknown'}) uses the data folder {home}: "
+            "stop that appliance, or choose another data folder with --home"
         ) from error
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -111,18 +111,18 @@ def take_lock(home: Path) -> IO[str]:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
-    """Raise ``ApplianceError`` if Ray cannot create its object store in ``folder``. Ray itself would hang."""
+    """Raise ``ApplianceError`` if ``folder``, which Ray uses, is not writable. Ray would hang."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ApplianceError(
-            f"shared memory at {folder} cannot be written: {error.strerror}; Ray and models need it: mount a "
-            "writable tmpfs there (docker: --shm-size=1g)"
+            f"shared memory at {folder} cannot be written: {error.strerror}: mount a writable tmpfs there,"
+            " because Ray and models need it (docker: --shm-size=1g)"
         ) from error
 
 
 def prepare_home(settings: GatewaySettings) -> None:
-    """Create the data folder with its folders and the log file.
+    """Create the data folder, its folders and the log file.
 
     Raises:
         ApplianceError: a file or folder cannot be created or written.
@@ -135,13 +135,13 @@ def prepare_home(settings: GatewaySettings) -> None:
         (settings.run_dir / "lock").touch(mode=0o600)
     except OSError as error:
         raise ApplianceError(
-            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}; change its owner to "
-            "the user who runs the appliance, or name another folder with --home or APPLIANCE_HOME"
+            f"the data folder {home} cannot be used: {error.filename}: {error.strerror}: change the owner to "
+            "the user who runs the appliance, or choose another folder with --home or APPLIANCE_HOME"
         ) from error
 
 
 def check_tls(config: Config) -> None:
-    """Raise ``ConfigError`` if the certificate and the key in the config cannot be used for HTTPS."""
+    """Raise ``ConfigError`` if the certificate and the key in the config do not work."""
     tls = config.server.tls
     if tls is None:
         return
@@ -149,15 +149,15 @@ def check_tls(config: Config) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password="")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"{tls.certificate} and {tls.key} cannot be used: {error}; both must be PEM, of one key pair",
+            f"{tls.certificate} and {tls.key} cannot be used: {error}: both must be PEM, of one key pair",
             key="server.tls",
         ) from error
 
 
 async def first_token(database: Path, owner: str) -> str | None:
-    """Create a token if there is none; return its secret, to be shown once, or None.
+    """Create the first API token; return its secret, or None if there is a valid token already.
 
-    A secret in ``APPLIANCE_TOKEN`` is added to the tokens instead, and is not returned.
+    If ``APPLIANCE_TOKEN`` is set, a token with that secret is added instead, and None is returned.
     """
     store = Store(database)
     await store.open()
@@ -188,7 +188,7 @@ def _token(name: str, owner: str, secret: str) -> Token:
 
 
 def pull_missing(config: Config, home: Path, console: Console) -> None:
-    """Download missing weights. If that fails for a model, say so: the other models are served."""
+    """Download missing weights. A failure for one model is printed, and the other models are served."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for model in config.models:
@@ -196,11 +196,11 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
                 if model.source is not None and not weights.present(home, model):
                     weights.pull(home, model, progress)
             except WeightsError as error:
-                console.print(f"[yellow]{model.name} cannot be served yet: {error.detail}[/]")
+                console.print(f"[yellow]model {model.name} is not served yet: {error.detail}[/]")
 
 
 def banner(settings: GatewaySettings, secret: str | None) -> str:
-    """Return what a user needs for the first call: URL, token, models and an example."""
+    """Return the text for a user's first call: URL, token, models and an example."""
     tls = settings.config.server.tls is not None
     url = settings.config.server.public_url or local_url(settings.host, settings.port, tls=tls)
     if secret is not None:
@@ -228,7 +228,7 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
 
 
 async def follow_log(path: Path, out: IO[str]) -> None:
-    """Copy text that is appended to the file from now on."""
+    """Copy to ``out`` all text that is appended to a file from now on. Runs until it is cancelled."""
     with path.open(encoding="utf-8", errors="replace") as file:
         file.seek(0, os.SEEK_END)
         while True:
@@ -240,10 +240,12 @@ async def follow_log(path: Path, out: IO[str]) -> None:
 
 
 async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocket, console: Console) -> int:
-    """Start all processes, wait for a signal, drain and stop. Return the exit code, or ``_RESTART``.
+    """Start all processes, wait for a signal, drain the gateway and stop all processes.
+
+    Returns the exit code, or ``_RESTART``.
 
     Raises:
-        RayLost: Ray ended before the gateway answered or while the appliance stopped.
+        RayLost: Ray ended before the gateway answered, or while the appliance stopped.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
     _end_on_signals(stop)
@@ -253,7 +255,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
 
     async def started() -> None:
-        if settings.ui:  # only now, because its imports would slow down the start of the gateway
+        if settings.ui:  # only now, because the imports of the UI would slow down the start of the gateway
             children.append(ui_supervisor(settings))
             await children[-1].start()
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
@@ -265,12 +267,12 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
         listener.lend()
         await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
     except RayLost as error:
-        # Kill the gateway at once, because it still accepts predictions that cannot run. The predictions that
-        # it has accepted are in the store.
+        # Kill the gateway at once, because it would accept predictions that cannot run. The accepted
+        # predictions are in the store.
         kill_marked(HOME_MARK, str(settings.home))
         if stop.is_set() or not ready.is_set():
             raise
-        _log.error("%s: the appliance restarts and continues the accepted predictions", error.detail)
+        _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
         return _RESTART
     finally:
         tail.cancel()
@@ -283,7 +285,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
 
 
 async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
-    """Wait for ``work``; raise ``RayLost`` as soon as a process of Ray has ended."""
+    """Wait for ``work``. Raise ``RayLost`` as soon as a process of Ray has ended."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -291,7 +293,7 @@ async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
     finally:
         working.cancel()
         watching.cancel()
-        await asyncio.wait((working, watching), timeout=1.0)  # calls of Ray may ignore cancellation
+        await asyncio.wait((working, watching), timeout=1.0)  # cancelled calls of Ray may go on
 
 
 async def _until_stopped(
@@ -301,13 +303,13 @@ async def _until_stopped(
     started: Callable[[], Awaitable[None]],
     console: Console,
 ) -> None:
-    """Run the gateway until ``stop`` is set, then drain it. Call ``started`` once the gateway answers."""
+    """Run the gateway until ``stop`` is set, then drain it. Calls ``started`` when the gateway answers."""
     stopping = asyncio.ensure_future(stop.wait())
     starting = asyncio.ensure_future(
         node.run_gateway(start_gateway, settings, lambda: _gateway_answers(settings))
     )
     await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():  # stopped during the start: nothing runs yet
+    if not starting.done():  # stopped during the start, so no prediction runs
         starting.cancel()
         return
     await starting
@@ -316,10 +318,10 @@ async def _until_stopped(
     await stopping
     reloads.cancel()
     patience = settings.in_force.server.drain_timeout
-    console.print(f"stopping: running predictions get up to {patience:g} s", highlight=False)
+    console.print(f"stopping the appliance: running predictions get up to {patience:g} s", highlight=False)
     left = await node.drain_gateway(patience)
     if left:
-        console.print(f"{left} predictions are not finished and run at the next start")
+        console.print(f"{left} predictions have not finished: they run when the appliance is started again")
 
 
 def _end_on_signals(stop: asyncio.Event) -> None:
@@ -328,7 +330,7 @@ def _end_on_signals(stop: asyncio.Event) -> None:
 
 
 async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console) -> None:
-    """Apply models.yaml at each SIGHUP. If SIGHUP came because the terminal was closed, set ``stop``."""
+    """Reload models.yaml at each SIGHUP. If SIGHUP came because the terminal was closed, set ``stop``."""
     hung_up = asyncio.Event()
     at_terminal = os.isatty(0)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
@@ -345,7 +347,7 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
 
 async def _gateway_answers(settings: GatewaySettings) -> bool:
     url = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
-    # The certificate need not be valid for the local URL, and this process has started the server itself.
+    # The certificate may not be valid for the local URL. No check is needed: this process started the server.
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - see above
         try:
             reply = await client.get(f"{url}/healthz", timeout=2.0)
@@ -355,7 +357,6 @@ async def _gateway_answers(settings: GatewaySettings) -> bool:
 
 
 def main() -> int:
-    """Run the command line ``python -m appliance.driver.main``, which ``appliance serve`` executes."""
     parser = argparse.ArgumentParser(prog="python -m appliance.driver.main")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--home", type=Path)
@@ -380,11 +381,11 @@ def main() -> int:
 
 
 def _restart(environment: Mapping[str, str]) -> NoReturn:
-    """Replace this process by a new driver with the same process id."""
+    """Replace this process with a new driver, which has the same process id."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
             pass
-    for entry in list(Path("/proc/self/fd").iterdir()):  # some libraries leave descriptors open
+    for entry in list(Path("/proc/self/fd").iterdir()):  # some libraries leave inheritable descriptors open
         with contextlib.suppress(OSError):
             os.set_inheritable(int(entry.name), int(entry.name) <= 2)
     sys.stdout.flush()
@@ -412,13 +413,13 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     with take_lock(home):
         killed = {*kill_leftover_workers(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:
-            console.print(f"killed {len(killed)} processes that a crashed appliance had left running")
+            console.print(f"killed {len(killed)} processes of an earlier appliance that did not stop cleanly")
         runtime.forget(settings.run_dir)
         check_tls(config)
         check_shared_memory()
         with ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener:
             node = RayNode(temporary_folder.make(home))
-            os.environ[HOME_MARK] = str(home)  # inherited by all processes that are started from here on
+            os.environ[HOME_MARK] = str(home)  # all processes that are started from here on inherit it
             temporary_folder.use(node.temp)
             os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
             own_host = urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host

@@ -1,4 +1,4 @@
-"""Permissions of the data folder: only the appliance's user may open its files."""
+"""Permissions of the data folder: only the user of the appliance may open its files."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 
-#: Folders in the data folder with downloaded or built content and no data of callers. Their files are left as
-#: they are, because other programs may have hard links to them. The folders themselves are closed.
+#: Folders in the data folder with downloads and builds, without data of API users. The permissions of their
+#: files are not changed, because other programs may have hard links to them. Only the folders are closed.
 _PUBLIC: Final = frozenset({"weights", "cog", "cache"})
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def restrict() -> None:
-    """Allow only this user to open files that this process and its children create from now on."""
+    """Set the umask, so that only this user can open files that this process and its children create."""
     os.umask(_OTHERS)
 
 
 def tighten(home: Path) -> None:
-    """Remove the permissions of other users from the data folder and from its existing files."""
+    """Remove the permissions of all other users from the data folder and its existing files.
+
+    Files that belong to another user are skipped, with a warning.
+    """
     home = home.resolve()  # the data folder may be a link
     kept = sum(not _close(path) for path in (home, *_content(home)))
     if kept:
         _log.warning(
-            "other users can open %d files of the data folder %s because another user owns the files: "
-            "have their owner run chmod -R go= %s",
+            "other users can open %d files of the data folder %s, because the files belong to another user: "
+            "as their owner, run chmod -R go= %s",
             kept,
             home,
             home,
@@ -36,7 +39,7 @@ def tighten(home: Path) -> None:
 
 
 def _content(home: Path) -> list[Path]:
-    """Return all files and folders in ``home``, without those in a public folder or behind a link."""
+    """Return all files and folders in ``home``, without the content of public and of linked folders."""
     found: list[Path] = []
     for folder, folders, files in os.walk(home):
         here = Path(folder)
@@ -47,7 +50,7 @@ def _content(home: Path) -> list[Path]:
 
 
 def _close(path: Path) -> bool:
-    """Remove other users' permissions; return whether ``path`` is closed to them, is a link, or is gone."""
+    """Remove other users' permissions for ``path``; return False if the permissions cannot be changed."""
     try:
         mode = path.lstat().st_mode
         if mode & _OTHERS and not stat.S_ISLNK(mode):

@@ -1,4 +1,4 @@
-"""Proxy variables: used for downloads, never for calls between processes of the appliance."""
+"""Environment variables for proxies: for downloads, but not for calls within the appliance."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-#: Variables for a process that calls only the appliance. An empty lower-case variable hides the upper-case
-#: one: https://docs.python.org/3/library/urllib.request.html#urllib.request.getproxies
+#: Variables for a process that only calls the appliance. An empty lower-case variable overrides the
+#: upper-case variable: https://docs.python.org/3/library/urllib.request.html#urllib.request.getproxies
 NO_PROXIES: Final = {"http_proxy": "", "https_proxy": "", "all_proxy": ""}
 
 
 def bypass(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:
     """Return environment variables that exempt ``hosts`` and the loopback addresses from proxies.
 
-    Hosts that ``environment`` exempts already stay exempt. gRPC honours ``http_proxy`` too, and has a
-    variable of its own: https://grpc.github.io/grpc/core/md_doc_environment_variables.html
+    Hosts that ``environment`` exempts remain exempt. gRPC uses ``http_proxy`` too, and has its own variable
+    for exemptions: https://grpc.github.io/grpc/core/md_doc_environment_variables.html
     """
     own = list(dict.fromkeys([*_LOOPBACK, *hosts]))
     given = _entries(environment.get("no_proxy") or environment.get("NO_PROXY") or "")

@@ -1,4 +1,4 @@
-"""The URL of this appliance, for its own models: they may call other models of it."""
+"""The URL at which models of this appliance call other models of this appliance."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from appliance.runners.cog.runner import CERTIFICATES
 
 __all__ = ["CERTIFICATES", "URL_VARIABLE", "environment"]
 
-#: Read by Replicate's clients.
+#: Environment variable that Replicate's clients read.
 URL_VARIABLE: Final = "REPLICATE_BASE_URL"
 
 
 def environment(config: Config, bind_address: str, port: int, folder: Path) -> dict[str, str]:
-    """Return environment variables with the URL of this appliance, for the processes of models.
+    """Return environment variables with the URL of this appliance, for worker processes.
 
-    With TLS another variable names a file of trusted certificates, which is written to ``folder``, and the
-    URL has a host that the certificate is for: the loopback address if possible, else the host of
+    With TLS, a second variable names a file of trusted certificates, which is written to ``folder``. The URL
+    then has a host for which the certificate is valid: the loopback address if possible, else the host of
     ``server.public_url``, else the first name in the certificate.
     """
     tls = config.server.tls

@@ -1,4 +1,4 @@
-"""A child process of the driver that is restarted whenever it ends."""
+"""Keeps a child process of the driver running."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from appliance.runners.child_environment import without_secrets
 
 _log = logging.getLogger(__name__)
 
-FIRST_PAUSE: Final = 1.0  # seconds before the first restart; doubles with each further one
-LONGEST_PAUSE: Final = 30.0  # seconds; a process that ran longer is restarted after FIRST_PAUSE again
+FIRST_PAUSE: Final = 1.0  # seconds before the first restart; doubles with each further restart
+LONGEST_PAUSE: Final = 30.0  # seconds; after a longer run the pause is FIRST_PAUSE again
 _GRACE: Final = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Supervisor:
-    """Runs one child process, and starts it again whenever it ends.
+    """Runs one child process, and restarts the child whenever it ends.
 
-    Its standard input is a pipe from the driver. When the driver dies, the pipe closes, and the child ends.
+    The standard input of the child is a pipe from the driver. When the driver dies, the pipe closes, and the
+    child must exit.
     """
 
     def __init__(
@@ -31,9 +32,9 @@ class Supervisor:
         log: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """``command`` is called for each start of the process, whose output is appended to ``log``.
+        """``command`` returns the command line and is called at each start. Output is appended to ``log``.
 
-        The environment of the process is the driver's without secrets, plus ``variables``.
+        The child's environment is the driver's environment without secrets, plus ``variables``.
         """
         self._name = name
         self._command = command
@@ -50,7 +51,7 @@ class Supervisor:
     async def stop(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-            await asyncio.wait({self._watch})  # if it was just starting a process, asyncio ends that process
+            await asyncio.wait({self._watch})  # asyncio ends a process that is just being started
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -78,16 +79,21 @@ class Supervisor:
             code = await self._process.wait()
             if time.monotonic() - began > LONGEST_PAUSE:
                 self._pause = FIRST_PAUSE
-            _log.error("the %s ended with exit code %s and is restarted: see %s", self._name, code, self._log)
+            _log.error(
+                "the %s process ended with exit code %s and will be restarted: see %s",
+                self._name,
+                code,
+                self._log,
+            )
             while True:
                 await asyncio.sleep(self._pause)
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
                 try:
                     await self._spawn()
                     break
-                except OSError as error:  # for example no memory for a process, or no space for its log
+                except OSError as error:  # for example no memory for a process, or no disk space for its log
                     _log.error(
-                        "the %s could not be started: %s: next attempt in %.1f s",
+                        "the %s process could not be started: %s: next attempt in %.1f s",
                         self._name,
                         error,
                         self._pause,

@@ -1,7 +1,7 @@
-"""The appliance's own folder for temporary files, which only its user may enter.
+"""The appliance's own folder for temporary files, which only its user may open.
 
-All users of a machine share the system's folder for temporary files. Libraries trust the files in it, and Ray
-allows all users to read its session folders.
+The system's folder for temporary files is not safe, because all users of the machine share it. Libraries
+trust files in it, and Ray lets all users read its session folders.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ __all__ = ["make", "use"]
 def make(home: Path) -> Path:
     """Create an empty temporary folder for the appliance with the data folder ``home``.
 
-    The path is short, because Ray's sockets are deep below it, and a socket's path has at most 107 bytes.
+    The path is short, because Ray creates sockets deep in the folder, and the path of a socket may have at
+    most 107 bytes.
 
     Raises:
-        ApplianceError: the folder cannot be created, or something that another user created has its name.
+        ApplianceError: the folder cannot be created, or another user has created something of its name.
     """
     mark = hashlib.sha256(str(home).encode()).hexdigest()[:8]
     try:
         path = Path(tempfile.gettempdir()) / f"appliance-{os.geteuid()}-{mark}"
     except FileNotFoundError as error:
-        raise ApplianceError(f"{error.strerror}: set TMPDIR to a folder that can be written") from error
+        raise ApplianceError(
+            f"there is no folder for temporary files: {error.strerror}: set TMPDIR to a writable folder"
+        ) from error
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -48,7 +51,7 @@ def use(path: Path) -> None:
 
 
 def _take_back(path: Path) -> None:
-    """Empty the folder of an earlier run."""
+    """Remove the content of the temporary folder of an earlier run."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
@@ -56,7 +59,7 @@ def _take_back(path: Path) -> None:
     try:
         if os.fstat(folder).st_uid != os.geteuid():
             raise _foreign(path)
-        os.fchmod(folder, 0o700)  # before the removal, so that no other user can change files during it
+        os.fchmod(folder, 0o700)  # no other user can change files during the removal
     finally:
         os.close(folder)
     try:
@@ -67,12 +70,13 @@ def _take_back(path: Path) -> None:
                 child.unlink()
     except OSError as error:
         raise ApplianceError(
-            f"{error.filename or path} of an earlier run cannot be removed: {error.strerror}: remove it"
+            f"{error.filename or path}, left by an earlier run, cannot be removed: {error.strerror}: "
+            "remove it, or set TMPDIR to another folder"
         ) from error
 
 
 def _foreign(path: Path) -> ApplianceError:
     return ApplianceError(
-        f"{path} is not a folder of the user who starts the appliance: find out who created it, remove it, "
-        "or set TMPDIR to a folder that only this user may write"
+        f"{path} is not a folder of the user who starts the appliance: remove it, or set TMPDIR to a folder "
+        "that only this user can write to"
     )

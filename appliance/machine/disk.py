@@ -1,4 +1,4 @@
-"""Disk usage of the data folder, and whether its disk is full."""
+"""Disk usage of the data folder."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import msgspec
 
 from appliance.domain.errors import DiskFull
 
-#: Seconds for which measured sizes are reused, because a folder may hold a hundred thousand files.
+#: Seconds for which measured sizes are reused. Measuring is slow if the folder holds many files.
 FRESH: Final = 60.0
-_LEAST: Final = 1024 * 1024  # bytes; a disk with less free space counts as full
+_LEAST: Final = 1024 * 1024  # bytes; a disk with less free space is regarded as full
 _BLOCK: Final = 512  # bytes, the unit of st_blocks on every file system
 
 
 class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes in bytes."""
+    """Sizes of the data folder and its disk, in bytes."""
 
     folder: str  # absolute path of the data folder
-    total: int
-    free: int
-    parts: dict[str, int]  # by name of a folder in it; ``database`` and ``others`` are its files
+    total: int  # of the disk
+    free: int  # of the disk
+    parts: dict[str, int]  # size by name of a subfolder; the files are in "database" and "others"
 
 
 class Storage:
-    """The data folder ``home`` and its disk."""
+    """Measures the data folder ``home`` and its disk."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._measured: tuple[float, dict[str, int]] | None = None  # time and sizes of the parts
 
     async def usage(self) -> DiskUsage:
-        """Return the current usage; the sizes of the parts may be a minute old.
+        """Return the current usage. The sizes of subfolders may be a minute old.
 
-        Weights outside of the data folder are not counted, also if a link in it leads to them.
+        Links are not followed, so weights outside of the data folder are not counted.
         """
         now = time.monotonic()
         if self._measured is None or now - self._measured[0] > FRESH:
@@ -49,7 +49,7 @@ class Storage:
 
 
 def full(folder: Path) -> bool:
-    """Return whether the disk of ``folder``, or a quota on it, is full. This writes 1 MiB to find out."""
+    """Return whether the disk of ``folder``, or a quota on it, is full. Writes a temporary file of 1 MiB."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(_LEAST))
@@ -70,7 +70,10 @@ def _parts(home: Path) -> dict[str, int]:
 
 
 def _size(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
-    """Return the bytes on the disk of a file or of a whole folder; hard links to one file count once."""
+    """Return the bytes on disk of a file, or of a folder with its content.
+
+    ``seen`` has the files that were counted already, so that hard links to one file count once.
+    """
     try:
         facts = entry.stat(follow_symlinks=False)
         if (facts.st_dev, facts.st_ino) in seen:
@@ -80,6 +83,6 @@ def _size(entry: os.DirEntry[str], seen: set[tuple[int, int]]) -> int:
         if entry.is_dir(follow_symlinks=False):
             with os.scandir(entry) as entries:
                 size += sum(_size(inner, seen) for inner in entries)
-    except OSError:  # it was removed, or cannot be read by this user
+    except OSError:  # the file was removed, or this user cannot read it
         return 0
     return size

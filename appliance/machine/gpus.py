@@ -1,6 +1,6 @@
-"""Used memory of NVIDIA GPUs, from NVML. This has not run on a GPU yet: the tests simulate NVML.
+"""Used memory of NVIDIA GPUs, from NVML. This code was only tested with a simulated NVML, not on a GPU.
 
-In a container NVML may report the process ids outside of it. Then the memory of a worker process is unknown.
+In a container, NVML may report process ids of the host. Then the GPU memory of a worker process is unknown.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _log = logging.getLogger(__name__)
 
 
 class Gpus:
-    """An open connection to NVML, which is never closed."""
+    """Reads the used memory of GPUs from NVML."""
 
     def __init__(self, nvml: Any) -> None:
-        """``nvml`` is the module pynvml, initialised."""
+        """``nvml`` is the initialised module ``pynvml``."""
         self._nvml = nvml
         self._warned = False
 
     @classmethod
     def connect(cls) -> Self | None:
-        """Return None if there is no NVIDIA driver, or if it does not answer."""
+        """Initialise NVML; return None if there is no NVIDIA driver or NVML fails."""
         try:
             import pynvml  # type: ignore[import-not-found,unused-ignore]  # not installed on CPU machines
         except ModuleNotFoundError:
@@ -30,12 +30,12 @@ class Gpus:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            _log.warning("NVML does not answer: %s: the used memory of GPUs is unknown", error)
+            _log.warning("cannot initialise NVML: %s: the used memory of GPUs is unknown", error)
             return None
         return cls(pynvml)
 
     def used(self, device: str) -> int | None:
-        """Return the used bytes of ``device``, such as "cuda:0"; None if NVML cannot read them."""
+        """Return the used bytes of a device such as "cuda:0"; None if NVML cannot read them."""
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle(device))
         except self._nvml.NVMLError as error:
@@ -44,7 +44,7 @@ class Gpus:
         return int(memory.total) - int(memory.free)
 
     def used_by(self, device: str, processes: Collection[int]) -> int | None:
-        """Return the bytes of ``device`` that these processes use; None if NVML does not know them."""
+        """Return the bytes of a device that these processes use; None if NVML knows none of the processes."""
         try:
             found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle(device))
         except self._nvml.NVMLError as error:

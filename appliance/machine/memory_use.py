@@ -1,4 +1,4 @@
-"""How much memory of each device is in use now, by models or by other programs."""
+"""Memory of each device that is in use now, by models or other programs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def device_usage(
     gpus: Gpus | None,
     available: Callable[[], int] = lambda: psutil.virtual_memory().available,
 ) -> dict[str, int]:
-    """Return the used bytes by device; devices whose use cannot be known are left out.
+    """Return the used bytes by device, without devices whose use is unknown.
 
-    ``gpus`` is None if there are none. ``available`` returns the bytes of main memory that the kernel can
-    give.
+    ``gpus`` is None on a machine without GPUs. ``available`` returns the bytes of main memory that programs
+    can still get.
     """
     used: dict[str, int | None] = {}
     for device in devices:
         if device.kind == "cuda":
             used[device.name] = None if gpus is None else gpus.used(device.name)
         elif not device.logical and device.memory <= main_memory():
-            # Models get what the kernel can still give, but never more than the device has.
+            # If the machine can still give more than the whole device, nothing of the device is in use.
             used[device.name] = max(0, device.memory - available())
     return {name: size for name, size in used.items() if size is not None}

@@ -1,4 +1,4 @@
-"""Main memory of process groups, and the kernel's count of processes that it killed to free memory."""
+"""Main memory of process groups, and how many processes the kernel killed to free memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def members(group: int) -> list[int]:
 def _group(pid: int) -> int | None:
     try:
         return os.getpgid(pid)
-    except (ProcessLookupError, PermissionError):  # it has ended, or belongs to another user
+    except (ProcessLookupError, PermissionError):  # the process has ended, or belongs to another user
         return None
 
 
 def inherited(pid: int) -> int:
-    """Return the bytes that a forked process shares with its parent; 0 if it was not forked.
+    """Return the bytes that a forked process shares with its parent; 0 if the process was not forked.
 
-    A worker process shares them with the zygote and the other worker processes. Once all of these have ended,
-    it shares them with nobody.
+    For a worker process this is the memory of the zygote. The number may be too high after the zygote and all
+    other worker processes have ended, because then the memory is no longer shared.
     """
     stat = read_stat(pid)
     parent = None if stat is None else read_stat(stat.parent)
@@ -35,10 +35,11 @@ def inherited(pid: int) -> int:
 
 
 def anonymous(group: int, inherited: int = 0) -> int:
-    """Return the bytes of main memory that only the end of a process group frees.
+    """Return the bytes of anonymous and shared memory of a process group.
 
-    ``inherited`` bytes are subtracted for the leader and for each process that it forked. Pages that forked
-    processes of the group share with each other are counted in each of them.
+    Unlike ``file_backed``, this memory is freed only when the processes end. ``inherited`` bytes are
+    subtracted for the leader and each process that it forked. Pages that several processes of the group share
+    after a fork are counted once for each process.
     """
     leader = read_stat(group)
     total = shared = 0
@@ -51,17 +52,17 @@ def anonymous(group: int, inherited: int = 0) -> int:
 
 
 def file_backed(group: int) -> int:
-    """Return the bytes of files, such as weights, that only this process group maps.
+    """Return the bytes of mapped files, such as weights, that only one process of the group maps.
 
-    The kernel can drop these pages and read them again. This reads every page table entry: milliseconds for
-    each GiB.
+    The kernel can drop these pages and read them from disk again. Takes milliseconds for each mapped GiB,
+    because the kernel reads every page table entry.
     """
     return sum(read_sizes(pid, "smaps_rollup").get("Private_Clean", 0) for pid in members(group))
 
 
 def kernel_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return how many processes of this cgroup, or else of this machine, the kernel killed to free memory."""
-    # Cgroups version 1 and the root cgroup have no such file.
+    """Return how many processes the kernel has killed to free memory, in this cgroup or else the machine."""
+    # Cgroups version 1 and the root cgroup have no memory.events.
     files = [folder / "memory.events" for folder in cgroup_folders("memory", cgroups, proc)]
     for words in map(read_words, (*files, proc / "vmstat")):
         if "oom_kill" in words:

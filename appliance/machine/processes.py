@@ -1,4 +1,4 @@
-"""Look at processes of this machine, and kill those that an appliance has left behind."""
+"""Finds processes of this machine, and kills processes that an appliance has left behind."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ _PATIENCE: Final = 5.0  # seconds for killed processes to free their memory and 
 
 
 def is_running(pid: int) -> bool:
-    """Return whether there is such a process; a zombie counts as ended."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:  # it has ended, or belongs to another user and is hidden
+    except psutil.Error:  # the process has ended, or belongs to another user and is hidden
         return False
 
 
 def kill_marked(variable: str, value: str) -> list[int]:
     """Kill all other processes that started with ``variable=value`` in their environment; return their ids.
 
-    Returns when they have ended, or after 5 seconds. Ray's agents, for example, outlive a driver that was
-    killed. The caller must be the only one who may have started such processes: the driver, for example,
-    holds the lock on the data folder.
+    Waits up to 5 seconds until they have ended. Ray's agents, for example, outlive a killed driver. The
+    caller must make sure that no other process starts such processes now, for example with a lock.
     """
     killed: list[int] = []
     # A process may start another one before it is killed.
     while found := [process for process in _marked(variable, value) if process.pid not in killed]:
         ended = _kill(found)
         killed += ended
-        if not ended:  # the system does not let this process kill them
+        if not ended:  # this process is not allowed to kill them
             break
     return killed
 
 
 def _marked(variable: str, value: str) -> list[psutil.Process]:
     found = []
-    for pid in psutil.pids():  # not process_iter, whose cached processes may have had the same id before
-        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
+    for pid in psutil.pids():  # process_iter may return a cached process that had the same id before
+        with contextlib.suppress(psutil.Error):  # the process has ended, or belongs to another user
             process = psutil.Process(pid)
             if pid != os.getpid() and process.environ().get(variable) == value:
                 found.append(process)
@@ -49,16 +48,17 @@ def _marked(variable: str, value: str) -> list[psutil.Process]:
 
 
 def _kill(processes: list[psutil.Process]) -> list[int]:
-    """Kill processes, wait for their ends, and return the ids of those that could be killed.
+    """Kill processes, wait until they have ended, and return the ids of the killed processes.
 
-    psutil's own ``wait`` would reap those that are children, whose exit codes others wait for.
+    psutil's ``wait`` cannot be used, because it reaps child processes, and other code waits for their exit
+    codes.
     """
-    ends = select.poll()  # a pidfd is readable when all threads have ended: only then sockets are closed
+    ends = select.poll()  # a pidfd is readable when all threads have ended, and sockets are closed
     killed = []
     with contextlib.ExitStack() as opened:
         left = set()
         for process in processes:
-            with contextlib.suppress(psutil.Error, ProcessLookupError):  # it has ended
+            with contextlib.suppress(psutil.Error, ProcessLookupError):  # the process has ended
                 descriptor = os.pidfd_open(process.pid)
                 opened.callback(os.close, descriptor)
                 process.kill()

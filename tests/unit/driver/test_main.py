@@ -27,7 +27,7 @@ def test_a_data_folder_that_cannot_be_used(
     assert serve(["--config", str(config), "--home", str(home)], monkeypatch) == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        f"appliance: the data folder {home} cannot be used: {home}: File exists; change its owner to"
+        f"appliance: the data folder {home} cannot be used: {home}: File exists: change the owner to"
     )
     assert "--home or APPLIANCE_HOME" in said
 
