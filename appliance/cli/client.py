@@ -64,7 +64,6 @@ class Client:
         return self.send("POST", path, json=body)
 
     def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
-        """Upload a file and return its JSON description."""
         return self.send("POST", "/v1/files", files={"content": (name, content, kind)})
 
     def send(self, method: str, path: str, **request: Any) -> Any:
@@ -132,7 +131,7 @@ class Client:
             ) from error
         except httpx.HTTPError as error:
             raise ApplianceError(
-                f"the connection to {self.url} failed: {str(error) or type(error).__name__}"
+                f"the connection to {self.url} broke: {str(error) or type(error).__name__}: try again"
             ) from error
 
 
@@ -151,7 +150,7 @@ def _trust(url: httpx.URL, certificate: Path | None) -> ssl.SSLContext | bool:
             if file:
                 context.load_verify_locations(file)
     except (OSError, ssl.SSLError) as error:
-        raise ApplianceError(f"the certificate {file} cannot be used: {error}") from error
+        raise ApplianceError(f"the certificate {file} cannot be read: {error}: correct its path") from error
     return context
 
 
@@ -188,7 +187,6 @@ def parse_input(given: str, properties: dict[str, Any]) -> tuple[str, Any]:
 
 
 def declared_inputs(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the schemas of a version's inputs by name, with references to enumerations merged in."""
     schemas = document["components"]["schemas"]
     inputs = {}
     for name, declared in schemas["Input"]["properties"].items():
@@ -214,7 +212,7 @@ def _file(path: Path, key: str, *, as_uri: bool) -> str:
         if not as_uri:
             return content.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
-        raise ApplianceError(f"-i {key}=@{path}: {error.strerror}") from error
+        raise ApplianceError(f"-i {key}=@{path}: the file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ApplianceError(f"-i {key}=@{path}: the file must be UTF-8 text") from error
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"

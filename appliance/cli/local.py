@@ -86,7 +86,6 @@ async def _placement_report(config: Config, home: Path) -> dict[str, Any]:
 
 
 def _present(home: Path, model: ModelConfig) -> bool:
-    """Return whether the model's weights are on disk, even if they are damaged."""
     from appliance import weights
 
     try:
@@ -114,14 +113,14 @@ def _placed(model: ModelConfig, scheduler: Scheduler, *, present: bool) -> dict[
 
 
 def _left_out(model: ModelConfig, why: str) -> dict[str, Any]:
-    """Return the report of a model that cannot be served: the keys of ``_placed``, with an unknown size."""
+    """Return the report, in the form of ``_placed``, for a model that cannot be served."""
     nothing = dict.fromkeys(("memory", "share", "devices", "from", "peak"))
     place = {"fits": False, "fits_on": [], "problem": why, "weights_present": True}
     return {"name": model.name, "kind": model.kind, **nothing, **place}
 
 
 def _place_pinned(scheduler: Scheduler) -> None:
-    """Place pinned and preloaded models first, so that other models must fit beside them."""
+    """Place pinned and preloaded models first, because other models must fit beside them."""
     from appliance.scheduler import Load
 
     for now in range(len(scheduler.models)):
@@ -131,7 +130,6 @@ def _place_pinned(scheduler: Scheduler) -> None:
 
 
 async def _measured(found: Servable, home: Path, device: str) -> dict[str, int]:
-    """Return the peak memory in bytes that was measured on this machine, by name of the model."""
     from appliance.gateway.catalogue.catalogue import Catalogue
     from appliance.store import Store
 

@@ -66,7 +66,6 @@ def load_config(given: Path | None) -> Config:
 
 
 def home_folder(given: Path | None, config: Config) -> Path:
-    """Return the absolute data folder: ``given``, else the folder that the config or environment names."""
     from appliance import config as configuration
 
     return given.expanduser().absolute() if given is not None else configuration.home(config)

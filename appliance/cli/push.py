@@ -151,7 +151,6 @@ def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
 
 
 def _wait(client: Client, build: dict[str, Any]) -> dict[str, Any]:
-    """Print the log of the build until the build has ended, and return the ended build."""
     shown = 0
     while True:
         sys.stderr.write(build["logs"][shown:])

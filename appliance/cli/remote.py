@@ -27,7 +27,6 @@ UrlOption = Annotated[
 
 
 def connected(url: str | None) -> Client:
-    """Return a client for ``url``, or for the URL in the environment or models.yaml."""
     from appliance.cli.client import connect
 
     return connect(*appliance_url(url))
@@ -206,7 +205,6 @@ def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
 
 
 def _memory(known: dict[str, Any]) -> str:
-    """Return the memory of a model as text: size, source of the size, measured peak, and problems."""
     needs = f"{known['share']:g} of a device" if known["bytes"] is None else readable_bytes(known["bytes"])
     parts = [f"{needs} {known['from']}"]
     if known["peak"] is not None:

@@ -50,7 +50,6 @@ def _needs_restart(key: str) -> bool:
 
 
 def _without_restart(old: Config, new: Config) -> Config:
-    """Return ``new``, with the values of ``old`` for all keys whose change needs a restart."""
     server = new.server.model_copy(update={key: getattr(old.server, key) for key in SERVER})
     return new.model_copy(update={"server": server, **{key: getattr(old, key) for key in SECTIONS}})
 
@@ -82,7 +81,7 @@ def _differing(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[str]:
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a reload, for the API and the log; all fields but the last are as in ``Changes``."""
+    """The result of a reload, for the API and the log. Fields are as in ``Changes``, except the last."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -27,14 +27,13 @@ _SHOWN: Final = 200  # characters of an invalid value in a message
 
 
 class Problem(NamedTuple):
-    """One problem of a config; ``place`` may be the path of a key that is missing."""
+    """One problem of a config, at a path of keys; the key may be missing in the file."""
 
     place: Place
     message: str
 
 
 def config_error(problems: Iterable[Problem], document: Document, file: str) -> ConfigError:
-    """Return one error that lists all ``problems`` in the order of their lines."""
     errors = []
     for place, message in sorted(problems, key=lambda problem: document.line(problem.place)):
         model, key = _names(place, document.data)
@@ -84,7 +83,7 @@ def _place(loc: Place) -> Place:
 
 
 def _section(loc: Place) -> type[Section] | None:
-    """Return the section that the key at the end of ``loc`` is in; None if that is not a ``Section``."""
+    """Return the section of models.yaml that contains the last key of ``loc``; None if unknown."""
     match loc:
         case ("models", int(), str(), "source", str(source), str()):
             return _SOURCES.get(source)
@@ -242,7 +241,6 @@ def _model_conflicts(model: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable(file: Path) -> str | None:
-    """Return why ``file`` cannot be read as text; None if the file is readable."""
     try:
         text_file.read(file)
     except ConfigError as error:
@@ -251,7 +249,7 @@ def _unreadable(file: Path) -> str | None:
 
 
 def _too_large(model: ModelConfig, hardware: HardwareConfig) -> Iterator[tuple[str, str]]:
-    """Yield keys for which no declared device is large enough; other devices are not known here."""
+    """Yield keys that need more memory or devices than ``hardware.devices`` declares."""
     if hardware.devices == "auto":
         return
     largest = max(hardware.devices, key=lambda device: device.memory)

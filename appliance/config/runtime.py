@@ -35,5 +35,4 @@ def read(run_dir: Path, started_with: Config) -> Config:
 
 
 def forget(run_dir: Path) -> None:
-    """Remove the stored runtime config. Called when the appliance starts."""
     (run_dir / _NAME).unlink(missing_ok=True)

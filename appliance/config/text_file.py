@@ -51,7 +51,7 @@ def read(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
-    message = f"cannot be read: {error.strerror}: correct the path, or the permissions of the file"
+    message = f"cannot be read: {error.strerror}: correct the path or the permissions of the file"
     return ConfigError(message, file=str(path))
 
 

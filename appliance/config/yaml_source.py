@@ -67,7 +67,6 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with limits on nesting and on the number of values."""
 
     def __init__(self, text: str, refuse: Callable[[int, str], ConfigError]) -> None:
-        """``refuse`` returns the error for a line number and a message."""
         super().__init__(text)
         self._refuse = refuse
         self._depth = 0

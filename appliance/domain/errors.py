@@ -141,7 +141,6 @@ class FileTooLarge(RequestError):
     status = 413
 
     def __init__(self, limit: int) -> None:
-        """``limit`` is in bytes."""
         size = f"{limit // 10**6}MB" if limit % 10**6 == 0 else f"{limit:,} bytes"
         super().__init__(f"Files must be less than {size} in size")
 
@@ -282,7 +281,7 @@ class OutOfMemory(WorkerLost):
     title = "Out of memory"
 
     def __init__(self, message: str, took: int | None) -> None:
-        """``took`` is the memory in bytes that the worker process used on one device; None if unknown."""
+        """``took`` is the memory in bytes that the process used on one device; None if unknown."""
         self.took = took
         super().__init__(message)
 

@@ -98,7 +98,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Map each input's name to the name or alias that the caller wrote, and the value."""
+    """Map names of inputs to pairs: the name or alias that the caller wrote, and the value."""
     found = {key: (key, value) for key, value in input.items()}
     for alias, name in interface.aliases.items():
         if input.get(alias) is not None and input.get(name) is None:
@@ -149,7 +149,7 @@ def _problems(value: Any, schema: dict[str, Any], field: str) -> Iterator[FieldP
 
 
 def _problems_of_any(value: Any, variants: Sequence[dict[str, Any]], field: str) -> Iterator[FieldProblem]:
-    """Yield the problems of a value whose schema is ``anyOf``, for the variant with the fewest problems."""
+    """Yield the problems with the best-matching variant of ``anyOf``: that with the fewest problems."""
     fitting = [variant for variant in variants if "type" not in variant or _is(value, variant["type"])]
     if not fitting:
         yield _wrong_type(field, " or ".join(variant["type"] for variant in variants), value)

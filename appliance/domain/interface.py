@@ -30,7 +30,6 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def file_inputs(self) -> list[str]:
-        """Names of the inputs that are files or lists of files."""
         return [name for name, schema in self.input["properties"].items() if _is_file(schema)]
 
     @cached_property

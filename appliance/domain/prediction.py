@@ -140,7 +140,7 @@ class OutputItems(Sequence[Any]):
         self._length = len(shared)
 
     def extended(self, values: Sequence[Any]) -> OutputItems:
-        """Return these items followed by ``values``; copies them only if the shared list has more items."""
+        """Return these items followed by ``values``. Copies all items if this is not the newest record."""
         if len(self._shared) != self._length:
             return OutputItems([*self, *values])
         self._shared.extend(values)
@@ -210,12 +210,10 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None = None  # W3C traceparent of the request, if requests are traced
 
     def __str__(self) -> str:
-        """The id for logs; for a child prediction, also the id of its parent."""
         return self.id if self.parent is None else f"{self.id} (child of {self.parent})"
 
     @property
     def about(self) -> dict[str, str]:
-        """Fields that log records about this prediction contain."""
         return {"prediction": self.id, "model": self.model}
 
     def evolve(self, **changes: Any) -> Prediction:
@@ -228,7 +226,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
             ValueError: ``TRANSITIONS`` does not allow the change from the present status.
         """
         if status not in TRANSITIONS[self.status]:
-            raise ValueError(f"prediction {self.id}: {self.status} cannot become {status}")
+            raise ValueError(f"prediction {self.id}: status {self.status} cannot become {status}")
         return self.evolve(status=status, **changes)
 
     def started(self, now: float, cold_start: float, hardware: str | None) -> Prediction:
@@ -250,7 +248,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def finished(self, status: Status, now: float, error: str | None = None) -> Prediction:
-        """Return the record as ended at ``now``, with the output, logs and metrics so far."""
+        """Return the record ended at ``now``, with the output, logs and metrics received so far."""
         metrics = dict(self.metrics)
         if self.started_at is not None:
             metrics.setdefault("predict_time", round(max(0.0, now - self.started_at), 6))

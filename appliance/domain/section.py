@@ -16,7 +16,7 @@ class Section(BaseModel):
 
 
 def subsection(default: Section, description: str) -> Any:
-    """Declare a section without required keys as a field of another section; in the file it may be null."""
+    """Declare an optional section as a field of another section; the file may set it to null."""
 
     def or_null(schema: dict[str, Any]) -> None:
         schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "null"}]

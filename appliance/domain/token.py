@@ -51,7 +51,6 @@ class RunTokens:
     """
 
     def __init__(self, key: str) -> None:
-        """``key`` is the secret key of the HMAC."""
         self._key = key.encode()
 
     def make(self, id: str, attempt: int) -> str:
@@ -72,7 +71,6 @@ def new_token() -> str:
 
 
 def new_id() -> str:
-    """Return a new random id of a token; the id is not secret."""
     return secrets.token_hex(8)
 
 

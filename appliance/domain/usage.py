@@ -73,7 +73,6 @@ class Priced(NamedTuple):
 
 
 def of(record: Prediction) -> Usage:
-    """Return the usage of a prediction that has ended."""
     ended = record.completed_at if record.completed_at is not None else record.created_at
     cold_start = microseconds(record.metrics.get("cold_start"))
     counts = {status.value: int(record.status is status) for status in Status if status.terminal}
@@ -135,7 +134,7 @@ def price(hardware: str, prices: Mapping[str, float]) -> Decimal | None:
 
 
 def table(rows: Iterable[Usage], by: Collection[str], prices: Mapping[str, float]) -> list[Priced]:
-    """Sum up ``rows`` grouped by the keys in ``by``, and sort the groups. Each row needs its ``hardware``."""
+    """Sum up ``rows`` by the keys in ``by``, and sort the groups. ``hardware`` must be set in each row."""
     groups: dict[tuple[str, ...], list[Usage]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, key) or "" for key in KEYS if key in by), []).append(row)
@@ -143,7 +142,6 @@ def table(rows: Iterable[Usage], by: Collection[str], prices: Mapping[str, float
 
 
 def total(rows: Iterable[Usage], prices: Mapping[str, float]) -> Priced:
-    """Return the sum of ``rows``. Each row needs its ``hardware``."""
     return _priced([*rows], (), prices)
 
 

@@ -159,7 +159,6 @@ def _as_text(fields: dict[str, str]) -> str:
 
 
 def _as_json(fields: dict[str, str]) -> str:
-    """Render as a JSON object, with lone surrogates escaped, because JSON must be valid Unicode."""
     unicode = {key: value.encode("utf-8", "backslashreplace").decode() for key, value in fields.items()}
     return msgspec.json.encode(unicode).decode()
 

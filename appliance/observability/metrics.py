@@ -87,7 +87,7 @@ class Metrics:
         )
 
     def count_prediction(self, record: Prediction) -> None:
-        """Count the prediction if ``record`` is its start or its end."""
+        """Count a prediction when it starts or ends; ignore other changes of ``record``."""
         if record.status.terminal:
             if "predict_time" in record.metrics:
                 took = usage.seconds(usage.microseconds(record.metrics["predict_time"]))
@@ -140,12 +140,11 @@ class _Scrape(Collector):
 
 
 def model_name(key: str) -> str:
-    """Return the model's name from ``key``, the scheduler's name of an instance or a version."""
+    """Return the model's name from a scheduler key, such as ``owner/name@version`` or ``owner/name#2``."""
     return _INSTANCE.split(key, maxsplit=1)[0]
 
 
 def reason(event: Event) -> str:
-    """Return the value of the label ``reason`` for a scheduler event."""
     if event.on_behalf_of is not None:
         return "eviction"
     otherwise = "other" if event.reason else ""

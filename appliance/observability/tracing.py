@@ -130,7 +130,6 @@ class Tracing:
         return self._tracer.start_span(name, parent, attributes=attributes, start_time=_nanoseconds(begin))
 
     def _parent(self, record: Prediction) -> Context:
-        """Return the context of the request's span; for a child prediction, of its parent's span "run"."""
         request = self._propagator.extract({"traceparent": record.trace or ""})
         context = self._trace.get_current_span(request).get_span_context()
         if record.parent is None or not context.is_valid:

@@ -93,7 +93,6 @@ class Caller:
         return await self.send("POST", path, json=body)
 
     async def upload(self, name: str, content: IO[bytes], kind: str) -> Any:
-        """Upload a file and return its JSON description."""
         return await self.send("POST", "/v1/files", files={"content": (name, content, kind)})
 
     async def stream(self, url: str) -> AsyncIterator[ServerSentEvent]:

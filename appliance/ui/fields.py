@@ -72,7 +72,6 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
         return given
 
     def to_widget(self, value: Any) -> Any:
-        """Convert a value of this input to the value that the widget shows."""
         if value is None:
             return None
         match self.widget:
@@ -217,5 +216,4 @@ def _widget(name: str, schema: dict[str, Any]) -> tuple[Widget, str]:
 
 
 def _step(width: float) -> float:
-    """Return a round step for a slider whose range is ``width``."""
     return next((step for step in (0.01, 0.1) if width <= _MAX_STEPS * step), 1.0)

@@ -68,7 +68,6 @@ class ModelForm:
         return read_input(self.fields, given)
 
     def values_of(self, input: Mapping[str, Any]) -> list[Any]:
-        """Convert the input of a prediction to values of ``components``."""
         values: list[Any] = []
         for field in self.fields:
             value = input.get(field.name, field.default)
@@ -151,7 +150,7 @@ async def run(
 
 
 def error_status(error: ApplianceError) -> Markup:
-    """Return the HTML of the status line for an error of ``run``."""
+    """Return the HTML of a failed run's status line."""
     message = layout.message(error)
     text = Markup(message.message)  # noqa: S704 - HTML already
     return Markup('<p class="wrong" role="alert">{}: {}</p>').format(message.title, text)
@@ -205,7 +204,7 @@ def _number(field: Field, common: dict[str, Any]) -> gr.components.Component:
 
 
 def _file(field: Field, label: str) -> tuple[gr.components.Component, ...]:
-    """Return an upload component, and a text box for URLs: examples and earlier predictions have URLs."""
+    """Return an upload field and a text field for URLs: inputs of earlier predictions are URLs."""
     many = field.widget is Widget.FILES
     upload = gr.File(
         label=label,

@@ -131,7 +131,6 @@ def show_errors(function: _Function) -> _Function:
 
 
 def message(error: ApplianceError) -> gr.Error:
-    """Return the error as a message that pops up on the page, with its text escaped."""
     if isinstance(error, Unauthenticated):
         text = 'This token is no longer valid: <a href="/signin">sign in</a> with another one.'
         return gr.Error(text, title="Signed out", print_exception=False)

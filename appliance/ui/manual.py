@@ -59,7 +59,6 @@ class Manual:
 
 
 def _script_hashes(folder: Path) -> str:
-    """Return the content security policy sources that allow the inline scripts of all pages in ``folder``."""
     scripts = {
         script for page in folder.rglob("*.html") for script in _INLINE_SCRIPT.findall(page.read_bytes())
     }

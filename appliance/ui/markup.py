@@ -43,7 +43,6 @@ class BarSegment(NamedTuple):
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Render the template at ``templates/<template>``."""
     return Markup(_environment.get_template(template).render(values))  # noqa: S704 - templates escape
 
 
@@ -100,7 +99,6 @@ def link(path: str, text: str) -> Markup:
 
 
 def foreign_link(url: str, text: str) -> Markup:
-    """Return a link to another server that opens in a new tab."""
     return _part("foreign_link", url, text)
 
 
@@ -114,7 +112,6 @@ def empty(title: str, text: str = "") -> Markup:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, if_empty: Markup = Markup()) -> Markup:  # noqa: B008 - immutable
-    """Return a table, or ``if_empty`` if there are no rows."""
     listed = list(rows)
     return _part("table", headings, listed) if listed else if_empty
 
@@ -134,12 +131,10 @@ def pairs(values: Mapping[str, str]) -> Markup:
 
 
 def tiles(values: Mapping[str, str]) -> Markup:
-    """Return values in large type, each above its name."""
     return _part("tiles", values)
 
 
 def gallery(figures: Iterable[Markup]) -> Markup:
-    """Return figures side by side; empty HTML if there are none."""
     found = [figure for figure in figures if figure]
     return _part("gallery", found) if found else Markup()
 

@@ -39,13 +39,13 @@ def media_file(url: str, number: int = 1) -> MediaFile | None:
 
 
 def image_url(url: str) -> str | None:
-    """Return a URL for the ``src`` of an ``img`` element; None if ``url`` is no image to show."""
+    """Return a URL for the ``src`` of an ``img`` element; None if ``url`` may not be shown as an image."""
     file = media_file(url)
     return file.url if file is not None and file.kind.startswith("image/") else None
 
 
 def _own_path(url: str) -> str | None:
-    """Return the path of an output file's URL; the host is ignored, because behind proxies it varies."""
+    """Return the path of an output file's URL. The host is not checked: behind proxies it varies."""
     if not url.startswith(("http://", "https://")):
         return None
     try:

@@ -24,7 +24,6 @@ class RenderedOutput(StrEnum):
 
 
 def kind_of(document: Mapping[str, Any]) -> RenderedOutput:
-    """Return the kind of output that a version has; ``document`` is the version's OpenAPI document."""
     schemas = document["components"]["schemas"]
     schema = schemas.get("Output", {})
     schema = schemas.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
@@ -59,6 +58,5 @@ def files(output: Any) -> Markup:
 
 
 def progress(logs: str) -> int | None:
-    """Return the percentage of the last progress bar in the logs; None without one."""
     found = _PROGRESS.findall(logs[-4000:])
     return min(int(found[-1]), 100) if found else None

@@ -76,7 +76,7 @@ class RequestBodies:
             self._arriving -= expected
 
     def _admitted(self, request: Request, user: Session, most: int) -> int:
-        """Return the number of bytes that an upload may have: its Content-Length, or ``most`` without one.
+        """Return the maximum size of this upload in bytes: its Content-Length, or ``most`` without one.
 
         Raises:
             ApplianceError: this user may not upload files, the path takes no files, or the request is

@@ -242,7 +242,7 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _local(path: object) -> str:
-    """Return ``path`` if it is a path of this appliance, otherwise ``/``: it may lead to another site."""
+    """Return ``path`` if it is a path of this appliance, and ``/`` if it leads to another site."""
     if not isinstance(path, str) or not re.fullmatch(r"/(?![/\\])[^\x00-\x20\\]*", path):
         return "/"
     return path

@@ -72,7 +72,7 @@ class Sessions:
         return await self._session(secret, origin(request))
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
-        """Set the session cookie on ``response`` if ``secret`` is a valid token; return whether it is."""
+        """Return whether ``secret`` is a valid token; if so, set the session cookie on ``response``."""
         if not secret or not secret.isprintable() or await self._session(secret, origin(request)) is None:
             return False
         response.set_cookie(
@@ -106,7 +106,6 @@ class Sessions:
 
 
 def of(request: gr.Request) -> Session:
-    """Return the session of the user who caused a page's event."""
     found = None if request.request is None else request.request.scope.get(SCOPE)
     if not isinstance(found, Session):
         raise ApplianceError("This request has no session: sign in again.")

@@ -41,22 +41,18 @@ class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files(self) -> list[LocalFile]:
-        """The local files in the input, without duplicates."""
         return [*dict.fromkeys(value for value in _values(self.input) if isinstance(value, LocalFile))]
 
 
 def python(call: ExampleCall) -> str:
-    """Return a program with Replicate's client for Python."""
     return _environment.get_template("python.txt").render(call=call)
 
 
 def javascript(call: ExampleCall) -> str:
-    """Return a program with Replicate's client for JavaScript."""
     return _environment.get_template("javascript.txt").render(call=call)
 
 
 def curl(call: ExampleCall) -> str:
-    """Return a shell script with curl, which uploads the files first."""
     variables = {file: f"FILE{number}" for number, file in enumerate(call.files, 1)}
     _, version, _ = call.model.partition(":")
     path = "predictions" if version else f"models/{call.model}/predictions"

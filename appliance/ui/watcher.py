@@ -32,13 +32,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> str:
-        """The status; ``processing`` once there is output, even if the polled record is older."""
+        """The prediction's status, shown as ``processing`` once output has arrived on the stream."""
         status: str = self.record["status"]
         return "processing" if status == "starting" and self.items else status
 
     @property
     def output(self) -> Any:
-        """The output so far, or the final output."""
         return self.record.get("output") if self.ended else self.items
 
 

@@ -52,7 +52,6 @@ def build() -> gr.Blocks:
 
 @layout.show_errors
 async def collections(request: gr.Request) -> Any:
-    """Return the menu of collections; it is hidden if there are no collections."""
     found = (await session.of(request).caller.get("/v1/collections"))["results"]
     names = [(one["name"], one["slug"]) for one in found]
     return gr.Dropdown([(_ALL, _ALL), *names], value=_ALL, visible=bool(names))
@@ -101,7 +100,6 @@ def cards_of(
 
 
 def _card(model: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the values of one model for the template ``cards.html``."""
     runs = model["run_count"]
     example = model["default_example"] or {}
     made = next(filter(None, map(image_url, file_urls(example.get("output")))), None)

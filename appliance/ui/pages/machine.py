@@ -107,7 +107,6 @@ async def _set_pinned(model: str, action: str, request: gr.Request) -> None:
 
 
 def render_devices(status: Mapping[str, Any]) -> Markup:
-    """Return a bar for each device that shows how much memory each model has reserved."""
     state = {each["name"]: each["state"] for each in status["models"]}
     colour = {name: f"c{number % _COLOURS}" for number, name in enumerate(state)}
     parts = []
@@ -160,7 +159,7 @@ def render_models(status: Mapping[str, Any], known: Mapping[str, Mapping[str, An
 
 
 def _memory(taken: Mapping[str, Any]) -> Markup:
-    """Return the memory of a model as HTML: size, source of the size, and a warning if more was used."""
+    """Return the model's memory as HTML: size, source of the size, and a warning if more was used."""
     much = readable_bytes(taken["bytes"]) if taken["bytes"] is not None else f"{100 * taken['share']:.0f} %"
     said = escape(f"{much} {taken['from']}")
     if taken["exceeds"]:
@@ -169,7 +168,6 @@ def _memory(taken: Mapping[str, Any]) -> Markup:
 
 
 def render_main_memory_and_disk(machine: Mapping[str, Any]) -> Markup:
-    """Return a bar for main memory, and a bar for the disk that holds the data folder."""
     memory, disk = machine["memory"], machine["disk"]
     used = memory["total"] - memory["available"]
     ram = markup.bar(
@@ -194,7 +192,6 @@ def render_main_memory_and_disk(machine: Mapping[str, Any]) -> Markup:
 
 
 def render_decisions(residency: Mapping[str, Any]) -> Markup:
-    """Return tables of the models that wait for memory and of past decisions, newest first."""
     waiting = [
         [
             str(each["position"]),

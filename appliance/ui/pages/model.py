@@ -36,7 +36,6 @@ class ModelPageData(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, model: dict[str, Any], version: dict[str, Any] | None = None) -> ModelPageData:
-        """Create from the API's responses for a model and, on a version's page, for that version."""
         chosen = None if version is None else str(version["id"])
         version = version or model["latest_version"]
         keys = {
@@ -87,7 +86,6 @@ class ModelPage:
         return blocks
 
     def _code(self, filled: ModelForm) -> None:
-        """Add the tab with example programs. The programs are generated when a user opens the tab."""
         with gr.Tab("Code") as tab, gr.Tabs():
             with gr.Tab("Python"):
                 python = gr.Code(language="python", show_label=False, elem_id="code-python")
@@ -237,7 +235,6 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
 
 
 async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
-    """Return the state of a model in ``GET /admin/status``; None for a model that is not listed there."""
     models = (await caller.get("/admin/status"))["models"]
     return next((model for model in models if model["name"] == name), None)
 

@@ -63,7 +63,6 @@ async def _cancel(checksums: Checksums, request: gr.Request) -> list[Any]:
 
 @layout.show_errors
 async def _toggle_example(checksums: Checksums, request: gr.Request) -> list[Any]:
-    """Add this prediction to the examples of its model, or remove it from them."""
     user = session.of(request)
     record = await user.caller.get(_path(request))
     method = "DELETE" if record["example"] else "PUT"
@@ -91,7 +90,7 @@ def _shown(record: dict[str, Any], user: session.Session, checksums: Checksums) 
 
 
 def again(record: Mapping[str, Any]) -> str:
-    """Return the path of the model's form filled with this input, for the same version if it exists."""
+    """Return the path of the model's form, which will be filled with this prediction's input."""
     older = record["model_state"] is not None and not record["newest_version"]
     page = f"/{record['model']}/versions/{record['version']}" if older else f"/{record['model']}"
     return f"{page}?{urlencode({'from': record['id']})}"
@@ -127,7 +126,6 @@ def head(record: Mapping[str, Any]) -> Markup:
 
 
 def timeline(record: Mapping[str, Any]) -> Markup:
-    """Return a bar that shows the duration of each phase of the prediction."""
     phases = record["timeline"]
     total = sum(each["seconds"] for each in phases)
     segments = [

@@ -61,7 +61,6 @@ def build() -> gr.Blocks:
 
 @layout.show_errors
 async def _choices(request: gr.Request) -> list[Any]:
-    """Return the choices of the filters, with the values in the page's URL selected."""
     user = session.of(request)
     asked = request.query_params
     status = await user.caller.get("/admin/status")
@@ -139,6 +138,5 @@ def render(records: list[dict[str, Any]], *, everyone: bool) -> Markup:
 
 
 def _cursor(url: str | None) -> str:
-    """Return the parameter ``cursor`` of a URL; empty if there is none."""
     found = parse_qs(urlsplit(url or "").query).get("cursor", [""])
     return found[0]

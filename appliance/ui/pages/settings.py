@@ -98,7 +98,6 @@ async def _tokens(request: gr.Request) -> list[Any]:
 
 
 def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return a table of all tokens, oldest first, with revoked tokens at the end."""
     rows = [
         [
             each["name"],
