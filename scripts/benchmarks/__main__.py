@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from scripts.benchmarks import cold_start, gpu, llm, memory, overhead, store, ui
+from scripts.benchmarks import cold_start, gpu, llm, memory, overhead, store, streams, ui
 
 MODES: Final = {
     "cold-start": cold_start,
@@ -20,6 +20,7 @@ MODES: Final = {
     "overhead": overhead,
     "memory": memory,
     "store": store,
+    "streams": streams,
     "ui": ui,
     "gpu": gpu,
 }
@@ -37,6 +38,7 @@ def main() -> int:
         "overhead: sync predictions/s of a one-line model, compared with LitServe, BentoML and Cog. "
         "memory: memory of the idle appliance. "
         "store: the database with a thousand and a million predictions. "
+        "streams: memory and errors of a thousand open streams and five thousand queued predictions. "
         "ui: first paint of the pages, time from a click to the first token, and cost of open sessions. "
         "gpu: two language models on one GPU, together and in turns, with the times of sleeping and waking; "
         "never run so far. Without a mode: all of them.",
