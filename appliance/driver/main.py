@@ -111,7 +111,7 @@ def take_lock(home: Path) -> IO[str]:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
-    """Raise ``ApplianceError`` if ``folder``, which Ray uses, is not writable. Ray would hang."""
+    """Raise ``ApplianceError`` if ``folder`` is not writable, because Ray would hang without an error."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -141,7 +141,6 @@ def prepare_home(settings: GatewaySettings) -> None:
 
 
 def check_tls(config: Config) -> None:
-    """Raise ``ConfigError`` if the certificate and the key in the config do not work."""
     tls = config.server.tls
     if tls is None:
         return
@@ -285,7 +284,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
 
 
 async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
-    """Wait for ``work``. Raise ``RayLost`` as soon as a process of Ray has ended."""
+    """Wait for ``work``, but raise ``RayLost`` as soon as a process of Ray has ended."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -381,7 +380,6 @@ def main() -> int:
 
 
 def _restart(environment: Mapping[str, str]) -> NoReturn:
-    """Replace this process with a new driver, which has the same process id."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:  # reap the killed children
             pass

@@ -51,7 +51,6 @@ def use(path: Path) -> None:
 
 
 def _take_back(path: Path) -> None:
-    """Remove the content of the temporary folder of an earlier run."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:

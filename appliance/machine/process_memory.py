@@ -10,7 +10,6 @@ from appliance.machine.proc import PROC, pids, read_sizes, read_stat
 
 
 def members(group: int) -> list[int]:
-    """Return the ids of the processes in a process group."""
     return [pid for pid in pids() if _group(pid) == group]
 
 

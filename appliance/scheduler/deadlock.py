@@ -82,7 +82,6 @@ def _eligible(model: ModelState, capacities: Sequence[Capacity]) -> list[Capacit
 def explain_deadlock(
     model: ModelState, models: Collection[ModelState], capacities: Sequence[Capacity], completable: set[str]
 ) -> str:
-    """Return the error message for a child prediction that waits for ``model`` and could never start."""
     name, demand = model.name, model.demand
     if model.state in _PLACED:
         return (

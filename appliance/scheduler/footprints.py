@@ -79,7 +79,6 @@ class Footprints:
         return self._ledger.foreign(device)
 
     def set_demand(self, entry: ModelState, demand: Demand) -> None:
-        """Replace the demand of a model, and keep its measured peak."""
         entry.demand = entry.estimated_demand = demand
         self._apply_peak(entry)
 
@@ -130,7 +129,6 @@ class Footprints:
         return (entry.demand.memory or 0) > max(entry.reserved if had is None else had, took or 0)
 
     def end_measurement(self, entry: ModelState) -> None:
-        """Adjust the demand of a model that has just been unloaded to its measured peak."""
         entry.end_measurement()
         self._apply_peak(entry)
 

@@ -34,7 +34,6 @@ class Ledger:
     # -- changes -----------------------------------------------------------------------------------------
 
     def reserve(self, model: ModelState, devices: tuple[str, ...], memory: int) -> None:
-        """Replace the reservation of a model with ``memory`` bytes on each of ``devices``."""
         for device in model.devices:
             del self._models[device][model.name]
             self._free[device] += model.reserved
@@ -139,7 +138,6 @@ class Ledger:
         ]
 
     def devices_free_for(self, demand: Demand) -> list[str]:
-        """Return the devices that have enough unreserved memory for the model now."""
         return [
             device
             for device in self.eligible_devices(demand)
@@ -152,7 +150,7 @@ class Ledger:
         return [device for device in left if model.demand.bytes_on(self.capacities[device]) <= left[device]]
 
     def most_available(self, model: ModelState) -> int:
-        """Return the bytes of each device that the model could get if only pinned models stay loaded."""
+        """Return the most bytes of each device that the model gets if only pinned models stay loaded."""
         left = sorted(self._beside_pinned(model).values(), reverse=True)
         return left[min(model.demand.devices, len(left)) - 1] if left else 0
 
@@ -189,7 +187,7 @@ class Ledger:
     # -- questions about main memory for sleeping models -------------------------------------------------
 
     def older_sleepers(self, model: ModelState) -> list[ModelState]:
-        """Return sleeping models in main memory that were last used before ``model``, oldest use first."""
+        """Return sleeping models that use main memory and were used before ``model``, oldest use first."""
         if self.main_memory is None:
             return []
         older = [
@@ -207,7 +205,6 @@ class Ledger:
         return self.free(self.main_memory) + self.main_memory_being_freed() + older
 
     def main_memory_being_freed(self) -> int:
-        """Return the bytes of main memory held by sleeping models that are being unloaded."""
         if self.main_memory is None:
             return 0
         models = self._models[self.main_memory].values()

@@ -113,7 +113,6 @@ class ModelState:
 
     @property
     def loadable(self) -> bool:
-        """Whether the model is cold or asleep, and may be loaded or woken."""
         return self.state in {Residency.COLD, Residency.ASLEEP} and not self.pending_unload
 
     @property
@@ -126,11 +125,14 @@ class ModelState:
         return self.loadable and (bool(self.queue) or self.wanted) and now >= self.blocked_until
 
     def waited(self, now: float) -> float:
-        """Return how many seconds the queue has waited for a load; a drain restarts the time."""
+        """Return how many seconds the queue has waited for a load. A drain sets the time back to 0."""
         return 0.0 if self.waiting_since is None else now - self.waiting_since
 
     def cold_start(self, queued_at: float) -> float:
-        """Return how many seconds of the last load or wake passed after ``queued_at``. The model is ready."""
+        """Return how many seconds a prediction queued at ``queued_at`` waited for the last load or wake.
+
+        The model must be ready.
+        """
         if self.load_began is None:  # an earlier gateway process loaded it
             return 0.0
         return max(0.0, self.ready_since - max(queued_at, self.load_began))
@@ -150,7 +152,6 @@ class ModelState:
     # -- changes -----------------------------------------------------------------------------------------
 
     def transition_to(self, state: Residency, now: float) -> float:
-        """Change the state; return the seconds that the previous state lasted."""
         assert state in ALLOWED_TRANSITIONS[self.state], (
             f"model {self.name} is {self.state} and cannot become {state}"
         )
@@ -164,7 +165,6 @@ class ModelState:
         self.last_arrival = now
 
     def dequeue(self, id: str) -> None:
-        """Remove from the queue a prediction that will not start on this model."""
         self.queue.remove(id)
         self.before_replacement.discard(id)
         if not self.queue:

@@ -58,7 +58,6 @@ class Placements:
         return decisions
 
     def load_for_children(self, now: float) -> list[Decision]:
-        """Load or wake the models that child predictions wait for, where memory is free."""
         loads: list[Decision] = []
         nothing = dict.fromkeys(self._ledger.capacities, 0)
         for entry in self._models.values():

@@ -168,7 +168,6 @@ def _cheapest_victims(
 def _sleep_levels(
     candidates: list[ModelState], ledger: Ledger, now: float, waiter: ModelState
 ) -> dict[ModelState, SleepLevel | None]:
-    """Return the sleep level of each candidate; None for a candidate that would be unloaded."""
     return {
         each: policy.cheapest_sleep_level(each, now, ledger.main_memory_for(each), waiter)
         if each.can_sleep and each.state is not Residency.ASLEEP

@@ -76,7 +76,6 @@ def expected_gap(model: ModelState, now: float) -> float:
 
 
 def min_residency(model: ModelState) -> float:
-    """Return the seconds that the model stays ready before it may be evicted."""
     if model.state is Residency.LOADING:
         return max(MIN_RESIDENCY, expected_load(model))
     level = model.sleep_level
@@ -86,7 +85,6 @@ def min_residency(model: ModelState) -> float:
 
 
 def residency_elapsed(model: ModelState, now: float) -> bool:
-    """Return whether the model is ready, is not pinned, and its minimum residency is over."""
     return (
         model.state is Residency.READY
         and not model.pinned
@@ -105,7 +103,6 @@ def quantum(model: ModelState) -> float:
 
 
 def seconds_until_free(model: ModelState, now: float) -> float:
-    """Return in how many seconds the memory of the model could be free."""
     elapsed = now - model.state_since
     match model.state:
         case Residency.LOADING | Residency.WAKING:

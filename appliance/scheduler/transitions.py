@@ -29,7 +29,6 @@ class Transitions:
         return Load(entry.name, devices, memory, may_sleep=entry.demand.sleep_footprint is not None)
 
     def loaded(self, entry: ModelState, levels: frozenset[SleepLevel], now: float) -> None:
-        """Mark the model as ready, and record the sleep levels that its worker process supports."""
         entry.load_seconds = entry.became_ready_in = entry.transition_to(Residency.READY, now)
         entry.ready_since = entry.last_used = now
         entry.sleep_levels = levels
@@ -92,7 +91,6 @@ class Transitions:
         return Wake(entry.name)
 
     def woken(self, entry: ModelState, now: float) -> None:
-        """Mark a woken model as ready, and free the main memory of its weights."""
         assert entry.sleep_level is not None
         seconds = entry.transition_to(Residency.READY, now)
         entry.wake_seconds[entry.sleep_level] = seconds
@@ -128,7 +126,6 @@ class Transitions:
         return [self.sleep(entry, level, reason, now, beneficiary)]
 
     def _missing_main_memory(self, entry: ModelState) -> int:
-        """Return the bytes of main memory that must be freed before the model can fall asleep."""
         device, footprint = self._ledger.main_memory, entry.demand.sleep_footprint
         if device is None or footprint is None:
             return 0

@@ -47,5 +47,5 @@ class Store(PredictionTable, VersionTable, TokenTable, WebhookTable, Deletions):
         self.usage = UsageTable(self)
 
     def check(self) -> asyncio.Future[None]:
-        """Commit a small write; the future fails with StoreError if writes are not possible now."""
+        """Commit a small write; the future fails with ``StoreError`` if the database cannot be written."""
         return self.change("write_something", {"at": time.time()})

@@ -119,7 +119,6 @@ def _refuse_foreign(connection: sqlite3.Connection, path: Path, found: int) -> N
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Return a read-only connection to an existing database, for use by one thread at a time."""
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -158,7 +157,6 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _define_metric_functions(connection: sqlite3.Connection) -> None:
-    """Define the SQL functions with which migrations read stored metrics."""
     for name, read in (("metric_us", usage.microseconds), ("metric_count", usage.count)):
         connection.create_function(
             name, 2, lambda body, metric, read=read: read(rows.metric(body, metric)), deterministic=True

@@ -68,7 +68,6 @@ class Deletions(Connections):
 
 
 def _empty(connection: sqlite3.Connection, found: list[tuple[int, str]]) -> list[str]:
-    """Delete the data of predictions and the rows of their files; return the ids of the predictions."""
     emptied = [{"number": number, "id": id, "body": _EMPTY} for number, id in found]
     for query in ("remove_data", "empty_input", "delete_files_of_prediction"):
         connection.executemany(QUERIES[query], emptied)

@@ -34,7 +34,7 @@ class FileTable:
         return None if row is None else _file(row)
 
     async def uploads(self, owner: str, *, cursor: Cursor | None = None, limit: int = 100) -> Files:
-        """Return a page of an owner's uploads, newest first; ``cursor.backwards`` is ignored."""
+        """Return up to ``limit`` uploads of an owner, newest first; ``cursor.backwards`` is ignored."""
         place = (math.inf, "") if cursor is None else (cursor.created_at, cursor.id)
         columns = {"owner": owner, "place_created_at": place[0], "place_id": place[1], "limit": limit}
         return await self._list("uploads", columns)

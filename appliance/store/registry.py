@@ -43,7 +43,6 @@ class Registry:
         return await self._bodies("all_adapters", {}, Adapter)
 
     def add_adapter(self, adapter: Adapter) -> asyncio.Future[None]:
-        """Store a trained version, or replace the stored one."""
         columns = {"version": adapter.version, "model": adapter.model, "body": rows.pack(adapter)}
         return self._connections.change("insert_adapter", columns)
 
@@ -52,7 +51,6 @@ class Registry:
         return await self._bodies("all_projects", {}, Project)
 
     def add_project(self, project: Project) -> asyncio.Future[None]:
-        """Store a pushed version, or replace the stored one."""
         columns = {"version": project.version, "model": project.model, "body": rows.pack(project)}
         return self._connections.change("insert_project", columns)
 
@@ -72,7 +70,6 @@ class Registry:
         return await self._bodies("deployments", {"owner": owner}, Release)
 
     async def deployment(self, owner: str, name: str) -> Release | None:
-        """Return the newest release of a deployment; None if there is no such deployment."""
         row = self._connections.row("deployment", {"owner": owner, "name": name})
         return None if row is None else rows.unpack(row[0], Release)
 
@@ -100,7 +97,7 @@ class Registry:
         return await self._connections.read(action)
 
     def add_example(self, model: str, prediction: str) -> asyncio.Future[None]:
-        """Make a prediction an example of its model, so that its data is not deleted after a time."""
+        """Make a prediction an example of its model, so that its data is never deleted because of its age."""
         return self._connections.change("insert_example", {"model": model, "prediction": prediction})
 
     def remove_example(self, model: str, prediction: str) -> asyncio.Future[None]:

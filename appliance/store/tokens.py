@@ -31,7 +31,6 @@ class TokenTable(Connections):
         return None if row is None else rows.token(row)
 
     async def list_tokens(self) -> list[Token]:
-        """Return all tokens, including revoked tokens, oldest first."""
         return await self.read(
             lambda connection: [rows.token(row) for row in connection.execute(QUERIES["all_tokens"])]
         )

@@ -43,6 +43,5 @@ class VersionTable(Connections):
         return await self.read(action)
 
     async def version(self, id: str, model: str) -> VersionRow | None:
-        """Return a version of ``model``; None if it is not stored."""
         row = self.row("version", {"id": id, "model": model})
         return None if row is None else rows.version(row)

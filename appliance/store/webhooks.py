@@ -37,7 +37,6 @@ class WebhookTable(Connections):
         return self.change("end_delivery", {"id": id, "problem": problem, "now": time.time()})
 
     async def deliveries(self, prediction: str) -> list[Delivery]:
-        """Return the deliveries of a prediction, pending and ended."""
         query, parameters = QUERIES["deliveries"], {"prediction": prediction}
         return await self.read(
             lambda connection: [rows.delivery(row) for row in connection.execute(query, parameters)]

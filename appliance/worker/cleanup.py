@@ -40,7 +40,6 @@ def pid_folder(run_dir: Path) -> Path:
 
 
 def write_pid_file(pid_files: Path, model: str) -> None:
-    """Write the pid file of the calling worker process."""
     own = read_stat(os.getpid())
     if own is None:
         raise RuntimeError("/proc has no entry for this process: mount the proc file system at /proc")
@@ -122,7 +121,6 @@ def kill_leftover_workers(run_dir: Path) -> list[int]:
 
 
 def _runs(pid: int, pid_file: PidFile) -> bool:
-    """Return whether a process still runs in the process group of a pid file."""
     leader = read_stat(pid)
     if leader is not None and leader.start != pid_file.start:
         return False  # another process has this id now, so the group of the pid file has ended

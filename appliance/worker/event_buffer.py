@@ -47,7 +47,6 @@ class EventBuffer:
 
     @property
     def running(self) -> list[str]:
-        """Ids of the predictions that have not finished."""
         return [id for id in self._attempts if id not in self._finished]
 
     def admit(self, jobs: Iterable[Job]) -> list[Job]:
@@ -84,7 +83,6 @@ class EventBuffer:
                 self._forget(id)
 
     def forget_running(self) -> None:
-        """Delete the running predictions, because their worker process has ended."""
         for id in self.running:
             self._forget(id)
 

@@ -219,7 +219,7 @@ class WorkerHandle:
 
 
 async def prepare(zygote_socket: Path, modules: list[str]) -> None:
-    """Make the zygote import these modules before it forks again. Returns without waiting for the imports."""
+    """Let the zygote import these modules. Returns without waiting for the imports."""
     try:
         _, writer = await asyncio.open_unix_connection(zygote_socket)
         writer.write(protocol.encode(Prepare(modules)))

@@ -247,7 +247,6 @@ class Zygote:
             os._exit(1)
 
     def _reap(self) -> None:
-        """Reap all ended children: worker processes, and orphaned children of dead worker processes."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -112,7 +112,6 @@ class PredictionLog:
             self._end = self._end[cut:]
 
     def _redraw(self, line: str) -> None:
-        """Add a part of a line, in which each carriage return restarts the line."""
         for number, state in enumerate(line.split("\r")):
             if number > 0:
                 self._returned = True
@@ -137,7 +136,6 @@ class PredictionLog:
         return now >= due
 
     def _shown(self) -> str:
-        """Return ``_held``, and mark it as sent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -149,7 +147,6 @@ class PredictionLog:
         return text
 
     def _ended(self) -> str:
-        """Return ``_held`` with a line break, and begin a new line."""
         text = self._shown() + "\n"
         self._begun = self._returned = False
         self._redrawn_at = None

@@ -29,7 +29,6 @@ class EventSender:
     """The queue of the events of all predictions of one worker process."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        """``write`` is called with each encoded message."""
         self._write = write
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
@@ -53,7 +52,7 @@ class EventSender:
                 self._timer = self._loop.call_later(delay, self._flush)
 
     def count(self, size: int) -> None:
-        """Add to the size of the pending events, because one of them has grown by ``size`` bytes."""
+        """Add ``size`` bytes to the size of the pending events; send them at once if they are too large."""
         self._bytes += size
         if self._bytes >= MESSAGE_BYTES:
             self._flush_soon()

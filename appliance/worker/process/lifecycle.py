@@ -130,13 +130,11 @@ class WorkerProcess(asyncio.Protocol):
             self._orphaned()
 
     def ready(self, runner: Runner, message: WorkerReady) -> None:
-        """Report that the model is loaded, and start the waiting predictions."""
         self._runner = runner
         self._send(message)
         self._start_waiting()
 
     async def close(self, last: WorkerFailed | None = None) -> None:
-        """Send ``last``, and close the socket."""
         self._closing = True
         if last is not None:
             self._send(last)
@@ -144,7 +142,6 @@ class WorkerProcess(asyncio.Protocol):
         await self._closed.wait()
 
     def _start_waiting(self) -> None:
-        """Start waiting predictions, as many as the model runs at a time."""
         runner = self._runner
         if runner is None or not self._awake:
             return
@@ -261,7 +258,6 @@ async def _predict(
 
 
 async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
-    """Run the worker process until the replica stops it; return the exit code."""
     started = time.perf_counter()
     worker = WorkerProcess(spec, log_file, _end_with_group)
     await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)

@@ -30,7 +30,6 @@ _LONGEST: Final = 100  # most characters of the stem of a file name, and of its 
 
 
 def has_files(output: Output) -> bool:
-    """Return whether any value of the output is a path or contains a path."""
     return any(type(value) is not str and _has_path(value) for value in output.values)  # most are text
 
 
