@@ -464,7 +464,7 @@ def test_check_knows_what_was_measured_and_what_is_pinned(command: Command, tmp_
     assert measured["memory"] == int((100 << 20) * MARGIN)
     assert (pinned["fits"], pinned["fits_on"]) == (True, ["one"])
     assert (large["fits"], large["fits_on"]) == (False, [])
-    assert "reserved for pinned models (test/pinned)" in large["problem"]
+    assert "reserved for the pinned models test/pinned" in large["problem"]
     assert "measured, took 100.0 MiB" in command("check").out
 
 
