@@ -9,7 +9,7 @@ import msgspec
 
 
 class Residency(StrEnum):
-    """The state of one model between not loaded and ready."""
+    """States of a model, from not loaded (COLD) to ready for predictions (READY)."""
 
     COLD = "cold"  # not loaded; holds no memory
     LOADING = "loading"  # its memory is reserved and its worker process is starting
@@ -35,7 +35,7 @@ ALLOWED_TRANSITIONS: Final = {
 
 
 class SleepLevel(IntEnum):
-    """Where the weights of a sleeping model are."""
+    """Sleep levels, as in vLLM: whether main memory holds the weights of a sleeping model."""
 
     KEPT = 1  # in main memory
     DROPPED = 2  # only on disk, from which waking reads them again

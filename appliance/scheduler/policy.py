@@ -22,7 +22,8 @@ MIN_RESIDENCY: Final = 2.0
 PATIENCE: Final = 15.0
 #: Most seconds for which a draining model still starts queued predictions.
 LONGEST_QUANTUM: Final = 60.0
-#: Seconds between a failed load and the next one: after the first failure, and at most.
+#: Seconds between a failed load and the next load: after the first failure, and at most. Each further failure
+#: doubles them.
 BACKOFF: Final = (10.0, 300.0)
 #: An idle model falls asleep after this fraction of ``idle_unload_after``.
 IDLE_SLEEP: Final = 0.5

@@ -72,7 +72,7 @@ class Rebalancing:
                 self._move(min(late)[-1], receiver, now)
 
     def could_load_more(self) -> bool:
-        """Return whether any instance has more queued predictions than slots while another is not loaded."""
+        """Return whether an instance has more queued predictions than free slots, and another is unloaded."""
         loadable = (receiver for receiver in self._receivers() if receiver.loadable)
         return any(
             len(each.queue) > each.free_slots for receiver in loadable for each in self._others_of(receiver)

@@ -108,8 +108,8 @@ class Transitions:
     ) -> list[Sleep | Unload]:
         """Put an idle model to sleep or unload it, whichever makes predictions wait less.
 
-        Without ``sleep`` the model is unloaded. If main memory is too full for its weights, only models that
-        sleep longer are unloaded now, and the model itself stays ready until a later decision.
+        Without ``sleep`` the model is unloaded. If main memory is too full for its weights, only sleeping
+        models that were used less recently are unloaded now. The model stays ready until a later decision.
         """
         beneficiary = None if waiter is None else waiter.name
         level, main_memory = None, self._ledger.main_memory_for(entry)

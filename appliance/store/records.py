@@ -16,7 +16,7 @@ Progress = Log | Output | Metric
 
 
 class Receiver(NamedTuple):
-    """A hostname that receives webhooks of one owner."""
+    """An account, and one hostname to which its webhooks are sent."""
 
     owner: str
     hostname: str
@@ -60,7 +60,7 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivery(NamedTuple):
-    """The delivery of a prediction's last webhook. Times are Unix seconds."""
+    """The delivery of the webhook about a prediction's end. Times are Unix seconds."""
 
     id: str  # of the webhook message, the same at every attempt
     prediction: str

@@ -43,7 +43,7 @@ _CHUNK: Final = 65536  # bytes
 
 
 class _Client:
-    """A connection of a client, and its worker process, which is killed when the connection closes."""
+    """A client's connection and its worker process, which is killed when the connection closes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -204,7 +204,7 @@ class Zygote:
     def _fork(self, client: _Client, request: Fork, descriptor: int) -> None:
         spec = request.spec
         device: Literal["cpu", "cuda"] = "cuda" if spec.device.startswith("cuda") else "cpu"
-        # One of the modules may define the kind, if no known module does.
+        # If the kind is unknown, one of the requested modules may define it.
         self._import(preloaded_modules(spec.kind, device) if spec.kind in KINDS else list(self._modules))
         self._settle()
         sys.stdout.flush()
