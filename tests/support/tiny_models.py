@@ -243,6 +243,18 @@ def translation(folder: Path) -> None:
     M2M100ForConditionalGeneration(config).save_pretrained(folder)
 
 
+def language_model(folder: Path) -> None:
+    """A causal language model without a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer(folder)
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
+        pad_token_id=0, **_SMALL,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
 def text_to_speech(folder: Path) -> None:
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 
