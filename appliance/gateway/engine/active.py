@@ -1,4 +1,4 @@
-"""One unfinished prediction: its record, and the state that is kept in memory only."""
+"""An unfinished prediction: its record, and its state that is kept in memory only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def without_secrets(entry: ServedVersion, input: dict[str, Any]) -> dict[str, An
 
 
 class Unwritten(NamedTuple):
-    """A started prediction whose first write waits for its end."""
+    """A started prediction. Its start is written to the store later, together with its end."""
 
     claimed: Prediction
     model: str  # the instance that runs it
@@ -68,12 +68,11 @@ class ActivePrediction:
 
     @property
     def iterates(self) -> bool:
-        """Whether the output is a growing list; not so for calls of the OpenAI and Anthropic APIs."""
+        """Whether the output is a growing list; False for calls of the OpenAI and Anthropic APIs."""
         return self.entry.interface.iterates and self.prediction.operation is None
 
     @property
     def has_files(self) -> bool:
-        """Whether files of the input must be fetched before the run."""
         interface = self.entry.interface
         return self.entry.files_in and (
             interface.verbatim or any(self.input.get(name) is not None for name in interface.file_inputs)
@@ -81,27 +80,27 @@ class ActivePrediction:
 
     @property
     def waits(self) -> bool:
-        """Whether the prediction is queued: it has not been started, and is not ending."""
+        """Whether the prediction is queued: it has neither been started nor begun to end."""
         return self.prediction.status is Status.STARTING and not self.claimed and not self.ending
 
     def begins_on(self, instance: str) -> None:
-        """Set the instance that runs the prediction; rebalancing may have changed it since the arrival."""
+        """Set the instance that runs the prediction; the scheduler may have moved the prediction there."""
         if instance != self.entry.runs_on:
             self.entry = msgspec.structs.replace(self.entry, runs_on=instance)
 
     def runs(self, claimed: Prediction) -> bool:
-        """Whether the attempt that was claimed with this record still runs."""
+        """Return whether the attempt whose claim has the record ``claimed`` is still running."""
         return not self.ending and self.prediction is claimed
 
     def show(self, prediction: Prediction) -> None:
-        """Replace the record, and wake everyone who waits for a change or for the end."""
+        """Replace the record, and wake the requests that wait for a change or for the end."""
         self.prediction = prediction
         _wake(self._waiting_for_change)
         if prediction.status.terminal:
             _wake(self._waiting_for_end)
 
     def refuse(self, error: ApplianceError) -> None:
-        """Raise ``error`` in everyone who waits for the end of a prediction that could not be stored."""
+        """Raise ``error`` in the requests that wait for the end of a prediction that could not be stored."""
         for future in self._waiting_for_end:
             if not future.done():
                 future.set_exception(error)
@@ -161,7 +160,7 @@ Seen = list[tuple[int, Any]] | Prediction | None
 
 
 async def follow(active: ActivePrediction, after: int, idle: float) -> AsyncIterator[Seen]:
-    """Yield lists of new items, from number ``after`` + 1 on, and at the end the terminal record.
+    """Yield lists of new output items, from number ``after`` + 1 on, and at the end the terminal record.
 
     Yield None after every ``idle`` seconds in which the prediction did not change.
     """
@@ -180,10 +179,10 @@ async def follow(active: ActivePrediction, after: int, idle: float) -> AsyncIter
 
 
 async def fetched_input(active: ActivePrediction) -> dict[str, Any]:
-    """Return the input with its files downloaded, as the model gets it.
+    """Return the input for the model, with a local path in place of each file URL.
 
     Raises:
-        PredictionFailed: a file could not be downloaded, or the prediction ended before it was.
+        PredictionFailed: a file could not be downloaded, or the prediction ended during the download.
     """
     if active.fetched is None:
         return active.input

@@ -22,10 +22,10 @@ def check_queues(dependencies: Dependencies, model: str) -> None:
 
 
 def check_child(dependencies: Dependencies, predictions: Predictions, parent: str) -> Prediction:
-    """Return the record of the parent of a new prediction.
+    """Return the record of the running prediction ``parent``, which creates a child prediction.
 
-    A child is accepted although queues are full: its parent was accepted, and waits for it. A parent may have
-    ``limits.queue_per_model`` unfinished children, so one that never stops asking is stopped.
+    Children are accepted although queues are full, because a running parent waits for them. A parent may have
+    ``limits.queue_per_model`` unfinished children.
 
     Raises:
         Unauthenticated: the parent has ended.

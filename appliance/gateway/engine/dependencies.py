@@ -1,4 +1,4 @@
-"""The objects and settings that the engine works with."""
+"""The objects and settings that all parts of the engine use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from appliance.store import Store
 
 
 class Dependencies(msgspec.Struct, kw_only=True):
-    """Passed on to each part of the engine. Only ``limits`` changes: when models.yaml is reloaded."""
+    """The objects and settings of the engine. Only ``limits`` changes, when models.yaml is reloaded."""
 
     limits: LimitsConfig
     catalogue: Catalogue

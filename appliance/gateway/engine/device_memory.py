@@ -1,4 +1,4 @@
-"""Measures device memory for the scheduler, and waits until it is free after an unload."""
+"""Measures device memory for the scheduler, and waits until the memory of an unloaded model is free."""
 
 from __future__ import annotations
 
@@ -28,33 +28,36 @@ class DeviceMemory:
     def __init__(
         self, scheduler: Scheduler, in_use: Callable[[], dict[str, int]], kinds: Mapping[str, str]
     ) -> None:
-        """``in_use`` measures the bytes in use of each device where it can; ``kinds`` are cpu or cuda."""
+        """``in_use`` returns the bytes in use of each device that can be measured.
+
+        ``kinds`` maps each device to ``cpu`` or ``cuda``.
+        """
         self._scheduler = scheduler
         self._in_use = in_use
         self._kinds = kinds
         self._looked = float("-inf")
 
     def look(self, now: float) -> None:
-        """Call ``refresh`` if a model waits to be loaded and the last measurement is out of date."""
+        """Measure device memory if a model waits to be loaded and the last measurement is out of date."""
         if now >= self._looked + FRESH and self._scheduler.has_waiting_models(now):
             self.refresh()
 
     def refresh(self) -> None:
-        """Tell the scheduler how many bytes of each device are in use now."""
+        """Measure the bytes in use of each device and report them to the scheduler."""
         now = self._looked = time.monotonic()
         for device, memory in self._in_use().items():
             self._scheduler.device_used(device, memory, now)
 
     def usage_of_gpus(self, devices: Sequence[str]) -> dict[str, int]:
-        """Return the bytes in use of each of these devices that is a GPU."""
+        """Return the bytes in use of each GPU among ``devices``."""
         gpus = [device for device in devices if self._kinds[device] == "cuda"]
         return self._measure(gpus) if gpus else {}
 
     async def wait_until_freed(self, decided: Unload, before: dict[str, int]) -> None:
         """Return once the GPU memory of an unloaded model, whose worker process has ended, is free.
 
-        ``before`` is what ``usage_of_gpus`` returned before the unload. After ``PATIENCE`` the memory that is
-        not free counts as used by other programs, until it is.
+        ``before`` is the result of ``usage_of_gpus`` before the unload. After ``PATIENCE`` seconds, memory
+        that is still in use is attributed to other programs.
         """
         if not before:
             return

@@ -1,7 +1,7 @@
-"""The engine accepts predictions (``submit``), runs them, and answers questions about them and about models.
+"""The engine accepts predictions (``submit``), runs them, and returns their records and the states of models.
 
-After each request, event of a worker process or timer, ``decide`` asks the scheduler what to do next and does
-it. Only ``predictions`` changes statuses; only ``loads`` and ``workers`` start and stop worker processes.
+After each request, worker event or timer, ``decide`` gets decisions from the scheduler and carries them out.
+Only ``predictions`` changes statuses; only ``loads`` and ``workers`` start and stop worker processes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Ids = list[str]  # named here because the method ``list`` hides the builtin
 
 
 class Engine:
-    """One per gateway; used on its event loop only."""
+    """Accepts and runs predictions. One per gateway; used on its event loop only."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
@@ -88,7 +88,7 @@ class Engine:
         self._last_event = 0  # number of the last event of the scheduler's log that was handled
 
     async def start(self) -> None:
-        """Adopt the models and predictions that an earlier gateway left, then begin to decide."""
+        """Adopt the models and predictions of an earlier gateway, then begin to carry out decisions."""
         await self._memory_profiles.load()
         held = await recovery.adopt_models(self._dependencies, self._loads, self._memory_profiles)
         failed = await recovery.recover_predictions(
@@ -102,7 +102,7 @@ class Engine:
         self.decide()
 
     async def close(self) -> None:
-        """Stop deciding, cancel all tasks, and store events that are not stored yet."""
+        """Cancel all tasks, and store events that are not stored yet."""
         self._draining = self._closed = True
         self._prefetch.close()
         if self._wakeup is not None:
@@ -112,9 +112,9 @@ class Engine:
         await self._saver.close()
 
     async def drain(self, seconds: float) -> int:
-        """Refuse new predictions and wait up to ``seconds`` for the running ones; return how many are left.
+        """Refuse new predictions and wait up to ``seconds`` for running ones; return how many are unfinished.
 
-        Predictions that still wait or run stay stored; the next start continues them.
+        Unfinished predictions stay stored; the next start continues them.
         """
         self._draining = True
         running = [active.ended() for active in self._active.values() if active.claimed]
@@ -128,7 +128,7 @@ class Engine:
 
     @property
     def problem(self) -> str | None:
-        """Why no new predictions are accepted; None if they are."""
+        """The reason why new predictions are refused; None if they are accepted."""
         if self._draining:
             return "it is draining"
         return None if self._saving is not None and not self._saving.done() else "the engine has stopped"
@@ -157,7 +157,7 @@ class Engine:
             self._wakeup = asyncio.get_running_loop().call_later(max(0.0, at - now), self.decide)
 
     def decide_after_end(self) -> None:
-        """Decide after a prediction has left its worker process: at once if anything waits, else soon."""
+        """Call ``decide`` after a run has ended: at once if a prediction or model waits, else soon."""
         if not self._scheduler.nothing_waits:
             self.decide()
             return
@@ -225,15 +225,15 @@ class Engine:
         destination: str | None = None,
         awaits_end: bool = False,
     ) -> Prediction:
-        """Accept a prediction and return its record once that is stored. ``deadline`` is in Unix seconds.
+        """Accept a prediction and return its record once the record is stored.
 
         With ``awaits_end`` the record may be returned before it is stored. The caller must call ``wait`` at
-        once, and must not show the prediction to anyone before that returns.
+        once, and must not show the prediction to a client before ``wait`` returns.
 
-        With ``destination`` it is a training, and ``entry`` a trainer. ``parent`` is the id of the running
-        prediction that asks for this one. With ``operation`` the input is the body of a request of another
-        API, and ``entry`` is of a kind that answers such requests. ``token`` is the id of the token that
-        asks, ``trace`` the traceparent of its request; a child has those of its parent.
+        ``deadline`` is in Unix seconds. With ``destination`` the prediction is a training, and ``entry`` a
+        trainer. ``parent`` is the id of the running prediction that creates this one. With ``operation``,
+        ``input`` is the body of a request of the OpenAI or Anthropic API. ``token`` is the id of the caller's
+        API token, ``trace`` the traceparent of the request; a child has the token and trace of its parent.
 
         Raises:
             Unauthenticated: ``parent`` has ended.
@@ -282,7 +282,7 @@ class Engine:
     async def _enqueue(self, active: ActivePrediction) -> None:
         """Queue a new prediction, start it if its model has a free slot, and wait until it is stored.
 
-        It may start before it is stored, because nobody knows its id yet.
+        The prediction may start before it is stored, because no client knows its id yet.
         """
         self._predictions.enqueue(active)
         if not self._draining:
@@ -316,7 +316,7 @@ class Engine:
         """Return the record of the prediction whose stream URL has this token.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no prediction has this token.
         """
         prediction = self._predictions.by_stream_token(token) or await self._store.by_stream_token(token)
         if prediction is None:
@@ -362,7 +362,7 @@ class Engine:
         return active.prediction
 
     async def wait(self, id: str, seconds: float) -> Prediction | None:
-        """Wait up to ``seconds`` for the end; return the record then, or None if the id is unknown.
+        """Wait up to ``seconds`` for the end; return the record, or None if the id is unknown.
 
         Raises:
             StoreError: the prediction could not be created (see ``submit`` with ``awaits_end``).
@@ -382,7 +382,8 @@ class Engine:
     ) -> AsyncIterator[Seen]:
         """Yield output items with a number over ``after`` (from 1), each once; then the terminal record.
 
-        Items that are available come in one list; None means that nothing came for ``idle`` seconds.
+        Items that are available together are yielded as one list. None means no new item for ``idle``
+        seconds.
         """
         active = self._active.get(prediction.id)
         if active is not None:
@@ -398,18 +399,21 @@ class Engine:
         yield ended
 
     def item_count(self, prediction: Prediction) -> int:
-        """Return how many items the whole stream of this finished prediction has."""
+        """Return the number of items in the stream of a finished prediction."""
         return len(items(prediction, iterates=self._iterates(prediction)))
 
     def _iterates(self, ended: Prediction) -> bool:
-        """Whether the output was a stream of items; assumed for a list if its version is no longer served."""
+        """Return whether the output was a stream of items.
+
+        If the version is no longer served, an output that is a list counts as a stream.
+        """
         try:
             return recovery.served(self._catalogue, ended).interface.iterates
         except InvalidVersion:
             return isinstance(ended.output, list)
 
     def running(self, id: str, attempt: int) -> Prediction | None:
-        """Return the record of a prediction if this attempt of it runs now."""
+        """Return the record of a prediction whose attempt number ``attempt`` is running, else None."""
         active = self._active.get(id)
         if active is None or active.ending or active.prediction.status is not Status.PROCESSING:
             return None
@@ -424,20 +428,20 @@ class Engine:
         return self._scheduler.residency(entry.runs_on)
 
     async def deployed(self) -> None:
-        """Give every model the instances that its stored deployments ask for."""
+        """Scale every model to the instances that the stored deployments require."""
         self.instances.deployed(await self._store.registry.deployments())
         if self._saving is not None:
             self.decide()
 
     def limit(self, limits: LimitsConfig) -> None:
-        """Apply new limits; a prediction that runs keeps the run timeout that it had."""
+        """Apply new limits; running predictions keep their run timeout."""
         self._dependencies.limits = limits
 
     def reconcile(self, demands: Iterable[Demand], before: Mapping[str, ServedVersion]) -> None:
-        """Apply an edited models.yaml, whose models are in the catalogue now: see ``reconcile.reconcile``.
+        """Apply an edited models.yaml, whose models are already in the catalogue.
 
-        Predictions that run, or wait for a loaded model, end on the version that they began with. Those that
-        wait for a version that is not loaded and will not be loaded again fail.
+        Predictions that run, or wait for a loaded model, finish on the version that they were created for.
+        Predictions that wait for a replaced version fail if that version will not be loaded again.
         """
         for entry in reconcile(self._scheduler, self._catalogue, self.instances, demands, before):
             self._memory_profiles.reset(entry)
@@ -445,10 +449,10 @@ class Engine:
         self.decide()
 
     async def load(self, entry: ServedVersion) -> None:
-        """Load the model when there is memory for it; return when it is ready.
+        """Load the model as soon as memory allows; return when the model is ready.
 
         Raises:
-            LoadFailed: it could not be loaded.
+            LoadFailed: the model could not be loaded.
         """
         self._scheduler.check_fits(entry.runs_on)
         if self._scheduler.residency(entry.runs_on) is not Residency.READY:
@@ -458,14 +462,14 @@ class Engine:
             await asyncio.shield(ready)
 
     async def unload(self, entry: ServedVersion) -> None:
-        """Unload every instance of the model once the predictions on it have ended; return at once."""
+        """Unload every instance of the model once its predictions have ended; return at once."""
         for key in self.instances.keys(entry.runs_on):
             if self._scheduler.knows(key):
                 self._scheduler.request_unload(key, "asked for", time.monotonic())
         self.decide()
 
     def pin(self, entry: ServedVersion, *, pinned: bool) -> None:
-        """Load the model and never evict it, or allow evictions again, until the gateway stops.
+        """Pin the model (load it and never evict it) or unpin it, until the gateway stops.
 
         Raises:
             ModelTooLarge: no devices could hold the model beside the pinned models.

@@ -1,7 +1,7 @@
-"""Instances of one model: how many there may be, and to which of them a prediction goes.
+"""Instances of a model: how many may be loaded, and which instance gets a prediction.
 
-Each instance is loaded under a key of its own, ``owner/name`` for the first and ``owner/name#2`` and so on
-for the others, so the scheduler places, evicts and counts them like any model.
+Each instance is loaded under its own key, ``owner/name`` for the first and ``owner/name#2`` and so on for the
+others. The scheduler treats each instance as a model.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Instances:
         self._known: dict[str, int] = {}
 
     def keys(self, runs_on: str) -> list[str]:
-        """Return the keys of every instance that there ever was, used now or not."""
+        """Return the keys of all instances, including those that are no longer used."""
         return [key_of(runs_on, number) for number in range(1, self._known.get(runs_on, 1) + 1)]
 
     def scale(self, runs_on: str, low: int, high: int) -> None:
-        """Keep ``low`` instances loaded at all times, and use up to ``high``, at least one."""
+        """Keep at least ``low`` instances loaded, and use up to ``high``, at least one."""
         self._allowed[runs_on] = max(1, high)
         demand = self._scheduler.demand(runs_on)
         for number in range(2, high + 1):
@@ -57,7 +57,7 @@ class Instances:
             self._scheduler.keep_loaded(key, loaded=number <= low)
 
     def deployed(self, releases: Sequence[Release]) -> None:
-        """Give every model the instances that these deployments of its versions ask for.
+        """Scale every model to the instances that these deployments require.
 
         Versions that were trained on a model run on its instances, so their deployments count too. The
         largest ``min_instances`` and ``max_instances`` of these deployments apply.
@@ -72,7 +72,7 @@ class Instances:
     def demands_after_reload(self, asked: dict[str, Demand]) -> dict[str, Demand]:
         """Return the demands of all instances but the first; forget models that are no longer served.
 
-        ``asked`` has the demands of the models in the edited models.yaml.
+        ``asked`` maps the models of the edited models.yaml to their demands.
         """
         further: dict[str, Demand] = {}
         entries = self._catalogue.entries_by_key
@@ -89,7 +89,7 @@ class Instances:
     def choose(self, entry: ServedVersion) -> ServedVersion:
         """Return ``entry`` on the instance that is expected to have a free slot first.
 
-        The prediction may still begin on another one: see ``scheduler.rebalancing``.
+        The scheduler may still move the prediction to another instance before it starts.
         """
         count = self._allowed.get(entry.runs_on, 1)
         if count == 1:
@@ -99,7 +99,7 @@ class Instances:
         return entry if best == entry.runs_on else msgspec.structs.replace(entry, runs_on=best)
 
     def _burden(self, key: str) -> tuple[int, float]:
-        """Sort key, best first: free slots; being loaded; can be loaded; full; waiting for memory."""
+        """Return a sort key. Best first: free slots, being loaded, loadable, full, waiting for memory."""
         scheduler = self._scheduler
         slots = scheduler.demand(key).concurrency
         taken = len(scheduler.running(key)) + scheduler.queue_length(key)

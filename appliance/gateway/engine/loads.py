@@ -1,4 +1,4 @@
-"""Loading models, as the scheduler has decided."""
+"""Loads models as the scheduler has decided."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Failed(NamedTuple):
 
 
 class Loads:
-    """Loads models and remembers their options; the caller informs the scheduler and the predictions."""
+    """Loads models and remembers their options. The caller reports the results to the scheduler."""
 
     def __init__(self, dependencies: Dependencies, memory_profiles: MemoryProfiles) -> None:
         self._dependencies = dependencies
@@ -58,13 +58,13 @@ class Loads:
         self._waiting: dict[str, asyncio.Future[None]] = {}  # by instance: resolved when its load is done
 
     def ready(self, instance: str) -> asyncio.Future[None]:
-        """Return a future that ends with the instance's next load; it may raise ``LoadFailed``."""
+        """Return a future that resolves at the end of the instance's next load, or raises ``LoadFailed``."""
         if instance not in self._waiting:
             self._waiting[instance] = asyncio.get_running_loop().create_future()
         return self._waiting[instance]
 
     def settle(self, instance: str, error: LoadFailed | None = None) -> None:
-        """Resolve the future of ``ready``: the instance is loaded or woken, or its load failed."""
+        """Resolve the future of ``ready``; with ``error`` the load failed."""
         future = self._waiting.pop(instance, None)
         if future is None or future.done():
             return
@@ -75,7 +75,6 @@ class Loads:
             future.exception()  # marks it as seen: the caller may be gone
 
     async def load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
-        """Load ``entry`` as the scheduler has decided."""
         outcome = await self._load(entry, decided)
         if not isinstance(outcome, Retry):
             self._lost.pop(entry.runs_on, None)
@@ -107,9 +106,9 @@ class Loads:
         return Ready(frozenset(map(SleepLevel, levels)))
 
     async def adopt(self, adopted: AdoptedModel) -> bool:
-        """Keep a model that an earlier gateway loaded if version and options are unchanged; else unload it.
+        """Keep a model of an earlier gateway if its version and options are unchanged; else unload it.
 
-        A model that was falling asleep or waking is unloaded too; no prediction runs on it.
+        Returns whether the model was kept. A model that was falling asleep or waking is unloaded too.
         """
         spec = adopted.spec
         kept = self._catalogue.would_load(spec) and not adopted.changing_sleep_state
@@ -129,15 +128,15 @@ class Loads:
         return True
 
     def reload_instances(self, model: str) -> None:
-        """Call ``reload_model`` for every instance that was loaded since this gateway began."""
+        """Call ``reload_model`` for every instance that this gateway has loaded."""
         for instance in self._options:
             if instance.partition("#")[0] == model:
                 self.reload_model(instance)
 
     def reload_model(self, instance: str) -> None:
-        """Unload and load a ready model whose options have changed because a first version was trained on it.
+        """Reload a ready model whose options have changed, because a first version was trained on it.
 
-        Its running predictions finish first. The scheduler acts on this at its next decision.
+        Its running predictions finish first. The scheduler begins the reload at its next decision.
         """
         if self._scheduler.residency(instance) is not Residency.READY:
             return
@@ -147,13 +146,13 @@ class Loads:
             self._scheduler.request_load(instance)
 
     def hardware(self, devices: Sequence[str]) -> str:
-        """Return the SKU under which ``devices`` are billed together."""
+        """Return the hardware SKU under which ``devices`` are billed together."""
         return joint_sku(tuple(self._devices[device].sku for device in devices))
 
     async def _waited_for_disk(self, instance: str) -> bool:
-        """Wait until the disk has space; return False if it has space already.
+        """Wait until the disk has free space; return whether that took any waiting.
 
-        Worker processes write pid files, logs and caches, so a full disk makes any load fail.
+        Worker processes write pid files, logs and caches, so every load fails while the disk is full.
         """
         waited, home = False, self._dependencies.home
         while await asyncio.to_thread(disk.full, home):
@@ -173,7 +172,7 @@ class Loads:
         return Retry(error.detail)
 
     def _after_out_of_memory(self, instance: str, error: OutOfMemory) -> Retry | Failed:
-        """Return ``Retry`` if the load before did not run out of memory too, and the next one gets more."""
+        """Return ``Retry`` if only this load ran out of memory, and the next load gets more memory."""
         verdict = self._memory_profiles.out_of_memory(instance, error)
         if not verdict.grown or instance in self._out_of_memory:
             return Failed(verdict.sentence)

@@ -1,4 +1,4 @@
-"""Memory profiles: how much memory each model was measured to use, kept in the store between starts."""
+"""Memory profiles: the measured memory use of each model, kept in the store between starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OutOfMemoryAdvice(msgspec.Struct, frozen=True):
 
 
 class MemoryProfiles:
-    """One per engine; used on its event loop only."""
+    """Measures and stores memory profiles. One per engine; used on its event loop only."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class MemoryProfiles:
             self.restore(self._catalogue.entry_for(model))
 
     def restore(self, entry: ServedVersion) -> None:
-        """Tell the scheduler the stored profile of a model, once."""
+        """Pass the stored profile of a model to the scheduler, once."""
         model = entry.runs_on
         if model in self._recalled:
             return
@@ -70,17 +70,17 @@ class MemoryProfiles:
             self._scheduler.footprints.restore_peak(model, row.peak)
 
     def reset(self, entry: ServedVersion) -> None:
-        """Use another profile for a changed model once its former version is unloaded."""
+        """Replace the profile of a changed model once its former version is unloaded."""
         self._recalled.discard(entry.runs_on)
         self.unloaded(entry.runs_on)
 
     def unloaded(self, model: str) -> None:
-        """Tell the scheduler the profile of a changed model whose former version was just unloaded."""
+        """Pass the profile of a changed model to the scheduler, because its former version was unloaded."""
         if not self._scheduler.is_outdated(model):
             self.restore(self._catalogue.entry_for(model))
 
     def _kind(self, model: str) -> str:
-        """Return the kind of devices that the model is placed on: ``cpu`` or ``cuda``."""
+        """Return the kind of the devices that hold the model: ``cpu`` or ``cuda``."""
         return "cpu" if self._scheduler.demand(model).on_cpu else next(iter(self._kinds.values()))
 
     def measured(self, model: str, taken: MemoryUsage) -> None:
@@ -93,7 +93,7 @@ class MemoryProfiles:
             self.keep(model)
 
     def out_of_memory(self, model: str, error: OutOfMemory) -> OutOfMemoryAdvice:
-        """Record that the model's worker process ran out of memory; return what to do about it."""
+        """Record that the model's worker process ran out of memory; return advice for the next load."""
         if self._scheduler.is_outdated(model):
             return OutOfMemoryAdvice(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.entry_for(model)
@@ -135,14 +135,14 @@ class MemoryProfiles:
         self._store.memory_profiles.put(row)
 
     def limit(self, model: str) -> int | None:
-        """Return how many bytes of main memory the model may use; None if it is placed on a GPU."""
+        """Return the bytes of main memory that the model may use; None if the model is on a GPU."""
         limit = self._scheduler.footprints.limit(model) if self._kind(model) == "cpu" else None
         if limit is not None:
             self._limits[model] = limit
         return limit
 
     def adopted(self, model: str) -> None:
-        """Have ``send_limits`` send the worker process of an adopted model its limit, which may be new."""
+        """Let ``send_limits`` send an adopted model's worker process its limit, which may have changed."""
         if self._kind(model) == "cpu":
             self._limits[model] = 0
 

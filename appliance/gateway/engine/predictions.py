@@ -1,8 +1,8 @@
 """The unfinished predictions, and every change of a status.
 
-Only this module starts, re-queues and ends predictions. The store guards each of these writes: it
-refuses one that does not follow from the stored status. A new status is shown once it is stored. No method
-awaits between reading a prediction's state and changing it.
+Only this module starts, re-queues and ends predictions. The store refuses a write whose status does not
+follow from the stored status. Clients see a new status once it is stored. No method awaits between reading a
+prediction's state and changing it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Predictions:
         decide_after_end: Callable[[], None],
         kill_worker: Callable[[str, str], None],
     ) -> None:
-        """``decide`` asks the scheduler what to do next, ``decide_after_end`` after a run has ended.
+        """Create an empty collection; ``decide_after_end`` is ``decide`` after a run has ended.
 
-        ``kill_worker`` takes a model and the reason.
+        ``decide`` carries out the scheduler's decisions. ``kill_worker`` takes a model and the reason.
         """
         self._dependencies = dependencies
         self._catalogue = dependencies.catalogue
@@ -68,7 +68,6 @@ class Predictions:
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}
 
     def children_of(self, id: str) -> list[ActivePrediction]:
-        """Return the unfinished children of a prediction."""
         return list(self._children.get(id, {}).values())
 
     def by_stream_token(self, token: str) -> Prediction | None:
@@ -79,7 +78,7 @@ class Predictions:
     def add(
         self, prediction: Prediction, entry: ServedVersion, validated: dict[str, Any]
     ) -> ActivePrediction:
-        """Add an accepted prediction; call ``enqueue`` or ``resume`` next."""
+        """Add an accepted prediction. The caller calls ``enqueue`` or ``resume`` next."""
         active = ActivePrediction(prediction, entry, validated)
         self.active[active.id] = self._by_stream_token[prediction.stream_token] = active
         if prediction.parent is not None:
@@ -93,7 +92,7 @@ class Predictions:
         self._queue(active)
 
     def resume(self, active: ActivePrediction, *, held: bool) -> None:
-        """Continue a run of an earlier gateway; ``held`` says whether its worker process still has it."""
+        """Continue a run of an earlier gateway; with ``held`` a worker process still has the prediction."""
         active.claimed = True
         if not held:
             self.retry_or_fail(active, "the appliance was stopped while it ran")
@@ -113,7 +112,7 @@ class Predictions:
         self._drop_inputs(active)
 
     def start(self, decided: Start) -> None:
-        """Begin the run that the scheduler has decided on."""
+        """Begin the run that the scheduler has decided."""
         active = self.active[decided.id]
         active.begins_on(decided.model)
         active.claimed = True
@@ -137,7 +136,7 @@ class Predictions:
         self._tasks.spawn(self._run(active, claimed, stored, model))
 
     def _write_start(self, active: ActivePrediction) -> None:
-        """Write a start that has waited for the end of the prediction."""
+        """Write the start of a run whose write was delayed until the end of the prediction."""
         if active.unwritten is not None:
             claimed, model, timer = active.unwritten
             active.unwritten = None
@@ -214,7 +213,7 @@ class Predictions:
             await self._submit_with_files(active, claimed)
 
     def _apply_early(self, active: ActivePrediction, model: str) -> None:
-        """Apply the events that came before the claim was stored; free the slot if nothing was submitted."""
+        """Apply the events that came before the claim was stored; free the slot if no job was submitted."""
         early, active.early = active.early, []
         freed = [self.apply(model, emitted) for emitted in early]
         if active.ending and not active.submitted:
@@ -255,7 +254,7 @@ class Predictions:
         )
 
     def apply(self, model: str, emitted: Emitted) -> bool:
-        """Apply one event of a model's worker process; events of earlier attempts are ignored.
+        """Apply an event of a model's worker process; ignore events of earlier attempts.
 
         Returns whether a slot of the model has become free.
         """
@@ -299,7 +298,8 @@ class Predictions:
     def end(self, active: ActivePrediction, status: Status, error: str | None = None) -> None:
         """Begin to end a prediction: its terminal record is stored, then shown. Call this once.
 
-        If it did not succeed, its unfinished children are canceled, because nobody waits for them.
+        Unless the status is succeeded, unfinished children are canceled, because their parent no longer
+        waits.
         """
         self._write_start(active)
         if active.created is None:  # the scheduler refuses it at once
@@ -322,7 +322,7 @@ class Predictions:
             self._tasks.spawn(self._finish(active, record, self._store.finish(record)))
 
     def _end_at_once(self, active: ActivePrediction, start: Unwritten, done: Done) -> None:
-        """End a run whose start is not written yet: start and end are written in one transaction."""
+        """End a run whose start is not written yet: write start and end in one transaction."""
         active.unwritten = None
         start.timer.cancel()
         active.ending = True
@@ -397,7 +397,7 @@ class Predictions:
         self._dependencies.observe(await records.end(self._store, record, self._store.finish(record)))
 
     def end_outdated(self) -> None:
-        """Fail the predictions that wait for a version that is not loaded and will not be loaded again."""
+        """Fail the queued predictions whose version was replaced and will not be loaded again."""
         for active in list(self.active.values()):
             if not active.waits or self._catalogue.serves(active.entry):
                 continue
@@ -427,7 +427,10 @@ class Predictions:
     # -- lost runs ---------------------------------------------------------------------------------------
 
     def worker_lost(self, ids: Iterable[str], reason: str, oom: OutOfMemoryAdvice | None) -> None:
-        """Retry or fail the predictions of a lost worker process; ``oom`` is set if it ran out of memory."""
+        """Retry or fail the predictions of a lost worker process.
+
+        ``oom`` is the advice for the next load if the process ran out of memory, else None.
+        """
         ids = frozenset(ids)
         for key in [key for key in self._leaving if key[0] in ids]:
             self._leaving.pop(key).cancel()
@@ -442,7 +445,7 @@ class Predictions:
                 self.retry_or_fail(active, reason)
 
     def retry_or_fail(self, active: ActivePrediction, reason: str) -> None:
-        """Queue an interrupted run again if it has no output that a client may have seen; else fail it."""
+        """Queue an interrupted run again if no client may have seen its output; else fail the prediction."""
         prediction = active.prediction
         if prediction.status is Status.PROCESSING and prediction.output is not None:
             self.end(active, Status.FAILED, f"{INTERRUPTED}: {reason}")
@@ -475,7 +478,7 @@ class Predictions:
 
 
 def _ended(active: ActivePrediction, record: Prediction, status: Status, error: str | None) -> Prediction:
-    """Return the terminal record of a run that ``record`` describes so far."""
+    """Return the terminal record that follows from ``record``, the latest record of the run."""
     record = record.finished(status, time.time(), error)
     if status is Status.SUCCEEDED and record.output is None and active.iterates:
         record = record.evolve(output=[])  # as on Replicate: clients join or iterate over the output

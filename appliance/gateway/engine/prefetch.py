@@ -1,4 +1,4 @@
-"""Reads the weights of the model that is loaded next into the page cache, while others are still evicted."""
+"""Reads the weights of the next model into the page cache while other models are still being evicted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARE: Final = 0.5
 
 
 class Prefetch:
-    """Reads in a thread of the gateway, which is on the machine where models are loaded."""
+    """Reads weights in a thread of the gateway, which is on the machine where models are loaded."""
 
     def __init__(self, catalogue: Catalogue, scheduler: Scheduler, home: Path) -> None:
         self._catalogue = catalogue
@@ -31,7 +31,7 @@ class Prefetch:
         self._task: asyncio.Task[None] | None = None
 
     def look(self, now: float) -> None:
-        """Begin to read the weights of the model that is loaded next; call it after each decision."""
+        """Begin to read the weights of the model that is loaded next. Call this after each decision."""
         following = self._next(now)
         if following == self._model:
             return

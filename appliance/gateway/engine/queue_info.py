@@ -18,10 +18,10 @@ _FOR: Final = {
 
 
 def with_queue_info(active: ActivePrediction, scheduler: Scheduler) -> Prediction:
-    """Return the current record; that of a queued prediction with ``queue_position`` and ``waits_for``.
+    """Return the current record; add ``queue_position`` and ``waits_for`` if the prediction is queued.
 
     Both are metrics that are never stored. ``queue_position`` is 1 for the next prediction of the model.
-    ``waits_for`` is ``slot`` (as many predictions run as may run at a time), ``load`` (the model is being
+    ``waits_for`` is ``slot`` (the model runs as many predictions as it may), ``load`` (the model is being
     loaded or woken) or ``room`` (other models hold the memory that the model needs).
     """
     record = active.prediction

@@ -1,4 +1,4 @@
-"""Reconciles the loaded models with an edited models.yaml: keeps, reloads or unloads each."""
+"""Reconciles the loaded models with an edited models.yaml: keeps, reloads or unloads each model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def reconcile(
     demands: Iterable[Demand],
     before: Mapping[str, ServedVersion],
 ) -> list[ServedVersion]:
-    """Tell the scheduler which models are served now; return the entries whose load has changed.
+    """Pass the new demands to the scheduler; return the versions whose load options have changed.
 
-    ``demands`` are those of the models in models.yaml. ``before`` maps instances to the entries that could be
-    loaded until now; ``catalogue`` has the new ones.
+    ``demands`` has the demands of the models in models.yaml. ``before`` maps instances to the versions that
+    could be loaded until now; ``catalogue`` has the new versions.
     """
     now = time.monotonic()
     asked = {demand.model: demand for demand in demands}
@@ -49,11 +49,11 @@ def reconcile(
 
 
 def _loaded_separately(entry: ServedVersion) -> bool:
-    """Return whether the entry is a Cog project with trained weights, which is loaded beside its base."""
+    """Return whether the version is a Cog project with trained weights, loaded beside its base model."""
     return entry.runs_on != entry.model.name and entry.kind == entry.model.kind and entry.adapter is not None
 
 
 def _load_key(entry: ServedVersion) -> tuple[Any, ...]:
-    """Return everything that requires a reload when it changes."""
+    """Return the options of a version that require a reload when they change."""
     model = entry.model
     return entry.version, entry.kind, model.options, model.source, model.memory, model.gpu, model.threads

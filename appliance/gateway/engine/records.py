@@ -1,4 +1,4 @@
-"""Writes of predictions that are retried until the store accepts them."""
+"""Writes records of predictions; retries each write until the store accepts it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _log = logging.getLogger(__name__)
 async def finalized(
     finalize: Callable[[Prediction], Awaitable[Prediction]], record: Prediction
 ) -> Prediction:
-    """Return the record of a succeeded training with its version, or a failed record if none can be made.
+    """Return the record of a succeeded training with its version, or a failed record.
 
-    While the disk is full or the store refuses the version, ``finalize`` is tried again; it is idempotent.
+    While the disk is full or the store refuses the version, ``finalize`` is retried; it must be idempotent.
     """
     while True:
         try:
@@ -35,7 +35,7 @@ async def finalized(
 
 
 async def claim(store: Store, record: Prediction, stored: Awaitable[None]) -> None:
-    """Return once the claim of a prediction is stored; ``stored`` is the first attempt to write it.
+    """Return once the claim of a prediction is stored; ``stored`` is the first attempt to write the claim.
 
     Raises:
         StatusConflict: the prediction is not ``starting``, for example because it was canceled.
@@ -54,7 +54,8 @@ async def claim(store: Store, record: Prediction, stored: Awaitable[None]) -> No
 async def end(store: Store, record: Prediction, written: Awaitable[None]) -> Prediction:
     """Return the terminal record once it is stored; ``written`` is the first attempt to write it.
 
-    Another one is stored if the output cannot be encoded, or if the prediction had ended before.
+    The returned record differs from ``record`` if the output cannot be encoded, or if the prediction had
+    ended before.
     """
     while True:
         try:
@@ -74,7 +75,7 @@ async def end(store: Store, record: Prediction, written: Awaitable[None]) -> Pre
 
 
 async def requeue(store: Store, record: Prediction) -> None:
-    """Store that a prediction waits again, unless its end is stored or queued in the store."""
+    """Store that a prediction is queued again, unless its end is stored or about to be stored."""
     while True:
         try:
             return await store.requeue(record)

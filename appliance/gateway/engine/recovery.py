@@ -1,4 +1,4 @@
-"""Adopts the models and predictions that an earlier gateway left."""
+"""Adopts the models and predictions of an earlier gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Held = dict[str, frozenset[str]]
 
 
 async def adopt_models(dependencies: Dependencies, loads: Loads, memory_profiles: MemoryProfiles) -> Held:
-    """Keep the loaded models that are still configured as they are; unload the others."""
+    """Keep the loaded models whose configuration is unchanged; unload the others."""
     held: Held = {}
     for adopted in await dependencies.cluster.adopt():
         model = adopted.spec.model
@@ -77,7 +77,7 @@ async def recover_predictions(
 def add_to_scheduler(
     dependencies: Dependencies, memory_profiles: MemoryProfiles, entry: ServedVersion
 ) -> None:
-    """Add a version to the scheduler that is loaded separately from its base model; it needs as much memory.
+    """Add a version that is loaded separately from its base model, with the memory of the base model.
 
     Raises:
         InvalidVersion: a reload has replaced the version since it was looked up.
@@ -96,10 +96,10 @@ def add_to_scheduler(
 
 
 def served(catalogue: Catalogue, prediction: Prediction) -> ServedVersion:
-    """Return the catalogue entry that runs a stored prediction.
+    """Return the version that runs a stored prediction.
 
     Raises:
-        InvalidVersion: its version is no longer served.
+        InvalidVersion: the version is no longer served.
     """
     if prediction.destination is None:
         entry = catalogue.by_version(prediction.version, account=None)
@@ -121,7 +121,7 @@ def _interrupted(prediction: Prediction, reason: str) -> Prediction:
 
 
 def _on_its_instance(instances: Instances, entry: ServedVersion, id: str, held: Held) -> ServedVersion:
-    """Return ``entry`` on the instance that still holds this prediction, or on the least busy one."""
+    """Return ``entry`` on the instance that still runs this prediction, or on the least busy instance."""
     for key in instances.keys(entry.runs_on):
         if id in held.get(key, ()):
             return msgspec.structs.replace(entry, runs_on=key)

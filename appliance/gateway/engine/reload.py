@@ -1,4 +1,4 @@
-"""Applies an edited models.yaml while the appliance runs; models that it does not change are not reloaded."""
+"""Applies an edited models.yaml while the appliance runs; unchanged models stay loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Reload:
-    """Applies models.yaml again; one reload at a time, on the gateway's loop."""
+    """Applies models.yaml again, one reload at a time, on the gateway's event loop."""
 
     file: Path  # models.yaml
     in_force: Config  # what the file said when it was applied last
@@ -51,10 +51,10 @@ class Reload:
         self._tasks: set[asyncio.Task[Report]] = set()
 
     async def apply(self, configure: Callable[[Config], None]) -> Report:
-        """Read the file and apply its changes; return once they are in effect.
+        """Apply the edited models.yaml; return a report once the changes are in effect.
 
         Missing weights are downloaded first, and Cog projects are built. ``configure`` gets the new config
-        and applies everything in it that is not a model. If the caller is cancelled, the reload continues.
+        and applies all settings except the models. If the caller is cancelled, the reload continues.
 
         Raises:
             ConfigError: the file has an error; nothing has changed.
@@ -91,7 +91,7 @@ class Reload:
             return self._report(changes, not_served)
 
     async def _fetch(self, config: Config) -> dict[str, str]:
-        """Download missing weights and build Cog projects; return the reason for each model that failed."""
+        """Download missing weights and build Cog projects; return the failed models with their reasons."""
         failed: dict[str, str] = {}
         for model in config.models:
             try:
@@ -106,7 +106,7 @@ class Reload:
         return failed
 
     async def _preload(self, config: Config) -> None:
-        """Have the zygote import the modules of newly used kinds; worker processes wait for that."""
+        """Let the zygote import the modules of new kinds of models; new worker processes wait for this."""
         before = {model.kind for model in self.in_force.models}
         added = {model.kind for model in config.models} - before
         device = self.devices[0].kind
@@ -115,7 +115,7 @@ class Reload:
             await self.cluster.prepare(list(wanted))
 
     async def _new_catalogue(self, found: Servable) -> Catalogue:
-        """Return the new catalogue, with the changes that were made to the old one meanwhile."""
+        """Return the new catalogue, including changes made to the old catalogue during the reload."""
         while True:
             seen = self.catalogue.changes
             fresh = await catalogue_of(found, self.store)
@@ -138,7 +138,7 @@ class Reload:
 
 
 async def catalogue_of(found: Servable, store: Store) -> Catalogue:
-    """Return a catalogue of the models of models.yaml that can be served, and of those made through the API.
+    """Return a catalogue of the servable models of models.yaml and of the models made through the API.
 
     Models that cannot be served are logged.
     """

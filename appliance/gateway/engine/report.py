@@ -1,4 +1,4 @@
-"""The scheduler's state and events for the log and the admin routes."""
+"""Reports of the scheduler's state and events, for the log and the admin routes."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def footprint(known: Footprint) -> ModelMemory:
 
 
 def decisions(scheduler: Scheduler, last: int | None = None) -> list[Decision]:
-    """Return the ``last`` events of the scheduler's log, or all that it keeps, newest first."""
+    """Return the ``last`` events of the scheduler's log, newest first; without ``last`` all that are kept."""
     started = _started()
     events = scheduler.events()
     return [
@@ -157,7 +157,7 @@ def decisions(scheduler: Scheduler, last: int | None = None) -> list[Decision]:
 def _started() -> float:
     """Return the Unix time at which the scheduler's clock was 0.
 
-    Both clocks are read three times, and the pair that was read fastest counts, so that an event has the same
+    Both clocks are read three times, and the two readings closest together are used, so an event has the same
     time in every report.
     """
     readings = []

@@ -1,4 +1,4 @@
-"""Stores the events of running predictions, several at a time."""
+"""Stores the events of running predictions in batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Saver:
     """Writes the ``unsaved`` events of active predictions."""
 
     def __init__(self, store: Store, active: Mapping[str, ActivePrediction]) -> None:
-        """``active`` maps ids to unfinished predictions; it may change at any time."""
+        """``active`` maps ids to unfinished predictions; the caller may change it at any time."""
         self._store = store
         self._active = active
 
@@ -31,9 +31,9 @@ class Saver:
             self.save()
 
     def save(self) -> None:
-        """Queue the writes of events that are not stored yet; a later ``Store.finish`` is written after them.
+        """Queue writes of the events that are not stored yet; a later ``Store.finish`` is written after them.
 
-        At most one write of a prediction is in progress. If one failed and the next succeeded, the stored
+        At most one write of a prediction is in progress: if one failed and the next succeeded, the stored
         output would have a gap.
         """
         for active in self._active.values():
@@ -43,7 +43,7 @@ class Saver:
                 active.saving.add_done_callback(partial(self._saved, active, events))
 
     async def close(self) -> None:
-        """Wait for writes in progress, then queue the last ones, which the closing store writes."""
+        """Wait for writes in progress, then queue the last writes, which the store commits when it closes."""
         writes = [active.saving for active in self._active.values() if active.saving is not None]
         await asyncio.gather(*writes, return_exceptions=True)
         self.save()

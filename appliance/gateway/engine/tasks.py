@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """Keeps a reference to each running task, and logs the errors of those that fail."""
+    """Keeps a reference to each running task, and logs the error of a task that fails."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[object]] = set()

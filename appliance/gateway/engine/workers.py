@@ -1,7 +1,7 @@
 """Reads the events of worker processes, puts models to sleep, wakes them, and stops worker processes.
 
-A worker process that is being stopped is never reported as lost. No events are read from it once it is gone,
-because its model may already be loaded again in another process.
+A worker process that is being stopped is never reported as lost. Events of a stopped process are not read,
+because its model may already be loaded in another process.
 """
 
 from __future__ import annotations
@@ -108,14 +108,14 @@ class Workers:
         self._decide()
 
     def sleep(self, decided: Sleep) -> None:
-        """Put a model to sleep; if that fails, kill its worker process and never do so again."""
+        """Put a model to sleep; if that fails, kill its worker process and disable sleep for the model."""
         asleep = partial(self._fall_asleep, decided)
         self._transitions[decided.model] = self._tasks.spawn(
             self._transition(decided.model, asleep, "asleep")
         )
 
     def wake(self, model: str) -> None:
-        """Wake a model; if that fails, kill its worker process and never put the model to sleep again."""
+        """Wake a model; if that fails, kill its worker process and disable sleep for the model."""
         awake = partial(self._awake, model)
         self._transitions[model] = self._tasks.spawn(self._transition(model, awake, "awake"))
 
@@ -133,7 +133,7 @@ class Workers:
     async def _problem_of(
         self, model: str, transition: Callable[[], Awaitable[str | None]], target: str
     ) -> str | None:
-        """Run a transition to ``target``; return None, or the reason to kill the worker process."""
+        """Run a transition to the state ``target``; return None, or the reason to kill the worker process."""
         timeout = self._dependencies.limits.load_timeout
         try:
             async with asyncio.timeout(timeout):
@@ -164,7 +164,7 @@ class Workers:
             self._loads.settle(model)
 
     async def unload(self, decided: Unload) -> None:
-        """Stop the worker process of a model on which nothing runs, and wait until its memory is free."""
+        """Stop the worker process of a model without running predictions; return once its memory is free."""
         model = decided.model
         before = self._device_memory.usage_of_gpus(decided.devices)
         await self._stop(model)
@@ -177,7 +177,7 @@ class Workers:
         self._decide()
 
     async def kill(self, model: str, reason: str) -> None:
-        """Stop a worker process although predictions run on it; do nothing if it is gone or being stopped."""
+        """Stop a worker process despite running predictions; do nothing if it has stopped or is stopping."""
         if not self._present(model):
             return
         self._scheduler.stopping(model, time.monotonic(), reason)
