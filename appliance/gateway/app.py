@@ -63,7 +63,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def in_force(self) -> Config:
-        """Return the config in force: the one that was applied last, else the one at start."""
+        """Return the config that was applied last: at a reload, or else at start."""
         return runtime.read(self.run_dir, self.config)
 
     @property
@@ -72,7 +72,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def run_dir(self) -> Path:
-        """The folder with sockets and pid files of running processes."""
+        """Folder with the sockets and pid files of running processes."""
         return self.home / "run"
 
     @property
@@ -85,7 +85,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def listener_socket(self) -> Path:
-        """Path of the Unix socket at which the driver hands out the listening socket."""
+        """Unix socket from which gateways get the listening socket of the driver."""
         return self.run_dir / "listener.sock"
 
     @property
@@ -94,7 +94,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def build_services(settings: GatewaySettings, store: Store, cluster: Cluster) -> Services:
-    """Create everything that the API needs; start nothing."""
+    """Create all objects that the API needs, without starting any."""
     home = settings.home
     now = time.time()
     devices = settings.devices
@@ -177,7 +177,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
 
 
 class Gateway:
-    """The running gateway of one process."""
+    """The running gateway of this process."""
 
     def __init__(
         self, services: Services, api: Application, server: uvicorn.Server, serving: asyncio.Task[None]
@@ -188,13 +188,13 @@ class Gateway:
         self._serving = serving
 
     async def reload(self) -> str:
-        """Apply the edited models.yaml; see ``Reload.apply``."""
+        """Apply the edited models.yaml; return a report for people."""
         return str(await self._services.reload.apply(self._services.configure))
 
     async def drain(self, seconds: float) -> int:
         """Refuse new predictions, let running ones finish, then stop; return how many did not finish.
 
-        Those stay stored, and the next start continues them.
+        Unfinished predictions stay stored, and the next start continues them.
         """
         unfinished = await self._services.engine.drain(seconds)
         await self._services.engine.close()
@@ -216,7 +216,7 @@ class Gateway:
 
 
 async def start_gateway(settings: GatewaySettings) -> Gateway:
-    """Create and start everything on the running loop; return once requests are answered."""
+    """Create and start the gateway on the running loop; return once it answers requests."""
     settings = msgspec.structs.replace(settings, config=settings.in_force)
     logs.configure(settings.log_file, settings.config.logging)
     store = Store(settings.database)

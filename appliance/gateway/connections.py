@@ -1,8 +1,8 @@
 """The gateway's HTTP connections, with limits for requests that arrive slowly or never finish.
 
-uvicorn waits for ever for the rest of a request. Here the headers have a timeout, the body must progress, and
-one client address may have few slow requests at a time. So a client that opens a thousand connections and
-sends single bytes soon loses them, while the upload of a large file over a slow line goes on.
+uvicorn waits for ever for the rest of a request. Here the headers have a timeout, the body has a minimum
+rate, and one client address may have few slow requests at a time. A client that opens a thousand connections
+and sends single bytes soon loses them, while the upload of a large file over a slow line continues.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Stage(enum.Enum):
 
 
 class _GatheringTransport:
-    """Sends what is written in one iteration of the event loop together.
+    """Joins the writes of one iteration of the event loop into one.
 
     uvicorn writes the head and the body of a response separately. Each write would be a system call that
     wakes the client.
@@ -106,7 +106,7 @@ class Connection(HttpToolsProtocol):
         self._enter(_Stage.NONE)
 
     def on_response_complete(self) -> None:
-        """The response is sent; the client may still be sending the body."""
+        """Handle the end of a response; the client may still be sending the request body."""
         self._gathering.flush()
         super().on_response_complete()
         if self._stage is _Stage.BODY:
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def slow_since(self, now: float) -> float | None:
-        """Bytes per second of the current request if it is slow, else None."""
+        """Return the bytes per second of the current request if the request is slow, else None."""
         age = now - self._began
         if self._stage is _Stage.NONE or age < SLOW or self.flow.read_paused:
             return None
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
             self._since, self._window = now, 0
 
     def end(self, why: str) -> None:
-        """Close the connection. If a request has begun and has no response yet, send ``why`` as its error."""
+        """Close the connection. If a request has no response yet, send the error ``why`` first."""
         if self._stage is _Stage.HEADERS and not self._received:
             self.transport.close()
         elif self._stage is _Stage.BODY and self.cycle.response_started:
@@ -153,7 +153,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _answered(self) -> bool:
-        """Whether every request so far has its full response."""
+        """Return whether every request so far has its full response."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         return cycle is None or cycle.response_complete
 

@@ -1,7 +1,7 @@
 """The listening socket: the driver owns it, gateways accept connections from it.
 
-It stays open when a gateway dies, so connections that are made until the next one is there wait in the
-kernel's queue and are answered then, instead of being refused.
+The socket stays open when a gateway dies. Connections made before the next gateway starts wait in the
+kernel's queue instead of being refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LISTENING: Final = b"\0"  # message sent with the descriptor; any other message
 
 
 class ListeningSocket:
-    """The driver's listening socket, which gateways get through a Unix socket. Lives on the driver's loop."""
+    """The driver's listening socket, handed to gateways through a Unix socket, on the driver's event loop."""
 
     def __init__(self, host: str, port: int, path: Path) -> None:
         """Bind ``host:port``. Connections are refused until a gateway has asked for the socket at ``path``.
@@ -50,7 +50,7 @@ class ListeningSocket:
         self.close()
 
     def lend(self) -> None:
-        """Begin to hand the socket to processes that connect to ``path``; only this user's processes can."""
+        """Begin to hand the socket to processes of this user that connect to ``path``."""
         self._path.unlink(missing_ok=True)
         self._handout.bind(str(self._path))
         self._path.chmod(0o600)
@@ -60,7 +60,7 @@ class ListeningSocket:
         self._lending = True
 
     def close(self) -> None:
-        """Close the socket. Connections are refused when no gateway holds it either."""
+        """Close the socket. Once gateways have closed theirs too, connections are refused."""
         if self._lending:
             self._lending = False
             asyncio.get_running_loop().remove_reader(self._handout)
@@ -86,7 +86,7 @@ def borrow(path: Path) -> socket.socket:
     """Return the listening socket from the driver's Unix socket at ``path``.
 
     Raises:
-        ApplianceError: the driver does not hand one out.
+        ApplianceError: the driver hands out no socket at ``path``.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -1,4 +1,4 @@
-"""Builds add versions: a pushed Cog project is built in a separate process and becomes a version."""
+"""Builds pushed Cog projects in separate processes; each build becomes a version of its model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BUILD_MARK: Final = "APPLIANCE_BUILD"
 
 
 class ProjectBuilds:
-    """Runs builds on the gateway's loop, ``BUILDS_AT_ONCE`` at the same time."""
+    """Runs up to ``BUILDS_AT_ONCE`` builds at the same time, on the gateway's event loop."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class ProjectBuilds:
         return build
 
     async def remove(self, entry: ServedVersion) -> None:
-        """Delete the build of a deleted version, unless another version uses it."""
+        """Delete the build folder of a deleted version, unless another version uses it."""
         build = _build_of(entry)
         async with self._changing:
             if build is not None and build not in map(_build_of, self._catalogue.entries):
@@ -184,10 +184,10 @@ class ProjectBuilds:
             self._accepting.discard(build.id)
 
     async def _new_version(self, build: Build, archive: Path) -> str:
-        """Build and return the id of the new version.
+        """Build a project and return the id of the new version.
 
         Raises:
-            WeightsError: the build failed, or took too long.
+            WeightsError: the build failed or timed out.
             StoreError: the version cannot be stored.
             OSError: files of the version cannot be written.
         """
@@ -260,10 +260,10 @@ class ProjectBuilds:
         self._under_way[id] = msgspec.structs.replace(self._under_way[id], **changes)
 
     async def _accept(self, build: Build, folder: Path) -> str:
-        """Add the build as a version, unless this version exists; return its id.
+        """Add the build as a version, unless this version exists; return the version id.
 
         Raises:
-            WeightsError: its model was deleted.
+            WeightsError: the model was deleted during the build.
         """
         if build.model not in self._catalogue.cards:
             raise WeightsError(f"the model {build.model} was deleted during the build")
@@ -312,7 +312,7 @@ class ProjectBuilds:
 
 
 def _build_of(entry: ServedVersion) -> str | None:
-    """Return the folder of the entry's build; None if it is not a Cog project."""
+    """Return the name of the build folder of a pushed version; None if the version is not a Cog project."""
     options = entry.model.options
     return options.build if isinstance(options, BuiltCogOptions) else None
 

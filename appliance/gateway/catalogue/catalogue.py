@@ -26,7 +26,7 @@ _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API shows of a model, apart from its versions."""
+    """The description of a model in API responses, apart from its versions."""
 
     name: str  # owner/name
     visibility: str = "public"
@@ -54,7 +54,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServedVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that can run now."""
+    """A version that can run predictions."""
 
     name: str  # owner/name of the model
     version: str  # 64 hex digits
@@ -117,7 +117,7 @@ class _Index:
 
 
 class Catalogue:
-    """Every model, found by name, alias or version. Changed on the gateway's loop only."""
+    """All models, found by name, alias or version id. Changed on the gateway's event loop only."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Catalogue:
         entries: Iterable[ServedVersion],
         collections: Iterable[CollectionConfig],
     ) -> None:
-        """Names and aliases must be unique, and collections name models; the config has checked both."""
+        """Names and aliases are unique, and collections name existing models: the config has checked both."""
         self._index = _Index(cards, collections)
         self._index.entries = tuple(entries)
         self._index.by_key = {entry.runs_on: entry for entry in self._index.entries}
@@ -135,12 +135,12 @@ class Catalogue:
 
     @property
     def cards(self) -> dict[str, ModelCard]:
-        """The models by name; only this class changes them."""
+        """The models by name. Callers must not change the dict."""
         return self._index.cards
 
     @property
     def entries(self) -> tuple[ServedVersion, ...]:
-        """The versions loaded under their own key: those of models.yaml in its order, then pushed ones."""
+        """Versions loaded under their own key: those of models.yaml in file order, then pushed versions."""
         return self._index.entries
 
     @property
@@ -154,7 +154,7 @@ class Catalogue:
     # -- changes
 
     def replace_with(self, other: Catalogue) -> None:
-        """Serve what ``other`` serves; do not use ``other`` afterwards."""
+        """Take over all models and versions of ``other``, which must not be used afterwards."""
         for entry in other._index.versions.values():
             if entry.runs_on not in other._index.by_key:  # a trained version with a copy of its own
                 other.set_entry(entry)
@@ -185,7 +185,7 @@ class Catalogue:
         del self._index.cards[name], self._index.names[name], self._index.served[name]
 
     def add_version(self, entry: ServedVersion) -> None:
-        """Add a version; the version of a model with the last ``created_at`` is its newest."""
+        """Add a version; the version of a model with the highest ``created_at`` is the newest."""
         self._index.changes += 1
         if entry in self._index.served[entry.name]:
             return
@@ -194,7 +194,7 @@ class Catalogue:
         self._index.versions.setdefault(entry.version, entry)
 
     def add_pushed(self, entry: ServedVersion) -> None:
-        """Add a version that is loaded under its own key, and its trainer if it can be trained."""
+        """Add a version that is loaded under its own key, and its trainer if the version can be trained."""
         if entry not in self._index.entries:
             self._index.entries = (*self._index.entries, entry)
         self.set_entry(entry)
@@ -282,7 +282,7 @@ class Catalogue:
         """Return the version for ``owner/name``, ``owner/name:version`` or a version id.
 
         Raises:
-            InvalidVersion: there is none; ``:latest`` is refused, as on Replicate.
+            InvalidVersion: no such version; ``:latest`` is refused, as on Replicate.
         """
         if _HEX64.fullmatch(spec):
             return self.by_version(spec, account)
@@ -297,25 +297,25 @@ class Catalogue:
         raise InvalidVersion
 
     def adapted(self, key: str) -> set[str]:
-        """Return the trained versions that run on the model loaded under ``key``."""
+        """Return the ids of the trained versions that run on the model loaded under ``key``."""
         entries = (entry for served in self._index.served.values() for entry in served)
         return {entry.version for entry in entries if entry.runs_on == key and entry.adapter is not None}
 
     def set_entry(self, entry: ServedVersion) -> None:
-        """Load ``entry`` under its ``runs_on`` from now on."""
+        """Load the version ``entry`` under its key ``runs_on`` from now on."""
         self._index.by_key[entry.runs_on] = entry
 
     def entry_for(self, key: str) -> ServedVersion:
-        """Return the entry that is loaded under the key ``runs_on``."""
+        """Return the version that is loaded under ``key``."""
         return self._index.by_key[key]
 
     @property
     def entries_by_key(self) -> dict[str, ServedVersion]:
-        """A copy of all entries that can be loaded, by the key that they are loaded under."""
+        """Return a copy of the versions that can be loaded, by the key under which each is loaded."""
         return dict(self._index.by_key)
 
     def serves(self, entry: ServedVersion) -> bool:
-        """Return whether the version that runs ``entry`` is still the one that would be loaded."""
+        """Return whether the version that runs ``entry`` is still the version that would be loaded."""
         current = self._index.by_key.get(entry.runs_on)
         return current is not None and current.origin == entry.origin
 
@@ -334,7 +334,7 @@ class Catalogue:
         return _digest({"version": entry.version, "kind": entry.kind, "options": self.options(entry)})
 
     def trainer(self, version: str) -> ServedVersion | None:
-        """Return the entry that trains this version; None if it cannot be trained."""
+        """Return the trainer of this version; None if the version cannot be trained."""
         return self._index.trainers.get(version)
 
 
@@ -346,7 +346,7 @@ def _score(card: ModelCard, words: Sequence[str]) -> float:
 
 
 def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[ModelCard, ServedVersion]:
-    """Return a configured model, and its version with the weights at ``revision``."""
+    """Return the model card of a configured model, and its version with the weights at ``revision``."""
     card = ModelCard(
         name=model.name,
         visibility=model.visibility,
@@ -380,14 +380,14 @@ def describe(model: ModelConfig, revision: str, created_at: float) -> tuple[Mode
 
 
 def describe_pushed(model: ModelConfig, revision: str, created_at: float) -> ServedVersion:
-    """Return a pushed version. Each is loaded under a key of its own, which no model can have as its name."""
+    """Return a pushed version. Its load key is unique and cannot be the name of a model."""
     _, entry = describe(model, revision, created_at)
     key = f"{model.name}@{entry.version[:16]}"
     return msgspec.structs.replace(entry, model=model.model_copy(update={"name": key}), runs_on=key)
 
 
 def trainer_of(entry: ServedVersion) -> ServedVersion | None:
-    """Return the entry that runs trainings of ``entry``; None if it cannot be trained."""
+    """Return the trainer of a version; None if the version cannot be trained."""
     kind = KINDS[entry.kind].trainer
     if kind is None or not entry.model.options.trainable:
         return None
@@ -403,7 +403,7 @@ def trainer_of(entry: ServedVersion) -> ServedVersion | None:
 
 
 def trained(base: ServedVersion, adapter: Adapter, path: str) -> ServedVersion:
-    """Return the version that a training made from ``base``; its weights are at ``path``, an absolute path.
+    """Return the version that a training made from ``base``, with weights at the absolute path ``path``.
 
     An adapter runs on the loaded base model. A Cog project is loaded once for each set of weights.
     """

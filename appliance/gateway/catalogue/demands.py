@@ -1,4 +1,4 @@
-"""The memory and devices that each configured model needs, as the scheduler expects them."""
+"""The memory and devices that each configured model needs, in the scheduler's types."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TRAINER_IDLE: Final = 60.0  # seconds without a training after which its memory 
 def demand(model: ModelConfig, home: Path, devices: tuple[Device, ...]) -> Demand:
     """Return how many devices and how much memory a configured model needs on a machine with these devices.
 
-    If main memory is a device in addition to others, models can sleep, and models that compute on the CPU are
-    placed in it.
+    If main memory is a device beside others, models can sleep, and models that compute on the CPU are placed
+    in main memory.
     """
     share, memory, count, origin = None, None, 1, Origin.DECLARED
     weight = weights.weight_size_of(weights.folder(home, model)) if model.source else WeightSize()

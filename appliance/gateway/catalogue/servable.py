@@ -1,4 +1,4 @@
-"""Finds out which configured models can be served; the others are left out, each with a reason."""
+"""Finds the configured models that can be served; other models are left out, each with a reason."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def servable(config: Config, home: Path, devices: tuple[Device, ...], now: float) -> Servable:
-    """Describe each model of ``config`` on a machine with these devices; ``now`` is the time of new versions.
+    """Describe each model of ``config`` on a machine with these devices; new versions get the time ``now``.
 
-    Runs at start and at each reload. Computes the interface, version and size of each model. An error in one
-    model's files leaves out that model only.
+    Runs at start and at each reload. Computes the interface, version and size of each model. An error in the
+    files of one model leaves out only that model.
     """
     models: list[ModelConfig] = []
     described: list[tuple[ModelCard, ServedVersion]] = []

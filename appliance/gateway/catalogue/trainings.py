@@ -1,4 +1,4 @@
-"""Trainings add versions: the end of a training creates a version of its destination model."""
+"""Creates a version of the destination model when a training has succeeded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Trainings:
         self._files = files
 
     async def fill(self, catalogue: Catalogue) -> None:
-        """Add the versions of earlier trainings whose base version is still served to ``catalogue``."""
+        """Add the versions of earlier trainings to ``catalogue`` if their base version is still served."""
         for adapter in await self._store.registry.adapters():
             self._serve(adapter, catalogue)
 
@@ -99,7 +99,7 @@ class Trainings:
 
 
 def _copy(made: Path, target: Path) -> None:
-    """Copy ``made`` into the new folder ``target``, completely or not at all."""
+    """Copy the file or folder ``made`` into the folder ``target``, completely or not at all."""
     if target.exists():
         return
     unfinished = target.with_name(f".{target.name}")

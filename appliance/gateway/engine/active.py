@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 #: Stored and shown in place of a secret input.
 HIDDEN: Final = "**********"
 
-#: Events of one attempt, with the numbers that the worker process gave them.
+#: Events of one attempt, with the numbers that the worker process assigned.
 Events = list[tuple[int, Progress]]
 
 
@@ -33,8 +33,8 @@ class Unwritten(NamedTuple):
     """A started prediction. Its start is written to the store later, together with its end."""
 
     claimed: Prediction
-    model: str  # the instance that runs it
-    timer: asyncio.TimerHandle  # writes it
+    model: str  # the instance that runs the prediction
+    timer: asyncio.TimerHandle  # writes the start if the prediction has not ended by then
 
 
 class ActivePrediction:
@@ -45,17 +45,17 @@ class ActivePrediction:
         self.prediction = prediction
         self.entry = entry
         self.input = input
-        self.created: asyncio.Future[None] | None = None  # the write of the record, once it is queued
-        #: Its caller asks for the end only, so its first writes may wait a moment for the end.
+        self.created: asyncio.Future[None] | None = None  # the write that creates the record, once queued
+        #: The caller waits for the end, so the first write may be delayed and joined with the last.
         self.awaits_end = False
-        self.unwritten: Unwritten | None = None  # the record of its start, while that waits for the end
+        self.unwritten: Unwritten | None = None  # the start, while its write is delayed
         self.claimed = False  # the claim is being stored, or is stored
         self.attempt = prediction.attempt  # of the last claim that is stored
         self.early: list[Emitted] = []  # events of the next attempt, until its claim is stored
         self.ending = False  # the terminal record is being stored
-        self.submitted = 0  # the attempt that was sent to a worker process; 0: none
+        self.submitted = 0  # number of the attempt that was sent to a worker process; 0 for none
         self.fetched: asyncio.Task[dict[str, Any]] | None = None  # downloads the input files
-        self.out_of_memory = False  # its worker process ran out of memory once while it ran
+        self.out_of_memory = False  # a worker process ran out of memory during a run of this prediction
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: Events = []  # shown, but not stored yet
         self.saving: asyncio.Future[None] | None = None  # the last write of this attempt's events
@@ -190,10 +190,10 @@ async def fetched_input(active: ActivePrediction) -> dict[str, Any]:
         return await asyncio.shield(active.fetched)
     except asyncio.CancelledError as error:
         if active.fetched.cancelled():
-            raise PredictionFailed("the prediction ended while its input was fetched") from error
+            raise PredictionFailed("the prediction ended while its input files were downloaded") from error
         raise
     except PredictionFailed:
         raise
-    except Exception as error:  # any error must end the prediction: it would hold its slot for ever
+    except Exception as error:  # else the prediction would hold its slot for ever
         _log.exception("the input files of prediction %s could not be fetched", active.prediction)
         raise PredictionFailed(f"the input files could not be fetched: {error}") from error

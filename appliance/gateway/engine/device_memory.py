@@ -17,7 +17,7 @@ FRESH: Final = 0.2
 #: Seconds to wait for a GPU driver to free the memory of a process that has ended.
 PATIENCE: Final = 10.0
 LOOK: Final = 0.05  # seconds between measurements while waiting
-STILL: Final = 6  # equal measurements in a row after which no more is expected
+STILL: Final = 6  # equal measurements in a row after which no more memory is expected to become free
 #: Share of its peak that a model must free; it may have freed some of its peak before the unload.
 _MOST: Final = 0.8
 
@@ -73,7 +73,10 @@ class DeviceMemory:
                 break
             await asyncio.sleep(LOOK)
         else:
-            text = "the GPU memory of model %s is not free %.1f s after its unload"
+            text = (
+                "the GPU memory of model %s is not free %.1f s after the unload: "
+                "it counts as used by other programs"
+            )
             _log.warning(text, decided.model, PATIENCE, extra={"model": decided.model})
 
     def _measure(self, devices: Sequence[str]) -> dict[str, int]:

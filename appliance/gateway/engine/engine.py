@@ -38,7 +38,7 @@ from appliance.store import Cursor, Filter
 
 _log = logging.getLogger(__name__)
 
-_SOON: Final = 0.05  # seconds after the end of a prediction until models that are idle are looked for
+_SOON: Final = 0.05  # seconds from the end of a prediction to the next check for idle models
 
 
 Ids = list[str]  # named here because the method ``list`` hides the builtin
@@ -261,7 +261,9 @@ class Engine:
             version=entry.version,
             owner=owner,
             input=without_secrets(entry, input),
-            created_at=round(time.time(), 6),  # as precise as it is shown, so that callers can filter by it
+            created_at=round(
+                time.time(), 6
+            ),  # as precise as in responses, so that clients can filter by this time
             deadline=deadline,
             webhook=webhook,
             stream_token=new_stream_token(files=entry.files_out),
@@ -290,7 +292,7 @@ class Engine:
                 self._predictions.start(start)
         if not active.claimed:
             self.decide()
-        if active.unwritten is not None:  # the caller waits for the end instead
+        if active.unwritten is not None:  # the caller waits for the end, not for this write
             return
         if active.created is None:
             active.created = self._store.create(active.prediction)
@@ -332,7 +334,7 @@ class Engine:
             NotFound: there is no prediction ``parent`` of this owner.
         """
         parent = filters.get("parent")
-        if parent is not None:  # children are younger, so there are fewer rows to look through
+        if parent is not None:  # children are younger than the parent: fewer rows to read
             since = (await self.get(parent, owner)).created_at
             filters["created_after"] = max(filters.get("created_after") or since, since)
         stored = await self._store.list(owner, cursor=cursor, limit=limit, **filters)

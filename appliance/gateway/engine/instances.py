@@ -112,5 +112,5 @@ class Instances:
                 return 2, taken
             case Residency.READY | Residency.LOADING:
                 return 3, taken / slots
-        # It waits for its turn to load, or for others to be evicted.
+        # The instance is queued to load, or other models must be evicted first.
         return 4, taken / slots

@@ -72,7 +72,7 @@ class Loads:
             future.set_result(None)
         else:
             future.set_exception(error)
-            future.exception()  # marks it as seen: the caller may be gone
+            future.exception()  # else asyncio logs the error if no caller awaits the future
 
     async def load(self, entry: ServedVersion, decided: Load) -> Ready | Retry | Failed:
         outcome = await self._load(entry, decided)

@@ -97,7 +97,7 @@ class MemoryProfiles:
         if self._scheduler.is_outdated(model):
             return OutOfMemoryAdvice(f"Out of memory: {error.detail}", grown=False)
         entry = self._catalogue.entry_for(model)
-        # In main memory its limit was the free memory; on a GPU it uses what it is configured to use.
+        # In main memory the limit was the free memory; on a GPU the model uses its configured memory.
         footprints = self._scheduler.footprints
         had = footprints.limit(model) if self._kind(model) == "cpu" else None
         grown = footprints.record_out_of_memory(model, error.took, time.monotonic(), error.detail, had)

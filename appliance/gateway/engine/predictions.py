@@ -26,11 +26,13 @@ from appliance.scheduler import Start
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that the first write of a prediction waits for its end, if its caller waits for the end anyway. So
-#: a short prediction costs one commit, not two. If the gateway dies meanwhile, the caller gets no response.
+#: Seconds by which the first write of a prediction is delayed if the caller waits for its end. A shorter
+#: prediction then needs one commit instead of two. If the gateway dies, the caller gets no response.
 _WRITE_DELAY: Final = 0.005
 
-OUTDATED: Final = "model {} was changed or removed in models.yaml meanwhile; send the prediction again"
+OUTDATED: Final = (
+    "model {} was changed or removed in models.yaml after the request: send the prediction again"
+)
 INTERRUPTED: Final = "Prediction interrupted; please retry (code: PA)"
 
 
@@ -63,8 +65,10 @@ class Predictions:
         self._kill_worker = kill_worker
         self.active: dict[str, ActivePrediction] = {}  # by id
         self._by_stream_token: dict[str, ActivePrediction] = {}
-        self._children: dict[str, dict[str, ActivePrediction]] = {}  # by id of the parent, then by their own
-        #: By id and attempt: canceled predictions that have not left their worker process yet.
+        self._children: dict[
+            str, dict[str, ActivePrediction]
+        ] = {}  # by id of the parent, then by id of the child
+        #: By id and attempt: canceled predictions that a worker process has not stopped yet.
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}
 
     def children_of(self, id: str) -> list[ActivePrediction]:
@@ -95,7 +99,7 @@ class Predictions:
         """Continue a run of an earlier gateway; with ``held`` a worker process still has the prediction."""
         active.claimed = True
         if not held:
-            self.retry_or_fail(active, "the appliance was stopped while it ran")
+            self.retry_or_fail(active, "the appliance was stopped during the run")
             return
         active.submitted = active.attempt
         self._scheduler.resumed(active.id, active.entry.runs_on, self._parent(active))
@@ -146,7 +150,7 @@ class Predictions:
     def close(self) -> None:
         for active in self.active.values():
             active.stop_timers()
-            if active.unwritten is not None:  # nobody has been told of it
+            if active.unwritten is not None:  # no client knows the prediction yet
                 active.unwritten.timer.cancel()
         for timer in self._leaving.values():
             timer.cancel()
@@ -192,7 +196,7 @@ class Predictions:
                 await records.claim(self._store, claimed, stored)
         except StoreError as error:  # StatusConflict, unless it could not be created: then it is forgotten
             if not active.ending:
-                _log.error("prediction %s does not start: %s", claimed, error)
+                _log.error("prediction %s cannot start: %s", claimed, error)
                 active.ending = True
                 active.refuse(error)
                 if active.submitted:
@@ -208,7 +212,7 @@ class Predictions:
         if active.ending:  # canceled meanwhile, or finished already
             return
         if active.id not in self._scheduler.running(model):
-            self.retry_or_fail(active, "its worker process died before it began")
+            self.retry_or_fail(active, "the worker process died before the run began")
         elif not active.submitted:
             await self._submit_with_files(active, claimed)
 

@@ -35,7 +35,7 @@ class Prefetch:
         following = self._next(now)
         if following == self._model:
             return
-        # Once its load has begun, reading on still helps.
+        # Reading goes on after the load has begun, because it still speeds up the load.
         if following is not None or self._scheduler.residency(self._model or "") is Residency.COLD:
             self._stop.set()
         self._model = following

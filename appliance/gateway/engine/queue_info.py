@@ -10,7 +10,7 @@ from appliance.scheduler import Residency, Scheduler
 
 #: State of a model -> `waits_for` of its predictions.
 _FOR: Final = {
-    Residency.READY: "slot",  # as many run as may run at a time
+    Residency.READY: "slot",  # the model runs as many predictions as it may
     Residency.DRAINING: "slot",
     Residency.LOADING: "load",
     Residency.WAKING: "load",

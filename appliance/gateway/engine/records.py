@@ -28,7 +28,9 @@ async def finalized(
             if not refused and not DiskFull.caused(error):
                 reason = error.detail if isinstance(error, ApplianceError) else str(error)
                 return record.evolve(
-                    status=Status.FAILED, error=f"the new version could not be made: {reason}", output=None
+                    status=Status.FAILED,
+                    error=f"the training's new version could not be created: {reason}",
+                    output=None,
                 )
             _log.error("the version that training %s made is not stored yet, retrying: %s", record, error)
             await asyncio.sleep(RETRY_STORE)
@@ -62,7 +64,10 @@ async def end(store: Store, record: Prediction, written: Awaitable[None]) -> Pre
             await written
             return record
         except StatusConflict:
-            _log.exception("prediction %s has already ended: its stored result is kept", record)
+            _log.exception(
+                "prediction %s had already ended: its stored result is kept and the new result is dropped",
+                record,
+            )
             return await store.get(record.id) or record
         except UnstorableValue as error:
             reason = f"the output of model {record.model} cannot be stored: {error}"
@@ -82,5 +87,9 @@ async def requeue(store: Store, record: Prediction) -> None:
         except StatusConflict:
             return None
         except StoreError as error:
-            _log.error("prediction %s waits again, but that is not stored yet, retrying: %s", record, error)
+            _log.error(
+                "prediction %s was queued again, but its status is not stored yet, retrying: %s",
+                record,
+                error,
+            )
             await asyncio.sleep(RETRY_STORE)

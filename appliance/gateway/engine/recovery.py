@@ -33,7 +33,7 @@ async def adopt_models(dependencies: Dependencies, loads: Loads, memory_profiles
         if await loads.adopt(adopted):
             memory_profiles.adopted(model)
             held[model] = adopted.held
-            _log.info("model %s is still loaded and holds %d predictions", model, len(adopted.held))
+            _log.info("model %s is still loaded and has %d unfinished predictions", model, len(adopted.held))
     return held
 
 
@@ -49,7 +49,7 @@ async def recover_predictions(
     unfinished = await dependencies.store.unfinished()
     ids = {prediction.id for prediction in unfinished}
     for model, running in held.items():
-        for orphan in running - ids:  # its creation was not stored, or its end was and the cancel got lost
+        for orphan in running - ids:  # not stored, or it has ended and the cancel got lost
             dependencies.cluster.cancel(model, orphan)
     for prediction in unfinished:
         try:
@@ -62,7 +62,7 @@ async def recover_predictions(
             failed.append(_interrupted(prediction, reason))
             continue
         if any(prediction.input.get(name) == HIDDEN for name in entry.interface.secret_inputs):
-            reason = "its secret input was kept in memory only, and the appliance was stopped"
+            reason = "its secret input was lost when the appliance stopped: send the prediction again"
             failed.append(_interrupted(prediction, reason))
             continue
         active = predictions.add(prediction, entry, validated)

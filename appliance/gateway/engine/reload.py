@@ -33,7 +33,7 @@ class Reload:
     """Applies models.yaml again, one reload at a time, on the gateway's event loop."""
 
     file: Path  # models.yaml
-    in_force: Config  # what the file said when it was applied last
+    in_force: Config  # the config that was applied last
     home: Path  # the data folder
     run_dir: Path  # gets the config in force, for gateways that start later
     devices: tuple[Device, ...]
@@ -157,7 +157,10 @@ async def catalogue_of(found: Servable, store: Store) -> Catalogue:
     models = Catalogue(cards, entries, found.config.collections)
     for model in await store.registry.models():
         if model.name in models.cards:
-            _log.warning("models.yaml now has %s: the model made through the API is hidden", model.name)
+            _log.warning(
+                "model %s is now in models.yaml: the model of the same name made through the API is hidden",
+                model.name,
+            )
         else:
             models.put(model)
     return models

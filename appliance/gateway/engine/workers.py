@@ -64,7 +64,7 @@ class Workers:
 
     async def _follow(self, model: str) -> None:
         try:
-            while self._present(model):  # a late request of an earlier reader may have ended this stream
+            while self._present(model):  # another reader of the same events may have ended this stream
                 await self._read(model)
         except WorkerLost as error:
             if self._present(model):
@@ -144,7 +144,7 @@ class Workers:
             return error.detail
         except WorkerLost:
             return None  # the reader of its events gets this error too, and handles it
-        except Exception as error:  # noqa: BLE001  # any error must end the wait of predictions
+        except Exception as error:  # noqa: BLE001  # else the predictions of the model would wait for ever
             _log.exception("model %s did not become %s", model, target, extra={"model": model})
             return f"it did not become {target}: {error}"
 
@@ -152,7 +152,7 @@ class Workers:
         left = await self._cluster.sleep(decided.model, decided.level)
         if left is not None and left > decided.residue:
             held, allowed = readable_bytes(left), readable_bytes(decided.residue)
-            return f"it is asleep but still holds {held} of device memory; at most {allowed} are allowed"
+            return f"asleep, it still used {held} of device memory, more than the allowed {allowed}"
         if self._scheduler.residency(decided.model) is Residency.FALLING_ASLEEP:  # not lost meanwhile
             self._scheduler.asleep(decided.model, time.monotonic())
         return None

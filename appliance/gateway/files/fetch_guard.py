@@ -1,7 +1,7 @@
-"""HTTP requests to URLs that callers named, without access to private networks.
+"""HTTP requests to URLs from API callers, without access to private networks.
 
-The check applies to the IP address of the connection, after its name was resolved. So a name cannot resolve
-to a public address for the check and to a private one for the connection (DNS rebinding).
+The check applies to the IP address of the connection, after the name was resolved. So a name cannot resolve
+to a public address for the check and to a private address for the connection (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class FetchGuard:
-    """Decides which IP addresses may be reached, and makes HTTP clients that reach no others."""
+    """Checks IP addresses, and makes HTTP clients that connect to permitted addresses only."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
         """Allow public addresses, and the networks in ``allowed``, e.g. ``10.0.0.0/8``."""
@@ -53,7 +53,7 @@ class FetchGuard:
         """Check a URL without resolving names: only an IP address or ``localhost`` can be refused.
 
         Raises:
-            UrlRefused: the host of the URL may not be reached.
+            UrlRefused: connections to the host of the URL are not permitted.
         """
         try:
             address = ipaddress.ip_address(url.host)
@@ -82,7 +82,7 @@ class FetchGuard:
         """Return the first permitted IP address of ``hostname``.
 
         Raises:
-            UrlRefused: none of its addresses may be reached.
+            UrlRefused: none of the addresses is permitted.
             httpx.ConnectError: the name cannot be resolved.
         """
         try:

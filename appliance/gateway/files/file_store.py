@@ -42,14 +42,15 @@ _SECRET: Final = "files-signing-secret"  # noqa: S105 - its name in the store, n
 def signature(secret: str, owner: str, id: str, expiry: int) -> str:
     """Return the signature of a download URL that is valid until ``expiry`` (Unix seconds).
 
-    It is the base64 of HMAC-SHA256 over owner, id and expiry, separated by spaces, as on Replicate.
+    The signature is the base64 of HMAC-SHA256 over owner, id and expiry, separated by spaces, as on
+    Replicate.
     """
     text = f"{owner} {id} {expiry}".encode()
     return base64.b64encode(hmac.new(secret.encode(), text, hashlib.sha256).digest()).decode()
 
 
 async def signing_secret(table: FileTable) -> str:
-    """Return the secret of ``signature``; the first call creates it."""
+    """Return the secret key for ``signature``; the first call creates the key."""
     return await table.secret(_SECRET, secrets.token_urlsafe(32))
 
 
@@ -181,7 +182,7 @@ class FileStore:
         return file
 
     async def upload(self, id: str, owner: str | None) -> File | None:
-        """Return an upload that has not expired, of this owner unless that is None; None if there is none."""
+        """Return an upload that has not expired and belongs to ``owner`` (None: any owner), else None."""
         file = await self.table.get(id)
         if file is None or file.prediction is not None or (owner is not None and file.owner != owner):
             return None
@@ -256,7 +257,7 @@ class FileStore:
         self._unsaved.pop(file.id, None)
 
     async def output(self, id: str) -> File | None:
-        """Return an output file; None if there is none with this id."""
+        """Return the output file with this id, or None."""
         if (unsaved := self._unsaved.get(id)) is not None:
             return unsaved
         file = await self.table.get(id)
@@ -284,7 +285,7 @@ class FileStore:
                 await asyncio.sleep(_EXPIRY_INTERVAL)
 
     def _sweep(self, known: set[str]) -> None:
-        """Delete bytes without a row; runs before any other code creates files."""
+        """Delete files on the disk that have no row. Call this before any file is created."""
         for upload in (self.folder / "uploads").iterdir():
             if f"uploads/{upload.name}" not in known:
                 upload.unlink()

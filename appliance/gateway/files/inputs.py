@@ -1,7 +1,7 @@
-"""Input files of predictions: fetched, and passed to models as paths.
+"""Input files of predictions: downloaded, and passed to models as paths.
 
 An input of ``format: uri`` may be a ``data:`` URL, an ``http(s)`` URL, or the URL of an upload or output file
-of this appliance, with any hostname that the caller uses for this appliance.
+of this appliance, with any hostname by which the caller reaches this appliance.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Inputs:
     """Fetches input files; used on the gateway's event loop only."""
 
     def __init__(self, files: FileStore, fetch_guard: FetchGuard, folder: Path) -> None:
-        """Fetch into ``folder``, whose content does not outlive the appliance."""
+        """Download into ``folder``, whose files need not survive a restart of the appliance."""
         self._files = files
         self._fetch_guard = fetch_guard
         self._folder = folder
@@ -49,7 +49,7 @@ class Inputs:
         Requests of OpenAI's and Anthropic's APIs get ``data:`` URLs in place of file URLs instead.
 
         Raises:
-            PredictionFailed: a file cannot be fetched; the text names the input.
+            PredictionFailed: a file cannot be downloaded; the message names the input.
         """
         folder = self._folder / record.id
         fetched = dict(input)
@@ -87,10 +87,10 @@ class Inputs:
         return copy
 
     async def _one(self, record: Prediction, field: str, url: str, folder: Path) -> str:
-        """Fetch one file and return its path.
+        """Download one file and return its path.
 
         Raises:
-            PredictionFailed: it cannot be fetched.
+            PredictionFailed: the file cannot be downloaded.
         """
         try:
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _append(file: BinaryIO, pieces: Iterable[bytes], limit: int) -> None:
 
 
 def _written(url: str, folder: Path) -> str:
-    """Write the content of a ``data:`` URL to a file; return its path."""
+    """Write the content of a ``data:`` URL to a file; return the path of the file."""
     kind, data = media.from_data(url)
     path = folder / f"file{mimetypes.guess_extension(kind) or ''}"
     path.write_bytes(data)
@@ -156,7 +156,7 @@ def _as_data(file: Path) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Make ``target`` a hard link to ``source``, or a copy; it stays when ``source`` is deleted."""
+    """Make ``target`` a hard link to, or a copy of, ``source``; ``target`` outlives ``source``."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

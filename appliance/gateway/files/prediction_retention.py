@@ -1,4 +1,4 @@
-"""Retention: inputs, outputs and logs of old predictions are deleted; the records stay."""
+"""Deletes inputs, outputs and logs of old predictions; the records stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Retention:
     """Deletes old data of predictions; used on the gateway's event loop only."""
 
     def __init__(self, store: Store, files: FileStore, keep: float | None, outputs: int | None) -> None:
-        """Keep data for ``keep`` seconds after a prediction ended; None is without end.
+        """Keep data for ``keep`` seconds after a prediction ended; None keeps data for ever.
 
         ``outputs`` is the limit of all output files together, in bytes; None is no limit.
         """
@@ -38,12 +38,12 @@ class Retention:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def change(self, keep: float | None, outputs: int | None) -> None:
-        """Replace both limits; see the constructor."""
+        """Replace both limits, which are those of the constructor."""
         self._keep, self._outputs = keep, outputs
         self._changed.set()
 
     async def close(self) -> None:
-        """Stop; a deletion in progress still commits."""
+        """Stop; a deletion in progress is still committed."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -141,7 +141,7 @@ async def test_a_training_waits_for_the_space_of_its_version(monkeypatch: pytest
     ended = await finalized(finalize, record)
     assert (ended.status, ended.error) == (
         Status.FAILED,
-        "the new version could not be made: its destination is gone",
+        "the training's new version could not be created: its destination is gone",
     )
 
 
