@@ -1,1 +1,1 @@
-"""Where runner replicas live. ``base`` is the protocol, ``ray`` and ``node`` are the only users of Ray."""
+"""Starts and reaches runner replicas. ``base`` is the interface; ``ray`` and ``ray_node`` use Ray."""

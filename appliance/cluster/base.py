@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILENCE) -> T:
-    """Return the result of a call to a replica. Until it comes, warn regularly that models cannot load."""
+    """Return the result of a call to a replica; log a warning every ``silence`` seconds until it comes."""
     answer = asyncio.ensure_future(call)
     waited = 0.0
     try:
@@ -39,7 +39,7 @@ async def await_answer(call: Awaitable[T], replica: str, silence: float = _SILEN
 
 
 class AdoptedModel(msgspec.Struct, frozen=True):
-    """A model that an earlier gateway has loaded, and the predictions that its replica still holds."""
+    """A model that an earlier gateway loaded, and the predictions that its replica still has."""
 
     spec: LoadSpec
     held: frozenset[str]  # prediction ids
@@ -56,31 +56,31 @@ class Cluster(Protocol):
     """
 
     async def adopt(self) -> list[AdoptedModel]:
-        """Return the models that an earlier gateway has left loaded. Call this once, and first."""
+        """Return the loaded models of an earlier gateway. Call this once, before all other methods."""
 
     async def answers(self) -> bool:
-        """Return whether the process that starts the replicas answers."""
+        """Return whether the process that starts the replicas responds."""
         ...
 
     async def prepare(self, modules: list[str]) -> None:
-        """Ask the zygote to import ``modules`` ahead of the loads that need them; do not wait for it."""
+        """Ask the zygote to import ``modules`` before loads need them; do not wait for the import."""
 
     async def load(self, spec: LoadSpec) -> frozenset[int]:
         """Load a model; return the sleep levels that its worker process supports.
 
         Raises:
-            LoadFailed: the model cannot be loaded; the message says why.
-            WorkerLost: the replica or the worker process died meanwhile; another attempt may succeed.
-            OutOfMemory: the worker process used too much memory; an attempt with more memory may succeed.
+            LoadFailed: the model cannot be loaded; the message has the reason.
+            WorkerLost: the replica or the worker process died during the load; a retry may succeed.
+            OutOfMemory: the worker process used too much memory; a retry with more memory may succeed.
         """
 
     async def unload(self, model: str) -> None:
         """Stop the model's worker process; return once its memory is free. Do nothing if it is not loaded."""
 
     async def sleep(self, model: str, level: int) -> int | None:
-        """Put a model without running predictions to sleep: it frees its devices and keeps its process.
+        """Put a model to sleep: free its devices and keep its worker process. No prediction may run on it.
 
-        Returns the bytes of each device that it still holds; None if unknown.
+        Returns the bytes of each device that the model still uses; None if unknown.
 
         Raises:
             SleepFailed: the model could not fall asleep, and should be unloaded.
@@ -99,7 +99,7 @@ class Cluster(Protocol):
         """Send a job to a loaded model; do nothing if the model is being unloaded."""
 
     def cancel(self, model: str, id: str) -> None:
-        """Ask the model to cancel a prediction. Its ``Done`` event still follows, unless the process dies."""
+        """Ask the model to cancel a prediction. The ``Done`` event still follows, unless the process dies."""
 
     def acknowledge(self, model: str, id: str) -> None:
         """Tell the replica that the end of the prediction is stored, so that it may drop the events."""
@@ -108,13 +108,13 @@ class Cluster(Protocol):
         """Set how many bytes of main memory the model's worker process may use from now on."""
 
     def events(self, model: str) -> AsyncIterator[list[Emitted] | MemoryUsage]:
-        """Yield unacknowledged events, then new ones; end when the model is unloaded.
+        """Yield unacknowledged events, then new events and memory peaks; end when the model is unloaded.
 
-        New peaks of the worker process's memory are among them. The events also end when another caller asks
-        for them; the caller that should get them then has to ask again.
+        The events also end when another caller calls ``events`` for the same model. A caller whose events
+        ended although the model is loaded must call ``events`` again.
 
         Raises:
-            WorkerLost: the replica or the worker process died (the message says how), or no model is loaded.
+            WorkerLost: no model is loaded, or the replica or the worker process died (the message says how).
             OutOfMemory: the worker process used too much memory.
         """
         ...

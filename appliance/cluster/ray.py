@@ -2,9 +2,9 @@
 
 Models are loaded and unloaded over Serve handles; jobs and events go through ``worker.data_socket``.
 
-Replicas are named ``runner-<n>`` and can load any model. There is always one spare replica, so that a cold
-start need not wait until Ray has started a process. When a model is unloaded, its replica becomes the spare,
-or is deleted if there is one already.
+Replicas are named ``runner-<n>`` and can load any model. One spare replica is always ready, so a cold start
+does not wait for a new Ray process. When a model is unloaded, its replica becomes the spare, or is deleted if
+there is a spare already.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyn
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The result of a call. Errors are sent as data, because Ray changes exceptions."""
+    """The encoded result of a call. Errors are sent as data, because Ray changes exceptions."""
 
     failure: Failure | None = None
     levels: list[int] = []  # sleep levels that a loaded model supports
@@ -54,9 +54,9 @@ _stats_decoder = msgspec.msgpack.Decoder(ReplicaStats)
 
 
 class RunnerReplica:
-    """The Serve deployment of ``Replica``, with encoded arguments and results: mostly an ``Outcome``.
+    """The Serve deployment of ``Replica``. Arguments and results are encoded; most results are ``Outcome``.
 
-    The constructor does nothing that can fail, because Serve would repeat it without reporting the error.
+    The constructor does nothing that can fail, because Serve would retry it without reporting the error.
     """
 
     def __init__(self, name: str, zygote_socket: str, run_dir: str) -> None:
@@ -92,7 +92,7 @@ class RunnerReplica:
 
 
 async def _outcome(work: Awaitable[T], success: Callable[[T], Outcome]) -> bytes:
-    """Return the encoded outcome of a call, whether it succeeds or fails."""
+    """Await ``work`` and return its encoded outcome, a success or a failure."""
     try:
         outcome = success(await work)
     except (LoadFailed, SleepFailed, WorkerLost) as error:
@@ -101,7 +101,7 @@ async def _outcome(work: Awaitable[T], success: Callable[[T], Outcome]) -> bytes
 
 
 class _Link:
-    """One replica: its Serve handle, and the commands that wait to be sent to its data socket."""
+    """A replica's Serve handle, and the commands that wait to be sent to its data socket."""
 
     def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
         self.name = name
@@ -122,7 +122,7 @@ class _Link:
             self.connection.send(waiting)
 
     def reset(self) -> None:
-        """Drop commands for the model that the replica had before."""
+        """Drop the commands for the model that the replica had before."""
         self.waiting = Commands()
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class RayCluster:
         self._spare_wanted: asyncio.Task[None] | None = None
 
     async def adopt(self) -> list[AdoptedModel]:
-        """Return the models that an earlier gateway has left loaded, and start the first spare replica."""
+        """Return the loaded models of an earlier gateway, and start the first spare replica."""
         applications = (await asyncio.to_thread(serve.status)).applications
         names = [name for name in applications if name.startswith(RUNNER)]
         used = (int(name.removeprefix(RUNNER)) for name in names)
@@ -174,7 +174,7 @@ class RayCluster:
         return adopted
 
     async def answers(self) -> bool:
-        """Return whether Serve's controller, which starts the replicas, answers."""
+        """Return whether Serve's controller, which starts the replicas, responds."""
         try:
             await asyncio.to_thread(serve.status)
         except _GONE as error:
@@ -242,7 +242,7 @@ class RayCluster:
             link.send_soon()
 
     def acknowledge(self, model: str, id: str) -> None:
-        """Acknowledge a finished prediction together with the next job, or after a second."""
+        """Send the acknowledgement of a finished prediction with the next job, or after a second."""
         link = self._links.get(model)
         if link is None:
             return
@@ -302,7 +302,7 @@ class RayCluster:
             self._spares.append(_Link(link.name, link.handle))
 
     async def _take_spare(self) -> _Link:
-        """Return a spare replica; wait until one is started if there is none."""
+        """Return a spare replica; if there is none, wait until a new replica is started."""
         while not self._spares:
             self._keep_spare()
             if self._spare_wanted is not None:
@@ -349,12 +349,12 @@ def _log_failure(starting: asyncio.Task[None]) -> None:
 
 
 def _tuned(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """Return the handle with calls over gRPC, which take less than half the time of calls to a Ray actor."""
+    """Return the handle with calls over gRPC, which take less than half the time of Ray actor calls."""
     return handle.options(_by_reference=False)
 
 
 def _raise_if_cancelled(error: BaseException) -> None:
-    """Raise ``error`` if this task was cancelled. Serve cancels a call too, when the replica has died."""
+    """Raise ``error`` if this task was cancelled. Serve also cancels the calls to a dead replica."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error

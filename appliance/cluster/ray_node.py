@@ -1,4 +1,4 @@
-"""Ray and Ray Serve on this machine, which the driver starts and stops, and the deployment of the gateway."""
+"""Ray and Ray Serve on this machine, started and stopped by the driver, and the gateway's deployment."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class RunningGateway(Protocol):
         """Apply the edited config; return a report for people.
 
         Raises:
-            ConfigError: the config is wrong, and nothing has changed.
+            ConfigError: the config has an error; nothing has changed.
         """
 
     async def drain(self, seconds: float) -> int:
-        """Accept no more predictions; wait for running ones. Return how many have not finished."""
+        """Refuse new predictions; wait for running ones. Return how many did not finish in ``seconds``."""
 
     def check(self) -> None:
         """Raise an error if the gateway can no longer serve; Serve then replaces it."""
@@ -86,9 +86,9 @@ class RayNode:
     """Ray and Serve on this machine, from ``start`` to ``stop``. Used on the driver's event loop."""
 
     def __init__(self, temp: Path) -> None:
-        """``temp`` is a folder that only this user may enter, because all users may read Ray's files in it.
+        """``temp`` is a folder that only this user may enter, because Ray's files in it are readable to all.
 
-        Its path must be short, because Ray's sockets are in it. ``stop`` removes the folder.
+        The path must be short, because Ray's sockets are in the folder. ``stop`` removes the folder.
         """
         self.temp = temp
         self._lost = False
@@ -186,7 +186,7 @@ class RayNode:
             await asyncio.sleep(_CHECK_INTERVAL)
 
     async def drain_gateway(self, seconds: float) -> int | None:
-        """Drain the gateway; return how many predictions have not finished; None if it does not answer."""
+        """Drain the gateway; return the number of unfinished predictions, None if it does not respond."""
         try:
             async with asyncio.timeout(seconds + 5.0):
                 handle = (await _gateway()).options(_by_reference=False)
@@ -195,7 +195,7 @@ class RayNode:
             return None
 
     async def reload_gateway(self) -> tuple[bool, str]:
-        """Let the gateway apply the edited config; return whether it did, and a report for people."""
+        """Let the gateway apply the edited config; return whether that succeeded, and a report for people."""
         try:
             handle = (await _gateway()).options(_by_reference=False)
             applied, report = await handle.reload.remote()
@@ -204,7 +204,7 @@ class RayNode:
         return applied, report
 
     async def stop(self) -> None:
-        """Stop Ray's processes, within a time limit, and remove its folder. A lost Ray is not stopped."""
+        """Stop Ray's processes, within a time limit, and remove its folder. A crashed Ray is not stopped."""
         if not self._lost:
             with contextlib.suppress(TimeoutError):
                 await _in_time(_STOP_TIMEOUT, ray.shutdown)
@@ -214,7 +214,7 @@ class RayNode:
 
 @contextlib.contextmanager
 def _without_unused_processes() -> Iterator[None]:
-    """Let ``ray.init`` leave out processes that the appliance does not use; it has no option for that."""
+    """Keep ``ray.init`` from starting unused processes; Ray has no option for that."""
     node = ray._private.node.Node  # noqa: SLF001 - no other way
     starts = {name: getattr(node, name) for name in _UNUSED}
     for name in starts:
@@ -256,7 +256,7 @@ def node_address() -> str:
 
 
 def _error_line(application: Any) -> str:
-    """Return the last error line of Serve's report. The report contains a whole traceback."""
+    """Return the last line of Serve's error report, which contains a whole traceback."""
     messages = [deployment.message for deployment in application.deployments.values()]
     text = "\n".join(message for message in [*messages, application.message] if message)
     lines = [line.strip() for line in text.split("\n") if line.strip()]

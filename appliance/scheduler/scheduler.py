@@ -1,8 +1,8 @@
-"""The scheduler: takes in facts, and decides which predictions start and which models are loaded or leave.
+"""The scheduler decides which predictions start, and which models are loaded, put to sleep or unloaded.
 
-The engine reports what has happened (``queued``, ``finished``, ``loaded``, ...) and then asks ``decide`` what
-to do. Nothing here does I/O, reads a clock or awaits. Times are seconds on any one monotonic clock, and are
-passed in.
+The engine reports events (``queued``, ``finished``, ``loaded``, ...) and then asks ``decide`` what to do.
+Nothing here does I/O, reads a clock or awaits. Times are seconds on any one monotonic clock, and are passed
+in.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Scheduler:
     """Decides for all models and devices of one machine."""
 
     def __init__(self, capacities: Sequence[Capacity], demands: Iterable[Demand]) -> None:
-        """Start with all models cold. There is at least one device, and names of models are unique."""
+        """Start with all models unloaded. There is at least one device, and names of models are unique."""
         self._ledger = Ledger(capacities)
         self._models = {demand.model: ModelState(demand) for demand in demands}
         self._queued: dict[str, QueuedPrediction] = {}  # by prediction id
@@ -64,8 +64,8 @@ class Scheduler:
     def update(self, demand: Demand, now: float, *, replace: bool) -> None:
         """Add a model or change its demand.
 
-        With ``replace`` its loaded form is outdated (another version or other options, say): the predictions
-        that run on it or wait for it finish, then it is unloaded, and loaded again with the new demand.
+        With ``replace`` the loaded model is outdated (for example because of other options): its running and
+        queued predictions finish, then the model is unloaded, and loaded again with the new demand.
         """
         entry = self._models.get(demand.model)
         if entry is None:
@@ -87,7 +87,7 @@ class Scheduler:
             self.footprints.set_demand(entry, demand)
 
     def remove(self, model: str, now: float) -> None:
-        """Forget a model once the predictions that run on it or wait for it have finished."""
+        """Forget a model once its running and queued predictions have finished."""
         entry = self._models[model]
         entry.removed, entry.next_demand, entry.wanted, entry.keep_loaded = True, None, False, False
         if entry.devices:
@@ -98,7 +98,7 @@ class Scheduler:
         self._rebalancing.set_instances(instances, used)
 
     def keep_loaded(self, model: str, *, loaded: bool) -> None:
-        """Pin the model because a deployment needs it, or stop doing so; its demand may still pin it."""
+        """Pin the model for a deployment, or end that pin; the model's demand may still pin it."""
         entry = self._models[model]
         entry.keep_loaded = loaded
         if loaded and entry.state in _COLD_OR_ASLEEP:
@@ -121,7 +121,8 @@ class Scheduler:
     def request_unload(self, model: str, reason: str, now: float) -> None:
         """Unload the model once its running predictions have finished; later predictions load it again.
 
-        A model that is being loaded or woken is unloaded afterwards, unless predictions wait for it then.
+        A model that is being loaded or woken is unloaded afterwards, unless predictions are queued for it by
+        then.
         """
         entry = self._models[model]
         entry.wanted = False
@@ -146,10 +147,10 @@ class Scheduler:
     def queued(
         self, id: str, model: str, now: float, *, front: bool = False, parent: str | None = None
     ) -> None:
-        """Record that a prediction waits for its model, at the front of the queue if it runs again.
+        """Queue a prediction for its model; with ``front`` first, because the prediction runs again.
 
-        ``parent`` is the id of its parent. Children are queued before others, because their parent holds a
-        slot while it waits.
+        ``parent`` is the id of the parent prediction. Children are queued before others, because their parent
+        holds a slot while it waits.
         """
         entry = self._models[model]
         self._children.add(id, parent)
@@ -166,7 +167,7 @@ class Scheduler:
             entry.waiting_since = now
 
     def withdrawn(self, id: str) -> bool:
-        """Remove a waiting prediction; return False if it was not waiting."""
+        """Remove a queued prediction; return False if the prediction was not queued."""
         queued = self._queued.pop(id, None)
         if queued is None:
             return False
@@ -200,9 +201,9 @@ class Scheduler:
         self._unload_if_pending(entry, now)
 
     def load_failed(self, model: str, now: float, reason: str) -> list[str]:
-        """Mark a load as failed; remove the predictions that waited for it and return their ids.
+        """Mark a load as failed; remove the predictions queued for the model and return their ids.
 
-        If another instance of the model is ready, they move there instead.
+        If another instance of the model is ready, the predictions move there instead.
         """
         entry = self._models[model]
         entry.failures += 1
@@ -225,11 +226,11 @@ class Scheduler:
         self._unload_if_pending(entry, now)
 
     def sleep_failed(self, model: str) -> None:
-        """Never put the model to sleep again, because it failed to sleep or to wake."""
+        """Disable sleep for the model, because it failed to sleep or to wake."""
         self._models[model].sleep_enabled = False
 
     def stopping(self, model: str, now: float, reason: str) -> None:
-        """Mark a model whose worker process is being killed; its memory is not free yet."""
+        """Mark a model whose worker process is being killed; its memory is still in use."""
         self._transitions.stop(self._models[model], reason, now)
 
     def unloaded(self, model: str, now: float) -> None:
@@ -237,7 +238,7 @@ class Scheduler:
         self._gone(self._models[model], EventKind.UNLOADED, now)
 
     def lost(self, model: str, now: float, reason: str) -> None:
-        """Free the memory and slots of a model whose worker process died; its queue keeps waiting."""
+        """Free the memory and slots of a model whose worker process died; its queue remains."""
         entry = self._models[model]
         for id in entry.running:
             self._children.remove(id)
@@ -256,7 +257,7 @@ class Scheduler:
         levels: Iterable[SleepLevel],
         level: SleepLevel | None,
     ) -> None:
-        """Mark a model loaded that an earlier gateway process has loaded; with ``level`` it is asleep."""
+        """Mark a model as loaded by an earlier gateway process; with ``level`` the model is asleep."""
         entry = self._models[model]
         self._transitions.adopt(entry, devices, memory, frozenset(levels), now)
         entry.ran_once = True  # a prediction may have run under the earlier gateway process
@@ -270,7 +271,7 @@ class Scheduler:
             self._event_log.add(now, EventKind.FOREIGN, "", (device,), self._ledger.foreign(device))
 
     def _unload_if_pending(self, entry: ModelState, now: float) -> None:
-        """Drain a model that is outdated, or was to be unloaded, now that it has become ready."""
+        """Drain a model that has become ready, if it is outdated or its unload was requested."""
         if entry.outdated:
             self._transitions.drain(entry, CHANGED, now)
         elif entry.pending_unload and not entry.queue:
@@ -288,7 +289,7 @@ class Scheduler:
     # -- decisions ---------------------------------------------------------------------------------------
 
     def decide(self, now: float, *, children_only: bool = False) -> list[Decision]:
-        """Return what to do now; the scheduler assumes that every decision is carried out, in this order.
+        """Return what to do now. The caller must carry out every decision, in this order.
 
         With ``children_only`` only children start, because running predictions may wait for them.
         """
@@ -306,9 +307,9 @@ class Scheduler:
         return decisions
 
     def start_queued(self, model: str, now: float) -> list[Start]:
-        """Return the predictions of one model that start now: the part of ``decide`` that a new one changes.
+        """Return the starts that are possible now for one model. This is faster than ``decide``.
 
-        If it is empty, call ``decide``, because the model may have to be loaded.
+        If the list is empty, call ``decide``, because the model may have to be loaded.
         """
         return self._starts(self._models[model], now, children_only=False)
 
@@ -334,9 +335,9 @@ class Scheduler:
         return starts
 
     def _refuse_deadlocked(self) -> list[Decision]:
-        """Refuse children that could never start, because waiting parents hold what they need.
+        """Refuse children that could never start, because waiting parents hold the slots or memory they need.
 
-        The newest child goes first: without it, the others may be able to start.
+        The newest child is refused first: without it, the others may be able to start.
         """
         refused: list[Decision] = []
         while any(id in self._queued for id in self._children):
@@ -353,7 +354,7 @@ class Scheduler:
         return refused
 
     def _departures(self, now: float) -> list[Decision]:
-        """Unload, or put to sleep, models that are drained, are to be unloaded, or were idle for long."""
+        """Unload models, or put them to sleep, if they are drained, marked for unload or long idle."""
         decisions: list[Decision] = []
         for entry in self._models.values():
             if not entry.devices or not self._ledger.none_loading(entry.devices):
@@ -370,7 +371,7 @@ class Scheduler:
         return decisions
 
     def next_wakeup(self, now: float) -> float | None:
-        """Return when ``decide`` should be called although nothing has happened; None for never."""
+        """Return when to call ``decide`` next if nothing happens before; None for never."""
         times = []
         waiting = False
         for entry in self._models.values():
@@ -395,12 +396,12 @@ class Scheduler:
     # -- questions about predictions ---------------------------------------------------------------------
 
     def queued_for(self, id: str) -> str | None:
-        """Return the model, or instance, in whose queue the prediction is; None if it does not wait."""
+        """Return the model, or instance, in whose queue the prediction is; None if it is not queued."""
         queued = self._queued.get(id)
         return None if queued is None else queued.model
 
     def queue_position(self, id: str) -> int | None:
-        """Return the prediction's position in its model's queue, from 1; None if it does not wait."""
+        """Return the prediction's position in its model's queue, from 1; None if it is not queued."""
         queued = self._queued.get(id)
         return None if queued is None else self._models[queued.model].queue.index(id) + 1
 
@@ -416,19 +417,19 @@ class Scheduler:
         return list(self._models)
 
     def knows(self, model: str) -> bool:
-        """Return whether a model, or instance, was added and not forgotten."""
+        """Return whether the model, or instance, was added and not removed."""
         return model in self._models
 
     def demand(self, model: str) -> Demand:
         return self._models[model].demand
 
     def residency(self, model: str) -> Residency:
-        """Return the state of the model; COLD if it is not known."""
+        """Return the state of the model; COLD if the model is not known."""
         entry = self._models.get(model)
         return Residency.COLD if entry is None else entry.state
 
     def is_outdated(self, model: str) -> bool:
-        """Return whether the model is not known, or is loaded in a form that is to be replaced."""
+        """Return whether the model is unknown, or is loaded in a form that will be replaced."""
         entry = self._models.get(model)
         return entry is None or entry.outdated
 
@@ -448,11 +449,11 @@ class Scheduler:
         return len(self._queued) if model is None else len(self._models[model].queue)
 
     def load_seconds(self, model: str) -> float | None:
-        """Return the duration of the model's last load, if there was one."""
+        """Return the duration of the model's last load; None before the first load."""
         return self._models[model].load_seconds
 
     def loading_seconds(self, model: str, now: float) -> float | None:
-        """Return for how long the model has been loading or waking; None if it is not."""
+        """Return for how long the model has been loading or waking; None in other states."""
         entry = self._models[model]
         if entry.state not in {Residency.LOADING, Residency.WAKING} or entry.load_began is None:
             return None
@@ -462,7 +463,7 @@ class Scheduler:
         self._ledger.check_fits(self._models[model])
 
     def fits_now(self, model: str) -> bool:
-        """Return whether the model could be loaded or woken without evicting another."""
+        """Return whether the model could be loaded or woken without evicting another model."""
         entry = self._models[model]
         if entry.state is Residency.ASLEEP:
             return all(
@@ -475,7 +476,7 @@ class Scheduler:
 
     @property
     def capacities(self) -> dict[str, int]:
-        """Bytes that models may use, by device."""
+        """The bytes that models may use, by device."""
         return {device: capacity.memory for device, capacity in self._ledger.capacities.items()}
 
     def reserved(self, device: str) -> dict[str, int]:

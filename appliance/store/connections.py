@@ -51,7 +51,7 @@ class Connections:
         """Open the database; create or upgrade it if needed.
 
         Raises:
-            StoreError: the file is damaged, newer than this code, or cannot be opened; the text names it.
+            StoreError: the file is damaged, newer than this code, or cannot be opened; the message names it.
         """
         writing = await asyncio.to_thread(self._prepare)
         self._threads = ThreadPoolExecutor(_READERS, "store-reader")
@@ -75,13 +75,13 @@ class Connections:
         return writing
 
     async def own(self, patience: float = 0.0) -> None:
-        """Become the one process that may run predictions from this database, until ``close`` or death.
+        """Make this the only process that may run predictions from this database, until ``close`` or death.
 
-        Waits up to ``patience`` seconds for another owner to release it. Reads and token writes need no
-        ownership.
+        Waits up to ``patience`` seconds for another process to release the database. Reads and writes of
+        tokens need no ownership.
 
         Raises:
-            StoreError: another process owns the database; the text names its pid.
+            StoreError: another process owns the database; the message has its pid.
         """
         await self._lock.take(patience)
 
@@ -100,7 +100,7 @@ class Connections:
         self._lock.release()
 
     def change(self, query: str, parameters: Parameters) -> asyncio.Future[None]:
-        """Queue one statement of ``QUERIES`` as a write."""
+        """Queue a write that executes one statement of ``QUERIES``."""
 
         def action(connection: sqlite3.Connection) -> None:
             connection.execute(QUERIES[query], parameters)
@@ -114,7 +114,7 @@ class Connections:
         return self._writer.put(action, short=short)
 
     def row(self, query: str, parameters: Parameters) -> rows.Row | None:
-        """Read one row on the event loop; only for queries that an index answers."""
+        """Read one row on the event loop; use this only for queries that an index answers."""
         if self._inline is None:
             raise StoreError(f"{self._path}: the store is not open")
         try:

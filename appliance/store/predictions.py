@@ -40,10 +40,10 @@ class PredictionTable(Connections):
     def create(self, prediction: Prediction) -> asyncio.Future[None]:
         """Store a new prediction, in any status, and increment the run count of its model.
 
-        If it has ended, it is also added to the usage.
+        A prediction that has ended is also added to the usage.
 
         Raises:
-            ValueError: it has ended and has a webhook, which only ``finish`` makes due.
+            ValueError: the prediction has ended and has a webhook, which only ``finish`` makes due.
         """
         ended = prediction.status.terminal
         if ended and prediction.webhook is not None:
@@ -68,7 +68,7 @@ class PredictionTable(Connections):
         """Move ``starting -> processing``; ``prediction.attempt`` must be one more than the stored attempt.
 
         Raises:
-            ValueError: its status is not ``processing``.
+            ValueError: the prediction's status is not ``processing``.
         """
         if prediction.status is not Status.PROCESSING:
             raise ValueError(
@@ -80,7 +80,7 @@ class PredictionTable(Connections):
         """Move ``processing -> starting`` and delete the events of the attempt.
 
         Raises:
-            ValueError: its status is not ``starting``.
+            ValueError: the prediction's status is not ``starting``.
         """
         if prediction.status is not Status.STARTING:
             raise ValueError(
@@ -133,7 +133,7 @@ class PredictionTable(Connections):
         return self.write(action, short=_is_small([prediction.output, prediction.logs]))
 
     def append(self, id: str, attempt: int, events: Sequence[tuple[int, Progress]]) -> asyncio.Future[None]:
-        """Store numbered events of a running attempt; a number that is already stored is left as it is.
+        """Store numbered events of a running attempt; numbers that are already stored are skipped.
 
         The future fails with StatusConflict if that attempt of the prediction is not ``processing``.
         """
@@ -165,9 +165,9 @@ class PredictionTable(Connections):
     async def list(
         self, owner: str | None, *, cursor: Cursor | None = None, limit: int = 100, **filters: Unpack[Filter]
     ) -> Predictions:
-        """Return a page of the owner's predictions, or of everyone's, newest first by ``(created_at, id)``.
+        """Return a page of the predictions of ``owner`` (None: of all), newest first by ``(created_at, id)``.
 
-        Running predictions are as last written by ``claim``, without their events.
+        Running predictions have the record last written by ``claim``, without their events.
         """
         training = filters.get("training", False)
         after = _or_default(filters.get("created_after"), -math.inf)
@@ -208,7 +208,7 @@ class PredictionTable(Connections):
         )
 
     async def unfinished(self) -> Predictions:
-        """Return every prediction that is not terminal, oldest first, with its events applied."""
+        """Return all predictions that are not terminal, oldest first, with their events applied."""
 
         def action(connection: sqlite3.Connection) -> Predictions:
             found = connection.execute(QUERIES["unfinished_predictions"]).fetchall()
@@ -217,7 +217,7 @@ class PredictionTable(Connections):
         return await self.read(action)
 
     async def run_counts(self) -> dict[str, int]:
-        """Return how many predictions were ever created for each model."""
+        """Return the number of predictions ever created, by model."""
         return await self.read(lambda connection: dict(connection.execute(QUERIES["run_counts"])))
 
     async def _prediction(self, query: str, parameters: Parameters) -> Prediction | None:

@@ -1,9 +1,9 @@
-"""The writer of the database: it groups writes, so that one commit stores many of them.
+"""The writer of the database: groups writes, so that one commit stores many of them.
 
-Writes that arrive while a batch commits form the next batch, so batches grow with the load and a single write
-is not delayed. In a thread each statement waits for the interpreter, which the event loop uses most of the
-time. So short writes run on the event loop, and the thread only commits, because a commit waits for the disk.
-Long writes run in the thread.
+Writes that arrive during a commit form the next batch, so batches grow with the load and a single write is
+not delayed. In a thread each statement waits for the interpreter, which the event loop uses most of the time.
+So short writes run on the event loop, and the thread only commits, because a commit waits for the disk. Long
+writes run in the thread.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Writer:
     def put(self, action: Action[T], *, short: bool = False) -> asyncio.Future[T]:
         """Queue a write; the future is done when the write is committed or has failed.
 
-        ``short`` says that ``action`` takes less than about a millisecond, so it may run on the event loop.
+        With ``short``, ``action`` must take less than about a millisecond, because it may run on the event
+        loop.
 
         Raises:
             StoreError: the store is closed.
@@ -97,7 +98,7 @@ class Writer:
             self._commits.put(partial(self._commit_executed, batch, outcomes))
 
     def _written(self, outcomes: list[_Outcome]) -> None:
-        """Set the results of a batch, and begin the next one."""
+        """Resolve the futures of a batch, and begin the next batch."""
         for future, value, error in outcomes:
             if future.done():  # its awaiting task was cancelled
                 continue
@@ -150,7 +151,8 @@ class Writer:
         """Execute ``batch`` in one transaction.
 
         A write that raises StoreError has changed nothing, and the others continue. After any other error the
-        transaction is rolled back and each write gets its own, so that only the faulty write fails.
+        transaction is rolled back and each write gets its own transaction, so that only the faulty write
+        fails.
         """
         try:
             self._begin()

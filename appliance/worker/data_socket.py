@@ -1,8 +1,8 @@
 """The Unix socket between the gateway and a runner replica, for jobs and events.
 
-Models are loaded and unloaded through Ray Serve. Jobs and events do not go through Serve, because its router
-would take most of the time of a short prediction. A gateway that connects first gets all events that are not
-acknowledged, so a new gateway misses none.
+Models are loaded and unloaded through Ray Serve. Jobs and events bypass Serve, because its router would take
+most of the time of a short prediction. A gateway that connects first gets all unacknowledged events, so a new
+gateway misses none.
 """
 
 from __future__ import annotations

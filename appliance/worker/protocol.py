@@ -48,14 +48,14 @@ class Failure(msgspec.Struct, frozen=True):
         return cls(error.detail, kind, error.took if isinstance(error, OutOfMemory) else None)
 
     def as_error(self) -> LoadFailed | WorkerLost | SleepFailed:
-        """Return the error from which ``of`` made this."""
+        """Return the error from which this message was made."""
         if self.kind == "oom":
             return OutOfMemory(self.message, self.took)
         return _ERRORS[self.kind](self.message)
 
 
 class Commands(msgspec.Struct, tag="commands"):
-    """Gateway to replica: everything that waits to be sent, in one message."""
+    """Gateway to replica: all commands that wait to be sent, in one message."""
 
     jobs: list[Job] = []  # predictions to run; those that the replica already has are ignored
     cancels: list[str] = []  # ids of predictions to cancel
@@ -64,13 +64,13 @@ class Commands(msgspec.Struct, tag="commands"):
 
 
 class PeakMemory(msgspec.Struct, frozen=True, tag="peak"):
-    """Replica to gateway: the worker process has used more memory than ever before."""
+    """Replica to gateway: the worker process has reached a new peak of memory use."""
 
     usage: MemoryUsage
 
 
 class StreamEnd(msgspec.Struct, frozen=True, tag="end"):
-    """Replica to gateway: no more events will come on this connection."""
+    """Replica to gateway: no more events follow on this connection."""
 
     failure: Failure | None = (
         None  # why the worker process is lost; None: unloaded, or read by another gateway
@@ -94,13 +94,13 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class SleepWorker(msgspec.Struct, frozen=True, tag="sleep"):
-    """Replica to worker process: free the device. No prediction may run."""
+    """Replica to worker process: put the model to sleep and free the device. No prediction may run."""
 
     level: int  # 1: move the weights to main memory, 2: drop them
 
 
 class WakeWorker(msgspec.Struct, frozen=True, tag="wake"):
-    """Replica to worker process: use the device again."""
+    """Replica to worker process: wake the model, which uses the device again."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
@@ -117,7 +117,7 @@ class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class WorkerAsleep(msgspec.Struct, frozen=True, tag="asleep"):
-    """Worker process to replica: the device is free."""
+    """Worker process to replica: the model is asleep and the device is free."""
 
     left: int | None  # bytes of each device that the model still holds; None if the runner does not know
 
@@ -127,7 +127,7 @@ class WorkerAwake(msgspec.Struct, frozen=True, tag="awake"):
 
 
 class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="sleep_failed"):
-    """Worker process to replica: the model could not fall asleep or wake; end the worker process."""
+    """Worker process to replica: the model failed to sleep or wake; kill the worker process."""
 
     error: str
 
@@ -142,13 +142,13 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
 
 
 class _EventTag(msgspec.Struct):
-    """The type of an event, to decode only this field."""
+    """The type tag of an encoded event; the other fields are not decoded."""
 
     type: str
 
 
 class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
-    """An ``Emitted`` whose event stays encoded, because the replica only passes it on."""
+    """An ``Emitted`` whose event stays encoded, because the replica only forwards the event."""
 
     id: str
     attempt: int
@@ -162,13 +162,13 @@ class RelayedEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RelayedEvents(msgspec.Struct, frozen=True, tag="events"):
-    """``Events`` as the replica reads them."""
+    """``Events`` as the replica decodes them."""
 
     events: list[RelayedEvent]
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Replica to zygote: fork a worker process. The descriptor of its socket comes with this message."""
+    """Replica to zygote: fork a worker process. This message carries the descriptor of its socket."""
 
     spec: LoadSpec
     environment: dict[str, str]  # variables that are set in addition to those of the zygote
@@ -177,13 +177,13 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """Gateway to zygote: import these modules for worker processes that are forked later."""
+    """Gateway to zygote: import these modules now, for worker processes that are forked later."""
 
     modules: list[str]
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
-    """Zygote to replica: the worker process runs. It leads a process group of its own."""
+    """Zygote to replica: the worker process runs, as the leader of its own process group."""
 
     pid: int
 

@@ -1,7 +1,7 @@
-"""The runner replica without Ray: it has one worker process at a time, sends it jobs and relays its events.
+"""The runner replica without Ray: runs one worker process at a time, sends it jobs and relays its events.
 
-A replica outlives gateways. It keeps the events of a prediction until a gateway acknowledges the prediction,
-so the next gateway gets all of them. It imports no heavy library.
+A replica outlives gateways. The replica keeps the events of a prediction until a gateway acknowledges the
+prediction, so the next gateway gets all of them. This module imports no heavy library.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
 
 
 class _LoadedWorker:
-    """A worker process with its model, its memory and its end."""
+    """A worker process with its model, its memory use and the reason of its end."""
 
     def __init__(self, spec: LoadSpec, handle: WorkerHandle) -> None:
         self.spec = spec
@@ -85,7 +85,7 @@ class _LoadedWorker:
         self._kills = kernel_kills()
 
     def loss(self, end: str) -> WorkerLost:
-        """Return why the worker process has ended; ``end`` is how, as returned by ``WorkerHandle.wait``."""
+        """Return the error of a dead worker process; ``end`` is the result of ``WorkerHandle.wait``."""
         worker, peak = f"the worker process of {self.spec.model}", self.memory_monitor.peak
         if self.memory_monitor.over is not None:
             over, limit = self.memory_monitor.over, self.memory_monitor.limit or 0
@@ -122,13 +122,13 @@ class Replica:
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self, spec: LoadSpec) -> LoadReport:
-        """Load a model in place of the one before; do nothing if it is loaded already.
+        """Load a model in place of the former model; do nothing if the model is already loaded.
 
-        Another call with the same ``spec`` waits for the same load. Cancelling a call does not stop the load,
-        but ``unload`` does.
+        A second call with the same ``spec`` waits for the same load. Cancelling a call does not stop the
+        load; ``unload`` does.
 
         Raises:
-            LoadFailed: the model cannot be loaded, or was unloaded meanwhile.
+            LoadFailed: the model cannot be loaded, or was unloaded during the load.
             WorkerLost: the worker process died while it loaded the model.
         """
         loaded = self._loaded
@@ -145,7 +145,7 @@ class Replica:
         return task.result()
 
     async def unload(self) -> None:
-        """End the worker process, if any, and return once its memory is free. Drop running predictions."""
+        """End the worker process, if any; return once its memory is free. Running predictions are dropped."""
         if self._loading is not None:
             task = self._loading[1]
             task.cancel()
@@ -157,9 +157,9 @@ class Replica:
             await loaded.handle.kill(grace=CLOSE_GRACE)
 
     async def sleep(self, level: int) -> int | None:
-        """Put the model to sleep; return the bytes of its device that it still holds; None if unknown.
+        """Put the model to sleep; return the bytes of device memory that it still uses, None if unknown.
 
-        On a GPU they are measured, elsewhere the runner reports them.
+        Memory is measured on a GPU; on other devices the runner reports it.
 
         Raises:
             SleepFailed: the model could not fall asleep.
@@ -210,7 +210,7 @@ class Replica:
         return self._loaded
 
     def receive(self, commands: Commands) -> None:
-        """Carry out commands of the gateway; ignore jobs if the worker process is lost."""
+        """Carry out commands of the gateway; ignore jobs if the worker process has died."""
         self._event_buffer.acknowledge(commands.acknowledged)
         if commands.limit is not None and self._worker is not None:
             self._worker.memory_monitor.limit = commands.limit
@@ -224,10 +224,10 @@ class Replica:
             loaded.handle.send(Cancel(commands.cancels))
 
     def attach(self, send: Callable[[ToGateway], None]) -> None:
-        """Call ``send`` with unacknowledged events, then with new ones and memory peaks, then ``StreamEnd``.
+        """Call ``send`` with unacknowledged events, then new events and memory peaks, then ``StreamEnd``.
 
-        The stream ends when the model is unloaded, when the worker process is lost, or when another caller
-        attaches. The failure of a lost worker process ends with the last lines of its log.
+        The stream ends when the model is unloaded, when the worker process dies, or when another caller
+        attaches. The error of a dead worker process ends with the last lines of its log.
         """
         self._end_stream()
         self._send = send
@@ -243,7 +243,7 @@ class Replica:
             self._end_stream(loaded.lost)
 
     def detach(self, send: Callable[[ToGateway], None]) -> None:
-        """Call ``send`` no more, because its connection has closed."""
+        """Stop calling ``send``, because its connection has closed."""
         if self._send == send:
             self._send = None
 
@@ -320,7 +320,7 @@ class Replica:
         return message
 
     async def _follow(self, worker: _LoadedWorker) -> None:
-        """Measure the worker process until it ends, kill it if it exceeds its limit, and report its end."""
+        """Monitor the worker process until its end; kill it over its memory limit; report the end."""
         end = asyncio.ensure_future(worker.handle.wait())
         while not (await asyncio.wait({end}, timeout=MEASURE_INTERVAL))[0]:
             new_peak = await asyncio.to_thread(worker.memory_monitor.measure)

@@ -1,11 +1,11 @@
-"""Webhooks: events of predictions, signed and sent to the URL that the request named.
+"""Webhooks: events of predictions, signed and sent to the URL in the request.
 
 The last event of a prediction is stored in the same transaction as the prediction's end, and stays stored
-until it is delivered or given up. So neither a restart nor an unreachable receiver loses it. Earlier events
-are sent once, because the last one contains their data.
+until it is delivered or given up. So neither a restart nor an unreachable receiver loses the event. Earlier
+events are sent once, because the last event contains their data.
 
-The result of an attempt is stored, with retries, before the delivery is tried again: a full disk delays
-webhooks and repeats none.
+The result of an attempt is stored, with retries, before the next attempt: a full disk delays webhooks and
+repeats none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _KEY_BYTES: Final = 24
 
 
 def new_key() -> str:
-    """Return a new key. It is standard base64, because two official clients split keys at underscores."""
+    """Return a new signing key in standard base64, because two official clients split keys at underscores."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
 
 
@@ -80,7 +80,7 @@ async def keys(store: Store, owner: str, now: float) -> Sequence[str]:
 
 
 class _Watched:
-    """Events of a running prediction that were sent, or are to be sent, to its webhook."""
+    """The events of a running prediction that were sent, or will be sent, to its webhook."""
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
@@ -93,7 +93,7 @@ class _Watched:
 
 
 class Webhooks:
-    """Sends webhooks; used on the gateway's event loop only."""
+    """Sends webhooks. Used on the gateway's event loop only."""
 
     def __init__(self, store: Store, guard: FetchGuard, account: str) -> None:
         """``account`` is ``server.account`` of models.yaml. Nothing is sent before ``start``."""
@@ -181,7 +181,7 @@ class Webhooks:
             self._schedule(watched)
 
     async def _send_once(self, record: Prediction) -> None:
-        """Send an event other than the last; give it up if no slot becomes free in time."""
+        """Send an event other than the last; drop the event if no slot becomes free in time."""
         assert record.webhook is not None, "only predictions with a webhook are sent"
         receiver = Receiver(record.owner, record.webhook.host)
         problem: str | None = f"requests to {receiver.hostname} took all slots for {TIMEOUT:g} s"
@@ -237,7 +237,7 @@ class Webhooks:
             self._wake.set()
 
     async def _attempt(self, delivery: Delivery) -> Callable[[], asyncio.Future[None]]:
-        """Make one attempt to send a last event; return a function that stores the result."""
+        """Try once to send a last event; return a function that stores the result."""
         try:
             record = await self._store.get(delivery.prediction)
             problem = None if record is None else await self._post(record, delivery.id)
@@ -277,7 +277,7 @@ class Webhooks:
             await asyncio.sleep(RETRY_STORE)
 
     async def _post(self, record: Prediction, id: str) -> str | None:
-        """Send one event; return None, or the reason of the failure, which only the log may show.
+        """Send one event; return None, or the reason of the failure, which must not be shown to API callers.
 
         Raises:
             StoreError: the signing key cannot be read or created.

@@ -1,4 +1,4 @@
-"""A bounded number of slots, shared fairly between owners and between the hostnames they send to."""
+"""Limits simultaneous deliveries; shares the slots fairly between owners and between receiving hosts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from appliance.store import Receiver
 
 
 class DeliverySlots:
-    """Slots for deliveries, of one event loop.
+    """Slots for simultaneous deliveries on one event loop.
 
     An owner gets another slot while the owner holds fewer slots than are free. For one hostname, an owner
-    gets another slot while it holds fewer for that hostname than half of the free slots (dynamic thresholds,
-    Choudhury and Hahne 1998). So owners that hold slots for long leave some to others, and no slots are
-    reserved for idle owners.
+    gets another slot while the owner's slots for that hostname number less than half of the free slots
+    (dynamic thresholds, Choudhury and Hahne 1998). So owners that hold slots for long leave some to others,
+    and no slots are reserved for idle owners.
     """
 
     def __init__(self, count: int) -> None:
@@ -24,7 +24,7 @@ class DeliverySlots:
         self._waiting: dict[Receiver, deque[asyncio.Future[None]]] = {}
 
     def take(self, receiver: Receiver) -> bool:
-        """Take a slot if this receiver may have one now; return whether it was taken."""
+        """Take a slot if this receiver may have one now; return whether a slot was taken."""
         if self._owners[receiver.owner] >= self._free or 2 * self._receivers[receiver] >= self._free:
             return False
         self._free -= 1
@@ -33,7 +33,7 @@ class DeliverySlots:
         return True
 
     async def wait(self, receiver: Receiver) -> None:
-        """Take a slot as soon as this receiver may have one."""
+        """Wait until this receiver may have a slot, and take the slot."""
         if receiver not in self._waiting and self.take(receiver):
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -56,7 +56,7 @@ class DeliverySlots:
             self._grant(waiting)
 
     def _grant(self, receiver: Receiver) -> None:
-        """Give slots to waiters for this receiver, first come first served."""
+        """Give free slots to the tasks that wait for this receiver, first come first served."""
         queue = self._waiting.pop(receiver)
         while queue and (queue[0].done() or self.take(receiver)):
             granted = queue.popleft()
