@@ -159,7 +159,7 @@ class RayCluster:
             try:
                 stats = _stats_decoder.decode(await link.handle.stats.remote())
             except _GONE as error:
-                _log.warning("replica %s does not answer and is deleted: %s", name, error)
+                _log.warning("runner replica %s does not respond and will be deleted: %s", name, error)
                 await asyncio.to_thread(serve.delete, name, _blocking=False)
                 continue
             if stats.spec is None:
@@ -193,7 +193,7 @@ class RayCluster:
             outcome = _outcome_decoder.decode(await link.handle.load.remote(msgspec.msgpack.encode(spec)))
         except _GONE as error:
             _raise_if_cancelled(error)
-            raise WorkerLost(f"the runner replica of {spec.model} died while loading it: {error}") from error
+            raise WorkerLost(f"the runner replica died while loading model {spec.model}: {error}") from error
         if outcome.failure is None:
             return frozenset(outcome.levels)
         del self._links[spec.model]
@@ -208,7 +208,7 @@ class RayCluster:
             await link.handle.unload.remote()
         except _GONE as error:
             _raise_if_cancelled(error)
-            _log.warning("replica %s died while unloading %s: %s", link.name, model, error)
+            _log.warning("runner replica %s died while unloading model %s: %s", link.name, model, error)
         await self._give_back(link)
 
     async def sleep(self, model: str, level: int) -> int | None:
@@ -297,7 +297,7 @@ class RayCluster:
                 data_socket_path(self._run_dir, link.name).unlink(missing_ok=True)
             except _GONE as error:  # the next gateway finds the replica and uses it as a spare
                 _raise_if_cancelled(error)
-                _log.warning("replica %s could not be deleted: %s", link.name, error)
+                _log.warning("runner replica %s could not be deleted: %s", link.name, error)
         else:
             self._spares.append(_Link(link.name, link.handle))
 
@@ -345,7 +345,7 @@ class RayCluster:
 
 def _log_failure(starting: asyncio.Task[None]) -> None:
     if not starting.cancelled() and (error := starting.exception()) is not None:
-        _log.error("no spare runner replica could be started: %s: the next load tries again", error)
+        _log.error("no spare runner replica could be started, the next load will try again: %s", error)
 
 
 def _tuned(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:

@@ -212,7 +212,7 @@ class Gateway:
 
     def check(self) -> None:
         if self._serving.done() and not self._server.should_exit:
-            raise RuntimeError("the gateway's listener stopped")
+            raise RuntimeError("the gateway's HTTP server stopped")
 
 
 async def start_gateway(settings: GatewaySettings) -> Gateway:

@@ -94,7 +94,7 @@ def borrow(path: Path) -> socket.socket:
             connection.connect(str(path))
             message, descriptors, _, _ = socket.recv_fds(connection, 1024, 1)
     except OSError as error:
-        raise ApplianceError(f"the driver hands out no listening socket at {path}: {error}") from error
+        raise ApplianceError(f"cannot get the listening socket from the driver at {path}: {error}") from error
     if message != _LISTENING:
         raise ApplianceError(message.decode() or f"the driver has no listening socket at {path}")
     listener = socket.socket(fileno=descriptors[0])

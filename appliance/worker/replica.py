@@ -141,7 +141,7 @@ class Replica:
         task = self._loading[1]
         await asyncio.wait({task})
         if task.cancelled():
-            raise LoadFailed(f"{spec.model} was unloaded while it was loading")
+            raise LoadFailed(f"model {spec.model} was unloaded during its load")
         return task.result()
 
     async def unload(self) -> None:
@@ -186,7 +186,7 @@ class Replica:
         self, loaded: _LoadedWorker, message: SleepWorker | WakeWorker
     ) -> WorkerAsleep | WorkerAwake:
         if loaded.changing_sleep_state is not None:
-            raise SleepFailed(f"{loaded.spec.model} is already falling asleep or waking")
+            raise SleepFailed(f"model {loaded.spec.model} is already falling asleep or waking")
         loaded.changing_sleep_state = change = asyncio.get_running_loop().create_future()
         loaded.handle.send(message)
         end = asyncio.ensure_future(loaded.handle.wait())
@@ -204,7 +204,7 @@ class Replica:
 
     def _live_worker(self) -> _LoadedWorker:
         if self._loaded is None:
-            raise WorkerLost(f"no model is loaded in {self.name}")
+            raise WorkerLost(f"no model is loaded in runner replica {self.name}")
         if self._loaded.lost is not None:
             raise self._loaded.lost
         return self._loaded
@@ -235,7 +235,7 @@ class Replica:
             send(RelayedEvents(events))
         loaded = self._loaded
         if loaded is None:
-            self._end_stream(WorkerLost(f"no model is loaded in {self.name}"))
+            self._end_stream(WorkerLost(f"no model is loaded in runner replica {self.name}"))
             return
         if loaded.memory_monitor.peak.main:
             send(PeakMemory(loaded.memory_monitor.peak))

@@ -237,7 +237,7 @@ async def test_a_load_can_be_stopped(replica: Replica, zygote: Zygote, tmp_path:
     loading = asyncio.create_task(replica.load(spec(tmp_path, "slow")))
     child = await _child(tmp_path)
     await replica.unload()
-    with pytest.raises(LoadFailed, match="unloaded while it was loading"):
+    with pytest.raises(LoadFailed, match="unloaded during its load"):
         await loading
     await until_gone(child)
     assert list((zygote.run_dir / "hosts").iterdir()) == []

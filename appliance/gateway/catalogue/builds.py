@@ -176,7 +176,7 @@ class ProjectBuilds:
             reason = DiskFull().detail if full else f"the version could not be written or stored: {error}"
             await self._end(build.id, status="failed", error=reason)
         else:
-            _log.info("build %s made version %s of %s", build.id, version, build.model)
+            _log.info("build %s created version %s of model %s", build.id, version, build.model)
             await self._end(build.id, status="succeeded", version=version)
         finally:
             self._under_way.pop(build.id, None)
@@ -238,7 +238,7 @@ class ProjectBuilds:
                     self._log_line(build.id, text)
             code = await process.wait()
         except ValueError as error:
-            raise WeightsError("the build wrote a line that is too long") from error
+            raise WeightsError("the build process printed a line that is too long") from error
         finally:
             await asyncio.shield(_clear(self._home, build.id, process))
         try:
@@ -287,7 +287,7 @@ class ProjectBuilds:
 
     def _serve(self, pushed: Project, catalogue: Catalogue) -> None:
         if pushed.model not in catalogue.cards:
-            raise WeightsError("its model was deleted")
+            raise WeightsError("the model was deleted")
         folder = project.root(self._home) / pushed.build
         config, revision = project.pushed(pushed.model, folder, pushed.memory)
         entry = describe_pushed(config, revision, pushed.created_at)
@@ -307,7 +307,9 @@ class ProjectBuilds:
             await self._store.registry.put_build(self._under_way[id])
         except StoreError as problem:
             _log.error(
-                "the result of build %s is not stored: the next start marks it as failed: %s", id, problem
+                "the result of build %s is not stored, the next start will mark the build as failed: %s",
+                id,
+                problem,
             )
 
 

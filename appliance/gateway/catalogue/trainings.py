@@ -50,7 +50,9 @@ class Trainings:
         try:
             card = self._catalogue.card(record.destination, account=None)
         except NotFound as error:
-            raise PredictionFailed(f"the destination {record.destination} was deleted meanwhile") from error
+            raise PredictionFailed(
+                f"the destination model {record.destination} was deleted during the training"
+            ) from error
         made = Path(self._files.outputs(record.id, record.attempt)) / ADAPTER
         if not made.is_dir():
             made = self._files.folder / weights.path
@@ -78,7 +80,7 @@ class Trainings:
             VersionRow(id=version, model=card.name, created_at=adapter.created_at, document=document)
         )
         self._serve(adapter, self._catalogue)
-        _log.info("training %s made version %s of %s", record, version, card.name)
+        _log.info("training %s created version %s of model %s", record, version, card.name)
         return record.evolve(output={"version": f"{card.name}:{version}", "weights": weights})
 
     async def remove(self, version: str) -> None:
@@ -89,7 +91,7 @@ class Trainings:
         base = catalogue.trainer(adapter.base_version)
         if base is None or adapter.model not in catalogue.cards:
             _log.warning(
-                "version %s of %s cannot run: its base version %s of %s is not served",
+                "version %s of model %s cannot run: its base version %s of model %s is not served",
                 adapter.version, adapter.model, adapter.base_version, adapter.base_model,
             )  # fmt: skip
             return

@@ -68,7 +68,7 @@ class Inputs:
         except TimeoutError as error:
             limit = self._files.config.input_timeout
             raise PredictionFailed(
-                f"the input files did not arrive within {limit:g} s (files.input_timeout)"
+                f"the input files were not downloaded within {limit:g} s (files.input_timeout in models.yaml)"
             ) from error
         return fetched
 

@@ -75,5 +75,5 @@ async def test_an_address_that_is_taken_meanwhile_is_reported_to_the_gateway(
 
 
 def test_a_driver_that_is_gone_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ApplianceError, match="the driver hands out no listening socket at"):
+    with pytest.raises(ApplianceError, match="cannot get the listening socket from the driver at"):
         borrow(tmp_path / "listener.sock")

@@ -238,7 +238,7 @@ async def test_an_unload_stops_a_load(
     await settle()
     await replica.unload()
     for task in loading:
-        with pytest.raises(LoadFailed, match="unloaded while it was loading"):
+        with pytest.raises(LoadFailed, match="unloaded during its load"):
             await task
     assert len(workers) == 1
     assert workers[0].end.done()
