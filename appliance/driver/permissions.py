@@ -30,8 +30,8 @@ def tighten(home: Path) -> None:
     kept = sum(not _close(path) for path in (home, *_content(home)))
     if kept:
         _log.warning(
-            "other users can open %d files of the data folder %s, because the files belong to another user: "
-            "as their owner, run chmod -R go= %s",
+            "other users may be able to open %d files of the data folder %s. The appliance cannot change "
+            "their permissions, because it does not own them: as their owner, run chmod -R go= %s",
             kept,
             home,
             home,

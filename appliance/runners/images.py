@@ -155,7 +155,10 @@ def _unsupported(path: Path) -> str:
 
 
 def _without_metadata(path: Path) -> BinaryIO | None:
-    """Return a PNG or JPEG file without metadata, which may be damaged; None for other formats."""
+    """Return a copy of a PNG or JPEG file without most metadata, which may be damaged; None for others.
+
+    Damaged metadata would make the image library refuse an image that is otherwise correct.
+    """
     with path.open("rb") as file:
         start = file.read(len(_PNG))
         file.seek(0)

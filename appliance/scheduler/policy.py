@@ -159,10 +159,12 @@ def eviction_cost(model: ModelState, now: float, level: SleepLevel | None = None
 
 
 def eviction_benefit(model: ModelState, now: float) -> float:
-    """Return the most that an eviction for the model may cost: the total wait of its queue until a load ends.
+    """Return the most that an eviction for the model may cost.
 
-    This is the ski rental rule: wait until the wait has cost as much as the eviction. So a model that is
-    constantly used is not evicted when it is idle for a moment. For a model that is loaded without queued
+    That is the number of seconds that its queued predictions will have waited, all together, when the model
+    is loaded, times the weight of its priority. This is the ski rental rule: an eviction is allowed once the
+    waiting has cost as much as the eviction. So a model that is constantly used is not evicted when it is
+    idle for a moment. For a model that is loaded without queued
     predictions (pinned, or loaded by an operator) there is no limit.
     """
     if not model.queue:

@@ -147,7 +147,7 @@ class Scheduler:
     def queued(
         self, id: str, model: str, now: float, *, front: bool = False, parent: str | None = None
     ) -> None:
-        """Queue a prediction for its model; with ``front`` first, because the prediction runs again.
+        """Queue a prediction for its model; ``front`` puts one that runs again before all others.
 
         ``parent`` is the id of the parent prediction. Children are queued before others, because their parent
         holds a slot while it waits.

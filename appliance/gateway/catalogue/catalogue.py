@@ -140,7 +140,7 @@ class Catalogue:
 
     @property
     def entries(self) -> tuple[ServedVersion, ...]:
-        """Versions loaded under their own key: those of models.yaml in file order, then pushed versions."""
+        """The versions of models.yaml in file order, then pushed versions."""
         return self._index.entries
 
     @property

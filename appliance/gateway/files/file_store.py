@@ -117,7 +117,7 @@ class FileStore:
         for name in ("uploads", "outputs", "versions"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._secret = await signing_secret(self.table)
-        await asyncio.to_thread(self._sweep, await self.table.paths())
+        await asyncio.to_thread(self._delete_unknown, await self.table.paths())
         self._task = asyncio.get_running_loop().create_task(self._expire_for_ever())
 
     async def close(self) -> None:
@@ -284,7 +284,7 @@ class FileStore:
             if len(expired) < _BATCH:
                 await asyncio.sleep(_EXPIRY_INTERVAL)
 
-    def _sweep(self, known: set[str]) -> None:
+    def _delete_unknown(self, known: set[str]) -> None:
         """Delete files on the disk that have no row. Call this before any file is created."""
         for upload in (self.folder / "uploads").iterdir():
             if f"uploads/{upload.name}" not in known:
