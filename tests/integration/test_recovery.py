@@ -166,13 +166,13 @@ def test_a_killed_gateway_costs_no_prediction_and_runs_none_twice(appliance: App
 
 def test_ray_runs_only_what_is_needed_at_the_priority_of_the_appliance(appliance: Appliance) -> None:
     """Actors of Ray have a lower priority by default, so any other program would slow them down."""
-    processes = appliance.processes()
-    commands = " ".join(" ".join(process.cmdline()) for process in processes)
+    wait_for(lambda: appliance.named("ServeReplica:runner"), "the spare replica")
+    commands = " ".join(" ".join(process.cmdline()) for process in appliance.processes())
     for unused in ("autoscaler", "log_monitor", "dashboard/dashboard.py"):
         assert unused not in commands
-    actors = [process for process in processes if "ray::Serve" in " ".join(process.cmdline())]
-    assert len(actors) >= 3
-    assert {process.nice() for process in actors} == {psutil.Process().nice()}
+    actors = [process.nice() for process in appliance.named("ray::Serve")]
+    assert len(actors) >= 3  # the controller, the gateway and the replica
+    assert set(actors) == {psutil.Process().nice()}
 
 
 def test_a_gateway_killed_before_it_commits_a_result_has_told_nobody(appliance: Appliance) -> None:
@@ -214,8 +214,10 @@ def test_an_edited_config_is_applied_and_outlives_the_gateway(appliance: Applian
     voice = {"name": "test/voice", "kind": "piper", "source": {"path": str(tmp_path / "none")}}
     changed = {"name": "test/echo", "kind": "echo", "memory": "64MiB", "aliases": ["old/echo"]}
 
+    files = {"name": "test/files", "kind": "echo", "memory": "64MiB", "options": {"files": True}}
+
     def edit(*models: dict[str, Any]) -> None:
-        appliance.config.write_text(yaml.safe_dump({"models": models}))
+        appliance.config.write_text(yaml.safe_dump({"models": [*models, files]}))
 
     def command() -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "appliance"), "reload"]
