@@ -123,7 +123,7 @@ def test_what_keeps_too_much_of_its_device_asleep_is_ended_and_never_sleeps_agai
     assert said(client, "test/heavy", "one") == "one"
     becomes(client, "test/heavy", "cold")
     (lost,) = decisions(client, "test/heavy", "lost")
-    assert "still holds 8.0 MiB of device memory; at most 1.0 MiB are allowed" in lost["why"]
+    assert "it still used 8.0 MiB of device memory, more than the allowed 1.0 MiB" in lost["why"]
     assert said(client, "test/heavy", "two") == "two"
     becomes(client, "test/heavy", "cold")
     assert len(decisions(client, "test/heavy", "sleep")) == 1
