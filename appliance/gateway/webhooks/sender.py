@@ -104,6 +104,7 @@ class Webhooks:
         self._slots = DeliverySlots(AT_ONCE)
         self._slots_before_the_end = DeliverySlots(AT_ONCE)
         self._watched: dict[str, _Watched] = {}
+        self._sending: set[str] = set()  # predictions of which an event other than the last is being sent
         self._under_way: set[str] = set()
         self._recorded: set[str] = set()  # deliveries that ended since the last read of due ones
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,9 +144,9 @@ class Webhooks:
         elif record.status is Status.PROCESSING:
             watched = self._watched.get(record.id)
             if watched is None or watched.attempt != record.attempt:
-                self._watched[record.id] = _Watched(record.attempt)
+                watched = self._watched[record.id] = _Watched(record.attempt)
                 if "start" in webhook.events:
-                    self._spawn(self._send_once(record))
+                    self._send_in_order(watched, record)
                 return
             self._send_if_changed(watched, record, webhook.events)
 
@@ -169,14 +170,21 @@ class Webhooks:
         watched.sent_at = asyncio.get_running_loop().time()
         if watched.latest is not None:
             latest, watched.latest = watched.latest, None
-            watched.sending = True
-            self._spawn(self._send_of(watched, latest))
+            self._send_in_order(watched, latest)
+
+    def _send_in_order(self, watched: _Watched, record: Prediction) -> None:
+        """Send an event other than the last; later events of the prediction wait until it is sent."""
+        watched.sending = True
+        self._sending.add(record.id)
+        self._spawn(self._send_of(watched, record))
 
     async def _send_of(self, watched: _Watched, record: Prediction) -> None:
         try:
             await self._send_once(record)
         finally:
             watched.sending = False
+            self._sending.discard(record.id)
+            self._wake.set()  # its last event may be due
         if watched.latest is not None and self._watched.get(record.id) is watched:
             self._schedule(watched)
 
@@ -220,7 +228,8 @@ class Webhooks:
         self._recorded.clear()
         for delivery in await self._store.due_deliveries(time.time(), AT_ONCE):
             known = delivery.id in self._under_way or delivery.id in self._recorded
-            if not known and self._slots.take(delivery.receiver):
+            early = delivery.prediction in self._sending
+            if not known and not early and self._slots.take(delivery.receiver):
                 self._under_way.add(delivery.id)
                 self._spawn(self._deliver(delivery))
         at = await self._store.next_delivery()

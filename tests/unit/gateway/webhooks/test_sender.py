@@ -219,6 +219,58 @@ async def test_a_read_that_is_older_than_the_end_of_a_delivery_repeats_nothing(
     assert receiver.came == {records[0].id: 1}
 
 
+async def test_the_events_of_a_prediction_arrive_in_order(
+    store: Store, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one waits for the first, whose receiver takes long; the one between is left out."""
+    monkeypatch.setattr(webhooks, "THROTTLE", 0.01)
+    arrived: list[str] = []
+    first = asyncio.Event()
+    others = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.split("content-length: ")[1].split("\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+        if not first.is_set():
+            first.set()
+            await others.wait()
+        arrived.append(f"{body['status']} {body.get('output')}")
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with listening(serve) as url:
+        record = Prediction(
+            id=new_id(),
+            model="a/b",
+            version="v",
+            owner="me",
+            input={},
+            created_at=1.0,
+            stream_token=new_id(),
+            webhook=Webhook(url, ("start", "output", "completed"), "http://x"),
+        )
+        await store.create(record)
+        started = record.started(2.0, 0.0, None)
+        await store.claim(started)
+        sender.observe(started)
+        await first.wait()
+        sender.observe(started.evolve(output="half", n=1))
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        done = started.evolve(output="whole").finished(Status.SUCCEEDED, 3.0)
+        await store.finish(done)
+        sender.observe(done)
+        for _ in range(100):  # whatever could be sent now is sent
+            await asyncio.sleep(0.001)
+        others.set()
+        async with asyncio.timeout(10):
+            while "succeeded whole" not in arrived:
+                await asyncio.sleep(0.005)
+    assert arrived == ["processing None", "succeeded whole"]
+
+
 async def test_an_attempt_has_one_limit_however_its_answer_drips(
     store: Store, sender: Webhooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
