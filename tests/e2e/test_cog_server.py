@@ -213,6 +213,8 @@ def cogs_server(
 
 
 def of_cog(server: httpx.Client, given: dict[str, Any]) -> Any:
+    """Return what Cog's server makes of an input; it refuses an input while it ends the prediction before."""
+    wait_for(lambda: server.get("/health-check").json()["status"] == "READY", "the slot of Cog's server")
     reply = server.post("/predictions", json={"input": given}).json()
     assert reply["status"] == "succeeded", reply
     return plain(reply["output"])

@@ -101,7 +101,7 @@ def test_cancelling_the_whole_cancels_its_parts(api: httpx.Client) -> None:
 
 def test_what_could_only_wait_for_ever_fails_at_once(api: httpx.Client) -> None:
     nested = ran(api, ("cog/caller", {}), catch=True)
-    assert "1 at a time" in nested["output"]["outputs"][0]["error"]
+    assert "model cog/caller has concurrency 1" in nested["output"]["outputs"][0]["error"]
     no_room = ran(api, ("test/whole-machine", {}), catch=True)
     assert no_room["status"] == "succeeded", no_room
     error = no_room["output"]["outputs"][0]["error"]

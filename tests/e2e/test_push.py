@@ -131,7 +131,7 @@ def test_what_cannot_be_built_says_why_and_leaves_no_version(
 ) -> None:
     folder = tmp_path / "wrong"
     folder.mkdir()
-    assert "no cog.yaml" in push(appliance, folder, "appliance/wrong").stderr
+    assert "cog.yaml is missing" in push(appliance, folder, "appliance/wrong").stderr
     (folder / "cog.yaml").write_text('run: "run.py:Runner"\n')
     (folder / "run.py").write_text("import no_such_module\n")
     failed = push(appliance, folder, "appliance/wrong")
