@@ -121,10 +121,6 @@ class _Link:
             waiting, self.waiting = self.waiting, Commands()
             self.connection.send(waiting)
 
-    def reset(self) -> None:
-        """Drop the commands for the model that the replica had before."""
-        self.waiting = Commands()
-
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
@@ -189,7 +185,7 @@ class RayCluster:
         try:
             link = self._links.pop(spec.model, None) or await self._take_spare()
             self._links[spec.model] = link
-            link.reset()
+            link.waiting = Commands()  # the old ones are for the model that the replica had before
             outcome = _outcome_decoder.decode(await link.handle.load.remote(msgspec.msgpack.encode(spec)))
         except _GONE as error:
             _raise_if_cancelled(error)

@@ -108,7 +108,7 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
     run_tokens = RunTokens(await store.files.secret("run-token-key", secrets.token_urlsafe(32)))
     scheduler = Scheduler(capacities(devices), list(found.demands))
     metrics = Metrics(scheduler)
-    builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=settings.devices)
+    builds = ProjectBuilds(models, store, files, scheduler, home=home, devices=devices)
     traced = tracing.build(config.telemetry, os.environ)
 
     def observe(record: Prediction) -> None:
@@ -125,10 +125,8 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         scheduler=scheduler,
         home=home,
         threads=config.hardware.threads or max(1, cpu_threads() - 1),
-        devices=settings.devices,
-        in_use=partial(
-            device_usage, settings.devices, Gpus.connect() if settings.devices[0].kind == "cuda" else None
-        ),
+        devices=devices,
+        in_use=partial(device_usage, devices, Gpus.connect() if devices[0].kind == "cuda" else None),
         files=files,
         inputs=Inputs(files, fetch_guard, settings.run_dir / "inputs"),
         run_tokens=run_tokens,
@@ -156,13 +154,13 @@ async def build_services(settings: GatewaySettings, store: Store, cluster: Clust
         tracing=traced,
         cluster=cluster,
         storage=Storage(home),
-        devices=settings.devices,
+        devices=devices,
         reload=Reload(
             file=settings.config_file,
             in_force=settings.config,
             home=home,
             run_dir=settings.run_dir,
-            devices=settings.devices,
+            devices=devices,
             catalogue=models,
             store=store,
             cluster=cluster,

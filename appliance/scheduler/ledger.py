@@ -115,7 +115,7 @@ class Ledger:
         return model.main_memory if device == self.main_memory else 0
 
     def memory_for(self, demand: Demand, devices: Sequence[str]) -> int:
-        """Return the bytes that the model reserves on each of these devices, the same on all.
+        """Return the bytes that a model with this demand reserves on each of ``devices``.
 
         A demand that is a fraction of a device is computed for the smallest of the devices.
         """

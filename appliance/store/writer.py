@@ -118,25 +118,29 @@ class Writer:
         self._connection.close()
 
     def _execute(self, batch: list[_Write]) -> list[_Outcome] | None:
-        """Execute ``batch`` in a transaction that is left open; None if nothing was executed.
-
-        A write that raises StoreError has changed nothing, and the others continue. After any other error the
-        transaction is rolled back.
-        """
+        """Execute ``batch`` in a transaction that is left open; None if nothing was executed."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error:  # another process writes, and ``_commit`` waits for it
             return None
-        outcomes = []
         try:
-            for write in batch:
-                try:
-                    outcomes.append(_Outcome(write.future, write.action(self._connection), None))
-                except StoreError as refusal:
-                    outcomes.append(_Outcome(write.future, None, refusal))
+            return self._execute_each(batch)
         except Exception:  # noqa: BLE001  # ``_commit`` executes the write again and reports the error
             self._roll_back()
             return None
+
+    def _execute_each(self, batch: list[_Write]) -> list[_Outcome]:
+        """Execute the writes in the open transaction.
+
+        A write that raises StoreError has changed nothing, and the others continue. After any other error the
+        transaction must be rolled back.
+        """
+        outcomes = []
+        for write in batch:
+            try:
+                outcomes.append(_Outcome(write.future, write.action(self._connection), None))
+            except StoreError as refusal:
+                outcomes.append(_Outcome(write.future, None, refusal))
         return outcomes
 
     def _commit_executed(self, batch: list[_Write], outcomes: list[_Outcome]) -> list[_Outcome]:
@@ -148,23 +152,17 @@ class Writer:
         return outcomes
 
     def _commit(self, batch: list[_Write]) -> list[_Outcome]:
-        """Execute ``batch`` in one transaction.
+        """Execute and commit ``batch`` in one transaction.
 
-        A write that raises StoreError has changed nothing, and the others continue. After any other error the
-        transaction is rolled back and each write gets its own transaction, so that only the faulty write
-        fails.
+        After an error other than StoreError the transaction is rolled back and each write gets its own
+        transaction, so that only the faulty write fails.
         """
         try:
             self._begin()
         except sqlite3.Error as error:  # another process holds the write lock for too long: all writes fail
             return [_Outcome(write.future, None, self._translated(error)) for write in batch]
-        outcomes = []
         try:
-            for write in batch:
-                try:
-                    outcomes.append(_Outcome(write.future, write.action(self._connection), None))
-                except StoreError as refusal:
-                    outcomes.append(_Outcome(write.future, None, refusal))
+            outcomes = self._execute_each(batch)
             self._connection.execute("COMMIT")
         # Any error goes to the caller that awaits the write; the thread must continue.
         except Exception as error:  # noqa: BLE001
