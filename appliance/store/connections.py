@@ -107,11 +107,11 @@ class Connections:
 
         return self.write(action)
 
-    def write(self, action: Action[T], *, short: bool = False) -> asyncio.Future[T]:
-        """Queue ``action``; ``short`` as in ``Writer.put``."""
+    def write(self, action: Action[T], *, short: bool = False, alone: bool = False) -> asyncio.Future[T]:
+        """Queue ``action``; ``short`` and ``alone`` as in ``Writer.put``."""
         if self._writer is None:
             raise StoreError(f"{self._path}: the store is not open")
-        return self._writer.put(action, short=short)
+        return self._writer.put(action, short=short, alone=alone)
 
     def row(self, query: str, parameters: Parameters) -> rows.Row | None:
         """Read one row on the event loop; use this only for queries that an index answers."""

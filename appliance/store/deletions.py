@@ -7,15 +7,15 @@ import sqlite3
 from typing import Final
 
 from appliance.store import rows
-from appliance.store.connections import Connections
 from appliance.store.database import shrink
 from appliance.store.queries import QUERIES
+from appliance.store.unindexed import Unindexed
 
 _EMPTY: Final = rows.pack({})
 _VACUUM_PAGES: Final = 2000  # returned to the disk at a time; 8 MB
 
 
-class Deletions(Connections):
+class Deletions(Unindexed):
     """Methods of ``Store`` that delete data of predictions, and versions."""
 
     def remove_data(self, before: float, limit: int) -> asyncio.Future[list[str]]:
@@ -29,6 +29,7 @@ class Deletions(Connections):
             found = connection.execute(QUERIES["predictions_with_data"], {"before": before, "limit": limit})
             return _empty(connection, found.fetchall())
 
+        self.index()
         return self.write(action)
 
     def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
@@ -50,6 +51,7 @@ class Deletions(Connections):
                 taken -= size
             return _empty(connection, removed)
 
+        self.index()
         return self.write(action)
 
     def remove_version(self, id: str, model: str) -> asyncio.Future[list[str]]:
@@ -64,6 +66,7 @@ class Deletions(Connections):
                 connection.execute(QUERIES[query], names)
             return removed
 
+        self.index()
         return self.write(action)
 
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Unpack
 
-from appliance.domain import usage
 from appliance.domain.errors import StatusConflict, StoreError
 from appliance.domain.prediction import TRANSITIONS, Done, OutputItems, Prediction, Status, new_id
 from appliance.store import rows
-from appliance.store.connections import Connections, Parameters
+from appliance.store.connections import Parameters
 from appliance.store.queries import QUERIES, narrowed
 from appliance.store.records import Cursor, Filter, Progress
+from appliance.store.unindexed import Unindexed
 
 # Named here because the method ``list`` hides the builtin in the class body.
 Predictions = list[Prediction]
@@ -30,7 +30,7 @@ _SOURCES: Final = {
 }
 
 
-class PredictionTable(Connections):
+class PredictionTable(Unindexed):
     """Predictions. Status changes are guarded updates: a change fails if the stored status does not allow it.
 
     Of 100,000 records, a finished one is read in 60 us on the event loop and in 300 us through a thread, so
@@ -45,24 +45,22 @@ class PredictionTable(Connections):
         Raises:
             ValueError: the prediction has ended and has a webhook, which only ``finish`` makes due.
         """
-        ended = prediction.status.terminal
-        if ended and prediction.webhook is not None:
-            raise ValueError(f"prediction {prediction.id} has a webhook: create it before its end")
+        if prediction.status.terminal:
+            if prediction.webhook is not None:
+                raise ValueError(f"prediction {prediction.id} has a webhook: create it before its end")
+            small = _is_small([prediction.input, prediction.output, prediction.logs])
+            return self.insert_unindexed(prediction, short=small)
 
         def action(connection: sqlite3.Connection) -> None:
             columns = rows.prediction_columns(prediction)
             body = rows.pack(prediction.input)
-            query = "insert_prediction"
-            if ended:
-                query = "insert_ended_prediction"
-                columns |= _usage_columns(prediction)
             try:
-                number = connection.execute(QUERIES[query], columns).lastrowid
+                number = connection.execute(QUERIES["insert_prediction"], columns).lastrowid
             except sqlite3.IntegrityError as exc:
                 raise StoreError(f"prediction {prediction.id} exists already ({exc})") from exc
             connection.execute(QUERIES["insert_input"], {"prediction": number, "body": body})
 
-        return self.write(action, short=_is_small([prediction.input, prediction.output, prediction.logs]))
+        return self.write(action, short=_is_small(prediction.input))
 
     def claim(self, prediction: Prediction) -> asyncio.Future[None]:
         """Move ``starting -> processing``; ``prediction.attempt`` must be one more than the stored attempt.
@@ -112,7 +110,7 @@ class PredictionTable(Connections):
         sources = _SOURCES[prediction.status]
 
         def action(connection: sqlite3.Connection) -> None:
-            columns = rows.prediction_columns(prediction) | _usage_columns(prediction)
+            columns = rows.prediction_columns(prediction) | rows.usage_columns(prediction)
             columns |= {
                 "from_status": sources[0],
                 "or_from_status": sources[-1],
@@ -199,10 +197,12 @@ class PredictionTable(Connections):
             page = [rows.prediction(row) for row in connection.execute(query, parameters)]
             return page[::-1] if backwards else page
 
+        await self.indexed()
         return await self.read(action)
 
     async def children(self, parent: str) -> Ids:
         """Return the ids of the predictions that ``parent`` created while it ran, oldest first."""
+        await self.indexed()
         return await self.read(
             lambda connection: [row[0] for row in connection.execute(QUERIES["children"], {"parent": parent})]
         )
@@ -218,6 +218,7 @@ class PredictionTable(Connections):
 
     async def run_counts(self) -> dict[str, int]:
         """Return the number of predictions ever created, by model."""
+        await self.indexed()
         return await self.read(lambda connection: dict(connection.execute(QUERIES["run_counts"])))
 
     async def _prediction(self, query: str, parameters: Parameters) -> Prediction | None:
@@ -236,34 +237,20 @@ class PredictionTable(Connections):
         return await self.read(action)
 
 
-def _usage_columns(prediction: Prediction) -> Parameters:
-    metrics = prediction.metrics if prediction.status.terminal else {}
-    return {
-        "predict_us": usage.microseconds(metrics.get("predict_time")),
-        "cold_start_us": usage.microseconds(metrics.get("cold_start")),
-        "input_tokens": usage.count(metrics.get("input_token_count")),
-        "output_tokens": usage.count(metrics.get("output_token_count")),
-    }
-
-
 def _is_small(value: Any) -> bool:
     """Return whether a value is certainly encoded and written in less than a millisecond."""
     budget = _SMALL
     left = [value]
     while left and budget > 0:
-        match left.pop():
-            case str() | bytes() as text:
-                budget -= len(text)
-            case dict() as fields:
-                budget -= 64 * len(fields)
-                if budget > 0:
-                    left.extend(fields.values())
-            case list() | OutputItems() as items:
-                budget -= 64 * len(items)
-                if budget > 0:
-                    left.extend(items)
-            case _:
-                budget -= 8
+        part = left.pop()
+        if isinstance(part, str | bytes):
+            budget -= len(part)
+        elif isinstance(part, dict | list | OutputItems):
+            budget -= 64 * len(part)
+            if budget > 0:
+                left.extend(part.values() if isinstance(part, dict) else part)
+        else:
+            budget -= 8
     return budget > 0
 
 

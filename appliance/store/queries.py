@@ -23,6 +23,7 @@ COLUMNS: Final = (
 )
 _PLACEHOLDERS: Final = {
     "{columns}": ", ".join(COLUMNS),
+    "{marks}": ", ".join("?" for _ in COLUMNS),
     "{values}": ", ".join(f":{name}" for name in COLUMNS),
     "{prediction}": ", ".join(f"p.{name}" for name in COLUMNS),
 }

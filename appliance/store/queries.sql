@@ -4,10 +4,25 @@
 -- A new prediction without its input; refused when the id or the stream token exists.
 INSERT INTO predictions ({columns}) VALUES ({values});
 
--- query: insert_ended_prediction
--- A new prediction that has ended already. The trigger usage_of_new_is_counted adds it to the usage totals.
+-- query: insert_unindexed_prediction
+-- A new prediction that has ended already, with its input.
+INSERT INTO unindexed_predictions ({columns}, predict_us, cold_start_us, input_tokens, output_tokens, input)
+VALUES ({marks}, ?, ?, ?, ?, ?);
+
+-- query: index_predictions
+-- Copy all unindexed predictions. The triggers runs_are_counted and usage_of_new_is_counted count them.
 INSERT INTO predictions ({columns}, predict_us, cold_start_us, input_tokens, output_tokens)
-VALUES ({values}, :predict_us, :cold_start_us, :input_tokens, :output_tokens);
+SELECT {columns}, predict_us, cold_start_us, input_tokens, output_tokens
+FROM unindexed_predictions ORDER BY number;
+
+-- query: index_inputs
+-- The inputs of the predictions copied last.
+INSERT INTO inputs (prediction, body)
+SELECT p.number, u.input FROM unindexed_predictions AS u CROSS JOIN predictions AS p ON p.id = u.id;
+
+-- query: delete_unindexed_predictions
+-- All of them, after they were copied.
+DELETE FROM unindexed_predictions;
 
 -- query: insert_input
 -- The input of the prediction inserted last.
@@ -38,16 +53,18 @@ INSERT INTO events (prediction, attempt, n, body) VALUES (:prediction, :attempt,
 ON CONFLICT DO NOTHING;
 
 -- query: prediction_by_id
--- One prediction with its input.
+-- One prediction with its input. The table unindexed_predictions has about a hundred rows, at most.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
-WHERE p.id = :id;
+WHERE p.id = :id
+UNION ALL SELECT {columns}, input FROM unindexed_predictions WHERE id = :id;
 
 -- query: prediction_by_stream_token
 -- The prediction whose urls.stream carries this token.
 SELECT {prediction}, i.body
 FROM predictions AS p JOIN inputs AS i ON i.prediction = p.number
-WHERE p.stream_token = :stream_token;
+WHERE p.stream_token = :stream_token
+UNION ALL SELECT {columns}, input FROM unindexed_predictions WHERE stream_token = :stream_token;
 
 -- query: unfinished_predictions
 -- All predictions that are starting or processing, oldest first.

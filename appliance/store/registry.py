@@ -10,8 +10,8 @@ from appliance.domain.deployment import Release
 from appliance.domain.errors import StoreError
 from appliance.domain.model import Adapter, Build, Model, Project
 from appliance.store import rows
-from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
+from appliance.store.unindexed import Unindexed
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Registry:
     """Models, versions, builds, deployments and examples, available as ``Store.registry``."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Unindexed) -> None:
         self._connections = connections
 
     async def models(self) -> list[Model]:
@@ -84,6 +84,7 @@ class Registry:
 
     async def last_use(self, deployment: str) -> float | None:
         """Return the Unix time of the last prediction made through a deployment; None if there was none."""
+        await self._connections.indexed()
         row = self._connections.row("last_use_of_deployment", {"deployment": deployment})
         return None if row is None else row[0]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from appliance.domain import file
+from appliance.domain import file, usage
 from appliance.domain.errors import StoreError, UnstorableValue
 from appliance.domain.prediction import Prediction, Status, Webhook
 from appliance.domain.token import Scope, Token
@@ -16,6 +17,7 @@ from appliance.store.records import Delivery, Receiver, VersionRow
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
+_fields: Final = attrgetter(*COLUMNS)
 
 
 def pack(value: Any) -> bytes | str:
@@ -53,12 +55,28 @@ def unpack(body: bytes | str, type: type[T] | Any = Any) -> Any:
 
 
 def prediction_columns(prediction: Prediction) -> dict[str, Any]:
-    return {name: getattr(prediction, name) for name in COLUMNS} | {
+    return dict(zip(COLUMNS, _fields(prediction), strict=True)) | {
         "status": prediction.status.value,
         "output": None if prediction.output is None else pack(prediction.plain_output),
         "metrics": pack(prediction.metrics) if prediction.metrics else None,
         "webhook": None if prediction.webhook is None else pack(prediction.webhook),
     }
+
+
+def usage_columns(prediction: Prediction) -> dict[str, int]:
+    metrics = prediction.metrics if prediction.status.terminal else {}
+    return {
+        "predict_us": usage.microseconds(metrics.get("predict_time")),
+        "cold_start_us": usage.microseconds(metrics.get("cold_start")),
+        "input_tokens": usage.count(metrics.get("input_token_count")),
+        "output_tokens": usage.count(metrics.get("output_token_count")),
+    }
+
+
+def unindexed_prediction(prediction: Prediction) -> list[Any]:
+    """Return the values for ``insert_unindexed_prediction``, in the order of its columns."""
+    columns = prediction_columns(prediction)
+    return [*columns.values(), *usage_columns(prediction).values(), pack(prediction.input)]
 
 
 def prediction(row: Row) -> Prediction:

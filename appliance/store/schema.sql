@@ -374,3 +374,42 @@ BEGIN
         cold_start_us = cold_start_us + excluded.cold_start_us,
         input_tokens = input_tokens + excluded.input_tokens, output_tokens = output_tokens + excluded.output_tokens;
 END;
+
+-- step: 14
+-- Short predictions are inserted into a table without an index, and moved to the indexed table together.
+
+-- The columns of predictions and the input. Searches by id and by stream token read these columns only.
+CREATE TABLE unindexed_predictions (
+    number        INTEGER PRIMARY KEY,
+    id            TEXT NOT NULL,
+    stream_token  TEXT NOT NULL,
+    model         TEXT NOT NULL,
+    version       TEXT NOT NULL,
+    owner         TEXT NOT NULL,
+    status        TEXT NOT NULL,
+    source        TEXT NOT NULL,
+    created_at    REAL NOT NULL,
+    started_at    REAL,
+    completed_at  REAL,
+    deadline      REAL,
+    attempt       INTEGER NOT NULL,
+    n             INTEGER NOT NULL,
+    data_removed  INTEGER NOT NULL,
+    error         TEXT,
+    deployment    TEXT,
+    destination   TEXT,
+    parent        TEXT,
+    operation     TEXT,
+    token         TEXT,
+    hardware      TEXT,
+    trace         TEXT,
+    predict_us    INTEGER NOT NULL,
+    cold_start_us INTEGER NOT NULL,
+    input_tokens  INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    metrics       BLOB,
+    webhook       BLOB,
+    logs          TEXT NOT NULL,
+    output        BLOB,
+    input         BLOB NOT NULL
+);

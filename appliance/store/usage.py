@@ -7,14 +7,14 @@ from collections.abc import Collection
 from typing import Any
 
 from appliance.domain.usage import KEYS, Usage
-from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
+from appliance.store.unindexed import Unindexed
 
 
 class UsageTable:
     """Usage totals, available as ``Store.usage``."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Unindexed) -> None:
         self._connections = connections
 
     async def rows(
@@ -32,4 +32,5 @@ class UsageTable:
             found = connection.execute(QUERIES["usage"], parameters)
             return [Usage(**dict(zip(Usage.__struct_fields__, row, strict=True))) for row in found]
 
+        await self._connections.indexed()
         return await self._connections.read(action)

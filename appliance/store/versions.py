@@ -8,12 +8,12 @@ import sqlite3
 import msgspec
 
 from appliance.store import rows
-from appliance.store.connections import Connections
 from appliance.store.queries import QUERIES
 from appliance.store.records import VersionRow
+from appliance.store.unindexed import Unindexed
 
 
-class VersionTable(Connections):
+class VersionTable(Unindexed):
     """Methods of ``Store`` for model versions and their OpenAPI documents."""
 
     def record_version(self, row: VersionRow) -> asyncio.Future[VersionRow]:
@@ -31,6 +31,7 @@ class VersionTable(Connections):
 
     def forget_versions(self, model: str, served: str) -> asyncio.Future[None]:
         """Delete the versions of ``model`` that no prediction refers to, except the version ``served``."""
+        self.index()
         return self.change("forget_versions", {"model": model, "served": served})
 
     async def versions(self, model: str) -> list[VersionRow]:

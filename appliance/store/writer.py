@@ -35,6 +35,7 @@ class _Write(NamedTuple):
     future: asyncio.Future[Any]
     action: Action[Any]
     short: bool
+    alone: bool
 
 
 class _Outcome(NamedTuple):
@@ -63,11 +64,12 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def put(self, action: Action[T], *, short: bool = False) -> asyncio.Future[T]:
+    def put(self, action: Action[T], *, short: bool = False, alone: bool = False) -> asyncio.Future[T]:
         """Queue a write; the future is done when the write is committed or has failed.
 
         With ``short``, ``action`` must take less than about a millisecond, because it may run on the event
-        loop.
+        loop. With ``alone``, it gets a transaction of its own: it would take the writes that are queued with
+        it to the thread.
 
         Raises:
             StoreError: the store is closed.
@@ -75,7 +77,7 @@ class Writer:
         if self._closed:
             raise StoreError(f"{self._path}: the store is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.append(_Write(future, action, short))
+        self._waiting.append(_Write(future, action, short, alone))
         if not self._writing:
             self._writing = True
             self._idle.clear()
@@ -90,7 +92,9 @@ class Writer:
         await asyncio.to_thread(self._thread.join)
 
     def _write(self) -> None:
-        batch, self._waiting = self._waiting, []
+        size = next((n for n, write in enumerate(self._waiting) if write.alone), len(self._waiting))
+        size = max(size, 1)
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
         outcomes = self._execute(batch) if all(write.short for write in batch) else None
         if outcomes is None:
             self._commits.put(partial(self._commit, batch))

@@ -1,0 +1,142 @@
+"""Ended predictions that are stored without an index first: found at once, moved soon, never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
+from appliance.store import Store, VersionRow, unindexed
+from tests.support.store_files import opened
+
+
+def ended(**changes: Any) -> Prediction:
+    """A prediction that ran for a second and succeeded."""
+    prediction = Prediction(
+        id=new_id(),
+        model="acme/hello",
+        version="0" * 64,
+        owner="me",
+        input={"text": "Alice"},
+        created_at=1000.0,
+        stream_token=new_stream_token(),
+    )
+    record = prediction.evolve(**changes).started(1000.5, 0.0, "cpu").evolve(output="Hello")
+    return record.finished(Status.SUCCEEDED, 1001.5)
+
+
+def ids_in(path: Path, table: str) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [id for (id,) in connection.execute(f"SELECT id FROM {table} ORDER BY number")]
+
+
+async def test_it_is_read_by_id_and_stream_token_before_it_is_moved(store: Store, path: Path) -> None:
+    record = ended()
+    await store.create(record)
+    assert await store.get(record.id) == record
+    assert await store.by_stream_token(record.stream_token) == record
+    assert await store.get(new_id()) is None
+    assert ids_in(path, "unindexed_predictions") == [record.id]
+    assert ids_in(path, "predictions") == []
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.list("me"),
+        lambda store: store.run_counts(),
+        lambda store: store.usage.rows(["model"]),
+        lambda store: store.children("parent"),
+        lambda store: store.registry.last_use("me/hello"),
+        lambda store: store.remove_data(before=2000.0, limit=10),
+        lambda store: store.remove_version("0" * 64, "acme/hello"),
+    ],
+    ids=["list", "run counts", "usage", "children", "last use", "data removal", "version removal"],
+)
+async def test_whatever_needs_all_predictions_finds_it(store: Store, read: Callable[[Store], Any]) -> None:
+    write = store.create(ended(deployment="me/hello", parent="parent"))  # not awaited: it is queued only
+    assert await read(store)
+    await write
+
+
+async def test_a_version_that_only_it_names_is_kept(store: Store) -> None:
+    await store.record_version(VersionRow(id="0" * 64, model="acme/hello", created_at=1.0, document={}))
+    await store.create(ended())
+    await store.forget_versions("acme/hello", "1" * 64)
+    assert [row.id for row in await store.versions("acme/hello")] == ["0" * 64]
+
+
+async def test_many_are_moved_together(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unindexed, "_MOST", 3)
+    records = [ended() for _ in range(4)]
+    await asyncio.gather(*[store.create(record) for record in records])
+    await store.check()  # a write after the move
+    assert ids_in(path, "predictions") == [record.id for record in records[:3]]
+    assert ids_in(path, "unindexed_predictions") == [records[3].id]
+    assert sorted(record.id for record in await store.list("me")) == sorted(record.id for record in records)
+    assert (await store.run_counts()) == {"acme/hello": 4}
+    assert [await store.get(record.id) for record in records] == records
+
+
+async def test_it_is_moved_soon_although_nothing_is_read(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unindexed, "_LONGEST", 0.001)
+    record = ended()
+    await store.create(record)
+    while ids_in(path, "predictions") != [record.id]:
+        await asyncio.sleep(0.001)
+    assert ids_in(path, "unindexed_predictions") == []
+
+
+async def test_what_a_killed_process_left_is_moved_by_the_next(path: Path) -> None:
+    first = await opened(path)
+    record = ended()
+    await first.create(record)
+    await first.close()
+    assert ids_in(path, "unindexed_predictions") == [record.id]
+    second = await opened(path)
+    await second.own()
+    assert [each.id for each in await second.list("me")] == [record.id]
+    assert [usage.succeeded for usage in await second.usage.rows(["model"])] == [1]
+    await second.close()
+
+
+async def test_a_move_that_fails_is_repeated(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM unindexed_predictions")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    record = ended()
+    await store.create(record)
+    with monkeypatch.context() as patched:
+        patched.setattr(unindexed, "_move_all", full)
+        assert await store.list("me") == []
+    assert "1 ended predictions are not in lists and usage yet" in caplog.text
+    assert await store.get(record.id) == record
+    assert await store.list("me") == [record]
+
+
+async def test_short_writes_beside_a_move_stay_on_the_event_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unindexed, "_MOST", 1)
+    threads: list[str] = []
+
+    def recorded(connection: sqlite3.Connection) -> None:
+        threads.append(threading.current_thread().name)
+
+    monkeypatch.setattr(unindexed, "_move_all", recorded)
+    move = store.create(ended())
+    after = store.write(recorded, short=True)
+    await asyncio.gather(move, after)
+    assert threads == ["store-writer", "MainThread"]
