@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from appliance.domain.errors import FieldProblem, InvalidInput
+from appliance.domain.interface import REF
 
 if TYPE_CHECKING:
     from appliance.domain.interface import Interface
 
 #: Schema key of a string input that also accepts a list of strings.
 LIST_TOO: Final = "x-appliance-list"
-_REF: Final = "#/components/schemas/"
 _SCHEMES: Final = ("http", "https", "data")  # of URLs that input files are fetched from
 _LARGEST: Final = 2**63 - 1  # limit of numbers without declared bounds: msgpack has 64 bits
 
@@ -37,17 +37,15 @@ def validate(interface: Interface, input: Any) -> dict[str, Any]:
     if interface.verbatim:
         return _encodable(input)
     by_name = _by_name(interface, input)
-    required = set(interface.input.get("required", ()))
     validated: dict[str, Any] = {}
     problems: list[FieldProblem] = []
-    for name, declared in interface.input["properties"].items():
-        schema = _resolved(declared, interface.components)
+    for name, schema, required, default in interface.declared_inputs:
         spelled, value = by_name.get(name, (name, None))
-        if name not in by_name or (value is None and name not in required):
-            if name in required:
+        if value is None and not (required and name in by_name):
+            if required:
                 problems.append(FieldProblem("required", "input", f"{name} is required"))
-            elif schema.get("default") is not None:  # Cog ignores a default of null
-                validated[name] = schema["default"]
+            elif default is not None:
+                validated[name] = default
             continue
         found = list(_problems(value, schema, f"input.{spelled}"))
         problems += found
@@ -104,14 +102,6 @@ def _by_name(interface: Interface, input: dict[str, Any]) -> dict[str, tuple[str
         if input.get(alias) is not None and input.get(name) is None:
             found[name] = alias, input[alias]
     return found
-
-
-def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an input with its ``$ref`` resolved; Cog refers to enumerations by ``$ref``."""
-    for each in schema.get("allOf", ()):
-        if "$ref" in each:
-            schema = {**components[each["$ref"].removeprefix(_REF)], **schema}
-    return schema
 
 
 def _as_declared(value: Any, schema: dict[str, Any]) -> Any:
@@ -282,7 +272,7 @@ def document(interface: Interface) -> dict[str, Any]:
 
 
 def _ref(name: str) -> dict[str, str]:
-    return {"$ref": _REF + name}
+    return {"$ref": REF + name}
 
 
 def _operation(summary: str, identifier: str, schemas: dict[str, Any]) -> dict[str, Any]:

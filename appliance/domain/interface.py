@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
+
+#: Prefix of references to the schemas in ``components``.
+REF: Final = "#/components/schemas/"
+
+
+class DeclaredInput(NamedTuple):
+    """An input of a model."""
+
+    name: str
+    schema: dict[str, Any]  # with its reference resolved
+    required: bool
+    default: Any  # None for none: Cog ignores a default of null
 
 
 class Interface(msgspec.Struct, frozen=True, dict=True):
@@ -37,9 +49,28 @@ class Interface(msgspec.Struct, frozen=True, dict=True):
         """Names of the inputs whose values only the model may read."""
         return [name for name, schema in self.input["properties"].items() if schema.get("x-cog-secret")]
 
+    @cached_property
+    def declared_inputs(self) -> list[DeclaredInput]:
+        required = self.input.get("required", ())
+        resolved = {
+            name: _resolved(schema, self.components) for name, schema in self.input["properties"].items()
+        }
+        return [
+            DeclaredInput(name, schema, name in required, schema.get("default"))
+            for name, schema in resolved.items()
+        ]
+
     @property
     def makes_files(self) -> bool:
         return _may_be_file(self.output)
+
+
+def _resolved(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an input with its ``$ref`` resolved; Cog refers to enumerations by ``$ref``."""
+    for each in schema.get("allOf", ()):
+        if "$ref" in each:
+            schema = {**components[each["$ref"].removeprefix(REF)], **schema}
+    return schema
 
 
 def _is_file(schema: dict[str, Any]) -> bool:

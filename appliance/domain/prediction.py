@@ -6,7 +6,7 @@ and only ``appliance.store`` stores them.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from itertools import islice
@@ -281,7 +281,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 def new_id() -> str:
     """Return a new random prediction id: 26 characters with 130 random bits."""
-    return secrets.token_bytes(ID_LENGTH).translate(_CROCKFORD).decode()
+    return _random_bytes(ID_LENGTH).translate(_CROCKFORD).decode()
 
 
 def new_stream_token(*, files: bool = False) -> str:
@@ -290,4 +290,26 @@ def new_stream_token(*, files: bool = False) -> str:
     With ``files`` the token starts with ``FILE_STREAM``. Replicate's JavaScript client recognizes streams of
     files by this prefix in the URL.
     """
-    return (FILE_STREAM if files else "") + secrets.token_hex(32)
+    return (FILE_STREAM if files else "") + _random_bytes(32).hex()
+
+
+class _RandomPool:
+    """Random bytes of the operating system, of which one system call gives enough for many predictions."""
+
+    def __init__(self) -> None:
+        self._refill()
+        os.register_at_fork(after_in_child=self._refill)  # two processes must not use the same bytes
+
+    def _refill(self) -> None:
+        self._bytes = os.urandom(4096)
+        self._used = 0
+
+    def take(self, count: int) -> bytes:
+        """Return ``count`` bytes that were not returned before; at most 4,096."""
+        if self._used + count > len(self._bytes):
+            self._refill()
+        self._used += count
+        return self._bytes[self._used - count : self._used]
+
+
+_random_bytes: Final = _RandomPool().take

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -49,7 +50,13 @@ _BREAK: Final = re.compile(r"\r\n?|\n")
 
 def timestamp(seconds: float) -> str:
     """Return Unix seconds as RFC 3339 in UTC with six decimals, which every client parses."""
-    return f"{datetime.fromtimestamp(seconds, UTC).isoformat(timespec='microseconds')[:-6]}Z"
+    microseconds = round(seconds * 1e6)
+    return f"{_second(microseconds // 1_000_000)}.{microseconds % 1_000_000:06}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")[:-6]
 
 
 def encode(value: Any, base: str = "") -> bytes:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
 from starlette.types import Message, Receive, Scope, Send
@@ -94,7 +96,20 @@ def create_api(services: Services, ui: Path | None = None) -> Application:
 
 
 class _CountedRoute(Route):
-    """A route that puts its path template into the ASGI scope, for metrics and traces."""
+    """A route that puts its path template into the ASGI scope, for metrics and traces.
+
+    It calls its endpoint without Starlette's handlers of exceptions, because ``Application`` handles all.
+    """
+
+    def __init__(self, route: Route) -> None:
+        super().__init__(route.path, route.endpoint, methods=route.methods)
+        endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = respond
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
@@ -108,7 +123,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 _ROUTER: Final = Router(
-    [_CountedRoute(route.path, route.endpoint, methods=route.methods) for route in ROUTES],
+    [_CountedRoute(route) for route in ROUTES],
     redirect_slashes=False,
     default=_not_found,
 )

@@ -11,7 +11,7 @@ import time
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from appliance.domain import input_schema
 from appliance.domain.errors import (
@@ -259,13 +259,15 @@ async def _received(request: Request) -> bytes:
     received = bytearray()
     if content_length(request) > limit:
         raise _too_large(limit)
-    try:
-        async for chunk in request.stream():
-            received += chunk
-            if len(received) > limit:
-                raise _too_large(limit)
-    except ClientDisconnect as error:
-        raise MalformedBody("The connection closed before the body was complete") from error
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedBody("The connection closed before the body was complete")
+        received += message.get("body", b"")
+        if len(received) > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
     return bytes(received).removeprefix(codecs.BOM_UTF8)
 
 

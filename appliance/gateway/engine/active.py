@@ -59,8 +59,8 @@ class ActivePrediction:
         self.timers: list[asyncio.TimerHandle] = []
         self.unsaved: Events = []  # shown, but not stored yet
         self.saving: asyncio.Future[None] | None = None  # the last write of this attempt's events
-        self._waiting_for_change: set[asyncio.Future[None]] = set()
-        self._waiting_for_end: set[asyncio.Future[None]] = set()
+        self._waiting_for_change: set[asyncio.Future[bool]] = set()
+        self._waiting_for_end: set[asyncio.Future[bool]] = set()
 
     @property
     def id(self) -> str:
@@ -113,37 +113,40 @@ class ActivePrediction:
 
     async def changed(self, seconds: float) -> bool:
         """Return True at the next ``show``, or False after ``seconds`` without one."""
-        try:
-            async with asyncio.timeout(seconds):
-                await _wait_in(self._waiting_for_change)
-        except TimeoutError:
-            return False
-        return True
+        return await _wait_in(self._waiting_for_change, seconds)
 
-    async def ended(self) -> None:
-        """Return once the terminal record is stored.
+    async def ended(self, seconds: float | None = None) -> bool:
+        """Return True once the terminal record is stored, or False after ``seconds``.
 
         Raises:
             StoreError: the prediction could not be created.
         """
-        if not self.prediction.status.terminal:
-            await _wait_in(self._waiting_for_end)
+        return self.prediction.status.terminal or await _wait_in(self._waiting_for_end, seconds)
 
 
-async def _wait_in(waiting: set[asyncio.Future[None]]) -> None:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+async def _wait_in(waiting: set[asyncio.Future[bool]], seconds: float | None) -> bool:
+    """Wait until ``_wake`` is called, or for ``seconds``; return whether it was called."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bool] = loop.create_future()
     waiting.add(future)
+    timer = None if seconds is None else loop.call_later(seconds, _resolve, future, False)
     try:
-        await future
+        return await future
     finally:
         waiting.discard(future)
+        if timer is not None:
+            timer.cancel()
 
 
-def _wake(waiting: set[asyncio.Future[None]]) -> None:
+def _wake(waiting: set[asyncio.Future[bool]]) -> None:
     for future in waiting:
-        if not future.done():
-            future.set_result(None)
+        _resolve(future, True)
     waiting.clear()
+
+
+def _resolve(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 def items(prediction: Prediction, *, iterates: bool) -> Sequence[Any]:

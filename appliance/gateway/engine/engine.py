@@ -7,7 +7,6 @@ Only ``predictions`` changes statuses; only ``loads`` and ``workers`` start and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -372,9 +371,8 @@ class Engine:
         active = self._active.get(id)
         if active is None:
             return await self._store.get(id)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await active.ended()
+        if not await active.ended(seconds):
+            self._predictions.write_start(active)
         if active.created is not None and not active.prediction.status.terminal:
             await asyncio.shield(active.created)
         return active.prediction

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from appliance.domain.errors import PredictionFailed, StoreError, UnstorableValue
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 #: Seconds by which the first write of a prediction is delayed if the caller waits for its end. A shorter
 #: prediction then needs one commit instead of two. If the gateway dies, the caller gets no response.
-_WRITE_DELAY: Final = 0.005
+_WRITE_DELAY: Final = 0.02
 
 OUTDATED: Final = (
     "model {} was changed or removed in models.yaml after the request: send the prediction again"
@@ -127,7 +128,7 @@ class Predictions:
         if not active.has_files and not active.entry.calls_others:
             self._submit(active, claimed.attempt, active.input)
         if active.created is None and active.submitted and active.awaits_end and not active.entry.files_out:
-            timer = asyncio.get_running_loop().call_later(_WRITE_DELAY, self._write_start, active)
+            timer = asyncio.get_running_loop().call_later(_WRITE_DELAY, self.write_start, active)
             active.unwritten = Unwritten(claimed, decided.model, timer)
         else:
             self._store_start(active, claimed, decided.model)
@@ -139,7 +140,7 @@ class Predictions:
             stored = self._store.claim(claimed)
         self._tasks.spawn(self._run(active, claimed, stored, model))
 
-    def _write_start(self, active: ActivePrediction) -> None:
+    def write_start(self, active: ActivePrediction) -> None:
         """Write the start of a run whose write was delayed until the end of the prediction."""
         if active.unwritten is not None:
             claimed, model, timer = active.unwritten
@@ -305,7 +306,7 @@ class Predictions:
         Unless the status is succeeded, unfinished children are canceled, because their parent no longer
         waits.
         """
-        self._write_start(active)
+        self.write_start(active)
         if active.created is None:  # the scheduler refuses it at once
             active.created = self._store.create(active.prediction)
         active.ending = True
@@ -339,7 +340,16 @@ class Predictions:
         self._left(start.model, early[-1])
         record = _ended(active, record, Status(done.status), done.error)
         active.created = self._store.create(record)
-        self._tasks.spawn(self._finish_at_once(active, start.claimed, record, active.created))
+        active.created.add_done_callback(partial(self._written_at_once, active, start.claimed, record))
+
+    def _written_at_once(
+        self, active: ActivePrediction, claimed: Prediction, record: Prediction, written: asyncio.Future[None]
+    ) -> None:
+        if written.cancelled() or written.exception() is not None:
+            self._tasks.spawn(self._finish_at_once(active, claimed, record, written))
+        else:
+            self._dependencies.observe(claimed)
+            self._show_end(active, record)
 
     async def _finish_at_once(
         self,
@@ -390,7 +400,9 @@ class Predictions:
         await self._finish(active, record, self._store.finish(record))
 
     async def _finish(self, active: ActivePrediction, record: Prediction, written: Awaitable[None]) -> None:
-        stored = await records.end(self._store, record, written)
+        self._show_end(active, await records.end(self._store, record, written))
+
+    def _show_end(self, active: ActivePrediction, stored: Prediction) -> None:
         self._remove(active)
         self._show(active, stored)
         self._drop_inputs(active)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.domain.prediction import Prediction, Status
 from appliance.protocols import serializers
@@ -30,6 +33,15 @@ def record(**changes: Any) -> Prediction:
 def body(response: Any) -> Any:
     """What a client reads."""
     return msgspec.json.decode(serializers.encode(response, BASE))
+
+
+@given(st.floats(min_value=0, max_value=4e9).map(lambda seconds: round(seconds, 6)))
+def test_a_timestamp_is_read_back_as_the_same_time(seconds: float) -> None:
+    assert datetime.fromisoformat(serializers.timestamp(seconds)).timestamp() == seconds
+
+
+def test_a_file_that_never_expires_has_a_time() -> None:
+    assert serializers.timestamp(serializers.FOR_EVER) == "9999-12-31T23:59:59.000000Z"
 
 
 def test_a_new_prediction() -> None:

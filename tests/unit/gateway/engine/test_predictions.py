@@ -305,9 +305,11 @@ async def test_a_caller_that_waits_is_told_that_its_prediction_cannot_be_stored(
     assert (await waited(bench, text="next")).output == "next"
 
 
+@pytest.mark.parametrize("write_delay", [0.0, 1000.0])
 async def test_an_unfinished_prediction_is_answered_only_once_it_is_stored(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, write_delay: float
 ) -> None:
+    monkeypatch.setattr(predictions, "_WRITE_DELAY", write_delay)
     store = SlowStore(bench, monkeypatch)
     prediction = await bench.engine.submit(
         bench.echo, {"delay": 1000}, owner="me", parent=None, token=None, trace=None, awaits_end=True
