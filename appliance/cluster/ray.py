@@ -30,8 +30,8 @@ from appliance.runners.base import LoadSpec
 from appliance.worker import data_socket
 from appliance.worker import handle as worker_handle
 from appliance.worker.memory_monitor import MemoryUsage
-from appliance.worker.protocol import Commands, Events, Failure, PeakMemory, StreamEnd
-from appliance.worker.replica import LoadReport, Replica, ReplicaStats
+from appliance.worker.protocol import Commands, Failure, PeakMemory, StreamEnd
+from appliance.worker.replica import LoadReport, Replica, ReplicaStats, worker_socket
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ T = TypeVar("T")
 RUNNER: Final = "runner-"
 #: Errors of a call to a replica that has died or cannot be reached. Not all errors of gRPC are Ray errors.
 _GONE: Final = (RayError, RayServeException, ConnectionError, RuntimeError, asyncio.CancelledError)
+
+
+#: Seconds between acknowledgements. Events reach the replica later than the gateway, by much less than this.
+_ACKNOWLEDGE_INTERVAL: Final = 0.2
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -106,14 +110,29 @@ class _Link:
     def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
         self.name = name
         self.handle = handle
-        self.connection: data_socket.ReplicaConnection | None = None
+        self.connection: data_socket.DataConnection | None = None
         self.waiting = Commands()
+        self._acknowledged: list[str] = []  # in this interval
+        self._acknowledged_before: list[str] = []  # in the last interval
         self._flushing: asyncio.Handle | None = None
 
     def send_soon(self) -> None:
         """Send the waiting commands in the next iteration of the event loop, or once connected."""
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_soon(self.flush)
+
+    def acknowledge(self, id: str) -> None:
+        """Send the acknowledgement with others, after the replica has got the events that it concerns."""
+        if not self._acknowledged and not self._acknowledged_before:
+            asyncio.get_running_loop().call_later(_ACKNOWLEDGE_INTERVAL, self._acknowledge)
+        self._acknowledged.append(id)
+
+    def _acknowledge(self) -> None:
+        self.waiting.acknowledged.extend(self._acknowledged_before)
+        self._acknowledged_before, self._acknowledged = self._acknowledged, []
+        if self._acknowledged_before:
+            asyncio.get_running_loop().call_later(_ACKNOWLEDGE_INTERVAL, self._acknowledge)
+        self.flush()
 
     def flush(self) -> None:
         self._flushing = None
@@ -238,13 +257,8 @@ class RayCluster:
             link.send_soon()
 
     def acknowledge(self, model: str, id: str) -> None:
-        """Send the acknowledgement of a finished prediction with the next job, or after a second."""
-        link = self._links.get(model)
-        if link is None:
-            return
-        if not link.waiting.acknowledged:
-            asyncio.get_running_loop().call_later(1.0, link.flush)
-        link.waiting.acknowledged.append(id)
+        if (link := self._links.get(model)) is not None:
+            link.acknowledge(id)
 
     def limit(self, model: str, memory: int) -> None:
         if (link := self._links.get(model)) is not None:
@@ -255,25 +269,25 @@ class RayCluster:
         link = self._links.get(model)
         if link is None:
             raise WorkerLost(f"{model} is not loaded")
+        paths = data_socket_path(self._run_dir, link.name), worker_socket(self._run_dir, link.name)
         try:
-            connection = await data_socket.connect(data_socket_path(self._run_dir, link.name))
+            connection = await data_socket.connect(*paths)
         except OSError as error:
             raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
         link.connection = connection
         link.flush()
         try:
-            while True:
-                match await connection.messages.get():
-                    case Events(events):
-                        yield events
+            async for message in connection.messages():
+                match message:
+                    case list():
+                        yield message
                     case PeakMemory(usage):
                         yield usage
                     case StreamEnd(None):
                         return
                     case StreamEnd(Failure() as failure):
                         raise failure.as_error()
-                    case None:
-                        raise WorkerLost(f"the runner replica of {model} has died: it closed its socket")
+            raise WorkerLost(f"the runner replica of {model} has died: it closed its socket")
         finally:
             connection.close()
             if link.connection is connection:

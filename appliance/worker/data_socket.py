@@ -1,25 +1,35 @@
-"""The Unix socket between the gateway and a runner replica, for jobs and events.
+"""The Unix sockets that connect the gateway to a runner replica and to its worker process.
 
 Models are loaded and unloaded through Ray Serve. Jobs and events bypass Serve, because its router would take
-most of the time of a short prediction. A gateway that connects first gets all unacknowledged events, so a new
-gateway misses none.
+most of the time of a short prediction. A gateway that connects to a replica first gets all unacknowledged
+events, so a new gateway misses none. Then it connects to the worker process: when the replica confirms this,
+jobs and events also bypass the replica, which keeps the events for the next gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, cast
 
 import msgspec
 
 from appliance.domain import file
+from appliance.domain.prediction import Emitted
 from appliance.worker.protocol import (
+    Attach,
+    Cancel,
     Commands,
+    Direct,
+    Events,
     FromReplica,
     MessageReader,
+    PeakMemory,
     RelayedEvent,
     RelayedEvents,
+    Run,
     StreamEnd,
     ToGateway,
     encode,
@@ -28,6 +38,7 @@ from appliance.worker.replica import Replica
 
 _commands_decoder: Final = msgspec.msgpack.Decoder(Commands)
 _decoder: Final = msgspec.msgpack.Decoder(FromReplica, ext_hook=file.unpack)
+_events_decoder: Final = msgspec.msgpack.Decoder(Events, ext_hook=file.unpack)
 
 
 async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
@@ -43,14 +54,19 @@ async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
     return server
 
 
-async def connect(path: Path) -> ReplicaConnection:
-    """Connect to the replica that listens at ``path``.
+async def connect(replica: Path, worker: Path) -> DataConnection:
+    """Connect to the replica that listens at ``replica``, and to its worker process at ``worker``, if it can.
 
     Raises:
         OSError: no replica listens there.
     """
-    _, connection = await asyncio.get_running_loop().create_unix_connection(ReplicaConnection, str(path))
-    return connection
+    loop = asyncio.get_running_loop()
+    _, to_replica = await loop.create_unix_connection(_ReplicaConnection, str(replica))
+    try:
+        _, to_worker = await loop.create_unix_connection(_WorkerConnection, str(worker))
+    except OSError:  # jobs and events go through the replica, which also knows why the worker process ended
+        return DataConnection(to_replica, None)
+    return DataConnection(to_replica, to_worker)
 
 
 class _GatewayConnection(asyncio.Protocol):
@@ -92,29 +108,125 @@ class _GatewayConnection(asyncio.Protocol):
             self._transport.write(encode(RelayedEvents(delayed)))
 
 
-class ReplicaConnection(asyncio.Protocol):
-    """The gateway's end of a connection."""
+class DataConnection:
+    """The gateway's connections to a replica and to its worker process."""
 
-    def __init__(self) -> None:
-        self._reader: MessageReader[FromReplica] = MessageReader(_decoder)
-        self.transport: asyncio.Transport
-        #: Messages of the replica, in order; None after the last one.
-        self.messages: asyncio.Queue[FromReplica | None] = asyncio.Queue()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        for message in self._reader.feed(data):
-            self.messages.put_nowait(message)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self.messages.put_nowait(None)
+    def __init__(self, replica: _ReplicaConnection, worker: _WorkerConnection | None) -> None:
+        self._replica = replica
+        self._worker = worker
+        self._direct = False  # jobs and events go between the gateway and the worker process
+        self._sent_to_replica: set[str] = set()  # ids of predictions, before ``_direct``
 
     def send(self, commands: Commands) -> None:
         """Send commands; they are dropped if the connection has closed, which ``messages`` reports."""
-        if not self.transport.is_closing():
-            self.transport.write(encode(commands))
+        if not self._direct or self._worker is None:
+            self._sent_to_replica.update(job.id for job in commands.jobs)
+            self._replica.send(commands)
+            return
+        if commands.jobs:
+            self._worker.send(Run(commands.jobs))
+        direct = [id for id in commands.cancels if id not in self._sent_to_replica]
+        if direct:  # the others would overtake their jobs
+            self._worker.send(Cancel(direct))
+        others = [id for id in commands.cancels if id in self._sent_to_replica]
+        rest = Commands(cancels=others, acknowledged=commands.acknowledged, limit=commands.limit)
+        if rest != Commands():
+            self._replica.send(rest)
+
+    async def messages(self) -> AsyncIterator[list[Emitted] | PeakMemory | StreamEnd]:
+        """Yield events and memory peaks; the last message is ``StreamEnd``, unless the replica has died.
+
+        After ``StreamEnd()`` of a model that is still loaded, connect again: the replica knows the reason.
+        """
+        while (message := await self._replica.received.get()) is not None:
+            if isinstance(message, Events):
+                if not self._direct:  # else the worker process sends them too
+                    yield message.events
+            elif isinstance(message, Direct):
+                if self._worker is not None and message.token == self._worker.token:
+                    self._direct = True
+                    self._replica.send(Commands(direct=True))
+                    self._worker.deliver(self._replica.received)
+            else:
+                yield message
 
     def close(self) -> None:
-        self.transport.close()
+        self._replica.close()
+        if self._worker is not None:
+            self._worker.close()
+
+
+#: Messages of a replica, and lists of events of its worker process; None after the last message.
+_Received = asyncio.Queue[FromReplica | list[Emitted] | None]
+
+
+class _Connection(asyncio.Protocol):
+    """The gateway's end of one socket."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def send(self, message: msgspec.Struct) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class _ReplicaConnection(_Connection):
+    """The gateway's end of a connection to a replica."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader: MessageReader[FromReplica] = MessageReader(_decoder)
+        self.received: _Received = asyncio.Queue()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self.received.put_nowait(message)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.received.put_nowait(None)
+
+
+class _WorkerConnection(_Connection):
+    """The gateway's end of a connection to a worker process.
+
+    Events are kept until ``deliver``, because the replica has earlier ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The replica repeats it when it has relayed all events that this connection does not get.
+        self.token = secrets.token_hex(8)
+        self._reader: MessageReader[Events] = MessageReader(_events_decoder)
+        self._kept: list[list[Emitted] | StreamEnd] = []
+        self._received: _Received | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.send(Attach(self.token))
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._put(message.events)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._put(StreamEnd())
+
+    def deliver(self, received: _Received) -> None:
+        """Put the events so far, and all that follow, into ``received``."""
+        for kept in self._kept:
+            received.put_nowait(kept)
+        self._kept.clear()
+        self._received = received
+
+    def _put(self, message: list[Emitted] | StreamEnd) -> None:
+        if self._received is None:
+            self._kept.append(message)
+        else:
+            self._received.put_nowait(message)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from appliance.domain.prediction import Job
 from appliance.domain.units import readable_bytes
 from appliance.worker.protocol import RelayedEvent
 
@@ -19,11 +18,12 @@ KEEP_BYTES: Final = 256 * 1024 * 1024  # of encoded events of all finished predi
 class _Attempt:
     """One attempt of one prediction, and all its events so far."""
 
-    __slots__ = ("events", "finished_at", "number", "size")
+    __slots__ = ("acknowledged", "events", "finished_at", "number", "size")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.events: list[RelayedEvent] = []
+        self.acknowledged = False  # before its last event
         self.finished_at = 0.0
         self.size = 0  # bytes of encoded events, set when the attempt has finished
 
@@ -49,17 +49,14 @@ class EventBuffer:
     def running(self) -> list[str]:
         return [id for id in self._attempts if id not in self._finished]
 
-    def admit(self, jobs: Iterable[Job]) -> list[Job]:
-        """Add predictions; return the new jobs. A later attempt of a prediction replaces an earlier one."""
-        new = []
-        for job in jobs:
-            attempt = self._attempts.get(job.id)
-            if attempt is not None and attempt.number >= job.attempt:
-                continue
-            self._forget(job.id)
-            self._attempts[job.id] = _Attempt(job.attempt)
-            new.append(job)
-        return new
+    def admit(self, id: str, attempt: int) -> bool:
+        """Add a prediction, and return whether it is new. A later attempt replaces an earlier one."""
+        known = self._attempts.get(id)
+        if known is not None and known.number >= attempt:
+            return False
+        self._forget(id)
+        self._attempts[id] = _Attempt(attempt)
+        return True
 
     def record(self, events: Iterable[RelayedEvent], now: float) -> list[RelayedEvent]:
         """Keep the events of predictions in the buffer, and return them; drop all other events."""
@@ -77,10 +74,12 @@ class EventBuffer:
         return kept
 
     def acknowledge(self, ids: Iterable[str]) -> None:
-        """Delete the finished predictions among ``ids``, because the gateway has stored their ends."""
+        """Delete finished predictions, and running ones once they finish: their ends are stored."""
         for id in ids:
             if id in self._finished:
                 self._forget(id)
+            elif (attempt := self._attempts.get(id)) is not None:
+                attempt.acknowledged = True
 
     def forget_running(self) -> None:
         for id in self.running:
@@ -91,6 +90,9 @@ class EventBuffer:
         return [event for attempt in self._attempts.values() for event in attempt.events]
 
     def _finish(self, id: str, attempt: _Attempt, now: float) -> None:
+        if attempt.acknowledged:
+            self._forget(id)
+            return
         attempt.finished_at = now
         attempt.size = sum(memoryview(relayed.event).nbytes for relayed in attempt.events)
         self._finished[id] = attempt

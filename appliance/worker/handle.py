@@ -127,18 +127,20 @@ class WorkerHandle:
         *,
         log: Path,
         pid_files: Path,
+        socket_path: Path,
         receive: Callable[[WorkerEvent], None],
     ) -> Self:
         """Let the zygote fork a worker process, or spawn one if the zygote cannot be reached.
 
-        ``log`` is the file for the output of the process, ``pid_files`` the folder for its pid file.
+        ``log`` is the file for the output of the process, ``pid_files`` the folder for its pid file. The
+        process listens at ``socket_path`` for the gateway.
         ``receive`` is called with each message of the process, in order, on the running loop.
 
         Raises:
             LoadFailed: the operating system refused to start a process.
         """
         log_start = _begin_log(log)
-        request = Fork(spec, environment(spec), str(log), str(pid_files))
+        request = Fork(spec, environment(spec), str(log), str(pid_files), str(socket_path))
         ours, theirs = socket.socketpair()
         zygote = None
         try:
@@ -208,6 +210,7 @@ class WorkerHandle:
         if self._zygote is not None:
             self._zygote.transport.close()
         cleanup.remove(Path(self._request.pid_files), self.pid)
+        Path(self._request.socket).unlink(missing_ok=True)
         status = exited.result() if exited.done() else None
         self.exit_code = None if status is None else status.code
         return str(status or "ended: its exit code is unknown, because the zygote process had ended before")

@@ -61,6 +61,7 @@ class Commands(msgspec.Struct, tag="commands"):
     cancels: list[str] = []  # ids of predictions to cancel
     acknowledged: list[str] = []  # ids of predictions whose end is stored: their events can be dropped
     limit: int | None = None  # new limit of the worker process, in bytes of main memory
+    direct: bool = False  # stop relaying events: the gateway gets them from the worker process
 
 
 class PeakMemory(msgspec.Struct, frozen=True, tag="peak"):
@@ -77,14 +78,30 @@ class StreamEnd(msgspec.Struct, frozen=True, tag="end"):
     )
 
 
+class Attach(msgspec.Struct, frozen=True, tag="attach"):
+    """Gateway to worker process: send events to this connection too."""
+
+    token: str  # random
+
+
+class Direct(msgspec.Struct, frozen=True, tag="direct"):
+    """Worker process to replica, and replica to gateway: the gateway that sent this token is attached.
+
+    All events before this message are the replica's to relay. All events after it are also sent to the
+    gateway by the worker process.
+    """
+
+    token: str
+
+
 class Run(msgspec.Struct, frozen=True, tag="run"):
-    """Replica to worker process: start these predictions."""
+    """Replica or gateway to worker process: start these predictions."""
 
     jobs: list[Job]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Replica to worker process: cancel these predictions; unknown ids are ignored."""
+    """Replica or gateway to worker process: cancel these predictions; unknown ids are ignored."""
 
     ids: list[str]
 
@@ -133,12 +150,14 @@ class WorkerSleepFailed(msgspec.Struct, frozen=True, tag="sleep_failed"):
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
-    """Worker process to replica, and replica to gateway: events of predictions, in order.
+    """Worker process to replica and gateway, and replica to gateway: events of predictions, in order.
 
     The replica decodes this message as ``RelayedEvents``, which leaves each event encoded.
     """
 
     events: list[Emitted]
+    #: Ids and attempts of predictions that the gateway has sent to the worker process without the replica.
+    received: list[tuple[str, int]] = []
 
 
 class _EventTag(msgspec.Struct):
@@ -165,6 +184,7 @@ class RelayedEvents(msgspec.Struct, frozen=True, tag="events"):
     """``Events`` as the replica decodes them."""
 
     events: list[RelayedEvent]
+    received: list[tuple[str, int]] = []
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
@@ -174,6 +194,7 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     environment: dict[str, str]  # variables that are set in addition to those of the zygote
     log: str  # absolute path; standard output and standard error are appended
     pid_files: str  # absolute path of the folder of pid files
+    socket: str  # absolute path where the worker process listens for the gateway
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
@@ -206,11 +227,15 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 
 
 WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
-WorkerEvent = WorkerReady | WorkerFailed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents
+WorkerEvent = (
+    WorkerReady | WorkerFailed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents | Direct
+)
+#: What the gateway sends to the worker process itself.
+DirectCommand = Attach | Run | Cancel
 _tag_decoder: Final = msgspec.msgpack.Decoder(_EventTag)
-FromReplica = Events | PeakMemory | StreamEnd
+FromReplica = Events | PeakMemory | StreamEnd | Direct
 #: ``FromReplica`` as the replica sends it.
-ToGateway = RelayedEvents | PeakMemory | StreamEnd
+ToGateway = RelayedEvents | PeakMemory | StreamEnd | Direct
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 

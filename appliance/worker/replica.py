@@ -26,9 +26,9 @@ from appliance.worker.memory_monitor import MemoryMonitor
 from appliance.worker.protocol import (
     Cancel,
     Commands,
+    Direct,
     Failure,
     PeakMemory,
-    RelayedEvent,
     RelayedEvents,
     Run,
     SleepWorker,
@@ -45,6 +45,11 @@ from appliance.worker.protocol import (
 
 CLOSE_GRACE: Final = 0.5  # seconds that a worker process gets to close its runner before it is killed
 MEASURE_INTERVAL: Final = 0.5  # seconds between measurements of the memory of a worker process
+
+
+def worker_socket(run_dir: Path, replica: str) -> Path:
+    """Return the path where the worker process of a replica listens for the gateway."""
+    return run_dir / f"{replica}-worker.sock"
 
 
 class LoadReport(msgspec.Struct, frozen=True):
@@ -119,6 +124,7 @@ class Replica:
         self._loading: tuple[LoadSpec, asyncio.Task[LoadReport]] | None = None
         self._worker: _LoadedWorker | None = None  # loading or loaded
         self._send: Callable[[ToGateway], None] | None = None  # to the gateway that reads the events
+        self._relays = True  # that gateway does not get the events from the worker process itself
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self, spec: LoadSpec) -> LoadReport:
@@ -217,7 +223,9 @@ class Replica:
         loaded = self._loaded
         if loaded is None or loaded.lost is not None:
             return
-        new = self._event_buffer.admit(commands.jobs)
+        if commands.direct:
+            self._relays = False
+        new = [job for job in commands.jobs if self._event_buffer.admit(job.id, job.attempt)]
         if new:
             loaded.handle.send(Run(new))
         if commands.cancels:
@@ -231,6 +239,7 @@ class Replica:
         """
         self._end_stream()
         self._send = send
+        self._relays = True
         if events := self._event_buffer.events():
             send(RelayedEvents(events))
         loaded = self._loaded
@@ -270,9 +279,9 @@ class Replica:
         worker: _LoadedWorker | None = None
 
         def receive(message: WorkerEvent) -> None:
-            if isinstance(message, RelayedEvents):
+            if isinstance(message, RelayedEvents | Direct):
                 if self._loaded is not None and self._loaded is worker:
-                    self._relay(message.events)
+                    self._relay(message)
             elif isinstance(message, WorkerAsleep | WorkerAwake | WorkerSleepFailed):
                 if worker is not None:
                     worker.sleep_state_changed(message)
@@ -288,6 +297,7 @@ class Replica:
                 spec,
                 log=log,
                 pid_files=pid_folder(self._run_dir),
+                socket_path=worker_socket(self._run_dir, self.name),
                 receive=receive,
             )
             worker = self._worker = _LoadedWorker(spec, handle)
@@ -333,9 +343,15 @@ class Replica:
         worker.lost = worker.loss(end.result())
         self._end_stream(worker.lost)
 
-    def _relay(self, events: list[RelayedEvent]) -> None:
-        kept = self._event_buffer.record(events, time.monotonic())
-        if kept and self._send is not None:
+    def _relay(self, message: RelayedEvents | Direct) -> None:
+        if isinstance(message, Direct):
+            if self._send is not None:
+                self._send(message)
+            return
+        for id, attempt in message.received:
+            self._event_buffer.admit(id, attempt)
+        kept = self._event_buffer.record(message.events, time.monotonic())
+        if kept and self._send is not None and self._relays:
             self._send(RelayedEvents(kept))
 
 

@@ -239,7 +239,7 @@ class Zygote:
                 sock.close()
             os.environ.update(request.environment)
             logging.getLogger().handlers.clear()
-            process.run(socket.socket(fileno=descriptor), request.spec, Path(request.pid_files))
+            process.run(socket.socket(fileno=descriptor), request)
         except BaseException:  # noqa: BLE001  # a child must never return into the zygote's loop
             traceback.print_exc()
             sys.stderr.flush()

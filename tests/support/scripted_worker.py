@@ -61,6 +61,7 @@ class ScriptedWorker:
         *,
         log: Path,
         pid_files: Path,
+        socket_path: Path,
         receive: Callable[[WorkerEvent], None],
     ) -> ScriptedWorker:
         worker = cls(spec, receive)

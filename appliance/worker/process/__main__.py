@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import socket
-from pathlib import Path
 
 import msgspec
 
@@ -23,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sock = socket.socket(fileno=arguments.fd)
     request = protocol.receive(sock, msgspec.msgpack.Decoder(protocol.Fork))
-    run(sock, request.spec, Path(request.pid_files))
+    run(sock, request)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import msgspec
 from appliance.domain import file
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Output
-from appliance.worker.protocol import Events, encode
+from appliance.worker.protocol import Direct, Events, encode
 
 INTERVAL: Final = 0.010  # seconds between messages, except for urgent events
 MESSAGE_BYTES: Final = 64 * 1024  # queued events are sent at once when they have this size
@@ -29,12 +29,15 @@ class EventSender:
     """The queue of the events of all predictions of one worker process."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
+        """``write`` sends a message to the replica."""
         self._write = write
+        self._write_to_gateway: Callable[[bytes], None] | None = None
+        self._received: list[tuple[str, int]] = []
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._paused = False
+        self._paused = 0  # sockets whose buffer is full
         self._bytes = 0
         self.pending: list[Emitted] = []
 
@@ -51,6 +54,23 @@ class EventSender:
             else:
                 self._timer = self._loop.call_later(delay, self._flush)
 
+    def add_received(self, jobs: list[Job]) -> None:
+        """Tell the replica, with the next message, that the gateway has sent these predictions."""
+        self._received += [(job.id, job.attempt) for job in jobs]
+        if self._timer is None and self._soon is None:
+            self._timer = self._loop.call_later(INTERVAL, self._flush)
+
+    def send_to_gateway(self, write: Callable[[bytes], None], token: str) -> None:
+        """Send the following events to the gateway too, by ``write``, and tell the replica."""
+        self._flush(even_if_paused=True)
+        self._write(encode(Direct(token)))
+        self._write_to_gateway = write
+
+    def stop_sending_to_gateway(self, write: Callable[[bytes], None]) -> None:
+        """End ``send_to_gateway`` with this ``write``."""
+        if self._write_to_gateway == write:
+            self._write_to_gateway = None
+
     def count(self, size: int) -> None:
         """Add ``size`` bytes to the size of the pending events; send them at once if they are too large."""
         self._bytes += size
@@ -58,28 +78,30 @@ class EventSender:
             self._flush_soon()
 
     def pause(self) -> None:
-        """Send nothing until ``resume``, because the buffer of the socket is full."""
-        self._paused = True
+        """Send nothing until ``resume``, because the buffer of a socket is full."""
+        self._paused += 1
 
     def resume(self) -> None:
-        self._paused = False
+        self._paused -= 1
         self._flush()
 
     def _flush_soon(self) -> None:
         if self._soon is None:
             self._soon = self._loop.call_soon(self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self, *, even_if_paused: bool = False) -> None:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._paused or not self.pending:
+        if (self._paused and not even_if_paused) or not (self.pending or self._received):
             return
-        message = encode(Events(self.pending))
-        self.pending = []
+        message = encode(Events(self.pending, self._received))
+        if self._write_to_gateway is not None and self.pending:
+            self._write_to_gateway(message)
+        self.pending, self._received = [], []
         self._bytes = 0
         self._sent_at = self._loop.time()
         self._write(message)

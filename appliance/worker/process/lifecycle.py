@@ -34,9 +34,11 @@ from appliance.runners.base import LoadSpec, Runner, Sleeper
 from appliance.worker import cleanup, protocol
 from appliance.worker.process import capture, output_files
 from appliance.worker.process.event_sender import EventSender, EventStream
+from appliance.worker.process.gateway_connection import listen
 from appliance.worker.process.gpu_oom import out_of_memory
 from appliance.worker.protocol import (
     Cancel,
+    Fork,
     Run,
     SleepWorker,
     Stop,
@@ -91,7 +93,7 @@ class WorkerProcess(asyncio.Protocol):
         self._awake = True  # False from the start of falling asleep until the end of waking
         self._changing_sleep_state: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport
-        self._sender: EventSender
+        self.sender: EventSender
         self._closing = False
         self.stopped = (
             asyncio.Event()
@@ -101,16 +103,15 @@ class WorkerProcess(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
-        self._sender = EventSender(self._transport.write)
+        self.sender = EventSender(self._transport.write)
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
             match message:
                 case Run(jobs):
-                    self._waiting.extend(jobs)
-                    self._start_waiting()
+                    self.start(jobs)
                 case Cancel(ids):
-                    self._cancel(ids)
+                    self.cancel(ids)
                 case SleepWorker(level):
                     self._changing_sleep_state = asyncio.get_running_loop().create_task(self._sleep(level))
                 case WakeWorker():
@@ -119,10 +120,10 @@ class WorkerProcess(asyncio.Protocol):
                     self.stopped.set()
 
     def pause_writing(self) -> None:
-        self._sender.pause()
+        self.sender.pause()
 
     def resume_writing(self) -> None:
-        self._sender.resume()
+        self.sender.resume()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._closed.set()
@@ -141,13 +142,18 @@ class WorkerProcess(asyncio.Protocol):
         self._transport.close()
         await self._closed.wait()
 
+    def start(self, jobs: list[Job]) -> None:
+        """Run predictions, in order, as soon as the model has a free slot."""
+        self._waiting.extend(jobs)
+        self._start_waiting()
+
     def _start_waiting(self) -> None:
         runner = self._runner
         if runner is None or not self._awake:
             return
         while self._waiting and len(self._running) < self._spec.concurrency:
             job = self._waiting.popleft()
-            stream = EventStream(job, self._sender)
+            stream = EventStream(job, self.sender)
             work = _predict(runner, job, stream, self._log_file, self._end_out_of_memory)
             task = asyncio.get_running_loop().create_task(work)
             self._running[job.id] = task
@@ -204,7 +210,7 @@ class WorkerProcess(asyncio.Protocol):
     def _sleep_failed(self, reason: str) -> None:
         self._send(WorkerSleepFailed(f"{self._spec.model} {reason}"))
 
-    def _cancel(self, ids: list[str]) -> None:
+    def cancel(self, ids: list[str]) -> None:
         for id in ids:
             task = self._running.get(id)
             if task is not None:
@@ -212,7 +218,7 @@ class WorkerProcess(asyncio.Protocol):
         canceled = [job for job in self._waiting if job.id in ids]
         for job in canceled:
             self._waiting.remove(job)
-            EventStream(job, self._sender).emit(Done("canceled"))
+            EventStream(job, self.sender).emit(Done("canceled"))
 
 
 async def _predict(
@@ -257,8 +263,9 @@ async def _predict(
     stream.emit(done)
 
 
-async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
+async def _serve(sock: socket.socket, request: Fork, log_file: TextIO) -> int:
     started = time.perf_counter()
+    spec = request.spec
     worker = WorkerProcess(spec, log_file, _end_with_group)
     await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=sock)
     setup = asyncio.create_task(_set_up(spec))
@@ -277,11 +284,14 @@ async def _serve(sock: socket.socket, spec: LoadSpec, log_file: TextIO) -> int:
         await worker.close(WorkerFailed(reason or message, out_of_memory=reason is not None))
         return 1
     _log.info("model %s is loaded after %.1f s", spec.model, time.perf_counter() - started)
+    server = await listen(Path(request.socket), worker.sender, worker.start, worker.cancel)
     worker.ready(runner, WorkerReady(list(runner.levels) if isinstance(runner, Sleeper) else []))
     await stop
     if worker.out_of_memory is not None:
         await worker.close(WorkerFailed(worker.out_of_memory, out_of_memory=True))
         return 1
+    if server is not None:
+        server.close()
     await runner.close()
     await worker.close()
     return 0
@@ -304,14 +314,15 @@ def _end_with_group() -> NoReturn:
     raise AssertionError("a process outlived SIGKILL")
 
 
-def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
+def run(sock: socket.socket, request: Fork) -> NoReturn:
     """Run this process as the worker process of a model, and exit.
 
     This process must lead its process group. Its descriptors 1 and 2 must be the log file. ``sock`` is
-    connected to the runner replica. ``pid_files`` is the folder of pid files.
+    connected to the runner replica.
     """
     code = 1
     try:
+        spec, pid_files = request.spec, Path(request.pid_files)
         cleanup.write_pid_file(pid_files, spec.model)
         cleanup.use_own_folder(pid_files)
         log_file = capture.install()
@@ -320,7 +331,7 @@ def run(sock: socket.socket, spec: LoadSpec, pid_files: Path) -> NoReturn:
         gc.enable()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
-        code = loop.run_until_complete(_serve(sock, spec, log_file))
+        code = loop.run_until_complete(_serve(sock, request, log_file))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001  # in a forked process the callers of this function belong to the zygote

@@ -6,13 +6,9 @@ import sys
 
 import msgspec
 
-from appliance.domain.prediction import Done, Event, Job, Log, Output
+from appliance.domain.prediction import Done, Event, Log, Output
 from appliance.worker.event_buffer import EventBuffer
 from appliance.worker.protocol import RelayedEvent
-
-
-def job(id: str, attempt: int = 1) -> Job:
-    return Job(id, attempt, {})
 
 
 def emitted(id: str, n: int, event: Event, attempt: int = 1) -> RelayedEvent:
@@ -21,32 +17,42 @@ def emitted(id: str, n: int, event: Event, attempt: int = 1) -> RelayedEvent:
 
 def test_a_job_is_admitted_once_per_attempt() -> None:
     event_buffer = EventBuffer()
-    assert event_buffer.admit([job("a"), job("b"), job("a")]) == [job("a"), job("b")]
-    assert event_buffer.admit([job("a")]) == []
-    assert event_buffer.admit([job("a", 2)]) == [job("a", 2)]
-    assert event_buffer.admit([job("a", 1)]) == []
+    assert [event_buffer.admit(id, 1) for id in "aba"] == [True, True, False]
+    assert not event_buffer.admit("a", 1)
+    assert event_buffer.admit("a", 2)
+    assert not event_buffer.admit("a", 1)
     assert event_buffer.ids == ["b", "a"]
 
 
 def test_events_stay_until_the_end_is_acknowledged() -> None:
     event_buffer = EventBuffer()
-    event_buffer.admit([job("a")])
+    event_buffer.admit("a", 1)
     events = [emitted("a", 1, Output(["x"])), emitted("a", 2, Done("succeeded"))]
     assert event_buffer.record(events[:1], 0.0) == events[:1]
-    event_buffer.acknowledge(["a"])
     assert event_buffer.events() == events[:1]
     assert event_buffer.record(events[1:], 0.0) == events[1:]
     assert (event_buffer.running, event_buffer.ids) == ([], ["a"])
-    assert event_buffer.admit([job("a")]) == []
+    assert not event_buffer.admit("a", 1)
     event_buffer.acknowledge(["a", "unknown"])
+    assert (event_buffer.events(), event_buffer.ids) == ([], [])
+
+
+def test_an_acknowledgement_may_come_before_the_last_event() -> None:
+    event_buffer = EventBuffer()
+    event_buffer.admit("a", 1)
+    events = [emitted("a", 1, Output(["x"])), emitted("a", 2, Done("succeeded"))]
+    event_buffer.record(events[:1], 0.0)
+    event_buffer.acknowledge(["a"])
+    assert event_buffer.events() == events[:1]
+    assert event_buffer.record(events[1:], 0.0) == events[1:]
     assert (event_buffer.events(), event_buffer.ids) == ([], [])
 
 
 def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
     event_buffer = EventBuffer()
-    event_buffer.admit([job("a")])
+    event_buffer.admit("a", 1)
     event_buffer.record([emitted("a", 1, Output(["old"]))], 0.0)
-    event_buffer.admit([job("a", 2)])
+    event_buffer.admit("a", 2)
     late = [emitted("a", 2, Output(["old"])), emitted("b", 1, Done("succeeded"))]
     assert event_buffer.record(late, 0.0) == []
     fresh = [emitted("a", 1, Output(["new"]), attempt=2)]
@@ -56,22 +62,23 @@ def test_events_of_unknown_predictions_and_old_attempts_are_dropped() -> None:
 
 def test_running_predictions_of_a_lost_worker_are_forgotten() -> None:
     event_buffer = EventBuffer()
-    event_buffer.admit([job("a"), job("b")])
+    event_buffer.admit("a", 1)
+    event_buffer.admit("b", 1)
     end = emitted("a", 1, Done("succeeded"))
     event_buffer.record([end, emitted("b", 1, Output(["x"]))], 0.0)
     event_buffer.forget_running()
     assert event_buffer.events() == [end]
-    assert event_buffer.admit([job("b", 1)]) == [job("b", 1)]
+    assert event_buffer.admit("b", 1)
 
 
 def finish(event_buffer: EventBuffer, id: str, now: float, text: str = "") -> None:
-    event_buffer.admit([job(id)])
+    event_buffer.admit(id, 1)
     event_buffer.record([emitted(id, 1, Output([text])), emitted(id, 2, Done("succeeded"))], now)
 
 
 def test_finished_predictions_expire() -> None:
     event_buffer = EventBuffer(keep_seconds=10)
-    event_buffer.admit([job("running")])
+    event_buffer.admit("running", 1)
     finish(event_buffer, "a", 0.0)
     finish(event_buffer, "b", 5.0)
     finish(event_buffer, "c", 10.0)
@@ -95,7 +102,7 @@ def test_the_oldest_finished_predictions_make_space_for_the_newest() -> None:
 
 def test_only_the_last_event_of_a_prediction_ends_it() -> None:
     event_buffer = EventBuffer()
-    event_buffer.admit([job("a")])
+    event_buffer.admit("a", 1)
     texts: list[Event] = [Log("done"), Output([{"type": "done"}]), Output(["done"], append=False)]
     for n, event in enumerate(texts, 1):
         event_buffer.record([emitted("a", n, event)], 0.0)
@@ -106,7 +113,7 @@ def test_only_the_last_event_of_a_prediction_ends_it() -> None:
 
 def test_a_kept_event_does_not_keep_its_whole_message_in_memory() -> None:
     event_buffer = EventBuffer()
-    event_buffer.admit([job("a")])
+    event_buffer.admit("a", 1)
     frame = msgspec.msgpack.encode([emitted("unknown", 1, Log("x" * 10_000)), emitted("a", 1, Log("short"))])
     events = msgspec.msgpack.decode(frame, type=list[RelayedEvent])
     references = sys.getrefcount(frame)
