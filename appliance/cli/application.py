@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import demo, files, local, push, remote, serve, tokens, usage, webhooks
+from appliance.cli import demo, files, local, push, remote, serve, systemd, tokens, usage, webhooks
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.observability import logs
 
@@ -48,6 +48,7 @@ for _command in (
     serve.serve,
     *(local.check, local.pull, local.schema, local.certificate, local.doctor),
     *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
+    systemd.systemd,
     demo.demo,
     usage.usage,
     push.push,

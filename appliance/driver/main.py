@@ -33,7 +33,7 @@ from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
 from appliance.domain.local_url import local_url
 from appliance.domain.token import Scope, Token
-from appliance.driver import permissions, proxies, self_url, temporary_folder
+from appliance.driver import permissions, proxies, self_url, service_manager, temporary_folder
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.app import GatewaySettings, start_gateway
 from appliance.gateway.listener import ListeningSocket
@@ -198,10 +198,15 @@ def pull_missing(config: Config, home: Path, console: Console) -> None:
                 console.print(f"[yellow]model {model.name} is not served yet: {error.detail}[/]")
 
 
+def url(settings: GatewaySettings) -> str:
+    """Return the URL for users: ``server.public_url``, else the URL on this machine."""
+    tls = settings.config.server.tls is not None
+    return settings.config.server.public_url or local_url(settings.host, settings.port, tls=tls)
+
+
 def banner(settings: GatewaySettings, secret: str | None) -> str:
     """Return the text for a user's first call: URL, token, models and an example."""
-    tls = settings.config.server.tls is not None
-    url = settings.config.server.public_url or local_url(settings.host, settings.port, tls=tls)
+    address = url(settings)
     if secret is not None:
         shown = f"{secret}   (shown only now; `appliance token create` creates more tokens)"
     elif TOKEN_VARIABLE in os.environ:
@@ -215,11 +220,11 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
     input = _EXAMPLE_INPUTS.get(example.kind, "prompt")
     return "\n".join(
         (
-            f"appliance is ready at {url}",
+            f"appliance is ready at {address}",
             f"token:  {shown}",
             f"models: {', '.join(model.name for model in models)}",
             "",
-            f"  export REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN={secret or '<token>'}",
+            f"  export REPLICATE_BASE_URL={address} REPLICATE_API_TOKEN={secret or '<token>'}",
             "  python -c 'import replicate",
             f'print(*replicate.run("{name}", input={{"{input}": "Hello!"}}), sep="")\'',
         )
@@ -259,6 +264,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
             await children[-1].start()
         console.print(banner(settings, secret), highlight=False, markup=False, soft_wrap=True)
         ready.set()
+        service_manager.ready(url(settings))
 
     try:
         await node.start()
@@ -272,6 +278,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
         if stop.is_set() or not ready.is_set():
             raise
         _log.error("%s: restarting the appliance; it continues the accepted predictions", error.detail)
+        service_manager.restarting(error.detail)
         return _RESTART
     finally:
         tail.cancel()
@@ -309,6 +316,7 @@ async def _until_stopped(
     )
     await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():  # stopped during the start, so no prediction runs
+        service_manager.stopping(0.0)
         starting.cancel()
         return
     await starting
@@ -317,6 +325,7 @@ async def _until_stopped(
     await stopping
     reloads.cancel()
     patience = settings.in_force.server.drain_timeout
+    service_manager.stopping(patience)
     console.print(f"stopping the appliance: running predictions get up to {patience:g} s", highlight=False)
     left = await node.drain_gateway(patience)
     if left:
@@ -345,11 +354,11 @@ async def _reload_on_hangup(node: RayNode, stop: asyncio.Event, console: Console
 
 
 async def _gateway_answers(settings: GatewaySettings) -> bool:
-    url = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
+    own = local_url(settings.host, settings.port, tls=settings.config.server.tls is not None)
     # The certificate may not be valid for the local URL. No check is needed: this process started the server.
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - see above
         try:
-            reply = await client.get(f"{url}/healthz", timeout=2.0)
+            reply = await client.get(f"{own}/healthz", timeout=2.0)
         except httpx.HTTPError:
             return False
     return reply.status_code == httpx.codes.OK

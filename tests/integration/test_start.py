@@ -1,7 +1,8 @@
-"""A start that fails says why, and leaves nothing behind."""
+"""What a start tells the user and the service manager; a start that fails leaves nothing behind."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,20 @@ def test_ray_cannot_start_in_a_folder_with_a_long_path(tmp_path: Path) -> None:
     assert kept.stat().st_mode & 0o777 == 0o700, "Ray's own folders are open to everybody"
     assert "Traceback" not in ran.stdout + ran.stderr
     assert appliance.processes() == []
+
+
+def test_the_service_manager_is_told_when_the_appliance_is_ready_and_when_it_stops(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("server: {drain_timeout: 20}\nmodels:\n  - {name: test/echo, kind: echo}\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        variables = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        appliance = Appliance(tmp_path / "home", config, variables=variables)
+        appliance.start()
+        try:
+            assert manager.recv(4096).decode() == f"READY=1\nSTATUS=serving at {appliance.url}"
+        finally:
+            code = appliance.stop()
+        assert code == 0
+        assert manager.recv(4096).decode() == "STOPPING=1\nEXTEND_TIMEOUT_USEC=80000000\nSTATUS=stopping"

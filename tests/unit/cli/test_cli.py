@@ -645,3 +645,24 @@ def test_the_key_of_the_account_that_is_named_is_shown_and_replaced(command: Com
     made = key("rotate", "--owner", "you")
     assert made == key("secret", "--owner", "you") != theirs
     assert mine == key("secret") == key("secret", "--owner", account)
+
+
+def test_systemd_prints_a_unit_and_what_is_left_to_do(command: Command, tmp_path: Path) -> None:
+    ran = command("systemd", "--user", "daemon", "--home", str(tmp_path / "data"), "--port", "81")
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    program = Path(sys.executable).with_name("appliance")
+    start = f"ExecStart={program} serve --config {tmp_path}/models.yaml --home {tmp_path}/data --port 81"
+    assert {"User=daemon", "Type=notify", start, f"ReadWritePaths={tmp_path}/data"} <= set(lines)
+    assert ran.err == f"create the data folder: sudo install -d -o daemon -m 700 '{tmp_path}/data'\n"
+    (tmp_path / "data").mkdir()
+    assert command("systemd", "--user", "daemon", "--home", str(tmp_path / "data")).err == ""
+
+
+def test_systemd_for_another_user_needs_a_data_folder(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("APPLIANCE_HOME")
+    ran = command("systemd", "--user", "another")
+    assert ran.code == 2
+    assert "not to another: name one with --home, such as /var/lib/appliance" in ran.err
