@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -93,3 +94,19 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     mounts = dict(volume.split(":")[:2] for volume in services()["grafana"]["volumes"])
     assert mounts["./grafana/appliance.json"] == f"{provider['options']['path']}/appliance.json"
     assert json.loads((DOCKER / "grafana" / "appliance.json").read_text())["uid"] == "appliance"
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])
+def test_the_images_keep_their_promises(name: str) -> None:
+    text = (DOCKER / name).read_text()
+    first, _, last = text.rpartition("FROM ${BASE}")
+    assert "ARG BASE=docker.io/library/python:3.11-slim-bookworm" in first
+    copied = re.findall(r"^COPY --from=build (.*)$", last, re.MULTILINE)
+    assert copied == [
+        "/srv/appliance/.venv .venv",
+        "/srv/appliance/appliance appliance",
+        "/srv/appliance/models.yaml /srv/appliance/LICENSE ./",
+    ]
+    assert last.index("USER appliance") < last.index("ENTRYPOINT")
+    assert "HEALTHCHECK" in last
+    assert "STOPSIGNAL SIGTERM" in last
