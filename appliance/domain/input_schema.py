@@ -6,6 +6,7 @@ keys of ``input`` are dropped, and ``null`` for an optional key counts as an abs
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: Schema key of a string input that also accepts a list of strings.
 LIST_TOO: Final = "x-appliance-list"
 _SCHEMES: Final = ("http", "https", "data")  # of URLs that input files are fetched from
+#: A dollar sign, or an escaped character or character class, in which a dollar sign is only a character.
+_DOLLAR: Final = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
 _LARGEST: Final = 2**63 - 1  # limit of numbers without declared bounds: msgpack has 64 bits
 
 
@@ -187,10 +190,22 @@ def _text_problems(value: str, schema: dict[str, Any], field: str) -> Iterator[F
         yield FieldProblem("string_gte", field, f"String length must be greater than or equal to {shortest}")
     if longest is not None and len(value) > longest:
         yield FieldProblem("string_lte", field, f"String length must be less than or equal to {longest}")
-    if pattern is not None and re.search(pattern, value) is None:
+    if pattern is not None and _compiled(pattern).search(value) is None:
         yield FieldProblem("pattern", field, f"Does not match pattern '{pattern}'")
     if schema.get("format") == "uri" and not _is_uri(value):
         yield FieldProblem("format", field, "Does not match format 'uri'")
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern of a JSON schema.
+
+    ``$`` matches only at the end of the text, as in ECMAScript and Rust, not also before a last line feed.
+    """
+    compiled = re.compile(pattern)
+    if compiled.flags & re.MULTILINE:
+        return compiled
+    return re.compile(_DOLLAR.sub(lambda match: r"\Z" if match[0] == "$" else match[0], pattern))
 
 
 def _is_uri(value: str) -> bool:

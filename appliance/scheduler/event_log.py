@@ -73,7 +73,7 @@ _LINES: Final = {
     EventKind.UNLOAD: "unloading model {model}, {seconds} after it became ready or fell asleep{reason}",
     EventKind.UNLOADED: "model {model} was unloaded in {seconds} and freed {memory} on {where}",
     EventKind.LOST: "the worker process of model {model} on {where} ended unexpectedly{reason}",
-    EventKind.OUT_OF_MEMORY: "model {model} ran out of memory{reason}",
+    EventKind.OUT_OF_MEMORY: "out of memory{reason}",  # the reason names the model
     EventKind.RESIZED: "model {model} now reserves {memory} on {where}{reason}",
     EventKind.EXCEEDS: "model {model} uses {memory} on {where}{reason}",
     EventKind.FOREIGN: "programs outside of the appliance use {memory} of {where}",

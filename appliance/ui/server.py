@@ -37,7 +37,7 @@ _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_NAME: Final = 255  # bytes of one segment of a path, which may become a file name
 _MAX_FORM: Final = 64 * 1024  # bytes of the sign-in form
 _MODEL: Final = re.compile(
-    r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|$)"
+    r"(?P<model>/[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)(?P<version>/versions/[0-9a-f]{64})?(?=/|\Z)"
 )
 _MAX_MODEL_PAGES: Final = 64  # built pages of models in memory
 

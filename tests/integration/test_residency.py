@@ -109,7 +109,7 @@ def test_a_model_that_takes_more_than_it_has_is_ended_and_the_others_go_on(
     assert known["from"] == "measured"
     assert said(client, "test/small", "again") == "again"
     log = (appliance.home / "logs" / "appliance.log").read_text()
-    assert "model test/estimated ran out of memory" in log
+    assert "out of memory: the worker process of test/estimated " in log
 
 
 CYCLES = 50

@@ -159,6 +159,23 @@ def test_refusals_are_worded_as_on_replicate(given: dict[str, Any], row: tuple[s
     assert refused(complete) == [row]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "fitting", "unfitting"),
+    [
+        ("^[a-z]+$", "ab", "ab\n"),
+        ("^(a|[^:/]*([/?]|$))", "bc", "bc\n:"),
+        (r"^\d\$$", "1$", "1$\n"),
+        ("^[]$]+$", "$]", "$]\n"),
+        (r"^[\]$]+$", "$]", "$]\n"),
+        ("(?m)^a$", "a\nb", "b"),
+    ],
+)
+def test_a_dollar_sign_matches_only_the_end_of_the_text(pattern: str, fitting: str, unfitting: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    assert input_schema.fits(fitting, schema)
+    assert not input_schema.fits(unfitting, schema)
+
+
 @pytest.mark.parametrize(("given", "name"), [(None, "null"), ([], "array"), ("x", "string"), (1.5, "number")])
 def test_an_input_that_is_no_object_is_refused(given: Any, name: str) -> None:
     assert refused(given) == [("invalid_type", "input", f"Invalid type. Expected: object, given: {name}")]

@@ -116,6 +116,14 @@ async def test_what_cannot_be_is_named(api: Api, changes: dict[str, Any], field:
     assert (reply.status_code, reply.json()["invalid_fields"][0]["field"]) == (422, field)
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/deployments"])
+async def test_a_name_that_ends_in_a_line_feed_is_refused(api: Api, path: str) -> None:
+    body = NEW if path == "/v1/models" else {"model": "test/echo", "version": "0" * 64, "hardware": "cpu"}
+    body = {"min_instances": 0, "max_instances": 1, **body} if path == "/v1/deployments" else body
+    reply = await api.post(path, json={**body, "name": "mine\n"})
+    assert (reply.status_code, [each["field"] for each in reply.json()["invalid_fields"]]) == (422, ["name"])
+
+
 async def test_what_is_said_of_it_changes_and_stays(api: Api, bench: Bench) -> None:
     await made(api)
     said = {
