@@ -231,7 +231,7 @@ class DiskFull(StoreError):
         return "The disk of the appliance is full: free some space on it, then try again"
 
     @staticmethod
-    def caused(error: BaseException) -> bool:
+    def is_cause_of(error: BaseException) -> bool:
         return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -280,9 +280,9 @@ class OutOfMemory(WorkerLost):
 
     title = "Out of memory"
 
-    def __init__(self, message: str, took: int | None) -> None:
-        """``took`` is the memory in bytes that the process used on one device; None if unknown."""
-        self.took = took
+    def __init__(self, message: str, memory: int | None) -> None:
+        """``memory`` is the memory in bytes that the process used on one device; None if unknown."""
+        self.memory = memory
         super().__init__(message)
 
 

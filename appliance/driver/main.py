@@ -269,7 +269,7 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
     try:
         await node.start()
         _end_on_signals(stop)  # Ray has replaced the signal handlers
-        listener.lend()
+        listener.hand_out()
         await _unless_lost(node, _until_stopped(stop, node, settings, started, console))
     except RayLost as error:
         # Kill the gateway at once, because it would accept predictions that cannot run. The accepted

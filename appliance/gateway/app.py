@@ -33,7 +33,7 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.prediction_retention import Retention
-from appliance.gateway.listener import borrow
+from appliance.gateway.listener import receive_listener
 from appliance.gateway.webhooks.sender import Webhooks
 from appliance.machine import Device, cpu_threads
 from appliance.machine.disk import Storage
@@ -246,7 +246,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
             date_header=False,
         )
     )
-    listener = await asyncio.to_thread(borrow, settings.listener_socket)
+    listener = await asyncio.to_thread(receive_listener, settings.listener_socket)
     serving = asyncio.get_running_loop().create_task(
         connections.serve(server, listener, partial(requests.is_proxy, services))
     )

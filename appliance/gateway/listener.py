@@ -32,7 +32,7 @@ class ListeningSocket:
         """
         self._bind_address = f"{host}:{port}"
         self._path = path
-        self._lending = False
+        self._handing_out = False
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -49,7 +49,7 @@ class ListeningSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def lend(self) -> None:
+    def hand_out(self) -> None:
         """Begin to hand the socket to processes of this user that connect to ``path``."""
         self._path.unlink(missing_ok=True)
         self._handout.bind(str(self._path))
@@ -57,12 +57,12 @@ class ListeningSocket:
         self._handout.listen()
         self._handout.setblocking(False)
         asyncio.get_running_loop().add_reader(self._handout, self._answer)
-        self._lending = True
+        self._handing_out = True
 
     def close(self) -> None:
         """Close the socket. Once gateways have closed theirs too, connections are refused."""
-        if self._lending:
-            self._lending = False
+        if self._handing_out:
+            self._handing_out = False
             asyncio.get_running_loop().remove_reader(self._handout)
             self._path.unlink(missing_ok=True)
         self._handout.close()
@@ -82,7 +82,7 @@ class ListeningSocket:
                 socket.send_fds(client, [_LISTENING], [self._socket.fileno()])
 
 
-def borrow(path: Path) -> socket.socket:
+def receive_listener(path: Path) -> socket.socket:
     """Return the listening socket from the driver's Unix socket at ``path``.
 
     Raises:

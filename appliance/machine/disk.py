@@ -54,7 +54,7 @@ def full(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(_LEAST))
     except OSError as error:
-        return DiskFull.caused(error)
+        return DiskFull.is_cause_of(error)
     return False
 
 

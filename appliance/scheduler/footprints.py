@@ -111,22 +111,22 @@ class Footprints:
             self._event_log.add(now, EventKind.RESIZED, model, entry.devices, reserved, reason=reason)
 
     def record_out_of_memory(
-        self, model: str, took: int | None, now: float, reason: str, had: int | None
+        self, model: str, used: int | None, now: float, reason: str, available: int | None
     ) -> bool:
         """Record that the worker process ran out of memory, and reserve more for the next load.
 
-        ``took`` are the bytes that the process used, ``had`` the bytes that it could use; None stands for the
-        reserved bytes. Returns whether the next load gets more than both, and is therefore worth a try.
+        ``used`` are the bytes that the process used, ``available`` the bytes that it could use; None stands
+        for the reserved bytes. Returns whether the next load gets more than both, so that it is worth a try.
         """
         entry = self._models[model]
         entry.out_of_memory += 1
         before = entry.demand.memory
-        entry.peak = max(entry.peak, took or 0, 0 if entry.demand.origin is Origin.DECLARED else before or 0)
+        entry.peak = max(entry.peak, used or 0, 0 if entry.demand.origin is Origin.DECLARED else before or 0)
         entry.ran_once = True  # running out of memory is as good a measurement as a prediction
         self._apply_peak(entry)
-        memory = took or entry.reserved
+        memory = used or entry.reserved
         self._event_log.add(now, EventKind.OUT_OF_MEMORY, model, entry.devices, memory, reason=reason)
-        return (entry.demand.memory or 0) > max(entry.reserved if had is None else had, took or 0)
+        return (entry.demand.memory or 0) > max(entry.reserved if available is None else available, used or 0)
 
     def end_measurement(self, entry: ModelState) -> None:
         entry.end_measurement()

@@ -39,7 +39,7 @@ class BarSegment(NamedTuple):
 
     text: str
     amount: float
-    look: str  # classes of style.css
+    css_class: str  # classes of style.css
 
 
 def render(template: str, **values: Any) -> Markup:

@@ -29,7 +29,7 @@ SCRIPT: Final = (Path(__file__).parent / "page.js").read_text()
 
 
 def theme() -> gr.themes.Base:
-    look = gr.themes.Base(
+    base = gr.themes.Base(
         primary_hue=colors.teal,
         secondary_hue=colors.teal,
         neutral_hue=colors.slate,
@@ -37,7 +37,7 @@ def theme() -> gr.themes.Base:
         font=_SANS,
         font_mono=_MONO,
     )
-    return look.set(
+    return base.set(
         body_background_fill="#f8fafc",
         body_background_fill_dark="#0b1120",
         body_text_color="#0f172a",

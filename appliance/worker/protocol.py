@@ -40,17 +40,17 @@ class Failure(msgspec.Struct, frozen=True):
 
     message: str
     kind: str  # key of ``_ERRORS``
-    took: int | None = None  # bytes that a worker process used when it ran out of memory
+    memory: int | None = None  # bytes that a worker process used when it ran out of memory
 
     @classmethod
     def of(cls, error: LoadFailed | WorkerLost | SleepFailed) -> Self:
         kind = next(name for name, type in _ERRORS.items() if isinstance(error, type))
-        return cls(error.detail, kind, error.took if isinstance(error, OutOfMemory) else None)
+        return cls(error.detail, kind, error.memory if isinstance(error, OutOfMemory) else None)
 
     def as_error(self) -> LoadFailed | WorkerLost | SleepFailed:
         """Return the error from which this message was made."""
         if self.kind == "oom":
-            return OutOfMemory(self.message, self.took)
+            return OutOfMemory(self.message, self.memory)
         return _ERRORS[self.kind](self.message)
 
 

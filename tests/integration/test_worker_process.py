@@ -150,8 +150,8 @@ async def test_a_worker_that_takes_too_much_memory_is_ended(replica: Replica, tm
     await caller.start("b", memory=300, delay=1000)
     await caller.over()
     assert isinstance(caller.error, OutOfMemory)
-    assert caller.error.took is not None
-    assert caller.error.took > (64 << 20) + LEAST_TOLERANCE
+    assert caller.error.memory is not None
+    assert caller.error.memory > (64 << 20) + LEAST_TOLERANCE
     assert "with a limit of 64.0 MiB, and was killed" in caller.error.detail
     await replica.load(spec(tmp_path))
     assert await Caller(replica).run("c") == Done("succeeded")

@@ -203,7 +203,7 @@ def _normalized(path: str) -> str:
 
 
 def _to_appliance_error(error: Exception, scope: Scope) -> ApplianceError:
-    if DiskFull.caused(error):
+    if DiskFull.is_cause_of(error):
         full = DiskFull(str(error))
         full.__cause__ = error
         error = full

@@ -172,7 +172,7 @@ class ProjectBuilds:
             await self._end(build.id, status="failed", error=error.detail)
         except (StoreError, OSError) as error:
             _log.error("build %s of model %s failed: %s", build.id, build.model, error)
-            full = DiskFull.caused(error)
+            full = DiskFull.is_cause_of(error)
             reason = DiskFull().detail if full else f"the version could not be written or stored: {error}"
             await self._end(build.id, status="failed", error=reason)
         else:

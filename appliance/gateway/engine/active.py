@@ -83,7 +83,7 @@ class ActivePrediction:
         """Whether the prediction is queued: it has neither been started nor begun to end."""
         return self.prediction.status is Status.STARTING and not self.claimed and not self.ending
 
-    def begins_on(self, instance: str) -> None:
+    def set_instance(self, instance: str) -> None:
         """Set the instance that runs the prediction; the scheduler may have moved the prediction there."""
         if instance != self.entry.runs_on:
             self.entry = msgspec.structs.replace(self.entry, runs_on=instance)

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 FRESH: Final = 0.2
 #: Seconds to wait for a GPU driver to free the memory of a process that has ended.
 PATIENCE: Final = 10.0
-LOOK: Final = 0.05  # seconds between measurements while waiting
+POLL: Final = 0.05  # seconds between measurements while waiting
 STILL: Final = 6  # equal measurements in a row after which no more memory is expected to become free
 #: Share of its peak that a model must free; it may have freed some of its peak before the unload.
 _MOST: Final = 0.8
@@ -35,16 +35,16 @@ class DeviceMemory:
         self._scheduler = scheduler
         self._in_use = in_use
         self._kinds = kinds
-        self._looked = float("-inf")
+        self._measured_at = float("-inf")
 
-    def look(self, now: float) -> None:
+    def update(self, now: float) -> None:
         """Measure device memory if a model waits to be loaded and the last measurement is out of date."""
-        if now >= self._looked + FRESH and self._scheduler.has_waiting_models(now):
+        if now >= self._measured_at + FRESH and self._scheduler.has_waiting_models(now):
             self.refresh()
 
     def refresh(self) -> None:
         """Measure the bytes in use of each device and report them to the scheduler."""
-        now = self._looked = time.monotonic()
+        now = self._measured_at = time.monotonic()
         for device, memory in self._in_use().items():
             self._scheduler.device_used(device, memory, now)
 
@@ -71,7 +71,7 @@ class DeviceMemory:
             last = found
             if min(gone) > 0 and (min(gone) >= expected > 0 or still >= STILL):
                 break
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)
         else:
             text = (
                 "the GPU memory of model %s is not free %.1f s after the unload: "

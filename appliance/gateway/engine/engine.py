@@ -139,7 +139,7 @@ class Engine:
         if self._closed:
             return
         now = time.monotonic()
-        self._device_memory.look(now)
+        self._device_memory.update(now)
         for decision in self._scheduler.decide(now, children_only=self._draining):
             self._carry_out(decision)
         for event in self._scheduler.events(self._last_event):
@@ -147,7 +147,7 @@ class Engine:
             report.log(event)
             self._dependencies.on_event(event)
         self._memory_profiles.send_limits()
-        self._prefetch.look(now)
+        self._prefetch.update(now)
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None
@@ -190,7 +190,7 @@ class Engine:
         match outcome:
             case Ready(levels):
                 self._scheduler.loaded(model, now, levels)
-                self._loads.settle(model)
+                self._loads.resolve(model)
                 if self._scheduler.residency(model) is Residency.READY:
                     self._workers.follow(model)
                     self._loads.reload_model(model)
@@ -199,7 +199,7 @@ class Engine:
             case Failed(reason):
                 for id in self._scheduler.load_failed(model, now, reason):
                     self._predictions.end(self._active[id], Status.FAILED, reason)
-                self._loads.settle(model, LoadFailed(reason))
+                self._loads.resolve(model, LoadFailed(reason))
         self._predictions.end_outdated()
         self.decide()
 

@@ -95,10 +95,10 @@ class Instances:
         if count == 1:
             return entry
         keys = self.keys(entry.runs_on)[:count]
-        best = min(keys, key=self._burden)
+        best = min(keys, key=self._availability_rank)
         return entry if best == entry.runs_on else msgspec.structs.replace(entry, runs_on=best)
 
-    def _burden(self, key: str) -> tuple[int, float]:
+    def _availability_rank(self, key: str) -> tuple[int, float]:
         """Return a sort key. Best first: free slots, being loaded, loadable, full, waiting for memory."""
         scheduler = self._scheduler
         slots = scheduler.demand(key).concurrency

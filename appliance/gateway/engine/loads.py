@@ -63,7 +63,7 @@ class Loads:
             self._waiting[instance] = asyncio.get_running_loop().create_future()
         return self._waiting[instance]
 
-    def settle(self, instance: str, error: LoadFailed | None = None) -> None:
+    def resolve(self, instance: str, error: LoadFailed | None = None) -> None:
         """Resolve the future of ``ready``; with ``error`` the load failed."""
         future = self._waiting.pop(instance, None)
         if future is None or future.done():

@@ -99,8 +99,10 @@ class MemoryProfiles:
         entry = self._catalogue.entry_for(model)
         # In main memory the limit was the free memory; on a GPU the model uses its configured memory.
         footprints = self._scheduler.footprints
-        had = footprints.limit(model) if self._kind(model) == "cpu" else None
-        grown = footprints.record_out_of_memory(model, error.took, time.monotonic(), error.detail, had)
+        available = footprints.limit(model) if self._kind(model) == "cpu" else None
+        grown = footprints.record_out_of_memory(
+            model, error.memory, time.monotonic(), error.detail, available
+        )
         self.keep(model)
         demand = self._scheduler.demand(model)
         lower = entry.model.options.OOM_HINT

@@ -119,7 +119,7 @@ class Predictions:
     def start(self, decided: Start) -> None:
         """Begin the run that the scheduler has decided."""
         active = self.active[decided.id]
-        active.begins_on(decided.model)
+        active.set_instance(decided.model)
         active.claimed = True
         hardware = self._loads.hardware(decided.devices)
         claimed = active.prediction.started(time.time(), decided.cold_start, hardware)

@@ -30,7 +30,7 @@ class Prefetch:
         self._stop = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def look(self, now: float) -> None:
+    def update(self, now: float) -> None:
         """Begin to read the weights of the model that is loaded next. Call this after each decision."""
         following = self._next(now)
         if following == self._model:

@@ -25,7 +25,7 @@ async def finalized(
             return await finalize(record)
         except (ApplianceError, OSError) as error:
             refused = isinstance(error, StoreError) and not isinstance(error, UnstorableValue)
-            if not refused and not DiskFull.caused(error):
+            if not refused and not DiskFull.is_cause_of(error):
                 reason = error.detail if isinstance(error, ApplianceError) else str(error)
                 return record.evolve(
                     status=Status.FAILED,

@@ -161,7 +161,7 @@ class Workers:
         await self._cluster.wake(model)
         if self._scheduler.residency(model) is Residency.WAKING:  # not lost meanwhile
             self._scheduler.woken(model, time.monotonic())
-            self._loads.settle(model)
+            self._loads.resolve(model)
 
     async def unload(self, decided: Unload) -> None:
         """Stop the worker process of a model without running predictions; return once its memory is free."""

@@ -103,7 +103,7 @@ class Inputs:
                 return str(path)
             return await self._download(url, folder)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
-            full = DiskFull.caused(error)
+            full = DiskFull.is_cause_of(error)
             reason = DiskFull().detail if full else str(error) or type(error).__name__
             short = url if len(url) < 200 else url[:200] + "..."
             raise PredictionFailed(f"{field}: {short} cannot be fetched: {reason}") from error

@@ -216,7 +216,7 @@ class _LogFile(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if not DiskFull.caused(error):
+            if not DiskFull.is_cause_of(error):
                 raise
             return memoryview(data).nbytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.errors import ApplianceError
-from appliance.gateway.listener import ListeningSocket, borrow
+from appliance.gateway.listener import ListeningSocket, receive_listener
 from tests.support.appliance_process import free_port
 
 
@@ -23,10 +23,10 @@ async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int
     with ListeningSocket("127.0.0.1", port, path) as listener:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
-        listener.lend()
+        listener.hand_out()
         assert path.stat().st_mode & 0o777 == 0o600
         for _ in range(2):  # gateways, one after the other
-            (await asyncio.to_thread(borrow, path)).close()
+            (await asyncio.to_thread(receive_listener, path)).close()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"asked")
         await writer.drain()
@@ -35,7 +35,7 @@ async def test_connections_wait_while_no_gateway_lives(tmp_path: Path, port: int
             writing.write(await reading.readexactly(5) + b" and answered")
             writing.close()
 
-        async with await asyncio.start_server(answer, sock=await asyncio.to_thread(borrow, path)):
+        async with await asyncio.start_server(answer, sock=await asyncio.to_thread(receive_listener, path)):
             assert await reader.read() == b"asked and answered"
         writer.close()
     assert not path.exists()
@@ -67,13 +67,13 @@ async def test_an_address_that_is_taken_meanwhile_is_reported_to_the_gateway(
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
         other.listen()
-        listener.lend()
+        listener.hand_out()
         with pytest.raises(
             ApplianceError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
         ):
-            await asyncio.to_thread(borrow, path)
+            await asyncio.to_thread(receive_listener, path)
 
 
 def test_a_driver_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(ApplianceError, match="cannot get the listening socket from the driver at"):
-        borrow(tmp_path / "listener.sock")
+        receive_listener(tmp_path / "listener.sock")

@@ -101,7 +101,7 @@ def test_what_is_declared_stays_and_that_it_is_too_little_is_said_once() -> None
     known = subject.footprints.of("a/a")
     assert (known.demand.memory, known.exceeds, known.peak) == (4 * GIB, True, 6 * GIB)
     assert len(logged(subject, EventKind.EXCEEDS)) == 1
-    assert not subject.footprints.record_out_of_memory("a/a", 7 * GIB, 5.0, reason="", had=None)
+    assert not subject.footprints.record_out_of_memory("a/a", 7 * GIB, 5.0, reason="", available=None)
     assert subject.demand("a/a").memory == 4 * GIB
 
 
@@ -118,28 +118,30 @@ def test_a_declared_size_is_a_bound_and_an_estimate_may_take_what_nobody_holds()
 def test_one_that_ran_out_of_memory_gets_more_and_remembers_it() -> None:
     subject = scheduler(estimated("a/a"))
     loaded(subject, "a/a")
-    assert subject.footprints.record_out_of_memory("a/a", 5 * GIB, 1.0, "too large", had=None)
+    assert subject.footprints.record_out_of_memory("a/a", 5 * GIB, 1.0, "a/a is too large", available=None)
     subject.lost("a/a", 1.0, "")
     assert subject.demand("a/a").memory == int(5 * GIB * MARGIN)
     loaded(subject, "a/a", 2.0)
     assert subject.footprints.record_out_of_memory(
-        "a/a", None, 3.0, reason="", had=None
+        "a/a", None, 3.0, reason="", available=None
     )  # on a GPU it is not known: all that it had
     subject.lost("a/a", 3.0, "")
     assert subject.demand("a/a").memory == int(int(5 * GIB * MARGIN) * MARGIN)
     assert subject.footprints.of("a/a").out_of_memory == 2
-    assert logged(subject, EventKind.OUT_OF_MEMORY)[0] == "model a/a ran out of memory: too large"
+    assert logged(subject, EventKind.OUT_OF_MEMORY)[0] == "out of memory: a/a is too large"
 
 
 def test_no_more_is_asked_for_than_there_could_ever_be() -> None:
     subject = scheduler(estimated("a/a"), declared("b/b", 3, pin=True))
     loaded(subject, "b/b")
     loaded(subject, "a/a", 1.0)
-    assert subject.footprints.record_out_of_memory("a/a", 6 * GIB + GIB // 2, 2.0, had=6 * GIB, reason="")
+    assert subject.footprints.record_out_of_memory(
+        "a/a", 6 * GIB + GIB // 2, 2.0, available=6 * GIB, reason=""
+    )
     subject.lost("a/a", 2.0, "")
     assert subject.demand("a/a").memory == 7 * GIB  # the rest is pinned
     loaded(subject, "a/a", 3.0)
-    assert not subject.footprints.record_out_of_memory("a/a", 9 * GIB, 4.0, reason="", had=None)
+    assert not subject.footprints.record_out_of_memory("a/a", 9 * GIB, 4.0, reason="", available=None)
     subject.check_fits("a/a")
 
 
@@ -150,7 +152,7 @@ def test_one_that_took_more_than_there_could_ever_be_is_not_tried_again_for_a_li
     had = subject.footprints.limit("a/a")
     assert had == 9 * GIB
     assert not subject.footprints.record_out_of_memory(
-        "a/a", 11 * GIB, 2.0, had=had, reason=""
+        "a/a", 11 * GIB, 2.0, available=had, reason=""
     )  # without b/b it would have 10
     assert subject.demand("a/a").memory == 10 * GIB
 
@@ -268,7 +270,7 @@ class Machine:
         self.coming.remove(name)
         if self.wild and self.chance.random() < 0.3:
             took = self.chance.choice([None, self.chance.randint(1, 12 * GIB)])
-            self.subject.footprints.record_out_of_memory(name, took, now, reason="", had=None)
+            self.subject.footprints.record_out_of_memory(name, took, now, reason="", available=None)
             self.subject.lost(name, now, "")
         else:
             self.subject.loaded(name, now, ())

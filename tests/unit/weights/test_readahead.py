@@ -60,14 +60,14 @@ async def test_the_next_model_is_read_while_another_makes_room(
     subject = Prefetch(catalogue_of(*map(entry, names)), scheduler, tmp_path)
     scheduler.queued("runs", "a/here", 0.0)
     scheduler.decide(0.0)
-    subject.look(0.0)  # it is being loaded already
+    subject.update(0.0)  # it is being loaded already
     scheduler.loaded("a/here", 1.0, ())
     scheduler.decide(1.0)
     scheduler.queued("waits", "a/next", 2.0)
     scheduler.queued("waits longer", "a/later", 3.0)
     for now in (3.0, 4.0):
         scheduler.decide(now)
-        subject.look(now)  # once is enough
+        subject.update(now)  # once is enough
     await asyncio.sleep(0)
     while not read:
         await asyncio.sleep(0.005)

@@ -183,6 +183,6 @@ async def test_what_does_not_come_back_is_foreign() -> None:
     scheduler.queued("p", "b/b", 2.0)
     assert scheduler.decide(2.0) == []
     driver.used = [20]
-    device_memory.look(time.monotonic() + 1.0)
+    device_memory.update(time.monotonic() + 1.0)
     assert Load("b/b", ("gpu0",), 60 * MIB, may_sleep=False) in scheduler.decide(3.0)
     assert scheduler.residency("b/b") is Residency.LOADING
