@@ -18,7 +18,6 @@ from appliance.domain.section import Section
 from appliance.domain.units import readable_bytes
 from appliance.runners.cog.options import CogModel
 from appliance.runners.model_config import FolderSource, GitSource, HubSource, ModelConfig, PypiSource
-from appliance.runners.vllm.options import VllmModel
 
 #: Name of the device for models in main memory.
 _CPU: Final = "cpu"
@@ -170,7 +169,9 @@ def conflicts(config: Config) -> Iterator[Problem]:
         if isinstance(model, CogModel) and not config.code.cog:
             message = "Cog projects run other people's code: set code.cog to true to allow that"
             yield Problem(("models", index, "kind"), message)
-        for key, message in (*_model_conflicts(model), *_too_large(model, config.hardware)):
+        if model.readme is not None and (reason := _unreadable(model.readme)):
+            yield Problem(("models", index, "readme"), reason)
+        for key, message in (*model.conflicts(), *_too_large(model, config.hardware)):
             yield Problem(("models", index, *key.split(".")), message)
 
 
@@ -220,24 +221,6 @@ def _device_names(hardware: HardwareConfig) -> Iterator[Problem]:
                 ("hardware", "devices", position, "name"),
                 f"{_CPU} is the name of main memory (see host_memory): choose another name",
             )
-
-
-def _model_conflicts(model: ModelConfig) -> Iterator[tuple[str, str]]:
-    if model.gpu is not None and model.memory is not None:
-        yield "memory", "gpu and memory exclude each other: remove one of them"
-    if model.readme is not None and (reason := _unreadable(model.readme)):
-        yield "readme", reason
-    if model.pin and model.idle_unload_after is not None:
-        yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
-    if not isinstance(model, VllmModel):
-        return
-    options = model.options
-    if options.max_model_len is not None and options.max_tokens >= options.max_model_len:
-        message = f"{options.max_tokens} output tokens leave none for the prompt: set it below max_model_len"
-        yield "options.max_tokens", f"{message} ({options.max_model_len})"
-    if model.memory is not None and options.kv_cache >= model.memory:
-        message = f"{readable_bytes(options.kv_cache)} leave no memory for the weights: set it below memory"
-        yield "options.kv_cache", f"{message} ({readable_bytes(model.memory)}), which includes the KV cache"
 
 
 def _unreadable(file: Path) -> str | None:

@@ -39,21 +39,13 @@ from appliance.gateway.app import GatewaySettings, start_gateway
 from appliance.gateway.listener import ListeningSocket
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
-from appliance.runners import preloaded_modules
+from appliance.runners import KINDS, preloaded_modules
 from appliance.store import Store
 from appliance.worker.cleanup import kill_leftover_workers
 
 _log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE: Final = "APPLIANCE_TOKEN"  # noqa: S105 - the name of a variable
-#: Model kind -> name of the input in the banner's example. The first kind with a configured model is used.
-_EXAMPLE_INPUTS: Final = {
-    "vllm": "prompt",
-    "diffusers": "prompt",
-    "embeddings": "texts",
-    "piper": "text",
-    "echo": "text",
-}
 #: Environment variable with the data folder, by which all processes of an appliance are found and killed.
 HOME_MARK: Final = "APPLIANCE_SERVES"
 #: Result of ``run`` if Ray has ended, and the driver has to restart itself.
@@ -214,10 +206,9 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
     else:
         shown = "the one shown at the first start; `appliance token create` creates another"
     models = settings.config.models
-    kinds = list(_EXAMPLE_INPUTS)
-    example = min(models, key=lambda model: kinds.index(model.kind) if model.kind in kinds else len(kinds))
+    example = next((model for model in models if KINDS[model.kind].example_input), models[0])
     name = example.aliases[0] if example.aliases else example.name
-    input = _EXAMPLE_INPUTS.get(example.kind, "prompt")
+    input = KINDS[example.kind].example_input or "prompt"
     return "\n".join(
         (
             f"appliance is ready at {address}",

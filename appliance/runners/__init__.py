@@ -60,9 +60,9 @@ def model_configs() -> dict[str, type[ModelConfig]]:
     return {name: _imported(kind.model) for name, kind in KINDS.items() if kind.model is not None}
 
 
-def kinds_with_operation(operation: str) -> set[str]:
-    """Return the kinds whose runners support ``operation``, a constant of ``runners.operations``."""
-    return {name for name, kind in KINDS.items() if operation in kind.operations}
+def kinds_with_operation(*operations: str) -> set[str]:
+    """Return the kinds that support at least one of ``operations``, constants of ``runners.operations``."""
+    return {name for name, kind in KINDS.items() if not kind.operations.isdisjoint(operations)}
 
 
 def preloaded_modules(kind: str, device: Literal["cpu", "cuda"]) -> tuple[str, ...]:

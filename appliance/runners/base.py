@@ -27,6 +27,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     preload_on_cpu: tuple[str, ...] = ()  # further modules that it imports on machines without a GPU
     libraries: tuple[str, ...] = ()  # packages that the runner imports; `appliance doctor` checks them
     operations: frozenset[str] = frozenset()  # supported operations: constants of `runners.operations`
+    example_input: str | None = None  # a text input for the first example that users see
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
@@ -197,6 +198,13 @@ class ModelConfig(Section):
     def training_key(self) -> str:
         """Name of this model's trainer in the scheduler. Its colon keeps it distinct from names of models."""
         return f"{self.name}:training"
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield pairs of a key, such as ``options.max_tokens``, and the error message about its value."""
+        if self.gpu is not None and self.memory is not None:
+            yield "memory", "gpu and memory exclude each other: remove one of them"
+        if self.pin and self.idle_unload_after is not None:
+            yield "idle_unload_after", "a pinned model is never unloaded: remove pin or idle_unload_after"
 
     @model_validator(mode="wrap")
     @classmethod

@@ -1,8 +1,9 @@
-"""Operations: requests of OpenAI's and Anthropic's APIs that a runner answers itself.
+"""Operations of OpenAI's and Anthropic's APIs. ``Kind.operations`` lists those that a kind supports.
 
-``Kind.operations`` lists the operations that a kind supports. An operation runs as a prediction: its input is
-the whole request body, unchanged; its output is the response body or, if the request asks for a stream, the
-stream's events. If it fails, the output is the error response.
+The gateway translates a request for one of ``TRANSLATED`` to inputs of the model. Any other operation is
+answered by the runner: it runs as a prediction whose input is the whole request body, unchanged. The output
+is the response body or, if the request asks for a stream, the stream's events. If it fails, the output is the
+error response.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ COMPLETIONS: Final = "completions"
 RESPONSES: Final = "responses"
 MESSAGES: Final = "messages"
 COUNT_TOKENS: Final = "messages.count_tokens"
+EMBEDDINGS: Final = "embeddings"
+IMAGES: Final = "images"
+TRANSCRIPTIONS: Final = "audio.transcriptions"
+SPEECH: Final = "audio.speech"
+
+TRANSLATED: Final = (EMBEDDINGS, IMAGES, TRANSCRIPTIONS, SPEECH)
+#: The operations of OpenAI's API.
+OPENAI: Final = (CHAT, COMPLETIONS, RESPONSES, *TRANSLATED)
 
 _INPUT: Final[dict[str, Any]] = {"type": "object", "title": "Input", "properties": {}}
 _RESPONSE: Final = {"type": "object", "title": "Output", "properties": {}}

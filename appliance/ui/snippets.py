@@ -12,12 +12,11 @@ from typing import Any, Final
 import msgspec
 from jinja2 import Environment, FileSystemLoader
 
+from appliance.runners import KINDS, operations
 from appliance.ui.output import RenderedOutput
 
 #: Marks names of shell variables while the rest of the text is escaped; no input contains it.
 _MARK: Final = "\ue000\ue0ff"
-#: Kinds of models that OpenAI's API has.
-_OPENAI_KINDS: Final = ("vllm", "embeddings", "diffusers", "whisper", "piper")
 
 
 class LocalFile(msgspec.Struct, frozen=True):
@@ -68,12 +67,14 @@ def curl(call: ExampleCall) -> str:
 
 def openai(call: ExampleCall) -> str | None:
     """Return a program with OpenAI's client for Python; None if OpenAI's API has no such kind of model."""
-    if call.kind not in _OPENAI_KINDS:
+    supported = KINDS[call.kind].operations if call.kind in KINDS else frozenset()
+    operation = next((each for each in operations.OPENAI if each in supported), None)
+    if operation is None:
         return None
     messages = [{"role": "user", "content": call.input.get("prompt", "")}]
     if call.input.get("system_prompt"):
         messages.insert(0, {"role": "system", "content": call.input["system_prompt"]})
-    return _environment.get_template("openai.txt").render(call=call, messages=messages)
+    return _environment.get_template("openai.txt").render(call=call, operation=operation, messages=messages)
 
 
 def _values(value: Any) -> list[Any]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.runners.base import Kind
+from appliance.runners.operations import IMAGES
 
 KIND: Final = Kind(
     name="diffusers",
     model="appliance.runners.diffusers.options:DiffusersModel",
     runner="appliance.runners.diffusers.runner:DiffusersRunner",
+    example_input="prompt",
+    operations=frozenset({IMAGES}),
     libraries=("diffusers", "torch", "transformers"),
     preload=(
         "torch",

@@ -10,4 +10,5 @@ KIND: Final = Kind(
     name="echo",
     model="appliance.runners.echo.options:EchoModel",
     runner="appliance.runners.echo.runner:EchoRunner",
+    example_input="text",
 )

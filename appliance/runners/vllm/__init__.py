@@ -11,6 +11,7 @@ KIND: Final = Kind(
     name="vllm",
     model="appliance.runners.vllm.options:VllmModel",
     runner="appliance.runners.vllm.runner:VllmRunner",
+    example_input="prompt",
     libraries=("vllm", "torch", "transformers"),
     trainer="lora",
     operations=frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS}),

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from appliance.domain.errors import LoadFailed
 from appliance.runners import failures, images
-from appliance.runners.vllm import errors
+from appliance.runners.vllm import adapters, errors, kv_cache
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
 
 if TYPE_CHECKING:
@@ -138,7 +138,6 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "dtype": _dtype(options["dtype"], on_cpu=on_cpu),
         "max_model_len": options["max_model_len"],
         "max_num_seqs": options["max_num_seqs"],
-        "kv_cache_memory_bytes": options["kv_cache"],
         "enforce_eager": eager,
         "tensor_parallel_size": devices,
         "distributed_executor_backend": "uni" if devices == 1 else "mp",
@@ -151,13 +150,9 @@ def _arguments(spec: LoadSpec, weights: Path) -> AsyncEngineArgs:
         "disable_log_stats": True,
         "enable_log_requests": False,
         "shutdown_timeout": 0,
+        **kv_cache.engine_arguments(options),
+        **adapters.engine_arguments(options),
     }
-    if options["max_adapters"]:
-        arguments |= {
-            "enable_lora": True,
-            "max_loras": options["max_adapters"],
-            "max_lora_rank": options["max_adapter_rank"],
-        }
     if on_cpu and eager:
         arguments["ir_op_priority"] = _register_norm_kernels()
     if not on_cpu:

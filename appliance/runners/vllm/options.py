@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from appliance.domain.section import size, subsection
+from appliance.domain.section import subsection
 from appliance.domain.values import GIB, Bytes
 from appliance.domain.weight_size import WeightSize
 from appliance.runners.model_config import ModelConfig, WeightsSource
 from appliance.runners.options import TRUST_REMOTE_CODE, Options, in_dtype
+from appliance.runners.vllm import adapters, kv_cache
+from appliance.runners.vllm.kv_cache import KV_CACHE
 from appliance.runners.vllm.parsers import ReasoningParser, ToolParser
 
 _PROCESS: Final = GIB  # bytes on the device besides weights, adapters and KV cache
@@ -47,10 +50,7 @@ class VllmOptions(Options):
         le=4096,
         description="Maximum number of predictions computed in one batch; others wait.",
     )
-    kv_cache: Bytes = size(
-        "512MiB",
-        "Memory for the attention (KV) cache; limits the tokens of running predictions. Part of `memory`.",
-    )
+    kv_cache: Bytes = KV_CACHE
     enforce_eager: bool | None = Field(
         default=None,
         description="Skip compilation and CUDA graphs: loads faster, runs slower on a GPU. "
@@ -104,9 +104,8 @@ class VllmOptions(Options):
 
     def footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> int:
         loaded = in_dtype(weights, self.dtype, device)
-        # An adapter of rank 16 is about a fiftieth of its model.
-        adapters = int(loaded * self.max_adapters * self.max_adapter_rank / 800)
-        return loaded + adapters + self.kv_cache + _PROCESS
+        trained = adapters.footprint(loaded, self.max_adapters, self.max_adapter_rank)
+        return loaded + trained + self.kv_cache + _PROCESS
 
     def sleep_footprint(self, weights: WeightSize, device: Literal["cpu", "cuda"]) -> tuple[int, int] | None:
         if device == "cpu":  # vLLM accepts sleep requests there but frees nothing
@@ -133,3 +132,14 @@ class VllmModel(ModelConfig):
     kind: Literal["vllm"] = Field(description="A language model, served by vLLM.")
     source: WeightsSource = Field(description="Source of the weights.")
     options: VllmOptions = subsection(VllmOptions(), "Options of this kind.")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts()
+        options = self.options
+        if options.max_model_len is not None and options.max_tokens >= options.max_model_len:
+            message = (
+                f"{options.max_tokens} output tokens leave none for the prompt: set it below max_model_len"
+            )
+            yield "options.max_tokens", f"{message} ({options.max_model_len})"
+        if message := kv_cache.conflict(options.kv_cache, self.memory):
+            yield "options.kv_cache", message

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
@@ -22,6 +21,7 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.vllm import engine, errors, inputs
+from appliance.runners.vllm.adapters import Adapters
 from appliance.runners.vllm.compat import CompatApis
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class VllmRunner:
         self._tokenizer: Any
         self._chat_template: str | None = None
         self._system_in_prompt = False  # the chat template has no system role
-        self._adapters: dict[str, int] = {}  # folder -> vLLM's id of the adapter
+        self._adapters: Adapters
         self._context = 0  # maximum length of prompt and output together, in tokens
         self._level = 0  # of the last sleep
 
@@ -58,6 +58,7 @@ class VllmRunner:
         """Load the model. This blocks the event loop, on which nothing else runs yet."""
         spec = self._spec
         self._engine = engine.start(spec, failures.existing_weights(spec))
+        self._adapters = Adapters(self._engine)
         process = engine.core_process(self._engine)
         asyncio.get_running_loop().add_reader(process.sentinel, self._core_died)
         self._context = self._engine.model_config.max_model_len
@@ -69,11 +70,11 @@ class VllmRunner:
     async def run(self, job: Job) -> AsyncIterator[Log | Output | Metric]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        adapter = await self._adapter(job)
-        events = (
-            self._predict(job, adapter) if job.operation is None else self._operations().run(job, adapter)
-        )
         try:
+            adapter = None if job.adapter is None else await self._adapters.load(job.adapter)
+            events = (
+                self._predict(job, adapter) if job.operation is None else self._operations().run(job, adapter)
+            )
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield event
@@ -133,34 +134,6 @@ class VllmRunner:
             self._engine.shutdown(timeout=_SHUTDOWN_SECONDS)
         else:
             process.kill()  # frees everything at once; a shutdown would take a second
-
-    async def _adapter(self, job: Job) -> LoRARequest | None:
-        """Return the adapter with the trained weights of the prediction's version, loaded on first use.
-
-        Raises:
-            PredictionFailed: the adapter cannot be loaded.
-        """
-        if job.adapter is None:
-            return None
-        from vllm.lora.request import LoRARequest
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        number = self._adapters.setdefault(job.adapter, len(self._adapters) + 1)
-        # The name is the path, because two adapters of one name are the same to vLLM.
-        request = LoRARequest(job.adapter, number, job.adapter)
-        if not (Path(job.adapter) / "adapter_config.json").is_file():  # vLLM would try to download it
-            raise PredictionFailed(
-                f"the trained weights of this version are missing at {job.adapter}; train the version again"
-            )
-        try:
-            await self._engine.add_lora(request)
-        except EngineDeadError:
-            self._core_died()
-        except Exception as error:  # vLLM re-raises any error of the engine core
-            raise PredictionFailed(
-                f"the trained weights of this version cannot be loaded: {errors.translate(str(error))}"
-            ) from error
-        return request
 
     def _prepare_prompts(self) -> None:
         """Choose the chat template, and check whether it has a system role.

@@ -60,3 +60,4 @@ def test_the_url_at_the_start_can_be_called(bind_address: str, url: str, tmp_pat
     shown = main.banner(settings, "secret")
     assert shown.startswith(f"appliance is ready at {url}\n")
     assert f"REPLICATE_BASE_URL={url} REPLICATE_API_TOKEN=secret" in shown
+    assert """replicate.run("test/echo", input={"text": "Hello!"})""" in shown

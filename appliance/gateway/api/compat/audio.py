@@ -26,9 +26,10 @@ from appliance.protocols.compat_types import (
     TranscriptionResponse,
 )
 from appliance.protocols.media import from_data
+from appliance.runners import kinds_with_operation, operations
 
-HEARS: Final = ("whisper",)
-SPEAKS: Final = ("piper",)
+TRANSCRIBING: Final = kinds_with_operation(operations.TRANSCRIPTIONS)
+SPEAKING: Final = kinds_with_operation(operations.SPEECH)
 
 _PLAIN: Final = "plain text"  # a choice of the input ``transcription`` of whisper models
 
@@ -47,7 +48,7 @@ async def speak(request: Request) -> Response:
     """``POST /audio/speech``: the response is the audio file."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     asked = await calls.parse(request, SpeechRequest)
-    entry = calls.find_model(request, asked.model, caller, SPEAKS)
+    entry = calls.find_model(request, asked.model, caller, SPEAKING)
     input: dict[str, Any] = {"text": asked.input, "output_format": asked.response_format or "mp3"}
     if asked.voice is not None:
         input["voice"] = asked.voice
@@ -69,7 +70,7 @@ async def _transcribe(request: Request, task: str) -> Response:
     async with received(request, caller) as form:
         calls.check_required(form.fields, TranscriptionFields)
         asked = requests.convert(form.fields, TranscriptionFields)
-        entry = calls.find_model(request, asked.model, caller, HEARS)
+        entry = calls.find_model(request, asked.model, caller, TRANSCRIBING)
         input = transcription_input(asked, translate=task == "translation")
         input["audio"] = f"{requests.origin(request)}/v1/files/{_file(form)}"
         record = await calls.predict(request, caller, entry, input)

@@ -20,8 +20,9 @@ from appliance.protocols.compat_types import (
     EmbeddingsResponse,
     EmbeddingsUsage,
 )
+from appliance.runners import kinds_with_operation, operations
 
-KINDS: Final = ("embeddings",)
+KINDS: Final = kinds_with_operation(operations.EMBEDDINGS)
 
 
 async def create_embeddings(request: Request) -> Response:

@@ -23,8 +23,9 @@ from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols.compat_types import GeneratedImage, ImageRequest, ImagesResponse
+from appliance.runners import kinds_with_operation, operations
 
-KINDS: Final = ("diffusers",)
+KINDS: Final = kinds_with_operation(operations.IMAGES)
 #: Schemas of the fields of OpenAI's requests; other fields are inputs of the model.
 _PROPERTIES, _ = requests.schema(ImageRequest)
 _FORMATS: Final = {"jpeg": "jpg"}

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from appliance.domain.token import Scope
 from appliance.gateway.api import responses
-from appliance.gateway.api.compat import audio, calls, embeddings, images
+from appliance.gateway.api.compat import calls
 from appliance.gateway.api.compat.calls import CHUNKS, EVENTS
 from appliance.gateway.api.errors import OPENAI
 from appliance.gateway.api.services import services_of
@@ -25,9 +25,7 @@ from appliance.protocols.compat_types import (
 from appliance.runners import kinds_with_operation, operations
 
 #: The kinds of models that at least one route of this API can call.
-KINDS: Final = frozenset(
-    {*kinds_with_operation(operations.CHAT), *embeddings.KINDS, *images.KINDS, *audio.HEARS, *audio.SPEAKS}
-)
+KINDS: Final = kinds_with_operation(*operations.OPENAI)
 
 
 async def create_chat_completion(request: Request) -> Response:
