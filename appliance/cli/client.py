@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import httpx
 
@@ -19,6 +19,8 @@ from appliance.domain.errors import ApplianceError, NotFound, Unauthenticated
 from appliance.protocols import api_client, content_encodings
 from appliance.protocols.media import from_data
 from appliance.protocols.sse import EventReader, ServerSentEvent
+
+T = TypeVar("T")
 
 
 class Client:
@@ -46,6 +48,10 @@ class Client:
 
     def get(self, path: str) -> Any:
         return self.send("GET", path)
+
+    def get_as(self, type: type[T], path: str) -> T:
+        """Return the response as ``type``, a struct of ``protocols``."""
+        return api_client.convert(self.get(path), type)
 
     def all_pages(self, path: str) -> list[Any]:
         """Return the items of all pages of the list at ``path``."""

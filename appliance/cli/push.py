@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 
+import msgspec
 import typer
 
 from appliance.cli.options import JsonOption
@@ -23,6 +24,7 @@ from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client
+    from appliance.protocols.response_types import BuildResponse, FileResponse
 
 #: Names that are not uploaded, in addition to those in .dockerignore.
 _NOT_UPLOADED: Final = frozenset(
@@ -64,27 +66,29 @@ def push(
     with tempfile.TemporaryFile() as archive:
         _pack(folder, archive)
         upload = _upload(client, archive, f"{name}.tar.gz")
-    body = {"source": upload["urls"]["get"], **({} if memory is None else {"memory": memory})}
-    build = client.post(f"/v1/models/{model}/versions", body)
+    body = {"source": upload.urls.get, **({} if memory is None else {"memory": memory})}
+    build = _build(client.post(f"/v1/models/{model}/versions", body))
     try:
         build = _wait(client, build)
     except KeyboardInterrupt:
-        build = client.post(f"/v1/builds/{build['id']}/cancel")
-    client.send("DELETE", f"/v1/files/{upload['id']}")
-    if build["status"] == "canceled":
-        typer.echo(f"\nbuild {build['id']} is canceled", err=True)
+        build = _build(client.post(f"/v1/builds/{build.id}/cancel"))
+    client.send("DELETE", f"/v1/files/{upload.id}")
+    if build.status == "canceled":
+        typer.echo(f"\nbuild {build.id} is canceled", err=True)
         raise typer.Exit(128 + signal.SIGINT)
-    if build["status"] != "succeeded":
-        raise ApplianceError(f"the build failed: {build['error']}")
-    typer.echo(json.dumps(build, indent=2) if as_json else f"{model}:{build['version']}")
+    if build.status != "succeeded":
+        raise ApplianceError(f"the build failed: {build.error}")
+    typer.echo(json.dumps(msgspec.to_builtins(build), indent=2) if as_json else f"{model}:{build.version}")
 
 
 def _ensure_model(client: Client, owner: str, name: str, *, public: bool) -> None:
+    from appliance.protocols.response_types import HardwareResponse
+
     try:
         client.get(f"/v1/models/{owner}/{name}")
     except NotFound:
         visibility = "public" if public else "private"
-        hardware = client.get("/v1/hardware")[0]["sku"]
+        hardware = client.get_as(list[HardwareResponse], "/v1/hardware")[0].sku
         client.post(
             "/v1/models",
             {"owner": owner, "name": name, "visibility": visibility, "hardware": hardware},
@@ -136,27 +140,37 @@ def _ignored(path: str, left_out: Patterns) -> bool:
     return next((out for pattern, out in reversed(left_out) if pattern.fullmatch(path)), False)
 
 
-def _upload(client: Client, archive: BinaryIO, name: str) -> dict[str, Any]:
+def _upload(client: Client, archive: BinaryIO, name: str) -> FileResponse:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from appliance.protocols import api_client
+    from appliance.protocols.response_types import FileResponse
 
     total = archive.seek(0, os.SEEK_END)
     archive.seek(0)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     with progress, progress.wrap_file(archive, total, description="uploading") as watched:
-        uploaded: dict[str, Any] = client.upload(name, watched, "application/gzip")
+        uploaded = api_client.convert(client.upload(name, watched, "application/gzip"), FileResponse)
     typer.echo(f"uploaded {readable_bytes(total)}", err=True)
     return uploaded
 
 
-def _wait(client: Client, build: dict[str, Any]) -> dict[str, Any]:
+def _build(response: Any) -> BuildResponse:
+    from appliance.protocols import api_client
+    from appliance.protocols.response_types import BuildResponse
+
+    return api_client.convert(response, BuildResponse)
+
+
+def _wait(client: Client, build: BuildResponse) -> BuildResponse:
     shown = 0
     while True:
-        sys.stderr.write(build["logs"][shown:])
+        sys.stderr.write(build.logs[shown:])
         sys.stderr.flush()
-        shown = len(build["logs"])
-        if build["completed_at"] is not None:
+        shown = len(build.logs)
+        if build.completed_at is not None:
             return build
         time.sleep(_POLL_INTERVAL)
-        build = client.get(f"/v1/builds/{build['id']}")
+        build = _build(client.get(f"/v1/builds/{build.id}"))

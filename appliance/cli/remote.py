@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from appliance.cli.options import JsonOption, load_config, port, print_json
@@ -19,6 +18,7 @@ from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client
+    from appliance.protocols.admin_types import ModelMemory
 
 UrlOption = Annotated[
     str | None,
@@ -103,14 +103,15 @@ def _properties(client: Client, model: str) -> dict[str, Any]:
 
 def models(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the models with their number of runs and description."""
+    from appliance.protocols import api_client
+    from appliance.protocols.response_types import ModelResponse
+
     found = connected(url).all_pages("/v1/models")
     if as_json:
         print_json(found)
         return
-    for model in found:
-        typer.echo(
-            f"{model['owner']}/{model['name']}  {model['run_count']} runs  {model['description'] or ''}"
-        )
+    for model in api_client.convert(found, list[ModelResponse]):
+        typer.echo(f"{model.owner}/{model.name}  {model.run_count} runs  {model.description or ''}")
 
 
 def predictions(
@@ -132,12 +133,13 @@ def predictions(
     if as_json:
         print_json(found)
         return
-    for record in found:
-        seconds = record.get("metrics", {}).get("total_time")
-        took = f"{seconds:.2f} s" if seconds is not None else ""
-        typer.echo(
-            f"{record['id']}  {record['status']:10} {record['created_at'][:19]}  {took:>9}  {record['model']}"
-        )
+    from appliance.protocols import api_client
+    from appliance.protocols.response_types import PredictionResponse
+
+    for record in api_client.convert(found, list[PredictionResponse]):
+        seconds = record.metrics.get("total_time") if isinstance(record.metrics, dict) else None
+        duration = f"{seconds:.2f} s" if seconds is not None else ""
+        typer.echo(f"{record.id}  {record.status:10} {record.created_at[:19]}  {duration:>9}  {record.model}")
 
 
 def example(
@@ -160,59 +162,59 @@ def reload(url: UrlOption = None, as_json: JsonOption = False) -> None:
     downloaded.
     """
     from appliance.config import Report
+    from appliance.protocols import api_client
 
     done = connected(url).post("/admin/reload")
-    typer.echo(json.dumps(done, indent=2) if as_json else str(msgspec.convert(done, Report)))
+    typer.echo(json.dumps(done, indent=2) if as_json else str(api_client.convert(done, Report)))
 
 
 def status(url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show the devices and models of a running appliance, and how many predictions run and wait."""
-    found = connected(url).get("/admin/status")
+    client = connected(url)
     if as_json:
-        print_json(found)
+        print_json(client.get("/admin/status"))
         return
     from rich.console import Console
     from rich.table import Table
 
+    from appliance.protocols.admin_types import ApplianceStatusResponse
+
+    found = client.get_as(ApplianceStatusResponse, "/admin/status")
+
     devices = Table("device", "memory", "free", "reserved by", box=None)
-    for device in found["devices"]:
-        held = ", ".join(f"{model} {readable_bytes(count)}" for model, count in device["reserved"].items())
-        if device["foreign"]:
-            held += f"{', ' if held else ''}other programs {readable_bytes(device['foreign'])}"
-        devices.add_row(
-            device["name"], readable_bytes(device["memory"]), readable_bytes(device["free"]), held or "-"
-        )
+    for device in found.devices:
+        held = ", ".join(f"{model} {readable_bytes(count)}" for model, count in device.reserved.items())
+        if device.foreign:
+            held += f"{', ' if held else ''}other programs {readable_bytes(device.foreign)}"
+        devices.add_row(device.name, readable_bytes(device.memory), readable_bytes(device.free), held or "-")
     known = Table("model", "state", "running", "waiting", "on", "memory", box=None)
-    for model in found["models"]:
-        where = ", ".join(model["devices"]) or "-"
-        counts = str(model["running"]), str(model["queued"])
-        known.add_row(model["name"], model["state"], *counts, where, _memory(model["memory"]))
+    for model in found.models:
+        where = ", ".join(model.devices) or "-"
+        counts = str(model.running), str(model.queued)
+        known.add_row(model.name, model.state, *counts, where, _memory(model.memory))
     console = Console()
     console.print(
-        f"version {found['version']}, up {found['uptime']:.0f} s"
-        + (", draining" if found["draining"] else "")
+        f"version {found.version}, up {found.uptime:.0f} s" + (", draining" if found.draining else "")
     )
     console.print(devices)
     console.print()
     console.print(known)
-    for model in found.get("not_served", ()):
-        message = f"{model['name']} is not served: {model['problem']}"
+    for left_out in found.not_served:
+        message = f"{left_out.name} is not served: {left_out.problem}"
         console.print(message, style="red", markup=False, soft_wrap=True)
-    if found.get("decisions"):
+    if found.decisions:
         console.print()
-        for decision in reversed(found["decisions"]):
-            console.print(f"{decision['at'][11:19]}  {decision['text']}", highlight=False)
+        for decision in reversed(found.decisions):
+            console.print(f"{decision.at[11:19]}  {decision.text}", highlight=False)
 
 
-def _memory(known: dict[str, Any]) -> str:
-    needs = f"{known['share']:g} of a device" if known["bytes"] is None else readable_bytes(known["bytes"])
-    parts = [f"{needs} {known['from']}"]
-    if known["peak"] is not None:
-        parts.append(
-            f"used {readable_bytes(known['peak'])}" + (", more than it may" if known["exceeds"] else "")
-        )
-    if known["out_of_memory"]:
-        parts.append(f"ran out of memory {known['out_of_memory']} times")
-    if known["problem"] is not None:
-        parts.append(known["problem"])
+def _memory(known: ModelMemory) -> str:
+    needs = f"{known.share:g} of a device" if known.bytes is None else readable_bytes(known.bytes)
+    parts = [f"{needs} {known.origin}"]
+    if known.peak is not None:
+        parts.append(f"used {readable_bytes(known.peak)}" + (", more than it may" if known.exceeds else ""))
+    if known.out_of_memory:
+        parts.append(f"ran out of memory {known.out_of_memory} times")
+    if known.problem is not None:
+        parts.append(known.problem)
     return "; ".join(parts)

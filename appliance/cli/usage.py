@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 import typer
 
 from appliance.cli.options import JsonOption, print_json
 from appliance.cli.remote import UrlOption, connected
+
+if TYPE_CHECKING:
+    from appliance.protocols.admin_types import UsageRow
 
 
 def usage(
@@ -33,15 +36,18 @@ def usage(
     if as_csv:
         typer.echo(client.text(f"/admin/usage.csv?{query}"), nl=False)
         return
-    found = client.get(f"/admin/usage?{query}")
     if as_json:
-        print_json(found)
+        print_json(client.get(f"/admin/usage?{query}"))
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    currency = found["currency"]
+    from appliance.protocols.admin_types import UsageResponse
+
+    found = client.get_as(UsageResponse, f"/admin/usage?{query}")
+
+    currency = found.currency
     amounts = [
         "predictions",
         "seconds",
@@ -51,36 +57,36 @@ def usage(
         *([currency] if currency else []),
     ]
     table = Table(box=None)
-    for key in found["by"]:
+    for key in found.by:
         table.add_column(key)
     for amount in amounts:
         table.add_column(amount, justify="right")
-    for row in found["rows"]:
-        table.add_row(*(escape(_key(row, key)) for key in found["by"]), *_amounts(row, currency))
-    if found["by"] and len(found["rows"]) > 1:
-        names = ["total", *[""] * (len(found["by"]) - 1)]
-        table.add_row(*names, *_amounts(found["total"], currency), style="bold")
+    for row in found.rows:
+        table.add_row(*(escape(_key(row, key)) for key in found.by), *_amounts(row, currency))
+    if found.by and len(found.rows) > 1:
+        names = ["total", *[""] * (len(found.by) - 1)]
+        table.add_row(*names, *_amounts(found.total, currency), style="bold")
     console = Console()
-    console.print(f"{found['from']} to {found['to']}, days in UTC", highlight=False)
-    console.print(table if found["rows"] else "no predictions in this period")
-    if currency and found["total"]["unpriced_time"]:
-        unpriced = found["total"]["unpriced_time"]
+    console.print(f"{found.first} to {found.last}, days in UTC", highlight=False)
+    console.print(table if found.rows else "no predictions in this period")
+    if currency and found.total.unpriced_time:
+        unpriced = found.total.unpriced_time
         console.print(f"not in the cost: {unpriced:.6f} s on hardware without a price", highlight=False)
 
 
-def _key(row: dict[str, Any], key: str) -> str:
+def _key(row: UsageRow, key: str) -> str:
     if key == "token":
-        return str(row["token_name"] or row["token"] or "-")
-    return str(row[key] or "-")
+        return str(row.token_name or row.token or "-")
+    return str(getattr(row, key) or "-")
 
 
-def _amounts(row: dict[str, Any], currency: str | None) -> list[str]:
-    cost = "-" if row["cost"] is None else f"{row['cost']:.6f}"
+def _amounts(row: UsageRow, currency: str | None) -> list[str]:
+    cost = "-" if row.cost is None else f"{row.cost:.6f}"
     return [
-        str(row["predictions"]),
-        f"{row['predict_time']:.6f}",
-        f"{row['cold_start']:.6f}",
-        str(row["input_tokens"]),
-        str(row["output_tokens"]),
+        str(row.predictions),
+        f"{row.predict_time:.6f}",
+        f"{row.cold_start:.6f}",
+        str(row.input_tokens),
+        str(row.output_tokens),
         *([cost] if currency else []),
     ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
 
 from appliance.domain.errors import (
     ApplianceError,
@@ -18,6 +19,8 @@ from appliance.domain.errors import (
     Unauthenticated,
 )
 
+T = TypeVar("T")
+
 
 def authorization(token: str) -> dict[bytes, bytes]:
     """Return the ``Authorization`` header in bytes, because a token may have characters outside of ASCII."""
@@ -27,6 +30,21 @@ def authorization(token: str) -> dict[bytes, bytes]:
 def path_of(url: str) -> str:
     """Return the path and query of a URL from a response, to be joined with the client's own base URL."""
     return httpx.URL(url).raw_path.decode()
+
+
+def convert(value: Any, type: type[T]) -> T:
+    """Return the JSON value of a response as ``type``, ignoring fields that a newer appliance may have added.
+
+    Raises:
+        ApplianceError: a field is missing or of another type.
+    """
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError as error:
+        raise ApplianceError(
+            f"the appliance sent a response that this version does not understand ({error}): "
+            "use the version of the appliance that runs there"
+        ) from error
 
 
 def error_from(response: httpx.Response) -> ApplianceError:

@@ -88,13 +88,13 @@ class HardwareResponse(Struct, kw_only=True):
 class WebhookSecretResponse(Struct, kw_only=True):
     """The key that webhooks are signed with."""
 
-    key: Annotated[str, Meta(pattern="^whsec_[A-Za-z0-9+/=]+$")]
+    key: Annotated[str, Meta(extra_json_schema={"pattern": "^whsec_[A-Za-z0-9+/=]+$"})]
 
 
 class VersionResponse(Struct, kw_only=True):
     """A version of a model."""
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    id: Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{64}$"})]
     created_at: Time
     cog_version: str
     openapi_schema: Annotated[
@@ -114,7 +114,10 @@ class PredictionUrls(Struct, kw_only=True):
 class PredictionResponse(Struct, kw_only=True):
     """A prediction."""
 
-    id: Annotated[str, Meta(pattern="^[a-z0-9]{26}$", description="26 lowercase letters and digits")]
+    id: Annotated[
+        str,
+        Meta(description="26 lowercase letters and digits", extra_json_schema={"pattern": "^[a-z0-9]{26}$"}),
+    ]
     model: Annotated[str, Meta(description="owner/name")]
     version: Annotated[str, Meta(description="64 hex digits")]
     input: Annotated[dict[str, Any], Meta(description="The inputs as the caller sent them")]

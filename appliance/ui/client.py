@@ -6,7 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 import httpx
 
@@ -16,6 +16,8 @@ from appliance.protocols.sse import EventReader, ServerSentEvent
 
 #: Only connecting has a timeout: a model may compute for a long time before the response.
 _TIMEOUT: Final = httpx.Timeout(None, connect=10.0)
+
+T = TypeVar("T")
 
 
 class Api:
@@ -71,6 +73,10 @@ class Caller:
         """Return the JSON at ``path``. Query parameters that are None are left out."""
         given = {key: value for key, value in query.items() if value is not None}
         return (await self._request("GET", path, params=given)).json()
+
+    async def get_as(self, type: type[T], path: str, **query: Any) -> T:
+        """Return the response as ``type``, a struct of ``protocols``."""
+        return api_client.convert(await self.get(path, **query), type)
 
     async def all_pages(self, path: str, **query: Any) -> list[Any]:
         """Return the items of all pages of the list at ``path``."""

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.domain.errors import ApplianceError
 from appliance.observability import logs
+from appliance.protocols.response_types import ModelResponse
 from appliance.ui import layout, session
 from appliance.ui.client import Api
 from appliance.ui.page_app import Frontend, PageApp
@@ -55,7 +56,7 @@ class Demo:
         Raises:
             ApplianceError: the model does not exist or has no version.
         """
-        described = await api.caller(secret, api.url).get(f"/v1/models/{name}")
+        described = await api.caller(secret, api.url).get_as(ModelResponse, f"/v1/models/{name}")
         data = model.ModelPageData.of(described)
         if data.document is None:
             raise ApplianceError(f"{name} has no version yet: create one with a training or `appliance push`")

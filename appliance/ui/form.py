@@ -277,6 +277,6 @@ def _status_text(snapshot: Snapshot) -> str:
     waits = _WAITS.get(metrics.get("waits_for", "")) if snapshot.status == "starting" else None
     if waits is None:
         return f"{snapshot.seconds:.0f} s"
-    expected = snapshot.model["load_seconds"] if snapshot.model is not None else None
+    expected = snapshot.model.load_seconds if snapshot.model is not None else None
     about = f" of about {expected:.0f}" if expected and metrics["waits_for"] == "load" else ""
     return f"{snapshot.seconds:.0f} s{about} · {waits}, position {metrics['queue_position']}"

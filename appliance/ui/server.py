@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, BodyTooLarge, MalformedBody, MethodNotAllowed, NotFound
+from appliance.protocols.response_types import ModelResponse, VersionResponse
 from appliance.ui import layout, session
 from appliance.ui.client import Api
 from appliance.ui.layout import Page
@@ -162,8 +163,8 @@ class Server:
         if app is not None and not opened and user.username in app.opened_by:
             return app
         path, _, version = root.partition("/versions/")
-        described = await user.caller.get(f"/v1/models{path}")
-        chosen = await user.caller.get(f"/v1/models{root}") if version else None
+        described = await user.caller.get_as(ModelResponse, f"/v1/models{path}")
+        chosen = await user.caller.get_as(VersionResponse, f"/v1/models{root}") if version else None
         data = model.ModelPageData.of(described, chosen)
         async with self._building:
             app = self._model_pages.pop(root, None)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.domain.errors import ApplianceError, Unauthenticated
+from appliance.protocols.admin_types import MeResponse
 from appliance.ui.client import Api, Caller
 
 LIFETIME: Final = 7 * 86400  # seconds until a user must sign in again
@@ -54,7 +55,7 @@ class Sessions:
         self._fernet = Fernet(key)
         # Browsers send cookies to all ports of a host, so each appliance needs its own cookie name.
         self.cookie = f"appliance_{hashlib.sha256(key).hexdigest()[:8]}"
-        self._known: dict[str, tuple[float, dict[str, str]]] = {}
+        self._known: dict[str, tuple[float, MeResponse]] = {}
 
     async def of(self, request: Request) -> Session | None:
         """Return the session of a request; None without a valid cookie or if the token is no longer valid.
@@ -92,17 +93,19 @@ class Sessions:
         caller = self._api.caller(secret, origin)
         digest = hashlib.sha256(secret.encode()).hexdigest()
         now = time.monotonic()
-        checked_at, user = self._known.get(digest, (-MEMORY, {}))
-        if now - checked_at >= MEMORY:
+        known = self._known.get(digest)
+        if known is not None and now - known[0] < MEMORY:
+            user = known[1]
+        else:
             try:
-                user = await caller.get("/admin/me")
+                user = await caller.get_as(MeResponse, "/admin/me")
             except Unauthenticated:
                 self._known.pop(digest, None)
                 return None
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[digest] = now, user
-        return Session(caller, user["username"], user["name"], user["token"], user["scope"])
+        return Session(caller, user.username, user.name, user.token, user.scope)
 
 
 def of(request: gr.Request) -> Session:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.domain.errors import ApplianceError
+from appliance.protocols.admin_types import ApplianceStatusResponse, ModelStatus
 from appliance.ui.client import Caller
 
 _POLL_INTERVAL: Final = 0.7  # seconds between two requests for the status and the logs
@@ -24,7 +25,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     record: dict[str, Any]  # the prediction as the API returns it
     items: list[str]  # the items of output that the stream has sent
     seconds: float  # since the prediction was created
-    model: dict[str, Any] | None = None  # the state of its model, before the prediction starts
+    model: ModelStatus | None = None  # the state of its model, before the prediction starts
 
     @property
     def ended(self) -> bool:
@@ -49,7 +50,7 @@ class Watcher:
         self._caller = caller
         self._record = created
         self._items: list[str] = []
-        self._model: dict[str, Any] | None = None
+        self._model: ModelStatus | None = None
         self._changed = asyncio.Event()
         self._began = time.monotonic()
 
@@ -101,7 +102,7 @@ class Watcher:
         self._record = await self._caller.get(f"/v1/predictions/{self._record['id']}")
         self._model = None
         if self._record["status"] == "starting":
-            known = (await self._caller.get("/admin/status"))["models"]
+            known = (await self._caller.get_as(ApplianceStatusResponse, "/admin/status")).models
             name = self._record["model"]
-            self._model = next((model for model in known if model["name"] == name), None)
+            self._model = next((model for model in known if model.name == name), None)
         self._changed.set()

@@ -141,5 +141,5 @@ class VllmModel(ModelConfig):
                 f"{options.max_tokens} output tokens leave none for the prompt: set it below max_model_len"
             )
             yield "options.max_tokens", f"{message} ({options.max_model_len})"
-        if message := kv_cache.conflict(options.kv_cache, self.memory):
-            yield "options.kv_cache", message
+        if reason := kv_cache.conflict(options.kv_cache, self.memory):
+            yield "options.kv_cache", reason

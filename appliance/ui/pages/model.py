@@ -12,6 +12,8 @@ import msgspec
 from markupsafe import Markup
 
 from appliance.domain.errors import ApplianceError, NotFound
+from appliance.protocols.admin_types import ApplianceStatusResponse, ModelStatus
+from appliance.protocols.response_types import ModelResponse, VersionPage, VersionResponse
 from appliance.ui import form, layout, markup, output, session, snippets
 from appliance.ui.client import Caller
 from appliance.ui.form import ModelForm, Result
@@ -35,23 +37,23 @@ class ModelPageData(msgspec.Struct, frozen=True):
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
     @classmethod
-    def of(cls, model: dict[str, Any], version: dict[str, Any] | None = None) -> ModelPageData:
-        chosen = None if version is None else str(version["id"])
-        version = version or model["latest_version"]
-        keys = {
-            "Source": "github_url",
-            "Paper": "paper_url",
-            "License": "license_url",
-            "Weights": "weights_url",
+    def of(cls, model: ModelResponse, version: VersionResponse | None = None) -> ModelPageData:
+        chosen = None if version is None else version.id
+        version = version or model.latest_version
+        urls = {
+            "Source": model.github_url,
+            "Paper": model.paper_url,
+            "License": model.license_url,
+            "Weights": model.weights_url,
         }
         links = tuple(
-            (text, model[key])
-            for text, key in keys.items()
-            if (model.get(key) or "").startswith(("https://", "http://"))  # the API accepts any text
+            (text, url)
+            for text, url in urls.items()
+            if url is not None and url.startswith(("https://", "http://"))  # the API accepts any text
         )
-        document = None if version is None else version["openapi_schema"]
-        name = f"{model['owner']}/{model['name']}"
-        return cls(name, model["description"] or "", links, document, chosen)
+        document = None if version is None else version.openapi_schema
+        name = f"{model.owner}/{model.name}"
+        return cls(name, model.description or "", links, document, chosen)
 
 
 class ModelPage:
@@ -102,7 +104,7 @@ class ModelPage:
             state = await _state(caller, self._data.name)
             call = snippets.ExampleCall(
                 model=self._data.spec,
-                kind=None if state is None else state["kind"],
+                kind=None if state is None else state.kind,
                 origin=caller.origin,
                 input=filled.read_input(values),
                 output=output.kind_of(self._document or {}),
@@ -142,11 +144,12 @@ class ModelPage:
 
     @layout.show_errors
     async def versions(self, request: gr.Request) -> str:
-        found = (await session.of(request).caller.get(f"/v1/models/{self._data.name}/versions"))["results"]
+        path = f"/v1/models/{self._data.name}/versions"
+        found = (await session.of(request).caller.get_as(VersionPage, path)).results
         rows = [
             (
-                _code_link(f"/{self._data.name}/versions/{one['id']}", one["id"]),
-                markup.moment(one["created_at"]),
+                _code_link(f"/{self._data.name}/versions/{one.id}", one.id),
+                markup.moment(one.created_at),
             )
             for one in found
         ]
@@ -234,12 +237,12 @@ def playground(blocks: gr.Blocks, spec: str, document: dict[str, Any], *, bare: 
     return filled
 
 
-async def _state(caller: Caller, name: str) -> dict[str, Any] | None:
-    models = (await caller.get("/admin/status"))["models"]
-    return next((model for model in models if model["name"] == name), None)
+async def _state(caller: Caller, name: str) -> ModelStatus | None:
+    models = (await caller.get_as(ApplianceStatusResponse, "/admin/status")).models
+    return next((model for model in models if model.name == name), None)
 
 
-def _heading(data: ModelPageData, state: dict[str, Any] | None = None) -> Markup:
+def _heading(data: ModelPageData, state: ModelStatus | None = None) -> Markup:
     owner, _, name = data.name.partition("/")
     return markup.render(
         "model_heading.html",
@@ -247,7 +250,7 @@ def _heading(data: ModelPageData, state: dict[str, Any] | None = None) -> Markup
         name=name if data.version is None else f"{name}:{data.version[:8]}",
         description=data.description,
         state=state and explore.badge(state),
-        queued=state and state["queued"],
+        queued=state and state.queued,
         links=data.links,
         newest_version=None if data.version is None else f"/{data.name}",
     )

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import gradio as gr
 from markupsafe import Markup
 
+from appliance.protocols.admin_types import ApplianceStatusResponse, TokenPage
 from appliance.ui import layout, markup, session
 from appliance.ui.layout import Checksums
 
@@ -63,12 +64,12 @@ def build() -> gr.Blocks:
 async def _choices(request: gr.Request) -> list[Any]:
     user = session.of(request)
     asked = request.query_params
-    status = await user.caller.get("/admin/status")
-    models = [_NO_FILTER, *((each["name"], each["name"]) for each in status["models"])]
+    status = await user.caller.get_as(ApplianceStatusResponse, "/admin/status")
+    models = [_NO_FILTER, *((each.name, each.name) for each in status.models)]
     tokens = [_NO_FILTER]
     if user.admin:
-        listed = await user.caller.get("/admin/tokens")
-        tokens += [(f"{each['name']} ({each['owner']})", each["id"]) for each in listed["results"]]
+        listed = await user.caller.get_as(TokenPage, "/admin/tokens")
+        tokens += [(f"{each.name} ({each.owner})", each.id) for each in listed.results]
     return [
         gr.Dropdown(choices=models, value=asked.get("model", _ANY)),
         gr.Dropdown(value=asked.get("status", _ANY)),

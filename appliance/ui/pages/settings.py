@@ -10,6 +10,13 @@ import gradio as gr
 from markupsafe import Markup, escape
 
 from appliance.domain.units import readable_bytes
+from appliance.protocols import api_client
+from appliance.protocols.admin_types import (
+    ApplianceStatusResponse,
+    NewWebhookSecretResponse,
+    TokenPage,
+    TokenResponse,
+)
 from appliance.ui import layout, markup, session
 
 _SCOPES: Final = [
@@ -57,7 +64,7 @@ def build() -> gr.Blocks:
 async def _show(request: gr.Request) -> list[str]:
     caller = session.of(request).caller
     config = await caller.get("/admin/config")
-    status = await caller.get("/admin/status")
+    status = await caller.get_as(ApplianceStatusResponse, "/admin/status")
     return [
         render_about(status, config),
         markup.note("models.yaml with all defaults; secrets are hidden.")
@@ -68,59 +75,62 @@ async def _show(request: gr.Request) -> list[str]:
 @layout.show_errors
 async def _create(name: str, scope: str, owner: str, request: gr.Request) -> list[Any]:
     body = {"name": name, "scope": scope, **({"owner": owner} if owner else {})}
-    created = await session.of(request).caller.post("/admin/tokens", body)
-    return [gr.Textbox(value=created["token"], visible=True), "", *await _tokens(request)]
+    created = api_client.convert(await session.of(request).caller.post("/admin/tokens", body), TokenResponse)
+    return [gr.Textbox(value=created.token or "", visible=True), "", *await _tokens(request)]
 
 
 @layout.show_errors
 async def _revoke(id: str | None, request: gr.Request) -> list[Any]:
     if id is not None:
-        revoked = await session.of(request).caller.send("DELETE", f"/admin/tokens/{id}")
-        gr.Info(f"{escape(revoked['name'])} is revoked.")
+        response = await session.of(request).caller.send("DELETE", f"/admin/tokens/{id}")
+        revoked = api_client.convert(response, TokenResponse)
+        gr.Info(f"{escape(revoked.name)} is revoked.")
     return await _tokens(request)
 
 
 @layout.show_errors
 async def _rotate(hours: float, request: gr.Request) -> Any:
-    made = await session.of(request).caller.post("/admin/webhooks/secret", {"keep": 3600 * (hours or 0)})
-    return gr.Textbox(value=made["key"], visible=True)
+    body = {"keep": 3600 * (hours or 0)}
+    response = await session.of(request).caller.post("/admin/webhooks/secret", body)
+    made = api_client.convert(response, NewWebhookSecretResponse)
+    return gr.Textbox(value=made.key, visible=True)
 
 
 @layout.show_errors
 async def _tokens(request: gr.Request) -> list[Any]:
-    found = (await session.of(request).caller.get("/admin/tokens"))["results"]
+    found = (await session.of(request).caller.get_as(TokenPage, "/admin/tokens")).results
     valid = [
-        (f"{each['name']} ({each['owner']}, {each['scope']}, {each['id']})", each["id"])
+        (f"{each.name} ({each.owner}, {each.scope}, {each.id})", each.id)
         for each in found
-        if each["revoked_at"] is None
+        if each.revoked_at is None
     ]
     return [render_tokens(found), gr.Dropdown(choices=valid, value=None)]
 
 
-def render_tokens(tokens: Sequence[Mapping[str, Any]]) -> Markup:
+def render_tokens(tokens: Sequence[TokenResponse]) -> Markup:
     rows = [
         [
-            each["name"],
-            markup.badge(each["scope"]),
-            each["owner"],
-            markup.moment(each["created_at"]),
-            "valid" if each["revoked_at"] is None else Markup("revoked ") + markup.moment(each["revoked_at"]),
-            Markup("<code>{}</code>").format(each["id"]),
+            each.name,
+            markup.badge(each.scope),
+            each.owner,
+            markup.moment(each.created_at),
+            "valid" if each.revoked_at is None else Markup("revoked ") + markup.moment(each.revoked_at),
+            Markup("<code>{}</code>").format(each.id),
         ]
-        for each in sorted(tokens, key=lambda each: each["revoked_at"] is not None)
+        for each in sorted(tokens, key=lambda each: each.revoked_at is not None)
     ]
     headings = ["Name", "Scope", "Account", "Created", "State", "Id"]
     return markup.section("Tokens", markup.table(headings, rows, if_empty=markup.empty("No tokens")))
 
 
-def render_about(status: Mapping[str, Any], config: Mapping[str, Any]) -> Markup:
+def render_about(status: ApplianceStatusResponse, config: Mapping[str, Any]) -> Markup:
     retention = config["retention"]
     kept, most, uploads = retention["predictions"], retention["outputs"], config["files"]
     until = "until they are deleted" if uploads["keep"] is None else f"for {markup.duration(uploads['keep'])}"
     facts = {
-        "Version": status["version"],
-        "Running for": markup.duration(status["uptime"]),
-        "Health": markup.badge("draining" if status["draining"] else "ready"),
+        "Version": status.version,
+        "Running for": markup.duration(status.uptime),
+        "Health": markup.badge("draining" if status.draining else "ready"),
         "Data of predictions": "kept forever"
         if kept is None
         else f"removed {markup.duration(kept)} after their end",

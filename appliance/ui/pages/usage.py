@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ import gradio as gr
 import pandas as pd
 from markupsafe import Markup
 
+from appliance.protocols.admin_types import UsageResponse, UsageRow
 from appliance.ui import layout, markup, session
 
 _SPANS: Final = {"7 days": 7, "30 days": 30, "90 days": 90, "365 days": 365}
@@ -47,11 +47,11 @@ async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
     first = (datetime.now(UTC).date() - timedelta(days=_SPANS.get(span, 30) - 1)).isoformat()
     keys = ",".join(key for key in _KEYS if key in by) or "day"
     path = "/admin/usage"
-    chosen = await caller.get(path, **{"from": first, "by": keys})
-    days = await caller.get(path, **{"from": first, "by": "day"})
-    models = await caller.get(path, **{"from": first, "by": "model"})
+    chosen = await caller.get_as(UsageResponse, path, **{"from": first, "by": keys})
+    days = await caller.get_as(UsageResponse, path, **{"from": first, "by": "day"})
+    models = await caller.get_as(UsageResponse, path, **{"from": first, "by": "model"})
     # Gradio serves a file at the digest of its content, so only users who know the content can find it.
-    file = Path(tempfile.mkdtemp(prefix="usage-")) / f"usage-{chosen['from']}-{chosen['to']}.csv"
+    file = Path(tempfile.mkdtemp(prefix="usage-")) / f"usage-{chosen.first}-{chosen.last}.csv"
     file.write_text(await caller.text(f"{path}.csv?from={first}&by={keys}"), encoding="utf-8")
     return [
         render_totals(chosen),
@@ -62,27 +62,29 @@ async def _show(span: str, by: list[str], request: gr.Request) -> list[Any]:
     ]
 
 
-def _plotted(report: Mapping[str, Any], key: str) -> pd.DataFrame:
-    return pd.DataFrame([(row[key], row["predict_time"]) for row in report["rows"]], columns=[key, "seconds"])
+def _plotted(report: UsageResponse, key: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(getattr(row, key), row.predict_time) for row in report.rows], columns=[key, "seconds"]
+    )
 
 
-def render_totals(report: Mapping[str, Any]) -> Markup:
-    total = report["total"]
-    share = total["cold_starts"] / total["predictions"] if total["predictions"] else 0.0
+def render_totals(report: UsageResponse) -> Markup:
+    total = report.total
+    share = total.cold_starts / total.predictions if total.predictions else 0.0
     return markup.tiles(
         {
-            "predictions": f"{total['predictions']:,}",
-            "running": markup.duration(total["predict_time"]),
-            "cost": markup.money(total["cost"], report["currency"]) or "no prices",
-            "tokens in": f"{total['input_tokens']:,}",
-            "tokens out": f"{total['output_tokens']:,}",
+            "predictions": f"{total.predictions:,}",
+            "running": markup.duration(total.predict_time),
+            "cost": markup.money(total.cost, report.currency) or "no prices",
+            "tokens in": f"{total.input_tokens:,}",
+            "tokens out": f"{total.output_tokens:,}",
             "waited for a load": f"{100 * share:.0f} %",
         }
     )
 
 
-def render(report: Mapping[str, Any]) -> Markup:
-    keys = report["by"]
+def render(report: UsageResponse) -> Markup:
+    keys = report.by
     headings = [
         *(_KEYS[key] for key in keys),
         "Predictions", "Failed", "Seconds", "Cost", "Tokens in", "Tokens out", "Cold starts",
@@ -90,19 +92,19 @@ def render(report: Mapping[str, Any]) -> Markup:
     rows = [
         [
             *(_named(each, key) for key in keys),
-            f"{each['predictions']:,}",
-            f"{each['failed']:,}",
-            f"{each['predict_time']:,.6f}",
-            markup.money(each["cost"], report["currency"]),
-            f"{each['input_tokens']:,}",
-            f"{each['output_tokens']:,}",
-            f"{100 * each['cold_starts'] / each['predictions'] if each['predictions'] else 0:.0f} %",
+            f"{each.predictions:,}",
+            f"{each.failed:,}",
+            f"{each.predict_time:,.6f}",
+            markup.money(each.cost, report.currency),
+            f"{each.input_tokens:,}",
+            f"{each.output_tokens:,}",
+            f"{100 * each.cold_starts / each.predictions if each.predictions else 0:.0f} %",
         ]
-        for each in report["rows"]
+        for each in report.rows
     ]
     return markup.section("Rows of the CSV", markup.table(headings, rows, if_empty=_EMPTY))
 
 
-def _named(row: Mapping[str, Any], key: str) -> str:
-    named = row.get("token_name") if key == "token" else None
-    return str(named or row[key] or "unknown")
+def _named(row: UsageRow, key: str) -> str:
+    named = row.token_name if key == "token" else None
+    return str(named or getattr(row, key) or "unknown")

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from appliance import __version__, config
@@ -22,9 +23,17 @@ from appliance.cli import main
 from appliance.domain import token
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import servable
+from appliance.protocols.admin_types import ApplianceStatusResponse, UsageResponse
+from appliance.protocols.response_types import (
+    BuildResponse,
+    FileResponse,
+    ModelResponse,
+    PredictionResponse,
+)
 from appliance.scheduler import MARGIN
 from appliance.store import MemoryProfileRow
 from tests.support.engine_bench import DEVICES
+from tests.support.response_examples import completed
 from tests.support.store_files import opened
 from tests.unit.gateway.catalogue.test_servable import nested_header
 
@@ -279,8 +288,15 @@ def test_urls_may_end_in_v1(command: Command, server: Server) -> None:
 # -- models, predictions, status -----------------------------------------------------------------------------
 
 
+def filled(type: type[msgspec.Struct], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of a whole response with these ``fields``."""
+    made: dict[str, Any] = json.loads(msgspec.json.encode(completed(type, fields)))
+    return made
+
+
 def test_models(command: Command, server: Server) -> None:
     model = {"owner": "test", "name": "echo", "run_count": 3, "description": None}
+    model = filled(ModelResponse, model)
     server.answer("GET", "/v1/models", {"results": [model]})
     assert command("models").out.split() == ["test/echo", "3", "runs"]
     assert json.loads(command("models", "--json").out) == [model]
@@ -291,6 +307,7 @@ def test_predictions(command: Command, server: Server) -> None:
         {"id": f"id{n}", "status": "succeeded", "created_at": "2026-01-01T00:00:00.000000Z", "model": "a/b"}
         for n in range(3)
     ]
+    records = [filled(PredictionResponse, record) for record in records]
     server.answer("GET", "/v1/predictions", {"results": records})
     server.answer("GET", "/v1/predictions/id1", records[1])
     server.answer("POST", "/v1/predictions/id1/cancel", {**records[1], "status": "canceled"})
@@ -340,7 +357,8 @@ def test_status(command: Command, server: Server) -> None:
         "not_served": [{"name": "test/broken", "problem": "[its header] is damaged"}],
         "decisions": [{"at": "2026-01-02T03:04:05.000000Z", "text": "model test/echo is ready after 1.0 s"}],
     }
-    server.answer("GET", "/admin/status", found)
+    found = filled(ApplianceStatusResponse, found)
+    server.answer("GET", "/admin/status", {**found, "added_in_a_newer_version": 1})
     shown = command("status").out
     for part in (
         "draining",
@@ -352,7 +370,9 @@ def test_status(command: Command, server: Server) -> None:
         "test/broken is not served: [its header] is damaged",
     ):
         assert part in shown
-    assert json.loads(command("status", "--json").out) == found
+    assert json.loads(command("status", "--json").out) == {**found, "added_in_a_newer_version": 1}
+    server.answer("GET", "/admin/status", {"version": "0"})
+    assert "use the version of the appliance that runs there" in command("status").err
 
 
 def test_usage(command: Command, server: Server) -> None:
@@ -367,6 +387,7 @@ def test_usage(command: Command, server: Server) -> None:
     total = {**amounts, "predictions": 6}
     days = {"from": "2026-01-01", "to": "2026-01-31"}
     found = {**days, "by": ["model", "token"], "currency": "EUR", "rows": rows, "total": total}
+    found = filled(UsageResponse, found)
     server.answer("GET", "/admin/usage", found)
     lines = [line.split() for line in command("usage", "--by", "model,token").out.splitlines()]
     assert ["a/b", "[laptop]", "3", "1.500000", "0.250000", "7", "9", "0.125000"] in lines
@@ -602,8 +623,10 @@ def test_ctrl_c_cancels_the_build(
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "cog.yaml").write_text("run: run.py:Runner\n")
     build = {"id": "one", "status": "processing", "logs": "==> unpacking\n", "completed_at": None}
+    build = filled(BuildResponse, build)
+    file = filled(FileResponse, {"id": "file", "urls": {"get": f"{server.url}/v1/files/file"}})
     server.answer("GET", "/v1/models/me/mine", {})
-    server.answer("POST", "/v1/files", {"id": "file", "urls": {"get": f"{server.url}/v1/files/file"}}, 201)
+    server.answer("POST", "/v1/files", file, 201)
     server.answer("POST", "/v1/models/me/mine/versions", build, 202)
     server.answer("POST", "/v1/builds/one/cancel", {**build, "status": "canceled", "completed_at": "now"})
     server.answer("DELETE", "/v1/files/file", {})

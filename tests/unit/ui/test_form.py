@@ -7,11 +7,13 @@ from typing import Any
 
 import gradio as gr
 
+from appliance.protocols.admin_types import ModelStatus
 from appliance.runners.echo.runner import EchoRunner
 from appliance.ui.form import ModelForm, Result
 from appliance.ui.output import RenderedOutput
 from appliance.ui.snippets import LocalFile
 from appliance.ui.watcher import Snapshot
+from tests.support.response_examples import completed
 
 
 @functools.cache  # Gradio takes half a second to build it, and it holds no values
@@ -66,7 +68,7 @@ def result() -> Result:
 
 
 def status_of(
-    status: str, *, model: dict[str, Any] | None = None, items: tuple[str, ...] = (), **record: Any
+    status: str, *, model: ModelStatus | None = None, items: tuple[str, ...] = (), **record: Any
 ) -> str:
     """Return the status of the result as HTML."""
     snapshot = Snapshot(
@@ -78,7 +80,7 @@ def status_of(
 
 async def test_the_status_describes_a_prediction() -> None:
     loading = {"waits_for": "load", "queue_position": 2}
-    said = status_of("starting", metrics=loading, model={"load_seconds": 30.4})
+    said = status_of("starting", metrics=loading, model=completed(ModelStatus, {"load_seconds": 30.4}))
     assert "4 s of about 30 · waiting until the model is loaded, position 2" in said
     assert 'badge starting"' in said
     assert 'badge processing"' in status_of("starting", metrics={}, items=("a",))  # it has begun since

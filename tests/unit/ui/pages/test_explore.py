@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.protocols.admin_types import ModelNotServed, ModelStatus
+from appliance.protocols.response_types import ModelResponse
 from appliance.ui.pages import explore
+from tests.support.response_examples import completed
 
 MODEL: dict[str, Any] = {
     "owner": "test",
@@ -17,7 +20,8 @@ MODEL: dict[str, Any] = {
 
 
 def card(model: dict[str, Any], state: dict[str, Any] | None = None) -> str:
-    return explore.cards_of([model], {} if state is None else {"test/shapes": state}, narrowed=False)
+    states = {} if state is None else {"test/shapes": completed(ModelStatus, state)}
+    return explore.cards_of([completed(ModelResponse, model)], states, narrowed=False)
 
 
 def test_a_cover_is_the_configured_image_or_the_image_of_an_example_or_a_colour() -> None:
@@ -38,7 +42,7 @@ def test_a_card_says_what_its_model_does_and_nothing_in_it_is_html() -> None:
 
 
 def test_a_model_that_cannot_be_served_has_a_card_with_the_reason() -> None:
-    not_served = [{"name": "test/broken", "problem": "its <b>header</b> is damaged"}]
+    not_served = [ModelNotServed(name="test/broken", problem="its <b>header</b> is damaged")]
     made = explore.cards_of([], {}, not_served, narrowed=False)
     for said in ("test/broken", "not served", "its &lt;b&gt;header&lt;/b&gt; is damaged"):
         assert said in made

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
+from appliance.protocols.admin_types import (
+    ApplianceStatusResponse,
+    ResidencyResponse,
+    TokenResponse,
+    UsageResponse,
+)
 from appliance.ui.pages import machine, prediction, predictions, settings, usage
+from tests.support.response_examples import completed
 from tests.unit.ui.test_markup import HOSTILE, inert
 
 TIME = "2026-01-02T03:04:05.678900Z"
@@ -85,17 +92,20 @@ def test_tokens_rows_of_usage_and_decisions_are_inert() -> None:
     for text in HOSTILE:
         token = {"id": text, "name": text, "owner": text, "scope": "run", "created_at": TIME}
         token["revoked_at"] = TIME
-        assert text in inert(settings.render_tokens([token])).said
+        assert text in inert(settings.render_tokens([completed(TokenResponse, token)])).said
         row = {
             "model": text, "token": text, "token_name": text, "predictions": 2, "failed": 0,
             "predict_time": 1.25, "cost": 0.5, "input_tokens": 3, "output_tokens": 4, "cold_starts": 1,
         }  # fmt: skip
-        report = {"by": ["model", "token"], "currency": text, "rows": [row], "total": row}
+        report = completed(
+            UsageResponse, {"by": ["model", "token"], "currency": text, "rows": [row], "total": row}
+        )
         said = inert(usage.render_totals(report) + usage.render(report)).said
         assert "50 %" in said
         decision = {"at": TIME, "what": text, "model": text, "why": text, "memory": 1, "seconds": None}
         waiting = {"position": 1, "model": text, "queued": 1, "waited": 2.0, "cleared_for_it": [text]}
-        assert text in inert(machine.render_decisions({"waiting": [waiting], "decisions": [decision]})).said
+        residency = completed(ResidencyResponse, {"waiting": [waiting], "decisions": [decision]})
+        assert text in inert(machine.render_decisions(residency)).said
 
 
 def test_a_device_is_a_bar_of_who_holds_it() -> None:
@@ -108,19 +118,20 @@ def test_a_device_is_a_bar_of_who_holds_it() -> None:
         "name": "gpu", "label": "A <GPU>", "memory": 8 * 2**30, "free": 4 * 2**30, "foreign": 2**30,
         "reserved": {"a/b": 2 * 2**30, "a/gone": 2**30},
     }  # fmt: skip
-    read = inert(machine.render_devices({"models": [model], "devices": [device]}))
+    status = completed(ApplianceStatusResponse, {"models": [model], "devices": [device]})
+    read = inert(machine.render_devices(status))
     drawn = [each["style"] for tag, each in read.elements if tag == "i" and "style" in each]
     assert drawn == ["width:25.000%", "width:12.500%", "width:12.500%", "width:50.000%"]
     for said in ("a/b 2.0 GiB, ready", "other programs 1.0 GiB", "free 4.0 GiB", "3.0 GiB of 8.0 GiB"):
         assert said in read.said
-    row = inert(machine.render_models({"models": [model], "not_served": []}, {})).said
+    row = inert(machine.render_models(status)).said
     assert "1.0 GiB estimated does not fit" in row
     assert "pinned" in row
 
 
 def test_models_that_cannot_be_served_are_shown_with_the_reason() -> None:
     for text in HOSTILE:
-        left_out = {"models": [], "not_served": [{"name": "a/b", "problem": text}]}
-        read = inert(machine.render_models(left_out, {}))
+        left_out = {"not_served": [{"name": "a/b", "problem": text}]}
+        read = inert(machine.render_models(completed(ApplianceStatusResponse, left_out)))
         assert "Not served" in read.said
         assert text in read.said
