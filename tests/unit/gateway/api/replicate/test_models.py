@@ -118,8 +118,10 @@ async def test_what_cannot_be_is_named(api: Api, changes: dict[str, Any], field:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/deployments"])
 async def test_a_name_that_ends_in_a_line_feed_is_refused(api: Api, path: str) -> None:
-    body = NEW if path == "/v1/models" else {"model": "test/echo", "version": "0" * 64, "hardware": "cpu"}
-    body = {"min_instances": 0, "max_instances": 1, **body} if path == "/v1/deployments" else body
+    body: dict[str, Any] = dict(NEW)
+    if path == "/v1/deployments":
+        body = {"model": "test/echo", "version": "0" * 64, "hardware": "cpu"}
+        body |= {"min_instances": 0, "max_instances": 1}
     reply = await api.post(path, json={**body, "name": "mine\n"})
     assert (reply.status_code, [each["field"] for each in reply.json()["invalid_fields"]]) == (422, ["name"])
 
