@@ -111,6 +111,7 @@ class _Link:
         self.name = name
         self.handle = handle
         self.connection: data_socket.DataConnection | None = None
+        self.held: frozenset[str] = frozenset()  # ids of predictions that an earlier gateway sent
         self.waiting = Commands()
         self._acknowledged: list[str] = []  # in this interval
         self._acknowledged_before: list[str] = []  # in the last interval
@@ -181,6 +182,7 @@ class RayCluster:
                 self._spares.append(link)
             else:
                 self._links[stats.spec.model] = link
+                link.held = frozenset(stats.held)
                 held, levels = frozenset(stats.held), frozenset(stats.levels)
                 adopted.append(
                     AdoptedModel(stats.spec, held, levels, stats.level, stats.changing_sleep_state)
@@ -271,7 +273,7 @@ class RayCluster:
             raise WorkerLost(f"{model} is not loaded")
         paths = data_socket_path(self._run_dir, link.name), worker_socket(self._run_dir, link.name)
         try:
-            connection = await data_socket.connect(*paths)
+            connection = await data_socket.connect(*paths, link.held)
         except OSError as error:
             raise WorkerLost(f"the runner replica of {model} has died: {error}") from error
         link.connection = connection

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Final, cast
 
@@ -54,8 +54,10 @@ async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
     return server
 
 
-async def connect(replica: Path, worker: Path) -> DataConnection:
+async def connect(replica: Path, worker: Path, held: Iterable[str] = ()) -> DataConnection:
     """Connect to the replica that listens at ``replica``, and to its worker process at ``worker``, if it can.
+
+    ``held`` are ids of predictions that an earlier gateway sent.
 
     Raises:
         OSError: no replica listens there.
@@ -65,8 +67,8 @@ async def connect(replica: Path, worker: Path) -> DataConnection:
     try:
         _, to_worker = await loop.create_unix_connection(_WorkerConnection, str(worker))
     except OSError:  # jobs and events go through the replica, which also knows why the worker process ended
-        return DataConnection(to_replica, None)
-    return DataConnection(to_replica, to_worker)
+        return DataConnection(to_replica, None, held)
+    return DataConnection(to_replica, to_worker, held)
 
 
 class _GatewayConnection(asyncio.Protocol):
@@ -111,25 +113,33 @@ class _GatewayConnection(asyncio.Protocol):
 class DataConnection:
     """The gateway's connections to a replica and to its worker process."""
 
-    def __init__(self, replica: _ReplicaConnection, worker: _WorkerConnection | None) -> None:
+    def __init__(
+        self, replica: _ReplicaConnection, worker: _WorkerConnection | None, held: Iterable[str]
+    ) -> None:
         self._replica = replica
         self._worker = worker
         self._direct = False  # jobs and events go between the gateway and the worker process
-        self._sent_to_replica: set[str] = set()  # ids of predictions, before ``_direct``
+        #: Ids of predictions whose commands go through the replica: a cancel must not overtake its job, and
+        #: the replica ignores a job that an earlier gateway has sent.
+        self._through_replica = set(held)
 
     def send(self, commands: Commands) -> None:
         """Send commands; they are dropped if the connection has closed, which ``messages`` reports."""
         if not self._direct or self._worker is None:
-            self._sent_to_replica.update(job.id for job in commands.jobs)
+            self._through_replica.update(job.id for job in commands.jobs)
             self._replica.send(commands)
             return
-        if commands.jobs:
-            self._worker.send(Run(commands.jobs))
-        direct = [id for id in commands.cancels if id not in self._sent_to_replica]
-        if direct:  # the others would overtake their jobs
-            self._worker.send(Cancel(direct))
-        others = [id for id in commands.cancels if id in self._sent_to_replica]
-        rest = Commands(cancels=others, acknowledged=commands.acknowledged, limit=commands.limit)
+        through_replica = self._through_replica
+        if jobs := [job for job in commands.jobs if job.id not in through_replica]:
+            self._worker.send(Run(jobs))
+        if cancels := [id for id in commands.cancels if id not in through_replica]:
+            self._worker.send(Cancel(cancels))
+        rest = Commands(
+            jobs=[job for job in commands.jobs if job.id in through_replica],
+            cancels=[id for id in commands.cancels if id in through_replica],
+            acknowledged=commands.acknowledged,
+            limit=commands.limit,
+        )
         if rest != Commands():
             self._replica.send(rest)
 

@@ -40,8 +40,9 @@ class Gateway:
         self.reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def connected(cls, folder: Path) -> Gateway:
-        return cls(await data_socket.connect(folder / "runner-0.sock", folder / "runner-0-worker.sock"))
+    async def connected(cls, folder: Path, *held: str) -> Gateway:
+        paths = folder / "runner-0.sock", folder / "runner-0-worker.sock"
+        return cls(await data_socket.connect(*paths, held))
 
     async def _read(self) -> None:
         async for message in self.connection.messages():
@@ -293,6 +294,26 @@ async def test_a_cancel_does_not_overtake_a_job_that_went_through_the_replica(
     await until_jobs(direct, 1)
     assert (direct.jobs, direct.cancels) == ([Job("b", 1, {})], ["b"])
     gateway.close()
+
+
+async def test_a_job_that_an_earlier_gateway_sent_is_not_run_again(
+    folder: Path, replica: Replica, direct: DirectWorker, workers: list[ScriptedWorker]
+) -> None:
+    first = await Gateway.connected(folder)
+    await switched(first, direct)
+    first.connection.send(Commands(jobs=[Job("a", 1, {})]))
+    await until_jobs(direct, 1)
+    direct.stream("a").emit(Output(["x"]))
+    await first.until(1)
+    first.close()
+    second = await Gateway.connected(folder, *(await replica.stats()).held)
+    await switched(second, direct)
+    second.connection.send(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})], cancels=["a"]))
+    await until_jobs(direct, 2)
+    await until_sent(workers[0], 1)
+    assert direct.jobs == [Job("a", 1, {}), Job("b", 1, {})]
+    assert workers[0].sent == [Cancel(["a"])]
+    second.close()
 
 
 async def test_the_confirmation_of_an_earlier_gateway_is_not_mistaken(
