@@ -41,10 +41,10 @@ class _Stage(enum.Enum):
 
 
 class _GatheringTransport:
-    """Joins the writes of one iteration of the event loop into one.
+    """Joins the head of a response and the first part of its body into one write.
 
-    uvicorn writes the head and the body of a response separately. Each write would be a system call that
-    wakes the client.
+    uvicorn writes them separately. Each write would be a system call that wakes the client. Later parts of a
+    body, such as the events of a stream, are written at once.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,9 +56,14 @@ class _GatheringTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._gathered:
-            self._loop.call_soon(self.flush)
-        self._gathered.append(data)
+        if self._gathered:
+            self._gathered.append(data)
+            self.flush()
+        elif data.startswith(b"HTTP/"):
+            self._gathered.append(data)
+            self._loop.call_soon(self.flush)  # if no body follows
+        elif data:
+            self._transport.write(data)
 
     def flush(self) -> None:
         if self._gathered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -15,6 +15,10 @@ from appliance.store import Store
 _log = logging.getLogger(__name__)
 
 SAVE_INTERVAL: Final = 0.25  # seconds between writes of a running prediction's events
+#: The events of so many predictions are written together. More would delay the tokens of all streams, because
+#: the thread that writes keeps the event loop from running.
+BATCH: Final = 8
+_PAUSE: Final = 0.01  # seconds between two batches
 
 
 class Saver:
@@ -28,7 +32,11 @@ class Saver:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(SAVE_INTERVAL)
-            self.save()
+            unsaved = [active for active in self._active.values() if active.unsaved]
+            for first in range(0, len(unsaved), BATCH):
+                if first:
+                    await asyncio.sleep(_PAUSE)
+                self._save(unsaved[first : first + BATCH])
 
     def save(self) -> None:
         """Queue writes of the events that are not stored yet; a later ``Store.finish`` is written after them.
@@ -36,7 +44,10 @@ class Saver:
         At most one write of a prediction is in progress: if one failed and the next succeeded, the stored
         output would have a gap.
         """
-        for active in self._active.values():
+        self._save(self._active.values())
+
+    def _save(self, predictions: Iterable[ActivePrediction]) -> None:
+        for active in predictions:
             if active.unsaved and not active.ending and (active.saving is None or active.saving.done()):
                 events, active.unsaved = active.unsaved, []
                 active.saving = self._store.append(active.id, active.prediction.attempt, events)

@@ -1,9 +1,10 @@
 """Numbers the events of predictions, merges them, and sends them to the runner replica in few messages.
 
-The first and the last event of a prediction are sent in the current iteration of the event loop. Other events
-are sent when ``INTERVAL`` has passed since the last message. Meanwhile, consecutive outputs or log texts of
-one prediction are merged into one event. So a single prediction sends a message for each token, and many
-concurrent predictions share one message for each step of the inference engine.
+The events of one iteration of the event loop share a message, which is sent in the next iteration. An
+inference engine emits the tokens of one step in one iteration, so each step is one message. A model that
+emits faster may send ``MESSAGES`` messages in each ``WINDOW``; its other events wait for the end of the
+window, except for the first and the last event of a prediction. While events wait, consecutive outputs or log
+texts of one prediction are merged into one event.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Output
 from appliance.worker.protocol import Direct, Events, encode
 
-INTERVAL: Final = 0.010  # seconds between messages, except for urgent events
+WINDOW: Final = 0.010  # seconds
+MESSAGES: Final = 16  # at most in each ``WINDOW``, except for urgent events
 MESSAGE_BYTES: Final = 64 * 1024  # queued events are sent at once when they have this size
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=file.pack)
@@ -34,9 +36,11 @@ class EventSender:
         self._write_to_gateway: Callable[[bytes], None] | None = None
         self._received: list[tuple[str, int]] = []
         self._loop = asyncio.get_running_loop()
-        self._sent_at = 0.0
+        self._window_end = 0.0
+        self._sent = 0  # messages in the current window
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._received_timer: asyncio.TimerHandle | None = None
         self._paused = 0  # sockets whose buffer is full
         self._bytes = 0
         self.pending: list[Emitted] = []
@@ -48,17 +52,19 @@ class EventSender:
         if urgent:
             self._flush_soon()
         elif self._timer is None and self._soon is None:
-            delay = self._sent_at + INTERVAL - self._loop.time()
-            if delay <= 0:
+            now = self._loop.time()
+            if now >= self._window_end:
+                self._window_end, self._sent = now + WINDOW, 0
+            if self._sent < MESSAGES:
                 self._flush_soon()
             else:
-                self._timer = self._loop.call_later(delay, self._flush)
+                self._timer = self._loop.call_later(self._window_end - now, self._flush)
 
     def add_received(self, jobs: list[Job]) -> None:
         """Tell the replica, with the next message, that the gateway has sent these predictions."""
         self._received += [(job.id, job.attempt) for job in jobs]
-        if self._timer is None and self._soon is None:
-            self._timer = self._loop.call_later(INTERVAL, self._flush)
+        if self._received_timer is None:
+            self._received_timer = self._loop.call_later(WINDOW, self._flush)
 
     def send_to_gateway(self, write: Callable[[bytes], None], token: str) -> None:
         """Send the following events to the gateway too, by ``write``, and tell the replica."""
@@ -90,12 +96,10 @@ class EventSender:
             self._soon = self._loop.call_soon(self._flush)
 
     def _flush(self, *, even_if_paused: bool = False) -> None:
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._soon, self._timer, self._received_timer):
+            if handle is not None:
+                handle.cancel()
+        self._soon = self._timer = self._received_timer = None
         if (self._paused and not even_if_paused) or not (self.pending or self._received):
             return
         message = encode(Events(self.pending, self._received))
@@ -103,7 +107,7 @@ class EventSender:
             self._write_to_gateway(message)
         self.pending, self._received = [], []
         self._bytes = 0
-        self._sent_at = self._loop.time()
+        self._sent += 1
         self._write(message)
 
 
@@ -119,7 +123,7 @@ class EventStream:
         self.done = False
 
     def emit(self, event: Event) -> None:
-        """Queue ``event``, to be sent within ``INTERVAL``.
+        """Queue ``event``, to be sent within ``WINDOW``.
 
         Raises:
             PredictionFailed: the event contains a value that cannot be encoded.

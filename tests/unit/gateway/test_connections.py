@@ -237,3 +237,27 @@ async def test_requests_are_checked_while_a_server_serves(
         await looked.wait()
     other.server.should_exit = True
     await task
+
+
+class _Written:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+
+async def test_head_and_body_are_one_write_and_later_parts_are_written_at_once() -> None:
+    written = _Written()
+    gathering: Any = connections._GatheringTransport(written, asyncio.get_running_loop())  # type: ignore[arg-type]
+    gathering.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert written.writes == []
+    gathering.write(b"first")
+    gathering.write(b"second")
+    gathering.write(b"")
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second"]
+    gathering.write(b"HTTP/1.1 204 No Content\r\n\r\n")  # without a body
+    await asyncio.sleep(0)
+    assert written.writes[2:] == [b"HTTP/1.1 204 No Content\r\n\r\n"]

@@ -86,7 +86,8 @@ async def test_pending_events_are_merged_and_numbered_without_gaps() -> None:
 
 
 async def test_only_the_events_between_the_first_and_the_last_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_sender, "INTERVAL", 3600.0)
+    monkeypatch.setattr(event_sender, "WINDOW", 3600.0)
+    monkeypatch.setattr(event_sender, "MESSAGES", 0)
     wire = Wire()
     stream = wire.stream("a")
     wire.stream("b").emit(Done("canceled"))
@@ -101,7 +102,24 @@ async def test_only_the_events_between_the_first_and_the_last_wait(monkeypatch: 
     assert [event.n for event in wire.events if event.id == "a"] == [1, 2, 3]
 
 
-async def test_pending_events_are_sent_after_the_interval() -> None:
+async def test_a_message_in_each_iteration_until_the_window_has_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_sender, "WINDOW", 3600.0)
+    monkeypatch.setattr(event_sender, "MESSAGES", 3)
+    wire = Wire()
+    stream = wire.stream("a")
+    for text in ("1", "2", "3", "4", "5"):
+        stream.emit(Output([text]))
+        await turn()
+    assert [event.n for event in wire.events] == [1, 2, 3, 4]  # the first event does not count
+    stream.emit(Done("succeeded"))
+    await turn()
+    assert [event.event for event in wire.batches[-1]] == [Output(["5"]), Done("succeeded")]
+
+
+async def test_pending_events_are_sent_after_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_sender, "MESSAGES", 0)
     wire = Wire()
     stream = wire.stream("a")
     for text in ("first", "second"):
@@ -114,7 +132,8 @@ async def test_pending_events_are_sent_after_the_interval() -> None:
 
 
 async def test_large_output_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_sender, "INTERVAL", 3600.0)
+    monkeypatch.setattr(event_sender, "WINDOW", 3600.0)
+    monkeypatch.setattr(event_sender, "MESSAGES", 1)
     wire = Wire()
     stream = wire.stream("a")
     stream.emit(Output(["first"]))
