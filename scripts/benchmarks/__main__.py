@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -12,18 +11,34 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from scripts.benchmarks import cold_start, gpu, llm, memory, overhead, store, streams, ui
+from scripts.benchmarks import (
+    cold_start,
+    environment,
+    gpu,
+    llm,
+    memory,
+    overhead,
+    spans,
+    store,
+    streams,
+    token_delay,
+    ui,
+)
 
 MODES: Final = {
     "cold-start": cold_start,
     "llm": llm,
+    "token-delay": token_delay,
     "overhead": overhead,
+    "spans": spans,
     "memory": memory,
     "store": store,
     "streams": streams,
     "ui": ui,
     "gpu": gpu,
 }
+#: Modes that compare rounds; the option --rounds sets their number.
+REPEATED: Final = ("cold-start", "llm", "token-delay", "overhead")
 
 
 def main() -> int:
@@ -34,8 +49,11 @@ def main() -> int:
         "times only within one run: other machines, and other load on this machine, change them.",
         epilog="cold-start: time to the first output of loaded and unloaded models, compared with starting "
         "each without the appliance. "
-        "llm: tokens/s and time to the first token of a loaded model, compared with vLLM's own server. "
+        "llm: tokens/s and time to the first token of a loaded model, compared with vLLM's own server; on "
+        "the quiet machine, and beside a process that computes. "
+        "token-delay: delay of tokens from the engine to the clients, with up to 256 open streams. "
         "overhead: sync predictions/s of a one-line model, compared with LitServe, BentoML and Cog. "
+        "spans: where the time of one sync prediction goes. "
         "memory: memory of the idle appliance. "
         "store: the database with a thousand and a million predictions. "
         "streams: memory and errors of a thousand open streams and five thousand queued predictions. "
@@ -52,34 +70,25 @@ def main() -> int:
         const=Path("/dev/stdout"),
         help="also write numbers and ratios to FILE (default: standard output)",
     )
-    parser.add_argument("--rounds", type=int, help="rounds of cold-start (default: 3)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="rounds of " + ", ".join(f"{name} (default: {MODES[name].ROUNDS})" for name in REPEATED),
+    )
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json == Path("/dev/stdout"))
     report: dict[str, Any] = {
-        "machine": {"processor": _processor(), "threads": _threads(), "python": sys.version.split()[0]},
+        "machine": environment.machine(),
+        "versions": environment.versions(),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     for name in [arguments.mode] if arguments.mode else list(MODES):
         console.rule(name)
-        if name == "cold-start" and arguments.rounds:
-            report[name] = cold_start.measure(console, arguments.rounds)
-        else:
-            report[name] = MODES[name].measure(console)
+        given = [arguments.rounds] if arguments.rounds and name in REPEATED else []
+        report[name] = MODES[name].measure(console, *given)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _threads() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

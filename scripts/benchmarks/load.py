@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
+from scripts.benchmarks.statistic import quantile
 from tests.support.appliance_process import ROOT
 
 #: Cog's server refuses what comes before the slot of the last prediction is free again.
@@ -30,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True):
     headers: dict[str, str]
     clients: int
     seconds: float
+    moments: bool = False  # return the times of each request, which makes sense with one client only
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -38,6 +40,8 @@ class Measured(msgspec.Struct, frozen=True):
     rate: float  # answers a second
     p50: float  # seconds
     p99: float  # seconds
+    #: Nanoseconds by the monotonic clock at which each request was sent and its response was read.
+    moments: list[tuple[int, int]] = []
 
 
 def measure(plan: Plan) -> Measured:
@@ -52,13 +56,13 @@ def measure(plan: Plan) -> Measured:
     return msgspec.json.decode(ran.stdout, type=Measured)
 
 
-async def _client(plan: Plan, request: bytes, until: float, times: list[float]) -> None:
+async def _client(plan: Plan, request: bytes, until: float, times: list[tuple[int, int]]) -> None:
     address = urlsplit(plan.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    while (began := time.perf_counter()) < until:
+    while (began := time.monotonic_ns()) < until:
         while await _post(plan, request, reader, writer) == _BUSY:
             pass  # the answer that counts is the one with the prediction
-        times.append(time.perf_counter() - began)
+        times.append((began, time.monotonic_ns()))
     writer.close()
 
 
@@ -83,17 +87,20 @@ async def _run(plan: Plan) -> Measured:
     body = plan.body.encode()
     lines = [f"POST {address.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
-    warm: list[float] = []
-    await asyncio.gather(
-        *(_client(plan, request, time.perf_counter() + 1, warm) for _ in range(plan.clients))
-    )
-    times: list[float] = []
-    began = time.perf_counter()
-    await asyncio.gather(*(_client(plan, request, began + plan.seconds, times) for _ in range(plan.clients)))
-    took = time.perf_counter() - began
-    times.sort()
+    warm: list[tuple[int, int]] = []
+    until = time.monotonic_ns() + 1e9
+    await asyncio.gather(*(_client(plan, request, until, warm) for _ in range(plan.clients)))
+    moments: list[tuple[int, int]] = []
+    began = time.monotonic_ns()
+    until = began + plan.seconds * 1e9
+    await asyncio.gather(*(_client(plan, request, until, moments) for _ in range(plan.clients)))
+    took = (time.monotonic_ns() - began) / 1e9
+    times = [(end - begin) / 1e9 for begin, end in moments]
     return Measured(
-        len(times) / took, times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]
+        len(times) / took,
+        quantile(times, 0.5),
+        quantile(times, 0.99),
+        sorted(moments) if plan.moments else [],
     )
 
 

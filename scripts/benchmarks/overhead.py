@@ -13,6 +13,7 @@ from rich.table import Table
 from scripts.benchmarks import servers
 from scripts.benchmarks.load import Measured, Plan
 from scripts.benchmarks.load import measure as measure_load
+from scripts.benchmarks.statistic import Spread, ratios
 from tests.support.appliance_process import TOKEN
 
 CLIENTS: Final = (1, 4, 16)
@@ -23,17 +24,17 @@ ROUNDS: Final = 3
 SECONDS: Final = 4.0
 
 
-def measure(console: Console) -> dict[str, Any]:
+def measure(console: Console, rounds: int = ROUNDS) -> dict[str, Any]:
     """Every server at 1, 4 and 16 clients, in turn; the median of the rounds counts."""
     found: dict[str, dict[int, list[Measured]]] = {}
     with ExitStack() as stack:
         plans = _plans(stack, console)
-        for number in range(ROUNDS):
+        for number in range(rounds):
             for clients in CLIENTS:
                 for name, (url, body, headers) in plans.items():
                     if clients > 1 and name in ALONE:
                         continue
-                    console.print(f"round {number + 1} of {ROUNDS}: {name}, {clients} clients", style="dim")
+                    console.print(f"round {number + 1} of {rounds}: {name}, {clients} clients", style="dim")
                     plan = Plan(url, json.dumps(body), headers, clients, SECONDS)
                     found.setdefault(name, {}).setdefault(clients, []).append(measure_load(plan))
     return _report(found, console)
@@ -76,21 +77,16 @@ def _report(found: dict[str, dict[int, list[Measured]]], console: Console) -> di
         table.add_row(name, *(shown.get(clients, "refuses them") for clients in CLIENTS))
     console.print(table)
     ours = found["appliance"]
-    ratios: dict[str, dict[str, list[float]]] = {
+    compared: dict[str, dict[str, Spread]] = {
         name: {
-            str(clients): sorted(
-                mine.rate / its.rate for mine, its in zip(ours[clients], rounds, strict=True)
-            )
+            str(clients): Spread.of(ratios([one.rate for one in ours[clients]], [one.rate for one in rounds]))
             for clients, rounds in by.items()
         }
         for name, by in found.items()
         if name != "appliance"
     }
-    for name, by_clients in ratios.items():
-        text = ", ".join(
-            f"{rounds[len(rounds) // 2]:.2f}x at {clients} ({rounds[0]:.2f} to {rounds[-1]:.2f})"
-            for clients, rounds in by_clients.items()
-        )
+    for name, by_clients in compared.items():
+        text = ", ".join(f"{spread} at {clients}" for clients, spread in by_clients.items())
         console.print(f"appliance / {name}: {text}")
     console.print(
         "The appliance has committed every prediction to disk when it answers; the others keep none."
@@ -100,5 +96,5 @@ def _report(found: dict[str, dict[int, list[Measured]]], console: Console) -> di
             name: {str(clients): msgspec.to_builtins(one) for clients, one in by.items()}
             for name, by in middle.items()
         },
-        "ratios": ratios,
+        "ratios": msgspec.to_builtins(compared),
     }

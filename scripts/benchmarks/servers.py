@@ -24,6 +24,13 @@ from tests.support.appliance_process import ROOT, Appliance, free_port, link_wei
 BENCH: Final = ROOT / ".bench"
 START_TIMEOUT: Final = 600.0  # seconds; vLLM's server compiles nothing here, but imports for long
 
+#: Folder of the environment of another server -> its requirements.
+PEERS: Final = {
+    "litserve": ["litserve==0.2.19", "torch==2.13.0+cpu"],
+    "bentoml": ["bentoml==1.4.39"],
+    "cog": ["cog==0.23.1"],
+}
+
 LITSERVE: Final = """
 import sys
 import litserve
@@ -139,8 +146,9 @@ def vllm_starting(folder: Path, log: Path) -> Iterator[Running]:
         yield Running(f"http://127.0.0.1:{port}", process.pid)
 
 
-def peer_python(name: str, requirements: list[str], console: Console) -> Path:
+def peer_python(name: str, console: Console) -> Path:
     """The interpreter of a peer's own environment below .bench, made if it is not there."""
+    requirements = PEERS[name]
     folder = BENCH / name
     stamp = folder / "installed"
     wanted = " ".join(requirements)
@@ -160,7 +168,7 @@ def peer_python(name: str, requirements: list[str], console: Console) -> Path:
 @contextmanager
 def litserve(console: Console, workers: int = 1, *, fast_queue: bool = False) -> Iterator[Running]:
     """LitServe with a one-line model in ``workers`` processes; ``fast_queue`` connects them with ZeroMQ."""
-    python = peer_python("litserve", ["litserve==0.2.19", "torch==2.13.0+cpu"], console)
+    python = peer_python("litserve", console)
     file = _source("litserve", "server.py", LITSERVE)
     port = free_port()
     options = [str(workers), "fast" if fast_queue else "usual"]
@@ -174,7 +182,7 @@ def litserve(console: Console, workers: int = 1, *, fast_queue: bool = False) ->
 @contextmanager
 def bentoml(console: Console) -> Iterator[Running]:
     """BentoML with a one-line service."""
-    python = peer_python("bentoml", ["bentoml==1.4.39"], console)
+    python = peer_python("bentoml", console)
     file = _source("bentoml", "service.py", BENTOML)
     port = free_port()
     command = [
@@ -198,7 +206,7 @@ def bentoml(console: Console) -> Iterator[Running]:
 @contextmanager
 def cog(console: Console) -> Iterator[Running]:
     """Cog's own server with a one-line predictor; it runs one prediction at a time and refuses others."""
-    python = peer_python("cog", ["cog==0.23.1"], console)
+    python = peer_python("cog", console)
     file = _source("cog", "predict.py", COG)
     port = free_port()
     environment = {
