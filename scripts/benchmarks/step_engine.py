@@ -54,7 +54,10 @@ class Engine:
             for number, group in enumerate(groups):
                 begin = due + self._interval * number / len(groups)
                 time.sleep(max(0.0, begin - time.monotonic()))
-                self._loop.call_soon_threadsafe(self._deliver, group, time.monotonic_ns())
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver, group, time.monotonic_ns())
+                except RuntimeError:  # the event loop is closed
+                    return
 
     def _deliver(self, streams: list[_Stream], now: int) -> None:
         for stream in streams:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,20 @@ import pytest
 from rich.console import Console
 
 from appliance import __version__
+from appliance.domain.prediction import Job, Output
+from appliance.runners.base import LoadSpec
+from appliance.runners.echo import runner
 from scripts.benchmarks import __main__ as bench
-from scripts.benchmarks import environment, hooks, llm, span_recorder, spans, stream_reader, token_delay
+from scripts.benchmarks import (
+    environment,
+    hooks,
+    llm,
+    span_recorder,
+    spans,
+    step_engine,
+    stream_reader,
+    token_delay,
+)
 from scripts.benchmarks.span_recorder import POINTS
 from scripts.benchmarks.statistic import Spread, quantile, ratios
 from scripts.benchmarks.stream_reader import Delays
@@ -70,6 +84,34 @@ def test_delays_are_reported_by_case_in_seconds() -> None:
         "slowest": [0.003, 0.002],
     }
     assert "1.50 (1.00 to 2.00)" in text.getvalue()
+
+
+@pytest.mark.parametrize("rhythm", [step_engine.TOGETHER, step_engine.SPREAD])
+async def test_streams_share_the_moments_of_steps_unless_they_are_spread(rhythm: str) -> None:
+    engine = step_engine.Engine(0.001, spread=rhythm == step_engine.SPREAD)
+    streams = [engine.add(100), engine.add(100)]
+    while any(stream.left for stream in streams):
+        await asyncio.sleep(0.001)
+    first, second = (stream.emitted for stream in streams)
+    assert len(first) == len(second) == 100
+    assert bool({*first} & {*second}) == (rhythm == step_engine.TOGETHER)
+
+
+async def test_the_echo_model_emits_the_times_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.EchoRunner, "_texts", runner.EchoRunner._texts)  # restored afterwards
+    step_engine.change(runner)
+    spec = LoadSpec(
+        model="bench/engine", version="0" * 64, kind="echo", options={"stream": True},
+        weights=None, device="cpu", memory=0, threads=1, concurrency=1, cache="/tmp",
+    )  # fmt: skip
+    echo = runner.EchoRunner(spec)
+    input = {"text": step_engine.TOGETHER, "chunk_delay": 0.001, "repeat": 2}
+    before = time.monotonic_ns()
+    texts = [event.values[0] async for event in echo.run(Job("a", 1, input)) if isinstance(event, Output)]
+    tokens = [int(token) for token in "".join(texts).split()]
+    assert before < tokens[0] < tokens[1] < time.monotonic_ns()
+    usual = echo.run(Job("b", 1, {"text": "one two"}))
+    assert [event.values async for event in usual if isinstance(event, Output)] == [["one "], ["two"]]
 
 
 def test_llm_ratios_are_those_of_the_rounds() -> None:
