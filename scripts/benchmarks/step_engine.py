@@ -61,10 +61,12 @@ class Engine:
 
     def _deliver(self, streams: list[_Stream], now: int) -> None:
         for stream in streams:
+            if stream.left == 0:  # it ended after the thread had read the list
+                continue
             stream.left -= 1
             stream.emitted.append(now)
             stream.ready.set()
-            if stream.left <= 0:
+            if stream.left == 0:
                 self._streams = [each for each in self._streams if each is not stream]
 
 

@@ -97,6 +97,15 @@ async def test_streams_share_the_moments_of_steps_unless_they_are_spread(rhythm:
     assert bool({*first} & {*second}) == (rhythm == step_engine.TOGETHER)
 
 
+async def test_a_stream_that_has_ended_gets_no_token() -> None:
+    engine = step_engine.Engine(3600.0, spread=False)
+    stream = engine.add(1)
+    engine._deliver([stream], 5)
+    engine._deliver([stream], 6)  # from a thread that still had the old list
+    assert stream.emitted == [5]
+    assert stream.left == 0
+
+
 async def test_the_echo_model_emits_the_times_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner.EchoRunner, "_texts", runner.EchoRunner._texts)  # restored afterwards
     step_engine.change(runner)
