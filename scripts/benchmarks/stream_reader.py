@@ -56,7 +56,8 @@ class _Reader(asyncio.Protocol):
     async def open(self) -> None:
         """Open the stream and return after its first output."""
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self, self._url.hostname, self._url.port)
+        host, _, port = self._url.netloc.partition(":")
+        await loop.create_connection(lambda: self, host, int(port))
         await self.begun
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
