@@ -2,3 +2,7 @@
 
 ``server`` dispatches requests by path, ``session`` signs users in, and ``layout`` has what all pages share.
 """
+
+from appliance.ui import gradio_import
+
+gradio_import.install()  # before any module of this package imports Gradio

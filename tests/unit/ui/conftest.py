@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import appliance.ui  # noqa: F401 - before tests import Gradio, so that it is imported as in the UI process
+
 
 @pytest.fixture(scope="session", autouse=True)
 def uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
