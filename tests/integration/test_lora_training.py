@@ -10,9 +10,11 @@ import pytest
 
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.runners.lora_training.examples import Example
-from appliance.runners.lora_training.runner import ADAPTER, LoraTrainer, TrainingSettings
+from appliance.runners.lora_training.runner import ADAPTER, LoraTrainer
 from tests.support import tiny_models
 from tests.support.runner_calls import Ran, job, load_spec, run
+
+pytestmark = pytest.mark.integration
 
 OPTIONS = {
     "max_adapter_rank": 16,
@@ -148,22 +150,3 @@ async def test_weights_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LoadFailed, match="model test/lora cannot be loaded for training"):
         await LoraTrainer(load_spec("lora", tmp_path, **OPTIONS)).setup()
-
-
-def test_the_rank_is_limited_by_the_option_of_the_base_model() -> None:
-    properties = LoraTrainer.interface(OPTIONS).input["properties"]
-    assert properties["lora_rank"]["maximum"] == 16
-    assert properties["train_data"]["format"] == "uri"
-
-
-@pytest.mark.parametrize(
-    ("given", "examples", "steps"),
-    [
-        ({}, 9, 3),
-        ({"num_train_epochs": 2}, 9, 6),
-        ({"gradient_accumulation_steps": 2}, 9, 2),
-        ({"max_train_steps": 5, "num_train_epochs": 2}, 9, 5),
-    ],
-)
-def test_the_number_of_steps(given: dict[str, int], examples: int, steps: int) -> None:
-    assert TrainingSettings(train_data="", **given).steps(examples) == steps
