@@ -19,7 +19,7 @@ from replicate.client import Client
 from tests.e2e.browsing import sign_in, started, watched
 from tests.e2e.clients import LANGUAGE_MODEL, client_of
 from tests.e2e.contract import Contract
-from tests.e2e.rows import LEFT_OUT, ROWS, named
+from tests.e2e.rows import APART, LEFT_OUT, ROWS, named
 from tests.support import tiny_models
 from tests.support.appliance_process import PATIENCE, ROOT, TOKEN, Appliance, fetch, link_weights, wait_for
 from tests.support.trace_collector import Collector
@@ -229,12 +229,14 @@ class Background:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def slow(request: pytest.FixtureRequest, appliance: Appliance) -> dict[str, Background]:
-    """What tests marked ``last`` look at; nothing where there are none."""
+def slow(request: pytest.FixtureRequest) -> dict[str, Background]:
+    """What tests marked ``last`` look at. Without such tests nothing is started, not even the appliance."""
     from tests.e2e import waits
 
-    wanted = any(item.get_closest_marker("last") for item in request.session.items)
-    return {name: Background(partial(work, appliance)) for name, work in waits.ALL.items() if wanted}
+    if not any(item.get_closest_marker("last") for item in request.session.items):
+        return {}
+    appliance = request.getfixturevalue("appliance")
+    return {name: Background(partial(work, appliance)) for name, work in waits.ALL.items()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -251,7 +253,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{len(held)} of {len(ROWS)} rows of the contract held by a passed test")
         for row, reason in LEFT_OUT.items():
             terminalreporter.write_line(f"left out: {row}: {reason}")
-        missing = [row for row in ROWS if row not in held and row not in LEFT_OUT]
+        apart = {row: file for row, file in APART.items() if row not in held}
+        for row, file in apart.items():
+            terminalreporter.write_line(f"not run here: {row}: its test is in {file}")
+        missing = [row for row in ROWS if row not in held and row not in LEFT_OUT and row not in apart]
         if missing:
             terminalreporter.write_line(f"not held: {', '.join(missing)}")
 
