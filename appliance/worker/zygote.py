@@ -1,7 +1,7 @@
 """The zygote imports large libraries once and forks worker processes: ``python -m appliance.worker.zygote``.
 
 The zygote answers requests between the imports of two modules. So a worker process waits only for the modules
-of its own model kind.
+of its own model kind. While a worker process loads its model, the zygote imports no modules of other kinds.
 
 The zygote has one thread and no event loop, so that forked children inherit no broken state. A client
 connects, sends one ``Fork`` together with the socket for the worker process, and keeps the connection open.
@@ -25,8 +25,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NoReturn
+from typing import IO, Final, Literal, NoReturn
 
 import msgspec
 
@@ -50,6 +51,7 @@ class _Client:
         self.reader = protocol.MessageReader(msgspec.msgpack.Decoder(ToZygote))
         self.descriptors: list[int] = []
         self.pid: int | None = None
+        self.loading: int | None = None  # pipe from the worker process, readable when it has loaded its model
         self.pid_files = Path()
 
     def send(self, message: protocol.FromZygote) -> None:
@@ -66,10 +68,14 @@ class _Client:
 class Zygote:
     """Forks worker processes for clients that connect to the Unix socket ``path``."""
 
-    def __init__(self, path: Path, modules: Iterable[str]) -> None:
-        """Listen on ``path``. Connections are accepted and ``modules`` imported only by ``serve``."""
+    def __init__(self, path: Path, modules: Iterable[str], hidden: Iterable[str] = ()) -> None:
+        """Listen on ``path``. Connections are accepted and ``modules`` imported only by ``serve``.
+
+        Here and in worker processes, the packages in ``hidden`` are as if they were not installed.
+        """
         self._path = path
         self._modules = list(modules)  # to be imported
+        sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes the import fail
         self._settled = False  # whether `_settle` has run since the last import
         self._importing = False
         self._clients: set[_Client] = set()
@@ -92,13 +98,16 @@ class Zygote:
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ)
         while not self._ending:
-            events = self._selector.select(0 if self._modules else None)
+            events = self._selector.select(0 if self._modules and not self._loads_model() else None)
             if not events:
                 self._import([self._modules[0]])
                 if not self._modules:
+                    self._collect()
                     self._settle()
             for key, _ in events:
-                if key.fileobj is self._listener:
+                if isinstance(key.data, int):
+                    self._loaded(key.data)
+                elif key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is self._wake:
                     self._wake.recv(_CHUNK)
@@ -125,6 +134,16 @@ class Zygote:
             cleanup.kill_group(pid)
             cleanup.remove(client.pid_files, pid)
         _log.info("the zygote process ends, and has killed %d worker processes", len(self._workers))
+
+    def _loads_model(self) -> bool:
+        return any(client.loading is not None for client in self._workers.values())
+
+    def _loaded(self, pid: int) -> None:
+        client = self._workers.get(pid)  # None if it has ended since ``select``
+        if client is not None and client.loading is not None:
+            self._selector.unregister(client.loading)
+            os.close(client.loading)
+            client.loading = None
 
     def _accept(self) -> None:
         client = _Client(self._listener.accept()[0])
@@ -181,11 +200,17 @@ class Zygote:
             finally:
                 self._importing = False
 
+    def _collect(self) -> None:
+        """Collect the garbage of all imports and return free memory. This takes too long before a fork."""
+        self._settled = False
+        gc.unfreeze()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
     def _settle(self) -> None:
-        """Prepare the process to fork: collect garbage and stop threads."""
+        """Prepare the process to fork: stop threads, and exclude all objects from garbage collections."""
         if self._settled:
             return
-        gc.collect()
         gc.freeze()  # a garbage collection in a worker process would otherwise copy the shared pages
         _stop_threads()
         threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
@@ -209,23 +234,32 @@ class Zygote:
         self._settle()
         sys.stdout.flush()
         sys.stderr.flush()
+        ends: tuple[int, ...] = ()
         try:
+            ends = loading, loaded = os.pipe()
             pid = os.fork()
         except OSError as error:
             _log.error("cannot fork a worker process for model %s: %s", request.spec.model, error)
-            os.close(descriptor)
+            for each in (descriptor, *ends):
+                os.close(each)
             client.send(Refused(f"cannot start a worker process: {error.strerror}"))
             return
         if pid == 0:
-            self._become_worker(request, descriptor)
+            os.close(loading)
+            self._become_worker(request, descriptor, loaded)
         os.close(descriptor)
-        client.pid, client.pid_files = pid, Path(request.pid_files)
+        os.close(loaded)
+        client.pid, client.pid_files, client.loading = pid, Path(request.pid_files), loading
         self._workers[pid] = client
+        self._selector.register(loading, selectors.EVENT_READ, pid)
         _log.info("forked worker process %d for model %s", pid, request.spec.model)
         client.send(Forked(pid))
 
-    def _become_worker(self, request: Fork, descriptor: int) -> NoReturn:
-        """Close the sockets of the zygote in the forked child, and run the worker process."""
+    def _become_worker(self, request: Fork, descriptor: int, loaded: int) -> NoReturn:
+        """Close the sockets of the zygote in the forked child, and run the worker process.
+
+        The process writes to the pipe ``loaded`` when it has loaded the model.
+        """
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
@@ -233,13 +267,16 @@ class Zygote:
                 signal.signal(number, signal.SIG_DFL)
             _redirect(request.log)
             self._selector.close()
-            for client in self._clients:
+            for client in {*self._clients, *self._workers.values()}:
                 client.close()
+                if client.loading is not None:
+                    os.close(client.loading)
             for sock in (self._listener, self._wake, self._signal):
                 sock.close()
             os.environ.update(request.environment)
             logging.getLogger().handlers.clear()
-            process.run(socket.socket(fileno=descriptor), request)
+            pipe = os.fdopen(loaded, "wb", buffering=0)
+            process.run(socket.socket(fileno=descriptor), request, partial(_report_loaded, pipe))
         except BaseException:  # noqa: BLE001  # a child must never return into the zygote's loop
             traceback.print_exc()
             sys.stderr.flush()
@@ -254,6 +291,7 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            self._loaded(pid)
             client = self._workers.pop(pid, None)
             if client is None:
                 continue
@@ -265,6 +303,11 @@ class Zygote:
             _log.info("worker process %d %s", pid, exited)
             if client in self._clients:
                 client.send(exited)
+
+
+def _report_loaded(pipe: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError), pipe:  # the zygote may have ended
+        pipe.write(b"\n")  # closing is not enough: children of this process may have copies of the pipe
 
 
 def _redirect(log: str) -> None:
@@ -298,10 +341,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m appliance.worker.zygote")
     parser.add_argument("--socket", type=Path, required=True, help="path of the Unix socket to listen on")
     parser.add_argument("--preload", default="", help="modules to import, separated by commas")
+    parser.add_argument("--hide", default="", help="packages not to import, separated by commas")
     arguments = parser.parse_args()
     _tie_to_parent()
     logs.configure()
-    Zygote(arguments.socket, filter(None, arguments.preload.split(","))).serve()
+    modules, hidden = (filter(None, names.split(",")) for names in (arguments.preload, arguments.hide))
+    Zygote(arguments.socket, modules, hidden).serve()
     sys.stderr.flush()
     os._exit(0)  # without the slow exit handlers of the imported libraries
 

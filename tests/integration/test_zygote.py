@@ -16,9 +16,9 @@ import pytest
 
 from appliance.domain.prediction import Done
 from appliance.machine.processes import is_running
-from appliance.worker import cleanup
+from appliance.worker import cleanup, handle
 from appliance.worker.replica import Replica
-from tests.support.appliance_process import PATIENCE, ROOT, wait_for
+from tests.support.appliance_process import PATIENCE, ROOT, until, wait_for
 from tests.support.worker_processes import Caller, Zygote, spec, until_gone
 
 pytestmark = pytest.mark.integration
@@ -196,7 +196,7 @@ async def test_nonsense_is_refused_and_harms_nobody(zygote: Zygote, tmp_path: Pa
 WORKER_LIKE = """
 import subprocess, sys, time
 from pathlib import Path
-from appliance.worker import cleanup
+from appliance.worker import cleanup, handle
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
 cleanup.write_pid_file(Path(sys.argv[1]), "test/model")
 print(child.pid, flush=True)
@@ -280,3 +280,35 @@ async def test_a_worker_does_not_wait_for_the_modules_of_other_kinds(
         zygote.process.terminate()  # in the middle of the second import
         assert zygote.process.wait(PATIENCE) == 0
         wait_for(lambda: not is_running(report.pid), "the worker to end")
+
+
+async def test_modules_of_other_kinds_wait_while_a_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    gate(tmp_path, "other_module").touch()
+    with Zygote(tmp_path) as zygote:
+        slow, other = (Replica(f"runner-{n}", str(zygote.socket), str(tmp_path)) for n in range(2))
+        loading = asyncio.ensure_future(slow.load(spec(tmp_path, "slow")))
+        await until((tmp_path / "child").exists)
+        await handle.prepare(zygote.socket, ["other_module"])
+        for _ in range(3):  # the zygote has time to import between these requests
+            assert (await other.load(spec(tmp_path))).forked
+            await other.unload()
+        assert "other_module" not in zygote.log.read_text()
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await slow.unload()
+        await until(lambda: "imported other_module" in zygote.log.read_text())
+
+
+async def test_a_hidden_package_is_as_if_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "hidden.py").touch()
+    (tmp_path / "importer.py").write_text("import hidden\n")
+    with Zygote(tmp_path, "importer", hide="hidden") as zygote:
+        await until(
+            lambda: "cannot import importer into the zygote: ModuleNotFound" in zygote.log.read_text()
+        )

@@ -24,9 +24,12 @@ from tests.support.replica_events import events_of
 class Zygote:
     """A zygote process with the kinds of ``tests.support.faulty_kinds``."""
 
-    def __init__(self, run_dir: Path, preload: str = "tests.support.faulty_kinds,no_such_module") -> None:
+    def __init__(
+        self, run_dir: Path, preload: str = "tests.support.faulty_kinds,no_such_module", hide: str = ""
+    ) -> None:
         self.run_dir = run_dir
         self.preload = preload
+        self.hide = hide
         self.socket = run_dir / "zygote.sock"
         self.log = run_dir / "zygote.log"
         self.process: subprocess.Popen[bytes]
@@ -35,7 +38,7 @@ class Zygote:
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "appliance.worker.zygote", "--socket", str(self.socket)]
             self.process = subprocess.Popen(
-                [*command, "--preload", self.preload],
+                [*command, "--preload", self.preload, "--hide", self.hide],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -263,7 +263,9 @@ async def _predict(
     stream.emit(done)
 
 
-async def _serve(sock: socket.socket, request: Fork, log_file: TextIO) -> int:
+async def _serve(
+    sock: socket.socket, request: Fork, log_file: TextIO, loaded: Callable[[], object] | None
+) -> int:
     started = time.perf_counter()
     spec = request.spec
     worker = WorkerProcess(spec, log_file, _end_with_group)
@@ -286,6 +288,8 @@ async def _serve(sock: socket.socket, request: Fork, log_file: TextIO) -> int:
     _log.info("model %s is loaded after %.1f s", spec.model, time.perf_counter() - started)
     server = await listen(Path(request.socket), worker.sender, worker.start, worker.cancel)
     worker.ready(runner, WorkerReady(list(runner.levels) if isinstance(runner, Sleeper) else []))
+    if loaded is not None:
+        loaded()
     await stop
     if worker.out_of_memory is not None:
         await worker.close(WorkerFailed(worker.out_of_memory, out_of_memory=True))
@@ -314,11 +318,11 @@ def _end_with_group() -> NoReturn:
     raise AssertionError("a process outlived SIGKILL")
 
 
-def run(sock: socket.socket, request: Fork) -> NoReturn:
+def run(sock: socket.socket, request: Fork, loaded: Callable[[], object] | None = None) -> NoReturn:
     """Run this process as the worker process of a model, and exit.
 
     This process must lead its process group. Its descriptors 1 and 2 must be the log file. ``sock`` is
-    connected to the runner replica.
+    connected to the runner replica. ``loaded`` is called when the model is loaded.
     """
     code = 1
     try:
@@ -331,7 +335,7 @@ def run(sock: socket.socket, request: Fork) -> NoReturn:
         gc.enable()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
-        code = loop.run_until_complete(_serve(sock, request, log_file))
+        code = loop.run_until_complete(_serve(sock, request, log_file, loaded))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001  # in a forked process the callers of this function belong to the zygote
