@@ -21,5 +21,8 @@ KIND: Final = Kind(
         "transformers.models.clip.modeling_clip",
         "transformers.models.clip.tokenization_clip",
         "diffusers.pipelines.auto_pipeline",
+        "diffusers.guiders",
+        "appliance.runners.transformers_preload",
+        "appliance.runners.diffusers.runner",
     ),
 )

@@ -14,5 +14,11 @@ KIND: Final = Kind(
     example_input="texts",
     operations=frozenset({EMBEDDINGS}),
     libraries=("transformers", "torch"),
-    preload=("torch", "transformers", "transformers.models.auto", "transformers.models.bert.modeling_bert"),
+    preload=(
+        "torch",
+        "transformers",
+        "transformers.models.auto",
+        "transformers.models.bert.modeling_bert",
+        "appliance.runners.transformers_preload",
+    ),
 )

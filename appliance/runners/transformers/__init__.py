@@ -11,5 +11,11 @@ KIND: Final = Kind(
     model="appliance.runners.transformers.options:TransformersModel",
     runner="appliance.runners.transformers.runner:TransformersRunner",
     libraries=("transformers", "torch"),
-    preload=("torch", "transformers", "transformers.models.auto", "transformers.pipelines"),
+    preload=(
+        "torch",
+        "transformers",
+        "transformers.models.auto",
+        "transformers.pipelines",
+        "appliance.runners.transformers_preload",
+    ),
 )
