@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import ray
 from ray import serve
+from ray._private import services
 from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
@@ -34,6 +35,21 @@ _VITAL: Final = ("gcs_server", "raylet")
 #: Methods of Ray's node that start the autoscaler, the copying of logs, and the dashboard with its reports of
 #: use. Together these processes take about 160 MiB and a third of the processor time of Ray's start.
 _UNUSED: Final = ("start_monitor", "start_log_monitor", "start_api_server")
+
+#: Options of the raylet with the commands of its agents. They report metrics and prepare runtime
+#: environments, which the appliance does not use, take about 125 MiB, and Ray's start waits for them. But the
+#: raylet ends if its agents end, so it starts programs that run until it closes their standard input.
+_AGENTS: Final = ("--dashboard_agent_command", "--runtime_env_agent_command")
+_NO_AGENT: Final = "cat"
+_raylet: Final[Any] = ray._raylet  # noqa: SLF001 - no other way
+#: Ports of the agents, for which the raylet waits. Port -1 means that there is no such service, as in
+#: installations of Ray without ``ray[default]`` (ray/dashboard/agent.py).
+_AGENT_PORTS: Final = (
+    _raylet.METRICS_AGENT_PORT_NAME,
+    _raylet.METRICS_EXPORT_PORT_NAME,
+    _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    _raylet.RUNTIME_ENV_AGENT_PORT_NAME,
+)
 
 #: Loggers that warn at each normal start, for example that Serve has started.
 _CHATTY: Final = ("ray._private.authentication", "ray.serve")
@@ -216,14 +232,38 @@ class RayNode:
 def _without_unused_processes() -> Iterator[None]:
     """Keep ``ray.init`` from starting unused processes; Ray has no option for that."""
     node = ray._private.node.Node  # noqa: SLF001 - no other way
-    starts = {name: getattr(node, name) for name in _UNUSED}
-    for name in starts:
-        setattr(node, name, lambda *_, **__: None)
+    start_process = services.start_ray_process
+
+    def start(command: list[str], *arguments: Any, **options: Any) -> Any:
+        if command[0] == services.RAYLET_EXECUTABLE:
+            command = _without_agents(command)
+        return start_process(command, *arguments, **options)
+
+    with contextlib.ExitStack() as patches:
+        for name in _UNUSED:
+            patches.enter_context(_replaced(node, name, lambda *_, **__: None))
+        patches.enter_context(_replaced(services, "start_ray_process", start))
+        yield
+
+
+def _without_agents(command: list[str]) -> list[str]:
+    """Return the raylet's command line without its agents, and tell the raylet that they have no ports."""
+    options = dict(part.removeprefix("--").split("=", 1) for part in command[1:] if "=" in part)
+    for port in _AGENT_PORTS:
+        _raylet.persist_port(options["session_dir"], options["node_id"], port, -1)
+    return [
+        f"{name}={_NO_AGENT}" if (name := part.partition("=")[0]) in _AGENTS else part for part in command
+    ]
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        for name, start in starts.items():
-            setattr(node, name, start)
+        setattr(owner, name, original)
 
 
 async def _gateway() -> Any:
