@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,7 +27,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from appliance import config as configuration
 from appliance import machine, weights
-from appliance.cluster.ray_node import RayNode, node_address
 from appliance.config import Config, runtime
 from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
@@ -35,13 +34,16 @@ from appliance.domain.local_url import local_url
 from appliance.domain.token import Scope, Token
 from appliance.driver import permissions, proxies, self_url, service_manager, temporary_folder
 from appliance.driver.supervisor import Supervisor
-from appliance.gateway.app import GatewaySettings, start_gateway
 from appliance.gateway.listener import ListeningSocket
+from appliance.gateway.settings import GatewaySettings
 from appliance.machine.processes import kill_marked
 from appliance.observability import logs
-from appliance.runners import KINDS, preloaded_modules
+from appliance.runners import KINDS, hidden_packages, preloaded_modules
 from appliance.store import Store
 from appliance.worker.cleanup import kill_leftover_workers
+
+if TYPE_CHECKING:
+    from appliance.cluster.ray_node import RayNode
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ def zygote_supervisor(settings: GatewaySettings) -> Supervisor:
         modules = [name for kind in kinds for name in preloaded_modules(kind, device)]
         preload = ",".join(dict.fromkeys(modules))
         module = [sys.executable, "-m", "appliance.worker.zygote"]
-        return [*module, "--socket", str(settings.zygote_socket), "--preload", preload]
+        hidden = ",".join(hidden_packages(device))
+        return [*module, "--socket", str(settings.zygote_socket), "--preload", preload, "--hide", hidden]
 
     return Supervisor("zygote", command, settings.home / "logs" / "zygote.log")
 
@@ -234,19 +237,20 @@ async def follow_log(path: Path, out: IO[str]) -> None:
             await asyncio.sleep(0.2)
 
 
-async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocket, console: Console) -> int:
+async def run(settings: GatewaySettings, temp: Path, listener: ListeningSocket, console: Console) -> int:
     """Start all processes, wait for a signal, drain the gateway and stop all processes.
 
-    Returns the exit code, or ``_RESTART``.
+    ``temp`` is the folder for temporary files. Returns the exit code, or ``_RESTART``.
 
     Raises:
         RayLost: Ray ended before the gateway answered, or while the appliance stopped.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
     _end_on_signals(stop)
-    secret = await first_token(settings.database, settings.config.server.account)
     children = [zygote_supervisor(settings)]
-    await children[0].start()
+    await children[0].start()  # before Ray is imported, because the first model needs the zygote's imports
+    node = _ray_node(settings, temp)
+    secret = await first_token(settings.database, settings.config.server.account)
     tail = asyncio.get_running_loop().create_task(follow_log(settings.log_file, sys.stderr))
 
     async def started() -> None:
@@ -281,6 +285,16 @@ async def run(settings: GatewaySettings, node: RayNode, listener: ListeningSocke
     return 0
 
 
+def _ray_node(settings: GatewaySettings, temp: Path) -> RayNode:
+    """Import Ray, which takes seconds, and exclude the URLs of this machine from the proxies."""
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]  # Serve would import it, and needs it not
+    from appliance.cluster.ray_node import RayNode, node_address
+
+    own_host = urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host
+    os.environ |= proxies.bypass(os.environ, [node_address(), own_host])
+    return RayNode(temp)
+
+
 async def _unless_lost(node: RayNode, work: Coroutine[Any, Any, None]) -> None:
     """Wait for ``work``, but raise ``RayLost`` as soon as a process of Ray has ended."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(node.watch())
@@ -301,6 +315,8 @@ async def _until_stopped(
     console: Console,
 ) -> None:
     """Run the gateway until ``stop`` is set, then drain it. Calls ``started`` when the gateway answers."""
+    from appliance.gateway.app import start_gateway
+
     stopping = asyncio.ensure_future(stop.wait())
     starting = asyncio.ensure_future(
         node.run_gateway(start_gateway, settings, lambda: _gateway_answers(settings))
@@ -416,16 +432,14 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
         check_tls(config)
         check_shared_memory()
         with ListeningSocket(settings.host, settings.port, settings.listener_socket) as listener:
-            node = RayNode(temporary_folder.make(home))
+            temp = temporary_folder.make(home)
             os.environ[HOME_MARK] = str(home)  # all processes that are started from here on inherit it
-            temporary_folder.use(node.temp)
+            temporary_folder.use(temp)
             os.environ |= self_url.environment(config, settings.host, settings.port, settings.run_dir)
-            own_host = urlsplit(os.environ[self_url.URL_VARIABLE]).hostname or settings.host
-            os.environ |= proxies.bypass(os.environ, [node_address(), own_host])
             if not arguments.no_pull:
                 pull_missing(config, home, console)
             try:
-                return asyncio.run(run(settings, node, listener, console))
+                return asyncio.run(run(settings, temp, listener, console))
             finally:
                 kill_marked(HOME_MARK, str(home))  # processes that did not end in time
 

@@ -8,14 +8,12 @@ import os
 import secrets
 import time
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import uvicorn
 
 from appliance.cluster.base import Cluster
 from appliance.cluster.ray import RayCluster
-from appliance.config import Config, runtime
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import RunTokens
 from appliance.gateway import connections
@@ -34,8 +32,9 @@ from appliance.gateway.files.file_store import FileStore
 from appliance.gateway.files.inputs import Inputs
 from appliance.gateway.files.prediction_retention import Retention
 from appliance.gateway.listener import receive_listener
+from appliance.gateway.settings import GatewaySettings
 from appliance.gateway.webhooks.sender import Webhooks
-from appliance.machine import Device, cpu_threads
+from appliance.machine import cpu_threads
 from appliance.machine.disk import Storage
 from appliance.machine.gpus import Gpus
 from appliance.machine.memory_use import device_usage
@@ -47,50 +46,6 @@ from appliance.store import Store
 _log = logging.getLogger(__name__)
 
 OWN_PATIENCE = 30.0  # seconds to wait for a gateway that is just dying
-
-
-class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings that the driver passes to the gateway. Paths are absolute."""
-
-    config: Config
-    home: Path
-    host: str
-    port: int
-    devices: tuple[Device, ...]
-    config_file: Path
-    ui: bool  # whether there is a UI
-    pull: bool  # whether missing weights are downloaded
-
-    @property
-    def in_force(self) -> Config:
-        """Return the config that was applied last: at a reload, or else at start."""
-        return runtime.read(self.run_dir, self.config)
-
-    @property
-    def database(self) -> Path:
-        return self.home / "appliance.db"
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder with the sockets and pid files of running processes."""
-        return self.home / "run"
-
-    @property
-    def zygote_socket(self) -> Path:
-        return self.run_dir / "zygote.sock"
-
-    @property
-    def ui_socket(self) -> Path:
-        return self.run_dir / "ui.sock"
-
-    @property
-    def listener_socket(self) -> Path:
-        """Unix socket from which gateways get the listening socket of the driver."""
-        return self.run_dir / "listener.sock"
-
-    @property
-    def log_file(self) -> Path:
-        return self.home / "logs" / "appliance.log"
 
 
 async def build_services(settings: GatewaySettings, store: Store, cluster: Cluster) -> Services:

@@ -69,3 +69,12 @@ def preloaded_modules(kind: str, device: Literal["cpu", "cuda"]) -> tuple[str, .
     """Return the modules that the zygote, which forks the worker processes, imports for this kind."""
     known = KINDS[kind]
     return known.preload + (known.preload_on_cpu if device == "cpu" else ())
+
+
+def hidden_packages(device: Literal["cpu", "cuda"]) -> tuple[str, ...]:
+    """Return the packages that are hidden from libraries in the zygote and in worker processes.
+
+    vLLM imports Ray for engines on several machines, but here each engine runs on one machine. torch imports
+    Triton, which has no backend for CPUs. Both imports would take memory and time.
+    """
+    return ("ray", "triton") if device == "cpu" else ("ray",)

@@ -1,0 +1,54 @@
+"""Settings of the gateway. This module imports no large libraries, so the driver can use it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from appliance.config import Config, runtime
+from appliance.machine import Device
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings that the driver passes to the gateway. Paths are absolute."""
+
+    config: Config
+    home: Path
+    host: str
+    port: int
+    devices: tuple[Device, ...]
+    config_file: Path
+    ui: bool  # whether there is a UI
+    pull: bool  # whether missing weights are downloaded
+
+    @property
+    def in_force(self) -> Config:
+        """Return the config that was applied last: at a reload, or else at start."""
+        return runtime.read(self.run_dir, self.config)
+
+    @property
+    def database(self) -> Path:
+        return self.home / "appliance.db"
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder with the sockets and pid files of running processes."""
+        return self.home / "run"
+
+    @property
+    def zygote_socket(self) -> Path:
+        return self.run_dir / "zygote.sock"
+
+    @property
+    def ui_socket(self) -> Path:
+        return self.run_dir / "ui.sock"
+
+    @property
+    def listener_socket(self) -> Path:
+        """Unix socket from which gateways get the listening socket of the driver."""
+        return self.run_dir / "listener.sock"
+
+    @property
+    def log_file(self) -> Path:
+        return self.home / "logs" / "appliance.log"
