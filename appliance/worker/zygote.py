@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import linecache
 import logging
 import os
 import selectors
@@ -205,6 +206,7 @@ class Zygote:
         self._settled = False
         gc.unfreeze()
         gc.collect()
+        linecache.clearcache()  # source files that libraries have read
         ctypes.CDLL(None).malloc_trim(0)
 
     def _settle(self) -> None:
