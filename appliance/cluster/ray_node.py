@@ -126,7 +126,10 @@ class RayNode:
                     logging_level=logging.WARNING,
                     object_store_memory=OBJECT_STORE,
                     # Ray gives actors a niceness of 15, so any other program would slow the gateway down.
-                    _system_config={"worker_niceness": 0},
+                    _system_config={
+                        "worker_niceness": 0,
+                        "preload_python_modules": ["appliance.cluster.ray_worker"],
+                    },
                     _temp_dir=str(self.temp / "ray"),
                 )
             await _in_time(_CALL_TIMEOUT, lambda: serve.start(proxy_location="Disabled"))
