@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import demo, files, local, push, remote, serve, systemd, tokens, usage, webhooks
+from appliance.cli import backup, demo, files, local, push, remote, serve, systemd, tokens, usage, webhooks
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.observability import logs
 
@@ -49,6 +49,7 @@ for _command in (
     *(local.check, local.pull, local.schema, local.certificate, local.doctor),
     *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
     systemd.systemd,
+    *(backup.backup, backup.restore),
     demo.demo,
     usage.usage,
     push.push,

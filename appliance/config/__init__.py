@@ -33,6 +33,7 @@ from appliance.runners.model_config import (
 )
 
 __all__ = [
+    "CONFIG_FILE",
     "BuiltCogOptions",
     "BuiltinSource",
     "Changes",
@@ -59,6 +60,8 @@ __all__ = [
     "runtime",
 ]
 
+#: Usual name of the config file.
+CONFIG_FILE: Final = "models.yaml"
 #: Environment variable with the data folder; it overrides `server.data`.
 HOME_VARIABLE: Final = "APPLIANCE_HOME"
 _DEFAULT_HOME: Final = "~/.local/share/appliance"

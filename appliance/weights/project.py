@@ -169,7 +169,7 @@ def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line
         say(f"{STEP}reading the inputs and the output of the project")
         description = _describe(model.name, settings, unfinished, say)
         _publish(description, unfinished)
-        _renamed(unfinished, target)
+        relocate(unfinished, unfinished, target)
         unfinished.rename(target)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -226,19 +226,14 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
     _report_missing(name, [str(each) for each in section.get("system_packages") or ()], say)
 
 
-def _site_packages(build: Path) -> Path:
-    (found,) = (build / _ENVIRONMENT / "lib").glob("python*/site-packages")
-    return found
-
-
-def _renamed(build: Path, target: Path) -> None:
-    """Replace the path of the unfinished build, in the files of editable packages, by ``target``."""
-    packages = _site_packages(build)
-    for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
-        for file in packages.glob(pattern):
-            content = file.read_bytes()
-            if os.fsencode(build) in content:
-                file.write_bytes(content.replace(os.fsencode(build), os.fsencode(target)))
+def relocate(build: Path, before: Path, after: Path) -> None:
+    """Replace the path ``before`` of a build by ``after``, in the files of editable packages."""
+    for packages in (build / _ENVIRONMENT / "lib").glob("python*/site-packages"):
+        for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
+            for file in packages.glob(pattern):
+                content = file.read_bytes()
+                if os.fsencode(before) in content:
+                    file.write_bytes(content.replace(os.fsencode(before), os.fsencode(after)))
 
 
 def _report_missing(name: str, packages: list[str], say: Callable[[str], None]) -> None:

@@ -1,0 +1,87 @@
+"""`appliance backup` and `appliance restore`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config
+from appliance.domain.units import readable_bytes
+from appliance.driver import permissions
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="New file for the backup, such as appliance.tar.gz.")],
+    config: ConfigOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Save the database, files, trained and pushed versions, keys and config in one file.
+
+    The appliance may run meanwhile. Downloaded weights, caches and logs are not saved. The file contains
+    secrets; only this user can read it.
+    """
+    from appliance import config as configuration
+    from appliance.driver import backup as backups
+
+    checked = load_config(config)
+    folder = home_folder(home, checked)
+    in_force = configuration.runtime.read(folder / "run", checked)
+    files = {
+        configuration.CONFIG_FILE: config_path(config).read_bytes(),
+        "in-force.json": in_force.model_dump_json(indent=2).encode(),
+    }
+    permissions.restrict()
+    with _progress() as progress:
+        saved = backups.create(folder, file.absolute(), files, progress)
+    for lost in saved.lost:
+        typer.secho(f"not saved, because it is missing on the disk: {folder / lost}", fg="yellow", err=True)
+    typer.echo(f"{file}: {saved.manifest.members} files, {readable_bytes(saved.size)}")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `appliance backup` has written.")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Empty or new data folder. Default: APPLIANCE_HOME, else server.data."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make a data folder from a backup. All files are checked before anything is put in its place.
+
+    The saved models.yaml is put into the folder `config` of the data folder.
+    """
+    from appliance import config as configuration
+    from appliance.driver import restore as restoring
+
+    folder = (
+        home_folder(data_dir, load_config(config)) if data_dir is None else data_dir.expanduser().absolute()
+    )
+    permissions.restrict()
+    with _progress() as progress:
+        manifest = restoring.restore(file.absolute(), folder, progress)
+    typer.echo(
+        f"{folder}: restored {manifest.members} files, saved at {manifest.created_at} by appliance "
+        f"{manifest.appliance}"
+    )
+    saved = folder / "config" / configuration.CONFIG_FILE
+    if saved.exists():
+        command = ["appliance", "serve", "--home", str(folder), "--config", str(saved)]
+        typer.echo(f"start it with: {shlex.join(command)}")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield progress
