@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import backup, demo, files, local, push, remote, serve, systemd, tokens, usage, webhooks
+from appliance.cli import (
+    backup,
+    demo,
+    files,
+    local,
+    push,
+    remote,
+    serve,
+    systemd,
+    tokens,
+    transfer,
+    usage,
+    webhooks,
+)
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.observability import logs
 
@@ -55,6 +68,8 @@ for _command in (
     push.push,
 ):
     app.command()(_command)
+app.command()(transfer.export)
+app.command("import")(transfer.import_)
 for _name, _group in {"token": tokens.group, "webhook": webhooks.group, "file": files.group}.items():
     app.add_typer(_group, name=_name)
 

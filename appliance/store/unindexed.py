@@ -79,7 +79,7 @@ class Unindexed(Connections):
             self._timer.cancel()
             self._timer = None
         count, self._count = self._count, 0
-        self._moving = move = self.write(_move_all, alone=True)
+        self._moving = move = self.write(move_all, alone=True)
         move.add_done_callback(lambda move: self._moved(move, count))
         return move
 
@@ -91,6 +91,6 @@ class Unindexed(Connections):
             self._count += count  # the next read or write moves them
 
 
-def _move_all(connection: sqlite3.Connection) -> None:
+def move_all(connection: sqlite3.Connection) -> None:
     for query in ("index_predictions", "index_inputs", "delete_unindexed_predictions"):
         connection.execute(QUERIES[query])

@@ -119,7 +119,7 @@ async def test_a_move_that_fails_is_repeated(
     record = ended()
     await store.create(record)
     with monkeypatch.context() as patched:
-        patched.setattr(unindexed, "_move_all", full)
+        patched.setattr(unindexed, "move_all", full)
         assert await store.list("me") == []
     assert "1 ended predictions are not in lists and usage yet" in caplog.text
     assert await store.get(record.id) == record
@@ -135,7 +135,7 @@ async def test_short_writes_beside_a_move_stay_on_the_event_loop(
     def recorded(connection: sqlite3.Connection) -> None:
         threads.append(threading.current_thread().name)
 
-    monkeypatch.setattr(unindexed, "_move_all", recorded)
+    monkeypatch.setattr(unindexed, "move_all", recorded)
     move = store.create(ended())
     after = store.write(recorded, short=True)
     await asyncio.gather(move, after)

@@ -1,0 +1,72 @@
+"""`appliance export` and `appliance import`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli.options import ConfigOption, HomeOption, load_config
+from appliance.cli.remote import UrlOption, appliance_url
+from appliance.cli.tokens import with_store
+from appliance.domain.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.driver.transfer import Imported
+    from appliance.store import Store
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="New file, such as predictions.jsonl.")],
+    url: UrlOption = None,
+    config: ConfigOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Write all finished predictions to a file, one JSON object a line, in the form of the API.
+
+    The appliance may run meanwhile. Output files are URLs in it. Trainings are not exported.
+    """
+    from appliance.driver import transfer
+
+    base, _ = appliance_url(url)
+    base = base.rstrip("/").removesuffix("/v1")
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise ApplianceError(f"{file} exists already: choose another name, or remove it") from error
+    except OSError as error:
+        raise ApplianceError(f"{file} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            written, unfinished = with_store(config, home, lambda store: transfer.export(store, out, base))
+    except BaseException as error:
+        file.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ApplianceError(f"{file} cannot be written: {error.strerror}") from error
+        raise
+    left = f"; {unfinished} unfinished predictions were left out" if unfinished else ""
+    typer.echo(f"{file}: {written} predictions{left}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A file that `appliance export` has written.")],
+    config: ConfigOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Add the predictions of an exported file, with their ids. Predictions that are there are skipped.
+
+    All lines are checked before any is stored. The appliance may run meanwhile. Imported predictions count
+    in `appliance usage` on the day on which they ended.
+    """
+    from appliance.driver import transfer
+
+    account = load_config(config).server.account
+    transfer.check(file)
+
+    async def load(store: Store) -> Imported:
+        return await transfer.load(store, file, account)
+
+    imported = with_store(config, home, load)
+    typer.echo(f"{imported.added} predictions imported, {imported.present} skipped because they are there")
