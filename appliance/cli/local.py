@@ -24,6 +24,7 @@ from appliance.driver import permissions
 
 if TYPE_CHECKING:
     from appliance.config import Config, ModelConfig
+    from appliance.driver.doctor import Finding
     from appliance.gateway.catalogue.servable import Servable
     from appliance.scheduler import Scheduler
 
@@ -257,6 +258,10 @@ def doctor(
     config: ConfigOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Repair permissions, leftovers of dead processes and lost files.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --fix: do not ask before deleting.")] = False,
 ) -> None:
     """Find problems that would slow the appliance down or stop it, and print how to fix them.
 
@@ -265,7 +270,12 @@ def doctor(
     from appliance.driver import doctor as examination
 
     checked = load_config(config)
-    findings = examination.examine(checked, home_folder(home, checked), port(None, checked))
+    folder = home_folder(home, checked)
+    findings = examination.examine(checked, folder, port(None, checked))
+    if fix:
+        for finding in findings:
+            _repair(finding, folder, ask=not yes)
+        findings = examination.examine(checked, folder, port(None, checked))
     if as_json:
         print_json(msgspec.to_builtins(findings))
     else:
@@ -277,3 +287,17 @@ def doctor(
                 typer.echo(f"        -> {finding.fix}")
     if any(finding.state == "failed" for finding in findings):
         raise typer.Exit(1)
+
+
+def _repair(finding: Finding, home: Path, *, ask: bool) -> None:
+    """Repair what can be repaired safely, and say on standard error what was done."""
+    from appliance.driver.doctor import REPAIRS, is_in_use
+
+    if finding.repair is None:
+        return
+    action, deletes = REPAIRS[finding.repair]
+    if finding.repair != "permissions" and is_in_use(home):  # started since the examination
+        return
+    if deletes and ask and not typer.confirm(f"{finding.found}: delete them?", err=True):
+        return
+    typer.echo(f"fixed: {action(home)}", err=True)

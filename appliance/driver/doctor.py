@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Final, Literal
@@ -23,11 +23,14 @@ from appliance import machine, weights
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.units import readable_bytes
+from appliance.driver import repair
 from appliance.runners import KINDS
-from appliance.worker import cleanup
 
 FILES: Final = 4096  # open files; each client and each replica needs several
+_FIX: Final = "appliance doctor --fix"
 SHARED_MEMORY: Final = 256 * 1024**2  # bytes; holds Ray's object store
+Repair = Literal["permissions", "leftovers", "files"]
+
 DISK: Final = 2 * 1024**3  # bytes, without weights that are not downloaded yet
 
 
@@ -38,6 +41,15 @@ class Finding(msgspec.Struct, frozen=True):
     state: Literal["ok", "warning", "failed"]
     found: str
     fix: str = ""
+    repair: Repair | None = None  # what `appliance doctor --fix` does about it
+
+
+#: Repair -> the function that carries it out, and whether it deletes data, so that the user is asked.
+REPAIRS: Final[dict[Repair, tuple[Callable[[Path], str], bool]]] = {
+    "permissions": (repair.close_folder, False),
+    "leftovers": (repair.remove_leftovers, False),
+    "files": (repair.remove_unreferenced, True),
+}
 
 
 def examine(config: Config, home: Path, port: int) -> list[Finding]:
@@ -48,6 +60,7 @@ def examine(config: Config, home: Path, port: int) -> list[Finding]:
         disk(home),
         folder(home),
         leftovers(home),
+        *stored_files(home),
         listening_port(config.server.host, port),
         open_files(),
         shared_memory(Path("/dev/shm")),  # noqa: S108 - no file is put there
@@ -110,7 +123,7 @@ def folder(home: Path) -> Finding:
         fix = "change its owner to the user who runs the appliance, or set APPLIANCE_HOME to another folder"
         return Finding("data folder", "failed", f"{existing} cannot be written", fix)
     if existing == home and home.stat().st_mode & 0o077:
-        return Finding("data folder", "warning", f"other users can read {home}", f"chmod 700 {home}")
+        return Finding("data folder", "warning", f"other users can read {home}", _FIX, "permissions")
     return Finding("data folder", "ok", str(home))
 
 
@@ -128,11 +141,49 @@ def leftovers(home: Path) -> Finding:
     except OSError as error:
         fix = f"chown -R {os.getuid()} {home}"
         return Finding("other runs", "failed", f"{lock}: {error.strerror}", fix)
-    workers = sorted(int(file.name) for file in cleanup.pid_folder(home / "run").glob("[0-9]*"))
+    workers = repair.dead_workers(home)
     if workers:
         found = f"an appliance crashed and may have left worker processes: {', '.join(map(str, workers))}"
-        return Finding("other runs", "warning", found, "the next `appliance serve` ends them")
+        return Finding("other runs", "warning", found, f"{_FIX} (or the next `appliance serve`)", "leftovers")
+    if folders := repair.unfinished(home):
+        found = f"interrupted backups or builds have left {', '.join(map(str, folders))}"
+        return Finding("other runs", "warning", found, _FIX, "leftovers")
     return Finding("other runs", "ok", "earlier runs have left nothing behind")
+
+
+def is_in_use(home: Path) -> bool:
+    """Return whether an appliance uses the data folder."""
+    try:
+        with (home / "run" / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def stored_files(home: Path) -> Iterator[Finding]:
+    """Compare the database with the stored files, unless a running appliance changes both."""
+    if not (home / "appliance.db").is_file() or is_in_use(home):
+        return
+    try:
+        lost, unknown = repair.missing(home), repair.unreferenced(home)
+    except ApplianceError as error:
+        yield Finding(
+            "stored files", "failed", error.detail, "`appliance restore` a backup into a new folder"
+        )
+        return
+    if lost:
+        found = f"{len(lost)} files are missing, such as {home / lost[0]}"
+        fix = "copy them from a backup; without them, their predictions and versions have no content"
+        yield Finding("stored files", "warning", found, fix)
+    if unknown:
+        total = readable_bytes(sum(map(repair.size, unknown)))
+        found = f"{len(unknown)} files and folders ({total}) to which nothing refers, such as {unknown[0]}"
+        yield Finding("stored files", "warning", found, _FIX, "files")
+    if not lost and not unknown:
+        yield Finding("stored files", "ok", "the database and the files agree")
 
 
 def listening_port(bind_address: str, port: int) -> Finding:

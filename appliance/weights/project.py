@@ -135,12 +135,20 @@ def unpacked(home: Path, name: str) -> Path:
     return root(home) / f".pushed.{name}.{os.getpid()}"
 
 
-def sweep(home: Path) -> None:
-    """Remove unfinished builds, which are hidden folders, unless the process that builds still runs."""
-    for unfinished in root(home).glob(".*"):
-        pid = unfinished.name.rpartition(".")[2]
+def unfinished(home: Path) -> list[Path]:
+    """Return unfinished builds, which are hidden folders, whose process does not run any more."""
+    found = []
+    for folder in root(home).glob(".*"):
+        pid = folder.name.rpartition(".")[2]
         if not (pid.isdecimal() and is_running(int(pid))):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            found.append(folder)
+    return found
+
+
+def sweep(home: Path) -> None:
+    """Remove unfinished builds, unless the process that builds still runs."""
+    for folder in unfinished(home):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build(home: Path, model: CogModel, say: Callable[[str], None] = lambda _line: None) -> Path:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import resource
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,14 +15,20 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from appliance import config as configuration
 from appliance import machine
+from appliance.cli.application import app
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError
+from appliance.domain.file import File
 from appliance.driver import doctor
 from appliance.driver.doctor import Finding
+from appliance.store.queries import STEPS
+from tests.support.store_files import opened
 
 ECHO = "models: [{name: test/echo, kind: echo}]"
 
@@ -116,7 +123,11 @@ def test_a_data_folder_open_to_others_is_a_warning(tmp_path: Path) -> None:
     assert doctor.folder(home).state == "ok"
     home.chmod(0o755)
     found = doctor.folder(home)
-    assert (found.state, found.fix) == ("warning", f"chmod 700 {home}")
+    assert (found.state, found.fix, found.repair) == ("warning", "appliance doctor --fix", "permissions")
+    (home / "private").touch(mode=0o644)
+    repaired(found, home)
+    assert doctor.folder(home).state == "ok"
+    assert (home / "private").stat().st_mode & 0o077 == 0
 
 
 def test_a_data_folder_that_cannot_be_written_is_a_failure(
@@ -138,11 +149,84 @@ def test_other_runs(tmp_path: Path) -> None:
     crashed = doctor.leftovers(tmp_path)
     assert crashed.state == "warning"
     assert "4567" in crashed.found
+    repaired(crashed, tmp_path)  # no process has this id, or it is not the one that wrote the file
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for left in (tmp_path / f".backup.x.{dead.pid}", tmp_path / "cog" / f".build.{dead.pid}"):
+        left.mkdir(parents=True)
+    interrupted = doctor.leftovers(tmp_path)
+    assert f".backup.x.{dead.pid}" in interrupted.found
+    repaired(interrupted, tmp_path)
+    assert doctor.leftovers(tmp_path).found == "earlier runs have left nothing behind"
+    (tmp_path / "run" / "hosts" / "4567").write_text("")
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         running = doctor.leftovers(tmp_path)
     assert running.state == "ok"
     assert "process 123" in running.found
+
+
+def repaired(finding: Finding, home: Path) -> str:
+    assert finding.repair is not None
+    repair, _ = doctor.REPAIRS[finding.repair]
+    return repair(home)
+
+
+async def test_files_and_rows_that_do_not_match(tmp_path: Path) -> None:
+    assert list(doctor.stored_files(tmp_path)) == []
+    store = await opened(tmp_path / "appliance.db")
+    file = File(
+        id="a", owner="me", name="a", content_type="x/y", size=1, sha256="", md5="", created_at=1.0, path=""
+    )
+    await store.files.add(msgspec.structs.replace(file, id="u", path="uploads/u"))
+    await store.files.add(msgspec.structs.replace(file, id="o", prediction="p", path="outputs/p/1/o.txt"))
+    await store.close()
+    for path in ("uploads/u", "outputs/p/1/o.txt", "uploads/old", "outputs/q/1/o.txt"):
+        (tmp_path / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / path).write_bytes(b"12345")
+    (found,) = doctor.stored_files(tmp_path)
+    assert found.found.startswith("2 files and folders (10 bytes)")
+    assert repaired(found, tmp_path) == "removed 2 files and folders (10 bytes)"
+    assert not (tmp_path / "files" / "outputs" / "q").exists()
+    assert [each.state for each in doctor.stored_files(tmp_path)] == ["ok"]
+    (tmp_path / "files" / "outputs" / "p" / "1" / "o.txt").unlink()
+    (lost,) = doctor.stored_files(tmp_path)
+    assert lost.found.startswith("1 files are missing, such as ")
+    assert lost.repair is None
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert list(doctor.stored_files(tmp_path)) == []
+
+
+def test_a_database_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "appliance.db").write_bytes(b"hello " * 1000)
+    (found,) = doctor.stored_files(tmp_path)
+    assert found.state == "failed"
+    assert "restore" in found.fix
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", True), ("y", False)])
+def test_fix_asks_before_it_deletes(tmp_path: Path, answer: str, *, left: bool) -> None:
+    home = tmp_path / "home"
+    with sqlite3.connect(_made(home)) as connection:
+        connection.executescript("\n".join(STEPS[:1]) + ";PRAGMA user_version = 1")
+    upload = home / "files" / "uploads" / "old"
+    upload.parent.mkdir(parents=True)
+    upload.touch()
+    home.chmod(0o755)
+    config(tmp_path)
+    arguments = ["doctor", "--fix", "--home", str(home), "--config", str(tmp_path / "models.yaml")]
+    ran = CliRunner().invoke(app, arguments, input=f"{answer}\n")
+    assert "delete them?" in ran.output
+    assert f"fixed: removed the permissions of other users from {home}" in ran.output
+    assert home.stat().st_mode & 0o077 == 0
+    assert upload.exists() is left
+
+
+def _made(home: Path) -> Path:
+    home.mkdir()
+    return home / "appliance.db"
 
 
 def test_a_port_in_use_names_its_holder() -> None:
