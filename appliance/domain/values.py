@@ -33,6 +33,8 @@ _DURATION: Final = re.compile(
 _DURATION_UNITS: Final = (86400.0, 3600.0, 60.0, 1.0, 0.001)  # seconds, in the order of the groups above
 _SEGMENT: Final = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_SEGMENT}/{_SEGMENT}")
+_SHORT_NAME: Final = re.compile(r"(?![0-9a-f]{64}$)[A-Za-z0-9]([A-Za-z0-9:._-]{0,98}[A-Za-z0-9])?")
+_ALIAS: Final = re.compile(rf"(?:{_NAME.pattern}|{_SHORT_NAME.pattern})")
 _DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
 _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
 _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
@@ -75,6 +77,17 @@ def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise PydanticCustomError(
             "name", 'should be "owner/name", each of lowercase letters, digits and inner "-", "_" or "."'
+        )
+    return value
+
+
+def _alias(value: str) -> str:
+    if not _ALIAS.fullmatch(value):
+        raise PydanticCustomError(
+            "name",
+            'should be "owner/name" of lowercase letters, digits and inner "-", "_" or ".", or, for the '
+            'OpenAI and Anthropic APIs only, up to 100 letters, digits and inner "-", "_", "." or ":", such '
+            "as gpt-4o-mini",
         )
     return value
 
@@ -144,6 +157,7 @@ Seconds = Annotated[
     ),
 ]
 ModelName = Annotated[str, AfterValidator(_name), _pattern(_NAME)]
+Alias = Annotated[str, AfterValidator(_alias), _pattern(_ALIAS)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]

@@ -210,7 +210,7 @@ def banner(settings: GatewaySettings, secret: str | None) -> str:
         shown = "the one shown at the first start; `appliance token create` creates another"
     models = settings.config.models
     example = next((model for model in models if KINDS[model.kind].example_input), models[0])
-    name = example.aliases[0] if example.aliases else example.name
+    name = next((alias for alias in example.aliases if "/" in alias), example.name)
     input = KINDS[example.kind].example_input or "prompt"
     return "\n".join(
         (

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, ModelWrapValidatorHan
 from pydantic_core import PydanticCustomError
 
 from appliance.domain.section import Section
-from appliance.domain.values import Bytes, FilePath, HttpUrl, ModelName, Seconds
+from appliance.domain.values import Alias, Bytes, FilePath, HttpUrl, ModelName, Seconds
 from appliance.runners import model_configs
 from appliance.runners.options import Options
 
@@ -139,10 +139,11 @@ class ModelConfig(Section):
     kind: str = Field(description="Kind of the model: it selects the library that runs it.")
     source: Source | None = None
     options: Options = Options()
-    aliases: tuple[ModelName, ...] = Field(
+    aliases: tuple[Alias, ...] = Field(
         default=(),
         strict=False,
-        description="Additional names of the model, such as those of the hosted models that it replaces.",
+        description="Additional names of the model, such as those of the hosted models that it replaces. "
+        "Names without a slash, such as gpt-4o-mini, are names in the OpenAI and Anthropic APIs only.",
     )
     gpu: Annotated[float, Field(gt=0, le=64), AfterValidator(_devices)] | None = Field(
         default=None,

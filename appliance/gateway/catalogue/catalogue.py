@@ -45,6 +45,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     def owner(self) -> str:
         return self.name.partition("/")[0]
 
+    @property
+    def short_names(self) -> tuple[str, ...]:
+        """Return the aliases without a slash, which only OpenAI's and Anthropic's API know."""
+        return tuple(alias for alias in self.aliases if "/" not in alias)
+
     def visible(self, account: str | None) -> bool:
         """Return whether ``account`` may see the model; None is the appliance itself.
 
@@ -106,7 +111,9 @@ class _Index:
         #: Versions that are loaded under their own key: those of models.yaml in its order, then pushed ones.
         self.entries: tuple[ServedVersion, ...] = ()
         self.collections = {collection.slug: collection for collection in collections}
-        self.names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
+        names = {name: card.name for card in self.cards.values() for name in (card.name, *card.aliases)}
+        self.names = {name: model for name, model in names.items() if "/" in name}
+        self.short_names = {name: model for name, model in names.items() if "/" not in name}
         self.served: dict[str, list[ServedVersion]] = {
             name: [] for name in self.cards
         }  # by model, newest last
@@ -295,6 +302,14 @@ class Catalogue:
             if not colon or entry.version == version:
                 return entry
         raise InvalidVersion
+
+    def by_compat_name(self, name: str, account: str | None) -> ServedVersion:
+        """Return the version for a name in OpenAI's and Anthropic's API: a short name, or as in ``by_spec``.
+
+        Raises:
+            InvalidVersion: there is no such model or version, or ``account`` may not see it.
+        """
+        return self.by_spec(self._index.short_names.get(name, name), account)
 
     def adapted(self, key: str) -> set[str]:
         """Return the ids of the trained versions that run on the model loaded under ``key``."""

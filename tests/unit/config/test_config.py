@@ -246,7 +246,7 @@ REFUSALS = [
     ("models:\n  - name: test\n    kind: echo\n", 2, "test", "name", "owner/name"),
     ("models:\n  - name: 3\n    kind: echo\n", 2, "number 1", "name", "put it in quotes"),
     (ECHO + "    aliases: other/name\n", 4, "test/echo", "aliases", "should be a list"),
-    (ECHO + "    aliases:\n      - ok/ok\n      - bad\n", 6, "test/echo", "aliases[1]", "owner/name"),
+    (ECHO + "    aliases:\n      - ok/ok\n      - no good\n", 6, "test/echo", "aliases[1]", "owner/name"),
     (ECHO + "    memry: 1GiB\n", 4, "test/echo", "memry", "did you mean memory?"),
     (ECHO + "    concurency: 4\n", 4, "test/echo", "concurency", "did you mean options.concurrency?"),
     (
@@ -293,6 +293,14 @@ REFUSALS = [
     (VLLM + "    options: {max_model_len: 512}\n", 5, "test/llm", "options.max_tokens", "for the prompt"),
     (VLLM + "    memory: 512MiB\n", 3 - 1, "test/llm", "options.kv_cache", "no memory for the weights"),
     (ECHO + "  - name: test/echo\n    kind: echo\n", 4, "test/echo", "name", "choose a unique name"),
+    (ECHO + f"    aliases: [{'a0' * 32}]\n", 4, "test/echo", "aliases[0]", "as gpt-4o-mini"),
+    (
+        ECHO + "    aliases: [tts-1]\n  - {name: test/two, kind: echo, aliases: [tts-1]}\n",
+        5,
+        "test/two",
+        "aliases[0]",
+        "'tts-1' is already a name of model test/echo",
+    ),
     (ECHO + "    aliases: [test/echo]\n", 4, "test/echo", "aliases[0]", "already a name of model test/echo"),
     (ECHO + "    aliases: [a/b, a/b]\n", 4, "test/echo", "aliases[1]", "already a name of model test/echo"),
     (

@@ -18,8 +18,8 @@ from tests.support.store_files import created
 ROWS = {
     1: """
     INSERT INTO predictions (
-        id, model, version, owner, status, source, created_at, started_at, completed_at, stream_token, attempt,
-        n, data_removed, logs, output, metrics
+        id, model, version, owner, status, source, created_at, started_at, completed_at, stream_token,
+        attempt, n, data_removed, logs, output, metrics
     ) VALUES
         ('done', 'a/b', 'v', 'me', 'succeeded', 'api', 1, 2, 3, 's1', 1, 1, 0, 'log', :text, :metrics),
         ('open', 'a/b', 'v', 'me', 'starting', 'api', 4, NULL, NULL, 's2', 0, 0, 0, '', NULL, NULL);

@@ -95,7 +95,7 @@ def find_model(request: Request, name: str, caller: Token, kinds: Collection[str
         BadRequest: the kind of the model is not one of ``kinds``.
     """
     try:
-        entry = services_of(request).catalogue.by_spec(name, caller.owner)
+        entry = services_of(request).catalogue.by_compat_name(name, caller.owner)
     except InvalidVersion as error:
         raise ModelNotFound(name) from error
     if entry.kind not in kinds:

@@ -41,13 +41,16 @@ async def create_response(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    """``GET /models``: the models that a route of this API can call, without aliases."""
+    """``GET /models``: the models that a route of this API can call, with aliases without a slash."""
     caller = await calls.find_caller(request, Scope.READ)
     catalogue = services_of(request).catalogue
     visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
-    latest = [catalogue.latest(card.name) for card in visible]
+    latest = [(card, catalogue.latest(card.name)) for card in visible]
     found = [
-        _model_object(entry.name, entry) for entry in latest if entry is not None and entry.kind in KINDS
+        _model_object(name, entry)
+        for card, entry in latest
+        if entry is not None and entry.kind in KINDS
+        for name in (card.name, *card.short_names)
     ]
     return responses.json(OpenAIModelsResponse(object="list", data=found))
 

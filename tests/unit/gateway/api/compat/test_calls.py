@@ -18,8 +18,8 @@ from appliance.domain.errors import InvalidInput
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Status
 from appliance.gateway.api import create_api
-from appliance.gateway.api.compat import audio, calls, embeddings, forms, images
-from appliance.gateway.catalogue.catalogue import ServedVersion
+from appliance.gateway.api.compat import audio, calls, embeddings, forms, images, openai
+from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, describe
 from appliance.protocols.compat_types import TranscriptionFields
 from appliance.runners import KINDS
 from appliance.runners.base import Kind
@@ -419,3 +419,26 @@ def test_embeddings_are_packed_as_numpy_would() -> None:
 def test_only_texts_are_embedded(given: Any) -> None:
     with pytest.raises(InvalidInput, match="tokens are not supported"):
         embeddings.texts(given)
+
+
+async def test_a_name_without_a_slash_is_known_here_only(
+    api: Api, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "KINDS", ("echo",))
+    aliased = bench.echo.model.model_copy(update={"aliases": ("gpt-4o-mini", "Llama3:8b", "other/name")})
+    entries = [replace(bench.echo, model=aliased), bench.stream]
+    cards = [describe(each.model, "none", 0.0)[0] for each in entries]
+    bench.catalogue.replace_with(Catalogue(cards, entries, ()))
+    for path in (CHAT, MESSAGES):
+        for name in ("gpt-4o-mini", "Llama3:8b", "other/name"):
+            reply = await api.post(path, json={**ASKED, "model": name, "words": ["a"]})
+            assert reply.status_code == 200, reply.text
+            record = (await api.get(f"/v1/predictions/{reply.headers['x-request-id']}")).json()
+            assert record["model"] == "test/echo"
+    listed = (await api.get("/openai/v1/models")).json()["data"]
+    assert [model["id"] for model in listed] == ["test/echo", "gpt-4o-mini", "Llama3:8b", "test/stream"]
+    assert (await api.get("/openai/v1/models/gpt-4o-mini")).json()["id"] == "gpt-4o-mini"
+    assert (await api.get("/openai/v1/models/gpt-4o")).status_code == 404
+    body = {"version": "gpt-4o-mini", "input": {"text": "x"}}
+    assert (await api.post("/v1/predictions", json=body)).status_code == 422
+    assert (await api.post("/v1/predictions", json={**body, "version": "other/name"})).status_code == 201
