@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def backup(
     secrets; only this user can read it.
     """
     from appliance import config as configuration
+    from appliance.config import variables
     from appliance.driver import backup as backups
 
     checked = load_config(config)
@@ -36,7 +38,7 @@ def backup(
     in_force = configuration.runtime.read(folder / "run", checked)
     files = {
         configuration.CONFIG_FILE: config_path(config).read_bytes(),
-        "in-force.json": in_force.model_dump_json(indent=2).encode(),
+        "in-force.json": json.dumps(variables.escape(in_force.model_dump(mode="json")), indent=2).encode(),
     }
     permissions.restrict()
     with _progress() as progress:

@@ -75,14 +75,16 @@ def load(path: Path) -> Config:
             only
             listed if every single value is valid.
     """
-    document = yaml_source.read(path)
+    document = yaml_source.read(path, os.environ)
     if not isinstance(document.data, dict):
         message = "is empty" if document.data is None else "should be a mapping of keys to values"
         raise config_error([Problem((), f"{message}; add at least the key models")], document, str(path))
+    if document.problems:
+        raise config_error([Problem(*each) for each in document.problems], document, str(path))
     try:
         config = Config.model_validate(document.data, context={"folder": path.absolute().parent})
     except ValidationError as error:
-        raise config_error(from_pydantic(error), document, str(path)) from error
+        raise config_error(from_pydantic(error, document), document, str(path)) from error
     if problems := list(conflicts(config)):
         raise config_error(problems, document, str(path))
     return config

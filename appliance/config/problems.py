@@ -22,6 +22,7 @@ from appliance.runners.model_config import FolderSource, GitSource, HubSource, M
 #: Name of the device for models in main memory.
 _CPU: Final = "cpu"
 _SOURCES: Final = {kind.__name__: kind for kind in (FolderSource, GitSource, HubSource, PypiSource)}
+_SECRET: Final = 4  # characters from which a value of a variable is looked for in messages
 _SHOWN: Final = 200  # characters of an invalid value in a message
 
 
@@ -34,20 +35,36 @@ class Problem(NamedTuple):
 
 def config_error(problems: Iterable[Problem], document: Document, file: str) -> ConfigError:
     errors = []
+    problems = [Problem(place, _without_values(message, place, document)) for place, message in problems]
     for place, message in sorted(problems, key=lambda problem: document.line(problem.place)):
-        model, key = _names(place, document.data)
+        model, key = _names(place, document)
         errors.append(ConfigError(message, file=file, line=document.line(place), model=model, key=key))
     first, *others = errors
     message = "\n".join([first.message, *map(str, others)])
     return ConfigError(message, file=file, line=first.line, model=first.model, key=first.key)
 
 
-def _names(place: Place, data: Any) -> tuple[str | None, str | None]:
+def _without_values(message: str, place: Place, document: Document) -> str:
+    """Replace the values of environment variables at ``place``, which may be secret, as they are written."""
+    for each, written in document.written.items():
+        if each[: len(place)] == place:
+            value: Any = document.data
+            for key in each:
+                value = value[key]
+            if isinstance(value, str):
+                message = message.replace(repr(value), repr(written))
+                if len(value) >= _SECRET:  # shorter text may be a part of other words
+                    message = message.replace(value, written)
+    return message
+
+
+def _names(place: Place, document: Document) -> tuple[str | None, str | None]:
     """Return the name of the model and its key, such as ``options.max_tokens`` or ``aliases[1]``."""
     model = None
     if len(place) > 1 and place[0] == "models":
-        entry = data["models"][place[1]]
+        entry = document.data["models"][place[1]]
         name = entry.get("name") if isinstance(entry, dict) else None
+        name = document.written.get(("models", place[1], "name"), name)
         model = name if isinstance(name, str) else f"number {int(place[1]) + 1}"
         place = place[2:]
     key = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place).lstrip(".")
@@ -57,7 +74,7 @@ def _names(place: Place, data: Any) -> tuple[str | None, str | None]:
 # -- problems of one value ---------------------------------------------------------------------------------
 
 
-def from_pydantic(error: ValidationError) -> Iterator[Problem]:
+def from_pydantic(error: ValidationError, document: Document) -> Iterator[Problem]:
     """Yield the problems that pydantic found, with messages that name a remedy."""
     for detail in error.errors(include_url=False):
         kind = detail["type"]
@@ -66,6 +83,10 @@ def from_pydantic(error: ValidationError) -> Iterator[Problem]:
         place = _place(detail["loc"])
         if kind in {"union_tag_not_found", "union_tag_invalid"}:
             place = (*place, "kind")
+        if any(each[: len(place)] == place for each in document.written):
+            written = document.written.get(place, "the value")  # never the value of a variable
+            yield Problem(place, _message({**detail, "input": written}))
+            continue
         yield Problem(place, _message(detail))
 
 

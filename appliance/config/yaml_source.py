@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import yaml
 
-from appliance.config import text_file
+from appliance.config import text_file, variables
 from appliance.domain.errors import ConfigError
 
 Place = tuple[str | int, ...]  # path to a value: keys of mappings and positions in lists
@@ -28,6 +28,9 @@ class Document(msgspec.Struct, frozen=True):
 
     data: Any
     lines: dict[Place, int]
+    #: Values that contained variables, as they are in the file. Messages show these instead of the values.
+    written: dict[Place, str] = {}
+    problems: tuple[tuple[Place, str], ...] = ()  # references to variables that cannot be replaced
 
     def line(self, place: Place) -> int:
         """Return the line of the value at ``place``, or of the innermost value that contains ``place``."""
@@ -36,8 +39,8 @@ class Document(msgspec.Struct, frozen=True):
         return self.lines.get(place, 1)
 
 
-def read(path: Path) -> Document:
-    """Read one YAML document.
+def read(path: Path, environment: Mapping[str, str] | None = None) -> Document:
+    """Read one YAML document; with ``environment``, replace references to variables in values.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, has a duplicate key, or exceeds ``DEEPEST`` or
@@ -46,7 +49,7 @@ def read(path: Path) -> Document:
     """
     text = text_file.read(path)
     try:
-        return _Reader(text, str(path)).document()
+        return _Reader(text, str(path), environment).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "is not YAML"
@@ -97,10 +100,13 @@ class _Loader(yaml.SafeLoader):
 class _Reader:
     """Converts the YAML nodes of a file to values, with the same rules as PyYAML's safe loader."""
 
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(self, text: str, file: str, environment: Mapping[str, str] | None) -> None:
         self._loader = _Loader(text, self._at)
         self._count = 0
         self._file = file
+        self._environment = environment
+        self._written: dict[Place, str] = {}
+        self._problems: list[tuple[Place, str]] = []
         self._lines: dict[Place, int] = {}
         self._checked: set[int] = set()  # ids of mappings whose keys were checked before merging
         self._open: set[int] = set()  # ids of the nodes being built, to detect an anchor inside itself
@@ -108,7 +114,7 @@ class _Reader:
     def document(self) -> Document:
         root = self._loader.get_single_node()
         data = None if root is None else self._build(root, ())
-        return Document(data, self._lines)
+        return Document(data, self._lines, self._written, tuple(self._problems))
 
     def _build(self, node: yaml.Node, place: Place) -> Any:
         self._lines.setdefault(place, node.start_mark.line + 1)
@@ -123,7 +129,7 @@ class _Reader:
                 return self._mapping(node, place)
             if isinstance(node, yaml.SequenceNode):
                 return [self._build(item, (*place, index)) for index, item in enumerate(node.value)]
-            return self._scalar(node)
+            return self._scalar(self._expanded(node, place), self._written.get(place))
         finally:
             self._open.remove(id(node))
 
@@ -163,13 +169,32 @@ class _Reader:
             raise self._refuse(node, f"a key has more than {_LONGEST_KEY} characters: shorten it")
         return key
 
-    def _scalar(self, node: yaml.Node) -> Any:
-        shown = repr(node.value if len(node.value) <= _SHOWN else f"{node.value[:_SHOWN]}...")
+    def _expanded(self, node: yaml.Node, place: Place) -> yaml.Node:
+        """Return the node of a value with its variables replaced. Without quotes, it may become a number."""
+        if self._environment is None or "$" not in node.value:
+            return node
+        try:
+            value = variables.expand(node.value, self._environment)
+        except ValueError as error:
+            self._problems.append((place, str(error)))
+            return node
+        if value == node.value:
+            return node
+        self._written[place] = node.value
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        tag = node.tag
+        if plain:
+            tag = self._loader.resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
+        return yaml.ScalarNode(tag, value, node.start_mark, node.end_mark, getattr(node, "style", None))
+
+    def _scalar(self, node: yaml.Node, written: str | None = None) -> Any:
+        text = node.value if written is None else written
+        shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
         try:
             value = self._loader.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
             # For example, 31 February. PyYAML does not check text after `!!bool` or `!!timestamp`.
-            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            reason = f" ({error})" if isinstance(error, ValueError) and written is None else ""
             message = f"{shown} is not a valid value of its type{reason}: put it in quotes"
             raise self._refuse(node, message) from error
         if isinstance(value, str):

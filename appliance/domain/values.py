@@ -115,8 +115,8 @@ def _path(value: object, info: ValidationInfo) -> Path:
     if variable := _VARIABLE.search(value):
         raise PydanticCustomError(
             "path",
-            "contains the environment variable {variable}, and this file does not expand variables: "
-            'write the path out, or begin it with "~" for the home folder',
+            "contains {variable}: write environment variables as ${NAME}, "
+            'or begin the path with "~" for the home folder',
             {"variable": variable[0]},
         )
     if "\0" in value:

@@ -21,6 +21,7 @@ from appliance.config import (
     PypiSource,
     json_schema,
     load,
+    variables,
 )
 from appliance.domain.errors import ConfigError
 from appliance.domain.values import bytes_of, seconds_of
@@ -120,9 +121,72 @@ def test_a_home_folder_is_expanded(write: Write, monkeypatch: pytest.MonkeyPatch
     assert load(write("server: {data: ~/data}\n" + ECHO)).server.data == Path("/somewhere/data")
 
 
-def test_environment_variables_are_not_expanded(write: Write) -> None:
-    text = ECHO + "    description: ${HOME}\n"
-    assert load(write(text)).models[0].description == "${HOME}"
+def test_environment_variables_are_expanded_in_values(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORD", "a: b # ${WORD}")
+    monkeypatch.setenv("PORT", "8123")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("MISSING", raising=False)
+    text = "server: {port: '${PORT}'}\n"
+    with pytest.raises(ConfigError, match=r"key server\.port"):  # text in quotes stays text
+        load(write(text + ECHO))
+    text = "server:\n  port: ${PORT}\n  data: /srv/${EMPTY:-x}-${MISSING:-y}\n"
+    text += ECHO + "    description: '${WORD} $${WORD} costs $5 or $$6'\n"
+    config = load(write(text))
+    assert (config.server.port, config.server.data) == (8123, Path("/srv/x-y"))
+    assert config.models[0].description == "a: b # ${WORD} ${WORD} costs $5 or $6"
+    assert variables.expand(variables.escape({"a": ["$${x}"]})["a"][0], {}) == "$${x}"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("${MISSING}", "the environment variable MISSING is not set: set it, or write ${MISSING:-default}"),
+        ("${", "or $$ for a dollar sign"),
+        ("${1X}", "or $$ for a dollar sign"),
+        ("${X:=y}", "or $$ for a dollar sign"),
+    ],
+)
+def test_a_variable_that_is_missing_is_named_with_its_key(
+    write: Write, monkeypatch: pytest.MonkeyPatch, value: str, says: str
+) -> None:
+    monkeypatch.delenv("MISSING", raising=False)
+    with pytest.raises(ConfigError) as refusal:
+        load(write(ECHO + f"    description: '{value}'\n"))
+    error = refusal.value
+    assert (error.line, error.model, error.key) == (4, "test/echo", "description")
+    assert says in error.message
+
+
+def test_keys_are_not_expanded(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"key \$\{HOME\}: unknown key"):
+        load(write("${HOME}: 1\n" + ECHO))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ECHO + "    visibility: ${SECRET}\n",
+        ECHO + "    memory: ${SECRET}\n",
+        ECHO + "    kind2: ${SECRET}\n",
+        ECHO + "    options: ${SECRET}\n",
+        ECHO + "    options: {concurrency: '${SECRET}'}\n",
+        ECHO + "    aliases: [a/b, '${SECRET} x']\n",
+        ECHO + "    aliases: [x-${SECRET}, 'x-${SECRET}']\n",
+        "models: [{name: a/b, kind: '${SECRET}'}]\n",
+        "models: [{name: '${SECRET}', kind: echo}]\n",
+        "models: ['${SECRET}']\n",
+        "server: {port: !!int '${SECRET}'}\n" + ECHO,
+        "server: {port: !!timestamp '${SECRET}'}\n" + ECHO,
+        "collections: [{name: a, slug: a, description: d, models: ['a/${SECRET}']}]\n" + ECHO,
+    ],
+)
+def test_errors_do_not_show_values_of_variables(
+    write: Write, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2secret")
+    with pytest.raises(ConfigError) as refusal:
+        load(write(text))
+    assert "hunter2" not in str(refusal.value)
 
 
 def test_empty_sections_are_as_if_left_out(write: Write) -> None:

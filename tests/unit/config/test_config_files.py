@@ -130,13 +130,13 @@ def test_too_much_is_refused_with_its_line(tmp_path: Path, text: str, line: int,
 # -- paths -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["${HOME}/data", "$HOME/data", "/srv/${NAME:-x}", "${HOME"])
+@pytest.mark.parametrize("path", ["$HOME/data", "/srv/$NAME", "/srv/$$HOME"])
 def test_a_path_that_names_an_environment_variable_is_refused(tmp_path: Path, path: str) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(f"server:\n  data: '{path}'\n{ECHO}")
     error = refused(file)
     assert (error.line, error.key) == (2, "server.data")
-    assert "this file does not expand variables" in error.message
+    assert "write environment variables as ${NAME}" in error.message
 
 
 def test_other_dollars_are_part_of_a_path(tmp_path: Path) -> None:
