@@ -40,6 +40,8 @@ def backup(
         configuration.CONFIG_FILE: config_path(config).read_bytes(),
         "in-force.json": json.dumps(variables.escape(in_force.model_dump(mode="json")), indent=2).encode(),
     }
+    for included in configuration.includes.files(config_path(config)):
+        files[f"{configuration.includes.FOLDER}/{included.name}"] = included.read_bytes()
     permissions.restrict()
     with _progress() as progress:
         saved = backups.create(folder, file.absolute(), files, progress)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from appliance.config import runtime, yaml_source
+from appliance.config import includes, runtime
 from appliance.config.changes import Changes, Report, compare
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
 from appliance.config.redact import redact
@@ -54,6 +54,7 @@ __all__ = [
     "TelemetryConfig",
     "compare",
     "home",
+    "includes",
     "json_schema",
     "load",
     "redact",
@@ -68,14 +69,14 @@ _DEFAULT_HOME: Final = "~/.local/share/appliance"
 
 
 def load(path: Path) -> Config:
-    """Read and validate a config file.
+    """Read and validate a config file and its included files, ``models.d/*.yaml`` beside the file.
 
     Raises:
         ConfigError: lists all problems of the file with line, model and key. Conflicts between values are
             only
             listed if every single value is valid.
     """
-    document = yaml_source.read(path, os.environ)
+    document = includes.read(path, os.environ)
     if not isinstance(document.data, dict):
         message = "is empty" if document.data is None else "should be a mapping of keys to values"
         raise config_error([Problem((), f"{message}; add at least the key models")], document, str(path))

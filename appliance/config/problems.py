@@ -36,12 +36,17 @@ class Problem(NamedTuple):
 def config_error(problems: Iterable[Problem], document: Document, file: str) -> ConfigError:
     errors = []
     problems = [Problem(place, _without_values(message, place, document)) for place, message in problems]
-    for place, message in sorted(problems, key=lambda problem: document.line(problem.place)):
+    for place, message in sorted(problems, key=lambda problem: _position(problem.place, document)):
         model, key = _names(place, document)
-        errors.append(ConfigError(message, file=file, line=document.line(place), model=model, key=key))
+        found_in = document.file(place, file)
+        errors.append(ConfigError(message, file=found_in, line=document.line(place), model=model, key=key))
     first, *others = errors
     message = "\n".join([first.message, *map(str, others)])
-    return ConfigError(message, file=file, line=first.line, model=first.model, key=first.key)
+    return ConfigError(message, file=first.file, line=first.line, model=first.model, key=first.key)
+
+
+def _position(place: Place, document: Document) -> tuple[str, int]:
+    return document.file(place, ""), document.line(place)
 
 
 def _without_values(message: str, place: Place, document: Document) -> str:

@@ -30,7 +30,12 @@ class Document(msgspec.Struct, frozen=True):
     lines: dict[Place, int]
     #: Values that contained variables, as they are in the file. Messages show these instead of the values.
     written: dict[Place, str] = {}
-    problems: tuple[tuple[Place, str], ...] = ()  # references to variables that cannot be replaced
+    problems: tuple[tuple[Place, str], ...] = ()  # of variables and of included files
+    files: dict[Place, str] = {}  # the files of models that are not in models.yaml itself
+
+    def file(self, place: Place, main: str) -> str:
+        """Return the file that has the value at ``place``: an included file, or else ``main``."""
+        return self.files.get(place[:2], main)
 
     def line(self, place: Place) -> int:
         """Return the line of the value at ``place``, or of the innermost value that contains ``place``."""
