@@ -177,8 +177,9 @@ def test_the_checksums_are_those_of_sha256sum(home: Path, tmp_path: Path) -> Non
     assert len((unpacked / CHECKSUMS).read_bytes().splitlines()) == len(members(file)) - 1
 
 
+@pytest.mark.parametrize("deleted", ["files", "adapters"])
 async def test_what_is_deleted_after_the_copy_does_not_break_it(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: str
 ) -> None:
     store = await opened(home / "appliance.db")
     copy = snapshot.copy
@@ -188,10 +189,14 @@ async def test_what_is_deleted_after_the_copy_does_not_break_it(
         copy(source, target, progress)
         if not rounds:
             with sqlite3.connect(source) as other:  # as the gateway: the row first
-                other.execute("DELETE FROM files WHERE id = 'one'")
-                other.execute("DELETE FROM adapters")
-            (home / "files" / "uploads" / "one").unlink()
-            # The folder of the version is still there: its deletion has just begun.
+                other.execute(
+                    {"files": "DELETE FROM files WHERE id = 'one'", "adapters": "DELETE FROM adapters"}[
+                        deleted
+                    ]
+                )
+            if deleted == "files":
+                (home / "files" / "uploads" / "one").unlink()
+            # Otherwise the folder of the version is still there: its deletion has just begun.
         rounds.append(source)
 
     monkeypatch.setattr(snapshot, "copy", deleting)
@@ -200,15 +205,13 @@ async def test_what_is_deleted_after_the_copy_does_not_break_it(
     await store.close()
     assert len(rounds) == 2
     found = members(file)
-    assert "files/uploads/one" not in found
-    assert not any("versions" in name for name in found)
+    assert ("files/uploads/one" in found) == (deleted != "files")
+    assert any("versions" in name for name in found) == (deleted != "adapters")
     assert "files/uploads/two" in found
     target = tmp_path / "elsewhere"
     restore(file, target, QUIET)
-    assert {each.path for each in snapshot.references(target / "appliance.db")} == {
-        "files/uploads/two",
-        "cog/build-1",
-    }
+    for each in snapshot.references(target / "appliance.db"):
+        assert (target / each.path).exists()
 
 
 def test_what_was_missing_before_is_named(home: Path, tmp_path: Path) -> None:
@@ -236,6 +239,7 @@ async def test_writers_do_not_restart_the_copy(home: Path, tmp_path: Path) -> No
 
     def writing(done: int, total: int) -> None:
         calls.append(done)
+        assert len(calls) < 20, "the copy begins again and again"
         writer.execute("INSERT INTO writable VALUES (1)")
 
     snapshot.copy(home / "appliance.db", tmp_path / "copy.db", writing)
