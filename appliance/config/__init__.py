@@ -59,6 +59,7 @@ __all__ = [
     "load",
     "redact",
     "runtime",
+    "validated",
 ]
 
 #: Usual name of the config file.
@@ -73,10 +74,17 @@ def load(path: Path) -> Config:
 
     Raises:
         ConfigError: lists all problems of the file with line, model and key. Conflicts between values are
-            only
-            listed if every single value is valid.
+            only listed if every single value is valid.
     """
-    document = includes.read(path, os.environ)
+    return validated(includes.read(path, os.environ), path)
+
+
+def validated(document: yaml_source.Document, path: Path) -> Config:
+    """Validate the content of the config file ``path``. Relative paths start at its folder.
+
+    Raises:
+        ConfigError: as ``load``.
+    """
     if not isinstance(document.data, dict):
         message = "is empty" if document.data is None else "should be a mapping of keys to values"
         raise config_error([Problem((), f"{message}; add at least the key models")], document, str(path))

@@ -27,7 +27,11 @@ def read(path: Path, environment: Mapping[str, str]) -> Document:
     Raises:
         ConfigError: a file cannot be read, is not YAML, or an included file has other keys than `models`.
     """
-    document = yaml_source.read(path, environment)
+    return with_included(yaml_source.read(path, environment), path, environment)
+
+
+def with_included(document: Document, path: Path, environment: Mapping[str, str]) -> Document:
+    """Return the content of the config file ``path`` with the models of its included files, as ``read``."""
     included = files(path)
     if not included or not isinstance(document.data, dict):
         return document

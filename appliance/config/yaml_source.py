@@ -49,26 +49,29 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Document:
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, has a duplicate key, or exceeds ``DEEPEST`` or
-            ``MOST``.
-            The error names the line.
+            ``MOST``. The error names the line.
     """
-    text = text_file.read(path)
+    return parse(text_file.read(path), str(path), environment)
+
+
+def parse(text: str, file: str, environment: Mapping[str, str] | None = None) -> Document:
+    """Read one YAML document from ``text``, as ``read``; ``file`` is its name in errors."""
     try:
-        return _Reader(text, str(path), environment).document()
+        return _Reader(text, file, environment).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "is not YAML"
         raise ConfigError(
-            f"is not YAML: {problem}", file=str(path), line=mark.line + 1 if mark else None
+            f"is not YAML: {problem}", file=file, line=mark.line + 1 if mark else None
         ) from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(
             f"is not YAML: the character U+{error.character:04X} is not allowed in it",
-            file=str(path),
+            file=file,
             line=text.count("\n", 0, error.position) + 1,
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", file=str(path)) from error
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", file=file) from error
 
 
 class _Loader(yaml.SafeLoader):
