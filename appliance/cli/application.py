@@ -9,6 +9,7 @@ import typer
 
 from appliance import __version__
 from appliance.cli import (
+    adding,
     backup,
     demo,
     files,
@@ -63,6 +64,7 @@ for _command in (
     *(remote.run, remote.models, remote.predictions, remote.example, remote.status, remote.reload),
     systemd.systemd,
     *(backup.backup, backup.restore),
+    *(adding.search, adding.add, adding.remove, adding.update, adding.prune),
     demo.demo,
     usage.usage,
     push.push,

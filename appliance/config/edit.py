@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import yaml
@@ -230,7 +230,7 @@ def _flow(entry: Mapping[str, Any]) -> str:
     dumped = yaml.safe_dump(
         dict(entry), sort_keys=False, allow_unicode=True, width=_WIDTH, default_flow_style=True
     )
-    return cast("str", dumped).strip()
+    return dumped.strip()
 
 
 # -- reading the text ------------------------------------------------------------------------------------
@@ -303,13 +303,15 @@ def _tree(text: str) -> _Node | None:
     stack: list[_Node] = []
     root = None
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        start, end = event.start_mark, event.end_mark
+        assert start is not None
+        assert end is not None
         if isinstance(event, yaml.CollectionEndEvent):
             node = stack.pop()
-            node.end = event.end_mark.index if node.flow or not node.children else node.children[-1].end
+            node.end = end.index if node.flow or not node.children else node.children[-1].end
             continue
         if not isinstance(event, yaml.NodeEvent):
             continue
-        start, end = event.start_mark, event.end_mark
         node = _Node(start.index, end.index, start.column, "scalar")
         if isinstance(event, yaml.CollectionStartEvent):
             node.kind = "mapping" if isinstance(event, yaml.MappingStartEvent) else "sequence"
@@ -317,9 +319,7 @@ def _tree(text: str) -> _Node | None:
         elif isinstance(event, yaml.AliasEvent):
             node.kind = "alias"
         else:
-            node.end -= len(text[start.index : end.index]) - len(
-                text[start.index : end.index].rstrip("\r\n ")
-            )
+            node.end = start.index + len(text[start.index : end.index].rstrip("\r\n "))
         if stack:
             stack[-1].children.append(node)
         root = root or node

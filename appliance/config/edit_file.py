@@ -35,6 +35,16 @@ def edit_file(path: Path, edit: Callable[[str], str]) -> Config:
     return checked
 
 
+def check_edit(path: Path, edit: Callable[[str], str]) -> Config:
+    """Return the config that ``edit_file`` would give, and write nothing.
+
+    Raises:
+        ConfigError: the new text is not a valid config.
+    """
+    text = edit(text_file.read(path) if path.exists() else "")
+    return _checked(text, path)
+
+
 def _checked(text: str, path: Path) -> Config:
     document = yaml_source.parse(text, str(path), os.environ)
     return validated(includes.with_included(document, path, os.environ), path)

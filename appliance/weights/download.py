@@ -92,7 +92,7 @@ def _fetch(source: Source, files: tuple[str, ...], work: Path, report: _Report) 
         case HubSource():
             folder = work / "snapshot"
             report.say("downloading from the hub")
-            hub.snapshot(source, folder, files)
+            hub.snapshot(source, folder, files, report.advance)
             shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's state for resuming
             if source.file and not locations.is_gguf(source):  # a voice, which another file describes
                 return (folder / source.file).parent

@@ -58,6 +58,24 @@ def fetch(home: Path, source: GitSource) -> None:
         )
 
 
+def newest(url: str, revision: str) -> str:
+    """Return the commit that a branch, a tag or HEAD of a remote repository is at. A commit stays as it is.
+
+    Raises:
+        WeightsError: the repository cannot be reached, or has no such branch or tag.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    found = {}
+    for line in _git(Path(), "ls-remote", "--", url).split("\n"):
+        commit, _, name = line.partition("\t")
+        found[name] = commit
+    for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}^{{}}", f"refs/tags/{revision}"):
+        if name in found:
+            return found[name]
+    raise WeightsError(f"{url} has no revision {revision}: name a branch, a tag or a whole commit")
+
+
 def _checkout(source: GitSource, place: Path) -> None:
     _git(place, "init", "--quiet")
     # Servers may refuse to send a commit by its hash, and refuse short hashes: then fetch everything.
@@ -82,8 +100,8 @@ def _try(place: Path, *arguments: str) -> bool:
     return True
 
 
-def _git(place: Path, *arguments: str) -> None:
-    """Run git.
+def _git(place: Path, *arguments: str) -> str:
+    """Run git, and return what it printed.
 
     Raises:
         WeightsError: git is missing, takes too long or fails; the message has the end of its output.
@@ -107,3 +125,4 @@ def _git(place: Path, *arguments: str) -> None:
     if result.returncode != 0:
         output = (result.stderr or result.stdout).strip()[-_TAIL:]
         raise WeightsError(f"git {arguments[0]} failed: {output or f'exit code {result.returncode}'}")
+    return result.stdout

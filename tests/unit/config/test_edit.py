@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,19 @@ TEXTS = {
     "dash alone": "models:\n  - # - the first\n    name: a/a\n    kind: echo\nserver: {port: 1}\n",
     "CRLF": "models:\r\n  - name: a/a\r\n    kind: echo\r\n\r\nserver:\r\n  port: 1\r\n",
     "no final newline": "models:\n  - name: a/a\n    kind: echo",
-    "comments after": "models:\n  - name: a/a\n    kind: echo\n    # pin: true\n  # other\n\nserver: {port: 1}\n",
+    "comments after": "models:\n  - name: a/a\n    kind: echo\n    # pin: true\n  # b\n\nserver: {port: 1}\n",
     "flow entries": "models:\n  - {name: a/a, kind: echo} # one\n  - {name: b/b, kind: echo}\n",
     "flow list": "models: [{name: a/a, kind: echo}] # list\nserver: {port: 1}\n",
     "flow list on lines": "models: [\n  {name: a/a, kind: echo}, # one\n]\n",
     "flow file": "{models: [{name: a/a, kind: echo}]}\n",
-    "block text": "models:\n  - name: a/a\n    kind: echo\n    description: |\n      x\n\n      y\n\nserver: {port: 1}\n",
-    "kept blank lines": "models:\n  - name: a/a\n    kind: echo\n    description: |+\n      x\n\nserver: {port: 1}\n",
+    "block text": "models:\n  - name: a/a\n    kind: echo\n"
+    "    description: |\n      x\n\n      y\n\nserver: {port: 1}\n",
+    "kept blank lines": "models:\n  - name: a/a\n    kind: echo\n"
+    "    description: |+\n      x\n\nserver: {port: 1}\n",
     "alias at the end": "server: &s {port: 1}\nmodels:\n  - kind: echo\n    name: a/a\n    options: &o {}\n"
     "  - kind: echo\n    name: c/c\n    options: *o\n# end\n",
-    "blank lines between": "models:\n  - name: a/a\n    kind: echo\n\n  # two\n  - name: b/b\n    kind: echo\n# x\n",
+    "blank lines between": "models:\n  - name: a/a\n    kind: echo\n\n"
+    "  # two\n  - name: b/b\n    kind: echo\n# x\n",
     "shipped": SHIPPED,
 }
 
@@ -86,8 +88,8 @@ def test_removing_what_was_added_gives_the_old_text(text: str) -> None:
 
 
 def test_the_first_of_several_entries_is_removed() -> None:
-    text = "models:\n  # about a\n  - name: a/a\n    kind: echo\n    # pin: true\n\n  - name: b/b\n    kind: echo\n"
-    assert remove_entry(text, "a/a") == "models:\n  # about a\n\n  - name: b/b\n    kind: echo\n"
+    text = "models:\n  # a\n  - name: a/a\n    kind: echo\n    # pin: true\n\n  - name: b/b\n    kind: echo\n"
+    assert remove_entry(text, "a/a") == "models:\n  # a\n\n  - name: b/b\n    kind: echo\n"
     flow = "models: [{name: a/a, kind: echo}, {name: b/b, kind: echo}]\n"
     assert remove_entry(flow, "a/a") == "models: [{name: b/b, kind: echo}]\n"
 
@@ -135,7 +137,7 @@ def test_a_file_is_replaced_only_by_a_valid_one(tmp_path: Path) -> None:
     assert [model.name for model in edited.models] == ["a/a", "b/b"]
     assert file.read_bytes() == before + b"  - name: b/b\n    kind: echo\n"
     assert (link.is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
-    assert sorted(os.listdir(tmp_path)) == ["models.yaml", "real.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models.yaml", "real.yaml"]
 
 
 def _add(file: Path, number: int) -> None:

@@ -1,0 +1,30 @@
+"""Add models to models.yaml: look at a source, choose kind and options, tell what it needs.
+
+No command line and no HTTP server is in here, so that commands, the API and the UI can share it.
+"""
+
+from __future__ import annotations
+
+from appliance.adding.catalogue import CatalogueModel, catalogue, search
+from appliance.adding.fit import DeviceUse, Fit, find_fit, uses_of_config
+from appliance.adding.proposal import Proposal, propose
+from appliance.adding.unused import Unused, delete, folder_size, unused
+from appliance.adding.updates import Update, find_update
+
+__all__ = [
+    "CatalogueModel",
+    "DeviceUse",
+    "Fit",
+    "Proposal",
+    "Unused",
+    "Update",
+    "catalogue",
+    "delete",
+    "find_fit",
+    "find_update",
+    "folder_size",
+    "propose",
+    "search",
+    "unused",
+    "uses_of_config",
+]

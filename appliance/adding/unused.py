@@ -1,0 +1,82 @@
+"""Weights on the disk that no model of models.yaml uses."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from appliance.config import Config, GitSource
+from appliance.domain.errors import ApplianceError, WeightsError
+from appliance.weights import folder, git
+
+_KINDS: Final = ("hub", "pypi", "local", "git")
+_PARTIAL: Final = ".partial"
+
+
+class Unused(NamedTuple):
+    """A folder or file that no model uses."""
+
+    path: Path
+    size: int  # bytes
+
+
+def unused(home: Path, config: Config) -> list[Unused]:
+    """Return weights, and leftovers of downloads, that no model of the config uses; the largest first.
+
+    Environments of Cog projects are not looked at, because pushed versions use them too.
+    """
+    root = home / "weights"
+    used = set()
+    for model in config.models:
+        if isinstance(model.source, GitSource):
+            used.add(git.folder(home, model.source))
+        elif model.source is not None:
+            with contextlib.suppress(WeightsError, OSError):  # a folder of the user that is missing
+                used.add(folder(home, model))
+    found = [path for kind in _KINDS for path in _inside(root / kind) if path not in used]
+    found += _leftovers(root / _PARTIAL)
+    return sorted((Unused(path, folder_size(path)) for path in found), key=lambda each: -each.size)
+
+
+def delete(found: Unused) -> None:
+    """Remove the folder or file.
+
+    Raises:
+        ApplianceError: it cannot be removed.
+    """
+    try:
+        if found.path.is_dir() and not found.path.is_symlink():
+            shutil.rmtree(found.path)
+        else:
+            found.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ApplianceError(f"{error.filename or found.path} cannot be removed: {error.strerror}") from error
+
+
+def folder_size(path: Path) -> int:
+    """Return the bytes of all files in a folder, or of a file."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def _inside(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else []
+
+
+def _leftovers(partial: Path) -> Iterator[Path]:
+    """Yield unfinished downloads that no process works on."""
+    names = {path.name.partition("-")[0].removesuffix(".lock") for path in _inside(partial)}
+    for name in sorted(names):
+        lock = partial / f"{name}.lock"
+        with contextlib.ExitStack() as stack:
+            if lock.exists():
+                opened = stack.enter_context(lock.open())
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:  # a download runs
+                    continue
+            yield from (path for path in (partial / name, partial / f"{name}-converted") if path.exists())

@@ -1,0 +1,113 @@
+"""The shipped catalogue, searching it, and how models fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from appliance import weights
+from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, search, unused
+from appliance.adding.catalogue import CatalogueModel, find
+from appliance.config import Config
+from appliance.domain.errors import ApplianceError, ConfigError
+from appliance.runners import model_configs
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize("model", catalogue(), ids=lambda model: model.short)
+def test_each_model_makes_a_valid_entry(model: CatalogueModel) -> None:
+    source = {"hub": model.hub, "revision": "main", **({"file": model.file} if model.file else {})}
+    entry = {"name": model.name, "kind": model.kind, "source": source, "aliases": list(model.aliases)}
+    made = model_configs()[model.kind].model_validate({**entry, "options": model.options})
+    assert made.name == model.name
+    assert model.memory > model.size
+
+
+def test_names_and_aliases_are_unique() -> None:
+    names = [name for model in catalogue() for name in (model.short, model.name, *model.aliases)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("wisper", "whisper-small"),
+        ("embedings", "minilm"),
+        ("flux", "flux-kontext"),
+        ("stability-ai/sdxl", "sdxl"),
+    ],
+)
+def test_search_tolerates_wrong_letters(word: str, found: str) -> None:
+    assert found in [model.short for model in search(word, catalogue())]
+
+
+def test_search_finds_nothing_for_another_word() -> None:
+    assert search("zzzzzz", catalogue()) == []
+
+
+def test_a_short_name_or_an_alias_names_a_model() -> None:
+    models = catalogue()
+    known = find("SDXL", models)
+    assert known is not None
+    assert find("stability-ai/sdxl", models) == known
+    assert find("./folder", models) is None
+    with pytest.raises(ApplianceError, match=r"has no model whisper-smal: did you mean whisper-small"):
+        find("whisper-smal", models)
+
+
+def test_an_own_catalogue_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own.yaml"
+    entry = "short: sdxl, task: image, hub: me/mine, name: me/mine, licence: mit, size: 1GiB, memory: 2GiB"
+    own.write_text(
+        f"version: 1\nmodels:\n  - {{{entry}, kind: diffusers, description: Mine, tested: true}}\n"
+    )
+    shipped = catalogue()
+    monkeypatch.setenv("APPLIANCE_CATALOGUE", str(own))
+    models = catalogue()
+    assert models[0].hub == "me/mine"
+    assert len(models) == len(shipped)
+    own.write_text("version: 2\nmodels: []\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml:1: key version: Input should be 1"):
+        catalogue()
+
+
+@pytest.mark.parametrize(
+    ("needed", "fit"),
+    [
+        (4, Fit("fits", "cuda:0")),
+        (9, Fit("evicts", "cuda:0", ("b/b",))),  # 4 free and 6 of b/b; a/a alone does not suffice
+        (13, Fit("evicts", "cuda:0", ("b/b", "a/a"))),
+        (20, Fit("does not fit")),
+    ],
+)
+def test_fit_names_the_fewest_models_to_evict(needed: int, fit: Fit) -> None:
+    device = DeviceUse("cuda:0", "cuda", 14 * GIB, 4 * GIB, {"a/a": 4 * GIB, "b/b": 6 * GIB})
+    assert find_fit(needed * GIB, [device]) == fit
+
+
+def test_fit_prefers_a_device_without_evictions() -> None:
+    full = DeviceUse("cuda:0", "cuda", 10, 0, {"a/a": 10})
+    empty = DeviceUse("cuda:1", "cuda", 10, 10)
+    assert find_fit(5, [full, empty]) == Fit("fits", "cuda:1")
+
+
+def test_unused_weights_are_found_and_deleted(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {"models": [{"name": "a/a", "kind": "vllm", "source": {"hub": "o/r", "revision": "abc"}}]}
+    )
+    used = weights.folder(tmp_path, config.models[0])
+    old = used.with_name("0123456789abcdef-old")
+    partial = tmp_path / "weights/.partial/fedcba9876543210"
+    for folder, size in ((used, 10), (old, 30), (partial, 20)):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(size))
+    found = unused(tmp_path, config)
+    assert found == [(old, 30), (partial, 20)]
+    for each in found:
+        delete(each)
+    assert used.exists()
+    assert not old.exists()
+    assert not partial.exists()

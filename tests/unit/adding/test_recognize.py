@@ -1,0 +1,101 @@
+"""Kinds and options that are chosen from the files of a source."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from appliance.adding.listing import Listing
+from appliance.adding.recognize import recognize
+from appliance.domain.errors import WeightsError
+
+
+def listing(*names: str, **configs: Any) -> Listing:
+    """Files with these names, and JSON files ``config``, ``model_index`` ..."""
+    files = {f"{name}.json": json.dumps(value).encode() for name, value in configs.items()}
+    sizes = dict.fromkeys(names, 100) | {name: len(data) for name, data in files.items()}
+    return Listing("the source", sizes, files.__getitem__)
+
+
+def config(architecture: str, **more: Any) -> dict[str, Any]:
+    return {"architectures": [architecture], **more}
+
+
+WEIGHTS = "model.safetensors"
+
+
+def transformer(architecture: str, *labels: str) -> Listing:
+    more = {"id2label": dict(enumerate(labels))} if labels else {}
+    return listing(WEIGHTS, config=config(architecture, **more))
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (transformer("LlamaForCausalLM"), "vllm"),
+        (transformer("GPT2LMHeadModel"), "vllm"),
+        (listing(WEIGHTS, config=config("Qwen2_5_VLForConditionalGeneration", vision_config={})), "vllm"),
+        (listing(WEIGHTS, "modules.json", config=config("BertModel")), "embeddings"),
+        (listing("unet/x.safetensors", model_index={"_class_name": "FluxPipeline"}), "diffusers"),
+        (listing("cog.yaml", "run.py"), "cog"),
+        (listing("model.bin", "vocabulary.txt", config={}), "whisper"),
+        (listing("joe.onnx", "joe.onnx.json"), "piper"),
+    ],
+)
+def test_kind(files: Listing, kind: str) -> None:
+    found = recognize(files)
+    assert (found.kind, found.options) == (kind, {})
+
+
+@pytest.mark.parametrize(
+    ("files", "task"),
+    [
+        (transformer("ViTForImageClassification", "cat", "dog"), "image-classification"),
+        (transformer("BertForSequenceClassification", "LABEL_0"), "reranking"),
+        (transformer("BartForSequenceClassification", "no", "ENTAILMENT"), "zero-shot-classification"),
+        (transformer("BertForSequenceClassification", "bad", "good"), "text-classification"),
+        (transformer("WhisperForConditionalGeneration"), "automatic-speech-recognition"),
+    ],
+)
+def test_task(files: Listing, task: str) -> None:
+    found = recognize(files)
+    assert (found.kind, found.options) == ("transformers", {"task": task})
+
+
+def test_one_of_several_gguf_files_is_named() -> None:
+    files = listing("a-Q4_K_M.gguf", "a-Q8_0.gguf")
+    with pytest.raises(
+        WeightsError, match=r"several GGUF files: name one with --file: a-Q4_K_M.gguf, a-Q8_0"
+    ):
+        recognize(files)
+    assert recognize(files, "a-Q8_0.gguf").file == "a-Q8_0.gguf"
+    assert recognize(listing("a.gguf")).file == "a.gguf"
+    with pytest.raises(WeightsError, match=r"has no file b\.gguf: correct --file"):
+        recognize(files, "b.gguf")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (listing("README.md"), r"is not recognised: looked for cog\.yaml .*model_index\.json .*\.gguf"),
+        (
+            listing("a.safetensors", adapter_config={"base_model_name_or_path": "o/b"}),
+            "is a LoRA adapter for o/b",
+        ),
+        (listing("pytorch_model.bin", config=config("LlamaForCausalLM")), "has no safetensors files"),
+        (
+            listing(WEIGHTS, config=config("MysteryModel")),
+            "architecture MysteryModel, which .* not recognise",
+        ),
+        (listing(WEIGHTS, config={}), r"config\.json names no architectures"),
+        (listing("a-00001-of-00002.gguf"), "is a part of a split GGUF file"),
+        (listing("en/a.onnx", "en/a.onnx.json", "de/b.onnx", "de/b.onnx.json"), "voices in several folders"),
+        (Listing("the source", {"config.json": 2}, lambda _: b"[]"), r"config\.json is not a JSON object"),
+        (Listing("the source", {"config.json": 2}, lambda _: b"{"), r"config\.json is damaged"),
+    ],
+)
+def test_what_is_not_recognised_is_refused(files: Listing, message: str) -> None:
+    with pytest.raises(WeightsError, match=f"the source.*{message}"):
+        recognize(files)
