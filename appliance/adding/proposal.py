@@ -147,9 +147,7 @@ def _from_wheel(text: str, home: Path, name: str | None) -> Proposal:
 
 
 def _from_git(text: str, home: Path, name: str | None) -> Proposal:
-    url, at, revision = text.rpartition("@")
-    if not at or "/" in revision.partition(":")[2] or not url or ":" in revision:
-        url, revision = text, ""
+    url, revision = split_revision(text)
     commit = git.newest(url, revision or "HEAD")
     try:
         source = GitSource.model_validate({"git": url, "revision": commit})
@@ -165,6 +163,13 @@ def _from_git(text: str, home: Path, name: str | None) -> Proposal:
     entry = _entry(name or f"local/{_slug(url.rstrip('/').rpartition('/')[2].removesuffix('.git'))}", found)
     entry |= {"source": {"git": url, "revision": commit}, "memory": "4GiB"}
     return _proposal(_ordered(entry), found, listing, local=True)
+
+
+def split_revision(text: str) -> tuple[str, str]:
+    """Return the URL and the revision of ``URL@revision``; an ``@`` before the host belongs to the URL."""
+    url, _, revision = text.rpartition("@")
+    path = url.partition("://")[2] if "://" in url else url
+    return (url, revision) if "/" in path and ":" not in revision else (text, "")
 
 
 def _entry(name: str, found: Recognized) -> dict[str, Any]:

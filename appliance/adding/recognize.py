@@ -73,7 +73,7 @@ def recognize(listing: Listing, file: str | None = None) -> Recognized:
     if found := _gguf(listing, file):
         return Recognized("vllm", f"a language model as GGUF, {found}", file=found)
     if voices := _voices(listing, file):
-        return Recognized("piper", f"{len(voices)} Piper voices", file=file)
+        return Recognized("piper", f"Piper: {' '.join(voices)}", file=file)
     if {"model.bin", "config.json"} <= names and any(name.startswith("vocabulary.") for name in names):
         return Recognized("whisper", "Whisper in CTranslate2's format (model.bin)")
     if "config.json" in names:

@@ -39,7 +39,8 @@ def search(
     if not found:
         tasks = ", ".join(dict.fromkeys(model.task for model in models))
         raise ApplianceError(f"the catalogue has no model like {word!r}: search for a task, one of {tasks}")
-    devices = _devices(_load(config_path(config)), _running())
+    checked = _load(config_path(config))
+    devices = _devices(checked, _running(checked))
     rows = [(model, adding.find_fit(model.memory, devices)) for model in found]
     if as_json:
         print_json(
@@ -90,7 +91,7 @@ def add(
         entry["aliases"] = aliases
     proposal = msgspec.structs.replace(proposal, entry=entry)
     check_edit(path, lambda text: add_entry(text, entry, str(path)))
-    running = _running()
+    running = _running(checked)
     _show(proposal, _devices(checked, running), force=force)
     if not yes:
         typer.confirm(f"Add it to {path}?", abort=True)
@@ -147,7 +148,7 @@ def remove(
         typer.confirm(f"Remove {name} from {path}?", abort=True)
     edit_file(path, lambda text: remove_entry(text, name, str(path)))
     typer.echo(f"removed {name} from {path}")
-    _reload(_running())
+    _reload(_running(after))
     for each in freed if prune else ():
         adding.delete(each)
 
@@ -182,7 +183,7 @@ def update(
     _pull(home_folder(home, checked), _named(after, model.name, path))
     edit_file(path, edit)
     typer.echo(f"updated {model.name} in {path}")
-    _reload(_running())
+    _reload(_running(after))
 
 
 def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption = None) -> None:
@@ -222,12 +223,12 @@ def _named(config: Config, name: str, path: Path) -> ModelConfig:
     raise ConfigError(f"has no model {name}: choose among {known}", file=str(path))
 
 
-def _running() -> tuple[Client, dict[str, Any]] | None:
+def _running(config: Config) -> tuple[Client, dict[str, Any]] | None:
     """Return the client and the status of the running appliance; None if none answers with this token."""
     from appliance.cli.remote import connected
 
     try:
-        client = connected(None)
+        client = connected(None, config)
         return client, client.get("/admin/status")
     except ApplianceError:
         return None

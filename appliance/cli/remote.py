@@ -18,6 +18,7 @@ from appliance.domain.units import readable_bytes
 
 if TYPE_CHECKING:
     from appliance.cli.client import Client
+    from appliance.config import Config
     from appliance.protocols.admin_types import ModelMemory
 
 UrlOption = Annotated[
@@ -26,18 +27,21 @@ UrlOption = Annotated[
 ]
 
 
-def connected(url: str | None) -> Client:
+def connected(url: str | None, config: Config | None = None) -> Client:
     from appliance.cli.client import connect
 
-    return connect(*appliance_url(url))
+    return connect(*appliance_url(url, config))
 
 
-def appliance_url(url: str | None) -> tuple[str, Path | None]:
-    """Return the appliance's URL, and the certificate that models.yaml names, for clients to trust."""
+def appliance_url(url: str | None, config: Config | None = None) -> tuple[str, Path | None]:
+    """Return the appliance's URL, and the certificate that models.yaml names, for clients to trust.
+
+    ``config`` is the content of models.yaml if it has been read already.
+    """
     known = url or os.environ.get("APPLIANCE_URL") or os.environ.get("REPLICATE_BASE_URL")
     if known:
         return known, None
-    config = load_config(None)
+    config = config or load_config(None)
     tls = config.server.tls
     url = local_url(config.server.host, port(None, config), tls=tls is not None)
     return url, None if tls is None else tls.certificate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from appliance.weights.http_download import Advance, sha256_of
 _LICENSES: Final = ("LICENSE*", "NOTICE*")
 #: Files besides weights: configs, tokenizers, custom model code and licences.
 _PATTERNS: Final = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", *_LICENSES)
+_SHA256: Final = 64  # hex digits
 #: Folders with the same weights in other formats.
 _IGNORED: Final = ("original/*", "onnx/*", "openvino/*")
 
@@ -67,6 +69,7 @@ def snapshot(
     wanted = (source.file,) if source.file else weights
     others = (f"{source.file}.json", *_LICENSES) if source.file else _PATTERNS
     with as_weights_errors(source.hub, source.revision):
+        _link_cached(source, folder, wanted)
         snapshot_download(
             source.hub,
             revision=source.revision,
@@ -81,6 +84,37 @@ def snapshot(
         raise WeightsError(
             f"{source.hub} at {source.revision} has no file {names}: correct hub, revision or file"
         )
+
+
+def _link_cached(source: HubSource, folder: Path, wanted: tuple[str, ...]) -> None:
+    """Link weights that are in the cache of huggingface_hub, so that they need no download and no more disk.
+
+    Files of a cache on another file system cannot be linked.
+
+    Raises:
+        WeightsError: a file of the cache is damaged; huggingface_hub would use it without a look.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{source.hub.replace('/', '--')}"
+    reference = cache / "refs" / source.revision
+    commit = reference.read_text().strip() if reference.is_file() else source.revision
+    snapshot = cache / "snapshots" / commit
+    for file in snapshot.rglob("*"):
+        name = file.relative_to(snapshot).as_posix()
+        target = folder / name
+        if not any(fnmatch(name, pattern) for pattern in wanted) or target.exists() or not file.is_file():
+            continue
+        blob = file.resolve()  # large files are named after their SHA-256, others after git's SHA-1
+        if len(blob.name) == _SHA256 and sha256_of(blob) != blob.name:
+            raise WeightsError(
+                f"{name} of {source.hub} is damaged in the cache of huggingface_hub: delete {blob}"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(blob)
+        except OSError:
+            return
 
 
 def _verify(source: HubSource, folder: Path) -> None:

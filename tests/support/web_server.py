@@ -24,6 +24,7 @@ class Origin:
     def __init__(self, url: str) -> None:
         self.url = url
         self.answers: dict[str, Answer] = {}
+        self.posted: dict[str, Answer] = {}  # to a POST
         self.asked: list[dict[str, str]] = []
 
 
@@ -33,8 +34,14 @@ def serving() -> Iterator[Origin]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self._answer(origin.answers)
+
+        def do_POST(self) -> None:
+            self._answer(origin.posted)
+
+        def _answer(self, answers: Mapping[str, Answer]) -> None:
             origin.asked.append({key.lower(): value for key, value in self.headers.items()})
-            answer = origin.answers[self.path.partition("?")[0]]
+            answer = answers[self.path.partition("?")[0]]
             self.send_response(answer.status)
             for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from appliance import weights
 from appliance.adding import propose
@@ -72,6 +72,28 @@ def test_a_file_with_a_wrong_hash_is_refused(hub: StubHub, tmp_path: Path) -> No
     assert not weights.present(tmp_path, config)
     hub.damaged = False
     assert (weights.pull(tmp_path, config) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_weights_in_the_cache_of_the_hub_are_linked(hub: StubHub, tmp_path: Path) -> None:
+    cached = Path(snapshot_download("org/model")) / "model.safetensors"
+    config = propose("hub:org/model", tmp_path).config()
+    hub.requests.clear()
+    folder = weights.pull(tmp_path, config)
+    assert (folder / "model.safetensors").samefile(cached)
+    assert [path for method, path, _ in hub.requests if method == "GET" and path.startswith("/lfs/")] == []
+
+
+def test_damaged_weights_in_the_cache_are_refused(hub: StubHub, tmp_path: Path) -> None:
+    cached = Path(snapshot_download("org/model")) / "model.safetensors"
+    cached.resolve().write_bytes(bytes(3_000_000))
+    config = propose("hub:org/model", tmp_path).config()
+    with pytest.raises(
+        WeightsError, match=r"model\.safetensors of org/model is damaged in the cache .*: delete /"
+    ):
+        weights.pull(tmp_path, config)
+    cached.resolve().unlink()
+    folder = weights.pull(tmp_path, config)
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
 def test_a_gated_repository_says_what_to_do(hub: StubHub, tmp_path: Path) -> None:

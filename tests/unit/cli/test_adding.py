@@ -14,8 +14,11 @@ import pytest
 from huggingface_hub import constants
 
 from appliance import config
+from appliance.adding import propose
+from appliance.adding.proposal import split_revision
 from appliance.cli import main
 from tests.support.stub_hub import StubHub, serving_hub
+from tests.support.web_server import Answer, serving
 
 CONFIG = "# mine\nmodels:\n  - name: test/echo # for tests\n    kind: echo\n\ncode: {cog: true} # mine too\n"
 LLM = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
@@ -138,11 +141,52 @@ def test_a_git_repository_with_a_cog_project_is_recognised(command: Command, tmp
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=project, check=True, capture_output=True, text=True
     ).stdout.strip()
-    from appliance.adding import propose
-
     proposal = propose(f"git:{project}", tmp_path / "home")
     assert proposal.entry["source"] == {"git": str(project), "revision": head}
     assert (proposal.name, proposal.entry["kind"]) == ("local/project", "cog")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("https://h/o/r", ("https://h/o/r", "")),
+        ("https://h/o/r.git@feature/x", ("https://h/o/r.git", "feature/x")),
+        ("https://me@h/o/r", ("https://me@h/o/r", "")),
+        ("git@h:o/r.git", ("git@h:o/r.git", "")),
+        ("git@h:o/r.git@v1", ("git@h:o/r.git", "v1")),
+        ("/srv/r@v1", ("/srv/r", "v1")),
+    ],
+)
+def test_a_revision_follows_the_url(text: str, parts: tuple[str, str]) -> None:
+    assert split_revision(text) == parts
+
+
+def test_the_running_appliance_is_asked_and_reloaded(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = {
+        "devices": [
+            {
+                "name": "cuda:0",
+                "kind": "cuda",
+                "memory": 3 * 1024**3,
+                "is_main_memory": False,
+                "free": 0,
+                "reserved": {"test/echo": 3 * 1024**3},
+            }
+        ],
+        "models": [{"name": "test/echo", "pinned": False}],
+    }
+    folder("model", FILES)
+    with serving() as origin:
+        origin.answers["/admin/status"] = Answer(json.dumps(status).encode())
+        monkeypatch.setenv("APPLIANCE_URL", origin.url)
+        monkeypatch.setenv("APPLIANCE_TOKEN", "t")
+        origin.posted["/admin/reload"] = Answer(b'{"added": ["local/model"]}')
+        code, out, err = command("add", "./model", "--yes")
+    assert (code, err) == (0, "")
+    assert "fits on cuda:0 after evicting test/echo" in out
+    assert out.endswith("added local/model\n")
 
 
 def test_nothing_is_written_without_a_yes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
