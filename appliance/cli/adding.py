@@ -30,7 +30,7 @@ def search(
 ) -> None:
     """Search the catalogue of well-known open models, and show which fit on this machine."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from appliance import adding
 
@@ -47,7 +47,8 @@ def search(
             [{**model.model_dump(mode="json"), "fit": msgspec.to_builtins(fit)} for model, fit in rows]
         )
         return
-    table = Table("short name", "task", "weights", "memory", "licence", "here", "run here", box=None)
+    short = Column("short name", no_wrap=True)  # people type it
+    table = Table(short, "task", "weights", "memory", "licence", "here", "run here", box=None)
     for model, fit in rows:
         sizes = readable_bytes(model.size), readable_bytes(model.memory)
         licence = model.licence + (", gated" if model.gated else "")

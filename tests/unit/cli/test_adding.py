@@ -226,12 +226,14 @@ def test_a_model_that_fits_nowhere_is_added_only_by_force(command: Command) -> N
     assert "the largest device has 100.0 MiB: choose a smaller model, or add it anyway with --force" in err
 
 
-def test_search_shows_what_fits(command: Command) -> None:
+def test_search_shows_what_fits(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("models.yaml").write_text(f"{CONFIG}hardware:\n  devices: [{{name: small, memory: 4GiB}}]\n")
     code, out, _ = command("search", "wisper")
     assert code == 0
     rows = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert "fits on small" in rows["whisper-small"]
     assert "does not fit" in rows["whisper-large-v3"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "whisper-large-v3 " in command("search", "whisper")[1]
     found = json.loads(command("search", "sdxl", "--json")[1])
     assert [(model["short"], model["fit"]["state"]) for model in found] == [("sdxl", "does not fit")]
