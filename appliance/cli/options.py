@@ -15,8 +15,11 @@ from appliance.domain.errors import ConfigError
 if TYPE_CHECKING:
     from appliance.config import Config
 
+_PACKAGE: Final = Path(__file__).parents[1]
 #: The models.yaml of a checkout, next to the package.
-_SHIPPED: Final = Path(__file__).parents[2] / "models.yaml"
+_CHECKOUT: Final = _PACKAGE.parent / "models.yaml"
+#: The models.yaml of a wheel.
+_SHIPPED: Final = _PACKAGE / "assets" / "models.yaml"
 
 ConfigOption = Annotated[
     Path | None,
@@ -53,10 +56,34 @@ def config_path(given: Path | None) -> Path:
     """
     if given is not None:
         return given.absolute()  # errors are reported when the file is read
-    for candidate in (Path("models.yaml"), _SHIPPED):
+    for candidate in (Path("models.yaml"), _CHECKOUT, _SHIPPED):
         if candidate.exists():
             return candidate.absolute()
     raise ConfigError("./models.yaml does not exist: name a config file with --config", file=str(Path()))
+
+
+def create_config(folder: Path) -> Path | None:
+    """Write the shipped models.yaml, with its comments, to ``folder``. Return the path of the new file.
+
+    Return None, and write nothing, if the folder has a models.yaml or if the package is used from a checkout.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    target = folder.absolute() / "models.yaml"
+    if target.exists() or _CHECKOUT.exists() or not _SHIPPED.exists():
+        return None
+    text = _SHIPPED.read_bytes()
+    try:
+        with target.open("xb") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(
+            f"the first models.yaml cannot be written: {error.strerror}: start the appliance in a folder "
+            "that you can write, or name a config file with --config",
+            file=str(target),
+        ) from error
+    return target
 
 
 def load_config(given: Path | None) -> Config:

@@ -10,7 +10,15 @@ from typing import Annotated, Final
 
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config, port
+from appliance.cli.options import (
+    ConfigOption,
+    HomeOption,
+    config_path,
+    create_config,
+    home_folder,
+    load_config,
+    port,
+)
 
 #: Environment variables for Ray, vLLM and glibc. The user's own values have priority.
 ENVIRONMENT: Final = {
@@ -71,8 +79,12 @@ def serve(
     """Start the appliance and run it until Ctrl-C or SIGTERM.
 
     Prints the URL, an example call and, at the first start, the token. If APPLIANCE_TOKEN is set, its value
-    is a valid token with the scope admin.
+    is a valid token with the scope admin. If the appliance was installed as a package and there is no
+    ./models.yaml, writes one that lists small models and explains every setting.
     """
+    created = create_config(Path()) if config is None else None
+    if created is not None:
+        typer.echo(f"wrote {created}: edit this file to choose models and settings")
     checked = load_config(config)  # report errors before anything starts
     path: Path = config_path(config)
     command = [sys.executable, "-m", "appliance.driver.main", "--config", str(path)]

@@ -21,6 +21,7 @@ from appliance.config.sections import (
     LoggingConfig,
     TelemetryConfig,
 )
+from appliance.domain.errors import ConfigError
 from appliance.runners.cog.options import BuiltCogOptions, CogModel
 from appliance.runners.model_config import (
     BuiltinSource,
@@ -100,10 +101,21 @@ def validated(document: yaml_source.Document, path: Path) -> Config:
 
 
 def home(config: Config) -> Path:
-    """Return the absolute data folder: ``APPLIANCE_HOME``, else ``server.data``, else the default."""
-    if variable := os.environ.get(HOME_VARIABLE):
-        return Path(variable).expanduser().absolute()
-    return config.server.data or Path(_DEFAULT_HOME).expanduser()
+    """Return the absolute data folder: ``APPLIANCE_HOME``, else ``server.data``, else the default.
+
+    Raises:
+        ConfigError: the path begins with "~", and this user has no home folder.
+    """
+    variable = os.environ.get(HOME_VARIABLE)
+    if not variable and config.server.data is not None:
+        return config.server.data
+    try:
+        return Path(variable or _DEFAULT_HOME).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"user {os.getuid()} has no home folder for the data of the appliance: set {HOME_VARIABLE} or "
+            "server.data to the absolute path of a folder that the user can write"
+        ) from error
 
 
 def json_schema() -> dict[str, Any]:

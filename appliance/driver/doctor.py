@@ -74,7 +74,10 @@ def libraries(config: Config) -> Iterator[Finding]:
     needed = {name: importlib.util.find_spec(name) for name in names}
     missing = [name for name, spec in needed.items() if spec is None]
     if missing:
-        yield Finding("libraries", "failed", f"not installed: {', '.join(missing)}", "run scripts/install")
+        fix = (
+            "run scripts/install in a checkout; otherwise install appliance[cpu], or appliance[gpu] for GPUs"
+        )
+        yield Finding("libraries", "failed", f"not installed: {', '.join(missing)}", fix)
     slow = [name for name, spec in needed.items() if spec is not None and not _compiled(spec)]
     if slow:
         fix = f"{sys.executable} -m compileall -q -j0 {sysconfig.get_path('purelib')}"

@@ -137,4 +137,8 @@ def _credentials(host: str, settings: dict[str, str]) -> Any:
     for url in map(httpx.URL, urls):
         if url.host == host and url.username:
             return httpx.BasicAuth(url.username, url.password)
-    return httpx.NetRCAuth() if (Path.home() / ".netrc").exists() else None
+    try:
+        known = Path("~/.netrc").expanduser()
+    except RuntimeError:  # this user has no home folder
+        return None
+    return httpx.NetRCAuth() if known.exists() else None

@@ -40,11 +40,13 @@ class Appliance:
     """One `appliance serve` with its own home, config and port."""
 
     prefix: tuple[str, ...] = ()  # a command that runs it, such as ("prlimit", "--nofile=256")
+    program = Path(sys.executable).parent / "appliance"
+    folder: Path | None = None  # in which it is started
 
     def __init__(
         self,
         home: Path,
-        config: Path,
+        config: Path | None,
         *,
         port: int | None = None,
         ui: bool = False,
@@ -75,16 +77,16 @@ class Appliance:
 
     def start(self, seconds: float = PATIENCE) -> None:
         """Start the appliance and wait until it answers."""
-        command = [str(Path(sys.executable).parent / "appliance"), "serve"]
+        config = () if self.config is None else ("--config", str(self.config))
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
                 [
                     *self.prefix,
-                    *command,
-                    *("--config", str(self.config), "--port", str(self.port)),
+                    *(str(self.program), "serve", *config, "--port", str(self.port)),
                     "--ui" if self.ui else "--no-ui",
                 ],
                 env=self.environment,
+                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

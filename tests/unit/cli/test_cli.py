@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from appliance import __version__, config
-from appliance.cli import main
+from appliance.cli import main, options
 from appliance.domain import token
 from appliance.gateway.catalogue.catalogue import Catalogue
 from appliance.gateway.catalogue.servable import servable
@@ -604,6 +604,62 @@ def test_serve_passes_its_options_on(command: Command, executed: Calls, tmp_path
     assert arguments[5:] == [
         *("--home", str(tmp_path / "there"), "--port", "1234", "--host", "0.0.0.0", "--no-pull")
     ]
+
+
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The models.yaml of a package that is not in a checkout; the folder of the command has none."""
+    shipped = tmp_path / "package" / "models.yaml"
+    shipped.parent.mkdir()
+    shipped.write_text(f"# explains\n{CONFIG}")
+    monkeypatch.setattr(options, "_CHECKOUT", tmp_path / "nothing.yaml")
+    monkeypatch.setattr(options, "_SHIPPED", shipped)
+    (tmp_path / "models.yaml").unlink()
+    return shipped
+
+
+def test_the_first_serve_writes_models_yaml(
+    command: Command, executed: Calls, packaged: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "models.yaml"
+    command("doctor")  # a command that only reads leaves the folder as it is
+    assert not written.exists()
+    with pytest.raises(Executed):
+        command("serve")
+    assert written.read_bytes() == packaged.read_bytes()
+    written.write_text(f"# mine\n{CONFIG}")
+    with pytest.raises(Executed):
+        command("serve")
+    assert written.read_text().startswith("# mine")
+    assert [arguments[4] for arguments, _ in executed] == [str(written)] * 2
+
+
+def test_serve_with_a_config_writes_none(
+    command: Command, executed: Calls, packaged: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Executed):
+        command("serve", "--config", str(packaged))
+    assert not (tmp_path / "models.yaml").exists()
+
+
+def test_a_models_yaml_that_cannot_be_written_is_named(
+    command: Command, executed: Calls, packaged: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "models.yaml").symlink_to(tmp_path / "no" / "such" / "folder")
+    ran = command("serve")
+    assert (ran.code, executed) == (2, [])
+    assert f"{tmp_path / 'models.yaml'}: the first models.yaml cannot be written: File exists" in ran.err
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(
+    command: Command, executed: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("APPLIANCE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    ran = command("serve")
+    assert (ran.code, executed) == (2, [])
+    assert "has no home folder for the data of the appliance: set APPLIANCE_HOME or server.data" in ran.err
 
 
 @pytest.mark.parametrize("port", ["none", "0", "65536", "-1", "٣"])

@@ -1,0 +1,1 @@
+"""What pyproject.toml needs to build the wheel."""
