@@ -156,6 +156,12 @@ def test_uv_downloads_python_where_none_fits(checkout: Checkout) -> None:
     assert checkout.run("install", "--python", "3.10")[0].returncode == 2
 
 
+def test_gpus_need_an_older_python(checkout: Checkout) -> None:
+    ran, calls = checkout.run("install", "--gpu", "--python", "3.13")
+    assert (ran.returncode, calls) == (1, [])
+    assert "use --python 3.12" in ran.stderr
+
+
 def test_a_python_that_fits_is_used(checkout: Checkout) -> None:
     _, calls = checkout.run("install", "--cpu")
     assert calls[0].endswith(f" venv --quiet --python {checkout.bin / 'python3'} .venv")

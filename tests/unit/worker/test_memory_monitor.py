@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from appliance import machine
 from appliance.machine import Device, process_memory
 from appliance.machine.gpus import Gpus
 from appliance.machine.memory_use import device_usage
@@ -225,3 +226,10 @@ def test_out_of_memory_kills_of_the_kernel_are_counted(tmp_path: Path) -> None:
     (cgroups / "ours").mkdir(parents=True)
     (cgroups / "ours" / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
     assert process_memory.kernel_kills(proc, cgroups) == 1
+
+
+def test_the_limit_of_a_container_bounds_the_memory_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_memory", lambda: 30 * MIB)  # of the cgroup
+    assert device_usage([Device(name="cpu", kind="cpu", memory=80 * MIB, label="")], None) == {
+        "cpu": 50 * MIB
+    }
