@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from appliance.config import includes, runtime
+from appliance.config import includes, runtime, yaml_source
 from appliance.config.changes import Changes, Report, compare
 from appliance.config.problems import Problem, config_error, conflicts, from_pydantic
 from appliance.config.redact import redact

@@ -18,15 +18,15 @@ from appliance.store import Cursor, Store, imports
 _BATCH: Final = 100  # predictions read or written at a time
 _SHOWN: Final = 20  # bad lines named in an error
 
-_Name = Annotated[str, Meta(pattern="^[^/]+/[^/]+$")]
+_Name = Annotated[str, Meta(pattern=r"^[^/\s]+/[^/\s]+\Z")]
 
 
 class _Line(msgspec.Struct, kw_only=True):
     """The keys of a line that are imported; others, such as ``urls``, are ignored."""
 
-    id: Annotated[str, Meta(pattern="^[a-z0-9]{26}$")]
+    id: Annotated[str, Meta(pattern="^[a-z0-9]{26}\\Z")]
     model: _Name
-    version: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    version: Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
     input: dict[str, Any]
     status: Status
     created_at: datetime
@@ -142,10 +142,11 @@ def parse(line: bytes, owner: str) -> Prediction:
     for name, time in times.items():
         if time is not None and time.tzinfo is None:
             raise ValueError(f"{name} has no time zone: add Z for UTC")
+    fields: dict[str, Any] = {name: getattr(found, name) for name in _Line.__struct_fields__}
+    fields |= {name: None if time is None else time.timestamp() for name, time in times.items()}
+    fields["owner"] = found.owner or owner
     return Prediction(
-        **{name: getattr(found, name) for name in _Line.__struct_fields__ if name not in (*times, "owner")},
-        **{name: None if time is None else time.timestamp() for name, time in times.items()},
-        owner=found.owner or owner,
+        **fields,
         stream_token=new_stream_token(),
         attempt=1,
     )

@@ -53,7 +53,7 @@ class Appliance:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.home = home
-        self.config = config
+        self._config = config
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ui = ui
@@ -61,6 +61,11 @@ class Appliance:
         self.process: subprocess.Popen[str] | None = None
         self.output = home / "output.txt"
         home.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def config(self) -> Path:
+        """The config file that was given, or else the file that the first start writes into ``folder``."""
+        return self._config or (self.folder or Path()) / "models.yaml"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -77,7 +82,7 @@ class Appliance:
 
     def start(self, seconds: float = PATIENCE) -> None:
         """Start the appliance and wait until it answers."""
-        config = () if self.config is None else ("--config", str(self.config))
+        config = () if self._config is None else ("--config", str(self._config))
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
                 [

@@ -66,9 +66,8 @@ class Predictions:
         self._kill_worker = kill_worker
         self.active: dict[str, ActivePrediction] = {}  # by id
         self._by_stream_token: dict[str, ActivePrediction] = {}
-        self._children: dict[
-            str, dict[str, ActivePrediction]
-        ] = {}  # by id of the parent, then by id of the child
+        #: By id of the parent, then by id of the child.
+        self._children: dict[str, dict[str, ActivePrediction]] = {}
         #: By id and attempt: canceled predictions that a worker process has not stopped yet.
         self._leaving: dict[tuple[str, int], asyncio.TimerHandle] = {}
 

@@ -9,7 +9,7 @@ import pytest
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError
 from appliance.driver import main
-from appliance.gateway.app import GatewaySettings
+from appliance.gateway.settings import GatewaySettings
 
 
 def serve(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

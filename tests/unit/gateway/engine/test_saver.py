@@ -39,7 +39,7 @@ async def test_few_predictions_are_written_at_a_time(monkeypatch: pytest.MonkeyP
     store: Any = Written()
     running = {str(number): active(str(number)) for number in range(5)}
     task = asyncio.create_task(Saver(store, running).run())
-    batches = []
+    batches: list[int] = []
     async with asyncio.timeout(60):
         while sum(batches) < 5:
             await asyncio.sleep(0)
