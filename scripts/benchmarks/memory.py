@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
@@ -15,7 +16,8 @@ from scripts.benchmarks import servers
 from scripts.benchmarks.cold_start import LANGUAGE, output
 from tests.support.appliance_process import Appliance
 
-SETTLE: Final = 5.0  # seconds
+_INTERVAL: Final = 5.0  # seconds
+_IDLE: Final = 0.5  # seconds of processor time of all processes in an interval, at most
 _MIB: Final = 1024**2
 #: A part of the command line -> what the process is; the first that fits counts.
 _ROLES: Final = (
@@ -32,10 +34,10 @@ _ROLES: Final = (
 def measure(console: Console) -> dict[str, Any]:
     """With no model loaded, and with the default language model."""
     with servers.appliance(shipped=True) as running:
-        time.sleep(SETTLE)
+        _wait_until_idle(running)
         idle = by_role(running)
         output(running, LANGUAGE)
-        time.sleep(SETTLE)
+        _wait_until_idle(running)
         loaded = by_role(running)
     table = Table("process", "no model", "default model", title="main memory, MiB")
     for role in dict.fromkeys([*idle, *loaded]):
@@ -44,6 +46,24 @@ def measure(console: Console) -> dict[str, Any]:
     table.add_row("all", f"{sum(idle.values()) / _MIB:.0f}", f"{sum(loaded.values()) / _MIB:.0f}")
     console.print(table)
     return {"idle": {**idle, "all": sum(idle.values())}, "loaded": {**loaded, "all": sum(loaded.values())}}
+
+
+def _wait_until_idle(running: Appliance) -> None:
+    """Wait until the zygote has imported all modules, and nothing else computes."""
+    while True:
+        before = _processor_time(running)
+        time.sleep(_INTERVAL)
+        if _processor_time(running) - before < _IDLE:
+            return
+
+
+def _processor_time(running: Appliance) -> float:
+    total = 0.0
+    for process in running.processes():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def by_role(running: Appliance) -> dict[str, int]:
