@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,20 +24,23 @@ class Unused(NamedTuple):
     size: int  # bytes
 
 
-def unused(home: Path, config: Config) -> list[Unused]:
-    """Return weights, and leftovers of downloads, that no model of the config uses; the largest first.
+def unused(home: Path, configs: Iterable[Config]) -> list[Unused]:
+    """Return weights, and leftovers of downloads, that no model of the configs uses; the largest first.
 
     Environments of Cog projects are not looked at, because pushed versions use them too.
     """
     root = home / "weights"
     used = set()
-    for model in config.models:
+    kinds = set(_KINDS)
+    for model in [model for config in configs for model in config.models]:
         if isinstance(model.source, GitSource):
             used.add(git.folder(home, model.source))
         elif model.source is not None:
-            with contextlib.suppress(WeightsError, OSError):  # a folder of the user that is missing
+            try:
                 used.add(folder(home, model))
-    found = [path for kind in _KINDS for path in _inside(root / kind) if path not in used]
+            except (WeightsError, OSError):  # a folder of the user that is missing, perhaps not mounted
+                kinds.discard("local")
+    found = [path for kind in _KINDS if kind in kinds for path in _inside(root / kind) if path not in used]
     found += _leftovers(root / _PARTIAL)
     return sorted((Unused(path, folder_size(path)) for path in found), key=lambda each: -each.size)
 

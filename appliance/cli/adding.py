@@ -140,9 +140,9 @@ def remove(
 
     path = config_path(config)
     folder = home_folder(home, _load(path))
-    before = {each.path for each in adding.unused(folder, _load(path))}
+    before = {each.path for each in adding.unused(folder, [_load(path)])}
     after = check_edit(path, lambda text: remove_entry(text, name, str(path)))
-    freed = [each for each in adding.unused(folder, after) if each.path not in before]
+    freed = [each for each in adding.unused(folder, [after]) if each.path not in before]
     for each in freed:
         typer.echo(f"{'deletes' if prune else 'keeps'} {each.path} ({readable_bytes(each.size)})")
     if not yes:
@@ -188,15 +188,16 @@ def update(
 
 
 def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption = None) -> None:
-    """Delete weights on the disk that no model of models.yaml uses.
+    """Delete weights on the disk that no model of models.yaml, or of a running appliance, uses.
 
     If several config files share the data folder, the weights of the other files count as unused.
     """
     from appliance import adding
+    from appliance import config as configuration
 
     checked = _load(config_path(config))
     folder = home_folder(home, checked)
-    found = adding.unused(folder, checked)
+    found = adding.unused(folder, [checked, configuration.runtime.read(folder / "run", checked)])
     if not found:
         typer.echo(f"there is nothing unused in {folder / 'weights'}")
         return

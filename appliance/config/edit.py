@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import yaml
 
-from appliance.config import yaml_source
+from appliance.config import variables, yaml_source
 from appliance.domain.errors import ConfigError
 
 _WIDTH: Final = 4096  # characters; the dumper never folds a line
@@ -36,9 +36,12 @@ class _Edit(NamedTuple):
 def add_entry(text: str, entry: Mapping[str, Any], file: str = "models.yaml") -> str:
     """Return ``text`` with one more model at the end of the list `models`.
 
+    Values of the entry are literal: a dollar sign in them is no reference to a variable.
+
     Raises:
         ConfigError: the text is not YAML, has a model of this name already, or cannot take the entry.
     """
+    entry = variables.escape(dict(entry))
     data = _data(text, file)
     models = _models(data, file)
     name = str(entry["name"])
@@ -67,6 +70,7 @@ def change_entry(text: str, name: str, path: tuple[str, ...], value: str, file: 
     Raises:
         ConfigError: the model or the key is missing, or its value is not a plain text or number.
     """
+    value = variables.escape(value)
     data = copy.deepcopy(_data(text, file))  # aliases share objects
     index = _index(_models(data, file), name, file)
     inner = data["models"][index]

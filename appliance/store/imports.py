@@ -20,6 +20,7 @@ def add_missing(store: Unindexed, predictions: Sequence[Prediction]) -> asyncio.
     """
 
     def action(connection: sqlite3.Connection) -> int:
+        move_all(connection)
         added: set[str] = set()
         for each in predictions:
             stored = connection.execute(QUERIES["status_and_attempt"], {"id": each.id}).fetchone()
@@ -29,5 +30,4 @@ def add_missing(store: Unindexed, predictions: Sequence[Prediction]) -> asyncio.
         move_all(connection)
         return len(added)
 
-    store.index()
     return store.write(action)

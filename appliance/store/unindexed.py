@@ -28,15 +28,20 @@ _LONGEST: Final = 1.0  # seconds until they are moved
 class Unindexed(Connections):
     """Inserts ended predictions, and moves them to the table ``predictions``."""
 
+    _owned = False  # only this process inserts predictions
     _count = 0  # predictions that were inserted since the last move was queued
     _timer: asyncio.TimerHandle | None = None
     _moving: asyncio.Future[None] | None = None  # the last move, until it is done
 
     async def own(self, patience: float = 0.0) -> None:
         await super().own(patience)
-        await self._put_move()  # an earlier process may have left some
+        self._owned = True
+        with contextlib.suppress(StoreError):  # ``_moved`` logs it, and the next read or write tries again
+            await self._put_move()  # an earlier process may have left some
 
     async def close(self) -> None:
+        if self._count:
+            self._put_move()
         if self._timer is not None:
             self._timer.cancel()
         await super().close()
@@ -61,7 +66,7 @@ class Unindexed(Connections):
         Reads and writes that are queued once the future is done find them in ``predictions``, as do writes
         that are queued after this call.
         """
-        if self._count:
+        if self._count or not self._owned:  # the process that owns the database may have inserted some
             return self._put_move()
         return self._moving
 
@@ -88,7 +93,7 @@ class Unindexed(Connections):
             self._moving = None
         if not move.cancelled() and isinstance(error := move.exception(), StoreError):
             _log.error("%d ended predictions are not in lists and usage yet: %s", count, error)
-            self._count += count  # the next read or write moves them
+            self._count += count or 1  # the next read or insert moves them
 
 
 def move_all(connection: sqlite3.Connection) -> None:

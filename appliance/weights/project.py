@@ -235,10 +235,16 @@ def _install(name: str, settings: dict[str, Any], build: Path, say: Callable[[st
 
 
 def relocate(build: Path, before: Path, after: Path) -> None:
-    """Replace the path ``before`` of a build by ``after``, in the files of editable packages."""
+    """Replace the path ``before`` of a build by ``after``, in the files of editable packages.
+
+    Files outside the build, to which links may lead, are not changed.
+    """
+    inside = build.resolve()
     for packages in (build / _ENVIRONMENT / "lib").glob("python*/site-packages"):
         for pattern in ("*.pth", "*editable*.py", "*.dist-info/direct_url.json"):
             for file in packages.glob(pattern):
+                if not file.resolve().is_relative_to(inside):
+                    continue
                 content = file.read_bytes()
                 if os.fsencode(before) in content:
                     file.write_bytes(content.replace(os.fsencode(before), os.fsencode(after)))

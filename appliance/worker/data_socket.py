@@ -9,6 +9,7 @@ jobs and events also bypass the replica, which keeps the events for the next gat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -36,6 +37,7 @@ from appliance.worker.protocol import (
 )
 from appliance.worker.replica import Replica
 
+_LAST_EVENTS: Final = 2.0  # seconds, at most, between the end of a worker process and the end of its socket
 _commands_decoder: Final = msgspec.msgpack.Decoder(Commands)
 _decoder: Final = msgspec.msgpack.Decoder(FromReplica, ext_hook=file.unpack)
 _events_decoder: Final = msgspec.msgpack.Decoder(Events, ext_hook=file.unpack)
@@ -68,6 +70,9 @@ async def connect(replica: Path, worker: Path, held: Iterable[str] = ()) -> Data
         _, to_worker = await loop.create_unix_connection(_WorkerConnection, str(worker))
     except OSError:  # jobs and events go through the replica, which also knows why the worker process ended
         return DataConnection(to_replica, None, held)
+    except BaseException:
+        to_replica.close()
+        raise
     return DataConnection(to_replica, to_worker, held)
 
 
@@ -95,7 +100,7 @@ class _GatewayConnection(asyncio.Protocol):
         if self._delayed is not None and isinstance(message, RelayedEvents):
             self._delayed += message.events
             return
-        if isinstance(message, StreamEnd):
+        if isinstance(message, StreamEnd | Direct):  # they must not overtake events
             self.resume_writing()
         self._transport.write(encode(message))
         if isinstance(message, StreamEnd):
@@ -149,16 +154,41 @@ class DataConnection:
         After ``StreamEnd()`` of a model that is still loaded, connect again: the replica knows the reason.
         """
         while (message := await self._replica.received.get()) is not None:
-            if isinstance(message, Events):
-                if not self._direct:  # else the worker process sends them too
-                    yield message.events
-            elif isinstance(message, Direct):
-                if self._worker is not None and message.token == self._worker.token:
+            if isinstance(message, StreamEnd) and message.failure is not None:
+                break
+            if (visible := self._visible(message)) is not None:
+                yield visible
+        async for events in self._last_events():
+            yield events
+        if message is not None:
+            yield message
+
+    def _visible(self, message: _Message) -> list[Emitted] | PeakMemory | StreamEnd | None:
+        """Return what ``messages`` yields for a message, if anything."""
+        match message:
+            case Events(events):
+                return None if self._direct else events  # the worker process sends them too
+            case Direct(token):
+                if self._worker is not None and token == self._worker.token:
                     self._direct = True
                     self._replica.send(Commands(direct=True))
                     self._worker.deliver(self._replica.received)
-            else:
-                yield message
+                return None
+            case WorkerClosed():
+                return StreamEnd()
+            case list() | PeakMemory() | StreamEnd():
+                return message
+
+    async def _last_events(self) -> AsyncIterator[list[Emitted]]:
+        """Yield what a lost worker process has sent: the replica's message may arrive before it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_EVENTS):
+                while self._direct:
+                    message = await self._replica.received.get()
+                    if isinstance(message, WorkerClosed):
+                        return
+                    if isinstance(message, list):
+                        yield message
 
     def close(self) -> None:
         self._replica.close()
@@ -166,8 +196,13 @@ class DataConnection:
             self._worker.close()
 
 
-#: Messages of a replica, and lists of events of its worker process; None after the last message.
-_Received = asyncio.Queue[FromReplica | list[Emitted] | None]
+class WorkerClosed(msgspec.Struct):
+    """The connection to the worker process has closed: no more events come from there."""
+
+
+#: A message of a replica, or events of its worker process.
+_Message = FromReplica | list[Emitted] | WorkerClosed
+_Received = asyncio.Queue[_Message | None]  # None after the replica's last message
 
 
 class _Connection(asyncio.Protocol):
@@ -214,7 +249,7 @@ class _WorkerConnection(_Connection):
         #: The replica repeats it when it has relayed all events that this connection does not get.
         self.token = secrets.token_hex(8)
         self._reader: MessageReader[Events] = MessageReader(_events_decoder)
-        self._kept: list[list[Emitted] | StreamEnd] = []
+        self._kept: list[list[Emitted] | WorkerClosed] = []
         self._received: _Received | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -226,7 +261,7 @@ class _WorkerConnection(_Connection):
             self._put(message.events)
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._put(StreamEnd())
+        self._put(WorkerClosed())
 
     def deliver(self, received: _Received) -> None:
         """Put the events so far, and all that follow, into ``received``."""
@@ -235,7 +270,7 @@ class _WorkerConnection(_Connection):
         self._kept.clear()
         self._received = received
 
-    def _put(self, message: list[Emitted] | StreamEnd) -> None:
+    def _put(self, message: list[Emitted] | WorkerClosed) -> None:
         if self._received is None:
             self._kept.append(message)
         else:

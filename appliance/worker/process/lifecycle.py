@@ -89,7 +89,8 @@ class WorkerProcess(asyncio.Protocol):
         )
         self._runner: Runner | None = None
         self._waiting: deque[Job] = deque()
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}  # by id and attempt
+        self._attempts: dict[str, int] = {}  # the latest attempt of each id that waits or runs
         self._awake = True  # False from the start of falling asleep until the end of waking
         self._changing_sleep_state: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport
@@ -143,8 +144,19 @@ class WorkerProcess(asyncio.Protocol):
         await self._closed.wait()
 
     def start(self, jobs: list[Job]) -> None:
-        """Run predictions, in order, as soon as the model has a free slot."""
-        self._waiting.extend(jobs)
+        """Run predictions, in order, as soon as the model has a free slot.
+
+        A later attempt replaces an earlier one. Jobs may also come from the connection of a gateway that has
+        died, after the next gateway has sent a later attempt.
+        """
+        for job in jobs:
+            known = self._attempts.get(job.id)
+            if known is not None and known >= job.attempt:
+                continue
+            if known is not None:
+                self.cancel([job.id])
+            self._attempts[job.id] = job.attempt
+            self._waiting.append(job)
         self._start_waiting()
 
     def _start_waiting(self) -> None:
@@ -156,16 +168,17 @@ class WorkerProcess(asyncio.Protocol):
             stream = EventStream(job, self.sender)
             work = _predict(runner, job, stream, self._log_file, self._end_out_of_memory)
             task = asyncio.get_running_loop().create_task(work)
-            self._running[job.id] = task
-            task.add_done_callback(partial(self._ended, job.id, stream))
+            self._running[job.id, job.attempt] = task
+            task.add_done_callback(partial(self._ended, job, stream))
 
     def _end_out_of_memory(self, reason: str) -> None:
         """Exit, because a new worker process with more device memory can run the predictions again."""
         self.out_of_memory = self.out_of_memory or reason
         self.stopped.set()
 
-    def _ended(self, id: str, stream: EventStream, task: asyncio.Task[None]) -> None:
-        del self._running[id]
+    def _ended(self, job: Job, stream: EventStream, task: asyncio.Task[None]) -> None:
+        del self._running[job.id, job.attempt]
+        self._forget(job)
         if not stream.done and self.out_of_memory is None:
             if task.cancelled():  # before its first step
                 stream.emit(Done("canceled"))
@@ -174,6 +187,10 @@ class WorkerProcess(asyncio.Protocol):
                     Done("failed", f"the worker process could not report the result: {task.exception()!r}")
                 )
         self._start_waiting()
+
+    def _forget(self, job: Job) -> None:
+        if self._attempts.get(job.id) == job.attempt:
+            del self._attempts[job.id]
 
     async def _sleep(self, level: int) -> None:
         runner, predictions = self._runner, len(self._running) + len(self._waiting)
@@ -212,12 +229,13 @@ class WorkerProcess(asyncio.Protocol):
 
     def cancel(self, ids: list[str]) -> None:
         for id in ids:
-            task = self._running.get(id)
+            task = self._running.get((id, self._attempts.get(id, 0)))
             if task is not None:
                 task.cancel()
         canceled = [job for job in self._waiting if job.id in ids]
         for job in canceled:
             self._waiting.remove(job)
+            self._forget(job)
             EventStream(job, self.sender).emit(Done("canceled"))
 
 

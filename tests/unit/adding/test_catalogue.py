@@ -104,10 +104,22 @@ def test_unused_weights_are_found_and_deleted(tmp_path: Path) -> None:
     for folder, size in ((used, 10), (old, 30), (partial, 20)):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(bytes(size))
-    found = unused(tmp_path, config)
+    found = unused(tmp_path, [config])
     assert found == [(old, 30), (partial, 20)]
     for each in found:
         delete(each)
     assert used.exists()
     assert not old.exists()
     assert not partial.exists()
+
+
+def test_weights_of_a_running_appliance_are_used(tmp_path: Path) -> None:
+    def config(revision: str) -> Config:
+        source = {"hub": "o/r", "revision": revision}
+        return Config.model_validate({"models": [{"name": "a/a", "kind": "vllm", "source": source}]})
+
+    edited, running = config("new"), config("old")
+    folder = weights.folder(tmp_path, running.models[0])
+    folder.mkdir(parents=True)
+    assert [each.path for each in unused(tmp_path, [edited])] == [folder]
+    assert unused(tmp_path, [edited, running]) == []

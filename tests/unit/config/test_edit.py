@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from appliance import config
+from appliance.config import yaml_source
 from appliance.config.edit import add_entry, change_entry, remove_entry
 from appliance.config.edit_file import edit_file
 from appliance.domain.errors import ConfigError
@@ -153,3 +155,16 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert {model.name for model in config.load(file).models} == {f"m/m{number}" for number in range(8)}
+
+
+def test_a_dollar_sign_in_an_entry_is_no_reference_to_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hidden")
+    path = tmp_path / "models.yaml"
+    source = {"hub": "o/r", "file": "${SECRET}$.gguf", "revision": "1"}
+    text = add_entry("", {"name": "a/a", "kind": "vllm", "source": source})
+    text = change_entry(text, "a/a", ("source", "revision"), "${SECRET}")
+    path.write_text(text)
+    (model,) = yaml_source.read(path, os.environ).data["models"]
+    assert model["source"] == {"hub": "o/r", "file": "${SECRET}$.gguf", "revision": "${SECRET}"}

@@ -405,6 +405,10 @@ def test_relocating_a_build_changes_paths_only_in_editable_packages(tmp_path: Pa
     packages = tmp_path / "venv" / "lib" / "python3.12" / "site-packages"
     write(packages / "__editable___x_finder.py", b"MAPPING = {'x': '/old/project/x'}")
     write(packages / "x.py", b"'/old/project'")
+    outside = tmp_path.parent / "outside.pth"
+    outside.write_bytes(b"/old/project")
+    (packages / "link.pth").symlink_to(outside)
     project.relocate(tmp_path, Path("/old"), Path("/new"))
+    assert outside.read_bytes() == b"/old/project"
     assert b"/new/project/x" in (packages / "__editable___x_finder.py").read_bytes()
     assert (packages / "x.py").read_bytes() == b"'/old/project'"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.prediction import Prediction, Status, new_id, new_stream_token
-from appliance.store import Store, VersionRow, unindexed
+from appliance.store import Store, VersionRow, imports, unindexed
 from tests.support.store_files import opened
 
 
@@ -96,12 +96,18 @@ async def test_it_is_moved_soon_although_nothing_is_read(
     assert ids_in(path, "unindexed_predictions") == []
 
 
-async def test_what_a_killed_process_left_is_moved_by_the_next(path: Path) -> None:
-    first = await opened(path)
-    record = ended()
-    await first.create(record)
-    await first.close()
+async def left_behind(path: Path, record: Prediction) -> None:
+    """Leave a prediction in the table, as a process that is killed does."""
+    store = await opened(path)
+    await store.create(record)
+    store._count = 0  # so that it does not move it when it is closed
+    await store.close()
     assert ids_in(path, "unindexed_predictions") == [record.id]
+
+
+async def test_what_a_killed_process_left_is_moved_by_the_next(path: Path) -> None:
+    record = ended()
+    await left_behind(path, record)
     second = await opened(path)
     await second.own()
     assert [each.id for each in await second.list("me")] == [record.id]
@@ -140,3 +146,46 @@ async def test_short_writes_beside_a_move_stay_on_the_event_loop(
     after = store.write(recorded, short=True)
     await asyncio.gather(move, after)
     assert threads == ["store-writer", "MainThread"]
+
+
+async def test_it_is_moved_when_the_store_is_closed(path: Path) -> None:
+    store = await opened(path)
+    record = ended()
+    await store.create(record)
+    await store.close()
+    assert (ids_in(path, "predictions"), ids_in(path, "unindexed_predictions")) == ([record.id], [])
+
+
+async def test_a_process_that_does_not_own_the_database_lists_it_too(path: Path) -> None:
+    record = ended()
+    await left_behind(path, record)
+    reader = await opened(path)
+    assert await reader.list(None) == [record]
+    await reader.close()
+
+
+async def test_an_appliance_starts_although_the_move_fails(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    record = ended()
+    await left_behind(path, record)
+    store = await opened(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(unindexed, "move_all", full)
+        await store.own()
+    assert "database or disk is full" in caplog.text
+    assert await store.list("me") == [record]
+    await store.close()
+
+
+async def test_an_import_skips_it(path: Path) -> None:
+    record = ended()
+    await left_behind(path, record)
+    store = await opened(path)
+    assert await imports.add_missing(store, [record, ended()]) == 1
+    assert len(await store.list("me")) == 2
+    assert await store.run_counts() == {"acme/hello": 2}
+    await store.close()

@@ -377,3 +377,57 @@ async def test_a_gateway_that_reads_slowly_delays_the_worker_and_loses_nothing(
     outputs = [each.event for each in gateway.events if isinstance(each.event, Output)]
     assert [value for event in outputs for value in event.values] == texts
     gateway.close()
+
+
+async def test_events_that_wait_for_a_slow_gateway_come_before_the_takeover(
+    folder: Path, replica: Replica, direct: DirectWorker
+) -> None:
+    replica.receive(Commands(jobs=[Job("a", 1, {})]))
+    a = direct.stream("a")
+    texts = [str(n) * 500_000 for n in range(30)]  # far more than a socket takes
+    for text in texts:
+        a.emit(Output([text]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    paths = folder / "runner-0.sock", folder / "runner-0-worker.sock"
+    connection = await data_socket.connect(*paths)
+    connection._replica._transport.pause_reading()
+    for text in ("early", "later"):
+        a.emit(Output([text]))
+        for _ in range(20):
+            await asyncio.sleep(0)
+    connection._replica._transport.resume_reading()
+    gateway = Gateway(connection)
+    await switched(gateway, direct)
+    a.emit(Done("succeeded"))
+    async with asyncio.timeout(10):
+        while not (gateway.events and isinstance(gateway.events[-1].event, Done)):
+            await asyncio.sleep(0)
+    outputs = [each.event for each in gateway.events if isinstance(each.event, Output)]
+    assert [value for event in outputs for value in event.values] == [*texts, "early", "later"]
+    gateway.close()
+
+
+async def test_the_last_events_of_a_lost_worker_come_before_its_loss(
+    folder: Path, direct: DirectWorker, workers: list[ScriptedWorker]
+) -> None:
+    gateway = await Gateway.connected(folder)
+    await switched(gateway, direct)
+    gateway.connection.send(Commands(jobs=[Job("a", 1, {})]))
+    await until_jobs(direct, 1)
+    worker = gateway.connection._worker
+    assert worker is not None
+    worker._transport.pause_reading()  # the replica's socket is read first
+    direct.stream("a").emit(Done("succeeded"))
+    await asyncio.sleep(0)
+    workers[0].die("was killed by signal 9 (SIGKILL)")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (gateway.events, gateway.rest) == ([], [])
+    worker._transport.resume_reading()
+    await gateway.until(1)
+    worker.close()  # as the end of the process does
+    (end,) = await gateway.ended()
+    assert gateway.events == [done("a", 1)]
+    assert isinstance(end, StreamEnd)
+    assert end.failure is not None

@@ -1,0 +1,76 @@
+"""The predictions of a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+from appliance.domain.interface import Interface
+from appliance.domain.prediction import Done, Job, Output
+from appliance.worker.process.lifecycle import WorkerProcess
+from appliance.worker.protocol import Events, MessageReader, WorkerReady
+from tests.support.scripted_worker import spec
+
+
+class Transport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+
+class WaitingRunner:
+    """Ends each prediction with its attempt once it is told to."""
+
+    levels = ()
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.running: list[int] = []
+
+    @staticmethod
+    def interface(options: Mapping[str, Any]) -> Interface:
+        raise NotImplementedError
+
+    async def setup(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def run(self, job: Job) -> AsyncIterator[Output]:
+        self.running.append(job.attempt)
+        try:
+            await self.go.wait()
+            yield Output([job.attempt])
+        finally:
+            self.running.remove(job.attempt)
+
+
+async def test_the_latest_attempt_of_a_prediction_runs_alone() -> None:
+    transport = Transport()
+    worker = WorkerProcess(msgspec.structs.replace(spec(), concurrency=2), io.StringIO(), lambda: None)
+    worker.connection_made(transport)
+    runner = WaitingRunner()
+    worker.ready(runner, WorkerReady())
+    transport.written = b""
+    for attempt in (1, 2, 1, 2):  # the last two come from the connection of an earlier gateway
+        worker.start([Job("a", attempt, {})])
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert runner.running == [2]
+    runner.go.set()
+    async with asyncio.timeout(10):
+        while b"succeeded" not in transport.written:
+            await asyncio.sleep(0.001)
+    messages = MessageReader(msgspec.msgpack.Decoder(Events)).feed(transport.written)
+    events = [(each.attempt, each.event) for message in messages for each in message.events]
+    assert [event for event in events if isinstance(event[1], Output | Done)] == [
+        (1, Done("canceled")),
+        (2, Output([2])),
+        (2, Done("succeeded")),
+    ]
