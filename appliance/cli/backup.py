@@ -35,10 +35,10 @@ def backup(
 
     checked = load_config(config)
     folder = home_folder(home, checked)
-    in_force = configuration.runtime.read(folder / "run", checked)
+    runtime = configuration.runtime.read(folder / "run", checked).model_dump(mode="json")
     files = {
         configuration.CONFIG_FILE: config_path(config).read_bytes(),
-        "in-force.json": json.dumps(variables.escape(in_force.model_dump(mode="json")), indent=2).encode(),
+        "runtime-config.json": json.dumps(variables.escape(runtime), indent=2).encode(),
     }
     for included in configuration.includes.files(config_path(config)):
         files[f"{configuration.includes.FOLDER}/{included.name}"] = included.read_bytes()
@@ -52,22 +52,20 @@ def backup(
 
 def restore(
     file: Annotated[Path, typer.Argument(help="A file that `appliance backup` has written.")],
-    data_dir: Annotated[
+    home: Annotated[
         Path | None,
-        typer.Option(help="Empty or new data folder. Default: APPLIANCE_HOME, else server.data."),
+        typer.Option("--home", help="Empty or new data folder. Default: APPLIANCE_HOME, else server.data."),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make a data folder from a backup. All files are checked before anything is put in its place.
+    """Create a data folder from a backup. All files are checked before the data folder is filled.
 
     The saved models.yaml is put into the folder `config` of the data folder.
     """
     from appliance import config as configuration
     from appliance.driver import restore as restoring
 
-    folder = (
-        home_folder(data_dir, load_config(config)) if data_dir is None else data_dir.expanduser().absolute()
-    )
+    folder = home_folder(home, load_config(config)) if home is None else home.expanduser().absolute()
     permissions.restrict()
     with _progress() as progress:
         manifest = restoring.restore(file.absolute(), folder, progress)

@@ -48,7 +48,7 @@ def restore(backup: Path, home: Path, progress: Progress) -> Manifest:
     """
     existed = home.is_dir()
     if home.exists() and (not existed or any(home.iterdir())):
-        raise ApplianceError(f"{home} is not empty: restore into an empty or a new folder, with --data-dir")
+        raise ApplianceError(f"{home} is not empty: restore into an empty or a new folder, with --home")
     unpacked = home / f".restore.{os.getpid()}"
     done = False
     try:

@@ -102,7 +102,7 @@ def test_a_backup_under_load_has_all_that_was_accepted(tmp_path: Path) -> None:
     assert clients.unexpected == []
     assert "b.tar.gz: " in printed
     second_home = tmp_path / "second home"
-    shown = command(first, "restore", str(tmp_path / "b.tar.gz"), "--data-dir", str(second_home))
+    shown = command(first, "restore", str(tmp_path / "b.tar.gz"), "--home", str(second_home))
     assert "appliance serve --home" in shown
     second = Appliance(second_home, second_home / "config" / "models.yaml")
     second.start()
