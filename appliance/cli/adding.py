@@ -48,7 +48,7 @@ def search(
         )
         return
     short = Column("short name", no_wrap=True)  # people type it
-    table = Table(short, "task", "weights", "memory", "licence", "here", "run here", box=None)
+    table = Table(short, "task", "weights", "memory", "licence", "here", "tested", box=None)
     for model, fit in rows:
         sizes = readable_bytes(model.size), readable_bytes(model.memory)
         licence = model.licence + (", gated" if model.gated else "")
@@ -62,12 +62,15 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            help="Short name of the catalogue, hub:owner/name[@revision], pypi:package==version/path, "
-            "git:URL[@revision], or a folder."
+            # Rich reads an unescaped bracket as markup
+            help=r"Short name of the catalogue, hub:owner/name\[@revision], pypi:package==version/path, "
+            r"git:URL\[@revision], or a folder."
         ),
     ],
     name: Annotated[str | None, typer.Option(help="owner/name in the API. Default: from the source.")] = None,
-    file: Annotated[str | None, typer.Option(help="One file of a repository with several models.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="GGUF file or voice to use, if the repository has several.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Add the model although it does not fit.")] = False,
     yes: YesOption = False,
     config: ConfigOption = None,
@@ -75,7 +78,7 @@ def add(
 ) -> None:
     """Add a model: look at its source, choose its kind, download it, and write it into models.yaml.
 
-    The appliance reloads models.yaml if one runs. Example: appliance add qwen2.5-0.5b
+    A running appliance reloads models.yaml. Example: appliance add qwen2.5-0.5b
     """
     from appliance import adding
     from appliance.config.edit import add_entry
@@ -190,7 +193,7 @@ def update(
 def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption = None) -> None:
     """Delete weights on the disk that no model of models.yaml, or of a running appliance, uses.
 
-    If several config files share the data folder, the weights of the other files count as unused.
+    If several config files share the data folder, weights that only the other files use are deleted too.
     """
     from appliance import adding
     from appliance import config as configuration

@@ -259,7 +259,12 @@ def doctor(
     home: HomeOption = None,
     as_json: JsonOption = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Repair permissions, leftovers of dead processes and lost files.")
+        bool,
+        typer.Option(
+            "--fix",
+            help="Correct permissions, end leftover worker processes, delete folders of interrupted backups "
+            "and builds, and delete stored files that the database does not refer to.",
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --fix: do not ask before deleting.")] = False,
 ) -> None:

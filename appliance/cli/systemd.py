@@ -38,7 +38,7 @@ def systemd(
 ) -> None:
     """Print a systemd unit that runs the appliance as a service, with this models.yaml and data folder.
 
-    What is left to do before the service can start is printed to standard error.
+    Remaining steps are printed to standard error.
     """
     from appliance.driver.systemd_unit import UnitSettings, unit
 

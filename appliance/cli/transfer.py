@@ -26,7 +26,8 @@ def export(
 ) -> None:
     """Write all finished predictions to a file, one JSON object a line, in the form of the API.
 
-    The appliance may run meanwhile. Output files are URLs in it. Trainings are not exported.
+    The appliance may run meanwhile. Output files are not included, only their URLs. Trainings are not
+    exported.
     """
     from appliance.driver import transfer
 
@@ -55,10 +56,11 @@ def import_(
     config: ConfigOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Add the predictions of an exported file, with their ids. Predictions that are there are skipped.
+    """Add the predictions of an exported file, with their ids.
 
-    All lines are checked before any is stored. The appliance may run meanwhile. Imported predictions count
-    in `appliance usage` on the day on which they ended.
+    Predictions already in the database are skipped. All lines are checked before any is stored. The
+    appliance may run meanwhile. Imported predictions count in `appliance usage` on the day on which they
+    ended.
     """
     from appliance.driver import transfer
 

@@ -230,6 +230,7 @@ def test_search_shows_what_fits(command: Command, monkeypatch: pytest.MonkeyPatc
     Path("models.yaml").write_text(f"{CONFIG}hardware:\n  devices: [{{name: small, memory: 4GiB}}]\n")
     code, out, _ = command("search", "wisper")
     assert code == 0
+    assert out.splitlines()[0].split()[-2:] == ["here", "tested"]
     rows = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert "fits on small" in rows["whisper-small"]
     assert "does not fit" in rows["whisper-large-v3"]
@@ -237,3 +238,10 @@ def test_search_shows_what_fits(command: Command, monkeypatch: pytest.MonkeyPatc
     assert "whisper-large-v3 " in command("search", "whisper")[1]
     found = json.loads(command("search", "sdxl", "--json")[1])
     assert [(model["short"], model["fit"]["state"]) for model in found] == [("sdxl", "does not fit")]
+
+
+def test_help_shows_that_a_revision_is_optional(command: Command) -> None:
+    """Rich would read ``[@revision]`` as markup and drop it."""
+    _, out, _ = command("add", "--help")
+    assert "hub:owner/name[@revision]" in out
+    assert "git:URL[@revision]" in out
