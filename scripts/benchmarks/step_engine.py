@@ -1,8 +1,8 @@
 """A stand-in for an inference engine: emits tokens in a fixed rhythm, each with the time when it was emitted.
 
 The tokens begin their way in a thread, as the tokens of a real engine begin theirs in another process. From
-there on everything is the appliance's own: the event loop of the worker process, the runner replica, the
-gateway and its event streams. Each token is the value of ``time.monotonic_ns()`` when it was emitted.
+there on, every part is the appliance's own: the event loop of the worker process, the gateway and its event
+streams. Each token is the value of ``time.monotonic_ns()`` when it was emitted.
 """
 
 from __future__ import annotations
