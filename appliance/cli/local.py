@@ -296,13 +296,14 @@ def doctor(
 
 def _repair(finding: Finding, home: Path, *, ask: bool) -> None:
     """Repair what can be repaired safely, and say on standard error what was done."""
-    from appliance.driver.doctor import REPAIRS, is_in_use
+    from appliance.driver.doctor import REPAIRS
 
     if finding.repair is None:
         return
     action, deletes = REPAIRS[finding.repair]
-    if finding.repair != "permissions" and is_in_use(home):  # started since the examination
-        return
     if deletes and ask and not typer.confirm(f"{finding.found}: delete them?", err=True):
         return
-    typer.echo(f"fixed: {action(home)}", err=True)
+    try:
+        typer.echo(f"fixed: {action(home)}", err=True)
+    except ApplianceError as error:  # an appliance has been started since the examination
+        typer.echo(f"not fixed: {error.detail}", err=True)

@@ -23,7 +23,7 @@ from appliance import machine, weights
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, WeightsError
 from appliance.domain.units import readable_bytes
-from appliance.driver import repair
+from appliance.driver import home_lock, repair
 from appliance.runners import KINDS
 
 FILES: Final = 4096  # open files; each client and each replica needs several
@@ -46,7 +46,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 #: Repair -> the function that carries it out, and whether it deletes data, so that the user is asked.
 REPAIRS: Final[dict[Repair, tuple[Callable[[Path], str], bool]]] = {
-    "permissions": (repair.close_folder, False),
+    "permissions": (repair.restrict_permissions, False),
     "leftovers": (repair.remove_leftovers, False),
     "files": (repair.remove_unreferenced, True),
 }
@@ -132,7 +132,7 @@ def folder(home: Path) -> Finding:
 
 def leftovers(home: Path) -> Finding:
     """Check whether an appliance uses the data folder, or has crashed and left worker processes running."""
-    lock = home / "run" / "lock"
+    lock = home_lock.path(home)
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -144,7 +144,7 @@ def leftovers(home: Path) -> Finding:
     except OSError as error:
         fix = f"chown -R {os.getuid()} {home}"
         return Finding("other runs", "failed", f"{lock}: {error.strerror}", fix)
-    workers = repair.dead_workers(home)
+    workers = repair.recorded_worker_pids(home)
     if workers:
         found = f"an appliance crashed and may have left worker processes: {', '.join(map(str, workers))}"
         return Finding("other runs", "warning", found, f"{_FIX} (or the next `appliance serve`)", "leftovers")
@@ -154,32 +154,23 @@ def leftovers(home: Path) -> Finding:
     return Finding("other runs", "ok", "earlier runs have left nothing behind")
 
 
-def is_in_use(home: Path) -> bool:
-    """Return whether an appliance uses the data folder."""
-    try:
-        with (home / "run" / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def stored_files(home: Path) -> Iterator[Finding]:
     """Compare the database with the stored files, unless a running appliance changes both."""
-    if not (home / "appliance.db").is_file() or is_in_use(home):
+    if not (home / "appliance.db").is_file() or home_lock.is_taken(home):
         return
     try:
         lost, unknown = repair.missing(home), repair.unreferenced(home)
     except ApplianceError as error:
         yield Finding(
-            "stored files", "failed", error.detail, "`appliance restore` a backup into a new folder"
+            "stored files", "failed", error.detail, "run `appliance restore` with a backup into a new folder"
         )
         return
     if lost:
         found = f"{len(lost)} files are missing, such as {home / lost[0]}"
-        fix = "copy them from a backup; without them, their predictions and versions have no content"
+        fix = (
+            "restore these files from a backup; otherwise the predictions and versions that refer to them "
+            "stay incomplete"
+        )
         yield Finding("stored files", "warning", found, fix)
     if unknown:
         total = readable_bytes(sum(map(repair.size, unknown)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -32,7 +31,7 @@ from appliance.domain import token
 from appliance.domain.errors import ApplianceError, ConfigError, RayLost, WeightsError
 from appliance.domain.local_url import local_url
 from appliance.domain.token import Scope, Token
-from appliance.driver import permissions, proxies, self_url, service_manager, temporary_folder
+from appliance.driver import home_lock, permissions, proxies, self_url, service_manager, temporary_folder
 from appliance.driver.supervisor import Supervisor
 from appliance.gateway.listener import ListeningSocket
 from appliance.gateway.settings import GatewaySettings
@@ -84,27 +83,6 @@ def ui_supervisor(settings: GatewaySettings) -> Supervisor:
     return Supervisor("UI", lambda: command, settings.home / "logs" / "ui.log", environment)
 
 
-def take_lock(home: Path) -> IO[str]:
-    """Lock the data folder until the returned file is closed.
-
-    Raises:
-        ApplianceError: another driver has locked the data folder.
-    """
-    file = (home / "run" / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        raise ApplianceError(
-            f"another appliance (pid {file.read().strip() or 'unknown'}) uses the data folder {home}: "
-            "stop that appliance, or choose another data folder with --home"
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - where the kernel keeps it
     """Raise ``ApplianceError`` if ``folder`` is not writable, because Ray would hang without an error."""
     try:
@@ -127,7 +105,7 @@ def prepare_home(settings: GatewaySettings) -> None:
         for folder in (home, settings.run_dir, home / "logs", home / "weights", home / "cache"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.log_file.touch(mode=0o600)
-        (settings.run_dir / "lock").touch(mode=0o600)
+        home_lock.path(home).touch(mode=0o600)
     except OSError as error:
         raise ApplianceError(
             f"the data folder {home} cannot be used: {error.filename}: {error.strerror}: change the owner to "
@@ -424,7 +402,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
     prepare_home(settings)
     logs.configure(settings.log_file, config.logging)
     permissions.tighten(home)
-    with take_lock(home):
+    with home_lock.take(home):
         killed = {*kill_leftover_workers(settings.run_dir), *kill_marked(HOME_MARK, str(home))}
         if killed:
             console.print(f"killed {len(killed)} processes of an earlier appliance that did not stop cleanly")

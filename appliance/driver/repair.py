@@ -1,4 +1,8 @@
-"""What `appliance doctor --fix` repairs: permissions, leftovers of dead processes, files without a row."""
+"""What `appliance doctor --fix` repairs: permissions, leftovers of dead processes, files without a row.
+
+Repairs that end processes or delete files hold the lock of the data folder, so that no appliance can start
+meanwhile: its worker processes have pid files too, and it writes files before their rows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from appliance.driver import backup, permissions
+from appliance.domain.units import readable_bytes
+from appliance.driver import backup, home_lock, permissions
 from appliance.driver.backup_format import DATABASE
 from appliance.store import snapshot
 from appliance.weights import project
@@ -15,8 +20,8 @@ from appliance.worker.cleanup import kill_leftover_workers, pid_folder
 _DEPTH: Final = 3  # parts of the paths of uploads, folders of predictions, and folders of versions
 
 
-def dead_workers(home: Path) -> list[int]:
-    """Return the process ids in the pid files of worker processes."""
+def recorded_worker_pids(home: Path) -> list[int]:
+    """Return the process ids in the pid files of worker processes. These processes may have ended."""
     return sorted(int(file.name) for file in pid_folder(home / "run").glob("[0-9]*"))
 
 
@@ -25,17 +30,22 @@ def unfinished(home: Path) -> list[Path]:
     return [*backup.leftovers(home), *project.unfinished(home)]
 
 
-def close_folder(home: Path) -> str:
+def restrict_permissions(home: Path) -> str:
     permissions.tighten(home)
     return f"removed the permissions of other users from {home}"
 
 
 def remove_leftovers(home: Path) -> str:
-    """End worker processes and remove folders of an appliance that does not run any more."""
-    killed = kill_leftover_workers(home / "run")
-    folders = unfinished(home)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+    """End worker processes and remove folders of an appliance that does not run any more.
+
+    Raises:
+        ApplianceError: an appliance uses the data folder.
+    """
+    with home_lock.take(home):
+        killed = kill_leftover_workers(home / "run")
+        folders = unfinished(home)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
     return f"ended {len(killed)} worker processes and removed {len(folders)} unfinished folders"
 
 
@@ -71,11 +81,17 @@ def size(path: Path) -> int:
 
 
 def remove_unreferenced(home: Path) -> str:
-    found = unreferenced(home)
-    total = sum(map(size, found))
-    for entry in found:
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-    return f"removed {len(found)} files and folders ({total:,} bytes)"
+    """Remove stored files and folders of files that the database does not refer to.
+
+    Raises:
+        ApplianceError: an appliance uses the data folder, or the database cannot be read.
+    """
+    with home_lock.take(home):
+        found = unreferenced(home)
+        total = sum(map(size, found))
+        for entry in found:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+    return f"removed {len(found)} files and folders ({readable_bytes(total)})"

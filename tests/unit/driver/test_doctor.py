@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import os
 import resource
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -21,13 +22,16 @@ from typer.testing import CliRunner
 
 from appliance import config as configuration
 from appliance import machine
+from appliance.cli import local
 from appliance.cli.application import app
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError
 from appliance.domain.file import File
-from appliance.driver import doctor
+from appliance.driver import doctor, home_lock
 from appliance.driver.doctor import Finding
+from appliance.machine.proc import read_stat
 from appliance.store.queries import STEPS
+from appliance.worker.cleanup import PidFile, pid_folder
 from tests.support.store_files import opened
 
 ECHO = "models: [{name: test/echo, kind: echo}]"
@@ -159,6 +163,7 @@ def test_other_runs(tmp_path: Path) -> None:
     repaired(interrupted, tmp_path)
     assert doctor.leftovers(tmp_path).found == "earlier runs have left nothing behind"
     (tmp_path / "run" / "hosts" / "4567").write_text("")
+    lock.write_text("123")
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         running = doctor.leftovers(tmp_path)
@@ -170,6 +175,56 @@ def repaired(finding: Finding, home: Path) -> str:
     assert finding.repair is not None
     repair, _ = doctor.REPAIRS[finding.repair]
     return repair(home)
+
+
+def test_fix_ends_no_worker_process_of_a_running_appliance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        stat = read_stat(worker.pid)
+        assert stat is not None
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        pid_file = pid_folder(tmp_path / "run") / str(worker.pid)
+        pid_file.parent.mkdir(parents=True)
+        pid_file.write_bytes(msgspec.json.encode(PidFile(stat.start, boot, "test/echo")))
+        home_lock.take(tmp_path).close()
+        finding = doctor.leftovers(tmp_path)
+        assert str(worker.pid) in finding.found
+        with home_lock.take(tmp_path):  # an appliance has been started since the examination
+            with pytest.raises(ApplianceError, match="uses the data folder"):
+                repaired(finding, tmp_path)
+            local._repair(finding, tmp_path, ask=False)
+            assert "not fixed: another appliance" in capsys.readouterr().err
+            assert worker.poll() is None
+            assert pid_file.exists()
+        assert repaired(finding, tmp_path).startswith("ended 1 worker processes")
+        assert worker.wait() == -signal.SIGKILL
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_no_appliance_can_start_during_a_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(run_dir: Path) -> list[int]:
+        with pytest.raises(ApplianceError, match="uses the data folder"):
+            home_lock.take(tmp_path)
+        return [1, 2]
+
+    monkeypatch.setattr("appliance.driver.repair.kill_leftover_workers", kill)
+    assert doctor.REPAIRS["leftovers"][0](tmp_path).startswith("ended 2 worker processes")
+    home_lock.take(tmp_path).close()
+
+
+def test_a_lock_that_cannot_be_opened_counts_as_taken(tmp_path: Path) -> None:
+    assert not home_lock.is_taken(tmp_path)
+    home_lock.take(tmp_path).close()
+    assert not home_lock.is_taken(tmp_path)
+    home_lock.path(tmp_path).unlink()
+    home_lock.path(tmp_path).mkdir()
+    assert home_lock.is_taken(tmp_path)
+    with pytest.raises(ApplianceError, match=r"cannot be locked: .*: Is a directory"):
+        home_lock.take(tmp_path)
 
 
 async def test_files_and_rows_that_do_not_match(tmp_path: Path) -> None:
@@ -193,7 +248,6 @@ async def test_files_and_rows_that_do_not_match(tmp_path: Path) -> None:
     (lost,) = doctor.stored_files(tmp_path)
     assert lost.found.startswith("1 files are missing, such as ")
     assert lost.repair is None
-    (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert list(doctor.stored_files(tmp_path)) == []
