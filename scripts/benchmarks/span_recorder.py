@@ -53,8 +53,8 @@ POINTS: Final = (
     Point("scheduled", "appliance.cluster.ray", "RayCluster.submit", "begin", "first"),
     Point(
         "at the worker process",
-        f"{_WORKER}.lifecycle",
-        "WorkerProcess.data_received",
+        f"{_WORKER}.gateway_connection",
+        "GatewayConnection.data_received",
         "begin",
         "first",
     ),
@@ -148,7 +148,7 @@ def _recording(function: Any, point: Point, record: Callable[[], None]) -> Any:
 
 
 class _Recorder:
-    """The file of this process; a forked process gets a file of its own."""
+    """Writes records to one file per process; a forked process opens its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

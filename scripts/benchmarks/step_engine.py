@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any, Final
 
 MODULE: Final = "appliance.runners.echo.runner"
-#: Input ``text``: every step emits one token for each stream at once, as an engine does for one batch.
+#: Value of the input ``text`` that emits one token for each stream at once in every step, as for one batch.
 TOGETHER: Final = "together"
-#: Input ``text``: the tokens of different streams are spread evenly over the time of a step.
+#: Value of the input ``text`` that spreads the tokens of different streams evenly over a step.
 SPREAD: Final = "spread"
 
 

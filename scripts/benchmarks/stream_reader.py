@@ -21,7 +21,7 @@ import uvloop
 from tests.support.appliance_process import ROOT
 
 _AT_ONCE: Final = 32  # requests that create predictions, at the same time
-_SETTLE: Final = 1.0  # seconds from the opening of the last stream to the measurement, and after its end
+_SETTLE: Final = 1.0  # seconds to wait before and after the measurement
 _TOKENS: Final = re.compile(rb"data: ([0-9 ]+)\n")
 
 

@@ -88,7 +88,7 @@ def _delays(running: Appliance, case: Case, seconds: float) -> Delays:
 
 
 def _cancel_all(running: Appliance) -> None:
-    """End the predictions, whose streams were left before their end."""
+    """Cancel all running predictions; the reader closed their streams early."""
     with running.client() as client:
         while open_ones := [
             record["id"]
