@@ -1,12 +1,12 @@
-"""Add models to models.yaml: look at a source, choose kind and options, tell what it needs.
+"""Add models to models.yaml: inspect a source, choose kind and options, estimate disk and memory.
 
-No command line and no HTTP server is in here, so that commands, the API and the UI can share it.
+Has no CLI or HTTP code, so that the CLI, the API and the UI can use it.
 """
 
 from __future__ import annotations
 
-from appliance.adding.catalogue import CatalogueModel, catalogue, search
 from appliance.adding.fit import DeviceUse, Fit, find_fit, uses_of_config
+from appliance.adding.known_models import CatalogueModel, catalogue, search
 from appliance.adding.proposal import Proposal, propose
 from appliance.adding.unused import Unused, delete, folder_size, unused
 from appliance.adding.updates import Update, find_update

@@ -18,7 +18,7 @@ class DeviceUse(msgspec.Struct, frozen=True):
     kind: Literal["cpu", "cuda"]
     memory: int
     free: int
-    reserved: dict[str, int] = {}  # model -> bytes; only models that can be evicted
+    evictable: dict[str, int] = {}  # model -> bytes; of the models that can be evicted
 
 
 class Fit(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ def find_fit(needed: int, devices: Sequence[DeviceUse]) -> Fit:
 def _on(needed: int, device: DeviceUse) -> Fit | None:
     evicted: list[str] = []
     free = device.free
-    for model, size in _smallest_first(device.reserved.items(), needed - free):
+    for model, size in _smallest_first(device.evictable.items(), needed - free):
         if free >= needed:
             break
         evicted.append(model)

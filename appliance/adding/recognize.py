@@ -78,7 +78,10 @@ def recognize(listing: Listing, file: str | None = None) -> Recognized:
         return Recognized("whisper", "Whisper in CTranslate2's format (model.bin)")
     if "config.json" in names:
         return _transformers(listing)
-    raise WeightsError(f"{listing.title} is not recognised: looked for {_LOOKED_FOR}, and found none of them")
+    raise WeightsError(
+        f"{listing.title} is not recognised: looked for {_LOOKED_FOR}, and found none of them; if you know "
+        "the kind, write the entry in models.yaml by hand"
+    )
 
 
 def _gguf(listing: Listing, file: str | None) -> str | None:
@@ -91,7 +94,9 @@ def _gguf(listing: Listing, file: str | None) -> str | None:
         shown = ", ".join(found[:12]) + (" ..." if len(found) > 12 else "")
         raise WeightsError(f"{listing.title} has several GGUF files: name one with --file: {shown}")
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", found[0]):
-        raise WeightsError(f"{listing.title} is a part of a split GGUF file: merge the parts first")
+        raise WeightsError(
+            f"{listing.title}: {found[0]} is one part of a split GGUF file: merge the parts first"
+        )
     return found[0]
 
 
@@ -102,7 +107,7 @@ def _voices(listing: Listing, file: str | None) -> list[str]:
     folders = {str(PurePosixPath(name).parent) for name in voices}
     if voices and (len(folders) > 1 or folders != {"."}):
         shown = ", ".join(sorted(voices)[:12]) + (" ..." if len(voices) > 12 else "")
-        raise WeightsError(f"{listing.title} has voices in several folders: name one with --file: {shown}")
+        raise WeightsError(f"{listing.title} has voices in subfolders: name one with --file: {shown}")
     return voices
 
 
@@ -110,7 +115,10 @@ def _transformers(listing: Listing) -> Recognized:
     config = listing.json("config.json")
     architectures = [str(each) for each in config.get("architectures") or []]
     if not architectures:
-        raise WeightsError(f"{listing.title}: config.json names no architectures: looked for {_LOOKED_FOR}")
+        raise WeightsError(
+            f"{listing.title}: the key architectures of config.json is missing or empty: if you know the "
+            "kind, write the entry in models.yaml by hand"
+        )
     name = architectures[0]
     _need_safetensors(listing)
     if task := _task(name, config):

@@ -117,7 +117,7 @@ def _show(proposal: Proposal, devices: list[DeviceUse], *, force: bool) -> None:
     if proposal.tested is False:
         typer.echo("note      this model of the catalogue has not been run with the appliance yet")
     if needed is None:
-        typer.echo("memory    unknown: correct the key memory in models.yaml")
+        typer.echo("memory    unknown: set the key memory in models.yaml afterwards")
         return
     fit = adding.find_fit(needed, devices)
     typer.echo(f"memory    about {readable_bytes(needed)}: {fit}")
@@ -208,7 +208,7 @@ def prune(yes: YesOption = False, config: ConfigOption = None, home: HomeOption 
         typer.echo(f"{readable_bytes(each.size):>10}  {each.path}")
     total = readable_bytes(sum(each.size for each in found))
     if not yes:
-        typer.confirm(f"Delete all {len(found)} ({total})?", abort=True)
+        typer.confirm(f"Delete these {len(found)} files and folders ({total})?", abort=True)
     for each in found:
         adding.delete(each)
     typer.echo(f"freed {total}")
@@ -281,7 +281,7 @@ def _reload(running: tuple[Client, dict[str, Any]] | None) -> None:
 
     if running is None:
         typer.echo(
-            "no running appliance answered: `appliance serve` or `appliance reload` applies the change"
+            "models.yaml was not reloaded: start the appliance, or run `appliance reload` with an admin token"
         )
         return
     typer.echo(str(msgspec.convert(running[0].post("/admin/reload"), Report)))

@@ -48,7 +48,7 @@ def add_entry(text: str, entry: Mapping[str, Any], file: str = "models.yaml") ->
     if name in _names(models):
         raise ConfigError(f"has a model {name} already: choose another name with --name", file=file)
     wanted = {**(data or {}), "models": [*models, dict(entry)]}
-    return _first_that_means(wanted, text, _additions(text, data, entry), file, f"model {name}")
+    return _first_valid_edit(wanted, text, _additions(text, data, entry), file, f"model {name}")
 
 
 def remove_entry(text: str, name: str, file: str = "models.yaml") -> str:
@@ -61,7 +61,7 @@ def remove_entry(text: str, name: str, file: str = "models.yaml") -> str:
     models = _models(data, file)
     index = _index(models, name, file)
     wanted = {**data, "models": [model for at, model in enumerate(models) if at != index]}
-    return _first_that_means(wanted, text, _removals(text, index), file, f"model {name}")
+    return _first_valid_edit(wanted, text, _removals(text, index), file, f"model {name}")
 
 
 def change_entry(text: str, name: str, path: tuple[str, ...], value: str, file: str = "models.yaml") -> str:
@@ -88,7 +88,7 @@ def change_entry(text: str, name: str, path: tuple[str, ...], value: str, file: 
             )
         node = found
     edits = [_Edit(node.start, node.end, written) for written in (value, json.dumps(value))]
-    return _first_that_means(data, text, iter(edits), file, f"model {name}")
+    return _first_valid_edit(data, text, iter(edits), file, f"model {name}")
 
 
 # -- the places of an edit -------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def _removals(text: str, index: int) -> Iterator[_Edit]:
 
 
 def _entry_end(text: str, models: _Node, index: int) -> int:
-    """Return the end of an entry: after its last line, and after comments that are indented deeper."""
+    """Return the end of an entry, with the following comments that are indented deeper than its dash."""
     end = _line_end(text, models.children[index].end)
     while end < len(text):
         following = text[end : (after := _line_end(text, end + 1))]
@@ -222,7 +222,10 @@ def _eol(text: str) -> str:
 
 
 def _block(entry: Mapping[str, Any], indent: int, head: str = "", inside: int = 2) -> str:
-    """Return the lines of an entry whose dash is in column ``indent``, after the lines ``head``."""
+    """Return ``head`` and the lines of an entry.
+
+    ``indent``: column of the dash; ``inside``: columns from the dash to the keys.
+    """
     dumped = yaml.safe_dump(dict(entry), sort_keys=False, allow_unicode=True, width=_WIDTH)
     first, *others = dumped.rstrip("\n").split("\n")
     lines = [f"{' ' * indent}-{' ' * (inside - 1)}{first}"]
@@ -240,7 +243,7 @@ def _flow(entry: Mapping[str, Any]) -> str:
 # -- reading the text ------------------------------------------------------------------------------------
 
 
-def _first_that_means(wanted: Any, text: str, edits: Iterator[_Edit], file: str, what: str) -> str:
+def _first_valid_edit(wanted: Any, text: str, edits: Iterator[_Edit], file: str, what: str) -> str:
     """Return the text after the first edit that gives exactly the values ``wanted``."""
     for edit in edits:
         result = text[: edit.start] + edit.text + text[edit.end :]
@@ -250,8 +253,8 @@ def _first_that_means(wanted: Any, text: str, edits: Iterator[_Edit], file: str,
         except ConfigError:
             continue
     raise ConfigError(
-        f"cannot be edited without changing other keys: edit {what} by hand (anchors, and lists that are "
-        "written in an unusual way, cannot be edited by commands)",
+        f"cannot be edited without changing other keys: add, change or remove {what} by hand (anchors, and "
+        "lists that are written in an unusual way, cannot be edited by commands)",
         file=file,
     )
 
@@ -279,7 +282,8 @@ def _index(models: list[Any], name: str, file: str) -> int:
         return _names(models).index(name)
     except ValueError:
         known = ", ".join(str(each) for each in _names(models) if each)
-        raise ConfigError(f"has no model {name}: choose among {known or 'none'}", file=file) from None
+        fix = f"choose among {known}" if known else "the list `models` is empty"
+        raise ConfigError(f"has no model {name}: {fix}", file=file) from None
 
 
 def _list(text: str) -> _Node:
@@ -290,7 +294,7 @@ def _list(text: str) -> _Node:
 
 
 def _value(text: str, node: _Node, key: str) -> _Node | None:
-    """Return the value of a key that is written in the mapping itself; None if it is not."""
+    """Return the value of a key; None if the key is missing or comes from an anchor (``<<``)."""
     if node.kind != "mapping":
         return None
     for at in range(0, len(node.children), 2):

@@ -2,7 +2,7 @@
 
 Rows are deleted before their content (see ``gateway.files.file_store``), so content that has vanished belongs
 to a row that has been deleted since the copy of the database was made. Then a newer copy is made. Content
-that was found is held by hard links, so that nothing can vanish before it is in the archive.
+that was found is hard-linked into a staging folder, so that nothing can vanish before it is in the archive.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from appliance.store.snapshot import Reference
 #: Copies of the database that are made until one refers to no content that has vanished.
 ROUNDS: Final = 10
 _LEVEL: Final = 1  # of gzip; media are compressed already
-_HELD: Final = ".backup"  # prefix of the folder that holds the content of a backup until it is written
+_STAGING: Final = ".backup"  # prefix of the folder with hard links to the content of a backup that is written
 
 
 class Saved(NamedTuple):
@@ -68,20 +68,20 @@ def create(home: Path, target: Path, config: Mapping[str, bytes], progress: Prog
         raise ApplianceError(f"{target} exists already: choose another name, or remove it")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     sweep(home)
-    held = home / f"{_HELD}.{secrets.token_hex(4)}.{os.getpid()}"
+    staging = home / f"{_STAGING}.{secrets.token_hex(4)}.{os.getpid()}"
     try:
         if not (home / DATABASE).exists():
             raise ApplianceError(f"{home} is not the data folder of an appliance: it has no {DATABASE}")
-        held.mkdir(mode=0o700)
-        lost = _hold(home, held, progress)
+        staging.mkdir(mode=0o700)
+        lost = _stage(home, staging, progress)
         for name, content in config.items():
-            saved = held / CONFIG / name
+            saved = staging / CONFIG / name
             saved.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             saved.write_bytes(content)
-        manifest = _manifest(home, held)
+        manifest = _manifest(home, staging)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            _write(file, held, manifest, progress)
+            _write(file, staging, manifest, progress)
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())
@@ -94,14 +94,14 @@ def create(home: Path, target: Path, config: Mapping[str, bytes], progress: Prog
         ) from error
     finally:
         part.unlink(missing_ok=True)
-        shutil.rmtree(held, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return Saved(manifest, size, tuple(sorted(lost)))
 
 
 def leftovers(home: Path) -> list[Path]:
     """Return the folders of backups whose processes have died."""
     found = []
-    for folder in home.glob(f"{_HELD}.*"):
+    for folder in home.glob(f"{_STAGING}.*"):
         pid = folder.name.rpartition(".")[2]
         if not (pid.isdecimal() and is_running(int(pid))):
             found.append(folder)
@@ -113,15 +113,15 @@ def sweep(home: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# -- holding the content -----------------------------------------------------------------------------------
+# -- staging the content -----------------------------------------------------------------------------------
 
 
-def _hold(home: Path, held: Path, progress: Progress) -> set[str]:
-    """Copy the database, and link all content that the copy refers to, into ``held``.
+def _stage(home: Path, staging: Path, progress: Progress) -> set[str]:
+    """Copy the database, and link all content that the copy refers to, into ``staging``.
 
-    Returns the paths that exist neither in the data folder nor in ``held``, although rows refer to them.
+    Returns the paths that exist neither in the data folder nor in ``staging``, although rows refer to them.
     """
-    copied = held / DATABASE
+    copied = staging / DATABASE
     task = progress.add_task("database")
     missing: set[str] = set()
     for _ in range(ROUNDS):
@@ -129,39 +129,39 @@ def _hold(home: Path, held: Path, progress: Progress) -> set[str]:
             home / DATABASE, copied, lambda done, total: progress.update(task, completed=done, total=total)
         )
         snapshot.check(copied)
-        earlier, missing = missing, _link_all(home, held, copied)
+        earlier, missing = missing, _link_all(home, staging, copied)
         if missing <= earlier:  # empty, or its rows were not deleted between the two copies
-            _unlink_unknown(held, copied)
+            _unlink_unknown(staging, copied)
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(home / UI_KEY, held / UI_KEY)
+                shutil.copyfile(home / UI_KEY, staging / UI_KEY)
             return missing
     raise ApplianceError(
-        f"{len(missing)} files were deleted during the backup, in each of {ROUNDS} attempts: increase "
-        "retention.predictions or retention.outputs in models.yaml"
+        f"files were deleted during each of {ROUNDS} attempts to copy the database (last attempt: "
+        f"{len(missing)}): increase retention.predictions or retention.outputs in models.yaml"
     )
 
 
-def _link_all(home: Path, held: Path, copied: Path) -> set[str]:
+def _link_all(home: Path, staging: Path, copied: Path) -> set[str]:
     """Link the content that the copy of the database refers to; return the paths that have vanished."""
     missing = set()
     folders = []
     for reference in snapshot.references(copied):
-        if not _link(home, held, reference):
+        if not _link(home, staging, reference):
             missing.add(reference.path)
-        elif reference.is_folder:
+        elif reference.may_be_folder:
             folders.append(reference.path)
     if folders:  # a folder may have been linked while it was being deleted
-        known = {each.path for each in snapshot.references(home / DATABASE) if each.is_folder}
+        known = {each.path for each in snapshot.references(home / DATABASE) if each.may_be_folder}
         for path in folders:
             if path not in known:
-                _remove(held / path)
+                _remove(staging / path)
                 missing.add(path)
     return missing
 
 
-def _link(home: Path, held: Path, reference: Reference) -> bool:
+def _link(home: Path, staging: Path, reference: Reference) -> bool:
     """Link one file or folder, unless it is linked already; return whether it is complete."""
-    source, target = home / reference.path, held / reference.path
+    source, target = home / reference.path, staging / reference.path
     if target.exists():
         return True
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -197,17 +197,17 @@ def _link_file(source: Path, target: Path) -> None:
         shutil.copystat(source, target, follow_symlinks=False)
 
 
-def _unlink_unknown(held: Path, copied: Path) -> None:
+def _unlink_unknown(staging: Path, copied: Path) -> None:
     """Remove content that was linked for an earlier copy of the database, and has been deleted since."""
     known = {reference.path for reference in snapshot.references(copied)}
-    for folder, folders, files in os.walk(held / "files"):
-        here = Path(folder).relative_to(held)
+    for folder, folders, files in os.walk(staging / "files"):
+        here = Path(folder).relative_to(staging)
         folders[:] = [name for name in folders if str(here / name) not in known]
         for name in files:
             if str(here / name) not in known:
-                _remove(held / here / name)
-    for build in (held / "cog").glob("*"):
-        if str(build.relative_to(held)) not in known:
+                _remove(staging / here / name)
+    for build in (staging / "cog").glob("*"):
+        if str(build.relative_to(staging)) not in known:
             _remove(build)
 
 
@@ -221,12 +221,12 @@ def _remove(path: Path) -> None:
 # -- writing the archive -----------------------------------------------------------------------------------
 
 
-def _manifest(home: Path, held: Path) -> Manifest:
-    sizes = [path.lstat().st_size for path in _members(held)]
+def _manifest(home: Path, staging: Path) -> Manifest:
+    sizes = [path.lstat().st_size for path in _members(staging)]
     return Manifest(
         format=FORMAT,
         appliance=__version__,
-        schema=snapshot.check(held / DATABASE),
+        schema=snapshot.check(staging / DATABASE),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         home=str(home),
         members=len(sizes),
@@ -243,18 +243,18 @@ def _members(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _write(file: IO[bytes], held: Path, manifest: Manifest, progress: Progress) -> None:
+def _write(file: IO[bytes], staging: Path, manifest: Manifest, progress: Progress) -> None:
     task = progress.add_task("files", total=manifest.bytes)
     with (
         gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file) as compressed,
         tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as archive,
-        tempfile.TemporaryFile(dir=held.parent) as sums,
+        tempfile.TemporaryFile(dir=staging.parent) as sums,
     ):
         archive.copybufsize = CHUNK  # type: ignore[attr-defined]  # missing in the stubs
         description = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         sums.write(_add(archive, MANIFEST, io.BytesIO(description), len(description), 0o600))
-        for path in _members(held):
-            name = str(path.relative_to(held))
+        for path in _members(staging):
+            name = str(path.relative_to(staging))
             if path.is_symlink():
                 sums.write(_add_link(archive, name, str(path.readlink())))
                 continue

@@ -103,7 +103,7 @@ def _unpack(backup: Path, folder: Path, progress: Progress) -> Manifest:
                 for member in archive:
                     _check_name(backup, member)
                     if complete or (manifest is None) != (member.name == MANIFEST):
-                        raise _damaged(backup, f"{member.name} is in a wrong place")
+                        raise _damaged(backup, f"{member.name} is out of order")
                     if member.name == CHECKSUMS:
                         _compare(backup, archive, member, found)
                         complete = True
@@ -119,7 +119,7 @@ def _unpack(backup: Path, folder: Path, progress: Progress) -> Manifest:
         except FileExistsError as error:
             raise _damaged(backup, f"{error.filename} is in it twice") from error
     if manifest is None or not complete:
-        raise _damaged(backup, "its end is missing")
+        raise _damaged(backup, "the file is truncated")
     sums.unlink()
     for path, target in links.items():  # last, so that no file was written through a link
         path.symlink_to(target)
@@ -147,9 +147,9 @@ def _manifest(backup: Path, file: Path) -> Manifest:
         raise _damaged(backup, f"{MANIFEST}: {error}") from error
     if manifest.format > FORMAT or manifest.schema > snapshot.FORMAT:
         raise ApplianceError(
-            f"{backup} was written by a newer appliance ({manifest.appliance}, format of the backup "
-            f"{manifest.format}, of the database {manifest.schema}; this appliance reads up to {FORMAT} "
-            f"and {snapshot.FORMAT}): upgrade the appliance, then restore"
+            f"{backup} was written by appliance {manifest.appliance}: backup format {manifest.format}, "
+            f"database format {manifest.schema}; this version reads up to {FORMAT} and {snapshot.FORMAT}: "
+            "upgrade, then restore"
         )
     return manifest
 

@@ -26,7 +26,7 @@ class Reference(NamedTuple):
     """Content outside of the database that a row refers to, relative to the data folder."""
 
     path: str
-    is_folder: bool  # whether the content may be a folder
+    may_be_folder: bool  # whether the content may be a folder
 
 
 def copy(source: Path, target: Path, progress: Callable[[int, int], None]) -> None:
@@ -77,10 +77,10 @@ def references(path: Path) -> Iterator[Reference]:
 
 def _reference(table: str, value: Any) -> Reference:
     if table == "adapters":
-        return Reference(f"files/{rows.unpack(value, Adapter).path}", is_folder=True)
+        return Reference(f"files/{rows.unpack(value, Adapter).path}", may_be_folder=True)
     if table == "projects":
-        return Reference(f"cog/{rows.unpack(value, Project).build}", is_folder=True)
-    return Reference(f"files/{value}", is_folder=False)
+        return Reference(f"cog/{rows.unpack(value, Project).build}", may_be_folder=True)
+    return Reference(f"files/{value}", may_be_folder=False)
 
 
 def _refuse_newer(reader: sqlite3.Connection, path: Path) -> int:

@@ -44,7 +44,7 @@ def fetch(home: Path, source: GitSource) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
-            _checkout(source, unfinished)
+            _fetch_commit(source, unfinished)
             shutil.rmtree(unfinished / ".git")
             unfinished.rename(target)
         except BaseException as error:
@@ -73,34 +73,34 @@ def newest(url: str, revision: str) -> str:
     for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}^{{}}", f"refs/tags/{revision}"):
         if name in found:
             return found[name]
-    raise WeightsError(f"{url} has no revision {revision}: name a branch, a tag or a whole commit")
+    raise WeightsError(f"{url} has no revision {revision}: name a branch, a tag or a full 40-digit commit")
 
 
-def _checkout(source: GitSource, place: Path) -> None:
-    _git(place, "init", "--quiet")
+def _fetch_commit(source: GitSource, folder: Path) -> None:
+    _git(folder, "init", "--quiet")
     # Servers may refuse to send a commit by its hash, and refuse short hashes: then fetch everything.
     wanted = "FETCH_HEAD"
-    if not _try(place, "fetch", "--quiet", "--depth=1", source.git, source.revision):
-        _git(place, "fetch", "--quiet", "--tags", source.git, "+refs/heads/*:refs/remotes/origin/*")
+    if not _try(folder, "fetch", "--quiet", "--depth=1", source.git, source.revision):
+        _git(folder, "fetch", "--quiet", "--tags", source.git, "+refs/heads/*:refs/remotes/origin/*")
         wanted = source.revision
-        if not _try(place, "rev-parse", "--quiet", "--verify", f"{wanted}^{{commit}}"):
+        if not _try(folder, "rev-parse", "--quiet", "--verify", f"{wanted}^{{commit}}"):
             raise WeightsError(
                 f"{source.git} has no revision {source.revision}: name a commit, tag or branch"
             )
-    _git(place, "checkout", "--quiet", "--detach", wanted)
+    _git(folder, "checkout", "--quiet", "--detach", wanted)
     if source.submodules:
-        _git(place, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1")
+        _git(folder, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1")
 
 
-def _try(place: Path, *arguments: str) -> bool:
+def _try(folder: Path, *arguments: str) -> bool:
     try:
-        _git(place, *arguments)
+        _git(folder, *arguments)
     except WeightsError:
         return False
     return True
 
 
-def _git(place: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     """Run git, and return what it printed.
 
     Raises:
@@ -109,7 +109,7 @@ def _git(place: Path, *arguments: str) -> str:
     try:
         result = subprocess.run(
             ["git", *_OPTIONS, *arguments],
-            cwd=place,
+            cwd=folder,
             env={**os.environ, **_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -23,7 +23,7 @@ from appliance.worker.protocol import (
     Attach,
     Cancel,
     Commands,
-    Direct,
+    DirectAttached,
     Events,
     FromReplica,
     MessageReader,
@@ -51,7 +51,7 @@ async def listen(replica: Replica, path: Path) -> asyncio.AbstractServer:
     Raises:
         OSError: the socket cannot be created.
     """
-    server = await asyncio.get_running_loop().create_unix_server(lambda: _GatewayConnection(replica), path)
+    server = await asyncio.get_running_loop().create_unix_server(lambda: _ReplicaEnd(replica), path)
     path.chmod(0o600)
     return server
 
@@ -76,7 +76,7 @@ async def connect(replica: Path, worker: Path, held: Iterable[str] = ()) -> Data
     return DataConnection(to_replica, to_worker, held)
 
 
-class _GatewayConnection(asyncio.Protocol):
+class _ReplicaEnd(asyncio.Protocol):
     """The replica's end of a connection."""
 
     def __init__(self, replica: Replica) -> None:
@@ -100,7 +100,7 @@ class _GatewayConnection(asyncio.Protocol):
         if self._delayed is not None and isinstance(message, RelayedEvents):
             self._delayed += message.events
             return
-        if isinstance(message, StreamEnd | Direct):  # they must not overtake events
+        if isinstance(message, StreamEnd | DirectAttached):  # they must not overtake events
             self.resume_writing()
         self._transport.write(encode(message))
         if isinstance(message, StreamEnd):
@@ -168,7 +168,7 @@ class DataConnection:
         match message:
             case Events(events):
                 return None if self._direct else events  # the worker process sends them too
-            case Direct(token):
+            case DirectAttached(token):
                 if self._worker is not None and token == self._worker.token:
                     self._direct = True
                     self._replica.send(Commands(direct=True))

@@ -74,7 +74,10 @@ class EventBuffer:
         return kept
 
     def acknowledge(self, ids: Iterable[str]) -> None:
-        """Delete finished predictions, and running ones once they finish: their ends are stored."""
+        """Delete predictions whose end the gateway has stored.
+
+        A prediction that still runs is deleted when its last event arrives.
+        """
         for id in ids:
             if id in self._finished:
                 self._forget(id)

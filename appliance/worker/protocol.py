@@ -84,7 +84,7 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
     token: str  # random
 
 
-class Direct(msgspec.Struct, frozen=True, tag="direct"):
+class DirectAttached(msgspec.Struct, frozen=True, tag="direct"):
     """Worker process to replica, and replica to gateway: the gateway that sent this token is attached.
 
     All events before this message are the replica's to relay. All events after it are also sent to the
@@ -228,14 +228,20 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 
 WorkerCommand = Run | Cancel | SleepWorker | WakeWorker | Stop
 WorkerEvent = (
-    WorkerReady | WorkerFailed | WorkerAsleep | WorkerAwake | WorkerSleepFailed | RelayedEvents | Direct
+    WorkerReady
+    | WorkerFailed
+    | WorkerAsleep
+    | WorkerAwake
+    | WorkerSleepFailed
+    | RelayedEvents
+    | DirectAttached
 )
 #: What the gateway sends to the worker process itself.
 DirectCommand = Attach | Run | Cancel
 _tag_decoder: Final = msgspec.msgpack.Decoder(_EventTag)
-FromReplica = Events | PeakMemory | StreamEnd | Direct
+FromReplica = Events | PeakMemory | StreamEnd | DirectAttached
 #: ``FromReplica`` as the replica sends it.
-ToGateway = RelayedEvents | PeakMemory | StreamEnd | Direct
+ToGateway = RelayedEvents | PeakMemory | StreamEnd | DirectAttached
 ToZygote = Fork | Prepare
 FromZygote = Forked | Refused | Exited
 

@@ -26,7 +26,7 @@ from appliance.worker.memory_monitor import MemoryMonitor
 from appliance.worker.protocol import (
     Cancel,
     Commands,
-    Direct,
+    DirectAttached,
     Failure,
     PeakMemory,
     RelayedEvents,
@@ -279,7 +279,7 @@ class Replica:
         worker: _LoadedWorker | None = None
 
         def receive(message: WorkerEvent) -> None:
-            if isinstance(message, RelayedEvents | Direct):
+            if isinstance(message, RelayedEvents | DirectAttached):
                 if self._loaded is not None and self._loaded is worker:
                     self._relay(message)
             elif isinstance(message, WorkerAsleep | WorkerAwake | WorkerSleepFailed):
@@ -343,8 +343,8 @@ class Replica:
         worker.lost = worker.loss(end.result())
         self._end_stream(worker.lost)
 
-    def _relay(self, message: RelayedEvents | Direct) -> None:
-        if isinstance(message, Direct):
+    def _relay(self, message: RelayedEvents | DirectAttached) -> None:
+        if isinstance(message, DirectAttached):
             if self._send is not None:
                 self._send(message)
             return

@@ -18,7 +18,7 @@ import msgspec
 from appliance.domain import file
 from appliance.domain.errors import PredictionFailed
 from appliance.domain.prediction import Done, Emitted, Event, Job, Log, Output
-from appliance.worker.protocol import Direct, Events, encode
+from appliance.worker.protocol import DirectAttached, Events, encode
 
 WINDOW: Final = 0.010  # seconds
 MESSAGES: Final = 16  # at most in each ``WINDOW``, except for urgent events
@@ -69,7 +69,7 @@ class EventSender:
     def send_to_gateway(self, write: Callable[[bytes], None], token: str) -> None:
         """Send the following events to the gateway too, by ``write``, and tell the replica."""
         self._flush(even_if_paused=True)
-        self._write(encode(Direct(token)))
+        self._write(encode(DirectAttached(token)))
         self._write_to_gateway = write
 
     def stop_sending_to_gateway(self, write: Callable[[bytes], None]) -> None:

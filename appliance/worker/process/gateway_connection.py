@@ -1,6 +1,6 @@
-"""The socket of a worker process for the gateway: jobs and events without the way through the replica.
+"""The socket of a worker process for the gateway: jobs and events without the hop through the replica.
 
-The replica gets all events too, for the next gateway, and is the way until this connection is established.
+The replica gets all events too, for the next gateway, and is used until this connection is established.
 """
 
 from __future__ import annotations

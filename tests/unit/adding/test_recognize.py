@@ -89,11 +89,11 @@ def test_one_of_several_gguf_files_is_named() -> None:
             listing(WEIGHTS, config=config("MysteryModel")),
             "architecture MysteryModel, which .* not recognise",
         ),
-        (listing(WEIGHTS, config={}), r"config\.json names no architectures"),
-        (listing("a-00001-of-00002.gguf"), "is a part of a split GGUF file"),
-        (listing("en/a.onnx", "en/a.onnx.json", "de/b.onnx", "de/b.onnx.json"), "voices in several folders"),
+        (listing(WEIGHTS, config={}), r"the key architectures of config\.json is missing"),
+        (listing("a-00001-of-00002.gguf"), "is one part of a split GGUF file"),
+        (listing("en/a.onnx", "en/a.onnx.json", "de/b.onnx", "de/b.onnx.json"), "voices in subfolders"),
         (Listing("the source", {"config.json": 2}, lambda _: b"[]"), r"config\.json is not a JSON object"),
-        (Listing("the source", {"config.json": 2}, lambda _: b"{"), r"config\.json is damaged"),
+        (Listing("the source", {"config.json": 2}, lambda _: b"{"), r"config\.json is not valid JSON"),
     ],
 )
 def test_what_is_not_recognised_is_refused(files: Listing, message: str) -> None:

@@ -98,7 +98,7 @@ def test_a_repository_is_added_updated_removed_and_pruned(command: Command, hub:
     assert (code, err) == (0, ""), err
     assert "195.3 KiB to download" in out
     assert "licence   apache-2.0" in out
-    assert "no running appliance answered" in out
+    assert "models.yaml was not reloaded" in out
     lines = ["- name: me/llm", "  kind: vllm", "  source:", "    hub: Org/Model", f"    revision: {first}"]
     assert difference(CONFIG) == [f"+   {line}" for line in lines]
     assert command("update", "me/llm", "--yes")[1] == f"me/llm is at the newest revision, {first}\n"
@@ -202,7 +202,7 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_written(command: Command
     folder("model", FILES)
     for arguments, code, message in (
         (("add", "./readme"), 1, "is not recognised: looked for cog.yaml"),
-        (("add", "./missing"), 1, "there is no folder and no model of the catalogue called ./missing"),
+        (("add", "./missing"), 1, "./missing is neither a folder nor in the catalogue"),
         (("add", "qwen2.5-0.5"), 1, "did you mean qwen2.5-0.5b"),
         (("add", "./model", "--name", "test/echo"), 2, "has a model test/echo already"),
         (("add", "./model", "--name", "nothing"), 1, "choose a name with --name owner/name"),

@@ -224,7 +224,7 @@ def test_endless_deletions_end_the_backup(
 ) -> None:
     number = iter(range(1000))
     monkeypatch.setattr(backup, "_link_all", lambda *_: {f"files/uploads/{next(number)}"})
-    with pytest.raises(ApplianceError, match="1 files were deleted during the backup"):
+    with pytest.raises(ApplianceError, match=r"attempts to copy the database \(last attempt: 1\)"):
         save(home, tmp_path / "b.tar.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
@@ -321,7 +321,7 @@ def test_a_newer_backup_is_refused(archive: Path, tmp_path: Path, key: str) -> N
         content[MANIFEST] = json.dumps(manifest).encode()
 
     repack(archive, newer)
-    assert "written by a newer appliance" in refused(archive, tmp_path / "new")
+    assert ": upgrade, then restore" in refused(archive, tmp_path / "new")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])
@@ -338,7 +338,7 @@ def test_a_changed_member_is_refused(archive: Path, tmp_path: Path) -> None:
 
 def test_a_missing_end_is_refused(archive: Path, tmp_path: Path) -> None:
     repack(archive, lambda content: content.pop(CHECKSUMS), sums=False)
-    assert "its end is missing" in refused(archive, tmp_path / "new")
+    assert "the file is truncated" in refused(archive, tmp_path / "new")
 
 
 @pytest.mark.parametrize(

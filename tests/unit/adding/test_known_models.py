@@ -9,7 +9,7 @@ import pytest
 
 from appliance import weights
 from appliance.adding import DeviceUse, Fit, catalogue, delete, find_fit, search, unused
-from appliance.adding.catalogue import CatalogueModel, find
+from appliance.adding.known_models import CatalogueModel, find
 from appliance.config import Config
 from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.runners import model_configs

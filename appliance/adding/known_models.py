@@ -14,7 +14,7 @@ from appliance.domain.errors import ApplianceError, ConfigError
 from appliance.domain.section import Section
 from appliance.domain.values import Bytes, ModelName
 
-#: Names a further catalogue, whose models precede those of the shipped one.
+#: Environment variable with the path of an additional catalogue. Its models come before the shipped ones.
 VARIABLE: Final = "APPLIANCE_CATALOGUE"
 _SHIPPED: Final = Path(__file__).with_name("catalogue.yaml")
 
