@@ -79,7 +79,7 @@ def create_config(folder: Path) -> Path | None:
             file.write(text)
     except OSError as error:
         raise ConfigError(
-            f"the first models.yaml cannot be written: {error.strerror}: start the appliance in a folder "
+            f"models.yaml cannot be created: {error.strerror}: start the appliance in a folder "
             "that you can write, or name a config file with --config",
             file=str(target),
         ) from error

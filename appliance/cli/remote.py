@@ -216,7 +216,9 @@ def _memory(known: ModelMemory) -> str:
     needs = f"{known.share:g} of a device" if known.bytes is None else readable_bytes(known.bytes)
     parts = [f"{needs} {known.origin}"]
     if known.peak is not None:
-        parts.append(f"used {readable_bytes(known.peak)}" + (", more than it may" if known.exceeds else ""))
+        parts.append(
+            f"used {readable_bytes(known.peak)}" + (", more than its limit" if known.exceeds else "")
+        )
     if known.out_of_memory:
         parts.append(f"ran out of memory {known.out_of_memory} times")
     if known.problem is not None:

@@ -71,4 +71,4 @@ def import_(
         return await transfer.load(store, file, account)
 
     imported = with_store(config, home, load)
-    typer.echo(f"{imported.added} predictions imported, {imported.present} skipped because they are there")
+    typer.echo(f"{imported.added} predictions imported, {imported.present} skipped, already in the database")

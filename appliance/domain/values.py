@@ -76,7 +76,8 @@ def seconds_of(value: object) -> float:
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise PydanticCustomError(
-            "name", 'should be "owner/name", each of lowercase letters, digits and inner "-", "_" or "."'
+            "name",
+            'should be "owner/name", each of lowercase letters, digits, and between them "-", "_" or "."',
         )
     return value
 
@@ -85,9 +86,9 @@ def _alias(value: str) -> str:
     if not _ALIAS.fullmatch(value):
         raise PydanticCustomError(
             "name",
-            'should be "owner/name" of lowercase letters, digits and inner "-", "_" or ".", or, for the '
-            'OpenAI and Anthropic APIs only, up to 100 letters, digits and inner "-", "_", "." or ":", such '
-            "as gpt-4o-mini",
+            'should be "owner/name", each of lowercase letters, digits, and between them "-", "_" or ".", '
+            'or, for the OpenAI and Anthropic APIs only, up to 100 letters, digits, and between them "-", '
+            '"_", "." or ":", such as gpt-4o-mini',
         )
     return value
 
@@ -95,7 +96,8 @@ def _alias(value: str) -> str:
 def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise PydanticCustomError(
-            "name", 'should be of lowercase letters, digits and inner "-", "_", "." or ":", such as "gpu:0"'
+            "name",
+            'should be of lowercase letters, digits, and between them "-", "_", "." or ":", such as "gpu:0"',
         )
     return value
 

@@ -42,7 +42,7 @@ def _notify(*assignments: str) -> None:
             manager.sendall("\n".join(assignments).encode())
     except OSError as error:
         _log.warning(
-            "%s cannot be sent to the service manager: socket %s of %s: %s",
+            "cannot notify systemd (%s) at the socket %s from %s: %s: check that the unit has Type=notify",
             assignments[0],
             os.environ[SOCKET_VARIABLE],
             SOCKET_VARIABLE,

@@ -43,7 +43,7 @@ def convert(value: Any, type: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise ApplianceError(
             f"the appliance sent a response that this version does not understand ({error}): "
-            "use the version of the appliance that runs there"
+            "run this command with the server's version"
         ) from error
 
 

@@ -47,7 +47,9 @@ class PredictionTable(Unindexed):
         """
         if prediction.status.terminal:
             if prediction.webhook is not None:
-                raise ValueError(f"prediction {prediction.id} has a webhook: create it before its end")
+                raise ValueError(
+                    f"prediction {prediction.id} has a webhook: store the prediction before it ends"
+                )
             small = _is_small([prediction.input, prediction.output, prediction.logs])
             return self.insert_unindexed(prediction, short=small)
 

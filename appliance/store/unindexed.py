@@ -92,7 +92,12 @@ class Unindexed(Connections):
         if self._moving is move:
             self._moving = None
         if not move.cancelled() and isinstance(error := move.exception(), StoreError):
-            _log.error("%d ended predictions are not in lists and usage yet: %s", count, error)
+            _log.error(
+                "cannot move %d ended predictions to the table predictions: %s: lists and usage lack them "
+                "until the next attempt",
+                count,
+                error,
+            )
             self._count += count or 1  # the next read or insert moves them
 
 

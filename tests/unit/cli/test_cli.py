@@ -364,7 +364,7 @@ def test_status(command: Command, server: Server) -> None:
         "draining",
         "1.0 GiB",
         "test/echo 512.0 MiB, other programs 256.0 MiB",
-        "512.0 MiB declared; used 1.0 GiB, more than it may; ran out of memory 3 times",
+        "512.0 MiB declared; used 1.0 GiB, more than its limit; ran out of memory 3 times",
         "ready",
         "03:04:05  model test/echo is ready after 1.0 s",
         "test/broken is not served: [its header] is damaged",
@@ -372,7 +372,7 @@ def test_status(command: Command, server: Server) -> None:
         assert part in shown
     assert json.loads(command("status", "--json").out) == {**found, "added_in_a_newer_version": 1}
     server.answer("GET", "/admin/status", {"version": "0"})
-    assert "use the version of the appliance that runs there" in command("status").err
+    assert "run this command with the server's version" in command("status").err
 
 
 def test_usage(command: Command, server: Server) -> None:
@@ -648,7 +648,7 @@ def test_a_models_yaml_that_cannot_be_written_is_named(
     (tmp_path / "models.yaml").symlink_to(tmp_path / "no" / "such" / "folder")
     ran = command("serve")
     assert (ran.code, executed) == (2, [])
-    assert f"{tmp_path / 'models.yaml'}: the first models.yaml cannot be written: File exists" in ran.err
+    assert f"{tmp_path / 'models.yaml'}: models.yaml cannot be created: File exists" in ran.err
 
 
 def test_a_user_without_a_home_folder_is_told_what_to_set(

@@ -61,7 +61,7 @@ def test_a_service_manager_that_is_gone_is_logged(
         service_manager.ready("http://127.0.0.1:8000")
     assert caplog.messages == [
         (
-            f"READY=1 cannot be sent to the service manager: socket {tmp_path}/gone of NOTIFY_SOCKET:"
-            " No such file or directory"
+            f"cannot notify systemd (READY=1) at the socket {tmp_path}/gone from NOTIFY_SOCKET:"
+            " No such file or directory: check that the unit has Type=notify"
         )
     ]

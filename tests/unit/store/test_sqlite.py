@@ -246,7 +246,7 @@ async def test_an_unknown_prediction_cannot_move(store: Store) -> None:
 async def test_records_in_the_wrong_status_are_misuse(store: Store) -> None:
     record = make()
     webhook = Webhook(url="https://example.com", events=("completed",), origin="http://here")
-    with pytest.raises(ValueError, match="has a webhook: create it before its end"):
+    with pytest.raises(ValueError, match="has a webhook: store the prediction before it ends"):
         store.create(record.finished(Status.CANCELED, 1.0).evolve(webhook=webhook))
     for write in (store.claim, store.finish):
         with pytest.raises(ValueError, match="has the status"):

@@ -127,7 +127,7 @@ async def test_a_move_that_fails_is_repeated(
     with monkeypatch.context() as patched:
         patched.setattr(unindexed, "move_all", full)
         assert await store.list("me") == []
-    assert "1 ended predictions are not in lists and usage yet" in caplog.text
+    assert "cannot move 1 ended predictions to the table predictions" in caplog.text
     assert await store.get(record.id) == record
     assert await store.list("me") == [record]
 
