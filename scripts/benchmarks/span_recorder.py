@@ -46,7 +46,7 @@ POINTS: Final = (
         "begin",
         "first",
     ),
-    Point("HTTP parsed", f"{_GATEWAY}.api.application", "Application.__call__", "begin", "first"),
+    Point("HTTP parsed", f"{_GATEWAY}.api.application", "Application._respond", "begin", "first"),
     Point("authenticated", f"{_GATEWAY}.api.requests", "caller", "end", "first"),
     Point("body decoded", f"{_GATEWAY}.api.requests", "parse", "end", "first"),
     Point("input validated", "appliance.domain.input_schema", "validate", "end", "first"),
