@@ -113,15 +113,26 @@ def test_a_backup_under_load_has_all_that_was_accepted(tmp_path: Path) -> None:
 
 
 def check(appliance: Appliance, accepted: dict[str, str], uploads: dict[str, str]) -> None:
-    """All predictions end, their files have their content, and new predictions run."""
+    """All predictions end, their files have their content, and new predictions run.
+
+    Those that ran during the backup and had output fail as interrupted, as after a crash.
+    """
+    interrupted = []
     with appliance.client() as client:
         for id, text in accepted.items():
             record = wait_for(partial(ended, client, id), "the prediction to end")
-            assert record["status"] == "succeeded", record
             output = "".join(record["output"])
+            if record["status"] == "failed":
+                assert record["error"].startswith("Prediction interrupted"), record
+                assert (text * 20).startswith(output)
+                interrupted.append(record)
+                continue
+            assert record["status"] == "succeeded", record
             if record["model"] == "test/files":
                 output = client.get(httpx.URL(output).path).text
             assert output == text * (20 if record["model"] == "test/slow" else 1)
+        assert len(interrupted) <= CLIENTS  # at most what ran at the same time
+        assert {record["model"] for record in interrupted} <= {"test/slow"}
         for id, digest in uploads.items():
             assert client.get(f"/v1/files/{id}").json()["checksums"]["sha256"] == digest
             content = (appliance.home / "files" / "uploads" / id).read_bytes()
