@@ -29,6 +29,14 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Data folder. Default: APPLIANCE_HOME, else server.data in the config file."),
 ]
+HostOption = Annotated[
+    str | None,
+    typer.Option("--host", help="Address to listen on. Default: server.host in the config file."),
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

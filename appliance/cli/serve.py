@@ -13,6 +13,8 @@ import typer
 from appliance.cli.options import (
     ConfigOption,
     HomeOption,
+    HostOption,
+    PortOption,
     config_path,
     create_config,
     home_folder,
@@ -62,15 +64,8 @@ ENVIRONMENT: Final = {
 def serve(
     config: ConfigOption = None,
     home: HomeOption = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. Default: server.host in the config file.")
-    ] = None,
-    port_given: Annotated[
-        int | None,
-        typer.Option(
-            "--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."
-        ),
-    ] = None,
+    host: HostOption = None,
+    port_given: PortOption = None,
     pull: Annotated[bool, typer.Option(help="Download missing weights before the start.")] = True,
     ui: Annotated[
         bool | None, typer.Option("--ui/--no-ui", help="Serve the web UI at /. Default: ui.enabled.")

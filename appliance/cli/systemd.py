@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.options import ConfigOption, HomeOption, config_path, home_folder, load_config, port
+from appliance.cli.options import (
+    ConfigOption,
+    HomeOption,
+    HostOption,
+    PortOption,
+    config_path,
+    home_folder,
+    load_config,
+    port,
+)
 from appliance.domain.errors import ApplianceError, ConfigError
 
 if TYPE_CHECKING:
@@ -23,15 +32,8 @@ def systemd(
     user: Annotated[
         str | None, typer.Option(help="User who runs the appliance. Default: the user of this command.")
     ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. Default: server.host in the config file.")
-    ] = None,
-    port_given: Annotated[
-        int | None,
-        typer.Option(
-            "--port", "-p", min=1, max=65535, help="Port. Default: APPLIANCE_PORT, else server.port."
-        ),
-    ] = None,
+    host: HostOption = None,
+    port_given: PortOption = None,
     variables: Annotated[
         Path, typer.Option(help="File with environment variables for the appliance, one NAME=value a line.")
     ] = Path("/etc/appliance.env"),

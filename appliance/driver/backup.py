@@ -177,7 +177,7 @@ def _link_tree(source: Path, target: Path) -> None:
     """Link a file, or all files in a folder.
 
     Raises:
-        FileNotFoundError: the source, or a part of it, does not exist any more.
+        FileNotFoundError: the source, or a file in it, was deleted.
     """
     if source.is_symlink() or not source.is_dir():
         _link_file(source, target)

@@ -34,7 +34,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str  # RFC 3339
     home: str  # data folder
     members: int  # without the manifest and the checksums
-    bytes: int  # size of these members
+    bytes: int  # total size of the files
 
 
 def checksum_line(name: str, digest: str) -> bytes:

@@ -36,7 +36,7 @@ def restrict_permissions(home: Path) -> str:
 
 
 def remove_leftovers(home: Path) -> str:
-    """End worker processes and remove folders of an appliance that does not run any more.
+    """End worker processes and remove folders that a stopped appliance left behind.
 
     Raises:
         ApplianceError: an appliance uses the data folder.

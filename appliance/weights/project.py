@@ -136,7 +136,7 @@ def unpacked(home: Path, name: str) -> Path:
 
 
 def unfinished(home: Path) -> list[Path]:
-    """Return unfinished builds, which are hidden folders, whose process does not run any more."""
+    """Return the folders of unfinished builds whose process has ended; their names begin with a dot."""
     found = []
     for folder in root(home).glob(".*"):
         pid = folder.name.rpartition(".")[2]

@@ -289,7 +289,7 @@ def test_urls_may_end_in_v1(command: Command, server: Server) -> None:
 
 
 def filled(type: type[msgspec.Struct], fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a whole response with these ``fields``."""
+    """Return a complete response as JSON, with these ``fields`` replaced."""
     made: dict[str, Any] = json.loads(msgspec.json.encode(completed(type, fields)))
     return made
 

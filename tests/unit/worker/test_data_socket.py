@@ -1,4 +1,4 @@
-"""The sockets of the gateway: nothing is lost, whoever connects, closes or reads slowly, on both ways."""
+"""The sockets to replica and worker process: no event is lost if one connects, closes or is slow."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Gateway:
 
 
 class DirectWorker:
-    """A worker process with real sockets for the gateway; the replica gets its messages when it is told."""
+    """A worker process with a real socket for the gateway; ``release`` sends held messages to the replica."""
 
     def __init__(self, worker: ScriptedWorker) -> None:
         self.worker = worker
@@ -124,7 +124,7 @@ async def until_jobs(direct: DirectWorker, count: int) -> None:
             await asyncio.sleep(0)
 
 
-async def switched(gateway: Gateway, direct: DirectWorker) -> None:
+async def switched(gateway: Gateway) -> None:
     """Wait until jobs go to the worker process itself."""
     async with asyncio.timeout(10):
         while not gateway.connection._direct:
@@ -221,7 +221,7 @@ async def test_jobs_and_events_bypass_the_replica(
     folder: Path, replica: Replica, direct: DirectWorker, workers: list[ScriptedWorker]
 ) -> None:
     gateway = await Gateway.connected(folder)
-    await switched(gateway, direct)
+    await switched(gateway)
     direct.held_back = True
     gateway.connection.send(Commands(jobs=[Job("a", 1, {"text": "x"})]))
     gateway.connection.send(Commands(cancels=["a"]))
@@ -240,7 +240,7 @@ async def test_the_next_gateway_gets_from_the_replica_what_the_first_got_directl
     folder: Path, direct: DirectWorker
 ) -> None:
     first = await Gateway.connected(folder)
-    await switched(first, direct)
+    await switched(first)
     first.connection.send(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})]))
     await until_jobs(direct, 2)
     a, b = direct.stream("a"), direct.stream("b")
@@ -287,7 +287,7 @@ async def test_a_cancel_does_not_overtake_a_job_that_went_through_the_replica(
 ) -> None:
     gateway = await Gateway.connected(folder)
     gateway.connection.send(Commands(jobs=[Job("a", 1, {})]))
-    await switched(gateway, direct)
+    await switched(gateway)
     gateway.connection.send(Commands(jobs=[Job("b", 1, {})], cancels=["a", "b"]))
     await until_sent(workers[0], 2)
     assert workers[0].sent == [Run([Job("a", 1, {})]), Cancel(["a"])]
@@ -300,14 +300,14 @@ async def test_a_job_that_an_earlier_gateway_sent_is_not_run_again(
     folder: Path, replica: Replica, direct: DirectWorker, workers: list[ScriptedWorker]
 ) -> None:
     first = await Gateway.connected(folder)
-    await switched(first, direct)
+    await switched(first)
     first.connection.send(Commands(jobs=[Job("a", 1, {})]))
     await until_jobs(direct, 1)
     direct.stream("a").emit(Output(["x"]))
     await first.until(1)
     first.close()
     second = await Gateway.connected(folder, *(await replica.stats()).held)
-    await switched(second, direct)
+    await switched(second)
     second.connection.send(Commands(jobs=[Job("a", 1, {}), Job("b", 1, {})], cancels=["a"]))
     await until_jobs(direct, 2)
     await until_sent(workers[0], 1)
@@ -341,7 +341,7 @@ async def test_a_worker_that_closes_its_connection_ends_the_messages_after_its_e
     folder: Path, direct: DirectWorker
 ) -> None:
     gateway = await Gateway.connected(folder)
-    await switched(gateway, direct)
+    await switched(gateway)
     direct.stream("a").emit(Output(["x"]))
     await gateway.until(1)
     assert gateway.connection._worker is not None
@@ -357,7 +357,7 @@ async def test_a_gateway_that_reads_slowly_delays_the_worker_and_loses_nothing(
     folder: Path, direct: DirectWorker
 ) -> None:
     gateway = await Gateway.connected(folder)
-    await switched(gateway, direct)
+    await switched(gateway)
     assert gateway.connection._worker is not None
     transport = gateway.connection._worker._transport
     transport.pause_reading()
@@ -398,7 +398,7 @@ async def test_events_that_wait_for_a_slow_gateway_come_before_the_takeover(
             await asyncio.sleep(0)
     connection._replica._transport.resume_reading()
     gateway = Gateway(connection)
-    await switched(gateway, direct)
+    await switched(gateway)
     a.emit(Done("succeeded"))
     async with asyncio.timeout(10):
         while not (gateway.events and isinstance(gateway.events[-1].event, Done)):
@@ -412,7 +412,7 @@ async def test_the_last_events_of_a_lost_worker_come_before_its_loss(
     folder: Path, direct: DirectWorker, workers: list[ScriptedWorker]
 ) -> None:
     gateway = await Gateway.connected(folder)
-    await switched(gateway, direct)
+    await switched(gateway)
     gateway.connection.send(Commands(jobs=[Job("a", 1, {})]))
     await until_jobs(direct, 1)
     worker = gateway.connection._worker

@@ -26,7 +26,7 @@ class Transport(asyncio.Transport):
 
 
 class WaitingRunner:
-    """Ends each prediction with its attempt once it is told to."""
+    """Outputs the number of the attempt, and ends, once ``go`` is set."""
 
     levels = ()
 
