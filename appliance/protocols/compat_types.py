@@ -23,6 +23,9 @@ NoStream = Annotated[bool, one_of(False)]
 Upload = Annotated[str, Meta(extra_json_schema={"contentMediaType": "application/octet-stream"})]
 
 
+ResponseStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+
+
 class CompatRequest(Struct, kw_only=True):
     """A request to a language model, which gets the whole body."""
 
@@ -46,6 +49,16 @@ class ResponsesRequest(CompatRequest, kw_only=True):
     """A response of OpenAI's Responses API."""
 
     input: Any
+    previous_response_id: Annotated[
+        str | None, Meta(description="Continue this response: its input and output come before `input`")
+    ] = None
+    background: Annotated[
+        bool | None, Meta(description="Respond at once; the response is then read with its id")
+    ] = None
+    store: Annotated[
+        bool | None, Meta(description="false: the response cannot be read or continued with its id")
+    ] = None
+    conversation: Annotated[Any, Meta(description="Not supported")] = None
 
 
 class MessageRequest(CompatRequest, kw_only=True):
@@ -164,6 +177,77 @@ class AnthropicErrorResponse(Struct, kw_only=True):
     error: AnthropicErrorDetail
 
 
+class ResponseErrorDetail(Struct, kw_only=True):
+    """The error of a failed ``ResponseResponse``."""
+
+    code: str
+    message: str
+
+
+class ResponseResponse(Struct, kw_only=True):
+    """A response of OpenAI's Responses API that has no output yet, or failed; vLLM makes all others."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Annotated[int, Meta(description="Unix time in seconds")]
+    status: ResponseStatus
+    background: bool
+    error: ResponseErrorDetail | None
+    incomplete_details: None
+    instructions: Any
+    max_output_tokens: Any
+    metadata: Any
+    model: str
+    output: list[Any]
+    parallel_tool_calls: Any
+    previous_response_id: str | None
+    reasoning: Any
+    store: bool
+    temperature: Any
+    text: Any
+    tool_choice: Any
+    tools: Any
+    top_p: Any
+    truncation: Any
+    usage: None
+
+
+class ResponseDeletion(Struct, kw_only=True):
+    """What remains of a deleted response."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class InputItemsResponse(Struct, kw_only=True):
+    """The messages and other items that a response answers, with those of the responses before it."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class AnthropicModelResponse(Struct, kw_only=True):
+    """A model, as Anthropic's API shows it."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: Annotated[str, Meta(description="RFC 3339")]
+
+
+class AnthropicModelsResponse(Struct, kw_only=True):
+    """A page of the models that Anthropic's API can call."""
+
+    data: list[AnthropicModelResponse]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class OpenAIModelResponse(Struct, kw_only=True):
     """A model, as OpenAI's API shows it."""
 
@@ -274,9 +358,14 @@ REQUESTS: Final = (
 RESPONSES: Final = (
     OpenAIErrorResponse,
     AnthropicErrorResponse,
+    AnthropicModelResponse,
+    AnthropicModelsResponse,
+    ResponseDeletion,
+    InputItemsResponse,
     OpenAIModelResponse,
     OpenAIModelsResponse,
     EmbeddingsResponse,
     ImagesResponse,
+    ResponseResponse,
     TranscriptionResponse,
 )

@@ -27,6 +27,9 @@ TRANSLATED: Final = (EMBEDDINGS, IMAGES, TRANSCRIPTIONS, SPEECH)
 #: The operations of OpenAI's API.
 OPENAI: Final = (CHAT, COMPLETIONS, RESPONSES, *TRANSLATED)
 
+#: Prefix of the id of a response of ``RESPONSES``, before the id of its prediction.
+RESPONSE_PREFIX: Final = "resp_"
+
 _INPUT: Final[dict[str, Any]] = {"type": "object", "title": "Input", "properties": {}}
 _RESPONSE: Final = {"type": "object", "title": "Output", "properties": {}}
 _STREAM: Final = {

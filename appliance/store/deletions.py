@@ -32,6 +32,16 @@ class Deletions(Unindexed):
         self.index()
         return self.write(action)
 
+    def remove_data_of(self, id: str) -> asyncio.Future[list[str]]:
+        """Delete the same as ``remove_data``, of one prediction that has ended, even if it is an example."""
+
+        def action(connection: sqlite3.Connection) -> list[str]:
+            found = connection.execute(QUERIES["prediction_with_data"], {"id": id})
+            return _empty(connection, found.fetchall())
+
+        self.index()
+        return self.write(action)
+
     def remove_files_over(self, limit: int, batch: int) -> asyncio.Future[list[str]]:
         """Delete data of the oldest predictions until output files take at most ``limit`` bytes.
 

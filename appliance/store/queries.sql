@@ -253,6 +253,10 @@ WHERE completed_at IS NOT NULL AND data_removed = 0 AND completed_at < :before
     AND NOT EXISTS (SELECT 1 FROM examples WHERE examples.prediction = predictions.id)
 ORDER BY completed_at LIMIT :limit;
 
+-- query: prediction_with_data
+-- A prediction, if it has ended and its data is not removed.
+SELECT number, id FROM predictions WHERE id = :id AND completed_at IS NOT NULL AND data_removed = 0;
+
 -- query: oldest_with_files
 -- Finished predictions with output files, except examples, and the bytes of those files; earliest end first.
 SELECT p.number, p.id, sum(f.size) FROM files AS f JOIN predictions AS p ON p.id = f.prediction

@@ -47,6 +47,12 @@ def test_a_message_is_answered_and_is_a_prediction(claude: Anthropic, client: ht
     assert record["metrics"]["output_token_count"] == message.usage.output_tokens > 3
 
 
+def test_models_are_listed(claude: Anthropic) -> None:
+    names = [model.id for model in claude.models.list(limit=1)]
+    assert LANGUAGE_MODEL in names
+    assert claude.models.retrieve(LANGUAGE_MODEL).display_name == LANGUAGE_MODEL
+
+
 def test_a_streamed_message_says_the_same(claude: Anthropic, client: httpx.Client) -> None:
     whole = claude.messages.create(**ASKED)
     with claude.messages.stream(**ASKED) as stream:

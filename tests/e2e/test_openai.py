@@ -201,6 +201,69 @@ def test_responses_respond(gpt: OpenAI, client: httpx.Client) -> None:
     assert set(json.loads(shaped.output_text)) == {"city", "population"}
 
 
+def test_responses_are_kept_and_continued(gpt: OpenAI, client: httpx.Client) -> None:
+    asked: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 24}
+    first = gpt.responses.create(**asked, input="My name is Ada. What is the capital of France?")
+    found = gpt.responses.retrieve(first.id)
+    assert (found.output_text, found.status, found.usage) == (first.output_text, "completed", first.usage)
+    second = gpt.responses.create(**asked, input="And of Italy?", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    assert "Rome" in second.output_text
+    items = list(gpt.responses.input_items.list(second.id, order="asc", limit=1))
+    assert [getattr(item, "role", None) for item in items] == ["user", "assistant", "user"]
+    whole: Any = [
+        {"role": "user", "content": "My name is Ada. What is the capital of France?"},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "And of Italy?"},
+    ]
+    assert gpt.responses.create(**asked, input=whole).output_text == second.output_text
+    gpt.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match=f"Response with id '{first.id}' not found"):
+        gpt.responses.retrieve(first.id)
+    assert prediction(client, first.id.removeprefix("resp_"))["data_removed"]
+    with pytest.raises(openai.BadRequestError, match=f"'{first.id}' not found"):
+        gpt.responses.create(**asked, input="And of Spain?", previous_response_id=first.id)
+
+
+def test_responses_run_in_the_background(gpt: OpenAI) -> None:
+    asked: Any = {"model": MODEL, "input": "Tell a long story about the sea.", "background": True}
+    first = gpt.responses.create(**asked, max_output_tokens=24)
+    assert first.status in {"queued", "in_progress"}
+    ended = wait_for(lambda: _ended(gpt, first.id), "the response")
+    assert ended.output_text
+    assert ended.background is True
+    stream = gpt.responses.create(**asked, max_output_tokens=2000, stream=True)
+    events = [next(stream) for _ in range(6)]
+    stream.close()  # the response goes on without this client
+    id = events[0].response.id
+    assert gpt.responses.retrieve(id).status == "in_progress"
+    more = gpt.responses.retrieve(id, stream=True, starting_after=events[3].sequence_number)
+    assert [next(more).sequence_number for _ in range(3)] == [4, 5, 6]
+    more.close()
+    assert gpt.responses.cancel(id).status == "cancelled"
+    assert gpt.responses.retrieve(id).status == "cancelled"
+
+
+def _ended(gpt: OpenAI, id: str) -> Any:
+    found = gpt.responses.retrieve(id)
+    return found if found.status not in {"queued", "in_progress"} else None
+
+
+def test_several_choices_and_a_banned_token(gpt: OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": QUESTION, "max_completion_tokens": 6}
+    answer = gpt.chat.completions.create(**asked, n=3, temperature=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    asked |= {"temperature": 0, "logprobs": True, "extra_body": {"return_tokens_as_token_ids": True}}
+    usual = tokens(gpt.chat.completions.create(**asked))
+    banned = tokens(gpt.chat.completions.create(**asked, logit_bias={usual[0].partition(":")[2]: -100}))
+    assert usual[0] not in banned
+
+
+def tokens(answer: Any) -> list[str]:
+    """The tokens of a chat completion: ``token_id:`` and a number."""
+    return [each.token for each in answer.choices[0].logprobs.content]
+
+
 def test_embeddings_are_unit_vectors_of_meaning(gpt: OpenAI, client: httpx.Client) -> None:
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose again."]
     packed = gpt.embeddings.create(model=EMBEDDER, input=texts)

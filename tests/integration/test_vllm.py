@@ -237,8 +237,6 @@ async def test_an_operation_is_answered_at_once_and_streamed_alike(caller: Calle
         (CHAT, {}, 400, "messages"),
         (MESSAGES, {"messages": QUESTION}, 400, "max_tokens"),
         (CHAT, {"messages": QUESTION, "logprobs": True, "top_logprobs": 500}, 400, "logprobs"),
-        (RESPONSES, {"input": "Hi", "previous_response_id": "resp_1"}, 400, "previous_response_id"),
-        (RESPONSES, {"input": "Hi", "background": True}, 400, "background"),
         (RESPONSES, {"input": "Hi", "tools": [{"type": "web_search"}]}, 400, "web_search"),
         (
             CHAT,

@@ -27,7 +27,7 @@ from appliance.gateway.api.admin import (
     tokens,
     usage,
 )
-from appliance.gateway.api.compat import anthropic, audio, embeddings, images, openai
+from appliance.gateway.api.compat import anthropic, audio, embeddings, images, openai, stored_responses
 from appliance.gateway.api.rate_limit import RateLimitState
 from appliance.gateway.api.replicate import (
     account,
@@ -68,6 +68,7 @@ ROUTES: Final = (
     *examples.ROUTES,
     *reference.ROUTES,
     *openai.ROUTES,
+    *stored_responses.ROUTES,
     *embeddings.ROUTES,
     *images.ROUTES,
     *audio.ROUTES,

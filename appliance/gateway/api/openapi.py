@@ -44,7 +44,7 @@ _REASONS: Final = {
 }
 _SHAPES: Final = {422: "InvalidInput", 429: "Throttled"}
 
-#: name -> (place, schema, description)
+#: name, or name:maximum -> (place, schema, description)
 _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
     "cursor": ("query", _TEXT, "Where the page begins; part of the URLs next and previous of a page"),
     "created_after": ("query", _TIME, "Only predictions created at this time or later"),
@@ -70,6 +70,22 @@ _PARAMETERS: Final[dict[str, tuple[str, Schema, str]]] = {
         {"type": "integer", "minimum": 1, "maximum": 50, "default": 20},
         "Maximum number of results",
     ),
+    "limit:100": (
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+        "Maximum number of results",
+    ),
+    "limit:1000": (
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
+        "Maximum number of results",
+    ),
+    "stream": ("query", {"type": "string", "enum": ["true", "false"]}, "Respond with the stream of events"),
+    "starting_after": ("query", {"type": "integer"}, "Only events after the one with this sequence_number"),
+    "order": ("query", {"type": "string", "enum": ["asc", "desc"], "default": "desc"}, "desc: last first"),
+    "after": ("query", _TEXT, "Only results after the one with this id"),
+    "after_id": ("query", _TEXT, "Only results after the one with this id"),
+    "before_id": ("query", _TEXT, "Only results before the one with this id"),
     "model": ("query", _TEXT, "Only predictions of this model: owner/name"),
     "status": (
         "query",
@@ -163,7 +179,9 @@ def _described(operation: Operation) -> dict[str, Any]:
         )
     for name in operation.parameters:
         place, schema, text = _PARAMETERS[name]
-        parameters.append({"name": name, "in": place, "schema": schema, "description": text})
+        parameters.append(
+            {"name": name.partition(":")[0], "in": place, "schema": schema, "description": text}
+        )
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:

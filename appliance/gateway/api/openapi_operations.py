@@ -190,6 +190,7 @@ ADMIN: Final = (
 )  # fmt: skip
 
 _COMPAT_RUN: Final = (400, 401, 403, 404, 413, 429, 500, 503)
+_COMPAT_READ: Final = (400, 401, 403, 404, 429)
 _OPENAI_RUN: Final = ((), (), _COMPAT_RUN, "OpenAIError")
 _ANTHROPIC_RUN: Final = ((), (), _COMPAT_RUN, "AnthropicError")
 
@@ -200,6 +201,16 @@ COMPAT: Final = (
               {200: ANY_JSON}, "CompletionRequest", *_OPENAI_RUN),
     Operation("post", "/openai/v1/responses", "openai.responses.create", "Create a response",
               {200: ANY_JSON}, "ResponsesRequest", *_OPENAI_RUN),
+    Operation("get", "/openai/v1/responses/{id}", "openai.responses.retrieve", "Get a stored response",
+              {200: ANY_JSON}, None, ("stream", "starting_after"), (), _COMPAT_READ, "OpenAIError"),
+    Operation("delete", "/openai/v1/responses/{id}", "openai.responses.delete", "Delete a stored response",
+              {200: "ResponseDeletion"}, None, (), (), _COMPAT_READ, "OpenAIError"),
+    Operation("post", "/openai/v1/responses/{id}/cancel", "openai.responses.cancel",
+              "Cancel a response that runs in the background", {200: ANY_JSON}, None, (), (), _COMPAT_READ,
+              "OpenAIError"),
+    Operation("get", "/openai/v1/responses/{id}/input_items", "openai.responses.input_items.list",
+              "List the items that a response answers", {200: "InputItems"}, None,
+              ("limit:100", "order", "after"), (), _COMPAT_READ, "OpenAIError"),
     Operation("post", "/openai/v1/embeddings", "openai.embeddings.create", "Embed texts",
               {200: "Embeddings"}, "EmbeddingsRequest", *_OPENAI_RUN),
     Operation("post", "/openai/v1/images/generations", "openai.images.generate", "Generate images",
@@ -217,6 +228,12 @@ COMPAT: Final = (
     Operation("get", "/openai/v1/models/{model}", "openai.models.get",
               "Get a model by name, alias or version", {200: "OpenAIModel"}, None, (), (),
               (400, 401, 403, 404, 429), "OpenAIError"),
+    Operation("get", "/anthropic/v1/models", "anthropic.models.list",
+              "List the models that this API can call", {200: "AnthropicModels"}, None,
+              ("limit:1000", "after_id", "before_id"), (), _COMPAT_READ, "AnthropicError"),
+    Operation("get", "/anthropic/v1/models/{model}", "anthropic.models.get",
+              "Get a model by name, alias or version", {200: "AnthropicModel"}, None, (), (), _COMPAT_READ,
+              "AnthropicError"),
     Operation("post", "/anthropic/v1/messages", "anthropic.messages.create", "Create a message",
               {200: ANY_JSON}, "MessageRequest", *_ANTHROPIC_RUN),
     Operation("post", "/anthropic/v1/messages/count_tokens", "anthropic.messages.count_tokens",

@@ -42,6 +42,11 @@ class Retention:
         self._keep, self._outputs = keep, outputs
         self._changed.set()
 
+    async def remove(self, prediction: str) -> None:
+        """Delete the data of one prediction that has ended, and its output files."""
+        removed = await self._store.remove_data_of(prediction)
+        await self._files.remove_outputs(removed)
+
     async def close(self) -> None:
         """Stop; a deletion in progress is still committed."""
         if self._task is not None:

@@ -18,7 +18,15 @@ from appliance.domain import input_schema
 from appliance.domain.errors import LoadFailed, PredictionFailed
 from appliance.domain.prediction import Job, Metric, Output
 from appliance.protocols import media
-from appliance.runners.operations import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES, streams
+from appliance.runners.operations import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    MESSAGES,
+    RESPONSE_PREFIX,
+    RESPONSES,
+    streams,
+)
 from appliance.runners.vllm import errors
 
 if TYPE_CHECKING:
@@ -32,9 +40,11 @@ _MAX_PROBLEMS: Final = 4  # in one error: pydantic reports a problem for every v
 
 _UNKNOWN: Final = "the response ended early, for an unknown reason"
 _ANTHROPIC: Final = {MESSAGES, COUNT_TOKENS}
+#: Fields of a request for ``RESPONSES`` that the gateway has carried out.
+_OF_GATEWAY: Final = ("previous_response_id", "background", "store")
 
 #: Prefixes of response ids, before the prediction's id. For the other operations vLLM adds the prefix.
-_PREFIXES: Final = {RESPONSES: "resp_", MESSAGES: "msg_"}
+_PREFIXES: Final = {RESPONSES: RESPONSE_PREFIX, MESSAGES: "msg_"}
 
 
 class _Refused(Exception):
@@ -177,7 +187,8 @@ class CompatApis:
 
         body = dict(job.input)
         media.make_base64_plain(body)
-        _check_supported(body)
+        if job.operation == RESPONSES:
+            body = {name: value for name, value in body.items() if name not in _OF_GATEWAY}
         self._check_tools(body)
         body["model"] = self._name
         if adapter is not None:
@@ -241,21 +252,6 @@ def _check_finite(fields: dict[str, Any]) -> None:
         raise _invalid(f"{place} must be a finite number", place.partition(".")[0])
 
 
-def _check_supported(body: dict[str, Any]) -> None:
-    """Check for features that vLLM would refuse with a message about its own server.
-
-    Raises:
-        _Refused: the request continues a stored response or is to run in the background.
-    """
-    if body.get("previous_response_id") is not None:
-        raise _invalid(
-            "responses are not stored: leave previous_response_id out and send the whole conversation",
-            "previous_response_id",
-        )
-    if body.get("background"):
-        raise _invalid("responses cannot run in the background; use POST /v1/predictions", "background")
-
-
 class _Metrics:
     """Metrics of one operation: time to the first token, numbers of tokens, and speed."""
 
@@ -292,10 +288,18 @@ def _with_nested(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rename(item: dict[str, Any], job: Job) -> None:
-    """Replace vLLM's name of the model by the name in the request, and message ids by the prediction's id."""
+    """Replace vLLM's name of the model by the name in the request, and message ids by the prediction's id.
+
+    Response objects also get the fields that the gateway has carried out.
+    """
     for each in _with_nested(item):
         if isinstance(each.get("model"), str):
             each["model"] = job.input["model"]
+        if each.get("object") == "response":
+            asked = job.input
+            each["previous_response_id"] = asked.get("previous_response_id")
+            each["background"] = asked.get("background") is True
+            each["store"] = asked.get("store") is not False
         if job.operation == MESSAGES and str(each.get("id", "")).startswith("chatcmpl-"):
             each["id"] = _PREFIXES[MESSAGES] + job.id
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -42,7 +42,7 @@ IDLE: Final = 10.0
 #: minute. An error before the start of the stream has its own HTTP status.
 PATIENCE: Final = 40.0
 #: nginx's status for a client that closed the connection.
-_GONE: Final = 499
+GONE: Final = 499
 _LONG: Final = 3600.0  # seconds; the wait is repeated
 
 #: Tasks that cancel predictions; asyncio itself keeps only weak references to them.
@@ -106,6 +106,19 @@ def find_model(request: Request, name: str, caller: Token, kinds: Collection[str
     return entry
 
 
+def list_models(request: Request, caller: Token, kinds: Collection[str]) -> list[tuple[str, ServedVersion]]:
+    """Return models of these kinds in their newest version, by name and by each alias without a slash."""
+    catalogue = services_of(request).catalogue
+    visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
+    latest = [(card, catalogue.latest(card.name)) for card in visible]
+    return [
+        (name, entry)
+        for card, entry in latest
+        if entry is not None and entry.kind in kinds
+        for name in (card.name, *card.short_names)
+    ]
+
+
 async def run_operation(
     request: Request,
     operation: str,
@@ -119,22 +132,38 @@ async def run_operation(
     Only the fields of ``type`` are checked here; the runner checks the others.
     """
     caller = await find_caller(request, Scope.RUN, creates=True)
+    given = await operation_body(request, type)
+    if not streams:
+        given.pop("stream", None)
+    return await respond(request, await submit_operation(request, caller, given, operation), format)
+
+
+async def operation_body(request: Request, type: type[CompatRequest]) -> dict[str, Any]:
+    """Return the request body, with the fields of ``type`` checked."""
     given = await requests.body(request)
     check_required(given, type)
     properties, _ = requests.schema(type)
     input_schema.check({key: given[key] for key in properties if key in given}, properties)
-    kinds = kinds_with_operation(operation)
-    entry = find_model(request, given["model"], caller, kinds)
-    if not streams:
-        given.pop("stream", None)
-    record = await _submit(request, caller, entry, given, operation)
+    return given
+
+
+async def submit_operation(
+    request: Request, caller: Token, given: dict[str, Any], operation: str
+) -> Prediction:
+    """Create the prediction of an operation, with the request body ``given`` as its input."""
+    entry = find_model(request, given["model"], caller, kinds_with_operation(operation))
+    return await _submit(request, caller, entry, given, operation)
+
+
+async def respond(request: Request, record: Prediction, format: ApiFormat) -> Response:
+    """Return the response of an operation; if the request asks for a stream, at its first event."""
     headers = id_headers(record)
     try:
-        if operations.streams(given):
-            return await _stream(request, record, format, headers)
+        if operations.streams(record.input):
+            return await stream(request, record, format)
         ended = await _wait_until_ended(request, record)
     except Disconnected:
-        return Response(status_code=_GONE)
+        return Response(status_code=GONE)
     if ended.status is not Status.SUCCEEDED:
         return compat_response(_error_of(ended), request.url.path, headers)
     return Response(serializers.encode(ended.output), 200, headers, "application/json")
@@ -162,7 +191,7 @@ async def predict(
     try:
         ended = await _wait_until_ended(request, record)
     except Disconnected:
-        return Response(status_code=_GONE)
+        return Response(status_code=GONE)
     if ended.status is not Status.SUCCEEDED:  # the input is the likely cause of a failure
         return compat_response(
             CompatError.of_record(ended, otherwise=400), request.url.path, id_headers(record)
@@ -206,52 +235,69 @@ async def _cancelled(record: Prediction, engine: Engine) -> None:
         await engine.cancel(record.id, record.owner)
 
 
-async def _stream(
-    request: Request, record: Prediction, format: ApiFormat, headers: dict[str, str]
+async def stream(
+    request: Request, record: Prediction, format: ApiFormat, *, after: int = 0, cancels: bool = True
 ) -> Response:
     """Return a stream, or an error response if the prediction fails before any output.
 
+    The stream has the items of the output after the first ``after``. If ``cancels``, the prediction is
+    cancelled when the client disconnects.
+
     Raises:
-        Disconnected: the client disconnected, and the prediction is being cancelled.
+        Disconnected: the client disconnected before the first item.
     """
+    headers = id_headers(record)
     engine = services_of(request).engine
-    seen = engine.follow(record, idle=IDLE)
+    seen = engine.follow(record, after, idle=IDLE)
     deadline = time.monotonic() + PATIENCE - IDLE
     try:
         first = await until_disconnect(request, anext(seen))
         while first is None and time.monotonic() < deadline:
             first = await until_disconnect(request, anext(seen))
     except BaseException:
-        _cancel(record, engine)
+        if cancels:
+            _cancel(record, engine)
         raise
-    if isinstance(first, Prediction) and first.status is not Status.SUCCEEDED:
+    if isinstance(first, Prediction) and first.status is not Status.SUCCEEDED and not after:
         return compat_response(_error_of(first), request.url.path, headers)
-    events = _events(record, first, seen, format, engine)
+    events = _events(first, seen, format, after)
+    if cancels:
+        events = _canceling(record, events, engine)
     return StreamingResponse(events, 200, {**HEADERS, **headers}, "text/event-stream")
 
 
 async def _events(
-    record: Prediction, first: Any, seen: AsyncIterator[Any], format: ApiFormat, engine: Engine
-) -> AsyncIterator[bytes]:
+    first: Any, seen: AsyncIterator[Any], format: ApiFormat, count: int
+) -> AsyncGenerator[bytes]:
+    """Yield ``first`` and what follows; ``count`` is the number of items before it."""
+    broken = False
+    while True:
+        match first:
+            case None:
+                yield serializers.HEARTBEAT
+            case Prediction():
+                if first.status is not Status.SUCCEEDED and not broken:
+                    error = msgspec.to_builtins(format.error(_error_of(first), count))
+                    yield frame(error, named=format.named)
+                yield format.last
+                return
+            case _:
+                count += len(first)
+                broken = "error" in first[-1][1] or first[-1][1].get("type") == "error"
+                yield b"".join(frame(item, named=format.named) for _, item in first)
+        first = await anext(seen)
+
+
+async def _canceling(
+    record: Prediction, events: AsyncGenerator[bytes], engine: Engine
+) -> AsyncGenerator[bytes]:
+    """Yield ``events``; cancel the prediction if the client does not read them to the end."""
     ended = False
-    count, broken = 0, False
     try:
-        while not ended:
-            match first:
-                case None:
-                    yield serializers.HEARTBEAT
-                case Prediction():
-                    ended = True
-                    if first.status is not Status.SUCCEEDED and not broken:
-                        error = msgspec.to_builtins(format.error(_error_of(first), count))
-                        yield frame(error, named=format.named)
-                    yield format.last
-                case _:
-                    count += len(first)
-                    broken = "error" in first[-1][1] or first[-1][1].get("type") == "error"
-                    yield b"".join(frame(item, named=format.named) for _, item in first)
-            if not ended:
-                first = await anext(seen)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+        ended = True
     finally:
         if not ended:
             _cancel(record, engine)
@@ -280,7 +326,11 @@ def check_required(given: dict[str, Any], type: type[msgspec.Struct]) -> None:
 
 
 def invalid(field: str, why: str) -> InvalidInput:
-    return InvalidInput([FieldProblem("invalid", field, why)])
+    return InvalidInput([problem(field, why)])
+
+
+def problem(field: str, why: str) -> FieldProblem:
+    return FieldProblem("invalid", field, why)
 
 
 def frame(item: Any, *, named: bool) -> bytes:

@@ -1,4 +1,4 @@
-"""Routes of OpenAI's API for language models: models, chat completions, completions and responses."""
+"""Routes of OpenAI's API for language models: models, chat completions and completions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from starlette.routing import Route
 from appliance.domain.token import Scope
 from appliance.gateway.api import responses
 from appliance.gateway.api.compat import calls
-from appliance.gateway.api.compat.calls import CHUNKS, EVENTS
+from appliance.gateway.api.compat.calls import CHUNKS
 from appliance.gateway.api.errors import OPENAI
-from appliance.gateway.api.services import services_of
 from appliance.gateway.catalogue.catalogue import ServedVersion
 from appliance.protocols.compat_types import (
     ChatCompletionRequest,
     CompletionRequest,
     OpenAIModelResponse,
     OpenAIModelsResponse,
-    ResponsesRequest,
 )
 from appliance.runners import kinds_with_operation, operations
 
@@ -36,22 +34,10 @@ async def create_completion(request: Request) -> Response:
     return await calls.run_operation(request, operations.COMPLETIONS, CHUNKS, CompletionRequest)
 
 
-async def create_response(request: Request) -> Response:
-    return await calls.run_operation(request, operations.RESPONSES, EVENTS, ResponsesRequest)
-
-
 async def list_models(request: Request) -> Response:
     """``GET /models``: the models that a route of this API can call, with aliases without a slash."""
     caller = await calls.find_caller(request, Scope.READ)
-    catalogue = services_of(request).catalogue
-    visible = [card for card in catalogue.cards.values() if card.visible(caller.owner)]
-    latest = [(card, catalogue.latest(card.name)) for card in visible]
-    found = [
-        _model_object(name, entry)
-        for card, entry in latest
-        if entry is not None and entry.kind in KINDS
-        for name in (card.name, *card.short_names)
-    ]
+    found = [_model_object(name, entry) for name, entry in calls.list_models(request, caller, KINDS)]
     return responses.json(OpenAIModelsResponse(object="list", data=found))
 
 
@@ -73,7 +59,6 @@ def _model_object(name: str, entry: ServedVersion) -> OpenAIModelResponse:
 
 ROUTES: Final = (
     Route(f"{OPENAI}/v1/chat/completions", create_chat_completion, methods=["POST"]),
-    Route(f"{OPENAI}/v1/responses", create_response, methods=["POST"]),
     Route(f"{OPENAI}/v1/completions", create_completion, methods=["POST"]),
     Route(f"{OPENAI}/v1/models", list_models, methods=["GET"]),
     Route(f"{OPENAI}/v1/models/{{model:path}}", get_model, methods=["GET"]),

@@ -18,7 +18,7 @@ from appliance.domain.errors import InvalidInput
 from appliance.domain.interface import Interface
 from appliance.domain.prediction import Status
 from appliance.gateway.api import create_api
-from appliance.gateway.api.compat import audio, calls, embeddings, forms, images, openai
+from appliance.gateway.api.compat import anthropic, audio, calls, embeddings, forms, images, openai
 from appliance.gateway.catalogue.catalogue import Catalogue, ServedVersion, describe
 from appliance.protocols.compat_types import TranscriptionFields
 from appliance.runners import KINDS
@@ -105,6 +105,10 @@ ROUTES = (
     ("POST", CHAT),
     ("POST", "/openai/v1/completions"),
     ("POST", RESPONSES),
+    ("GET", f"{RESPONSES}/resp_x"),
+    ("DELETE", f"{RESPONSES}/resp_x"),
+    ("POST", f"{RESPONSES}/resp_x/cancel"),
+    ("GET", f"{RESPONSES}/resp_x/input_items"),
     ("POST", "/openai/v1/embeddings"),
     ("POST", "/openai/v1/images/generations"),
     ("POST", "/openai/v1/images/edits"),
@@ -115,6 +119,8 @@ ROUTES = (
     ("GET", "/openai/v1/models/test/echo"),
     ("POST", MESSAGES),
     ("POST", f"{MESSAGES}/count_tokens"),
+    ("GET", "/anthropic/v1/models"),
+    ("GET", "/anthropic/v1/models/test/echo"),
 )
 
 
@@ -136,6 +142,28 @@ def test_every_route_is_in_the_list_above() -> None:
             assert any(
                 method in (route.methods or ()) and route.path_regex.match(path) for method, path in ROUTES
             ), route.path
+
+
+async def test_anthropics_models_come_in_pages(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anthropic, "KINDS", ("echo",))
+    models = "/anthropic/v1/models"
+    listed = (await api.get(models)).json()
+    names = [model["id"] for model in listed["data"]]
+    assert "test/echo" in names
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (names[0], names[-1], False)
+    shown = (await api.get(f"{models}/test/echo")).json()
+    assert shown in listed["data"]
+    assert (shown["type"], shown["display_name"]) == ("model", "test/echo")
+    first = (await api.get(f"{models}?limit=1")).json()
+    assert ([model["id"] for model in first["data"]], first["has_more"]) == (names[:1], len(names) > 1)
+    rest = (await api.get(models, params={"after_id": names[0]})).json()
+    assert ([model["id"] for model in rest["data"]], rest["has_more"]) == (names[1:], False)
+    back = (await api.get(models, params={"before_id": names[-1], "limit": 1})).json()
+    assert ([model["id"] for model in back["data"]], back["has_more"]) == (names[-2:-1], len(names) > 2)
+    for wrong in ({"limit": 0}, {"limit": 1001}, {"after_id": "not/there"}):
+        told = await api.get(models, params=wrong)
+        assert (told.status_code, told.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert (await api.get(f"{models}/not/there")).status_code == 404
 
 
 async def test_anthropics_header_carries_a_token_there_only(api: Api) -> None:
