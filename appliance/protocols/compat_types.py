@@ -78,9 +78,9 @@ class EmbeddingsRequest(Request, kw_only=True):
     """Texts to embed."""
 
     model: str
-    input: Annotated[Any, Meta(description="A text or a list of texts")]
+    input: Annotated[Any, Meta(description="A text, a list of texts, or token ids of the model's tokenizer")]
     encoding_format: Annotated[str, one_of("float", "base64")] | None = None
-    dimensions: Annotated[Any, Meta(description="Not supported")] = None
+    dimensions: Annotated[int | None, Meta(description="One of the model's option dimensions")] = None
     user: str | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ class EmbeddingsOptions(Options):
     """Options of an embedding model."""
 
     UNVERSIONED = frozenset({"max_batch"})
+    ADDED = frozenset({"dimensions"})
     OOM_HINT = "lower its option max_batch"
 
     max_batch: int = Field(
@@ -27,6 +28,12 @@ class EmbeddingsOptions(Options):
         ge=1,
         le=4096,
         description="Maximum number of texts computed in one batch, of one prediction or of several.",
+    )
+    dimensions: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="Lengths to which a caller may shorten vectors, with the input `dimensions`. Only for "
+        "models trained for it (Matryoshka embeddings).",
     )
     trust_remote_code: bool = TRUST_REMOTE_CODE
 

@@ -25,13 +25,16 @@ from appliance.runners.torch_runner import GPU, TorchRunner
 from appliance.runners.transformers_library import max_input_tokens
 
 _INPUTS: Final[dict[str, dict[str, Any]]] = {
-    "texts": string("Texts to embed, as a JSON list of strings; a single text needs no list")
+    "texts": string(
+        "Texts to embed, as a JSON list of strings, or of lists of token ids; a single text needs no list"
+    )
     | {LIST_TOO: True},
     "batch_size": integer("Texts of this prediction that are computed together", default=32, ge=1, le=4096),
     "normalize_embeddings": boolean(
         "Scale vectors to length 1, so that their dot product is their cosine", default=True
     ),
 }
+_DIMENSIONS: Final = integer("Length to which vectors are shortened; by default they are not")
 _OUTPUT: Final = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 _ALIASES: Final = dict.fromkeys(("text", "text_batch", "inputs"), "texts")
 
@@ -57,7 +60,9 @@ class EmbeddingsRunner(TorchRunner):
 
     @staticmethod
     def interface(options: Mapping[str, Any]) -> Interface:
-        return interface_of(_INPUTS, _OUTPUT, required=("texts",), aliases=_ALIASES)
+        lengths = options.get("dimensions")
+        inputs = _INPUTS if lengths is None else _INPUTS | {"dimensions": _DIMENSIONS | {"enum": lengths}}
+        return interface_of(inputs, _OUTPUT, required=("texts",), aliases=_ALIASES)
 
     async def setup(self) -> None:
         weights = failures.existing_weights(self._spec)
@@ -76,6 +81,9 @@ class EmbeddingsRunner(TorchRunner):
         vectors: list[Any] = []
         for at in range(0, len(tokens), size):
             vectors += await self._computed(tokens[at : at + size])
+        length = job.input.get("dimensions")
+        if length is not None:
+            vectors = [vector[:length] for vector in vectors]
         if job.input["normalize_embeddings"]:
             vectors = [vector / max(float(vector.norm()), 1e-12) for vector in vectors]
         yield Output([[vector.tolist() for vector in vectors]], append=False)
@@ -138,10 +146,25 @@ class EmbeddingsRunner(TorchRunner):
             self._pools_first_token = bool(json.loads(pooling.read_bytes()).get("pooling_mode_cls_token"))
         self._longest = max_text_length(weights, max_input_tokens(model, self._tokenizer))
 
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._tokenizer(texts, truncation=self._longest is not None, max_length=self._longest)
-        tokens: list[list[int]] = encoded["input_ids"]
-        return tokens
+    def _tokens(self, texts: list[str] | list[list[int]]) -> list[list[int]]:
+        """Return the token ids of each text, cut to the model's maximum. Token ids are used as they are.
+
+        Raises:
+            PredictionFailed: the model has no token with an id in ``texts``.
+        """
+        if isinstance(texts[0], str):
+            encoded = self._tokenizer(texts, truncation=self._longest is not None, max_length=self._longest)
+            tokens: list[list[int]] = encoded["input_ids"]
+            return tokens
+        count = self._model.get_input_embeddings().num_embeddings
+        for ids in texts:
+            unknown = next((id for id in ids if not 0 <= int(id) < count), None)
+            if unknown is not None:
+                raise PredictionFailed(
+                    f"input.texts has the token id {unknown}, but the tokens of {self._spec.model} are 0 to "
+                    f"{count - 1}; token ids must come from the model's own tokenizer"
+                )
+        return [[int(id) for id in ids[: self._longest]] for ids in texts]
 
     def _forward(self, tokens: list[list[int]]) -> list[Any]:
         """Return one vector for each text. Texts of similar length share a batch to save padding."""
@@ -169,11 +192,13 @@ class EmbeddingsRunner(TorchRunner):
         return found
 
 
-def parse(given: str | list[str]) -> list[str]:
+def parse(given: str | list[str]) -> list[str] | list[list[int]]:
     """Return the input ``texts`` as a list. Callers send a list, a JSON list as text, or a single text.
 
+    Only a JSON list as text can have lists of token ids instead of texts.
+
     Raises:
-        PredictionFailed: the list is empty or has items that are not strings.
+        PredictionFailed: the list is empty, or has items that are neither all texts nor all token ids.
     """
     texts: Any = given
     if isinstance(given, str):
@@ -183,9 +208,15 @@ def parse(given: str | list[str]) -> list[str]:
             texts = [given]
         if not isinstance(texts, list):
             texts = [given]  # for example a number, which is a text like any other
+    if texts and all(isinstance(text, list) and text and all(map(_is_id, text)) for text in texts):
+        return list(texts)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise PredictionFailed('input.texts must be a JSON list of strings, such as ["one", "two"]')
     return list(texts)
+
+
+def _is_id(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool)
 
 
 def max_text_length(weights: Path, most: int | None) -> int | None:

@@ -6,6 +6,7 @@ import base64
 import struct
 from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,12 +30,15 @@ async def create_embeddings(request: Request) -> Response:
     """``POST /embeddings``: the vectors have length 1 and the order of the texts."""
     caller = await calls.find_caller(request, Scope.RUN, creates=True)
     asked = await calls.parse(request, EmbeddingsRequest)
-    if asked.dimensions is not None:
-        raise calls.invalid(
-            "dimensions", "embedding models of this appliance have one vector length; omit dimensions"
-        )
     entry = calls.find_model(request, asked.model, caller, KINDS)
-    record = await calls.predict(request, caller, entry, {"texts": texts(asked.input)})
+    input: dict[str, Any] = {"texts": texts(asked.input)}
+    if asked.dimensions is not None:
+        lengths = entry.interface.components.get("dimensions", {}).get("enum", [])
+        if asked.dimensions not in lengths:
+            can = f"{', '.join(map(str, lengths))} or without dimensions" if lengths else "without dimensions"
+            raise calls.invalid("dimensions", f"vectors of {asked.model} are available only {can}")
+        input["dimensions"] = asked.dimensions
+    record = await calls.predict(request, caller, entry, input)
     if isinstance(record, Response):
         return record
     tokens = record.metrics.get("input_token_count", 0)
@@ -51,16 +55,27 @@ async def create_embeddings(request: Request) -> Response:
     return responses.json(found, 200, calls.id_headers(record))
 
 
-def texts(given: Any) -> list[str]:
-    """Return ``given``, the field ``input`` of a request, as a list of texts.
+def texts(given: Any) -> list[str] | str:
+    """Return ``given``, the field ``input`` of a request, as the model's input ``texts``.
+
+    Lists of token ids are returned as JSON.
 
     Raises:
-        InvalidInput: ``given`` is an empty list, or contains something else than texts, such as tokens.
+        InvalidInput: ``given`` is neither a text, a list of texts, token ids, nor a list of lists of these.
     """
     found = given if isinstance(given, list) else [given]
-    if not found or not all(isinstance(text, str) for text in found):
-        raise calls.invalid("input", "Must be a text or a list of texts; tokens are not supported")
-    return found
+    if found and all(isinstance(text, str) for text in found):
+        return found
+    lists = [given] if isinstance(given, list) and _are_ids(given) else found
+    if not lists or not all(isinstance(ids, list) and _are_ids(ids) for ids in lists):
+        raise calls.invalid(
+            "input", "Must be a text, a list of texts, a list of token ids, or a list of these"
+        )
+    return msgspec.json.encode(lists).decode()
+
+
+def _are_ids(found: list[Any]) -> bool:
+    return bool(found) and all(isinstance(id, int) and not isinstance(id, bool) for id in found)
 
 
 def base64_floats(vector: list[float]) -> str:

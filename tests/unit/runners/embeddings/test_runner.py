@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.errors import PredictionFailed
+from appliance.domain.errors import InvalidInput, PredictionFailed
+from appliance.runners.embeddings.options import EmbeddingsOptions
 from appliance.runners.embeddings.runner import EmbeddingsRunner, max_text_length, parse
 from appliance.runners.transformers_library import max_input_tokens
 from appliance.worker.process.gpu_oom import out_of_memory
@@ -33,7 +34,14 @@ def test_forms_of_the_texts(given: str | list[str], texts: list[str]) -> None:
     assert parse(given) == texts
 
 
-@pytest.mark.parametrize("given", ["[]", [], "[1, 2]", '[["nested"]]', "[null]"])
+def test_token_ids_are_no_texts() -> None:
+    assert parse("[[1, 2], [3]]") == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["[]", [], "[1, 2]", '[["nested"]]', "[null]", "[[]]", "[[1], []]", "[[1.5]]", "[[true]]", '[[1], "a"]'],
+)
 def test_lists_that_are_not_of_texts(given: str | list[str]) -> None:
     with pytest.raises(PredictionFailed, match="JSON list of strings"):
         parse(given)
@@ -130,6 +138,37 @@ async def test_an_input_that_cannot_be_embedded_fails_alone(tmp_path: Path, erro
     assert ended[3] == [[3.0]]
     assert max(runner.batches) > 2, "the texts are computed together first"
     assert await asked(["1 2 3 4"]) == [[4.0]]
+
+
+async def test_vectors_are_shortened_before_they_are_scaled(tmp_path: Path) -> None:
+    class Long(Forwarding):
+        def _forward(self, tokens: list[list[int]]) -> list[Any]:
+            import torch
+
+            return [torch.tensor([3.0, 4.0, 12.0]) for _ in tokens]
+
+    interface = EmbeddingsRunner.interface({"dimensions": [2]})
+    given = job(interface, tmp_path, texts=["1"], dimensions=2)
+    assert (await run(Long(RuntimeError), given)).output == [pytest.approx([0.6, 0.8])]
+    given = job(interface, tmp_path, texts=["1"], normalize_embeddings=False)
+    assert (await run(Long(RuntimeError), given)).output == [[3.0, 4.0, 12.0]]
+    with pytest.raises(InvalidInput, match="dimensions must be one of the following: 2"):
+        job(interface, tmp_path, texts=["1"], dimensions=3)
+
+
+def test_an_added_option_keeps_the_version_until_it_is_set() -> None:
+    assert EmbeddingsOptions().versioned == {"trust_remote_code": False}
+    assert EmbeddingsOptions(dimensions=[2]).versioned == {"trust_remote_code": False, "dimensions": [2]}
+
+
+async def test_token_ids_are_used_as_they_are(tmp_path: Path) -> None:
+    runner = EmbeddingsRunner(load_spec("embeddings", Path("/none"), max_batch=32))
+    runner._model = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(num_embeddings=10))
+    runner._longest = 3
+    assert runner._tokens([[9, 0, 1, 2], [5]]) == [[9, 0, 1], [5]]
+    for wrong in ([[1], [2, 10]], [[-1]]):
+        with pytest.raises(PredictionFailed, match=f"token id {wrong[-1][-1]}, but .* are 0 to 9"):
+            runner._tokens(wrong)
 
 
 async def test_a_device_without_memory_is_recognised(tmp_path: Path) -> None:

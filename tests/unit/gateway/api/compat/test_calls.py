@@ -443,10 +443,18 @@ def test_embeddings_are_packed_as_numpy_would() -> None:
     assert struct.unpack("<3f", b64decode(embeddings.base64_floats(vector))) == tuple(vector)
 
 
-@pytest.mark.parametrize("given", [[], [1, 2], [[1, 2]], ["a", 1], 7, {"a": "b"}])
-def test_only_texts_are_embedded(given: Any) -> None:
-    with pytest.raises(InvalidInput, match="tokens are not supported"):
+@pytest.mark.parametrize("given", [[], ["a", 1], 7, {"a": "b"}, [[]], [[1], []], [[1], "a"], [[True]]])
+def test_only_texts_and_token_ids_are_embedded(given: Any) -> None:
+    with pytest.raises(InvalidInput, match="a text, a list of texts, a list of token ids"):
         embeddings.texts(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], "[[1,2]]"), ([[1, 2], [3]], "[[1,2],[3]]")],
+)
+def test_forms_of_the_input_of_embeddings(given: Any, texts: Any) -> None:
+    assert embeddings.texts(given) == texts
 
 
 async def test_a_name_without_a_slash_is_known_here_only(
