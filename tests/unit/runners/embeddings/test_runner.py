@@ -102,8 +102,8 @@ class Forwarding(EmbeddingsRunner):
         self.error = error
         self.batches: list[int] = []
 
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        return [[int(word) for word in text.split()] for text in texts]
+    def _tokens(self, texts: list[str] | list[list[int]]) -> list[list[int]]:
+        return [[int(word) for word in str(text).split()] for text in texts]
 
     def _forward(self, tokens: list[list[int]]) -> list[Any]:
         self.batches.append(len(tokens))
