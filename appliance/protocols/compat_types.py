@@ -114,10 +114,15 @@ class SpeechRequest(Request, kw_only=True):
     model: str
     input: str
     voice: str | None = None
-    response_format: Annotated[str, one_of("mp3", "opus", "flac", "wav")] | None = None
+    response_format: Annotated[str, one_of("mp3", "opus", "aac", "flac", "wav", "pcm")] | None = None
     speed: float | None = None
-    stream: NoStream | None = None
-    stream_format: Annotated[str, one_of("audio")] | None = None
+    stream_format: Annotated[
+        str | None,
+        one_of("audio", "sse"),
+        Meta(
+            description="audio: send the audio while it is made; sse: as events. Default: send it at the end"
+        ),
+    ] = None
 
 
 class TranscriptionFields(Request, kw_only=True):
@@ -129,7 +134,7 @@ class TranscriptionFields(Request, kw_only=True):
     response_format: Annotated[str, one_of("json", "text", "srt", "vtt", "verbose_json")] | None = None
     temperature: Annotated[str | None, Meta(description="A number")] = None
     timestamp_granularities: list[Annotated[str, one_of("word", "segment")]] | None = None
-    stream: Annotated[str, one_of("false")] | None = None
+    stream: Annotated[str, one_of("true", "false")] | None = None
 
 
 class TranscriptionRequest(TranscriptionFields, kw_only=True):
@@ -185,7 +190,7 @@ class ResponseErrorDetail(Struct, kw_only=True):
 
 
 class ResponseResponse(Struct, kw_only=True):
-    """A response of OpenAI's Responses API that has no output yet, or failed; vLLM makes all others."""
+    """A response of OpenAI's Responses API that has no output; vLLM makes all others, with more fields."""
 
     id: str
     object: Literal["response"]
@@ -366,6 +371,5 @@ RESPONSES: Final = (
     OpenAIModelsResponse,
     EmbeddingsResponse,
     ImagesResponse,
-    ResponseResponse,
     TranscriptionResponse,
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.domain.errors import PredictionFailed
 
@@ -31,7 +31,7 @@ class AudioFormat(NamedTuple):
     bit_rate: int | None = None  # bits/s; None: the codec's default
 
 
-#: The formats of output files by their suffix.
+#: The formats of output files and of streams by their suffix.
 FORMATS: Final[dict[str, AudioFormat]] = {
     "wav": AudioFormat("wav", "pcm_s16le"),
     "mp3": AudioFormat(
@@ -39,6 +39,8 @@ FORMATS: Final[dict[str, AudioFormat]] = {
     ),
     "flac": AudioFormat("flac", "flac"),
     "opus": AudioFormat("ogg", "libopus", (8000, 12000, 16000, 24000, 48000)),
+    "aac": AudioFormat("adts", "aac", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
+    "pcm": AudioFormat("s16le", "pcm_s16le", (24000,)),  # without a header, as OpenAI's format of this name
 }
 
 
@@ -136,21 +138,59 @@ def write(path: Path, samples: Samples, rate: int) -> None:
 
     Samples outside the range -1 to 1 are clipped, and NaN samples become silence.
     """
+    with path.open("wb") as file:
+        for _ in _encoded(file, [samples], rate, path.suffix.removeprefix(".")):
+            pass
+
+
+def encoded(parts: Iterable[Samples], rate: int, format: str) -> Generator[bytes, None, None]:
+    """Yield the bytes of an audio file with ``parts``, as soon as each part is known.
+
+    A header that would have the length of the file has none. Samples are treated as by ``write``.
+    """
+    sink = _Sink()
+    for _ in _encoded(sink, parts, rate, format):
+        if sink.written:
+            yield sink.take()
+    yield sink.take()
+
+
+class _Sink:
+    """A file that can only be written to, for FFmpeg, which then never seeks in it."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.written += data
+        return len(data)
+
+    def take(self) -> bytes:
+        """Return what was written since the last call."""
+        taken, self.written = bytes(self.written), bytearray()
+        return taken
+
+
+def _encoded(file: Any, parts: Iterable[Samples], rate: int, format: str) -> Iterator[None]:
+    """Write ``parts`` to ``file`` as one audio file; yield after each part."""
     import av
     import numpy as np
 
-    form = FORMATS[path.suffix.removeprefix(".")]
+    form = FORMATS[format]
     file_rate = next((each for each in form.rates if each >= rate), form.rates[-1]) if form.rates else rate
-    integers = (np.clip(np.nan_to_num(samples), -1.0, 1.0) * 32767.0).astype(np.int16)
-    with av.open(str(path), "w", format=form.container) as container:
+    with av.open(file, "w", format=form.container, options={"flush_packets": "1"}) as container:
         stream = container.add_stream(form.codec, rate=file_rate, layout="mono")
         assert isinstance(stream, av.AudioStream), "all formats are audio"
         if form.bit_rate is not None:
             stream.bit_rate = form.bit_rate
-        for at in range(0, integers.size, rate):
-            frame = av.AudioFrame.from_ndarray(integers[None, at : at + rate], format="s16", layout="mono")
-            frame.sample_rate = rate
-            for packet in stream.encode(frame):
-                container.mux(packet)
+        for samples in parts:
+            integers = (np.clip(np.nan_to_num(samples), -1.0, 1.0) * 32767.0).astype(np.int16)
+            for at in range(0, integers.size, rate):
+                part = integers[None, at : at + rate]
+                frame = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
+                frame.sample_rate = rate
+                for packet in stream.encode(frame):
+                    container.mux(packet)
+            yield
         for packet in stream.encode(None):
             container.mux(packet)

@@ -1,9 +1,12 @@
 """Operations of OpenAI's and Anthropic's APIs. ``Kind.operations`` lists those that a kind supports.
 
-The gateway translates a request for one of ``TRANSLATED`` to inputs of the model. Any other operation is
-answered by the runner: it runs as a prediction whose input is the whole request body, unchanged. The output
-is the response body or, if the request asks for a stream, the stream's events. If it fails, the output is the
-error response.
+The gateway translates a request for one of ``TRANSLATED`` to inputs of the model. If such a request asks for
+a stream, the runner outputs the stream's events; the operation of the prediction tells it so. Otherwise it is
+an ordinary prediction.
+
+Any other operation is answered by the runner: it runs as a prediction whose input is the whole request body,
+unchanged. The output is the response body or, if the request asks for a stream, the stream's events. If it
+fails, the output is the error response.
 """
 
 from __future__ import annotations
@@ -45,6 +48,14 @@ def streams(body: Mapping[str, Any]) -> bool:
     return body.get("stream") is True
 
 
-def interface(body: Mapping[str, Any]) -> Interface:
-    """Return the interface of an operation: any object as input, and an object or a stream as output."""
+def interface(operation: str, body: Mapping[str, Any], model: Interface) -> Interface:
+    """Return the interface of an operation of a model with the interface ``model``.
+
+    One of ``TRANSLATED`` has the model's inputs, and its output is a stream. Any other takes any object, and
+    its output is an object or a stream.
+    """
+    if operation in TRANSLATED:
+        return Interface(
+            input=model.input, output=_STREAM, components=model.components, aliases=model.aliases
+        )
     return Interface(input=_INPUT, output=_STREAM if streams(body) else _RESPONSE, verbatim=True)

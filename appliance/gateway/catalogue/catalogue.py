@@ -433,11 +433,13 @@ def trained(base: ServedVersion, adapter: Adapter, path: str) -> ServedVersion:
     )
 
 
-def operating(entry: ServedVersion, body: dict[str, Any]) -> ServedVersion:
+def operating(entry: ServedVersion, operation: str, body: dict[str, Any]) -> ServedVersion:
     """Return ``entry`` with the interface of the operation that ``body`` requests."""
+    interface = operations.interface(operation, body, entry.interface)
+    media_given = interface.verbatim and next(media.urls(body), None) is not None
     return msgspec.structs.replace(
         entry,
-        interface=operations.interface(body),
-        files_in=next(media.urls(body), None) is not None,
+        interface=interface,
+        files_in=media_given or bool(interface.file_inputs),
         files_out=False,
     )

@@ -231,7 +231,7 @@ class Engine:
 
         ``deadline`` is in Unix seconds. With ``destination`` the prediction is a training, and ``entry`` a
         trainer. ``parent`` is the id of the running prediction that creates this one. With ``operation``,
-        ``input`` is the body of a request of the OpenAI or Anthropic API. ``token`` is the id of the caller's
+        ``input`` is that of one of ``runners.operations``. ``token`` is the id of the caller's
         API token, ``trace`` the traceparent of the request; a child has the token and trace of its parent.
 
         Raises:
@@ -242,7 +242,7 @@ class Engine:
             ShuttingDown: the appliance is draining.
         """
         if operation is not None:
-            entry = operating(entry, input)
+            entry = operating(entry, operation, input)
         validated = input_schema.validate(entry.interface, input)
         if self._draining and parent is None:
             raise ShuttingDown

@@ -103,7 +103,9 @@ def served(catalogue: Catalogue, prediction: Prediction) -> ServedVersion:
     """
     if prediction.destination is None:
         entry = catalogue.by_version(prediction.version, account=None)
-        return entry if prediction.operation is None else operating(entry, prediction.input)
+        if prediction.operation is None:
+            return entry
+        return operating(entry, prediction.operation, prediction.input)
     trainer = catalogue.trainer(prediction.version)
     if trainer is None:
         raise InvalidVersion

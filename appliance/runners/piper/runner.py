@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import audio, failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.operations import SPEECH
 from appliance.runners.piper.voices import voice_files
 from appliance.runners.progress import bar
 from appliance.runners.schemas import choice, number, string
@@ -89,8 +91,15 @@ class PiperRunner:
         if not pieces:
             raise PredictionFailed("input.text: the text has nothing that can be spoken; write words")
         spoken: list[audio.Samples] = []
-        async for part in stepwise(_speak(voice, pieces, job.input, speaker)):
-            spoken.append(part)
+        parts = _noted(_speak(voice, pieces, job.input, speaker), spoken)
+        if job.operation == SPEECH:
+            chunks = audio.encoded(parts, voice.config.sample_rate, job.input["output_format"])
+            async for chunk in stepwise(chunks):
+                yield Output([{"type": "speech.audio.delta", "audio": b64encode(chunk).decode()}])
+            yield Metric("audio_duration", round(sum(map(len, spoken)) / voice.config.sample_rate, 3))
+            yield Output([{"type": "speech.audio.done"}])
+            return
+        async for _ in stepwise(parts):
             yield Log(f"{bar(len(spoken), len(pieces))}\n")
         folder = Path(job.folder)
         file = folder / f"output.{job.input['output_format']}"
@@ -169,6 +178,13 @@ def _pieces(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
             rest = rest[cut:]
         pieces.append(rest)
     return [piece for piece in pieces if any(not part.isspace() for part in piece)]
+
+
+def _noted(parts: Iterator[audio.Samples], seen: list[audio.Samples]) -> Generator[audio.Samples, None, None]:
+    """Yield ``parts``, and append each to ``seen`` before."""
+    for part in parts:
+        seen.append(part)
+        yield part
 
 
 def _speak(

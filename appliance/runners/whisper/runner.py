@@ -18,6 +18,7 @@ from appliance.domain.prediction import Job, Log, Metric, Output
 from appliance.runners import audio, failures
 from appliance.runners.base import LoadSpec
 from appliance.runners.interfaces import FILE, interface_of
+from appliance.runners.operations import TRANSCRIPTIONS
 from appliance.runners.progress import bar
 from appliance.runners.schemas import boolean, choice, number, string
 from appliance.runners.threads import stepwise
@@ -166,6 +167,14 @@ class WhisperRunner:
                 else:
                     segments.append(item)
                     yield Log(_line(item, duration))
+                    if job.operation == TRANSCRIPTIONS:
+                        text = item["text"] if len(segments) > 1 else item["text"].lstrip()
+                        yield Output([{"type": "transcript.text.delta", "delta": text}])
+        if job.operation == TRANSCRIPTIONS:
+            text = _FORMATS[_PLAIN](found["transcribe"])
+            usage = {"type": "duration", "seconds": math.ceil(duration)}
+            yield Output([{"type": "transcript.text.done", "text": text, "usage": usage}])
+            return
         write = _FORMATS[job.input["transcription"]]
         output: dict[str, Any] = {
             "transcription": write(found["transcribe"]),

@@ -1,8 +1,13 @@
-"""Routes of OpenAI's transcriptions and translations, for whisper models, and speech, for piper models."""
+"""Routes of OpenAI's transcriptions and translations, for whisper models, and speech, for piper models.
+
+A request for a stream is a prediction with an operation, whose output is the events of the stream. Every
+other request is an ordinary prediction of the model.
+"""
 
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from typing import Any, Final
 
 import msgspec
@@ -10,13 +15,15 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from appliance.domain.errors import PredictionFailed
 from appliance.domain.file import OutputFile
 from appliance.domain.prediction import Prediction
 from appliance.domain.token import Scope
 from appliance.gateway.api import requests, responses
 from appliance.gateway.api.compat import calls
+from appliance.gateway.api.compat.calls import DATA, ApiFormat
 from appliance.gateway.api.compat.forms import Form, received
-from appliance.gateway.api.errors import OPENAI
+from appliance.gateway.api.errors import OPENAI, CompatError
 from appliance.gateway.api.services import services_of
 from appliance.protocols.compat_types import (
     SpeechRequest,
@@ -30,6 +37,17 @@ from appliance.runners import kinds_with_operation, operations
 
 TRANSCRIBING: Final = kinds_with_operation(operations.TRANSCRIPTIONS)
 SPEAKING: Final = kinds_with_operation(operations.SPEECH)
+
+#: Format of audio -> its media type.
+CONTENT_TYPES: Final = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+_MOST_STREAMED: Final = 4096  # characters, as in OpenAI's API, because the gateway keeps the audio in memory
 
 _PLAIN: Final = "plain text"  # a choice of the input ``transcription`` of whisper models
 
@@ -54,15 +72,37 @@ async def speak(request: Request) -> Response:
         input["voice"] = asked.voice
     if asked.speed is not None:
         input["speed"] = asked.speed
+    if asked.stream_format is not None:
+        if len(asked.input) > _MOST_STREAMED:
+            raise calls.invalid(
+                "input", f"a text of over {_MOST_STREAMED} characters cannot be streamed; omit stream_format"
+            )
+        raw = ApiFormat(_audio, _broken, idle=b"", content_type=CONTENT_TYPES[input["output_format"]])
+        format = raw if asked.stream_format == "audio" else DATA
+        return await calls.stream_translated(request, caller, entry, input, operations.SPEECH, format)
     record = await calls.predict(request, caller, entry, input)
     if isinstance(record, Response):
         return record
     headers = calls.id_headers(record)
     if isinstance(record.output, OutputFile):
         path = services_of(request).files.folder / record.output.path
-        return FileResponse(path, headers=headers, media_type=record.output.content_type)
-    kind, audio = from_data(record.output)  # with `files.outputs: data`
-    return Response(audio, 200, headers, kind)
+        return FileResponse(path, headers=headers, media_type=CONTENT_TYPES[input["output_format"]])
+    _, audio = from_data(record.output)  # with `files.outputs: data`
+    return Response(audio, 200, headers, CONTENT_TYPES[input["output_format"]])
+
+
+def _audio(event: dict[str, Any]) -> bytes:
+    """Return the audio in an event of a stream of speech."""
+    return b64decode(event.get("audio", ""))
+
+
+def _broken(error: CompatError, number: int) -> bytes:
+    """Break the connection, because audio has no place for an error.
+
+    Raises:
+        PredictionFailed: always.
+    """
+    raise PredictionFailed(error.message)
 
 
 async def _transcribe(request: Request, task: str) -> Response:
@@ -73,6 +113,14 @@ async def _transcribe(request: Request, task: str) -> Response:
         entry = calls.find_model(request, asked.model, caller, TRANSCRIBING)
         input = transcription_input(asked, translate=task == "translation")
         input["audio"] = f"{requests.origin(request)}/v1/files/{_file(form)}"
+        if asked.stream == "true":
+            if task == "translation":
+                raise calls.invalid("stream", "translations cannot be streamed")
+            if asked.response_format not in {None, "json", "text"}:
+                raise calls.invalid("response_format", "can only be json or text if stream is true")
+            return await calls.stream_translated(
+                request, caller, entry, input, operations.TRANSCRIPTIONS, DATA
+            )
         record = await calls.predict(request, caller, entry, input)
         return record if isinstance(record, Response) else _transcript(record, task, asked)
 

@@ -59,14 +59,30 @@ class Disconnected(Exception):
 class ApiFormat(NamedTuple):
     """The stream format of one API."""
 
-    named: bool  # whether an event is named after the type of its object
-    last: bytes  # bytes that end the stream
-    error: Callable[[CompatError, int], msgspec.Struct]  # returns the event of an error, given its number
+    write: Callable[[Any], bytes]  # returns the bytes of one item of the stream
+    error: Callable[[CompatError, int], bytes]  # returns the bytes of an error after a number of items
+    last: bytes = b""  # bytes that end the stream
+    idle: bytes = serializers.HEARTBEAT  # bytes that keep the connection open
+    content_type: str = "text/event-stream"
 
 
-CHUNKS: Final = ApiFormat(named=False, last=b"data: [DONE]\n\n", error=lambda error, _: error.openai())
-EVENTS: Final = ApiFormat(named=True, last=b"", error=CompatError.event)
-MESSAGES: Final = ApiFormat(named=True, last=b"", error=lambda error, _: error.anthropic())
+def frame(item: Any) -> bytes:
+    """Return a server-sent event without a name."""
+    return b"data: " + msgspec.json.encode(item) + b"\n\n"
+
+
+def named_frame(item: Any) -> bytes:
+    """Return a server-sent event that is named after the type of ``item``."""
+    return f"event: {item['type']}\n".encode() + frame(item)
+
+
+CHUNKS: Final = ApiFormat(frame, lambda error, _: frame(error.openai()), last=b"data: [DONE]\n\n")
+EVENTS: Final = ApiFormat(
+    named_frame, lambda error, number: named_frame(msgspec.to_builtins(error.event(number)))
+)
+MESSAGES: Final = ApiFormat(named_frame, lambda error, _: named_frame(msgspec.to_builtins(error.anthropic())))
+#: OpenAI's streams of audio and of transcripts: as ``EVENTS``, without names of events.
+DATA: Final = ApiFormat(frame, lambda error, number: frame(error.event(number)))
 
 
 async def find_caller(request: Request, scope: Scope, *, creates: bool = False) -> Token:
@@ -169,6 +185,22 @@ async def respond(request: Request, record: Prediction, format: ApiFormat) -> Re
     return Response(serializers.encode(ended.output), 200, headers, "application/json")
 
 
+async def stream_translated(
+    request: Request,
+    caller: Token,
+    entry: ServedVersion,
+    input: dict[str, Any],
+    operation: str,
+    format: ApiFormat,
+) -> Response:
+    """Run a prediction of one of ``operations.TRANSLATED``, and return its output, a stream."""
+    record = await _submit(request, caller, entry, input, operation)
+    try:
+        return await stream(request, record, format)
+    except Disconnected:
+        return Response(status_code=GONE)
+
+
 async def _submit(
     request: Request, caller: Token, entry: ServedVersion, input: dict[str, Any], operation: str | None = None
 ) -> Prediction:
@@ -263,7 +295,7 @@ async def stream(
     events = _events(first, seen, format, after)
     if cancels:
         events = _canceling(record, events, engine)
-    return StreamingResponse(events, 200, {**HEADERS, **headers}, "text/event-stream")
+    return StreamingResponse(events, 200, {**HEADERS, **headers}, format.content_type)
 
 
 async def _events(
@@ -274,17 +306,16 @@ async def _events(
     while True:
         match first:
             case None:
-                yield serializers.HEARTBEAT
+                yield format.idle
             case Prediction():
                 if first.status is not Status.SUCCEEDED and not broken:
-                    error = msgspec.to_builtins(format.error(_error_of(first), count))
-                    yield frame(error, named=format.named)
+                    yield format.error(_error_of(first), count)
                 yield format.last
                 return
             case _:
                 count += len(first)
                 broken = "error" in first[-1][1] or first[-1][1].get("type") == "error"
-                yield b"".join(frame(item, named=format.named) for _, item in first)
+                yield b"".join(format.write(item) for _, item in first)
         first = await anext(seen)
 
 
@@ -331,11 +362,6 @@ def invalid(field: str, why: str) -> InvalidInput:
 
 def problem(field: str, why: str) -> FieldProblem:
     return FieldProblem("invalid", field, why)
-
-
-def frame(item: Any, *, named: bool) -> bytes:
-    name = f"event: {item['type']}\n".encode() if named else b""
-    return name + b"data: " + msgspec.json.encode(item) + b"\n\n"
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
