@@ -25,5 +25,10 @@ KIND: Final = Kind(
         "vllm.entrypoints.openai.responses.serving",
         "vllm.entrypoints.anthropic.serving",
     ),
-    preload_on_cpu=("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
+    preload_on_cpu=(
+        "vllm.v1.worker.cpu_worker",
+        "vllm.v1.worker.cpu_model_runner",
+        "vllm.model_executor.layers.quantization.online.base",
+        "appliance.runners.vllm.cpu_preload",
+    ),
 )

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from appliance.domain.errors import LoadFailed
 from appliance.runners import failures, images
-from appliance.runners.vllm import adapters, errors, kv_cache
+from appliance.runners.vllm import adapters, errors, kv_cache, tokenizer_copies
 from appliance.runners.vllm.grammars import check_grammars, use_own_backends
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def _start(spec: LoadSpec, weights: Path) -> AsyncLLM:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     use_own_backends()
     patch_grey_images()
-    engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    with tokenizer_copies.made_while_core_starts():
+        engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     check_grammars(engine)
     return engine
 
