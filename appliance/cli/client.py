@@ -55,12 +55,11 @@ class Client:
 
     def all_pages(self, path: str) -> list[Any]:
         """Return the items of all pages of the list at ``path``."""
-        found: list[Any] = []
-        url: str | None = path
-        while url:
-            page = self.get(api_client.path_of(url))
+        page = self.get(path)
+        found: list[Any] = page["results"]
+        while page.get("next"):
+            page = self.get(api_client.next_page(path, page["next"]))
             found += page["results"]
-            url = page.get("next")
         return found
 
     def text(self, path: str) -> str:

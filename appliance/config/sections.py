@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from appliance.domain.section import Section, size, subsection
-from appliance.domain.values import Bytes, DeviceName, FilePath, HttpUrl, ModelName, NetworkName, Seconds
+from appliance.domain.values import (
+    Bytes,
+    DeviceName,
+    FilePath,
+    HttpUrl,
+    ModelName,
+    NetworkName,
+    PublicUrl,
+    Seconds,
+)
 from appliance.runners import model_configs
 from appliance.runners.model_config import ModelConfig
 
@@ -43,10 +52,10 @@ class ServerConfig(Section):
         description="Serve HTTPS. Replicate's official clients return file objects only for https URLs. "
         "Default: plain HTTP.",
     )
-    public_url: HttpUrl | None = Field(
+    public_url: PublicUrl | None = Field(
         default=None,
-        description="URL at which clients reach the appliance, used for links in responses. "
-        "Default: the URL that each client used.",
+        description="URL at which clients reach the appliance, used for links in responses. If the URL has a "
+        "path, the reverse proxy must remove the path from requests. Default: the URL that each client used.",
     )
     trusted_proxies: tuple[NetworkName, ...] = Field(
         default=(),

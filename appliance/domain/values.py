@@ -37,6 +37,7 @@ _SHORT_NAME: Final = re.compile(r"(?![0-9a-f]{64}$)[A-Za-z0-9]([A-Za-z0-9:._-]{0
 _ALIAS: Final = re.compile(rf"(?:{_NAME.pattern}|{_SHORT_NAME.pattern})")
 _DEVICE: Final = re.compile(r"[a-z0-9]([a-z0-9:._-]*[a-z0-9])?")
 _VARIABLE: Final = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\}?)")
+_PUBLIC_URL: Final = re.compile(r"https?://[^\s/?#]+(/[A-Za-z0-9._~-]+)*/?")
 _HTTP_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*")
 
 
@@ -108,6 +109,16 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _public_url(value: str) -> str:
+    if not _PUBLIC_URL.fullmatch(value):
+        raise PydanticCustomError(
+            "public_url",
+            'should be a URL that begins with "http://" or "https://", has no query, and has only letters, '
+            'digits, ".", "_", "~" and "-" between the slashes of its path',
+        )
+    return value.rstrip("/")
+
+
 def _path(value: object, info: ValidationInfo) -> Path:
     """Return an absolute path; a relative path is relative to the folder of the config file."""
     if isinstance(value, Path):
@@ -163,4 +174,5 @@ Alias = Annotated[str, AfterValidator(_alias), _pattern(_ALIAS)]
 DeviceName = Annotated[str, AfterValidator(_device), _pattern(_DEVICE)]
 NetworkName = Annotated[str, AfterValidator(_network)]
 HttpUrl = Annotated[str, AfterValidator(_http_url), _pattern(_HTTP_URL)]
+PublicUrl = Annotated[str, AfterValidator(_public_url), _pattern(_PUBLIC_URL)]
 FilePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]

@@ -197,7 +197,7 @@ async def start_gateway(settings: GatewaySettings) -> Gateway:
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
             server_header=False,
-            proxy_headers=False,  # `requests.origin` decides whom to believe
+            proxy_headers=False,  # `requests.base_url` decides whom to believe
             date_header=False,
         )
     )

@@ -27,9 +27,22 @@ def authorization(token: str) -> dict[bytes, bytes]:
     return {b"authorization": b"Bearer " + token.encode()}
 
 
-def path_of(url: str) -> str:
-    """Return the path and query of a URL from a response, to be joined with the client's own base URL."""
-    return httpx.URL(url).raw_path.decode()
+def next_page(path: str, url: str) -> str:
+    """Return the path and query of the next page of the list at ``path``.
+
+    ``url`` is the link to that page in a response. Its path may begin with that of ``server.public_url``,
+    which the client's base URL may lack.
+    """
+    return f"{path.partition('?')[0]}?{httpx.URL(url).query.decode()}"
+
+
+def stream_path(url: str) -> str:
+    """Return the path of a stream of events, to be joined with the client's base URL.
+
+    ``url`` is the link in a response. Its path may begin with that of ``server.public_url``.
+    """
+    path = httpx.URL(url).raw_path.decode()
+    return path[max(path.rfind("/v1/"), 0) :]
 
 
 def convert(value: Any, type: type[T]) -> T:

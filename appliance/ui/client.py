@@ -39,9 +39,9 @@ class Api:
             event_hooks={"response": [content_encodings.refuse_async]},
         )
 
-    def caller(self, token: str, origin: str) -> Caller:
-        """Return a client that uses ``token``. ``origin`` is the scheme and host in the browser's URLs."""
-        return Caller(self._http, token, origin)
+    def caller(self, token: str, base_url: str) -> Caller:
+        """Return a client that uses ``token``. ``base_url`` is the URL of the appliance in the browser."""
+        return Caller(self._http, token, base_url)
 
     async def file(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
         """Open an output file, for which no token is needed. The caller reads and closes the response.
@@ -60,9 +60,10 @@ class Api:
 class Caller:
     """Calls the API with the token of one user. Failures are ``ApplianceError`` with a message for users."""
 
-    def __init__(self, http: httpx.AsyncClient, token: str, origin: str) -> None:
-        self.origin = origin
-        scheme, _, host = origin.partition("://")
+    def __init__(self, http: httpx.AsyncClient, token: str, base_url: str) -> None:
+        self.base_url = base_url
+        scheme, _, rest = base_url.partition("://")
+        host = rest.partition("/")[0]
         # URLs in responses are for the browser, so the API must see the host that the browser uses.
         forwarded = {"host": host, "x-forwarded-host": host, "x-forwarded-proto": scheme}
         encoded = {name.encode(): value.encode() for name, value in forwarded.items()}
@@ -83,7 +84,7 @@ class Caller:
         page = await self.get(path, **query)
         found: list[Any] = page["results"]
         while page["next"]:
-            page = await self.get(api_client.path_of(page["next"]))
+            page = await self.get(api_client.next_page(path, page["next"]))
             found += page["results"]
         return found
 
@@ -104,7 +105,9 @@ class Caller:
     async def stream(self, url: str) -> AsyncIterator[ServerSentEvent]:
         """Yield the server-sent events at ``url`` until the stream ends."""
         with _translated():
-            async with self._http.stream("GET", api_client.path_of(url), headers=self._headers) as response:
+            async with self._http.stream(
+                "GET", api_client.stream_path(url), headers=self._headers
+            ) as response:
                 if not response.is_success:
                     await response.aread()
                     raise api_client.error_from(response)

@@ -132,7 +132,7 @@ def show_errors(function: _Function) -> _Function:
 
 def message(error: ApplianceError) -> gr.Error:
     if isinstance(error, Unauthenticated):
-        text = 'This token is no longer valid: <a href="/signin">sign in</a> with another one.'
+        text = 'This token is no longer valid: <a href="./signin">sign in</a> with another one.'
         return gr.Error(text, title="Signed out", print_exception=False)
     if isinstance(error, InvalidInput):
         problems = [
@@ -162,12 +162,17 @@ def navigation(
     )
 
 
-def add_navigation(document: str, navigation: str) -> tuple[str, str]:
-    """Return the HTML of a Gradio page with ``navigation`` inserted, and the nonce that its scripts have."""
+def add_navigation(document: str, navigation: str, prefix: str = "") -> tuple[str, str]:
+    """Return the HTML of a Gradio page with ``navigation`` inserted, and the nonce that its scripts have.
+
+    ``prefix`` is the path under which a reverse proxy serves the UI. Links are relative to it.
+    """
     nonce = secrets.token_urlsafe(16)
     document = _HEAD.sub("", document)
     # The files of Gradio's frontend are the same for every page.
-    document = document.replace('"./assets/', '"/assets/').replace('<base href="./"', '<base href="/"')
+    base = escape(prefix)
+    document = document.replace('"./assets/', f'"{base}/assets/')
+    document = document.replace('<base href="./"', f'<base href="{base}/"')
     top = f'<link rel="icon" href="{_ICON}"><style>{CSS}</style><script>{SCRIPT}</script></head>'
     document = document.replace("</head>", top, 1)
     document = re.sub(r"(<body[^>]*>)", lambda body: body[1] + navigation, document, count=1)
@@ -202,11 +207,15 @@ def security_headers(nonce: str, *, images: str = "", embeddable: bool = False) 
     }
 
 
-def page_without_gradio(template: str, status: int, **values: Any) -> HTMLResponse:
-    """Render a template that extends ``alone.html``; ``values`` must contain ``title``."""
+def page_without_gradio(template: str, status: int, prefix: str, **values: Any) -> HTMLResponse:
+    """Render a template that extends ``alone.html``; ``values`` must contain ``title``.
+
+    ``prefix`` is the path under which a reverse proxy serves the UI.
+    """
     headers = security_headers("none") | {
         "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
     }
-    content = markup.render(template, icon=_ICON, css=Markup(CSS), **values)  # noqa: S704 - our own file
+    css = Markup(CSS)  # noqa: S704 - our own file
+    content = markup.render(template, base=f"{prefix}/", icon=_ICON, css=css, **values)
     return HTMLResponse(content, status, headers)

@@ -11,10 +11,11 @@ from typing import Final
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.ui import layout
+from appliance.ui import layout, session
 
 FOLDER: Final = Path(__file__).parents[1] / "assets" / "manual"
 PATH: Final = "/manual"
@@ -55,7 +56,10 @@ class Manual:
                 MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
-        await self._files({**scope, "root_path": PATH}, receive, send_with_headers)
+        # The redirect to the path with a slash at its end must have the prefix of a reverse proxy.
+        prefix = session.prefix(Request(scope))
+        inner = {**scope, "root_path": prefix + PATH, "path": prefix + scope["path"]}
+        await self._files(inner, receive, send_with_headers)
 
 
 def _script_hashes(folder: Path) -> str:

@@ -30,7 +30,8 @@ _environment: Final = Environment(
 )
 _environment.filters |= {
     "css_class": lambda state: re.sub("[^a-z]+", "-", state.lower()),
-    "url_path": lambda path: quote(path, safe="/?=&-_.~"),
+    # Relative to the <base> of the page, because a reverse proxy may serve the UI under a path.
+    "url_path": lambda path: "." + quote(path, safe="/?=&-_.~"),
 }
 
 
@@ -95,6 +96,7 @@ def badge(state: str, text: str | None = None) -> Markup:
 
 
 def link(path: str, text: str) -> Markup:
+    """Return a link to ``path``, which begins with a slash, on this appliance."""
     return _part("link", path, text)
 
 

@@ -17,7 +17,7 @@ class MediaFile(NamedTuple):
 
     kind: str  # its media type, or empty if that is unknown
     name: str
-    url: str  # for a page of this appliance
+    url: str  # for a page of this appliance: relative to its <base>, or a data URL
     inline: bool  # whether the URL contains the data; browsers open no page for such a URL
 
 
@@ -45,11 +45,15 @@ def image_url(url: str) -> str | None:
 
 
 def _own_path(url: str) -> str | None:
-    """Return the path of an output file's URL. The host is not checked: behind proxies it varies."""
+    """Return the path of an output file's URL, relative to the URL of the appliance.
+
+    The host and what precedes that path are not checked: behind proxies they vary.
+    """
     if not url.startswith(("http://", "https://")):
         return None
     try:
         path = urlsplit(url).path
     except ValueError:
         return None
-    return path if path.startswith(_OUTPUTS) else None
+    at = path.rfind(_OUTPUTS)
+    return None if at < 0 else f".{path[at:]}"

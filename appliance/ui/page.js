@@ -5,14 +5,16 @@
 
   // After a sign-out the browser loads the sign-in, so further requests of this page get no answer.
   let leaving = false;
-  addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname === "/signout"; });
+  addEventListener("submit", ({ target }) => { leaving ||= new URL(target.action).pathname.endsWith("/signout"); });
 
   // If the token is revoked while a page is open, the next request is answered with 401.
   const ask = async (...given) => {
     if (leaving) await new Promise(() => {}); // for ever
     const reply = await network(...given);
     if (reply.status === 401)
-      location.assign("/signin?next=" + encodeURIComponent(location.pathname + location.search));
+      location.assign(
+        new URL("signin?next=" + encodeURIComponent(location.pathname + location.search), document.baseURI),
+      );
     return reply;
   };
 

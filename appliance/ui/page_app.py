@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.ui import layout
+from appliance.ui import layout, session
 from appliance.ui.theme import theme
 
 _FOLDER: Final = Path(gr.__file__).parent / "templates" / "frontend"
@@ -76,12 +76,14 @@ class PageApp:
             sent.append(message)
 
         headers = [pair for pair in request.scope["headers"] if pair[0] != b"accept-encoding"]
+        prefix = session.prefix(request)
+        root = prefix + root
         scope = {**request.scope, "method": "GET", "headers": headers, "root_path": root, "path": f"{root}/"}
         scope["raw_path"] = scope["path"].encode()
         await self.app(scope, request.receive, keep)
         status = next(message["status"] for message in sent if message["type"] == "http.response.start")
         body = b"".join(message.get("body", b"") for message in sent)
-        document, nonce = layout.add_navigation(body.decode(), navigation)
+        document, nonce = layout.add_navigation(body.decode(), navigation, prefix)
         return HTMLResponse(
             document, status, layout.security_headers(nonce, images=images, embeddable=embeddable)
         )

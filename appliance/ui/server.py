@@ -75,6 +75,7 @@ class Server:
         request = Request(scope, receive)
         if request.headers.get("x-forwarded-proto") == "https":
             scope["scheme"] = "https"
+        scope[session.PREFIX] = request.headers.get("x-forwarded-prefix", "")  # the gateway sets both
         try:
             _check_path(scope["path"])
             await self._respond(request, receive, send)
@@ -106,7 +107,8 @@ class Server:
             navigation = layout.navigation(self._pages, user, root, self._title, manual=manual)
             await (await built.respond(request, root, navigation, self._images))(scope, receive, send)
             return
-        inner = {**scope, "root_path": root, layout.PARAMETERS: found}
+        prefix = session.prefix(request)
+        inner = {**scope, "root_path": prefix + root, "path": prefix + path, layout.PARAMETERS: found}
         await self._bodies.forward(built.app, request, user, inner, send)
 
     async def _response_without_page(self, request: Request) -> ASGIApp | None:
@@ -125,7 +127,7 @@ class Server:
         if user is None:
             return _to_sign_in(request)
         request.scope[session.SCOPE] = user
-        return RedirectResponse(FIRST.path, 303) if path == "/" else None
+        return _redirect(request, FIRST.path) if path == "/" else None
 
     # -- which page
 
@@ -181,10 +183,10 @@ class Server:
     # -- sign-in and sign-out
 
     async def _sign_in(self, request: Request) -> Response:
-        refused, then = False, _local(request.query_params.get("next"))
+        refused, then = False, _local(request, request.query_params.get("next"))
         if request.method == "POST":
             form = await _form(request)
-            then = _local(form.get("next"))
+            then = _local(request, form.get("next"))
             answer = RedirectResponse(then, 303)
             if await self._sessions.sign_in(form.get("token", "").strip(), request, answer):
                 return answer
@@ -192,6 +194,7 @@ class Server:
         return layout.page_without_gradio(
             "sign_in.html",
             401 if refused else 200,
+            session.prefix(request),
             title="Sign in",
             heading=self._title,
             refused=refused,
@@ -200,9 +203,9 @@ class Server:
 
     def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":
-            return RedirectResponse("/", 303)
-        answer = RedirectResponse("/signin", 303)
-        self._sessions.sign_out(answer)
+            return _redirect(request, "/")
+        answer = _redirect(request, "/signin")
+        self._sessions.sign_out(request, answer)
         return answer
 
     async def close(self) -> None:
@@ -242,10 +245,14 @@ async def _form(request: Request) -> dict[str, str]:
         ) from error
 
 
-def _local(path: object) -> str:
-    """Return ``path`` if it is a path of this appliance, and ``/`` if it leads to another site."""
+def _redirect(request: Request, path: str) -> Response:
+    return RedirectResponse(session.prefix(request) + path, 303)
+
+
+def _local(request: Request, path: object) -> str:
+    """Return ``path`` if it is a path of this site, else the path of the UI."""
     if not isinstance(path, str) or not re.fullmatch(r"/(?![/\\])[^\x00-\x20\\]*", path):
-        return "/"
+        return f"{session.prefix(request)}/"
     return path
 
 
@@ -257,11 +264,13 @@ def _to_sign_in(request: Request) -> Response:
     if not _wants_html(request):
         return JSONResponse({"detail": "Sign in at /signin."}, 401)
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return RedirectResponse("/signin" if path == "/" else f"/signin?next={quote(path, safe='')}", 303)
+    next = quote(session.prefix(request) + path, safe="")
+    return _redirect(request, "/signin" if path == "/" else f"/signin?next={next}")
 
 
 def _refusal(request: Request, error: ApplianceError) -> Response:
     if not _wants_html(request):
         return JSONResponse(error.body(), error.status)
     title = "Not found" if isinstance(error, NotFound) else "Not possible"
-    return layout.page_without_gradio("error.html", error.status, title=title, detail=error.detail)
+    prefix = session.prefix(request)
+    return layout.page_without_gradio("error.html", error.status, prefix, title=title, detail=error.detail)

@@ -23,6 +23,8 @@ MEMORY: Final = 5.0
 _MAX_REMEMBERED: Final = 1000
 #: Key in an ASGI scope of the session.
 SCOPE: Final = "appliance.session"
+#: Key in an ASGI scope of the path of ``server.public_url``, under which a reverse proxy serves the UI.
+PREFIX: Final = "appliance.prefix"
 
 
 class Session:
@@ -70,27 +72,28 @@ class Sessions:
             secret = self._fernet.decrypt(encrypted.encode(errors="replace"), ttl=LIFETIME).decode()
         except InvalidToken:
             return None
-        return await self._session(secret, origin(request))
+        return await self._session(secret, base_url(request))
 
     async def sign_in(self, secret: str, request: Request, response: Response) -> bool:
         """Return whether ``secret`` is a valid token; if so, set the session cookie on ``response``."""
-        if not secret or not secret.isprintable() or await self._session(secret, origin(request)) is None:
+        if not secret or not secret.isprintable() or await self._session(secret, base_url(request)) is None:
             return False
         response.set_cookie(
             self.cookie,
             self._fernet.encrypt(secret.encode()).decode(),
             max_age=LIFETIME,
+            path=prefix(request) or "/",
             httponly=True,
             samesite="lax",
             secure=request.url.scheme == "https",
         )
         return True
 
-    def sign_out(self, response: Response) -> None:
-        response.delete_cookie(self.cookie, httponly=True, samesite="lax")
+    def sign_out(self, request: Request, response: Response) -> None:
+        response.delete_cookie(self.cookie, path=prefix(request) or "/", httponly=True, samesite="lax")
 
-    async def _session(self, secret: str, origin: str) -> Session | None:
-        caller = self._api.caller(secret, origin)
+    async def _session(self, secret: str, base_url: str) -> Session | None:
+        caller = self._api.caller(secret, base_url)
         digest = hashlib.sha256(secret.encode()).hexdigest()
         now = time.monotonic()
         known = self._known.get(digest)
@@ -118,6 +121,17 @@ def of(request: gr.Request) -> Session:
 def origin(request: Request) -> str:
     """Return the scheme and host in the browser's URLs of this appliance."""
     return f"{request.url.scheme}://{request.headers.get('host', '')}"
+
+
+def prefix(request: Request) -> str:
+    """Return the path that precedes all paths in the browser's URLs, such as "/ai"; usually empty."""
+    found: str = request.scope.get(PREFIX, "")
+    return found
+
+
+def base_url(request: Request) -> str:
+    """Return the URL of the appliance in the browser, without a slash at the end."""
+    return origin(request) + prefix(request)
 
 
 def _key(file: Path) -> bytes:

@@ -34,7 +34,7 @@ class ExampleCall(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str  # owner/name, or owner/name:version
     kind: str | None
-    origin: str
+    base_url: str
     input: Mapping[str, Any]  # files are of type LocalFile
     output: RenderedOutput
 

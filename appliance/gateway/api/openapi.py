@@ -121,10 +121,11 @@ _REQUIRED: Final[dict[str, tuple[Schema, str]]] = {
 }
 
 
-def document() -> dict[str, Any]:
+def document(prefix: str = "") -> dict[str, Any]:
+    """Return the OpenAPI document. ``prefix`` is the path of ``server.public_url``."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _described(operation)
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation, prefix)
     return {
         "openapi": "3.2.0",
         "info": {
@@ -132,7 +133,7 @@ def document() -> dict[str, Any]:
             "version": __version__,
             "summary": "Open-weights models on a machine of your own, on Replicate's HTTP API",
         },
-        "servers": [{"url": "/v1"}],
+        "servers": [{"url": f"{prefix}/v1"}],
         "security": [{"token": []}],
         "paths": paths,
         "components": {
@@ -157,7 +158,7 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _described(operation: Operation) -> dict[str, Any]:
+def _described(operation: Operation, prefix: str) -> dict[str, Any]:
     responses = {
         str(status): _response(status, shape, operation) for status, shape in operation.responses.items()
     }
@@ -189,7 +190,7 @@ def _described(operation: Operation) -> dict[str, Any]:
     if operation.id in OPEN:
         described["security"] = []
     if operation.server != "/v1":
-        described["servers"] = [{"url": operation.server}]
+        described["servers"] = [{"url": prefix + operation.server}]
     return described
 
 

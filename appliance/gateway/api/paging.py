@@ -88,7 +88,7 @@ async def of_predictions(
         NotFound: the cursor is not valid, or the parent does not exist.
         InvalidInput: another parameter is not valid.
     """
-    base = requests.origin(request)
+    base = requests.base_url(request)
     size = size or PAGE
     given = request.query_params.get("cursor")
     cursor = decode(given) if given else None

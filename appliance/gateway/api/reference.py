@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import importlib.util
+import json
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
 from appliance.domain.errors import NotFound
-from appliance.gateway.api import openapi, responses
+from appliance.gateway.api import openapi, requests, responses
 
 #: A package that contains the files of Swagger UI. It is never imported.
 _PACKAGE: Final = "fastapi_swagger"
@@ -21,7 +24,7 @@ _ASSETS: Final = {
     "favicon-32x32.png": "image/png",
 }
 _START: Final = """SwaggerUIBundle({
-  url: "/openapi.json", dom_id: "#swagger", deepLinking: true, tryItOutEnabled: true, validatorUrl: null
+  url: %s, dom_id: "#swagger", deepLinking: true, tryItOutEnabled: true, validatorUrl: null
 });
 """
 _PAGE: Final = """<!DOCTYPE html>
@@ -30,13 +33,13 @@ _PAGE: Final = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>API of this appliance</title>
-<link rel="stylesheet" href="/docs/swagger-ui.css">
-<link rel="icon" href="/docs/favicon-32x32.png">
+<link rel="stylesheet" href="%(prefix)s/docs/swagger-ui.css">
+<link rel="icon" href="%(prefix)s/docs/favicon-32x32.png">
 </head>
 <body>
 <div id="swagger"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
+<script src="%(prefix)s/docs/swagger-ui-bundle.js"></script>
+<script src="%(prefix)s/docs/start.js"></script>
 </body>
 </html>
 """
@@ -48,17 +51,19 @@ _POLICY: Final = {
 
 
 async def get_document(request: Request) -> Response:
-    return responses.json(_DOCUMENT)
+    return responses.json(_document(requests.prefix(request)))
 
 
 async def get_docs(request: Request) -> Response:
-    return HTMLResponse(_PAGE, headers=_POLICY)
+    prefix = html.escape(requests.prefix(request))
+    return HTMLResponse(_PAGE % {"prefix": prefix}, headers=_POLICY)
 
 
 async def get_asset(request: Request) -> Response:
     name = request.path_params["asset"]
     if name == "start.js":
-        return Response(_START, media_type="text/javascript", headers=_POLICY)
+        start = _START % json.dumps(f"{requests.prefix(request)}/openapi.json")
+        return Response(start, media_type="text/javascript", headers=_POLICY)
     if name not in _ASSETS:
         raise NotFound
     return FileResponse(_FOLDER / name, media_type=_ASSETS[name], headers=_POLICY)
@@ -71,7 +76,7 @@ def _folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "resources"
 
 
-_DOCUMENT: Final = openapi.document()
+_document: Final = functools.lru_cache(maxsize=2)(openapi.document)
 _FOLDER: Final = _folder()
 ROUTES: Final = (
     Route("/openapi.json", get_document, methods=["GET"]),

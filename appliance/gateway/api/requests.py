@@ -1,4 +1,4 @@
-"""Readers of a request's caller, origin, body, query parameters and headers."""
+"""Readers of a request's caller, base URL, body, query parameters and headers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import re
 import time
 from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
@@ -104,8 +105,14 @@ def trace(request: Request) -> str | None:
     return traceparent
 
 
-def origin(request: Request) -> str:
-    """Return the scheme and host by which this client reaches the appliance, without a slash at the end."""
+def prefix(request: Request) -> str:
+    """Return the path of ``server.public_url``, such as "/ai"; usually empty."""
+    public_url = services_of(request).config.server.public_url
+    return "" if public_url is None else urlsplit(public_url).path.rstrip("/")
+
+
+def base_url(request: Request) -> str:
+    """Return the URL by which this client reaches the appliance, without a slash at the end."""
     services = services_of(request)
     if services.config.server.public_url is not None:
         return services.config.server.public_url.rstrip("/")

@@ -31,6 +31,7 @@ _NOT_FORWARDED: Final = {
     b"forwarded",
     b"x-forwarded-for",
     b"x-forwarded-host",
+    b"x-forwarded-prefix",
     b"x-forwarded-proto",
     b"host",
 }
@@ -100,9 +101,11 @@ class UiProxy:
 
     async def _forward(self, request: Request, body: _Body, send: Send) -> None:
         path = request.scope["raw_path"] + (b"?" + request.scope["query_string"]).removesuffix(b"?")
-        scheme, _, host = requests.origin(request).partition("://")
+        scheme, _, rest = requests.base_url(request).partition("://")
+        host, slash, prefix = rest.partition("/")
         headers = [pair for pair in request.headers.raw if pair[0] not in _NOT_FORWARDED]
         headers += [(b"host", host.encode()), (b"x-forwarded-proto", scheme.encode())]
+        headers += [(b"x-forwarded-prefix", (slash + prefix).encode())] if prefix else []
         url = httpx.URL("http://ui", raw_path=path)
         content = None if body.complete else body.chunks()
         asked = httpx.Request(request.method, url, headers=headers, content=content)

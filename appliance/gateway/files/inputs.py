@@ -28,7 +28,8 @@ from appliance.gateway.files.fetch_guard import FetchGuard
 from appliance.gateway.files.file_store import FileStore
 from appliance.protocols import content_encodings, media
 
-_OURS: Final = re.compile(r"(?:/v1)*/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+")
+#: Paths of URLs of this appliance's files. The path of ``server.public_url`` may precede them.
+_OURS: Final = re.compile(r"(?:/.+)?(?:/files/([A-Za-z0-9]+)(?:/download)?/?|/outputs/([0-9a-f]{64})/[^/]+)")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _REDIRECTS: Final = 10
 _TIMEOUT: Final = 30.0  # seconds to connect, and between two chunks

@@ -105,7 +105,7 @@ class ModelPage:
             call = snippets.ExampleCall(
                 model=self._data.spec,
                 kind=None if state is None else state.kind,
-                origin=caller.origin,
+                base_url=caller.base_url,
                 input=filled.read_input(values),
                 output=output.kind_of(self._document or {}),
             )
@@ -266,5 +266,5 @@ def _example(record: dict[str, Any], kind: output.RenderedOutput, name: str) -> 
         input=json.dumps(record["input"], indent=2, ensure_ascii=False),
         text=text,
         files=output.files(made),
-        url=f"/{name}?from={record['id']}",
+        path=f"/{name}?from={record['id']}",
     )

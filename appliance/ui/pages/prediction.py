@@ -22,7 +22,7 @@ _SHOW: Final = "Show as an example"
 _HIDE: Final = "Remove from the examples"
 _MISSING: Final = markup.empty(
     "There is no such prediction",
-    Markup('It does not exist, or belongs to another account. <a href="/predictions">See the list.</a>'),
+    Markup('It does not exist, or belongs to another account. <a href="./predictions">See the list.</a>'),
 )
 
 

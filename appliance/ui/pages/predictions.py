@@ -25,7 +25,7 @@ _ANY: Final = ""
 _NO_FILTER: Final = ("any", _ANY)
 _EMPTY: Final = markup.empty(
     "No predictions",
-    Markup('No prediction matches the filters. To create one, <a href="/">choose a model</a> and run it.'),
+    Markup('No prediction matches the filters. To create one, <a href="./">choose a model</a> and run it.'),
 )
 
 

@@ -19,7 +19,7 @@ _KEYS: Final = {"day": "Day", "model": "Model", "token": "Token", "owner": "Acco
 _FROM_ZERO: Final = [0.0, None]
 _EMPTY: Final = markup.empty(
     "No usage",
-    Markup('No prediction ended in this period: <a href="/">run a model</a>, or choose a longer period.'),
+    Markup('No prediction ended in this period: <a href="./">run a model</a>, or choose a longer period.'),
 )
 
 

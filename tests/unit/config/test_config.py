@@ -273,6 +273,7 @@ REFUSALS = [
     ('server: {port: "80"}\n' + ECHO, 1, None, "server.port", "'80' should be a valid integer"),
     ("server: 3\n" + ECHO, 1, None, "server", "should be a mapping"),
     ("server: {public_url: example.org}\n" + ECHO, 1, None, "server.public_url", "http://"),
+    ('server: {public_url: "http://a.example/?b"}\n' + ECHO, 1, None, "server.public_url", "no query"),
     ("server: {data: 3}\n" + ECHO, 1, None, "server.data", "should be a path"),
     ("server: {data: ~no-such-user-here/x}\n" + ECHO, 1, None, "server.data", "unknown user"),
     ("limits: {body: 0}\n" + ECHO, 1, None, "limits.body", "12GiB"),

@@ -73,7 +73,7 @@ async def test_no_other_file_can_be_read(api: Api, site: Path, tmp_path: Path) -
 async def test_the_navigation_links_it_only_where_it_was_built(
     api: Api, site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link = '<a href="/manual/">Manual</a>'
+    link = '<a href="./manual/">Manual</a>'
     with_manual = Pages(api, tmp_path, site)
     async with with_manual.signed_in(SECRET) as browser:
         assert link in (await browser.get("/explore")).text

@@ -11,9 +11,9 @@ from appliance.ui.media import image_url
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://here.example/outputs/1/a.png", "/outputs/1/a.png"),
-        ("http://another.name:5000/outputs/1/a.webp", "/outputs/1/a.webp"),
-        ("https://here.example/outputs/1/a.svg", "/outputs/1/a.svg"),
+        ("https://here.example/outputs/1/a.png", "./outputs/1/a.png"),
+        ("http://another.name:5000/outputs/1/a.webp", "./outputs/1/a.webp"),
+        ("https://here.example/outputs/1/a.svg", "./outputs/1/a.svg"),
         ("data:image/png;base64,AA==", "data:image/png;base64,AA=="),
         ("https://here.example/outputs/1/a.wav", None),
         ("https://elsewhere.example/a.png", None),

@@ -60,9 +60,9 @@ def test_each_file_is_shown_as_what_it_is() -> None:
     read = Read(output.files({"many": made, "one": "data:image/png;base64,AA=="}))
     shown = [(tag, given["src"]) for tag, given in read.tags if "src" in given]
     assert shown == [
-        ("img", "/outputs/1/a.png"),
-        ("audio", "/outputs/1/b.wav"),
-        ("video", "/outputs/1/c.mp4"),
+        ("img", "./outputs/1/a.png"),
+        ("audio", "./outputs/1/b.wav"),
+        ("video", "./outputs/1/c.mp4"),
         ("img", "data:image/png;base64,AA=="),
     ]
     downloads = [given["href"] for tag, given in read.tags if "download" in given]
@@ -77,7 +77,7 @@ def test_what_a_model_says_stays_text() -> None:
     inline = 'data:text/html,"><script>alert(1)</script>'
     read = Read(output.files([evil, foreign, same_beginning, broken, inline, "javascript:alert(1)"]))
     assert not any(tag == "script" for tag, _ in read.tags)
-    assert {given["src"] for _, given in read.tags if "src" in given} == {evil.removeprefix(ORIGIN)}
+    assert {given["src"] for _, given in read.tags if "src" in given} == {f".{evil.removeprefix(ORIGIN)}"}
     links = [given for tag, given in read.tags if tag == "a" and given.get("rel")]
     assert [given["href"] for given in links] == [foreign, same_beginning, broken]  # linked, and not loaded
     assert output.files(["text", 3, None]) == ""

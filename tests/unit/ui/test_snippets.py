@@ -26,7 +26,9 @@ HOSTILE = {
 def call(
     input: dict[str, Any], output: RenderedOutput = RenderedOutput.TEXT, kind: str | None = "vllm"
 ) -> ExampleCall:
-    return ExampleCall(model="test/echo", kind=kind, origin="http://127.0.0.1:1", input=input, output=output)
+    return ExampleCall(
+        model="test/echo", kind=kind, base_url="http://127.0.0.1:1", input=input, output=output
+    )
 
 
 @pytest.mark.parametrize("output", list(RenderedOutput))

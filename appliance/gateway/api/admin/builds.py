@@ -42,20 +42,20 @@ async def create_version(request: Request) -> Response:
         )
     source = await _upload(given.source, caller, services.files)
     build = await services.builds.start(card.name, source, _memory(given.memory))
-    base = requests.origin(request)
+    base = requests.base_url(request)
     return responses.json(serializers.build(build, base), 202, {"Location": f"{base}/v1/builds/{build.id}"})
 
 
 async def get_build(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
     build = await services_of(request).builds.get(request.path_params["id"], caller.owner)
-    return responses.json(serializers.build(build, requests.origin(request)))
+    return responses.json(serializers.build(build, requests.base_url(request)))
 
 
 async def list_builds(request: Request) -> Response:
     """``GET /builds``: the unfinished builds of the caller's account, oldest first."""
     caller = await requests.caller(request, Scope.READ)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     under_way = services_of(request).builds.under_way(caller.owner)
     return responses.json(serializers.page([serializers.build(build, base) for build in under_way]))
 
@@ -64,7 +64,7 @@ async def cancel_build(request: Request) -> Response:
     """``POST /builds/{id}/cancel``: responds once all processes of the build have ended."""
     caller = await requests.caller(request, Scope.ADMIN)
     build = await services_of(request).builds.cancel(request.path_params["id"], caller.owner)
-    return responses.json(serializers.build(build, requests.origin(request)))
+    return responses.json(serializers.build(build, requests.base_url(request)))
 
 
 async def _upload(url: str, caller: Token, files: FileStore) -> File:

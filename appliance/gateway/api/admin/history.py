@@ -65,7 +65,7 @@ async def cancel_history_item(request: Request) -> Response:
 
 async def _response(record: Prediction, request: Request, caller: Token) -> Response:
     services = services_of(request)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     deliveries = await services.store.deliveries(record.id)
     entry = _served(record, services.catalogue)
     prices = services.config.prices

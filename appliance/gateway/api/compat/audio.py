@@ -112,7 +112,7 @@ async def _transcribe(request: Request, task: str) -> Response:
         asked = requests.convert(form.fields, TranscriptionFields)
         entry = calls.find_model(request, asked.model, caller, TRANSCRIBING)
         input = transcription_input(asked, translate=task == "translation")
-        input["audio"] = f"{requests.origin(request)}/v1/files/{_file(form)}"
+        input["audio"] = f"{requests.base_url(request)}/v1/files/{_file(form)}"
         if asked.stream == "true":
             if task == "translation":
                 raise calls.invalid("stream", "translations cannot be streamed")

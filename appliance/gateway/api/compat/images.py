@@ -55,7 +55,7 @@ async def edit_images(request: Request) -> Response:
                 "mask",
                 "Is not supported here: use POST /v1/predictions, whose mask is white where to repaint",
             )
-        base = requests.origin(request)
+        base = requests.base_url(request)
         files = {"image": f"{base}/v1/files/{images[0].id}"}
         return await _generated(request, caller, entry, given, files)
 
@@ -80,7 +80,7 @@ async def _generated(
     if isinstance(record, Response):
         return record
     plain = given.get("response_format") != "b64_json"
-    base = requests.origin(request)
+    base = requests.base_url(request)
     data = [
         GeneratedImage(url=_url(file, base))
         if plain

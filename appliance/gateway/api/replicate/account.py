@@ -31,7 +31,7 @@ async def list_hardware(request: Request) -> Response:
 def account_response(username: str, request: Request) -> AccountResponse:
     server = services_of(request).config.server
     name = server.account_name if username == server.account else None
-    return serializers.account(username, name, requests.origin(request))
+    return serializers.account(username, name, requests.base_url(request))
 
 
 ROUTES: Final = (

@@ -43,7 +43,7 @@ async def get_collection(request: Request) -> Response:
     if found is None:
         raise NotFound
     listing = await models.ModelDetails.of(request)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     cards = services.catalogue.cards  # does not contain models that cannot be served
     shown = [listing.shown(cards[name], base) for name in found.models if name in cards]
     body = CollectionDetailResponse(
@@ -69,7 +69,7 @@ async def search(request: Request) -> Response:
         raise MalformedQuery('Query parameter "query" is required')
     limit = requests.limit(request, DEFAULT_LIMIT, MOST)
     listing = await models.ModelDetails.of(request)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     found = [
         FoundModel(
             model=listing.shown(card, base),

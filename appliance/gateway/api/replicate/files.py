@@ -72,12 +72,12 @@ async def create_file(request: Request) -> Response:
         if form.file is not None:
             form.file.discard()
         raise
-    return responses.json(serializers.file(file, requests.origin(request)), 201)
+    return responses.json(serializers.file(file, requests.base_url(request)), 201)
 
 
 async def list_files(request: Request) -> Response:
     caller = await requests.caller(request, Scope.READ)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     given = request.query_params.get("cursor")
     cursor = paging.decode(given) if given else None
     found = await services_of(request).files.table.uploads(caller.owner, cursor=cursor, limit=PAGE + 1)
@@ -90,7 +90,7 @@ async def list_files(request: Request) -> Response:
 
 async def get_file(request: Request) -> Response:
     """``GET /files/{id}``: metadata of an upload; its content is at ``/files/{id}/download``."""
-    return responses.json(serializers.file(await _file(request, Scope.READ), requests.origin(request)))
+    return responses.json(serializers.file(await _file(request, Scope.READ), requests.base_url(request)))
 
 
 async def delete_file(request: Request) -> Response:

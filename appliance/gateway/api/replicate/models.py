@@ -79,7 +79,7 @@ async def create_model(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     return responses.json(
         await _shown(await _card(request), request),
-        base=requests.origin(request),
+        base=requests.base_url(request),
     )
 
 
@@ -118,7 +118,7 @@ async def list_examples(request: Request) -> Response:
     """``GET /models/{owner}/{name}/examples``: the predictions that an administrator chose as examples."""
     services = services_of(request)
     card = await _card(request)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     chosen = (await services.store.registry.examples()).get(card.name, [])
     found = [await services.store.get(id) for id in chosen]
     return responses.json(
@@ -129,7 +129,7 @@ async def list_examples(request: Request) -> Response:
 
 async def _page(cards: Sequence[ModelCard], request: Request) -> Response:
     listing = await ModelDetails.of(request)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     given = request.query_params.get("cursor")
     cursor = paging.decode(given) if given else None
     begin, end = paging.window(cursor, [card.name for card in cards], PAGE)
@@ -147,7 +147,7 @@ async def _page(cards: Sequence[ModelCard], request: Request) -> Response:
 
 
 async def _shown(card: ModelCard, request: Request) -> ModelResponse:
-    return (await ModelDetails.of(request)).shown(card, requests.origin(request))
+    return (await ModelDetails.of(request)).shown(card, requests.base_url(request))
 
 
 async def _card(request: Request) -> ModelCard:

@@ -73,7 +73,7 @@ async def list_predictions(request: Request) -> Response:
 
 async def _response(record: Prediction, request: Request) -> Response:
     # Trainings too: Replicate's response to a new training contains a prediction's URL.
-    base = requests.origin(request)
+    base = requests.base_url(request)
     body = serializers.prediction_or_training(record, base)
     body.parts = await services_of(request).engine.children_of(record) or UNSET
     return responses.json(body, base=base)
@@ -90,7 +90,7 @@ async def create_prediction(
     """Create the prediction that ``given`` describes, and wait for its end if ``Prefer`` requests that."""
     services = services_of(request)
     wait = requests.wait(request)
-    base = requests.origin(request)
+    base = requests.base_url(request)
     record = await services.engine.submit(
         entry,
         given.input,

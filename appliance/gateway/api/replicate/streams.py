@@ -28,7 +28,7 @@ async def stream_output(request: Request) -> Response:
     services = services_of(request)
     record = await services.engine.by_stream_token(request.path_params["token"])
     after = serializers.event_number(request.headers.get("last-event-id"))
-    events = _events(record, after, services.engine, requests.origin(request))
+    events = _events(record, after, services.engine, requests.base_url(request))
     return StreamingResponse(events, 200, HEADERS, "text/event-stream")
 
 

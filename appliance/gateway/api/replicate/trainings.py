@@ -36,7 +36,7 @@ async def create_training(request: Request) -> Response:
     if trainer is None:
         raise InvalidVersion
     destination = _destination(given.destination, caller, catalogue)
-    origin = requests.origin(request)
+    origin = requests.base_url(request)
     record = await services.engine.submit(
         trainer,
         given.input,
@@ -77,7 +77,7 @@ async def _training(request: Request, caller: Token) -> Prediction:
 
 
 def _response(record: Prediction, request: Request) -> Response:
-    base = requests.origin(request)
+    base = requests.base_url(request)
     return responses.json(serializers.training(record, base), base=base)
 
 

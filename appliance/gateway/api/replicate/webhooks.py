@@ -38,7 +38,7 @@ def webhook(request: Request, given: PredictionRequest) -> Webhook | None:
         return None
     _check_url(url, services_of(request).fetch_guard)
     events = WEBHOOK_EVENTS if given.webhook_events_filter is None else given.webhook_events_filter
-    return Webhook(url=url, events=tuple(events), origin=requests.origin(request))
+    return Webhook(url=url, events=tuple(events), origin=requests.base_url(request))
 
 
 def _check_url(url: str, fetch_guard: FetchGuard) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from appliance.config import CollectionConfig, Config, ModelConfig
 from appliance.domain import token
 from appliance.domain.prediction import Webhook
 from appliance.domain.token import Scope, Token
+from appliance.gateway.api import paging
 from appliance.gateway.api.rate_limit import RateLimits
 from appliance.gateway.catalogue.catalogue import Catalogue
 from tests.support.api_client import SECRET, Api, services_of
@@ -774,6 +776,38 @@ async def test_links_follow_the_public_address_where_there_is_one(api: Api) -> N
     async with Api(structs.replace(api.services, config=config)) as public:
         record = await public.create(text="x")
     assert record["urls"]["get"].startswith("https://public.example/v1/predictions/")
+
+
+async def test_the_path_of_the_public_address_begins_every_link(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msgspec import structs
+
+    config = Config.model_validate(
+        {"server": {"public_url": "https://public.example/ai/"}, "models": [{"name": "a/b", "kind": "echo"}]}
+    )
+    async with Api(structs.replace(api.services, config=config)) as public:
+        first = await public.create(text="x")
+        record = await public.ended(first)
+        assert all(url.startswith("https://public.example/ai/") for url in record["urls"].values())
+        second = await public.create(text="y")
+        await public.ended(second)
+        monkeypatch.setattr(paging, "PAGE", 1)
+        page = (await public.get("/v1/predictions")).json()
+        assert page["next"].startswith("https://public.example/ai/v1/predictions?cursor=")
+        docs = (await public.get("/docs")).text
+        assert re.findall(r'(?:href|src)="(.*?)/docs/', docs) == ["/ai"] * 4
+        assert '"/ai/openapi.json"' in (await public.get("/docs/start.js")).text
+        document = (await public.get("/openapi.json")).json()
+        servers = {
+            each["url"]
+            for operation in (
+                document,
+                *(one for path in document["paths"].values() for one in path.values()),
+            )
+            for each in operation.get("servers", ())
+        }
+        assert servers == {"/ai/v1", "/ai/"}
 
 
 # -- behind a proxy -----------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from msgspec import structs
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from appliance.config import Config
 from appliance.gateway.api import create_api
 from tests.support.api_client import Api
 
@@ -101,9 +103,18 @@ async def pages(tmp_path: Path) -> AsyncIterator[Pages]:
 
 
 @pytest.fixture
-async def gateway(api: Api, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+def public_url() -> str | None:
+    """``server.public_url`` of the gateway."""
+    return None
+
+
+@pytest.fixture
+async def gateway(api: Api, tmp_path: Path, public_url: str | None) -> AsyncIterator[httpx.AsyncClient]:
     """A client, without a token, of a gateway that really listens."""
-    app = create_api(api.services, tmp_path / "ui.sock")
+    config = Config.model_validate(
+        {"server": {"public_url": public_url}, "models": [{"name": "a/b", "kind": "echo"}]}
+    )
+    app = create_api(structs.replace(api.services, config=config), tmp_path / "ui.sock")
     server = serving(app, port=0)
     task = await started(server)
     port = server.servers[0].sockets[0].getsockname()[1]
@@ -122,6 +133,7 @@ async def test_what_is_not_the_apis_reaches_the_pages_as_it_came(
         "Cookie": "who=me",
         "X-Forwarded-Proto": "https",
         "X-Forwarded-For": "1.2.3.4",
+        "X-Forwarded-Prefix": "/evil",
         "Origin": "http://elsewhere.example",
     }
     reply = await gateway.post("/explore/a%2Fb/?q=%20x&q=y", headers=headers, content=b"\x00\xffbody")
@@ -133,10 +145,19 @@ async def test_what_is_not_the_apis_reaches_the_pages_as_it_came(
     assert told["headers"]["cookie"] == "who=me"
     assert told["headers"]["x-forwarded-proto"] == "http"  # what this gateway knows, not what the client says
     assert "x-forwarded-for" not in told["headers"]
+    assert "x-forwarded-prefix" not in told["headers"]
     assert reply.headers["x-page"] == "yes"
     assert reply.headers.get_list("set-cookie") == ["a=1; Path=/; SameSite=lax", "b=2; Path=/; SameSite=lax"]
     assert "access-control-allow-origin" not in reply.headers  # of the API only
     assert (await gateway.get("/packed")).text == "small"
+
+
+@pytest.mark.parametrize("public_url", ["https://public.example/shared/ai"])
+async def test_the_pages_are_told_the_public_url(gateway: httpx.AsyncClient, pages: Pages) -> None:
+    headers = (await gateway.get("/explore")).json()["headers"]
+    assert headers["host"] == "public.example"
+    assert headers["x-forwarded-proto"] == "https"
+    assert headers["x-forwarded-prefix"] == "/shared/ai"
 
 
 async def test_cookies_of_one_browser_are_not_sent_for_another(

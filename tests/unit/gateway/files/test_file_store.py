@@ -252,7 +252,7 @@ async def run(api: Api, **input: Any) -> dict[str, Any]:
     return record
 
 
-@pytest.mark.parametrize("mount", ["/v1/files", "/v1/v1/files", "/files"])
+@pytest.mark.parametrize("mount", ["/v1/files", "/v1/v1/files", "/files", "/ai/v1/files"])
 @pytest.mark.parametrize("origin", [ORIGIN, "https://another.name", "http://127.0.0.1:1"])
 async def test_an_upload_is_an_input_under_every_url(api: Api, mount: str, origin: str) -> None:
     file = await upload(api, PNG, "photo.png")

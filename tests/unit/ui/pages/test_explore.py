@@ -26,7 +26,7 @@ def card(model: dict[str, Any], state: dict[str, Any] | None = None) -> str:
 
 def test_a_cover_is_the_configured_image_or_the_image_of_an_example_or_a_colour() -> None:
     made = {"output": ["http://x/outputs/1/a.txt", "http://x/outputs/1/b.png"]}
-    assert 'src="/outputs/1/b.png"' in card({**MODEL, "default_example": made})
+    assert 'src="./outputs/1/b.png"' in card({**MODEL, "default_example": made})
     configured = {**MODEL, "default_example": made, "cover_image_url": "https://example.org/c.png"}
     assert 'src="https://example.org/c.png"' in card(configured)
     for example in (None, {"output": None}, {"output": "https://elsewhere.example/a.png"}):
